@@ -1,0 +1,93 @@
+"""Turns a run's literal config into typed dataclasses, refusing what does not fit."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from align_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") -> T:
+    """Builds dataclass `cls` from a mapping; sub-mappings build its dataclass fields.
+
+    Args:
+      cls: a dataclass whose fields are scalars, tuples, mappings or dataclasses.
+      fields: their values; those with a default may be left out.
+      where: dotted path of the mapping, for messages.
+
+    Returns:
+      The dataclass.
+
+    Raises:
+      InputError: an unknown or missing field, a wrong type, or a value the
+        dataclass refuses; the message names the field's path.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in fields:
+        if name not in known:
+            raise InputError(f"{where} has no field {name!r}; {_suggest(name, known)}")
+    values = {}
+    for name, field in known.items():
+        if name in fields:
+            values[name] = _read_value(hints[name], fields[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING:
+            raise InputError(f"{where} lacks the field {name!r}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def choose(choices: Mapping[str, T], name: str, where: str) -> T:
+    """Looks a name up in a literal dict; an unknown one lists the known ones."""
+    if name not in choices:
+        raise InputError(f"{where} is {name!r}; {_suggest(name, choices)}")
+    return choices[name]
+
+
+def differing_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], where: str = "config"
+) -> list[str]:
+    """Lists 'path: old -> new' for every field in which two configs differ."""
+    found = []
+    for name in sorted({*old, *new}):
+        path = f"{where}.{name}"
+        before, after = old.get(name, "absent"), new.get(name, "absent")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differing_fields(before, after, path)
+        elif before != after:
+            found.append(f"{path}: {before!r} -> {after!r}")
+    return found
+
+
+def _suggest(name: str, known: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def _read_value(hint: Any, value: Any, where: str) -> Any:
+    """Checks one value against its annotation."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} is {value!r}; wanted a sub-dict of fields")
+        return read_config(hint, value, where)
+    if isinstance(hint, types.UnionType):
+        if value is None and type(None) in hint.__args__:
+            return None
+        (hint,) = (arg for arg in hint.__args__ if arg is not type(None))
+    origin = typing.get_origin(hint) or hint
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    is_misread_bool = isinstance(value, bool) and origin is not bool
+    if is_misread_bool or not isinstance(value, origin):
+        raise InputError(
+            f"{where} is {value!r} ({type(value).__name__}); wanted {origin.__name__}"
+        )
+    return value

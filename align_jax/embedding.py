@@ -1,0 +1,94 @@
+"""Embeds pictures and texts with a trained dual encoder, in batches on all devices."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+import tensorflow as tf
+from jax.sharding import Mesh
+
+from align_jax.models.dual_encoder import DualEncoder
+from align_jax.preprocess import PreprocessConfig, evaluation_image
+from align_jax.sharding import batch_split, replicated
+from align_jax.tokenizer import Tokenizer
+
+
+class Embedder:
+    """Pictures and texts in, unit vectors out, with the run's own preprocessing.
+
+    Every process gives the same inputs and gets all embeddings.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        tokenizer: Tokenizer,
+        preprocess: PreprocessConfig,
+        mesh: Mesh,
+        batch_size: int = 128,
+    ):
+        """Compiles both encoders on first use.
+
+        Args:
+          model: the dual encoder.
+          tokenizer: of its text tower.
+          preprocess: image sizes.
+          mesh: the devices.
+          batch_size: pictures or texts at a time, rounded up to the device count.
+        """
+        self._tokenizer = tokenizer
+        self._preprocess = preprocess
+        self._mesh = mesh
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._variables: dict = {}
+        whole, split = replicated(mesh), batch_split(mesh)
+        compiled = partial(jax.jit, in_shardings=(whole, split), out_shardings=whole)
+        self._encode_images = compiled(
+            lambda variables, images: model.apply(
+                variables, images, method="encode_images"
+            )
+        )
+        self._encode_texts = compiled(
+            lambda variables, tokens: model.apply(
+                variables, tokens, method="encode_texts"
+            )
+        )
+
+    def load(self, params: dict, batch_stats: dict) -> None:
+        """Sets the parameters and running statistics to embed with."""
+        self._variables = {"params": params, "batch_stats": batch_stats}
+
+    def encode_images(self, encoded: Sequence[bytes]) -> np.ndarray:
+        """Embeds encoded picture files (N) as (N, D) float32 of unit length."""
+        pictures = (
+            tf.data.Dataset.from_tensor_slices(list(encoded))
+            .map(
+                lambda picture: evaluation_image(picture, self._preprocess),
+                tf.data.AUTOTUNE,
+            )
+            .batch(self._batch_size)
+        )
+        return self._embed(self._encode_images, pictures.as_numpy_iterator())
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts (N) as (N, D) float32 of unit length."""
+        tokens = (
+            tf.data.Dataset.from_tensor_slices(list(texts))
+            .batch(self._batch_size)
+            .map(self._tokenizer)
+        )
+        return self._embed(self._encode_texts, tokens.as_numpy_iterator())
+
+    def _embed(self, encode, batches: Iterator[np.ndarray]) -> np.ndarray:
+        embeddings = []
+        sharding = batch_split(self._mesh)
+        for batch in batches:
+            rows = len(batch)
+            padding = [(0, self._batch_size - rows)] + [(0, 0)] * (batch.ndim - 1)
+            padded = np.pad(batch, padding)
+            spread = jax.make_array_from_callback(
+                padded.shape, sharding, padded.__getitem__
+            )
+            embeddings.append(np.asarray(encode(self._variables, spread))[:rows])
+        return np.concatenate(embeddings)

@@ -1,0 +1,129 @@
+"""BERT text tower (arXiv 1810.04805), whose [CLS] output is the text's features."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from align_jax.models.layers import Dropout
+
+PAD_ID = 0
+HEAD_WIDTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Size and regularisation of a BERT encoder.
+
+    Attributes:
+      vocabulary_size: rows of the token embedding.
+      max_tokens: longest sequence, [CLS] and [SEP] included.
+      layers: transformer blocks (base: 12).
+      hidden: width (base: 768), a multiple of 64, which is a head's width.
+      dropout: rate after the embeddings and after each half block.
+      init_std: standard deviation of initial weights (BERT: 0.02, made for width 768).
+    """
+
+    vocabulary_size: int
+    max_tokens: int
+    layers: int = 12
+    hidden: int = 768
+    dropout: float = 0.1
+    init_std: float = 0.02
+
+    def __post_init__(self):
+        if self.hidden % HEAD_WIDTH:
+            raise ValueError(
+                f"text_tower.hidden is {self.hidden}; it must be a multiple of"
+                f" {HEAD_WIDTH}, the width of an attention head"
+            )
+
+
+class BertLayer(nn.Module):
+    """One post-layer-norm transformer block.
+
+    Attributes:
+      config: the encoder's size.
+      dtype: compute type; layer norms are float32.
+    """
+
+    config: BertConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, core_ids: jax.Array, train: bool
+    ) -> jax.Array:
+        """Maps x (B, L, hidden) to the same shape; mask (B, L) is true on tokens."""
+        config = self.config
+        init = nn.initializers.truncated_normal(config.init_std)
+        dense = dict(kernel_init=init, dtype=self.dtype)
+        heads = config.hidden // HEAD_WIDTH
+        query, key, value = (
+            nn.DenseGeneral((heads, HEAD_WIDTH), name=name, **dense)(x)
+            for name in ("query", "key", "value")
+        )  # (B, L, heads, 64)
+        attended = jax.nn.dot_product_attention(
+            query, key, value, mask=mask[:, None, None, :]
+        )
+        attended = nn.DenseGeneral(
+            config.hidden, axis=(-2, -1), name="attention_output", **dense
+        )(attended)
+        attended = Dropout(config.dropout)(attended, core_ids, train)
+        x = layer_norm("attention_norm", x + attended, self.dtype)
+
+        hidden = nn.Dense(4 * config.hidden, name="intermediate", **dense)(x)
+        hidden = nn.gelu(hidden, approximate=False)
+        hidden = nn.Dense(config.hidden, name="output", **dense)(hidden)
+        hidden = Dropout(config.dropout)(hidden, core_ids, train)
+        return layer_norm("output_norm", x + hidden, self.dtype)
+
+
+def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Layer normalisation in float32 with BERT's epsilon, cast to `dtype`."""
+    norm = nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name=name)
+    return norm(x.astype(jnp.float32)).astype(dtype)
+
+
+class Bert(nn.Module):
+    """The text encoder.
+
+    Attributes:
+      config: size and regularisation.
+      dtype: compute type; parameters stay float32.
+    """
+
+    config: BertConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, core_ids: jax.Array, train: bool
+    ) -> jax.Array:
+        """Encodes texts.
+
+        Args:
+          tokens: (B, L) token ids, [CLS] first, 0 where padded; L <= max_tokens.
+          core_ids: (V,) global index of the batch's virtual cores.
+          train: dropout if true.
+
+        Returns:
+          (B, hidden) output at [CLS], float32.
+        """
+        config = self.config
+        length = tokens.shape[1]
+        init = nn.initializers.truncated_normal(config.init_std)
+        embed = dict(features=config.hidden, embedding_init=init)
+        x = nn.Embed(config.vocabulary_size, name="word_embeddings", **embed)(tokens)
+        positions = nn.Embed(config.max_tokens, name="position_embeddings", **embed)(
+            jnp.arange(length)
+        )
+        x = layer_norm("embeddings_norm", x + positions[None], self.dtype)
+        x = Dropout(config.dropout)(x, core_ids, train)
+        mask = tokens != PAD_ID
+        for index in range(config.layers):
+            x = BertLayer(config, self.dtype, name=f"layer_{index:02}")(
+                x, mask, core_ids, train
+            )
+        return x[:, 0].astype(jnp.float32)

@@ -1,0 +1,139 @@
+"""Convolutions in the form that is fast on the platform they run on.
+
+XLA's grouped convolution is an order of magnitude slower on CPUs than a sum over
+kernel taps, and faster than it on GPUs and TPUs. Both forms compute the same sum.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Images whose products are summed at a time in the kernel's gradient on CPUs: few
+# enough to stay in the cache (4x over the whole batch at once, docs/log.md).
+_CPU_CHUNK = 8
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
+    """TensorFlow's SAME rule: output is ceil(size / stride), odd zero at the end."""
+    totals = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
+    top_bottom, left_right = ((t // 2, t - t // 2) for t in totals)
+    return top_bottom, left_right
+
+
+def dense_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """Convolves x (B, H, W, C) with a kernel (k, k, C, C') to (B, H', W', C')."""
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return x @ kernel[0, 0]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """Convolves every channel with its own kernel.
+
+    Args:
+      x: (B, H, W, C) input.
+      kernel: (k, k, 1, C) weights.
+      stride: step in both directions.
+      padding: ((top, bottom), (left, right)) zeros.
+
+    Returns:
+      (B, H', W', C) with H' = (H + top + bottom - k) // stride + 1.
+    """
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: tap_sum(x, kernel, stride, padding),
+        default=lambda x, kernel: grouped_conv(x, kernel, stride, padding),
+    )
+
+
+def grouped_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """`depthwise_conv` as XLA's convolution with one group a channel."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def tap_sum(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """`depthwise_conv` as a sum over kernel taps of shifted, scaled inputs."""
+    taps = _shifts(x, kernel.shape[0], stride, padding)
+    return sum(shifted * kernel[i, j, 0] for (i, j), shifted in taps)
+
+
+def _shifts(x: jax.Array, k: int, stride: int, padding: Padding):
+    """Yields ((i, j), the input each output position sees under tap (i, j))."""
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = (
+        (n - k) // stride * stride + 1 for n in padded.shape[1:3]
+    )  # span of the first tap
+    for i in range(k):
+        for j in range(k):
+            rows = slice(i, i + height, stride)
+            columns = slice(j, j + width, stride)
+            yield (i, j), padded[:, rows, columns]
+
+
+def _tap_sum_forward(x, kernel, stride, padding):
+    return tap_sum(x, kernel, stride, padding), (x, kernel)
+
+
+def _tap_sum_backward(stride, padding, residuals, cotangent):
+    x, kernel = residuals
+    k = kernel.shape[0]
+    to_x = _scatter(cotangent, kernel, stride, padding, x.shape[1:3])
+
+    # Chunks take every n-th image, so a batch split over devices stays split.
+    batch = x.shape[0]
+    chunk = _CPU_CHUNK if batch % _CPU_CHUNK == 0 else batch
+    x_chunks = x.reshape(chunk, -1, *x.shape[1:])
+    out_chunks = cotangent.reshape(chunk, -1, *cotangent.shape[1:])
+
+    def add_chunk(i, total):
+        x_i = lax.dynamic_index_in_dim(x_chunks, i, 1, keepdims=False)
+        out_i = lax.dynamic_index_in_dim(out_chunks, i, 1, keepdims=False)
+        shifts = _shifts(x_i, k, stride, padding)
+        taps = [jnp.sum(shifted * out_i, (0, 1, 2)) for _, shifted in shifts]
+        return total + jnp.stack(taps)  # (k * k, C)
+
+    zeros = jnp.zeros((k * k, x.shape[-1]), kernel.dtype)
+    to_kernel = lax.fori_loop(0, x_chunks.shape[1], add_chunk, zeros)
+    return to_x, to_kernel.reshape(kernel.shape)
+
+
+def _scatter(cotangent, kernel, stride, padding, size):
+    """Gradient to the input (B, *size, C): taps of the mirrored kernel, stride 1."""
+    k = kernel.shape[0]
+    config = [(0, 0, 0)]
+    for n, n_out, (low, _) in zip(size, cotangent.shape[1:3], padding, strict=True):
+        span = (n_out - 1) * stride + 1
+        first = k - 1 - low
+        config.append((first, n + k - 1 - first - span, stride - 1))
+    spread = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), [*config, (0, 0, 0)])
+    return tap_sum(spread, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
+
+
+tap_sum.defvjp(_tap_sum_forward, _tap_sum_backward)

@@ -1,0 +1,100 @@
+"""Layers both towers share: randomness and statistics by virtual core.
+
+A run is defined in virtual cores of `pairs_per_core` pairs each, whatever the
+hardware is. Random masks are drawn per virtual core and BatchNorm statistics are
+taken per group of virtual cores, so the result does not depend on how many of them
+one device holds.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def keep_mask(
+    key: jax.Array, core_ids: jax.Array, shape: tuple[int, ...], rate: float
+) -> jax.Array:
+    """Draws a Bernoulli(1 - rate) mask whose rows depend only on their virtual core.
+
+    Args:
+      key: random key of this step and layer.
+      core_ids: (V,) global index of each virtual core in this batch.
+      shape: (B, ...) of the mask; B is a multiple of V.
+      rate: probability of a zero.
+
+    Returns:
+      Boolean mask of `shape`.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, core_ids)
+    per_core = (shape[0] // core_ids.shape[0], *shape[1:])
+    draw = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate, per_core))
+    return draw(keys).reshape(shape)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout; `per_example` drops whole rows (stochastic depth).
+
+    Attributes:
+      rate: probability of dropping, in [0, 1).
+      per_example: one draw for a whole example instead of one an element.
+    """
+
+    rate: float
+    per_example: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, core_ids: jax.Array, train: bool) -> jax.Array:
+        """Applies the mask to x (B, ...) in training; the identity otherwise."""
+        if not train or self.rate == 0.0:
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1) if self.per_example else x.shape
+        mask = keep_mask(self.make_rng("dropout"), core_ids, shape, self.rate)
+        return jnp.where(mask, x / (1.0 - self.rate), 0.0)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with statistics over groups of `group_size` images.
+
+    In training the batch (B, H, W, C) is seen as (B / group_size, group_size, H, W, C)
+    and each group is normalised by its own mean and variance; the running statistics
+    follow the mean over groups. Statistics are float32 whatever the compute type.
+
+    Attributes:
+      group_size: images in a group; B must be a multiple of it in training.
+      momentum: decay of the running statistics (TensorFlow's meaning).
+      epsilon: added to the variance.
+    """
+
+    group_size: int
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalises x (B, H, W, C); returns the same shape and type."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable(
+            "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
+        )
+        running_var = self.variable(
+            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
+        )
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            shift = bias - running_mean.value * factor
+            return (x * factor + shift).astype(x.dtype)
+
+        grouped = x.reshape(-1, self.group_size, *x.shape[1:])  # (G, n, H, W, C)
+        wide = grouped.astype(jnp.float32)
+        mean = wide.mean((1, 2, 3))  # (G, C)
+        var = jnp.maximum(jnp.square(wide).mean((1, 2, 3)) - jnp.square(mean), 0.0)
+        if not self.is_initializing():
+            for running, batch in ((running_mean, mean), (running_var, var)):
+                running.value *= self.momentum
+                running.value += (1.0 - self.momentum) * batch.mean(0)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)  # (G, C)
+        shift = bias - mean * factor
+        out = grouped * factor[:, None, None, None] + shift[:, None, None, None]
+        return out.reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,93 @@
+"""The fields of a pretraining run."""
+
+import dataclasses
+
+from align_jax.checkpoint import CheckpointConfig
+from align_jax.errors import InputError
+from align_jax.input_pipeline import InputConfig
+from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+from align_jax.optimizer import OptimizerConfig
+from align_jax.tokenizer import Tokenizer
+from align_jax.train_step import LossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining run, defined in virtual cores whatever the hardware is.
+
+    Attributes:
+      run: "pretrain".
+      seed: of initial parameters, order of data, augmentation and dropout.
+      total_steps: optimizer steps.
+      virtual_cores: cores of the run's topology (paper: 1024).
+      pairs_per_core: pairs on each (paper: 16); the global batch is their product.
+      batch_norm_cores: virtual cores that share BatchNorm statistics.
+      vocabulary: WordPiece vocabulary file.
+      input: the training data.
+      model: the towers.
+      optimizer: LAMB and its schedule.
+      loss: the objective.
+      checkpoint: when checkpoints are written.
+      log_every_steps: steps between two flushes of the metrics; each step has a line.
+      evaluate_every_steps: steps between evaluations; step 0 and the last have one.
+      evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
+    """
+
+    run: str
+    seed: int
+    total_steps: int
+    virtual_cores: int
+    pairs_per_core: int
+    batch_norm_cores: int
+    vocabulary: str
+    input: InputConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    checkpoint: CheckpointConfig
+    log_every_steps: int
+    evaluate_every_steps: int
+    evaluators: dict
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs in the global batch."""
+        return self.virtual_cores * self.pairs_per_core
+
+    @property
+    def batch_norm_group(self) -> int:
+        """Images that share BatchNorm statistics."""
+        return self.batch_norm_cores * self.pairs_per_core
+
+    def __post_init__(self):
+        if self.virtual_cores % self.batch_norm_cores:
+            raise ValueError(
+                f"virtual_cores is {self.virtual_cores}, not a multiple of"
+                f" batch_norm_cores, {self.batch_norm_cores}"
+            )
+
+    def make_model(self) -> DualEncoder:
+        """Builds the dual encoder."""
+        return DualEncoder(self.model, self.batch_norm_group)
+
+    def make_tokenizer(self) -> Tokenizer:
+        """Reads the vocabulary.
+
+        Raises:
+          InputError: it is missing, or larger than the text tower's embedding.
+        """
+        rows = self.model.text_tower.vocabulary_size
+        tokenizer = Tokenizer(self.vocabulary, self.model.text_tower.max_tokens)
+        if tokenizer.size > rows:
+            raise InputError(
+                f"{self.vocabulary} has {tokenizer.size} tokens, but"
+                f" config.model.text_tower.vocabulary_size is {rows}; raise it"
+            )
+        return tokenizer
+
+    def identity(self, tokenizer: Tokenizer) -> dict:
+        """What a checkpoint of this run fits: its model and vocabulary."""
+        return {
+            "model": dataclasses.asdict(self.model),
+            "vocabulary_sha256": tokenizer.digest,
+        }

@@ -1,0 +1,149 @@
+"""Metrics to TensorBoard and JSON lines through clu, and a progress bar."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tensorflow as tf
+import tqdm
+from clu import metric_writers
+
+from align_jax.workdir import METRICS_FILE, write_text
+
+
+class JsonLinesWriter(metric_writers.MetricWriter):
+    """Appends scalars to a file, one JSON object a call: {"step": 3, "loss": 0.5}."""
+
+    def __init__(self, path: str):
+        """Opens the file for appending."""
+        self._file = tf.io.gfile.GFile(path, "a")
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Appends one line."""
+        values = {name: float(value) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Hands all lines to the file system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _refuse(self, *args, **kwargs):
+        raise NotImplementedError(f"{METRICS_FILE} holds scalars only")
+
+    write_summaries = write_images = write_videos = write_audios = _refuse
+    write_texts = write_histograms = write_pointcloud = write_hparams = _refuse
+
+
+def open_writer(workdir: str, step: int) -> metric_writers.MetricWriter:
+    """Opens both writers of a run that continues after `step`.
+
+    Lines of later steps, written before an interruption, are dropped: they will be
+    written again.
+    """
+    path = os.path.join(workdir, METRICS_FILE)
+    rows = read_metrics(workdir) if step else []
+    kept = [row for row in rows if row["step"] <= step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return metric_writers.MultiWriter(
+        [
+            JsonLinesWriter(path),
+            metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard")),
+        ]
+    )
+
+
+def read_metrics(workdir: str) -> list[dict[str, float]]:
+    """Reads a run's metric lines in order; a half-written last line is left out."""
+    path = os.path.join(workdir, METRICS_FILE)
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path) as file:
+        text = file.read()
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+class StepLog:
+    """Writes every step's metrics and shows a bar with loss, pairs/s and time left.
+
+    Metrics stay on the devices until `flush`, so that a step never waits for the one
+    before it. Without a terminal the bar is a line a minute.
+    """
+
+    def __init__(
+        self,
+        writer: metric_writers.MetricWriter,
+        schedule: Callable[[int], jax.Array],
+        start: int,
+        total: int,
+        batch_size: int,
+    ):
+        """Starts after step `start` of `total`; a step takes `batch_size` pairs."""
+        self._writer = writer
+        self._schedule = schedule
+        self._batch_size = batch_size
+        self._pending: list[tuple[int, dict]] = []
+        self._since = time.perf_counter()
+        interval = 0.5 if sys.stderr.isatty() else 60.0
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=interval,
+            maxinterval=interval,
+        )
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step, still on the devices."""
+        self._pending.append((step, metrics))
+
+    def flush(self) -> None:
+        """Writes what was added.
+
+        Raises:
+          FloatingPointError: a loss or temperature is not finite; names the step.
+        """
+        if not self._pending:
+            return
+        rows = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
+        self._pending = []
+        now = time.perf_counter()
+        speed = len(rows) * self._batch_size / (now - self._since)
+        self._since = now
+        for step, metrics in rows:
+            scalars = {f"train/{name}": value for name, value in metrics.items()}
+            # Step n is taken with the rate that the schedule gives at n - 1.
+            scalars["train/learning_rate"] = float(self._schedule(step - 1))
+            scalars["train/pairs_per_second"] = speed
+            self._writer.write_scalars(step, scalars)
+            for name in ("loss", "temperature"):
+                if not np.isfinite(metrics[name]):
+                    raise FloatingPointError(
+                        f"the {name} of step {step} is {metrics[name]}; the last"
+                        " checkpoint is whole: lower the learning rate or raise"
+                        " the temperature's floor, in a new workdir"
+                    )
+        self._writer.flush()
+        step, metrics = rows[-1]
+        shown = f"loss {metrics['loss']:.3f}, {speed:.0f} pairs/s"
+        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last flush (an evaluation) out of pairs/s."""
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        """Writes what is left and ends the bar."""
+        self.flush()
+        self._bar.close()
+        self._writer.close()

@@ -1,0 +1,73 @@
+"""A run's folder: it belongs to one config, and files appear in it whole or not."""
+
+import json
+import os
+from typing import Any
+
+import tensorflow as tf
+
+from align_jax.config import differing_fields
+from align_jax.errors import InputError
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
+
+
+def check(workdir: str, config: dict[str, Any]) -> None:
+    """Makes sure that a folder is free or belongs to this config; changes nothing.
+
+    Raises:
+      InputError: the folder holds a run of another config (the message names the
+        differing fields) or files that no run wrote.
+    """
+    path = os.path.join(workdir, CONFIG_FILE)
+    if tf.io.gfile.exists(path):
+        differing = differing_fields(read_json(path), as_json(config))
+        if differing:
+            raise InputError(
+                f"{workdir} holds a run of another config ({'; '.join(differing)});"
+                " give another --workdir or go back to that config"
+            )
+    elif tf.io.gfile.exists(workdir) and tf.io.gfile.listdir(workdir):
+        raise InputError(
+            f"{workdir} is not empty and holds no {CONFIG_FILE}, so no run of ours"
+            " wrote it; give another --workdir"
+        )
+
+
+def claim(workdir: str, config: dict[str, Any]) -> None:
+    """Binds a folder that passed `check` to a config."""
+    tf.io.gfile.makedirs(workdir)
+    write_json(os.path.join(workdir, CONFIG_FILE), config)
+
+
+def is_finished(workdir: str) -> bool:
+    """Whether the folder holds a run's results."""
+    return tf.io.gfile.exists(os.path.join(workdir, RESULTS_FILE))
+
+
+def as_json(value: Any) -> Any:
+    """The value as a JSON file gives it back: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(value))
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON file; a broken one raises InputError with its path."""
+    with tf.io.gfile.GFile(path) as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes a JSON file through a temporary name."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text file through a temporary name."""
+    with tf.io.gfile.GFile(path + ".tmp", "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(path + ".tmp", path, overwrite=True)

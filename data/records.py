@@ -1,0 +1,119 @@
+"""The record format: what this package writes and training reads.
+
+A dataset is a folder in TFDS's own layout, so `tfds.builder_from_directory` opens it:
+
+    features.json, dataset_info.json
+    <name>-<split>.tfrecord-00000-of-00016, ...    tf.train.Example records
+
+A corpus record is one pair: `image` (the picture file's bytes, untouched), `text`
+(normalised), `image_id` and `key`, the 64-bit number by which all pairs are sorted,
+hence shuffled, over all shards. Beside it stand `vocabulary.txt` and `manifest.json`
+(shards with counts and hashes, the rules' report, config and versions).
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One written file."""
+
+    name: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+def image_feature() -> tfds.features.Image:
+    """A picture of any size and file format, decoded as RGB by TFDS."""
+    return tfds.features.Image(shape=(None, None, 3))
+
+
+def corpus_features() -> tfds.features.FeaturesDict:
+    """Features of a corpus record."""
+    return tfds.features.FeaturesDict(
+        {
+            "image": image_feature(),
+            "text": tfds.features.Text(),
+            "image_id": tfds.features.Text(),
+            "key": tf.int64,
+        }
+    )
+
+
+def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
+    """Serializes a record: bytes, a list of bytes, or an integer a feature."""
+    features = {}
+    for name, value in values.items():
+        if isinstance(value, int):
+            kind = tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        else:
+            items = [value] if isinstance(value, bytes) else value
+            kind = tf.train.Feature(bytes_list=tf.train.BytesList(value=items))
+        features[name] = kind
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def write_split(
+    directory: pathlib.Path,
+    name: str,
+    split: str,
+    examples: Iterable[bytes],
+    count: int,
+    shards: int,
+) -> list[Shard]:
+    """Writes `count` examples, in their order, to `shards` files of equal length.
+
+    Each file is written under a temporary name first.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    source = iter(examples)
+    written = []
+    for index in range(shards):
+        records = (index + 1) * count // shards - index * count // shards
+        file_name = f"{name}-{split}.tfrecord-{index:05}-of-{shards:05}"
+        temporary = directory / f"{file_name}.tmp"
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for _ in range(records):
+                writer.write(next(source))
+        content = temporary.read_bytes()
+        temporary.rename(directory / file_name)
+        digest = hashlib.sha256(content).hexdigest()
+        written.append(Shard(file_name, records, len(content), digest))
+    return written
+
+
+def write_metadata(
+    directory: pathlib.Path,
+    name: str,
+    features: tfds.features.FeaturesDict,
+    splits: dict[str, list[Shard]],
+) -> None:
+    """Writes features.json and dataset_info.json for shards already in place."""
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in shards],
+            num_bytes=sum(shard.bytes for shard in shards),
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=str(directory),
+                dataset_name=name,
+                split=split,
+                filetype_suffix="tfrecord",
+            ),
+        )
+        for split, shards in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory),
+        features=features,
+        split_infos=infos,
+        filename_template=None,
+    )

@@ -1,0 +1,144 @@
+"""The paper's filters (arXiv 2102.05918, section 3) as Ibis expressions.
+
+Every rule is evaluated on the raw pairs, so the report can say both how many pairs
+break it and for how many it is the first one broken. A unigram is a token of the
+normalised text between white space; a bigram is two neighbours. The paper states
+neither, nor the order of its filters.
+"""
+
+import dataclasses
+
+import ibis
+from ibis import Table
+from ibis.expr.types import BooleanValue
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleBounds:
+    """The bound of each rule; the defaults are the paper's.
+
+    Attributes:
+      languages: languages of the alt-texts to keep; empty keeps all, as the paper's
+        multilingual corpus does.
+      min_shorter_side: pixels; the shorter side must be greater.
+      max_aspect_ratio: longer side / shorter side must be smaller.
+      max_texts_per_image: distinct alt-texts of one image.
+      max_images_per_text: distinct images that share an alt-text.
+      frequent_ngrams: a text may hold only the most frequent unigrams and bigrams,
+        at most this many of both together.
+      min_unigrams: of an alt-text.
+      max_unigrams: of an alt-text.
+    """
+
+    languages: tuple[str, ...] = ("en",)
+    min_shorter_side: int = 200
+    max_aspect_ratio: int = 3
+    max_texts_per_image: int = 1000
+    max_images_per_text: int = 10
+    frequent_ngrams: int = 100_000_000
+    min_unigrams: int = 3
+    max_unigrams: int = 20
+
+
+def unigrams_of(pairs: Table) -> ibis.expr.types.ArrayValue:
+    """The text's unigrams."""
+    return pairs.text.split(" ")
+
+
+def count_ngrams(pairs: Table) -> Table:
+    """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`."""
+    ngrams = _ngrams(pairs)
+    return ngrams.group_by("ngram").agg(count=ngrams.count())
+
+
+def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
+    """Smallest count c such that at most `budget` n-grams are counted c or more times.
+
+    Ties are kept or dropped together, so every engine finds the same cut.
+    """
+    by_count = ngrams.group_by("count").agg(ngrams=ngrams.count())
+    window = ibis.window(order_by=by_count["count"].desc(), following=0)
+    kept = by_count.mutate(total=by_count.ngrams.sum().over(window))
+    return kept.filter(kept.total <= budget)["count"].min()
+
+
+def find_rare_texts(pairs: Table, ngrams: Table, cut: int) -> Table:
+    """Lists the distinct texts with an n-gram counted fewer than `cut` times."""
+    spelled = _ngrams(pairs.select("text").distinct())
+    rare = ngrams.filter(ngrams["count"] < cut)
+    return spelled.semi_join(rare, "ngram").select("text").distinct()
+
+
+def flag_pairs(
+    pairs: Table,
+    images: Table,
+    rare_texts: Table,
+    evaluation_images: Table,
+    bounds: RuleBounds,
+) -> Table:
+    """Adds a boolean column per rule, true where the pair breaks it.
+
+    Args:
+      pairs: columns image_id, text, language.
+      images: columns image_id, width, height, error.
+      rare_texts: column text, from `find_rare_texts`.
+      evaluation_images: column image_id.
+      bounds: of the rules.
+
+    Returns:
+      The pairs with the columns of `rule_columns`, in that order.
+    """
+    texts = pairs.group_by("image_id").agg(texts=pairs.text.nunique())
+    shared = pairs.group_by("text").agg(images=pairs.image_id.nunique())
+    rare = rare_texts.mutate(rare=True)
+    evaluated = evaluation_images.distinct().mutate(evaluated=True)
+    sizes = images.select("image_id", "width", "height", "error")
+    joined = (
+        pairs.left_join(sizes, "image_id")
+        .drop("image_id_right")
+        .left_join(texts, "image_id")
+        .drop("image_id_right")
+        .left_join(shared, "text")
+        .drop("text_right")
+        .left_join(rare, "text")
+        .drop("text_right")
+        .left_join(evaluated, "image_id")
+        .drop("image_id_right")
+    )
+    rules = rule_columns(joined, bounds)
+    return joined.mutate(**rules).select(*pairs.columns, *rules)
+
+
+def rule_columns(joined: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
+    """The rules in the order in which the report names the first one broken."""
+    shorter = ibis.least(joined.width, joined.height).cast("int64")
+    longer = ibis.greatest(joined.width, joined.height).cast("int64")
+    unigrams = unigrams_of(joined).length()
+    rules = {
+        "undecodable": joined.error.notnull(),
+        "shorter_side": shorter <= bounds.min_shorter_side,
+        "aspect_ratio": longer >= bounds.max_aspect_ratio * shorter,
+        "texts_per_image": joined.texts > bounds.max_texts_per_image,
+        "evaluation_image": joined.evaluated.fill_null(False),
+        "images_per_text": joined.images > bounds.max_images_per_text,
+        "rare_ngram": joined.rare.fill_null(False),
+        "too_short": (joined.text == "") | (unigrams < bounds.min_unigrams),
+        "too_long": unigrams > bounds.max_unigrams,
+    }
+    if bounds.languages:
+        known = joined.language.fill_null("").isin(bounds.languages)
+        rules = {"other_language": ~known, **rules}
+    return rules
+
+
+def _ngrams(texts: Table) -> Table:
+    """One row an occurrence: columns `text`, `ngram`."""
+    words = texts.mutate(words=unigrams_of(texts))
+    unigrams = words.select("text", ngram=words.words.unnest())
+    neighbours = words.mutate(
+        pair=ibis.range(0, words.words.length() - 1).map(
+            lambda i: words.words[i] + " " + words.words[i + 1]
+        )
+    )
+    bigrams = neighbours.select("text", ngram=neighbours.pair.unnest())
+    return unigrams.union(bigrams)

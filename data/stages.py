@@ -1,0 +1,74 @@
+"""Stages of a build: each is one file or folder, whole or absent."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from data.errors import DataError
+
+
+def claim(directory: pathlib.Path, arguments: dict[str, Any]) -> None:
+    """Binds a folder to what it is built from.
+
+    Raises:
+      DataError: it was built from something else (the message names the differing
+        fields), or holds files that no build wrote.
+    """
+    path = directory / "config.json"
+    wanted = json.loads(json.dumps(arguments))
+    if path.exists():
+        found = json.loads(path.read_text())
+        differing = _differing(found, wanted, "config")
+        if differing:
+            raise DataError(
+                f"{directory} was built from another config ({'; '.join(differing)});"
+                " give another folder or go back to that config"
+            )
+        return
+    if directory.exists() and any(directory.iterdir()):
+        raise DataError(
+            f"{directory} is not empty and holds no config.json, so no build of ours"
+            " made it; give another folder"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> bool:
+    """Makes a file or folder under a temporary name, then puts it in place.
+
+    Returns:
+      Whether it was made; False if it was there.
+    """
+    if target.exists():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".tmp")
+    if temporary.is_dir():
+        shutil.rmtree(temporary)
+    temporary.unlink(missing_ok=True)
+    make(temporary)
+    temporary.rename(target)
+    return True
+
+
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Writes a text file through a temporary name."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def _differing(old: Any, new: Any, where: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted({*old, *new})
+        return [
+            line
+            for name in names
+            for line in _differing(
+                old.get(name, "absent"), new.get(name, "absent"), f"{where}.{name}"
+            )
+        ]
+    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]

@@ -1,0 +1,77 @@
+"""Runs a config: `python main.py --config=configs/X.py --workdir=DIR`.
+
+Any field can be changed on the command line, as in `--config.total_steps=100`. Bad
+input ends in one line on stderr and exit code 2, an interruption in 130.
+"""
+
+import os
+import sys
+from typing import Any
+
+
+def pretrain(fields: dict[str, Any], workdir: str) -> None:
+    """Trains a dual encoder, or continues its training."""
+    from align_jax.train import train
+
+    train(fields, workdir)
+
+
+def evaluate(fields: dict[str, Any], workdir: str) -> None:
+    """Evaluates a trained dual encoder."""
+    from align_jax.evaluate import evaluate
+
+    evaluate(fields, workdir)
+
+
+RUNS = {"pretrain": pretrain, "evaluate": evaluate}
+
+
+def run(argv: list[str]) -> None:
+    """Reads the flags and starts the run that the config's field `run` names."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from align_jax.config import choose
+    from align_jax.errors import InputError
+    from align_jax.runtime import start
+
+    config = config_flags.DEFINE_config_file("config", help_string="Config file.")
+    workdir = flags.DEFINE_string("workdir", None, "Folder of this run alone.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    try:
+        flags.FLAGS(argv)
+        fields = config.value.to_dict()
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        raise InputError(f"bad flags: {str(e).strip().splitlines()[-1]}") from e
+    chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
+    start()
+    chosen(fields, workdir.value)
+
+
+def main() -> int:
+    """Runs with the command line's flags; returns the exit code."""
+    try:
+        run(sys.argv)
+    except ModuleNotFoundError as error:
+        message = (
+            f"package {error.name!r} is missing: run `make .venv`, or `pip install"
+        )
+        return _fail(f"{message} -r requirements.txt`", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues", 130)
+    except (ValueError, FloatingPointError) as error:
+        from align_jax.errors import InputError
+
+        if not isinstance(error, InputError | FloatingPointError):
+            raise
+        return _fail(str(error), 2)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"main.py: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
