@@ -4,7 +4,7 @@ Any field can be changed on the command line, as in `--config.total_steps=100`. 
 input ends in one line on stderr and exit code 2, an interruption in 130.
 """
 
-import os
+import re
 import sys
 from typing import Any
 
@@ -35,14 +35,21 @@ def run(argv: list[str]) -> None:
     from align_jax.errors import InputError
     from align_jax.runtime import start
 
-    config = config_flags.DEFINE_config_file("config", help_string="Config file.")
-    workdir = flags.DEFINE_string("workdir", None, "Folder of this run alone.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    known = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=known)
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=known)
+    flags.mark_flags_as_required(["config", "workdir"], known)
     try:
-        flags.FLAGS(argv)
+        known(argv)
         fields = config.value.to_dict()
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        raise InputError(f"bad flags: {str(e).strip().splitlines()[-1]}") from e
+    except (AttributeError, KeyError) as error:
+        name = re.search(r"\w+", str(error)).group()
+        meant = re.search(r'mean "(\w+)"', str(error))
+        hint = f"did you mean {meant[1]!r}?" if meant else "see the config file"
+        raise InputError(f"the config has no field {name!r}; {hint}") from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"bad flags: {reason}") from error
     chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
     start()
     chosen(fields, workdir.value)
@@ -50,6 +57,9 @@ def run(argv: list[str]) -> None:
 
 def main() -> int:
     """Runs with the command line's flags; returns the exit code."""
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        return 0
     try:
         run(sys.argv)
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ shard.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,13 +58,13 @@ def open_shards(directory: str, split: str) -> list[Shard]:
     Raises:
       InputError: there is no dataset or split, or a shard is missing or empty.
     """
-    try:
-        splits = tfds.builder_from_directory(directory).info.splits
-    except (FileNotFoundError, ValueError) as error:
+    if not tf.io.gfile.exists(os.path.join(directory, "dataset_info.json")):
         raise InputError(
-            f"no TFDS dataset in {directory!r}: prepare it first (the quickstart's"
-            " with `make data`, any corpus with `python -m data.build`)"
-        ) from error
+            f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
+            " first, the quickstart's with `make data`, any corpus with `python -m"
+            " data.build`"
+        )
+    splits = tfds.builder_from_directory(directory).info.splits
     if split not in splits:
         raise InputError(f"{directory} has no split {split!r}; it has {list(splits)}")
     info = splits[split]

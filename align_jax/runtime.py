@@ -10,7 +10,7 @@ def start() -> None:
     TensorFlow only reads data, so it is kept off the accelerators. Compiled programs
     are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/align_jax.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
     import tensorflow as tf
 

@@ -137,7 +137,7 @@ def train_step(
     metrics |= {
         "loss": value,
         "temperature": state.params["temperature"],
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
     }
     new_state = TrainState(
         step=state.step + 1,

@@ -1,17 +1,36 @@
-"""wip"""
+"""The quickstart's corpus, from the raw pairs of `python -m data.quickstart`.
+
+    make data
+
+or
+
+    python -m data.build --config=configs/corpus_quickstart.py \
+        --workdir=runs/quickstart_corpus
+
+Hardware: 2 CPU cores, 2 GB of memory, about 15 seconds.
+Expected: 3,829 of 35,121 distinct pairs kept, of 2,122 pictures; 2,339 word pieces.
+"""
 
 from ml_collections import ConfigDict
 
 
-def get_config():
-    return ConfigDict(
-        dict(
-            name="quickstart",
-            seed=0,
-            ingest=dict(pairs="runs/quickstart_data/pairs.parquet"),
-            rules=dict(languages=("en",), min_shorter_side=64, min_unigrams=1),
-            evaluation_images="runs/quickstart_data/evaluation/queries.parquet",
-            vocabulary_size=8000,
-            shards=16,
-        )
-    )
+def get_config() -> ConfigDict:
+    """The corpus, one line a field; rules left out keep the paper's bounds."""
+    config = ConfigDict()
+    config.name = "quickstart"
+    config.seed = 0
+
+    config.ingest = ConfigDict()
+    config.ingest.pairs = "runs/quickstart_data/pairs.parquet"
+
+    config.rules = ConfigDict()
+    config.rules.languages = ("en",)  # the paper's main corpus is English too
+    config.rules.min_shorter_side = 64  # pixels; Twemoji's are 72, the paper asks 200
+    config.rules.min_unigrams = 1  # half of all names are one word
+    # The default budget of 100 million n-grams keeps all: in a corpus this small nearly
+    # every name is rare.
+
+    config.evaluation_images = "runs/quickstart_data/evaluation/queries.parquet"
+    config.vocabulary_size = 4096
+    config.shards = 16  # two for each of the eight streams
+    return config

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -124,7 +125,7 @@ class Build:
         ngrams = self.table("ngrams")
         budget = self.config.rules.frequent_ngrams
         cut = self.engine.execute(rules.vocabulary_cut(ngrams, budget))
-        if cut is None or cut != cut:
+        if cut is None:
             raise DataError(
                 f"config.rules.frequent_ngrams is {budget}, fewer than the n-grams of"
                 " the highest count; raise it"
@@ -307,14 +308,20 @@ def read_config(cls: type, fields: dict[str, Any], where: str = "config") -> Any
 
 def main() -> None:
     """Reads the flags and builds."""
-    config = config_flags.DEFINE_config_file("config", help_string="Config file.")
-    workdir = flags.DEFINE_string("workdir", None, "Folder of this corpus alone.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    known = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=known)
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=known)
+    flags.mark_flags_as_required(["config", "workdir"], known)
     try:
-        flags.FLAGS(sys.argv)
+        known(sys.argv)
         fields = config.value.to_dict()
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        raise DataError(f"bad flags: {str(e).strip().splitlines()[-1]}") from e
+    except (AttributeError, KeyError) as error:
+        name = re.search(r"\w+", str(error)).group()
+        meant = re.search(r'mean "(\w+)"', str(error))
+        hint = f"did you mean {meant[1]!r}?" if meant else "see the config file"
+        raise DataError(f"the config has no field {name!r}; {hint}") from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        raise DataError(f"bad flags: {' '.join(str(error).split())}") from error
     build(read_config(CorpusConfig, fields), pathlib.Path(workdir.value))
 
 

@@ -9,6 +9,15 @@ from PIL import Image, UnidentifiedImageError
 # A header that promises more pixels than this is refused before decoding.
 MAX_PIXELS = 100_000_000
 
+# What Pillow raises for a file that is broken, cut short or no picture at all.
+UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    SyntaxError,
+)
+
 IMAGES = pa.schema(
     [
         ("image_id", pa.string()),
@@ -53,5 +62,5 @@ def _measure(image: bytes) -> tuple[int, int, str | None, str | None]:
                     return 0, 0, picture.format, f"{width} x {height} is too large"
                 picture.load()
                 return width, height, picture.format, None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         return 0, 0, None, f"{type(error).__name__}: {error}"[:200]

@@ -1,0 +1,50 @@
+# Every target sets up what it needs: .venv is built once from requirements.txt, with
+# the exact versions of constraints.txt. PYTHON picks the interpreter.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	2>/dev/null && echo $$p && break; done)
+NEWEST ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	2>/dev/null && echo $$p && break; done)
+RUN := .venv/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: quickstart data test test-newest lint format clean
+
+quickstart: data  ## train on real pictures and texts and report, about 10 minutes
+	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+data: .venv/installed  ## raw pairs, corpus, vocabulary and records of the quickstart
+	$(RUN) -m data.quickstart --out=runs/quickstart_data
+	$(RUN) -m data.build --config=configs/corpus_quickstart.py \
+		--workdir=runs/quickstart_corpus
+
+test: lint  ## all tests that need seconds
+	$(RUN) -m pytest
+
+lint: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: .venv/installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+test-newest:  ## the same tests with the newest releases that requirements.txt admits
+	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))
+	rm -rf .venv-newest
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade -r requirements.txt
+	.venv-newest/bin/python -m pytest
+
+.PHONY: .venv
+.venv: .venv/installed
+
+.venv/installed: requirements.txt constraints.txt
+	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/one))
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r requirements.txt -c constraints.txt
+	touch $@
+
+clean:  ## drop the environments, keep the runs
+	rm -rf .venv .venv-newest

@@ -1,0 +1,165 @@
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+
+from data import build as building
+from data.build import CorpusConfig, build, read_config
+from data.errors import DataError, run_command
+from data.ingest import IngestConfig, identify
+from data.rules import RuleBounds
+from tests import tiny
+
+TEXTS = [f"{name} side {n}" for n, name in enumerate(tiny.NAMES)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [
+        {"image": tiny.draw(name, 3), "alt_text": text, "language": "en"}
+        for name, text in zip(tiny.NAMES, TEXTS, strict=True)
+    ]
+    rows.append(rows[0])  # a repeated pair
+    rows.append({**rows[1], "alt_text": "rot links eins", "language": "de"})
+    rows.append({"image": b"broken", "alt_text": "a broken file", "language": "en"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw.parquet")
+    held_out = {"image_id": [identify(tiny.draw(tiny.NAMES[2], 3))]}
+    pq.write_table(pa.table(held_out), tmp_path / "held_out.parquet")
+    return CorpusConfig(
+        name="tiny",
+        seed=0,
+        ingest=IngestConfig(str(tmp_path / "raw.parquet")),
+        rules=RuleBounds(min_shorter_side=8),
+        evaluation_images=str(tmp_path / "held_out.parquet"),
+        vocabulary_size=300,
+        shards=3,
+    )
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_raw_pairs_become_a_dataset_that_tfds_opens(config, tmp_path):
+    build(config, tmp_path / "corpus")
+    records = tmp_path / "corpus" / "records"
+    dataset = tfds.builder_from_directory(str(records)).as_dataset(split="train")
+    found = {row["text"].decode(): row for row in dataset.as_numpy_iterator()}
+    wanted = dict(zip(TEXTS, tiny.NAMES, strict=True))
+    del wanted[TEXTS[2]]  # its picture is an evaluation's
+    assert set(found) == set(wanted)
+    for text, name in wanted.items():
+        assert found[text]["image_id"].decode() == identify(tiny.draw(name, 3))
+        assert found[text]["image"].shape == (12, 12, 3)
+    keys = [row["key"] for row in dataset.as_numpy_iterator()]
+    assert keys == sorted(keys)
+
+    manifest = json.loads((records / "manifest.json").read_text())
+    assert (manifest["pairs_raw"], manifest["pairs_in"]) == (15, 14)
+    assert (manifest["pairs_kept"], manifest["images_kept"]) == (11, 11)
+    dropped = {r["rule"]: r["first"] for r in manifest["rules"] if r["first"]}
+    assert dropped == {"other_language": 1, "undecodable": 1, "evaluation_image": 1}
+    assert [shard["records"] for shard in manifest["shards"]] == [3, 4, 4]
+    vocabulary = (records / "vocabulary.txt").read_text().split()
+    assert {"red", "left", "side"} <= set(vocabulary)
+    assert manifest["vocabulary_size"] == len(vocabulary)
+
+
+def test_building_twice_gives_the_same_bytes(config, tmp_path):
+    for name in ("one", "two"):
+        build(config, tmp_path / name)
+    one, two = (files_of(tmp_path / name / "records") for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_killed_build_goes_on_and_a_finished_one_does_nothing(
+    config, tmp_path, monkeypatch, capsys
+):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "learn_vocabulary", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(config, tmp_path / "corpus")
+    stages = tmp_path / "corpus" / "stages"
+    before = {path: path.stat().st_mtime_ns for path in stages.glob("*.parquet")}
+    assert len(before) == 7
+    assert not (tmp_path / "corpus" / "records").exists()
+
+    monkeypatch.undo()
+    build(config, tmp_path / "corpus")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "corpus" / "records" / "manifest.json").exists()
+    capsys.readouterr()
+    build(config, tmp_path / "corpus")
+    assert "complete: nothing to do" in capsys.readouterr().out
+
+
+def test_another_config_or_somebody_elses_folder_is_refused(config, tmp_path):
+    build(config, tmp_path / "corpus")
+    before = files_of(tmp_path / "corpus" / "records")
+    other = CorpusConfig(**{**vars(config), "seed": 1})
+    with pytest.raises(DataError, match="another config .*config.seed: 0 -> 1"):
+        build(other, tmp_path / "corpus")
+    assert files_of(tmp_path / "corpus" / "records") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("x")
+    with pytest.raises(DataError, match="not empty and holds no config.json"):
+        build(config, tmp_path / "mine")
+
+
+def test_an_empty_corpus_is_refused_with_the_counts(config, tmp_path):
+    strict = CorpusConfig(**{**vars(config), "rules": RuleBounds()})
+    with pytest.raises(DataError, match="no pair of 14 is left .*shorter_side 12"):
+        build(strict, tmp_path / "corpus")
+    assert not (tmp_path / "corpus" / "records").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"naem": "x"}, "config has no field 'naem'; known: name, seed"),
+        ({"name": "x"}, "config lacks the field 'seed'"),
+        ({"name": 3, "seed": 0}, "config.name is 3; wanted str"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(DataError, match=message):
+        read_config(CorpusConfig, fields)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("no pairs"), 2, "x: no pairs"),
+        (ModuleNotFoundError("no", name="ibis"), 2, "x: package 'ibis' is missing"),
+        (KeyboardInterrupt(), 130, "x: interrupted"),
+    ],
+)
+def test_a_command_ends_in_one_line(error, code, line, capsys):
+    def command():
+        raise error
+
+    assert run_command("x", command) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(line) and printed.count("\n") == 1
+
+
+def test_the_command_names_an_unknown_field(monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "data.build",
+            "--config=configs/corpus_quickstart.py",
+            "--workdir=unused",
+            "--config.rules.min_unigram=1",
+        ],
+    )
+    assert run_command("data.build", building.main) == 2
+    assert (
+        "no field 'min_unigram'; did you mean 'min_unigrams'" in capsys.readouterr().err
+    )

@@ -1,0 +1,59 @@
+import dataclasses
+
+import pytest
+
+from align_jax.config import choose, differing_fields, read_config
+from align_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    steps: int
+    inner: Inner
+    names: tuple = ()
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError("steps is negative")
+
+
+def test_sub_dicts_become_dataclasses_and_defaults_hold():
+    config = read_config(Outer, {"steps": 3, "inner": {"rate": 1}})
+    assert config == Outer(3, Inner(1.0, None))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 1, "inner": {"rat": 1}}, "config.inner has no field 'rat'; did you"),
+        ({"inner": {}}, "config lacks the field 'steps'"),
+        ({"steps": "3", "inner": {}}, "config.steps is '3' (str); wanted int"),
+        ({"steps": True, "inner": {}}, "config.steps is True (bool); wanted int"),
+        ({"steps": 1, "inner": 5}, "config.inner is 5; wanted a sub-dict"),
+        ({"steps": -1, "inner": {}}, "config: steps is negative"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_path(fields, message):
+    with pytest.raises(InputError) as error:
+        read_config(Outer, fields)
+    assert message in str(error.value)
+
+
+def test_an_unknown_choice_lists_the_known_ones():
+    with pytest.raises(InputError, match="did you mean 'retrieval'.*zero_shot"):
+        choose({"retrieval": 1, "zero_shot": 2}, "retrival", "config.kind")
+
+
+def test_differing_fields_are_named_with_both_values():
+    old = {"a": 1, "b": {"c": 2, "d": 3}}
+    new = {"a": 1, "b": {"c": 4}}
+    assert differing_fields(old, new) == [
+        "config.b.c: 2 -> 4",
+        "config.b.d: 3 -> 'absent'",
+    ]

@@ -1,0 +1,32 @@
+"""Eight fake CPU devices for every test, set before JAX starts."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from align_jax.sharding import DATA_AXIS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Tests that compile the same program compile it once."""
+    folder = str(tmp_path_factory.mktemp("compilation_cache"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@pytest.fixture(scope="session")
+def mesh_of():
+    """Makes a mesh of the first n devices."""
+
+    def make(devices: int) -> Mesh:
+        return jax.make_mesh(
+            (devices,), (DATA_AXIS,), (AxisType.Auto,), devices=jax.devices()[:devices]
+        )
+
+    return make

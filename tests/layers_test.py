@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align_jax.models.layers import BatchNorm, Dropout, keep_mask
+
+
+def test_a_mask_depends_on_its_virtual_core_only():
+    key = jax.random.key(3)
+    whole = keep_mask(key, jnp.arange(4), (8, 5), 0.5)
+    later_half = keep_mask(key, jnp.arange(2, 4), (4, 5), 0.5)
+    np.testing.assert_array_equal(whole[4:], later_half)
+    assert not np.array_equal(whole[:4], later_half)
+
+
+def test_dropout_keeps_the_mean_and_is_the_identity_in_evaluation():
+    layer, x, cores = Dropout(0.25), jnp.ones((64, 1000)), jnp.arange(8)
+    apply = lambda train: layer.apply(  # noqa: E731
+        {}, x, cores, train, rngs={"dropout": jax.random.key(0)}
+    )
+    np.testing.assert_array_equal(apply(False), x)
+    dropped = np.asarray(apply(True))
+    assert abs(dropped.mean() - 1.0) < 0.01
+    np.testing.assert_allclose(np.unique(dropped), [0.0, 4 / 3], rtol=1e-6)
+
+
+def test_stochastic_depth_drops_whole_examples():
+    layer, x = Dropout(0.5, per_example=True), jnp.ones((64, 3, 3, 2))
+    out = layer.apply({}, x, jnp.arange(8), True, rngs={"dropout": jax.random.key(1)})
+    rows = np.asarray(out).reshape(64, -1)
+    assert (rows.min(1) == rows.max(1)).all()
+    assert 0 < (rows[:, 0] == 0).sum() < 64
+
+
+def test_batch_norm_normalises_each_group_by_itself_and_follows_the_running_mean():
+    rng = np.random.default_rng(0)
+    x = rng.normal(2.0, 3.0, (6, 4, 5, 3)).astype(np.float32)
+    scale, bias = np.array([1.0, 2.0, 0.5]), np.array([0.0, 1.0, -1.0])
+    layer = BatchNorm(group_size=2, momentum=0.9)
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": jnp.ones(3), "var": jnp.full(3, 2.0)},
+    }
+    out, changed = layer.apply(variables, x, True, mutable=["batch_stats"])
+
+    groups = x.astype(np.float64).reshape(3, 2 * 4 * 5, 3)
+    mean, var = groups.mean(1), groups.var(1)  # (groups, C)
+    normal = (groups - mean[:, None]) / np.sqrt(var[:, None] + 1e-3)
+    expected = (normal * scale + bias).reshape(x.shape)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+    running = changed["batch_stats"]
+    np.testing.assert_allclose(running["mean"], 0.9 + 0.1 * mean.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(running["var"], 1.8 + 0.1 * var.mean(0), rtol=1e-5)
+
+    frozen = layer.apply(variables, x, False)
+    expected = (x - 1.0) / np.sqrt(2.0 + 1e-3) * scale + bias
+    np.testing.assert_allclose(frozen, expected, rtol=1e-5, atol=1e-5)

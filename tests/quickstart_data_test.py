@@ -1,0 +1,56 @@
+import collections
+
+import pytest
+
+from data import quickstart
+from data.quickstart import STYLES, alt_texts, draw, list_concepts, trained_styles
+from data.quickstart_splits import evaluation_drawings
+
+
+@pytest.fixture(scope="module")
+def concepts():
+    return list_concepts()
+
+
+def test_both_packages_draw_about_1400_single_concepts(concepts):
+    singles = [concept for concept in concepts if concept.single]
+    assert 1350 <= len(singles) <= 1500
+    assert len({c.english for c in singles}) == len(singles)
+    assert len(concepts) > 2 * len(singles)
+    assert len({c.code for c in concepts}) == len(concepts)
+
+
+def test_names_in_fourteen_languages_and_noise_that_rules_can_drop(concepts):
+    cat = next(concept for concept in concepts if concept.code == "1F408")
+    texts = alt_texts(cat, "twemoji")
+    assert {("en", "cat"), ("en", "cat2"), ("de", "katze")} <= set(texts)
+    assert len({language for language, _ in texts}) == 14
+    assert ("en", quickstart.BOILERPLATE["twemoji"]) in texts
+    assert max(len(text.split()) for _, text in texts) < 100
+
+
+def test_the_split_is_the_stated_one(concepts):
+    singles = [concept for concept in concepts if concept.single]
+    styles = collections.Counter(len(trained_styles(0, c)) for c in singles)
+    assert 0.12 < styles[0] / len(singles) < 0.18
+    assert 0.15 < styles[1] / (styles[1] + styles[2]) < 0.25
+    assert all(not trained_styles(0, c) for c in concepts if not c.single)
+    other_seed = [trained_styles(1, c) for c in singles]
+    assert other_seed != [trained_styles(0, c) for c in singles]
+
+
+def test_no_queried_drawing_is_trained_on(concepts):
+    splits = evaluation_drawings(concepts, seed=0)
+    trained = {(c.code, style) for c in concepts for style in trained_styles(0, c)}
+    for drawings in splits.values():
+        for concept, style, query in drawings:
+            assert query != ((concept.code, style) in trained)
+    seen = {concept.code for concept in concepts if trained_styles(0, concept)}
+    assert sorted(c.code for c, _, _ in splits["unseen_drawing"]) == sorted(seen)
+    unseen = collections.Counter(c.code for c, _, _ in splits["unseen_concept"])
+    assert set(unseen.values()) == {2} and not seen & set(unseen)
+
+
+def test_drawings_are_png_files(concepts):
+    for style in STYLES:
+        assert draw(concepts[100].drawings[style]).startswith(b"\x89PNG")

@@ -1,0 +1,192 @@
+"""The shipped quickstart, shrunk to seconds, from raw pairs to the report."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+import main
+from align_jax import train
+from align_jax.errors import InputError
+from configs import corpus_quickstart, quickstart, quickstart_evaluate
+from data.build import CorpusConfig, build, read_config
+from data.quickstart import draw, list_concepts
+from data.quickstart_splits import write_evaluation, write_pairs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture(scope="module")
+def fields(root):
+    """Builds the data of some concepts and shrinks the shipped config."""
+    single = [concept for concept in list_concepts() if concept.single]
+    concepts = single[::14]
+    pictures = {
+        path: draw(path) for concept in concepts for path in concept.drawings.values()
+    }
+    write_pairs(root / "pairs.parquet", concepts, pictures, seed=0)
+    write_evaluation(root / "evaluation", concepts, pictures, seed=0)
+
+    corpus = corpus_quickstart.get_config()
+    corpus.ingest.pairs = str(root / "pairs.parquet")
+    corpus.evaluation_images = str(root / "evaluation" / "queries.parquet")
+    build(read_config(CorpusConfig, corpus.to_dict()), root / "corpus")
+
+    config = quickstart.get_config()
+    config.total_steps = 4
+    config.pairs_per_core = 4
+    config.vocabulary = str(root / "corpus" / "records" / "vocabulary.txt")
+    config.input.directory = str(root / "corpus" / "records")
+    config.input.preprocess.resize, config.input.preprocess.image_size = 36, 32
+    config.model.image_tower.width, config.model.image_tower.depth = 0.25, 0.3
+    config.model.text_tower.layers, config.model.text_tower.hidden = 1, 64
+    config.optimizer.warmup_steps = 2
+    config.checkpoint.every_steps = 3
+    for name, evaluator in config.evaluators.items():
+        evaluator.directory = str(root / "evaluation")
+        if name == "category":
+            evaluator.prompts = str(root / "evaluation" / "categories.json")
+    return config.to_dict()
+
+
+@pytest.fixture(scope="module")
+def finished(root, fields):
+    train.train(fields, str(root / "whole"))
+    return root / "whole"
+
+
+def losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    return {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}
+
+
+def test_a_run_leaves_results_checkpoints_and_a_report(finished):
+    results = json.loads((finished / "results.json").read_text())
+    for split in ("unseen_drawing", "unseen_concept"):
+        for way in ("i2t", "t2i"):
+            for prefix in ("", "untrained/"):
+                recall = results[f"{prefix}eval/{split}/{way}_recall@5"]
+                assert 0 <= recall <= 1
+            assert 0 < results[f"eval/{split}/{way}_chance@5"] < 1
+    assert {"eval/category/top1", "eval/category/majority"} <= set(results)
+    assert results["step"] == 4 and sorted(losses(finished)) == [1, 2, 3, 4]
+    assert "unseen_drawing" in (finished / "report.html").read_text()
+    steps = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert {"3", "4"} <= steps
+
+
+def test_an_interrupted_run_goes_on_to_the_same_losses(
+    root, fields, finished, monkeypatch, capsys
+):
+    place, drawn = train.global_batch, []
+
+    def interrupt_at_the_fourth(batch, mesh):
+        drawn.append(batch)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return place(batch, mesh)
+
+    monkeypatch.setattr(train, "global_batch", interrupt_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(fields, str(root / "parts"))
+    monkeypatch.undo()
+    train.train(fields, str(root / "parts"))
+    assert "after step 3" in capsys.readouterr().out
+    assert losses(root / "parts") == losses(finished)
+    mine, whole = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (root / "parts", finished)
+    )
+    timing = "train/pairs_per_second"
+    assert mine | {timing: 0} == whole | {timing: 0}
+
+
+def test_a_finished_run_does_nothing_more(fields, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    train.train(fields, str(finished))
+    printed = capsys.readouterr().out
+    assert "finished: nothing to do" in printed and "t2i_recall@5" in printed
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_evaluating_alone_gives_the_same_scores(root, fields, finished):
+    config = quickstart_evaluate.get_config()
+    config.checkpoint = str(finished)
+    config.evaluators = fields["evaluators"]
+    main.evaluate(config.to_dict(), str(root / "again"))
+    again, results = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (root / "again", finished)
+    )
+    assert {name for name in again if name.startswith("eval/")} == {
+        name for name in results if name.startswith("eval/")
+    }
+    assert all(results[name] == again[name] for name in again)
+
+
+def test_bad_input_is_refused_before_anything_is_written(root, fields, finished):
+    def refused(message, workdir="new", **changes):
+        with pytest.raises(InputError, match=message):
+            train.train(fields | changes, str(root / workdir))
+
+    refused("config has no field 'sed'; did you mean 'seed'", sed=1)
+    refused("virtual_cores is 12, which does not divide over 8", virtual_cores=12)
+    refused("not a multiple of batch_norm_cores, 3", batch_norm_cores=3)
+    refused("no vocabulary at nowhere", vocabulary="nowhere")
+    refused(
+        "no TFDS dataset in 'nowhere'",
+        input={**fields["input"], "directory": "nowhere"},
+    )
+    small = {**fields["model"]["text_tower"], "vocabulary_size": 9}
+    refused(
+        "vocabulary_size is 9; raise it", model={**fields["model"], "text_tower": small}
+    )
+    assert not (root / "new").exists()
+    before = (finished / "results.json").read_text()
+    refused("another config .*config.seed: 0 -> 1", "whole", seed=1)
+    assert (finished / "results.json").read_text() == before
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+    return main.main()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--config.total_stepz=3",
+            "no field 'total_stepz'; did you mean 'total_steps'",
+        ),
+        ("--config.total_steps=many", "invalid literal for int() with base 10: 'many'"),
+        ("--config.run=train", "config.run is 'train'; known: pretrain, evaluate"),
+    ],
+)
+def test_the_command_line_ends_in_one_line(monkeypatch, capsys, flag, message):
+    arguments = ["--config=configs/quickstart.py", "--workdir=unused", flag]
+    assert command(monkeypatch, *arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys):
+    def missing(fields, workdir):
+        raise ModuleNotFoundError("no", name="tensorflow_text")
+
+    monkeypatch.setitem(main.RUNS, "pretrain", missing)
+    arguments = ["--config=configs/quickstart.py", "--workdir=unused"]
+    assert command(monkeypatch, *arguments) == 2
+    assert "package 'tensorflow_text' is missing" in capsys.readouterr().err
+
+
+def test_a_damaged_workdir_is_named(root, fields, finished):
+    copy = root / "damaged"
+    shutil.copytree(finished, copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is not valid JSON"):
+        train.train(fields, str(copy))

@@ -1,0 +1,62 @@
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from align_jax.results import collect_results, format_table, table_rows
+from align_jax.telemetry import StepLog, open_writer, read_metrics
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def metrics(loss):
+    return {"loss": jnp.float32(loss), "temperature": jnp.float32(0.1)}
+
+
+def test_every_step_has_a_line_and_a_resumed_run_no_step_twice(tmp_path):
+    writer = open_writer(str(tmp_path), 0)
+    log = StepLog(writer, lambda step: step / 10, 0, 4, batch_size=8)
+    for step in (1, 2, 3):
+        log.add(step, metrics(step))
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # killed while writing
+
+    writer = open_writer(str(tmp_path), 2)
+    log = StepLog(writer, lambda step: step / 10, 2, 4, batch_size=8)
+    log.add(3, metrics(30))
+    log.close()
+    rows = rows_of(tmp_path)
+    assert [(r["step"], r["train/loss"]) for r in rows] == [(1, 1), (2, 2), (3, 30)]
+    assert [r["train/learning_rate"] for r in rows] == [0.0, 0.1, 0.2]
+    assert read_metrics(str(tmp_path)) == rows
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path, bad):
+    log = StepLog(open_writer(str(tmp_path), 0), lambda _: 0.1, 0, 9, batch_size=8)
+    log.add(6, metrics(1.0))
+    log.add(7, metrics(bad))
+    with pytest.raises(FloatingPointError, match="the loss of step 7 is"):
+        log.flush()
+
+
+def test_results_hold_the_last_and_the_untrained_scores(tmp_path):
+    writer = open_writer(str(tmp_path), 0)
+    scores = {"eval/a/i2t_recall@5": 0.1, "eval/a/i2t_chance@5": 0.05}
+    writer.write_scalars(0, scores | {"eval/b/top1": 0.2, "eval/b/majority": 0.3})
+    writer.write_scalars(5, {"train/loss": 2.0})
+    writer.write_scalars(5, scores | {"eval/a/i2t_recall@5": 0.7})
+    writer.write_scalars(5, {"eval/b/top1": 0.6, "eval/b/majority": 0.3})
+    writer.close()
+    results = collect_results(str(tmp_path))
+    assert results["step"] == 5
+    assert results["train/loss"] == 2.0
+    assert table_rows(results) == [
+        ("eval/a/i2t_recall@5", 0.7, 0.1, 0.05),
+        ("eval/b/top1", 0.6, 0.2, 0.3),
+    ]
+    assert "eval/a/i2t_recall@5" in format_table(results)

@@ -1,0 +1,171 @@
+"""A tiny dataset on disk and a tiny run on it, for tests of the online side."""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+SHAPES = ("left", "right", "top", "bottom")
+NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *SHAPES]
+
+
+def draw(name: str, shade: int) -> bytes:
+    """A 12 x 12 PNG with one half coloured, the other transparent."""
+    colour, shape = name.split()
+    pixels = np.zeros((12, 12, 4), np.uint8)
+    half = {
+        "left": np.s_[:, :6],
+        "right": np.s_[:, 6:],
+        "top": np.s_[:6],
+        "bottom": np.s_[6:],
+    }[shape]
+    pixels[half] = (*(c // 2 + shade for c in COLOURS[colour]), 255)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _bytes(*values: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def _int(value: int) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+
+def write_dataset(
+    folder: pathlib.Path, split: str, shards: list[list[dict]], features: dict
+) -> str:
+    """Writes records (dicts of tf.train.Feature) in TFDS's layout."""
+    folder.mkdir(parents=True)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=str(folder),
+        dataset_name="tiny",
+        split=split,
+        filetype_suffix="tfrecord",
+    )
+    for index, rows in enumerate(shards):
+        name = f"tiny-{split}.tfrecord-{index:05}-of-{len(shards):05}"
+        with tf.io.TFRecordWriter(str(folder / name)) as writer:
+            for row in rows:
+                example = tf.train.Example(features=tf.train.Features(feature=row))
+                writer.write(example.SerializeToString())
+    info = tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[len(rows) for rows in shards],
+        num_bytes=0,
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder),
+        features=tfds.features.FeaturesDict(features),
+        split_infos=[info],
+        filename_template=None,
+    )
+    return str(folder)
+
+
+def write_training(folder: pathlib.Path, lengths: list[int]) -> str:
+    """Pairs whose texts are their number, '<colour> <shape> <i>', in shards."""
+    numbers = iter(range(sum(lengths)))
+    shards = [
+        [
+            {
+                "image": _bytes(draw(NAMES[i % len(NAMES)], i % 100)),
+                "text": _bytes(f"{NAMES[i % len(NAMES)]} {i}".encode()),
+            }
+            for i in [next(numbers) for _ in range(length)]
+        ]
+        for length in lengths
+    ]
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "text": tfds.features.Text(),
+    }
+    return write_dataset(folder, "train", shards, features)
+
+
+def write_evaluation(folder: pathlib.Path) -> str:
+    """One labelled picture a name, in a shade that training lacks, and prompts."""
+    rows = [
+        {
+            "image": _bytes(draw(name, 110)),
+            "texts": _bytes(name.encode()),
+            "query": _int(int(i % 3 != 0)),
+            "label": _int(list(COLOURS).index(name.split()[0])),
+        }
+        for i, name in enumerate(NAMES)
+    ]
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "texts": tfds.features.Sequence(tfds.features.Text()),
+        "query": tf.bool,
+        "label": tfds.features.ClassLabel(names=list(COLOURS)),
+    }
+    path = write_dataset(folder, "test", [rows], features)
+    prompts = {
+        "templates": ["{}", "{} left"],
+        "categories": [{"name": c, "prompts": [c]} for c in COLOURS],
+    }
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    return path
+
+
+def write_vocabulary(path: pathlib.Path) -> str:
+    """The tiny datasets' words."""
+    path.write_text("\n".join(WORDS) + "\n")
+    return str(path)
+
+
+def make_run(root: pathlib.Path, **changes) -> dict:
+    """A literal config of a run of seconds; writes its data below `root` once."""
+    train, test = root / "train", root / "test"
+    if not train.exists():
+        write_training(train, [30, 20, 25, 21])
+        write_evaluation(test)
+        write_vocabulary(root / "vocabulary.txt")
+    fields = {
+        "run": "pretrain",
+        "seed": 0,
+        "total_steps": 4,
+        "virtual_cores": 8,
+        "pairs_per_core": 2,
+        "batch_norm_cores": 1,
+        "vocabulary": str(root / "vocabulary.txt"),
+        "input": {
+            "directory": str(train),
+            "streams": 4,
+            "shuffle_window": 8,
+            "preprocess": {"resize": 18, "image_size": 16, "flip": False},
+        },
+        "model": {
+            "image_tower": {"width": 0.25, "depth": 0.3},
+            "text_tower": {
+                "vocabulary_size": 16,
+                "max_tokens": 6,
+                "layers": 1,
+                "hidden": 64,
+            },
+        },
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "loss": {"label_smoothing": 0.1},
+        "checkpoint": {"every_steps": 2, "keep": 2},
+        "log_every_steps": 1,
+        "evaluate_every_steps": 4,
+        "evaluators": {
+            "pairs": {"kind": "retrieval", "directory": str(test), "split": "test"},
+            "colour": {
+                "kind": "zero_shot",
+                "directory": str(test),
+                "split": "test",
+                "prompts": str(test / "prompts.json"),
+            },
+        },
+    }
+    return fields | changes
