@@ -79,6 +79,29 @@ def open_shards(directory: str, split: str) -> list[Shard]:
     return [shard for shard in shards if shard.records]
 
 
+def open_training(
+    config: InputConfig, batch_size: int, process_count: int
+) -> list[Shard]:
+    """Lists the training shards; raises InputError where sizes do not fit them."""
+    shards = open_shards(config.directory, config.split)
+    if len(shards) < config.streams:
+        raise InputError(
+            f"input.streams is {config.streams}, but {config.directory} has only"
+            f" {len(shards)} shards; lower input.streams or write more shards"
+        )
+    if batch_size % config.streams:
+        raise InputError(
+            f"the global batch of {batch_size} pairs does not divide over"
+            f" input.streams = {config.streams}"
+        )
+    if config.streams % process_count:
+        raise InputError(
+            f"input.streams is {config.streams}, not a multiple of the"
+            f" {process_count} hosts"
+        )
+    return shards
+
+
 def stream_position(
     lengths: list[int], seed: int, stream: int, taken: int
 ) -> tuple[int, int, int]:
@@ -132,8 +155,7 @@ def train_batches(
     Raises:
       InputError: sizes that do not divide, fewer shards than streams, no dataset.
     """
-    shards = open_shards(config.directory, config.split)
-    _check_sizes(config, len(shards), batch_size, process_count)
+    shards = open_training(config, batch_size, process_count)
     per_stream = batch_size // config.streams
     own = np.array_split(np.arange(config.streams), process_count)[process_index]
 
@@ -196,26 +218,6 @@ def evaluation_records(directory: str, split: str) -> list[dict]:
         split=split, decoders=pictures_encoded, shuffle_files=False
     )
     return list(dataset.as_numpy_iterator())
-
-
-def _check_sizes(
-    config: InputConfig, shards: int, batch_size: int, process_count: int
-) -> None:
-    if shards < config.streams:
-        raise InputError(
-            f"input.streams is {config.streams}, but {config.directory} has only"
-            f" {shards} shards; lower input.streams or write more shards"
-        )
-    if batch_size % config.streams:
-        raise InputError(
-            f"the global batch of {batch_size} pairs does not divide over"
-            f" input.streams = {config.streams}"
-        )
-    if config.streams % process_count:
-        raise InputError(
-            f"input.streams is {config.streams}, not a multiple of the"
-            f" {process_count} hosts"
-        )
 
 
 def _stream(

@@ -29,11 +29,6 @@ class OptimizerConfig:
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Linear rise over `warmup_steps`, then linear fall to 0 at `total_steps`."""
-    if not 0 <= config.warmup_steps < total_steps:
-        raise ValueError(
-            f"optimizer.warmup_steps is {config.warmup_steps}; it must be from 0 to"
-            f" below total_steps, {total_steps}"
-        )
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),

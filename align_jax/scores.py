@@ -22,13 +22,14 @@ def positive_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
       one; 0 is the top.
 
     Raises:
-      ValueError: shapes differ, a score is not finite, or a row has no positive.
+      FloatingPointError: a score is not finite.
+      ValueError: shapes differ, or a row has no positive.
     """
     if scores.shape != positives.shape:
         raise ValueError(f"scores {scores.shape} and positives {positives.shape}")
     if not np.isfinite(scores).all():
         bad = np.count_nonzero(~np.isfinite(scores))
-        raise ValueError(f"{bad} of {scores.size} scores are not finite")
+        raise FloatingPointError(f"{bad} of {scores.size} scores are not finite")
     if not positives.any(1).all():
         raise ValueError(f"query {int(positives.any(1).argmin())} has no positive")
     best = np.where(positives, scores, -np.inf).max(1, keepdims=True)

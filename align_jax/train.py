@@ -11,7 +11,7 @@ from align_jax.config import read_config
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators, run_evaluators
-from align_jax.input_pipeline import train_batches
+from align_jax.input_pipeline import open_training, train_batches
 from align_jax.optimizer import make_optimizer, make_schedule
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.report import write_report
@@ -44,7 +44,9 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         return
     tokenizer = config.make_tokenizer()
     evaluators = make_evaluators(config.evaluators)
+    open_training(config.input, config.batch_size, jax.process_count())
     schedule = make_schedule(config.optimizer, config.total_steps)
+    folder.claim(workdir, fields)  # nothing is written before all input was seen
 
     model = config.make_model()
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -75,7 +77,6 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         jax.process_index(),
         jax.process_count(),
     )
-    folder.claim(workdir, fields)
     writer = open_writer(workdir, start)
 
     log = StepLog(writer, schedule, start, config.total_steps, config.batch_size)

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.run = "pretrain"
     config.seed = 0
-    config.total_steps = 900
+    config.total_steps = 1200
     config.virtual_cores = 8  # the paper has 1024
     config.pairs_per_core = 16  # as the paper; 128 pairs a step
     config.batch_norm_cores = 8  # groups of 16 are too noisy for so short a run
@@ -32,15 +32,15 @@ def get_config() -> ConfigDict:
     config.input.streams = 8
     config.input.shuffle_window = 1024  # longer than a shard: shards are permuted whole
     config.input.preprocess = ConfigDict()
-    config.input.preprocess.resize = 54  # pixels; the ratio to the crop is the paper's
-    config.input.preprocess.image_size = 48
-    config.input.preprocess.flip = False  # left and right arrows have names
+    config.input.preprocess.resize = 48  # pixels; 346 / 289 of the crop, as the paper
+    config.input.preprocess.image_size = 40
+    config.input.preprocess.flip = True  # as the paper, at the cost of some arrows
     config.input.preprocess.random_background = False
 
     config.model = ConfigDict()
     config.model.image_tower = ConfigDict()
-    config.model.image_tower.width = 0.5
-    config.model.image_tower.depth = 0.5
+    config.model.image_tower.width = 0.75
+    config.model.image_tower.depth = 0.3
     config.model.image_tower.drop_rate = 0.0  # small towers underfit here
     config.model.image_tower.batch_norm_momentum = 0.9  # 0.99 lags in a short run
     config.model.text_tower = ConfigDict()
@@ -54,8 +54,8 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-3
-    config.optimizer.warmup_steps = 50
+    config.optimizer.learning_rate = 6e-3
+    config.optimizer.warmup_steps = 40
     config.optimizer.weight_decay = 1e-5  # as the paper
     config.optimizer.b2 = 0.98  # 0.999 remembers more steps than the run has
 

@@ -136,6 +136,7 @@ def test_bad_input_is_refused_before_anything_is_written(root, fields, finished)
     refused("config has no field 'sed'; did you mean 'seed'", sed=1)
     refused("virtual_cores is 12, which does not divide over 8", virtual_cores=12)
     refused("not a multiple of batch_norm_cores, 3", batch_norm_cores=3)
+    refused("warmup_steps is 2; .* below total_steps, 2", total_steps=2)
     refused("no vocabulary at nowhere", vocabulary="nowhere")
     refused(
         "no TFDS dataset in 'nowhere'",

@@ -35,7 +35,7 @@ def test_a_constant_encoder_never_beats_chance():
 def test_scores_that_are_not_finite_are_an_error(bad):
     scores = np.ones((2, 2))
     scores[1, 0] = bad
-    with pytest.raises(ValueError, match="1 of 4 scores are not finite"):
+    with pytest.raises(FloatingPointError, match="1 of 4 scores are not finite"):
         positive_ranks(scores, np.eye(2, dtype=bool))
 
 

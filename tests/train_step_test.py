@@ -42,19 +42,17 @@ def one_device(root, mesh_of):
     return run(root, mesh_of(1))
 
 
-@pytest.mark.parametrize("devices", [4, 8])
 def test_device_counts_agree_with_dropout_and_grouped_batch_norm(
-    root, one_device, mesh_of, devices
+    root, one_device, mesh_of
 ):
-    losses, state = run(root, mesh_of(devices))
+    losses, state = run(root, mesh_of(8))
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
     for mine, theirs in zip(
         jax.tree.leaves((state.params, state.batch_stats)),
         jax.tree.leaves((one_device[1].params, one_device[1].batch_stats)),
         strict=True,
     ):
-        scale = np.abs(theirs).max() + 1e-3
-        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4 * scale)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_moves_every_parameter_and_statistic(root, one_device, mesh_of):
@@ -78,7 +76,6 @@ def test_a_step_moves_every_parameter_and_statistic(root, one_device, mesh_of):
     assert [name for name in still if "['key']['bias']" not in name] == []
 
 
-def test_the_temperature_stays_at_its_floor(root, mesh_of):
-    loss = {"temperature_floor": 2.0}
-    _, state = run(root, mesh_of(8), loss=loss)
-    assert state.params["temperature"] == 2.0
+def test_the_temperature_stays_at_or_above_its_floor(one_device):
+    # It starts at 1.0 and five steps of 1 % would not bring it to the floor.
+    assert one_device[1].params["temperature"] >= 1.5
