@@ -19,9 +19,12 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         return 0
     except DataError as error:
         message, code = str(error), 2
-    except ModuleNotFoundError as error:
-        message = f"package {error.name!r} is missing: run `make .venv`, or"
-        message, code = f"{message} `pip install -r requirements.txt`", 2
+    except ImportError as error:
+        found = f"package {error.name!r} is missing"
+        if not isinstance(error, ModuleNotFoundError) or not error.name:
+            found = str(error).strip().splitlines()[0]
+        mend = "run `make .venv`, or `pip install -r requirements.txt`"
+        message, code = f"{found}: {mend}", 2
     except KeyboardInterrupt:
         message, code = "interrupted; the same command continues", 130
     print(f"{name}: {message}", file=sys.stderr)

@@ -25,7 +25,11 @@ PAIRS = pa.schema(
         ("key", pa.int64()),
     ]
 )
-RAW_COLUMNS = ("image", "alt_text", "language")
+RAW_COLUMNS = {
+    "image": pa.binary(),
+    "alt_text": pa.string(),
+    "language": pa.string(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,56 @@ def shuffle_key(seed: int, image_id: str, text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
+def open_table(
+    path: str, columns: dict[str, pa.DataType], field: str
+) -> pq.ParquetFile:
+    """Opens a Parquet file.
+
+    Args:
+      path: of the file.
+      columns: names and types of the columns it must have; large types will do.
+      field: config field that names the file, for messages.
+
+    Raises:
+      DataError: the file is missing, empty, not Parquet, or lacks a column.
+    """
+    if not pathlib.Path(path).is_file():
+        raise DataError(
+            f"no file {path} ({field}); the quickstart's are made by"
+            " `python -m data.quickstart --out=DIR`"
+        )
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} ({field}) is not a Parquet file: {reason}") from error
+    schema = file.schema_arrow
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise DataError(f"{path} lacks the columns {missing}; it has {schema.names}")
+    for name, kind in columns.items():
+        found = schema.field(name).type
+        alike = str(found).removeprefix("large_") == str(kind)
+        if not (alike or pa.types.is_null(found)):
+            raise DataError(f"column {name!r} of {path} is {found}; wanted {kind}")
+    if not file.metadata.num_rows:
+        raise DataError(f"{path} ({field}) holds no rows; wanted at least one")
+    return file
+
+
+def _read_batches(file: pq.ParquetFile, path: str) -> Iterator[pa.RecordBatch]:
+    batches = file.iter_batches(columns=list(RAW_COLUMNS))
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path} is damaged ({reason}); make it anew") from error
+        yield batch
+
+
 def read_pairs(config: IngestConfig, seed: int) -> Iterator[tuple[pa.Table, dict]]:
     """Reads raw pairs in batches.
 
@@ -75,24 +129,8 @@ def read_pairs(config: IngestConfig, seed: int) -> Iterator[tuple[pa.Table, dict
     Raises:
       DataError: the file is missing, empty, not Parquet, or lacks a column.
     """
-    path = pathlib.Path(config.pairs)
-    if not path.exists():
-        raise DataError(
-            f"no raw pairs at {path} (config.ingest.pairs); the quickstart's are made"
-            " by `python -m data.quickstart --out=DIR`"
-        )
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file: {error}") from error
-    missing = [name for name in RAW_COLUMNS if name not in file.schema_arrow.names]
-    if missing:
-        raise DataError(
-            f"{path} lacks the columns {missing}; it has {file.schema_arrow.names}"
-        )
-    if not file.metadata.num_rows:
-        raise DataError(f"{path} holds no pairs")
-    for batch in file.iter_batches(columns=list(RAW_COLUMNS)):
+    file = open_table(config.pairs, RAW_COLUMNS, "config.ingest.pairs")
+    for batch in _read_batches(file, config.pairs):
         pictures: dict[str, bytes] = {}
         rows = []
         for row in batch.to_pylist():

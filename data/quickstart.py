@@ -24,8 +24,6 @@ import multiprocessing
 import pathlib
 import sys
 
-import tqdm
-
 from data.errors import run_command
 from data.stages import claim, materialise, write_file
 
@@ -35,6 +33,10 @@ UNSEEN_CONCEPTS = 0.15
 ONE_STYLE_CONCEPTS = 0.20
 BOILERPLATE = {"twemoji": "Twemoji 72x72", "openmoji": "OpenMoji color"}
 LICENSES = {"twemoji": "CC-BY 4.0", "openmoji": "CC-BY-SA 4.0"}
+LICENSE_URLS = {
+    "twemoji": "https://creativecommons.org/licenses/by/4.0/",
+    "openmoji": "https://creativecommons.org/licenses/by-sa/4.0/",
+}
 
 ATTRIBUTION = """# Attribution
 
@@ -116,8 +118,9 @@ def list_concepts() -> list[Concept]:
 def alt_texts(concept: Concept, style: str) -> list[tuple[str, str]]:
     """(language, alt-text) of a drawing: every name, boilerplate, stuffed keywords."""
     texts = [(lang, name) for lang, names in concept.names.items() for name in names]
-    stuffed = ", ".join(name for _, name in texts)
-    texts += [("en", BOILERPLATE[style]), ("en", f"emoji {stuffed}")]
+    # "emoji" with each of at least 14 names: always more than the paper's 20 unigrams.
+    stuffed = ", ".join(f"{name} emoji" for _, name in texts)
+    texts += [("en", BOILERPLATE[style]), ("en", stuffed)]
     return list(dict.fromkeys(texts))
 
 
@@ -143,6 +146,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
+
+    import tqdm
 
     from data.quickstart_splits import write_evaluation, write_pairs
 

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from data import records
 from data.ingest import identify
 from data.quickstart import (
+    LICENSE_URLS,
     LICENSES,
     STYLES,
     Concept,
@@ -44,7 +45,9 @@ def write_pairs(
             "language": language,
             "source": style,
             "license": LICENSES[style],
+            "license_url": LICENSE_URLS[style],
             "file_name": concept.drawings[style].name,
+            "concept": concept.code,
         }
         for concept in concepts
         for style in trained_styles(seed, concept)

@@ -18,8 +18,15 @@ def claim(directory: pathlib.Path, arguments: dict[str, Any]) -> None:
     """
     path = directory / "config.json"
     wanted = json.loads(json.dumps(arguments))
+    if directory.exists() and not directory.is_dir():
+        raise DataError(f"{directory} is a file; wanted a folder, new or of this build")
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise DataError(
+                f"{path} is damaged ({error}); give another folder, or remove this one"
+            ) from error
         differing = _differing(found, wanted, "config")
         if differing:
             raise DataError(

@@ -1,25 +1,60 @@
 """WordPiece vocabulary from the corpus's own word counts, by tensorflow-text."""
 
+import bisect
 import collections
 from collections.abc import Iterable
 
 from tensorflow_text.python.ops.bert_tokenizer import BasicTokenizer
 from tensorflow_text.tools.wordpiece_vocab import wordpiece_tokenizer_learner_lib
 
+from data.errors import DataError
+
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
-    """Learns a vocabulary.
+    """Learns the largest vocabulary of at most `size` tokens.
+
+    The learner keeps pieces counted at least some threshold. Its own search never
+    looks below a threshold of 10 and may return more tokens than asked, so the
+    threshold is searched here: the smallest one whose vocabulary fits.
 
     Args:
       words: white-space separated words of the normalised texts and their counts.
-      size: upper bound of the vocabulary; the learner stops at or below it.
+      size: upper bound of the vocabulary.
 
     Returns:
       Tokens, the special ones first; [PAD] is token 0. Equal counts give an equal
       vocabulary whatever their order.
+
+    Raises:
+      DataError: the alphabet and the special tokens alone are more than `size`.
     """
+    by_count = _split_words(words)
+    highest = max((count for _, count in by_count), default=1)
+    learned: dict[int, list[str]] = {}
+
+    def fits(threshold: int) -> bool:
+        learned[threshold] = wordpiece_tokenizer_learner_lib.learn(
+            by_count,
+            size,
+            SPECIAL_TOKENS,
+            upper_thresh=threshold,
+            lower_thresh=threshold,
+        )
+        return len(learned[threshold]) <= size
+
+    threshold = 1 + bisect.bisect_left(range(1, highest + 1), True, key=fits)
+    if threshold > highest:
+        raise DataError(
+            f"config.vocabulary_size is {size}, but the characters of the corpus and"
+            f" the special tokens alone are {len(learned[highest])}; raise it"
+        )
+    return learned[threshold]
+
+
+def _split_words(words: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Splits words as BERT does (punctuation, CJK); most frequent first."""
     counted = sorted(words)
     spelled = [word for word, _ in counted]
     pieces = BasicTokenizer(lower_case=True).tokenize(spelled).to_list()
@@ -27,5 +62,4 @@ def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
     for (_, count), split in zip(counted, pieces, strict=True):
         for piece in split:
             counts[piece.decode()] += count
-    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return wordpiece_tokenizer_learner_lib.learn(by_count, size, SPECIAL_TOKENS)
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

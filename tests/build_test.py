@@ -1,4 +1,6 @@
 import json
+import pathlib
+import subprocess
 import sys
 
 import pyarrow as pa
@@ -6,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from data import build as building
-from data.build import CorpusConfig, build, read_config
+from data import build as command
+from data import corpus as building
+from data.corpus import build
+from data.corpus_config import CorpusConfig, read_config
 from data.errors import DataError, run_command
 from data.ingest import IngestConfig, identify
 from data.rules import RuleBounds
@@ -94,6 +98,7 @@ def test_a_killed_build_goes_on_and_a_finished_one_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "corpus" / "records" / "manifest.json").exists()
     capsys.readouterr()
+    pathlib.Path(config.ingest.pairs).unlink()
     build(config, tmp_path / "corpus")
     assert "complete: nothing to do" in capsys.readouterr().out
 
@@ -124,6 +129,8 @@ def test_an_empty_corpus_is_refused_with_the_counts(config, tmp_path):
         ({"naem": "x"}, "config has no field 'naem'; known: name, seed"),
         ({"name": "x"}, "config lacks the field 'seed'"),
         ({"name": 3, "seed": 0}, "config.name is 3; wanted str"),
+        ({"name": "x", "seed": True}, "config.seed is True; wanted int"),
+        ({"name": "x", "seed": 0, "ingest": 3}, "config.ingest is 3; wanted fields"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, message):
@@ -159,7 +166,68 @@ def test_the_command_names_an_unknown_field(monkeypatch, capsys):
             "--config.rules.min_unigram=1",
         ],
     )
-    assert run_command("data.build", building.main) == 2
+    assert run_command("data.build", command.main) == 2
     assert (
         "no field 'min_unigram'; did you mean 'min_unigrams'" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": 0}, "config.shards is 0; wanted 1 or more"),
+        ({"memory_limit": "4 potatoes"}, "memory_limit is '4 potatoes'; wanted a num"),
+    ],
+)
+def test_values_out_of_range_are_refused(config, change, message):
+    with pytest.raises(DataError, match=message):
+        CorpusConfig(**{**vars(config), **change})
+
+
+def test_languages_must_be_a_list():
+    with pytest.raises(DataError, match="rules.languages is 'en'; wanted tuple"):
+        read_config(RuleBounds, {"languages": "en"}, "config.rules")
+    assert read_config(RuleBounds, {"languages": ["de"]}).languages == ("de",)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"id": ["x"]}, r"lacks the columns \['image_id'\]"),
+        ({"image_id": [3]}, "column 'image_id' of .* is int64; wanted string"),
+        (None, "is not a Parquet file"),
+    ],
+)
+def test_a_wrong_evaluation_table_is_refused_before_anything_is_written(
+    config, tmp_path, table, message
+):
+    path = tmp_path / "held_out.parquet"
+    path.write_text("junk") if table is None else pq.write_table(pa.table(table), path)
+    with pytest.raises(DataError, match=message):
+        build(config, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_file_or_a_damaged_config_in_place_of_a_workdir_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="is a file; wanted a folder"):
+        build(config, tmp_path / "file")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "config.json").write_text("{")
+    with pytest.raises(DataError, match="config.json is damaged"):
+        build(config, tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("package", ["ml_collections", "pyarrow", "ibis"])
+def test_a_missing_package_ends_the_command_in_one_line(package):
+    program = (
+        f"import runpy, sys; sys.modules[{package!r}] = None;"
+        " sys.argv = ['build', '--config=configs/corpus_quickstart.py', '--workdir=x'];"
+        " runpy.run_module('data.build', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"data.build: package {package!r} is missing")
+    assert done.stderr.count("\n") == 1

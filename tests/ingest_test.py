@@ -55,7 +55,7 @@ def test_what_is_no_raw_table_is_refused(tmp_path):
     def read(path):
         return list(read_pairs(IngestConfig(str(path)), 0))
 
-    with pytest.raises(DataError, match="no raw pairs at .*none"):
+    with pytest.raises(DataError, match="no file .*none .config.ingest.pairs"):
         read(tmp_path / "none")
     (tmp_path / "text").write_text("not parquet at all")
     with pytest.raises(DataError, match="is not a Parquet file"):
@@ -69,5 +69,26 @@ def test_what_is_no_raw_table_is_refused(tmp_path):
         [("image", "binary"), ("alt_text", "string"), ("language", "string")]
     )
     pq.write_table(schema.empty_table(), tmp_path / "empty")
-    with pytest.raises(DataError, match="holds no pairs"):
+    with pytest.raises(DataError, match="holds no rows"):
         read(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("column", ["image", "alt_text"])
+def test_a_column_of_another_type_is_refused(tmp_path, column):
+    table = {"image": [b"x"], "alt_text": ["x"], "language": ["en"], column: [1]}
+    pq.write_table(pa.table(table), tmp_path / "raw")
+    with pytest.raises(DataError, match=f"column '{column}' of .* is int64; wanted"):
+        list(read_pairs(IngestConfig(str(tmp_path / "raw")), 0))
+
+
+def test_a_damaged_page_is_refused(tmp_path):
+    path = tmp_path / "raw"
+    texts = [f"text {n}" for n in range(500)]
+    table = {"image": [b"x"] * 500, "alt_text": texts, "language": ["en"] * 500}
+    pq.write_table(pa.table(table), path, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    start = len(content) // 3
+    content[start : start + 400] = bytes(range(1, 201)) * 2
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        list(read_pairs(IngestConfig(str(path)), 0))

@@ -3,8 +3,10 @@ import collections
 import pytest
 
 from data import quickstart
+from data.ingest import normalise
 from data.quickstart import STYLES, alt_texts, draw, list_concepts, trained_styles
 from data.quickstart_splits import evaluation_drawings
+from data.rules import RuleBounds
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,13 @@ def test_names_in_fourteen_languages_and_noise_that_rules_can_drop(concepts):
     assert len({language for language, _ in texts}) == 14
     assert ("en", quickstart.BOILERPLATE["twemoji"]) in texts
     assert max(len(text.split()) for _, text in texts) < 100
+
+
+def test_every_stuffed_text_is_too_long_and_no_name_is(concepts):
+    for concept in (concept for concept in concepts if concept.single):
+        *names, boilerplate, stuffed = alt_texts(concept, "openmoji")
+        assert len(normalise(stuffed[1], 1000).split()) > RuleBounds().max_unigrams
+        assert max(len(normalise(text, 1000).split()) for _, text in names) <= 20
 
 
 def test_the_split_is_the_stated_one(concepts):

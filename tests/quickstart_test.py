@@ -10,7 +10,8 @@ import main
 from align_jax import train
 from align_jax.errors import InputError
 from configs import corpus_quickstart, quickstart, quickstart_evaluate
-from data.build import CorpusConfig, build, read_config
+from data.corpus import build
+from data.corpus_config import CorpusConfig, read_config
 from data.quickstart import draw, list_concepts
 from data.quickstart_splits import write_evaluation, write_pairs
 
