@@ -135,7 +135,11 @@ def test_bad_input_is_refused_before_anything_is_written(root, fields, finished)
             train.train(fields | changes, str(root / workdir))
 
     refused("config has no field 'sed'; did you mean 'seed'", sed=1)
-    refused("virtual_cores is 12, which does not divide over 8", virtual_cores=12)
+    refused(
+        "virtual_cores is 12, which does not divide over 8",
+        virtual_cores=12,
+        batch_norm_cores=4,
+    )
     refused("not a multiple of batch_norm_cores, 3", batch_norm_cores=3)
     refused("warmup_steps is 2; .* below total_steps, 2", total_steps=2)
     refused("no vocabulary at nowhere", vocabulary="nowhere")
@@ -166,7 +170,7 @@ def command(monkeypatch, *arguments):
             "no field 'total_stepz'; did you mean 'total_steps'",
         ),
         ("--config.total_steps=many", "invalid literal for int() with base 10: 'many'"),
-        ("--config.run=train", "config.run is 'train'; known: pretrain, evaluate"),
+        ("--config.run=train", "config.run is 'train'; did you mean 'pretrain'?"),
     ],
 )
 def test_the_command_line_ends_in_one_line(monkeypatch, capsys, flag, message):
