@@ -27,8 +27,14 @@ def collect_results(workdir: str) -> dict[str, float]:
     return results
 
 
-def table_rows(results: dict[str, float]) -> list[tuple[str, float, float, float]]:
-    """Lists (measure, value, untrained value, chance) of every recall and accuracy."""
+def table_rows(
+    results: dict[str, float],
+) -> list[tuple[str, float, float | None, float]]:
+    """Lists (measure, value, untrained value, chance) of every recall and accuracy.
+
+    The untrained value is None where the run was not evaluated at step 0; the chance of
+    top1 is the share of the largest class.
+    """
     rows = []
     for name, value in results.items():
         if not name.startswith("eval/"):

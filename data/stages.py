@@ -43,14 +43,13 @@ def claim(directory: pathlib.Path, arguments: dict[str, Any]) -> None:
     write_file(path, json.dumps(wanted, indent=2) + "\n")
 
 
-def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> bool:
+def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
     """Makes a file or folder under a temporary name, then puts it in place.
 
-    Returns:
-      Whether it was made; False if it was there.
+    One that is there already is left alone.
     """
     if target.exists():
-        return False
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
     if temporary.is_dir():
@@ -58,7 +57,6 @@ def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> b
     temporary.unlink(missing_ok=True)
     make(temporary)
     temporary.rename(target)
-    return True
 
 
 def write_file(path: pathlib.Path, text: str) -> None:
