@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     config.model.text_tower = ConfigDict()
     config.model.text_tower.vocabulary_size = 4096  # rows; the vocabulary has fewer
     config.model.text_tower.max_tokens = 16  # names are short; the paper has 64
+    config.model.text_tower.positions = 16
     config.model.text_tower.layers = 2
     config.model.text_tower.hidden = 128
     config.model.text_tower.dropout = 0.0  # small towers underfit here

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -6,11 +7,14 @@ import numpy as np
 import pytest
 
 from align_jax.models.efficientnet import (
+    VARIANTS,
     EfficientNet,
     EfficientNetConfig,
+    drop_rates,
     expand_stages,
     pooled_width,
 )
+from align_jax.models.mbconv import Convolution, MBConv
 
 
 def build(width, depth, **fields):
@@ -18,33 +22,143 @@ def build(width, depth, **fields):
     return EfficientNet(config, batch_norm_group=2)
 
 
-def shapes_of(model, size=64):
-    return jax.eval_shape(
-        lambda: model.init(
-            jax.random.key(0), jnp.zeros((2, size, size, 3)), jnp.arange(1), False
-        )
-    )
+def shapes_of(model, size=64, **arguments):
+    images, cores = jnp.zeros((2, size, size, 3)), jnp.arange(1)
+    init = partial(model.init, jax.random.key(0), images, cores, False, **arguments)
+    return jax.eval_shape(init)
+
+
+# Trainable parameters and pooled width of the published networks, without the head.
+SIZES = {
+    "b0": (3_595_388, 320),
+    "b1": (6_101_024, 320),
+    "b2": (7_202_562, 352),
+    "b3": (10_103_336, 384),
+    "b4": (16_742_216, 448),
+    "b5": (27_288_112, 512),
+    "b6": (39_403_992, 576),
+    "b7": (62_143_440, 640),
+    "l2": (467_219_796, 1376),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_published_sizes(name):
+    model = build(*VARIANTS[name])
+    params = shapes_of(model)["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert (count, pooled_width(model.config)) == SIZES[name]
+
+
+def test_published_depths_and_statistics():
+    blocks = {
+        n: sum(map(len, expand_stages(build(*VARIANTS[n]).config))) for n in SIZES
+    }
+    assert (blocks["b0"], blocks["b3"], blocks["b5"]) == (16, 26, 39)
+    assert (blocks["b7"], blocks["l2"]) == (55, 88)
+    statistics = shapes_of(build(*VARIANTS["b7"]))["batch_stats"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(statistics)) == 305_600
 
 
 @pytest.mark.parametrize(
-    ("width", "depth", "blocks", "pooled", "parameters"),
+    ("padding", "size", "grids"),
     [
-        (1.0, 1.0, 16, 320, 3_595_388),  # B0
-        (1.2, 1.4, 26, 384, 10_103_336),  # B3
-        (2.0, 3.1, 55, 640, 62_143_440),  # B7
+        ("keras", 289, (144, 144, 72, 36, 18, 18, 9, 9)),
+        ("same", 289, (145, 145, 73, 37, 19, 19, 10, 10)),
+        ("keras", 360, (180, 180, 90, 45, 22, 22, 11, 11)),
+        ("same", 360, (180, 180, 90, 45, 23, 23, 12, 12)),
+        ("keras", 475, (237, 237, 118, 59, 29, 29, 14, 14)),
+        ("same", 475, (238, 238, 119, 60, 30, 30, 15, 15)),
+        ("keras", 600, (300, 300, 150, 75, 37, 37, 18, 18)),
+        ("same", 600, (300, 300, 150, 75, 38, 38, 19, 19)),
     ],
 )
-def test_published_sizes(width, depth, blocks, pooled, parameters):
-    config = EfficientNetConfig(width=width, depth=depth)
-    assert len(expand_stages(config)) == blocks
-    assert pooled_width(config) == pooled
-    params = shapes_of(build(width, depth))["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+def test_published_grids(padding, size, grids):
+    model = build(*VARIANTS["b7"], padding=padding)
+    seen = shapes_of(
+        model,
+        size,
+        capture_intermediates=lambda module, _: isinstance(
+            module, MBConv | Convolution
+        ),
+        mutable=["params", "batch_stats", "intermediates"],
+    )["intermediates"]
+    first = 0
+    found = [seen["stem"]["__call__"][0].shape[1]]
+    for stage in expand_stages(model.config):
+        found.append(seen[f"block_{first:02}"]["__call__"][0].shape[1])
+        first += len(stage)
+    assert tuple(found) == grids
+
+
+def test_the_top_convolution_is_built_when_asked_for():
+    params = shapes_of(build(*VARIANTS["b0"], top_conv=True))["params"]
+    assert params["top"]["kernel"].shape == (1, 1, 320, 1280)
+    assert pooled_width(EfficientNetConfig(top_conv=True)) == 1280
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == 4_007_548  # Keras' B0 without its classifier
 
 
 def test_stochastic_depth_grows_with_the_block():
-    rates = [b.drop_rate for b in expand_stages(EfficientNetConfig(drop_rate=0.2))]
+    rates = drop_rates(EfficientNetConfig(drop_rate=0.2))
     np.testing.assert_allclose(rates, 0.2 * np.arange(16) / 16)
+
+
+@pytest.mark.parametrize("field", ["padding", "rematerialise"])
+def test_an_unknown_choice_is_refused(field):
+    with pytest.raises(ValueError, match=f"image_tower.{field} is 'x'; known: "):
+        EfficientNetConfig(**{field: "x"})
+
+
+@pytest.fixture(scope="module")
+def run_small():
+    """Loss, statistics and gradients of a training step of 10 blocks, by config."""
+    config = EfficientNetConfig(width=0.25, depth=0.5, drop_rate=0.5)
+    images = jax.random.normal(jax.random.key(1), (4, 33, 33, 3))
+    cores = jnp.arange(2)
+    variables = jax.jit(EfficientNet(config, 2).init, static_argnums=3)(
+        jax.random.key(0), images, cores, False
+    )
+
+    def run(**fields):
+        model = EfficientNet(dataclasses.replace(config, **fields), 2)
+
+        def score(params):
+            out, changed = model.apply(
+                {**variables, "params": params},
+                images,
+                cores,
+                True,
+                rngs={"dropout": jax.random.key(2)},
+                mutable=["batch_stats"],
+            )
+            return jnp.square(out).sum(), changed
+
+        return jax.jit(jax.value_and_grad(score, has_aux=True))(variables["params"])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(run_small):
+    return run_small()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"rematerialise": "blocks"}, {"scan": True, "rematerialise": "stages"}]
+)
+def test_execution_changes_neither_result_nor_gradient(run_small, plain, fields):
+    found = run_small(**fields)
+    assert jax.tree.structure(found) == jax.tree.structure(plain)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain[1]))
+    for a, b in zip(*map(jax.tree.leaves, (found, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_a_depthwise_kernel_starts_as_the_published_one():
+    layer = Convolution(512, 5, depthwise=True)
+    kernel = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 512)))["params"]
+    np.testing.assert_allclose(kernel["kernel"].std(), (2 / 25) ** 0.5, rtol=0.05)
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -6,7 +6,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A file of align_jax imports only files that stand before it.
 ORDER = """
 errors config tokenizer preprocess input_pipeline sharding
-models.layers models.convolution models.efficientnet models.bert models.dual_encoder
+models.layers models.convolution models.mbconv models.efficientnet models.bert
+models.dual_encoder
 loss optimizer train_step workdir checkpoint pretrain_config embedding scores
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
 train runtime

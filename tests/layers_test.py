@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.models.layers import BatchNorm, Dropout, keep_mask
+from align_jax.models.layers import BatchNorm, Dropout, keep_mask, survival_scales
 
 
 def test_a_mask_depends_on_its_virtual_core_only():
@@ -24,12 +24,15 @@ def test_dropout_keeps_the_mean_and_is_the_identity_in_evaluation():
     np.testing.assert_allclose(np.unique(dropped), [0.0, 4 / 3], rtol=1e-6)
 
 
-def test_stochastic_depth_drops_whole_examples():
-    layer, x = Dropout(0.5, per_example=True), jnp.ones((64, 3, 3, 2))
-    out = layer.apply({}, x, jnp.arange(8), True, rngs={"dropout": jax.random.key(1)})
-    rows = np.asarray(out).reshape(64, -1)
-    assert (rows.min(1) == rows.max(1)).all()
-    assert 0 < (rows[:, 0] == 0).sum() < 64
+def test_stochastic_depth_keeps_the_mean_and_differs_by_block():
+    never, *often = survival_scales(
+        jax.random.key(1), jnp.arange(8), 4096, [0.0, 0.2, 0.2]
+    )
+    np.testing.assert_array_equal(never, np.ones(4096))
+    for scales in often:
+        np.testing.assert_allclose(np.unique(scales), [0.0, 1.25], rtol=1e-6)
+        assert abs(scales.mean() - 1.0) < 0.05
+    assert not np.array_equal(*often)
 
 
 def test_batch_norm_normalises_each_group_by_itself_and_follows_the_running_mean():
@@ -55,3 +58,17 @@ def test_batch_norm_normalises_each_group_by_itself_and_follows_the_running_mean
     frozen = layer.apply(variables, x, False)
     expected = (x - 1.0) / np.sqrt(2.0 + 1e-3) * scale + bias
     np.testing.assert_allclose(frozen, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_statistics_are_used_in_training_and_stay():
+    x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
+    variables = {
+        "params": {"scale": jnp.array([1.0, 2.0]), "bias": jnp.zeros(2)},
+        "batch_stats": {"mean": jnp.ones(2), "var": jnp.full(2, 2.0)},
+    }
+    frozen = BatchNorm(group_size=2, frozen=True)
+    out, changed = frozen.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(out, BatchNorm(2).apply(variables, x, False))
+    jax.tree.map(
+        np.testing.assert_array_equal, changed["batch_stats"], variables["batch_stats"]
+    )

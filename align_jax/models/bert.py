@@ -1,4 +1,7 @@
-"""BERT text tower (arXiv 1810.04805), whose [CLS] output is the text's features."""
+"""BERT text tower (arXiv 1810.04805), whose [CLS] output is the text's features.
+
+The pooler on top of [CLS], which ALIGN leaves unused, is never built.
+"""
 
 import dataclasses
 
@@ -10,6 +13,16 @@ from align_jax.models.layers import Dropout
 
 PAD_ID = 0
 HEAD_WIDTH = 64
+TOKEN_TYPES = 2  # a text is of type 0 throughout; BERT's checkpoints have both
+
+# Layers and hidden width of the published sizes.
+SIZES = {
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,24 +32,34 @@ class BertConfig:
     Attributes:
       vocabulary_size: rows of the token embedding.
       max_tokens: longest sequence, [CLS] and [SEP] included.
-      layers: transformer blocks (base: 12).
+      positions: rows of the position embedding, at least max_tokens.
+      layers: transformer blocks (base: 12; `SIZES` has them all).
       hidden: width (base: 768), a multiple of 64, which is a head's width.
       dropout: rate after the embeddings and after each half block.
       init_std: standard deviation of initial weights (BERT: 0.02, made for width 768).
+      rematerialise: layers keep only their input for the backward pass, which computes
+        the rest again.
     """
 
     vocabulary_size: int
-    max_tokens: int
+    max_tokens: int = 64
+    positions: int = 512
     layers: int = 12
     hidden: int = 768
     dropout: float = 0.1
     init_std: float = 0.02
+    rematerialise: bool = False
 
     def __post_init__(self):
         if self.hidden % HEAD_WIDTH:
             raise ValueError(
                 f"text_tower.hidden is {self.hidden}; it must be a multiple of"
                 f" {HEAD_WIDTH}, the width of an attention head"
+            )
+        if self.positions < self.max_tokens:
+            raise ValueError(
+                f"text_tower.positions is {self.positions}, below"
+                f" text_tower.max_tokens, {self.max_tokens}"
             )
 
 
@@ -116,14 +139,18 @@ class Bert(nn.Module):
         init = nn.initializers.truncated_normal(config.init_std)
         embed = dict(features=config.hidden, embedding_init=init)
         x = nn.Embed(config.vocabulary_size, name="word_embeddings", **embed)(tokens)
-        positions = nn.Embed(config.max_tokens, name="position_embeddings", **embed)(
-            jnp.arange(length)
-        )
-        x = layer_norm("embeddings_norm", x + positions[None], self.dtype)
+        types = nn.Embed(TOKEN_TYPES, name="token_type_embeddings", **embed)
+        x += types(jnp.zeros((), jnp.int32))
+        positions = nn.Embed(config.positions, name="position_embeddings", **embed)
+        x += positions(jnp.arange(length))
+        x = layer_norm("embeddings_norm", x, self.dtype)
         x = Dropout(config.dropout)(x, core_ids, train)
         mask = tokens != PAD_ID
+        layer = BertLayer
+        if config.rematerialise:
+            layer = nn.remat(BertLayer, static_argnums=4)
         for index in range(config.layers):
-            x = BertLayer(config, self.dtype, name=f"layer_{index:02}")(
+            x = layer(config, self.dtype, name=f"layer_{index:02}")(
                 x, mask, core_ids, train
             )
         return x[:, 0].astype(jnp.float32)

@@ -24,6 +24,19 @@ def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
     return top_bottom, left_right
 
 
+def keras_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
+    """Keras' rule for inputs of unknown size: as if `size` were always even.
+
+    The open ALIGN weights were trained with it: 289 pixels end in 9 x 9, not 10 x 10.
+    """
+    if stride == 1:
+        return same_padding(size, kernel, stride)
+    return ((kernel // 2 - 1, kernel // 2),) * 2
+
+
+PADDINGS = {"same": same_padding, "keras": keras_padding}
+
+
 def dense_conv(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:

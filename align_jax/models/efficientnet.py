@@ -6,13 +6,15 @@ output as the image's features; the classification head is never built.
 
 import dataclasses
 import math
+import operator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.models.convolution import dense_conv, depthwise_conv, same_padding
-from align_jax.models.layers import BatchNorm, Dropout
+from align_jax.models.convolution import PADDINGS
+from align_jax.models.layers import BatchNorm, survival_scales
+from align_jax.models.mbconv import Block, Convolution, MBConv
 
 # B0's stages: (blocks, kernel, stride, expansion, output channels).
 STAGES = (
@@ -26,40 +28,60 @@ STAGES = (
 )
 
 STEM_CHANNELS = 32
-SQUEEZE_RATIO = 0.25
+TOP_CHANNELS = 1280
 
-# Variance 2 / fan_out, as the published implementation initialises convolutions.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+# Width and depth multipliers of the published variants.
+VARIANTS = {
+    "b0": (1.0, 1.0),
+    "b1": (1.0, 1.1),
+    "b2": (1.1, 1.2),
+    "b3": (1.2, 1.4),
+    "b4": (1.4, 1.8),
+    "b5": (1.6, 2.2),
+    "b6": (1.8, 2.6),
+    "b7": (2.0, 3.1),
+    "l2": (4.3, 5.3),
+}
+
+REMATERIALISATIONS = ("none", "blocks", "stages")
 
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetConfig:
-    """Size and regularisation of an EfficientNet.
+    """Size, regularisation and execution of an EfficientNet.
 
     Attributes:
-      width: channel multiplier (B0: 1.0, B7: 2.0).
+      width: channel multiplier (B0: 1.0, B7: 2.0; `VARIANTS` has them all).
       depth: block multiplier (B0: 1.0, B7: 3.1).
       drop_rate: stochastic-depth rate of the last block; block b of n has b / n of it.
       batch_norm_momentum: decay of BatchNorm's running statistics.
+      frozen_statistics: normalise by the running statistics in training too.
+      padding: "same" (TensorFlow's rule) or "keras" (the open ALIGN weights').
+      top_conv: the head's 1x1 convolution to 1280 channels times width, which ALIGN
+        leaves out and ImageNet checkpoints have.
+      scan: compile the repeated blocks of a stage as one body; same parameters.
+      rematerialise: what the backward pass computes again instead of keeping it:
+        "none", "blocks" (all but each block's input) or "stages".
     """
 
     width: float = 1.0
     depth: float = 1.0
     drop_rate: float = 0.2
     batch_norm_momentum: float = 0.99
+    frozen_statistics: bool = False
+    padding: str = "same"
+    top_conv: bool = False
+    scan: bool = False
+    rematerialise: str = "none"
 
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Shape of one MBConv block; channels are those entering and leaving it."""
-
-    kernel: int
-    stride: int
-    expansion: int
-    channels_in: int
-    channels_out: int
-    residual: bool
-    drop_rate: float
+    def __post_init__(self):
+        choices = {"padding": PADDINGS, "rematerialise": REMATERIALISATIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"image_tower.{name} is {getattr(self, name)!r}; known:"
+                    f" {', '.join(known)}"
+                )
 
 
 def round_channels(channels: int, width: float, divisor: int = 8) -> int:
@@ -69,133 +91,36 @@ def round_channels(channels: int, width: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * scaled else rounded
 
 
-def expand_stages(config: EfficientNetConfig) -> list[Block]:
-    """Lists the blocks of a scaled network in order."""
-    repeats = [math.ceil(config.depth * stage[0]) for stage in STAGES]
+def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
+    """Lists the blocks of each stage of a scaled network in order."""
     channels = round_channels(STEM_CHANNELS, config.width)
-    blocks: list[Block] = []
-    for count, (_, kernel, stride, expansion, out) in zip(repeats, STAGES, strict=True):
+    stages = []
+    for count, kernel, stride, expansion, out in STAGES:
         channels_out = round_channels(out, config.width)
-        for index in range(count):
-            blocks.append(
-                Block(
-                    kernel=kernel,
-                    stride=stride if index == 0 else 1,
-                    expansion=expansion,
-                    channels_in=channels,
-                    channels_out=channels_out,
-                    residual=index > 0,
-                    drop_rate=config.drop_rate * len(blocks) / sum(repeats),
-                )
-            )
-            channels = channels_out
-    return blocks
+        first = Block(kernel, stride, expansion, channels, channels_out, residual=False)
+        repeated = Block(kernel, 1, expansion, channels_out, channels_out, True)
+        stages.append([first] + [repeated] * (math.ceil(config.depth * count) - 1))
+        channels = channels_out
+    return stages
+
+
+def drop_rates(config: EfficientNetConfig) -> list[float]:
+    """Stochastic-depth rate of every block: `drop_rate` * b / blocks."""
+    count = sum(map(len, expand_stages(config)))
+    return [config.drop_rate * block / count for block in range(count)]
 
 
 def pooled_width(config: EfficientNetConfig) -> int:
     """Width of the pooled features: 320 for B0, 640 for B7."""
-    return round_channels(STAGES[-1][-1], config.width)
-
-
-class Convolution(nn.Module):
-    """Dense convolution without bias, or a depthwise one.
-
-    Attributes:
-      features: output channels; those of the input for a depthwise convolution.
-      kernel: side of the kernel.
-      stride: step in both directions.
-      depthwise: one kernel a channel.
-      dtype: compute type.
-    """
-
-    features: int
-    kernel: int
-    stride: int = 1
-    depthwise: bool = False
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolves x (B, H, W, C) to (B, H', W', features)."""
-        channels_in = 1 if self.depthwise else x.shape[-1]
-        shape = (self.kernel, self.kernel, channels_in, self.features)  # HWIO
-        kernel = self.param("kernel", conv_init, shape).astype(self.dtype)
-        padding = same_padding(x.shape[1:3], self.kernel, self.stride)
-        convolve = depthwise_conv if self.depthwise else dense_conv
-        return convolve(x, kernel, self.stride, padding)
-
-
-class SqueezeExcite(nn.Module):
-    """Scales channels by a gate computed from their spatial means.
-
-    Attributes:
-      reduced: channels of the gate's hidden layer, a quarter of the block's input.
-      dtype: compute type.
-    """
-
-    reduced: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Gates x (B, H, W, C)."""
-        means = x.mean((1, 2), dtype=jnp.float32).astype(self.dtype)  # (B, C)
-        dense = dict(kernel_init=conv_init, dtype=self.dtype)
-        hidden = nn.swish(nn.Dense(self.reduced, name="reduce", **dense)(means))
-        gate = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense)(hidden))
-        return x * gate[:, None, None]
-
-
-class MBConv(nn.Module):
-    """Inverted bottleneck: expand, depthwise, squeeze-excite, project.
-
-    Attributes:
-      block: the block's shape.
-      norm: BatchNorm's fields.
-      dtype: compute type.
-    """
-
-    block: Block
-    norm: dict
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, core_ids: jax.Array, train: bool) -> jax.Array:
-        """Maps x (B, H, W, channels_in) to (B, H', W', channels_out)."""
-        block = self.block
-        expanded = block.channels_in * block.expansion
-        hidden = x
-        if block.expansion != 1:
-            hidden = Convolution(expanded, 1, dtype=self.dtype, name="expand")(hidden)
-            hidden = BatchNorm(**self.norm, name="expand_norm")(hidden, train)
-            hidden = nn.swish(hidden)
-        hidden = Convolution(
-            expanded,
-            block.kernel,
-            block.stride,
-            depthwise=True,
-            dtype=self.dtype,
-            name="depthwise",
-        )(hidden)
-        hidden = BatchNorm(**self.norm, name="depthwise_norm")(hidden, train)
-        hidden = nn.swish(hidden)
-        reduced = max(1, int(block.channels_in * SQUEEZE_RATIO))
-        hidden = SqueezeExcite(reduced, self.dtype, name="squeeze_excite")(hidden)
-        hidden = Convolution(block.channels_out, 1, dtype=self.dtype, name="project")(
-            hidden
-        )
-        hidden = BatchNorm(**self.norm, name="project_norm")(hidden, train)
-        if not block.residual:
-            return hidden
-        drop = Dropout(block.drop_rate, per_example=True, name="stochastic_depth")
-        return x + drop(hidden, core_ids, train)
+    last = TOP_CHANNELS if config.top_conv else STAGES[-1][-1]
+    return round_channels(last, config.width)
 
 
 class EfficientNet(nn.Module):
     """The image encoder.
 
     Attributes:
-      config: size and regularisation.
+      config: size, regularisation and execution.
       batch_norm_group: images that share BatchNorm statistics.
       dtype: compute type; parameters and statistics stay float32.
     """
@@ -218,15 +143,110 @@ class EfficientNet(nn.Module):
         Returns:
           (B, pooled_width) mean over the last grid, float32.
         """
-        norm = dict(
-            group_size=self.batch_norm_group, momentum=self.config.batch_norm_momentum
-        )
-        stem = round_channels(STEM_CHANNELS, self.config.width)
+        config = self.config
+        rates = drop_rates(config)
+        survival = [None] * len(rates)
+        if train and config.drop_rate:
+            key = self.make_rng("dropout")
+            survival = survival_scales(key, core_ids, images.shape[0], rates)
+
         x = images.astype(self.dtype)
-        x = Convolution(stem, 3, stride=2, dtype=self.dtype, name="stem")(x)
-        x = nn.swish(BatchNorm(**norm, name="stem_norm")(x, train))
-        for index, block in enumerate(expand_stages(self.config)):
-            x = MBConv(block, norm, self.dtype, name=f"block_{index:02}")(
-                x, core_ids, train
-            )
+        x = self._normalised_conv(
+            x, "stem", round_channels(STEM_CHANNELS, config.width), 3, 2, train
+        )
+        run_stage = EfficientNet._run_stage
+        if config.rematerialise == "stages":
+            run_stage = nn.remat(run_stage, static_argnums=(2, 3, 5))
+        first = 0
+        for stage in expand_stages(config):
+            last = first + len(stage)
+            x = run_stage(self, x, first, tuple(stage), survival[first:last], train)
+            first = last
+        if config.top_conv:
+            x = self._normalised_conv(x, "top", pooled_width(config), 1, 1, train)
         return x.mean((1, 2), dtype=jnp.float32)  # (B, C)
+
+    def _normalised_conv(self, x, name, features, kernel, stride, train):
+        """Convolution, BatchNorm and swish: the stem and the top."""
+        config = self.config
+        x = Convolution(
+            features,
+            kernel,
+            stride,
+            padding=config.padding,
+            dtype=self.dtype,
+            name=name,
+        )(x)
+        return nn.swish(BatchNorm(**self._norm, name=f"{name}_norm")(x, train))
+
+    @property
+    def _norm(self) -> dict:
+        """BatchNorm's fields."""
+        return dict(
+            group_size=self.batch_norm_group,
+            momentum=self.config.batch_norm_momentum,
+            frozen=self.config.frozen_statistics,
+        )
+
+    def _run_stage(
+        self,
+        x: jax.Array,
+        first: int,
+        stage: tuple[Block, ...],
+        survival: list[jax.Array | None],
+        train: bool,
+    ) -> jax.Array:
+        """Runs a stage of n blocks, the first of them block `first` of the network.
+
+        Args:
+          x: (B, H, W, C).
+          first: index of the stage's first block, which names its parameters.
+          stage: the blocks' shapes.
+          survival: n scales (B,) of what a block adds, or None.
+          train: as in `__call__`.
+
+        Returns:
+          (B, H', W', C').
+        """
+        block_type = MBConv
+        if self.config.rematerialise == "blocks":
+            block_type = nn.remat(MBConv, static_argnums=3)
+        fields = dict(norm=self._norm, padding=self.config.padding, dtype=self.dtype)
+        alone = len(stage)
+        if self.config.scan and not self.is_initializing():
+            alone = 1
+        names = [f"block_{first + index:02}" for index in range(len(stage))]
+        for name, block, scale in zip(names[:alone], stage, survival, strict=False):
+            x = block_type(block, **fields, name=name)(x, scale, train)
+        if stage[alone:]:
+            body = block_type(stage[alone], **fields, parent=None)
+            x = self._scan(body, names[alone:], x, survival[alone:], train)
+        return x
+
+    def _scan(
+        self,
+        body: MBConv,
+        names: list[str],
+        x: jax.Array,
+        survival: list[jax.Array | None],
+        train: bool,
+    ) -> jax.Array:
+        """Runs equal blocks, whose variables lie under `names`, as one scanned body."""
+        variables = [
+            {kind: tree[name] for kind, tree in self.variables.items()}
+            for name in names
+        ]
+        each = zip(variables, survival, strict=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+        def run_block(x, block):
+            variables, scale = block
+            return body.apply(variables, x, scale, train, mutable=["batch_stats"])
+
+        x, changed = jax.lax.scan(run_block, x, stacked)
+        if self.is_mutable_collection("batch_stats"):
+            statistics = changed["batch_stats"]
+            for index, name in enumerate(names):
+                own = jax.tree.map(operator.itemgetter(index), statistics)
+                self.put_variable("batch_stats", name, own)
+        return x

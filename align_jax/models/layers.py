@@ -31,24 +31,42 @@ def keep_mask(
     return draw(keys).reshape(shape)
 
 
+def survival_scales(
+    key: jax.Array, core_ids: jax.Array, batch: int, rates: list[float]
+) -> list[jax.Array]:
+    """Draws stochastic depth (arXiv 1603.09382) for every example and block.
+
+    Args:
+      key: random key of this step.
+      core_ids: (V,) global index of each virtual core in this batch.
+      batch: examples B, a multiple of V.
+      rates: n probabilities of dropping a block's output, in [0, 1).
+
+    Returns:
+      n arrays (B,) float32, 0 where an example skips a block, else 1 / (1 - rate).
+    """
+    return [
+        keep_mask(jax.random.fold_in(key, block), core_ids, (batch,), rate)
+        / (1.0 - rate)
+        for block, rate in enumerate(rates)
+    ]
+
+
 class Dropout(nn.Module):
-    """Inverted dropout; `per_example` drops whole rows (stochastic depth).
+    """Inverted dropout.
 
     Attributes:
       rate: probability of dropping, in [0, 1).
-      per_example: one draw for a whole example instead of one an element.
     """
 
     rate: float
-    per_example: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, core_ids: jax.Array, train: bool) -> jax.Array:
         """Applies the mask to x (B, ...) in training; the identity otherwise."""
         if not train or self.rate == 0.0:
             return x
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1) if self.per_example else x.shape
-        mask = keep_mask(self.make_rng("dropout"), core_ids, shape, self.rate)
+        mask = keep_mask(self.make_rng("dropout"), core_ids, x.shape, self.rate)
         return jnp.where(mask, x / (1.0 - self.rate), 0.0)
 
 
@@ -63,11 +81,13 @@ class BatchNorm(nn.Module):
       group_size: images in a group; B must be a multiple of it in training.
       momentum: decay of the running statistics (TensorFlow's meaning).
       epsilon: added to the variance.
+      frozen: use the running statistics in training too and leave them as they are.
     """
 
     group_size: int
     momentum: float = 0.99
     epsilon: float = 1e-3
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -81,7 +101,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable(
             "batch_stats", "var", jnp.ones, (channels,), jnp.float32
         )
-        if not train:
+        if not train or self.frozen:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             shift = bias - running_mean.value * factor
             return (x * factor + shift).astype(x.dtype)

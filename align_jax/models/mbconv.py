@@ -1,0 +1,137 @@
+"""EfficientNet's building block and the convolutions in it (arXiv 1905.11946)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from align_jax.models.convolution import PADDINGS, dense_conv, depthwise_conv
+from align_jax.models.layers import BatchNorm
+
+SQUEEZE_RATIO = 0.25
+
+# Variance 2 / fan_out, as the published implementation initialises convolutions. A
+# depthwise kernel (k, k, 1, C) has one output a channel, so its fan_out is k * k.
+dense_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+depthwise_init = nn.initializers.variance_scaling(
+    2.0, "fan_out", "truncated_normal", in_axis=-1, out_axis=-2
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Shape of one MBConv block; channels are those entering and leaving it."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    channels_in: int
+    channels_out: int
+    residual: bool
+
+
+class Convolution(nn.Module):
+    """Dense convolution without bias, or a depthwise one.
+
+    Attributes:
+      features: output channels; those of the input for a depthwise convolution.
+      kernel: side of the kernel.
+      stride: step in both directions.
+      depthwise: one kernel a channel.
+      padding: a key of `PADDINGS`.
+      dtype: compute type.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    depthwise: bool = False
+    padding: str = "same"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves x (B, H, W, C) to (B, H', W', features)."""
+        channels_in = 1 if self.depthwise else x.shape[-1]
+        shape = (self.kernel, self.kernel, channels_in, self.features)  # HWIO
+        init = depthwise_init if self.depthwise else dense_init
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        padding = PADDINGS[self.padding](x.shape[1:3], self.kernel, self.stride)
+        convolve = depthwise_conv if self.depthwise else dense_conv
+        return convolve(x, kernel, self.stride, padding)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by a gate computed from their spatial means.
+
+    Attributes:
+      reduced: channels of the gate's hidden layer, a quarter of the block's input.
+      dtype: compute type.
+    """
+
+    reduced: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Gates x (B, H, W, C)."""
+        means = x.mean((1, 2), dtype=jnp.float32).astype(self.dtype)  # (B, C)
+        dense = dict(kernel_init=dense_init, dtype=self.dtype)
+        hidden = nn.swish(nn.Dense(self.reduced, name="reduce", **dense)(means))
+        gate = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense)(hidden))
+        return x * gate[:, None, None]
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: expand, depthwise, squeeze-excite, project.
+
+    Attributes:
+      block: the block's shape.
+      norm: BatchNorm's fields.
+      padding: a key of `PADDINGS`.
+      dtype: compute type.
+    """
+
+    block: Block
+    norm: dict
+    padding: str = "same"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, survival: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """Maps x (B, H, W, channels_in) to (B, H', W', channels_out).
+
+        `survival` (B,) scales what the block adds to its input: stochastic depth.
+        """
+        block = self.block
+        expanded = block.channels_in * block.expansion
+        hidden = x
+        if block.expansion != 1:
+            hidden = Convolution(expanded, 1, dtype=self.dtype, name="expand")(hidden)
+            hidden = BatchNorm(**self.norm, name="expand_norm")(hidden, train)
+            hidden = nn.swish(hidden)
+        hidden = Convolution(
+            expanded,
+            block.kernel,
+            block.stride,
+            depthwise=True,
+            padding=self.padding,
+            dtype=self.dtype,
+            name="depthwise",
+        )(hidden)
+        hidden = BatchNorm(**self.norm, name="depthwise_norm")(hidden, train)
+        hidden = nn.swish(hidden)
+        reduced = max(1, int(block.channels_in * SQUEEZE_RATIO))
+        hidden = SqueezeExcite(reduced, self.dtype, name="squeeze_excite")(hidden)
+        hidden = Convolution(block.channels_out, 1, dtype=self.dtype, name="project")(
+            hidden
+        )
+        hidden = BatchNorm(**self.norm, name="project_norm")(hidden, train)
+        if not block.residual:
+            return hidden
+        if survival is not None:
+            hidden = (hidden * survival[:, None, None, None]).astype(self.dtype)
+        return x + hidden
