@@ -22,7 +22,7 @@ class PretrainConfig:
       virtual_cores: cores of the run's topology (paper: 1024).
       pairs_per_core: pairs on each (paper: 16); the global batch is their product.
       batch_norm_cores: virtual cores that share BatchNorm statistics.
-      vocabulary: WordPiece vocabulary file.
+      vocabulary: WordPiece vocabulary, vocab.txt or tokenizer.json.
       input: the training data.
       model: the towers.
       optimizer: LAMB and its schedule.

@@ -1,6 +1,23 @@
-"""WordPiece tokenization inside tf.data, by tensorflow-text."""
+"""BERT's uncased tokenization inside tf.data, id for id that of Hugging Face.
 
+What becomes of a character (dropped, lower-cased without accents, set apart, ...) is
+looked up in bert_characters.txt, which holds what Hugging Face's `tokenizers` 0.23 does
+to each code point; so ids depend on nobody's version of Unicode. Two differences stay:
+
+* A text cannot hold special tokens: "[SEP]" in it is three words, as with Hugging
+  Face's `split_special_tokens=True`. Its default reads the token's id there, so that
+  texts of the web could end the sequence or hold padding.
+* Hugging Face also sorts combining marks that follow one another. Nearly all are then
+  dropped; the order of the 83 that are not (in Glagolitic, musical notation, ...) stays
+  here as written.
+"""
+
+import collections
+import functools
 import hashlib
+import json
+import pathlib
+import unicodedata
 
 import tensorflow as tf
 import tensorflow_text as tf_text
@@ -8,31 +25,44 @@ import tensorflow_text as tf_text
 from align_jax.errors import InputError
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+LONGEST_WORD = 100  # characters; a longer one is unknown
+CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
+
+# What a tokenizer.json must state to be the tokenizer of this file.
+NORMALIZER = {
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,  # None: where lower-cased
+    "lowercase": True,
+}
+MODEL = {
+    "type": "WordPiece",
+    "unk_token": UNKNOWN,
+    "continuing_subword_prefix": "##",
+    "max_input_chars_per_word": LONGEST_WORD,
+}
 
 
 class Tokenizer:
-    """BERT's lower-cased WordPiece over a vocabulary file, one token a line.
+    """BERT's lower-cased WordPiece over a vocabulary.
 
     Attributes:
       size: tokens in the vocabulary.
-      digest: SHA-256 of the file, hex.
+      digest: SHA-256 of the tokens, one a line, hex.
     """
 
     def __init__(self, path: str, max_tokens: int):
         """Reads the vocabulary.
 
         Args:
-          path: vocabulary file; its first token is [PAD].
+          path: vocabulary file, see `read_vocabulary`; its first token is [PAD].
           max_tokens: length of the token sequences, [CLS] and [SEP] included.
 
         Raises:
           InputError: the file is missing or lacks one of BERT's special tokens.
         """
-        if not tf.io.gfile.exists(path):
-            raise InputError(f"no vocabulary at {path}; data.build writes one")
-        with tf.io.gfile.GFile(path, "rb") as file:
-            content = file.read()
-        vocabulary = content.decode().splitlines()
+        vocabulary = read_vocabulary(path)
         missing = [t for t in (PAD, UNKNOWN, CLS, SEP) if t not in vocabulary]
         if missing or vocabulary[0] != PAD:
             raise InputError(
@@ -41,21 +71,109 @@ class Tokenizer:
                 f" {UNKNOWN}, {CLS}, {SEP} anywhere"
             )
         self.size = len(vocabulary)
-        self.digest = hashlib.sha256(content).hexdigest()
+        lines = "".join(token + "\n" for token in vocabulary)
+        self.digest = hashlib.sha256(lines.encode()).hexdigest()
         self._max_tokens = max_tokens
         self._cls = vocabulary.index(CLS)
         self._sep = vocabulary.index(SEP)
-        self._wordpiece = tf_text.FastBertTokenizer(
-            vocabulary, token_out_type=tf.int32, lower_case_nfd_strip_accents=True
+        self._wordpiece = tf_text.FastWordpieceTokenizer(
+            vocabulary,
+            max_bytes_per_word=4 * LONGEST_WORD,
+            token_out_type=tf.int32,
+            no_pretokenization=True,
         )
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Tokenizes texts (B,) to ids (B, max_tokens), 0 after [SEP].
+        """Tokenizes UTF-8 texts (B,) to ids (B, max_tokens), 0 only after [SEP].
 
-        A text longer than max_tokens - 2 pieces is cut.
+        A text longer than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are
+        dropped.
         """
-        pieces = self._wordpiece.tokenize(texts)[:, : self._max_tokens - 2]
+        words = split_words(texts)  # (B, words)
+        too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
+        known = tf.where(too_long, UNKNOWN, words.values)
+        pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
+        pieces = pieces[:, : self._max_tokens - 2]
         rows = tf.shape(texts)[0]
         first, last = (tf.fill((rows, 1), token) for token in (self._cls, self._sep))
         ids = tf.concat([first, pieces, last], 1)
         return ids.to_tensor(shape=(None, self._max_tokens))
+
+
+def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
+    """Splits texts (B,) into BERT's words (B, words): normalised, punctuation apart."""
+    points = tf.strings.unicode_decode(texts, "UTF-8")  # (B, characters)
+    characters = tf.gather(_characters(), points)
+    return tf.strings.split(tf.strings.reduce_join(characters, -1))
+
+
+def read_vocabulary(path: str) -> list[str]:
+    """Reads the tokens of a vocabulary file, a token's place being its id.
+
+    Args:
+      path: Hugging Face's tokenizer.json where it ends in .json, whose special and
+        added tokens are not read; else BERT's vocab.txt, one token a line.
+
+    Raises:
+      InputError: the file is missing, holds a token twice, skips an id, or is the
+        tokenizer.json of another tokenizer than BERT's uncased one.
+    """
+    if not tf.io.gfile.exists(path):
+        raise InputError(f"no vocabulary at {path}; data.build writes one")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        if path.endswith(".json"):
+            vocabulary = _tokens_of_json(json.loads(content), path)
+        else:
+            # Not splitlines: a token may be another line break than \n, such as U+2028.
+            vocabulary = content.decode().removesuffix("\n").split("\n")
+            vocabulary = [token.removesuffix("\r") for token in vocabulary]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is no vocabulary: {error}") from error
+    twice = [t for t, n in collections.Counter(vocabulary).items() if n > 1]
+    if twice:
+        raise InputError(f"{path} holds tokens more than once: {twice[:9]}")
+    return vocabulary
+
+
+def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
+    """Tokens of a parsed tokenizer.json by id."""
+    normalizer = tokenizer.get("normalizer") or {}
+    model = tokenizer.get("model") or {}
+    model.setdefault("type", "WordPiece")  # early files lack it
+    for name, part, wanted in (
+        ("normalizer", normalizer, NORMALIZER),
+        ("model", model, MODEL),
+    ):
+        found = {key: part.get(key) for key in wanted}
+        if found != wanted:
+            raise InputError(f"the {name} of {path} is {found}; wanted {wanted}")
+    ids = model["vocab"]
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise InputError(
+            f"the ids in {path} run from {min(ids.values())} to {max(ids.values())},"
+            f" but it has {len(ids)} tokens; wanted every id from 0 on once"
+        )
+    return sorted(ids, key=ids.get)
+
+
+@functools.cache
+def _characters() -> tf.Tensor:
+    """What each code point becomes, (0x110000,) strings."""
+    characters = [chr(point) for point in range(0x110000)]
+    for point in range(0xAC00, 0xD7A4):  # Hangul, the same in every Unicode
+        characters[point] = unicodedata.normalize("NFD", chr(point))
+    for line in CHARACTERS.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        span, rule = line.split("\t")
+        first, _, last = span.partition("-")
+        for point in range(int(first, 16), int(last or first, 16) + 1):
+            special = {".": chr(point), "-": ""}
+            characters[point] = "".join(
+                special[code] if code in special else chr(int(code, 16))
+                for code in rule.split()
+            )
+    with tf.init_scope():  # cached, so never a tensor of the graph being traced
+        return tf.constant(characters)
