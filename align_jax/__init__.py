@@ -1,1 +1,8 @@
 """align_jax: the open ALIGN (arXiv 2102.05918) for JAX."""
+
+
+def load(source: str):
+    """Loads a trained dual encoder; see `align_jax.model.load`."""
+    from align_jax.model import load  # TensorFlow, which training's core never needs
+
+    return load(source)

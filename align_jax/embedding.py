@@ -13,6 +13,8 @@ from align_jax.preprocess import PreprocessConfig, evaluation_image
 from align_jax.sharding import batch_split, replicated
 from align_jax.tokenizer import Tokenizer
 
+Picture = bytes
+
 
 class Embedder:
     """Pictures and texts in, unit vectors out, with the run's own preprocessing.
@@ -92,3 +94,16 @@ class Embedder:
             )
             embeddings.append(np.asarray(encode(self._variables, spread))[:rows])
         return np.concatenate(embeddings)
+
+
+def class_embeddings(
+    embedder: Embedder, prompts: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Embeds K classes, each by its prompts, as (K, D) of unit length.
+
+    A class is the mean of the unit embeddings of its prompts, scaled to unit length.
+    """
+    flat = embedder.encode_texts([text for texts in prompts for text in texts])
+    ends = np.cumsum([len(texts) for texts in prompts])[:-1]
+    means = np.stack([rows.mean(0) for rows in np.split(flat, ends)])
+    return means / np.linalg.norm(means, axis=1, keepdims=True)

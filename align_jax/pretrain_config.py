@@ -7,7 +7,7 @@ from align_jax.errors import InputError
 from align_jax.input_pipeline import InputConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.optimizer import OptimizerConfig
-from align_jax.tokenizer import Tokenizer
+from align_jax.tokenizer import Tokenizer, open_tokenizer
 from align_jax.train_step import LossConfig
 
 
@@ -82,7 +82,7 @@ class PretrainConfig:
           InputError: it is missing, or larger than the text tower's embedding.
         """
         rows = self.model.text_tower.vocabulary_size
-        tokenizer = Tokenizer(self.vocabulary, self.model.text_tower.max_tokens)
+        tokenizer = open_tokenizer(self.vocabulary, self.model.text_tower.max_tokens)
         if tokenizer.size > rows:
             raise InputError(
                 f"{self.vocabulary} has {tokenizer.size} tokens, but"

@@ -18,6 +18,7 @@ import hashlib
 import json
 import pathlib
 import unicodedata
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tensorflow_text as tf_text
@@ -52,23 +53,25 @@ class Tokenizer:
       digest: SHA-256 of the tokens, one a line, hex.
     """
 
-    def __init__(self, path: str, max_tokens: int):
-        """Reads the vocabulary.
+    def __init__(
+        self, vocabulary: Sequence[str], max_tokens: int, source: str = "the vocabulary"
+    ):
+        """Prepares the vocabulary.
 
         Args:
-          path: vocabulary file, see `read_vocabulary`; its first token is [PAD].
+          vocabulary: tokens by id, the first of them [PAD].
           max_tokens: length of the token sequences, [CLS] and [SEP] included.
+          source: where the vocabulary is from, for messages.
 
         Raises:
-          InputError: the file is missing or lacks one of BERT's special tokens.
+          InputError: one of BERT's special tokens is not in it.
         """
-        vocabulary = read_vocabulary(path)
         missing = [t for t in (PAD, UNKNOWN, CLS, SEP) if t not in vocabulary]
         if missing or vocabulary[0] != PAD:
             raise InputError(
-                f"{path} is not a BERT vocabulary: its first line is"
-                f" {vocabulary[:1]} and it lacks {missing}; wanted {PAD} first and"
-                f" {UNKNOWN}, {CLS}, {SEP} anywhere"
+                f"{source} is not a BERT vocabulary: its first token is"
+                f" {list(vocabulary[:1])} and it lacks {missing}; wanted {PAD} first"
+                f" and {UNKNOWN}, {CLS}, {SEP} anywhere"
             )
         self.size = len(vocabulary)
         lines = "".join(token + "\n" for token in vocabulary)
@@ -98,6 +101,11 @@ class Tokenizer:
         first, last = (tf.fill((rows, 1), token) for token in (self._cls, self._sep))
         ids = tf.concat([first, pieces, last], 1)
         return ids.to_tensor(shape=(None, self._max_tokens))
+
+
+def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
+    """Makes a tokenizer of a vocabulary file, see `read_vocabulary`."""
+    return Tokenizer(read_vocabulary(path), max_tokens, path)
 
 
 def split_words(texts: tf.Tensor) -> tf.RaggedTensor:

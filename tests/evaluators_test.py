@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from align_jax.embedding import class_embeddings
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators, run_evaluators
 from align_jax.evaluators.retrieval import Retrieval, RetrievalConfig
@@ -121,7 +122,7 @@ def test_equal_texts_are_one_candidate(tmp_path):
 def test_class_embeddings_are_means_of_unit_prompts(directory):
     evaluator = ZeroShot(ZeroShotConfig(directory, "test", f"{directory}/prompts.json"))
     assert evaluator.prompts[0] == ["red", "red left"]
-    found = evaluator.class_embeddings(FixedEncoder(perfect, perfect))
+    found = class_embeddings(FixedEncoder(perfect, perfect), evaluator.prompts)
     expected = (perfect("red") + perfect("red left")) / 2
     np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected))
 

@@ -7,10 +7,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = """
 errors config tokenizer preprocess input_pipeline sharding
 models.layers models.convolution models.mbconv models.efficientnet models.bert
-models.dual_encoder
-loss optimizer train_step workdir checkpoint pretrain_config embedding scores
+models.dual_encoder parameters
+loss optimizer train_step workdir checkpoint pretrain_config
+weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
+convert.source runtime convert.__main__ embedding model scores
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
-train runtime
+train
 """.split()
 
 CORE = [name for name in ORDER if name.startswith("models.")] + [

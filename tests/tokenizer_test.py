@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from align_jax.errors import InputError
-from align_jax.tokenizer import Tokenizer, read_vocabulary, split_words
+from align_jax.tokenizer import open_tokenizer, read_vocabulary, split_words
 
 # Hugging Face's vocabulary, texts and ids, see golden/make_tokenizer.py.
 GOLDEN = pathlib.Path(__file__).parent / "golden/tokenizer.json.gz"
@@ -33,7 +33,7 @@ def golden():
 def golden_tokenizer(golden, tmp_path_factory):
     path = tmp_path_factory.mktemp("golden") / "tokenizer.json"
     path.write_text(json.dumps(golden["tokenizer.json"]))
-    return Tokenizer(str(path), golden["max_tokens"])
+    return open_tokenizer(str(path), golden["max_tokens"])
 
 
 def words_of(texts: list) -> list[list[str]]:
@@ -43,7 +43,7 @@ def words_of(texts: list) -> list[list[str]]:
 
 def test_ids_by_hand(vocabulary):
     texts = tf.constant(["Red cats, CAFÉ", "", "xyz 猫cat"])
-    assert Tokenizer(str(vocabulary), 8)(texts).numpy().tolist() == [
+    assert open_tokenizer(str(vocabulary), 8)(texts).numpy().tolist() == [
         [2, 6, 4, 5, 8, 7, 3, 0],
         [2, 3, 0, 0, 0, 0, 0, 0],
         [2, 1, 9, 4, 3, 0, 0, 0],
@@ -51,23 +51,23 @@ def test_ids_by_hand(vocabulary):
 
 
 def test_a_long_text_is_cut_and_still_ends_in_sep(vocabulary):
-    ids = Tokenizer(str(vocabulary), 5)(tf.constant(["cat " * 20]))
+    ids = open_tokenizer(str(vocabulary), 5)(tf.constant(["cat " * 20]))
     assert ids.numpy().tolist() == [[2, 4, 4, 4, 3]]
 
 
 def test_size_and_digest_are_the_files(vocabulary):
-    tokenizer = Tokenizer(str(vocabulary), 8)
+    tokenizer = open_tokenizer(str(vocabulary), 8)
     assert tokenizer.size == len(WORDS)
     assert tokenizer.digest == hashlib.sha256(vocabulary.read_bytes()).hexdigest()
 
 
 def test_what_is_no_vocabulary_is_refused(tmp_path):
     with pytest.raises(InputError, match="no vocabulary at .*none.txt"):
-        Tokenizer(str(tmp_path / "none.txt"), 8)
+        open_tokenizer(str(tmp_path / "none.txt"), 8)
     path = tmp_path / "wrong.txt"
     path.write_text("cat\n[UNK]\n")
-    with pytest.raises(InputError, match=r"first line is \['cat'\] and it lacks"):
-        Tokenizer(str(path), 8)
+    with pytest.raises(InputError, match=r"first token is \['cat'\] and it lacks"):
+        open_tokenizer(str(path), 8)
 
 
 def test_ids_and_masks_are_hugging_faces(golden, golden_tokenizer):
@@ -141,7 +141,7 @@ def test_a_tokenizer_json_is_its_vocabulary(golden, golden_tokenizer, tmp_path):
     lines = tmp_path / "vocab.txt"
     lines.write_text("".join(f"{token}\n" for token in vocabulary))
     assert read_vocabulary(str(lines)) == list(vocabulary)
-    assert Tokenizer(str(lines), 64).digest == golden_tokenizer.digest
+    assert open_tokenizer(str(lines), 64).digest == golden_tokenizer.digest
     content = golden["tokenizer.json"]
     by_name = {"vocab": dict(sorted(vocabulary.items()))}
     path = tmp_path / "tokenizer.json"

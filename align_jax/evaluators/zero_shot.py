@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from align_jax.embedding import Embedder
+from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.input_pipeline import evaluation_records
 from align_jax.scores import positive_ranks, recall_at
@@ -70,7 +70,7 @@ class ZeroShot:
     def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yields top-1, top-5, the majority class's share and the counts."""
         images = embedder.encode_images(self.pictures)  # (N, D)
-        scores = images @ self.class_embeddings(embedder).T  # (N, K)
+        scores = images @ class_embeddings(embedder, self.prompts).T  # (N, K)
         right = self.labels[:, None] == np.arange(len(self.classes))
         ranks = positive_ranks(scores, right)
         yield "top1", recall_at(ranks, 1)
@@ -78,10 +78,3 @@ class ZeroShot:
         yield "majority", float(right.mean(0).max())
         yield "queries", len(self.labels)
         yield "candidates", len(self.classes)
-
-    def class_embeddings(self, embedder: Embedder) -> np.ndarray:
-        """Embeds the classes, (K, D), of unit length."""
-        flat = embedder.encode_texts([p for prompts in self.prompts for p in prompts])
-        ends = np.cumsum([len(prompts) for prompts in self.prompts])[:-1]
-        means = np.stack([rows.mean(0) for rows in np.split(flat, ends)])
-        return means / np.linalg.norm(means, axis=1, keepdims=True)

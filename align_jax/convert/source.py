@@ -1,0 +1,92 @@
+"""Opens weights wherever they are from."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from align_jax.checkpoint import Checkpoints
+from align_jax.config import read_config
+from align_jax.convert.efficientnet_checkpoint import read_keras, read_tensorflow
+from align_jax.convert.huggingface_folder import read_align, read_bert
+from align_jax.errors import InputError
+from align_jax.optimizer import make_optimizer, make_schedule
+from align_jax.parameters import flatten
+from align_jax.pretrain_config import PretrainConfig
+from align_jax.sharding import make_mesh
+from align_jax.tokenizer import read_vocabulary
+from align_jax.train_step import create_state
+from align_jax.weights import MODEL_FILE, Weights, read_json, read_weights
+
+HUGGING_FACE = {"align": read_align, "bert": read_bert}
+
+
+def open_weights(source: str) -> Weights:
+    """Reads a model or a tower.
+
+    Args:
+      source: a folder of ours (`write_weights`), the workdir of a pretraining run
+        (its newest checkpoint), a Hugging Face folder of ALIGN or BERT, a Keras
+        EfficientNet's .h5 file, or a TensorFlow EfficientNet checkpoint's prefix.
+
+    Raises:
+      InputError: it is none of these, or not whole.
+    """
+    path = pathlib.Path(source)
+    if path.is_file() and path.suffix == ".h5":
+        return read_keras(source)
+    if pathlib.Path(f"{source}.index").is_file():
+        return read_tensorflow(source)
+    if (path / MODEL_FILE).is_file():
+        return read_weights(source)
+    if (path / "config.json").is_file():
+        described = read_json(path / "config.json")
+        if described.get("run") == "pretrain":
+            return read_run(source)
+        kind = described.get("model_type")
+        if kind in HUGGING_FACE:
+            return HUGGING_FACE[kind](source)
+        raise InputError(
+            f"{path / 'config.json'} has model_type {kind!r}; wanted one of"
+            f" {', '.join(HUGGING_FACE)}"
+        )
+    found = "a folder without either" if path.is_dir() else "no folder"
+    raise InputError(
+        f"{source} is {found}: wanted one with {MODEL_FILE} or config.json, a Keras .h5"
+        " file or the prefix of a TensorFlow checkpoint"
+    )
+
+
+def read_run(workdir: str) -> Weights:
+    """Reads the newest checkpoint of a pretraining run.
+
+    Raises:
+      InputError: there is no checkpoint, or it does not fit the run's config.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    config = read_config(PretrainConfig, read_json(path), str(path))
+    tokenizer = config.make_tokenizer()
+    checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
+    step = checkpoints.latest_step()
+    if step is None:
+        raise InputError(f"{workdir} holds no checkpoint yet")
+    schedule = make_schedule(config.optimizer, config.total_steps)
+    state = create_state(
+        config.make_model(),
+        make_optimizer(config.optimizer, schedule),
+        config.seed,
+        config.input.preprocess.image_size,
+        config.model.text_tower.max_tokens,
+        make_mesh(),
+    )
+    state = checkpoints.restore(step, state)
+    checkpoints.close()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return Weights(
+        "dual_encoder",
+        config.model,
+        jax.tree.map(np.asarray, flatten(variables)),
+        config.input.preprocess,
+        tuple(read_vocabulary(config.vocabulary)),
+        step=step,
+    )

@@ -1,0 +1,87 @@
+"""A trained dual encoder for use: pictures and texts in, embeddings and classes out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from align_jax.convert.source import open_weights
+from align_jax.embedding import Embedder, Picture, class_embeddings
+from align_jax.errors import InputError
+from align_jax.models.dual_encoder import DualEncoder
+from align_jax.parameters import unflatten
+from align_jax.sharding import make_mesh
+from align_jax.tokenizer import Tokenizer
+from align_jax.weights import Weights
+
+TEMPLATE = "a photo of a {}"
+
+
+class Model:
+    """A dual encoder with its own preprocessing and tokenizer, on all devices.
+
+    Attributes:
+      weights: what it was made of.
+      temperature: the learned softmax temperature.
+    """
+
+    def __init__(self, weights: Weights):
+        """Prepares the towers; they compile when first used.
+
+        Raises:
+          InputError: the weights are one tower's.
+        """
+        if weights.kind != "dual_encoder":
+            raise InputError(f"wanted a dual encoder, found one {weights.kind}")
+        self.weights = weights
+        self.temperature = float(weights.variables["params", "temperature"])
+        config = weights.config
+        self._embedder = Embedder(
+            DualEncoder(config, batch_norm_group=1),
+            Tokenizer(weights.vocabulary, config.text_tower.max_tokens),
+            weights.preprocess,
+            make_mesh(),
+        )
+        self._embedder.load(**unflatten(weights.variables))
+
+    def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
+        """Embeds pictures as (N, D) float32 of unit length.
+
+        Args:
+          images: N pictures, each a path, a file's bytes, a PIL image or a uint8 array
+            (H, W), (H, W, 3) or (H, W, 4).
+
+        Raises:
+          InputError: one of them cannot be read; names it.
+        """
+        return self._embedder.encode_images(images)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds N texts as (N, D) float32 of unit length."""
+        return self._embedder.encode_texts(texts)
+
+    def classify(
+        self,
+        images: Sequence[Picture],
+        class_names: Sequence[str],
+        templates: Sequence[str] = (TEMPLATE,),
+    ) -> np.ndarray:
+        """Classifies pictures without training (arXiv 2102.05918, section 5.2).
+
+        Args:
+          images: N pictures, as for `encode_images`.
+          class_names: K names.
+          templates: sentences with a {} for the name; a class is the mean of theirs.
+
+        Returns:
+          (N, K) float32 probabilities: softmax of cosine / temperature.
+        """
+        prompts = [[t.format(name) for t in templates] for name in class_names]
+        classes = class_embeddings(self._embedder, prompts)  # (K, D)
+        logits = self.encode_images(images) @ classes.T / self.temperature
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
+
+
+def load(source: str) -> Model:
+    """Loads a dual encoder from any source that `open_weights` reads."""
+    return Model(open_weights(source))

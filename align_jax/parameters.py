@@ -1,0 +1,115 @@
+"""How another codebase's tensors lie in our parameter tree, both ways, bit for bit."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.tree_util import tree_flatten_with_path
+
+from align_jax.errors import InputError
+from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+
+Path = tuple[str, ...]  # ("params", "image_tower", "stem", "kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of the other codebase.
+
+    Attributes:
+      name: its name there.
+      path: its place in our variables.
+      shape: its shape there.
+      axes: permutation of its axes that gives our order, before our shape.
+    """
+
+    name: str
+    path: Path
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+def variable_shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
+    """Shapes of a dual encoder's parameters and statistics by path."""
+    variables = jax.eval_shape(
+        lambda: DualEncoder(config, batch_norm_group=1).init(
+            jax.random.key(0),
+            np.zeros((1, 64, 64, 3), np.float32),
+            np.ones((1, 2), np.int32),
+            np.zeros(1, np.int32),
+            train=False,
+        )
+    )
+    return {path: leaf.shape for path, leaf in flatten(variables).items()}
+
+
+def flatten(tree: Mapping) -> dict[Path, jax.Array]:
+    """Leaves of a tree of mappings by path."""
+    leaves, _ = tree_flatten_with_path(dict(tree))
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[Path, np.ndarray]) -> dict:
+    """The tree of mappings with these leaves."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def check_names(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    source: str,
+) -> None:
+    """Compares tensors' names and shapes.
+
+    Raises:
+      InputError: names the tensors that are missing, not known or of another shape
+        (with both shapes), and the source.
+    """
+    problems = [
+        f"{name} {wanted[name]} is missing" for name in wanted if name not in found
+    ]
+    problems += [
+        f"{name} {found[name]} is not known" for name in found if name not in wanted
+    ]
+    problems += [
+        f"{name} is {tuple(found[name])}, wanted {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    if problems:
+        rest = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(f"{source} does not fit: {'; '.join(problems[:5])}{rest}")
+
+
+def to_ours(
+    tensors: list[Tensor],
+    found: Mapping[str, np.ndarray],
+    shapes: Mapping[Path, tuple[int, ...]],
+) -> dict[Path, np.ndarray]:
+    """Brings the other codebase's arrays, by name, into our shapes, by path."""
+    return {
+        tensor.path: found[tensor.name]
+        .transpose(tensor.axes)
+        .reshape(shapes[tensor.path])
+        for tensor in tensors
+    }
+
+
+def to_theirs(
+    tensors: list[Tensor], ours: Mapping[Path, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Undoes `to_ours`."""
+    theirs = {}
+    for tensor in tensors:
+        permuted = tuple(tensor.shape[axis] for axis in tensor.axes)
+        back = np.argsort(tensor.axes)
+        array = np.asarray(ours[tensor.path]).reshape(permuted).transpose(back)
+        theirs[tensor.name] = array.copy(order="C")
+    return theirs
