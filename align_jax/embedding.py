@@ -1,5 +1,6 @@
 """Embeds pictures and texts with a trained dual encoder, in batches on all devices."""
 
+import concurrent.futures
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -9,11 +10,10 @@ import tensorflow as tf
 from jax.sharding import Mesh
 
 from align_jax.models.dual_encoder import DualEncoder
+from align_jax.pictures import Picture, read_picture
 from align_jax.preprocess import PreprocessConfig, evaluation_image
 from align_jax.sharding import batch_split, replicated
 from align_jax.tokenizer import Tokenizer
-
-Picture = bytes
 
 
 class Embedder:
@@ -44,6 +44,10 @@ class Embedder:
         self._mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._variables: dict = {}
+        self._prepare = tf.function(
+            partial(evaluation_image, config=preprocess),
+            input_signature=[tf.TensorSpec((None, None, None), tf.uint8)],
+        )
         whole, split = replicated(mesh), batch_split(mesh)
         compiled = partial(jax.jit, in_shardings=(whole, split), out_shardings=whole)
         self._encode_images = compiled(
@@ -61,17 +65,30 @@ class Embedder:
         """Sets the parameters and running statistics to embed with."""
         self._variables = {"params": params, "batch_stats": batch_stats}
 
-    def encode_images(self, encoded: Sequence[bytes]) -> np.ndarray:
-        """Embeds encoded picture files (N) as (N, D) float32 of unit length."""
-        pictures = (
-            tf.data.Dataset.from_tensor_slices(list(encoded))
-            .map(
-                lambda picture: evaluation_image(picture, self._preprocess),
-                tf.data.AUTOTUNE,
+    def encode_images(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Embeds N pictures, in any form `read_picture` takes, as (N, D).
+
+        Returns:
+          float32 of unit length.
+
+        Raises:
+          InputError: one of them cannot be read; names it.
+        """
+
+        def prepare(index: int) -> np.ndarray:
+            picture = read_picture(
+                pictures[index], f"picture {index}", self._preprocess.max_pixels
             )
-            .batch(self._batch_size)
-        )
-        return self._embed(self._encode_images, pictures.as_numpy_iterator())
+            return self._prepare(picture).numpy()
+
+        def batches() -> Iterator[np.ndarray]:
+            for start in range(0, len(pictures), self._batch_size):
+                stop = min(start + self._batch_size, len(pictures))
+                yield np.stack(list(pool.map(prepare, range(start, stop))))
+
+        # Threads: Pillow and TensorFlow let each other run while they work.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            return self._embed(self._encode_images, batches())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts (N) as (N, D) float32 of unit length."""

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from align_jax.convert.source import open_weights
-from align_jax.embedding import Embedder, Picture, class_embeddings
+from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.parameters import unflatten
+from align_jax.pictures import Picture
 from align_jax.sharding import make_mesh
 from align_jax.tokenizer import Tokenizer
 from align_jax.weights import Weights

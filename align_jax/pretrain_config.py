@@ -12,6 +12,20 @@ from align_jax.train_step import LossConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class InitialTowers:
+    """Where towers start from instead of random parameters.
+
+    Attributes:
+      image_tower: any source of `open_weights` that has one; the model's must be of
+        its size.
+      text_tower: likewise; the run's vocabulary must be its own.
+    """
+
+    image_tower: str | None = None
+    text_tower: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """A pretraining run, defined in virtual cores whatever the hardware is.
 
@@ -31,6 +45,7 @@ class PretrainConfig:
       log_every_steps: steps between two flushes of the metrics; each step has a line.
       evaluate_every_steps: steps between evaluations; step 0 and the last have one.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
+      initialize: towers that start from weights.
     """
 
     run: str
@@ -48,6 +63,7 @@ class PretrainConfig:
     log_every_steps: int
     evaluate_every_steps: int
     evaluators: dict
+    initialize: InitialTowers = InitialTowers()
 
     @property
     def batch_size(self) -> int:

@@ -11,6 +11,7 @@ from align_jax.config import read_config
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators, run_evaluators
+from align_jax.initialize import place_towers, read_towers
 from align_jax.input_pipeline import open_training, train_batches
 from align_jax.optimizer import make_optimizer, make_schedule
 from align_jax.pretrain_config import PretrainConfig
@@ -45,6 +46,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     tokenizer = config.make_tokenizer()
     evaluators = make_evaluators(config.evaluators)
     open_training(config.input, config.batch_size, jax.process_count())
+    towers = read_towers(config.initialize, config.model, tokenizer)
     schedule = make_schedule(config.optimizer, config.total_steps)
     folder.claim(workdir, fields)  # nothing is written before all input was seen
 
@@ -68,6 +70,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     if start:
         state = checkpoints.restore(start, state)
         print(f"Continuing {workdir} after step {start}.")
+    else:
+        state = place_towers(state, towers)
     batches = train_batches(
         config.input,
         tokenizer,

@@ -5,12 +5,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A file of align_jax imports only files that stand before it.
 ORDER = """
-errors config tokenizer preprocess input_pipeline sharding
+errors config tokenizer pictures preprocess input_pipeline sharding
 models.layers models.convolution models.mbconv models.efficientnet models.bert
 models.dual_encoder parameters
 loss optimizer train_step workdir checkpoint pretrain_config
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
-convert.source runtime convert.__main__ embedding model scores
+convert.source initialize runtime convert.__main__ embedding model scores
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
 train
 """.split()

@@ -1,10 +1,21 @@
 import collections
+import io
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data import quickstart
 from data.ingest import normalise
-from data.quickstart import STYLES, alt_texts, draw, list_concepts, trained_styles
+from data.quickstart import (
+    MARGIN,
+    SIDE,
+    STYLES,
+    alt_texts,
+    draw,
+    list_concepts,
+    trained_styles,
+)
 from data.quickstart_splits import evaluation_drawings
 from data.rules import RuleBounds
 
@@ -60,6 +71,14 @@ def test_no_queried_drawing_is_trained_on(concepts):
     assert set(unseen.values()) == {2} and not seen & set(unseen)
 
 
-def test_drawings_are_png_files(concepts):
+def test_drawings_fill_pngs_of_one_size_in_both_styles(concepts):
+    widths = {}
     for style in STYLES:
-        assert draw(concepts[100].drawings[style]).startswith(b"\x89PNG")
+        drawn = [draw(c.drawings[style]) for c in concepts[100:400:10]]
+        opened = [Image.open(io.BytesIO(png)) for png in drawn]
+        assert {(p.format, p.size) for p in opened} == {("PNG", (SIDE, SIDE))}
+        boxes = [p.convert("RGBA").getbbox() for p in opened]
+        extents = [max(b[2] - b[0], b[3] - b[1]) for b in boxes]
+        widths[style] = np.median(extents)
+    assert abs(widths["twemoji"] - widths["openmoji"]) <= 4
+    assert widths["openmoji"] >= SIDE - 2 * MARGIN - 1
