@@ -9,7 +9,7 @@ NEWEST ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN := .venv/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart data test test-newest lint format clean
+.PHONY: quickstart data test test-convert test-newest lint format clean
 
 quickstart: data  ## train on real pictures and texts and report, about 10 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -29,6 +29,10 @@ lint: .venv/installed
 format: .venv/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+test-convert: .venv/installed  ## beside torch and transformers, which it installs
+	.venv/bin/pip install --quiet -e '.[convert]' -c constraints.txt
+	$(RUN) -m pytest -m convert
 
 test-newest:  ## the same tests with the newest releases that requirements.txt admits
 	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))

@@ -60,7 +60,9 @@ def test_a_tower_of_another_size_kind_or_vocabulary_is_refused(config, tmp_path)
     tokenizer = config.make_tokenizer()
     write_tower(tmp_path / "image", "image_tower", EfficientNetConfig(0.5, 0.3))
     folder = str(tmp_path / "image")
-    with pytest.raises(InputError, match=r"depthwise_norm.mean is \(16,\), wanted \(8,\)"):
+    with pytest.raises(
+        InputError, match=r"depthwise_norm.mean is \(16,\), wanted \(8,\)"
+    ):
         read_towers(InitialTowers(image_tower=folder), config.model, tokenizer)
     with pytest.raises(InputError, match="text_tower is .*, which is one image_tower"):
         read_towers(InitialTowers(text_tower=folder), config.model, tokenizer)
