@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.run = "pretrain"
     config.seed = 0
-    config.total_steps = 1200
+    config.total_steps = 1800
     config.virtual_cores = 8  # the paper has 1024
     config.pairs_per_core = 16  # as the paper; 128 pairs a step
     config.batch_norm_cores = 8  # groups of 16 are too noisy for so short a run
@@ -33,8 +33,11 @@ def get_config() -> ConfigDict:
     config.input.streams = 8
     config.input.shuffle_window = 1024  # longer than a shard: shards are permuted whole
     config.input.preprocess = ConfigDict()
-    config.input.preprocess.resize = 48  # pixels; 346 / 289 of the crop, as the paper
-    config.input.preprocess.image_size = 40
+    config.input.preprocess.resize = 36  # pixels, of which evaluation sees the centre
+    config.input.preprocess.image_size = 32
+    config.input.preprocess.crop = "inception"  # drawings differ in size and place,
+    config.input.preprocess.crop_area = 0.6
+    config.input.preprocess.colour_jitter = 0.4  # and in colour, from style to style
     config.input.preprocess.flip = True  # as the paper, at the cost of some arrows
     config.input.preprocess.random_background = False
 
@@ -46,8 +49,8 @@ def get_config() -> ConfigDict:
     config.model.image_tower.batch_norm_momentum = 0.9  # 0.99 lags in a short run
     config.model.text_tower = ConfigDict()
     config.model.text_tower.vocabulary_size = 4096  # rows; the vocabulary has fewer
-    config.model.text_tower.max_tokens = 16  # names are short; the paper has 64
-    config.model.text_tower.positions = 16
+    config.model.text_tower.max_tokens = 12  # names are short; the paper has 64
+    config.model.text_tower.positions = 12
     config.model.text_tower.layers = 2
     config.model.text_tower.hidden = 128
     config.model.text_tower.dropout = 0.0  # small towers underfit here

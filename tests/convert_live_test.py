@@ -27,7 +27,12 @@ SMALL_TEXT = {
 MODELS = {
     "published": (289, 640, {}, {}),
     "odd": (97, 80, SMALL_TEXT, {"width_coefficient": 0.25, "depth_coefficient": 0.5}),
-    "even": (64, 112, SMALL_TEXT, {"width_coefficient": 0.35, "depth_coefficient": 1.0}),
+    "even": (
+        64,
+        112,
+        SMALL_TEXT,
+        {"width_coefficient": 0.35, "depth_coefficient": 1.0},
+    ),
     "wide": (75, 320, SMALL_TEXT, {"width_coefficient": 1.0, "depth_coefficient": 0.3}),
 }
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde", "##a", "##b"]

@@ -13,6 +13,7 @@ from align_jax.models.layers import Dropout
 
 PAD_ID = 0
 HEAD_WIDTH = 64
+PLACE_STD = 0.02  # initial deviation of position and token type embeddings
 TOKEN_TYPES = 2  # a text is of type 0 throughout; BERT's checkpoints have both
 
 # Layers and hidden width of the published sizes.
@@ -36,7 +37,8 @@ class BertConfig:
       layers: transformer blocks (base: 12; `SIZES` has them all).
       hidden: width (base: 768), a multiple of 64, which is a head's width.
       dropout: rate after the embeddings and after each half block.
-      init_std: standard deviation of initial weights (BERT: 0.02, made for width 768).
+      init_std: standard deviation of initial words and dense layers (BERT: 0.02, made
+        for width 768); positions and types always start with BERT's.
       rematerialise: layers keep only their input for the backward pass, which computes
         the rest again.
     """
@@ -139,6 +141,8 @@ class Bert(nn.Module):
         init = nn.initializers.truncated_normal(config.init_std)
         embed = dict(features=config.hidden, embedding_init=init)
         x = nn.Embed(config.vocabulary_size, name="word_embeddings", **embed)(tokens)
+        # What all texts share stays small beside the words, whatever init_std is.
+        embed["embedding_init"] = nn.initializers.truncated_normal(PLACE_STD)
         types = nn.Embed(TOKEN_TYPES, name="token_type_embeddings", **embed)
         x += types(jnp.zeros((), jnp.int32))
         positions = nn.Embed(config.positions, name="position_embeddings", **embed)
