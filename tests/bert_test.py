@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.models.bert import Bert, BertConfig
+from align_jax.models.bert import SIZES, Bert, BertConfig
 
 CONFIG = BertConfig(vocabulary_size=50, max_tokens=8, layers=2, hidden=64, dropout=0.0)
 TOKENS = jnp.array([[2, 7, 8, 3, 0, 0, 0, 0], [2, 9, 3, 0, 0, 0, 0, 0]])
@@ -61,3 +63,48 @@ def test_dropout_changes_training_only():
 def test_a_width_that_does_not_divide_into_heads_is_refused():
     with pytest.raises(ValueError, match="hidden is 100; it must be a multiple of 64"):
         BertConfig(vocabulary_size=10, max_tokens=8, hidden=100)
+
+
+# Published parameters, with the pooler that ALIGN leaves out.
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "millions"),
+    [
+        ("mini", 30_522, 11.17),
+        ("medium", 30_522, 41.37),
+        ("base", 30_522, 109.48224),
+        ("large", 30_522, 335.1),
+        ("large", 100_000, 406.3),
+        ("large", 250_000, 559.9),
+    ],
+)
+def test_published_sizes(name, vocabulary, millions):
+    layers, hidden = SIZES[name]
+    model = Bert(BertConfig(vocabulary, layers=layers, hidden=hidden))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), TOKENS, CORES, False))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    pooler = hidden * hidden + hidden
+    digits = len(str(millions).partition(".")[2])
+    assert round((count + pooler) / 1e6, digits) == millions
+
+
+def test_position_rows_below_the_longest_text_are_refused():
+    with pytest.raises(ValueError, match="positions is 7, below .*max_tokens, 8"):
+        BertConfig(vocabulary_size=10, max_tokens=8, positions=7)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_rematerialisation_changes_nothing(variables, train):
+    again = dataclasses.replace(CONFIG, rematerialise=True)
+
+    def gradient(config):
+        def score(params):
+            out = Bert(config).apply({"params": params}, TOKENS, CORES, train)
+            return jnp.square(out * jnp.arange(64)).sum()
+
+        return jax.jit(jax.grad(score))(variables["params"])
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+        gradient(again),
+        gradient(CONFIG),
+    )

@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax.models.bert import BertConfig
+from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+from align_jax.models.efficientnet import EfficientNetConfig
+
+IMAGES = jax.random.uniform(jax.random.key(1), (4, 32, 32, 3), minval=-1.0)
+TOKENS = jnp.array([[2, 5, 3, 0], [2, 6, 7, 3], [2, 8, 3, 0], [2, 3, 0, 0]])
+CORES = jnp.arange(2)
+
+
+def build(**fields):
+    image = EfficientNetConfig(width=0.25, depth=0.3, drop_rate=0.0)
+    text = BertConfig(10, max_tokens=4, positions=4, layers=1, hidden=64, dropout=0.0)
+    return DualEncoder(ModelConfig(image, text, **fields), batch_norm_group=2)
+
+
+def test_bfloat16_keeps_parameters_statistics_and_embeddings_in_float32():
+    model = build(dtype="bfloat16")
+    variables = model.init(jax.random.key(0), IMAGES, TOKENS, CORES, False)
+    (images, texts, _), changed = model.apply(
+        variables, IMAGES, TOKENS, CORES, True, mutable=["batch_stats"]
+    )
+    kept = (variables["params"], changed["batch_stats"], images, texts)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(jnp.linalg.norm(images, axis=1), 1.0, rtol=1e-6)
+    whole = build().apply(variables, IMAGES, TOKENS, CORES, False)
+    half = model.apply(variables, IMAGES, TOKENS, CORES, False)
+    for narrow, wide in zip(half[:2], whole[:2], strict=True):
+        assert (narrow * wide).sum(1).min() > 0.999  # cosine
+        assert np.abs(narrow - wide).max() > 1e-5  # it was computed in bfloat16
+
+
+@pytest.mark.parametrize("width", [640, 320, 160, 80])
+def test_a_linear_layer_gives_the_ablations_widths(width):
+    model = build(embedding_size=width)
+    shapes = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), IMAGES, TOKENS, CORES, False)
+    )
+    (images, texts, _), variables = shapes
+    assert images.shape == texts.shape == (4, width)
+    assert variables["params"]["image_projection"]["kernel"].shape == (80, width)
