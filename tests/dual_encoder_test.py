@@ -20,15 +20,19 @@ def build(**fields):
 
 def test_bfloat16_keeps_parameters_statistics_and_embeddings_in_float32():
     model = build(dtype="bfloat16")
-    variables = model.init(jax.random.key(0), IMAGES, TOKENS, CORES, False)
-    (images, texts, _), changed = model.apply(
-        variables, IMAGES, TOKENS, CORES, True, mutable=["batch_stats"]
-    )
+    inputs = (IMAGES, TOKENS, CORES)
+
+    @jax.jit
+    def compute():
+        variables = model.init(jax.random.key(0), *inputs, False)
+        trained = model.apply(variables, *inputs, True, mutable=["batch_stats"])
+        whole = build().apply(variables, *inputs, False)
+        return variables, trained, whole, model.apply(variables, *inputs, False)
+
+    variables, ((images, texts, _), changed), whole, half = compute()
     kept = (variables["params"], changed["batch_stats"], images, texts)
     assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(jnp.linalg.norm(images, axis=1), 1.0, rtol=1e-6)
-    whole = build().apply(variables, IMAGES, TOKENS, CORES, False)
-    half = model.apply(variables, IMAGES, TOKENS, CORES, False)
     for narrow, wide in zip(half[:2], whole[:2], strict=True):
         assert (narrow * wide).sum(1).min() > 0.999  # cosine
         assert np.abs(narrow - wide).max() > 1e-5  # it was computed in bfloat16

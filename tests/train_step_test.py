@@ -52,7 +52,9 @@ def test_device_counts_agree_with_dropout_and_grouped_batch_norm(
         jax.tree.leaves((one_device[1].params, one_device[1].batch_stats)),
         strict=True,
     ):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        # LAMB's steps, and so their rounding, are in proportion to a leaf's size.
+        atol = max(1e-5, 1e-4 * np.abs(theirs).max())
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=atol)
 
 
 def test_a_step_moves_every_parameter_and_statistic(root, one_device, mesh_of):
