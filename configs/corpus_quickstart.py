@@ -8,7 +8,7 @@ or
         --workdir=runs/quickstart_corpus
 
 Hardware: 2 CPU cores, 2 GB of memory, about 15 seconds.
-Expected: 3,173 of 35,121 distinct pairs kept, of 2,122 pictures; 1,556 word pieces.
+Expected: 3,172 of 35,121 distinct pairs kept, of 2,121 pictures; 1,556 word pieces.
 """
 
 from ml_collections import ConfigDict

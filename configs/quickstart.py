@@ -6,9 +6,9 @@ or, once `make data` has been run,
 
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Hardware: 2 CPU cores, about 9 minutes.
-Expected: recall@5 of 0.22 on unseen drawings (chance 0.004) and of 0.17 to 0.18 on
-unseen concepts (chance 0.025); see the README for the whole table.
+Hardware: 2 CPU cores, 10 to 15 minutes.
+Expected: recall@5 of 0.30 on unseen drawings (chance 0.004) and of 0.21 on unseen
+concepts (chance 0.025); see the README for the whole table.
 """
 
 from ml_collections import ConfigDict
