@@ -1,6 +1,6 @@
 """Compile time, step time and memory of an EfficientNet, by how it is executed.
 
-    python benchmarks/efficientnet_execution.py --variant=b3 --image_size=96 --batch=8
+    python -m benchmarks.efficientnet_execution --variant=b3 --image_size=96 --batch=8
 
 One line for each choice of `scan` and `rematerialise`: forward and backward pass in
 training mode with BatchNorm groups of `--group`, no compilation cache. Ratios are to
