@@ -24,6 +24,7 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.parameters import Path, check_names, variable_shapes
 from align_jax.preprocess import PreprocessConfig
+from align_jax.tokenizer import read_vocabulary
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -101,18 +102,22 @@ def read_weights(directory: str) -> Weights:
     """Reads a folder that `write_weights` wrote.
 
     Raises:
-      InputError: a file is missing or a tensor is missing, not known or misshapen.
+      InputError: a file is missing or cut short, or a tensor is missing, not known or
+        misshapen.
     """
     folder = pathlib.Path(directory)
     described = read_json(folder / MODEL_FILE)
     where = str(folder / MODEL_FILE)
     kind = choose(KINDS, described.get("kind", ""), f"{where}: kind")
-    config = read_config(kind, described["config"], f"{where}: config")
+    config = read_config(kind, described.get("config", {}), f"{where}: config")
     preprocess = described.get("preprocess")
     if preprocess is not None:
         preprocess = read_config(PreprocessConfig, preprocess, f"{where}: preprocess")
 
-    arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
+    try:
+        arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
+    except (FileNotFoundError, safetensors.SafetensorError) as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
     unused = {
         name.removeprefix(UNUSED): array
         for name, array in arrays.items()
@@ -131,8 +136,7 @@ def read_weights(directory: str) -> Weights:
     )
     vocabulary: tuple[str, ...] = ()
     if described["kind"] != "image_tower":
-        text = (folder / VOCABULARY_FILE).read_bytes().decode()
-        vocabulary = tuple(text.removesuffix("\n").split("\n"))
+        vocabulary = tuple(read_vocabulary(str(folder / VOCABULARY_FILE)))
     return Weights(
         described["kind"],
         config,

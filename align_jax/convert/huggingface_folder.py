@@ -194,7 +194,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{path} is a PyTorch pickle: pip install torch to read it, or take the"
+            f"{path} is a PyTorch pickle: pip install -e '.[convert]', or take the"
             " checkpoint's model.safetensors"
         ) from error
     tensors = torch.load(path, map_location="cpu", weights_only=True)
