@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from align_jax.convert.source import open_weights
@@ -70,5 +71,6 @@ def place_towers(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainS
         array = arrays.get(tuple(key.key for key in path))
         return leaf if array is None else jax.device_put(array, leaf.sharding)
 
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return state.replace(**jax.tree_util.tree_map_with_path(chosen, variables))
+    variables = jax.tree_util.tree_map_with_path(chosen, state.own_variables)
+    average = state.average and jax.tree.map(jnp.copy, variables)
+    return state.replace(**variables, average=average)

@@ -1,15 +1,17 @@
 """ALIGN's contrastive loss over the global batch (arXiv 2102.05918, section 4.1).
 
-With unit vectors x_i (images) and y_j (texts), temperature s and N pairs:
+With unit vectors x_i (images) and y_j (texts), temperature s, N pairs and logits
+z_ij = x_i . y_j / s:
 
-    L_i2t = -1/N sum_i log( exp(x_i . y_i / s) / sum_j exp(x_i . y_j / s) )
-    L_t2i = -1/N sum_i log( exp(y_i . x_i / s) / sum_j exp(y_i . x_j / s) )
+    L_i2t = -1/N sum_i log( exp(z_ii) / sum_j exp(z_ij) )
+    L_t2i = -1/N sum_j log( exp(z_jj) / sum_i exp(z_ij) )
     L     = L_i2t + L_t2i
 
-Label smoothing e mixes the one-hot target with the uniform one over all N:
-(1 - e) (lse_i - z_ii) + e (lse_i - mean_j z_ij).
+Label smoothing e mixes the one-hot target with the uniform one over the candidates:
+a term is lse - (1 - e) z_ii - e mean, with log-sum-exp and mean of its row or column.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -17,7 +19,30 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from align_jax.loss_tiles import (
+    EXCLUDED,
+    Tiling,
+    accuracies,
+    gather,
+    make_tiling,
+    mean_over_pairs,
+    own_rows,
+    scatter_sum,
+    walk,
+)
 from align_jax.sharding import DATA_AXIS
+
+ROWS, WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
+REDUCTIONS = {"sum": 1.0, "mean": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is fixed when the loss is compiled."""
+
+    mesh: Mesh
+    tiling: Tiling
+    smoothing: float
 
 
 def contrastive_loss(
@@ -26,12 +51,12 @@ def contrastive_loss(
     temperature: jax.Array,
     mesh: Mesh,
     label_smoothing: float = 0.0,
+    reduction: str = "sum",
+    negatives: float = 1.0,
+    tile: int | None = None,
+    precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the loss over all pairs of all devices.
-
-    Each device gathers every text embedding, multiplies them with its own images
-    once, and takes both directions from that product. Gradients flow through the
-    gather.
+    """Computes the loss over all pairs of all devices in memory linear in N.
 
     Args:
       image_embeddings: (N, D) of unit length, split over the mesh by rows.
@@ -39,54 +64,132 @@ def contrastive_loss(
       temperature: () positive divisor of the cosine similarities.
       mesh: the devices; N is a multiple of their number.
       label_smoothing: e above, in [0, 1).
+      reduction: "sum" of the two directions (the paper) or their "mean".
+      negatives: share of the batch that a pair is compared with, 1 / a whole number;
+        see `make_tiling`.
+      tile: columns of the logits held at a time; None chooses, see `make_tiling`.
+      precision: of the matrix products, a name of `jax.lax.Precision`.
 
     Returns:
-      The summed loss, (), and metrics: each direction's loss and in-batch accuracy.
+      The loss, (), and metrics, (): each direction's loss and in-batch accuracy. Only
+      the loss has a gradient.
+
+    Raises:
+      ValueError: negatives or reduction is none of the above.
     """
-    rows = PartitionSpec(DATA_AXIS)
-    everywhere = PartitionSpec()
-    shares = jax.shard_map(
-        partial(_device_share, label_smoothing=label_smoothing),
-        mesh=mesh,
-        in_specs=(rows, rows, everywhere),
-        out_specs=everywhere,
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
+    tiling = make_tiling(len(image_embeddings), mesh.size, negatives, tile, precision)
+    plan = _Plan(mesh, tiling, label_smoothing)
+    metrics = _directions(image_embeddings, text_embeddings, temperature, plan)
+    loss = REDUCTIONS[reduction] * (metrics["i2t_loss"] + metrics["t2i_loss"])
+    return loss, jax.tree.map(lax.stop_gradient, metrics)
+
+
+@partial(jax.jit, static_argnums=3)
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _directions(ximg, ytxt, temperature, plan):
+    """Each direction's loss and accuracy."""
+    return _directions_forward(ximg, ytxt, temperature, plan)[0]
+
+
+def _directions_forward(ximg, ytxt, temperature, plan):
+    share = jax.shard_map(
+        partial(_forward_share, tiling=plan.tiling, smoothing=plan.smoothing),
+        mesh=plan.mesh,
+        in_specs=(ROWS, ROWS, WHOLE),
+        out_specs=(WHOLE, ROWS, ROWS),
     )
-    metrics = shares(image_embeddings, text_embeddings, temperature)
-    return metrics["i2t_loss"] + metrics["t2i_loss"], metrics
+    metrics, row_lse, column_lse = share(ximg, ytxt, temperature)
+    return metrics, (ximg, ytxt, temperature, row_lse, column_lse)
 
 
-def _device_share(ximg, ytxt, temperature, label_smoothing):
-    """Loss and accuracy of both directions from one device's rows ximg, ytxt (n, D)."""
-    n = ximg.shape[0]
-    all_texts = lax.all_gather(ytxt, DATA_AXIS, tiled=True)  # (N, D)
-    logits = ximg @ all_texts.T / temperature  # (n, N)
+def _directions_backward(plan, residuals, cotangents):
+    share = jax.shard_map(
+        partial(_backward_share, tiling=plan.tiling, smoothing=plan.smoothing),
+        mesh=plan.mesh,
+        in_specs=(ROWS, ROWS, WHOLE, ROWS, ROWS, WHOLE, WHOLE),
+        out_specs=(ROWS, ROWS, WHOLE),
+    )
+    return share(*residuals, cotangents["i2t_loss"], cotangents["t2i_loss"])
 
-    first = lax.axis_index(DATA_AXIS) * n
-    positive = lax.dynamic_slice_in_dim(logits, first, n, axis=1).diagonal()  # (n,)
 
-    # Image to text: a device holds whole rows.
-    row_lse = jax.nn.logsumexp(logits, 1)  # (n,)
-    row_mean = logits.mean(1)  # (n,)
+_directions.__wrapped__.defvjp(_directions_forward, _directions_backward)
 
-    # Text to image: columns are spread over devices; shift by the global maximum.
-    column_max = lax.pmax(lax.stop_gradient(logits.max(0)), DATA_AXIS)  # (N,)
-    column_sum = lax.psum(jnp.exp(logits - column_max).sum(0), DATA_AXIS)  # (N,)
-    column_lse = jnp.log(column_sum) + column_max  # (N,)
-    column_mean = lax.pmean(logits.mean(0), DATA_AXIS)  # (N,)
 
-    def mean_loss(lse, mean):
-        # lse - (1 - e) z_ii - e mean, the smoothed cross-entropy.
-        terms = lse - (1.0 - label_smoothing) * positive - label_smoothing * mean
-        return lax.pmean(terms.mean(), DATA_AXIS)
+def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
+    """Metrics, and the log-sum-exp of this device's rows and columns, (n,) each."""
+    n = len(ximg)
+    all_texts = gather(ytxt)  # (N, D)
 
-    own = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=n)
-    # A tie with another candidate counts as wrong.
-    row_hits = (logits >= positive[:, None]).sum(1) == 1
-    all_positive = lax.all_gather(positive, DATA_AXIS, tiled=True)  # (N,)
-    column_rank = lax.psum((logits >= all_positive).sum(0), DATA_AXIS)  # (N,)
-    return {
-        "i2t_loss": mean_loss(row_lse, row_mean),
-        "t2i_loss": mean_loss(own(column_lse), own(column_mean)),
-        "i2t_accuracy": lax.pmean(row_hits.mean(), DATA_AXIS),
-        "t2i_accuracy": lax.pmean((own(column_rank) == 1).mean(), DATA_AXIS),
-    }
+    def visit(carry, block, _):
+        row_max, row_sum, best_text, positive = carry
+        logits = block.logits(1.0 / temperature)  # (n, T)
+        others = jnp.where(block.own, EXCLUDED, logits)
+        new_max = jnp.maximum(row_max, logits.max(1))
+        row_sum *= jnp.exp(row_max - new_max)
+        row_sum += jnp.exp(logits - new_max[:, None]).sum(1)
+        best_text = jnp.maximum(best_text, others.max(1))
+        positive += jnp.where(block.own, logits, 0.0).sum(1)
+        column_max = logits.max(0)  # (T,)
+        column_sum = jnp.exp(logits - column_max).sum(0)
+        carry = new_max, row_sum, best_text, positive
+        return carry, (column_max, column_sum, others.max(0))
+
+    zeros, none = jnp.zeros(n), jnp.full(n, EXCLUDED)
+    rows, columns = walk(tiling, ximg, all_texts, visit, (none, zeros, none, zeros))
+    row_max, row_sum, best_text, positive = rows
+    column_max, column_sum, best_image = columns  # (N,) each, of this device's images
+
+    own = own_rows(n)
+    global_max = lax.pmax(column_max, DATA_AXIS)  # (N,)
+    column_sum = scatter_sum(column_sum * jnp.exp(column_max - global_max))  # (n,)
+    row_lse = jnp.log(row_sum) + row_max
+    column_lse = jnp.log(column_sum) + global_max[own]
+
+    metrics = accuracies(positive, best_text, best_image)
+    means = _mean_logits(ximg, ytxt, all_texts, tiling)
+    for direction, lse, mean in zip(
+        ("i2t_loss", "t2i_loss"), (row_lse, column_lse), means, strict=True
+    ):
+        terms = lse - (1.0 - smoothing) * positive - smoothing * mean / temperature
+        metrics[direction] = mean_over_pairs(terms)
+    return metrics, row_lse, column_lse
+
+
+def _mean_logits(ximg, ytxt, all_texts, tiling):
+    """Mean cosine of this device's images, and of its texts, with their candidates.
+
+    The mean of products is the product with the mean: no logits are needed.
+    """
+    group = own_rows(len(ximg)) // tiling.candidates  # (n,)
+    split = (tiling.groups, tiling.candidates, -1)
+    mean_text = all_texts.reshape(split).mean(1)  # (groups, D)
+    sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
+    mean_image = lax.psum(sums, DATA_AXIS) / tiling.candidates  # (groups, D)
+    return (ximg * mean_text[group]).sum(1), (ytxt * mean_image[group]).sum(1)
+
+
+def _backward_share(
+    ximg, ytxt, temperature, row_lse, column_lse, i2t, t2i, tiling, smoothing
+):
+    """Gradients of i2t * L_i2t + t2i * L_t2i for this device's rows and temperature."""
+
+    def visit(dimg, block, lse):
+        logits = block.logits(1.0 / temperature)  # (n, T)
+        # A direction's gradient by a logit is (probability - target) / N.
+        target = (1.0 - smoothing) * block.own
+        target += smoothing / tiling.candidates * block.candidate
+        dlogits = i2t * (jnp.exp(logits - row_lse[:, None]) - target)
+        dlogits += t2i * (jnp.exp(logits - lse) - target)
+        dimg += tiling.product(dlogits, block.texts)  # (n, D)
+        return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
+
+    start = jnp.zeros(ximg.shape)
+    lse = gather(column_lse)  # (N,)
+    dimg, dtxt = walk(tiling, ximg, gather(ytxt), visit, start, lse)
+    scale = 1.0 / (tiling.pairs * temperature)
+    dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
+    # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
+    dtemperature = -lax.psum((ximg * dimg).sum(), DATA_AXIS) / temperature
+    return dimg, dtxt, dtemperature

@@ -7,7 +7,7 @@ import numpy as np
 from align_jax.convert.source import open_weights
 from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
-from align_jax.models.dual_encoder import DualEncoder
+from align_jax.models.dual_encoder import DualEncoder, temperature_of
 from align_jax.parameters import unflatten
 from align_jax.pictures import Picture
 from align_jax.sharding import make_mesh
@@ -34,7 +34,8 @@ class Model:
         if weights.kind != "dual_encoder":
             raise InputError(f"wanted a dual encoder, found one {weights.kind}")
         self.weights = weights
-        self.temperature = float(weights.variables["params", "temperature"])
+        variables = unflatten(weights.variables)
+        self.temperature = float(temperature_of(variables["params"]))
         config = weights.config
         self._embedder = Embedder(
             DualEncoder(config, batch_norm_group=1),
@@ -42,7 +43,7 @@ class Model:
             weights.preprocess,
             make_mesh(),
         )
-        self._embedder.load(**unflatten(weights.variables))
+        self._embedder.load(**variables)
 
     def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
         """Embeds pictures as (N, D) float32 of unit length.

@@ -1,65 +1,240 @@
-"""LAMB (arXiv 1904.00962) with the paper's schedule (arXiv 2102.05918, section 5)."""
+"""Optimizers and schedules, chosen and masked by config.
+
+Pretraining runs LAMB (arXiv 1904.00962) with linear warm-up and decay (ALIGN, arXiv
+2102.05918, section 5); transfer runs SGD with momentum and cosine or staircase decay.
+
+Parameters are named by their path, "image_tower/stem_norm/scale", and chosen by regular
+expressions searched in it.
+"""
 
 import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import optax
 
+BATCH_NORM = "^image_tower/.*_norm/"
+
+Mask = Callable[[Any], Any]  # tree of parameters to tree of bools
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """LAMB and its learning-rate schedule.
+    """An optimizer, its schedule, and what it applies to.
 
     Attributes:
+      kind: a key of `OPTIMIZERS`.
       learning_rate: peak, reached after the warm-up.
       warmup_steps: linear rise from 0.
-      weight_decay: decoupled decay ratio (paper: 1e-5).
-      b1: decay of the first moment.
+      decay: after the warm-up, a key of `DECAYS`.
+      staircase_steps: steps of a stair, counted from the end of the warm-up.
+      staircase_factor: the rate is multiplied by it at each stair.
+      weight_decay: decoupled decay ratio (paper: 1e-5); L2 gradient for "sgd".
+      b1: decay of the first moment; momentum for "sgd".
       b2: decay of the second moment.
       epsilon: added to the second moment's root.
+      undecayed: patterns of parameters without weight decay.
+      unadapted: patterns of parameters without LAMB's trust ratio.
+      frozen: patterns of parameters that keep their values.
+      rate_factors: (pattern, factor) pairs; the first that fits a parameter multiplies
+        its learning rate.
+      clip_norm: gradients of a larger global norm are scaled down to it.
+      average_decay: of an exponential moving average of parameters and running
+        statistics, which is what is evaluated; None for none.
     """
 
+    kind: str = "lamb"
     learning_rate: float = 1e-3
     warmup_steps: int = 10_000
+    decay: str = "linear"
+    staircase_steps: int = 0
+    staircase_factor: float = 0.2
     weight_decay: float = 1e-5
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-6
+    undecayed: tuple = (BATCH_NORM,)
+    unadapted: tuple = (BATCH_NORM,)
+    frozen: tuple = ()
+    rate_factors: tuple = ()
+    clip_norm: float | None = None
+    average_decay: float | None = None
+
+    def __post_init__(self):
+        for name, known in (("kind", OPTIMIZERS), ("decay", DECAYS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"optimizer.{name} is {getattr(self, name)!r}; known:"
+                    f" {', '.join(known)}"
+                )
+        if self.decay == "staircase" and self.staircase_steps < 1:
+            raise ValueError(
+                f"optimizer.staircase_steps is {self.staircase_steps}; the staircase"
+                " wants the steps of a stair"
+            )
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(
+                f"optimizer.average_decay is {self.average_decay}; wanted between 0"
+                " and 1, or None"
+            )
+
+    def patterns(self) -> dict[str, list[str]]:
+        """The patterns of every field that has some."""
+        return {
+            "undecayed": list(self.undecayed),
+            "unadapted": list(self.unadapted),
+            "frozen": list(self.frozen),
+            "rate_factors": [pattern for pattern, _ in self.rate_factors],
+        }
+
+
+def _linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Falls to 0 over `steps`."""
+    return optax.linear_schedule(config.learning_rate, 0.0, steps)
+
+
+def _cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Falls to 0 over `steps` along half a cosine."""
+    return optax.cosine_decay_schedule(config.learning_rate, steps)
+
+
+def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Is multiplied by `staircase_factor` every `staircase_steps`."""
+    return optax.exponential_decay(
+        config.learning_rate,
+        config.staircase_steps,
+        config.staircase_factor,
+        staircase=True,
+    )
+
+
+def _constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Stays."""
+    return optax.constant_schedule(config.learning_rate)
+
+
+DECAYS = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "staircase": _staircase,
+    "constant": _constant,
+}
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Linear rise over `warmup_steps`, then linear fall to 0 at `total_steps`."""
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
-            optax.linear_schedule(
-                config.learning_rate, 0.0, total_steps - config.warmup_steps
-            ),
-        ],
-        [config.warmup_steps],
+    """Linear rise over `warmup_steps`, then the config's decay until `total_steps`."""
+    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    fall = DECAYS[config.decay](config, total_steps - config.warmup_steps)
+    return optax.join_schedules([rise, fall], [config.warmup_steps])
+
+
+def _lamb(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+    # optax.lamb(mask=) would mask the decay alone.
+    return (
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.masked(optax.scale_by_trust_ratio(), adapted),
     )
+
+
+def _sgd(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+    return (
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.trace(config.b1),
+    )
+
+
+def _adamw(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+    return (
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+    )
+
+
+def _adafactor(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+    # Without the scaling by a parameter's size, as for vision transformers (arXiv
+    # 2106.04560, section 3.5): rates then mean what they mean for Adam.
+    return (
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(config.b1, debias=False, accumulator_dtype="bfloat16"),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+    )
+
+
+OPTIMIZERS = {"lamb": _lamb, "sgd": _sgd, "adamw": _adamw, "adafactor": _adafactor}
 
 
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Builds LAMB; BatchNorm's parameters get neither decay nor trust ratio.
-
-    `optax.lamb(mask=)` would mask the decay alone, so the chain is built here.
-    """
-    return optax.chain(
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
-        optax.add_decayed_weights(config.weight_decay, adapted_parameters),
-        optax.masked(optax.scale_by_trust_ratio(), adapted_parameters),
+    """Builds the optimizer; frozen parameters have no state in it."""
+    clip = [] if config.clip_norm is None else [config.clip_norm]
+    moving = optax.chain(
+        *map(optax.clip_by_global_norm, clip),
+        *OPTIMIZERS[config.kind](
+            config, _outside(config.undecayed), _outside(config.unadapted)
+        ),
+        *(
+            optax.masked(optax.scale(factor), _first_fitting(config, index))
+            for index, (_, factor) in enumerate(config.rate_factors)
+        ),
         optax.scale_by_learning_rate(schedule),
     )
+    if not config.frozen:
+        return moving
+    kinds = {True: moving, False: optax.set_to_zero()}
+    return optax.partition(kinds, _outside(config.frozen))
 
 
-def adapted_parameters(params: dict) -> dict:
-    """Marks (True) the parameters outside BatchNorm: those LAMB decays and adapts."""
+def trainable(config: OptimizerConfig, params: dict) -> dict:
+    """Marks (True) the parameters that are not frozen."""
+    return _outside(config.frozen)(params)
 
-    def outside_batch_norm(path: tuple, _) -> bool:
-        names = [key.key for key in path]
-        return names[0] != "image_tower" or not names[-2].endswith("_norm")
 
-    return jax.tree_util.tree_map_with_path(outside_batch_norm, params)
+def check_patterns(config: OptimizerConfig, names: Iterable[str]) -> None:
+    """Makes sure that every pattern of the config fits a parameter.
+
+    Args:
+      config: of the optimizer.
+      names: of all parameters, as paths joined by "/".
+
+    Raises:
+      ValueError: one fits none; names it.
+    """
+    names = list(names)
+    for field, patterns in config.patterns().items():
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name in names):
+                raise ValueError(
+                    f"optimizer.{field} has the pattern {pattern!r}, which fits no"
+                    f" parameter; they are named like {names[0]}"
+                )
+
+
+def _outside(patterns: Iterable[str]) -> Mask:
+    """True where no pattern fits."""
+    patterns = tuple(patterns)
+    return _mask(lambda name: not any(re.search(p, name) for p in patterns))
+
+
+def _first_fitting(config: OptimizerConfig, index: int) -> Mask:
+    """True where the rate factor of this index is the first that fits."""
+    patterns = [pattern for pattern, _ in config.rate_factors]
+
+    def first(name: str) -> bool:
+        fitting = (i for i, p in enumerate(patterns) if re.search(p, name))
+        return next(fitting, None) == index
+
+    return _mask(first)
+
+
+def _mask(chosen: Callable[[str], bool]) -> Mask:
+    def mask(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: chosen("/".join(key.key for key in path)), params
+        )
+
+    return mask

@@ -2,13 +2,16 @@
 
 import dataclasses
 
+from jax.sharding import Mesh
+
 from align_jax.checkpoint import CheckpointConfig
 from align_jax.errors import InputError
 from align_jax.input_pipeline import InputConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+from align_jax.objective import LossConfig
 from align_jax.optimizer import OptimizerConfig
 from align_jax.tokenizer import Tokenizer, open_tokenizer
-from align_jax.train_step import LossConfig
+from align_jax.train_step import StepPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +42,15 @@ class PretrainConfig:
       vocabulary: WordPiece vocabulary, vocab.txt or tokenizer.json.
       input: the training data.
       model: the towers.
-      optimizer: LAMB and its schedule.
+      optimizer: the optimizer and its schedule.
       loss: the objective.
       checkpoint: when checkpoints are written.
       log_every_steps: steps between two flushes of the metrics; each step has a line.
       evaluate_every_steps: steps between evaluations; step 0 and the last have one.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
       initialize: towers that start from weights.
+      microbatches: parts that a device computes its share of the batch in, to save
+        memory; the result is the same. A part holds whole BatchNorm groups.
     """
 
     run: str
@@ -64,6 +69,7 @@ class PretrainConfig:
     evaluate_every_steps: int
     evaluators: dict
     initialize: InitialTowers = InitialTowers()
+    microbatches: int = 1
 
     @property
     def batch_size(self) -> int:
@@ -86,10 +92,39 @@ class PretrainConfig:
                 f"virtual_cores is {self.virtual_cores}, not a multiple of"
                 f" batch_norm_cores, {self.batch_norm_cores}"
             )
+        if (self.loss.kind == "sigmoid") != (self.model.logit_bias_init is not None):
+            raise ValueError(
+                f"loss.kind is {self.loss.kind!r} and model.logit_bias_init is"
+                f" {self.model.logit_bias_init}; the sigmoid loss wants a bias, the"
+                " softmax none"
+            )
+        if self.model.temperature_init < self.loss.temperature_floor:
+            raise ValueError(
+                f"model.temperature_init is {self.model.temperature_init}, below"
+                f" loss.temperature_floor, {self.loss.temperature_floor}"
+            )
 
     def make_model(self) -> DualEncoder:
         """Builds the dual encoder."""
         return DualEncoder(self.model, self.batch_norm_group)
+
+    def make_plan(self, mesh: Mesh) -> StepPlan:
+        """Puts together what a step is compiled for.
+
+        Raises:
+          InputError: the batch does not divide over the devices and microbatches.
+        """
+        return StepPlan(
+            self.make_model(),
+            self.loss,
+            self.optimizer,
+            self.total_steps,
+            self.virtual_cores,
+            self.pairs_per_core,
+            self.microbatches,
+            self.seed,
+            mesh,
+        )
 
     def make_tokenizer(self) -> Tokenizer:
         """Reads the vocabulary.

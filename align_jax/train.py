@@ -13,7 +13,8 @@ from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators, run_evaluators
 from align_jax.initialize import place_towers, read_towers
 from align_jax.input_pipeline import open_training, train_batches
-from align_jax.optimizer import make_optimizer, make_schedule
+from align_jax.optimizer import check_patterns, trainable
+from align_jax.parameters import variable_shapes
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
@@ -37,7 +38,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     """
     config = read_config(PretrainConfig, fields)
     mesh = make_mesh()
-    _check_devices(config, mesh.size)
+    plan = config.make_plan(mesh)
     folder.check(workdir, fields)
     if folder.is_finished(workdir):
         print(f"{workdir} holds this run, finished: nothing to do.")
@@ -47,23 +48,12 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     evaluators = make_evaluators(config.evaluators)
     open_training(config.input, config.batch_size, jax.process_count())
     towers = read_towers(config.initialize, config.model, tokenizer)
-    schedule = make_schedule(config.optimizer, config.total_steps)
+    _check_patterns(config)
     folder.claim(workdir, fields)  # nothing is written before all input was seen
 
-    model = config.make_model()
-    optimizer = make_optimizer(config.optimizer, schedule)
-    state = create_state(
-        model,
-        optimizer,
-        config.seed,
-        config.input.preprocess.image_size,
-        config.model.text_tower.max_tokens,
-        mesh,
-    )
-    step_fn = make_train_step(
-        model, optimizer, config.loss, config.virtual_cores, config.seed, mesh
-    )
-    embedder = Embedder(model, tokenizer, config.input.preprocess, mesh)
+    state = create_state(plan)
+    step_fn = make_train_step(plan)
+    embedder = Embedder(plan.model, tokenizer, config.input.preprocess, mesh)
 
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
     start = checkpoints.latest_step() or 0
@@ -83,10 +73,10 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     )
     writer = open_writer(workdir, start)
 
-    log = StepLog(writer, schedule, start, config.total_steps, config.batch_size)
+    log = StepLog(writer, plan.schedule, start, config.total_steps, config.batch_size)
 
     def evaluate(step: int) -> None:
-        embedder.load(state.params, state.batch_stats)
+        embedder.load(**state.variables)
         writer.write_scalars(step, dict(run_evaluators(evaluators, embedder)))
         log.restart_clock()
 
@@ -108,15 +98,24 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     checkpoints.close()
 
     results = collect_results(workdir)
-    embedder.load(state.params, state.batch_stats)
+    embedder.load(**state.variables)
     write_report(workdir, fields, results, evaluators, embedder)
     folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
     print_results(workdir)
 
 
-def _check_devices(config: PretrainConfig, devices: int) -> None:
-    if config.virtual_cores % devices:
+def _check_patterns(config: PretrainConfig) -> None:
+    """Compares the optimizer's patterns with the model's parameters."""
+    shapes = variable_shapes(config.model)
+    names = ["/".join(path[1:]) for path in shapes if path[0] == "params"]
+    try:
+        check_patterns(config.optimizer, names)
+    except ValueError as error:
+        raise InputError(f"config.{error}") from error
+    moving = trainable(config.optimizer, {name: 0 for name in names})
+    moves = any(moving[name] for name in names if name.startswith("image_tower/"))
+    if not moves and not config.model.image_tower.frozen_statistics:
         raise InputError(
-            f"config.virtual_cores is {config.virtual_cores}, which does not divide"
-            f" over {devices} devices; the global batch is split at virtual cores"
+            "config.optimizer.frozen keeps the whole image tower, but its BatchNorm"
+            " statistics would move; set config.model.image_tower.frozen_statistics"
         )

@@ -1,6 +1,7 @@
 """One training step: state in, state out, on any number of devices."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,24 +9,81 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from align_jax.loss import contrastive_loss
-from align_jax.models.dual_encoder import DualEncoder
-from align_jax.sharding import batch_split, replicated
+from align_jax.errors import InputError
+from align_jax.models.dual_encoder import DualEncoder, temperature_of
+from align_jax.objective import LossConfig, compute_loss, hold_temperature
+from align_jax.optimizer import (
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    trainable,
+)
+from align_jax.sharding import DATA_AXIS, batch_split, replicated
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """The objective.
+class StepPlan:
+    """What a step is compiled for.
 
     Attributes:
-      label_smoothing: share of the uniform target (paper: 0.1).
-      temperature_floor: the learned temperature is kept at or above it.
+      model: the dual encoder.
+      loss: the objective.
+      optimizer: the optimizer and its schedule.
+      total_steps: of the schedule.
+      virtual_cores: V; core v holds pairs v B/V to (v+1) B/V - 1.
+      pairs_per_core: B / V.
+      microbatches: parts the batch is computed in, one after the other, with the
+        result of the whole; 1 for at once.
+      seed: of the run; masks depend on it, the step and the virtual core only.
+      mesh: the devices.
+
+    Raises:
+      InputError: the virtual cores do not divide over devices and microbatches, or a
+        BatchNorm group would be cut by a microbatch.
     """
 
-    label_smoothing: float = 0.1
-    temperature_floor: float = 1e-3
+    model: DualEncoder
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    total_steps: int
+    virtual_cores: int
+    pairs_per_core: int
+    microbatches: int
+    seed: int
+    mesh: Mesh
+
+    def __post_init__(self):
+        devices, cores = self.mesh.size, self.virtual_cores
+        if cores % devices:
+            raise InputError(
+                f"config.virtual_cores is {cores}, which does not divide over {devices}"
+                " devices; the global batch is split at virtual cores"
+            )
+        if self.microbatches < 1 or (cores // devices) % self.microbatches:
+            raise InputError(
+                f"config.microbatches is {self.microbatches}, which does not divide a"
+                f" device's {cores // devices} virtual cores"
+            )
+        held = self.pairs_per_core * cores // (devices * self.microbatches)
+        if self.microbatches > 1 and held % self.model.batch_norm_group:
+            raise InputError(
+                f"config.microbatches is {self.microbatches}: a device then holds"
+                f" {held} pairs at a time, which cuts BatchNorm's groups of"
+                f" {self.model.batch_norm_group} (config.batch_norm_cores)"
+            )
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
+        return make_schedule(self.optimizer, self.total_steps)
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        return make_optimizer(self.optimizer, self.schedule)
 
 
 @flax.struct.dataclass
@@ -34,109 +92,90 @@ class TrainState:
 
     Attributes:
       step: () int32, steps taken.
-      params: parameters of both towers and the temperature, float32.
+      params: parameters of both towers and the logits' scalars, float32.
       batch_stats: BatchNorm's running statistics, float32.
       optimizer: the optimizer's state.
+      average: moving average of {"params", "batch_stats"}; None where there is none.
     """
 
     step: jax.Array
     params: dict
     batch_stats: dict
     optimizer: Any
+    average: dict | None = None
+
+    @property
+    def variables(self) -> dict:
+        """What is evaluated, {"params", "batch_stats"}: the average where there is."""
+        return self.average or self.own_variables
+
+    @property
+    def own_variables(self) -> dict:
+        """What the last step made, {"params", "batch_stats"}."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(
-    model: DualEncoder,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    image_size: int,
-    max_tokens: int,
-    mesh: Mesh,
-) -> TrainState:
+def create_state(plan: StepPlan) -> TrainState:
     """Initialises a replicated state at step 0 from the seed."""
 
     def create() -> TrainState:
-        variables = model.init(
-            jax.random.key(seed),
-            jnp.zeros((1, image_size, image_size, 3)),
-            jnp.ones((1, max_tokens), jnp.int32),
+        variables = plan.model.init(
+            jax.random.key(plan.seed),
+            jnp.zeros((1, 64, 64, 3)),  # parameters depend on no size
+            jnp.ones((1, 2), jnp.int32),
             jnp.zeros(1, jnp.int32),
             train=False,
         )
+        averaged = plan.optimizer.average_decay is not None
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
-            optimizer=optimizer.init(variables["params"]),
+            optimizer=plan.transformation.init(variables["params"]),
+            average=dict(variables) if averaged else None,
         )
 
-    return jax.jit(create, out_shardings=replicated(mesh))()
+    return jax.jit(create, out_shardings=replicated(plan.mesh))()
 
 
-def make_train_step(
-    model: DualEncoder,
-    optimizer: optax.GradientTransformation,
-    loss: LossConfig,
-    virtual_cores: int,
-    seed: int,
-    mesh: Mesh,
-):
+def make_train_step(plan: StepPlan):
     """Compiles `train_step` for a run; call as `step(state, batch)`."""
-    whole, split = replicated(mesh), batch_split(mesh)
-    step = partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        loss=loss,
-        virtual_cores=virtual_cores,
-        seed=seed,
-        mesh=mesh,
-    )
+    whole, split = replicated(plan.mesh), batch_split(plan.mesh)
     return jax.jit(
-        step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0
+        partial(train_step, plan=plan),
+        in_shardings=(whole, split),
+        out_shardings=whole,
+        donate_argnums=0,
     )
 
 
 def train_step(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    *,
-    model: DualEncoder,
-    optimizer: optax.GradientTransformation,
-    loss: LossConfig,
-    virtual_cores: int,
-    seed: int,
-    mesh: Mesh,
+    state: TrainState, batch: dict[str, jax.Array], plan: StepPlan
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step on the global batch.
 
     Args:
       state: before the step; donated when compiled.
       batch: images (B, H, W, 3) and tokens (B, L), split over the mesh.
-      model: the dual encoder.
-      optimizer: as built by `make_optimizer`.
-      loss: the objective.
-      virtual_cores: V; core v holds pairs v B/V to (v+1) B/V - 1.
-      seed: of the run; masks depend on it, the step and the virtual core only.
-      mesh: the devices.
+      plan: the rest.
 
     Returns:
       The state after the step and its scalar metrics.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    core_ids = jnp.arange(virtual_cores)
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (value, (metrics, batch_stats)), gradients = gradient(
-        state.params, state.batch_stats, batch, key, core_ids, model, loss, mesh
+    key = jax.random.fold_in(jax.random.key(plan.seed), state.step)
+    core_ids = jnp.arange(plan.virtual_cores)
+    gradient = accumulate if plan.microbatches > 1 else at_once
+    (loss, (metrics, batch_stats)), gradients = gradient(
+        state.params, state.batch_stats, batch, key, core_ids, plan
     )
-    updates, optimizer_state = optimizer.update(
+    updates, optimizer_state = plan.transformation.update(
         gradients, state.optimizer, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    params["temperature"] = jnp.maximum(params["temperature"], loss.temperature_floor)
+    params = hold_temperature(params, plan.loss.temperature_floor)
     metrics |= {
-        "loss": value,
-        "temperature": state.params["temperature"],
+        "loss": loss,
+        "temperature": temperature_of(state.params),
         "gradient_norm": optax.tree.norm(gradients),
     }
     new_state = TrainState(
@@ -144,8 +183,27 @@ def train_step(
         params=params,
         batch_stats=batch_stats,
         optimizer=optimizer_state,
+        average=state.average,
     )
+    if state.average is not None:
+        new_state = new_state.replace(average=_follow(new_state, plan))
     return new_state, metrics
+
+
+def _follow(state: TrainState, plan: StepPlan) -> dict:
+    """The moving average after a step; early ones weigh recent steps more."""
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(plan.optimizer.average_decay, step / (step + 9.0))
+    return optax.tree.add(
+        optax.tree.scale(decay, state.average),
+        optax.tree.scale(1.0 - decay, state.own_variables),
+    )
+
+
+def at_once(params, batch_stats, batch, key, core_ids, plan):
+    """Value, auxiliary outputs and gradients of `loss_fn`."""
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    return gradient(params, batch_stats, batch, key, core_ids, plan)
 
 
 def loss_fn(
@@ -154,13 +212,18 @@ def loss_fn(
     batch: dict[str, jax.Array],
     key: jax.Array,
     core_ids: jax.Array,
-    model: DualEncoder,
-    loss: LossConfig,
-    mesh: Mesh,
+    plan: StepPlan,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
     """Loss of a batch; returns (loss, (metrics, new running statistics))."""
-    (image_embeddings, text_embeddings, temperature), changed = model.apply(
-        {"params": params, "batch_stats": batch_stats},
+    embeddings, batch_stats = encode(params, batch_stats, batch, key, core_ids, plan)
+    loss, metrics = score(params, embeddings, plan)
+    return loss, (metrics, batch_stats)
+
+
+def encode(params, batch_stats, batch, key, core_ids, plan):
+    """Both towers' embeddings of a batch, (B, D) each, and new running statistics."""
+    embeddings, changed = plan.model.apply(
+        {"params": _hold_frozen(params, plan), "batch_stats": batch_stats},
         batch["images"],
         batch["tokens"],
         core_ids,
@@ -168,7 +231,75 @@ def loss_fn(
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )
-    value, metrics = contrastive_loss(
-        image_embeddings, text_embeddings, temperature, mesh, loss.label_smoothing
+    return embeddings, changed["batch_stats"]
+
+
+def score(params, embeddings, plan):
+    """Loss and metrics of a batch's embeddings."""
+    return compute_loss(*embeddings, _hold_frozen(params, plan), plan.loss, plan.mesh)
+
+
+def accumulate(params, batch_stats, batch, key, core_ids, plan):
+    """What `at_once` returns, in the memory of one microbatch.
+
+    All embeddings are computed first, the loss over all pairs gives their cotangents,
+    then each microbatch is computed again to pull its own back (GradCache, arXiv
+    2101.06983). Masks are drawn by virtual core and BatchNorm's groups lie within a
+    microbatch, so the result is that of the whole batch, up to rounding.
+    """
+    pieces = (_split(batch, plan), _split(core_ids, plan))
+
+    def embed(_, piece):
+        return None, encode(params, batch_stats, piece[0], key, piece[1], plan)
+
+    _, (embeddings, statistics) = lax.scan(embed, None, pieces)
+    gradient = jax.value_and_grad(partial(score, plan=plan), (0, 1), has_aux=True)
+    (loss, metrics), (gradients, cotangents) = gradient(params, _join(embeddings, plan))
+
+    def pull_back(gradients, piece):
+        (batch, core_ids), cotangent = piece
+        _, pull = jax.vjp(
+            lambda params: encode(params, batch_stats, batch, key, core_ids, plan)[0],
+            params,
+        )
+        return optax.tree.add(gradients, *pull(cotangent)), None
+
+    pieces = (pieces, _split(cotangents, plan))
+    gradients, _ = lax.scan(pull_back, gradients, pieces)
+    # All started from the same statistics: their mean is one update with all groups.
+    batch_stats = jax.tree.map(lambda x: x.mean(0), statistics)
+    return (loss, (metrics, batch_stats)), gradients
+
+
+def _split(tree, plan):
+    """(B, ...) to (microbatches, B / microbatches, ...), a part of each device."""
+    shape = (plan.mesh.size, plan.microbatches, -1)
+    sharding = NamedSharding(plan.mesh, PartitionSpec(None, DATA_AXIS))
+
+    def split(x: jax.Array) -> jax.Array:
+        parts = x.reshape(*shape, *x.shape[1:]).swapaxes(0, 1)
+        parts = parts.reshape(plan.microbatches, -1, *x.shape[1:])
+        return lax.with_sharding_constraint(parts, sharding)
+
+    return jax.tree.map(split, tree)
+
+
+def _join(tree, plan):
+    """Undoes `_split`."""
+    shape = (plan.microbatches, plan.mesh.size, -1)
+
+    def join(x: jax.Array) -> jax.Array:
+        parts = x.reshape(*shape, *x.shape[2:]).swapaxes(0, 1)
+        whole = parts.reshape(-1, *x.shape[2:])
+        return lax.with_sharding_constraint(whole, batch_split(plan.mesh))
+
+    return jax.tree.map(join, tree)
+
+
+def _hold_frozen(params: Mapping, plan: StepPlan) -> dict:
+    """The parameters, without a gradient where the optimizer keeps them."""
+    return jax.tree.map(
+        lambda x, moves: x if moves else lax.stop_gradient(x),
+        params,
+        trainable(plan.optimizer, params),
     )
-    return value, (metrics, changed["batch_stats"])

@@ -223,6 +223,23 @@ def test_what_an_align_model_cannot_be_is_not_exported(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
+def test_a_learned_logarithm_goes_out_as_the_temperature_and_a_bias_not_at_all(
+    folder, tmp_path
+):
+    weights = read_align(str(folder))
+    variables = dict(weights.variables)
+    before = variables.pop(("params", "temperature"))
+    variables["params", "log_temperature"] = np.log(before)
+    config = dataclasses.replace(weights.config, temperature_form="log")
+    logarithm = dataclasses.replace(weights, config=config, variables=variables)
+    write_align(logarithm, str(tmp_path / "log"))
+    back = read_align(str(tmp_path / "log")).variables["params", "temperature"]
+    np.testing.assert_allclose(back, before, rtol=1e-6)
+    config = dataclasses.replace(config, logit_bias_init=-10.0)
+    with pytest.raises(InputError, match="an AlignModel's logits have no bias"):
+        write_align(dataclasses.replace(logarithm, config=config), str(tmp_path / "b"))
+
+
 def test_checkpoints_in_several_files_are_joined(folder):
     arrays = tensors_of(folder)
     parts = {"a.safetensors": {}, "b.safetensors": {}}

@@ -8,7 +8,8 @@ ORDER = """
 errors config tokenizer pictures preprocess input_pipeline sharding
 models.layers models.convolution models.mbconv models.efficientnet models.bert
 models.dual_encoder parameters
-loss optimizer train_step workdir checkpoint pretrain_config
+loss_tiles loss sigmoid_loss objective optimizer train_step workdir checkpoint
+pretrain_config
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
 convert.source initialize runtime convert.__main__ embedding model scores
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
@@ -17,7 +18,10 @@ train
 
 CORE = [name for name in ORDER if name.startswith("models.")] + [
     "sharding",
+    "loss_tiles",
     "loss",
+    "sigmoid_loss",
+    "objective",
     "optimizer",
     "train_step",
 ]

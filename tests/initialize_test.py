@@ -7,7 +7,6 @@ from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.initialize import place_towers, read_towers
 from align_jax.models.efficientnet import EfficientNetConfig
-from align_jax.optimizer import make_optimizer
 from align_jax.parameters import flatten
 from align_jax.pretrain_config import InitialTowers, PretrainConfig
 from align_jax.train_step import create_state
@@ -41,13 +40,9 @@ def test_towers_take_the_place_of_random_ones_and_nothing_else_changes(
     )
     sources = InitialTowers(str(tmp_path / "image"), str(tmp_path / "text"))
     arrays = read_towers(sources, config.model, config.make_tokenizer())
-    optimizer = make_optimizer(config.optimizer, lambda step: 0.0)
-    state = create_state(config.make_model(), optimizer, 0, 16, 6, mesh_of(8))
+    state = create_state(config.make_plan(mesh_of(8)))
     placed = place_towers(state, arrays)
-    before, after = (
-        flatten({"params": s.params, "batch_stats": s.batch_stats})
-        for s in (state, placed)
-    )
+    before, after = (flatten(s.own_variables) for s in (state, placed))
     assert before.keys() == after.keys()
     for path, array in after.items():
         expected = (image | text).get(path, before[path])

@@ -156,7 +156,7 @@ def make_run(root: pathlib.Path, **changes) -> dict:
         # Adam's quotient turns rounding into steps where a gradient is zero; a large
         # epsilon keeps runs on different device counts comparable.
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1, "epsilon": 1e-3},
-        "loss": {"label_smoothing": 0.1, "temperature_floor": 1.5},
+        "loss": {"label_smoothing": 0.1, "temperature_floor": 0.01},
         "checkpoint": {"every_steps": 2, "keep": 2},
         "log_every_steps": 1,
         "evaluate_every_steps": 4,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from align_jax.config import read_config
+from align_jax.errors import InputError
 from align_jax.input_pipeline import train_batches
-from align_jax.optimizer import make_optimizer, make_schedule
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import global_batch
 from align_jax.train_step import create_state, make_train_step
@@ -20,64 +20,108 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
 
 
-def run(root, mesh, **changes):
-    config = read_config(PretrainConfig, tiny.make_run(root, **changes))
-    model, tokenizer = config.make_model(), config.make_tokenizer()
-    schedule = make_schedule(config.optimizer, 10)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    state = create_state(model, optimizer, config.seed, 16, 6, mesh)
-    step = make_train_step(
-        model, optimizer, config.loss, config.virtual_cores, config.seed, mesh
-    )
+def read(root, **changes):
+    """A config whose BatchNorm groups hold pictures enough to be well conditioned."""
+    fields = tiny.make_run(root, pairs_per_core=4, batch_norm_cores=2)
+    fields["input"]["preprocess"] = {"resize": 36, "image_size": 32, "flip": False}
+    fields["optimizer"]["learning_rate"] = 1e-3
+    for name, value in changes.items():
+        fields[name] = fields[name] | value if isinstance(value, dict) else value
+    return read_config(PretrainConfig, fields)
+
+
+def run(config, mesh, steps=STEPS):
+    """Metrics of a few steps, and the state before and after them, on the host."""
+    plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
+    state, step = create_state(plan), make_train_step(plan)
+    start = jax.device_get(state)
     batches = train_batches(config.input, tokenizer, config.batch_size, config.seed)
-    losses = []
-    for batch in itertools.islice(batches, STEPS):
+    rows = []
+    for batch in itertools.islice(batches, steps):
         state, metrics = step(state, global_batch(batch, mesh))
-        losses.append(float(metrics["loss"]))
-    return losses, jax.device_get(state)
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return rows, start, jax.device_get(state)
+
+
+def moved_leaves(start, end):
+    """Names of the variables that two states differ in."""
+    differs = jax.tree.map(
+        lambda a, b: bool(np.any(a != b)), start.own_variables, end.own_variables
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(differs)
+    return {"/".join(k.key for k in path): moved for path, moved in leaves}
 
 
 @pytest.fixture(scope="module")
 def one_device(root, mesh_of):
-    return run(root, mesh_of(1))
+    return run(read(root), mesh_of(1))
 
 
-def test_device_counts_agree_with_dropout_and_grouped_batch_norm(
-    root, one_device, mesh_of
+@pytest.mark.parametrize(("devices", "microbatches"), [(8, 1), (2, 4)])
+def test_devices_and_microbatches_agree_with_dropout_and_grouped_batch_norm(
+    root, one_device, mesh_of, devices, microbatches
 ):
-    losses, state = run(root, mesh_of(8))
-    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
-    for mine, theirs in zip(
-        jax.tree.leaves((state.params, state.batch_stats)),
-        jax.tree.leaves((one_device[1].params, one_device[1].batch_stats)),
-        strict=True,
-    ):
-        # LAMB's steps, and so their rounding, are in proportion to a leaf's size.
-        atol = max(1e-5, 1e-4 * np.abs(theirs).max())
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=atol)
-
-
-def test_a_step_moves_every_parameter_and_statistic(root, one_device, mesh_of):
-    config = read_config(PretrainConfig, tiny.make_run(root))
-    optimizer = make_optimizer(config.optimizer, lambda _: 0.0)
-    start = create_state(config.make_model(), optimizer, 0, 16, 6, mesh_of(1))
-    end = one_device[1]
-    assert end.step == STEPS
-    moved = jax.tree.map(
-        lambda a, b: bool(np.any(a != b)),
-        (start.params, start.batch_stats),
-        (end.params, end.batch_stats),
+    rows, _, end = run(read(root, microbatches=microbatches), mesh_of(devices))
+    for mine, theirs in zip(rows, one_device[0], strict=True):
+        for name in ("loss", "i2t_loss", "t2i_loss", "temperature"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        end.own_variables,
+        one_device[2].own_variables,
     )
-    still = [
-        jax.tree_util.keystr(path)
-        for path, changed in jax.tree_util.tree_leaves_with_path(moved)
-        if not changed
-    ]
+
+
+def test_a_step_moves_every_parameter_and_statistic(one_device):
+    _, start, end = one_device
+    assert end.step == STEPS
+    still = [name for name, moved in moved_leaves(start, end).items() if not moved]
     # A key's bias shifts all of a query's scores alike: softmax does not see it, so
     # its gradient is zero up to rounding.
-    assert [name for name in still if "['key']['bias']" not in name] == []
+    assert [name for name in still if "key/bias" not in name] == []
 
 
-def test_the_temperature_stays_at_or_above_its_floor(one_device):
-    # It starts at 1.0 and five steps of 1 % would not bring it to the floor.
-    assert one_device[1].params["temperature"] >= 1.5
+def test_a_frozen_tower_stays_an_average_follows_and_the_sigmoid_loss_trains(
+    root, mesh_of
+):
+    config = read(
+        root,
+        model={"temperature_form": "log", "logit_bias_init": -2.0},
+        loss={"kind": "sigmoid"},
+        optimizer={
+            "frozen": ("^image_tower/",),
+            "average_decay": 0.5,
+            "warmup_steps": 0,
+        },
+    )
+    (row,), start, end = run(config, mesh_of(2), steps=1)
+    assert row["logit_bias"] == -2.0
+    assert row["temperature"] == pytest.approx(1.0)
+    assert all(np.isfinite(list(row.values())))
+    for name, moved in moved_leaves(start, end).items():
+        assert moved == (not name.startswith("params/image_tower/")), name
+    # The first step weighs 1 / 10 of the average.
+    jax.tree.map(
+        lambda average, a, b: np.testing.assert_allclose(
+            average, 0.1 * a + 0.9 * b, rtol=1e-6, atol=1e-7
+        ),
+        end.variables,
+        start.own_variables,
+        end.own_variables,
+    )
+    assert end.variables is end.average
+
+
+def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
+    for mesh, microbatches, message in (
+        (
+            mesh_of(2),
+            3,
+            "microbatches is 3, which does not divide a device's 4 virtual",
+        ),
+        (mesh_of(2), 4, "holds 4 pairs at a time, which cuts .* groups of 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(root, microbatches=microbatches).make_plan(mesh)
+    with pytest.raises(InputError, match="8, which does not divide over 3 devices"):
+        read(root).make_plan(mesh_of(3))

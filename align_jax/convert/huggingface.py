@@ -139,6 +139,8 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
             "an AlignModel compares the pooled last block as it is, but this model has"
             f" embedding_size = {config.embedding_size}, top_conv = {tower.top_conv}"
         )
+    if config.logit_bias_init is not None:
+        raise InputError("an AlignModel's logits have no bias, but this model's have")
     return {
         "architectures": ["AlignModel"],
         "model_type": "align",

@@ -36,6 +36,7 @@ IMAGE_PROCESSOR = {
     "include_top": False,
 }
 BILINEAR = 2  # Pillow's number
+TEMPERATURE, LOG_TEMPERATURE = ("params", "temperature"), ("params", "log_temperature")
 
 # Buffers that some versions save; they hold 0, 1, 2, ... and zeros.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -108,7 +109,10 @@ def write_align(weights: Weights, directory: str) -> None:
         raise InputError(f"an AlignModel has two towers; this is a {weights.kind}")
     config, preprocess = weights.config, weights.preprocess
     described = huggingface.write_model_config(config, preprocess.image_size)
-    arrays = to_theirs(huggingface.list_tensors(config), weights.variables)
+    variables = dict(weights.variables)
+    if LOG_TEMPERATURE in variables:
+        variables[TEMPERATURE] = np.exp(variables.pop(LOG_TEMPERATURE))
+    arrays = to_theirs(huggingface.list_tensors(config), variables)
     zeros = {
         name: np.zeros(shape, np.float32 if shape else np.int64)
         for name, shape in huggingface.list_unused(config).items()

@@ -10,7 +10,6 @@ from align_jax.config import read_config
 from align_jax.convert.efficientnet_checkpoint import read_keras, read_tensorflow
 from align_jax.convert.huggingface_folder import read_align, read_bert
 from align_jax.errors import InputError
-from align_jax.optimizer import make_optimizer, make_schedule
 from align_jax.parameters import flatten
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import make_mesh
@@ -58,7 +57,7 @@ def open_weights(source: str) -> Weights:
 
 
 def read_run(workdir: str) -> Weights:
-    """Reads the newest checkpoint of a pretraining run.
+    """Reads the newest checkpoint of a pretraining run, its average where it has one.
 
     Raises:
       InputError: there is no checkpoint, or it does not fit the run's config.
@@ -70,22 +69,13 @@ def read_run(workdir: str) -> Weights:
     step = checkpoints.latest_step()
     if step is None:
         raise InputError(f"{workdir} holds no checkpoint yet")
-    schedule = make_schedule(config.optimizer, config.total_steps)
-    state = create_state(
-        config.make_model(),
-        make_optimizer(config.optimizer, schedule),
-        config.seed,
-        config.input.preprocess.image_size,
-        config.model.text_tower.max_tokens,
-        make_mesh(),
-    )
+    state = create_state(config.make_plan(make_mesh()))
     state = checkpoints.restore(step, state)
     checkpoints.close()
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     return Weights(
         "dual_encoder",
         config.model,
-        jax.tree.map(np.asarray, flatten(variables)),
+        jax.tree.map(np.asarray, flatten(state.variables)),
         config.input.preprocess,
         tuple(read_vocabulary(config.vocabulary)),
         step=step,

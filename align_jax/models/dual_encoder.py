@@ -5,6 +5,8 @@ through one linear layer to the image's width. Both are scaled to unit length.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -14,6 +16,7 @@ from align_jax.models.bert import Bert, BertConfig
 from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig, pooled_width
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+TEMPERATURE_FORMS = ("direct", "log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,11 @@ class ModelConfig:
       text_tower: BERT's size.
       embedding_size: width of a linear layer on the image tower; None for none, the
         paper's choice for B7 and L2 (its ablations set 640, 320, 160 or 80).
-      temperature_init: first value of the learned softmax temperature.
+      temperature_init: first value of the temperature, which divides the cosines.
+      temperature_form: what is learned, the temperature ("direct", as the paper) or
+        its logarithm ("log").
+      logit_bias_init: first value of a bias added to the logits, for the sigmoid loss;
+        None for none.
       dtype: compute type, a key of `DTYPES`.
     """
 
@@ -33,11 +40,26 @@ class ModelConfig:
     text_tower: BertConfig
     embedding_size: int | None = None
     temperature_init: float = 1.0
+    temperature_form: str = "direct"
+    logit_bias_init: float | None = None
     dtype: str = "float32"
+
+    def __post_init__(self):
+        choices = {"temperature_form": TEMPERATURE_FORMS, "dtype": tuple(DTYPES)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)!r}; known:"
+                    f" {', '.join(known)}"
+                )
+        if self.temperature_init <= 0:
+            raise ValueError(
+                f"model.temperature_init is {self.temperature_init}; wanted above 0"
+            )
 
 
 class DualEncoder(nn.Module):
-    """Both towers and the learned temperature.
+    """Both towers and the scalars of the logits, see `temperature_of`.
 
     Attributes:
       config: the towers and what joins them.
@@ -59,9 +81,13 @@ class DualEncoder(nn.Module):
             self.image_projection = nn.Dense(config.embedding_size)
         width = config.embedding_size or pooled_width(config.image_tower)
         self.text_projection = nn.Dense(width)
-        self.temperature = self.param(
-            "temperature", nn.initializers.constant(config.temperature_init), ()
-        )
+        scalars = {"temperature": config.temperature_init}
+        if config.temperature_form == "log":
+            scalars = {"log_temperature": math.log(config.temperature_init)}
+        if config.logit_bias_init is not None:
+            scalars["logit_bias"] = config.logit_bias_init
+        for name, value in scalars.items():
+            self.param(name, nn.initializers.constant(value), ())
 
     def encode_images(
         self,
@@ -94,13 +120,19 @@ class DualEncoder(nn.Module):
 
     def __call__(
         self, images: jax.Array, tokens: jax.Array, core_ids: jax.Array, train: bool
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Embeds a batch of pairs; returns both embeddings and the temperature ()."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embeds a batch of pairs: images and texts, (B, D) each."""
         return (
             self.encode_images(images, core_ids, train),
             self.encode_texts(tokens, core_ids, train),
-            self.temperature,
         )
+
+
+def temperature_of(params: Mapping) -> jax.Array:
+    """The temperature () of a dual encoder's parameters, in either form."""
+    if "log_temperature" in params:
+        return jnp.exp(params["log_temperature"])
+    return params["temperature"]
 
 
 def unit_length(x: jax.Array) -> jax.Array:

@@ -1,0 +1,145 @@
+"""The pairwise sigmoid loss (SigLIP, arXiv 2303.15343), on the tiles of ALIGN's loss.
+
+With unit vectors x_i and y_j, temperature s, bias b, logits z_ij = x_i . y_j / s + b
+and N pairs, every image and text is one decision, pair or not:
+
+    L = -1/N sum_i ( log sigmoid(z_ii) + sum_{j != i} log sigmoid(-z_ij) )
+
+The paper learns log(1 / s), from log 10, and b, from -10.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from align_jax.loss_tiles import (
+    EXCLUDED,
+    Tiling,
+    accuracies,
+    gather,
+    make_tiling,
+    scatter_sum,
+    walk,
+)
+from align_jax.sharding import DATA_AXIS
+
+ROWS, WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is fixed when the loss is compiled."""
+
+    mesh: Mesh
+    tiling: Tiling
+
+
+def sigmoid_loss(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    temperature: jax.Array,
+    bias: jax.Array,
+    mesh: Mesh,
+    negatives: float = 1.0,
+    tile: int | None = None,
+    precision: str = "highest",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the loss over all pairs of all devices in memory linear in N.
+
+    Args:
+      image_embeddings: (N, D) of unit length, split over the mesh by rows.
+      text_embeddings: (N, D) of unit length, likewise; row i matches image i.
+      temperature: () positive divisor of the cosine similarities.
+      bias: () added to the logits.
+      mesh: the devices; N is a multiple of their number.
+      negatives: as in `contrastive_loss`.
+      tile: as in `contrastive_loss`.
+      precision: as in `contrastive_loss`.
+
+    Returns:
+      The loss, (), and metrics, (): in-batch accuracy of each direction. Only the loss
+      has a gradient.
+    """
+    tiling = make_tiling(len(image_embeddings), mesh.size, negatives, tile, precision)
+    plan = _Plan(mesh, tiling)
+    loss, metrics = _decisions(
+        image_embeddings, text_embeddings, temperature, bias, plan
+    )
+    return loss, jax.tree.map(lax.stop_gradient, metrics)
+
+
+@partial(jax.jit, static_argnums=4)
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _decisions(ximg, ytxt, temperature, bias, plan):
+    """Loss and accuracy."""
+    share = jax.shard_map(
+        partial(_forward_share, tiling=plan.tiling),
+        mesh=plan.mesh,
+        in_specs=(ROWS, ROWS, WHOLE, WHOLE),
+        out_specs=WHOLE,
+    )
+    return share(ximg, ytxt, temperature, bias)
+
+
+def _decisions_forward(ximg, ytxt, temperature, bias, plan):
+    arguments = (ximg, ytxt, temperature, bias)
+    return _decisions(*arguments, plan), arguments
+
+
+def _decisions_backward(plan, arguments, cotangents):
+    share = jax.shard_map(
+        partial(_backward_share, tiling=plan.tiling),
+        mesh=plan.mesh,
+        in_specs=(ROWS, ROWS, WHOLE, WHOLE, WHOLE),
+        out_specs=(ROWS, ROWS, WHOLE, WHOLE),
+    )
+    return share(*arguments, cotangents[0])
+
+
+_decisions.__wrapped__.defvjp(_decisions_forward, _decisions_backward)
+
+
+def _forward_share(ximg, ytxt, temperature, bias, tiling):
+    """Loss and accuracy from one device's rows ximg, ytxt (n, D)."""
+    n = len(ximg)
+
+    def visit(carry, block, _):
+        total, best_text, positive = carry
+        logits = block.logits(1.0 / temperature, bias)  # (n, T)
+        others = jnp.where(block.own, EXCLUDED, logits)
+        # -log sigmoid(-z) is softplus(z), and softplus(-z) is softplus(z) - z.
+        total += jax.nn.softplus(logits).sum(1)
+        best_text = jnp.maximum(best_text, others.max(1))
+        positive += jnp.where(block.own, logits, 0.0).sum(1)
+        return (total, best_text, positive), others.max(0)
+
+    zeros, none = jnp.zeros(n), jnp.full(n, EXCLUDED)
+    carry, best_image = walk(tiling, ximg, gather(ytxt), visit, (zeros, none, zeros))
+    total, best_text, positive = carry
+    loss = lax.psum((total - positive).sum(), DATA_AXIS) / tiling.pairs
+    return loss, accuracies(positive, best_text, best_image)
+
+
+def _backward_share(ximg, ytxt, temperature, bias, cotangent, tiling):
+    """Gradients for this device's rows, the temperature and the bias."""
+
+    def visit(carry, block, _):
+        dimg, dbias = carry
+        logits = block.logits(1.0 / temperature, bias)  # (n, T)
+        dlogits = jax.nn.sigmoid(logits) - block.own
+        dimg += tiling.product(dlogits, block.texts)  # (n, D)
+        dbias += dlogits.sum(1)
+        return (dimg, dbias), tiling.product(dlogits.T, ximg)  # (T, D)
+
+    start = (jnp.zeros(ximg.shape), jnp.zeros(len(ximg)))
+    (dimg, dbias), dtxt = walk(tiling, ximg, gather(ytxt), visit, start)
+    scale = cotangent / tiling.pairs
+    dimg, dtxt = (scale / temperature) * dimg, (scale / temperature) * scatter_sum(dtxt)
+    dbias = scale * lax.psum(dbias.sum(), DATA_AXIS)
+    # sum_ij dz_ij (z_ij - b) = sum_i x_i . dx_i
+    dtemperature = -lax.psum((ximg * dimg).sum(), DATA_AXIS) / temperature
+    return dimg, dtxt, dtemperature, dbias
