@@ -1,46 +1,14 @@
-import itertools
-
 import jax
 import numpy as np
 import pytest
 
-from align_jax.config import read_config
 from align_jax.errors import InputError
-from align_jax.input_pipeline import train_batches
-from align_jax.pretrain_config import PretrainConfig
-from align_jax.sharding import global_batch
-from align_jax.train_step import create_state, make_train_step
-from tests import tiny
-
-STEPS = 5
+from tests import steps
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
-
-
-def read(root, **changes):
-    """A config whose BatchNorm groups hold pictures enough to be well conditioned."""
-    fields = tiny.make_run(root, pairs_per_core=4, batch_norm_cores=2)
-    fields["input"]["preprocess"] = {"resize": 36, "image_size": 32, "flip": False}
-    fields["optimizer"]["learning_rate"] = 1e-3
-    for name, value in changes.items():
-        fields[name] = fields[name] | value if isinstance(value, dict) else value
-    return read_config(PretrainConfig, fields)
-
-
-def run(config, mesh, steps=STEPS):
-    """Metrics of a few steps, and the state before and after them, on the host."""
-    plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
-    state, step = create_state(plan), make_train_step(plan)
-    start = jax.device_get(state)
-    batches = train_batches(config.input, tokenizer, config.batch_size, config.seed)
-    rows = []
-    for batch in itertools.islice(batches, steps):
-        state, metrics = step(state, global_batch(batch, mesh))
-        rows.append({name: float(value) for name, value in metrics.items()})
-    return rows, start, jax.device_get(state)
 
 
 def moved_leaves(start, end):
@@ -54,27 +22,21 @@ def moved_leaves(start, end):
 
 @pytest.fixture(scope="module")
 def one_device(root, mesh_of):
-    return run(read(root), mesh_of(1))
+    return steps.run(steps.read(root), mesh_of(1))
 
 
 @pytest.mark.parametrize(("devices", "microbatches"), [(8, 1), (2, 4)])
 def test_devices_and_microbatches_agree_with_dropout_and_grouped_batch_norm(
     root, one_device, mesh_of, devices, microbatches
 ):
-    rows, _, end = run(read(root, microbatches=microbatches), mesh_of(devices))
-    for mine, theirs in zip(rows, one_device[0], strict=True):
-        for name in ("loss", "i2t_loss", "t2i_loss", "temperature"):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        end.own_variables,
-        one_device[2].own_variables,
-    )
+    config = steps.read(root, microbatches=microbatches)
+    rows, _, end = steps.run(config, mesh_of(devices))
+    steps.assert_same(rows, end.own_variables, one_device)
 
 
 def test_a_step_moves_every_parameter_and_statistic(one_device):
     _, start, end = one_device
-    assert end.step == STEPS
+    assert end.step == steps.COUNT
     still = [name for name, moved in moved_leaves(start, end).items() if not moved]
     # A key's bias shifts all of a query's scores alike: softmax does not see it, so
     # its gradient is zero up to rounding.
@@ -84,7 +46,7 @@ def test_a_step_moves_every_parameter_and_statistic(one_device):
 def test_a_frozen_tower_stays_an_average_follows_and_the_sigmoid_loss_trains(
     root, mesh_of
 ):
-    config = read(
+    config = steps.read(
         root,
         model={"temperature_form": "log", "logit_bias_init": -2.0},
         loss={"kind": "sigmoid"},
@@ -94,7 +56,7 @@ def test_a_frozen_tower_stays_an_average_follows_and_the_sigmoid_loss_trains(
             "warmup_steps": 0,
         },
     )
-    (row,), start, end = run(config, mesh_of(2), steps=1)
+    (row,), start, end = steps.run(config, mesh_of(2), count=1)
     assert row["logit_bias"] == -2.0
     assert row["temperature"] == pytest.approx(1.0)
     assert all(np.isfinite(list(row.values())))
@@ -122,6 +84,6 @@ def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
         (mesh_of(2), 4, "holds 4 pairs at a time, which cuts .* groups of 8"),
     ):
         with pytest.raises(InputError, match=message):
-            read(root, microbatches=microbatches).make_plan(mesh)
+            steps.read(root, microbatches=microbatches).make_plan(mesh)
     with pytest.raises(InputError, match="8, which does not divide over 3 devices"):
-        read(root).make_plan(mesh_of(3))
+        steps.read(root).make_plan(mesh_of(3))

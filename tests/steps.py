@@ -1,0 +1,61 @@
+"""A few training steps on tiny data, and what must hold between two such runs."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from align_jax.config import read_config
+from align_jax.input_pipeline import train_batches
+from align_jax.pretrain_config import PretrainConfig
+from align_jax.sharding import global_batch
+from align_jax.train_step import create_state, make_train_step
+from tests import tiny
+
+COUNT = 5
+AGREEING = ("loss", "i2t_loss", "t2i_loss", "temperature")
+
+
+def read(root, **changes):
+    """A config whose BatchNorm groups hold pictures enough to be well conditioned."""
+    fields = tiny.make_run(root, pairs_per_core=4, batch_norm_cores=2)
+    fields["input"]["preprocess"] = {"resize": 36, "image_size": 32, "flip": False}
+    fields["optimizer"]["learning_rate"] = 1e-3
+    for name, value in changes.items():
+        fields[name] = fields[name] | value if isinstance(value, dict) else value
+    return read_config(PretrainConfig, fields)
+
+
+def run(config, mesh, count=COUNT):
+    """Metrics of the steps, and the state before and after them, on the host."""
+    plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
+    state, step = create_state(plan), make_train_step(plan)
+    start = jax.device_get(state)
+    batches = train_batches(
+        config.input,
+        tokenizer,
+        config.batch_size,
+        config.seed,
+        0,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    rows = []
+    for batch in itertools.islice(batches, count):
+        state, metrics = step(state, global_batch(batch, mesh))
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return rows, start, jax.device_get(state)
+
+
+def assert_same(rows, variables, expected):
+    """Losses, parameters and statistics are those of what `run` returned."""
+    expected_rows, _, end = expected
+    for mine, theirs in zip(rows, expected_rows, strict=True):
+        for name in AGREEING:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        variables,
+        end.own_variables,
+    )
