@@ -26,7 +26,7 @@ def results(root):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ["XLA_FLAGS"].replace("count=8", "count=4")
     command = [sys.executable, "-m", "tests.two_processes", str(root), address]
     workers = [
         subprocess.Popen(
