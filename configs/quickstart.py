@@ -63,7 +63,8 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 40
     config.optimizer.weight_decay = 1e-5  # as the paper
     config.optimizer.b2 = 0.98  # 0.999 remembers more steps than the run has
-    config.optimizer.rate_factors = (("^text_tower/layer_", 0.15),)  # fits twice as fast
+    # At the full rate the text tower fits half as fast.
+    config.optimizer.rate_factors = (("^text_tower/layer_", 0.15),)
     config.optimizer.average_decay = 0.99  # of what is evaluated
 
     config.loss = ConfigDict()
