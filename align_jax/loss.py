@@ -121,31 +121,35 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     """Metrics, and the log-sum-exp of this device's rows and columns, (n,) each."""
     n = len(ximg)
     all_texts = gather(ytxt)  # (N, D)
+    # A log-sum-exp may be shifted by any number near its maximum: that of the pair's
+    # own logit, computed apart up to rounding, and of the best of the others.
+    own_logit = (ximg * ytxt).sum(1) / temperature  # (n,)
 
-    def visit(carry, block, _):
-        row_max, row_sum, best_text, positive = carry
+    def visit(carry, block, own_column_logit):
+        row_sum, best_text, positive = carry
         logits = block.logits(1.0 / temperature)  # (n, T)
         others = jnp.where(block.own, EXCLUDED, logits)
-        new_max = jnp.maximum(row_max, logits.max(1))
-        row_sum *= jnp.exp(row_max - new_max)
-        row_sum += jnp.exp(logits - new_max[:, None]).sum(1)
+        old_shift = jnp.maximum(own_logit, best_text)
         best_text = jnp.maximum(best_text, others.max(1))
+        shift = jnp.maximum(own_logit, best_text)
+        row_sum *= jnp.exp(old_shift - shift)
+        row_sum += jnp.exp(logits - shift[:, None]).sum(1)
         positive += jnp.where(block.own, logits, 0.0).sum(1)
-        column_max = logits.max(0)  # (T,)
-        column_sum = jnp.exp(logits - column_max).sum(0)
-        carry = new_max, row_sum, best_text, positive
-        return carry, (column_max, column_sum, others.max(0))
+        best_image = others.max(0)  # (T,)
+        column_shift = jnp.maximum(own_column_logit, best_image)
+        column_sum = jnp.exp(logits - column_shift).sum(0)
+        return (row_sum, best_text, positive), (column_shift, column_sum, best_image)
 
-    zeros, none = jnp.zeros(n), jnp.full(n, EXCLUDED)
-    rows, columns = walk(tiling, ximg, all_texts, visit, (none, zeros, none, zeros))
-    row_max, row_sum, best_text, positive = rows
-    column_max, column_sum, best_image = columns  # (N,) each, of this device's images
+    zeros = jnp.zeros(n)
+    start = (zeros, jnp.full(n, EXCLUDED), zeros)
+    rows, columns = walk(tiling, ximg, all_texts, visit, start, gather(own_logit))
+    row_sum, best_text, positive = rows
+    column_shift, column_sum, best_image = columns  # (N,) each, of this device's images
 
-    own = own_rows(n)
-    global_max = lax.pmax(column_max, DATA_AXIS)  # (N,)
-    column_sum = scatter_sum(column_sum * jnp.exp(column_max - global_max))  # (n,)
-    row_lse = jnp.log(row_sum) + row_max
-    column_lse = jnp.log(column_sum) + global_max[own]
+    row_lse = jnp.log(row_sum) + jnp.maximum(own_logit, best_text)
+    global_shift = lax.pmax(column_shift, DATA_AXIS)  # (N,)
+    column_sum = scatter_sum(column_sum * jnp.exp(column_shift - global_shift))  # (n,)
+    column_lse = jnp.log(column_sum) + global_shift[own_rows(n)]
 
     metrics = accuracies(positive, best_text, best_image)
     means = _mean_logits(ximg, ytxt, all_texts, tiling)

@@ -97,7 +97,8 @@ class Block:
       cosines: (n, T).
       texts: (T, D), zeros beyond the last text.
       own: (n, T), true where image and text are a pair.
-      candidate: (n, T), true where the text is a candidate of the image.
+      candidate: (n, T), true where the text is a candidate of the image; () where all
+        are.
     """
 
     cosines: jax.Array
@@ -149,8 +150,10 @@ def walk(
     def body(carry, tile):
         start, texts, columns = tile
         ids = start + jnp.arange(tiling.tile)  # (T,)
-        # Beyond the last text the group is one that no image has.
-        candidate = rows // tiling.candidates == ids // tiling.candidates
+        candidate = jnp.bool_(True)
+        if tiling.groups > 1 or beyond:
+            # Beyond the last text the group is one that no image has.
+            candidate = rows // tiling.candidates == ids // tiling.candidates
         cosines = tiling.product(ximg, texts.T)  # (n, T)
         return visit(carry, Block(cosines, texts, rows == ids, candidate), columns)
 
