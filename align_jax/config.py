@@ -85,9 +85,18 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint) or hint
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if origin is tuple and isinstance(value, list):
+        return _as_tuple(value)
     is_misread_bool = isinstance(value, bool) and origin is not bool
     if is_misread_bool or not isinstance(value, origin):
         raise InputError(
             f"{where} is {value!r} ({type(value).__name__}); wanted {origin.__name__}"
         )
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists, which JSON has instead of tuples, as tuples all the way down."""
+    if isinstance(value, list):
+        return tuple(_as_tuple(part) for part in value)
     return value

@@ -28,6 +28,11 @@ def test_sub_dicts_become_dataclasses_and_defaults_hold():
     assert config == Outer(3, Inner(1.0, None))
 
 
+def test_the_lists_of_a_json_file_become_tuples():
+    fields = {"steps": 1, "inner": {}, "names": [["a", 0.5], "b"]}
+    assert read_config(Outer, fields).names == (("a", 0.5), "b")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

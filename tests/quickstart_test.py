@@ -151,6 +151,19 @@ def test_bad_input_is_refused_before_anything_is_written(root, fields, finished)
     refused(
         "vocabulary_size is 9; raise it", model={**fields["model"], "text_tower": small}
     )
+    image = {**fields["model"]["image_tower"], "frozen_statistics": False}
+    for model, optimizer, message in (
+        ({}, {"frozen": ("txt",)}, "frozen has the pattern 'txt', which fits no param"),
+        ({"image_tower": image}, {"frozen": ("^image",)}, "set .*frozen_statistics"),
+        ({"logit_bias_init": -9.0}, {}, "sigmoid loss wants a bias, the softmax none"),
+        ({"temperature_init": 0.001}, {}, "0.001, below loss.temperature_floor, 0.01"),
+    ):
+        refused(
+            message,
+            model={**fields["model"], **model},
+            optimizer={**fields["optimizer"], **optimizer},
+        )
+    refused("microbatches is 2, which does not divide a device's 1", microbatches=2)
     assert not (root / "new").exists()
     before = (finished / "results.json").read_text()
     refused("another config .*config.seed: 0 -> 1", "whole", seed=1)
