@@ -19,7 +19,7 @@ AGREEING = ("loss", "i2t_loss", "t2i_loss", "temperature")
 
 def read(root, **changes):
     """A config whose BatchNorm groups hold pictures enough to be well conditioned."""
-    fields = tiny.make_run(root, pairs_per_core=4, batch_norm_cores=2)
+    fields = tiny.make_run(root, pairs_per_core=5, batch_norm_cores=2)
     fields["input"]["preprocess"] = {"resize": 36, "image_size": 32, "flip": False}
     fields["optimizer"]["learning_rate"] = 1e-3
     for name, value in changes.items():

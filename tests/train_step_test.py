@@ -1,8 +1,13 @@
+import math
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from align_jax.errors import InputError
+from align_jax.models.efficientnet import pooled_width
+from align_jax.train_step import create_state, make_train_step
 from tests import steps
 
 
@@ -43,6 +48,27 @@ def test_a_step_moves_every_parameter_and_statistic(one_device):
     assert [name for name in still if "key/bias" not in name] == []
 
 
+def test_the_compiled_step_never_holds_all_logits(root, mesh_of):
+    config, mesh = steps.read(root), mesh_of(8)
+    plan = config.make_plan(mesh)
+    n, width = config.batch_size, pooled_width(config.model.image_tower)
+    state = jax.eval_shape(lambda: create_state(plan))
+    batch = {
+        "images": jax.ShapeDtypeStruct((n, 32, 32, 3), np.float32),
+        "tokens": jax.ShapeDtypeStruct((n, 6), np.int32),
+    }
+    text = make_train_step(plan).lower(state, batch).compile().as_text()
+    shapes = [
+        [int(size) for size in shape.split(",")]
+        for shape in re.findall(r"[a-z]\w*\[([\d,]+)\]", text)
+    ]
+    assert [n, width] in shapes  # nothing else in the model is N = 40 long
+    assert not [shape for shape in shapes if shape.count(n) > 1]
+    gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    sizes = [math.prod(map(int, shape.split(","))) for shape in gathers]
+    assert max(sizes) == n * width
+
+
 def test_a_frozen_tower_stays_an_average_follows_and_the_sigmoid_loss_trains(
     root, mesh_of
 ):
@@ -81,7 +107,7 @@ def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
             3,
             "microbatches is 3, which does not divide a device's 4 virtual",
         ),
-        (mesh_of(2), 4, "holds 4 pairs at a time, which cuts .* groups of 8"),
+        (mesh_of(2), 4, "holds 5 pairs at a time, which cuts .* groups of 10"),
     ):
         with pytest.raises(InputError, match=message):
             steps.read(root, microbatches=microbatches).make_plan(mesh)
