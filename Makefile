@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: quickstart data test test-convert test-newest lint format clean
 
-quickstart: data  ## train on real pictures and texts and report, about 10 minutes
+quickstart: data  ## train on real pictures and texts and report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 data: .venv/installed  ## raw pairs, corpus, vocabulary and records of the quickstart

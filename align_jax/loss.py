@@ -81,12 +81,11 @@ def contrastive_loss(
         raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
     tiling = make_tiling(len(image_embeddings), mesh.size, negatives, tile, precision)
     plan = _Plan(mesh, tiling, label_smoothing)
-    metrics = _directions(image_embeddings, text_embeddings, temperature, plan)
+    metrics = _compiled(image_embeddings, text_embeddings, temperature, plan)
     loss = REDUCTIONS[reduction] * (metrics["i2t_loss"] + metrics["t2i_loss"])
     return loss, jax.tree.map(lax.stop_gradient, metrics)
 
 
-@partial(jax.jit, static_argnums=3)
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _directions(ximg, ytxt, temperature, plan):
     """Each direction's loss and accuracy."""
@@ -114,7 +113,8 @@ def _directions_backward(plan, residuals, cotangents):
     return share(*residuals, cotangents["i2t_loss"], cotangents["t2i_loss"])
 
 
-_directions.__wrapped__.defvjp(_directions_forward, _directions_backward)
+_directions.defvjp(_directions_forward, _directions_backward)
+_compiled = jax.jit(_directions, static_argnums=3)  # for calls outside of a jit
 
 
 def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
@@ -152,7 +152,7 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     column_lse = jnp.log(column_sum) + global_shift[own_rows(n)]
 
     metrics = accuracies(positive, best_text, best_image)
-    means = _mean_logits(ximg, ytxt, all_texts, tiling)
+    means = _mean_cosines(ximg, ytxt, all_texts, tiling)
     for direction, lse, mean in zip(
         ("i2t_loss", "t2i_loss"), (row_lse, column_lse), means, strict=True
     ):
@@ -161,7 +161,7 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     return metrics, row_lse, column_lse
 
 
-def _mean_logits(ximg, ytxt, all_texts, tiling):
+def _mean_cosines(ximg, ytxt, all_texts, tiling):
     """Mean cosine of this device's images, and of its texts, with their candidates.
 
     The mean of products is the product with the mean: no logits are needed.

@@ -66,13 +66,12 @@ def sigmoid_loss(
     """
     tiling = make_tiling(len(image_embeddings), mesh.size, negatives, tile, precision)
     plan = _Plan(mesh, tiling)
-    loss, metrics = _decisions(
+    loss, metrics = _compiled(
         image_embeddings, text_embeddings, temperature, bias, plan
     )
     return loss, jax.tree.map(lax.stop_gradient, metrics)
 
 
-@partial(jax.jit, static_argnums=4)
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _decisions(ximg, ytxt, temperature, bias, plan):
     """Loss and accuracy."""
@@ -100,7 +99,8 @@ def _decisions_backward(plan, arguments, cotangents):
     return share(*arguments, cotangents[0])
 
 
-_decisions.__wrapped__.defvjp(_decisions_forward, _decisions_backward)
+_decisions.defvjp(_decisions_forward, _decisions_backward)
+_compiled = jax.jit(_decisions, static_argnums=4)  # for calls outside of a jit
 
 
 def _forward_share(ximg, ytxt, temperature, bias, tiling):
