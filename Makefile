@@ -7,6 +7,7 @@ NEWEST ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
+SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: quickstart data test test-convert test-newest lint format clean
@@ -19,8 +20,8 @@ data: .venv/installed  ## raw pairs, corpus, vocabulary and records of the quick
 	$(RUN) -m data.build --config=configs/corpus_quickstart.py \
 		--workdir=runs/quickstart_corpus
 
-test: lint  ## all tests that need seconds
-	$(RUN) -m pytest
+test: lint  ## all tests that need seconds, two files at a time
+	$(RUN) -m pytest $(SPREAD)
 
 lint: .venv/installed
 	$(RUN) -m ruff check .
@@ -39,7 +40,7 @@ test-newest:  ## the same tests with the newest releases that requirements.txt a
 	rm -rf .venv-newest
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade -r requirements.txt
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest $(SPREAD)
 
 .PHONY: .venv
 .venv: .venv/installed

@@ -134,7 +134,11 @@ def run_small():
             )
             return jnp.square(out).sum(), changed
 
-        return jax.jit(jax.value_and_grad(score, has_aux=True))(variables["params"])
+        step = jax.jit(jax.value_and_grad(score, has_aux=True))
+        compiled = step.lower(variables["params"]).compile(
+            {"xla_backend_optimization_level": 3}  # as outside of the tests
+        )
+        return compiled(variables["params"])
 
     return run
 

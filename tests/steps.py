@@ -19,7 +19,7 @@ AGREEING = ("loss", "i2t_loss", "t2i_loss", "temperature")
 
 def read(root, **changes):
     """A config whose BatchNorm groups hold pictures enough to be well conditioned."""
-    fields = tiny.make_run(root, pairs_per_core=5, batch_norm_cores=2)
+    fields = tiny.make_run(root, pairs_per_core=7, batch_norm_cores=1)
     fields["input"]["preprocess"] = {"resize": 36, "image_size": 32, "flip": False}
     fields["optimizer"]["learning_rate"] = 1e-3
     for name, value in changes.items():
@@ -28,9 +28,9 @@ def read(root, **changes):
 
 
 def run(config, mesh, count=COUNT):
-    """Metrics of the steps, and the state before and after them, on the host."""
+    """Metrics of the steps, the states before and after, and the compiled text."""
     plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
-    state, step = create_state(plan), make_train_step(plan)
+    state = create_state(plan)
     start = jax.device_get(state)
     batches = train_batches(
         config.input,
@@ -41,16 +41,18 @@ def run(config, mesh, count=COUNT):
         jax.process_index(),
         jax.process_count(),
     )
-    rows = []
+    rows, program = [], None
     for batch in itertools.islice(batches, count):
-        state, metrics = step(state, global_batch(batch, mesh))
+        batch = global_batch(batch, mesh)
+        program = program or make_train_step(plan).lower(state, batch).compile()
+        state, metrics = program(state, batch)
         rows.append({name: float(value) for name, value in metrics.items()})
-    return rows, start, jax.device_get(state)
+    return rows, start, jax.device_get(state), program.as_text()
 
 
 def assert_same(rows, variables, expected):
     """Losses, parameters and statistics are those of what `run` returned."""
-    expected_rows, _, end = expected
+    expected_rows, _, end, _ = expected
     for mine, theirs in zip(rows, expected_rows, strict=True):
         for name in AGREEING:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
