@@ -121,37 +121,37 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     """Metrics, and the log-sum-exp of this device's rows and columns, (n,) each."""
     n = len(ximg)
     all_texts = gather(ytxt)  # (N, D)
-    # A log-sum-exp may be shifted by any number near its maximum: that of the pair's
-    # own logit, computed apart up to rounding, and of the best of the others.
-    own_logit = (ximg * ytxt).sum(1) / temperature  # (n,)
+    scaled_images = ximg / temperature
+    positive = (scaled_images * ytxt).sum(1)  # (n,)
 
-    def visit(carry, block, own_column_logit):
-        row_sum, best_text, positive = carry
-        logits = block.logits(1.0 / temperature)  # (n, T)
-        others = jnp.where(block.own, EXCLUDED, logits)
-        old_shift = jnp.maximum(own_logit, best_text)
+    # A log-sum-exp may be shifted by any number near its maximum: by the larger of the
+    # pair's own logit, computed apart up to rounding, and the best of the others.
+    def visit(carry, block, column_positive):
+        row_sum, best_text = carry
+        others = block.others()  # (n, T)
+        old_shift = jnp.maximum(positive, best_text)
         best_text = jnp.maximum(best_text, others.max(1))
-        shift = jnp.maximum(own_logit, best_text)
+        shift = jnp.maximum(positive, best_text)
         row_sum *= jnp.exp(old_shift - shift)
-        row_sum += jnp.exp(logits - shift[:, None]).sum(1)
-        positive += jnp.where(block.own, logits, 0.0).sum(1)
+        row_sum += jnp.exp(block.logits - shift[:, None]).sum(1)
         best_image = others.max(0)  # (T,)
-        column_shift = jnp.maximum(own_column_logit, best_image)
-        column_sum = jnp.exp(logits - column_shift).sum(0)
-        return (row_sum, best_text, positive), (column_shift, column_sum, best_image)
+        column_shift = jnp.maximum(column_positive, best_image)
+        column_sum = jnp.exp(block.logits - column_shift).sum(0)
+        return (row_sum, best_text), (column_shift, column_sum, best_image)
 
-    zeros = jnp.zeros(n)
-    start = (zeros, jnp.full(n, EXCLUDED), zeros)
-    rows, columns = walk(tiling, ximg, all_texts, visit, start, gather(own_logit))
-    row_sum, best_text, positive = rows
+    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
+    rows, columns = walk(
+        tiling, scaled_images, all_texts, visit, start, gather(positive)
+    )
+    row_sum, best_text = rows
     column_shift, column_sum, best_image = columns  # (N,) each, of this device's images
 
-    row_lse = jnp.log(row_sum) + jnp.maximum(own_logit, best_text)
+    row_lse = jnp.log(row_sum) + jnp.maximum(positive, best_text)
     global_shift = lax.pmax(column_shift, DATA_AXIS)  # (N,)
     column_sum = scatter_sum(column_sum * jnp.exp(column_shift - global_shift))  # (n,)
     column_lse = jnp.log(column_sum) + global_shift[own_rows(n)]
 
-    metrics = accuracies(positive, best_text, best_image)
+    metrics = accuracies(positive, best_text, best_image, temperature)
     means = _mean_cosines(ximg, ytxt, all_texts, tiling)
     for direction, lse, mean in zip(
         ("i2t_loss", "t2i_loss"), (row_lse, column_lse), means, strict=True
@@ -180,18 +180,17 @@ def _backward_share(
     """Gradients of i2t * L_i2t + t2i * L_t2i for this device's rows and temperature."""
 
     def visit(dimg, block, lse):
-        logits = block.logits(1.0 / temperature)  # (n, T)
         # A direction's gradient by a logit is (probability - target) / N.
         target = (1.0 - smoothing) * block.own
         target += smoothing / tiling.candidates * block.candidate
-        dlogits = i2t * (jnp.exp(logits - row_lse[:, None]) - target)
-        dlogits += t2i * (jnp.exp(logits - lse) - target)
+        dlogits = i2t * (jnp.exp(block.logits - row_lse[:, None]) - target)
+        dlogits += t2i * (jnp.exp(block.logits - lse) - target)  # (n, T)
         dimg += tiling.product(dlogits, block.texts)  # (n, D)
         return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
 
     start = jnp.zeros(ximg.shape)
     lse = gather(column_lse)  # (N,)
-    dimg, dtxt = walk(tiling, ximg, gather(ytxt), visit, start, lse)
+    dimg, dtxt = walk(tiling, ximg / temperature, gather(ytxt), visit, start, lse)
     scale = 1.0 / (tiling.pairs * temperature)
     dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
     # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.

@@ -19,6 +19,7 @@ from align_jax.sharding import DATA_AXIS
 
 # Stands for a logit that is no candidate; finite, since inf - inf is not a number.
 EXCLUDED = -1e30
+MARGIN = 1e-6  # cosine; more than float32's rounding of a product of unit vectors
 
 # A block of float32 logits is at most this large on a device.
 BLOCK_BYTES = 32 * 2**20
@@ -94,21 +95,21 @@ class Block:
     """This device's n images against T texts.
 
     Attributes:
-      cosines: (n, T).
+      logits: (n, T), `EXCLUDED` where the text is no candidate.
       texts: (T, D), zeros beyond the last text.
       own: (n, T), true where image and text are a pair.
       candidate: (n, T), true where the text is a candidate of the image; () where all
         are.
     """
 
-    cosines: jax.Array
+    logits: jax.Array
     texts: jax.Array
     own: jax.Array
     candidate: jax.Array
 
-    def logits(self, scale: jax.Array, shift: float | jax.Array = 0.0) -> jax.Array:
-        """Takes scale * cosine + shift, `EXCLUDED` where the text is no candidate."""
-        return jnp.where(self.candidate, scale * self.cosines + shift, EXCLUDED)
+    def others(self) -> jax.Array:
+        """The logits (n, T) without the pairs' own."""
+        return jnp.where(self.own, EXCLUDED, self.logits)
 
 
 Visit = Callable[[Any, Block, Any], tuple[Any, Any]]
@@ -116,7 +117,7 @@ Visit = Callable[[Any, Block, Any], tuple[Any, Any]]
 
 def walk(
     tiling: Tiling,
-    ximg: jax.Array,
+    scaled_images: jax.Array,
     all_texts: jax.Array,
     visit: Visit,
     carry: Any,
@@ -126,7 +127,7 @@ def walk(
 
     Args:
       tiling: N and T.
-      ximg: (n, D), this device's images.
+      scaled_images: (n, D), this device's images divided by the temperature.
       all_texts: (N, D).
       visit: (carry, block, columns of the tile) to (carry, columns of the tile).
       carry: of the first visit.
@@ -145,7 +146,7 @@ def walk(
     def join(x: jax.Array) -> jax.Array:
         return x.reshape(-1, *x.shape[2:])[: tiling.pairs]
 
-    rows = own_rows(ximg.shape[0])[:, None]  # (n, 1)
+    rows = own_rows(len(scaled_images))[:, None]  # (n, 1)
 
     def body(carry, tile):
         start, texts, columns = tile
@@ -154,8 +155,9 @@ def walk(
         if tiling.groups > 1 or beyond:
             # Beyond the last text the group is one that no image has.
             candidate = rows // tiling.candidates == ids // tiling.candidates
-        cosines = tiling.product(ximg, texts.T)  # (n, T)
-        return visit(carry, Block(cosines, texts, rows == ids, candidate), columns)
+        logits = tiling.product(scaled_images, texts.T)  # (n, T)
+        logits = jnp.where(candidate, logits, EXCLUDED)
+        return visit(carry, Block(logits, texts, rows == ids, candidate), columns)
 
     starts = jnp.arange(tiles) * tiling.tile
     tiled = (starts, split(all_texts), jax.tree.map(split, columns))
@@ -185,20 +187,28 @@ def mean_over_pairs(x: jax.Array) -> jax.Array:
 
 
 def accuracies(
-    positive: jax.Array, best_text: jax.Array, best_image: jax.Array
+    positive: jax.Array,
+    best_text: jax.Array,
+    best_image: jax.Array,
+    temperature: jax.Array,
 ) -> dict[str, jax.Array]:
-    """In-batch accuracy of both directions; a tie counts as wrong.
+    """In-batch accuracy of both directions.
+
+    A pair must be ahead by a cosine of `MARGIN`: a tie counts as wrong, whatever the
+    rounding of two equal products.
 
     Args:
       positive: (n,) logits of this device's pairs.
       best_text: (n,) an image's best logit with another pair's text.
       best_image: (N,) a text's best logit with another image of this device.
+      temperature: () that the logits are divided by.
 
     Returns:
       `i2t_accuracy` and `t2i_accuracy`, (), over all pairs.
     """
-    best_image = lax.pmax(best_image, DATA_AXIS)[own_rows(positive.shape[0])]
+    best_image = lax.pmax(best_image, DATA_AXIS)[own_rows(len(positive))]
+    least = positive - MARGIN / temperature
     return {
-        "i2t_accuracy": mean_over_pairs(positive > best_text),
-        "t2i_accuracy": mean_over_pairs(positive > best_image),
+        "i2t_accuracy": mean_over_pairs(least > best_text),
+        "t2i_accuracy": mean_over_pairs(least > best_image),
     }

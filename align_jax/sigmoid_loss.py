@@ -106,22 +106,22 @@ _compiled = jax.jit(_decisions, static_argnums=4)  # for calls outside of a jit
 def _forward_share(ximg, ytxt, temperature, bias, tiling):
     """Loss and accuracy from one device's rows ximg, ytxt (n, D)."""
     n = len(ximg)
+    scaled_images = ximg / temperature
+    positive = (scaled_images * ytxt).sum(1) + bias  # (n,)
 
     def visit(carry, block, _):
-        total, best_text, positive = carry
-        logits = block.logits(1.0 / temperature, bias)  # (n, T)
-        others = jnp.where(block.own, EXCLUDED, logits)
+        total, best_text = carry
+        others = block.others() + bias  # (n, T)
         # -log sigmoid(-z) is softplus(z), and softplus(-z) is softplus(z) - z.
-        total += jax.nn.softplus(logits).sum(1)
+        total += jax.nn.softplus(block.logits + bias).sum(1)
         best_text = jnp.maximum(best_text, others.max(1))
-        positive += jnp.where(block.own, logits, 0.0).sum(1)
-        return (total, best_text, positive), others.max(0)
+        return (total, best_text), others.max(0)
 
-    zeros, none = jnp.zeros(n), jnp.full(n, EXCLUDED)
-    carry, best_image = walk(tiling, ximg, gather(ytxt), visit, (zeros, none, zeros))
-    total, best_text, positive = carry
+    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
+    carry, best_image = walk(tiling, scaled_images, gather(ytxt), visit, start)
+    total, best_text = carry
     loss = lax.psum((total - positive).sum(), DATA_AXIS) / tiling.pairs
-    return loss, accuracies(positive, best_text, best_image)
+    return loss, accuracies(positive, best_text, best_image, temperature)
 
 
 def _backward_share(ximg, ytxt, temperature, bias, cotangent, tiling):
@@ -129,14 +129,13 @@ def _backward_share(ximg, ytxt, temperature, bias, cotangent, tiling):
 
     def visit(carry, block, _):
         dimg, dbias = carry
-        logits = block.logits(1.0 / temperature, bias)  # (n, T)
-        dlogits = jax.nn.sigmoid(logits) - block.own
+        dlogits = jax.nn.sigmoid(block.logits + bias) - block.own  # (n, T)
         dimg += tiling.product(dlogits, block.texts)  # (n, D)
         dbias += dlogits.sum(1)
         return (dimg, dbias), tiling.product(dlogits.T, ximg)  # (T, D)
 
     start = (jnp.zeros(ximg.shape), jnp.zeros(len(ximg)))
-    (dimg, dbias), dtxt = walk(tiling, ximg, gather(ytxt), visit, start)
+    (dimg, dbias), dtxt = walk(tiling, ximg / temperature, gather(ytxt), visit, start)
     scale = cotangent / tiling.pairs
     dimg, dtxt = (scale / temperature) * dimg, (scale / temperature) * scatter_sum(dtxt)
     dbias = scale * lax.psum(dbias.sum(), DATA_AXIS)
