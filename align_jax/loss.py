@@ -11,17 +11,17 @@ Label smoothing e mixes the one-hot target with the uniform one over the candida
 a term is lse - (1 - e) z_ii - e mean, with log-sum-exp and mean of its row or column.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from align_jax.loss_tiles import (
     EXCLUDED,
-    Tiling,
+    ROWS,
+    WHOLE,
     accuracies,
     gather,
     make_tiling,
@@ -32,17 +32,7 @@ from align_jax.loss_tiles import (
 )
 from align_jax.sharding import DATA_AXIS
 
-ROWS, WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
 REDUCTIONS = {"sum": 1.0, "mean": 0.5}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is fixed when the loss is compiled."""
-
-    mesh: Mesh
-    tiling: Tiling
-    smoothing: float
 
 
 def contrastive_loss(
@@ -79,23 +69,24 @@ def contrastive_loss(
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
-    tiling = make_tiling(len(image_embeddings), mesh.size, negatives, tile, precision)
-    plan = _Plan(mesh, tiling, label_smoothing)
-    metrics = _compiled(image_embeddings, text_embeddings, temperature, plan)
+    tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
+    metrics = _compiled(
+        image_embeddings, text_embeddings, temperature, tiling, label_smoothing
+    )
     loss = REDUCTIONS[reduction] * (metrics["i2t_loss"] + metrics["t2i_loss"])
     return loss, jax.tree.map(lax.stop_gradient, metrics)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _directions(ximg, ytxt, temperature, plan):
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _directions(ximg, ytxt, temperature, tiling, smoothing):
     """Each direction's loss and accuracy."""
-    return _directions_forward(ximg, ytxt, temperature, plan)[0]
+    return _directions_forward(ximg, ytxt, temperature, tiling, smoothing)[0]
 
 
-def _directions_forward(ximg, ytxt, temperature, plan):
+def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
     share = jax.shard_map(
-        partial(_forward_share, tiling=plan.tiling, smoothing=plan.smoothing),
-        mesh=plan.mesh,
+        partial(_forward_share, tiling=tiling, smoothing=smoothing),
+        mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
         out_specs=(WHOLE, ROWS, ROWS),
     )
@@ -103,10 +94,10 @@ def _directions_forward(ximg, ytxt, temperature, plan):
     return metrics, (ximg, ytxt, temperature, row_lse, column_lse)
 
 
-def _directions_backward(plan, residuals, cotangents):
+def _directions_backward(tiling, smoothing, residuals, cotangents):
     share = jax.shard_map(
-        partial(_backward_share, tiling=plan.tiling, smoothing=plan.smoothing),
-        mesh=plan.mesh,
+        partial(_backward_share, tiling=tiling, smoothing=smoothing),
+        mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE, ROWS, ROWS, WHOLE, WHOLE),
         out_specs=(ROWS, ROWS, WHOLE),
     )
@@ -114,7 +105,7 @@ def _directions_backward(plan, residuals, cotangents):
 
 
 _directions.defvjp(_directions_forward, _directions_backward)
-_compiled = jax.jit(_directions, static_argnums=3)  # for calls outside of a jit
+_compiled = jax.jit(_directions, static_argnums=(3, 4))  # for calls outside of a jit
 
 
 def _forward_share(ximg, ytxt, temperature, tiling, smoothing):

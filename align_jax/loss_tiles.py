@@ -14,8 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from align_jax.sharding import DATA_AXIS
+
+ROWS, WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
 
 # Stands for a logit that is no candidate; finite, since inf - inf is not a number.
 EXCLUDED = -1e30
@@ -28,15 +31,17 @@ LANES = 128  # a tile is a multiple of this where it can be
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How the logits are walked.
+    """How the logits are walked, fixed when a loss is compiled.
 
     Attributes:
+      mesh: the devices.
       pairs: N, of all devices.
       groups: a pair's candidates are the N / groups consecutive pairs it is in.
       tile: columns T of a block.
       precision: of the matrix products, a name of `jax.lax.Precision`.
     """
 
+    mesh: Mesh
     pairs: int
     groups: int
     tile: int
@@ -55,7 +60,7 @@ class Tiling:
 
 
 def make_tiling(
-    pairs: int, devices: int, negatives: float, tile: int | None, precision: str
+    pairs: int, mesh: Mesh, negatives: float, tile: int | None, precision: str
 ) -> Tiling:
     """Chooses how the logits are walked.
 
@@ -66,7 +71,7 @@ def make_tiling(
 
     Args:
       pairs: N.
-      devices: that share the N rows.
+      mesh: the devices, which share the N rows.
       negatives: 1 / groups.
       tile: T, or None for the largest whose block takes `BLOCK_BYTES`.
       precision: of the matrix products.
@@ -80,14 +85,14 @@ def make_tiling(
             f"negatives is {negatives}; wanted 1 / a whole number of groups that"
             f" divides {pairs} pairs"
         )
-    if pairs % devices:
-        raise ValueError(f"{pairs} pairs do not divide over {devices} devices")
+    if pairs % mesh.size:
+        raise ValueError(f"{pairs} pairs do not divide over {mesh.size} devices")
     if tile is None:
-        tile = BLOCK_BYTES // (4 * (pairs // devices))
+        tile = BLOCK_BYTES // (4 * (pairs // mesh.size))
         tile = tile // LANES * LANES or max(tile, 1)
     elif tile < 1:
         raise ValueError(f"tile is {tile}; wanted at least 1")
-    return Tiling(pairs, groups, min(tile, pairs), precision)
+    return Tiling(mesh, pairs, groups, min(tile, pairs), precision)
 
 
 @dataclasses.dataclass(frozen=True)

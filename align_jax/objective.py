@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from align_jax.loss import contrastive_loss
+from align_jax.loss import REDUCTIONS, contrastive_loss
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.sigmoid_loss import sigmoid_loss
 
 KINDS = ("softmax", "sigmoid")
+PRECISIONS = ("default", "high", "highest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,12 @@ class LossConfig:
     temperature_floor: float = 1e-3
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"loss.kind is {self.kind!r}; known: {', '.join(KINDS)}")
+        choices = {"kind": KINDS, "reduction": REDUCTIONS, "precision": PRECISIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"loss.{name} is {getattr(self, name)!r}; known: {', '.join(known)}"
+                )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"loss.label_smoothing is {self.label_smoothing}; wanted 0 to below 1"

@@ -79,6 +79,21 @@ class OptimizerConfig:
                 f"optimizer.average_decay is {self.average_decay}; wanted between 0"
                 " and 1, or None"
             )
+        for factor in self.rate_factors:
+            if not isinstance(factor, tuple) or len(factor) != 2:
+                raise ValueError(
+                    f"optimizer.rate_factors holds {factor!r}; wanted (pattern, factor)"
+                    " pairs"
+                )
+        for name, patterns in self.patterns().items():
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(
+                        f"optimizer.{name} has {pattern!r}, which is no regular"
+                        f" expression: {error}"
+                    ) from error
 
     def patterns(self) -> dict[str, list[str]]:
         """The patterns of every field that has some."""

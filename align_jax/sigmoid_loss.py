@@ -8,17 +8,17 @@ and N pairs, every image and text is one decision, pair or not:
 The paper learns log(1 / s), from log 10, and b, from -10.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from align_jax.loss_tiles import (
     EXCLUDED,
-    Tiling,
+    ROWS,
+    WHOLE,
     accuracies,
     gather,
     make_tiling,
@@ -26,16 +26,6 @@ from align_jax.loss_tiles import (
     walk,
 )
 from align_jax.sharding import DATA_AXIS
-
-ROWS, WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is fixed when the loss is compiled."""
-
-    mesh: Mesh
-    tiling: Tiling
 
 
 def sigmoid_loss(
@@ -64,35 +54,34 @@ def sigmoid_loss(
       The loss, (), and metrics, (): in-batch accuracy of each direction. Only the loss
       has a gradient.
     """
-    tiling = make_tiling(len(image_embeddings), mesh.size, negatives, tile, precision)
-    plan = _Plan(mesh, tiling)
+    tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
     loss, metrics = _compiled(
-        image_embeddings, text_embeddings, temperature, bias, plan
+        image_embeddings, text_embeddings, temperature, bias, tiling
     )
     return loss, jax.tree.map(lax.stop_gradient, metrics)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _decisions(ximg, ytxt, temperature, bias, plan):
+def _decisions(ximg, ytxt, temperature, bias, tiling):
     """Loss and accuracy."""
     share = jax.shard_map(
-        partial(_forward_share, tiling=plan.tiling),
-        mesh=plan.mesh,
+        partial(_forward_share, tiling=tiling),
+        mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE, WHOLE),
         out_specs=WHOLE,
     )
     return share(ximg, ytxt, temperature, bias)
 
 
-def _decisions_forward(ximg, ytxt, temperature, bias, plan):
+def _decisions_forward(ximg, ytxt, temperature, bias, tiling):
     arguments = (ximg, ytxt, temperature, bias)
-    return _decisions(*arguments, plan), arguments
+    return _decisions(*arguments, tiling), arguments
 
 
-def _decisions_backward(plan, arguments, cotangents):
+def _decisions_backward(tiling, arguments, cotangents):
     share = jax.shard_map(
-        partial(_backward_share, tiling=plan.tiling),
-        mesh=plan.mesh,
+        partial(_backward_share, tiling=tiling),
+        mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE, WHOLE, WHOLE),
         out_specs=(ROWS, ROWS, WHOLE, WHOLE),
     )

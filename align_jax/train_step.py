@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import InputError
+from align_jax.loss_tiles import make_tiling
 from align_jax.models.dual_encoder import DualEncoder, temperature_of
 from align_jax.objective import LossConfig, compute_loss, hold_temperature
 from align_jax.optimizer import (
@@ -41,8 +42,9 @@ class StepPlan:
       mesh: the devices.
 
     Raises:
-      InputError: the virtual cores do not divide over devices and microbatches, or a
-        BatchNorm group would be cut by a microbatch.
+      InputError: the virtual cores do not divide over devices and microbatches, a
+        BatchNorm group would be cut by a microbatch, or the loss has no such groups or
+        tiles.
     """
 
     model: DualEncoder
@@ -74,6 +76,11 @@ class StepPlan:
                 f" {held} pairs at a time, which cuts BatchNorm's groups of"
                 f" {self.model.batch_norm_group} (config.batch_norm_cores)"
             )
+        pairs, loss = cores * self.pairs_per_core, self.loss
+        try:
+            make_tiling(pairs, self.mesh, loss.negatives, loss.tile, loss.precision)
+        except ValueError as error:
+            raise InputError(f"config.loss.{error}") from error
 
     @property
     def schedule(self) -> optax.Schedule:

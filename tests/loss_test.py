@@ -186,7 +186,7 @@ def test_memory_grows_linearly_with_the_batch(mesh_of):
         assert after < 2.3 * before, used
 
 
-def test_a_tile_fills_its_memory_and_no_more():
-    assert make_tiling(2**16, 1, 1.0, None, "highest").tile == 128
-    assert make_tiling(2**16, 8, 1.0, None, "highest").tile == 1024
-    assert make_tiling(2**10, 1, 1.0, None, "highest").tile == 1024
+def test_a_tile_fills_its_memory_and_no_more(mesh_of):
+    assert make_tiling(2**16, mesh_of(1), 1.0, None, "highest").tile == 128
+    assert make_tiling(2**16, mesh_of(8), 1.0, None, "highest").tile == 1024
+    assert make_tiling(2**10, mesh_of(1), 1.0, None, "highest").tile == 1024

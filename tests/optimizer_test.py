@@ -177,6 +177,11 @@ def test_a_pattern_that_fits_no_parameter_is_refused():
         ({"kind": "lars"}, "optimizer.kind is 'lars'; known: lamb, sgd, adamw"),
         ({"decay": "step"}, "optimizer.decay is 'step'; known: linear, cosine"),
         ({"decay": "staircase"}, "staircase_steps is 0"),
+        (
+            {"rate_factors": ("^text", 0.1)},
+            r"rate_factors holds '\^text'; wanted \(pat",
+        ),
+        ({"frozen": ("*image",)}, r"frozen has '\*image', which is no regular expr"),
         ({"average_decay": 1.0}, "average_decay is 1.0; wanted between 0 and 1"),
     ],
 )

@@ -163,6 +163,10 @@ def test_bad_input_is_refused_before_anything_is_written(root, fields, finished)
             model={**fields["model"], **model},
             optimizer={**fields["optimizer"], **optimizer},
         )
+    refused(
+        "config.loss.negatives is 0.3; wanted 1 / a whole number",
+        loss={**fields["loss"], "negatives": 0.3},
+    )
     refused("microbatches is 2, which does not divide a device's 1", microbatches=2)
     assert not (root / "new").exists()
     before = (finished / "results.json").read_text()
