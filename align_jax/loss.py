@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from align_jax.loss_tiles import (
     EXCLUDED,
+    KEPT,
     ROWS,
     WHOLE,
     accuracies,
@@ -88,17 +89,17 @@ def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
         partial(_forward_share, tiling=tiling, smoothing=smoothing),
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
-        out_specs=(WHOLE, ROWS, ROWS),
+        out_specs=(WHOLE, (ROWS, ROWS, KEPT)),
     )
-    metrics, row_lse, column_lse = share(ximg, ytxt, temperature)
-    return metrics, (ximg, ytxt, temperature, row_lse, column_lse)
+    metrics, found = share(ximg, ytxt, temperature)
+    return metrics, (ximg, ytxt, temperature, found)
 
 
 def _directions_backward(tiling, smoothing, residuals, cotangents):
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling, smoothing=smoothing),
         mesh=tiling.mesh,
-        in_specs=(ROWS, ROWS, WHOLE, ROWS, ROWS, WHOLE, WHOLE),
+        in_specs=(ROWS, ROWS, WHOLE, (ROWS, ROWS, KEPT), WHOLE, WHOLE),
         out_specs=(ROWS, ROWS, WHOLE),
     )
     return share(*residuals, cotangents["i2t_loss"], cotangents["t2i_loss"])
@@ -109,7 +110,7 @@ _compiled = jax.jit(_directions, static_argnums=(3, 4))  # for calls outside of 
 
 
 def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
-    """Metrics, and the log-sum-exp of this device's rows and columns, (n,) each."""
+    """Metrics; the log-sum-exp of this device's rows and columns, (n,); kept logits."""
     n = len(ximg)
     all_texts = gather(ytxt)  # (N, D)
     scaled_images = ximg / temperature
@@ -131,7 +132,7 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
         return (row_sum, best_text), (column_shift, column_sum, best_image)
 
     start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
-    rows, columns = walk(
+    rows, columns, kept = walk(
         tiling, scaled_images, all_texts, visit, start, gather(positive)
     )
     row_sum, best_text = rows
@@ -149,7 +150,7 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     ):
         terms = lse - (1.0 - smoothing) * positive - smoothing * mean / temperature
         metrics[direction] = mean_over_pairs(terms)
-    return metrics, row_lse, column_lse
+    return metrics, (row_lse, column_lse, kept)
 
 
 def _mean_cosines(ximg, ytxt, all_texts, tiling):
@@ -165,10 +166,9 @@ def _mean_cosines(ximg, ytxt, all_texts, tiling):
     return (ximg * mean_text[group]).sum(1), (ytxt * mean_image[group]).sum(1)
 
 
-def _backward_share(
-    ximg, ytxt, temperature, row_lse, column_lse, i2t, t2i, tiling, smoothing
-):
+def _backward_share(ximg, ytxt, temperature, found, i2t, t2i, tiling, smoothing):
     """Gradients of i2t * L_i2t + t2i * L_t2i for this device's rows and temperature."""
+    row_lse, column_lse, kept = found
 
     def visit(dimg, block, lse):
         # A direction's gradient by a logit is (probability - target) / N.
@@ -181,7 +181,9 @@ def _backward_share(
 
     start = jnp.zeros(ximg.shape)
     lse = gather(column_lse)  # (N,)
-    dimg, dtxt = walk(tiling, ximg / temperature, gather(ytxt), visit, start, lse)
+    dimg, dtxt, _ = walk(
+        tiling, ximg / temperature, gather(ytxt), visit, start, lse, kept
+    )
     scale = 1.0 / (tiling.pairs * temperature)
     dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
     # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.

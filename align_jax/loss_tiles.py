@@ -1,10 +1,11 @@
 """Contrastive objectives on one device, tile by tile; called under `shard_map`.
 
 A device holds n of the N pairs. It gathers all texts and walks them in tiles of T
-columns, so that of the N x N logits only a block (n, T) is ever held; the backward
-pass computes the blocks again. One product serves both directions: a device sees whole
-rows (image to text), while columns (text to image) are combined over the devices by a
-maximum and a sum of N numbers each.
+columns, so that of the N x N logits only a block (n, T) is held at a time. The blocks
+of the first columns are kept for the backward pass, which computes the others again:
+time is traded for memory that stays linear in N. One product serves both directions: a
+device sees whole rows (image to text), while columns (text to image) are combined over
+the devices by a maximum and a sum of N numbers each.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from align_jax.sharding import DATA_AXIS
 
 ROWS, WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
+KEPT = PartitionSpec(None, DATA_AXIS)  # of logits (K, n, T)
 
 # Stands for a logit that is no candidate; finite, since inf - inf is not a number.
 EXCLUDED = -1e30
@@ -26,6 +28,7 @@ MARGIN = 1e-6  # cosine; more than float32's rounding of a product of unit vecto
 
 # A block of float32 logits is at most this large on a device.
 BLOCK_BYTES = 32 * 2**20
+KEPT_COLUMNS = 4096  # of the logits, for the backward pass
 LANES = 128  # a tile is a multiple of this where it can be
 
 
@@ -38,6 +41,7 @@ class Tiling:
       pairs: N, of all devices.
       groups: a pair's candidates are the N / groups consecutive pairs it is in.
       tile: columns T of a block.
+      kept: number K of blocks that are kept for the backward pass.
       precision: of the matrix products, a name of `jax.lax.Precision`.
     """
 
@@ -45,6 +49,7 @@ class Tiling:
     pairs: int
     groups: int
     tile: int
+    kept: int
     precision: str
 
     @property
@@ -92,7 +97,9 @@ def make_tiling(
         tile = tile // LANES * LANES or max(tile, 1)
     elif tile < 1:
         raise ValueError(f"tile is {tile}; wanted at least 1")
-    return Tiling(mesh, pairs, groups, min(tile, pairs), precision)
+    tile = min(tile, pairs)
+    kept = min(-(-pairs // tile), KEPT_COLUMNS // tile)
+    return Tiling(mesh, pairs, groups, tile, kept, precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +134,8 @@ def walk(
     visit: Visit,
     carry: Any,
     columns: Any = (),
-) -> tuple[Any, Any]:
+    kept: jax.Array | None = None,
+) -> tuple[Any, Any, jax.Array]:
     """Visits every column tile in order.
 
     Args:
@@ -137,9 +145,11 @@ def walk(
       visit: (carry, block, columns of the tile) to (carry, columns of the tile).
       carry: of the first visit.
       columns: pytree of (N,) arrays, of which a visit gets (T,).
+      kept: logits (K, n, T) that an earlier walk over the same embeddings returned.
 
     Returns:
-      The last carry, and what the visits returned joined to (N, ...).
+      The last carry, what the visits returned joined to (N, ...), and the logits of the
+      first K tiles, (K, n, T).
     """
     tiles = -(-tiling.pairs // tiling.tile)
     beyond = tiles * tiling.tile - tiling.pairs
@@ -154,21 +164,32 @@ def walk(
     rows = own_rows(len(scaled_images))[:, None]  # (n, 1)
 
     def body(carry, tile):
-        start, texts, columns = tile
+        start, texts, columns, logits = tile
         ids = start + jnp.arange(tiling.tile)  # (T,)
         candidate = jnp.bool_(True)
         if tiling.groups > 1 or beyond:
             # Beyond the last text the group is one that no image has.
             candidate = rows // tiling.candidates == ids // tiling.candidates
-        logits = tiling.product(scaled_images, texts.T)  # (n, T)
-        logits = jnp.where(candidate, logits, EXCLUDED)
-        return visit(carry, Block(logits, texts, rows == ids, candidate), columns)
+        if logits is None:
+            logits = tiling.product(scaled_images, texts.T)  # (n, T)
+            logits = jnp.where(candidate, logits, EXCLUDED)
+        block = Block(logits, texts, rows == ids, candidate)
+        carry, visited = visit(carry, block, columns)
+        return carry, (visited, logits)
+
+    def rest(carry, tile):
+        carry, (visited, _) = body(carry, (*tile, None))
+        return carry, visited
 
     starts = jnp.arange(tiles) * tiling.tile
     tiled = (starts, split(all_texts), jax.tree.map(split, columns))
+    first = jax.tree.map(lambda x: x[: tiling.kept], tiled)
+    others = jax.tree.map(lambda x: x[tiling.kept :], tiled)
     carry = jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), carry)
-    carry, visited = lax.scan(body, carry, tiled)
-    return carry, jax.tree.map(join, visited)
+    carry, (visited, kept) = lax.scan(body, carry, (*first, kept))
+    carry, visited_others = lax.scan(rest, carry, others)
+    joined = jax.tree.map(lambda *x: join(jnp.concatenate(x)), visited, visited_others)
+    return carry, joined, kept
 
 
 def own_rows(n: int) -> jax.Array:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from align_jax.loss_tiles import (
     EXCLUDED,
+    KEPT,
     ROWS,
     WHOLE,
     accuracies,
@@ -64,28 +65,28 @@ def sigmoid_loss(
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _decisions(ximg, ytxt, temperature, bias, tiling):
     """Loss and accuracy."""
+    return _decisions_forward(ximg, ytxt, temperature, bias, tiling)[0]
+
+
+def _decisions_forward(ximg, ytxt, temperature, bias, tiling):
     share = jax.shard_map(
         partial(_forward_share, tiling=tiling),
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE, WHOLE),
-        out_specs=WHOLE,
+        out_specs=(WHOLE, KEPT),
     )
-    return share(ximg, ytxt, temperature, bias)
+    loss_and_accuracy, kept = share(ximg, ytxt, temperature, bias)
+    return loss_and_accuracy, (ximg, ytxt, temperature, bias, kept)
 
 
-def _decisions_forward(ximg, ytxt, temperature, bias, tiling):
-    arguments = (ximg, ytxt, temperature, bias)
-    return _decisions(*arguments, tiling), arguments
-
-
-def _decisions_backward(tiling, arguments, cotangents):
+def _decisions_backward(tiling, residuals, cotangents):
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling),
         mesh=tiling.mesh,
-        in_specs=(ROWS, ROWS, WHOLE, WHOLE, WHOLE),
+        in_specs=(ROWS, ROWS, WHOLE, WHOLE, KEPT, WHOLE),
         out_specs=(ROWS, ROWS, WHOLE, WHOLE),
     )
-    return share(*arguments, cotangents[0])
+    return share(*residuals, cotangents[0])
 
 
 _decisions.defvjp(_decisions_forward, _decisions_backward)
@@ -93,7 +94,7 @@ _compiled = jax.jit(_decisions, static_argnums=4)  # for calls outside of a jit
 
 
 def _forward_share(ximg, ytxt, temperature, bias, tiling):
-    """Loss and accuracy from one device's rows ximg, ytxt (n, D)."""
+    """Loss and accuracy from one device's rows ximg, ytxt (n, D), and kept logits."""
     n = len(ximg)
     scaled_images = ximg / temperature
     positive = (scaled_images * ytxt).sum(1) + bias  # (n,)
@@ -107,13 +108,13 @@ def _forward_share(ximg, ytxt, temperature, bias, tiling):
         return (total, best_text), others.max(0)
 
     start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
-    carry, best_image = walk(tiling, scaled_images, gather(ytxt), visit, start)
+    carry, best_image, kept = walk(tiling, scaled_images, gather(ytxt), visit, start)
     total, best_text = carry
     loss = lax.psum((total - positive).sum(), DATA_AXIS) / tiling.pairs
-    return loss, accuracies(positive, best_text, best_image, temperature)
+    return (loss, accuracies(positive, best_text, best_image, temperature)), kept
 
 
-def _backward_share(ximg, ytxt, temperature, bias, cotangent, tiling):
+def _backward_share(ximg, ytxt, temperature, bias, kept, cotangent, tiling):
     """Gradients for this device's rows, the temperature and the bias."""
 
     def visit(carry, block, _):
@@ -124,7 +125,9 @@ def _backward_share(ximg, ytxt, temperature, bias, cotangent, tiling):
         return (dimg, dbias), tiling.product(dlogits.T, ximg)  # (T, D)
 
     start = (jnp.zeros(ximg.shape), jnp.zeros(len(ximg)))
-    (dimg, dbias), dtxt = walk(tiling, ximg / temperature, gather(ytxt), visit, start)
+    (dimg, dbias), dtxt, _ = walk(
+        tiling, ximg / temperature, gather(ytxt), visit, start, kept=kept
+    )
     scale = cotangent / tiling.pairs
     dimg, dtxt = (scale / temperature) * dimg, (scale / temperature) * scatter_sum(dtxt)
     dbias = scale * lax.psum(dbias.sum(), DATA_AXIS)

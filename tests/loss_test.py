@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax import loss_tiles
 from align_jax.loss import contrastive_loss
 from align_jax.loss_tiles import make_tiling
 from align_jax.sharding import batch_split, replicated
@@ -63,6 +64,15 @@ def test_loss_and_gradients_equal_the_equation(
     ytxt[-1] = ytxt[0]  # a duplicate
     mesh = mesh_of(devices)
     assert_equals_reference(mesh, ximg, ytxt, temperature, smoothing, tile)
+
+
+@pytest.mark.parametrize("kept", [0, 24, 48])  # of three tiles: none, one or two
+@pytest.mark.parametrize("devices", [1, 8])
+def test_logits_are_kept_or_computed_again(mesh_of, monkeypatch, devices, kept):
+    monkeypatch.setattr(loss_tiles, "KEPT_COLUMNS", kept)
+    ximg, ytxt = embeddings(64)
+    assert make_tiling(64, mesh_of(devices), 1.0, 24, "highest").kept == kept // 24
+    assert_equals_reference(mesh_of(devices), ximg, ytxt, 1 / 128, 0.1, 24)
 
 
 @pytest.mark.parametrize("devices", [1, 8])

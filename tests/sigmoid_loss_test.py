@@ -3,15 +3,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax import loss_tiles
 from align_jax.sigmoid_loss import sigmoid_loss
 from tests.reference import embeddings, sigmoid_reference
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1 / 128])
 @pytest.mark.parametrize(
-    ("devices", "n", "tile"), [(1, 64, 24), (8, 64, None), (8, 2048, 1000)]
+    ("devices", "n", "tile", "kept"),
+    [(1, 64, 24, 64), (1, 64, 24, 24), (8, 64, None, 64), (8, 2048, 1000, 0)],
 )
-def test_loss_and_gradients_equal_the_equation(mesh_of, devices, n, tile, temperature):
+def test_loss_and_gradients_equal_the_equation(
+    mesh_of, monkeypatch, devices, n, tile, kept, temperature
+):
+    monkeypatch.setattr(loss_tiles, "KEPT_COLUMNS", kept)
     ximg, ytxt = embeddings(n)
     ytxt[-1] = ytxt[0]  # a duplicate
     expected_loss, expected = sigmoid_reference(ximg, ytxt, temperature, -2.0)
