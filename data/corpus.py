@@ -1,89 +1,117 @@
 """The stages of a corpus: raw pairs to rules, vocabulary and records.
 
 Stages are materialised in DIR/stages one after the other, each whole or absent, so a
-killed build goes on at the first one missing. DIR/records holds the dataset with its
-vocabulary and manifest, DIR/report.json what each rule dropped.
+killed build goes on at the first one missing; those of many shards at the first shard
+missing. DIR/records holds the dataset with its vocabulary and manifest, DIR/report.json
+and DIR/report.html what each rule dropped.
 """
 
+import collections
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import ibis
-import pyarrow as pa
-import pyarrow.parquet as pq
-import tqdm
 
 from data import records, rules
 from data.corpus_config import CorpusConfig
+from data.corpus_page import write_page
+from data.engines import ENGINES
 from data.errors import DataError
-from data.images import IMAGES, describe_images
-from data.ingest import PAIRS, RAW_COLUMNS, open_table, read_pairs
-from data.stages import claim, materialise, write_file
+from data.evaluation_images import (
+    EVALUATION,
+    has_hashes,
+    open_evaluation,
+    write_evaluation,
+)
+from data.ingest import PAIRS, ingest_shard
+from data.record_shards import write_record_shard
+from data.score import SCORES, score_shard
+from data.sources import list_shards
+from data.stages import claim, materialise, remove, write_file
 from data.vocabulary import learn_vocabulary
 
 VERSIONED = ("duckdb", "ibis-framework", "pyarrow", "tensorflow", "tensorflow-text")
+KEY_RANGES = 1024  # in which pairs are put in order one by one
 
 
 class Build:
     """The stages of one corpus, in the order of their methods."""
 
     def __init__(self, config: CorpusConfig, directory: pathlib.Path):
-        """Opens the engine; its spill folder is inside `directory`."""
+        """Opens the engine; its spill folder is inside `directory`.
+
+        Raises:
+          DataError: no such engine.
+        """
         self.config = config
         self.directory = directory
-        self.engine = ibis.duckdb.connect(
-            memory_limit=config.memory_limit,
-            temp_directory=str(directory / "stages" / "spill"),
-        )
+        self.stages = directory / "stages"
+        kind = config.engine.kind
+        if kind not in ENGINES:
+            known = ", ".join(ENGINES)
+            raise DataError(f"config.engine.kind is {kind!r}; known: {known}")
+        for left in self.stages.rglob("*.tmp"):  # by a build that was killed
+            remove(left)
+        self.engine = ENGINES[kind](config.engine, self.stages / "spill")
 
     def stage(self, name: str) -> pathlib.Path:
-        """Path of a stage's Parquet file."""
-        return self.directory / "stages" / f"{name}.parquet"
+        """Path of a stage."""
+        return self.stages / f"{name}.parquet"
 
     def table(self, name: str) -> ibis.Table:
         """A stage as an expression."""
-        return self.engine.read_parquet(self.stage(name))
+        return self.engine.read(self.stage(name))
 
-    def save(self, name: str, expression: ibis.Table) -> None:
+    def shards(self, name: str) -> ibis.Table:
+        """A stage of many shards as an expression."""
+        return self.engine.read(self.stages / name / "*.parquet")
+
+    def save(self, name: str, table: ibis.Table) -> None:
         """Materialises an expression as a stage."""
-        materialise(
-            self.stage(name), lambda path: self.engine.to_parquet(expression, path)
-        )
+        materialise(self.stage(name), lambda path: self.engine.save(table, path))
 
     def ingest(self) -> None:
-        """Normalises the raw pairs and measures their pictures: `images`, `pairs`."""
-        if self.stage("pairs").exists():
+        """Normalises the raw pairs and measures their pictures: `pairs`, `images`.
+
+        Raises:
+          DataError: the source has other shards than when the build began.
+        """
+        if self.stage("distinct").exists():
             return
-        seen: set[str] = set()
-
-        def write(path: pathlib.Path) -> None:
-            images = self.stage("images")
-            images.parent.mkdir(parents=True, exist_ok=True)
-            temporary = images.with_name("images.tmp")
-            with (
-                pq.ParquetWriter(path, PAIRS) as pair_writer,
-                pq.ParquetWriter(temporary, IMAGES) as image_writer,
-                tqdm.tqdm(desc="ingest", unit="pair", disable=None) as bar,
-            ):
-                for pairs, pictures in read_pairs(self.config.ingest, self.config.seed):
-                    pair_writer.write_table(pairs)
-                    new = [name for name in pictures if name not in seen]
-                    seen.update(new)
-                    table = describe_images(new, [pictures[name] for name in new])
-                    image_writer.write_table(table)
-                    bar.update(len(pairs))
-            temporary.rename(images)
-
-        materialise(self.stage("pairs"), write)
+        shards = list_shards(self.config.ingest)
+        found = json.dumps([dataclasses.asdict(shard) for shard in shards], indent=1)
+        path = self.stages / "shards.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, found)
+        elif path.read_text() != found:
+            raise DataError(
+                f"{self.config.ingest.path} has changed since {self.directory} was"
+                f" begun ({path} lists its shards); give another folder"
+            )
+        config = self.config
+        arguments = [
+            (config.ingest, shard, config.seed, config.max_characters, self.stages, i)
+            for i, shard in enumerate(shards)
+        ]
+        self.engine.map(ingest_shard, arguments, "ingest", "pair")
 
     def distinct(self) -> None:
-        """Drops pairs that repeat image, text and language: `distinct`."""
-        pairs = self.table("pairs")
+        """Pairs without repetition, and pictures: `distinct`, `pictures`."""
+        images = self.shards("images")
+        measured = ["bytes", "width", "height", "format", "phash", "error"]
+        self.save(
+            "pictures",
+            images.group_by("image_id").agg(
+                shard=images.shard.min(), **{n: images[n].max() for n in measured}
+            ),
+        )
+        pairs = self.shards("pairs")
         by = pairs.group_by("image_id", "text", "language", "key")
         self.save("distinct", by.agg(alt_text=pairs.alt_text.min()))
 
@@ -94,7 +122,7 @@ class Build:
         ngrams = self.table("ngrams")
         budget = self.config.rules.frequent_ngrams
         cut = self.engine.execute(rules.vocabulary_cut(ngrams, budget))
-        if cut is None:
+        if cut is None or math.isnan(cut):
             raise DataError(
                 f"config.rules.frequent_ngrams is {budget}, fewer than the n-grams of"
                 " the highest count; raise it"
@@ -102,28 +130,65 @@ class Build:
         self.save("rare_texts", rules.find_rare_texts(pairs, ngrams, int(cut)))
         return int(cut)
 
-    def flags(self) -> None:
-        """Evaluates every rule on every pair: `flags`, then the survivors: `kept`."""
-        evaluation = ibis.memtable(pa.table({"image_id": pa.array([], pa.string())}))
+    def cheap(self) -> None:
+        """Evaluates the rules that need no model on every pair: `cheap`."""
+        evaluation = ibis.memtable(EVALUATION.empty_table())
         if self.config.evaluation_images:
-            path = self.config.evaluation_images
-            evaluation = self.engine.read_parquet(path).select("image_id")
+            materialise(
+                self.stage("evaluation"),
+                lambda path: write_evaluation(self.config.evaluation_images, path),
+            )
+            evaluation = self.table("evaluation")
         flagged = rules.flag_pairs(
             self.table("distinct"),
-            self.table("images"),
+            self.table("pictures"),
             self.table("rare_texts"),
-            evaluation,
+            evaluation.select("image_id"),
             self.config.rules,
         )
-        self.save("flags", flagged)
-        flagged = self.table("flags")
-        broken = [flagged[name] for name in self.rule_names()]
-        survivors = flagged.filter(~ibis.or_(*broken))
-        self.save("kept", survivors.select("image_id", "text", "key").distinct())
+        self.save("cheap", flagged)
 
-    def rule_names(self) -> list[str]:
-        """Rules in their order."""
-        return [n for n in self.table("flags").columns if n not in PAIRS.names]
+    def score(self) -> None:
+        """Looks at the pictures of pairs that break no rule yet: `scores`."""
+        if self.stage("flags").exists() or len(self.off()) == 2:
+            return
+        survivors = self._unbroken(self.table("cheap")).select("image_id").distinct()
+        pictures = self.table("pictures").select("image_id", "shard")
+        self.save("survivors", pictures.semi_join(survivors, "image_id"))
+        config = self.config.pictures
+        if "near_duplicate" in self.off():
+            config = dataclasses.replace(config, max_hash_distance=-1)
+        shards = len(list((self.stages / "images").glob("*.parquet")))
+        arguments = [(config, self.stages, index) for index in range(shards)]
+        self.engine.map(score_shard, arguments, "look at pictures", "picture")
+
+    def off(self) -> dict[str, str]:
+        """The picture rules that are not evaluated, and why."""
+        config, reasons = self.config.pictures, {}
+        if not config.nsfw_model:
+            reasons["pornographic"] = "config.pictures.nsfw_model is empty"
+        if config.max_hash_distance < 0:
+            reasons["near_duplicate"] = "config.pictures.max_hash_distance is below 0"
+        elif not self.config.evaluation_images:
+            reasons["near_duplicate"] = "config.evaluation_images is empty"
+        elif not has_hashes(self.config.evaluation_images):
+            reasons["near_duplicate"] = (
+                f"{self.config.evaluation_images} has neither a column phash nor image"
+            )
+        return reasons
+
+    def flags(self) -> None:
+        """Joins all rules: `flags`, then the pairs that break none: `kept`."""
+        scores = ibis.memtable(SCORES.empty_table())
+        if (self.stages / "scores").exists():
+            scores = self.shards("scores")
+        max_nsfw = self.config.pictures.max_nsfw
+        self.save("flags", rules.judge_pairs(self.table("cheap"), scores, max_nsfw))
+        kept = self._unbroken(self.table("flags"))
+        self.save("kept", kept.select("image_id", "text", "key").distinct())
+
+    def _unbroken(self, flagged: ibis.Table) -> ibis.Table:
+        return flagged.filter(~ibis.or_(*(flagged[n] for n in rule_names(flagged))))
 
     def report(self, cut: int) -> dict[str, Any]:
         """Counts what each rule dropped, alone and first.
@@ -131,28 +196,35 @@ class Build:
         Raises:
           DataError: nothing is left; the message holds the counts.
         """
-        flagged, names = self.table("flags"), self.rule_names()
+        flagged = self.table("flags")
         counts: dict[str, Any] = {"pairs": flagged.count()}
         earlier = ibis.literal(False)
-        for name in names:
-            counts[f"breaks {name}"] = flagged[name].sum()
-            counts[f"first {name}"] = (flagged[name] & ~earlier).sum()
+        for name in rule_names(flagged):
+            counts[f"breaks {name}"] = flagged[name].cast("int64").sum()
+            first = flagged[name] & ~earlier
+            counts[f"first {name}"] = first.cast("int64").sum()
             earlier = earlier | flagged[name]
         row = self.engine.execute(flagged.aggregate(**counts)).iloc[0]
         kept = self.table("kept")
+        drops: collections.Counter[str] = collections.Counter()
+        for path in (self.stages / "drops").glob("*.json"):
+            drops.update(json.loads(path.read_text()))
         report = {
-            "pairs_raw": int(self.engine.execute(self.table("pairs").count())),
+            "name": self.config.name,
+            "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
             "pairs_in": int(row["pairs"]),
             "pairs_kept": int(self.engine.execute(kept.count())),
             "images_kept": int(self.engine.execute(kept.image_id.nunique())),
             "ngram_cut": cut,
+            "drops": dict(sorted(drops.items())),
+            "off": [{"rule": r, "reason": why} for r, why in self.off().items()],
             "rules": [
                 {
                     "rule": name,
                     "breaks": int(row[f"breaks {name}"]),
                     "first": int(row[f"first {name}"]),
                 }
-                for name in names
+                for name in rule_names(flagged)
             ],
         }
         if not report["pairs_kept"]:
@@ -168,6 +240,7 @@ class Build:
         materialise(
             self.directory / "records", lambda folder: self._records(folder, report)
         )
+        remove(self.stages / "exchange")
 
     def _records(self, folder: pathlib.Path, report: dict[str, Any]) -> None:
         kept = self.table("kept")
@@ -178,37 +251,102 @@ class Build:
         folder.mkdir()
         text = "\n".join(vocabulary) + "\n"
         (folder / "vocabulary.txt").write_text(text)
-        shards = records.write_split(
-            folder,
-            self.config.name,
-            "train",
-            tqdm.tqdm(self._examples(), "records", report["pairs_kept"], disable=None),
-            report["pairs_kept"],
-            self.config.shards,
-        )
+
+        name, shards = self.config.name, self._count_shards()
+        exchange = self.stages / "exchange"
+        placed = self._place(report["pairs_kept"], shards)
+        materialise(exchange, lambda path: self.engine.save_split(placed, path, "part"))
+        lengths = [
+            (i + 1) * report["pairs_kept"] // shards
+            - i * report["pairs_kept"] // shards
+            for i in range(shards)
+        ]
+        side = self.config.max_image_side
+        arguments = [
+            (exchange / f"part={i}", folder, name, i, shards, side)
+            for i, length in enumerate(lengths)
+            if length
+        ]
+        self.engine.map(write_record_shard, arguments, "records", "pair")
+        written = []
+        for index, length in enumerate(lengths):
+            path = folder / records.shard_name(name, "train", index, shards)
+            if not length:
+                records.write_shard(path, [])
+            written.append(records.describe_shard(path, length))
         features = records.corpus_features()
-        records.write_metadata(folder, self.config.name, features, {"train": shards})
+        records.write_metadata(folder, name, features, {"train": written})
         manifest = {
             **report,
             "vocabulary_size": len(vocabulary),
             "vocabulary_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "shards": [dataclasses.asdict(shard) for shard in shards],
-            "config": dataclasses.asdict(self.config),
+            "shards": [dataclasses.asdict(shard) for shard in written],
+            "config": described(self.config),
             "versions": {n: importlib.metadata.version(n) for n in VERSIONED},
         }
         write_file(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
-    def _examples(self) -> Iterator[bytes]:
-        kept, images = self.table("kept"), self.table("images")
-        joined = kept.join(images.select("image_id", "image"), "image_id")
-        for batch in joined.order_by("key", "text").to_pyarrow_batches(chunk_size=1024):
-            for row in batch.to_pylist():
-                yield records.make_example(
-                    image=row["image"],
-                    text=row["text"].encode(),
-                    image_id=row["image_id"].encode(),
-                    key=row["key"],
-                )
+    def _count_shards(self) -> int:
+        if self.config.shards:
+            return self.config.shards
+        kept = self.table("kept").join(self.table("pictures"), "image_id")
+        size = int(self.engine.execute(kept.bytes.sum()))
+        return max(1, round(size / (self.config.shard_megabytes * 1e6)))
+
+    def _place(self, pairs: int, shards: int) -> ibis.Table:
+        """The kept pairs with their pictures and `part`, the shard of each.
+
+        Pair r in the order of the keys goes to the shard whose range holds r. Ranges
+        of keys are put in order one by one, since no engine sorts all at once well.
+        """
+        kept = self.table("kept")
+        share = (kept.key.cast("float64") / 2.0**63 + 1.0) / 2.0
+        kept = kept.mutate(range=(share * KEY_RANGES).floor().cast("int64"))
+        sizes = kept.group_by("range").agg(size=kept.count())
+        before = ibis.window(order_by=sizes.range, following=0)
+        sizes = sizes.mutate(start=sizes["size"].sum().over(before) - sizes["size"])
+        within = ibis.window(group_by="range", order_by=("key", "text", "image_id"))
+        ordered = kept.mutate(place=ibis.row_number().over(within))
+        ordered = ordered.join(sizes, "range")
+        rank = (ordered.place + ordered.start).cast("int64")
+        part = ((rank + 1) * shards - 1) // pairs
+        ordered = ordered.select("image_id", "text", "key", part=part.cast("int64"))
+        pictures = self.table("pictures").select("image_id", "shard")
+        images = self.shards("images").select("image_id", "shard", "image")
+        placed = ordered.join(pictures, "image_id")
+        return placed.join(images, ["image_id", "shard"]).select(
+            "key", "text", "image_id", "image", "part"
+        )
+
+    def page(self, report: dict[str, Any]) -> None:
+        """Writes DIR/report.html."""
+        tables = {n: self.table(n) for n in ("pictures", "ngrams", "flags", "kept")}
+        write_page(
+            {**report, "config": described(self.config)},
+            tables,
+            self._read_pictures,
+            self.directory / "report.html",
+            self.engine.execute,
+        )
+
+    def _read_pictures(self, image_ids: list[str]) -> dict[str, bytes]:
+        images = self.shards("images")
+        found = images.filter(images.image_id.isin(image_ids))
+        frame = self.engine.execute(found.select("image_id", "image"))
+        rows = zip(frame["image_id"], frame["image"], strict=True)
+        return {name: bytes(image) for name, image in rows if image is not None}
+
+
+def rule_names(flagged: ibis.Table) -> list[str]:
+    """Rules of a table of flags, in their order."""
+    return [name for name in flagged.columns if name not in PAIRS.names]
+
+
+def described(config: CorpusConfig) -> dict[str, Any]:
+    """What the corpus depends on: the config without where it is computed."""
+    fields = dataclasses.asdict(config)
+    del fields["engine"]
+    return fields
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -217,6 +355,8 @@ def format_report(report: dict[str, Any]) -> str:
     lines += [
         f"{r['rule']:<20}{r['breaks']:>10}{r['first']:>15}" for r in report["rules"]
     ]
+    lines += [f"NOT EVALUATED: {r['rule']}, since {r['reason']}" for r in report["off"]]
+    lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
     lines.append(
         f"{report['pairs_in']} distinct pairs in, {report['pairs_kept']} kept, of"
         f" {report['images_kept']} pictures"
@@ -225,11 +365,10 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def check_inputs(config: CorpusConfig) -> None:
-    """Raises DataError where a table that the config names is not what is wanted."""
-    open_table(config.ingest.pairs, RAW_COLUMNS, "config.ingest.pairs")
+    """Raises DataError where a source that the config names is not what is wanted."""
+    list_shards(config.ingest)
     if config.evaluation_images:
-        field = "config.evaluation_images"
-        open_table(config.evaluation_images, {"image_id": pa.string()}, field)
+        open_evaluation(config.evaluation_images)
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:
@@ -241,7 +380,7 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(config)
-    claim(directory, dataclasses.asdict(config))
+    claim(directory, described(config))
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(json.loads(report_path.read_text())))
@@ -250,8 +389,11 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     stages.ingest()
     stages.distinct()
     cut = stages.ngrams()
+    stages.cheap()
+    stages.score()
     stages.flags()
     report = stages.report(cut)
     stages.records(report)
+    stages.page(report)
     write_file(report_path, json.dumps(report, indent=2) + "\n")
     print(format_report(report))

@@ -6,8 +6,62 @@ import typing
 from typing import Any
 
 from data.errors import DataError
-from data.ingest import IngestConfig
 from data.rules import RuleBounds
+from data.sources import SourceConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Where the corpus is computed.
+
+    Attributes:
+      kind: a name in `data.engines.ENGINES`.
+      workers: processes and threads; 0 takes one a core.
+      memory_limit: of the SQL engine, as in "4GB"; beyond it, it spills to disk.
+      spark_master: of Spark, where no session is active.
+    """
+
+    kind: str = "duckdb"
+    workers: int = 0
+    memory_limit: str = "4GB"
+    spark_master: str = "local[*]"
+
+    def __post_init__(self):
+        """Raises DataError for a field out of its range."""
+        if self.workers < 0:
+            raise DataError(
+                f"config.engine.workers is {self.workers}; wanted 0 or more"
+            )
+        if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
+            raise DataError(
+                f"config.engine.memory_limit is {self.memory_limit!r}; wanted a number"
+                " and a unit, as in '4GB'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureConfig:
+    """Rules that look at the pictures which survive all others.
+
+    Attributes:
+      nsfw_model: a name in `data.nsfw.SCORERS`; empty turns the rule off.
+      max_nsfw: a picture of a higher probability is dropped; the paper states neither
+        its classifier nor its threshold.
+      max_hash_distance: a picture whose perceptual hash differs in at most this many
+        of 64 bits from an evaluation image's is dropped; -1 turns the rule off.
+    """
+
+    nsfw_model: str = ""
+    max_nsfw: float = 0.8
+    max_hash_distance: int = 4
+
+    def __post_init__(self):
+        """Raises DataError for a field out of its range."""
+        if not -1 <= self.max_hash_distance <= 64:
+            raise DataError(
+                f"config.pictures.max_hash_distance is {self.max_hash_distance}; wanted"
+                " -1 (off) to 64 bits"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,33 +73,44 @@ class CorpusConfig:
       seed: of the shuffle.
       ingest: where raw pairs come from.
       rules: bounds of the paper's filters.
-      evaluation_images: Parquet file with a column `image_id` of pictures that must
-        not be trained on; empty for none.
       vocabulary_size: upper bound of the WordPiece vocabulary (paper: 100,000).
-      shards: record files.
-      memory_limit: of the SQL engine, as in "4GB"; beyond it, it spills to disk.
+      evaluation_images: Parquet file of pictures that must not be trained on: columns
+        `image_id`, and `phash` or `image` to find near-duplicates; empty for none.
+      pictures: rules that look at the pictures.
+      engine: where it is computed.
+      max_characters: a longer text is cut after normalisation.
+      shards: record files; 0 makes as many as fill `shard_megabytes`.
+      shard_megabytes: of a record file, about.
+      max_image_side: pixels; a picture with a longer side is reduced and encoded anew;
+        0 leaves all pictures as they are.
     """
 
     name: str
     seed: int
-    ingest: IngestConfig
+    ingest: SourceConfig
     rules: RuleBounds
-    evaluation_images: str
     vocabulary_size: int
-    shards: int
-    memory_limit: str = "4GB"
+    evaluation_images: str = ""
+    pictures: PictureConfig = PictureConfig()
+    engine: EngineConfig = EngineConfig()
+    max_characters: int = 1000
+    shards: int = 0
+    shard_megabytes: int = 150
+    max_image_side: int = 0
 
     def __post_init__(self):
         """Raises DataError for a field out of its range."""
-        for name in ("shards", "vocabulary_size"):
+        least = {
+            "vocabulary_size": 1,
+            "max_characters": 1,
+            "shards": 0,
+            "shard_megabytes": 1,
+            "max_image_side": 0,
+        }
+        for name, smallest in least.items():
             value = getattr(self, name)
-            if value < 1:
-                raise DataError(f"config.{name} is {value}; wanted 1 or more")
-        if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
-            raise DataError(
-                f"config.memory_limit is {self.memory_limit!r}; wanted a number and a"
-                " unit, as in '4GB'"
-            )
+            if value < smallest:
+                raise DataError(f"config.{name} is {value}; wanted {smallest} or more")
 
 
 def read_config(cls: type, fields: dict[str, Any], where: str = "config") -> Any:

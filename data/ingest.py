@@ -1,48 +1,34 @@
-"""Raw image-text pairs to normalised tables.
+"""Raw image-text pairs to normalised tables, one source shard at a time.
 
-A raw table is a Parquet file with the columns `image` (the bytes of a picture file),
-`alt_text` and `language`; further columns, such as sources and licences, stay behind.
 Texts are normalised once, here, because SQL engines disagree on lower-casing.
 """
 
-import dataclasses
+import collections
 import hashlib
+import json
+import os
 import pathlib
 import unicodedata
-from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from data.images import IMAGES, describe_images
+from data.sources import SourceConfig, SourceShard, read_shard
+from data.stages import materialise, temporary_name
 
 PAIRS = pa.schema(
     [
         ("image_id", pa.string()),
+        ("url", pa.string()),
         ("alt_text", pa.string()),
         ("text", pa.string()),
         ("language", pa.string()),
         ("key", pa.int64()),
     ]
 )
-RAW_COLUMNS = {
-    "image": pa.binary(),
-    "alt_text": pa.string(),
-    "language": pa.string(),
-}
 
-
-@dataclasses.dataclass(frozen=True)
-class IngestConfig:
-    """Where raw pairs come from.
-
-    Attributes:
-      pairs: Parquet file of raw pairs.
-      max_characters: a longer text is cut after normalisation.
-    """
-
-    pairs: str
-    max_characters: int = 1000
+SHARD = pa.field("shard", pa.int32())  # of the source, where a picture was found
 
 
 def normalise(text: str, max_characters: int) -> str:
@@ -66,86 +52,76 @@ def shuffle_key(seed: int, image_id: str, text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def open_table(
-    path: str, columns: dict[str, pa.DataType], field: str
-) -> pq.ParquetFile:
-    """Opens a Parquet file.
+def ingest_shard(
+    source: SourceConfig,
+    shard: SourceShard,
+    seed: int,
+    max_characters: int,
+    stages: pathlib.Path,
+    index: int,
+) -> int:
+    """Writes a source shard's pairs, pictures and counted drops, whole or not at all.
 
     Args:
-      path: of the file.
-      columns: names and types of the columns it must have; large types will do.
-      field: config field that names the file, for messages.
-
-    Raises:
-      DataError: the file is missing, empty, not Parquet, or lacks a column.
-    """
-    if not pathlib.Path(path).is_file():
-        raise DataError(
-            f"no file {path} ({field}); the quickstart's are made by"
-            " `python -m data.quickstart --out=DIR`"
-        )
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} ({field}) is not a Parquet file: {reason}") from error
-    schema = file.schema_arrow
-    missing = [name for name in columns if name not in schema.names]
-    if missing:
-        raise DataError(f"{path} lacks the columns {missing}; it has {schema.names}")
-    for name, kind in columns.items():
-        found = schema.field(name).type
-        alike = str(found).removeprefix("large_") == str(kind)
-        if not (alike or pa.types.is_null(found)):
-            raise DataError(f"column {name!r} of {path} is {found}; wanted {kind}")
-    if not file.metadata.num_rows:
-        raise DataError(f"{path} ({field}) holds no rows; wanted at least one")
-    return file
-
-
-def _read_batches(file: pq.ParquetFile, path: str) -> Iterator[pa.RecordBatch]:
-    batches = file.iter_batches(columns=list(RAW_COLUMNS))
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path} is damaged ({reason}); make it anew") from error
-        yield batch
-
-
-def read_pairs(config: IngestConfig, seed: int) -> Iterator[tuple[pa.Table, dict]]:
-    """Reads raw pairs in batches.
-
-    Args:
-      config: where they are.
+      source: what the shard belongs to.
+      shard: to read.
       seed: of the shuffle keys.
+      max_characters: a longer text is cut after normalisation.
+      stages: folder of the stages.
+      index: of the shard among all.
 
-    Yields:
-      A table of pairs (schema PAIRS) and {image_id: bytes} of their pictures.
-
-    Raises:
-      DataError: the file is missing, empty, not Parquet, or lacks a column.
+    Returns:
+      The number of pairs.
     """
-    file = open_table(config.pairs, RAW_COLUMNS, "config.ingest.pairs")
-    for batch in _read_batches(file, config.pairs):
-        pictures: dict[str, bytes] = {}
-        rows = []
-        for row in batch.to_pylist():
-            image, alt_text = row["image"] or b"", row["alt_text"] or ""
-            image_id = identify(image)
-            text = normalise(alt_text, config.max_characters)
-            pictures[image_id] = image
-            key = shuffle_key(seed, image_id, text)
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "alt_text": alt_text,
-                    "text": text,
-                    "language": row["language"],
-                    "key": key,
-                }
-            )
-        yield pa.Table.from_pylist(rows, PAIRS), pictures
+    pairs_path = stages / "pairs" / f"{index:05}.parquet"
+    if pairs_path.exists():  # written last
+        return pq.read_metadata(pairs_path).num_rows
+    images_path = stages / "images" / f"{index:05}.parquet"
+    drops: collections.Counter[str] = collections.Counter()
+    for path in (pairs_path, images_path, stages / "drops"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    images_temporary = temporary_name(images_path)
+    seen: set[str] = set()
+
+    def write(path: pathlib.Path) -> None:
+        with (
+            pq.ParquetWriter(path, PAIRS) as pair_writer,
+            pq.ParquetWriter(images_temporary, IMAGES.append(SHARD)) as image_writer,
+        ):
+            for batch in read_shard(source, shard, drops):
+                pairs, pictures = _normalise_batch(batch, seed, max_characters)
+                pair_writer.write_table(pairs)
+                new = [name for name in pictures if name not in seen]
+                seen.update(new)
+                table = describe_images(new, [pictures[name] for name in new])
+                shards = pa.array([index] * len(new), SHARD.type)
+                image_writer.write_table(table.append_column(SHARD, shards))
+        os.replace(images_temporary, images_path)
+        materialise(
+            stages / "drops" / f"{index:05}.json",
+            lambda path: path.write_text(json.dumps(drops, sort_keys=True)),
+        )
+
+    materialise(pairs_path, write)
+    return pq.read_metadata(pairs_path).num_rows
+
+
+def _normalise_batch(
+    batch: pa.RecordBatch, seed: int, max_characters: int
+) -> tuple[pa.Table, dict[str, bytes | None]]:
+    """A table of schema PAIRS, and the pictures' bytes by image_id."""
+    pictures: dict[str, bytes | None] = {}
+    rows = []
+    for row in batch.to_pylist():
+        image, alt_text = row["image"], row["alt_text"] or ""
+        image_id = identify((row["url"] or "").encode() if image is None else image)
+        text = normalise(alt_text, max_characters)
+        pictures[image_id] = image
+        key = shuffle_key(seed, image_id, text)
+        rows.append((image_id, row["url"], alt_text, text, row["language"], key))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    arrays = [
+        pa.array(c, f.type)
+        for c, f in zip(columns or [[]] * len(PAIRS), PAIRS, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=PAIRS), pictures

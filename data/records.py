@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from data.stages import materialise
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -61,6 +63,11 @@ def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
+def shard_name(name: str, split: str, index: int, shards: int) -> str:
+    """File name of a shard, as TFDS wants it."""
+    return f"{name}-{split}.tfrecord-{index:05}-of-{shards:05}"
+
+
 def write_split(
     directory: pathlib.Path,
     name: str,
@@ -69,25 +76,34 @@ def write_split(
     count: int,
     shards: int,
 ) -> list[Shard]:
-    """Writes `count` examples, in their order, to `shards` files of equal length.
-
-    Each file is written under a temporary name first.
-    """
+    """Writes `count` examples, in their order, to `shards` files of equal length."""
     directory.mkdir(parents=True, exist_ok=True)
     source = iter(examples)
     written = []
     for index in range(shards):
         records = (index + 1) * count // shards - index * count // shards
-        file_name = f"{name}-{split}.tfrecord-{index:05}-of-{shards:05}"
-        temporary = directory / f"{file_name}.tmp"
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for _ in range(records):
-                writer.write(next(source))
-        content = temporary.read_bytes()
-        temporary.rename(directory / file_name)
-        digest = hashlib.sha256(content).hexdigest()
-        written.append(Shard(file_name, records, len(content), digest))
+        path = directory / shard_name(name, split, index, shards)
+        write_shard(path, (next(source) for _ in range(records)))
+        written.append(describe_shard(path, records))
     return written
+
+
+def write_shard(path: pathlib.Path, examples: Iterable[bytes]) -> None:
+    """Writes a file of examples through a temporary name."""
+
+    def write(temporary: pathlib.Path) -> None:
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for example in examples:
+                writer.write(example)
+
+    materialise(path, write)
+
+
+def describe_shard(path: pathlib.Path, records: int) -> Shard:
+    """Size and hash of a written file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(path.name, records, path.stat().st_size, digest)
 
 
 def write_metadata(

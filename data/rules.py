@@ -71,16 +71,17 @@ def find_rare_texts(pairs: Table, ngrams: Table, cut: int) -> Table:
 
 def flag_pairs(
     pairs: Table,
-    images: Table,
+    pictures: Table,
     rare_texts: Table,
     evaluation_images: Table,
     bounds: RuleBounds,
 ) -> Table:
-    """Adds a boolean column per rule, true where the pair breaks it.
+    """Adds a boolean column per rule that needs no model, true where a pair breaks it.
 
     Args:
       pairs: columns image_id, text, language.
-      images: columns image_id, width, height, error.
+      pictures: columns image_id, width, height, error; null where only an address is
+        known.
       rare_texts: column text, from `find_rare_texts`.
       evaluation_images: column image_id.
       bounds: of the rules.
@@ -92,7 +93,7 @@ def flag_pairs(
     shared = pairs.group_by("text").agg(images=pairs.image_id.nunique())
     rare = rare_texts.mutate(rare=True)
     evaluated = evaluation_images.distinct().mutate(evaluated=True)
-    sizes = images.select("image_id", "width", "height", "error")
+    sizes = pictures.select("image_id", "width", "height", "error")
     joined = (
         pairs.left_join(sizes, "image_id")
         .drop("image_id_right")
@@ -114,10 +115,13 @@ def rule_columns(joined: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
     shorter = ibis.least(joined.width, joined.height).cast("int64")
     longer = ibis.greatest(joined.width, joined.height).cast("int64")
     unigrams = unigrams_of(joined).length()
+    too_small = shorter <= bounds.min_shorter_side
+    too_wide = longer >= bounds.max_aspect_ratio * shorter
     rules = {
+        "no_image": joined.width.isnull(),
         "undecodable": joined.error.notnull(),
-        "shorter_side": shorter <= bounds.min_shorter_side,
-        "aspect_ratio": longer >= bounds.max_aspect_ratio * shorter,
+        "shorter_side": too_small.fill_null(False),
+        "aspect_ratio": too_wide.fill_null(False),
         "texts_per_image": joined.texts > bounds.max_texts_per_image,
         "evaluation_image": joined.evaluated.fill_null(False),
         "images_per_text": joined.images > bounds.max_images_per_text,
@@ -129,6 +133,22 @@ def rule_columns(joined: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
         known = joined.language.fill_null("").isin(bounds.languages)
         rules = {"other_language": ~known, **rules}
     return rules
+
+
+def judge_pairs(flagged: Table, scores: Table, max_nsfw: float) -> Table:
+    """Adds the rules that looked at pictures, which only survivors were scored for.
+
+    Args:
+      flagged: from `flag_pairs`.
+      scores: columns image_id, nsfw, near_duplicate; null where not looked at.
+      max_nsfw: a picture of a higher probability is pornographic.
+    """
+    judged = flagged.left_join(scores, "image_id")
+    rules = {
+        "pornographic": (judged.nsfw > max_nsfw).fill_null(False),
+        "near_duplicate": judged.near_duplicate.fill_null(False),
+    }
+    return judged.select(*flagged.columns, **rules)
 
 
 def _ngrams(texts: Table) -> Table:

@@ -1,6 +1,7 @@
 """Stages of a build: each is one file or folder, whole or absent."""
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -51,12 +52,22 @@ def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> N
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    if temporary.is_dir():
-        shutil.rmtree(temporary)
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_name(target)
+    remove(temporary)
     make(temporary)
     temporary.rename(target)
+
+
+def temporary_name(target: pathlib.Path) -> pathlib.Path:
+    """A name beside the target that no other process uses."""
+    return target.with_name(f"{target.name}.{os.getpid()}.tmp")
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def write_file(path: pathlib.Path, text: str) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -11,10 +12,11 @@ import tensorflow_datasets as tfds
 from data import build as command
 from data import corpus as building
 from data.corpus import build
-from data.corpus_config import CorpusConfig, read_config
+from data.corpus_config import CorpusConfig, EngineConfig, PictureConfig, read_config
 from data.errors import DataError, run_command
-from data.ingest import IngestConfig, identify
+from data.ingest import identify
 from data.rules import RuleBounds
+from data.sources import SourceConfig
 from tests import tiny
 
 TEXTS = [f"{name} side {n}" for n, name in enumerate(tiny.NAMES)]
@@ -35,10 +37,11 @@ def config(tmp_path):
     return CorpusConfig(
         name="tiny",
         seed=0,
-        ingest=IngestConfig(str(tmp_path / "raw.parquet")),
+        ingest=SourceConfig("parquet", str(tmp_path / "raw.parquet")),
         rules=RuleBounds(min_shorter_side=8),
         evaluation_images=str(tmp_path / "held_out.parquet"),
         vocabulary_size=300,
+        engine=EngineConfig(workers=1),
         shards=3,
     )
 
@@ -90,7 +93,7 @@ def test_a_killed_build_goes_on_and_a_finished_one_does_nothing(
         build(config, tmp_path / "corpus")
     stages = tmp_path / "corpus" / "stages"
     before = {path: path.stat().st_mtime_ns for path in stages.glob("*.parquet")}
-    assert len(before) == 7
+    assert len(before) == 8
     assert not (tmp_path / "corpus" / "records").exists()
 
     monkeypatch.undo()
@@ -98,7 +101,7 @@ def test_a_killed_build_goes_on_and_a_finished_one_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "corpus" / "records" / "manifest.json").exists()
     capsys.readouterr()
-    pathlib.Path(config.ingest.pairs).unlink()
+    pathlib.Path(config.ingest.path).unlink()
     build(config, tmp_path / "corpus")
     assert "complete: nothing to do" in capsys.readouterr().out
 
@@ -175,13 +178,32 @@ def test_the_command_names_an_unknown_field(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shards": 0}, "config.shards is 0; wanted 1 or more"),
-        ({"memory_limit": "4 potatoes"}, "memory_limit is '4 potatoes'; wanted a num"),
+        ({"shards": -1}, "config.shards is -1; wanted 0 or more"),
+        ({"max_characters": 0}, "config.max_characters is 0; wanted 1 or more"),
     ],
 )
 def test_values_out_of_range_are_refused(config, change, message):
     with pytest.raises(DataError, match=message):
         CorpusConfig(**{**vars(config), **change})
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields", "message"),
+    [
+        (EngineConfig, {"memory_limit": "4 potatoes"}, "is '4 potatoes'; wanted a num"),
+        (EngineConfig, {"workers": -1}, "workers is -1; wanted 0 or more"),
+        (PictureConfig, {"max_hash_distance": 65}, "is 65; wanted -1 .off. to 64"),
+    ],
+)
+def test_parts_out_of_range_are_refused(cls, fields, message):
+    with pytest.raises(DataError, match=message):
+        cls(**fields)
+
+
+def test_an_unknown_engine_is_refused(config, tmp_path):
+    config = dataclasses.replace(config, engine=EngineConfig(kind="polars"))
+    with pytest.raises(DataError, match="kind is 'polars'; known: duckdb, spark"):
+        build(config, tmp_path / "corpus")
 
 
 def test_languages_must_be_a_list():

@@ -1,8 +1,9 @@
 import io
 
+import numpy as np
 from PIL import Image
 
-from data.images import IMAGES, describe_images
+from data.images import IMAGES, describe_images, perceptual_hash
 
 
 def encode(size, kind="PNG"):
@@ -36,3 +37,26 @@ def test_a_bomb_is_refused_before_decoding():
 
 def test_no_pictures_give_an_empty_table():
     assert describe_images([], []).schema == IMAGES
+
+
+def test_where_only_the_address_is_known_nothing_else_is():
+    (row,) = describe_images(["x"], [None]).to_pylist()
+    assert row.pop("image_id") == "x"
+    assert set(row.values()) == {None}
+
+
+def test_a_perceptual_hash_outlives_size_and_compression():
+    noise = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
+    one, other = (Image.fromarray(n).resize((300, 200)) for n in noise)
+    whole = perceptual_hash(one)
+    assert -(2**63) <= whole < 2**63
+    file = io.BytesIO()
+    one.resize((150, 100)).save(file, "JPEG", quality=60)
+    (row,) = describe_images(["x"], [file.getvalue()]).to_pylist()
+    assert (row["phash"] ^ whole).bit_count() <= 2
+    assert (perceptual_hash(other) ^ whole).bit_count() > 12
+
+
+def test_the_bytes_of_every_file_are_counted():
+    files = [encode((5, 7)), b"broken"]
+    assert describe_images(["a", "b"], files)["bytes"].to_pylist() == [*map(len, files)]

@@ -1,9 +1,11 @@
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import DataError
-from data.ingest import IngestConfig, identify, normalise, read_pairs, shuffle_key
+from data.ingest import PAIRS, identify, ingest_shard, normalise, shuffle_key
+from data.sources import SourceConfig, list_shards
 
 
 @pytest.mark.parametrize(
@@ -36,59 +38,28 @@ def test_keys_depend_on_seed_image_and_text_and_fit_64_bits():
     assert shuffle_key(0, "a", "x") == shuffle_key(0, "a", "x")
 
 
-def test_pairs_and_pictures_are_read(tmp_path):
-    path = tmp_path / "raw.parquet"
+def test_pairs_and_pictures_are_written(tmp_path):
     table = {
-        "image": [b"one", b"one", None],
-        "alt_text": ["A cat", "Cat!", None],
-        "language": ["en", "en", None],
-        "source": ["x"] * 3,
+        "image": [b"one", b"one", None, None],
+        "url": [None, None, "http://x/y.png", None],
+        "alt_text": ["A cat", "Cat!", None, "nothing to show"],
+        "language": ["en", "en", None, None],
+        "source": ["x"] * 4,
     }
-    pq.write_table(pa.table(table), path)
-    ((pairs, pictures),) = read_pairs(IngestConfig(str(path)), seed=0)
+    pq.write_table(pa.table(table), tmp_path / "raw.parquet")
+    source = SourceConfig("parquet", str(tmp_path / "raw.parquet"))
+    (shard,) = list_shards(source)
+    for _ in range(2):  # the second finds it done
+        assert ingest_shard(source, shard, 0, 100, tmp_path / "stages", 7) == 3
+    pairs = pq.read_table(tmp_path / "stages" / "pairs" / "00007.parquet")
+    assert pairs.schema == PAIRS
     assert pairs["text"].to_pylist() == ["a cat", "cat!", ""]
     assert pairs["alt_text"].to_pylist() == ["A cat", "Cat!", ""]
-    assert pictures == {identify(b"one"): b"one", identify(b""): b""}
-
-
-def test_what_is_no_raw_table_is_refused(tmp_path):
-    def read(path):
-        return list(read_pairs(IngestConfig(str(path)), 0))
-
-    with pytest.raises(DataError, match="no file .*none .config.ingest.pairs"):
-        read(tmp_path / "none")
-    (tmp_path / "text").write_text("not parquet at all")
-    with pytest.raises(DataError, match="is not a Parquet file"):
-        read(tmp_path / "text")
-    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "short")
-    with pytest.raises(
-        DataError, match=r"lacks the columns \['alt_text', 'language'\]"
-    ):
-        read(tmp_path / "short")
-    schema = pa.schema(
-        [("image", "binary"), ("alt_text", "string"), ("language", "string")]
-    )
-    pq.write_table(schema.empty_table(), tmp_path / "empty")
-    with pytest.raises(DataError, match="holds no rows"):
-        read(tmp_path / "empty")
-
-
-@pytest.mark.parametrize("column", ["image", "alt_text"])
-def test_a_column_of_another_type_is_refused(tmp_path, column):
-    table = {"image": [b"x"], "alt_text": ["x"], "language": ["en"], column: [1]}
-    pq.write_table(pa.table(table), tmp_path / "raw")
-    with pytest.raises(DataError, match=f"column '{column}' of .* is int64; wanted"):
-        list(read_pairs(IngestConfig(str(tmp_path / "raw")), 0))
-
-
-def test_a_damaged_page_is_refused(tmp_path):
-    path = tmp_path / "raw"
-    texts = [f"text {n}" for n in range(500)]
-    table = {"image": [b"x"] * 500, "alt_text": texts, "language": ["en"] * 500}
-    pq.write_table(pa.table(table), path, use_dictionary=False)
-    content = bytearray(path.read_bytes())
-    start = len(content) // 3
-    content[start : start + 400] = bytes(range(1, 201)) * 2
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="is damaged"):
-        list(read_pairs(IngestConfig(str(path)), 0))
+    addressed = identify(b"http://x/y.png")
+    assert pairs["image_id"].to_pylist() == [identify(b"one")] * 2 + [addressed]
+    images = pq.read_table(tmp_path / "stages" / "images" / "00007.parquet")
+    assert images["image"].to_pylist() == [b"one", None]
+    assert images["shard"].to_pylist() == [7, 7]
+    drops = (tmp_path / "stages" / "drops" / "00007.json").read_text()
+    assert json.loads(drops) == {"no image and no url": 1}
+    assert not list((tmp_path / "stages").rglob("*.tmp"))

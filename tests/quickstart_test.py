@@ -33,7 +33,7 @@ def fields(root):
     write_evaluation(root / "evaluation", concepts, pictures, seed=0)
 
     corpus = corpus_quickstart.get_config()
-    corpus.ingest.pairs = str(root / "pairs.parquet")
+    corpus.ingest.path = str(root / "pairs.parquet")
     corpus.evaluation_images = str(root / "evaluation" / "queries.parquet")
     build(read_config(CorpusConfig, corpus.to_dict()), root / "corpus")
 

@@ -63,6 +63,7 @@ def decide(pairs, sizes=None, evaluation=(), **bounds):
         ((300, 899), set()),
         ((903, 301), {"aspect_ratio"}),
         ((0, 0, "bad"), {"undecodable", "shorter_side", "aspect_ratio"}),
+        ((None, None), {"no_image"}),
     ],
 )
 def test_sizes_at_their_bounds(size, broken):

@@ -1,0 +1,232 @@
+"""A real noisy crawl from two Debian packages: drawings of the Open Clip Art Library.
+
+`openclipart-png` holds the pictures, `openclipart-svg` the same drawings with their
+authors' titles, descriptions and tags as RDF; all of it is in the public domain. Titles
+are what alt-texts of a crawl are: many name a collection, an author or a file.
+
+    apt-get install openclipart-png openclipart-svg
+    python -m data.clipart --out=DIR
+
+writes DIR/pairs/00000.parquet and on (raw pairs: up to one for the title, one for the
+description and one for the tags of each drawing) and DIR/summary.json (counts).
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from pyexpat import version_info as expat_version
+from xml.etree import ElementTree
+
+from data.errors import DataError, run_command
+from data.stages import claim, materialise, write_file
+
+ROOT = pathlib.Path("/usr/share/openclipart")
+PICTURES_A_SHARD = 500
+MANY_PICTURES = 10  # the paper's bound on the pictures of one text, for the summary
+PACKAGES = "openclipart-png openclipart-svg"
+
+# As the authors wrote them; every other language is None.
+LANGUAGES = {"english": "en", "eng": "en"}
+LANGUAGE = re.compile(r"([a-z]{2})(?![a-z/])")
+
+# What ElementTree raises for a file that is not XML, or in no encoding it knows.
+BROKEN = (ElementTree.ParseError, LookupError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """One drawing: its PNG file and what its author wrote about it.
+
+    Attributes:
+      picture: the PNG file.
+      url: the picture's path below the root, with slashes.
+      title: of the author; empty where there is none, as the next two.
+      description: of the author.
+      tags: of the author, joined by commas.
+      language: two letters, or None where it is not known.
+    """
+
+    picture: pathlib.Path
+    url: str
+    title: str
+    description: str
+    tags: str
+    language: str | None
+
+    @property
+    def alt_texts(self) -> list[str]:
+        """Its distinct texts."""
+        texts = dict.fromkeys([self.title, self.description, self.tags])
+        return [text for text in texts if text]
+
+
+def list_pictures(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Lists (SVG file, PNG file) below a root, by path.
+
+    Raises:
+      DataError: there are none, or one of the two packages is missing.
+    """
+    for kind in ("svg", "png"):
+        if not (root / kind).is_dir():
+            raise DataError(
+                f"no folder {root / kind}; get it by `apt-get install {PACKAGES}`,"
+                " or name another folder by --root=DIR"
+            )
+    svgs = sorted((root / "svg").rglob("*.svg"), key=lambda path: path.as_posix())
+    if not svgs:
+        raise DataError(f"{root / 'svg'} holds no *.svg; wanted those of {PACKAGES}")
+    pngs = [root / "png" / svg.relative_to(root / "svg") for svg in svgs]
+    return [(s, p.with_suffix(".png")) for s, p in zip(svgs, pngs, strict=True)]
+
+
+def read_drawings(root: pathlib.Path, counts: collections.Counter) -> Iterator[Drawing]:
+    """Yields the drawings by path; counts those that it leaves out, by reason."""
+    for svg, png in list_pictures(root):
+        counts["drawings"] += 1
+        if not (svg.is_file() and png.is_file()):
+            counts["no_picture"] += 1
+            continue
+        try:
+            work = read_work(svg)
+        except BROKEN:
+            counts["broken_svg"] += 1
+            continue
+        if work is None:
+            counts["no_metadata"] += 1
+            continue
+        tags = [_text(tag) for tag in work.findall(".//{*}subject//{*}li")]
+        language = _text(work.find("{*}language")).lower()
+        code = LANGUAGE.match(language)
+        drawing = Drawing(
+            picture=png,
+            url=png.relative_to(root).as_posix(),
+            title=_text(work.find("{*}title")),
+            description=_text(work.find("{*}description")),
+            tags=", ".join(tag for tag in tags if tag),
+            language=LANGUAGES.get(language) or (code[1] if code else None),
+        )
+        if not drawing.alt_texts:
+            counts["no_text"] += 1
+            continue
+        yield drawing
+
+
+def read_work(svg: pathlib.Path) -> ElementTree.Element | None:
+    """Reads an SVG file's first RDF `Work`, and nothing after it; None without one.
+
+    Hostile XML ends in an error, too: ElementTree opens no external entity, and Expat
+    (2.4.1 on, see `main`) stops where entities swell the text a hundredfold.
+    Declarations alone are no fault: Illustrator writes them for its namespaces.
+
+    Raises:
+      ParseError, LookupError, ValueError: the file is no XML up to there.
+    """
+    with svg.open("rb") as file:
+        for _, element in ElementTree.iterparse(file):
+            if element.tag.endswith("}Work"):
+                return element
+    return None
+
+
+def write_pairs(
+    folder: pathlib.Path, root: pathlib.Path, counts: collections.Counter
+) -> None:
+    """Writes the raw pairs, `PICTURES_A_SHARD` drawings a Parquet file.
+
+    Args:
+      folder: to make.
+      root: of the packages' files.
+      counts: filled with what was found.
+
+    Raises:
+      DataError: a package is missing, or no drawing has a text.
+    """
+    import tqdm
+
+    folder.mkdir()
+    titles: collections.Counter[str] = collections.Counter()
+    shard: list[Drawing] = []
+    for drawing in tqdm.tqdm(read_drawings(root, counts), "clipart", disable=None):
+        for name in ("title", "description", "tags"):
+            counts[f"with_{name}"] += bool(getattr(drawing, name))
+        titles[drawing.title.casefold()] += 1
+        shard.append(drawing)
+        if len(shard) == PICTURES_A_SHARD:
+            _write_shard(folder, shard, counts)
+            shard = []
+    if shard:
+        _write_shard(folder, shard, counts)
+    if not counts["pairs"]:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DataError(f"no drawing below {root} has a text ({found})")
+    del titles[""]
+    shared = (count for count in titles.values() if count > MANY_PICTURES)
+    counts[f"title_shared_by_more_than_{MANY_PICTURES}"] = sum(shared)
+
+
+def _write_shard(
+    folder: pathlib.Path, drawings: list[Drawing], counts: collections.Counter
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("image", pa.binary()),
+            ("alt_text", pa.string()),
+            ("language", pa.string()),
+            ("url", pa.string()),
+        ]
+    )
+    rows = [
+        {"image": image, "alt_text": text, "language": d.language, "url": d.url}
+        for d in drawings
+        for image in [d.picture.read_bytes()]
+        for text in d.alt_texts
+    ]
+    # A dictionary without a bound: a picture is stored once for all its texts.
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema),
+        folder / f"{counts['shards']:05}.parquet",
+        dictionary_pagesize_limit=2**30,
+    )
+    counts["pairs"] += len(rows)
+    counts["shards"] += 1
+
+
+def _text(element: ElementTree.Element | None) -> str:
+    return "" if element is None else " ".join("".join(element.itertext()).split())
+
+
+def main() -> None:
+    """Writes everything; what is there already is left alone."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT, metavar="DIR")
+    flags = parser.parse_args()
+    if expat_version < (2, 4, 1):
+        found = ".".join(map(str, expat_version))
+        raise DataError(
+            f"Python's Expat is {found}, which entities can exhaust; wanted 2.4.1 or"
+            " newer, as every supported Python brings"
+        )
+    list_pictures(flags.root)
+    claim(flags.out, {"root": str(flags.root), "pictures_a_shard": PICTURES_A_SHARD})
+    pairs, summary = flags.out / "pairs", flags.out / "summary.json"
+    counts: collections.Counter[str] = collections.Counter()
+
+    def make(folder: pathlib.Path) -> None:
+        write_pairs(folder, flags.root, counts)
+        write_file(summary, json.dumps(dict(counts), indent=2) + "\n")
+
+    materialise(pairs, make)
+    print(f"{flags.out}: {summary.read_text()}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("data.clipart", main))

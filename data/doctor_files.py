@@ -1,0 +1,210 @@
+"""The doctor's checks of a dataset's files: manifest, metadata, shards, vocabulary."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shlex
+from typing import Any
+
+from data.errors import DataError
+
+NAMED = 3  # places that a finding gives
+WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # anywhere; [PAD] is token 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that is wrong."""
+
+    what: str
+    found: str
+    wanted: str
+    where: str
+    mend: str
+
+
+class FileChecks:
+    """What can be said of a dataset without opening its records."""
+
+    def __init__(self, directory: pathlib.Path):
+        """Raises DataError where `directory` holds no dataset and no build."""
+        inner = directory / "records"
+        build = inner if (directory / "config.json").is_file() else directory
+        self.folder = inner if inner.is_dir() else build
+        self.findings: list[Finding] = []
+        self.skipped: list[str] = []
+        self.shards: dict[str, dict[str, int]] = {}  # split -> shard -> records
+        self.file_format = ""
+        self.manifest = self._json("manifest.json")
+        if not (
+            build is inner
+            or self.manifest is not None
+            or (self.folder / "dataset_info.json").exists()
+        ):
+            raise DataError(
+                f"no dataset in {directory}; wanted a folder with dataset_info.json, or"
+                " a build's with records/"
+            )
+
+    def note(self, what: str, found: Any, wanted: Any, where: Any, mend="") -> None:
+        """Adds a finding; without `mend`, writing the dataset anew mends it."""
+        finding = Finding(what, str(found), str(wanted), str(where), mend)
+        if not mend:
+            finding = dataclasses.replace(finding, mend=self.rewrite())
+        self.findings.append(finding)
+
+    def rewrite(self) -> str:
+        """The command that writes the dataset anew from what it was made of."""
+        folder, parent = shlex.quote(str(self.folder)), self.folder.parent
+        workdir = shlex.quote(str(parent))
+        if self.folder.name == "records" and (parent / "config.json").exists():
+            return (
+                f"rm -rf {folder} {shlex.quote(str(parent / 'report.json'))} && python"
+                f" -m data.build --config=CONFIG --workdir={workdir} (CONFIG: the file"
+                " that built it)"
+            )
+        if isinstance(self.manifest, dict) and "sources" in self.manifest:
+            return (
+                f"rm -rf {folder} && python -m data.eval_sets {self.manifest['name']}"
+                f" --source SOURCE --out {folder} (SOURCE: the downloads)"
+            )
+        if self.folder.name == "evaluation" and (parent / "pairs.parquet").exists():
+            return f"rm -rf {folder} && python -m data.quickstart --out={workdir}"
+        return f"rm -rf {folder}, then the command that wrote it, or copy it again"
+
+    def again(self) -> str:
+        """The command that mends what is wrong inside the records."""
+        changed = any("shard" in finding.what for finding in self.findings)
+        is_build = "data.build" in self.rewrite()
+        if changed or not is_build or not (self.manifest or {}).get("shards"):
+            return self.rewrite()
+        return (
+            "the files are as the build wrote them, so its stages are at fault: python"
+            " -m data.build --config=CONFIG --workdir=NEW"
+        )
+
+    def _json(self, name: str) -> Any:
+        """The manifest, {} where it is damaged (a finding), None where absent."""
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text())
+            if _is_manifest(content):
+                return content
+            found = "other JSON"
+        except ValueError as error:
+            found = str(error)
+        self.manifest = {}
+        self.note(name, found, "a manifest", path)
+        return {}
+
+    def metadata(self) -> bool:
+        """Compares dataset_info.json and manifest; False: nothing more can be read."""
+        info_path = self.folder / "dataset_info.json"
+        if not self.folder.is_dir() or not info_path.exists():
+            self.note("dataset_info.json", "no such file", "the dataset's", info_path)
+            return False
+        try:
+            import tensorflow_datasets as tfds
+
+            info = tfds.builder_from_directory(str(self.folder)).info
+            self.file_format = info.file_format.value
+            for split, of_split in info.splits.items():
+                names = [pathlib.Path(str(path)).name for path in of_split.filepaths]
+                lengths = map(int, of_split.shard_lengths)
+                self.shards[split] = dict(zip(names, lengths, strict=True))
+        except Exception as error:  # TFDS and protobuf have no error of their own
+            found = " ".join(str(error).split())[:200]
+            wanted = "what tfds.builder_from_directory opens"
+            self.note("dataset_info.json", found, wanted, info_path)
+            return False
+        listed = (self.manifest or {}).get("shards")
+        if listed is None:
+            self.skipped.append("hashes of shards (no manifest.json that lists them)")
+            if (self.folder.parent / "config.json").exists() and self.manifest is None:
+                if self.folder.name == "records":
+                    where = self.folder / "manifest.json"
+                    self.note("manifest.json", "no such file", "the build's", where)
+            return True
+        of_manifest = {shard["name"]: shard["records"] for shard in listed}
+        of_info = {n: c for shards in self.shards.values() for n, c in shards.items()}
+        for name in sorted({*of_manifest, *of_info}):
+            found, wanted = of_info.get(name), of_manifest.get(name)
+            if found != wanted:
+                found = "not listed" if found is None else f"{found} records"
+                wanted = "not listed" if wanted is None else f"{wanted} records"
+                where = f"{name} of {info_path}"
+                self.note("dataset_info.json", found, f"{wanted} (manifest)", where)
+        return True
+
+    def files(self) -> None:
+        """Finds missing, additional and changed files."""
+        expected = {n for shards in self.shards.values() for n in shards}
+        listed = {s["name"]: s for s in (self.manifest or {}).get("shards", [])}
+        present = {
+            path.name
+            for path in self.folder.iterdir()
+            if any(f".{kind}-" in path.name for kind in ("tfrecord", "array_record"))
+        }
+        for name in sorted({*expected, *listed} - present):
+            self.note("missing shard", "no such file", name, self.folder / name)
+        for name in sorted(present - expected - {*listed}):
+            path = self.folder / name
+            self.note(
+                "additional shard",
+                f"{path.stat().st_size} bytes",
+                "no such file",
+                path,
+                f"rm {shlex.quote(str(path))}",
+            )
+        for name in sorted({*listed} & present):
+            path, shard = self.folder / name, listed[name]
+            size = path.stat().st_size
+            if size != shard["bytes"]:
+                what = "shard cut short" if size < shard["bytes"] else "shard too long"
+                self.note(what, f"{size} bytes", f"{shard['bytes']} bytes", path)
+                continue
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != shard["sha256"]:
+                self.note("changed shard", f"sha256 {digest}", shard["sha256"], path)
+
+    def vocabulary(self) -> None:
+        """Checks vocabulary.txt against the manifest and what a tokenizer needs."""
+        path, manifest = self.folder / "vocabulary.txt", self.manifest or {}
+        if not path.exists():
+            if "vocabulary_sha256" in manifest:
+                self.note("vocabulary", "no such file", "the corpus's", path)
+            return
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if manifest.get("vocabulary_sha256", digest) != digest:
+            wanted = manifest["vocabulary_sha256"]
+            self.note("vocabulary", f"sha256 {digest}", wanted, path)
+        tokens = content.decode(errors="replace").removesuffix("\n").split("\n")
+        size = manifest.get("vocabulary_size", len(tokens))
+        if size != len(tokens):
+            self.note("vocabulary", f"{len(tokens)} tokens", size, path)
+        if tokens[0] != "[PAD]":
+            self.note("vocabulary", f"token 0 is {tokens[0]!r}", "[PAD]", path)
+        missing = [token for token in WANTED_TOKENS if token not in tokens]
+        if missing:
+            self.note("vocabulary", f"no {', '.join(missing)}", "one of each", path)
+        twice = [t for t, n in collections.Counter(tokens).items() if n > 1]
+        if twice:
+            found = f"{len(twice)} tokens twice or more: {twice[:NAMED]}"
+            self.note("vocabulary", found, "each token once", path)
+
+
+def _is_manifest(content: Any) -> bool:
+    """Whether it is an object whose shards, if it lists any, are described."""
+    if not isinstance(content, dict):
+        return False
+    fields = {"name", "records", "bytes", "sha256"}
+    shards = content.get("shards", [])
+    return isinstance(shards, list) and all(
+        isinstance(shard, dict) and fields <= shard.keys() for shard in shards
+    )

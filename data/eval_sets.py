@@ -1,0 +1,267 @@
+"""Writes a retrieval evaluation set from the user's own downloads.
+
+    python -m data.eval_sets NAME --source DIR --out DIR
+
+The dataset has a record a picture: `image` (the file's bytes, untouched), `texts` (its
+captions; Multi30K has `texts_en`, `texts_de`, `texts_fr` and `texts_cs`), `image_id`,
+`file_name` and, of Karpathy's splits, `caption_ids` (the captions' `sentid`). Beside it
+stand `queries.parquet` (`image_id` and `image` of every picture, for
+`config.evaluation_images` of a corpus) and `manifest.json`.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from data.errors import DataError, run_command
+from data.eval_sets_sources import EVALUATION_SETS, Entry, EvaluationSet
+
+SHARD_BYTES = 150 << 20
+QUERIES_ROWS = 64  # pictures in memory until they are written to queries.parquet
+VERSIONED = ("tensorflow", "tensorflow-datasets", "pyarrow", "pillow")
+NAMED = 3  # examples that a message gives
+
+
+def read_source(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[Entry]]:
+    """Reads the captions of every split and checks all that can be before writing.
+
+    Args:
+      facts: of the evaluation set.
+      source: the user's downloads.
+
+    Returns:
+      Entries of every split, in the source's order.
+
+    Raises:
+      DataError: a file is missing or damaged, or a count is not the set's.
+    """
+    for name in facts.captions:
+        if not (source / name).is_file():
+            raise DataError(
+                f"no file {source / name}; wanted in {source}: {facts.layout}"
+            )
+    splits = facts.read(facts, source)
+    for split, entries in splits.items():
+        _check_counts(facts, split, entries)
+    paths = [entry.path for entries in splits.values() for entry in entries]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        named = ", ".join(path.name for path in missing[:NAMED])
+        raise DataError(
+            f"{len(missing)} of {len(paths)} pictures of {facts.name} are not in"
+            f" {source / facts.pictures} ({named}{', ...' * (len(missing) > NAMED)});"
+            f" wanted in {source}: {facts.layout}"
+        )
+    return splits
+
+
+def _check_counts(facts: EvaluationSet, split: str, entries: list[Entry]) -> None:
+    where = f"split {split!r} of {facts.name}"
+    if len(entries) != facts.images[split]:
+        raise DataError(
+            f"{where} has {len(entries)} pictures; wanted {facts.images[split]}:"
+            f" {facts.captions[0]} is damaged or of other splits, download it again"
+        )
+    if len({entry.path for entry in entries}) < len(entries):
+        raise DataError(f"{where} lists a picture twice; download its captions again")
+    for name, wanted in facts.texts[split].items():
+        found = sum(len(entry.texts[name]) for entry in entries)
+        if found != wanted:
+            raise DataError(
+                f"{where} has {found} captions ({name}); wanted {wanted}: download"
+                " its captions again"
+            )
+        bare = [entry.path.name for entry in entries if not entry.texts[name]]
+        if bare:
+            raise DataError(
+                f"{where} has {len(bare)} pictures without captions ({name}), the"
+                f" first is {bare[0]}; download its captions again"
+            )
+
+
+def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
+    """The part of the manifest that follows from the set and the caption files."""
+    return {
+        "name": facts.name,
+        "splits": {
+            split: {"images": facts.images[split], "captions": facts.texts[split]}
+            for split in facts.images
+        },
+        "sources": {
+            name: hashlib.sha256((source / name).read_bytes()).hexdigest()
+            for name in facts.captions
+        },
+    }
+
+
+def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes the dataset, or says that it is there; it appears whole or not at all.
+
+    Args:
+      facts: of the evaluation set.
+      source: the user's downloads.
+      out: folder of the dataset; absent, empty, or holding this same set.
+
+    Raises:
+      DataError: bad input, or `out` holds something else.
+    """
+    splits = read_source(facts, source)
+    described = describe(facts, source)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if _holds(out, described):
+            print(f"{out} holds {facts.name}, complete: nothing to do.")
+            return
+        raise DataError(
+            f"{out} is there and does not hold {facts.name} of these files; give"
+            " another --out or remove it"
+        )
+
+    # Here, not above: what a user got wrong is told before TensorFlow is imported.
+    from data.stages import materialise, remove, temporary_name
+
+    if out.exists():
+        out.rmdir()
+    try:
+        materialise(out, lambda folder: _write(folder, facts, splits, described))
+    except BaseException:
+        remove(temporary_name(out))
+        raise
+    counts = [
+        f"{split} {facts.images[split]} pictures, "
+        + ", ".join(f"{n} {name}" for name, n in facts.texts[split].items())
+        for split in facts.images
+    ]
+    print(f"{facts.name} in {out}: {'; '.join(counts)}")
+
+
+def _holds(out: pathlib.Path, described: dict[str, Any]) -> bool:
+    try:
+        manifest = json.loads((out / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.items() >= described.items()
+
+
+def _write(
+    folder: pathlib.Path,
+    facts: EvaluationSet,
+    splits: dict[str, list[Entry]],
+    described: dict[str, Any],
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import tqdm
+
+    from data import records
+
+    folder.mkdir()
+    digest = hashlib.sha256()
+    schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
+    rows: list[dict[str, Any]] = []
+    shards, total = {}, sum(map(len, splits.values()))
+    with (
+        pq.ParquetWriter(folder / "queries.parquet", schema) as queries,
+        tqdm.tqdm(desc=facts.name, total=total, unit="picture", disable=None) as bar,
+    ):
+
+        def examples(entries: list[Entry]) -> Iterator[bytes]:
+            for entry in entries:
+                image, image_id = _read_picture(entry.path)
+                digest.update(image_id.encode())
+                rows.append({"image_id": image_id, "image": image})
+                if len(rows) == QUERIES_ROWS:
+                    queries.write_table(pa.Table.from_pylist(rows, schema))
+                    rows.clear()
+                bar.update()
+                yield records.make_example(
+                    image=image,
+                    image_id=image_id.encode(),
+                    file_name=entry.path.name.encode(),
+                    **_encoded(entry),
+                )
+
+        for split, entries in splits.items():
+            size = sum(entry.path.stat().st_size for entry in entries)
+            shards[split] = records.write_split(
+                folder,
+                facts.name,
+                split,
+                examples(entries),
+                len(entries),
+                -(-size // SHARD_BYTES),
+            )
+        queries.write_table(pa.Table.from_pylist(rows, schema))
+    records.write_metadata(folder, facts.name, _features(splits), shards)
+    manifest = {
+        **described,
+        "empty_captions": sum(
+            not text
+            for entries in splits.values()
+            for entry in entries
+            for texts in entry.texts.values()
+            for text in texts
+        ),
+        "image_ids_sha256": digest.hexdigest(),
+        "shards": [dataclasses.asdict(s) for split in shards.values() for s in split],
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
+    """The bytes and the id of a picture file; DataError where it cannot be decoded."""
+    from data.images import describe_images
+    from data.ingest import identify
+
+    image = path.read_bytes()
+    image_id = identify(image)
+    error = describe_images([image_id], [image])["error"][0].as_py()
+    if error:
+        raise DataError(f"{path} cannot be decoded ({error}); download it again")
+    return image, image_id
+
+
+def _encoded(entry: Entry) -> dict[str, list[bytes]]:
+    lists = dict(entry.texts)
+    if entry.caption_ids:
+        lists["caption_ids"] = entry.caption_ids
+    return {name: [text.encode() for text in texts] for name, texts in lists.items()}
+
+
+def _features(splits: dict[str, list[Entry]]) -> Any:
+    import tensorflow_datasets as tfds
+
+    from data import records
+
+    lists = _encoded(next(entry for entries in splits.values() for entry in entries))
+    return tfds.features.FeaturesDict(
+        {
+            "image": records.image_feature(),
+            **{name: tfds.features.Sequence(tfds.features.Text()) for name in lists},
+            "image_id": tfds.features.Text(),
+            "file_name": tfds.features.Text(),
+        }
+    )
+
+
+def main() -> None:
+    """Reads the flags and writes the set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", metavar="NAME", help=", ".join(EVALUATION_SETS))
+    parser.add_argument("--source", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    flags = parser.parse_args()
+    if flags.name not in EVALUATION_SETS:
+        known = ", ".join(EVALUATION_SETS)
+        raise DataError(f"no evaluation set {flags.name!r}; known: {known}")
+    write_set(EVALUATION_SETS[flags.name], flags.source, flags.out)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("data.eval_sets", main))

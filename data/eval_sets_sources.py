@@ -1,0 +1,179 @@
+"""What the evaluation sets must hold, and how the users' downloads are read.
+
+The counts are those of Karpathy's splits and of Multi30K's test set of 2016. Evaluating
+on another split is a mistake that gives believable numbers, hence they are asserted.
+"""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from data.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One picture of an evaluation set.
+
+    Attributes:
+      path: of the picture's file.
+      texts: feature name -> its captions.
+      caption_ids: the first feature's captions' names in the source, where it has any.
+    """
+
+    path: pathlib.Path
+    texts: dict[str, list[str]]
+    caption_ids: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """The facts of an evaluation set.
+
+    Attributes:
+      name: of the dataset.
+      captions: files of captions, relative to the source folder.
+      pictures: folder of the pictures, relative to the source folder.
+      images: split -> number of pictures.
+      texts: split -> feature name -> number of captions.
+      layout: what the source folder must hold and where it is from.
+      read: reads the captions of all splits.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    pictures: str
+    images: dict[str, int]
+    texts: dict[str, dict[str, int]]
+    layout: str
+    read: Callable[["EvaluationSet", pathlib.Path], dict[str, list[Entry]]]
+
+
+def read_karpathy(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[Entry]]:
+    """Reads the splits of one of Karpathy's JSON files."""
+    path = source / facts.captions[0]
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        entries: dict[str, list[Entry]] = {split: [] for split in facts.images}
+        for image in images:
+            if image["split"] in entries:
+                entries[image["split"]].append(_karpathy_entry(facts, source, image))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not one of Karpathy's files ({type(error).__name__}: {error});"
+            f" wanted in {source}: {facts.layout}"
+        ) from error
+    return entries
+
+
+def _karpathy_entry(
+    facts: EvaluationSet, source: pathlib.Path, image: dict[str, Any]
+) -> Entry:
+    sentences = image["sentences"]
+    return Entry(
+        source / facts.pictures / pathlib.PurePosixPath(image["filename"]).name,
+        {"texts": [sentence["raw"].strip() for sentence in sentences]},
+        [str(sentence["sentid"]) for sentence in sentences],
+    )
+
+
+def read_multi30k(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[Entry]]:
+    """Reads Multi30K's list of pictures and, line by line with it, its captions."""
+    names, *files = (_lines(source / name) for name in facts.captions)
+    texts: list[dict[str, list[str]]] = [{} for _ in names]
+    for name, lines in zip(facts.captions[1:], files, strict=True):
+        if len(lines) != len(names):
+            raise DataError(
+                f"{source / name} has {len(lines)} lines; wanted {len(names)}, one a"
+                f" picture of {facts.captions[0]}"
+            )
+        language = name.removesuffix(".gz").rpartition(".")[2]
+        for of_picture, line in zip(texts, lines, strict=True):
+            of_picture.setdefault(f"texts_{language}", []).append(line.strip())
+    folder = source / facts.pictures
+    return {
+        "test": [
+            Entry(folder / pathlib.PurePosixPath(name).name, of_picture, [])
+            for name, of_picture in zip(names, texts, strict=True)
+        ]
+    }
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """Lines ended by a newline only: a caption may hold Unicode's separators."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode().removesuffix("\n").split("\n")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); download it again") from error
+
+
+SPLITS_PAGE = "https://cs.stanford.edu/people/karpathy/deepimagesent/"
+FLICKR_PICTURES = (
+    "the folder flickr30k-images/ of its 31,783 JPEG files"
+    " (https://shannon.cs.illinois.edu/DenotationGraph/, on request by its form)"
+)
+TASK1, TASK2 = "multi30k/data/task1", "multi30k/data/task2"
+
+FLICKR30K = EvaluationSet(
+    name="flickr30k",
+    captions=("dataset_flickr30k.json",),
+    pictures="flickr30k-images",
+    images={"test": 1000, "val": 1014},
+    texts={"test": {"texts": 5000}, "val": {"texts": 5070}},
+    layout=(
+        f"dataset_flickr30k.json (of caption_datasets.zip, {SPLITS_PAGE}) and"
+        f" {FLICKR_PICTURES}"
+    ),
+    read=read_karpathy,
+)
+# The pictures of the test split are all from COCO's validation pictures of 2014.
+COCO = EvaluationSet(
+    name="coco",
+    captions=("dataset_coco.json",),
+    pictures="val2014",
+    images={"test": 5000},
+    texts={"test": {"texts": 25_010}},
+    layout=(
+        f"dataset_coco.json (of caption_datasets.zip, {SPLITS_PAGE}) and the folder"
+        " val2014/ of 40,504 JPEG files (2014 Val images,"
+        " https://cocodataset.org/#download)"
+    ),
+    read=read_karpathy,
+)
+# English and German: five captions a picture, none a translation. French and Czech:
+# one, a translation.
+MULTI30K = EvaluationSet(
+    name="multi30k",
+    captions=(
+        f"{TASK1}/image_splits/test_2016_flickr.txt",
+        *(
+            f"{TASK2}/raw/test_2016.{n}.{lang}.gz"
+            for lang in ("en", "de")
+            for n in "12345"
+        ),
+        *(f"{TASK1}/raw/test_2016_flickr.{lang}.gz" for lang in ("fr", "cs")),
+    ),
+    pictures="flickr30k-images",
+    images={"test": 1000},
+    texts={
+        "test": {
+            "texts_en": 5000,
+            "texts_de": 5000,
+            "texts_fr": 1000,
+            "texts_cs": 1000,
+        }
+    },
+    layout=(
+        "the folder multi30k/ (`git clone https://github.com/multi30k/dataset"
+        f" multi30k`) and {FLICKR_PICTURES}"
+    ),
+    read=read_multi30k,
+)
+
+EVALUATION_SETS = {facts.name: facts for facts in (FLICKR30K, COCO, MULTI30K)}

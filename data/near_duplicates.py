@@ -1,0 +1,482 @@
+"""Near-duplicates of evaluation images, by perceptual hash and by embedding.
+
+The hash finds copies that were resized, compressed or recoloured and needs no model.
+The embeddings follow the paper's Appendix A (arXiv 2102.05918) with any image tower:
+k-means clusters of training images; of each image the 10 nearest clusters; each of
+the C(10,3) = 120 sets of three among them is a bucket; a training image is compared
+with the evaluation images of its buckets and dropped where cosine > 0.975. Two images
+have a bucket in common exactly where their nearest clusters share at least 3, which
+is how it is computed here. `calibrate` measures both on augmented pictures.
+"""
+
+import dataclasses
+import io
+import pathlib
+import zipfile
+from collections.abc import Callable
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+from scipy import sparse
+
+from data.errors import DataError
+from data.images import UNREADABLE, describe_images
+
+HASH_BITS = 64
+FAR = HASH_BITS + 1  # the distance to an evaluation image where there is none
+POINTS_PER_CLUSTER = 39  # below this, faiss warns, a k-means centre is mostly noise
+ITERATIONS = 25  # of k-means
+PAIRS_AT_ONCE = 4_000_000  # counts of shared clusters held in memory, 12 bytes each
+COSINES_AT_ONCE = 16_384  # rows gathered for their dot products
+
+# N pictures' files to (N, D) float32 unit vectors.
+Embed = Callable[[list[bytes]], np.ndarray]
+
+
+def hash_distances(hashes: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
+    """Smallest Hamming distance of each picture to an evaluation image.
+
+    Args:
+      hashes: (N,) int64, from `data.images.perceptual_hash`.
+      evaluation: (M,) int64.
+
+    Returns:
+      (N,) int32 from 0 to 64; 65 where there are no evaluation images.
+
+    Raises:
+      DataError: the hashes are no vector of int64.
+    """
+    for name, array in (("pictures", hashes), ("evaluation images", evaluation)):
+        if array.ndim != 1 or array.dtype != np.int64:
+            raise DataError(
+                f"hashes of {name}: found {array.dtype} {array.shape},"
+                " wanted one int64 a picture"
+            )
+    if not len(evaluation) or not len(hashes):
+        return np.full(len(hashes), FAR, np.int32)
+    index = faiss.IndexBinaryFlat(HASH_BITS)
+    index.add(_bytes_of(evaluation))
+    distances, _ = index.search(_bytes_of(hashes), 1)  # (N, 1)
+    return distances[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class NearDuplicates:
+    """Evaluation images indexed by their nearest clusters (Appendix A).
+
+    Attributes:
+      embeddings: (M, D) float32 unit vectors of the evaluation images.
+      centroids: (K, D) float32 of the clusters.
+      clusters: (M, nearest) int32, the clusters nearest to each evaluation image.
+      share: how many of them an image must have in common to be compared.
+      threshold: a near-duplicate's cosine is greater.
+    """
+
+    embeddings: np.ndarray
+    centroids: np.ndarray
+    clusters: np.ndarray
+    share: int
+    threshold: float
+
+    @classmethod
+    def build(
+        cls,
+        evaluation_embeddings: np.ndarray,
+        training_sample: np.ndarray,
+        clusters: int = 4096,
+        nearest: int = 10,
+        share: int = 3,
+        threshold: float = 0.975,
+        seed: int = 0,
+    ) -> "NearDuplicates":
+        """Clusters a sample of the training images and indexes the evaluation images.
+
+        A small sample gets fewer clusters: one for each 39 of its rows, yet at least
+        `nearest`, where every pair shares all clusters and is compared.
+
+        Args:
+          evaluation_embeddings: (M, D) unit vectors.
+          training_sample: (N, D) unit vectors; the paper takes all training images.
+          clusters: K of k-means; the paper says 4K.
+          nearest: clusters that an image belongs to.
+          share: clusters that two compared images have in common.
+          threshold: of the cosine; see `calibrate` for one that fits the tower.
+          seed: of k-means; the same seed and sample give the same clusters.
+
+        Raises:
+          DataError: embeddings are no unit vectors of one length, or too few.
+        """
+        if not 1 <= share <= nearest <= clusters:
+            raise DataError(
+                f"share={share}, nearest={nearest}, clusters={clusters}:"
+                " wanted 1 <= share <= nearest <= clusters"
+            )
+        evaluation = _unit_vectors(evaluation_embeddings, "evaluation embeddings")
+        sample = _unit_vectors(training_sample, "training sample", evaluation.shape[1])
+        if len(sample) < nearest:
+            raise DataError(
+                f"training sample: found {len(sample)} embeddings, wanted at least"
+                f" {nearest}, better {clusters * POINTS_PER_CLUSTER}"
+            )
+        k = min(clusters, max(nearest, len(sample) // POINTS_PER_CLUSTER))
+        kmeans = faiss.Kmeans(
+            sample.shape[1],
+            k,
+            niter=ITERATIONS,
+            seed=seed,
+            min_points_per_centroid=1,
+        )
+        kmeans.train(sample)
+        centroids = np.array(kmeans.centroids)  # (K, D)
+        found = _nearest(centroids, evaluation, nearest)  # (M, nearest)
+        return cls(evaluation, centroids, found, share, threshold)
+
+    def query(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compares pictures with the evaluation images of their buckets.
+
+        Memory beside the arguments is bounded: chunks of pictures are cut so that at
+        most 4M pairs, or one picture's, are looked at together.
+
+        Args:
+          embeddings: (N, D) unit vectors.
+
+        Returns:
+          (N,) float32, the largest cosine to an evaluation image that shares enough
+          clusters, 0 where there is none or it is negative; and (N,) bool, whether it
+          is greater than the threshold.
+
+        Raises:
+          DataError: embeddings are no unit vectors of the evaluation images' length.
+        """
+        width = self.embeddings.shape[1]
+        queries = _unit_vectors(embeddings, "embeddings", width)
+        similarity = np.zeros(len(queries), np.float32)
+        if len(queries) and len(self.embeddings):
+            mine = self._membership(
+                _nearest(self.centroids, queries, self.clusters.shape[1])
+            )  # (N, K)
+            members = self._membership(self.clusters).T.tocsr()  # (K, M)
+            # The pairs that share any cluster are at most these.
+            pairs = np.cumsum(mine @ np.diff(members.indptr).astype(np.int64))  # (N,)
+            start = 0
+            while start < len(queries):
+                done = pairs[start - 1] if start else 0
+                stop = int(np.searchsorted(pairs, done + PAIRS_AT_ONCE, "right"))
+                stop = max(stop, start + 1)
+                shared = (mine[start:stop] @ members).tocoo()  # (stop - start, M)
+                enough = shared.data >= self.share
+                rows, columns = shared.row[enough] + start, shared.col[enough]
+                self._compare(queries, rows, columns, similarity)
+                start = stop
+        return similarity, similarity > np.float32(self.threshold)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes one .npz file through a temporary name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **dataclasses.asdict(self))
+        temporary.rename(path)
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "NearDuplicates":
+        """Reads what `save` wrote.
+
+        Raises:
+          DataError: the file is missing, damaged or something else.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        arrays = _read_npz(path)
+        if set(arrays) != names:
+            raise DataError(f"{path}: found {sorted(arrays)}, wanted {sorted(names)}")
+        share, threshold = int(arrays.pop("share")), float(arrays.pop("threshold"))
+        return cls(**arrays, share=share, threshold=threshold)
+
+    def _membership(self, clusters: np.ndarray) -> sparse.csr_matrix:
+        """(N, K), 1 where an image belongs to a cluster; from (N, nearest)."""
+        count, nearest = clusters.shape
+        starts = np.arange(0, clusters.size + 1, nearest)
+        ones = np.ones(clusters.size, np.int32)
+        shape = (count, len(self.centroids))
+        return sparse.csr_matrix((ones, clusters.ravel(), starts), shape)
+
+    def _compare(
+        self,
+        queries: np.ndarray,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        similarity: np.ndarray,
+    ) -> None:
+        """Raises `similarity` (N,) to the cosines of the pairs (rows, columns)."""
+        for start in range(0, len(rows), COSINES_AT_ONCE):
+            part = slice(start, start + COSINES_AT_ONCE)
+            found = np.einsum(
+                "pd,pd->p", queries[rows[part]], self.embeddings[columns[part]]
+            )
+            np.maximum.at(similarity, rows[part], found)
+
+
+def read_embeddings(path: pathlib.Path) -> np.ndarray:
+    """Reads (N, D) float32 unit vectors that a tower wrote.
+
+    Args:
+      path: a .npz file with an array `embeddings`, or a .parquet file with a column
+        `embedding` of lists of numbers, all of one length.
+
+    Raises:
+      DataError: the file is missing, damaged or holds something else.
+    """
+    if path.suffix != ".parquet":
+        arrays = _read_npz(path)
+        if "embeddings" not in arrays:
+            raise DataError(f"{path}: found {sorted(arrays)}, wanted `embeddings`")
+        return _unit_vectors(arrays["embeddings"], str(path))
+    try:
+        column = pq.read_table(path, columns=["embedding"]).column("embedding")
+        values = column.combine_chunks()
+        lengths = set(values.value_lengths().to_pylist())
+        if len(lengths) > 1 or None in lengths:
+            raise DataError(f"{path}: embeddings have lengths {lengths}, wanted one")
+        flat = values.flatten().to_numpy(zero_copy_only=False)
+    except (OSError, KeyError, AttributeError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} has no column `embedding` of lists of numbers ({error})"
+        ) from error
+    return _unit_vectors(flat.reshape(len(values), *lengths or {0}), str(path))
+
+
+def crop(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Cuts off up to a tenth at each edge."""
+    left, top, right, bottom = random.uniform(0, 0.1, 4)
+    width, height = picture.size
+    edges = left * width, top * height, (1 - right) * width, (1 - bottom) * height
+    return picture.crop(tuple(round(edge) for edge in edges))
+
+
+def resize(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Scales to half up to nine tenths."""
+    scale = random.uniform(0.5, 0.9)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def compress(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Passes through a JPEG of quality 20 to 80."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=int(random.integers(20, 81)))
+    return Image.open(file).convert("RGB")
+
+
+def flip(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Mirrors left and right."""
+    return ImageOps.mirror(picture)
+
+
+def recolour(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Changes brightness, contrast and saturation by up to 30 %."""
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = enhance(picture).enhance(random.uniform(0.7, 1.3))
+    return picture
+
+
+def write_over(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Writes a word across, an eighth of the picture high."""
+    picture = picture.copy()
+    width, height = picture.size
+    place = random.uniform(0, 0.3) * width, random.uniform(0, 0.85) * height
+    font = ImageFont.load_default(max(6, height // 8))
+    colour = tuple(int(value) for value in random.integers(0, 256, 3))
+    ImageDraw.Draw(picture).text(place, "example.com", colour, font)
+    return picture
+
+
+AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    "crop": crop,
+    "resize": resize,
+    "jpeg": compress,
+    "flip": flip,
+    "colour": recolour,
+    "text": write_over,
+}
+
+
+def calibrate(
+    embed: Embed | None,
+    images: list[bytes],
+    seed: int = 0,
+    precision: float = 0.99,
+    **bounds: int,
+) -> list[dict]:
+    """Finds each detector's threshold and measures it on augmented pictures.
+
+    Half of the pictures play evaluation images. Positives are their augmented copies,
+    negatives the other pictures, plain and under the same augmentations; precision
+    therefore supposes about as many copies as others and falls where copies are rarer,
+    while `false_positive_rate` does not depend on it. The loosest threshold of the
+    stated precision is chosen on half of the queried pictures; the table is of the
+    other half, so its precision may differ. Transparent pictures are laid on white.
+
+    Args:
+      embed: a tower, or None to measure the perceptual hash alone.
+      images: files of different pictures, at least 8.
+      seed: of the split, the augmentations and k-means.
+      precision: that a threshold must reach.
+      **bounds: `clusters`, `nearest` and `share` of `NearDuplicates.build`.
+
+    Returns:
+      For each detector, "hash" and "embedding", a row for each augmentation and one
+      for "all": detector, augmentation, threshold (a hash is near-duplicate where its
+      distance is at most that, an embedding where its cosine is greater; None where
+      no threshold reaches the precision, so that nothing is marked), positives,
+      negatives, precision (None where nothing was marked), recall and
+      false_positive_rate.
+
+    Raises:
+      DataError: too few pictures, or one cannot be decoded.
+    """
+    if len(images) < 8:
+        raise DataError(f"found {len(images)} pictures, wanted at least 8 to calibrate")
+    pictures = [_open(image, i) for i, image in enumerate(images)]
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    indexed, others = order[: len(order) // 2], order[len(order) // 2 :]
+    plain = [_png(picture) for picture in pictures]
+
+    # A query: its picture's place in `order`, the augmentation, whether it is a copy.
+    kinds = list(AUGMENTATIONS)
+    queries = [(i, kind) for i in range(len(order)) for kind in kinds]
+    queries += [(i, "plain") for i in range(len(indexed), len(order))]
+    files = [
+        plain[order[i]]
+        if kind == "plain"
+        else _png(
+            AUGMENTATIONS[kind](
+                pictures[order[i]],
+                np.random.default_rng([seed, int(order[i]), kinds.index(kind)]),
+            )
+        )
+        for i, kind in queries
+    ]
+    place = np.array([i for i, _ in queries])
+    kind = np.array([kind for _, kind in queries])
+    positive = place < len(indexed)
+    chosen_on = place % 2 == 0
+
+    scores = {"hash": -hash_distances(_hash(files), _hash([plain[i] for i in indexed]))}
+    if embed is not None:
+        index = NearDuplicates.build(
+            embed([plain[i] for i in indexed]),
+            embed([plain[i] for i in (*indexed, *others)]),
+            seed=seed,
+            **bounds,
+        )
+        scores["embedding"] = index.query(embed(files))[0]
+    rows = []
+    for detector, score in scores.items():
+        least = least_score(score[chosen_on], positive[chosen_on], precision)
+        threshold = None
+        if least is not None:
+            threshold = (
+                int(-least)
+                if detector == "hash"
+                else float(np.nextafter(np.float32(least), np.float32(-1)))
+            )
+        marked = score >= least if least is not None else np.zeros(len(score), bool)
+        for name in (*kinds, "all"):
+            part = ~chosen_on & ((kind == name) | (name == "all"))
+            row = {"detector": detector, "augmentation": name, "threshold": threshold}
+            rows.append(row | _measure(marked[part], positive[part]))
+    return rows
+
+
+def least_score(
+    scores: np.ndarray, positive: np.ndarray, precision: float
+) -> float | None:
+    """Least score s such that marking all scores >= s reaches the precision.
+
+    Args:
+      scores: (N,), greater is more alike.
+      positive: (N,) bool.
+      precision: wanted, positives marked / marked.
+
+    Returns:
+      One of the scores, or None where none reaches it.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    last = np.append(scores[order][1:] != scores[order][:-1], True)  # of equal scores
+    enough = last & (hits >= precision * np.arange(1, len(order) + 1))
+    return scores[order][np.flatnonzero(enough)[-1]] if enough.any() else None
+
+
+def _measure(marked: np.ndarray, positive: np.ndarray) -> dict:
+    hits = int((marked & positive).sum())
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    return {
+        "positives": positives,
+        "negatives": negatives,
+        "precision": hits / int(marked.sum()) if marked.any() else None,
+        "recall": hits / positives,
+        "false_positive_rate": int((marked & ~positive).sum()) / negatives,
+    }
+
+
+def _hash(images: list[bytes]) -> np.ndarray:
+    """(N,) int64 perceptual hashes, as the image stage computes them."""
+    names = [str(i) for i in range(len(images))]
+    return describe_images(names, images).column("phash").to_numpy()
+
+
+def _open(image: bytes, place: int) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            layer = picture.convert("RGBA")
+    except UNREADABLE as error:
+        raise DataError(f"picture {place} cannot be decoded ({error})") from error
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no readable .npz file ({error})") from error
+
+
+def _unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.ndarray:
+    if found.ndim != 2 or (width is not None and found.shape[1] != width):
+        raise DataError(
+            f"{name}: found shape {found.shape}, wanted (N, {width or 'D'})"
+        )
+    vectors = np.ascontiguousarray(found, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))
+    if len(wrong):
+        raise DataError(
+            f"{name}: row {wrong[0]} has length {lengths[wrong[0]]},"
+            " wanted unit vectors"
+        )
+    return vectors
+
+
+def _nearest(centroids: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
+    """(N, count) int32, the clusters nearest to each of N vectors."""
+    index = faiss.IndexFlatL2(centroids.shape[1])
+    index.add(centroids)
+    if not len(vectors):
+        return np.zeros((0, count), np.int32)
+    return index.search(vectors, count)[1].astype(np.int32)
+
+
+def _bytes_of(hashes: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, HASH_BITS // 8)
