@@ -65,8 +65,8 @@ def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Tabl
 def perceptual_hash(picture: Image.Image) -> int:
     """The 64-bit hash of a picture, as a signed integer.
 
-    Of its lowest 8 x 8 frequencies (a DCT of 32 x 32 grey pixels), which are above their
-    median. Pictures that look alike differ in few bits; see `data.near_duplicates`.
+    Of its lowest 8 x 8 frequencies (a DCT of 32 x 32 grey pixels), which are above
+    their median. Pictures that look alike differ in few bits: `data.near_duplicates`.
     """
     grey = picture.convert("L").resize((32, 32), Image.Resampling.BILINEAR)
     frequencies = scipy.fft.dctn(np.asarray(grey, np.float32))[:8, :8]

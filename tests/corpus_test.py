@@ -1,10 +1,14 @@
 """A corpus with every rule broken at its bound, built by each engine."""
 
-import collections
 import dataclasses
 import io
 import itertools
 import json
+import pathlib
+import pickle
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +23,7 @@ from data.images import perceptual_hash
 from data.ingest import identify, normalise
 from data.rules import RuleBounds
 from data.sources import SourceConfig
+from tests.corpus_oracle import decide
 
 WORDS = [f"word{n}" for n in range(48)]
 
@@ -87,12 +92,12 @@ BOUNDS = RuleBounds(frequent_ngrams=120)
 HASH_DISTANCE = 4
 
 
-def oracle(rows: list[dict]) -> dict[tuple[str, str], set[str]]:
+def oracle(rows: list[dict]) -> dict[tuple[str, str, str], set[str]]:
     """Rules that each distinct English pair breaks, in plain Python."""
-    pairs, pictures = {}, {}
+    pairs, pictures = set(), {}
     for row in rows:
         name, text = identify(row["image"]), normalise(row["alt_text"], 1000)
-        pairs[name, text, row["language"] or ""] = set()
+        pairs.add((name, text, row["language"] or ""))
         pictures[name] = row["image"]
     sizes, hashes = {}, {}
     for name, picture in pictures.items():
@@ -102,48 +107,19 @@ def oracle(rows: list[dict]) -> dict[tuple[str, str], set[str]]:
                 sizes[name], hashes[name] = image.size, perceptual_hash(image)
         except OSError:
             sizes[name] = None
-    counts = collections.Counter()
-    ngrams = {}
-    for _, text, _ in pairs:
-        words = text.split(" ")
-        ngrams[text] = words + list(map(" ".join, itertools.pairwise(words)))
-        counts.update(ngrams[text])
-    ordered = sorted(counts.values(), reverse=True)
-    cut = min(
-        c for c in ordered if sum(o >= c for o in ordered) <= BOUNDS.frequent_ngrams
-    )
-    texts, images = collections.defaultdict(set), collections.defaultdict(set)
-    for name, text, _ in pairs:
-        texts[name].add(text)
-        images[text].add(name)
+    measured = {
+        n: (*size, None) if size else (0, 0, "bad") for n, size in sizes.items()
+    }
     held_out = [draw(10_000), draw(10_001)]
+    decided = decide(pairs, measured, BOUNDS, {identify(held_out[0])})
     known = [perceptual_hash(Image.open(io.BytesIO(p))) for p in held_out]
-    for (name, text, language), broken in pairs.items():
-        if language != "en":
-            broken.add("other_language")
-        if sizes[name] is None:
-            broken |= {"undecodable", "shorter_side", "aspect_ratio"}
-        else:
-            short, long = sorted(sizes[name])
-            broken |= {"shorter_side"} if short <= 200 else set()
-            broken |= {"aspect_ratio"} if long >= 3 * short else set()
-        if len(texts[name]) > 1000:
-            broken.add("texts_per_image")
-        if name == identify(held_out[0]):
-            broken.add("evaluation_image")
-        if len(images[text]) > 10:
-            broken.add("images_per_text")
-        if any(counts[ngram] < cut for ngram in ngrams[text]):
-            broken.add("rare_ngram")
-        count = len(text.split())
-        broken |= {"too_short"} if count < 3 else set()
-        broken |= {"too_long"} if count > 20 else set()
+    for (name, _, _), broken in decided.items():
         near = sizes[name] and any(
             (hashes[name] ^ h).bit_count() <= HASH_DISTANCE for h in known
         )
-        if near and not broken:
+        if near and not broken:  # only survivors are looked at
             broken.add("near_duplicate")
-    return pairs
+    return decided
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +219,41 @@ def test_a_source_that_changed_is_refused(raw, tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "two.parquet")
     with pytest.raises(DataError, match="parquet has changed since .* was begun"):
         build(config, tmp_path / "corpus")
+
+
+SLOW_BUILD = """
+import pathlib, pickle, sys, time
+from data import corpus
+
+ingest_shard = corpus.ingest_shard
+
+def slow(*arguments):
+    if arguments[-1] == 1:
+        time.sleep(600)
+    return ingest_shard(*arguments)
+
+corpus.ingest_shard = slow
+corpus.build(*pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()))
+"""
+
+
+def test_a_build_killed_between_two_shards_keeps_the_first(raw, built, tmp_path):
+    config = dataclasses.replace(raw[1], engine=EngineConfig(workers=1))
+    folder = tmp_path / "corpus"
+    (tmp_path / "arguments").write_bytes(pickle.dumps((config, folder)))
+    command = [sys.executable, "-c", SLOW_BUILD, str(tmp_path / "arguments")]
+    root = pathlib.Path(__file__).parents[1]
+    first = folder / "stages" / "pairs" / "00000.parquet"
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL) as process:
+        while not first.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    written = first.stat().st_mtime_ns
+    assert not (folder / "stages" / "pairs" / "00001.parquet").exists()
+    build(config, folder)
+    assert first.stat().st_mtime_ns == written
+    assert records_of(folder) == records_of(built)
 
 
 def test_large_pictures_are_reduced_where_asked(raw, built, tmp_path):
