@@ -8,6 +8,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,9 @@ import tqdm
 from data.corpus_config import EngineConfig
 from data.errors import DataError
 
+# Of the memory that the config allows: what DuckDB takes beyond its limit is the rest.
+DUCKDB_SHARE = 0.8
+
 # Takes one of the tasks and returns how many rows it did.
 Task = Callable[..., int]
 
@@ -30,8 +34,9 @@ class DuckDB:
     def __init__(self, config: EngineConfig, spill: pathlib.Path):
         """Opens a database in memory; `spill` is a folder for what does not fit."""
         self.workers = config.workers or len(os.sched_getaffinity(0))
+        number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", config.memory_limit).groups()
         self._connection = ibis.duckdb.connect(
-            memory_limit=config.memory_limit,
+            memory_limit=f"{DUCKDB_SHARE * float(number):.3f}{unit}",
             temp_directory=str(spill),
             threads=self.workers,
             preserve_insertion_order=False,

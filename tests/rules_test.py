@@ -1,6 +1,3 @@
-import collections
-import itertools
-
 import ibis
 import numpy as np
 import pyarrow as pa
@@ -8,6 +5,7 @@ import pytest
 
 from data import rules
 from data.rules import RuleBounds
+from tests import corpus_oracle
 
 ENGINE = ibis.duckdb.connect()
 
@@ -119,28 +117,6 @@ def test_the_vocabulary_cut_keeps_or_drops_ties_together():
     assert cut(0) is None
 
 
-def oracle(pairs, bounds):
-    """Rare texts in plain Python."""
-    counts = collections.Counter()
-    for _, text in pairs:
-        words = text.split(" ")
-        counts.update(words)
-        counts.update(f"{a} {b}" for a, b in itertools.pairwise(words))
-    by_count = collections.Counter(counts.values())
-    cut, total = None, 0
-    for count in sorted(by_count, reverse=True):
-        total += by_count[count]
-        if total > bounds.frequent_ngrams:
-            break
-        cut = count
-    rare = {n for n, c in counts.items() if c < cut}
-    return {
-        pair
-        for pair in pairs
-        if rare & {*(w := pair[1].split(" ")), *map(" ".join, itertools.pairwise(w))}
-    }
-
-
 def test_rare_ngrams_equal_a_plain_python_oracle():
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(30)]
@@ -150,10 +126,12 @@ def test_rare_ngrams_equal_a_plain_python_oracle():
             for n in range(400)
         }
     )
-    bounds = RuleBounds(frequent_ngrams=60)
     broken = decide(pairs, frequent_ngrams=60)
     found = {pair for pair, names in broken.items() if "rare_ngram" in names}
-    assert found == oracle(pairs, bounds)
+    expected = corpus_oracle.decide(
+        [(*pair, "en") for pair in pairs], {}, RuleBounds(frequent_ngrams=60)
+    )
+    assert found == {k[:2] for k, names in expected.items() if "rare_ngram" in names}
     assert 0 < len(found) < len(pairs)
 
 
