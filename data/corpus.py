@@ -8,8 +8,6 @@ and DIR/report.html what each rule dropped.
 
 import collections
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import math
 import pathlib
@@ -17,10 +15,10 @@ from typing import Any
 
 import ibis
 
-from data import records, rules
+from data import rules
 from data.corpus_config import CorpusConfig
 from data.corpus_page import write_page
-from data.engines import ENGINES
+from data.dataset import described, write_dataset
 from data.errors import DataError
 from data.evaluation_images import (
     EVALUATION,
@@ -29,51 +27,14 @@ from data.evaluation_images import (
     write_evaluation,
 )
 from data.ingest import PAIRS, ingest_shard
-from data.record_shards import write_record_shard
 from data.score import SCORES, score_shard
 from data.sources import list_shards
+from data.stage_tables import StageTables
 from data.stages import claim, materialise, remove, write_file
-from data.vocabulary import learn_vocabulary
-
-VERSIONED = ("duckdb", "ibis-framework", "pyarrow", "tensorflow", "tensorflow-text")
-KEY_RANGES = 1024  # in which pairs are put in order one by one
 
 
-class Build:
+class Build(StageTables):
     """The stages of one corpus, in the order of their methods."""
-
-    def __init__(self, config: CorpusConfig, directory: pathlib.Path):
-        """Opens the engine; its spill folder is inside `directory`.
-
-        Raises:
-          DataError: no such engine.
-        """
-        self.config = config
-        self.directory = directory
-        self.stages = directory / "stages"
-        kind = config.engine.kind
-        if kind not in ENGINES:
-            known = ", ".join(ENGINES)
-            raise DataError(f"config.engine.kind is {kind!r}; known: {known}")
-        for left in self.stages.rglob("*.tmp"):  # by a build that was killed
-            remove(left)
-        self.engine = ENGINES[kind](config.engine, self.stages / "spill")
-
-    def stage(self, name: str) -> pathlib.Path:
-        """Path of a stage."""
-        return self.stages / f"{name}.parquet"
-
-    def table(self, name: str) -> ibis.Table:
-        """A stage as an expression."""
-        return self.engine.read(self.stage(name))
-
-    def shards(self, name: str) -> ibis.Table:
-        """A stage of many shards as an expression."""
-        return self.engine.read(self.stages / name / "*.parquet")
-
-    def save(self, name: str, table: ibis.Table) -> None:
-        """Materialises an expression as a stage."""
-        materialise(self.stage(name), lambda path: self.engine.save(table, path))
 
     def ingest(self) -> None:
         """Normalises the raw pairs and measures their pictures: `pairs`, `images`.
@@ -85,7 +46,7 @@ class Build:
             return
         shards = list_shards(self.config.ingest)
         found = json.dumps([dataclasses.asdict(shard) for shard in shards], indent=1)
-        path = self.stages / "shards.json"
+        path = self.folder / "shards.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, found)
@@ -96,7 +57,7 @@ class Build:
             )
         config = self.config
         arguments = [
-            (config.ingest, shard, config.seed, config.max_characters, self.stages, i)
+            (config.ingest, shard, config.seed, config.max_characters, self.folder, i)
             for i, shard in enumerate(shards)
         ]
         self.engine.map(ingest_shard, arguments, "ingest", "pair")
@@ -112,8 +73,8 @@ class Build:
             ),
         )
         pairs = self.shards("pairs")
-        by = pairs.group_by("image_id", "text", "language", "key")
-        self.save("distinct", by.agg(alt_text=pairs.alt_text.min()))
+        kinds = pairs.select("image_id", "text", "language", "key")
+        self.save("distinct", kinds.distinct())
 
     def ngrams(self) -> int:
         """Counts n-grams and finds the texts with rare ones; returns the cut."""
@@ -158,8 +119,8 @@ class Build:
         config = self.config.pictures
         if "near_duplicate" in self.off():
             config = dataclasses.replace(config, max_hash_distance=-1)
-        shards = len(list((self.stages / "images").glob("*.parquet")))
-        arguments = [(config, self.stages, index) for index in range(shards)]
+        shards = len(list((self.folder / "images").glob("*.parquet")))
+        arguments = [(config, self.folder, index) for index in range(shards)]
         self.engine.map(score_shard, arguments, "look at pictures", "picture")
 
     def off(self) -> dict[str, str]:
@@ -180,7 +141,7 @@ class Build:
     def flags(self) -> None:
         """Joins all rules: `flags`, then the pairs that break none: `kept`."""
         scores = ibis.memtable(SCORES.empty_table())
-        if (self.stages / "scores").exists():
+        if (self.folder / "scores").exists():
             scores = self.shards("scores")
         max_nsfw = self.config.pictures.max_nsfw
         self.save("flags", rules.judge_pairs(self.table("cheap"), scores, max_nsfw))
@@ -207,7 +168,7 @@ class Build:
         row = self.engine.execute(flagged.aggregate(**counts)).iloc[0]
         kept = self.table("kept")
         drops: collections.Counter[str] = collections.Counter()
-        for path in (self.stages / "drops").glob("*.json"):
+        for path in (self.folder / "drops").glob("*.json"):
             drops.update(json.loads(path.read_text()))
         report = {
             "name": self.config.name,
@@ -236,87 +197,11 @@ class Build:
         return report
 
     def records(self, report: dict[str, Any]) -> None:
-        """Learns the vocabulary and writes the dataset with its manifest."""
+        """Writes the dataset: `DIR/records`."""
         materialise(
-            self.directory / "records", lambda folder: self._records(folder, report)
+            self.directory / "records", lambda path: write_dataset(self, report, path)
         )
-        remove(self.stages / "exchange")
-
-    def _records(self, folder: pathlib.Path, report: dict[str, Any]) -> None:
-        kept = self.table("kept")
-        words = kept.select(word=rules.unigrams_of(kept).unnest())
-        counts = self.engine.execute(words.group_by("word").agg(n=words.count()))
-        pairs = zip(counts["word"], map(int, counts["n"]), strict=True)
-        vocabulary = learn_vocabulary(pairs, self.config.vocabulary_size)
-        folder.mkdir()
-        text = "\n".join(vocabulary) + "\n"
-        (folder / "vocabulary.txt").write_text(text)
-
-        name, shards = self.config.name, self._count_shards()
-        exchange = self.stages / "exchange"
-        placed = self._place(report["pairs_kept"], shards)
-        materialise(exchange, lambda path: self.engine.save_split(placed, path, "part"))
-        lengths = [
-            (i + 1) * report["pairs_kept"] // shards
-            - i * report["pairs_kept"] // shards
-            for i in range(shards)
-        ]
-        side = self.config.max_image_side
-        arguments = [
-            (exchange / f"part={i}", folder, name, i, shards, side)
-            for i, length in enumerate(lengths)
-            if length
-        ]
-        self.engine.map(write_record_shard, arguments, "records", "pair")
-        written = []
-        for index, length in enumerate(lengths):
-            path = folder / records.shard_name(name, "train", index, shards)
-            if not length:
-                records.write_shard(path, [])
-            written.append(records.describe_shard(path, length))
-        features = records.corpus_features()
-        records.write_metadata(folder, name, features, {"train": written})
-        manifest = {
-            **report,
-            "vocabulary_size": len(vocabulary),
-            "vocabulary_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "shards": [dataclasses.asdict(shard) for shard in written],
-            "config": described(self.config),
-            "versions": {n: importlib.metadata.version(n) for n in VERSIONED},
-        }
-        write_file(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-
-    def _count_shards(self) -> int:
-        if self.config.shards:
-            return self.config.shards
-        kept = self.table("kept").join(self.table("pictures"), "image_id")
-        size = int(self.engine.execute(kept.bytes.sum()))
-        return max(1, round(size / (self.config.shard_megabytes * 1e6)))
-
-    def _place(self, pairs: int, shards: int) -> ibis.Table:
-        """The kept pairs with their pictures and `part`, the shard of each.
-
-        Pair r in the order of the keys goes to the shard whose range holds r. Ranges
-        of keys are put in order one by one, since no engine sorts all at once well.
-        """
-        kept = self.table("kept")
-        share = (kept.key.cast("float64") / 2.0**63 + 1.0) / 2.0
-        kept = kept.mutate(range=(share * KEY_RANGES).floor().cast("int64"))
-        sizes = kept.group_by("range").agg(size=kept.count())
-        before = ibis.window(order_by=sizes.range, following=0)
-        sizes = sizes.mutate(start=sizes["size"].sum().over(before) - sizes["size"])
-        within = ibis.window(group_by="range", order_by=("key", "text", "image_id"))
-        ordered = kept.mutate(place=ibis.row_number().over(within))
-        ordered = ordered.join(sizes, "range")
-        rank = (ordered.place + ordered.start).cast("int64")
-        part = ((rank + 1) * shards - 1) // pairs
-        ordered = ordered.select("image_id", "text", "key", part=part.cast("int64"))
-        pictures = self.table("pictures").select("image_id", "shard")
-        images = self.shards("images").select("image_id", "shard", "image")
-        placed = ordered.join(pictures, "image_id")
-        return placed.join(images, ["image_id", "shard"]).select(
-            "key", "text", "image_id", "image", "part"
-        )
+        remove(self.folder / "exchange")
 
     def page(self, report: dict[str, Any]) -> None:
         """Writes DIR/report.html."""
@@ -340,13 +225,6 @@ class Build:
 def rule_names(flagged: ibis.Table) -> list[str]:
     """Rules of a table of flags, in their order."""
     return [name for name in flagged.columns if name not in PAIRS.names]
-
-
-def described(config: CorpusConfig) -> dict[str, Any]:
-    """What the corpus depends on: the config without where it is computed."""
-    fields = dataclasses.asdict(config)
-    del fields["engine"]
-    return fields
 
 
 def format_report(report: dict[str, Any]) -> str:

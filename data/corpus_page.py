@@ -169,25 +169,21 @@ def sample_pairs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Picks pairs by lowest key: "kept", and for each rule pairs it dropped first."""
     kept, flags = tables["kept"], tables["flags"]
-    samples = {"kept": _lowest(kept, kept.text, KEPT_PAIRS, execute)}
+    samples = {"kept": _lowest(kept, KEPT_PAIRS, execute)}
     earlier = ibis.literal(False)
     for row in report["rules"]:
         broken = flags[row["rule"]].fill_null(False)
         samples[row["rule"]] = []
         if row["first"]:
             first = flags.filter(broken & ~earlier)
-            samples[row["rule"]] = _lowest(
-                first, first.alt_text, DROPPED_PAIRS, execute
-            )
+            samples[row["rule"]] = _lowest(first, DROPPED_PAIRS, execute)
         earlier = earlier | broken
     return samples
 
 
-def _lowest(
-    pairs: ibis.Table, text: ibis.Value, count: int, execute: Execute
-) -> list[dict[str, Any]]:
+def _lowest(pairs: ibis.Table, count: int, execute: Execute) -> list[dict[str, Any]]:
     picked = pairs.order_by("key", "image_id", "text").limit(count)
-    cut = text.fill_null("").substr(0, SHOWN_CHARACTERS + 1).name("shown")
+    cut = pairs.text.substr(0, SHOWN_CHARACTERS + 1).name("shown")
     rows = execute(picked.select("image_id", shown=cut)).to_dict("records")
     return [
         {"image_id": row["image_id"], "text": printable(row["shown"])} for row in rows

@@ -73,7 +73,7 @@ def remove(path: pathlib.Path) -> None:
 def write_file(path: pathlib.Path, text: str) -> None:
     """Writes a text file through a temporary name."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(path)
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data import build as command
-from data import corpus as building
+from data import vocabulary
 from data.corpus import build
 from data.corpus_config import CorpusConfig, EngineConfig, PictureConfig, read_config
 from data.errors import DataError, run_command
@@ -88,7 +88,7 @@ def test_a_killed_build_goes_on_and_a_finished_one_does_nothing(
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "learn_vocabulary", killed)
+    monkeypatch.setattr(vocabulary, "learn_vocabulary", killed)
     with pytest.raises(KeyboardInterrupt):
         build(config, tmp_path / "corpus")
     stages = tmp_path / "corpus" / "stages"

@@ -43,7 +43,7 @@ def tables(kept: int = 2) -> dict[str, pa.Table]:
         ("nude", "the nude", 4, (False, False, True)),
     ]
     rows = [
-        {"image_id": i, "text": t.replace("\0", " "), "alt_text": t, "key": k}
+        {"image_id": i, "text": t.replace("\0", " "), "key": k}
         | {"language": "en"}
         | dict(zip(RULES, broken, strict=True))
         for i, t, k, broken in flags
