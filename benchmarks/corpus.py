@@ -274,8 +274,8 @@ def run_ours(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     build = _build(folder, out, flags)
     build.distinct()
     cut = build.ngrams()
-    build.cheap()
     build.flags()
+    build.keep()
     shutil.copy(build.stage("kept"), out / "kept.parquet")
     rules = build.report(cut)["rules"]
     return {r["rule"]: [r["breaks"], r["first"]] for r in rules}

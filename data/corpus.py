@@ -28,7 +28,7 @@ from data.evaluation_images import (
 )
 from data.ingest import PAIRS, ingest_shard
 from data.nsfw import load_scorer
-from data.score import SCORES, score_shard
+from data.score import score_shard
 from data.sources import list_shards
 from data.stage_tables import StageTables
 from data.stages import claim, materialise, remove, write_file
@@ -78,9 +78,10 @@ class Build(StageTables):
         self.save("distinct", kinds.distinct())
 
     def ngrams(self) -> int:
-        """Counts n-grams and finds the texts with rare ones; returns the cut."""
-        pairs = self.table("distinct")
-        self.save("ngrams", rules.count_ngrams(pairs))
+        """Counts texts and n-grams and finds texts with rare ones; returns the cut."""
+        self.save("texts", rules.count_texts(self.table("distinct")))
+        texts = self.table("texts")
+        self.save("ngrams", rules.count_ngrams(texts))
         ngrams = self.table("ngrams")
         budget = self.config.rules.frequent_ngrams
         cut = self.engine.execute(rules.vocabulary_cut(ngrams, budget))
@@ -89,11 +90,11 @@ class Build(StageTables):
                 f"config.rules.frequent_ngrams is {budget}, fewer than the n-grams of"
                 " the highest count; raise it"
             )
-        self.save("rare_texts", rules.find_rare_texts(pairs, ngrams, int(cut)))
+        self.save("rare_texts", rules.find_rare_texts(texts, ngrams, int(cut)))
         return int(cut)
 
-    def cheap(self) -> None:
-        """Evaluates the rules that need no model on every pair: `cheap`."""
+    def flags(self) -> None:
+        """Evaluates the rules that need no model on every pair: `flags`."""
         evaluation = ibis.memtable(EVALUATION.empty_table())
         if self.config.evaluation_images:
             materialise(
@@ -104,17 +105,18 @@ class Build(StageTables):
         flagged = rules.flag_pairs(
             self.table("distinct"),
             self.table("pictures"),
+            self.table("texts"),
             self.table("rare_texts"),
             evaluation.select("image_id"),
             self.config.rules,
         )
-        self.save("cheap", flagged)
+        self.save("flags", flagged)
 
     def score(self) -> None:
         """Looks at the pictures of pairs that break no rule yet: `scores`."""
-        if self.stage("flags").exists() or len(self.off()) == 2:
+        if self.stage("kept").exists() or len(self.off()) == 2:
             return
-        survivors = self._unbroken(self.table("cheap")).select("image_id").distinct()
+        survivors = self._unbroken(self.table("flags")).select("image_id").distinct()
         pictures = self.table("pictures").select("image_id", "shard")
         self.save("survivors", pictures.semi_join(survivors, "image_id"))
         config = self.config.pictures
@@ -139,14 +141,15 @@ class Build(StageTables):
             )
         return reasons
 
-    def flags(self) -> None:
-        """Joins all rules: `flags`, then the pairs that break none: `kept`."""
-        scores = ibis.memtable(SCORES.empty_table())
-        if (self.folder / "scores").exists():
-            scores = self.shards("scores")
+    def judged(self) -> ibis.Table:
+        """All distinct pairs with a column for each rule."""
+        scores = self.shards("scores") if (self.folder / "scores").exists() else None
         max_nsfw = self.config.pictures.max_nsfw
-        self.save("flags", rules.judge_pairs(self.table("cheap"), scores, max_nsfw))
-        kept = self._unbroken(self.table("flags"))
+        return rules.judge_pairs(self.table("flags"), scores, max_nsfw)
+
+    def keep(self) -> None:
+        """Lists the pairs that break no rule: `kept`."""
+        kept = self._unbroken(self.judged())
         self.save("kept", kept.select("image_id", "text", "key").distinct())
 
     def _unbroken(self, flagged: ibis.Table) -> ibis.Table:
@@ -158,7 +161,7 @@ class Build(StageTables):
         Raises:
           DataError: nothing is left; the message holds the counts.
         """
-        flagged = self.table("flags")
+        flagged = self.judged()
         counts: dict[str, Any] = {"pairs": flagged.count()}
         earlier = ibis.literal(False)
         for name in rule_names(flagged):
@@ -206,7 +209,8 @@ class Build(StageTables):
 
     def page(self, report: dict[str, Any]) -> None:
         """Writes DIR/report.html."""
-        tables = {n: self.table(n) for n in ("pictures", "ngrams", "flags", "kept")}
+        tables = {n: self.table(n) for n in ("pictures", "ngrams", "kept")}
+        tables["flags"] = self.judged()
         write_page(
             {**report, "config": described(self.config)},
             tables,
@@ -270,9 +274,9 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     stages.ingest()
     stages.distinct()
     cut = stages.ngrams()
-    stages.cheap()
-    stages.score()
     stages.flags()
+    stages.score()
+    stages.keep()
     report = stages.report(cut)
     stages.records(report)
     stages.page(report)

@@ -76,7 +76,7 @@ def write_page(
         "breaks", "first"}, in their order); where known `name`, `config`,
         `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count}) and `off`
         (list of {"rule", "reason"}).
-      tables: the stages `pictures`, `ngrams`, `flags` and `kept`.
+      tables: the stages `pictures`, `ngrams` and `kept`, and `flags` with all rules.
       read_pictures: gives the files' bytes by image_id; it may leave some out.
       path: of the page.
       execute: evaluates an expression on the engine of the tables.

@@ -45,10 +45,21 @@ def unigrams_of(pairs: Table) -> ibis.expr.types.ArrayValue:
     return pairs.text.split(" ")
 
 
-def count_ngrams(pairs: Table) -> Table:
-    """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`."""
-    ngrams = _ngrams(pairs)
-    return ngrams.group_by("ngram").agg(count=ngrams.count())
+def count_texts(pairs: Table) -> Table:
+    """Lists the distinct texts: columns `text`, `pairs`, `images` (distinct ones)."""
+    return pairs.group_by("text").agg(
+        pairs=pairs.count(), images=pairs.image_id.nunique()
+    )
+
+
+def count_ngrams(texts: Table) -> Table:
+    """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`.
+
+    Args:
+      texts: from `count_texts`; an n-gram of it counts once for each of its pairs.
+    """
+    ngrams = _ngrams(texts, "pairs")
+    return ngrams.group_by("ngram").agg(count=ngrams.pairs.sum().cast("int64"))
 
 
 def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
@@ -62,9 +73,9 @@ def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
     return kept.filter(kept.total <= budget)["count"].min()
 
 
-def find_rare_texts(pairs: Table, ngrams: Table, cut: int) -> Table:
-    """Lists the distinct texts with an n-gram counted fewer than `cut` times."""
-    spelled = _ngrams(pairs.select("text").distinct())
+def find_rare_texts(texts: Table, ngrams: Table, cut: int) -> Table:
+    """Lists the texts with an n-gram that is counted fewer than `cut` times."""
+    spelled = _ngrams(texts, "text")
     rare = ngrams.filter(ngrams["count"] < cut)
     return spelled.semi_join(rare, "ngram").select("text").distinct()
 
@@ -72,6 +83,7 @@ def find_rare_texts(pairs: Table, ngrams: Table, cut: int) -> Table:
 def flag_pairs(
     pairs: Table,
     pictures: Table,
+    texts: Table,
     rare_texts: Table,
     evaluation_images: Table,
     bounds: RuleBounds,
@@ -82,6 +94,7 @@ def flag_pairs(
       pairs: columns image_id, text, language.
       pictures: columns image_id, width, height, error; null where only an address is
         known.
+      texts: columns text, images, from `count_texts`.
       rare_texts: column text, from `find_rare_texts`.
       evaluation_images: column image_id.
       bounds: of the rules.
@@ -89,22 +102,21 @@ def flag_pairs(
     Returns:
       The pairs with the columns of `rule_columns`, in that order.
     """
-    texts = pairs.group_by("image_id").agg(texts=pairs.text.nunique())
-    shared = pairs.group_by("text").agg(images=pairs.image_id.nunique())
-    rare = rare_texts.mutate(rare=True)
+    many = pairs.count() > bounds.max_texts_per_image  # else there is nothing to count
+    busy = pairs.group_by("image_id").having(many).agg(texts=pairs.text.nunique())
     evaluated = evaluation_images.distinct().mutate(evaluated=True)
     sizes = pictures.select("image_id", "width", "height", "error")
     joined = (
         pairs.left_join(sizes, "image_id")
         .drop("image_id_right")
-        .left_join(texts, "image_id")
+        .left_join(busy, "image_id")
         .drop("image_id_right")
-        .left_join(shared, "text")
-        .drop("text_right")
-        .left_join(rare, "text")
-        .drop("text_right")
         .left_join(evaluated, "image_id")
         .drop("image_id_right")
+        .left_join(texts.select("text", "images"), "text")
+        .drop("text_right")
+        .left_join(rare_texts.mutate(rare=True), "text")
+        .drop("text_right")
     )
     rules = rule_columns(joined, bounds)
     return joined.mutate(**rules).select(*pairs.columns, *rules)
@@ -116,13 +128,14 @@ def rule_columns(joined: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
     longer = ibis.greatest(joined.width, joined.height).cast("int64")
     unigrams = unigrams_of(joined).length()
     too_small = shorter <= bounds.min_shorter_side
+    many_texts = joined.texts > bounds.max_texts_per_image
     too_wide = longer >= bounds.max_aspect_ratio * shorter
     rules = {
         "no_image": joined.width.isnull(),
         "undecodable": joined.error.notnull(),
         "shorter_side": too_small.fill_null(False),
         "aspect_ratio": too_wide.fill_null(False),
-        "texts_per_image": joined.texts > bounds.max_texts_per_image,
+        "texts_per_image": many_texts.fill_null(False),
         "evaluation_image": joined.evaluated.fill_null(False),
         "images_per_text": joined.images > bounds.max_images_per_text,
         "rare_ngram": joined.rare.fill_null(False),
@@ -135,14 +148,18 @@ def rule_columns(joined: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
     return rules
 
 
-def judge_pairs(flagged: Table, scores: Table, max_nsfw: float) -> Table:
+def judge_pairs(flagged: Table, scores: Table | None, max_nsfw: float) -> Table:
     """Adds the rules that looked at pictures, which only survivors were scored for.
 
     Args:
       flagged: from `flag_pairs`.
-      scores: columns image_id, nsfw, near_duplicate; null where not looked at.
+      scores: columns image_id, nsfw, near_duplicate; null where not looked at. None
+        where both rules are off.
       max_nsfw: a picture of a higher probability is pornographic.
     """
+    if scores is None:
+        off = ibis.literal(False)
+        return flagged.mutate(pornographic=off, near_duplicate=off)
     judged = flagged.left_join(scores, "image_id")
     rules = {
         "pornographic": (judged.nsfw > max_nsfw).fill_null(False),
@@ -151,14 +168,13 @@ def judge_pairs(flagged: Table, scores: Table, max_nsfw: float) -> Table:
     return judged.select(*flagged.columns, **rules)
 
 
-def _ngrams(texts: Table) -> Table:
-    """One row an occurrence: columns `text`, `ngram`."""
+def _ngrams(texts: Table, column: str) -> Table:
+    """One row an occurrence: `column` of the texts, and `ngram`."""
     words = texts.mutate(words=unigrams_of(texts))
-    unigrams = words.select("text", ngram=words.words.unnest())
+    unigrams = words.select(column, ngram=words.words.unnest())
     neighbours = words.mutate(
         pair=ibis.range(0, words.words.length() - 1).map(
             lambda i: words.words[i] + " " + words.words[i + 1]
         )
     )
-    bigrams = neighbours.select("text", ngram=neighbours.pair.unnest())
-    return unigrams.union(bigrams)
+    return unigrams.union(neighbours.select(column, ngram=neighbours.pair.unnest()))

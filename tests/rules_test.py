@@ -35,13 +35,14 @@ def decide(pairs, sizes=None, evaluation=(), **bounds):
     )
     image_table = ibis.memtable(pa.Table.from_pylist(image_rows, schema))
     bounds = RuleBounds(**bounds)
-    ngrams = ENGINE.execute(rules.count_ngrams(table))
+    texts = rules.count_texts(table)
+    ngrams = ENGINE.execute(rules.count_ngrams(texts))
     ngrams = ibis.memtable(ngrams)
     cut = ENGINE.execute(rules.vocabulary_cut(ngrams, bounds.frequent_ngrams))
-    rare = rules.find_rare_texts(table, ngrams, int(cut))
+    rare = rules.find_rare_texts(texts, ngrams, int(cut))
     evaluated = pa.table({"image_id": pa.array(list(evaluation), pa.string())})
     flagged = rules.flag_pairs(
-        table, image_table, rare, ibis.memtable(evaluated), bounds
+        table, image_table, texts, rare, ibis.memtable(evaluated), bounds
     )
     found = ENGINE.execute(flagged)
     names = [n for n in found.columns if n not in ("image_id", "text", "language")]
