@@ -291,7 +291,7 @@ def run_lengths(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     fits = unigrams.between(bounds.min_unigrams, bounds.max_unigrams)
     fits &= pairs.text.length().between(1, 1000)
     kept = pairs.filter(fits).select("image_id", "text", "key")
-    build.engine.save(kept, out / "kept.parquet")
+    build.engine.save(kept, out / "kept.parquet", "kept")
     return {}
 
 

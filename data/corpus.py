@@ -7,6 +7,7 @@ and DIR/report.html what each rule dropped.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -270,15 +271,15 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(json.loads(report_path.read_text())))
         return
-    stages = Build(config, directory)
-    stages.ingest()
-    stages.distinct()
-    cut = stages.ngrams()
-    stages.flags()
-    stages.score()
-    stages.keep()
-    report = stages.report(cut)
-    stages.records(report)
-    stages.page(report)
+    with contextlib.closing(Build(config, directory)) as stages:
+        stages.ingest()
+        stages.distinct()
+        cut = stages.ngrams()
+        stages.flags()
+        stages.score()
+        stages.keep()
+        report = stages.report(cut)
+        stages.records(report)
+        stages.page(report)
     write_file(report_path, json.dumps(report, indent=2) + "\n")
     print(format_report(report))

@@ -34,7 +34,10 @@ def write_dataset(
     exchange = stages.folder / "exchange"
     shards = _count_shards(stages)
     placed = _place(stages, pairs, shards)
-    materialise(exchange, lambda path: stages.engine.save_split(placed, path, "part"))
+    materialise(
+        exchange,
+        lambda path: stages.engine.save_split(placed, path, "part", "exchange"),
+    )
 
     # TensorFlow takes a gigabyte, which the engine had until here.
     from data.vocabulary import learn_vocabulary

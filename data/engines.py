@@ -16,6 +16,7 @@ from typing import Any
 
 import ibis
 import pyarrow as pa
+import pyarrow.parquet as pq
 import tqdm
 
 from data.corpus_config import EngineConfig
@@ -41,6 +42,11 @@ class DuckDB:
             threads=self.workers,
             preserve_insertion_order=False,
         )
+        for setting in (
+            "enable_progress_bar = true",
+            "enable_progress_bar_print = false",
+        ):
+            self._connection.raw_sql(f"SET {setting}")  # it is read, not printed
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
@@ -55,13 +61,41 @@ class DuckDB:
         """A table's rows in its order."""
         return iter(self._connection.to_pyarrow_batches(table, chunk_size=1024))
 
-    def save(self, table: ibis.Table, path: pathlib.Path) -> None:
-        """Writes a Parquet file."""
-        self._connection.to_parquet(table, path)
+    def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
+        """Writes a Parquet file and shows how far it is and the rows a second."""
+        with tqdm.tqdm(desc=label, unit="row", unit_scale=True, disable=None) as bar:
+            self._watch(lambda: self._connection.to_parquet(table, path), bar)
+            bar.update(pq.read_metadata(path).num_rows)
 
-    def save_split(self, table: ibis.Table, path: pathlib.Path, by: str) -> None:
+    def save_split(
+        self, table: ibis.Table, path: pathlib.Path, by: str, label: str
+    ) -> None:
         """Writes a folder with a folder `by`=value for each value of a column."""
-        self._connection.to_parquet(table, path, partition_by=by)
+        with tqdm.tqdm(desc=label, unit="row", unit_scale=True, disable=None) as bar:
+            self._watch(
+                lambda: self._connection.to_parquet(table, path, partition_by=by), bar
+            )
+            files = path.rglob("*.parquet")
+            bar.update(sum(pq.read_metadata(file).num_rows for file in files))
+
+    def close(self) -> None:
+        """Ends the processes and forgets the tables."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        self._connection.disconnect()
+
+    def _watch(self, query: Callable[[], None], bar: tqdm.tqdm) -> None:
+        """Runs a query and shows the percentage that DuckDB tells."""
+        if bar.disable:
+            query()
+            return
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            running = thread.submit(query)
+            while not concurrent.futures.wait([running], timeout=0.5).done:
+                percent = self._connection.con.query_progress()
+                bar.set_postfix_str(f"{percent:.0f} %" if percent >= 0 else "")
+            running.result()
 
     def map(self, task: Task, arguments: Sequence[tuple], label: str, unit: str) -> int:
         """Runs a task with each of the arguments, over all processes.
@@ -139,12 +173,16 @@ class Spark:
         """A table's rows in its order."""
         return iter(self._connection.to_pyarrow_batches(table))
 
-    def save(self, table: ibis.Table, path: pathlib.Path) -> None:
-        """Writes a folder of Parquet files."""
+    def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
+        """Writes a folder of Parquet files; Spark shows how far it is by `label`."""
+        self._session.sparkContext.setJobDescription(label)
         self._frame(table).write.parquet(str(path))
 
-    def save_split(self, table: ibis.Table, path: pathlib.Path, by: str) -> None:
+    def save_split(
+        self, table: ibis.Table, path: pathlib.Path, by: str, label: str
+    ) -> None:
         """Writes a folder with a folder `by`=value for each value of a column."""
+        self._session.sparkContext.setJobDescription(label)
         self._frame(table).repartition(by).write.partitionBy(by).parquet(str(path))
 
     def map(self, task: Task, arguments: Sequence[tuple], label: str, unit: str) -> int:
@@ -165,6 +203,9 @@ class Spark:
         tasks = self._session.range(0, len(values), 1, len(values))
         done = tasks.mapInArrow(run, "rows long")
         return sum(row.rows for row in done.collect())
+
+    def close(self) -> None:
+        """Leaves the session to its owner."""
 
     def _frame(self, table: ibis.Table) -> Any:
         return self._session.sql(self._connection.compile(table))

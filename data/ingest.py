@@ -30,6 +30,14 @@ PAIRS = pa.schema(
 
 SHARD = pa.field("shard", pa.int32())  # of the source, where a picture was found
 
+# Pictures are compressed already, and no two of a file are the same.
+UNPACKED = {
+    "compression": {
+        name: "NONE" if name == "image" else "SNAPPY" for name in IMAGES.names
+    },
+    "use_dictionary": [name for name in IMAGES.names if name != "image"],
+}
+
 
 def normalise(text: str, max_characters: int) -> str:
     """NFKC, case folding, control characters to spaces, single spaces, cut."""
@@ -85,7 +93,9 @@ def ingest_shard(
     def write(path: pathlib.Path) -> None:
         with (
             pq.ParquetWriter(path, PAIRS) as pair_writer,
-            pq.ParquetWriter(images_temporary, IMAGES.append(SHARD)) as image_writer,
+            pq.ParquetWriter(
+                images_temporary, IMAGES.append(SHARD), **UNPACKED
+            ) as image_writer,
         ):
             for batch in read_shard(source, shard, drops):
                 pairs, pictures = _normalise_batch(batch, seed, max_characters)

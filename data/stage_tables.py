@@ -44,4 +44,8 @@ class StageTables:
 
     def save(self, name: str, table: ibis.Table) -> None:
         """Materialises an expression as a stage."""
-        materialise(self.stage(name), lambda path: self.engine.save(table, path))
+        materialise(self.stage(name), lambda path: self.engine.save(table, path, name))
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self.engine.close()
