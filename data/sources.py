@@ -94,8 +94,8 @@ class SourceShard:
     Attributes:
       name: of it, for messages.
       path: of its file, or the root folder of `files`.
-      first: row group or TFDS shard where it begins.
-      last: where it ends, exclusive.
+      first: row group, TFDS shard or place in a CSV file where it begins.
+      last: where it ends, exclusive; of a CSV file its rows, 0 for all that follow.
       files: pages, relative to `path`.
     """
 
@@ -241,18 +241,24 @@ def _list_csv(config: SourceConfig) -> list[SourceShard]:
     if config.kind == "folder" and not os.path.isdir(config.path):
         raise DataError(f"no folder {config.path}; wanted one of pictures and a CSV")
     root, names = _files(config, suffixes)
-    shards = [SourceShard(name, os.path.join(root, name)) for name in names]
-    for shard in shards:
-        tables.check_csv(
-            shard.path, _delimiter(config, shard), config.encoding, _columns(config)
-        )
+    shards = []
+    for name in names:
+        path = os.path.join(root, name)
+        delimiter = _delimiter(config, path)
+        tables.check_csv(path, delimiter, config.encoding, _columns(config))
+        parts = tables.csv_parts(path, delimiter, config.encoding)
+        for i, (start, rows) in enumerate(parts):
+            part = f"[part {i}]" if len(parts) > 1 else ""
+            shards.append(SourceShard(name + part, path, start, rows))
     return shards
 
 
 def _read_csv(config, shard, drops) -> Iterator[Row]:
     return tables.read_csv(
         shard.path,
-        _delimiter(config, shard),
+        shard.first,
+        shard.last,
+        _delimiter(config, shard.path),
         config.encoding,
         _columns(config),
         config.language,
@@ -266,10 +272,10 @@ def _columns(config: SourceConfig) -> Columns:
     return config.columns
 
 
-def _delimiter(config: SourceConfig, shard: SourceShard) -> str:
+def _delimiter(config: SourceConfig, path: str) -> str:
     kind = config.kind
     if kind == "folder":
-        kind = "tsv" if ".tsv" in pathlib.Path(shard.path).suffixes else "csv"
+        kind = "tsv" if ".tsv" in pathlib.Path(path).suffixes else "csv"
     return DELIMITERS[kind]
 
 

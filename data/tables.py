@@ -9,6 +9,7 @@ import collections
 import csv
 import dataclasses
 import gzip
+import itertools
 import os
 import pathlib
 import stat
@@ -29,6 +30,7 @@ MAX_FIELD_CHARACTERS = 2**25
 # A shard of a large Parquet file ends with the row group that reaches one of these.
 SHARD_ROWS = 2**16
 SHARD_BYTES = 256 * 2**20
+CSV_SHARD_ROWS = 2**14  # of a CSV, whose rows may name pictures of any size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,19 +245,40 @@ def check_csv(path: str, delimiter: str, encoding: str, columns: Columns) -> Col
         raise
 
 
+def csv_parts(path: str, delimiter: str, encoding: str) -> list[tuple[int, int]]:
+    """Cuts a CSV file after its header: where each part begins, and its rows.
+
+    A beginning is for `seek` of the file opened as text. The rows of the last part are
+    0: it ends with the file.
+    """
+    parts = []
+    with _open_text(path, encoding) as file:
+        rows = _csv_rows(file, delimiter, collections.Counter())
+        next(rows, None)
+        while True:
+            start = file.tell()
+            if sum(1 for _ in itertools.islice(rows, CSV_SHARD_ROWS)) < CSV_SHARD_ROWS:
+                return [*parts, (start, 0)]
+            parts.append((start, CSV_SHARD_ROWS))
+
+
 def read_csv(
     path: str,
+    start: int,
+    count: int,
     delimiter: str,
     encoding: str,
     columns: Columns,
     language: str,
     drops: collections.Counter,
 ) -> Iterator[Row]:
-    """Reads pairs from a CSV file with a header, line by line.
+    """Reads pairs from a part of a CSV file with a header, line by line.
 
     Args:
       path: of the file, perhaps gzipped (`.gz`); paths of pictures are relative to
         its folder.
+      start: where the part begins, of `csv_parts`.
+      count: of its rows, of `csv_parts`.
       delimiter: of fields.
       encoding: of the file; a row with other bytes is dropped.
       columns: as in the config.
@@ -267,8 +290,9 @@ def read_csv(
     """
     folder = pathlib.Path(path).parent
     with _open_text(path, encoding) as file:
-        rows = _csv_rows(file, delimiter, drops)
-        header = next(rows, [])
+        header = next(_csv_rows(file, delimiter, collections.Counter()), [])
+        file.seek(start)
+        rows = itertools.islice(_csv_rows(file, delimiter, drops), count or None)
         names = dataclasses.astuple(columns.among(header, path))
         places = [header.index(name) if name else None for name in names]
         for row in rows:

@@ -122,6 +122,24 @@ def test_csv_and_tsv(tmp_path, kind, separator):
     assert drops == {"fields do not match the header": 4}
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_long_csv_is_cut_into_shards(tmp_path, monkeypatch, name, encoding):
+    texts = [f"e\u0301 {i}\nnext line, {'x' * 50}" for i in range(10)] + ["x" * 200]
+    lines = "".join(f'u{i},"{text}"\r\n' for i, text in enumerate(texts))
+    content = f"url,alt_text\r\n{lines}lonely\r\n".encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if ".gz" in name else content)
+    monkeypatch.setattr("data.tables.MAX_FIELD_CHARACTERS", 150)
+    whole = read("csv", tmp_path, encoding=encoding)
+    assert [row[2] for row in whole[0]] == texts[:-1]
+    assert whole[1] == {"bad csv row": 1, "fields do not match the header": 1}
+    for rows, shards in ((1, 12), (2, 6), (3, 4), (4, 3)):
+        monkeypatch.setattr("data.tables.CSV_SHARD_ROWS", rows)
+        config = SourceConfig("csv", str(tmp_path), encoding=encoding)
+        assert len(list_shards(config)) == shards, rows
+        assert read("csv", tmp_path, encoding=encoding) == whole
+
+
 def test_csv_of_bad_bytes_nul_and_10_megabytes(tmp_path):
     long = b"x" * 10_000_000
     content = b"url,alt_text\nu,caf\xe9\nu,a\0b\nu," + long + b"\nu,caf\xc3\xa9\n"
