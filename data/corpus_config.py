@@ -9,6 +9,8 @@ from data.errors import DataError
 from data.rules import RuleBounds
 from data.sources import SourceConfig
 
+RECORD_FORMATS = ("tfrecord", "array_record")
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -83,6 +85,7 @@ class CorpusConfig:
       shard_megabytes: of a record file, about.
       max_image_side: pixels; a picture with a longer side is reduced and encoded anew;
         0 leaves all pictures as they are.
+      record_format: "tfrecord", which training reads, or "array_record" for Grain.
     """
 
     name: str
@@ -97,9 +100,15 @@ class CorpusConfig:
     shards: int = 0
     shard_megabytes: int = 150
     max_image_side: int = 0
+    record_format: str = "tfrecord"
 
     def __post_init__(self):
         """Raises DataError for a field out of its range."""
+        if self.record_format not in RECORD_FORMATS:
+            raise DataError(
+                f"config.record_format is {self.record_format!r}; known:"
+                f" {', '.join(RECORD_FORMATS)}"
+            )
         least = {
             "vocabulary_size": 1,
             "max_characters": 1,

@@ -72,9 +72,10 @@ def _write_shards(
     from data import record_shards, records
 
     name, side = stages.config.name, stages.config.max_image_side
+    kind = stages.config.record_format
     lengths = [(i + 1) * pairs // shards - i * pairs // shards for i in range(shards)]
     arguments = [
-        (stages.folder / "exchange" / f"part={i}", folder, name, i, shards, side)
+        (stages.folder / "exchange" / f"part={i}", folder, name, i, shards, side, kind)
         for i, length in enumerate(lengths)
         if length
     ]
@@ -82,12 +83,12 @@ def _write_shards(
     stages.engine.map(task, arguments, "records", "pair")
     written = []
     for index, length in enumerate(lengths):
-        path = folder / records.shard_name(name, "train", index, shards)
+        path = folder / records.shard_name(name, "train", index, shards, kind)
         if not length:
-            records.write_shard(path, [])
+            records.write_shard(path, [], kind)
         written.append(records.describe_shard(path, length))
     features = records.corpus_features()
-    records.write_metadata(folder, name, features, {"train": written})
+    records.write_metadata(folder, name, features, {"train": written}, kind)
     return [dataclasses.asdict(shard) for shard in written]
 
 

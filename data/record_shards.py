@@ -19,6 +19,7 @@ def write_record_shard(
     index: int,
     shards: int,
     max_image_side: int,
+    file_format: str,
 ) -> int:
     """Sorts a shard's rows by their keys and writes them.
 
@@ -29,6 +30,7 @@ def write_record_shard(
       index: of the shard.
       shards: number of all.
       max_image_side: pixels; a picture with a longer side is reduced. 0 keeps all.
+      file_format: a name in `records.WRITERS`.
 
     Returns:
       The number of records.
@@ -46,7 +48,8 @@ def write_record_shard(
         for batch in table.to_batches(max_chunksize=256)
         for row in batch.to_pylist()
     )
-    write_shard(folder / shard_name(name, "train", index, shards), examples)
+    path = folder / shard_name(name, "train", index, shards, file_format)
+    write_shard(path, examples, file_format)
     return len(table)
 
 

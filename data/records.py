@@ -9,12 +9,17 @@ A corpus record is one pair: `image` (the picture file's bytes, untouched), `tex
 (normalised), `image_id` and `key`, the 64-bit number by which all pairs are sorted,
 hence shuffled, over all shards. Beside it stand `vocabulary.txt` and `manifest.json`
 (shards with counts and hashes, the rules' report, config and versions).
+
+Training reads TFRecord files. ArrayRecord files, for Grain (`tfds.data_source`), hold
+the same records under names with `array_record` in the place of `tfrecord`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -63,9 +68,11 @@ def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def shard_name(name: str, split: str, index: int, shards: int) -> str:
+def shard_name(
+    name: str, split: str, index: int, shards: int, file_format: str = "tfrecord"
+) -> str:
     """File name of a shard, as TFDS wants it."""
-    return f"{name}-{split}.tfrecord-{index:05}-of-{shards:05}"
+    return f"{name}-{split}.{file_format}-{index:05}-of-{shards:05}"
 
 
 def write_split(
@@ -88,15 +95,30 @@ def write_split(
     return written
 
 
-def write_shard(path: pathlib.Path, examples: Iterable[bytes]) -> None:
+def write_shard(
+    path: pathlib.Path, examples: Iterable[bytes], file_format: str = "tfrecord"
+) -> None:
     """Writes a file of examples through a temporary name."""
 
     def write(temporary: pathlib.Path) -> None:
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
+        with contextlib.closing(WRITERS[file_format](str(temporary))) as writer:
             for example in examples:
                 writer.write(example)
 
     materialise(path, write)
+
+
+def _array_record_writer(path: str) -> Any:
+    """Of one record a group, so that any can be read alone, as Grain does."""
+    from array_record.python import array_record_module
+
+    return array_record_module.ArrayRecordWriter(path, "group_size:1")
+
+
+WRITERS: dict[str, Callable[[str], Any]] = {
+    "tfrecord": tf.io.TFRecordWriter,
+    "array_record": _array_record_writer,
+}
 
 
 def describe_shard(path: pathlib.Path, records: int) -> Shard:
@@ -111,6 +133,7 @@ def write_metadata(
     name: str,
     features: tfds.features.FeaturesDict,
     splits: dict[str, list[Shard]],
+    file_format: str = "tfrecord",
 ) -> None:
     """Writes features.json and dataset_info.json for shards already in place."""
     infos = [
@@ -122,7 +145,7 @@ def write_metadata(
                 data_dir=str(directory),
                 dataset_name=name,
                 split=split,
-                filetype_suffix="tfrecord",
+                filetype_suffix=file_format,
             ),
         )
         for split, shards in splits.items()
@@ -131,5 +154,6 @@ def write_metadata(
         data_dir=str(directory),
         features=features,
         split_infos=infos,
-        filename_template=None,
+        filename_template=None,  # as the files are named
+        check_data=file_format == "tfrecord",  # TFDS has no tf.data of the other
     )

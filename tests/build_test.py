@@ -13,6 +13,7 @@ from data import build as command
 from data import vocabulary
 from data.corpus import build
 from data.corpus_config import CorpusConfig, EngineConfig, PictureConfig, read_config
+from data.doctor import diagnose
 from data.errors import DataError, run_command
 from data.ingest import identify
 from data.rules import RuleBounds
@@ -80,6 +81,24 @@ def test_building_twice_gives_the_same_bytes(config, tmp_path):
         build(config, tmp_path / name)
     one, two = (files_of(tmp_path / name / "records") for name in ("one", "two"))
     assert one == two
+
+
+def test_array_record_files_hold_the_same_records_for_grain(config, tmp_path):
+    build(config, tmp_path / "plain")
+    arrays = dataclasses.replace(config, record_format="array_record")
+    for name in ("corpus", "again"):
+        build(arrays, tmp_path / name)
+    records = tmp_path / "corpus" / "records"
+    assert files_of(records) == files_of(tmp_path / "again" / "records")
+    source = tfds.builder_from_directory(str(records)).as_data_source(split="train")
+    plain = tfds.builder_from_directory(str(tmp_path / "plain" / "records"))
+    expected = list(plain.as_dataset(split="train").as_numpy_iterator())
+    assert len(source) == len(expected) == 11
+    for mine, theirs in zip(source, expected, strict=True):
+        for feature in ("key", "text", "image_id"):
+            assert mine[feature] == theirs[feature]
+        assert mine["image"].shape[:2] == theirs["image"].shape[:2]
+    assert diagnose(tmp_path / "corpus") == []
 
 
 def test_a_killed_build_goes_on_and_a_finished_one_does_nothing(
@@ -179,6 +198,10 @@ def test_the_command_names_an_unknown_field(monkeypatch, capsys):
     ("change", "message"),
     [
         ({"shards": -1}, "config.shards is -1; wanted 0 or more"),
+        (
+            {"record_format": "tar"},
+            "record_format is 'tar'; known: tfrecord, array_rec",
+        ),
         ({"max_characters": 0}, "config.max_characters is 0; wanted 1 or more"),
     ],
 )
