@@ -4,7 +4,7 @@
     python -m benchmarks.near_duplicates --pairs=DIR/pairs.parquet --model=RUN
 
 Half of the pictures play evaluation images, their augmented copies are to be found
-among the other half; see `data.near_duplicates.calibrate`. RUN is anything that
+among the other half; see `data.calibration`. RUN is anything that
 `align_jax.load` reads; without it, only the perceptual hash is measured. The threshold
 printed is the one to put into the corpus config for that model.
 """
@@ -18,8 +18,8 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 
+from data.calibration import calibrate
 from data.errors import DataError, run_command
-from data.near_duplicates import calibrate
 
 
 def read_pictures(path: pathlib.Path, count: int, seed: int) -> list[bytes]:

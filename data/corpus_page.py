@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import pathlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data.images import MAX_PIXELS, UNREADABLE
+from data.images import UNREADABLE, open_picture
 from data.rules import unigrams_of
 
 TEMPLATE = pathlib.Path(__file__).with_name("corpus_page.html")
@@ -238,17 +237,13 @@ def show_pictures(
 def thumbnail(picture: bytes) -> str | None:
     """A small JPEG of a picture file as a data URI; None where it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(picture)) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    return None
-                side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-                opened.draft("RGB", side)  # a JPEG is decoded near the size wanted
-                plain = opened.mode in ("L", "RGB", "RGBA")
-                small = opened if plain else opened.convert("RGBA")
-                small.thumbnail(side, reducing_gap=2.0)
-                small = small.convert("RGBA")
+        with open_picture(picture) as opened:
+            side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+            opened.draft("RGB", side)  # a JPEG is decoded near the size wanted
+            plain = opened.mode in ("L", "RGB", "RGBA")
+            small = opened if plain else opened.convert("RGBA")
+            small.thumbnail(side, reducing_gap=2.0)
+            small = small.convert("RGBA")
     except UNREADABLE:
         return None
     paper = Image.new("RGBA", small.size, "white")

@@ -1,7 +1,9 @@
 """The image stage: what the rules need to know of every picture."""
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +42,25 @@ IMAGES = pa.schema(
         ("error", pa.string()),
     ]
 )
+
+
+@contextlib.contextmanager
+def open_picture(image: bytes) -> Iterator[Image.Image]:
+    """Opens a picture file that may be hostile; pixels are decoded when asked for.
+
+    Args:
+      image: the file's bytes.
+
+    Raises:
+      one of UNREADABLE: it is broken, no picture, or of more than MAX_PIXELS pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(image)) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} is too large")
+            yield picture
 
 
 def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Table:

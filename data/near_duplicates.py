@@ -6,24 +6,20 @@ k-means clusters of training images; of each image the 10 nearest clusters; each
 the C(10,3) = 120 sets of three among them is a bucket; a training image is compared
 with the evaluation images of its buckets and dropped where cosine > 0.975. Two images
 have a bucket in common exactly where their nearest clusters share at least 3, which
-is how it is computed here. `calibrate` measures both on augmented pictures.
+is how it is computed here. `data.calibration` measures both on augmented pictures.
 """
 
 import dataclasses
-import io
 import pathlib
 import zipfile
-from collections.abc import Callable
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from scipy import sparse
 
 from data.errors import DataError
-from data.images import UNREADABLE, describe_images
 
 HASH_BITS = 64
 FAR = HASH_BITS + 1  # the distance to an evaluation image where there is none
@@ -31,9 +27,6 @@ POINTS_PER_CLUSTER = 39  # below this, faiss warns, a k-means centre is mostly n
 ITERATIONS = 25  # of k-means
 PAIRS_AT_ONCE = 4_000_000  # counts of shared clusters held in memory, 12 bytes each
 COSINES_AT_ONCE = 16_384  # rows gathered for their dot products
-
-# N pictures' files to (N, D) float32 unit vectors.
-Embed = Callable[[list[bytes]], np.ndarray]
 
 
 def hash_distances(hashes: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
@@ -246,203 +239,6 @@ def read_embeddings(path: pathlib.Path) -> np.ndarray:
             f"{path} has no column `embedding` of lists of numbers ({error})"
         ) from error
     return _unit_vectors(flat.reshape(len(values), *lengths or {0}), str(path))
-
-
-def crop(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Cuts off up to a tenth at each edge."""
-    left, top, right, bottom = random.uniform(0, 0.1, 4)
-    width, height = picture.size
-    edges = left * width, top * height, (1 - right) * width, (1 - bottom) * height
-    return picture.crop(tuple(round(edge) for edge in edges))
-
-
-def resize(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Scales to half up to nine tenths."""
-    scale = random.uniform(0.5, 0.9)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.BICUBIC)
-
-
-def compress(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Passes through a JPEG of quality 20 to 80."""
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=int(random.integers(20, 81)))
-    return Image.open(file).convert("RGB")
-
-
-def flip(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Mirrors left and right."""
-    return ImageOps.mirror(picture)
-
-
-def recolour(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Changes brightness, contrast and saturation by up to 30 %."""
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = enhance(picture).enhance(random.uniform(0.7, 1.3))
-    return picture
-
-
-def write_over(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Writes a word across, an eighth of the picture high."""
-    picture = picture.copy()
-    width, height = picture.size
-    place = random.uniform(0, 0.3) * width, random.uniform(0, 0.85) * height
-    font = ImageFont.load_default(max(6, height // 8))
-    colour = tuple(int(value) for value in random.integers(0, 256, 3))
-    ImageDraw.Draw(picture).text(place, "example.com", colour, font)
-    return picture
-
-
-AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
-    "crop": crop,
-    "resize": resize,
-    "jpeg": compress,
-    "flip": flip,
-    "colour": recolour,
-    "text": write_over,
-}
-
-
-def calibrate(
-    embed: Embed | None,
-    images: list[bytes],
-    seed: int = 0,
-    precision: float = 0.99,
-    **bounds: int,
-) -> list[dict]:
-    """Finds each detector's threshold and measures it on augmented pictures.
-
-    Half of the pictures play evaluation images. Positives are their augmented copies,
-    negatives the other pictures, plain and under the same augmentations; precision
-    therefore supposes about as many copies as others and falls where copies are rarer,
-    while `false_positive_rate` does not depend on it. The loosest threshold of the
-    stated precision is chosen on half of the queried pictures; the table is of the
-    other half, so its precision may differ. Transparent pictures are laid on white.
-
-    Args:
-      embed: a tower, or None to measure the perceptual hash alone.
-      images: files of different pictures, at least 8.
-      seed: of the split, the augmentations and k-means.
-      precision: that a threshold must reach.
-      **bounds: `clusters`, `nearest` and `share` of `NearDuplicates.build`.
-
-    Returns:
-      For each detector, "hash" and "embedding", a row for each augmentation and one
-      for "all": detector, augmentation, threshold (a hash is near-duplicate where its
-      distance is at most that, an embedding where its cosine is greater; None where
-      no threshold reaches the precision, so that nothing is marked), positives,
-      negatives, precision (None where nothing was marked), recall and
-      false_positive_rate.
-
-    Raises:
-      DataError: too few pictures, or one cannot be decoded.
-    """
-    if len(images) < 8:
-        raise DataError(f"found {len(images)} pictures, wanted at least 8 to calibrate")
-    pictures = [_open(image, i) for i, image in enumerate(images)]
-    order = np.random.default_rng(seed).permutation(len(pictures))
-    indexed, others = order[: len(order) // 2], order[len(order) // 2 :]
-    plain = [_png(picture) for picture in pictures]
-
-    # A query: its picture's place in `order`, the augmentation, whether it is a copy.
-    kinds = list(AUGMENTATIONS)
-    queries = [(i, kind) for i in range(len(order)) for kind in kinds]
-    queries += [(i, "plain") for i in range(len(indexed), len(order))]
-    files = [
-        plain[order[i]]
-        if kind == "plain"
-        else _png(
-            AUGMENTATIONS[kind](
-                pictures[order[i]],
-                np.random.default_rng([seed, int(order[i]), kinds.index(kind)]),
-            )
-        )
-        for i, kind in queries
-    ]
-    place = np.array([i for i, _ in queries])
-    kind = np.array([kind for _, kind in queries])
-    positive = place < len(indexed)
-    chosen_on = place % 2 == 0
-
-    scores = {"hash": -hash_distances(_hash(files), _hash([plain[i] for i in indexed]))}
-    if embed is not None:
-        index = NearDuplicates.build(
-            embed([plain[i] for i in indexed]),
-            embed([plain[i] for i in (*indexed, *others)]),
-            seed=seed,
-            **bounds,
-        )
-        scores["embedding"] = index.query(embed(files))[0]
-    rows = []
-    for detector, score in scores.items():
-        least = least_score(score[chosen_on], positive[chosen_on], precision)
-        threshold = None
-        if least is not None:
-            threshold = (
-                int(-least)
-                if detector == "hash"
-                else float(np.nextafter(np.float32(least), np.float32(-1)))
-            )
-        marked = score >= least if least is not None else np.zeros(len(score), bool)
-        for name in (*kinds, "all"):
-            part = ~chosen_on & ((kind == name) | (name == "all"))
-            row = {"detector": detector, "augmentation": name, "threshold": threshold}
-            rows.append(row | _measure(marked[part], positive[part]))
-    return rows
-
-
-def least_score(
-    scores: np.ndarray, positive: np.ndarray, precision: float
-) -> float | None:
-    """Least score s such that marking all scores >= s reaches the precision.
-
-    Args:
-      scores: (N,), greater is more alike.
-      positive: (N,) bool.
-      precision: wanted, positives marked / marked.
-
-    Returns:
-      One of the scores, or None where none reaches it.
-    """
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(positive[order])
-    last = np.append(scores[order][1:] != scores[order][:-1], True)  # of equal scores
-    enough = last & (hits >= precision * np.arange(1, len(order) + 1))
-    return scores[order][np.flatnonzero(enough)[-1]] if enough.any() else None
-
-
-def _measure(marked: np.ndarray, positive: np.ndarray) -> dict:
-    hits = int((marked & positive).sum())
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    return {
-        "positives": positives,
-        "negatives": negatives,
-        "precision": hits / int(marked.sum()) if marked.any() else None,
-        "recall": hits / positives,
-        "false_positive_rate": int((marked & ~positive).sum()) / negatives,
-    }
-
-
-def _hash(images: list[bytes]) -> np.ndarray:
-    """(N,) int64 perceptual hashes, as the image stage computes them."""
-    names = [str(i) for i in range(len(images))]
-    return describe_images(names, images).column("phash").to_numpy()
-
-
-def _open(image: bytes, place: int) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(image)) as picture:
-            layer = picture.convert("RGBA")
-    except UNREADABLE as error:
-        raise DataError(f"picture {place} cannot be decoded ({error})") from error
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

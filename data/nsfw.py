@@ -3,15 +3,13 @@
 The paper (arXiv 2102.05918, section 3) names neither its classifier nor its threshold.
 """
 
-import io
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from data.errors import DataError
-from data.images import MAX_PIXELS, UNREADABLE
+from data.images import UNREADABLE, open_picture
 
 # N pictures' files to (N,) float32 probabilities, NaN where one cannot be decoded.
 Scorer = Callable[[list[bytes]], np.ndarray]
@@ -53,27 +51,30 @@ def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
     return score
 
 
-SCORERS: dict[str, Callable[[], Scorer]] = {"open_nsfw": load_open_nsfw}
+# Each takes the model's threads, None for one a core.
+SCORERS: dict[str, Callable[[int | None], Scorer]] = {
+    "open_nsfw": lambda threads: load_open_nsfw(threads=threads)
+}
 
 
-def load_scorer(name: str) -> Scorer:
+def load_scorer(name: str, threads: int | None = None) -> Scorer:
     """Loads a scorer by its name in SCORERS.
+
+    Args:
+      name: of the model.
+      threads: of the model; one where every core has a process of its own.
 
     Raises:
       DataError: there is none of that name, or its package is missing.
     """
     if name not in SCORERS:
         raise DataError(f"no NSFW model {name!r}; known are {', '.join(SCORERS)}")
-    return SCORERS[name]()
+    return SCORERS[name](threads)
 
 
 def _decode(image: bytes) -> Image.Image | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(image)) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    return None
-                return picture.convert("RGB")
+        with open_picture(image) as picture:
+            return picture.convert("RGB")
     except UNREADABLE:
         return None

@@ -1,9 +1,11 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from data.images import IMAGES, describe_images, perceptual_hash
+from data import images
+from data.images import IMAGES, describe_images, open_picture, perceptual_hash
 
 
 def encode(size, kind="PNG"):
@@ -33,6 +35,17 @@ def test_a_bomb_is_refused_before_decoding():
     (row,) = describe_images(["bomb"], [bytes(png)]).to_pylist()
     assert (row["width"], row["height"]) == (0, 0)
     assert "DecompressionBombError" in row["error"]
+
+
+def test_a_picture_beyond_the_limit_is_not_opened(monkeypatch):
+    with open_picture(encode((4, 5))) as picture:
+        assert picture.size == (4, 5)
+    monkeypatch.setattr(images, "MAX_PIXELS", 19)
+    with (
+        pytest.raises(images.UNREADABLE, match="4 x 5 is too large"),
+        open_picture(encode((4, 5))),
+    ):
+        pass
 
 
 def test_no_pictures_give_an_empty_table():

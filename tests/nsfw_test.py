@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import nsfw
+from data import images, nsfw
 from data.errors import DataError
 
 
@@ -21,9 +21,11 @@ class FakeClassifier:
     """Red of the first pixel / 255; remembers how long its batches were."""
 
     lengths: list[int] = []
+    threads = 0
 
     def __init__(self, intra_op_num_threads):
         self.lengths.clear()
+        FakeClassifier.threads = intra_op_num_threads
 
     def classify_batch(self, pictures):
         self.lengths.append(len(pictures))
@@ -67,8 +69,14 @@ def test_scores_stay_in_order_over_batches_and_broken_files_are_nan(fake):
 
 
 def test_a_picture_beyond_the_pixel_limit_is_not_decoded(fake, monkeypatch):
-    monkeypatch.setattr(nsfw, "MAX_PIXELS", 15)
+    monkeypatch.setattr(images, "MAX_PIXELS", 15)
     assert np.isnan(nsfw.load_scorer("open_nsfw")([solid(9)])).all()
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_a_model_takes_the_threads_it_is_given(fake, threads):
+    nsfw.load_scorer("open_nsfw", threads)
+    assert FakeClassifier.threads == threads
 
 
 def test_a_missing_package_names_the_command(monkeypatch):
