@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from jax.sharding import Mesh
 
+from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.pictures import Picture, read_picture
 from align_jax.preprocess import PreprocessConfig, evaluation_image
@@ -65,8 +66,15 @@ class Embedder:
         """Sets the parameters and running statistics to embed with."""
         self._variables = {"params": params, "batch_stats": batch_stats}
 
-    def encode_images(self, pictures: Sequence[Picture]) -> np.ndarray:
+    def encode_images(
+        self, pictures: Sequence[Picture], unreadable: dict[int, str] | None = None
+    ) -> np.ndarray:
         """Embeds N pictures, in any form `read_picture` takes, as (N, D).
+
+        Args:
+          pictures: to embed.
+          unreadable: filled with what is wrong with each picture that cannot be read,
+            by its place, and the picture's row is NaN; None makes it an error.
 
         Returns:
           float32 of unit length.
@@ -74,11 +82,16 @@ class Embedder:
         Raises:
           InputError: one of them cannot be read; names it.
         """
+        side, limit = self._preprocess.image_size, self._preprocess.max_pixels
 
         def prepare(index: int) -> np.ndarray:
-            picture = read_picture(
-                pictures[index], f"picture {index}", self._preprocess.max_pixels
-            )
+            try:
+                picture = read_picture(pictures[index], f"picture {index}", limit)
+            except InputError as error:
+                if unreadable is None:
+                    raise
+                unreadable[index] = str(error)
+                return np.zeros((side, side, 3), np.float32)
             return self._prepare(tf.constant(picture)).numpy()
 
         def batches() -> Iterator[np.ndarray]:
@@ -88,7 +101,10 @@ class Embedder:
 
         # Threads: Pillow and TensorFlow let each other run while they work.
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            return self._embed(self._encode_images, batches())
+            embeddings = self._embed(self._encode_images, batches())
+        if unreadable:
+            embeddings[[*unreadable]] = np.nan
+        return embeddings
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts (N) as (N, D) float32 of unit length."""
@@ -100,17 +116,20 @@ class Embedder:
         return self._embed(self._encode_texts, tokens.as_numpy_iterator())
 
     def _embed(self, encode, batches: Iterator[np.ndarray]) -> np.ndarray:
-        embeddings = []
+        embeddings, rows = [], 0
         sharding = batch_split(self._mesh)
         for batch in batches:
-            rows = len(batch)
-            padding = [(0, self._batch_size - rows)] + [(0, 0)] * (batch.ndim - 1)
-            padded = np.pad(batch, padding)
+            rows += len(batch)
+            missing = self._batch_size - len(batch)  # of the last one
+            padded = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
             spread = jax.make_array_from_callback(
                 padded.shape, sharding, padded.__getitem__
             )
-            embeddings.append(np.asarray(encode(self._variables, spread))[:rows])
-        return np.concatenate(embeddings)
+            embeddings.append(encode(self._variables, spread))
+            # The batch before is waited for, so that this one runs while another is
+            # read.
+            embeddings[-2:-1] = map(np.asarray, embeddings[-2:-1])
+        return np.concatenate(embeddings)[:rows]
 
 
 def class_embeddings(

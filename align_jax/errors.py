@@ -1,4 +1,7 @@
-"""The error for what a user can mend."""
+"""The error for what a user can mend, and how a command shows it."""
+
+import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -6,3 +9,23 @@ class InputError(ValueError):
 
     `main.py` prints it as one line and exits with 2 instead of showing a traceback.
     """
+
+
+def run_command(name: str, command: Callable[[], None]) -> int:
+    """Runs a command; bad input, a missing package or Ctrl-C ends in one line.
+
+    Returns:
+      The exit code: 0, 2 for bad input or a missing package, 130 for Ctrl-C.
+    """
+    try:
+        command()
+        return 0
+    except InputError as error:
+        message, code = str(error), 2
+    except ModuleNotFoundError as error:
+        mend = "run `make .venv`, or `pip install -r requirements.txt`"
+        message, code = f"package {error.name!r} is missing: {mend}", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted; the same command continues", 130
+    print(f"{name}: {message}", file=sys.stderr)
+    return code

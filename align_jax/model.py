@@ -8,6 +8,7 @@ from align_jax.convert.source import open_weights
 from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder, temperature_of
+from align_jax.models.efficientnet import pooled_width
 from align_jax.parameters import unflatten
 from align_jax.pictures import Picture
 from align_jax.sharding import make_mesh
@@ -22,11 +23,16 @@ class Model:
 
     Attributes:
       weights: what it was made of.
+      width: of the embeddings, D.
       temperature: the learned softmax temperature.
     """
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: Weights, batch_size: int = 128):
         """Prepares the towers; they compile when first used.
+
+        Args:
+          weights: of a dual encoder.
+          batch_size: pictures or texts that all devices embed at a time.
 
         Raises:
           InputError: the weights are one tower's.
@@ -37,25 +43,31 @@ class Model:
         variables = unflatten(weights.variables)
         self.temperature = float(temperature_of(variables["params"]))
         config = weights.config
+        self.width = config.embedding_size or pooled_width(config.image_tower)
         self._embedder = Embedder(
             DualEncoder(config, batch_norm_group=1),
             Tokenizer(weights.vocabulary, config.text_tower.max_tokens),
             weights.preprocess,
             make_mesh(),
+            batch_size,
         )
         self._embedder.load(**variables)
 
-    def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
+    def encode_images(
+        self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
+    ) -> np.ndarray:
         """Embeds pictures as (N, D) float32 of unit length.
 
         Args:
           images: N pictures, each a path, a file's bytes, a PIL image or a uint8 array
             (H, W), (H, W, 3) or (H, W, 4).
+          unreadable: filled with what is wrong with each picture that cannot be read,
+            by its place, and the picture's row is NaN; None makes it an error.
 
         Raises:
           InputError: one of them cannot be read; names it.
         """
-        return self._embedder.encode_images(images)
+        return self._embedder.encode_images(images, unreadable)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds N texts as (N, D) float32 of unit length."""
@@ -84,6 +96,6 @@ class Model:
         return odds / odds.sum(1, keepdims=True)
 
 
-def load(source: str) -> Model:
+def load(source: str, batch_size: int = 128) -> Model:
     """Loads a dual encoder from any source that `open_weights` reads."""
-    return Model(open_weights(source))
+    return Model(open_weights(source), batch_size)

@@ -7,6 +7,7 @@ vocabulary.txt        of the text tower, where there is one
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -146,6 +147,18 @@ def read_weights(directory: str) -> Weights:
         unused,
         described.get("step"),
     )
+
+
+def digest(weights: Weights) -> str:
+    """Hash of all that a model's output depends on, 32 hex digits."""
+    found = hashlib.blake2b(digest_size=16)
+    described = [weights.config, weights.preprocess]
+    fields = [part and dataclasses.asdict(part) for part in described]
+    found.update(json.dumps([fields, weights.vocabulary], sort_keys=True).encode())
+    for path, array in sorted(weights.variables.items()):
+        found.update(".".join(path).encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
 
 def write_tensors(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:

@@ -11,7 +11,8 @@ models.dual_encoder parameters
 loss_tiles loss sigmoid_loss objective optimizer train_step workdir checkpoint
 pretrain_config
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
-convert.source initialize runtime convert.__main__ embedding model scores
+convert.source initialize runtime convert.__main__ embedding model
+embedding_shards embed scores
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
 train
 """.split()

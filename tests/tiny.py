@@ -9,6 +9,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from align_jax.models.bert import BertConfig
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.efficientnet import EfficientNetConfig
+from align_jax.parameters import variable_shapes
+from align_jax.preprocess import PreprocessConfig
+from align_jax.weights import Weights, write_weights
+
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 SHAPES = ("left", "right", "top", "bottom")
 NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
@@ -121,6 +128,24 @@ def write_vocabulary(path: pathlib.Path) -> str:
     """The tiny datasets' words."""
     path.write_text("\n".join(WORDS) + "\n")
     return str(path)
+
+
+def write_model(folder: pathlib.Path, seed: int = 0) -> str:
+    """A dual encoder of random parameters as a folder that `align_jax.load` reads."""
+    image, text = EfficientNetConfig(width=0.25, depth=0.3), BertConfig(16, 6, 6, 1, 64)
+    config = ModelConfig(image, text)
+
+    random, arrays = np.random.default_rng(seed), {}
+    for path, shape in variable_shapes(config).items():
+        constant = 0.0 if path[-1] in ("bias", "mean") else 1.0
+        arrays[path] = np.full(shape, constant, np.float32)
+        if path[-1] in ("kernel", "embedding"):
+            spread = np.sqrt(2 / np.prod(shape[:-1]))
+            arrays[path] = random.normal(0, spread, shape).astype(np.float32)
+    sizes = PreprocessConfig(resize=18, image_size=16)
+    weights = Weights("dual_encoder", config, arrays, sizes, tuple(WORDS))
+    write_weights(weights, str(folder))
+    return str(folder)
 
 
 def make_run(root: pathlib.Path, **changes) -> dict:
