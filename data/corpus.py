@@ -20,6 +20,11 @@ from data import rules
 from data.corpus_config import CorpusConfig
 from data.corpus_page import write_page
 from data.dataset import described, write_dataset
+from data.embedding_rule import (
+    check_embedding,
+    count_not_embedded,
+    index_evaluation,
+)
 from data.errors import DataError
 from data.evaluation_images import (
     EVALUATION,
@@ -115,7 +120,7 @@ class Build(StageTables):
 
     def score(self) -> None:
         """Looks at the pictures of pairs that break no rule yet: `scores`."""
-        if self.stage("kept").exists() or len(self.off()) == 2:
+        if self.stage("kept").exists() or len(self.off()) == 3:
             return
         survivors = self._unbroken(self.table("flags")).select("image_id").distinct()
         pictures = self.table("pictures").select("image_id", "shard")
@@ -124,7 +129,11 @@ class Build(StageTables):
         if "near_duplicate" in self.off():
             config = dataclasses.replace(config, max_hash_distance=-1)
         shards = len(list((self.folder / "images").glob("*.parquet")))
-        arguments = [(config, self.folder, index) for index in range(shards)]
+        if config.embedding_model:
+            index_evaluation(self, shards)
+        # Where every core has a process, a model's threads would only be in the way.
+        threads = None if 1 in (self.config.engine.workers, shards) else 1
+        arguments = [(config, self.folder, index, threads) for index in range(shards)]
         self.engine.map(score_shard, arguments, "look at pictures", "picture")
 
     def off(self) -> dict[str, str]:
@@ -140,6 +149,8 @@ class Build(StageTables):
             reasons["near_duplicate"] = (
                 f"{self.config.evaluation_images} has neither a column phash nor image"
             )
+        if not config.embedding_model:
+            reasons["near_embedding"] = "config.pictures.embedding_model is empty"
         return reasons
 
     def judged(self) -> ibis.Table:
@@ -162,6 +173,34 @@ class Build(StageTables):
         Raises:
           DataError: nothing is left; the message holds the counts.
         """
+        pairs, rows = self._count_rules()
+        kept = self.table("kept")
+        drops: collections.Counter[str] = collections.Counter()
+        for path in (self.folder / "drops").glob("*.json"):
+            drops.update(json.loads(path.read_text()))
+        report = {
+            "name": self.config.name,
+            "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
+            "pairs_in": pairs,
+            "pairs_kept": int(self.engine.execute(kept.count())),
+            "images_kept": int(self.engine.execute(kept.image_id.nunique())),
+            "ngram_cut": cut,
+            "drops": dict(sorted(drops.items())),
+            "off": [{"rule": r, "reason": why} for r, why in self.off().items()],
+            "rules": rows,
+        }
+        if self.config.pictures.embedding_model:
+            report["not_embedded"] = count_not_embedded(self)
+        if not report["pairs_kept"]:
+            first = ", ".join(f"{r['rule']} {r['first']}" for r in report["rules"])
+            raise DataError(
+                f"no pair of {report['pairs_in']} is left after the rules (dropped"
+                f" first by: {first}); loosen config.rules"
+            )
+        return report
+
+    def _count_rules(self) -> tuple[int, list[dict[str, Any]]]:
+        """Counts pairs, and those that break each rule, at all and first."""
         flagged = self.judged()
         counts: dict[str, Any] = {"pairs": flagged.count()}
         earlier = ibis.literal(False)
@@ -171,35 +210,15 @@ class Build(StageTables):
             counts[f"first {name}"] = first.cast("int64").sum()
             earlier = earlier | flagged[name]
         row = self.engine.execute(flagged.aggregate(**counts)).iloc[0]
-        kept = self.table("kept")
-        drops: collections.Counter[str] = collections.Counter()
-        for path in (self.folder / "drops").glob("*.json"):
-            drops.update(json.loads(path.read_text()))
-        report = {
-            "name": self.config.name,
-            "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
-            "pairs_in": int(row["pairs"]),
-            "pairs_kept": int(self.engine.execute(kept.count())),
-            "images_kept": int(self.engine.execute(kept.image_id.nunique())),
-            "ngram_cut": cut,
-            "drops": dict(sorted(drops.items())),
-            "off": [{"rule": r, "reason": why} for r, why in self.off().items()],
-            "rules": [
-                {
-                    "rule": name,
-                    "breaks": int(row[f"breaks {name}"]),
-                    "first": int(row[f"first {name}"]),
-                }
-                for name in rule_names(flagged)
-            ],
-        }
-        if not report["pairs_kept"]:
-            first = ", ".join(f"{r['rule']} {r['first']}" for r in report["rules"])
-            raise DataError(
-                f"no pair of {report['pairs_in']} is left after the rules (dropped"
-                f" first by: {first}); loosen config.rules"
-            )
-        return report
+        rules = [
+            {
+                "rule": name,
+                "breaks": int(row[f"breaks {name}"]),
+                "first": int(row[f"first {name}"]),
+            }
+            for name in rule_names(flagged)
+        ]
+        return int(row["pairs"]), rules
 
     def records(self, report: dict[str, Any]) -> None:
         """Writes the dataset: `DIR/records`."""
@@ -212,6 +231,8 @@ class Build(StageTables):
         """Writes DIR/report.html."""
         tables = {n: self.table(n) for n in ("pictures", "ngrams", "kept")}
         tables["flags"] = self.judged()
+        if self.config.pictures.embedding_model:
+            tables["scores"] = self.shards("scores")
         write_page(
             {**report, "config": described(self.config)},
             tables,
@@ -240,6 +261,11 @@ def format_report(report: dict[str, Any]) -> str:
         f"{r['rule']:<20}{r['breaks']:>10}{r['first']:>15}" for r in report["rules"]
     ]
     lines += [f"NOT EVALUATED: {r['rule']}, since {r['reason']}" for r in report["off"]]
+    lines += [
+        f"NOT COMPARED: {count} {what.replace('_', ' ')} could not be embedded"
+        for what, count in report.get("not_embedded", {}).items()
+        if count
+    ]
     lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
     lines.append(
         f"{report['pairs_in']} distinct pairs in, {report['pairs_kept']} kept, of"
@@ -255,6 +281,7 @@ def check_inputs(config: CorpusConfig) -> None:
         open_evaluation(config.evaluation_images)
     if config.pictures.nsfw_model:
         load_scorer(config.pictures.nsfw_model)
+    check_embedding(config)
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:

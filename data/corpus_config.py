@@ -21,19 +21,24 @@ class EngineConfig:
       workers: processes and threads; 0 takes one a core.
       memory_limit: of the SQL engine, as in "4GB"; beyond it, it spills to disk.
       spark_master: of Spark, where no session is active.
+      embedding_batch_size: pictures that `config.pictures.embedding_model` embeds at a
+        time, on this machine or Spark's driver.
     """
 
     kind: str = "duckdb"
     workers: int = 0
     memory_limit: str = "4GB"
     spark_master: str = "local[*]"
+    embedding_batch_size: int = 128
 
     def __post_init__(self):
         """Raises DataError for a field out of its range."""
-        if self.workers < 0:
-            raise DataError(
-                f"config.engine.workers is {self.workers}; wanted 0 or more"
-            )
+        for name, smallest in (("workers", 0), ("embedding_batch_size", 1)):
+            value = getattr(self, name)
+            if value < smallest:
+                raise DataError(
+                    f"config.engine.{name} is {value}; wanted {smallest} or more"
+                )
         if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
             raise DataError(
                 f"config.engine.memory_limit is {self.memory_limit!r}; wanted a number"
@@ -51,14 +56,43 @@ class PictureConfig:
         its classifier nor its threshold.
       max_hash_distance: a picture whose perceptual hash differs in at most this many
         of 64 bits from an evaluation image's is dropped; -1 turns the rule off.
+      embedding_model: what `align_jax.load` reads: a run, a folder of weights; empty
+        turns the rule off.
+      max_cosine: a picture whose embedding has a greater cosine with an evaluation
+        image's is dropped. The paper's 0.975 is of a model of its own: see
+        `benchmarks.near_duplicates` for one that fits yours.
+      clusters: of k-means; the paper says 4K.
+      nearest_clusters: that a picture belongs to.
+      shared_clusters: that a picture and an evaluation image must both belong to, to
+        be compared at all.
+      cluster_sample: pictures that k-means sees; the paper takes all. 4 bytes x the
+        embedding's width each in memory.
     """
 
     nsfw_model: str = ""
     max_nsfw: float = 0.8
     max_hash_distance: int = 4
+    embedding_model: str = ""
+    max_cosine: float = 0.975
+    clusters: int = 4096
+    nearest_clusters: int = 10
+    shared_clusters: int = 3
+    cluster_sample: int = 262_144
 
     def __post_init__(self):
         """Raises DataError for a field out of its range."""
+        if not 0 <= self.max_cosine < 1:
+            raise DataError(
+                f"config.pictures.max_cosine is {self.max_cosine}; wanted 0 to less"
+                " than 1"
+            )
+        bounds = ("shared_clusters", "nearest_clusters", "clusters", "cluster_sample")
+        values = [1, *(getattr(self, name) for name in bounds)]
+        if values != sorted(values):
+            found = ", ".join(f"{name}={getattr(self, name)}" for name in bounds)
+            raise DataError(
+                f"config.pictures has {found}; wanted them from 1 on in rising order"
+            )
         if not -1 <= self.max_hash_distance <= 64:
             raise DataError(
                 f"config.pictures.max_hash_distance is {self.max_hash_distance}; wanted"

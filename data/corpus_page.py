@@ -15,15 +15,10 @@ from typing import Any
 
 import ibis
 import jinja2
-import matplotlib
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
+from data.corpus_plots import Execute, draw_cosines, draw_plots
 from data.images import UNREADABLE, open_picture
-from data.rules import unigrams_of
 
 TEMPLATE = pathlib.Path(__file__).with_name("corpus_page.html")
 
@@ -32,9 +27,6 @@ DROPPED_PAIRS = 8  # a rule
 SHOWN_CHARACTERS = 240  # of a text
 THUMBNAIL_SIDE = 144  # pixels
 JPEG_QUALITY = 70
-
-LONGEST_TEXT = 41  # unigrams; longer texts share the last bar
-WIDEST_ASPECT = 60  # tenths; wider pictures share the last bar
 
 # What it means to break a rule, and the config's bound of it.
 RULES = {
@@ -51,14 +43,9 @@ RULES = {
     "too_long": ("unigrams more than", "max_unigrams"),
     "pornographic": ("the picture is pornographic", None),
     "near_duplicate": ("the picture is nearly one of an evaluation set", None),
+    "near_embedding": ("cosine with an evaluation image more than", "max_cosine"),
 }
 WITHHELD = ("pornographic",)
-
-# Okabe and Ito's blue, and a grey that shows on white and on black.
-KEPT_COLOUR, ALL_COLOUR, BOUND_COLOUR = "#0072b2", "#9aa0a8", "#d55e00"
-INK = "#010203"  # becomes the page's own ink, light or dark
-
-Execute = Callable[[ibis.Expr], pd.DataFrame]
 
 
 def write_page(
@@ -74,8 +61,9 @@ def write_page(
       report: of the build: `pairs_in`, `pairs_kept` and `rules` (list of {"rule",
         "breaks", "first"}, in their order); where known `name`, `config`,
         `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count}) and `off`
-        (list of {"rule", "reason"}).
-      tables: the stages `pictures`, `ngrams` and `kept`, and `flags` with all rules.
+        (list of {"rule", "reason"}) and `not_embedded` ({what: count}).
+      tables: the stages `pictures`, `ngrams` and `kept`, and `flags` with all rules;
+        `scores` where pictures were compared by their embeddings.
       read_pictures: gives the files' bytes by image_id; it may leave some out.
       path: of the page.
       execute: evaluates an expression on the engine of the tables.
@@ -93,9 +81,11 @@ def write_page(
         name=report.get("name") or config.get("name") or path.parent.name,
         figures=headline(report),
         off=report.get("off", []),
+        not_embedded=report.get("not_embedded", {}),
         rules=describe_rules(report),
         drops=report.get("drops", {}),
-        plots=draw_plots(report, tables, execute),
+        plots=draw_plots(report, tables, execute)
+        + draw_cosines(report, tables, execute),
         kept=samples.pop("kept"),
         samples=samples,
         settings=describe_config(config),
@@ -121,7 +111,8 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the rules' table: meaning, bound, counts and share dropped first."""
-    bounds = (report.get("config") or {}).get("rules", {})
+    config = report.get("config") or {}
+    bounds = {**config.get("pictures", {}), **config.get("rules", {})}
     off = {row["rule"] for row in report.get("off", [])}
     rows = []
     for row in report["rules"]:
@@ -251,161 +242,3 @@ def thumbnail(picture: bytes) -> str | None:
     file = io.BytesIO()
     paper.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def draw_plots(
-    report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
-) -> list[dict[str, str]]:
-    """Draws the histograms, each as {"title", "alt", "svg"}."""
-    bounds = (report.get("config") or {}).get("rules", {})
-    pictures, kept = tables["pictures"], tables["kept"]
-    pictures = pictures.filter(pictures.error.isnull() & (pictures.width > 0))
-    shown = pictures.semi_join(kept, "image_id")
-    ngrams = tables["ngrams"]
-    counted = {"all": _counts(ngrams, ngrams["count"], execute)}
-    return [
-        plot(
-            "Shorter side of the pictures",
-            "pixels",
-            {
-                "all": _counts(pictures, _shorter(pictures), execute),
-                "kept": _counts(shown, _shorter(shown), execute),
-            },
-            np.geomspace(8, 8192, 41),
-            bound=bounds.get("min_shorter_side"),
-            log="x",
-        ),
-        plot(
-            "Aspect ratio of the pictures",
-            f"longer side / shorter side; {WIDEST_ASPECT / 10:.0f} or more at the end",
-            {
-                "all": _tenths(_counts(pictures, _aspect(pictures), execute)),
-                "kept": _tenths(_counts(shown, _aspect(shown), execute)),
-            },
-            np.arange(10, WIDEST_ASPECT + 2) / 10,
-            bound=bounds.get("max_aspect_ratio"),
-            log="y",
-        ),
-        plot(
-            "Length of the texts",
-            f"unigrams; {LONGEST_TEXT} or more at the end",
-            {
-                "all": _counts(tables["flags"], _length(tables["flags"]), execute),
-                "kept": _counts(kept, _length(kept), execute),
-            },
-            np.arange(LONGEST_TEXT + 2) - 0.5,
-        ),
-        plot(
-            "How often n-grams occur",
-            "count of a unigram or bigram",
-            counted,
-            2.0 ** np.arange(int(counted["all"][0].max(initial=1)).bit_length() + 1),
-            bound=report.get("ngram_cut"),
-            log="xy",
-        ),
-    ]
-
-
-def plot(
-    title: str,
-    label: str,
-    series: dict[str, tuple[np.ndarray, np.ndarray]],
-    edges: np.ndarray,
-    bound: float | None = None,
-    log: str = "",
-) -> dict[str, str]:
-    """Draws histograms over one another.
-
-    Args:
-      title: of the plot.
-      label: of the values' axis.
-      series: by name, values (N,) and how often each occurs (N,).
-      edges: (E,) of the bars; values beyond fall into the outer bars.
-      bound: of a rule, marked by a line; None for none.
-      log: names of the logarithmic axes, as "xy".
-
-    Returns:
-      {"title", "alt", "svg"}, the last one an <svg> element.
-    """
-    figure = Figure(figsize=(5.2, 3), layout="constrained")
-    axes = figure.add_subplot()
-    middles = (edges[:-1] + edges[1:]) / 2
-    parts = []
-    for name, colour in (("all", ALL_COLOUR), ("kept", KEPT_COLOUR)):
-        if name in series:
-            values, counts = series[name]
-            inside = np.clip(values, middles[0], middles[-1])
-            bars, _ = np.histogram(inside, edges, weights=counts)
-            floor = 0.5 if "y" in log else 0
-            axes.stairs(
-                bars, edges, baseline=floor, fill=True, color=colour, label=name
-            )
-            parts.append(f"{name}: {_median(values, counts)}")
-    if bound is not None and edges[0] <= bound <= edges[-1]:
-        axes.axvline(bound, color=BOUND_COLOUR, linestyle="--", label=f"bound {bound}")
-    _dress(axes, label, log)
-    file = io.StringIO()
-    # The texts stay texts; the salt keeps ids apart, and every page the same.
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context(style):
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return {"title": title, "alt": "; ".join(parts), "svg": svg}
-
-
-def _dress(axes: Axes, label: str, log: str) -> None:
-    """Labels the axes, in the page's ink."""
-    if "x" in log:
-        axes.set_xscale("log", base=10 if "y" in log else 2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    if "y" in log:
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.5)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axes.set_xlabel(label, color=INK)
-    axes.tick_params(which="both", colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.legend(fontsize="small", labelcolor=INK, frameon=False)
-
-
-def _counts(
-    table: ibis.Table, value: ibis.Value, execute: Execute
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values (N,) of an expression and how often each occurs (N,)."""
-    values = table.select(value=value.cast("int64"))
-    rows = execute(values.group_by("value").agg(rows=values.count()))
-    rows = rows.dropna().sort_values("value")
-    return rows["value"].to_numpy(np.float64), rows["rows"].to_numpy(np.float64)
-
-
-def _shorter(pictures: ibis.Table) -> ibis.Value:
-    return ibis.least(pictures.width, pictures.height)
-
-
-def _aspect(pictures: ibis.Table) -> ibis.Value:
-    """Longer over shorter side in whole tenths, by integers alone."""
-    longer = ibis.greatest(pictures.width, pictures.height).cast("int64")
-    shorter = ibis.least(pictures.width, pictures.height).cast("int64")
-    return ibis.least(longer * 10 // shorter, WIDEST_ASPECT)
-
-
-def _length(pairs: ibis.Table) -> ibis.Value:
-    words = ibis.ifelse(pairs.text == "", 0, unigrams_of(pairs).length())
-    return ibis.least(words, LONGEST_TEXT)
-
-
-def _tenths(counted: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tenths as numbers in the middle of their bars."""
-    values, counts = counted
-    return (values + 0.5) / 10, counts
-
-
-def _median(values: np.ndarray, counts: np.ndarray) -> str:
-    total = counts.sum()
-    if not total:
-        return "none"
-    middle = values[np.searchsorted(np.cumsum(counts), total / 2)]
-    return f"{total:,.0f}, median {middle:,.4g}"

@@ -15,10 +15,9 @@ import zipfile
 
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import sparse
 
+from data.embeddings import unit_vectors
 from data.errors import DataError
 
 HASH_BITS = 64
@@ -87,8 +86,9 @@ class NearDuplicates:
     ) -> "NearDuplicates":
         """Clusters a sample of the training images and indexes the evaluation images.
 
-        A small sample gets fewer clusters: one for each 39 of its rows, yet at least
-        `nearest`, where every pair shares all clusters and is compared.
+        A small sample gets fewer clusters: one for each 39 of its rows, yet `nearest`,
+        or one for each row of a still smaller one; then every pair shares all clusters
+        and is compared.
 
         Args:
           evaluation_embeddings: (M, D) unit vectors.
@@ -100,20 +100,23 @@ class NearDuplicates:
           seed: of k-means; the same seed and sample give the same clusters.
 
         Raises:
-          DataError: embeddings are no unit vectors of one length, or too few.
+          DataError: embeddings are no unit vectors of one length, or there is no
+            sample.
         """
         if not 1 <= share <= nearest <= clusters:
             raise DataError(
                 f"share={share}, nearest={nearest}, clusters={clusters}:"
                 " wanted 1 <= share <= nearest <= clusters"
             )
-        evaluation = _unit_vectors(evaluation_embeddings, "evaluation embeddings")
-        sample = _unit_vectors(training_sample, "training sample", evaluation.shape[1])
-        if len(sample) < nearest:
+        evaluation = unit_vectors(evaluation_embeddings, "evaluation embeddings")
+        sample = unit_vectors(training_sample, "training sample", evaluation.shape[1])
+        if not len(sample):
             raise DataError(
-                f"training sample: found {len(sample)} embeddings, wanted at least"
-                f" {nearest}, better {clusters * POINTS_PER_CLUSTER}"
+                "training sample: found no embeddings, wanted"
+                f" {clusters * POINTS_PER_CLUSTER} or as many as there are"
             )
+        nearest = min(nearest, len(sample))
+        share = min(share, nearest)
         k = min(clusters, max(nearest, len(sample) // POINTS_PER_CLUSTER))
         kmeans = faiss.Kmeans(
             sample.shape[1],
@@ -145,7 +148,7 @@ class NearDuplicates:
           DataError: embeddings are no unit vectors of the evaluation images' length.
         """
         width = self.embeddings.shape[1]
-        queries = _unit_vectors(embeddings, "embeddings", width)
+        queries = unit_vectors(embeddings, "embeddings", width)
         similarity = np.zeros(len(queries), np.float32)
         if len(queries) and len(self.embeddings):
             mine = self._membership(
@@ -212,57 +215,12 @@ class NearDuplicates:
             np.maximum.at(similarity, rows[part], found)
 
 
-def read_embeddings(path: pathlib.Path) -> np.ndarray:
-    """Reads (N, D) float32 unit vectors that a tower wrote.
-
-    Args:
-      path: a .npz file with an array `embeddings`, or a .parquet file with a column
-        `embedding` of lists of numbers, all of one length.
-
-    Raises:
-      DataError: the file is missing, damaged or holds something else.
-    """
-    if path.suffix != ".parquet":
-        arrays = _read_npz(path)
-        if "embeddings" not in arrays:
-            raise DataError(f"{path}: found {sorted(arrays)}, wanted `embeddings`")
-        return _unit_vectors(arrays["embeddings"], str(path))
-    try:
-        column = pq.read_table(path, columns=["embedding"]).column("embedding")
-        values = column.combine_chunks()
-        lengths = set(values.value_lengths().to_pylist())
-        if len(lengths) > 1 or None in lengths:
-            raise DataError(f"{path}: embeddings have lengths {lengths}, wanted one")
-        flat = values.flatten().to_numpy(zero_copy_only=False)
-    except (OSError, KeyError, AttributeError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path} has no column `embedding` of lists of numbers ({error})"
-        ) from error
-    return _unit_vectors(flat.reshape(len(values), *lengths or {0}), str(path))
-
-
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return dict(file)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no readable .npz file ({error})") from error
-
-
-def _unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.ndarray:
-    if found.ndim != 2 or (width is not None and found.shape[1] != width):
-        raise DataError(
-            f"{name}: found shape {found.shape}, wanted (N, {width or 'D'})"
-        )
-    vectors = np.ascontiguousarray(found, np.float32)
-    lengths = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))
-    if len(wrong):
-        raise DataError(
-            f"{name}: row {wrong[0]} has length {lengths[wrong[0]]},"
-            " wanted unit vectors"
-        )
-    return vectors
 
 
 def _nearest(centroids: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:

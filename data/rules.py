@@ -153,17 +153,18 @@ def judge_pairs(flagged: Table, scores: Table | None, max_nsfw: float) -> Table:
 
     Args:
       flagged: from `flag_pairs`.
-      scores: columns image_id, nsfw, near_duplicate; null where not looked at. None
-        where both rules are off.
+      scores: columns image_id, nsfw, near_duplicate, near_embedding; null where not
+        looked at. None where these rules are off.
       max_nsfw: a picture of a higher probability is pornographic.
     """
     if scores is None:
         off = ibis.literal(False)
-        return flagged.mutate(pornographic=off, near_duplicate=off)
+        return flagged.mutate(pornographic=off, near_duplicate=off, near_embedding=off)
     judged = flagged.left_join(scores, "image_id")
     rules = {
         "pornographic": (judged.nsfw > max_nsfw).fill_null(False),
         "near_duplicate": judged.near_duplicate.fill_null(False),
+        "near_embedding": judged.near_embedding.fill_null(False),
     }
     return judged.select(*flagged.columns, **rules)
 

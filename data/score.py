@@ -9,58 +9,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.corpus_config import PictureConfig
+from data.embedding_rule import COMPARED, compare_shard
 from data.evaluation_images import read_hashes
 from data.near_duplicates import hash_distances
 from data.nsfw import load_scorer
 from data.stages import materialise
+from data.survivors import read_survivors
 
 SCORES = pa.schema(
     [
         ("image_id", pa.string()),
         ("nsfw", pa.float32()),
         ("near_duplicate", pa.bool_()),
+        ("cosine", pa.float32()),
+        ("near_embedding", pa.bool_()),
     ]
 )
-BATCH_ROWS = 256
 
 
-def score_shard(config: PictureConfig, stages: pathlib.Path, index: int) -> int:
+def score_shard(
+    config: PictureConfig, stages: pathlib.Path, index: int, threads: int | None = None
+) -> int:
     """Writes the scores of a shard's surviving pictures, whole or not at all.
 
     Args:
       config: which models.
-      stages: folder of the stages; reads `survivors` and `evaluation`.
+      stages: folder of the stages; reads `images`, `survivors`, `evaluation` and what
+        `data.embedding_rule` wrote.
       index: of the shard.
+      threads: of the NSFW model; None takes one a core.
 
     Returns:
       The number of pictures.
     """
-    path = stages / "scores" / f"{index:05}.parquet"
-    images = stages / "images" / f"{index:05}.parquet"
-    survivors = pq.read_table(
-        stages / "survivors.parquet", filters=[("shard", "=", index)]
-    )
-    wanted = survivors["image_id"]
-    hashes = None
-    if config.max_hash_distance >= 0:
-        hashes = read_hashes(stages / "evaluation.parquet")
 
     def write(temporary: pathlib.Path) -> None:
+        hashes = compared = None
+        if config.max_hash_distance >= 0:
+            hashes = read_hashes(stages / "evaluation.parquet")
+        if config.embedding_model:
+            compared = compare_shard(stages, index)
         with pq.ParquetWriter(temporary, SCORES) as writer:
-            columns = ["image_id", "image", "phash"]
-            for batch in pq.ParquetFile(images).iter_batches(
-                BATCH_ROWS, columns=columns
-            ):
-                table = pa.Table.from_batches([batch])
-                table = table.filter(pa.compute.is_in(table["image_id"], wanted))
-                writer.write_table(score_images(table, config, hashes))
+            for images in read_survivors(stages, index, ["image", "phash"]):
+                scores = score_images(images, config, hashes, compared, threads)
+                writer.write_table(scores)
 
+    path = stages / "scores" / f"{index:05}.parquet"
     materialise(path, write)
-    return len(wanted)
+    return pq.read_metadata(path).num_rows
 
 
 def score_images(
-    images: pa.Table, config: PictureConfig, hashes: np.ndarray | None
+    images: pa.Table,
+    config: PictureConfig,
+    hashes: np.ndarray | None,
+    compared: pa.Table | None = None,
+    threads: int | None = None,
 ) -> pa.Table:
     """Scores pictures; a pure function of its arguments.
 
@@ -68,21 +72,28 @@ def score_images(
       images: columns image_id, image, phash.
       config: which models.
       hashes: (M,) int64 of the evaluation images; None turns the rule off.
+      compared: of schema COMPARED, from `compare_shard`; None turns the rule off.
+      threads: of the NSFW model; None takes one a core.
 
     Returns:
-      A table of schema SCORES, null where a rule is off.
+      A table of schema SCORES, null where a rule is off or a model found nothing.
     """
     nsfw, near = pa.nulls(len(images), pa.float32()), pa.nulls(len(images), pa.bool_())
     if config.nsfw_model and len(images):
-        scores = _scorer(config.nsfw_model)(images["image"].to_pylist())
+        scores = _scorer(config.nsfw_model, threads)(images["image"].to_pylist())
         nsfw = pa.array(scores, pa.float32(), from_pandas=True)
     if hashes is not None and len(images):
         distances = hash_distances(images["phash"].to_numpy(), hashes)
         near = pa.array(distances <= config.max_hash_distance)
-    return pa.Table.from_arrays([images["image_id"], nsfw, near], schema=SCORES)
+    if compared is None:
+        compared = COMPARED.empty_table()
+    places = pa.compute.index_in(images["image_id"], compared["image_id"])
+    found = compared.select(["cosine", "near_embedding"]).take(places)
+    columns = [images["image_id"], nsfw, near, *found.columns]
+    return pa.Table.from_arrays(columns, schema=SCORES)
 
 
 @functools.cache
-def _scorer(name: str) -> Callable[[list[bytes]], np.ndarray]:
+def _scorer(name: str, threads: int | None) -> Callable[[list[bytes]], np.ndarray]:
     """The model, loaded once a process."""
-    return load_scorer(name)
+    return load_scorer(name, threads)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data import corpus_page
+from data import corpus_page, corpus_plots
 
 HOSTILE = "<script>alert('x')</script>\"><img src=//x onerror=y>\0\x1b ‮txet"
 RULES = ("undecodable", "too_short", "pornographic")
@@ -145,16 +145,16 @@ def test_the_page_is_the_same_every_time(tmp_path, engine):
 
 def test_histograms_count_every_row_once(tmp_path, engine):
     made = stage(tmp_path, engine, "flags", tables()["flags"])
-    values, counts = corpus_page._counts(
-        made, corpus_page._length(made), engine.execute
+    values, counts = corpus_plots._counts(
+        made, corpus_plots._length(made), engine.execute
     )
     words = [3, 5, 1, 0, 2]
     words[1] = len(HOSTILE.replace("\0", " ").split(" "))
     assert dict(zip(values, counts, strict=True)) == {w: 1 for w in words}
     shown = stage(tmp_path, engine, "pictures", tables()["pictures"])
     shown = shown.filter(shown.width > 0)
-    values, counts = corpus_page._counts(
-        shown, corpus_page._aspect(shown), engine.execute
+    values, counts = corpus_plots._counts(
+        shown, corpus_plots._aspect(shown), engine.execute
     )
     assert values.tolist() == [20] and counts.tolist() == [3]
 

@@ -187,10 +187,12 @@ def built(raw, tmp_path_factory):
 def test_every_rule_at_every_bound_equals_plain_python(raw, built):
     assert_equals_oracle(raw[0], built)
     report = json.loads((built / "report.json").read_text())
-    untouched = {"no_image", "pornographic"}
+    untouched = {"no_image", "pornographic", "near_embedding"}
     for rule in report["rules"]:
         assert bool(rule["breaks"]) != (rule["rule"] in untouched), rule
-    assert [rule["rule"] for rule in report["off"]] == ["pornographic"]
+    off = {row["rule"]: row["reason"] for row in report["off"]}
+    assert [*off] == ["pornographic", "near_embedding"]
+    assert off["near_embedding"] == "config.pictures.embedding_model is empty"
     assert (built / "report.html").stat().st_size < 3e6
 
 

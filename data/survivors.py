@@ -1,0 +1,29 @@
+"""The pictures that no cheaper rule dropped, shard by shard."""
+
+import pathlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH_ROWS = 256
+
+
+def read_survivors(
+    stages: pathlib.Path, index: int, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Yields columns of a shard's surviving pictures, some hundred rows at a time.
+
+    Args:
+      stages: folder of the stages; reads `survivors` and `images`.
+      index: of the shard.
+      columns: of the stage `images`.
+    """
+    survivors = pq.read_table(
+        stages / "survivors.parquet", filters=[("shard", "=", index)]
+    )
+    images = pq.ParquetFile(stages / "images" / f"{index:05}.parquet")
+    for batch in images.iter_batches(BATCH_ROWS, columns=["image_id", *columns]):
+        table = pa.Table.from_batches([batch])
+        wanted = pa.compute.is_in(table["image_id"], survivors["image_id"])
+        yield table.filter(wanted)
