@@ -12,7 +12,12 @@ from align_jax import datasets
 from align_jax.config import read_config
 from align_jax.datasets import DatasetConfig
 from align_jax.errors import InputError
-from align_jax.input_pipeline import InputConfig, TrainBatches, open_training
+from align_jax.input_pipeline import (
+    InputConfig,
+    TrainBatches,
+    open_training,
+    read_records,
+)
 from align_jax.preprocess import PreprocessConfig
 from tests import tiny
 
@@ -92,6 +97,19 @@ def test_an_epoch_holds_each_pair_once(directory, window, streams):
     epochs = [drawn[i * total : (i + 1) * total] for i in range(3)]
     assert all(sorted(epoch) == list(range(total)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_places_within_an_epoch_are_evenly_spread(tmp_path):
+    folder = tiny.write_training(tmp_path / "train", [4, 3, 5])
+    config = InputConfig({"t": DatasetConfig(folder)}, PREPROCESS, streams=2)
+    data = open_training(config, 12, 1)
+    records = read_records(data, 0, range(2), 0, NumberReader()).take(600)
+    counts = np.zeros((12, 12))  # pair, place
+    for batch in records.as_numpy_iterator():
+        counts[batch["tokens"][:, 0], range(12)] += 1
+    for pair in counts:
+        chi_square = ((pair - 50) ** 2 / 50).sum()
+        assert chi_square < 31.3  # 11 degrees of freedom: one in a thousand is above
 
 
 def test_seeds_give_different_orders_and_different_crops(directory):
