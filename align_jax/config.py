@@ -83,6 +83,9 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
             return None
         (hint,) = (arg for arg in hint.__args__ if arg is not type(None))
     origin = typing.get_origin(hint) or hint
+    if origin is dict and typing.get_args(hint) and isinstance(value, Mapping):
+        kind = typing.get_args(hint)[1]
+        return {n: _read_value(kind, v, f"{where}.{n}") for n, v in value.items()}
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is tuple and isinstance(value, list):

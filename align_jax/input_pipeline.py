@@ -1,24 +1,31 @@
-"""Training batches whose order is a function of (seed, step), and evaluation records.
+"""Training batches that are a function of (seed, step), whatever the hosts and workers.
 
-A dataset is a folder in TFDS's on-disk layout. Its shards are dealt to `streams`
-streams; each stream walks its own shards in a new order every epoch, without end, and
-every global batch takes the same number of pairs from every stream. A host reads its
-share of the streams. Nothing needs to be saved to resume: the position of each stream
-at a step follows from the step and the shard lengths, and reading starts inside a
-shard.
+tf.data reads records in the order of `align_jax.record_order` and tokenizes texts;
+threads decode and augment the pictures, some batches ahead. A host reads its share of
+the streams. Nothing needs to be saved to resume.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
+import itertools
+import logging
 import os
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
+from align_jax import record_order
+from align_jax.datasets import DatasetConfig, Shard, make_parser, open_dataset
 from align_jax.errors import InputError
-from align_jax.preprocess import PreprocessConfig, train_image
+from align_jax.preprocess import PreprocessConfig, train_images
 from align_jax.tokenizer import Tokenizer
+
+AHEAD = 2  # batches whose pictures are prepared while the devices are at work
+ROWS_A_TASK = 8  # pictures that a thread takes at a time
+FEW_PAIRS = 1000  # the share of replaced pairs is taken of at least so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,69 +33,71 @@ class InputConfig:
     """The training data and how it is read.
 
     Attributes:
-      directory: dataset in TFDS's layout, local or any path TensorFlow reads.
+      datasets: by name, which is part of the seed of its order.
       preprocess: image sizes and augmentations.
-      split: split of the dataset.
-      image_feature: name of the encoded picture in a record.
-      text_feature: name of the text in a record.
-      streams: independent readers of shards; a multiple of every host count used.
-      shuffle_window: records of a shard that are permuted together.
+      weights: ((step, {dataset: weight, ...}), ...): shares of the pairs from a step
+        on, in thousandths; the first step is 0. Empty mixes in proportion to the
+        datasets' pairs.
+      streams: independent readers of records; a multiple of every host count used.
+      shuffle_window: records of a shard that are permuted together, and held in memory
+        by each stream; a shard of at most so many is permuted whole.
+      workers: threads that prepare pictures on a host; 0 takes one a core.
+      max_replaced: share of a host's pairs that may be replaced because they cannot be
+        decoded; above it the run stops.
     """
 
-    directory: str
+    datasets: dict[str, DatasetConfig]
     preprocess: PreprocessConfig
-    split: str = "train"
-    image_feature: str = "image"
-    text_feature: str = "text"
+    weights: tuple = ()
     streams: int = 8
     shuffle_window: int = 1024
+    workers: int = 0
+    max_replaced: float = 0.01
+
+    def __post_init__(self):
+        if not self.datasets:
+            raise ValueError("datasets is empty; wanted one or more")
+        for name, least in (("streams", 1), ("shuffle_window", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; wanted {least} or more"
+                )
+        if not 0 <= self.max_replaced <= 1:
+            raise ValueError(f"max_replaced is {self.max_replaced}; wanted 0 to 1")
+        _check_weights(self.weights, [*self.datasets])
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """One TFRecord file of a dataset; `records` as its metadata states."""
+class TrainingData:
+    """The shards of every dataset, opened and checked.
 
-    path: str
-    records: int
-
-
-def open_shards(directory: str, split: str) -> list[Shard]:
-    """Lists a split's shards in order.
-
-    Raises:
-      InputError: there is no dataset or split, or a shard is missing or empty.
+    Attributes:
+      config: of the input.
+      shards: of each dataset, in the config's order.
+      draws_a_step: pairs that a stream gives to a global batch.
+      mixture: which dataset they are from.
     """
-    if not tf.io.gfile.exists(os.path.join(directory, "dataset_info.json")):
-        raise InputError(
-            f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
-            " first, the quickstart's with `make data`, any corpus with `python -m"
-            " data.build`"
-        )
-    splits = tfds.builder_from_directory(directory).info.splits
-    if split not in splits:
-        raise InputError(f"{directory} has no split {split!r}; it has {list(splits)}")
-    info = splits[split]
-    paths = [str(path) for path in info.filepaths]
-    shards = [Shard(*pair) for pair in zip(paths, info.shard_lengths, strict=True)]
-    absent = [shard.path for shard in shards if not tf.io.gfile.exists(shard.path)]
-    if absent:
-        raise InputError(
-            f"{len(absent)} of {len(shards)} shards of {directory} are missing, the"
-            f" first is {absent[0]}; build the dataset again"
-        )
-    return [shard for shard in shards if shard.records]
+
+    config: InputConfig
+    shards: list[list[Shard]]
+    draws_a_step: int
+    mixture: record_order.Mixture
+
+    @property
+    def pairs(self) -> int:
+        """Records of all datasets that are used."""
+        return sum(shard.records for shards in self.shards for shard in shards)
 
 
 def open_training(
     config: InputConfig, batch_size: int, process_count: int
-) -> list[Shard]:
-    """Lists the training shards; raises InputError where sizes do not fit them."""
-    shards = open_shards(config.directory, config.split)
-    if len(shards) < config.streams:
-        raise InputError(
-            f"input.streams is {config.streams}, but {config.directory} has only"
-            f" {len(shards)} shards; lower input.streams or write more shards"
-        )
+) -> TrainingData:
+    """Opens the training data.
+
+    Raises:
+      InputError: sizes do not divide, or a dataset is missing, damaged or lacks a
+        feature.
+    """
     if batch_size % config.streams:
         raise InputError(
             f"the global batch of {batch_size} pairs does not divide over"
@@ -99,159 +108,274 @@ def open_training(
             f"input.streams is {config.streams}, not a multiple of the"
             f" {process_count} hosts"
         )
-    return shards
+    shards = [open_dataset(dataset) for dataset in config.datasets.values()]
+    for dataset in config.datasets.values():
+        make_parser(dataset)
+    sizes = [sum(shard.records for shard in part) for part in shards]
+    weights = [
+        (step, [float(by_name.get(name, 0)) for name in config.datasets])
+        for step, by_name in config.weights
+    ] or [(0, sizes)]
+    draws = batch_size // config.streams
+    mixture = record_order.Mixture.of_weights(weights, draws)
+    return TrainingData(config, shards, draws, mixture)
 
 
-def stream_position(
-    lengths: list[int], seed: int, stream: int, taken: int
-) -> tuple[int, int, int]:
-    """Finds where a stream stands after `taken` pairs.
+class TrainBatches(Iterator):
+    """This host's rows of every global batch from a step on, without end.
 
-    Args:
-      lengths: records in each of the stream's shards.
-      seed: of the run.
-      stream: index of the stream.
-      taken: pairs the stream has given.
+    A batch is images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L) int32. A pair
+    that cannot be decoded, or has no text, is replaced by the next good one of its
+    stream in the batch; where there is none, by a grey picture without words.
 
-    Returns:
-      Epoch, place in that epoch's shard order, and records read of that shard.
+    Attributes:
+      pairs: of this host so far.
+      replaced: how many of them were replaced, by reason.
     """
-    epoch, rest = divmod(taken, sum(lengths))
-    for place, shard in enumerate(epoch_order(len(lengths), seed, stream, epoch)):
-        if rest < lengths[shard]:
-            return epoch, place, rest
-        rest -= lengths[shard]
-    raise AssertionError("an epoch is as long as its shards")
+
+    def __init__(
+        self,
+        data: TrainingData,
+        tokenizer: Tokenizer,
+        seed: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Begins to read.
+
+        Args:
+          data: from `open_training` with the same process count.
+          tokenizer: of the text tower.
+          seed: of order and augmentation.
+          start_step: first step to give.
+          process_index: this host among `process_count`.
+          process_count: hosts; divides the streams.
+        """
+        config = data.config
+        per_host = config.streams // process_count
+        self._streams = range(process_index * per_host, (process_index + 1) * per_host)
+        self._data = data
+        self._seed = seed
+        self._steps = itertools.count(start_step)
+        records = read_records(data, seed, self._streams, start_step, tokenizer)
+        self._records = records.as_numpy_iterator()
+        workers = config.workers or len(os.sched_getaffinity(0))
+        self._pool = concurrent.futures.ThreadPoolExecutor(workers)
+        self._started: collections.deque = collections.deque()
+        self._bad_shards: collections.Counter[str] = collections.Counter()
+        self.pairs = 0
+        self.replaced: collections.Counter[str] = collections.Counter()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch.
+
+        Raises:
+          InputError: more pairs than `max_replaced` allows cannot be decoded.
+        """
+        while len(self._started) <= AHEAD:
+            self._started.append(self._start(next(self._records)))
+        records, images, tasks = self._started.popleft()
+        reasons = [reason for task in tasks for reason in task.result()]
+        for row, texts in enumerate(records["texts"]):
+            reasons[row] = reasons[row] or ("" if texts else "no text")
+        tokens = records["tokens"]
+        self.pairs += len(reasons)
+        if any(reasons):
+            tokens = tokens.copy()  # TensorFlow's own memory is not to be written
+            self._replace(records, images, tokens, reasons)
+        return {"images": images, "tokens": tokens}
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start(self, records: dict[str, np.ndarray]) -> tuple:
+        """Hands the pictures of a batch to the threads."""
+        config, rows = self._data.config.preprocess, len(records["image"])
+        step = next(self._steps)
+        first_row = self._data.draws_a_step * self._streams.start
+        keys = np.stack(
+            [np.full(rows, self._seed * 2**32 + step), first_row + np.arange(rows)], 1
+        )  # (rows, 2)
+        images = np.empty((rows, config.image_size, config.image_size, 3), np.uint8)
+        parts = [slice(i, i + ROWS_A_TASK) for i in range(0, rows, ROWS_A_TASK)]
+        tasks = [
+            self._pool.submit(
+                train_images, records["image"][part], keys[part], config, images[part]
+            )
+            for part in parts
+        ]
+        return records, images, tasks
+
+    def _replace(self, records, images, tokens, reasons) -> None:
+        """Fills the rows that have a reason, and counts them."""
+        draws = self._data.draws_a_step
+        for row in [row for row, reason in enumerate(reasons) if reason]:
+            stream = row // draws * draws
+            following = [stream + (row + i) % draws for i in range(1, draws)]
+            good = [other for other in following if not reasons[other]]
+            images[row] = images[good[0]] if good else 127
+            tokens[row] = tokens[good[0]] if good else 0
+            self._count(records["dataset"][row], records["shard"][row], reasons[row])
+
+    def _count(self, dataset: int, shard: int, reason: str) -> None:
+        path = self._data.shards[dataset][shard].path
+        if reason not in self.replaced:
+            logging.warning("a pair of %s is replaced: %s", path, reason)
+        self.replaced[reason] += 1
+        self._bad_shards[path] += 1
+        total, limit = self.replaced.total(), self._data.config.max_replaced
+        if total > limit * max(self.pairs, FEW_PAIRS):
+            (worst, count), *_ = self._bad_shards.most_common(1)
+            counts = ", ".join(f"{n} x {why}" for why, n in self.replaced.most_common())
+            raise InputError(
+                f"{total} of {self.pairs} pairs cannot be used ({counts}), more than"
+                f" input.max_replaced = {limit}; {count} of them are in {worst}: run"
+                " `python -m data.doctor` on its folder"
+            )
 
 
-def epoch_order(count: int, seed: int, stream: int, epoch: int) -> np.ndarray:
-    """Order of a stream's `count` shards in an epoch, (count,) indices."""
-    return np.random.default_rng((seed, stream, epoch)).permutation(count)
-
-
-def train_batches(
-    config: InputConfig,
-    tokenizer: Tokenizer,
-    batch_size: int,
+def read_records(
+    data: TrainingData,
     seed: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields this host's rows of every global batch from `start_step` on.
-
-    Args:
-      config: the dataset.
-      tokenizer: of the text tower.
-      batch_size: global, B.
-      seed: of order and augmentation.
-      start_step: first step to yield.
-      process_index: this host among `process_count`.
-      process_count: hosts; divides the streams.
-
-    Yields:
-      images (B / hosts, H, W, 3) float32 and tokens (B / hosts, L) int32.
-
-    Raises:
-      InputError: sizes that do not divide, fewer shards than streams, no dataset.
-    """
-    shards = open_training(config, batch_size, process_count)
-    per_stream = batch_size // config.streams
-    own = np.array_split(np.arange(config.streams), process_count)[process_index]
-
-    streams = [
-        _stream(config, shards, seed, int(stream), start_step * per_stream)
-        for stream in own
-    ]
-    order = tf.data.Dataset.range(len(streams)).repeat()
-    order = order.flat_map(
-        lambda stream: tf.data.Dataset.from_tensors(stream).repeat(per_stream)
-    )
-    records = tf.data.Dataset.choose_from_datasets(streams, order)
-    local_batch = per_stream * len(streams)
-    first_row = per_stream * int(own[0])
-
-    def parse(index: tf.Tensor, record: tf.Tensor):
-        step = start_step + index // local_batch
-        row = first_row + index % local_batch
-        example = tf.io.parse_single_example(
-            record,
-            {
-                config.image_feature: tf.io.FixedLenFeature((), tf.string),
-                config.text_feature: tf.io.FixedLenFeature((), tf.string),
-            },
-        )
-        key = tf.stack([seed * 2**32 + step, row])
-        image = train_image(example[config.image_feature], key, config.preprocess)
-        return image, example[config.text_feature]
-
-    dataset = (
-        records.enumerate()
-        .map(parse, tf.data.AUTOTUNE, deterministic=True)
-        .batch(local_batch, drop_remainder=True)
-        .map(lambda images, texts: {"images": images, "tokens": tokenizer(texts)})
-        .prefetch(2)
-    )
-    return dataset.as_numpy_iterator()
-
-
-def evaluation_records(directory: str, split: str) -> list[dict]:
-    """Reads a whole evaluation split in the order of its files.
+    streams: range,
+    start_step: int,
+    tokenizer: Tokenizer,
+) -> tf.data.Dataset:
+    """Records of some streams, a batch a step.
 
     Returns:
-      One dict a record, as the dataset's features describe it, but with the picture
-      left encoded (bytes).
-
-    Raises:
-      InputError: there is no such dataset or split, or it is empty.
+      A dataset of image (rows,) encoded, texts (rows,) the number of texts to choose
+      from, tokens (rows, L) int32, dataset and shard (rows,) int64, without end.
     """
-    shards = open_shards(directory, split)
-    if not shards:
-        raise InputError(f"split {split!r} of {directory} has no records")
-    builder = tfds.builder_from_directory(directory)
-    pictures_encoded = {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
-    dataset = builder.as_dataset(
-        split=split, decoders=pictures_encoded, shuffle_files=False
+    start, draws = start_step * data.draws_a_step, data.draws_a_step
+    parts, taken = [], {s: data.mixture.drawn(seed, s, start) for s in streams}
+    for stream in streams:
+        parts += [
+            _stream(data, index, seed, stream, int(taken[stream][index]))
+            for index in range(len(data.shards))
+        ]
+
+    def choices() -> Iterator[np.ndarray]:
+        """Which part each row of a step is from, (rows,)."""
+        datasets = [data.mixture.draws(seed, stream, start) for stream in streams]
+        while True:
+            yield np.array(
+                [
+                    i * len(data.shards) + dataset
+                    for i, drawn in enumerate(datasets)
+                    for dataset in itertools.islice(drawn, draws)
+                ]
+            )
+
+    rows = draws * len(streams)
+    if len(data.shards) == 1:  # the same without asking Python
+        order = tf.data.Dataset.from_tensors(np.repeat(np.arange(len(streams)), draws))
+        order = order.repeat()
+    else:
+        signature = tf.TensorSpec((rows,), tf.int64)
+        order = tf.data.Dataset.from_generator(choices, output_signature=signature)
+    records = tf.data.Dataset.choose_from_datasets(parts, order.unbatch())
+    return (
+        records.batch(rows, drop_remainder=True)
+        .map(lambda record: {"tokens": tokenizer(record.pop("text")), **record})
+        .prefetch(AHEAD)
     )
-    return list(dataset.as_numpy_iterator())
 
 
 def _stream(
-    config: InputConfig, shards: list[Shard], seed: int, stream: int, taken: int
+    data: TrainingData, index: int, seed: int, stream: int, taken: int
 ) -> tf.data.Dataset:
-    """Serialized records of one stream after its first `taken`, without end."""
-    own = shards[stream :: config.streams]
-    start = stream_position([shard.records for shard in own], seed, stream, taken)
+    """Records of one dataset in one stream after its first `taken`, without end."""
+    config, shards = data.config, data.shards[index]
+    name, dataset = [*config.datasets.items()][index]
+    parse = make_parser(dataset)
+    number = zlib.crc32(name.encode())
+    lengths = [shard.records for shard in shards]
 
     def walk():
-        epoch, place, skip = start
-        while True:
-            for shard in epoch_order(len(own), seed, stream, epoch)[place:]:
-                number = stream + shard * config.streams  # in the dataset
-                yield own[shard].path, (seed * 2**32 + epoch, number), skip
-                skip = 0
-            epoch, place = epoch + 1, 0
+        key = (seed, number)
+        for piece in record_order.pieces(lengths, key, config.streams, stream, taken):
+            shuffle = np.random.default_rng((*key, piece.epoch, piece.shard))
+            shuffle_key = shuffle.integers(2**62, size=2)
+            shard = shards[piece.shard]
+            yield (
+                (shard.path, shard.records, piece.shard),
+                shuffle_key,
+                (
+                    piece.first,
+                    piece.records,
+                ),
+            )
 
-    def read_shard(path: tf.Tensor, key: tf.Tensor, skip: tf.Tensor):
-        windows = tf.data.TFRecordDataset(path).batch(config.shuffle_window)
-        first, rest = skip // config.shuffle_window, skip % config.shuffle_window
+    def read(shard, shuffle_key, span):
+        path, records, place = shard
+        first, count = span
+        window = config.shuffle_window
 
         def permute(index: tf.Tensor, window: tf.Tensor):
-            window_key = key + tf.stack([tf.constant(0, tf.int64), index * 2**32])
+            window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), index])
             return tf.data.Dataset.from_tensor_slices(
                 tf.random.experimental.stateless_shuffle(window, window_key)
             )
 
-        return windows.enumerate().skip(first).flat_map(permute).skip(rest)
+        windows = tf.data.TFRecordDataset(path).take(records).batch(window)
+        found = windows.enumerate().skip(first // window).flat_map(permute)
+        found = found.skip(first % window).take(count)
+        return found.map(lambda record: (record, place))
 
+    def choose(draw, content):
+        record, place = content
+        image, texts = parse(record)
+        count = tf.size(texts)
+        key = tf.stack([seed * 2**32 + number, stream * 2**40 + draw])
+        chosen = tf.random.stateless_uniform((), key, 0, tf.maximum(count, 1), tf.int32)
+        return {
+            "image": image,
+            "text": tf.concat([texts, [""]], 0)[chosen],
+            "texts": count,
+            "dataset": tf.constant(index, tf.int64),
+            "shard": place,
+        }
+
+    integer = tf.TensorSpec((), tf.int64)
     signature = (
-        tf.TensorSpec((), tf.string),
+        (tf.TensorSpec((), tf.string), integer, integer),
         tf.TensorSpec((2,), tf.int64),
-        tf.TensorSpec((), tf.int64),
+        (integer, integer),
     )
-    places = tf.data.Dataset.from_generator(walk, output_signature=signature)
-    return places.flat_map(read_shard)
+    found = tf.data.Dataset.from_generator(walk, output_signature=signature)
+    found = found.flat_map(read).enumerate(taken).map(choose)
+    return found.prefetch(data.draws_a_step)
+
+
+def _check_weights(weights: tuple, names: list[str]) -> None:
+    """Raises ValueError for weights that are not those of `InputConfig`."""
+    steps = [-1]
+    for phase in weights:
+        if not (
+            isinstance(phase, tuple)
+            and len(phase) == 2
+            and isinstance(phase[0], int)
+            and isinstance(phase[1], dict)
+        ):
+            raise ValueError(
+                f"weights holds {phase!r}; wanted (step, {{dataset: weight}})"
+            )
+        step, by_name = phase
+        unknown = sorted({*by_name} - {*names})
+        if unknown:
+            raise ValueError(
+                f"weights names {unknown}, but datasets has {', '.join(names)}"
+            )
+        if min(by_name.values(), default=-1) < 0 or not sum(by_name.values()):
+            raise ValueError(
+                f"weights from step {step} are {by_name}; wanted 0 or more"
+            )
+        if step <= steps[-1] or (steps == [-1] and step):
+            raise ValueError(
+                f"weights begins phases at steps {[s for s, _ in weights]}; wanted 0"
+                " first and then later ones"
+            )
+        steps.append(step)

@@ -6,9 +6,13 @@ flips at random in training. Pixels are scaled to [-1, 1].
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
+from align_jax.errors import InputError
 from align_jax.pictures import MAX_PIXELS, decode_picture
 
 WHITE = 255.0
@@ -161,3 +165,29 @@ def _jitter(image: tf.Tensor, key: tf.Tensor, most: float) -> tf.Tensor:
     mean = tf.reduce_mean(image)
     image = brightness * (mean + contrast * (image - mean))
     return tf.clip_by_value(image, 0.0, 255.0)
+
+
+def train_images(
+    encoded: Sequence[bytes],
+    keys: np.ndarray,
+    config: PreprocessConfig,
+    out: np.ndarray,
+) -> list[str]:
+    """Augments N pictures into `out` (N, S, S, 3) uint8; returns reasons."""
+    prepare = _prepare(config)
+    reasons = []
+    for row, (file, key) in enumerate(zip(encoded, keys, strict=True)):
+        try:
+            image = prepare(tf.constant(file), tf.constant(key)).numpy()
+            out[row] = np.rint((image + 1.0) * 127.5)
+            reasons.append("")
+        except (InputError, tf.errors.OpError) as error:
+            reasons.append(str(error)[:100] or "undecodable")
+    return reasons
+
+
+@functools.cache
+def _prepare(config):
+    return tf.function(
+        functools.partial(train_image, config=config)
+    ).get_concrete_function(tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int64))

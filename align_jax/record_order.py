@@ -35,9 +35,18 @@ class Piece:
     records: int
 
 
-def epoch_order(count: int, key: Sequence[int], epoch: int) -> np.ndarray:
-    """Order of a dataset's `count` shards in an epoch, (count,) indices."""
-    return np.random.default_rng((*key, epoch)).permutation(count)
+def epoch_order(
+    lengths: Sequence[int], key: Sequence[int], epoch: int
+) -> tuple[np.ndarray, int]:
+    """How an epoch goes through a dataset.
+
+    Returns:
+      The order of the shards, (shards,) indices, and the record of it, counted through
+      all shards in that order, that the epoch begins at; it ends before the same. So a
+      record is as likely at every place, whatever the lengths of the shards are.
+    """
+    rng = np.random.default_rng((*key, epoch))
+    return rng.permutation(len(lengths)), int(rng.integers(sum(lengths)))
 
 
 def stream_span(records: int, streams: int, stream: int, epoch: int) -> range:
@@ -69,16 +78,16 @@ def pieces(
     skip = taken - _ceil(epoch * records - stream, streams)
     while True:
         span = stream_span(records, streams, stream, epoch)[skip:]
-        order = epoch_order(len(lengths), key, epoch)
+        order, begin = epoch_order(lengths, key, epoch)
         ends = np.cumsum(np.asarray(lengths)[order])
-        place = span.start
-        for i in range(int(np.searchsorted(ends, place, "right")), len(order)):
-            if place >= span.stop:
-                break
-            shard, stop = int(order[i]), min(int(ends[i]), span.stop)
+        place, rest = (span.start + begin) % records, len(span)
+        while rest:
+            i = int(np.searchsorted(ends, place, "right"))
+            count = min(int(ends[i]) - place, rest)
+            shard = int(order[i])
             first = place - (int(ends[i]) - lengths[shard])
-            yield Piece(epoch, shard, first, stop - place)
-            place = stop
+            yield Piece(epoch, shard, first, count)
+            place, rest = (place + count) % records, rest - count
         epoch, skip = epoch + 1, 0
 
 

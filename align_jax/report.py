@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align_jax import workdir as folder
+from align_jax.datasets import MANIFEST
 from align_jax.embedding import Embedder
 from align_jax.evaluators.retrieval import Retrieval
 from align_jax.results import REPORT_FILE, table_rows
@@ -29,7 +30,6 @@ from align_jax.telemetry import read_metrics
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 ROOT = TEMPLATE.parents[1]
-MANIFEST_FILE = "manifest.json"  # beside a dataset of the corpus builder
 PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 
 IMAGE_QUERIES = 16
@@ -85,7 +85,7 @@ def write_report(
         table=table_rows(results),
         training=training_plots(rows),
         scores=score_plots(rows),
-        corpus=read_corpus(fields),
+        corpora=read_corpora(fields),
         retrievals={
             name: describe_retrieval(evaluator, embedder)
             for name, evaluator in evaluators.items()
@@ -170,13 +170,15 @@ def data_uri(picture: bytes) -> str:
     raise ValueError(f"no picture file starts with {picture[:8]!r}")
 
 
-def read_corpus(fields: dict[str, Any]) -> dict[str, Any] | None:
-    """Reads what the corpus's rules dropped; None where no manifest tells."""
-    path = os.path.join(fields["input"]["directory"], MANIFEST_FILE)
-    if not tf.io.gfile.exists(path):
-        return None
-    manifest = folder.read_json(path)
-    return manifest if "rules" in manifest else None
+def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Reads what the rules dropped, of each dataset whose manifest tells."""
+    corpora = {}
+    for name, dataset in fields["input"]["datasets"].items():
+        path = os.path.join(dataset["directory"], MANIFEST)
+        manifest = folder.read_json(path) if tf.io.gfile.exists(path) else {}
+        if "rules" in manifest:
+            corpora[name] = manifest
+    return corpora
 
 
 def describe_retrieval(evaluator: Retrieval, embedder: Embedder) -> dict[str, Any]:

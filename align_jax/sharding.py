@@ -3,6 +3,9 @@
 Parameters are replicated; everything with a batch axis is split over `data`.
 """
 
+import collections
+from collections.abc import Iterator
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -35,3 +38,19 @@ def global_batch(batch: dict, mesh: Mesh) -> dict:
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
+
+
+def global_batches(
+    batches: Iterator[dict], mesh: Mesh, ahead: int = 1
+) -> Iterator[dict]:
+    """Joins batches while the devices are at work on the ones before.
+
+    The copy of a batch to the devices begins `ahead` batches before it is needed, so
+    that `ahead` + 1 of them lie there at a time.
+    """
+    waiting: collections.deque[dict] = collections.deque()
+    for batch in batches:
+        waiting.append(global_batch(batch, mesh))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting

@@ -12,13 +12,13 @@ from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators, run_evaluators
 from align_jax.initialize import place_towers, read_towers
-from align_jax.input_pipeline import open_training, train_batches
+from align_jax.input_pipeline import TrainBatches, open_training
 from align_jax.optimizer import check_patterns, trainable
 from align_jax.parameters import variable_shapes
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
-from align_jax.sharding import global_batch, make_mesh
+from align_jax.sharding import global_batches, make_mesh
 from align_jax.telemetry import StepLog, open_writer
 from align_jax.train_step import create_state, make_train_step
 
@@ -46,7 +46,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         return
     tokenizer = config.make_tokenizer()
     evaluators = make_evaluators(config.evaluators)
-    open_training(config.input, config.batch_size, jax.process_count())
+    data = open_training(config.input, config.batch_size, jax.process_count())
     towers = read_towers(config.initialize, config.model, tokenizer)
     _check_patterns(config)
     folder.claim(workdir, fields)  # nothing is written before all input was seen
@@ -62,15 +62,15 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         print(f"Continuing {workdir} after step {start}.")
     else:
         state = place_towers(state, towers)
-    batches = train_batches(
-        config.input,
+    own_batches = TrainBatches(
+        data,
         tokenizer,
-        config.batch_size,
         config.seed,
         start,
         jax.process_index(),
         jax.process_count(),
     )
+    batches = global_batches(own_batches, mesh)
     writer = open_writer(workdir, start)
 
     log = StepLog(writer, plan.schedule, start, config.total_steps, config.batch_size)
@@ -83,9 +83,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     if start == 0:
         evaluate(0)
     for step in range(start + 1, config.total_steps + 1):
-        batch = global_batch(next(batches), mesh)
-        state, metrics = step_fn(state, batch)
-        log.add(step, metrics)
+        state, metrics = step_fn(state, next(batches))
+        log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
         last = step == config.total_steps
         if last or step % config.log_every_steps == 0:
             log.flush()
@@ -96,6 +95,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             checkpoints.save(step, state)
     log.close()
     checkpoints.close()
+    own_batches.close()
 
     results = collect_results(workdir)
     embedder.load(**state.variables)

@@ -29,7 +29,9 @@ def get_config() -> ConfigDict:
     config.vocabulary = f"{RECORDS}/vocabulary.txt"
 
     config.input = ConfigDict()
-    config.input.directory = RECORDS
+    config.input.datasets = ConfigDict()
+    config.input.datasets.emoji = ConfigDict()
+    config.input.datasets.emoji.directory = RECORDS
     config.input.streams = 8
     config.input.shuffle_window = 1024  # longer than a shard: shards are permuted whole
     config.input.preprocess = ConfigDict()

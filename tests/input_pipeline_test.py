@@ -1,13 +1,23 @@
 import collections
 import itertools
+import json
 import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
-from align_jax import input_pipeline
+from align_jax import datasets
+from align_jax.config import read_config
+from align_jax.datasets import DatasetConfig
 from align_jax.errors import InputError
-from align_jax.input_pipeline import InputConfig, stream_position, train_batches
+from align_jax.input_pipeline import (
+    InputConfig,
+    TrainBatches,
+    open_training,
+    read_records,
+)
 from align_jax.preprocess import PreprocessConfig
 from tests import tiny
 
@@ -16,10 +26,11 @@ PREPROCESS = PreprocessConfig(resize=18, image_size=16, random_background=True)
 
 
 class NumberReader:
-    """Stands in for the tokenizer: keeps the texts, which number the pairs."""
+    """Stands in for the tokenizer: keeps the number at the end of every text."""
 
     def __call__(self, texts):
-        return texts
+        last = tf.strings.regex_replace(texts, ".* ", "")
+        return tf.strings.to_number(last, tf.int32)[:, None]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +38,27 @@ def directory(tmp_path_factory):
     return tiny.write_training(tmp_path_factory.mktemp("data") / "train", LENGTHS)
 
 
-def batches(directory, count, start=0, seed=0, host=0, hosts=1, streams=4, window=8):
-    config = InputConfig(directory, PREPROCESS, streams=streams, shuffle_window=window)
-    drawn = train_batches(config, NumberReader(), 8, seed, start, host, hosts)
-    return list(itertools.islice(drawn, count))
+def open_batches(directory, start=0, seed=0, host=0, hosts=1, batch=8, **fields):
+    parts = directory if isinstance(directory, dict) else {"tiny": directory}
+    named = {
+        name: part if isinstance(part, DatasetConfig) else DatasetConfig(part)
+        for name, part in parts.items()
+    }
+    fields = {"streams": 4, "shuffle_window": 8} | fields
+    config = InputConfig(named, PREPROCESS, **fields)
+    data = open_training(config, batch, hosts)
+    return TrainBatches(data, NumberReader(), seed, start, host, hosts)
+
+
+def batches(directory, count, *args, **fields):
+    drawn = open_batches(directory, *args, **fields)
+    found = list(itertools.islice(drawn, count))
+    drawn.close()
+    return found
 
 
 def numbers(drawn):
-    return [int(t.split()[-1]) for batch in drawn for t in batch["tokens"]]
+    return [int(n) for batch in drawn for n in batch["tokens"][:, 0]]
 
 
 def assert_equal(found, expected):
@@ -45,8 +69,8 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("start", [1, 5, 12, 13, 40])
 def test_resuming_anywhere_gives_the_same_batches(directory, start):
-    whole = batches(directory, start + 15)
-    assert_equal(batches(directory, 15, start), whole[start:])
+    whole = batches(directory, start + 20)
+    assert_equal(batches(directory, 20, start), whole[start:])
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -60,53 +84,173 @@ def test_hosts_share_the_same_global_batches(directory, hosts):
     assert_equal(joined, whole)
 
 
+@pytest.mark.parametrize("workers", [1, 5])
+def test_workers_change_nothing(directory, workers):
+    assert_equal(batches(directory, 6, workers=workers), batches(directory, 6))
+
+
 @pytest.mark.parametrize("window", [1, 8, 1000])
-def test_an_epoch_of_a_stream_holds_each_of_its_pairs_once(directory, window):
-    drawn = batches(directory, 60, window=window)
-    firsts = np.cumsum([0, *LENGTHS])
-    for stream, length in enumerate(LENGTHS):  # 4 shards, 4 streams, 2 rows each
-        rows = [b["tokens"][2 * stream : 2 * stream + 2] for b in drawn]
-        seen = [int(t.split()[-1]) for t in np.concatenate(rows)]
-        epochs = [seen[i * length : (i + 1) * length] for i in range(3)]
-        for epoch in epochs:
-            assert sorted(epoch) == list(range(firsts[stream], firsts[stream + 1]))
-        assert (epochs[0] != epochs[1]) == (window > 1)
-
-
-def test_shards_of_a_stream_change_order_between_epochs(directory):
-    drawn = numbers(batches(directory, 400, streams=1))
-    total = sum(LENGTHS)
-    epochs = [drawn[i * total : (i + 1) * total] for i in range(30)]
+@pytest.mark.parametrize("streams", [1, 8])
+def test_an_epoch_holds_each_pair_once(directory, window, streams):
+    total = sum(LENGTHS)  # 96 pairs, 12 batches
+    drawn = numbers(batches(directory, 36, streams=streams, shuffle_window=window))
+    epochs = [drawn[i * total : (i + 1) * total] for i in range(3)]
     assert all(sorted(epoch) == list(range(total)) for epoch in epochs)
-    shard_of = np.repeat(range(4), LENGTHS)
-    orders = [tuple(dict.fromkeys(shard_of[epoch])) for epoch in epochs]
-    assert len(set(orders)) > 10
-    firsts = collections.Counter(order[0] for order in orders)
-    assert set(firsts) == {0, 1, 2, 3}
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_places_within_an_epoch_are_evenly_spread(tmp_path):
+    folder = tiny.write_training(tmp_path / "train", [4, 3, 5])
+    config = InputConfig({"t": DatasetConfig(folder)}, PREPROCESS, streams=2)
+    data = open_training(config, 12, 1)
+    records = read_records(data, 0, range(2), 0, NumberReader()).take(600)
+    counts = np.zeros((12, 12))  # pair, place
+    for batch in records.as_numpy_iterator():
+        counts[batch["tokens"][:, 0], range(12)] += 1
+    for pair in counts:
+        chi_square = ((pair - 50) ** 2 / 50).sum()
+        assert chi_square < 31.3  # 11 degrees of freedom: one in a thousand is above
 
 
 def test_seeds_give_different_orders_and_different_crops(directory):
     mine, other = batches(directory, 3, seed=0), batches(directory, 3, seed=1)
     assert numbers(mine) != numbers(other)
-    again = batches(directory, 14)
-    repeated = [b["images"][0] for b in again]
-    assert not all(np.array_equal(repeated[0], r) for r in repeated[1:])
+    one = {"one": DatasetConfig(directory, max_pairs=1)}
+    crops = [b["images"][0] for b in batches(one, 10, streams=1, batch=1)]
+    assert not all(np.array_equal(crops[0], crop) for crop in crops[1:])
 
 
-def test_a_position_by_hand():
-    order = input_pipeline.epoch_order(3, 0, 1, epoch=2)
-    lengths = [4, 5, 6]
-    first = lengths[order[0]]
-    assert stream_position(lengths, 0, 1, 30 + first - 1) == (2, 0, first - 1)
-    assert stream_position(lengths, 0, 1, 30 + first) == (2, 1, 0)
-    assert stream_position(lengths, 0, 1, 45) == (3, 0, 0)
+def test_a_step_of_a_million_is_reached_at_once(directory):
+    found = batches(directory, 2, start=1_000_000)
+    assert_equal(batches(directory, 1, start=1_000_001), found[1:])
+
+
+def test_parts_of_a_dataset_are_nested(directory):
+    def used(**fields):
+        part = {"tiny": DatasetConfig(directory, **fields)}
+        return set(numbers(batches(part, 36)))
+
+    half, tenth = used(fraction=0.5), used(fraction=0.1)
+    assert (len(half), len(tenth)) == (48, 10)
+    assert tenth < half == set(range(48))
+    assert used(max_pairs=33) == set(range(33))
+    with pytest.raises(InputError, match="0.001 of the 96 records .* are none"):
+        used(fraction=0.001)
+
+
+@pytest.fixture(scope="module")
+def two(directory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "other"
+    rows = [
+        [{"image": tiny.picture(i), "text": tiny.text(f"other {1000 + i}")}]
+        for i in range(12)
+    ]
+    other = tiny.write_dataset(folder, "train", rows, tiny.PAIR_FEATURES)
+    return {"tiny": directory, "other": other}
+
+
+def test_datasets_are_mixed_by_weights_that_change(two):
+    weights = ((0, {"tiny": 3, "other": 1}), (100, {"other": 1}))
+    found = batches(two, 130, batch=16, weights=weights)
+    share = np.array([(np.array(numbers([b])) >= 1000).mean() for b in found])
+    assert abs(share[:100].mean() - 0.25) < 0.03 and 0 < share[0] < 0.75
+    assert (share[100:] == 1).all()
+    assert_equal(batches(two, 12, 95, batch=16, weights=weights), found[95:107])
+    parts = [
+        batches(two, 12, 95, batch=16, weights=weights, host=h, hosts=2) for h in (0, 1)
+    ]
+    joined = [
+        np.concatenate([p["tokens"] for p in s]) for s in zip(*parts, strict=True)
+    ]
+    np.testing.assert_array_equal(joined, [b["tokens"] for b in found[95:107]])
+    counted = collections.Counter(numbers(found[:96]))
+    mine = [counted[i] for i in range(96)]
+    assert max(mine) - min(mine) <= 3  # 12 epochs, which streams begin apart
+
+
+def test_without_weights_every_pair_is_as_frequent(two):
+    counted = collections.Counter(numbers(batches(two, 270)))
+    assert len(counted) == 108
+    assert min(counted.values()) >= 17 and max(counted.values()) <= 23
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (((0, {"tinny": 1}),), "names .'tinny'., but datasets has tiny, other"),
+        (((0, {"tiny": -1}),), "are {'tiny': -1}; wanted 0 or more"),
+        (((0, {"tiny": 0}),), "are {'tiny': 0}; wanted 0 or more"),
+        (((5, {"tiny": 1}),), "begins phases at steps .5.; wanted 0 first"),
+        (((0, {"tiny": 1}), (0, {"tiny": 1})), "at steps .0, 0.; wanted 0 first"),
+        ((3,), "weights holds 3; wanted .step, {dataset: weight}"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(two, weights, message):
+    with pytest.raises(ValueError, match=message):
+        open_batches(two, weights=weights)
+
+
+def test_one_of_several_captions_is_taken_each_time(tmp_path):
+    rows = [
+        {"image": tiny.picture(i), "captions/text": tiny.text(f"a {i}", f"b {i + 100}")}
+        for i in range(6)
+    ]
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
+    }
+    folder = tiny.write_dataset(tmp_path / "captions", "train", [rows], features)
+    part = {"coco": DatasetConfig(folder, text_feature="captions/text")}
+    found = numbers(batches(part, 40, batch=6, streams=2))
+    for epoch in range(40):
+        epoch_numbers = found[epoch * 6 : epoch * 6 + 6]
+        assert sorted(n % 100 for n in epoch_numbers) == list(range(6))
+    counted = collections.Counter(found)
+    assert len(counted) == 12 and min(counted.values()) > 8
+    assert numbers(batches(part, 5, 10, batch=6, streams=2)) == found[60:90]
+
+
+def test_broken_pairs_are_replaced_and_counted(tmp_path):
+    bad = {3: b"", 4: tiny.draw(tiny.NAMES[4], 4)[:60], 9: b"no picture", 11: b"GIF89a"}
+    rows = [
+        {
+            "image": tiny.picture(i) if i not in bad else tiny.text(bad[i]),
+            "text": tiny.text(f"pair {i}"),
+        }
+        for i in range(48)
+    ]
+    shards = [rows[:24], rows[24:]]
+    folder = tiny.write_dataset(tmp_path / "b", "train", shards, tiny.PAIR_FEATURES)
+    drawn = open_batches(folder, batch=16, max_replaced=0.1)
+    found = list(itertools.islice(drawn, 9))
+    counts = collections.Counter(numbers(found))
+    assert not {*bad} & {*counts} and sum(counts.values()) == 9 * 16
+    assert drawn.replaced.total() == 3 * len(bad) and drawn.pairs == 9 * 16
+    assert_equal(batches(folder, 4, 5, batch=16), found[5:])
+    parts = [batches(folder, 9, batch=16, host=h, hosts=2) for h in (0, 1)]
+    joined = [
+        np.concatenate([p["tokens"] for p in s]) for s in zip(*parts, strict=True)
+    ]
+    np.testing.assert_array_equal(joined, [b["tokens"] for b in found])
+    for batch in found:  # the text goes with its picture
+        pictures = dict(zip(numbers([batch]), batch["images"], strict=True))
+        assert len({p.tobytes() for p in pictures.values()}) == len(pictures)
+
+
+def test_too_many_broken_pairs_end_the_run_with_the_shards_name(tmp_path):
+    good = {"image": tiny.picture(1), "text": tiny.text("pair 1")}
+    shards = [[good] * 16, [good | {"image": tiny.text(b"x")}] * 16]
+    folder = tiny.write_dataset(tmp_path / "b", "train", shards, tiny.PAIR_FEATURES)
+    with pytest.raises(
+        InputError, match="more than input.max_replaced = 0.01; .*00001"
+    ):
+        batches(folder, 9)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"streams": 3}, "batch of 8 pairs does not divide over input.streams = 3"),
-        ({"streams": 8}, "input.streams is 8, but .* has only 4 shards"),
         ({"hosts": 3}, "input.streams is 4, not a multiple of the 3 hosts"),
     ],
 )
@@ -115,22 +259,65 @@ def test_sizes_that_do_not_fit_are_refused(directory, arguments, message):
         batches(directory, 1, **arguments)
 
 
-def test_a_missing_dataset_split_or_shard_is_named(directory, tmp_path):
+def test_a_missing_dataset_split_feature_or_shard_is_named(directory, tmp_path):
     with pytest.raises(InputError, match="no TFDS dataset in .*nowhere"):
-        input_pipeline.open_shards(str(tmp_path / "nowhere"), "train")
+        datasets.open_shards(str(tmp_path / "nowhere"), "train")
     with pytest.raises(InputError, match="no split 'val'; it has .*train"):
-        input_pipeline.open_shards(directory, "val")
+        datasets.open_shards(directory, "val")
+    with pytest.raises(InputError, match="no feature 'caption'; it has image, text"):
+        open_batches({"t": DatasetConfig(directory, text_feature="caption")})
+    with pytest.raises(InputError, match="no feature 'picture'; it has image, text"):
+        open_batches({"t": DatasetConfig(directory, image_feature="picture")})
     broken = pathlib.Path(tiny.write_training(tmp_path / "broken", [3, 3]))
     (broken / "tiny-train.tfrecord-00001-of-00002").unlink()
     with pytest.raises(
         InputError, match="1 of 2 shards .* missing, the first is .*-00001"
     ):
-        input_pipeline.open_shards(str(broken), "train")
+        datasets.open_shards(str(broken), "train")
+
+
+def test_a_shard_cut_short_is_named(tmp_path):
+    folder = pathlib.Path(tiny.write_training(tmp_path / "cut", [3, 3]))
+    path = folder / "dataset_info.json"
+    paths = sorted(folder.glob("*.tfrecord-*"))
+    info = json.loads(path.read_text())
+    info["splits"][0]["numBytes"] = str(sum(p.stat().st_size for p in paths))
+    path.write_text(json.dumps(info))
+    assert len(datasets.open_shards(str(folder), "train")) == 2
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    with pytest.raises(InputError, match="00001-of-00002 is cut short: it has 2 whole"):
+        datasets.open_shards(str(folder), "train")
+    shards = [{"name": path.name, "bytes": 7} for path in paths]
+    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
+    with pytest.raises(InputError, match="00000-of-00002 has .* bytes, but .* says 7;"):
+        datasets.open_shards(str(folder), "train")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"datasets": {}}, "config: datasets is empty"),
+        ({"streams": 0}, "config: streams is 0; wanted 1 or more"),
+        ({"max_replaced": 2.0}, "config: max_replaced is 2.0; wanted 0 to 1"),
+        (
+            {"datasets": {"a": {"directory": "x", "fraction": 0.0}}},
+            "datasets.a: fracti",
+        ),
+        (
+            {"datasets": {"a": {"folder": "x"}}},
+            "config.datasets.a has no field 'folder'",
+        ),
+    ],
+)
+def test_fields_out_of_range_are_refused(fields, message):
+    whole = {"datasets": {"a": {"directory": "x"}}, "preprocess": {}}
+    with pytest.raises(InputError, match=message):
+        read_config(InputConfig, whole | fields)
 
 
 def test_evaluation_records_keep_the_files_bytes(tmp_path):
     directory = tiny.write_evaluation(tmp_path / "test")
-    records = input_pipeline.evaluation_records(directory, "test")
+    records = datasets.evaluation_records(directory, "test")
     assert len(records) == len(tiny.NAMES)
     assert records[0]["image"] == tiny.draw(tiny.NAMES[0], 110)
     assert [r["texts"][0].decode() for r in records] == tiny.NAMES

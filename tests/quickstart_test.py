@@ -41,7 +41,7 @@ def fields(root):
     config.total_steps = 4
     config.pairs_per_core = 4
     config.vocabulary = str(root / "corpus" / "records" / "vocabulary.txt")
-    config.input.directory = str(root / "corpus" / "records")
+    config.input.datasets.emoji.directory = str(root / "corpus" / "records")
     config.input.preprocess.resize, config.input.preprocess.image_size = 36, 32
     config.model.image_tower.width, config.model.image_tower.depth = 0.25, 0.3
     config.model.text_tower.layers, config.model.text_tower.hidden = 1, 64
@@ -145,7 +145,7 @@ def test_bad_input_is_refused_before_anything_is_written(root, fields, finished)
     refused("no vocabulary at nowhere", vocabulary="nowhere")
     refused(
         "no TFDS dataset in 'nowhere'",
-        input={**fields["input"], "directory": "nowhere"},
+        input={**fields["input"], "datasets": {"emoji": {"directory": "nowhere"}}},
     )
     small = {**fields["model"]["text_tower"], "vocabulary_size": 9}
     refused(

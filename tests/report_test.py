@@ -94,7 +94,8 @@ def write(tmp_path, monkeypatch):
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
     def make(results=RESULTS, evaluators=None) -> Page:
-        fields = {"input": {"directory": str(tmp_path / "data")}, "note": "</pre>&"}
+        datasets = {"data": {"directory": str(tmp_path / "data")}}
+        fields = {"input": {"datasets": datasets}, "note": "</pre>&"}
         evaluators = {"pairs": FakeRetrieval()} if evaluators is None else evaluators
         path = report.write_report(
             str(run), fields, results, evaluators, FakeEmbedder()

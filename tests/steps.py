@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from align_jax.config import read_config
-from align_jax.input_pipeline import train_batches
+from align_jax.input_pipeline import TrainBatches, open_training
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import global_batch
 from align_jax.train_step import create_state, make_train_step
@@ -32,15 +32,10 @@ def run(config, mesh, count=COUNT):
     plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
     state = create_state(plan)
     start = jax.device_get(state)
-    batches = train_batches(
-        config.input,
-        tokenizer,
-        config.batch_size,
-        config.seed,
-        0,
-        jax.process_index(),
-        jax.process_count(),
-    )
+    hosts = jax.process_count()
+    data = open_training(config.input, config.batch_size, hosts)
+    host = jax.process_index()
+    batches = TrainBatches(data, tokenizer, config.seed, 0, host, hosts)
     rows, program = [], None
     for batch in itertools.islice(batches, count):
         batch = global_batch(batch, mesh)

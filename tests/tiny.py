@@ -38,6 +38,22 @@ def draw(name: str, shade: int) -> bytes:
     return file.getvalue()
 
 
+PAIR_FEATURES = {
+    "image": tfds.features.Image(shape=(None, None, 3)),
+    "text": tfds.features.Text(),
+}
+
+
+def picture(number: int) -> tf.train.Feature:
+    """A drawing of its own for each of some hundred numbers."""
+    return _bytes(draw(NAMES[number % len(NAMES)], number % 100))
+
+
+def text(*values: str | bytes) -> tf.train.Feature:
+    """Texts, or a file, as a record holds them."""
+    return _bytes(*(v.encode() if isinstance(v, str) else v for v in values))
+
+
 def _bytes(*values: bytes) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
 
@@ -84,18 +100,14 @@ def write_training(folder: pathlib.Path, lengths: list[int]) -> str:
     shards = [
         [
             {
-                "image": _bytes(draw(NAMES[i % len(NAMES)], i % 100)),
-                "text": _bytes(f"{NAMES[i % len(NAMES)]} {i}".encode()),
+                "image": picture(i),
+                "text": text(f"{NAMES[i % len(NAMES)]} {i}"),
             }
             for i in [next(numbers) for _ in range(length)]
         ]
         for length in lengths
     ]
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "text": tfds.features.Text(),
-    }
-    return write_dataset(folder, "train", shards, features)
+    return write_dataset(folder, "train", shards, PAIR_FEATURES)
 
 
 def write_evaluation(folder: pathlib.Path) -> str:
@@ -164,7 +176,7 @@ def make_run(root: pathlib.Path, **changes) -> dict:
         "batch_norm_cores": 4,
         "vocabulary": str(root / "vocabulary.txt"),
         "input": {
-            "directory": str(train),
+            "datasets": {"tiny": {"directory": str(train)}},
             "streams": 4,
             "shuffle_window": 8,
             "preprocess": {"resize": 18, "image_size": 16, "flip": False},

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from align_jax.datasets import evaluation_records
 from align_jax.embedding import Embedder
-from align_jax.input_pipeline import evaluation_records
 from align_jax.scores import chance_recall, positive_ranks, recall_at
 
 CUTS = (1, 5, 10)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from align_jax.datasets import evaluation_records
 from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
-from align_jax.input_pipeline import evaluation_records
 from align_jax.scores import positive_ranks, recall_at
 
 

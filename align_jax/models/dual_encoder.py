@@ -95,10 +95,13 @@ class DualEncoder(nn.Module):
         core_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Embeds images (B, H, W, 3) in [-1, 1] as unit vectors (B, D), float32.
+        """Embeds images (B, H, W, 3) as unit vectors (B, D), float32.
 
+        Images are float in [-1, 1], or uint8 levels, which are scaled to that here.
         In training, core_ids (V,) is the global index of the batch's virtual cores.
         """
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 127.5 - 1.0
         features = self.image_tower(images, core_ids, train)
         if self.config.embedding_size is not None:
             features = self.image_projection(features)

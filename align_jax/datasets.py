@@ -1,0 +1,244 @@
+"""Datasets on disk: their shards, checked before anything starts, and their records.
+
+A dataset is a folder in TFDS's layout with TFRecord files, of ours or of TFDS. Paths
+may be any that TensorFlow reads, as gs:// ones.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import struct
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from align_jax.errors import InputError
+
+MANIFEST = "manifest.json"  # of a corpus: what its shards' sizes must be
+FRAME = 16  # bytes of TFRecord's framing around a record
+REQUESTS = 32  # files that are asked for their size at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """One dataset of training.
+
+    Attributes:
+      directory: folder in TFDS's layout, local or any path TensorFlow reads.
+      split: split of the dataset.
+      image_feature: name of the encoded picture in a record.
+      text_feature: name of the text, or of a list of texts of which each visit of the
+        record takes one; "captions/text" is the field `text` of a list `captions`.
+      fraction: part of the records that is used, the first ones of the files. Records
+        lie in a random order, so they are a random sample, and smaller ones are parts
+        of larger ones.
+      max_pairs: most records that are used, the first ones too; 0 for all.
+    """
+
+    directory: str
+    split: str = "train"
+    image_feature: str = "image"
+    text_feature: str = "text"
+    fraction: float = 1.0
+    max_pairs: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}; wanted above 0, up to 1")
+        if self.max_pairs < 0:
+            raise ValueError(f"max_pairs is {self.max_pairs}; wanted 0 (all) or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One TFRecord file of a dataset; its first `records` are used."""
+
+    path: str
+    records: int
+
+
+def open_shards(directory: str, split: str) -> list[Shard]:
+    """Lists a split's shards in order, those without records left out.
+
+    Raises:
+      InputError: there is no dataset or split, it is not of TFRecord files, or a shard
+        is missing, cut short or of another size than the manifest says.
+    """
+    info = _open_builder(directory, split).info
+    if info.file_format is not None and info.file_format.value != "tfrecord":
+        raise InputError(
+            f"{directory} holds {info.file_format.value} files; wanted tfrecord"
+        )
+    split_info = info.splits[split]
+    paths = [str(path) for path in split_info.filepaths]
+    shards = [
+        Shard(path, records)
+        for path, records in zip(paths, split_info.shard_lengths, strict=True)
+    ]
+    sizes = _sizes([shard.path for shard in shards])
+    absent = [s.path for s, size in zip(shards, sizes, strict=True) if size is None]
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(shards)} shards of {directory} are missing, the"
+            f" first is {absent[0]}; build the dataset again"
+        )
+    _check_sizes(directory, shards, sizes, split_info.num_bytes)
+    return [shard for shard in shards if shard.records]
+
+
+def open_dataset(config: DatasetConfig) -> list[Shard]:
+    """Lists the shards of training, cut to the part that is used.
+
+    Raises:
+      InputError: as `open_shards`, or there are no records.
+    """
+    shards = open_shards(config.directory, config.split)
+    total = sum(shard.records for shard in shards)
+    wanted = round(total * config.fraction)
+    if config.max_pairs:
+        wanted = min(wanted, config.max_pairs)
+    if not wanted:
+        raise InputError(
+            f"{config.fraction} of the {total} records of {config.directory}"
+            f" {config.split} are none"
+        )
+    used = []
+    for shard in shards:
+        used.append(dataclasses.replace(shard, records=min(shard.records, wanted)))
+        wanted -= used[-1].records
+        if not wanted:
+            break
+    return used
+
+
+def make_parser(config: DatasetConfig) -> Callable:
+    """Reads the picture and the texts of a serialized record.
+
+    Returns:
+      A function of () bytes: the picture's file, () bytes, and its texts, (texts,).
+
+    Raises:
+      InputError: the dataset has no such features, or they are of another type.
+    """
+    builder = _open_builder(config.directory, config.split)
+    known = builder.info.features.tf_example_spec
+    names = (config.image_feature, config.text_feature)
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{config.directory} has no feature {name!r}; it has {', '.join(known)}"
+            )
+        lists = name == config.text_feature
+        if (
+            known[name].dtype != tf.string
+            or len(known[name].shape)
+            or (isinstance(known[name], tf.io.FixedLenSequenceFeature) and not lists)
+        ):
+            raise InputError(
+                f"feature {name!r} of {config.directory} is {known[name]}; wanted"
+                f" {'a text or a list of texts' if lists else 'one encoded picture'}"
+            )
+    spec = {name: known[name] for name in names}
+
+    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = tf.io.parse_single_example(record, spec)
+        image, texts = (example[name] for name in names)
+        return image, tf.reshape(texts, [-1])
+
+    return parse
+
+
+def evaluation_records(directory: str, split: str) -> list[dict]:
+    """Reads a whole evaluation split in the order of its files.
+
+    Returns:
+      One dict a record, as the dataset's features describe it, but with the picture
+      left encoded (bytes).
+
+    Raises:
+      InputError: there is no such dataset or split, or it is empty.
+    """
+    if not open_shards(directory, split):
+        raise InputError(f"split {split!r} of {directory} has no records")
+    builder = tfds.builder_from_directory(directory)
+    pictures_encoded = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    dataset = builder.as_dataset(
+        split=split, decoders=pictures_encoded, shuffle_files=False
+    )
+    return list(dataset.as_numpy_iterator())
+
+
+def _open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
+    if not tf.io.gfile.exists(os.path.join(directory, "dataset_info.json")):
+        raise InputError(
+            f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
+            " first, the quickstart's with `make data`, any corpus with `python -m"
+            " data.build`"
+        )
+    builder = tfds.builder_from_directory(directory)
+    splits = builder.info.splits
+    if split not in splits:
+        raise InputError(f"{directory} has no split {split!r}; it has {list(splits)}")
+    return builder
+
+
+def _sizes(paths: Sequence[str]) -> list[int | None]:
+    """Bytes of each file, None where it is missing."""
+
+    def size(path: str) -> int | None:
+        try:
+            return tf.io.gfile.stat(path).length
+        except tf.errors.NotFoundError:
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(size, paths))
+
+
+def _check_sizes(
+    directory: str, shards: Sequence[Shard], sizes: Sequence[int], total: int
+) -> None:
+    """Raises InputError for a shard whose size is not what the metadata say.
+
+    A corpus of ours has a manifest with every size. TFDS states only the sum of all
+    records; where the files are smaller, they are read to find the one cut short.
+    """
+    manifest = os.path.join(directory, MANIFEST)
+    wanted = {}
+    if tf.io.gfile.exists(manifest):
+        with tf.io.gfile.GFile(manifest) as file:
+            wanted = {s["name"]: s["bytes"] for s in json.load(file).get("shards", [])}
+    for shard, size in zip(shards, sizes, strict=True):
+        expected = wanted.get(os.path.basename(shard.path), size)
+        if size != expected:
+            raise InputError(
+                f"{shard.path} has {size:,} bytes, but {manifest} says {expected:,};"
+                " build the dataset again, or copy that file again"
+            )
+    if sum(sizes) >= total:
+        return
+    for shard in shards:
+        found = count_records(shard.path)
+        if found < shard.records:
+            raise InputError(
+                f"{shard.path} is cut short: it has {found} whole records, and"
+                f" {directory}/dataset_info.json says {shard.records}; prepare the"
+                " dataset again, or copy that file again"
+            )
+
+
+def count_records(path: str) -> int:
+    """Whole records of a TFRecord file, by its framing; the records are not read."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        size, place, records = file.size(), 0, 0
+        while place + FRAME <= size:
+            file.seek(place)
+            place += FRAME + struct.unpack("<Q", file.read(8))[0]
+            records += place <= size
+    return records
