@@ -17,7 +17,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from align_jax.errors import InputError
-from align_jax.preprocess import PreprocessConfig, train_image
+from align_jax.image_batches import augment_batches
+from align_jax.preprocess import PreprocessConfig
 from align_jax.tokenizer import Tokenizer
 
 
@@ -150,10 +151,11 @@ def train_batches(
       process_count: hosts; divides the streams.
 
     Yields:
-      images (B / hosts, H, W, 3) float32 and tokens (B / hosts, L) int32.
+      images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L) int32.
 
     Raises:
-      InputError: sizes that do not divide, fewer shards than streams, no dataset.
+      InputError: sizes that do not divide, fewer shards than streams, no dataset, a
+        picture that cannot be used.
     """
     shards = open_training(config, batch_size, process_count)
     per_stream = batch_size // config.streams
@@ -182,17 +184,24 @@ def train_batches(
             },
         )
         key = tf.stack([seed * 2**32 + step, row])
-        image = train_image(example[config.image_feature], key, config.preprocess)
-        return image, example[config.text_feature]
+        return example[config.image_feature], key, example[config.text_feature]
 
     dataset = (
         records.enumerate()
-        .map(parse, tf.data.AUTOTUNE, deterministic=True)
+        .map(parse)
         .batch(local_batch, drop_remainder=True)
-        .map(lambda images, texts: {"images": images, "tokens": tokenizer(texts)})
-        .prefetch(2)
+        .map(lambda encoded, keys, texts: (encoded, keys, tokenizer(texts)))
+        .prefetch(1)
     )
-    return dataset.as_numpy_iterator()
+    drawn = augment_batches(dataset.as_numpy_iterator(), config.preprocess)
+    for images, reasons, tokens in drawn:
+        bad = [reason for reason in reasons if reason]
+        if bad:
+            raise InputError(
+                f"{len(bad)} of {len(reasons)} pictures of a batch cannot be used, the"
+                f" first is {bad[0]}"
+            )
+        yield {"images": images, "tokens": tokens}
 
 
 def evaluation_records(directory: str, split: str) -> list[dict]:

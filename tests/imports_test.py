@@ -5,7 +5,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A file of align_jax imports only files that stand before it.
 ORDER = """
-errors config tokenizer pictures preprocess input_pipeline sharding
+errors config tokenizer pictures resample preprocess image_batches input_pipeline
+sharding
 models.layers models.convolution models.mbconv models.efficientnet models.bert
 models.dual_encoder parameters
 loss_tiles loss sigmoid_loss objective optimizer train_step workdir checkpoint
