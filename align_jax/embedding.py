@@ -45,10 +45,6 @@ class Embedder:
         self._mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._variables: dict = {}
-        # Traced here once: threads that call it for the first time would each trace.
-        self._prepare = tf.function(
-            partial(evaluation_image, config=preprocess)
-        ).get_concrete_function(tf.TensorSpec((None, None, None), tf.uint8))
         whole, split = replicated(mesh), batch_split(mesh)
         compiled = partial(jax.jit, in_shardings=(whole, split), out_shardings=whole)
         self._encode_images = compiled(
@@ -91,15 +87,15 @@ class Embedder:
                 if unreadable is None:
                     raise
                 unreadable[index] = str(error)
-                return np.zeros((side, side, 3), np.float32)
-            return self._prepare(tf.constant(picture)).numpy()
+                return np.zeros((side, side, 3), np.uint8)
+            return evaluation_image(picture, self._preprocess)
 
         def batches() -> Iterator[np.ndarray]:
             for start in range(0, len(pictures), self._batch_size):
                 stop = min(start + self._batch_size, len(pictures))
                 yield np.stack(list(pool.map(prepare, range(start, stop))))
 
-        # Threads: Pillow and TensorFlow let each other run while they work.
+        # Threads: decoding and resizing let each other run.
         with concurrent.futures.ThreadPoolExecutor() as pool:
             embeddings = self._embed(self._encode_images, batches())
         if unreadable:

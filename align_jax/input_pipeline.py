@@ -6,11 +6,9 @@ the streams. Nothing needs to be saved to resume.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import itertools
 import logging
-import os
 import zlib
 from collections.abc import Iterator
 
@@ -20,11 +18,11 @@ import tensorflow as tf
 from align_jax import record_order
 from align_jax.datasets import DatasetConfig, Shard, make_parser, open_dataset
 from align_jax.errors import InputError
-from align_jax.preprocess import PreprocessConfig, train_images
+from align_jax.image_batches import augment_batches
+from align_jax.preprocess import PreprocessConfig
 from align_jax.tokenizer import Tokenizer
 
-AHEAD = 2  # batches whose pictures are prepared while the devices are at work
-ROWS_A_TASK = 8  # pictures that a thread takes at a time
+GREY = 127
 FEW_PAIRS = 1000  # the share of replaced pairs is taken of at least so many
 
 
@@ -126,7 +124,7 @@ class TrainBatches(Iterator):
 
     A batch is images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L) int32. A pair
     that cannot be decoded, or has no text, is replaced by the next good one of its
-    stream in the batch; where there is none, by a grey picture without words.
+    stream in the batch; where there is none, its picture is grey.
 
     Attributes:
       pairs: of this host so far.
@@ -156,13 +154,16 @@ class TrainBatches(Iterator):
         per_host = config.streams // process_count
         self._streams = range(process_index * per_host, (process_index + 1) * per_host)
         self._data = data
-        self._seed = seed
-        self._steps = itertools.count(start_step)
         records = read_records(data, seed, self._streams, start_step, tokenizer)
-        self._records = records.as_numpy_iterator()
-        workers = config.workers or len(os.sched_getaffinity(0))
-        self._pool = concurrent.futures.ThreadPoolExecutor(workers)
-        self._started: collections.deque = collections.deque()
+        numbered = enumerate(records.as_numpy_iterator(), start_step)
+        self._batches = augment_batches(
+            (
+                (record["image"], self._keys(seed, step), record)
+                for step, record in numbered
+            ),
+            config.preprocess,
+            config.workers or None,
+        )
         self._bad_shards: collections.Counter[str] = collections.Counter()
         self.pairs = 0
         self.replaced: collections.Counter[str] = collections.Counter()
@@ -173,10 +174,7 @@ class TrainBatches(Iterator):
         Raises:
           InputError: more pairs than `max_replaced` allows cannot be decoded.
         """
-        while len(self._started) <= AHEAD:
-            self._started.append(self._start(next(self._records)))
-        records, images, tasks = self._started.popleft()
-        reasons = [reason for task in tasks for reason in task.result()]
+        images, reasons, records = next(self._batches)
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
         tokens = records["tokens"]
@@ -188,25 +186,13 @@ class TrainBatches(Iterator):
 
     def close(self) -> None:
         """Ends the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._batches.close()
 
-    def _start(self, records: dict[str, np.ndarray]) -> tuple:
-        """Hands the pictures of a batch to the threads."""
-        config, rows = self._data.config.preprocess, len(records["image"])
-        step = next(self._steps)
-        first_row = self._data.draws_a_step * self._streams.start
-        keys = np.stack(
-            [np.full(rows, self._seed * 2**32 + step), first_row + np.arange(rows)], 1
-        )  # (rows, 2)
-        images = np.empty((rows, config.image_size, config.image_size, 3), np.uint8)
-        parts = [slice(i, i + ROWS_A_TASK) for i in range(0, rows, ROWS_A_TASK)]
-        tasks = [
-            self._pool.submit(
-                train_images, records["image"][part], keys[part], config, images[part]
-            )
-            for part in parts
-        ]
-        return records, images, tasks
+    def _keys(self, seed: int, step: int) -> np.ndarray:
+        """A key (2,) for each of this host's rows: seed and step, and its place."""
+        draws = self._data.draws_a_step
+        rows = np.arange(draws * self._streams.start, draws * self._streams.stop)
+        return np.stack([np.full(len(rows), seed * 2**32 + step), rows], 1)
 
     def _replace(self, records, images, tokens, reasons) -> None:
         """Fills the rows that have a reason, and counts them."""
@@ -215,8 +201,8 @@ class TrainBatches(Iterator):
             stream = row // draws * draws
             following = [stream + (row + i) % draws for i in range(1, draws)]
             good = [other for other in following if not reasons[other]]
-            images[row] = images[good[0]] if good else 127
-            tokens[row] = tokens[good[0]] if good else 0
+            images[row] = images[good[0]] if good else GREY
+            tokens[row] = tokens[good[0]] if good else tokens[row]
             self._count(records["dataset"][row], records["shard"][row], reasons[row])
 
     def _count(self, dataset: int, shard: int, reason: str) -> None:
@@ -280,7 +266,7 @@ def read_records(
     return (
         records.batch(rows, drop_remainder=True)
         .map(lambda record: {"tokens": tokenizer(record.pop("text")), **record})
-        .prefetch(AHEAD)
+        .prefetch(1)
     )
 
 

@@ -1,7 +1,8 @@
 """Pictures as pixels: any file format, upright, 8 bits, alpha kept, size checked first.
 
-`read_picture` is for a file at a time, `decode_picture` for tf.data. Both give the same
-pixels: TensorFlow's own decoders take plain JPEG and PNG files, Pillow all else.
+Training, evaluation and export read pictures here and see the same pixels. Plain JPEG
+files are decoded by libjpeg-turbo through simplejpeg, all else by Pillow; both decode
+without the interpreter lock.
 """
 
 import io
@@ -10,8 +11,8 @@ import pathlib
 import warnings
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
 
 from align_jax.errors import InputError
 
@@ -21,13 +22,43 @@ Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 # is what Pillow warns from: a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
 
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-EXIF = b"Exif\0\0"
+JPEG, EXIF = b"\xff\xd8\xff", b"Exif\0\0"
 HEADER = 4096  # bytes in which Exif data is looked for: it is the first or second part
+CUT_SHORT = ("truncated", "premature", "unexpected end", "incomplete")
+# What each Exif orientation does to rows and columns.
+UPRIGHT = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+# Pillow warns of large pictures, for which there is a limit of our own, and of every
+# oddity of a file. Set once: `catch_warnings` a picture would not be safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class PictureError(InputError):
+    """A picture that cannot be read.
+
+    Attributes:
+      reason: why in a word or two, for counts: "empty", "not a picture", "too large",
+        "cut short", "broken" or "unsupported".
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 def read_picture(
-    picture: Picture, name: str = "picture", max_pixels: int = MAX_PIXELS
+    picture: Picture,
+    name: str = "picture",
+    max_pixels: int = MAX_PIXELS,
+    least: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Reads one picture.
 
@@ -36,105 +67,110 @@ def read_picture(
         or (H, W, 4).
       name: what to call it in messages where it has no path.
       max_pixels: larger ones are refused before they are decoded.
+      least: height and width; JPEG files may be decoded at 1/2, 1/4 or 1/8 of their
+        size as long as they stay that large. None for the exact pixels.
 
     Returns:
       uint8 (H, W, 3), or (H, W, 4) where it has transparency; the first frame, turned
       as its Exif orientation says.
 
     Raises:
-      InputError: it is missing, broken, cut short, too large or no picture.
+      InputError: it is missing, broken, cut short, too large or no picture; all but the
+        first are `PictureError`s.
     """
     if isinstance(picture, np.ndarray):
         return _check_array(picture, name)
     if isinstance(picture, Image.Image):
         return _to_array(picture, getattr(picture, "filename", "") or name, max_pixels)
-    if isinstance(picture, bytes):
-        file = io.BytesIO(picture)
-    else:
-        file, name = pathlib.Path(picture), str(picture)
+    if not isinstance(picture, bytes):
+        try:
+            picture, name = pathlib.Path(picture).read_bytes(), str(picture)
+        except FileNotFoundError as error:
+            raise InputError(f"{picture} is missing") from error
+        except OSError as error:
+            raise InputError(f"{picture} cannot be read: {error}") from error
+    pixels = _read_jpeg(picture, name, max_pixels, least)
+    return _read_with_pillow(picture, name, max_pixels) if pixels is None else pixels
+
+
+def _read_jpeg(content, name, max_pixels, least) -> np.ndarray | None:
+    """Pixels of a JPEG file in grey or three colours; None where Pillow must look."""
+    if not content.startswith(JPEG):
+        return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit follows
-            opened = Image.open(file)
-    except FileNotFoundError as error:
-        raise InputError(f"{name} is missing") from error
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        orientation = _orientation(content) if EXIF in content[:HEADER] else 1
+        if colours not in ("Gray", "YCbCr", "RGB") or orientation is None:
+            return None
+        _check_size(height, width, name, max_pixels)
+        options = {}
+        if least:
+            rows, columns = least if orientation < 5 else least[::-1]
+            options = {"min_height": rows, "min_width": columns, "min_factor": 2}
+        pixels = simplejpeg.decode_jpeg(content, "RGB", **options)
+    except PictureError:
+        raise
+    except ValueError:
+        # Any oddity of the file; Pillow says whether it can be read and what is wrong.
+        return None
+    return UPRIGHT[orientation](pixels) if orientation in UPRIGHT else pixels
+
+
+def _orientation(content: bytes) -> int | None:
+    """The Exif orientation of a file; None where Pillow cannot read it."""
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            return opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a parser of untrusted bytes; the whole file is judged later
+        return None
+
+
+def _read_with_pillow(content, name, max_pixels) -> np.ndarray:
+    try:
+        opened = Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large: {error}") from error
+        raise PictureError(f"{name} is too large: {error}", "too large") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name} is no picture that can be read: {error}") from error
+        raise PictureError(
+            f"{name} is no picture that can be read: {error}",
+            "not a picture" if content else "empty",
+        ) from error
     with opened:
         return _to_array(opened, name, max_pixels)
 
 
-def decode_picture(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
-    """Decodes a file's bytes () to uint8 (H, W, 3 or 4), as `read_picture` does.
-
-    What that refuses ends the pipeline with an error that says what was found.
-    """
-
-    def read(content: bytes) -> np.ndarray:
-        return read_picture(content, "a record's picture", max_pixels)
-
-    if tf.strings.substr(encoded, 0, len(PNG)) == PNG:
-        _check_size(_png_size(encoded), max_pixels)
-        pixels = tf.io.decode_png(encoded)  # 1 to 4 channels; 16 bits become 8
-        if tf.shape(pixels)[-1] < 3:
-            pixels = tf.concat([pixels[..., :1]] * 3 + [pixels[..., 1:]], -1)
-    elif _is_plain_jpeg(encoded):
-        _check_size(tf.io.extract_jpeg_shape(encoded)[:2], max_pixels)
-        pixels = tf.io.decode_jpeg(encoded, 3, dct_method="INTEGER_ACCURATE")
-    else:
-        pixels = tf.numpy_function(read, [encoded], tf.uint8)
-    return tf.ensure_shape(pixels, (None, None, None))
-
-
-def _is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether a file is a JPEG in grey or three colours and without Exif data."""
-    if tf.strings.substr(encoded, 0, len(JPEG)) != JPEG:
-        return False
-    start = tf.io.decode_raw(tf.strings.substr(encoded, 0, HEADER), tf.uint8)
-    windows = tf.signal.frame(start, len(EXIF), 1)  # (bytes, 6)
-    if tf.reduce_any(tf.reduce_all(windows == tf.constant(list(EXIF), tf.uint8), -1)):
-        return False
-    return tf.io.extract_jpeg_shape(encoded)[2] <= 3
-
-
-def _png_size(encoded: tf.Tensor) -> tf.Tensor:
-    """Height and width (2,) that a PNG's header states."""
-    header = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False)
-    return tf.reverse(header, [0])
-
-
-def _check_size(size: tf.Tensor, max_pixels: int) -> None:
-    """Ends the pipeline where height and width (2,) are more pixels than allowed."""
-    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    tf.debugging.assert_less_equal(
-        pixels, tf.constant(max_pixels, tf.int64), "a record's picture is too large"
-    )
+def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise PictureError(
+            f"{name} is {width} x {height} pixels; the limit is {max_pixels:,} in all",
+            "too large",
+        )
 
 
 def _to_array(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     """Pixels of an opened picture, which is decoded here; see `read_picture`."""
     width, height = picture.size
-    if width * height > max_pixels:
-        raise InputError(
-            f"{name} is {width} x {height} pixels; the limit is {max_pixels:,} in all"
-        )
+    _check_size(height, width, name, max_pixels)
     try:
         upright = ImageOps.exif_transpose(picture)
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         if upright.mode in ("I", "F"):
-            raise InputError(
+            raise PictureError(
                 f"{name} has pixels of mode {upright.mode!r}, whose range is unknown;"
-                " convert it to 8 bits"
+                " convert it to 8 bits",
+                "unsupported",
             )
         transparent = "A" in upright.getbands() or "transparency" in upright.info
         return np.asarray(upright.convert("RGBA" if transparent else "RGB"))
+    except PictureError:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} is broken or cut short: {error}") from error
+        found = str(error).lower()
+        cut = isinstance(error, EOFError) or any(sign in found for sign in CUT_SHORT)
+        raise PictureError(
+            f"{name} is broken or cut short: {error}", "cut short" if cut else "broken"
+        ) from error
 
 
 def _check_array(pixels: np.ndarray, name: str) -> np.ndarray:

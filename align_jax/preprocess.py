@@ -2,22 +2,29 @@
 
 The paper (arXiv 2102.05918, section 5) resizes to 346 x 346 without keeping the aspect
 ratio, crops 289 x 289 at random in training and from the centre in evaluation, and
-flips at random in training. Pixels are scaled to [-1, 1].
+flips at random in training. Pictures stay whole levels, uint8, until the model scales
+them to [-1, 1]. Only the pixels of the crop are computed.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+import math
 
 import numpy as np
-import tensorflow as tf
 
-from align_jax.errors import InputError
-from align_jax.pictures import MAX_PIXELS, decode_picture
+from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
+from align_jax.resample import resample
 
-WHITE = 255.0
+WHITE = (255.0, 255.0, 255.0)
 RESAMPLINGS = ("pil", "tf")
 CROPS = ("random", "inception")
+DECODINGS = ("fast", "exact")
+
+# An inception crop's width / height, and how often one is tried; arXiv 1409.4842.
+LEAST_ASPECT, MOST_ASPECT = 3 / 4, 4 / 3
+ATTEMPTS = 10
+
+# Which of a key's numbers decides what, so that no choice moves another.
+CROP, FLIP, BACKGROUND, COLOUR, SHAPE = 0, 2, 3, 6, 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,8 @@ class PreprocessConfig:
       image_size: side of the crop, pixels (paper: 289).
       resampling: "pil" (antialiased, rounded as Pillow does) or "tf" (bilinear without
         antialiasing, what the open model was trained with).
+      decode: of training, "fast" (JPEG files at least twice as large as needed are
+        decoded at 1/2, 1/4 or 1/8, where `resampling` is "pil") or "exact".
       crop: of training, "random" (a window of the squashed picture) or "inception" (a
         window of the whole picture of random area and shape; arXiv 1409.4842).
       crop_area: smallest part of the picture that an inception crop may show.
@@ -43,6 +52,7 @@ class PreprocessConfig:
     resize: int = 346
     image_size: int = 289
     resampling: str = "pil"
+    decode: str = "fast"
     crop: str = "random"
     crop_area: float = 0.08
     flip: bool = True
@@ -56,7 +66,8 @@ class PreprocessConfig:
                 f"preprocess.resize is {self.resize}, below preprocess.image_size,"
                 f" {self.image_size}"
             )
-        for name, known in (("resampling", RESAMPLINGS), ("crop", CROPS)):
+        choices = {"resampling": RESAMPLINGS, "decode": DECODINGS, "crop": CROPS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"preprocess.{name} is {getattr(self, name)!r}; known:"
@@ -69,125 +80,150 @@ class PreprocessConfig:
                 )
 
 
-def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: PreprocessConfig):
-    """Decodes and augments one picture.
+def train_image(
+    encoded: bytes, key: tuple[int, int], config: PreprocessConfig
+) -> tuple[np.ndarray, str]:
+    """Decodes and augments one picture; a bad one gives black and a reason.
 
     Args:
-      encoded: () bytes of a picture file.
-      seed: (2,) int64 key; the result is a pure function of it and the picture.
+      encoded: bytes of a picture file.
+      key: the result is a pure function of it and the picture.
       config: sizes and augmentations.
 
     Returns:
-      (image_size, image_size, 3) float32 in [-1, 1].
+      uint8 (image_size, image_size, 3), and "" or why the picture cannot be used, see
+      `PictureError.reason`.
     """
-    keys = tf.unstack(tf.random.split(seed, 4))
-    crop_key, flip_key, background_key, colour_key = keys
-    background = tf.constant([WHITE] * 3)
-    if config.random_background:
-        background = tf.random.stateless_uniform((3,), background_key, 0.0, 255.0)
-    image = lay_over(decode_picture(encoded, config.max_pixels), background)
-    side = config.image_size
-    if config.crop == "inception":
-        image = _inception_crop(image, crop_key, config)
-    else:
-        image = _squash(image, config.resize, config.resampling)
-        span = config.resize - side
-        top, left = tf.unstack(
-            tf.random.stateless_uniform((2,), crop_key, 0, span + 1, tf.int32)
-        )
-        image = image[top : top + side, left : left + side]
-    if config.flip and tf.random.stateless_uniform((), flip_key) < 0.5:
-        image = tf.reverse(image, [1])
-    if config.colour_jitter:
-        image = _jitter(image, colour_key, config.colour_jitter)
-    return tf.ensure_shape(image, (side, side, 3)) / 127.5 - 1.0
+    try:
+        return _augment(encoded, key, config), ""
+    except PictureError as error:
+        reason = error.reason
+    except MemoryError:
+        raise
+    except Exception:
+        # Decoders of untrusted bytes fail in any way (struct.error, KeyError, ...).
+        reason = "broken"
+    return np.zeros((config.image_size, config.image_size, 3), np.uint8), reason
 
 
-def evaluation_image(pixels: tf.Tensor, config: PreprocessConfig) -> tf.Tensor:
+def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray:
     """Squashes a picture and takes the centre.
 
     Args:
-      pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture` and `decode_picture`.
+      pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
       config: sizes.
 
     Returns:
-      (image_size, image_size, 3) float32 in [-1, 1].
+      uint8 (image_size, image_size, 3).
     """
-    image = lay_over(pixels, tf.constant([WHITE] * 3))
-    image = _squash(image, config.resize, config.resampling)
     start = (config.resize - config.image_size) // 2
-    stop = start + config.image_size
-    return image[start:stop, start:stop] / 127.5 - 1.0
+    return resample(
+        lay_over(pixels, WHITE),
+        (config.resize, config.resize),
+        (start, start, config.image_size, config.image_size),
+        antialias=config.resampling == "pil",
+    )
 
 
-def lay_over(pixels: tf.Tensor, background: tf.Tensor) -> tf.Tensor:
-    """Lays uint8 (H, W, 3 or 4) over a colour (3,); float32 (H, W, 3) in [0, 255]."""
-    image = tf.cast(pixels, tf.float32)
-    if tf.shape(image)[-1] == 4:
-        alpha = image[..., 3:] / 255.0
-        image = alpha * image[..., :3] + (1.0 - alpha) * background
-    return tf.ensure_shape(image, (None, None, 3))
+def lay_over(pixels: np.ndarray, background: tuple[float, ...]) -> np.ndarray:
+    """Lays uint8 (H, W, 3 or 4) over a colour (3,), 0 to 255; uint8 (H, W, 3)."""
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[..., 3:] / np.float32(255.0)
+    colour = np.asarray(background, np.float32)
+    mixed = colour + alpha * (pixels[..., :3] - colour)
+    return np.rint(mixed).astype(np.uint8)
 
 
-def _squash(image: tf.Tensor, side: int, resampling: str) -> tf.Tensor:
-    """Resizes (H, W, 3) to (side, side, 3), in [0, 255]."""
-    if resampling == "tf":
-        return tf.image.resize(image, (side, side))
-    # Pillow reduces the width first and rounds to whole levels after each direction.
-    height = tf.shape(image)[0]
-    for size in ((height, side), (side, side)):
-        image = tf.floor(tf.image.resize(image, size, antialias=True) + 0.5)
+GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64 - 1  # of SplitMix64
+
+
+def uniform(key: tuple[int, int], index: int) -> float:
+    """The number `index` of a key, in [0, 1).
+
+    SplitMix64 (Steele et al., Fast splittable pseudorandom number generators, 2014)
+    with the key's first half as its seed after mixing and the second as its place.
+    """
+    state = _mix(_mix(int(key[0]) + GOLDEN) + int(key[1]) * GOLDEN)
+    return (_mix(state + (index + 1) * GOLDEN) >> 11) * 2.0**-53
+
+
+def _mix(x: int) -> int:
+    x &= WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
+    return x ^ (x >> 31)
+
+
+def _augment(encoded, key, config: PreprocessConfig) -> np.ndarray:
+    """What `train_image` does with a good picture."""
+    background = WHITE
+    if config.random_background:
+        background = [255.0 * uniform(key, BACKGROUND + i) for i in range(3)]
+    pixels = read_picture(
+        encoded, "a record's picture", config.max_pixels, _least_size(config)
+    )
+    pixels = lay_over(pixels, background)
+    side = config.image_size
+    if config.crop == "inception":
+        part = _inception_window(*pixels.shape[:2], key, config.crop_area)
+        size, window = (side, side), None
+    else:
+        span = config.resize - side + 1
+        top, left = (int(span * uniform(key, CROP + i)) for i in range(2))
+        part, size = None, (config.resize, config.resize)
+        window = (top, left, side, side)
+    image = resample(
+        pixels,
+        size,
+        window,
+        part,
+        antialias=config.resampling == "pil",
+        mirror=config.flip and uniform(key, FLIP) < 0.5,
+    )
+    if config.colour_jitter:
+        image = _jitter(image, key, config.colour_jitter)
     return image
 
 
-def _inception_crop(image, key, config: PreprocessConfig) -> tf.Tensor:
-    """A window of random area and shape, resized to (image_size, image_size, 3)."""
-    offset, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
-        tf.zeros((0, 0, 4)),
-        key,
-        min_object_covered=0.0,
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=(config.crop_area, 1.0),
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return _squash(tf.slice(image, offset, size), config.image_size, config.resampling)
+def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:
+    """Size below which a picture must not be decoded; None for the exact size."""
+    if config.decode == "exact" or config.resampling == "tf":
+        return None  # what would not be filtered must not be filtered by the decoder
+    side = config.resize
+    if config.crop == "inception":  # the smallest window is enlarged by no more
+        smallest = math.sqrt(config.crop_area * LEAST_ASPECT)
+        side = min(config.image_size / max(smallest, 1e-3), 2**16)
+    return math.ceil(side), math.ceil(side)
 
 
-def _jitter(image: tf.Tensor, key: tf.Tensor, most: float) -> tf.Tensor:
+def _inception_window(height: int, width: int, key, least: float) -> tuple:
+    """Top, left, height and width of a window of random area and shape, in pixels.
+
+    Fractions of a pixel count, so that it is the same at any scale of decoding.
+    """
+    for attempt in range(ATTEMPTS):
+        aspect = uniform(key, SHAPE + 2 * attempt)
+        aspect = LEAST_ASPECT + aspect * (MOST_ASPECT - LEAST_ASPECT)
+        lowest = math.sqrt(least * height * width / aspect)
+        highest = min(math.sqrt(height * width / aspect), height, width / aspect)
+        if lowest > highest:
+            continue
+        rows = lowest + uniform(key, SHAPE + 2 * attempt + 1) * (highest - lowest)
+        columns = min(rows * aspect, width)
+        top = uniform(key, CROP) * (height - rows)
+        left = uniform(key, CROP + 1) * (width - columns)
+        return top, left, rows, columns
+    return 0, 0, height, width
+
+
+def _jitter(image: np.ndarray, key, most: float) -> np.ndarray:
     """Scales saturation, contrast and brightness of (H, W, 3), each by 1 +- most."""
-    saturation, contrast, brightness = tf.unstack(
-        tf.random.stateless_uniform((3,), key, 1.0 - most, 1.0 + most)
+    saturation, contrast, brightness = (
+        np.float32(1.0 - most + 2.0 * most * uniform(key, COLOUR + i)) for i in range(3)
     )
-    grey = tf.reduce_mean(image, -1, keepdims=True)
-    image = grey + saturation * (image - grey)
-    mean = tf.reduce_mean(image)
-    image = brightness * (mean + contrast * (image - mean))
-    return tf.clip_by_value(image, 0.0, 255.0)
-
-
-def train_images(
-    encoded: Sequence[bytes],
-    keys: np.ndarray,
-    config: PreprocessConfig,
-    out: np.ndarray,
-) -> list[str]:
-    """Augments N pictures into `out` (N, S, S, 3) uint8; returns reasons."""
-    prepare = _prepare(config)
-    reasons = []
-    for row, (file, key) in enumerate(zip(encoded, keys, strict=True)):
-        try:
-            image = prepare(tf.constant(file), tf.constant(key)).numpy()
-            out[row] = np.rint((image + 1.0) * 127.5)
-            reasons.append("")
-        except (InputError, tf.errors.OpError) as error:
-            reasons.append(str(error)[:100] or "undecodable")
-    return reasons
-
-
-@functools.cache
-def _prepare(config):
-    return tf.function(
-        functools.partial(train_image, config=config)
-    ).get_concrete_function(tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int64))
+    grey = image.mean(-1, keepdims=True, dtype=np.float32)
+    coloured = grey + saturation * (image - grey)
+    mean = coloured.mean()
+    coloured = brightness * (mean + contrast * (coloured - mean))
+    return np.rint(coloured.clip(0.0, 255.0)).astype(np.uint8)

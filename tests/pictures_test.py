@@ -4,11 +4,11 @@ import zlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
+from align_jax import pictures
 from align_jax.errors import InputError
-from align_jax.pictures import decode_picture, read_picture
+from align_jax.pictures import read_picture
 
 DRAW = np.random.default_rng(0)
 SMOOTH = np.add.outer(np.arange(12) * 9, np.arange(16) * 7).astype(np.uint8)
@@ -21,17 +21,12 @@ def encode(picture: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def decode(encoded: bytes, **limits) -> np.ndarray:
-    """Through tf.data, as training does."""
-    dataset = tf.data.Dataset.from_tensors(encoded)
-    return next(dataset.map(lambda e: decode_picture(e, **limits)).as_numpy_iterator())
-
-
 def both(encoded: bytes) -> np.ndarray:
-    """The pixels of a file, which both ways must give alike."""
+    """The pixels of a file, which Pillow by itself must give alike."""
     pixels = read_picture(encoded)
     assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(decode(encoded), pixels)
+    expected = pictures._read_with_pillow(encoded, "picture", 10**6)
+    np.testing.assert_array_equal(pixels, expected)
     return pixels
 
 
@@ -132,10 +127,9 @@ def test_a_file_cut_short_is_refused_by_name(kind, tmp_path):
     encoded = encode(noise, kind)
     path = tmp_path / "cut.bin"
     path.write_bytes(encoded[: len(encoded) * 2 // 3])
-    with pytest.raises(InputError, match="cut.bin is "):
+    with pytest.raises(InputError, match="cut.bin is ") as found:
         read_picture(path)
-    with pytest.raises(tf.errors.OpError):
-        decode(path.read_bytes())
+    assert found.value.reason in ("cut short", "not a picture")
 
 
 def test_what_is_no_picture_is_refused(tmp_path):
@@ -161,16 +155,11 @@ def test_a_bomb_is_refused_before_it_is_decoded():
         InputError, match="picture is too large: Image size .3000000000"
     ):
         read_picture(bomb)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="picture is too large"):
-        decode(bomb)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_the_limit_of_pixels_holds_for_every_decoder(kind):
     encoded = encode(Image.fromarray(COLOUR), kind)
     assert read_picture(encoded, max_pixels=192).shape == (12, 16, 3)
-    assert decode(encoded, max_pixels=192).shape == (12, 16, 3)
     with pytest.raises(InputError, match="16 x 12 pixels; the limit is 191 in all"):
         read_picture(encoded, max_pixels=191)
-    with pytest.raises(tf.errors.OpError, match="too large|the limit is 191"):
-        decode(encoded, max_pixels=191)

@@ -97,12 +97,10 @@ class DualEncoder(nn.Module):
     ) -> jax.Array:
         """Embeds images (B, H, W, 3) as unit vectors (B, D), float32.
 
-        Images are float in [-1, 1], or uint8 levels, which are scaled to that here.
-        In training, core_ids (V,) is the global index of the batch's virtual cores.
+        Images are whole levels, uint8, or floats in [-1, 1], see `scale_pixels`. In
+        training, core_ids (V,) is the global index of the batch's virtual cores.
         """
-        if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 127.5 - 1.0
-        features = self.image_tower(images, core_ids, train)
+        features = self.image_tower(scale_pixels(images), core_ids, train)
         if self.config.embedding_size is not None:
             features = self.image_projection(features)
         return unit_length(features)
@@ -129,6 +127,17 @@ class DualEncoder(nn.Module):
             self.encode_images(images, core_ids, train),
             self.encode_texts(tokens, core_ids, train),
         )
+
+
+def scale_pixels(images: jax.Array) -> jax.Array:
+    """Scales levels, uint8, to float32 in [-1, 1]; floats stay as they are.
+
+    Pictures travel to the device as bytes, a quarter of the memory, and become numbers
+    where they are used.
+    """
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 127.5 - 1.0
+    return images
 
 
 def temperature_of(params: Mapping) -> jax.Array:
