@@ -79,6 +79,7 @@ class Embedder:
           InputError: one of them cannot be read; names it.
         """
         side, limit = self._preprocess.image_size, self._preprocess.max_pixels
+        reasons: dict[int, str] = {}
 
         def prepare(index: int) -> np.ndarray:
             try:
@@ -86,7 +87,7 @@ class Embedder:
             except InputError as error:
                 if unreadable is None:
                     raise
-                unreadable[index] = str(error)
+                reasons[index] = str(error)
                 return np.zeros((side, side, 3), np.uint8)
             return evaluation_image(picture, self._preprocess)
 
@@ -98,8 +99,9 @@ class Embedder:
         # Threads: decoding and resizing let each other run.
         with concurrent.futures.ThreadPoolExecutor() as pool:
             embeddings = self._embed(self._encode_images, batches())
-        if unreadable:
-            embeddings[[*unreadable]] = np.nan
+        if reasons:
+            embeddings[[*reasons]] = np.nan
+            unreadable.update(reasons)
         return embeddings
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
