@@ -5,8 +5,9 @@
 
 Half of the pictures play evaluation images, their augmented copies are to be found
 among the other half; see `data.calibration`. RUN is anything that
-`align_jax.load` reads; without it, only the perceptual hash is measured. The threshold
-printed is the one to put into the corpus config for that model.
+`align_jax.load` reads; without it, only the perceptual hash is measured. The thresholds
+printed are those to put into a corpus config for that model and pictures like these:
+`config.pictures.max_hash_distance` and `config.pictures.max_cosine`.
 """
 
 import argparse
@@ -63,8 +64,8 @@ def main() -> None:
     )
     for row in rows:
         threshold, precision = (
-            "none" if value is None else f"{value:.4f}".removesuffix(".0000")
-            for value in (row["threshold"], row["precision"])
+            "none" if row[name] is None else format(row[name], digits)
+            for name, digits in (("threshold", ".6g"), ("precision", ".4f"))
         )
         print(
             f"{row['detector']:>10} {row['augmentation']:>10} {threshold:>10}"

@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
     # Many emoji differ from each other in a detail, as clock faces do, so only the
     # evaluation's own pictures are dropped.
     config.pictures.max_hash_distance = -1
+    config.pictures.embedding_model = ""  # a trained run, to compare embeddings too
+    config.pictures.max_cosine = 0.975  # docs/corpus.md says what a small tower makes
 
     config.vocabulary_size = 4096
     config.shards = 16  # two for each of the eight streams

@@ -172,6 +172,13 @@ def test_two_workers_write_the_same_bytes(config, built, tmp_path, here):
     assert_same(tmp_path / "corpus", built)
 
 
+@pytest.mark.spark
+def test_spark_drops_the_same_pictures(config, built, tmp_path, here):
+    engine = EngineConfig(kind="spark", spark_master="local[2]", memory_limit="2GB")
+    build(dataclasses.replace(config, engine=engine), tmp_path / "corpus")
+    assert_same(tmp_path / "corpus", built)
+
+
 def test_a_build_killed_while_it_embeds_goes_on_with_the_next_shard(
     config, built, tmp_path, here, monkeypatch
 ):
