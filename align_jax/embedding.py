@@ -2,9 +2,9 @@
 
 import concurrent.futures
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 from jax.sharding import Mesh
@@ -20,7 +20,9 @@ from align_jax.tokenizer import Tokenizer
 class Embedder:
     """Pictures and texts in, unit vectors out, with the run's own preprocessing.
 
-    Every process gives the same inputs and gets all embeddings.
+    Every process gives the same inputs and gets all embeddings; it reads only the
+    pictures that its own devices embed. The last batch is padded, and what is computed
+    of the padding is cut off.
     """
 
     def __init__(
@@ -46,16 +48,19 @@ class Embedder:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._variables: dict = {}
         whole, split = replicated(mesh), batch_split(mesh)
-        compiled = partial(jax.jit, in_shardings=(whole, split), out_shardings=whole)
-        self._encode_images = compiled(
-            lambda variables, images: model.apply(
-                variables, images, method="encode_images"
-            )
+
+        def encode_images(variables, images, readable):
+            found = model.apply(variables, images, method="encode_images")
+            return jnp.where(readable[:, None], found, jnp.nan)
+
+        def encode_texts(variables, tokens):
+            return model.apply(variables, tokens, method="encode_texts")
+
+        self._encode_images = jax.jit(
+            encode_images, in_shardings=(whole, split, split), out_shardings=whole
         )
-        self._encode_texts = compiled(
-            lambda variables, tokens: model.apply(
-                variables, tokens, method="encode_texts"
-            )
+        self._encode_texts = jax.jit(
+            encode_texts, in_shardings=(whole, split), out_shardings=whole
         )
 
     def load(self, params: dict, batch_stats: dict) -> None:
@@ -69,8 +74,9 @@ class Embedder:
 
         Args:
           pictures: to embed.
-          unreadable: filled with what is wrong with each picture that cannot be read,
-            by its place, and the picture's row is NaN; None makes it an error.
+          unreadable: filled with what is wrong with each picture that this process
+            cannot read, by its place, and the picture's row is NaN on all; None makes
+            it an error.
 
         Returns:
           float32 of unit length.
@@ -79,55 +85,73 @@ class Embedder:
           InputError: one of them cannot be read; names it.
         """
         side, limit = self._preprocess.image_size, self._preprocess.max_pixels
-        reasons: dict[int, str] = {}
+        split, size = batch_split(self._mesh), self._batch_size
+        own = _own_rows(self._mesh, size)
 
-        def prepare(index: int) -> np.ndarray:
+        def prepare(index: int) -> np.ndarray | None:
+            if index >= len(pictures):
+                return None
             try:
                 picture = read_picture(pictures[index], f"picture {index}", limit)
             except InputError as error:
                 if unreadable is None:
                     raise
-                reasons[index] = str(error)
-                return np.zeros((side, side, 3), np.uint8)
+                unreadable[index] = str(error)
+                return None
             return evaluation_image(picture, self._preprocess)
 
-        def batches() -> Iterator[np.ndarray]:
-            for start in range(0, len(pictures), self._batch_size):
-                stop = min(start + self._batch_size, len(pictures))
-                yield np.stack(list(pool.map(prepare, range(start, stop))))
+        def batches() -> Iterator[tuple[jax.Array, jax.Array]]:
+            for start in range(0, len(pictures), size):
+                found = list(pool.map(prepare, start + own))
+                images = np.zeros((len(own), side, side, 3), np.uint8)
+                readable = np.array([image is not None for image in found])
+                for row in np.flatnonzero(readable):
+                    images[row] = found[row]
+                yield tuple(
+                    jax.make_array_from_process_local_data(
+                        split, rows, (size, *rows.shape[1:])
+                    )
+                    for rows in (images, readable)
+                )
 
         # Threads: decoding and resizing let each other run.
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            embeddings = self._embed(self._encode_images, batches())
-        if reasons:
-            embeddings[[*reasons]] = np.nan
-            unreadable.update(reasons)
-        return embeddings
+            return self._embed(self._encode_images, batches(), len(pictures))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts (N) as (N, D) float32 of unit length."""
+        padding = [""] * (-len(texts) % self._batch_size)
         tokens = (
-            tf.data.Dataset.from_tensor_slices(list(texts))
+            tf.data.Dataset.from_tensor_slices([*texts, *padding])
             .batch(self._batch_size)
             .map(self._tokenizer)
         )
-        return self._embed(self._encode_texts, tokens.as_numpy_iterator())
-
-    def _embed(self, encode, batches: Iterator[np.ndarray]) -> np.ndarray:
-        embeddings, rows = [], 0
-        sharding = batch_split(self._mesh)
-        for batch in batches:
-            rows += len(batch)
-            missing = self._batch_size - len(batch)  # of the last one
-            padded = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
-            spread = jax.make_array_from_callback(
-                padded.shape, sharding, padded.__getitem__
+        spread = (
+            (
+                jax.make_array_from_callback(
+                    batch.shape, batch_split(self._mesh), batch.__getitem__
+                ),
             )
-            embeddings.append(encode(self._variables, spread))
+            for batch in tokens.as_numpy_iterator()
+        )
+        return self._embed(self._encode_texts, spread, len(texts))
+
+    def _embed(self, encode, batches: Iterator[tuple], count: int) -> np.ndarray:
+        """The first `count` rows of what is encoded of the batches' arrays."""
+        embeddings = []
+        for arrays in batches:
+            embeddings.append(encode(self._variables, *arrays))
             # The batch before is waited for, so that this one runs while another is
             # read.
             embeddings[-2:-1] = map(np.asarray, embeddings[-2:-1])
-        return np.concatenate(embeddings)[:rows]
+        return np.concatenate(embeddings)[:count]
+
+
+def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of a batch that this process's devices hold, in order."""
+    places = batch_split(mesh).addressable_devices_indices_map((batch_size,))
+    held = [np.arange(batch_size)[place] for place in places.values()]
+    return np.unique(np.concatenate(held))
 
 
 def class_embeddings(

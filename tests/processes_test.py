@@ -11,7 +11,7 @@ import pytest
 from align_jax.parameters import unflatten
 from tests import steps
 from tests.reference import contrastive_reference, embeddings
-from tests.two_processes import CASES
+from tests.two_processes import CASES, embed
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,11 @@ def results(root):
     return arrays, json.loads((root / "metrics.json").read_text())
 
 
+def variables_of(arrays):
+    names = [name for name in arrays if name.startswith("variables/")]
+    return unflatten({tuple(n.split("/")[1:]): arrays[n] for n in names})
+
+
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_loss_and_gradients_equal_the_equation(results, case):
     arrays, _ = results
@@ -59,12 +64,17 @@ def test_loss_and_gradients_equal_the_equation(results, case):
 
 def test_steps_agree_with_one_device(results, root, mesh_of):
     arrays, rows = results
-    variables = unflatten(
-        {
-            tuple(name.split("/")[1:]): arrays[name]
-            for name in arrays.files
-            if name.startswith("variables/")
-        }
-    )
     expected = steps.run(steps.read(root / "run"), mesh_of(1))
-    steps.assert_same(rows, variables, expected)
+    steps.assert_same(rows, variables_of(arrays), expected)
+
+
+def test_two_processes_embed_what_one_does_and_read_each_picture_once(
+    root, results, mesh_of
+):
+    arrays, _ = results
+    expected, read = embed(str(root), mesh_of(8), variables_of(arrays))
+    assert read == list(range(13))
+    assert np.isnan(expected[4]).all() and np.isfinite(np.delete(expected, 4, 0)).all()
+    np.testing.assert_allclose(arrays["embeddings"], expected, atol=1e-5)
+    shares = [json.loads((root / f"read_{i}.json").read_text()) for i in range(2)]
+    assert shares == [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12]]

@@ -3,19 +3,49 @@
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
 
+from align_jax.embedding import Embedder
 from align_jax.loss import contrastive_loss
 from align_jax.parameters import flatten
 from align_jax.sharding import batch_split, make_mesh
-from tests import steps
+from tests import steps, tiny
 from tests.reference import embeddings
 
 CASES = [(8, 0.0, 1 / 128), (8, 0.1, 1.0), (256, 0.0, 1.0), (256, 0.1, 1 / 128)]
+
+
+class Pictures(Sequence):
+    """Thirteen pictures, the fifth of them broken, that remember which were read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 13
+
+    def __getitem__(self, index):
+        self.read.append(int(index))
+        return b"broken" if index == 4 else tiny.draw(tiny.NAMES[index % 12], index)
+
+
+def embed(root: str, mesh: Mesh, variables: dict) -> tuple[np.ndarray, list[int]]:
+    """Embeddings of `Pictures`, eight at a time, and which of them were read here."""
+    config = steps.read(pathlib.Path(root) / "run")
+    embedder = Embedder(
+        config.make_model(), config.make_tokenizer(), config.input.preprocess, mesh, 8
+    )
+    embedder.load(**variables)
+    pictures, unreadable = Pictures(), {}
+    found = embedder.encode_images(pictures, unreadable)
+    assert set(unreadable) == {4} & {*pictures.read}
+    return found, sorted(pictures.read)
 
 
 def main(root: str, address: str, index: str) -> None:
@@ -37,6 +67,8 @@ def main(root: str, address: str, index: str) -> None:
         for i, found in enumerate(gradients):
             arrays[f"gradient/{case}/{i}"] = process_allgather(found, tiled=True)
     metrics, _, end, _ = steps.run(steps.read(pathlib.Path(root) / "run"), mesh)
+    arrays["embeddings"], read = embed(root, mesh, end.own_variables)
+    pathlib.Path(root, f"read_{index}.json").write_text(json.dumps(read))
     variables = flatten(end.own_variables)
     arrays |= {"variables/" + "/".join(path): x for path, x in variables.items()}
     if index == "0":

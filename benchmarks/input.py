@@ -1,0 +1,296 @@
+"""Pairs a second of the training input, beside decoding alone and a torch baseline.
+
+    python -m benchmarks.input --folder DATA --baseline PYTHON --json input.json
+    python -m benchmarks.input --folder DATA --memory --batch_size 8
+    python -m benchmarks.input --folder DATA --resume
+
+The pictures are noise with the spectrum of photographs, 500 x 375, JPEG of quality 85,
+written once to DATA as a dataset in TFDS's layout and as tars. `train` is the real
+`TrainBatches` (decode, resize to 346, crop 289, flip, tokens, batch); `decode` does
+nothing but read and decode, by our decoder and by TensorFlow's. The baseline reads the
+tars as open_clip does, in PYTHON, which has torch, torchvision and webdataset. All take
+turns, so that a busy machine slows all of them; figures are medians over the rounds.
+`--memory` draws many batches and prints the resident memory; `--resume` times the first
+batch at step 1,000,000.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import io
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from align_jax.datasets import DatasetConfig
+from align_jax.input_pipeline import InputConfig, TrainBatches, open_training
+from align_jax.pictures import read_picture
+from align_jax.preprocess import PreprocessConfig, evaluation_image
+from align_jax.tokenizer import open_tokenizer
+from data.records import image_feature, make_example, write_metadata, write_split
+
+HEIGHT, WIDTH, QUALITY = 375, 500, 85
+PICTURES, PAIRS, SHARDS, WORDS = 256, 4096, 16, 3000
+REFERENCES = ("decode_ours", "decode_tensorflow", "baseline")
+DEEP = 6  # batches that a pipeline may have ready when its turn comes
+SETTLE = 1.5  # seconds
+
+
+def draw_photograph(draw: np.random.Generator) -> bytes:
+    """A JPEG file of noise whose amplitude falls as frequency to the power 1.5."""
+    rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
+    columns = np.fft.rfftfreq(WIDTH) * WIDTH
+    frequency = np.maximum(np.hypot(rows, columns), 1.0)
+    planes = []
+    for slope, deviation in ((1.5, 55), (1.4, 18), (1.4, 18)):  # Y, Cb, Cr
+        phases = draw.normal(size=(2, *frequency.shape))
+        spectrum = (phases[0] + 1j * phases[1]) / frequency**slope
+        plane = np.fft.irfft2(spectrum, (HEIGHT, WIDTH))
+        plane = 128 + deviation * plane / plane.std()
+        planes.append(Image.fromarray(plane.clip(0, 255).astype(np.uint8)))
+    file = io.BytesIO()
+    picture = Image.merge("YCbCr", planes).convert("RGB")
+    picture.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def write_data(folder: pathlib.Path) -> None:
+    """Writes records/, tars/ and vocabulary.txt, the latter last."""
+    draw = np.random.default_rng(0)
+    pictures = [draw_photograph(draw) for _ in range(PICTURES)]
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    words = ["".join(draw.choice(letters, draw.integers(2, 9))) for _ in range(WORDS)]
+    texts = [" ".join(draw.choice(words, draw.integers(3, 18))) for _ in range(PAIRS)]
+    pairs = list(zip(itertools.cycle(pictures), texts, strict=False))
+    (folder / "tars").mkdir(parents=True, exist_ok=True)
+    for shard in range(SHARDS):
+        with tarfile.open(folder / "tars" / f"{shard:05}.tar", "w") as tar:
+            for index in range(shard, PAIRS, SHARDS):
+                files = {"jpg": pairs[index][0], "txt": pairs[index][1].encode()}
+                for kind, content in files.items():
+                    info = tarfile.TarInfo(f"{index:08}.{kind}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    records = folder / "records"
+    examples = (make_example(image=i, text=t.encode()) for i, t in pairs)
+    shards = write_split(records, "photographs", "train", examples, PAIRS, SHARDS)
+    features = {"image": image_feature(), "text": tfds.features.Text()}
+    features = tfds.features.FeaturesDict(features)
+    write_metadata(records, "photographs", features, {"train": shards})
+    size = statistics.mean(map(len, pictures))
+    print(f"{PAIRS} pairs of {PICTURES} pictures, {size:.0f} bytes each, in {folder}")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(words))]
+    (folder / "vocabulary.txt").write_text("\n".join(vocabulary) + "\n")
+
+
+def open_train(
+    folder: pathlib.Path, batch_size: int, start: int = 0, **preprocess
+) -> Iterator:
+    """The real pipeline."""
+    datasets = {"photographs": DatasetConfig(str(folder / "records"))}
+    config = InputConfig(datasets, PreprocessConfig(**preprocess))
+    tokenizer = open_tokenizer(str(folder / "vocabulary.txt"), 64)
+    data = open_training(config, batch_size, process_count=1)
+    return TrainBatches(data, tokenizer, seed=0, start_step=start)
+
+
+def open_encoded(folder: pathlib.Path) -> tf.data.Dataset:
+    """Encoded pictures without end."""
+    files = sorted(map(str, (folder / "records").glob("*.tfrecord-*")))
+    records = tf.data.Dataset.from_tensor_slices(files).interleave(
+        tf.data.TFRecordDataset, cycle_length=8
+    )
+    features = {"image": tf.io.FixedLenFeature((), tf.string)}
+    return records.repeat().map(
+        lambda record: tf.io.parse_single_example(record, features)["image"]
+    )
+
+
+def open_tensorflow(folder: pathlib.Path, batch_size: int) -> Iterator:
+    """Decodes by TensorFlow and keeps the shapes only."""
+    shapes = open_encoded(folder).map(
+        lambda encoded: tf.shape(tf.io.decode_jpeg(encoded, 3)), tf.data.AUTOTUNE
+    )
+    return shapes.batch(batch_size).prefetch(2).as_numpy_iterator()
+
+
+def open_threads(folder: pathlib.Path, batch_size: int, work) -> Iterator:
+    """Does `work` on every encoded picture in a thread a processor."""
+    batches = open_encoded(folder).batch(batch_size).prefetch(2).as_numpy_iterator()
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in batches:
+            waiting.append(
+                [
+                    pool.submit(lambda part: [work(p) for p in part], batch[i : i + 4])
+                    for i in range(0, len(batch), 4)
+                ]
+            )
+            if len(waiting) > 2:
+                yield [future.result() for future in waiting.popleft()]
+
+
+def measure_here(batches: Iterator, batch_size: int, count: int) -> dict:
+    """Times `count` batches; what is ready already is drawn before."""
+    for _ in range(DEEP):
+        next(batches)
+    start, used = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        next(batches)
+    return {
+        "pairs": count * batch_size,
+        "seconds": time.perf_counter() - start,
+        "processor_seconds": time.process_time() - used,
+    }
+
+
+def start_baseline(folder: pathlib.Path, flags: argparse.Namespace):
+    """A process that measures when asked."""
+    script = pathlib.Path(__file__).with_name("input_baseline.py")
+    tars = str(folder / "tars" / f"{{00000..{SHARDS - 1:05}}}.tar")
+    command = [flags.baseline, script, tars, "2", str(flags.batch_size)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    if process.stdout.readline().strip() != "ready":
+        raise SystemExit(f"{flags.baseline} cannot run {script}")
+    return process
+
+
+def measure_baseline(process: subprocess.Popen, count: int) -> dict:
+    """What `measure_here` does, in the other process."""
+    process.stdin.write(f"{DEEP} {count}\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
+    """Medians of all competitors."""
+    size = flags.batch_size
+    config = PreprocessConfig()
+    here = {
+        "decode, ours": open_threads(folder, size, read_picture),
+        "decode, TensorFlow": open_tensorflow(folder, size),
+        "train, resampling pil": open_train(folder, size),
+        "train, resampling tf": open_train(folder, size, resampling="tf"),
+        "evaluate, exact": open_threads(
+            folder, size, lambda e: evaluation_image(read_picture(e), config)
+        ),
+    }
+    turns = {
+        name: lambda batches=batches: measure_here(batches, size, flags.batches)
+        for name, batches in here.items()
+    }
+    if flags.baseline:
+        baseline = start_baseline(folder, flags)
+        turns["baseline, 2 workers"] = lambda: measure_baseline(baseline, flags.batches)
+    found = collections.defaultdict(list)
+    for _ in range(flags.rounds):
+        for name, turn in turns.items():
+            found[name].append(turn())
+            time.sleep(SETTLE)  # until its processes and threads have filled up
+    if flags.baseline:
+        baseline.stdin.close()
+        baseline.wait()
+    return [summarise(name, rounds, found) for name, rounds in found.items()]
+
+
+def summarise(name: str, rounds: list[dict], found: dict) -> dict:
+    """One line of the table; ratios are medians of each round's ratio."""
+
+    def ratio(other: str) -> float | None:
+        if other not in found:
+            return None
+        pairs = zip(rounds, found[other], strict=True)
+        return statistics.median(b["seconds"] / a["seconds"] for a, b in pairs)
+
+    return {
+        "name": name,
+        "pairs_per_second": statistics.median(
+            r["pairs"] / r["seconds"] for r in rounds
+        ),
+        "processor_milliseconds": statistics.median(
+            1e3 * r["processor_seconds"] / r["pairs"] for r in rounds
+        ),
+        "of_decode_ours": ratio("decode, ours"),
+        "of_decode_tensorflow": ratio("decode, TensorFlow"),
+        "of_baseline": ratio("baseline, 2 workers"),
+    }
+
+
+def watch_memory(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
+    """Resident memory of this process at ten points of many batches."""
+    batches = open_train(folder, flags.batch_size)
+    rows = []
+    for index in range(flags.memory_batches + 1):
+        next(batches)
+        if index and index % max(flags.memory_batches // 10, 1) == 0:
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+            mebibytes = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            rows.append({"batches": index, "mebibytes": round(mebibytes)})
+            print(f"{index:>8} batches  {mebibytes:8.0f} MiB resident", flush=True)
+    return rows
+
+
+def time_resume(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
+    """Seconds until the first batch at step 1,000,000, datasets opened anew."""
+    rows = []
+    for _ in range(flags.rounds):
+        start = time.perf_counter()
+        batches = open_train(folder, flags.batch_size, start=1_000_000)
+        next(batches)
+        rows.append({"seconds": time.perf_counter() - start})
+        batches.close()
+    middle = statistics.median(row["seconds"] for row in rows)
+    print(f"first batch of {flags.batch_size} at step 1,000,000: {middle:.2f} s")
+    return rows
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=pathlib.Path, required=True)
+    parser.add_argument("--baseline", metavar="PYTHON", help="one that has webdataset")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=16, help="timed each round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory", action="store_true", help="watch memory instead")
+    parser.add_argument("--resume", action="store_true", help="time it instead")
+    parser.add_argument("--memory_batches", type=int, default=20_000)
+    parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
+    flags = parser.parse_args()
+    if not (flags.folder / "vocabulary.txt").exists():
+        write_data(flags.folder)
+    if flags.memory:
+        rows = watch_memory(flags.folder, flags)
+    elif flags.resume:
+        rows = time_resume(flags.folder, flags)
+    else:
+        rows = compare(flags.folder, flags)
+        print(
+            "                       pairs/s   CPU ms  of decode  of TF's  of baseline"
+        )
+        for row in rows:
+            ratios = (row[f"of_{n}"] for n in REFERENCES)
+            ratios = "".join(f"{r:>11.2f}" if r else f"{'':>11}" for r in ratios)
+            print(
+                f"{row['name']:<22}{row['pairs_per_second']:>8.0f}"
+                f"{row['processor_milliseconds']:>9.2f}{ratios}"
+            )
+    if flags.json:
+        flags.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
