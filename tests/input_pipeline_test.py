@@ -1,4 +1,5 @@
 import collections
+import io
 import itertools
 import json
 import pathlib
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from align_jax import datasets
 from align_jax.config import read_config
@@ -210,11 +212,24 @@ def test_one_of_several_captions_is_taken_each_time(tmp_path):
     assert numbers(batches(part, 5, 10, batch=6, streams=2)) == found[60:90]
 
 
+def encode(kind, mode, frames=1):
+    """A file of grey pictures, each frame a little brighter."""
+    first, *others = (
+        Image.new("L", (20, 20), 40 * i).convert(mode) for i in range(frames)
+    )
+    file = io.BytesIO()
+    options = {"save_all": True, "append_images": others} if others else {}
+    first.save(file, kind, **options)
+    return file.getvalue()
+
+
 def test_broken_pairs_are_replaced_and_counted(tmp_path):
     bad = {3: b"", 4: tiny.draw(tiny.NAMES[4], 4)[:60], 9: b"no picture", 11: b"GIF89a"}
+    odd = {20: encode("JPEG", "CMYK"), 21: encode("GIF", "RGB", frames=3)}  # but good
+    files = bad | odd
     rows = [
         {
-            "image": tiny.picture(i) if i not in bad else tiny.text(bad[i]),
+            "image": tiny.text(files[i]) if i in files else tiny.picture(i),
             "text": tiny.text(f"pair {i}"),
         }
         for i in range(48)
@@ -225,6 +240,8 @@ def test_broken_pairs_are_replaced_and_counted(tmp_path):
     found = list(itertools.islice(drawn, 9))
     counts = collections.Counter(numbers(found))
     assert not {*bad} & {*counts} and sum(counts.values()) == 9 * 16
+    assert counts[20] >= 3 <= counts[21]
+    assert drawn.replaced == {"empty": 3, "cut short": 3, "not a picture": 6}
     assert drawn.replaced.total() == 3 * len(bad) and drawn.pairs == 9 * 16
     assert_equal(batches(folder, 4, 5, batch=16), found[5:])
     parts = [batches(folder, 9, batch=16, host=h, hosts=2) for h in (0, 1)]

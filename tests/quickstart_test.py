@@ -1,5 +1,6 @@
 """The shipped quickstart, shrunk to seconds, from raw pairs to the report."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -83,15 +84,13 @@ def test_a_run_leaves_results_checkpoints_and_a_report(finished):
 def test_an_interrupted_run_goes_on_to_the_same_losses(
     root, fields, finished, monkeypatch, capsys
 ):
-    place, drawn = train.global_batch, []
+    place = train.global_batches
 
-    def interrupt_at_the_fourth(batch, mesh):
-        drawn.append(batch)
-        if len(drawn) == 4:
-            raise KeyboardInterrupt
-        return place(batch, mesh)
+    def interrupt_at_the_fourth(batches, mesh):
+        yield from itertools.islice(place(batches, mesh), 3)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "global_batch", interrupt_at_the_fourth)
+    monkeypatch.setattr(train, "global_batches", interrupt_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         train.train(fields, str(root / "parts"))
     monkeypatch.undo()
