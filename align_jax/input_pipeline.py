@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -72,12 +72,14 @@ class TrainingData:
     Attributes:
       config: of the input.
       shards: of each dataset, in the config's order.
+      parsers: of each dataset's records, see `make_parser`.
       draws_a_step: pairs that a stream gives to a global batch.
       mixture: which dataset they are from.
     """
 
     config: InputConfig
     shards: list[list[Shard]]
+    parsers: list[Callable]
     draws_a_step: int
     mixture: record_order.Mixture
 
@@ -107,8 +109,7 @@ def open_training(
             f" {process_count} hosts"
         )
     shards = [open_dataset(dataset) for dataset in config.datasets.values()]
-    for dataset in config.datasets.values():
-        make_parser(dataset)
+    parsers = [make_parser(dataset) for dataset in config.datasets.values()]
     sizes = [sum(shard.records for shard in part) for part in shards]
     weights = [
         (step, [float(by_name.get(name, 0)) for name in config.datasets])
@@ -116,7 +117,7 @@ def open_training(
     ] or [(0, sizes)]
     draws = batch_size // config.streams
     mixture = record_order.Mixture.of_weights(weights, draws)
-    return TrainingData(config, shards, draws, mixture)
+    return TrainingData(config, shards, parsers, draws, mixture)
 
 
 class TrainBatches(Iterator):
@@ -274,10 +275,8 @@ def _stream(
     data: TrainingData, index: int, seed: int, stream: int, taken: int
 ) -> tf.data.Dataset:
     """Records of one dataset in one stream after its first `taken`, without end."""
-    config, shards = data.config, data.shards[index]
-    name, dataset = [*config.datasets.items()][index]
-    parse = make_parser(dataset)
-    number = zlib.crc32(name.encode())
+    config, shards, parse = data.config, data.shards[index], data.parsers[index]
+    number = zlib.crc32([*config.datasets][index].encode())
     lengths = [shard.records for shard in shards]
 
     def walk():
