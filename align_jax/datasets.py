@@ -31,6 +31,7 @@ class DatasetConfig:
       image_feature: name of the encoded picture in a record.
       text_feature: name of the text, or of a list of texts of which each visit of the
         record takes one; "captions/text" is the field `text` of a list `captions`.
+      label_feature: name of a class number that takes the text's place; "" for none.
       fraction: part of the records that is used, the first ones of the files. Records
         lie in a random order, so they are a random sample, and smaller ones are parts
         of larger ones.
@@ -41,6 +42,7 @@ class DatasetConfig:
     split: str = "train"
     image_feature: str = "image"
     text_feature: str = "text"
+    label_feature: str = ""
     fraction: float = 1.0
     max_pairs: int = 0
 
@@ -59,6 +61,20 @@ class Shard:
     records: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The part of a dataset that is used.
+
+    Attributes:
+      shards: files in order, none without records.
+      parse: a function of a serialized record, () bytes: the picture's file, () bytes,
+        and its text, () bytes, or texts, (texts,) bytes, or label, () int64.
+    """
+
+    shards: list[Shard]
+    parse: Callable
+
+
 def open_shards(directory: str, split: str) -> list[Shard]:
     """Lists a split's shards in order, those without records left out.
 
@@ -66,7 +82,11 @@ def open_shards(directory: str, split: str) -> list[Shard]:
       InputError: there is no dataset or split, it is not of TFRecord files, or a shard
         is missing, cut short or of another size than the manifest says.
     """
-    info = _open_builder(directory, split).info
+    return _check_shards(directory, _open_builder(directory, split).info, split)
+
+
+def _check_shards(directory: str, info: tfds.core.DatasetInfo, split: str):
+    """What `open_shards` does."""
     if info.file_format is not None and info.file_format.value != "tfrecord":
         raise InputError(
             f"{directory} holds {info.file_format.value} files; wanted tfrecord"
@@ -88,13 +108,15 @@ def open_shards(directory: str, split: str) -> list[Shard]:
     return [shard for shard in shards if shard.records]
 
 
-def open_dataset(config: DatasetConfig) -> list[Shard]:
-    """Lists the shards of training, cut to the part that is used.
+def open_dataset(config: DatasetConfig) -> Dataset:
+    """Opens the part of a dataset that is used.
 
     Raises:
-      InputError: as `open_shards`, or there are no records.
+      InputError: as `open_shards`, there are no records, or they have no such features
+        or ones of another type.
     """
-    shards = open_shards(config.directory, config.split)
+    builder = _open_builder(config.directory, config.split)
+    shards = _check_shards(config.directory, builder.info, config.split)
     total = sum(shard.records for shard in shards)
     wanted = round(total * config.fraction)
     if config.max_pairs:
@@ -110,42 +132,38 @@ def open_dataset(config: DatasetConfig) -> list[Shard]:
         wanted -= used[-1].records
         if not wanted:
             break
-    return used
+    return Dataset(used, _make_parser(builder.info.features, config))
 
 
-def make_parser(config: DatasetConfig) -> Callable:
-    """Reads the picture and the texts of a serialized record.
-
-    Returns:
-      A function of () bytes: the picture's file, () bytes, and its texts, (texts,).
-
-    Raises:
-      InputError: the dataset has no such features, or they are of another type.
-    """
-    builder = _open_builder(config.directory, config.split)
-    known = builder.info.features.tf_example_spec
-    names = (config.image_feature, config.text_feature)
-    for name in names:
+def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
+    """Makes `Dataset.parse`, or raises InputError for features that do not fit."""
+    known = features.tf_example_spec
+    target = config.label_feature or config.text_feature
+    for name in (config.image_feature, target):
         if name not in known:
             raise InputError(
-                f"{config.directory} has no feature {name!r}; it has {', '.join(known)}"
+                f"{config.directory} has no feature {name!r}; it has"
+                f" {', '.join(sorted(known))}"
             )
-        lists = name == config.text_feature
+        is_text = name == target and not config.label_feature
+        is_list = isinstance(known[name], tf.io.FixedLenSequenceFeature)
+        wanted = "one encoded picture"
+        if name == target:
+            wanted = "a text or a list of texts" if is_text else "one whole number"
         if (
-            known[name].dtype != tf.string
+            known[name].dtype != (tf.int64 if wanted.endswith("number") else tf.string)
             or len(known[name].shape)
-            or (isinstance(known[name], tf.io.FixedLenSequenceFeature) and not lists)
+            or (is_list and not is_text)
         ):
             raise InputError(
                 f"feature {name!r} of {config.directory} is {known[name]}; wanted"
-                f" {'a text or a list of texts' if lists else 'one encoded picture'}"
+                f" {wanted}"
             )
-    spec = {name: known[name] for name in names}
+    spec = {name: known[name] for name in (config.image_feature, target)}
 
     def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         example = tf.io.parse_single_example(record, spec)
-        image, texts = (example[name] for name in names)
-        return image, tf.reshape(texts, [-1])
+        return example[config.image_feature], example[target]
 
     return parse
 

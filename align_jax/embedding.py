@@ -13,6 +13,7 @@ from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.pictures import Picture, read_picture
 from align_jax.preprocess import PreprocessConfig, evaluation_image
+from align_jax.scratch import Scratch
 from align_jax.sharding import batch_split, replicated
 from align_jax.tokenizer import Tokenizer
 
@@ -86,13 +87,15 @@ class Embedder:
         """
         side, limit = self._preprocess.image_size, self._preprocess.max_pixels
         split, size = batch_split(self._mesh), self._batch_size
-        own = _own_rows(self._mesh, size)
+        own, scratch = _own_rows(self._mesh, size), Scratch()
 
         def prepare(index: int) -> np.ndarray | None:
             if index >= len(pictures):
                 return None
             try:
-                picture = read_picture(pictures[index], f"picture {index}", limit)
+                picture = read_picture(
+                    pictures[index], f"picture {index}", limit, scratch=scratch
+                )
             except InputError as error:
                 if unreadable is None:
                     raise

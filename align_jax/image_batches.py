@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from align_jax.preprocess import PreprocessConfig, train_image
+from align_jax.scratch import Scratch, Spares
 
 Rest = TypeVar("Rest")
 
@@ -40,10 +41,15 @@ def augment_batches(
       (B,) that is "" where the picture is good, and what came with the batch.
     """
     threads = threads or _processors()
+    spares, scratch = Spares(), Scratch()
     with ThreadPoolExecutor(threads) as pool:
         waiting = collections.deque()
         for encoded, keys, rest in batches:
-            waiting.append((*_start(pool, encoded, keys, config), rest))
+            images = spares.take(
+                (len(encoded), config.image_size, config.image_size, 3)
+            )
+            tasks = _start(pool, encoded, keys, config, images, scratch)
+            waiting.append((tasks, images, rest))
             if len(waiting) > ahead:
                 yield _finish(*waiting.popleft())
         while waiting:
@@ -57,19 +63,17 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _start(pool, encoded, keys, config) -> tuple[list[Future], np.ndarray]:
+def _start(pool, encoded, keys, config, images, scratch) -> list[Future]:
     """Begins a batch; the images are complete when all the futures are."""
-    side = config.image_size
-    images = np.empty((len(encoded), side, side, 3), np.uint8)
 
     def fill(first: int) -> list[str]:
         reasons = []
         for i in range(first, min(first + TASK, len(encoded))):
-            images[i], reason = train_image(encoded[i], keys[i], config)
+            _, reason = train_image(encoded[i], keys[i], config, images[i], scratch)
             reasons.append(reason)
         return reasons
 
-    return [pool.submit(fill, i) for i in range(0, len(encoded), TASK)], images
+    return [pool.submit(fill, i) for i in range(0, len(encoded), TASK)]
 
 
 def _finish(futures, images, rest):

@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
 from align_jax.errors import InputError
+from align_jax.scratch import Scratch
 
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -59,6 +60,7 @@ def read_picture(
     name: str = "picture",
     max_pixels: int = MAX_PIXELS,
     least: tuple[int, int] | None = None,
+    scratch: Scratch | None = None,
 ) -> np.ndarray:
     """Reads one picture.
 
@@ -69,6 +71,7 @@ def read_picture(
       max_pixels: larger ones are refused before they are decoded.
       least: height and width; JPEG files may be decoded at 1/2, 1/4 or 1/8 of their
         size as long as they stay that large. None for the exact pixels.
+      scratch: memory for the pixels, which then hold until it is used again.
 
     Returns:
       uint8 (H, W, 3), or (H, W, 4) where it has transparency; the first frame, turned
@@ -89,11 +92,11 @@ def read_picture(
             raise InputError(f"{picture} is missing") from error
         except OSError as error:
             raise InputError(f"{picture} cannot be read: {error}") from error
-    pixels = _read_jpeg(picture, name, max_pixels, least)
+    pixels = _read_jpeg(picture, name, max_pixels, least, scratch)
     return _read_with_pillow(picture, name, max_pixels) if pixels is None else pixels
 
 
-def _read_jpeg(content, name, max_pixels, least) -> np.ndarray | None:
+def _read_jpeg(content, name, max_pixels, least, scratch) -> np.ndarray | None:
     """Pixels of a JPEG file in grey or three colours; None where Pillow must look."""
     if not content.startswith(JPEG):
         return None
@@ -107,6 +110,8 @@ def _read_jpeg(content, name, max_pixels, least) -> np.ndarray | None:
         if least:
             rows, columns = least if orientation < 5 else least[::-1]
             options = {"min_height": rows, "min_width": columns, "min_factor": 2}
+        if scratch:
+            options["buffer"] = scratch.take("pixels", 3 * height * width)
         pixels = simplejpeg.decode_jpeg(content, "RGB", **options)
     except PictureError:
         raise

@@ -13,6 +13,7 @@ import numpy as np
 
 from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
 from align_jax.resample import resample
+from align_jax.scratch import Scratch
 
 WHITE = (255.0, 255.0, 255.0)
 RESAMPLINGS = ("pil", "tf")
@@ -81,7 +82,11 @@ class PreprocessConfig:
 
 
 def train_image(
-    encoded: bytes, key: tuple[int, int], config: PreprocessConfig
+    encoded: bytes,
+    key: tuple[int, int],
+    config: PreprocessConfig,
+    out: np.ndarray | None = None,
+    scratch: Scratch | None = None,
 ) -> tuple[np.ndarray, str]:
     """Decodes and augments one picture; a bad one gives black and a reason.
 
@@ -89,13 +94,18 @@ def train_image(
       encoded: bytes of a picture file.
       key: the result is a pure function of it and the picture.
       config: sizes and augmentations.
+      out: array that the result is written to, by default a new one.
+      scratch: memory that is used meanwhile.
 
     Returns:
       uint8 (image_size, image_size, 3), and "" or why the picture cannot be used, see
       `PictureError.reason`.
     """
+    if out is None:
+        out = np.empty((config.image_size, config.image_size, 3), np.uint8)
     try:
-        return _augment(encoded, key, config), ""
+        _augment(encoded, key, config, out, scratch)
+        return out, ""
     except PictureError as error:
         reason = error.reason
     except MemoryError:
@@ -103,7 +113,8 @@ def train_image(
     except Exception:
         # Decoders of untrusted bytes fail in any way (struct.error, KeyError, ...).
         reason = "broken"
-    return np.zeros((config.image_size, config.image_size, 3), np.uint8), reason
+    out[:] = 0
+    return out, reason
 
 
 def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray:
@@ -155,13 +166,13 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _augment(encoded, key, config: PreprocessConfig) -> np.ndarray:
+def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
     """What `train_image` does with a good picture."""
     background = WHITE
     if config.random_background:
         background = [255.0 * uniform(key, BACKGROUND + i) for i in range(3)]
     pixels = read_picture(
-        encoded, "a record's picture", config.max_pixels, _least_size(config)
+        encoded, "a record's picture", config.max_pixels, _least_size(config), scratch
     )
     pixels = lay_over(pixels, background)
     side = config.image_size
@@ -173,17 +184,18 @@ def _augment(encoded, key, config: PreprocessConfig) -> np.ndarray:
         top, left = (int(span * uniform(key, CROP + i)) for i in range(2))
         part, size = None, (config.resize, config.resize)
         window = (top, left, side, side)
-    image = resample(
+    resample(
         pixels,
         size,
         window,
         part,
         antialias=config.resampling == "pil",
         mirror=config.flip and uniform(key, FLIP) < 0.5,
+        out=out,
+        scratch=scratch,
     )
     if config.colour_jitter:
-        image = _jitter(image, key, config.colour_jitter)
-    return image
+        out[:] = _jitter(out, key, config.colour_jitter)
 
 
 def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:

@@ -6,12 +6,12 @@ from jax.sharding import Mesh
 
 from align_jax.checkpoint import CheckpointConfig
 from align_jax.errors import InputError
-from align_jax.input_pipeline import InputConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.objective import LossConfig
 from align_jax.optimizer import OptimizerConfig
 from align_jax.tokenizer import Tokenizer, open_tokenizer
 from align_jax.train_step import StepPlan
+from align_jax.training_data import InputConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,12 @@ class PretrainConfig:
             raise ValueError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be"
                 f" from 0 to below total_steps, {self.total_steps}"
+            )
+        labelled = [n for n, d in self.input.datasets.items() if d.label_feature]
+        if labelled:
+            raise ValueError(
+                f"input.datasets {labelled} have a label_feature; pretraining wants"
+                " texts"
             )
         if self.virtual_cores % self.batch_norm_cores:
             raise ValueError(

@@ -13,6 +13,8 @@ import math
 import numba
 import numpy as np
 
+from align_jax.scratch import Scratch
+
 BITS = 22  # of a weight: 32 less 8 of the pixel less 2 of headroom
 HALF = 1 << (BITS - 1)
 LANES = 64  # rows that are computed side by side: their tile stays in the cache
@@ -28,6 +30,8 @@ def resample(
     part: tuple[float, float, float, float] | None = None,
     antialias: bool = True,
     mirror: bool = False,
+    out: np.ndarray | None = None,
+    scratch: Scratch | None = None,
 ) -> np.ndarray:
     """Resizes a picture and returns a window of the result.
 
@@ -41,6 +45,8 @@ def resample(
       antialias: filter with a triangle as wide as the reduction, as Pillow's
         BILINEAR does; otherwise between the two nearest pixels, as tf.image.resize.
       mirror: left and right of the returned window are exchanged.
+      out: array that the result is written to.
+      scratch: memory for what lies between the passes.
 
     Returns:
       uint8 (window height, window width, 3).
@@ -49,12 +55,16 @@ def resample(
     rows, columns, _ = pixels.shape
     part = [float(bound) for bound in part or (0, 0, rows, columns)]
     top, left, height, width = window
-    out = np.empty((height, width, 3), np.uint8)
+    if out is None:
+        out = np.empty((height, width, 3), np.uint8)
+    groups = (width + 3) // 4  # four pixels are three words of memory
+    between = (scratch or Scratch()).take("between", rows * groups * 12)
     flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     _resample(
         flat,
         _weigh(rows, part[0], part[2], size[0], top, height, antialias, False),
         _weigh(columns, part[1], part[3], size[1], left, width, antialias, mirror),
+        between.view(np.int32).reshape(rows, -1),
         out.reshape(height, -1),
     )
     return out
@@ -102,13 +112,14 @@ def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
 
 
 @compiled
-def _resample(pixels, rows, columns, out):
+def _resample(pixels, rows, columns, between, out):
     """Both passes.
 
     Args:
       pixels: (H, W * 3) uint8.
       rows: weights of the vertical pass, see `_weigh`.
       columns: weights of the horizontal pass.
+      between: (H, words) int32, overwritten: what lies between the passes.
       out: (rows, columns * 3) uint8, written.
     """
     row_starts, row_numbers, _ = rows
@@ -117,25 +128,23 @@ def _resample(pixels, rows, columns, out):
     bottom = row_starts[-1] + row_numbers[-1]
     left = min(starts[0], starts[-1])
     right = max(starts[0] + numbers[0], starts[-1] + numbers[-1])
-    groups = (len(starts) + 3) // 4  # four pixels are three words of memory
     tile = np.zeros((right - left, LANES), np.int32)
-    narrow = np.zeros((4 * groups, LANES), np.int32)
-    between = np.empty((bottom - top, 3 * groups), np.int32)
+    narrow = np.zeros((4 * (between.shape[1] // 3), LANES), np.int32)
     for first in range(top, bottom, LANES):
         number = min(LANES, bottom - first)
         _gather(pixels[first : first + number], left, tile)
         _reduce_width(tile, left, columns, narrow)
-        _scatter(narrow, between[first - top : first - top + number])
-    _reduce_height(between.view(np.uint8), top, rows, out)
+        _scatter(narrow, between[first : first + number])
+    _reduce_height(between.view(np.uint8), rows, out)
 
 
 @compiled
 def _gather(pixels, left, tile):
     """Stands rows of pixels (rows, W * 3) side by side: tile (columns, LANES)."""
-    for lane in range(len(pixels)):
-        row = pixels[lane]
-        for x in range(len(tile)):
-            i = 3 * (left + x)
+    for x in range(len(tile)):
+        i = 3 * (left + x)
+        for lane in range(len(pixels)):
+            row = pixels[lane]
             tile[x, lane] = (
                 np.int32(row[i])
                 | (np.int32(row[i + 1]) << 8)
@@ -186,7 +195,7 @@ def _scatter(narrow, rows):
 
 
 @compiled
-def _reduce_height(between, top, rows, out):
+def _reduce_height(between, rows, out):
     """Weighs rows of between (rows, bytes) into out (new rows, bytes)."""
     starts, numbers, weights = rows
     length = out.shape[1]
@@ -195,7 +204,7 @@ def _reduce_height(between, top, rows, out):
         total[:] = HALF
         for k in range(numbers[y]):
             weight = weights[y, k]
-            row = between[starts[y] - top + k]
+            row = between[starts[y] + k]
             for i in range(length):
                 total[i] += np.int32(row[i]) * weight
         line = out[y]

@@ -12,7 +12,7 @@ from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators, run_evaluators
 from align_jax.initialize import place_towers, read_towers
-from align_jax.input_pipeline import TrainBatches, open_training
+from align_jax.input_pipeline import TrainBatches
 from align_jax.optimizer import check_patterns, trainable
 from align_jax.parameters import variable_shapes
 from align_jax.pretrain_config import PretrainConfig
@@ -21,6 +21,7 @@ from align_jax.results import collect_results, print_results
 from align_jax.sharding import global_batches, make_mesh
 from align_jax.telemetry import StepLog, open_writer
 from align_jax.train_step import create_state, make_train_step
+from align_jax.training_data import open_training
 
 
 def train(fields: dict[str, Any], workdir: str) -> None:

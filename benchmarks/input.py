@@ -34,10 +34,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from align_jax.datasets import DatasetConfig
-from align_jax.input_pipeline import InputConfig, TrainBatches, open_training
+from align_jax.input_pipeline import TrainBatches
 from align_jax.pictures import read_picture
 from align_jax.preprocess import PreprocessConfig, evaluation_image
+from align_jax.scratch import Scratch
 from align_jax.tokenizer import open_tokenizer
+from align_jax.training_data import InputConfig, open_training
 from data.records import image_feature, make_example, write_metadata, write_split
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 85
@@ -178,14 +180,18 @@ def measure_baseline(process: subprocess.Popen, count: int) -> dict:
 def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
     """Medians of all competitors."""
     size = flags.batch_size
-    config = PreprocessConfig()
+    config, scratch = PreprocessConfig(), Scratch()
     here = {
-        "decode, ours": open_threads(folder, size, read_picture),
+        "decode, ours": open_threads(
+            folder, size, lambda e: read_picture(e, scratch=scratch)
+        ),
         "decode, TensorFlow": open_tensorflow(folder, size),
         "train, resampling pil": open_train(folder, size),
         "train, resampling tf": open_train(folder, size, resampling="tf"),
         "evaluate, exact": open_threads(
-            folder, size, lambda e: evaluation_image(read_picture(e), config)
+            folder,
+            size,
+            lambda e: evaluation_image(read_picture(e, scratch=scratch), config),
         ),
     }
     turns = {

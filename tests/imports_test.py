@@ -5,8 +5,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A file of align_jax imports only files that stand before it.
 ORDER = """
-errors config tokenizer pictures resample preprocess image_batches record_order
-datasets input_pipeline
+errors config tokenizer scratch pictures resample preprocess image_batches record_order
+datasets training_data input_pipeline
 sharding
 models.layers models.convolution models.mbconv models.efficientnet models.bert
 models.dual_encoder parameters

@@ -14,13 +14,9 @@ from align_jax import datasets
 from align_jax.config import read_config
 from align_jax.datasets import DatasetConfig
 from align_jax.errors import InputError
-from align_jax.input_pipeline import (
-    InputConfig,
-    TrainBatches,
-    open_training,
-    read_records,
-)
+from align_jax.input_pipeline import TrainBatches, read_records
 from align_jax.preprocess import PreprocessConfig
+from align_jax.training_data import InputConfig, open_training
 from tests import tiny
 
 LENGTHS = [30, 20, 25, 21]
@@ -108,7 +104,7 @@ def test_places_within_an_epoch_are_evenly_spread(tmp_path):
     records = read_records(data, 0, range(2), 0, NumberReader()).take(600)
     counts = np.zeros((12, 12))  # pair, place
     for batch in records.as_numpy_iterator():
-        counts[batch["tokens"][:, 0], range(12)] += 1
+        counts[batch["target"][:, 0], range(12)] += 1
     for pair in counts:
         chi_square = ((pair - 50) ** 2 / 50).sum()
         assert chi_square < 31.3  # 11 degrees of freedom: one in a thousand is above
@@ -262,6 +258,35 @@ def test_too_many_broken_pairs_end_the_run_with_the_shards_name(tmp_path):
         InputError, match="more than input.max_replaced = 0.01; .*00001"
     ):
         batches(folder, 9)
+
+
+def test_labels_take_the_place_of_texts(tmp_path):
+    rows = [{"image": tiny.picture(i), "label": tiny.whole(i)} for i in range(12)]
+    rows[5]["image"] = tiny.text(b"broken")
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(num_classes=12),
+    }
+    folder = tiny.write_dataset(tmp_path / "labels", "train", [rows], features)
+    part = {"classes": DatasetConfig(folder, label_feature="label")}
+    found = batches(part, 4, batch=12, max_replaced=0.1)
+    for batch in found:
+        assert set(batch) == {"images", "labels"} and batch["labels"].dtype == np.int64
+        assert {*batch["labels"]} == {*range(12)} - {5}
+        pictures = zip(batch["labels"], batch["images"], strict=True)
+        assert len({image.tobytes() for _, image in pictures}) == 11
+    later = batches(part, 2, 2, batch=12, max_replaced=0.1)
+    np.testing.assert_array_equal(
+        [b["labels"] for b in found[2:]], [b["labels"] for b in later]
+    )
+    with pytest.raises(InputError, match="feature 'label' of .*wanted a text or a"):
+        open_batches({"t": DatasetConfig(folder, text_feature="label")})
+    with pytest.raises(InputError, match="feature 'image' of .*wanted one whole num"):
+        open_batches({"t": DatasetConfig(folder, label_feature="image")})
+    with pytest.raises(
+        ValueError, match="'classes'. have a label_feature, and the oth"
+    ):
+        open_batches(part | {"texts": DatasetConfig(folder)})
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from align_jax.config import read_config
-from align_jax.input_pipeline import TrainBatches, open_training
+from align_jax.input_pipeline import TrainBatches
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import global_batch
 from align_jax.train_step import create_state, make_train_step
+from align_jax.training_data import open_training
 from tests import tiny
 
 COUNT = 5

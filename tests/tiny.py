@@ -58,7 +58,7 @@ def _bytes(*values: bytes) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
 
 
-def _int(value: int) -> tf.train.Feature:
+def whole(value: int) -> tf.train.Feature:
     return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
 
 
@@ -116,8 +116,8 @@ def write_evaluation(folder: pathlib.Path) -> str:
         {
             "image": _bytes(draw(name, 110)),
             "texts": _bytes(name.encode()),
-            "query": _int(int(i % 3 != 0)),
-            "label": _int(list(COLOURS).index(name.split()[0])),
+            "query": whole(int(i % 3 != 0)),
+            "label": whole(list(COLOURS).index(name.split()[0])),
         }
         for i, name in enumerate(NAMES)
     ]

@@ -1,0 +1,41 @@
+"""One host of several reading training batches: python -m tests.input_reader ..."""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+
+from align_jax.datasets import DatasetConfig
+from align_jax.input_pipeline import TrainBatches
+from align_jax.preprocess import PreprocessConfig
+from align_jax.tokenizer import open_tokenizer
+from align_jax.training_data import InputConfig, open_training
+
+BATCH, STREAMS = 16, 4
+PREPROCESS = PreprocessConfig(resize=18, image_size=16, crop="inception")
+
+
+def read_hashes(
+    folder: str, host: int, hosts: int, step: int, workers: int = 0
+) -> Iterator[list[str]]:
+    """A hash of each row's pixels and tokens of this host's batches from a step on."""
+    part = {"tiny": DatasetConfig(f"{folder}/train")}
+    config = InputConfig(
+        part, PREPROCESS, streams=STREAMS, shuffle_window=8, workers=workers
+    )
+    data = open_training(config, BATCH, hosts)
+    tokenizer = open_tokenizer(f"{folder}/vocabulary.txt", 6)
+    batches = TrainBatches(data, tokenizer, 0, step, host, hosts)
+    for batch in batches:
+        rows = zip(batch["images"], batch["tokens"], strict=True)
+        yield [hashlib.sha256(i.tobytes() + t.tobytes()).hexdigest() for i, t in rows]
+
+
+def main(folder: str, host: str, hosts: str, step: str) -> None:
+    """Prints a line a step until killed: its number and the rows' hashes."""
+    hashes = read_hashes(folder, int(host), int(hosts), int(step))
+    for number, rows in enumerate(hashes, int(step)):
+        print(number, *rows, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
