@@ -58,10 +58,10 @@ class Embedder:
             return model.apply(variables, tokens, method="encode_texts")
 
         self._encode_images = jax.jit(
-            encode_images, in_shardings=(whole, split, split), out_shardings=whole
+            encode_images, in_shardings=(None, split, split), out_shardings=whole
         )
         self._encode_texts = jax.jit(
-            encode_texts, in_shardings=(whole, split), out_shardings=whole
+            encode_texts, in_shardings=(None, split), out_shardings=whole
         )
 
     def load(self, params: dict, batch_stats: dict) -> None:

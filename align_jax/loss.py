@@ -31,7 +31,7 @@ from align_jax.loss_tiles import (
     scatter_sum,
     walk,
 )
-from align_jax.sharding import DATA_AXIS
+from align_jax.sharding import BATCH_AXES
 
 REDUCTIONS = {"sum": 1.0, "mean": 0.5}
 
@@ -139,7 +139,7 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     column_shift, column_sum, best_image = columns  # (N,) each, of this device's images
 
     row_lse = jnp.log(row_sum) + jnp.maximum(positive, best_text)
-    global_shift = lax.pmax(column_shift, DATA_AXIS)  # (N,)
+    global_shift = lax.pmax(column_shift, BATCH_AXES)  # (N,)
     column_sum = scatter_sum(column_sum * jnp.exp(column_shift - global_shift))  # (n,)
     column_lse = jnp.log(column_sum) + global_shift[own_rows(n)]
 
@@ -162,7 +162,7 @@ def _mean_cosines(ximg, ytxt, all_texts, tiling):
     split = (tiling.groups, tiling.candidates, -1)
     mean_text = all_texts.reshape(split).mean(1)  # (groups, D)
     sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
-    mean_image = lax.psum(sums, DATA_AXIS) / tiling.candidates  # (groups, D)
+    mean_image = lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
     return (ximg * mean_text[group]).sum(1), (ytxt * mean_image[group]).sum(1)
 
 
@@ -187,5 +187,5 @@ def _backward_share(ximg, ytxt, temperature, found, i2t, t2i, tiling, smoothing)
     scale = 1.0 / (tiling.pairs * temperature)
     dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
     # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
-    dtemperature = -lax.psum((ximg * dimg).sum(), DATA_AXIS) / temperature
+    dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature
     return dimg, dtxt, dtemperature

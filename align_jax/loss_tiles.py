@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from align_jax.sharding import DATA_AXIS
+from align_jax.sharding import BATCH_AXES
 
-ROWS, WHOLE = PartitionSpec(DATA_AXIS), PartitionSpec()
-KEPT = PartitionSpec(None, DATA_AXIS)  # of logits (K, n, T)
+ROWS, WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec()
+KEPT = PartitionSpec(None, BATCH_AXES)  # of logits (K, n, T)
 
 # Stands for a logit that is no candidate; finite, since inf - inf is not a number.
 EXCLUDED = -1e30
@@ -185,7 +185,7 @@ def walk(
     tiled = (starts, split(all_texts), jax.tree.map(split, columns))
     first = jax.tree.map(lambda x: x[: tiling.kept], tiled)
     others = jax.tree.map(lambda x: x[tiling.kept :], tiled)
-    carry = jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), carry)
+    carry = jax.tree.map(lambda x: lax.pcast(x, BATCH_AXES, to="varying"), carry)
     carry, (visited, kept) = lax.scan(body, carry, (*first, kept))
     carry, visited_others = lax.scan(rest, carry, others)
     joined = jax.tree.map(lambda *x: join(jnp.concatenate(x)), visited, visited_others)
@@ -194,22 +194,22 @@ def walk(
 
 def own_rows(n: int) -> jax.Array:
     """Global indices (n,) of this device's pairs."""
-    return lax.axis_index(DATA_AXIS) * n + jnp.arange(n)
+    return lax.axis_index(BATCH_AXES) * n + jnp.arange(n)
 
 
 def gather(x: jax.Array) -> jax.Array:
     """All devices' rows of x (n, ...) as (N, ...)."""
-    return lax.all_gather(x, DATA_AXIS, tiled=True)
+    return lax.all_gather(x, BATCH_AXES, tiled=True)
 
 
 def scatter_sum(x: jax.Array) -> jax.Array:
     """This device's rows (n, ...) of the sum of all devices' x (N, ...)."""
-    return lax.psum_scatter(x, DATA_AXIS, tiled=True)
+    return lax.psum_scatter(x, BATCH_AXES, tiled=True)
 
 
 def mean_over_pairs(x: jax.Array) -> jax.Array:
     """Mean () of all devices' x (n,)."""
-    return lax.pmean(x.mean(), DATA_AXIS)
+    return lax.pmean(x.mean(), BATCH_AXES)
 
 
 def accuracies(
@@ -232,7 +232,7 @@ def accuracies(
     Returns:
       `i2t_accuracy` and `t2i_accuracy`, (), over all pairs.
     """
-    best_image = lax.pmax(best_image, DATA_AXIS)[own_rows(len(positive))]
+    best_image = lax.pmax(best_image, BATCH_AXES)[own_rows(len(positive))]
     least = positive - MARGIN / temperature
     return {
         "i2t_accuracy": mean_over_pairs(least > best_text),

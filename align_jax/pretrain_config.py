@@ -9,6 +9,7 @@ from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.objective import LossConfig
 from align_jax.optimizer import OptimizerConfig
+from align_jax.sharding import FSDP_AXIS, Placement
 from align_jax.tokenizer import Tokenizer, open_tokenizer
 from align_jax.train_step import StepPlan
 from align_jax.training_data import InputConfig
@@ -51,6 +52,8 @@ class PretrainConfig:
       initialize: towers that start from weights.
       microbatches: parts that a device computes its share of the batch in, to save
         memory; the result is the same. A part holds whole BatchNorm groups.
+      fsdp: devices that hold one copy of the state together, to save memory; the
+        result is the same.
     """
 
     run: str
@@ -70,6 +73,7 @@ class PretrainConfig:
     evaluators: dict
     initialize: InitialTowers = InitialTowers()
     microbatches: int = 1
+    fsdp: int = 1
 
     @property
     def batch_size(self) -> int:
@@ -110,9 +114,10 @@ class PretrainConfig:
                 f" loss.temperature_floor, {self.loss.temperature_floor}"
             )
 
-    def make_model(self) -> DualEncoder:
+    def make_model(self, mesh: Mesh) -> DualEncoder:
         """Builds the dual encoder."""
-        return DualEncoder(self.model, self.batch_norm_group)
+        placement = Placement(mesh) if mesh.shape[FSDP_AXIS] > 1 else None
+        return DualEncoder(self.model, self.batch_norm_group, placement)
 
     def make_plan(self, mesh: Mesh) -> StepPlan:
         """Puts together what a step is compiled for.
@@ -121,7 +126,7 @@ class PretrainConfig:
           InputError: the batch does not divide over the devices and microbatches.
         """
         return StepPlan(
-            self.make_model(),
+            self.make_model(mesh),
             self.loss,
             self.optimizer,
             self.total_steps,

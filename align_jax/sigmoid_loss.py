@@ -26,7 +26,7 @@ from align_jax.loss_tiles import (
     scatter_sum,
     walk,
 )
-from align_jax.sharding import DATA_AXIS
+from align_jax.sharding import BATCH_AXES
 
 
 def sigmoid_loss(
@@ -110,7 +110,7 @@ def _forward_share(ximg, ytxt, temperature, bias, tiling):
     start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
     carry, best_image, kept = walk(tiling, scaled_images, gather(ytxt), visit, start)
     total, best_text = carry
-    loss = lax.psum((total - positive).sum(), DATA_AXIS) / tiling.pairs
+    loss = lax.psum((total - positive).sum(), BATCH_AXES) / tiling.pairs
     return (loss, accuracies(positive, best_text, best_image, temperature)), kept
 
 
@@ -130,7 +130,7 @@ def _backward_share(ximg, ytxt, temperature, bias, kept, cotangent, tiling):
     )
     scale = cotangent / tiling.pairs
     dimg, dtxt = (scale / temperature) * dimg, (scale / temperature) * scatter_sum(dtxt)
-    dbias = scale * lax.psum(dbias.sum(), DATA_AXIS)
+    dbias = scale * lax.psum(dbias.sum(), BATCH_AXES)
     # sum_ij dz_ij (z_ij - b) = sum_i x_i . dx_i
-    dtemperature = -lax.psum((ximg * dimg).sum(), DATA_AXIS) / temperature
+    dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature
     return dimg, dtxt, dtemperature, dbias

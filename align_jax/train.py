@@ -38,7 +38,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
       FloatingPointError: the loss left the finite numbers; names the step.
     """
     config = read_config(PretrainConfig, fields)
-    mesh = make_mesh()
+    mesh = make_mesh(config.fsdp)
     plan = config.make_plan(mesh)
     folder.check(workdir, fields)
     if folder.is_finished(workdir):

@@ -1,6 +1,7 @@
 """One training step: state in, state out, on any number of devices."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,7 +23,9 @@ from align_jax.optimizer import (
     make_schedule,
     trainable,
 )
-from align_jax.sharding import DATA_AXIS, batch_split, replicated
+from align_jax.sharding import BATCH_AXES, batch_split, replicated, state_sharding
+
+BLOCKS = "block_|layer_"  # what a tower's blocks are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,35 +126,51 @@ class TrainState:
 
 
 def create_state(plan: StepPlan) -> TrainState:
-    """Initialises a replicated state at step 0 from the seed."""
+    """Initialises a state at step 0 from the seed, each device its own part."""
+    create = partial(_create, plan)
+    return jax.jit(create, out_shardings=state_shardings(plan))()
 
-    def create() -> TrainState:
-        variables = plan.model.init(
-            jax.random.key(plan.seed),
-            jnp.zeros((1, 64, 64, 3)),  # parameters depend on no size
-            jnp.ones((1, 2), jnp.int32),
-            jnp.zeros(1, jnp.int32),
-            train=False,
-        )
-        averaged = plan.optimizer.average_decay is not None
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            optimizer=plan.transformation.init(variables["params"]),
-            average=dict(variables) if averaged else None,
-        )
 
-    return jax.jit(create, out_shardings=replicated(plan.mesh))()
+def abstract_state(plan: StepPlan) -> TrainState:
+    """Shapes, types and shardings of a run's state."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=state_sharding(x.shape, plan.mesh)
+        ),
+        jax.eval_shape(partial(_create, plan)),
+    )
+
+
+def state_shardings(plan: StepPlan) -> TrainState:
+    """How every array of a run's state lies."""
+    return jax.tree.map(lambda x: x.sharding, abstract_state(plan))
+
+
+def _create(plan: StepPlan) -> TrainState:
+    variables = plan.model.init(
+        jax.random.key(plan.seed),
+        jnp.zeros((1, 64, 64, 3)),  # parameters depend on no size
+        jnp.ones((1, 2), jnp.int32),
+        jnp.zeros(1, jnp.int32),
+        train=False,
+    )
+    averaged = plan.optimizer.average_decay is not None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        optimizer=plan.transformation.init(variables["params"]),
+        average=dict(variables) if averaged else None,
+    )
 
 
 def make_train_step(plan: StepPlan):
     """Compiles `train_step` for a run; call as `step(state, batch)`."""
-    whole, split = replicated(plan.mesh), batch_split(plan.mesh)
+    shardings = state_shardings(plan)
     return jax.jit(
         partial(train_step, plan=plan),
-        in_shardings=(whole, split),
-        out_shardings=whole,
+        in_shardings=(shardings, batch_split(plan.mesh)),
+        out_shardings=(shardings, replicated(plan.mesh)),
         donate_argnums=0,
     )
 
@@ -229,8 +248,9 @@ def loss_fn(
 
 def encode(params, batch_stats, batch, key, core_ids, plan):
     """Both towers' embeddings of a batch, (B, D) each, and new running statistics."""
+    params = _gather_outer(_hold_frozen(params, plan), plan)
     embeddings, changed = plan.model.apply(
-        {"params": _hold_frozen(params, plan), "batch_stats": batch_stats},
+        {"params": params, "batch_stats": batch_stats},
         batch["images"],
         batch["tokens"],
         core_ids,
@@ -239,6 +259,21 @@ def encode(params, batch_stats, batch, key, core_ids, plan):
         mutable=["batch_stats"],
     )
     return embeddings, changed["batch_stats"]
+
+
+def _gather_outer(params: dict, plan: StepPlan) -> dict:
+    """Whole parameters, but for those of the blocks, which gather their own."""
+    placement = plan.model.placement
+    if placement is None:
+        return params
+    towers = ("image_tower", "text_tower")
+    outer = {name: x for name, x in params.items() if name not in towers}
+    gathered = placement.gather(outer)
+    for tower in towers:
+        blocks = {n: x for n, x in params[tower].items() if re.match(BLOCKS, n)}
+        others = {n: x for n, x in params[tower].items() if n not in blocks}
+        gathered[tower] = blocks | placement.gather(others)
+    return gathered
 
 
 def score(params, embeddings, plan):
@@ -281,7 +316,7 @@ def accumulate(params, batch_stats, batch, key, core_ids, plan):
 def _split(tree, plan):
     """(B, ...) to (microbatches, B / microbatches, ...), a part of each device."""
     shape = (plan.mesh.size, plan.microbatches, -1)
-    sharding = NamedSharding(plan.mesh, PartitionSpec(None, DATA_AXIS))
+    sharding = NamedSharding(plan.mesh, PartitionSpec(None, BATCH_AXES))
 
     def split(x: jax.Array) -> jax.Array:
         parts = x.reshape(*shape, *x.shape[1:]).swapaxes(0, 1)

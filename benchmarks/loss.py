@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.loss import contrastive_loss
-from align_jax.sharding import DATA_AXIS
+from align_jax.sharding import make_mesh
 
 SMOOTHING = 0.1
 
@@ -35,9 +35,7 @@ def dense_loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.
 
 def compile_both(n: int, flags: argparse.Namespace) -> dict:
     """Compiled programs of value and gradients, by implementation."""
-    mesh = jax.make_mesh(
-        (1,), (DATA_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
-    )
+    mesh = make_mesh(devices=jax.devices()[:1])
 
     def tiled(ximg, ytxt, temperature):
         loss, _ = contrastive_loss(

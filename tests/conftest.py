@@ -11,9 +11,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from align_jax.sharding import DATA_AXIS
+from align_jax.sharding import make_mesh
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,9 +27,7 @@ def compilation_cache(tmp_path_factory):
 def mesh_of():
     """Makes a mesh of the first n devices."""
 
-    def make(devices: int) -> Mesh:
-        return jax.make_mesh(
-            (devices,), (DATA_AXIS,), (AxisType.Auto,), devices=jax.devices()[:devices]
-        )
+    def make(devices: int, fsdp: int = 1) -> Mesh:
+        return make_mesh(fsdp, jax.devices()[:devices])
 
     return make

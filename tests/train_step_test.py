@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -7,6 +8,8 @@ import pytest
 
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
+from align_jax.sharding import SMALL
+from align_jax.train_step import create_state
 from tests import steps
 
 
@@ -43,6 +46,32 @@ def test_microbatches_agree_with_the_whole(root, one_device, mesh_of):
     config = steps.read(root, microbatches=4)
     rows, _, end, _ = steps.run(config, mesh_of(2))
     steps.assert_same(rows, end.own_variables, one_device)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tower"),
+    [
+        (4, {"rematerialise": "blocks"}),
+        (2, {"rematerialise": "stages"}),
+        (8, {"scan": True}),
+    ],
+)
+def test_a_split_state_agrees_with_a_whole_one(root, one_device, mesh_of, fsdp, tower):
+    text = {"rematerialise": fsdp == 4}
+    config = steps.read(root, microbatches=1, fsdp=fsdp)
+    model = config.model
+    image_tower = dataclasses.replace(model.image_tower, **tower)
+    text_tower = dataclasses.replace(model.text_tower, **text)
+    model = dataclasses.replace(model, image_tower=image_tower, text_tower=text_tower)
+    config = dataclasses.replace(config, model=model)
+    rows, _, end, program = steps.run(config, mesh_of(8, fsdp))
+    steps.assert_same(rows, end.own_variables, one_device)
+    largest = max(math.prod(x.shape) for x in jax.tree.leaves(end.params))
+    state = create_state(config.make_plan(mesh_of(8, fsdp)))
+    for leaf in jax.tree.leaves((state.params, state.optimizer)):
+        held = math.prod(leaf.addressable_shards[0].data.shape)
+        assert held == leaf.size // (fsdp if leaf.size >= SMALL else 1)
+    assert largest >= SMALL and "all-gather" in program
 
 
 def test_a_step_moves_every_parameter_and_statistic(one_device):

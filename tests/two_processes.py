@@ -39,7 +39,11 @@ def embed(root: str, mesh: Mesh, variables: dict) -> tuple[np.ndarray, list[int]
     """Embeddings of `Pictures`, eight at a time, and which of them were read here."""
     config = steps.read(pathlib.Path(root) / "run")
     embedder = Embedder(
-        config.make_model(), config.make_tokenizer(), config.input.preprocess, mesh, 8
+        config.make_model(mesh),
+        config.make_tokenizer(),
+        config.input.preprocess,
+        mesh,
+        8,
     )
     embedder.load(**variables)
     pictures, unreadable = Pictures(), {}

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.models.layers import Dropout
+from align_jax.models.layers import Dropout, gathered
+from align_jax.sharding import Placement
 
 PAD_ID = 0
 HEAD_WIDTH = 64
@@ -117,10 +118,13 @@ class Bert(nn.Module):
     Attributes:
       config: size and regularisation.
       dtype: compute type; parameters stay float32.
+      placement: gathers a layer's parameters where they are used; None where they are
+        whole.
     """
 
     config: BertConfig
     dtype: jnp.dtype = jnp.float32
+    placement: Placement | None = None
 
     @nn.compact
     def __call__(
@@ -150,11 +154,12 @@ class Bert(nn.Module):
         x = layer_norm("embeddings_norm", x, self.dtype)
         x = Dropout(config.dropout)(x, core_ids, train)
         mask = tokens != PAD_ID
-        layer = BertLayer
+        layer = gathered(BertLayer, self)
         if config.rematerialise:
-            layer = nn.remat(BertLayer, static_argnums=4)
+            layer = nn.remat(layer, static_argnums=4)
         for index in range(config.layers):
             x = layer(config, self.dtype, name=f"layer_{index:02}")(
                 x, mask, core_ids, train
             )
+            x = self.placement.split(x) if self.placement else x
         return x[:, 0].astype(jnp.float32)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from align_jax.models.bert import Bert, BertConfig
 from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig, pooled_width
+from align_jax.sharding import Placement
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEMPERATURE_FORMS = ("direct", "log")
@@ -64,19 +65,21 @@ class DualEncoder(nn.Module):
     Attributes:
       config: the towers and what joins them.
       batch_norm_group: images that share BatchNorm statistics in training.
+      placement: gathers parameters where they are used; None where they are whole.
     """
 
     config: ModelConfig
     batch_norm_group: int
+    placement: Placement | None = None
 
     def setup(self):
         """Names the submodules, which name the parameters."""
         config = self.config
         dtype = DTYPES[config.dtype]
         self.image_tower = EfficientNet(
-            config.image_tower, self.batch_norm_group, dtype
+            config.image_tower, self.batch_norm_group, dtype, self.placement
         )
-        self.text_tower = Bert(config.text_tower, dtype)
+        self.text_tower = Bert(config.text_tower, dtype, self.placement)
         if config.embedding_size is not None:
             self.image_projection = nn.Dense(config.embedding_size)
         width = config.embedding_size or pooled_width(config.image_tower)

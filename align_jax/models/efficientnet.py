@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.models.convolution import PADDINGS
-from align_jax.models.layers import BatchNorm, survival_scales
+from align_jax.models.layers import BatchNorm, gathered, survival_scales
 from align_jax.models.mbconv import Block, Convolution, MBConv
+from align_jax.sharding import Placement
 
 # B0's stages: (blocks, kernel, stride, expansion, output channels).
 STAGES = (
@@ -123,11 +124,14 @@ class EfficientNet(nn.Module):
       config: size, regularisation and execution.
       batch_norm_group: images that share BatchNorm statistics.
       dtype: compute type; parameters and statistics stay float32.
+      placement: gathers a block's parameters where they are used; None where they are
+        whole.
     """
 
     config: EfficientNetConfig
     batch_norm_group: int
     dtype: jnp.dtype = jnp.float32
+    placement: Placement | None = None
 
     @nn.compact
     def __call__(
@@ -208,9 +212,9 @@ class EfficientNet(nn.Module):
         Returns:
           (B, H', W', C').
         """
-        block_type = MBConv
+        block_type = gathered(MBConv, self)
         if self.config.rematerialise == "blocks":
-            block_type = nn.remat(MBConv, static_argnums=3)
+            block_type = nn.remat(block_type, static_argnums=3)
         fields = dict(norm=self._norm, padding=self.config.padding, dtype=self.dtype)
         alone = len(stage)
         if self.config.scan and not self.is_initializing():
@@ -218,6 +222,7 @@ class EfficientNet(nn.Module):
         names = [f"block_{first + index:02}" for index in range(len(stage))]
         for name, block, scale in zip(names[:alone], stage, survival, strict=False):
             x = block_type(block, **fields, name=name)(x, scale, train)
+            x = self.placement.split(x) if self.placement else x
         if stage[alone:]:
             body = block_type(stage[alone], **fields, parent=None)
             x = self._scan(body, names[alone:], x, survival[alone:], train)

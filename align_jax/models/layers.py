@@ -52,6 +52,13 @@ def survival_scales(
     ]
 
 
+def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:
+    """The block's class; where its tower has a placement, it gathers its parameters."""
+    if tower.placement is None or tower.is_initializing():
+        return block
+    return nn.map_variables(block, "params", tower.placement.gather)
+
+
 class Dropout(nn.Module):
     """Inverted dropout.
 
