@@ -1,5 +1,6 @@
 """Runs a config: `python main.py --config=configs/X.py --workdir=DIR`.
 
+`--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice.
 Any field can be changed on the command line, as in `--config.total_steps=100`. Bad
 input ends in one line on stderr and exit code 2, an interruption in 130.
 """
@@ -26,8 +27,8 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
 RUNS = {"pretrain": pretrain, "evaluate": evaluate}
 
 
-def run(argv: list[str]) -> None:
-    """Reads the flags and starts the run that the config's field `run` names."""
+def run(argv: list[str]) -> int:
+    """Starts the run that the config's field `run` names; returns the exit code."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -38,7 +39,9 @@ def run(argv: list[str]) -> None:
     known = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=known)
     workdir = flags.DEFINE_string("workdir", None, "", flag_values=known)
-    flags.mark_flags_as_required(["config", "workdir"], known)
+    target = flags.DEFINE_string("plan", None, "", flag_values=known)
+    flags.mark_flags_as_required(["config"], known)
+    flags.mark_flags_as_mutual_exclusive(["workdir", "plan"], True, known)
     try:
         known(argv)
         fields = config.value.to_dict()
@@ -52,7 +55,14 @@ def run(argv: list[str]) -> None:
         raise InputError(f"bad flags: {reason}") from error
     chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
     start()
-    chosen(fields, workdir.value)
+    if target.value is None:
+        chosen(fields, workdir.value)
+        return 0
+    if chosen is not pretrain:
+        raise InputError(f"--plan is for pretraining, not for {fields['run']!r}")
+    from align_jax.plan import plan
+
+    return 0 if plan(fields, target.value) else 1
 
 
 def main() -> int:
@@ -61,7 +71,7 @@ def main() -> int:
         print(__doc__)
         return 0
     try:
-        run(sys.argv)
+        return run(sys.argv)
     except ModuleNotFoundError as error:
         message = (
             f"package {error.name!r} is missing: run `make .venv`, or `pip install"
@@ -75,7 +85,6 @@ def main() -> int:
         if not isinstance(error, InputError | FloatingPointError):
             raise
         return _fail(str(error), 2)
-    return 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,0 +1,213 @@
+"""What a run's step needs on a slice of TPUs, told by the compiler, without the slice.
+
+    python main.py --config=configs/X.py --plan=v5e:16x16
+
+The TPU compiler (the extra `tpu`) compiles the real training step for a topology that
+this machine does not have. `--plan=here` compiles it for the devices at hand.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from align_jax.config import read_config
+from align_jax.device_table import ACCELERATORS
+from align_jax.errors import InputError
+from align_jax.pretrain_config import PretrainConfig
+from align_jax.sharding import batch_split, make_mesh
+from align_jax.train_step import StepPlan, abstract_state, make_train_step
+
+GIB = 2**30
+HERE = "here"
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What one device needs for a step.
+
+    Attributes:
+      parts: bytes by what they hold; they add up to the peak.
+      flops: floating-point operations a step, as the compiler counts them.
+      traffic: bytes read and written in memory a step, likewise.
+      collectives: kind -> (operations, bytes of their results) in the program. What
+        stands in a loop counts once.
+      seconds: that compiling took.
+    """
+
+    parts: dict[str, float]
+    flops: float
+    traffic: float
+    collectives: dict[str, tuple[int, int]]
+    seconds: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+
+def plan(fields: dict[str, Any], target: str) -> bool:
+    """Prints what a pretraining run needs on each device.
+
+    Args:
+      fields: the literal config, see `PretrainConfig`.
+      target: a topology as "v3:16x32", or "here".
+
+    Returns:
+      Whether it fits into the memory.
+
+    Raises:
+      InputError: bad fields, an unknown topology, or the compiler is missing.
+    """
+    config = read_config(PretrainConfig, fields)
+    devices = _devices(target)
+    step = config.make_plan(make_mesh(config.fsdp, devices))
+    kind = devices[0].device_kind
+    known = ACCELERATORS.get(kind)
+    print(
+        f"{target}: {len(devices)} x {kind}, {config.batch_size} pairs a step,"
+        f" {config.batch_size // len(devices)} a device in {config.microbatches} parts,"
+        f" state split {config.fsdp} ways"
+    )
+    try:
+        needs = measure(step, config)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"does not fit: {' '.join(str(error).split())[:600]}")
+        return False
+    print_needs(needs, config.batch_size // len(devices))
+    if known is None:
+        print(f"the memory of {kind!r} is not known, so nothing is compared with it")
+        return True
+    fits = needs.peak <= known.gibibytes * GIB
+    print(f"{'fits' if fits else 'does not fit'} in {known.gibibytes} GiB")
+    return fits
+
+
+def measure(step: StepPlan, config: PretrainConfig) -> Needs:
+    """Compiles a step and asks the compiler."""
+    state = abstract_state(step)
+    start = time.perf_counter()
+    compiled = make_train_step(step).lower(state, _batch(step, config)).compile()
+    seconds = time.perf_counter() - start
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    held = {
+        "parameters": _bytes_held(state.params),
+        "optimizer": _bytes_held(state.optimizer),
+        "average and statistics": _bytes_held((state.average, state.batch_stats)),
+    }
+    # The new state takes the old one's place, as far as they are aliased.
+    arguments = memory.argument_size_in_bytes
+    held["batch"] = max(arguments - sum(held.values()), 0)
+    unshared = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    held["activations, gradients, gathered parameters"] = memory.temp_size_in_bytes
+    held["program and results"] = max(unshared, 0) + memory.generated_code_size_in_bytes
+    return Needs(
+        held,
+        costs.get("flops", math.nan),
+        costs.get("bytes accessed", math.nan),
+        count_collectives(compiled.as_text()),
+        seconds,
+    )
+
+
+def count_collectives(program: str) -> dict[str, tuple[int, int]]:
+    """Counts a compiled program's collectives: kind -> (operations, bytes)."""
+    found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
+    pattern = rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\("
+    for results, kind, started in re.findall(pattern, program):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", results)
+        sizes = [
+            BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)
+            for dtype, shape in arrays
+        ]
+        # A started collective returns its operands too, before its results.
+        size = sum(sizes[len(sizes) // 2 :]) if started else sum(sizes)
+        count, total = found[kind]
+        found[kind] = count + 1, total + size
+    return dict(found)
+
+
+def print_needs(needs: Needs, pairs: int) -> None:
+    """Prints the table of a device that has `pairs` pairs a step."""
+    for name, size in needs.parts.items():
+        print(f"  {name:<46}{size / GIB:>8.2f} GiB")
+    print(f"  {'peak':<46}{needs.peak / GIB:>8.2f} GiB")
+    print(
+        f"  {needs.flops / pairs / 1e9:.1f} GFLOP and"
+        f" {needs.traffic / pairs / 1e9:.2f} GB of memory traffic a pair"
+    )
+    for kind, (count, size) in sorted(needs.collectives.items()):
+        print(f"  {count:>4} {kind:<20}{size / 2**20:>10.1f} MiB")
+    print(f"  compiled in {needs.seconds:.0f} s")
+
+
+def _batch(step: StepPlan, config: PretrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch."""
+    side, split = config.input.preprocess.image_size, batch_split(step.mesh)
+    shapes = {
+        "images": ((config.batch_size, side, side, 3), jnp.uint8),
+        "tokens": ((config.batch_size, config.model.text_tower.max_tokens), jnp.int32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def _bytes_held(tree: Any) -> int:
+    """Bytes of a tree of abstract arrays on one device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def _devices(target: str) -> list[jax.Device]:
+    if target == HERE:
+        return jax.devices()
+    from jax.experimental import topologies
+
+    try:
+        with _outside_a_pod():
+            topology = topologies.get_topology_desc(
+                platform="tpu", topology_name=target
+            )
+    except Exception as error:  # the plugin raises anything for what it does not know
+        raise InputError(
+            f"--plan={target}: the TPU compiler is missing (`pip install -e '.[tpu]'`)"
+            " or knows no such slice; wanted one as v3:16x32, v5e:16x16, v6e:8x8, or"
+            f" {HERE!r}. It says: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return list(topology.devices)
+
+
+@contextlib.contextmanager
+def _outside_a_pod() -> Iterator[None]:
+    """Keeps the TPU library from asking for the metadata of a machine in a pod."""
+    wanted = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
