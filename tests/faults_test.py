@@ -1,0 +1,113 @@
+"""Runs that are killed or told to stop, in processes of their own."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from align_jax.preemption import EXIT_CODE
+from tests.run_tiny import STEPS
+
+TIMES = 20
+
+
+def start(data, workdir):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.run_tiny", str(data), str(workdir)],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
+            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rows(workdir):
+    """The metric lines of a run, without what depends on the clock."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("}")]
+    return [
+        {k: v for k, v in row.items() if k != "train/pairs_per_second"} for row in found
+    ]
+
+
+def steps_saved(workdir):
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return [int(name) for name in names if name.isdigit()]  # others are being written
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The metric lines of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(data, workdir)
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    assert [row["step"] for row in rows(workdir) if "train/loss" in row] == [
+        *range(1, STEPS + 1)
+    ]
+    return rows(workdir)
+
+
+def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_metrics(
+    data, whole, tmp_path
+):
+    workdir = tmp_path / "run"
+    process = start(data, workdir)
+    while process.poll() is None and not steps_saved(workdir):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE, errors
+    last = max(row["step"] for row in rows(workdir))
+    assert f"saved after step {last}; the same command continues" in errors
+    assert max(steps_saved(workdir)) == last < STEPS
+    again = start(data, workdir)
+    _, errors = again.communicate(timeout=500)
+    assert again.returncode == 0, errors
+    assert rows(workdir) == whole
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_runs_hit_at_random_moments_go_on_to_the_same_metrics(
+    data, whole, tmp_path, kind
+):
+    begun = time.perf_counter()
+    assert start(data, tmp_path / "timed").wait() == 0
+    duration = time.perf_counter() - begun
+    hits, finished, workdir = 0, 0, tmp_path / "run_0"
+    while hits < TIMES or workdir.exists():
+        process = start(data, workdir)
+        # Once all hits are spent, the last run goes on to its end.
+        moment = random.uniform(0, duration) if hits < TIMES else 500
+        try:
+            _, errors = process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            hits += 1
+            process.send_signal(kind)
+            _, errors = process.communicate(timeout=60)
+            print(f"hit {hits} after {moment:.1f} s: {errors.strip()[-80:]}")
+        if process.returncode == 0:
+            assert rows(workdir) == whole
+            finished += 1
+            workdir = tmp_path / f"run_{finished}"
+        else:
+            assert -process.returncode == kind or process.returncode == EXIT_CODE
+    assert finished

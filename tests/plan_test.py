@@ -1,0 +1,68 @@
+import dataclasses
+
+import pytest
+
+from align_jax.config import read_config
+from align_jax.errors import InputError
+from align_jax.plan import count_collectives, measure, plan
+from align_jax.pretrain_config import PretrainConfig
+from align_jax.sharding import make_mesh
+from configs import pretrain_align_b7_base, pretrain_align_l2_large
+from tests import steps, tiny
+
+
+def test_collectives_are_counted_with_their_bytes():
+    program = """
+      %a = f32[8,4]{1,0} all-gather(%x), dimensions={0}
+      %b = (f32[2]{0}, f32[8]{0}) all-gather-start(%y), dimensions={0}
+      %c = f32[8]{0} all-gather-done(%b)
+      %d = (bf16[10]{0}, f32[]) all-reduce(%p, %q), to_apply=%sum
+    """
+    assert count_collectives(program) == {
+        "all-gather": (2, 8 * 4 * 4 + 8 * 4),
+        "all-reduce": (1, 24),
+    }
+
+
+def test_a_step_is_planned_for_the_devices_at_hand(tmp_path, mesh_of):
+    config = steps.read(tmp_path)
+    whole = measure(config.make_plan(mesh_of(8)), config)
+    config = dataclasses.replace(config, fsdp=8)
+    parts = measure(config.make_plan(mesh_of(8, 8)), config)
+    assert parts.parts["parameters"] < 0.5 * whole.parts["parameters"]
+    assert parts.parts["optimizer"] < 0.5 * whole.parts["optimizer"]
+    assert whole.flops > 0 and whole.traffic > 0
+    # The loss gathers the texts' embeddings, and the log-sum-exps; nothing else is.
+    width = 8 * 4 * 7 * config.model.text_tower.hidden
+    assert whole.collectives["all-gather"][1] < 4 * width
+    assert parts.collectives["all-gather"][0] > whole.collectives["all-gather"][0]
+
+
+def test_planning_here_prints_what_it_found(tmp_path, capsys):
+    assert plan(tiny.make_run(tmp_path), "here")
+    printed = capsys.readouterr().out
+    assert "8 x cpu" in printed and "peak" in printed and "all-reduce" in printed
+
+
+@pytest.mark.parametrize(
+    ("module", "millions"),
+    [(pretrain_align_b7_base, 225.6), (pretrain_align_l2_large, 873.9)],
+)
+def test_the_papers_configs_have_its_parameters(module, millions):
+    config = read_config(PretrainConfig, module.get_config().to_dict())
+    found = steps.count_parameters(config.model)
+    assert found / 1e6 == pytest.approx(millions, abs=0.06)
+    config.make_plan(make_mesh())  # the batch divides
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("target", ["v5e:2x4", "v3:2x2"])
+def test_a_tiny_step_is_planned_for_a_slice(tmp_path, capsys, target):
+    assert plan(tiny.make_run(tmp_path), target)
+    assert "8 x TPU v" in capsys.readouterr().out
+
+
+@pytest.mark.tpu
+def test_an_unknown_slice_is_named(tmp_path):
+    with pytest.raises(InputError, match="--plan=v9:2x2: .* knows no such slice"):
+        plan(tiny.make_run(tmp_path), "v9:2x2")
