@@ -1,7 +1,6 @@
 """A few training steps on tiny data, and what must hold between two such runs."""
 
 import itertools
-import math
 
 import jax
 import numpy as np
@@ -30,10 +29,10 @@ def read(root, **changes):
     return read_config(PretrainConfig, fields)
 
 
-def count_parameters(model):
-    """Numbers that a dual encoder learns."""
+def parameter_shapes(model):
+    """Shapes of a dual encoder's parameters."""
     shapes = variable_shapes(model)
-    return sum(math.prod(s) for path, s in shapes.items() if path[0] == "params")
+    return [shape for path, shape in shapes.items() if path[0] == "params"]
 
 
 def run(config, mesh, count=COUNT):
