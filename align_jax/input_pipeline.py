@@ -6,6 +6,7 @@ the streams. Nothing needs to be saved to resume.
 """
 
 import collections
+import hashlib
 import itertools
 import logging
 import zlib
@@ -59,7 +60,7 @@ class TrainBatches(Iterator):
         config = data.config
         per_host = config.streams // process_count
         self._streams = range(process_index * per_host, (process_index + 1) * per_host)
-        self._data = data
+        self._data, self._seed, self._tokenizer = data, seed, tokenizer
         records = read_records(data, seed, self._streams, start_step, tokenizer)
         numbered = enumerate(records.as_numpy_iterator(), start_step)
         self._batches = augment_batches(
@@ -90,6 +91,28 @@ class TrainBatches(Iterator):
             self._replace(records, images, targets, reasons)
         name = "labels" if self._data.labelled else "tokens"
         return {"images": images, name: targets}
+
+    def describe(self, step: int) -> list[dict]:
+        """Reads which pairs this host has at a step: the order needs no other state.
+
+        Returns:
+          For each row its dataset, shard, the SHA-256 of its picture's file and its
+          tokens or label.
+        """
+        data = self._data
+        records = read_records(data, self._seed, self._streams, step, self._tokenizer)
+        (batch,) = records.take(1).as_numpy_iterator()
+        names = [*data.config.datasets]
+        columns = (batch[n] for n in ("dataset", "shard", "image", "target"))
+        return [
+            {
+                "dataset": names[dataset],
+                "shard": data.datasets[dataset].shards[shard].path,
+                "picture_sha256": hashlib.sha256(image).hexdigest(),
+                "labels" if data.labelled else "tokens": target.tolist(),
+            }
+            for dataset, shard, image, target in zip(*columns, strict=True)
+        ]
 
     def close(self) -> None:
         """Ends the threads."""

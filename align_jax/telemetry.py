@@ -71,6 +71,18 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
+class NonFiniteError(FloatingPointError):
+    """The loss or temperature of a step is not finite.
+
+    Attributes:
+      step: the step.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 class StepLog:
     """Writes every step's metrics and shows a bar with loss, pairs/s and time left.
 
@@ -110,7 +122,7 @@ class StepLog:
         """Writes what was added.
 
         Raises:
-          FloatingPointError: a loss or temperature is not finite; names the step.
+          NonFiniteError: a loss or temperature is not finite; names the step.
         """
         if not self._pending:
             return
@@ -127,10 +139,11 @@ class StepLog:
             self._writer.write_scalars(step, scalars)
             for name in ("loss", "temperature"):
                 if not np.isfinite(metrics[name]):
-                    raise FloatingPointError(
+                    raise NonFiniteError(
                         f"the {name} of step {step} is {metrics[name]}; the last"
                         " checkpoint is whole: lower the learning rate or raise"
-                        " the temperature's floor, in a new workdir"
+                        " the temperature's floor, in a new workdir",
+                        step,
                     )
         self._writer.flush()
         step, metrics = rows[-1]

@@ -1,5 +1,6 @@
 """Pretraining: from records to a trained dual encoder, its results and its report."""
 
+import json
 import os
 from typing import Any
 
@@ -20,7 +21,7 @@ from align_jax.pretrain_config import PretrainConfig
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
 from align_jax.sharding import global_batches, make_mesh
-from align_jax.telemetry import StepLog, open_writer, read_metrics
+from align_jax.telemetry import NonFiniteError, StepLog, open_writer, read_metrics
 from align_jax.train_step import create_state, make_train_step
 from align_jax.training_data import open_training
 
@@ -82,6 +83,14 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
 
     log = StepLog(writer, plan.schedule, start, config.total_steps, config.batch_size)
 
+    def flush() -> None:
+        try:
+            log.flush()
+        except NonFiniteError as error:
+            # Step n is taken with the batch that the order gives at n - 1.
+            _write_pairs(workdir, error.step, own_batches.describe(error.step - 1))
+            raise
+
     def evaluate(step: int) -> None:
         notice.leaves_at_once = True
         embedder.load(**state.variables)
@@ -97,7 +106,7 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
         log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
         last = step == config.total_steps
         if last or step % config.log_every_steps == 0:
-            log.flush()
+            flush()
         stops = notice.reached(step)
         if config.evaluates(step) and not stops:
             try:
@@ -105,7 +114,7 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
             except Preempted:  # evaluated when the run goes on
                 stops = True
         if last or stops or step % config.checkpoint.every_steps == 0:
-            log.flush()  # a checkpoint never runs ahead of the metrics
+            flush()  # a checkpoint never runs ahead of the metrics
             checkpoints.save(step, state)
         if stops:
             checkpoints.close()
@@ -120,6 +129,13 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
     write_report(workdir, fields, results, evaluators, embedder)
     folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
     print_results(workdir)
+
+
+def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:
+    """Writes which pairs this process gave to a step."""
+    name = f"nonfinite_step_{step}_process_{jax.process_index()}.jsonl"
+    lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    folder.write_text(os.path.join(workdir, name), lines)
 
 
 def _evaluated(workdir: str, step: int) -> bool:

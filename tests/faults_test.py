@@ -1,5 +1,6 @@
 """Runs that are killed or told to stop, in processes of their own."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -9,12 +10,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from align_jax.config import read_config
+from align_jax.input_pipeline import TrainBatches
 from align_jax.preemption import EXIT_CODE
+from align_jax.pretrain_config import PretrainConfig
+from align_jax.train import train
+from align_jax.training_data import open_training
+from tests import tiny
 from tests.run_tiny import STEPS
 
 TIMES = 20
+NUMBERED = [(i, tiny.NAMES[i % len(tiny.NAMES)]) for i in range(96)]
 
 
 def start(data, workdir):
@@ -82,6 +91,28 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_metrics(
     _, errors = again.communicate(timeout=500)
     assert again.returncode == 0, errors
     assert rows(workdir) == whole
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(tmp_path):
+    fields = tiny.make_run(tmp_path, total_steps=6, evaluators={})
+    fields["optimizer"] |= {"learning_rate": 1e38, "decay": "constant"}
+    with pytest.raises(FloatingPointError, match="of step .* is nan") as error:
+        train(fields, str(tmp_path / "run"))
+    step = error.value.step
+    (path,) = (tmp_path / "run").glob("nonfinite_*")
+    assert path.name == f"nonfinite_step_{step}_process_0.jsonl"
+    pairs = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(step > saved for saved in steps_saved(tmp_path / "run"))
+    config = read_config(PretrainConfig, fields)
+    data = open_training(config.input, config.batch_size, 1)
+    batches = TrainBatches(data, config.make_tokenizer(), config.seed, step - 1)
+    np.testing.assert_array_equal(
+        [pair["tokens"] for pair in pairs], next(batches)["tokens"]
+    )
+    batches.close()
+    pictures = {hashlib.sha256(tiny.draw(n, i)).hexdigest() for i, n in NUMBERED}
+    assert {pair["picture_sha256"] for pair in pairs} <= pictures
+    assert {pair["dataset"] for pair in pairs} == {"tiny"}
 
 
 @pytest.mark.faults
