@@ -1,6 +1,7 @@
 """Runs a config: `python main.py --config=configs/X.py --workdir=DIR`.
 
-`--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice.
+`--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice;
+`--distributed` joins the processes of a pod or a cluster.
 Any field can be changed on the command line, as in `--config.total_steps=100`. Bad
 input ends in one line on stderr and exit code 2, an interruption in 130, a notice to
 stop (SIGTERM, after which the state is saved) in 143.
@@ -41,6 +42,7 @@ def run(argv: list[str]) -> int:
     config = config_flags.DEFINE_config_file("config", flag_values=known)
     workdir = flags.DEFINE_string("workdir", None, "", flag_values=known)
     target = flags.DEFINE_string("plan", None, "", flag_values=known)
+    distributed = flags.DEFINE_bool("distributed", False, "", flag_values=known)
     flags.mark_flags_as_required(["config"], known)
     flags.mark_flags_as_mutual_exclusive(["workdir", "plan"], True, known)
     try:
@@ -55,7 +57,7 @@ def run(argv: list[str]) -> int:
         reason = " ".join(str(error).split())
         raise InputError(f"bad flags: {reason}") from error
     chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
-    start()
+    start(distributed.value)
     if target.value is None:
         chosen(fields, workdir.value)
         return 0

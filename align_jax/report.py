@@ -96,7 +96,8 @@ def write_report(
         config=json.dumps(fields, indent=2, ensure_ascii=False),
     )
     path = os.path.join(workdir, REPORT_FILE)
-    folder.write_text(path, page)
+    if folder.leads():
+        folder.write_text(path, page)
     return path
 
 

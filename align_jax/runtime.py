@@ -4,11 +4,19 @@ import os
 import pathlib
 
 
-def start() -> None:
+def start(distributed: bool = False) -> None:
     """Prepares TensorFlow and JAX; call once, before either computes.
 
     TensorFlow only reads data, so it is kept off the accelerators. Compiled programs
     are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/align_jax.
+
+    Args:
+      distributed: join the run's other processes. JAX finds them on TPU pods, under
+        Slurm, Open MPI and Kubernetes; elsewhere JAX_COORDINATOR_ADDRESS (host:port of
+        the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where they are.
+
+    Raises:
+      InputError: there are none, or they do not answer.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
@@ -18,3 +26,25 @@ def start() -> None:
     if not jax.config.jax_compilation_cache_dir:
         cache = pathlib.Path.home() / ".cache" / "align_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    if distributed:
+        _join_processes()
+
+
+def _join_processes() -> None:
+    import jax
+
+    from align_jax.errors import InputError
+
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = [os.environ.get(name) for name in names]
+    if any(given) and not all(given):
+        absent = [n for n, value in zip(names, given, strict=True) if not value]
+        raise InputError(f"--distributed: {', '.join(absent)} is not set, others are")
+    try:
+        address, count, index = given
+        jax.distributed.initialize(address, count and int(count), index and int(index))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed: {' '.join(str(error).split())}; where there is no TPU pod,"
+            f" Slurm, Open MPI or Kubernetes, set {', '.join(names)}"
+        ) from error

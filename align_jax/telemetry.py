@@ -12,7 +12,7 @@ import tensorflow as tf
 import tqdm
 from clu import metric_writers
 
-from align_jax.workdir import METRICS_FILE, write_text
+from align_jax.workdir import METRICS_FILE, leads, write_text
 
 
 class JsonLinesWriter(metric_writers.MetricWriter):
@@ -43,11 +43,13 @@ class JsonLinesWriter(metric_writers.MetricWriter):
 
 
 def open_writer(workdir: str, step: int) -> metric_writers.MetricWriter:
-    """Opens both writers of a run that continues after `step`.
+    """Opens both writers of a run that continues after `step`; one process has them.
 
     Lines of later steps, written before an interruption, are dropped: they will be
     written again.
     """
+    if not leads():
+        return metric_writers.MultiWriter([])
     path = os.path.join(workdir, METRICS_FILE)
     rows = read_metrics(workdir) if step else []
     kept = [row for row in rows if row["step"] <= step]
@@ -112,6 +114,7 @@ class StepLog:
             dynamic_ncols=True,
             mininterval=interval,
             maxinterval=interval,
+            disable=not leads(),
         )
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from align_jax import workdir as folder
 from align_jax.checkpoint import Checkpoints
@@ -57,7 +58,8 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
     data = open_training(config.input, config.batch_size, jax.process_count())
     towers = read_towers(config.initialize, config.model, tokenizer)
     _check_patterns(config)
-    folder.claim(workdir, fields)  # nothing is written before all input was seen
+    if folder.leads():  # nothing is written before all input was seen
+        folder.claim(workdir, fields)
 
     state = create_state(plan)
     step_fn = make_train_step(plan)
@@ -124,11 +126,13 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
     checkpoints.close()
     own_batches.close()
 
+    multihost_utils.sync_global_devices("all metrics are written")
     results = collect_results(workdir)
     embedder.load(**state.variables)
     write_report(workdir, fields, results, evaluators, embedder)
-    folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-    print_results(workdir)
+    if folder.leads():
+        folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+        print_results(workdir)
 
 
 def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 from typing import Any
 
+import jax
 import tensorflow as tf
 
 from align_jax.config import differing_fields
@@ -12,6 +13,11 @@ from align_jax.errors import InputError
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
+
+
+def leads() -> bool:
+    """Whether this is the process that writes the folder's files."""
+    return jax.process_index() == 0
 
 
 def check(workdir: str, config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,15 +27,16 @@ TIMES = 20
 NUMBERED = [(i, tiny.NAMES[i % len(tiny.NAMES)]) for i in range(96)]
 
 
-def start(data, workdir):
+def start(data, workdir, *flags, devices=1, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.run_tiny", str(data), str(workdir)],
+        [sys.executable, "-m", "tests.run_tiny", str(data), str(workdir), *flags],
         cwd=pathlib.Path(__file__).parents[1],
         env=os.environ
         | {
             "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
-        },
+            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}"),
+        }
+        | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -142,3 +144,36 @@ def test_runs_hit_at_random_moments_go_on_to_the_same_metrics(
         else:
             assert -process.returncode == kind or process.returncode == EXIT_CODE
     assert finished
+
+
+def start_two(data, workdir):
+    """Two processes of four devices each that train together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [
+        start(data, workdir, "--distributed", devices=4, JAX_PROCESS_ID=index, **shared)
+        for index in "01"
+    ]
+
+
+@pytest.mark.faults
+def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start_two(data, workdir)
+    while all(p.poll() is None for p in processes) and not steps_saved(workdir):
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_CODE] * 2, errors
+    last = max(row["step"] for row in rows(workdir))
+    assert all(f"saved after step {last}; the same" in error for error in errors)
+    assert max(steps_saved(workdir)) == last < STEPS
+    for process in start_two(data, workdir):
+        _, error = process.communicate(timeout=500)
+        assert process.returncode == 0, error
+    assert (workdir / "results.json").exists() and (workdir / "report.html").exists()
+    for mine, theirs in zip(rows(workdir), whole, strict=True):
+        for name in {"step", "train/loss", "train/temperature"} & {*theirs}:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name

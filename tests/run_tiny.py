@@ -8,7 +8,7 @@ import sys
 STEPS = 24
 
 
-def main(data: str, workdir: str) -> int:
+def main(data: str, workdir: str, *flags: str) -> int:
     """Trains, continues or tells that the run is finished; returns the exit code."""
     from tests import tiny
 
@@ -30,7 +30,7 @@ def main(data: str, workdir: str) -> int:
 
     import main as program
 
-    sys.argv = ["main.py", f"--config={path}", f"--workdir={workdir}"]
+    sys.argv = ["main.py", f"--config={path}", f"--workdir={workdir}", *flags]
     return program.main()
 
 
