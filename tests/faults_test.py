@@ -170,10 +170,10 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
     last = max(row["step"] for row in rows(workdir))
     assert all(f"saved after step {last}; the same" in error for error in errors)
     assert max(steps_saved(workdir)) == last < STEPS
-    for process in start_two(data, workdir):
-        _, error = process.communicate(timeout=500)
-        assert process.returncode == 0, error
-    assert (workdir / "results.json").exists() and (workdir / "report.html").exists()
-    for mine, theirs in zip(rows(workdir), whole, strict=True):
-        for name in {"step", "train/loss", "train/temperature"} & {*theirs}:
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+    for folder in (workdir, tmp_path / "whole"):
+        for process in start_two(data, folder):
+            _, error = process.communicate(timeout=500)
+            assert process.returncode == 0, error
+        assert (folder / "results.json").exists() and (folder / "report.html").exists()
+    assert rows(workdir) == rows(tmp_path / "whole")
+    assert len(rows(workdir)) == len(whole)
