@@ -36,10 +36,12 @@ class Notice:
         self._told = threading.Event()
         self._left = threading.Event()
         self._alone = jax.process_count() == 1
+        main_thread = threading.current_thread() is threading.main_thread()
+        self._listens = self._alone and main_thread  # others cannot
 
     def __enter__(self) -> "Notice":
-        """Begins to listen; the main thread only."""
-        if self._alone:
+        """Begins to listen, in the main thread."""
+        if self._listens:
             # Python's own handler waits for the C code that runs, such as the compiler;
             # bytes on this pipe do not.
             read, self._pipe = os.pipe()
@@ -57,7 +59,7 @@ class Notice:
     ) -> None:
         """Stops listening."""
         self._left.set()
-        if self._alone:
+        if self._listens:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, self._handler)
             os.close(self._pipe)
