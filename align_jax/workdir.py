@@ -11,6 +11,7 @@ from align_jax.config import differing_fields
 from align_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
+PARTIAL = f"{CONFIG_FILE}.tmp"  # what a run killed at its very start leaves
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 
@@ -35,7 +36,7 @@ def check(workdir: str, config: dict[str, Any]) -> None:
                 f"{workdir} holds a run of another config ({'; '.join(differing)});"
                 " give another --workdir or go back to that config"
             )
-    elif tf.io.gfile.exists(workdir) and tf.io.gfile.listdir(workdir):
+    elif tf.io.gfile.exists(workdir) and {*tf.io.gfile.listdir(workdir)} - {PARTIAL}:
         raise InputError(
             f"{workdir} is not empty and holds no {CONFIG_FILE}, so no run of ours"
             " wrote it; give another --workdir"

@@ -28,3 +28,10 @@ def test_a_broken_json_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is not valid JSON"):
         workdir.read_json(str(tmp_path / "config.json"))
+
+
+def test_a_folder_whose_run_was_killed_at_its_start_is_free(tmp_path):
+    (tmp_path / "config.json.tmp").write_text('{"se')
+    workdir.check(str(tmp_path), CONFIG)
+    workdir.claim(str(tmp_path), CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
