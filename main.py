@@ -88,11 +88,10 @@ def main() -> int:
 
 def _explain(error: Exception) -> int:
     """Prints what a user can mend and returns its exit code; raises any other error."""
-    from align_jax.errors import InputError
-    from align_jax.preemption import EXIT_CODE, Preempted
+    from align_jax.errors import STOPPED, InputError, Preempted
 
     if isinstance(error, Preempted):
-        return _fail(f"{error}; the same command continues", EXIT_CODE)
+        return _fail(f"{error}; the same command continues", STOPPED)
     if isinstance(error, InputError | FloatingPointError):
         return _fail(str(error), 2)
     raise error

@@ -51,8 +51,6 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts writing the state after `step` steps; returns before it is written."""
-        if step == self.latest_step():
-            return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             identity=ocp.args.JsonSave(self._identity),

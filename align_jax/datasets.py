@@ -82,10 +82,12 @@ def open_shards(directory: str, split: str) -> list[Shard]:
       InputError: there is no dataset or split, it is not of TFRecord files, or a shard
         is missing, cut short or of another size than the manifest says.
     """
-    return _check_shards(directory, _open_builder(directory, split).info, split)
+    return _list_shards(directory, _open_builder(directory, split).info, split)
 
 
-def _check_shards(directory: str, info: tfds.core.DatasetInfo, split: str):
+def _list_shards(
+    directory: str, info: tfds.core.DatasetInfo, split: str
+) -> list[Shard]:
     """What `open_shards` does."""
     if info.file_format is not None and info.file_format.value != "tfrecord":
         raise InputError(
@@ -116,7 +118,7 @@ def open_dataset(config: DatasetConfig) -> Dataset:
         or ones of another type.
     """
     builder = _open_builder(config.directory, config.split)
-    shards = _check_shards(config.directory, builder.info, config.split)
+    shards = _list_shards(config.directory, builder.info, config.split)
     total = sum(shard.records for shard in shards)
     wanted = round(total * config.fraction)
     if config.max_pairs:
@@ -139,27 +141,30 @@ def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
     """Makes `Dataset.parse`, or raises InputError for features that do not fit."""
     known = features.tf_example_spec
     target = config.label_feature or config.text_feature
-    for name in (config.image_feature, target):
+    target_type, description = tf.string, "a text or a list of texts"
+    if config.label_feature:
+        target_type, description = tf.int64, "one whole number"
+    wanted = {
+        config.image_feature: (tf.string, False, "one encoded picture"),
+        target: (target_type, not config.label_feature, description),
+    }
+    for name, (dtype, may_be_list, description) in wanted.items():
         if name not in known:
             raise InputError(
                 f"{config.directory} has no feature {name!r}; it has"
                 f" {', '.join(sorted(known))}"
             )
-        is_text = name == target and not config.label_feature
         is_list = isinstance(known[name], tf.io.FixedLenSequenceFeature)
-        wanted = "one encoded picture"
-        if name == target:
-            wanted = "a text or a list of texts" if is_text else "one whole number"
         if (
-            known[name].dtype != (tf.int64 if wanted.endswith("number") else tf.string)
+            known[name].dtype != dtype
             or len(known[name].shape)
-            or (is_list and not is_text)
+            or (is_list and not may_be_list)
         ):
             raise InputError(
                 f"feature {name!r} of {config.directory} is {known[name]}; wanted"
-                f" {wanted}"
+                f" {description}"
             )
-    spec = {name: known[name] for name in (config.image_feature, target)}
+    spec = {name: known[name] for name in wanted}
 
     def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         example = tf.io.parse_single_example(record, spec)

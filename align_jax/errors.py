@@ -1,7 +1,14 @@
-"""The error for what a user can mend, and how a command shows it."""
+"""What ends a command for a reason a user knows or can mend, and how it is shown."""
 
+import signal
 import sys
 from collections.abc import Callable
+
+STOPPED = 128 + signal.SIGTERM  # exit code of a run that was told to stop
+
+
+class Preempted(Exception):
+    """The run was told to stop and did."""
 
 
 class InputError(ValueError):

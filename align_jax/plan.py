@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.config import read_config
-from align_jax.device_table import ACCELERATORS
 from align_jax.errors import InputError
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import batch_split, make_mesh
@@ -28,6 +27,20 @@ from align_jax.train_step import StepPlan, abstract_state, make_train_step
 
 GIB = 2**30
 HERE = "here"
+# Of one device as JAX names it: a core on TPU v2 and v3, a chip elsewhere. From Cloud
+# TPU's pages of system architecture and NVIDIA's data sheets.
+MEMORY_GIB = {
+    "TPU v2": 8,
+    "TPU v3": 16,
+    "TPU v4": 32,
+    "TPU v5 lite": 16,
+    "TPU v5": 95,
+    "TPU v6 lite": 32,
+    "NVIDIA A100-SXM4-40GB": 40,
+    "NVIDIA A100-SXM4-80GB": 80,
+    "NVIDIA H100 80GB HBM3": 80,
+    "NVIDIA H200": 141,
+}
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -80,7 +93,6 @@ def plan(fields: dict[str, Any], target: str) -> bool:
     devices = _devices(target)
     step = config.make_plan(make_mesh(config.fsdp, devices))
     kind = devices[0].device_kind
-    known = ACCELERATORS.get(kind)
     print(
         f"{target}: {len(devices)} x {kind}, {config.batch_size} pairs a step,"
         f" {config.batch_size // len(devices)} a device in {config.microbatches} parts,"
@@ -94,11 +106,11 @@ def plan(fields: dict[str, Any], target: str) -> bool:
         print(f"does not fit: {' '.join(str(error).split())[:600]}")
         return False
     print_needs(needs, config.batch_size // len(devices))
-    if known is None:
+    if kind not in MEMORY_GIB:
         print(f"the memory of {kind!r} is not known, so nothing is compared with it")
         return True
-    fits = needs.peak <= known.gibibytes * GIB
-    print(f"{'fits' if fits else 'does not fit'} in {known.gibibytes} GiB")
+    fits = needs.peak <= MEMORY_GIB[kind] * GIB
+    print(f"{'fits' if fits else 'does not fit'} in {MEMORY_GIB[kind]} GiB")
     return fits
 
 

@@ -13,12 +13,9 @@ from types import TracebackType
 import jax
 from jax.experimental import multihost_utils
 
+from align_jax.errors import STOPPED, Preempted
+
 GRACE = 20  # seconds; clouds give 30 from the signal to the kill
-EXIT_CODE = 128 + signal.SIGTERM
-
-
-class Preempted(Exception):
-    """The run was told to stop and did."""
 
 
 class Notice:
@@ -87,4 +84,4 @@ class Notice:
                         file=sys.stderr,
                         flush=True,
                     )
-                    os._exit(EXIT_CODE)
+                    os._exit(STOPPED)

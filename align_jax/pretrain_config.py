@@ -116,7 +116,8 @@ class PretrainConfig:
 
     def evaluates(self, step: int) -> bool:
         """Whether a step is followed by an evaluation."""
-        return step in (0, self.total_steps) or step % self.evaluate_every_steps == 0
+        due = step == self.total_steps or step % self.evaluate_every_steps == 0
+        return due and bool(self.evaluators)
 
     def make_model(self, mesh: Mesh) -> DualEncoder:
         """Builds the dual encoder."""

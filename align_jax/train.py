@@ -11,13 +11,13 @@ from align_jax import workdir as folder
 from align_jax.checkpoint import Checkpoints
 from align_jax.config import read_config
 from align_jax.embedding import Embedder
-from align_jax.errors import InputError
+from align_jax.errors import InputError, Preempted
 from align_jax.evaluate import make_evaluators, run_evaluators
 from align_jax.initialize import place_towers, read_towers
 from align_jax.input_pipeline import TrainBatches
 from align_jax.optimizer import check_patterns, trainable
 from align_jax.parameters import variable_shapes
-from align_jax.preemption import Notice, Preempted
+from align_jax.preemption import Notice
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results

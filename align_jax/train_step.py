@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.struct
@@ -131,6 +131,7 @@ def create_state(plan: StepPlan) -> TrainState:
     return jax.jit(create, out_shardings=state_shardings(plan))()
 
 
+@lru_cache(maxsize=1)  # tracing a large model takes seconds
 def abstract_state(plan: StepPlan) -> TrainState:
     """Shapes, types and shardings of a run's state."""
     return jax.tree.map(

@@ -4,7 +4,7 @@
         --config.input.datasets.corpus.directory=gs://BUCKET/corpus/records \
         --config.vocabulary=gs://BUCKET/corpus/records/vocabulary.txt
 
-Hardware: 1024 virtual cores of 16 pairs on any slice that holds them; docs/plans.md has
+Hardware: 1024 virtual cores of 16 pairs on any slice that holds them; docs/pods.md has
 what v5e:16x16 and v6e:8x8 need. Expected, from the paper on its own 1.8 billion pairs
 after a million steps: 55.4 and 41.7 recall@1 on MSCOCO (text and image retrieval) and
 69.3 on ImageNet nearest neighbours. Not run here.
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.model.image_tower = ConfigDict()
     config.model.image_tower.width = 2.0
     config.model.image_tower.depth = 3.1
-    config.model.image_tower.scan = True  # compiles in minutes instead of an hour
+    config.model.image_tower.scan = True  # one body a stage, to compile less
     config.model.image_tower.rematerialise = "blocks"
     config.model.text_tower = ConfigDict()
     config.model.text_tower.vocabulary_size = 100_000

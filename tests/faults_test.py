@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from align_jax.config import read_config
+from align_jax.errors import STOPPED
 from align_jax.input_pipeline import TrainBatches
-from align_jax.preemption import EXIT_CODE
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.train import train
 from align_jax.training_data import open_training
@@ -85,7 +85,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_metrics(
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == EXIT_CODE, errors
+    assert process.returncode == STOPPED, errors
     last = max(row["step"] for row in rows(workdir))
     assert f"saved after step {last}; the same command continues" in errors
     assert max(steps_saved(workdir)) == last < STEPS
@@ -142,7 +142,7 @@ def test_runs_hit_at_random_moments_go_on_to_the_same_metrics(
             finished += 1
             workdir = tmp_path / f"run_{finished}"
         else:
-            assert -process.returncode == kind or process.returncode == EXIT_CODE
+            assert -process.returncode == kind or process.returncode == STOPPED
     assert finished
 
 
@@ -166,7 +166,7 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [EXIT_CODE] * 2, errors
+    assert [process.returncode for process in processes] == [STOPPED] * 2, errors
     last = max(row["step"] for row in rows(workdir))
     assert all(f"saved after step {last}; the same" in error for error in errors)
     assert max(steps_saved(workdir)) == last < STEPS

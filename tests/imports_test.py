@@ -15,7 +15,7 @@ pretrain_config
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
 convert.source initialize runtime convert.__main__ embedding model
 embedding_shards embed scores
-device_table plan
+plan
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
 preemption train
 """.split()
