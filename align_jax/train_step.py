@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from align_jax.errors import InputError
 from align_jax.loss_tiles import make_tiling
 from align_jax.models.dual_encoder import DualEncoder, temperature_of
+from align_jax.models.layers import mean_over_groups
 from align_jax.objective import LossConfig, compute_loss, hold_temperature
 from align_jax.optimizer import (
     OptimizerConfig,
@@ -244,11 +245,11 @@ def loss_fn(
     """Loss of a batch; returns (loss, (metrics, new running statistics))."""
     embeddings, batch_stats = encode(params, batch_stats, batch, key, core_ids, plan)
     loss, metrics = score(params, embeddings, plan)
-    return loss, (metrics, batch_stats)
+    return loss, (metrics, mean_over_groups(batch_stats))
 
 
 def encode(params, batch_stats, batch, key, core_ids, plan):
-    """Both towers' embeddings of a batch, (B, D) each, and new running statistics."""
+    """Both towers' embeddings of a batch, (B, D) each, and each group's statistics."""
     params = _gather_outer(_hold_frozen(params, plan), plan)
     embeddings, changed = plan.model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -310,8 +311,7 @@ def accumulate(params, batch_stats, batch, key, core_ids, plan):
     pieces = (pieces, _split(cotangents, plan))
     gradients, _ = lax.scan(pull_back, gradients, pieces)
     # All started from the same statistics: their mean is one update with all groups.
-    batch_stats = jax.tree.map(lambda x: x.mean(0), statistics)
-    return (loss, (metrics, batch_stats)), gradients
+    return (loss, (metrics, mean_over_groups(statistics))), gradients
 
 
 def _split(tree, plan):

@@ -93,18 +93,20 @@ def test_position_rows_below_the_longest_text_are_refused():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_rematerialisation_changes_nothing(variables, train):
-    again = dataclasses.replace(CONFIG, rematerialise=True)
+@pytest.mark.parametrize("fields", [{"rematerialise": True}, {"scan": True}])
+def test_execution_changes_neither_result_nor_gradient(variables, train, fields):
+    def gradient(**fields):
+        model = Bert(dataclasses.replace(CONFIG, dropout=0.1, **fields))
+        key = {"dropout": jax.random.key(3)}
 
-    def gradient(config):
         def score(params):
-            out = Bert(config).apply({"params": params}, TOKENS, CORES, train)
-            return jnp.square(out * jnp.arange(64)).sum()
+            out = model.apply({"params": params}, TOKENS, CORES, train, rngs=key)
+            return jnp.square(out * jnp.arange(64)).sum(), out
 
-        return jax.jit(jax.grad(score))(variables["params"])
+        return jax.jit(jax.grad(score, has_aux=True))(variables["params"])
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
-        gradient(again),
-        gradient(CONFIG),
+        gradient(**fields),
+        gradient(),
     )

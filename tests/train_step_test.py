@@ -3,12 +3,14 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
-from align_jax.sharding import SMALL
+from align_jax.plan import count_collectives
+from align_jax.sharding import SMALL, batch_split, replicated
 from align_jax.train_step import create_state
 from tests import steps
 
@@ -57,7 +59,7 @@ def test_microbatches_agree_with_the_whole(root, one_device, mesh_of):
     ],
 )
 def test_a_split_state_agrees_with_a_whole_one(root, one_device, mesh_of, fsdp, tower):
-    text = {"rematerialise": fsdp == 4}
+    text = {"rematerialise": fsdp == 4, "scan": fsdp == 8}
     config = steps.read(root, microbatches=1, fsdp=fsdp)
     model = config.model
     image_tower = dataclasses.replace(model.image_tower, **tower)
@@ -95,6 +97,29 @@ def test_the_compiled_step_never_holds_all_logits(root, eight_devices):
     gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
     sizes = [math.prod(map(int, shape.split(","))) for shape in gathers]
     assert max(sizes) == n * width
+
+
+def test_the_image_towers_forward_pass_has_no_collective(root, mesh_of):
+    config, mesh = steps.read(root), mesh_of(8)
+    plan, batch = config.make_plan(mesh), batch_split(mesh)
+    images = np.zeros((config.batch_size, 32, 32, 3), np.uint8)
+
+    def forward(variables, images):
+        return plan.model.apply(
+            variables,
+            images,
+            jnp.arange(config.virtual_cores),
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+            method="encode_images",
+        )
+
+    program = jax.jit(
+        forward, in_shardings=(replicated(mesh), batch), out_shardings=batch
+    )
+    compiled = program.lower(create_state(plan).own_variables, images).compile()
+    assert count_collectives(compiled.as_text()) == {}
 
 
 def test_a_frozen_tower_stays_an_average_follows_and_the_sigmoid_loss_trains(

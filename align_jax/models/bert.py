@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.models.layers import Dropout, gathered
+from align_jax.models.layers import dropout, gathered, scan_blocks, split_batch
 from align_jax.sharding import Placement
 
 PAD_ID = 0
@@ -42,6 +42,7 @@ class BertConfig:
         for width 768); positions and types always start with BERT's.
       rematerialise: layers keep only their input for the backward pass, which computes
         the rest again.
+      scan: compile the layers as one body; same parameters, same result.
     """
 
     vocabulary_size: int
@@ -52,6 +53,7 @@ class BertConfig:
     dropout: float = 0.1
     init_std: float = 0.02
     rematerialise: bool = False
+    scan: bool = False
 
     def __post_init__(self):
         if self.hidden % HEAD_WIDTH:
@@ -79,10 +81,18 @@ class BertLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array, core_ids: jax.Array, train: bool
+        self,
+        x: jax.Array,
+        key: jax.Array | None,
+        mask: jax.Array,
+        core_ids: jax.Array,
     ) -> jax.Array:
-        """Maps x (B, L, hidden) to the same shape; mask (B, L) is true on tokens."""
+        """Maps x (B, L, hidden) to the same shape; mask (B, L) is true on tokens.
+
+        `key` draws the masks of dropout; None for none.
+        """
         config = self.config
+        keys = (None, None) if key is None else jax.random.split(key)
         init = nn.initializers.truncated_normal(config.init_std)
         dense = dict(kernel_init=init, dtype=self.dtype)
         heads = config.hidden // HEAD_WIDTH
@@ -96,13 +106,13 @@ class BertLayer(nn.Module):
         attended = nn.DenseGeneral(
             config.hidden, axis=(-2, -1), name="attention_output", **dense
         )(attended)
-        attended = Dropout(config.dropout)(attended, core_ids, train)
+        attended = dropout(attended, keys[0], core_ids, config.dropout)
         x = layer_norm("attention_norm", x + attended, self.dtype)
 
         hidden = nn.Dense(4 * config.hidden, name="intermediate", **dense)(x)
         hidden = nn.gelu(hidden, approximate=False)
         hidden = nn.Dense(config.hidden, name="output", **dense)(hidden)
-        hidden = Dropout(config.dropout)(hidden, core_ids, train)
+        hidden = dropout(hidden, keys[1], core_ids, config.dropout)
         return layer_norm("output_norm", x + hidden, self.dtype)
 
 
@@ -152,14 +162,24 @@ class Bert(nn.Module):
         positions = nn.Embed(config.positions, name="position_embeddings", **embed)
         x += positions(jnp.arange(length))
         x = layer_norm("embeddings_norm", x, self.dtype)
-        x = Dropout(config.dropout)(x, core_ids, train)
+        keys = [None] * (1 + config.layers)
+        if train and config.dropout:
+            keys = list(jax.random.split(self.make_rng("dropout"), len(keys)))
+        x = dropout(x, keys.pop(), core_ids, config.dropout)
         mask = tokens != PAD_ID
         layer = gathered(BertLayer, self)
         if config.rematerialise:
-            layer = nn.remat(layer, static_argnums=4)
-        for index in range(config.layers):
-            x = layer(config, self.dtype, name=f"layer_{index:02}")(
-                x, mask, core_ids, train
-            )
-            x = self.placement.split(x) if self.placement else x
+            layer = nn.remat(layer)
+        names = [f"layer_{index:02}" for index in range(config.layers)]
+        if config.scan and not self.is_initializing():
+            body = layer(config, self.dtype, parent=None)
+
+            def run_layer(variables, x, key):
+                return body.apply(variables, x, key, mask, core_ids), {}
+
+            x = scan_blocks(self, names, run_layer, x, keys)
+            return x[:, 0].astype(jnp.float32)
+        for name, key in zip(names, keys, strict=True):
+            x = layer(config, self.dtype, name=name)(x, key, mask, core_ids)
+            x = split_batch(x, self)
         return x[:, 0].astype(jnp.float32)

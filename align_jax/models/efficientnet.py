@@ -6,14 +6,19 @@ output as the image's features; the classification head is never built.
 
 import dataclasses
 import math
-import operator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from align_jax.models.convolution import PADDINGS
-from align_jax.models.layers import BatchNorm, gathered, survival_scales
+from align_jax.models.layers import (
+    BatchNorm,
+    gathered,
+    scan_blocks,
+    split_batch,
+    survival_scales,
+)
 from align_jax.models.mbconv import Block, Convolution, MBConv
 from align_jax.sharding import Placement
 
@@ -222,36 +227,12 @@ class EfficientNet(nn.Module):
         names = [f"block_{first + index:02}" for index in range(len(stage))]
         for name, block, scale in zip(names[:alone], stage, survival, strict=False):
             x = block_type(block, **fields, name=name)(x, scale, train)
-            x = self.placement.split(x) if self.placement else x
+            x = split_batch(x, self)
         if stage[alone:]:
             body = block_type(stage[alone], **fields, parent=None)
-            x = self._scan(body, names[alone:], x, survival[alone:], train)
-        return x
 
-    def _scan(
-        self,
-        body: MBConv,
-        names: list[str],
-        x: jax.Array,
-        survival: list[jax.Array | None],
-        train: bool,
-    ) -> jax.Array:
-        """Runs equal blocks, whose variables lie under `names`, as one scanned body."""
-        variables = [
-            {kind: tree[name] for kind, tree in self.variables.items()}
-            for name in names
-        ]
-        each = zip(variables, survival, strict=True)
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+            def run_block(variables, x, scale):
+                return body.apply(variables, x, scale, train, mutable=["batch_stats"])
 
-        def run_block(x, block):
-            variables, scale = block
-            return body.apply(variables, x, scale, train, mutable=["batch_stats"])
-
-        x, changed = jax.lax.scan(run_block, x, stacked)
-        if self.is_mutable_collection("batch_stats"):
-            statistics = changed["batch_stats"]
-            for index, name in enumerate(names):
-                own = jax.tree.map(operator.itemgetter(index), statistics)
-                self.put_variable("batch_stats", name, own)
+            x = scan_blocks(self, names[alone:], run_block, x, survival[alone:])
         return x

@@ -6,9 +6,15 @@ taken per group of virtual cores, so the result does not depend on how many of t
 one device holds.
 """
 
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+Body = Callable[[dict, jax.Array, Any], tuple[jax.Array, dict]]
 
 
 def keep_mask(
@@ -52,6 +58,15 @@ def survival_scales(
     ]
 
 
+def dropout(
+    x: jax.Array, key: jax.Array | None, core_ids: jax.Array, rate: float
+) -> jax.Array:
+    """Inverted dropout of x (B, ...); the identity without a key."""
+    if key is None:
+        return x
+    return jnp.where(keep_mask(key, core_ids, x.shape, rate), x / (1.0 - rate), 0.0)
+
+
 def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:
     """The block's class; where its tower has a placement, it gathers its parameters."""
     if tower.placement is None or tower.is_initializing():
@@ -59,30 +74,57 @@ def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:
     return nn.map_variables(block, "params", tower.placement.gather)
 
 
-class Dropout(nn.Module):
-    """Inverted dropout.
+def split_batch(x: jax.Array, tower: nn.Module) -> jax.Array:
+    """Holds x (B, ...) to the batch's split; where nothing else is split, it is."""
+    return tower.placement.split(x) if tower.placement else x
 
-    Attributes:
-      rate: probability of dropping, in [0, 1).
+
+def scan_blocks(
+    tower: nn.Module, names: Sequence[str], body: Body, x: jax.Array, each: Any
+) -> jax.Array:
+    """Runs a tower's equal blocks one after the other, compiled as one.
+
+    Args:
+      tower: has the blocks' variables, under their names.
+      names: of n blocks, at least one.
+      body: maps (a block's variables, x, its item of `each`) to x and the variables
+        that changed.
+      x: what the first block is given.
+      each: n trees of arrays, one a block.
+
+    Returns:
+      What the last block returns.
     """
+    variables = [
+        {kind: tree[name] for kind, tree in tower.variables.items()} for name in names
+    ]
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *zip(variables, each, strict=True)
+    )
 
-    rate: float
+    def run(x, block):
+        variables, own = block
+        x, changed = body(variables, x, own)
+        return split_batch(x, tower), changed
 
-    @nn.compact
-    def __call__(self, x: jax.Array, core_ids: jax.Array, train: bool) -> jax.Array:
-        """Applies the mask to x (B, ...) in training; the identity otherwise."""
-        if not train or self.rate == 0.0:
-            return x
-        mask = keep_mask(self.make_rng("dropout"), core_ids, x.shape, self.rate)
-        return jnp.where(mask, x / (1.0 - self.rate), 0.0)
+    x, changed = jax.lax.scan(run, x, stacked)
+    for kind in filter(tower.is_mutable_collection, changed):
+        for index, name in enumerate(names):
+            own = jax.tree.map(operator.itemgetter(index), changed[kind])
+            tower.put_variable(kind, name, own)
+    return x
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation with statistics over groups of `group_size` images.
 
     In training the batch (B, H, W, C) is seen as (B / group_size, group_size, H, W, C)
-    and each group is normalised by its own mean and variance; the running statistics
-    follow the mean over groups. Statistics are float32 whatever the compute type.
+    and each group is normalised by its own mean and variance. Statistics are float32
+    whatever the compute type.
+
+    The running statistics (C,) become (groups, C) in training, one step of each group;
+    `mean_over_groups` makes them (C,) again. Taking the mean here would be a collective
+    in every layer wherever the groups lie on several devices.
 
     Attributes:
       group_size: images in a group; B must be a multiple of it in training.
@@ -119,9 +161,14 @@ class BatchNorm(nn.Module):
         var = jnp.maximum(jnp.square(wide).mean((1, 2, 3)) - jnp.square(mean), 0.0)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
-                running.value *= self.momentum
-                running.value += (1.0 - self.momentum) * batch.mean(0)
+                kept = self.momentum * running.value
+                running.value = kept + (1.0 - self.momentum) * batch  # (G, C)
         factor = scale * jax.lax.rsqrt(var + self.epsilon)  # (G, C)
         shift = bias - mean * factor
         out = grouped * factor[:, None, None, None] + shift[:, None, None, None]
         return out.reshape(x.shape).astype(x.dtype)
+
+
+def mean_over_groups(batch_stats: dict) -> dict:
+    """Running statistics (..., C) as BatchNorm leaves them, by their means, (C,)."""
+    return jax.tree.map(lambda x: x.mean(tuple(range(x.ndim - 1))), batch_stats)
