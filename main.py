@@ -1,7 +1,8 @@
 """Runs a config: `python main.py --config=configs/X.py --workdir=DIR`.
 
-`--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice;
-`--distributed` joins the processes of a pod or a cluster.
+`--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice, with
+`--alternatives` also what other settings would; `--distributed` joins the processes of
+a pod or a cluster.
 Any field can be changed on the command line, as in `--config.total_steps=100`. Bad
 input ends in one line on stderr and exit code 2, an interruption in 130, a notice to
 stop (SIGTERM, after which the state is saved) in 143.
@@ -42,6 +43,7 @@ def run(argv: list[str]) -> int:
     config = config_flags.DEFINE_config_file("config", flag_values=known)
     workdir = flags.DEFINE_string("workdir", None, "", flag_values=known)
     target = flags.DEFINE_string("plan", None, "", flag_values=known)
+    alternatives = flags.DEFINE_bool("alternatives", False, "", flag_values=known)
     distributed = flags.DEFINE_bool("distributed", False, "", flag_values=known)
     flags.mark_flags_as_required(["config"], known)
     flags.mark_flags_as_mutual_exclusive(["workdir", "plan"], True, known)
@@ -65,7 +67,7 @@ def run(argv: list[str]) -> int:
         raise InputError(f"--plan is for pretraining, not for {fields['run']!r}")
     from align_jax.plan import plan
 
-    return 0 if plan(fields, target.value) else 1
+    return 0 if plan(fields, target.value, alternatives.value) else 1
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from align_jax.errors import InputError
@@ -64,6 +64,18 @@ def differing_fields(
         elif before != after:
             found.append(f"{path}: {before!r} -> {after!r}")
     return found
+
+
+def leave_out(fields: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """A config without the fields at some dotted paths."""
+    kept = dict(fields)
+    for path in paths:
+        name, _, rest = path.partition(".")
+        if rest and isinstance(kept.get(name), Mapping):
+            kept[name] = leave_out(kept[name], [rest])
+        elif not rest:
+            kept.pop(name, None)
+    return kept
 
 
 def _suggest(name: str, known: Mapping[str, Any]) -> str:

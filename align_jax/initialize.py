@@ -1,4 +1,4 @@
-"""Towers that start from weights instead of random parameters."""
+"""What a run starts from: its own checkpoint, another run's, weights, or nothing."""
 
 from collections.abc import Mapping
 
@@ -6,16 +6,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from align_jax.checkpoint import Checkpoints, list_steps, split_source
 from align_jax.convert.source import open_weights
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.parameters import Path, check_names
-from align_jax.pretrain_config import InitialTowers
+from align_jax.pretrain_config import InitialTowers, PretrainConfig
 from align_jax.tokenizer import Tokenizer
-from align_jax.train_step import TrainState
+from align_jax.train_step import StepPlan, TrainState, abstract_state, create_state
 from align_jax.weights import tower_shapes
 
 TOP = ("top", "top_norm")  # left out where the model has none
+
+
+def first_state(
+    config: PretrainConfig, plan: StepPlan, tokenizer: Tokenizer, workdir: str
+) -> tuple[int, TrainState]:
+    """Makes the state that a run starts with; changes no file.
+
+    It is from the first of these that there is:
+      1. the newest checkpoint in the workdir, this run's own;
+      2. a checkpoint of another run, `config.start_from`;
+      3. towers from weights, `config.initialize`;
+      4. the seed.
+
+    Returns:
+      (steps taken, state after them).
+
+    Raises:
+      InputError: the source is missing or does not fit; names what differs.
+    """
+    if steps := list_steps(workdir):
+        print(f"Continuing {workdir} after step {steps[-1]}.")
+        return steps[-1], _restore(workdir, steps[-1], config, plan, tokenizer)
+    if config.start_from is not None:
+        run, step = split_source(config.start_from)
+        if not step < config.total_steps:
+            raise InputError(
+                f"config.start_from is after step {step}, but config.total_steps is"
+                f" {config.total_steps}"
+            )
+        print(f"Starting from {run} after step {step}.")
+        return step, _restore(run, step, config, plan, tokenizer)
+    towers = read_towers(config.initialize, config.model, tokenizer)
+    return 0, place_towers(create_state(plan), towers)
+
+
+def _restore(
+    run: str, step: int, config: PretrainConfig, plan: StepPlan, tokenizer: Tokenizer
+) -> TrainState:
+    """Reads a run's state onto this run's devices."""
+    checkpoints = Checkpoints(run, config.checkpoint, config.identity(tokenizer))
+    state = checkpoints.restore(step, abstract_state(plan))
+    checkpoints.close()
+    return state
 
 
 def read_towers(

@@ -17,30 +17,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from align_jax.config import read_config
+from align_jax.devices import DEVICES
 from align_jax.errors import InputError
+from align_jax.flops import count_model_flops
+from align_jax.models.efficientnet import REMATERIALISATIONS
 from align_jax.pretrain_config import PretrainConfig
-from align_jax.sharding import batch_split, make_mesh
-from align_jax.train_step import StepPlan, abstract_state, make_train_step
+from align_jax.sharding import make_mesh
+from align_jax.train_step import StepPlan, abstract_state, compile_step
 
 GIB = 2**30
 HERE = "here"
-# Of one device as JAX names it: a core on TPU v2 and v3, a chip elsewhere. From Cloud
-# TPU's pages of system architecture and NVIDIA's data sheets.
-MEMORY_GIB = {
-    "TPU v2": 8,
-    "TPU v3": 16,
-    "TPU v4": 32,
-    "TPU v5 lite": 16,
-    "TPU v5": 95,
-    "TPU v6 lite": 32,
-    "NVIDIA A100-SXM4-40GB": 40,
-    "NVIDIA A100-SXM4-80GB": 80,
-    "NVIDIA H100 80GB HBM3": 80,
-    "NVIDIA H200": 141,
-}
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -57,15 +45,13 @@ class Needs:
 
     Attributes:
       parts: bytes by what they hold; they add up to the peak.
-      flops: floating-point operations a step, as the compiler counts them.
-      traffic: bytes read and written in memory a step, likewise.
+      traffic: bytes read and written in memory a step, as the compiler counts them.
       collectives: kind -> (operations, bytes of their results) in the program. What
-        stands in a loop counts once.
+        stands in a loop counts once, here and in the traffic.
       seconds: that compiling took.
     """
 
     parts: dict[str, float]
-    flops: float
     traffic: float
     collectives: dict[str, tuple[int, int]]
     seconds: float
@@ -76,49 +62,99 @@ class Needs:
         return sum(self.parts.values())
 
 
-def plan(fields: dict[str, Any], target: str) -> bool:
+def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> bool:
     """Prints what a pretraining run needs on each device.
 
     Args:
       fields: the literal config, see `PretrainConfig`.
       target: a topology as "v3:16x32", or "here".
+      alternatives: print what other parts of the batch and other rematerialisations
+        would need, too; each is compiled for it.
 
     Returns:
-      Whether it fits into the memory.
+      Whether the run fits into the memory.
 
     Raises:
       InputError: bad fields, an unknown topology, or the compiler is missing.
     """
     config = read_config(PretrainConfig, fields)
     devices = _devices(target)
-    step = config.make_plan(make_mesh(config.fsdp, devices))
+    mesh = make_mesh(config.fsdp, devices)
+    step = config.make_plan(mesh)
     kind = devices[0].device_kind
+    pairs = config.batch_size // len(devices)
     print(
-        f"{target}: {len(devices)} x {kind}, {config.batch_size} pairs a step,"
-        f" {config.batch_size // len(devices)} a device in {config.microbatches} parts,"
-        f" state split {config.fsdp} ways"
+        f"{target}: {len(devices)} x {kind}, {config.batch_size} pairs a step, {pairs}"
+        f" a device, microbatches={config.microbatches}, fsdp={config.fsdp},"
+        f" rematerialise={config.model.image_tower.rematerialise}"
     )
+    flops = count_model_flops(step, config.batch_shapes(mesh))
+    shares = ", ".join(
+        f"{part} {count / config.batch_size / 1e9:.3g}" for part, count in flops.items()
+    )
+    total = sum(flops.values()) / config.batch_size / 1e9
+    print(f"  {total:.3g} GFLOP a pair, nothing computed twice: {shares}", flush=True)
+    found = _try(step, config)
+    if isinstance(found, Needs):
+        print_needs(found, pairs)
+    fits = _fits(found, kind)
+    print(_verdict(found, kind), flush=True)
+    for changes, other in _alternatives(config) if alternatives else ():
+        try:
+            step = other.make_plan(mesh)
+        except InputError:  # the batch does not divide so
+            continue
+        print(f"{changes}: {_verdict(_try(step, other), kind)}", flush=True)
+    return fits
+
+
+def _try(step: StepPlan, config: PretrainConfig) -> Needs | str:
+    """What a step needs, or the compiler's refusal."""
     try:
-        needs = measure(step, config)
+        return measure(step, config)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"does not fit: {' '.join(str(error).split())[:600]}")
+        return " ".join(str(error).split())[:600]
+
+
+def _fits(found: Needs | str, kind: str) -> bool:
+    if isinstance(found, str):
         return False
-    print_needs(needs, config.batch_size // len(devices))
-    if kind not in MEMORY_GIB:
-        print(f"the memory of {kind!r} is not known, so nothing is compared with it")
-        return True
-    fits = needs.peak <= MEMORY_GIB[kind] * GIB
-    print(f"{'fits' if fits else 'does not fit'} in {MEMORY_GIB[kind]} GiB")
-    return fits
+    return kind not in DEVICES or found.peak <= DEVICES[kind].memory_gib * GIB
+
+
+def _verdict(found: Needs | str, kind: str) -> str:
+    """Says in a line whether what was found fits."""
+    if isinstance(found, str):
+        return f"does not fit: {found}"
+    needed = f"{found.peak / GIB:.2f} GiB"
+    if kind not in DEVICES:
+        return f"{needed}; the memory of {kind!r} is not known"
+    word = "fits" if _fits(found, kind) else "does not fit"
+    return f"{needed} of {DEVICES[kind].memory_gib}: {word}"
+
+
+def _alternatives(config: PretrainConfig) -> Iterator[tuple[str, PretrainConfig]]:
+    """Configs with the same result and other needs, and what they change."""
+    for parts in {max(config.microbatches // 2, 1), config.microbatches * 2}:
+        if parts != config.microbatches:
+            other = dataclasses.replace(config, microbatches=parts)
+            yield f"microbatches={parts}", other
+    for policy in REMATERIALISATIONS:
+        tower = config.model.image_tower
+        if policy != tower.rematerialise:
+            tower = dataclasses.replace(tower, rematerialise=policy)
+            model = dataclasses.replace(config.model, image_tower=tower)
+            other = dataclasses.replace(config, model=model)
+            yield f"model.image_tower.rematerialise={policy}", other
 
 
 def measure(step: StepPlan, config: PretrainConfig) -> Needs:
     """Compiles a step and asks the compiler."""
     state = abstract_state(step)
     start = time.perf_counter()
-    compiled = make_train_step(step).lower(state, _batch(step, config)).compile()
+    compiled = compile_step(step, config.batch_shapes(step.mesh))
     seconds = time.perf_counter() - start
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     held = {
@@ -134,7 +170,6 @@ def measure(step: StepPlan, config: PretrainConfig) -> Needs:
     held["program and results"] = max(unshared, 0) + memory.generated_code_size_in_bytes
     return Needs(
         held,
-        costs.get("flops", math.nan),
         costs.get("bytes accessed", math.nan),
         count_collectives(compiled.as_text()),
         seconds,
@@ -163,26 +198,10 @@ def print_needs(needs: Needs, pairs: int) -> None:
     for name, size in needs.parts.items():
         print(f"  {name:<46}{size / GIB:>8.2f} GiB")
     print(f"  {'peak':<46}{needs.peak / GIB:>8.2f} GiB")
-    print(
-        f"  {needs.flops / pairs / 1e9:.1f} GFLOP and"
-        f" {needs.traffic / pairs / 1e9:.2f} GB of memory traffic a pair"
-    )
+    print(f"  {needs.traffic / pairs / 1e9:.2f} GB of memory traffic a pair")
     for kind, (count, size) in sorted(needs.collectives.items()):
         print(f"  {count:>4} {kind:<20}{size / 2**20:>10.1f} MiB")
     print(f"  compiled in {needs.seconds:.0f} s")
-
-
-def _batch(step: StepPlan, config: PretrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch."""
-    side, split = config.input.preprocess.image_size, batch_split(step.mesh)
-    shapes = {
-        "images": ((config.batch_size, side, side, 3), jnp.uint8),
-        "tokens": ((config.batch_size, config.model.text_tower.max_tokens), jnp.int32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
-        for name, (shape, dtype) in shapes.items()
-    }
 
 
 def _bytes_held(tree: Any) -> int:

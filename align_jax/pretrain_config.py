@@ -2,17 +2,36 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from align_jax.checkpoint import CheckpointConfig
+from align_jax.config import leave_out
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.objective import LossConfig
 from align_jax.optimizer import OptimizerConfig
-from align_jax.sharding import FSDP_AXIS, Placement
+from align_jax.sharding import FSDP_AXIS, Placement, batch_split
 from align_jax.tokenizer import Tokenizer, open_tokenizer
 from align_jax.train_step import StepPlan
 from align_jax.training_data import InputConfig
+
+# How a model is computed, and how a run is: the result is the same.
+MODEL_EXECUTION = (
+    "image_tower.scan",
+    "image_tower.rematerialise",
+    "text_tower.scan",
+    "text_tower.rematerialise",
+)
+EXECUTION = (
+    "microbatches",
+    "fsdp",
+    "checkpoint",
+    "log_every_steps",
+    "profile_steps",
+    *(f"model.{field}" for field in MODEL_EXECUTION),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +68,14 @@ class PretrainConfig:
       log_every_steps: steps between two flushes of the metrics; each step has a line.
       evaluate_every_steps: steps between evaluations; step 0 and the last have one.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
+      start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP, whose
+        whole state this run goes on from: a longer schedule, another corpus.
       initialize: towers that start from weights.
       microbatches: parts that a device computes its share of the batch in, to save
         memory; the result is the same. A part holds whole BatchNorm groups.
       fsdp: devices that hold one copy of the state together, to save memory; the
         result is the same.
+      profile_steps: first and last step to trace into WORKDIR/profile; () for none.
     """
 
     run: str
@@ -71,9 +93,11 @@ class PretrainConfig:
     log_every_steps: int
     evaluate_every_steps: int
     evaluators: dict
+    start_from: str | None = None
     initialize: InitialTowers = InitialTowers()
     microbatches: int = 1
     fsdp: int = 1
+    profile_steps: tuple = ()
 
     @property
     def batch_size(self) -> int:
@@ -108,6 +132,21 @@ class PretrainConfig:
                 f" {self.model.logit_bias_init}; the sigmoid loss wants a bias, the"
                 " softmax none"
             )
+        if self.start_from is not None and self.initialize != InitialTowers():
+            raise ValueError(
+                f"start_from is {self.start_from}, a whole state, and initialize gives"
+                " towers; give one of them"
+            )
+        if self.checkpoint.best_metric is not None and not self.evaluators:
+            raise ValueError(
+                f"checkpoint.best_metric is {self.checkpoint.best_metric!r}, but there"
+                " are no evaluators"
+            )
+        steps = self.profile_steps
+        if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
+            raise ValueError(
+                f"profile_steps is {steps}; wanted the first and the last step, or ()"
+            )
         if self.model.temperature_init < self.loss.temperature_floor:
             raise ValueError(
                 f"model.temperature_init is {self.model.temperature_init}, below"
@@ -118,6 +157,11 @@ class PretrainConfig:
         """Whether a step is followed by an evaluation."""
         due = step == self.total_steps or step % self.evaluate_every_steps == 0
         return due and bool(self.evaluators)
+
+    def saves(self, step: int) -> bool:
+        """Whether a step is followed by a checkpoint."""
+        judged = self.checkpoint.best_metric is not None and self.evaluates(step)
+        return judged or step % self.checkpoint.every_steps == 0
 
     def make_model(self, mesh: Mesh) -> DualEncoder:
         """Builds the dual encoder."""
@@ -142,6 +186,18 @@ class PretrainConfig:
             mesh,
         )
 
+    def batch_shapes(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the global batch, split over the mesh."""
+        side, split = self.input.preprocess.image_size, batch_split(mesh)
+        shapes = {
+            "images": ((self.batch_size, side, side, 3), jnp.uint8),
+            "tokens": ((self.batch_size, self.model.text_tower.max_tokens), jnp.int32),
+        }
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+            for name, (shape, dtype) in shapes.items()
+        }
+
     def make_tokenizer(self) -> Tokenizer:
         """Reads the vocabulary.
 
@@ -160,6 +216,6 @@ class PretrainConfig:
     def identity(self, tokenizer: Tokenizer) -> dict:
         """What a checkpoint of this run fits: its model and vocabulary."""
         return {
-            "model": dataclasses.asdict(self.model),
+            "model": leave_out(dataclasses.asdict(self.model), MODEL_EXECUTION),
             "vocabulary_sha256": tokenizer.digest,
         }

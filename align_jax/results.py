@@ -23,7 +23,8 @@ def collect_results(workdir: str) -> dict[str, float]:
         step = row["step"]
         prefix = {0: "untrained/", last: ""}.get(step)
         if prefix is not None:
-            results |= {prefix + k: v for k, v in row.items() if k != "step"}
+            own = {k: v for k, v in row.items() if k.startswith(("train/", "eval/"))}
+            results |= {prefix + name: value for name, value in own.items()}
     return results
 
 

@@ -1,5 +1,6 @@
 """What a process needs before it computes: quiet logs, devices, compilation cache."""
 
+import logging
 import os
 import pathlib
 
@@ -23,6 +24,8 @@ def start(distributed: bool = False) -> None:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
+    # What fails while a checkpoint is written is raised too; Orbax logs it many times.
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     if not jax.config.jax_compilation_cache_dir:
         cache = pathlib.Path.home() / ".cache" / "align_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard and JSON lines through clu, and a progress bar."""
+"""Metrics to TensorBoard and JSON lines through clu, a progress bar, and profiles."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import tensorflow as tf
 import tqdm
 from clu import metric_writers
 
-from align_jax.workdir import METRICS_FILE, leads, write_text
+from align_jax.pace import STARTED, Pace
+from align_jax.workdir import METRICS_FILE, leads, write_text, writing
 
 
 class JsonLinesWriter(metric_writers.MetricWriter):
@@ -20,16 +21,19 @@ class JsonLinesWriter(metric_writers.MetricWriter):
 
     def __init__(self, path: str):
         """Opens the file for appending."""
+        self._path = path
         self._file = tf.io.gfile.GFile(path, "a")
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Appends one line."""
         values = {name: float(value) for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def flush(self) -> None:
         """Hands all lines to the file system."""
-        self._file.flush()
+        with writing(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
@@ -46,13 +50,15 @@ def open_writer(workdir: str, step: int) -> metric_writers.MetricWriter:
     """Opens both writers of a run that continues after `step`; one process has them.
 
     Lines of later steps, written before an interruption, are dropped: they will be
-    written again.
+    written again. A line tells when the run was started.
     """
     if not leads():
         return metric_writers.MultiWriter([])
     path = os.path.join(workdir, METRICS_FILE)
-    rows = read_metrics(workdir) if step else []
-    kept = [row for row in rows if row["step"] <= step]
+    kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+    if not step:  # an evaluation at step 0 is made again
+        kept = [row for row in kept if STARTED in row]
+    kept.append({"step": step, STARTED: time.time()})
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     return metric_writers.MultiWriter(
         [
@@ -96,16 +102,15 @@ class StepLog:
         self,
         writer: metric_writers.MetricWriter,
         schedule: Callable[[int], jax.Array],
+        pace: Pace,
         start: int,
         total: int,
-        batch_size: int,
     ):
-        """Starts after step `start` of `total`; a step takes `batch_size` pairs."""
+        """Starts after step `start` of `total`; each flush ends an interval of pace."""
         self._writer = writer
         self._schedule = schedule
-        self._batch_size = batch_size
+        self._pace = pace
         self._pending: list[tuple[int, dict]] = []
-        self._since = time.perf_counter()
         interval = 0.5 if sys.stderr.isatty() else 60.0
         self._bar = tqdm.tqdm(
             total=total,
@@ -122,7 +127,7 @@ class StepLog:
         self._pending.append((step, metrics))
 
     def flush(self) -> None:
-        """Writes what was added.
+        """Writes what was added; the last step's line has the measures of pace.
 
         Raises:
           NonFiniteError: a loss or temperature is not finite; names the step.
@@ -131,14 +136,12 @@ class StepLog:
             return
         rows = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
         self._pending = []
-        now = time.perf_counter()
-        speed = len(rows) * self._batch_size / (now - self._since)
-        self._since = now
+        measures = self._pace.end_interval(len(rows))
+        rows[-1] = (rows[-1][0], rows[-1][1] | measures)
         for step, metrics in rows:
             scalars = {f"train/{name}": value for name, value in metrics.items()}
             # Step n is taken with the rate that the schedule gives at n - 1.
             scalars["train/learning_rate"] = float(self._schedule(step - 1))
-            scalars["train/pairs_per_second"] = speed
             self._writer.write_scalars(step, scalars)
             for name in ("loss", "temperature"):
                 if not np.isfinite(metrics[name]):
@@ -150,16 +153,41 @@ class StepLog:
                     )
         self._writer.flush()
         step, metrics = rows[-1]
+        speed = measures["pairs_per_second"]
         shown = f"loss {metrics['loss']:.3f}, {speed:.0f} pairs/s"
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(step - self._bar.n)
-
-    def restart_clock(self) -> None:
-        """Leaves the time since the last flush (an evaluation) out of pairs/s."""
-        self._since = time.perf_counter()
 
     def close(self) -> None:
         """Writes what is left and ends the bar."""
         self.flush()
         self._bar.close()
         self._writer.close()
+
+
+class Profile:
+    """Traces some steps, on one process, for TensorBoard's profiler."""
+
+    def __init__(self, workdir: str, steps: tuple[int, int] | tuple[()]):
+        """Traces from the first to the last of `steps`, both inside; () for none."""
+        self._folder = os.path.join(workdir, "profile")
+        self._first, self._last = steps if steps and leads() else (0, 0)
+        self._traces = False
+
+    def before(self, step: int) -> None:
+        """Starts where a step is the first or, after an interruption, a later one."""
+        if self._first <= step <= self._last and not self._traces:
+            jax.profiler.start_trace(self._folder)
+            self._traces = True
+
+    def after(self, step: int, outputs: dict[str, jax.Array]) -> None:
+        """Ends with the last step, once its outputs are there."""
+        if self._traces and step >= self._last:
+            self.close(outputs)
+
+    def close(self, outputs: dict[str, jax.Array] | None = None) -> None:
+        """Writes what is traced."""
+        if self._traces:
+            jax.block_until_ready(outputs)
+            jax.profiler.stop_trace()
+            self._traces = False

@@ -13,17 +13,25 @@ from align_jax.config import read_config
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError, Preempted
 from align_jax.evaluate import make_evaluators, run_evaluators
-from align_jax.initialize import place_towers, read_towers
+from align_jax.flops import count_model_flops
+from align_jax.initialize import first_state
 from align_jax.input_pipeline import TrainBatches
 from align_jax.optimizer import check_patterns, trainable
+from align_jax.pace import Pace
 from align_jax.parameters import variable_shapes
 from align_jax.preemption import Notice
-from align_jax.pretrain_config import PretrainConfig
+from align_jax.pretrain_config import EXECUTION, PretrainConfig
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
 from align_jax.sharding import global_batches, make_mesh
-from align_jax.telemetry import NonFiniteError, StepLog, open_writer, read_metrics
-from align_jax.train_step import create_state, make_train_step
+from align_jax.telemetry import (
+    NonFiniteError,
+    Profile,
+    StepLog,
+    open_writer,
+    read_metrics,
+)
+from align_jax.train_step import compile_step
 from align_jax.training_data import open_training
 
 
@@ -48,7 +56,7 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
     config = read_config(PretrainConfig, fields)
     mesh = make_mesh(config.fsdp)
     plan = config.make_plan(mesh)
-    folder.check(workdir, fields)
+    folder.check(workdir, fields, EXECUTION)
     if folder.is_finished(workdir):
         print(f"{workdir} holds this run, finished: nothing to do.")
         print_results(workdir)
@@ -56,22 +64,12 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
     tokenizer = config.make_tokenizer()
     evaluators = make_evaluators(config.evaluators)
     data = open_training(config.input, config.batch_size, jax.process_count())
-    towers = read_towers(config.initialize, config.model, tokenizer)
     _check_patterns(config)
+    start, state = first_state(config, plan, tokenizer, workdir)
     if folder.leads():  # nothing is written before all input was seen
         folder.claim(workdir, fields)
 
-    state = create_state(plan)
-    step_fn = make_train_step(plan)
-    embedder = Embedder(plan.model, tokenizer, config.input.preprocess, mesh)
-
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
-    start = checkpoints.latest_step() or 0
-    if start:
-        state = checkpoints.restore(start, state)
-        print(f"Continuing {workdir} after step {start}.")
-    else:
-        state = place_towers(state, towers)
     own_batches = TrainBatches(
         data,
         tokenizer,
@@ -81,9 +79,12 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
         jax.process_count(),
     )
     batches = global_batches(own_batches, mesh)
+    embedder = Embedder(plan.model, tokenizer, config.input.preprocess, mesh)
     writer = open_writer(workdir, start)
-
-    log = StepLog(writer, plan.schedule, start, config.total_steps, config.batch_size)
+    flops = count_model_flops(plan, config.batch_shapes(mesh))
+    pace = Pace(config.batch_size, flops, read_metrics(workdir))
+    log = StepLog(writer, plan.schedule, pace, start, config.total_steps)
+    profile = Profile(workdir, config.profile_steps)
 
     def flush() -> None:
         try:
@@ -93,35 +94,47 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
             _write_pairs(workdir, error.step, own_batches.describe(error.step - 1))
             raise
 
-    def evaluate(step: int) -> None:
+    def evaluate(step: int) -> dict[str, float]:
         notice.leaves_at_once = True
         embedder.load(**state.variables)
-        writer.write_scalars(step, dict(run_evaluators(evaluators, embedder)))
+        scores = dict(run_evaluators(evaluators, embedder))
+        checkpoints.check_scores(scores)
+        writer.write_scalars(step, scores)
         notice.leaves_at_once = False
-        log.restart_clock()
+        return scores
 
     if config.evaluates(start) and not _evaluated(workdir, start):
         evaluate(start)
+    step_fn = compile_step(plan, config.batch_shapes(mesh))
     notice.leaves_at_once = False
+    pace.restart()
     for step in range(start + 1, config.total_steps + 1):
-        state, metrics = step_fn(state, next(batches))
+        with pace.waiting():
+            batch = next(batches)
+        profile.before(step)
+        state, metrics = step_fn(state, batch)
+        profile.after(step, metrics)
         log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
         last = step == config.total_steps
         if last or step % config.log_every_steps == 0:
             flush()
-        stops = notice.reached(step)
+        stops, scores = notice.reached(step), None
         if config.evaluates(step) and not stops:
+            flush()
             try:
-                evaluate(step)
+                scores = evaluate(step)
             except Preempted:  # evaluated when the run goes on
                 stops = True
-        if last or stops or step % config.checkpoint.every_steps == 0:
+            pace.restart()
+        if last or stops or config.saves(step):
             flush()  # a checkpoint never runs ahead of the metrics
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, scores)
         if stops:
+            profile.close()
             checkpoints.close()
             raise Preempted(f"told to stop; saved after step {step}")
     notice.leaves_at_once = True
+    profile.close()
     log.close()
     checkpoints.close()
     own_batches.close()

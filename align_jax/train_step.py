@@ -26,6 +26,7 @@ from align_jax.optimizer import (
 )
 from align_jax.sharding import BATCH_AXES, batch_split, replicated, state_sharding
 
+TOWERS = ("image_tower", "text_tower")
 BLOCKS = "block_|layer_"  # what a tower's blocks are named
 
 
@@ -167,7 +168,7 @@ def _create(plan: StepPlan) -> TrainState:
 
 
 def make_train_step(plan: StepPlan):
-    """Compiles `train_step` for a run; call as `step(state, batch)`."""
+    """`train_step` of a run, jitted; call as `step(state, batch)`."""
     shardings = state_shardings(plan)
     return jax.jit(
         partial(train_step, plan=plan),
@@ -175,6 +176,18 @@ def make_train_step(plan: StepPlan):
         out_shardings=(shardings, replicated(plan.mesh)),
         donate_argnums=0,
     )
+
+
+def compile_step(
+    plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct]
+) -> jax.stages.Compiled:
+    """Compiles a run's step ahead of its first call.
+
+    Args:
+      plan: of the step.
+      batch: shapes of the global batch, see `train_step`, with their shardings.
+    """
+    return make_train_step(plan).lower(abstract_state(plan), batch).compile()
 
 
 def train_step(
@@ -204,8 +217,8 @@ def train_step(
     metrics |= {
         "loss": loss,
         "temperature": temperature_of(state.params),
-        "gradient_norm": optax.tree.norm(gradients),
     }
+    metrics |= _norms("gradient", gradients) | _norms("update", updates)
     new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -216,6 +229,13 @@ def train_step(
     if state.average is not None:
         new_state = new_state.replace(average=_follow(new_state, plan))
     return new_state, metrics
+
+
+def _norms(kind: str, tree: dict) -> dict[str, jax.Array]:
+    """Norms of a tree of parameters' shapes, of each tower and of all."""
+    squared = {part: optax.tree.norm(x, squared=True) for part, x in tree.items()}
+    norms = {f"{tower}/{kind}_norm": jnp.sqrt(squared[tower]) for tower in TOWERS}
+    return norms | {f"{kind}_norm": jnp.sqrt(sum(squared.values()))}
 
 
 def _follow(state: TrainState, plan: StepPlan) -> dict:
@@ -268,10 +288,9 @@ def _gather_outer(params: dict, plan: StepPlan) -> dict:
     placement = plan.model.placement
     if placement is None:
         return params
-    towers = ("image_tower", "text_tower")
-    outer = {name: x for name, x in params.items() if name not in towers}
+    outer = {name: x for name, x in params.items() if name not in TOWERS}
     gathered = placement.gather(outer)
-    for tower in towers:
+    for tower in TOWERS:
         blocks = {n: x for n, x in params[tower].items() if re.match(BLOCKS, n)}
         others = {n: x for n, x in params[tower].items() if n not in blocks}
         gathered[tower] = blocks | placement.gather(others)

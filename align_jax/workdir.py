@@ -1,13 +1,16 @@
 """A run's folder: it belongs to one config, and files appear in it whole or not."""
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import tensorflow as tf
 
-from align_jax.config import differing_fields
+from align_jax.config import differing_fields, leave_out
 from align_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -21,8 +24,13 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def check(workdir: str, config: dict[str, Any]) -> None:
+def check(workdir: str, config: dict[str, Any], free: Iterable[str] = ()) -> None:
     """Makes sure that a folder is free or belongs to this config; changes nothing.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      free: dotted paths of fields that may differ, as they leave the result alone.
 
     Raises:
       InputError: the folder holds a run of another config (the message names the
@@ -30,7 +38,8 @@ def check(workdir: str, config: dict[str, Any]) -> None:
     """
     path = os.path.join(workdir, CONFIG_FILE)
     if tf.io.gfile.exists(path):
-        differing = differing_fields(read_json(path), as_json(config))
+        configs = (leave_out(c, free) for c in (read_json(path), as_json(config)))
+        differing = differing_fields(*configs)
         if differing:
             raise InputError(
                 f"{workdir} holds a run of another config ({'; '.join(differing)});"
@@ -75,6 +84,27 @@ def write_json(path: str, value: Any) -> None:
 
 def write_text(path: str, text: str) -> None:
     """Writes a text file through a temporary name."""
-    with tf.io.gfile.GFile(path + ".tmp", "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
+    with writing(path):
+        with tf.io.gfile.GFile(path + ".tmp", "w") as file:
+            file.write(text)
+        tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Says what could not be written where the storage refuses it.
+
+    Raises:
+      InputError: the disk is full, the folder read-only or the bucket out of reach.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        # Orbax's storage raises ValueError with gRPC's code.
+        if isinstance(error, ValueError) and not re.match("[A-Z_]+: ", reason):
+            raise
+        raise InputError(
+            f"{path} cannot be written: {reason[:300]}; what was written before is"
+            " whole, and the same command continues"
+        ) from error

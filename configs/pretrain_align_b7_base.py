@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     config.model.text_tower.vocabulary_size = 100_000
     config.model.text_tower.layers = 12
     config.model.text_tower.hidden = 768
+    config.model.text_tower.scan = True
     config.model.text_tower.rematerialise = True
     config.model.dtype = "bfloat16"
 

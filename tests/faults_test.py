@@ -17,7 +17,9 @@ import pytest
 from align_jax.config import read_config
 from align_jax.errors import STOPPED
 from align_jax.input_pipeline import TrainBatches
+from align_jax.pace import STARTED, Pace
 from align_jax.pretrain_config import PretrainConfig
+from align_jax.telemetry import read_metrics
 from align_jax.train import train
 from align_jax.training_data import open_training
 from tests import tiny
@@ -45,12 +47,12 @@ def start(data, workdir, *flags, devices=1, **environment):
 
 def rows(workdir):
     """The metric lines of a run, without what depends on the clock."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("}")]
-    return [
-        {k: v for k, v in row.items() if k != "train/pairs_per_second"} for row in found
+    clocked = {STARTED, *(f"train/{name}" for name in Pace(1, {}, []).end_interval(1))}
+    rows = [
+        {name: value for name, value in row.items() if name not in clocked}
+        for row in read_metrics(str(workdir))
     ]
+    return [row for row in rows if len(row) > 1]
 
 
 def steps_saved(workdir):

@@ -10,12 +10,12 @@ datasets training_data input_pipeline
 sharding
 models.layers models.convolution models.mbconv models.efficientnet models.bert
 models.dual_encoder parameters
-loss_tiles loss sigmoid_loss objective optimizer train_step workdir checkpoint
+loss_tiles loss sigmoid_loss objective optimizer train_step flops workdir checkpoint
 pretrain_config
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
 convert.source initialize runtime convert.__main__ embedding model
 embedding_shards embed scores
-plan
+devices plan pace
 evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
 preemption train
 """.split()
@@ -28,6 +28,7 @@ CORE = [name for name in ORDER if name.startswith("models.")] + [
     "objective",
     "optimizer",
     "train_step",
+    "flops",
 ]
 
 

@@ -3,6 +3,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from align_jax.pace import STARTED, Pace
 from align_jax.results import collect_results, format_table, table_rows
 from align_jax.telemetry import StepLog, open_writer, read_metrics
 
@@ -17,7 +18,7 @@ def metrics(loss):
 
 def test_every_step_has_a_line_and_a_resumed_run_no_step_twice(tmp_path):
     writer = open_writer(str(tmp_path), 0)
-    log = StepLog(writer, lambda step: step / 10, 0, 4, batch_size=8)
+    log = StepLog(writer, lambda step: step / 10, Pace(8, {}, []), 0, 4)
     for step in (1, 2, 3):
         log.add(step, metrics(step))
     log.close()
@@ -25,19 +26,22 @@ def test_every_step_has_a_line_and_a_resumed_run_no_step_twice(tmp_path):
         file.write('{"step": 4, "train/lo')  # killed while writing
 
     writer = open_writer(str(tmp_path), 2)
-    log = StepLog(writer, lambda step: step / 10, 2, 4, batch_size=8)
+    log = StepLog(writer, lambda step: step / 10, Pace(8, {}, []), 2, 4)
     log.add(3, metrics(30))
     log.close()
-    rows = rows_of(tmp_path)
+    assert read_metrics(str(tmp_path)) == rows_of(tmp_path)
+    starts = [row["step"] for row in rows_of(tmp_path) if STARTED in row]
+    assert starts == [0, 2]
+    rows = [row for row in rows_of(tmp_path) if STARTED not in row]
     assert [(r["step"], r["train/loss"]) for r in rows] == [(1, 1), (2, 2), (3, 30)]
     assert [r["train/learning_rate"] for r in rows] == [0.0, 0.1, 0.2]
-    assert read_metrics(str(tmp_path)) == rows
     assert list((tmp_path / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path, bad):
-    log = StepLog(open_writer(str(tmp_path), 0), lambda _: 0.1, 0, 9, batch_size=8)
+    writer = open_writer(str(tmp_path), 0)
+    log = StepLog(writer, lambda _: 0.1, Pace(8, {}, []), 0, 9)
     log.add(6, metrics(1.0))
     log.add(7, metrics(bad))
     with pytest.raises(FloatingPointError, match="the loss of step 7 is"):

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from align_jax.checkpoint import Checkpoints
+from align_jax.checkpoint import FOLDER, Checkpoints, split_source
 from align_jax.config import read_config
 from align_jax.convert.efficientnet_checkpoint import read_keras, read_tensorflow
 from align_jax.convert.huggingface_folder import read_align, read_bert
@@ -14,7 +14,7 @@ from align_jax.parameters import flatten
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import make_mesh
 from align_jax.tokenizer import read_vocabulary
-from align_jax.train_step import create_state
+from align_jax.train_step import abstract_state
 from align_jax.weights import MODEL_FILE, Weights, read_json, read_weights
 
 HUGGING_FACE = {"align": read_align, "bert": read_bert}
@@ -24,9 +24,10 @@ def open_weights(source: str) -> Weights:
     """Reads a model or a tower.
 
     Args:
-      source: a folder of ours (`write_weights`), the workdir of a pretraining run
-        (its newest checkpoint), a Hugging Face folder of ALIGN or BERT, a Keras
-        EfficientNet's .h5 file, or a TensorFlow EfficientNet checkpoint's prefix.
+      source: a folder of ours (`write_weights`), the workdir of a pretraining run (its
+        newest checkpoint) or one of its checkpoints (RUN/checkpoints/STEP), a Hugging
+        Face folder of ALIGN or BERT, a Keras EfficientNet's .h5 file, or a TensorFlow
+        EfficientNet checkpoint's prefix.
 
     Raises:
       InputError: it is none of these, or not whole.
@@ -49,6 +50,8 @@ def open_weights(source: str) -> Weights:
             f"{path / 'config.json'} has model_type {kind!r}; wanted one of"
             f" {', '.join(HUGGING_FACE)}"
         )
+    if path.parent.name == FOLDER and path.name.isdigit():
+        return read_run(source)
     found = "a folder without either" if path.is_dir() else "no folder"
     raise InputError(
         f"{source} is {found}: wanted one with {MODEL_FILE} or config.json, a Keras .h5"
@@ -56,21 +59,18 @@ def open_weights(source: str) -> Weights:
     )
 
 
-def read_run(workdir: str) -> Weights:
-    """Reads the newest checkpoint of a pretraining run, its average where it has one.
+def read_run(source: str) -> Weights:
+    """Reads a checkpoint of a pretraining run, its average where it has one.
 
     Raises:
-      InputError: there is no checkpoint, or it does not fit the run's config.
+      InputError: there is no such checkpoint, or it does not fit the run's config.
     """
+    workdir, step = split_source(source)
     path = pathlib.Path(workdir) / "config.json"
     config = read_config(PretrainConfig, read_json(path), str(path))
     tokenizer = config.make_tokenizer()
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
-    step = checkpoints.latest_step()
-    if step is None:
-        raise InputError(f"{workdir} holds no checkpoint yet")
-    state = create_state(config.make_plan(make_mesh()))
-    state = checkpoints.restore(step, state)
+    state = checkpoints.restore(step, abstract_state(config.make_plan(make_mesh())))
     checkpoints.close()
     return Weights(
         "dual_encoder",
