@@ -11,7 +11,7 @@ SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: quickstart data test test-convert test-faults test-spark test-nsfw test-tpu
-.PHONY: test-newest lint format clean
+.PHONY: test-launch test-pods test-newest lint format clean
 
 quickstart: data  ## train on real pictures and texts and report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -47,9 +47,17 @@ test-nsfw: .venv/installed  ## the NSFW model that the extra ships
 test-faults: .venv/installed  ## runs killed and told to stop at random moments
 	$(RUN) -m pytest -m faults
 
+test-pods: data  ## the quickstart on several processes, devices and parts
+	$(RUN) -m pytest -m pods
+
 test-tpu: .venv/installed  ## steps compiled for slices of TPUs that are not here
 	.venv/bin/pip install --quiet -e '.[tpu]' -c constraints.txt
 	$(RUN) -m pytest -m tpu
+
+test-launch: .venv/installed  ## the SkyPilot task by its own parser
+	$(PYTHON) -m venv .venv-launch
+	.venv-launch/bin/pip install --quiet 'skypilot[gcp]==0.14.1'
+	$(RUN) -m pytest -m launch
 
 test-newest:  ## the same tests with the newest releases that requirements.txt admits
 	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))
@@ -68,4 +76,4 @@ test-newest:  ## the same tests with the newest releases that requirements.txt a
 	touch $@
 
 clean:  ## drop the environments, keep the runs
-	rm -rf .venv .venv-newest
+	rm -rf .venv .venv-launch .venv-newest

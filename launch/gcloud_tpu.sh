@@ -20,8 +20,15 @@ cd "$(dirname "$0")/.."
 tpus=(gcloud compute tpus)
 
 state() {
-  "${tpus[@]}" queued-resources describe "$NAME" --zone="$ZONE" \
-    --format='value(state.state)' 2>/dev/null || echo ABSENT
+  local found
+  if found="$("${tpus[@]}" queued-resources describe "$NAME" --zone="$ZONE" \
+    --format='value(state.state)' 2>&1)"; then
+    echo "$found"
+  elif [[ "$found" == *NOT_FOUND* ]]; then
+    echo ABSENT
+  else
+    echo UNKNOWN # gcloud itself failed
+  fi
 }
 
 delete() {
@@ -73,14 +80,13 @@ while true; do
     echo "$RUN is finished: $BUCKET/runs/$RUN"
     exit 0
   fi
-  if [ "$(state)" = ACTIVE ]; then
-    failures=$((failures + 1)) # the slice is there: not a preemption
-    if [ "$failures" -ge "$TRIES" ]; then
-      echo "$RUN failed $failures times in a row; the last output is above" >&2
-      exit 1
-    fi
-  else
-    failures=0
+  case "$(state)" in
+    ACTIVE | UNKNOWN) failures=$((failures + 1)) ;; # not a preemption
+    *) failures=0 ;;
+  esac
+  if [ "$failures" -ge "$TRIES" ]; then
+    echo "$RUN failed $failures times in a row; the last output is above" >&2
+    exit 1
   fi
   echo "asking for $TYPE again" >&2
 done

@@ -1,0 +1,137 @@
+"""The shipped quickstart on several processes, devices and parts; after `make data`."""
+
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from align_jax.checkpoint import Checkpoints
+from align_jax.config import read_config
+from align_jax.pretrain_config import PretrainConfig
+from align_jax.sharding import make_mesh
+from align_jax.telemetry import read_metrics
+from align_jax.train_step import abstract_state
+from align_jax.workdir import read_json
+
+pytestmark = pytest.mark.pods
+ROOT = pathlib.Path(__file__).parents[1]
+# Five steps are saved, five more follow. Groups of 16 pictures fit into every part.
+FLAGS = {
+    "total_steps": 10,
+    "optimizer.warmup_steps": 5,
+    "batch_norm_cores": 1,
+    "checkpoint.every_steps": 5,
+    "checkpoint.keep": 9,
+    "evaluate_every_steps": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Trains the quickstart in some processes, into a workdir that it returns."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def run(workdir, processes, devices, **changes):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        fields = (FLAGS | changes).items()
+        command = [
+            *(sys.executable, "main.py", "--config=configs/quickstart.py"),
+            f"--workdir={workdir}",
+            *(f"--config.{name}={value}" for name, value in fields),
+        ]
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        several = processes > 1
+        if several:
+            command.append("--distributed")
+            environment["JAX_COORDINATOR_ADDRESS"] = address
+            environment["JAX_NUM_PROCESSES"] = str(processes)
+        started = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment | ({"JAX_PROCESS_ID": str(index)} if several else {}),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(processes)
+        ]
+        for process in started:
+            _, errors = process.communicate(timeout=900)
+            assert process.returncode == 0, errors
+        return workdir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def eight_devices(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs") / "1x8", 1, 8)
+
+
+def losses(workdir):
+    rows = read_metrics(str(workdir))
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def variables(workdir, step):
+    """Parameters and statistics of a run's checkpoint."""
+    config = read_config(PretrainConfig, read_json(str(workdir / "config.json")))
+    plan = config.make_plan(make_mesh(1, jax.devices()[:1]))
+    identity = config.identity(config.make_tokenizer())
+    checkpoints = Checkpoints(str(workdir), config.checkpoint, identity)
+    state = checkpoints.restore(step, abstract_state(plan))
+    checkpoints.close()
+    return state.own_variables
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "changes"),
+    [
+        (2, 4, {}),
+        (2, 4, {"fsdp": 8}),
+        (1, 8, {"fsdp": 2}),
+        (1, 1, {"microbatches": 8}),
+    ],
+)
+def test_five_steps_end_in_the_same_parameters(
+    train, eight_devices, tmp_path, processes, devices, changes
+):
+    other = train(tmp_path / "run", processes, devices, **changes)
+    expected = losses(eight_devices)
+    for step in range(1, 6):
+        assert losses(other)[step] == pytest.approx(expected[step], rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        variables(other, 5),
+        variables(eight_devices, 5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "changes"), [(2, 4, {}), (1, 4, {"microbatches": 2})]
+)
+def test_a_run_goes_on_elsewhere_with_the_same_losses(
+    train, eight_devices, tmp_path, processes, devices, changes
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(eight_devices, workdir)
+    (workdir / "results.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "10")
+    train(workdir, processes, devices, **changes)
+    expected = losses(eight_devices)
+    assert sorted(losses(workdir)) == [*range(1, 11)]
+    for step in range(6, 11):
+        assert losses(workdir)[step] == pytest.approx(expected[step], rel=1e-5)
+        assert losses(workdir)[step] != expected[step]  # it was computed again
