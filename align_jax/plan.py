@@ -78,7 +78,7 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
       InputError: bad fields, an unknown topology, or the compiler is missing.
     """
     config = read_config(PretrainConfig, fields)
-    devices = _devices(target)
+    devices = find_devices(target)
     mesh = make_mesh(config.fsdp, devices)
     step = config.make_plan(mesh)
     kind = devices[0].device_kind
@@ -97,15 +97,15 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     found = _try(step, config)
     if isinstance(found, Needs):
         print_needs(found, pairs)
-    fits = _fits(found, kind)
-    print(_verdict(found, kind), flush=True)
+    limit = _memory(devices[0], target)
+    print(_verdict(found, limit), flush=True)
     for changes, other in _alternatives(config) if alternatives else ():
         try:
             step = other.make_plan(mesh)
         except InputError:  # the batch does not divide so
             continue
-        print(f"{changes}: {_verdict(_try(step, other), kind)}", flush=True)
-    return fits
+        print(f"{changes}: {_verdict(_try(step, other), limit)}", flush=True)
+    return _fits(found, limit)
 
 
 def _try(step: StepPlan, config: PretrainConfig) -> Needs | str:
@@ -118,21 +118,28 @@ def _try(step: StepPlan, config: PretrainConfig) -> Needs | str:
         return " ".join(str(error).split())[:600]
 
 
-def _fits(found: Needs | str, kind: str) -> bool:
-    if isinstance(found, str):
-        return False
-    return kind not in DEVICES or found.peak <= DEVICES[kind].memory_gib * GIB
+def _memory(device: jax.Device, target: str) -> float | None:
+    """Bytes that a device has for a program; None where that is not known."""
+    stats = device.memory_stats() if target == HERE else None
+    if stats and "bytes_limit" in stats:  # what JAX takes of it
+        return stats["bytes_limit"]
+    known = DEVICES.get(device.device_kind)
+    return known and known.memory_gib * GIB
 
 
-def _verdict(found: Needs | str, kind: str) -> str:
+def _fits(found: Needs | str, limit: float | None) -> bool:
+    return not isinstance(found, str) and (limit is None or found.peak <= limit)
+
+
+def _verdict(found: Needs | str, limit: float | None) -> str:
     """Says in a line whether what was found fits."""
     if isinstance(found, str):
         return f"does not fit: {found}"
     needed = f"{found.peak / GIB:.2f} GiB"
-    if kind not in DEVICES:
-        return f"{needed}; the memory of {kind!r} is not known"
-    word = "fits" if _fits(found, kind) else "does not fit"
-    return f"{needed} of {DEVICES[kind].memory_gib}: {word}"
+    if limit is None:
+        return f"{needed}; the device's memory is not known"
+    word = "fits" if _fits(found, limit) else "does not fit"
+    return f"{needed} of {limit / GIB:.4g}: {word}"
 
 
 def _alternatives(config: PretrainConfig) -> Iterator[tuple[str, PretrainConfig]]:
@@ -212,13 +219,18 @@ def _bytes_held(tree: Any) -> int:
     )
 
 
-def _devices(target: str) -> list[jax.Device]:
+def find_devices(target: str) -> list[jax.Device]:
+    """The devices of a slice that is not here, or those at hand.
+
+    Raises:
+      InputError: the slice is not known, or the TPU compiler is missing.
+    """
     if target == HERE:
         return jax.devices()
     from jax.experimental import topologies
 
     try:
-        with _outside_a_pod():
+        with _compiler_only():
             topology = topologies.get_topology_desc(
                 platform="tpu", topology_name=target
             )
@@ -232,9 +244,13 @@ def _devices(target: str) -> list[jax.Device]:
 
 
 @contextlib.contextmanager
-def _outside_a_pod() -> Iterator[None]:
-    """Keeps the TPU library from asking for the metadata of a machine in a pod."""
-    wanted = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+def _compiler_only() -> Iterator[None]:
+    """Keeps the TPU library from asking for a pod's metadata and the machine's TPUs."""
+    wanted = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside a run, or another plan
+    }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -158,10 +158,14 @@ class StepLog:
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
+    def end_bar(self) -> None:
+        """Ends the bar's line, so that what follows has a line of its own."""
+        self._bar.close()
+
     def close(self) -> None:
         """Writes what is left and ends the bar."""
         self.flush()
-        self._bar.close()
+        self.end_bar()
         self._writer.close()
 
 

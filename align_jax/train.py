@@ -1,5 +1,6 @@
 """Pretraining: from records to a trained dual encoder, its results and its report."""
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -47,11 +48,13 @@ def train(fields: dict[str, Any], workdir: str) -> None:
       FloatingPointError: the loss left the finite numbers; names the step.
       Preempted: the run was told to stop; its state is saved.
     """
-    with Notice() as notice:
-        _train(fields, workdir, notice)
+    with Notice() as notice, contextlib.ExitStack() as stack:
+        _train(fields, workdir, notice, stack)
 
 
-def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
+def _train(
+    fields: dict[str, Any], workdir: str, notice: Notice, stack: contextlib.ExitStack
+) -> None:
     """What `train` does: draw a batch, take the step, log, evaluate, save, in turn."""
     config = read_config(PretrainConfig, fields)
     mesh = make_mesh(config.fsdp)
@@ -78,13 +81,16 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
         jax.process_index(),
         jax.process_count(),
     )
+    stack.callback(own_batches.close)
     batches = global_batches(own_batches, mesh)
     embedder = Embedder(plan.model, tokenizer, config.input.preprocess, mesh)
     writer = open_writer(workdir, start)
     flops = count_model_flops(plan, config.batch_shapes(mesh))
     pace = Pace(config.batch_size, flops, read_metrics(workdir))
     log = StepLog(writer, plan.schedule, pace, start, config.total_steps)
+    stack.callback(log.end_bar)
     profile = Profile(workdir, config.profile_steps)
+    stack.callback(profile.close)
 
     def flush() -> None:
         try:
@@ -130,14 +136,11 @@ def _train(fields: dict[str, Any], workdir: str, notice: Notice) -> None:
             flush()  # a checkpoint never runs ahead of the metrics
             checkpoints.save(step, state, scores)
         if stops:
-            profile.close()
             checkpoints.close()
             raise Preempted(f"told to stop; saved after step {step}")
     notice.leaves_at_once = True
-    profile.close()
     log.close()
     checkpoints.close()
-    own_batches.close()
 
     multihost_utils.sync_global_devices("all metrics are written")
     results = collect_results(workdir)

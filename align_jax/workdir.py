@@ -104,7 +104,9 @@ def writing(path: str) -> Iterator[None]:
         # Orbax's storage raises ValueError with gRPC's code.
         if isinstance(error, ValueError) and not re.match("[A-Z_]+: ", reason):
             raise
+        if len(reason) > 500:  # the cause stands last
+            reason = f"{reason[:100]} ... {reason[-400:]}"
         raise InputError(
-            f"{path} cannot be written: {reason[:300]}; what was written before is"
+            f"{path} cannot be written: {reason}; what was written before is"
             " whole, and the same command continues"
         ) from error

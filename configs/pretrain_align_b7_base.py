@@ -4,10 +4,11 @@
         --config.input.datasets.corpus.directory=gs://BUCKET/corpus/records \
         --config.vocabulary=gs://BUCKET/corpus/records/vocabulary.txt
 
-Hardware: 1024 virtual cores of 16 pairs on any slice that holds them; docs/pods.md has
-what v5e:16x16 and v6e:8x8 need. Expected, from the paper on its own 1.8 billion pairs
-after a million steps: 55.4 and 41.7 recall@1 on MSCOCO (text and image retrieval) and
-69.3 on ImageNet nearest neighbours. Not run here.
+Hardware: 1024 virtual cores of 16 pairs on any slice that holds them; docs/plans.md has
+what v5e:16x16 and, with --config.microbatches=2, v6e:8x8 need.
+Expected, from the paper on its own 1.8 billion pairs after a million steps: 55.4 and
+41.7 recall@1 on MSCOCO (text and image retrieval) and 69.3 on ImageNet nearest
+neighbours. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -63,6 +64,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 3
     config.log_every_steps = 50
+    config.profile_steps = ()  # as (1000, 1005), to trace into WORKDIR/profile
     config.evaluate_every_steps = 10_000
     config.evaluators = ConfigDict()
     return config

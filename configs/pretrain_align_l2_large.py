@@ -4,8 +4,7 @@
         --config.input.datasets.corpus.directory=gs://BUCKET/corpus/records \
         --config.vocabulary=gs://BUCKET/corpus/records/vocabulary.txt
 
-Hardware: v3:16x32, 1024 TPU v3 cores, as the paper. Whether it fits was not found: the
-compiler wants more than 15 GB of memory, see docs/pods.md.
+Hardware: v3:16x32, 1024 TPU v3 cores, as the paper; docs/plans.md: what a core needs.
 Expected, from the paper on its own 1.8 billion pairs: zero-shot recall@1 on MSCOCO of
 58.6 and 45.6 (text and image retrieval), on Flickr30k of 88.6 and 75.7. Not run here.
 """

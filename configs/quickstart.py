@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
     config.virtual_cores = 8  # the paper has 1024
     config.pairs_per_core = 16  # as the paper; 128 pairs a step
     config.batch_norm_cores = 8  # groups of 16 are too noisy for so short a run
+    config.microbatches = 1  # parts of the batch, and fsdp: devices that share a state;
+    config.fsdp = 1  # the result is the same, see docs/pods.md
     config.vocabulary = f"{RECORDS}/vocabulary.txt"
 
     config.input = ConfigDict()

@@ -207,3 +207,26 @@ def test_an_image_is_encoded_alone_in_evaluation_and_with_its_group_in_training(
 
     assert moved(False) == [False, False, False, True]
     assert moved(True) == [False, False, True, True]
+
+
+def test_a_shift_before_a_pointwise_convolution_and_its_batch_norm_is_taken_out():
+    # So the gradient of these biases is zero but for rounding, see pods_test.py.
+    model = build(0.25, 0.3, drop_rate=0.0)
+    images = jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
+    variables = jax.jit(model.init, static_argnums=3)(
+        jax.random.key(0), images, jnp.arange(2), False
+    )
+
+    @jax.jit
+    def encode(params):
+        shifted = {**variables, "params": params}
+        return model.apply(shifted, images, jnp.arange(2), True, mutable=True)[0]
+
+    plain = encode(variables["params"])
+    *blocks, last = sorted(name for name in variables["params"] if "block_" in name)
+    assert len(blocks) == 7
+    for block in (*blocks, last):
+        changed = jax.tree.map(lambda x: x, variables["params"])
+        changed[block]["project_norm"]["bias"] += 0.1
+        same = np.allclose(encode(changed), plain, atol=1e-4)
+        assert same == (block != last), block

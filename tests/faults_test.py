@@ -148,6 +148,71 @@ def test_runs_hit_at_random_moments_go_on_to_the_same_metrics(
     assert finished
 
 
+def run_on_a_disk(data, mount, script):
+    """Runs a shell script with a disk of its own at `mount`; `$TRAIN` trains there."""
+    train = f"{sys.executable} -m tests.run_tiny {data} {mount}/run"
+    return subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ
+        | {"JAX_COMPILATION_CACHE_DIR": str(data / "compiled"), "TRAIN": train},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+@pytest.mark.faults
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
+    data, whole, tmp_path
+):
+    saved = pathlib.Path(tmp_path, "sizes")
+    assert start(data, saved).wait(timeout=500) == 0
+    folder = min((saved / "checkpoints").iterdir())
+    size = sum(path.stat().st_size for path in folder.rglob("*"))
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = run_on_a_disk(
+        data,
+        mount,
+        f"""
+        mount -t tmpfs -o size={int(2.5 * size)} none {mount}
+        code=0; $TRAIN || code=$?
+        ls {mount}/run/checkpoints
+        mount -o remount,size=1g {mount}
+        $TRAIN
+        cp -r {mount}/run {tmp_path}/saved
+        exit $code
+        """,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if "cannot be written" in x]
+    assert line.startswith("main.py: ") and "No space left on device" in line
+    assert "the same command continues" in line and "Traceback" not in done.stderr
+    assert "Continuing" in done.stdout
+    assert rows(tmp_path / "saved") == whole
+
+
+@pytest.mark.faults
+def test_a_disk_that_cannot_be_written_stops_the_run_at_once(data, whole, tmp_path):
+    mount = tmp_path / "disk"
+    workdir = mount / "run"
+    process = start(data, workdir)
+    while process.poll() is None and not steps_saved(workdir):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    steps = steps_saved(workdir)
+    script = f"mount --bind {mount} {mount}; mount -o remount,bind,ro {mount}; $TRAIN"
+    done = run_on_a_disk(data, mount, script)
+    assert done.returncode == 2, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if "cannot be written" in x]
+    assert line.startswith("main.py: ") and "Read-only file system" in line
+    assert steps_saved(workdir) == steps
+    assert start(data, workdir).wait(timeout=500) == 0
+    assert rows(workdir) == whole
+
+
 def start_two(data, workdir):
     """Two processes of four devices each that train together."""
     with socket.socket() as probe:

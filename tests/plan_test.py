@@ -8,9 +8,11 @@ import pytest
 from align_jax.config import read_config
 from align_jax.devices import Device
 from align_jax.errors import InputError
-from align_jax.plan import count_collectives, measure, plan
+from align_jax.models.efficientnet import pooled_width
+from align_jax.plan import count_collectives, find_devices, measure, plan
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import SMALL, make_mesh
+from align_jax.train_step import compile_step
 from configs import pretrain_align_b7_base, pretrain_align_l2_large
 from tests import steps, tiny
 
@@ -86,6 +88,22 @@ def test_the_papers_configs_have_its_parameters(module, millions):
 def test_a_tiny_step_is_planned_for_a_slice(tmp_path, capsys, target):
     assert plan(tiny.make_run(tmp_path), target)
     assert "8 x TPU v" in capsys.readouterr().out
+
+
+@pytest.mark.tpu
+def test_the_step_of_a_slice_gathers_embeddings_and_holds_no_square_of_them(tmp_path):
+    tile, pairs = 64, 8 * 48
+    config = steps.read(tmp_path, pairs_per_core=48, loss={"tile": tile})
+    step = config.make_plan(make_mesh(1, find_devices("v5e:2x4")))
+    program = compile_step(step, config.batch_shapes(step.mesh)).as_text()
+    gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", program)
+    shapes = {shape for found in gathered for shape in re.findall(r"\[(.*?)\]", found)}
+    width = pooled_width(config.model.image_tower)
+    assert f"{pairs},{width}" in shapes
+    assert shapes <= {f"{pairs},{width}", f"{pairs}", f"48,{width}", "48"}
+    assert f"[48,{tile}]" in program  # a device's tile of the logits
+    for rows in (48, pairs):
+        assert f"[{rows},{pairs}]" not in program
 
 
 @pytest.mark.tpu

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from align_jax.checkpoint import Checkpoints
 from align_jax.config import read_config
+from align_jax.pace import STARTED
+from align_jax.parameters import flatten
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import make_mesh
 from align_jax.telemetry import read_metrics
@@ -30,6 +33,10 @@ FLAGS = {
     "checkpoint.keep": 9,
     "evaluate_every_steps": 100,
 }
+
+# The next block's BatchNorm takes these shifts out again (tested in efficientnet_test):
+# their gradients are rounding, of which Adam's quotient makes whole steps.
+WITHOUT_GRADIENT = re.compile("^params/image_tower/block_0[0-6]/project_norm/bias$")
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +119,13 @@ def test_five_steps_end_in_the_same_parameters(
     expected = losses(eight_devices)
     for step in range(1, 6):
         assert losses(other)[step] == pytest.approx(expected[step], rel=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        variables(other, 5),
-        variables(eight_devices, 5),
-    )
+    found = flatten(variables(other, 5))
+    for path, wanted in flatten(variables(eight_devices, 5)).items():
+        name = "/".join(path)
+        if not WITHOUT_GRADIENT.search(name):
+            np.testing.assert_allclose(
+                found[path], wanted, rtol=1e-5, atol=1e-5, err_msg=name
+            )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,7 @@ def test_a_run_goes_on_elsewhere_with_the_same_losses(
     shutil.rmtree(workdir / "checkpoints" / "10")
     train(workdir, processes, devices, **changes)
     expected = losses(eight_devices)
-    assert sorted(losses(workdir)) == [*range(1, 11)]
+    starts = [row["step"] for row in read_metrics(str(workdir)) if STARTED in row]
+    assert starts == [0, 5] and sorted(losses(workdir)) == [*range(1, 11)]
     for step in range(6, 11):
         assert losses(workdir)[step] == pytest.approx(expected[step], rel=1e-5)
-        assert losses(workdir)[step] != expected[step]  # it was computed again
