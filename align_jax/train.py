@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from align_jax import workdir as folder
 from align_jax.checkpoint import Checkpoints
@@ -34,6 +35,8 @@ from align_jax.telemetry import (
 )
 from align_jax.train_step import compile_step
 from align_jax.training_data import open_training
+
+COMPILING = 7200  # seconds that the processes' compilers may be apart
 
 
 def train(fields: dict[str, Any], workdir: str) -> None:
@@ -112,6 +115,9 @@ def _train(
     if config.evaluates(start) and not _evaluated(workdir, start):
         evaluate(start)
     step_fn = compile_step(plan, config.batch_shapes(mesh))
+    # Only the first process reads a CPU's compiled programs from the cache, and on CPUs
+    # a first collective waits for half a minute only.
+    multihost.get_barrier_sync_fn()(key="step compiled", timeout_ms=COMPILING * 1000)
     notice.leaves_at_once = False
     pace.restart()
     for step in range(start + 1, config.total_steps + 1):
