@@ -24,8 +24,12 @@ def start(distributed: bool = False) -> None:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
-    # What fails while a checkpoint is written is raised too; Orbax logs it many times.
+    # What fails while a checkpoint is written is raised too; Orbax logs it many times,
+    # itself and by tasks that it leaves to asyncio.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "orbax" not in record.getMessage()
+    )
     if not jax.config.jax_compilation_cache_dir:
         cache = pathlib.Path.home() / ".cache" / "align_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))

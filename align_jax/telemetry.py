@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -46,26 +45,29 @@ class JsonLinesWriter(metric_writers.MetricWriter):
     write_texts = write_histograms = write_pointcloud = write_hparams = _refuse
 
 
-def open_writer(workdir: str, step: int) -> metric_writers.MetricWriter:
-    """Opens both writers of a run that continues after `step`; one process has them.
+def open_writers(
+    workdir: str, step: int
+) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter]:
+    """Opens the writers of a run that continues after `step`; one process has them.
 
     Lines of later steps, written before an interruption, are dropped: they will be
     written again. A line tells when the run was started.
+
+    Returns:
+      (writer of JSON lines, writer of these and to TensorBoard, which costs a hundred
+      times as much).
     """
     if not leads():
-        return metric_writers.MultiWriter([])
+        return (metric_writers.MultiWriter([]),) * 2
     path = os.path.join(workdir, METRICS_FILE)
     kept = [row for row in read_metrics(workdir) if row["step"] <= step]
     if not step:  # an evaluation at step 0 is made again
         kept = [row for row in kept if STARTED in row]
     kept.append({"step": step, STARTED: time.time()})
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-    return metric_writers.MultiWriter(
-        [
-            JsonLinesWriter(path),
-            metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard")),
-        ]
-    )
+    lines = JsonLinesWriter(path)
+    curves = metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
+    return lines, metric_writers.MultiWriter([lines, curves])
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
@@ -95,20 +97,29 @@ class StepLog:
     """Writes every step's metrics and shows a bar with loss, pairs/s and time left.
 
     Metrics stay on the devices until `flush`, so that a step never waits for the one
-    before it. Without a terminal the bar is a line a minute.
+    before it; TensorBoard gets those of the last step. Without a terminal the bar is a
+    line a minute.
     """
 
     def __init__(
         self,
+        lines: metric_writers.MetricWriter,
         writer: metric_writers.MetricWriter,
-        schedule: Callable[[int], jax.Array],
         pace: Pace,
         start: int,
         total: int,
     ):
-        """Starts after step `start` of `total`; each flush ends an interval of pace."""
+        """Logs what follows step `start`.
+
+        Args:
+          lines: gets the steps between two flushes.
+          writer: gets a flush's last step.
+          pace: each flush ends one of its intervals.
+          start: the steps taken.
+          total: those of the run.
+        """
+        self._lines = lines
         self._writer = writer
-        self._schedule = schedule
         self._pace = pace
         self._pending: list[tuple[int, dict]] = []
         interval = 0.5 if sys.stderr.isatty() else 60.0
@@ -139,10 +150,9 @@ class StepLog:
         measures = self._pace.end_interval(len(rows))
         rows[-1] = (rows[-1][0], rows[-1][1] | measures)
         for step, metrics in rows:
+            writer = self._writer if step == rows[-1][0] else self._lines
             scalars = {f"train/{name}": value for name, value in metrics.items()}
-            # Step n is taken with the rate that the schedule gives at n - 1.
-            scalars["train/learning_rate"] = float(self._schedule(step - 1))
-            self._writer.write_scalars(step, scalars)
+            writer.write_scalars(step, scalars)
             for name in ("loss", "temperature"):
                 if not np.isfinite(metrics[name]):
                     raise NonFiniteError(

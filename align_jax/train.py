@@ -30,7 +30,7 @@ from align_jax.telemetry import (
     NonFiniteError,
     Profile,
     StepLog,
-    open_writer,
+    open_writers,
     read_metrics,
 )
 from align_jax.train_step import compile_step
@@ -87,10 +87,10 @@ def _train(
     stack.callback(own_batches.close)
     batches = global_batches(own_batches, mesh)
     embedder = Embedder(plan.model, tokenizer, config.input.preprocess, mesh)
-    writer = open_writer(workdir, start)
+    lines, writer = open_writers(workdir, start)
     flops = count_model_flops(plan, config.batch_shapes(mesh))
     pace = Pace(config.batch_size, flops, read_metrics(workdir))
-    log = StepLog(writer, plan.schedule, pace, start, config.total_steps)
+    log = StepLog(lines, writer, pace, start, config.total_steps)
     stack.callback(log.end_bar)
     profile = Profile(workdir, config.profile_steps)
     stack.callback(profile.close)

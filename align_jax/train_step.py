@@ -217,6 +217,7 @@ def train_step(
     metrics |= {
         "loss": loss,
         "temperature": temperature_of(state.params),
+        "learning_rate": jnp.asarray(plan.schedule(state.step)),
     }
     metrics |= _norms("gradient", gradients) | _norms("update", updates)
     new_state = TrainState(

@@ -22,7 +22,7 @@ from align_jax.flops import count_model_flops
 from align_jax.pace import Pace
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import make_mesh
-from align_jax.telemetry import Profile, StepLog, open_writer
+from align_jax.telemetry import Profile, StepLog, open_writers
 from align_jax.train_step import (
     StepPlan,
     compile_step,
@@ -65,8 +65,8 @@ class Logged:
         self._step = compile_step(plan, shapes)
         self._state, self._batch = create_state(plan), batch
         self._pace = Pace(config.batch_size, count_model_flops(plan, shapes), [])
-        writer, total = open_writer(workdir, 0), config.total_steps
-        self._log = StepLog(writer, plan.schedule, self._pace, 0, total)
+        writers, total = open_writers(workdir, 0), config.total_steps
+        self._log = StepLog(*writers, self._pace, 0, total)
         self._profile = Profile(workdir, ())
         self._taken = 0
         self.host_seconds = 0.0  # that writing took, once the metrics were there

@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 100
     config.checkpoint.keep = 2
-    config.log_every_steps = 10
+    config.log_every_steps = 25
     config.evaluate_every_steps = 300
 
     config.evaluators = ConfigDict()

@@ -85,6 +85,13 @@ def test_a_step_moves_every_parameter_and_statistic(one_device):
     assert [name for name in still if "key/bias" not in name] == []
 
 
+def test_a_step_tells_the_rate_that_it_took(root, one_device, mesh_of):
+    schedule = steps.read(root).make_plan(mesh_of(1)).schedule
+    rates = [row["learning_rate"] for row in one_device[0]]
+    assert rates == pytest.approx([float(schedule(i)) for i in range(steps.COUNT)])
+    assert rates[0] == 0.0 < rates[1]
+
+
 def test_the_compiled_step_never_holds_all_logits(root, eight_devices):
     config, text = steps.read(root), eight_devices[3]
     n, width = config.batch_size, pooled_width(config.model.image_tower)
