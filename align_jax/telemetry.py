@@ -45,6 +45,26 @@ class JsonLinesWriter(metric_writers.MetricWriter):
     write_texts = write_histograms = write_pointcloud = write_hparams = _refuse
 
 
+class CurvesWriter(metric_writers.SummaryWriter):
+    """TensorBoard's, which says in a line where the storage refuses what it writes."""
+
+    def __init__(self, folder: str):
+        """Opens a new file in the folder."""
+        self._folder = folder
+        with writing(folder):
+            super().__init__(folder)
+
+    def write_scalars(self, step: int, scalars: dict) -> None:
+        """Adds a point to each curve."""
+        with writing(self._folder):
+            super().write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        """Hands all points to the file system."""
+        with writing(self._folder):
+            super().flush()
+
+
 def open_writers(
     workdir: str, step: int
 ) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter]:
@@ -66,7 +86,7 @@ def open_writers(
     kept.append({"step": step, STARTED: time.time()})
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     lines = JsonLinesWriter(path)
-    curves = metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
+    curves = CurvesWriter(os.path.join(workdir, "tensorboard"))
     return lines, metric_writers.MultiWriter([lines, curves])
 
 

@@ -29,16 +29,17 @@ TIMES = 20
 NUMBERED = [(i, tiny.NAMES[i % len(tiny.NAMES)]) for i in range(96)]
 
 
-def start(data, workdir, *flags, devices=1, **environment):
+def environment(data, devices=1):
+    count = os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
+    cache = str(data / "compiled")
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": count}
+
+
+def start(data, workdir, *flags, devices=1, **variables):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.run_tiny", str(data), str(workdir), *flags],
         cwd=pathlib.Path(__file__).parents[1],
-        env=os.environ
-        | {
-            "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}"),
-        }
-        | environment,
+        env=environment(data, devices) | variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -154,8 +155,7 @@ def run_on_a_disk(data, mount, script):
     return subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script],
         cwd=pathlib.Path(__file__).parents[1],
-        env=os.environ
-        | {"JAX_COMPILATION_CACHE_DIR": str(data / "compiled"), "TRAIN": train},
+        env=environment(data) | {"TRAIN": train},
         capture_output=True,
         text=True,
         timeout=500,
@@ -169,6 +169,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     saved = pathlib.Path(tmp_path, "sizes")
     assert start(data, saved).wait(timeout=500) == 0
     folder = min((saved / "checkpoints").iterdir())
+    # Orbax writes a checkpoint twice before it is whole: the first one fits.
     size = sum(path.stat().st_size for path in folder.rglob("*"))
     mount = tmp_path / "disk"
     mount.mkdir()
@@ -176,7 +177,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
         data,
         mount,
         f"""
-        mount -t tmpfs -o size={int(2.5 * size)} none {mount}
+        mount -t tmpfs -o size={int(3.5 * size)} none {mount}
         code=0; $TRAIN || code=$?
         ls {mount}/run/checkpoints
         mount -o remount,size=1g {mount}
