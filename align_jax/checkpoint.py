@@ -133,10 +133,14 @@ class Checkpoints:
                 f" another average: {reason[:300]}"
             ) from error
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is written; raises InputError where it cannot be."""
         with writing(self._directory):
             self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Ends the writing, as `wait` does, and frees what it needed."""
+        with writing(self._directory):
             self._manager.close()
 
 

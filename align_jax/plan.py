@@ -97,7 +97,7 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     found = _try(step, config)
     if isinstance(found, Needs):
         print_needs(found, pairs)
-    limit = _memory(devices[0], target)
+    limit = memory_limit(devices[0], here=target == HERE)
     print(_verdict(found, limit), flush=True)
     for changes, other in _alternatives(config) if alternatives else ():
         try:
@@ -118,9 +118,9 @@ def _try(step: StepPlan, config: PretrainConfig) -> Needs | str:
         return " ".join(str(error).split())[:600]
 
 
-def _memory(device: jax.Device, target: str) -> float | None:
-    """Bytes that a device has for a program; None where that is not known."""
-    stats = device.memory_stats() if target == HERE else None
+def memory_limit(device: jax.Device, here: bool) -> float | None:
+    """Bytes that a device, here or described, has for a program; None if not known."""
+    stats = device.memory_stats() if here else None
     if stats and "bytes_limit" in stats:  # what JAX takes of it
         return stats["bytes_limit"]
     known = DEVICES.get(device.device_kind)

@@ -74,8 +74,7 @@ def open_writers(
     written again. A line tells when the run was started.
 
     Returns:
-      (writer of JSON lines, writer of these and to TensorBoard, which costs a hundred
-      times as much).
+      (writer of JSON lines, writer of these and to TensorBoard, which is the slower).
     """
     if not leads():
         return (metric_writers.MultiWriter([]),) * 2

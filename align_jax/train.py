@@ -76,6 +76,7 @@ def _train(
         folder.claim(workdir, fields)
 
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
+    stack.callback(checkpoints.close)  # whatever ends the run, what it saved stays
     own_batches = TrainBatches(
         data,
         tokenizer,
@@ -142,11 +143,10 @@ def _train(
             flush()  # a checkpoint never runs ahead of the metrics
             checkpoints.save(step, state, scores)
         if stops:
-            checkpoints.close()
             raise Preempted(f"told to stop; saved after step {step}")
     notice.leaves_at_once = True
     log.close()
-    checkpoints.close()
+    checkpoints.wait()
 
     multihost_utils.sync_global_devices("all metrics are written")
     results = collect_results(workdir)

@@ -9,7 +9,14 @@ from align_jax.config import read_config
 from align_jax.devices import Device
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
-from align_jax.plan import count_collectives, find_devices, measure, plan
+from align_jax.plan import (
+    GIB,
+    count_collectives,
+    find_devices,
+    measure,
+    memory_limit,
+    plan,
+)
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import SMALL, make_mesh
 from align_jax.train_step import compile_step
@@ -70,6 +77,18 @@ def test_what_does_not_fit_fails_and_alternatives_are_told(
     printed = capsys.readouterr().out
     assert "GiB of 0: does not fit" in printed
     assert "microbatches=2: " in printed and "microbatches=1" in printed
+
+
+class Card:
+    device_kind = "NVIDIA H200"
+
+    def memory_stats(self):
+        return {"bytes_limit": 105 * GIB}
+
+
+def test_a_device_at_hand_has_what_jax_takes_of_it():
+    assert memory_limit(Card(), here=True) == 105 * GIB
+    assert memory_limit(Card(), here=False) == 141 * GIB
 
 
 @pytest.mark.parametrize(
