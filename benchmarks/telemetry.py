@@ -1,18 +1,20 @@
 """What metrics, norms, logging and measuring add to a training step.
 
-    python -m benchmarks.telemetry --rounds=40
+    python -m benchmarks.telemetry --steps=1000
 
-Two loops take turns on the quickstart's model and batch: a bare one, whose step returns
-the state alone, and the one of a run, whose step returns all metrics for TensorBoard
-and JSON lines. A round is as many steps as the config logs at once. Milliseconds are
-medians over the rounds, of the clock and of the processors, which a busy machine
-disturbs less; the overhead is the median of each round's ratio, beside its quartiles.
+A bare step, which returns the state alone, and a run's, which returns all metrics, take
+turns on the quickstart's model and batch; the latter's are written to JSON lines and
+TensorBoard as often as the config says. What writing takes is clocked by itself. What
+the metrics add inside the step is the median of the pairs' differences, beside the
+interval that holds the true one in 95 of 100 such measurements.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -32,8 +34,6 @@ from align_jax.train_step import (
 )
 from configs import quickstart
 
-CLOCKS = {"clock": time.perf_counter, "processors": time.process_time}
-
 
 class Bare:
     """A loop of steps that return the state alone."""
@@ -46,10 +46,9 @@ class Bare:
         )
         self._state, self._batch = create_state(plan), batch
 
-    def take(self, steps: int) -> None:
-        """Takes some steps and waits for the last."""
-        for _ in range(steps):
-            self._state = self._step(self._state, self._batch)
+    def take(self) -> None:
+        """Takes a step and waits for it."""
+        self._state = self._step(self._state, self._batch)
         jax.block_until_ready(self._state)
 
 
@@ -70,23 +69,24 @@ class Logged:
         writers, total = open_writers(workdir, 0), config.total_steps
         self._log = StepLog(*writers, self._pace, 0, total)
         self._profile = Profile(workdir, ())
+        self._every = config.log_every_steps
         self._taken = 0
-        self.host_seconds = 0.0  # that writing took, once the metrics were there
 
-    def take(self, steps: int) -> None:
-        """Takes some steps and writes their metrics."""
-        for _ in range(steps):
-            self._taken += 1
-            with self._pace.waiting():
-                batch = self._batch
-            self._profile.before(self._taken)
-            self._state, metrics = self._step(self._state, batch)
-            self._profile.after(self._taken, metrics)
-            self._log.add(self._taken, metrics)
-        jax.block_until_ready(self._state)
-        start = time.perf_counter()
-        self._log.flush()
-        self.host_seconds += time.perf_counter() - start
+    def take(self) -> None:
+        """Takes a step and waits for it."""
+        self._taken += 1
+        with self._pace.waiting():
+            batch = self._batch
+        self._profile.before(self._taken)
+        self._state, metrics = self._step(self._state, batch)
+        self._profile.after(self._taken, metrics)
+        self._log.add(self._taken, metrics)
+        jax.block_until_ready((self._state, metrics))
+
+    def write(self) -> None:
+        """Writes the metrics of the steps since the last time, if it is time to."""
+        if self._taken % self._every == 0:
+            self._log.flush()
 
 
 def make_batch(config: PretrainConfig, mesh: jax.sharding.Mesh) -> dict:
@@ -102,48 +102,58 @@ def make_batch(config: PretrainConfig, mesh: jax.sharding.Mesh) -> dict:
     }
 
 
-def seconds(take, steps: int) -> list[float]:
-    """What a step takes, by each of `CLOCKS`."""
-    start = [clock() for clock in CLOCKS.values()]
-    take(steps)
-    return [(c() - s) / steps for c, s in zip(CLOCKS.values(), start, strict=True)]
+def clocked(call: Callable[[], None]) -> float:
+    """Milliseconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def median_within(values: list[float]) -> tuple[float, float, float]:
+    """The median and its 95 % interval, by the ranks of a sign test."""
+    values, reach = sorted(values), 0.98 * len(values) ** 0.5
+    middle = (len(values) - 1) / 2
+    ranks = (math.floor(middle - reach), math.ceil(middle + reach))
+    low, high = (values[min(max(rank, 0), len(values) - 1)] for rank in ranks)
+    return statistics.median(values), low, high
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=1000)
     flags = parser.parse_args()
     config = read_config(PretrainConfig, quickstart.get_config().to_dict())
     mesh = make_mesh()
     plan = config.make_plan(mesh)
     batch = make_batch(config, mesh)
-    steps = config.log_every_steps
     with tempfile.TemporaryDirectory() as workdir:
         bare, logged = Bare(plan, batch), Logged(plan, batch, config, workdir)
-        loops = {"bare": bare.take, "logged": logged.take}
-        for take in loops.values():  # warms up
-            take(steps)
-        logged.host_seconds = 0.0
-        found = {name: [] for name in loops}
-        for number in range(flags.rounds):
-            order = list(loops) if number % 2 else list(reversed(loops))
-            for name in order:
-                found[name].append(seconds(loops[name], steps))
-    print(f"{config.batch_size} pairs a step, {steps} steps a round, {flags.rounds}")
-    print(f"rounds on {jax.device_count()} x {jax.devices()[0].device_kind}")
-    for i, clock in enumerate(CLOCKS):
-        bare_ms, logged_ms = ([1e3 * row[i] for row in rows] for rows in found.values())
-        ratios = [100 * (b / a - 1) for a, b in zip(bare_ms, logged_ms, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(
-            f"  {clock:<12}{statistics.median(bare_ms):>8.1f} ms a step bare,"
-            f" {statistics.median(logged_ms):.1f} logged: {middle:+.2f} %"
-            f" (quartiles {low:+.2f}, {high:+.2f})"
-        )
-    host = logged.host_seconds / flags.rounds / steps
-    share = 100 * host / statistics.median(row[0] for row in found["logged"])
-    print(f"  of it writing on the host: {1e3 * host:.3f} ms a step, {share:.2f} %")
+        for _ in range(config.log_every_steps):  # warms up
+            bare.take()
+            logged.take()
+        logged.write()
+        bare_ms, logged_ms, writing_ms = [], [], 0.0
+        for step in range(flags.steps):
+            turns = [(bare_ms, bare.take), (logged_ms, logged.take)]
+            for times, take in turns if step % 2 else reversed(turns):
+                times.append(clocked(take))
+            writing_ms += clocked(logged.write) / flags.steps
+    step_ms = statistics.median(bare_ms)
+    added = [b - a for a, b in zip(bare_ms, logged_ms, strict=True)]
+    inside, low, high = median_within(added)
+    print(
+        f"{config.batch_size} pairs a step, {flags.steps} steps of each kind on"
+        f" {jax.device_count()} x {jax.devices()[0].device_kind}; {step_ms:.1f} ms bare"
+    )
+    share = 100 / step_ms
+    print(
+        f"  in the step {inside:+7.2f} ms {share * inside:+.2f} %"
+        f" ({share * low:+.2f} to {share * high:+.2f})"
+    )
+    print(f"  writing     {writing_ms:+7.2f} ms {share * writing_ms:+.2f} %")
+    total = inside + writing_ms
+    print(f"  both        {total:+7.2f} ms {share * total:+.2f} %")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,19 @@
 """Eight fake CPU devices for every test, set before JAX starts."""
 
+import importlib.metadata
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The compiler's last passes cost more time here than what they speed up.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true"
+)
+# Later compilers do not know this flag, and end where they find it.
+os.environ["XLA_FLAGS"] += (
+    " --xla_cpu_use_fusion_emitters=false"
+    if importlib.metadata.version("jaxlib").startswith("0.10.")
+    else ""
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -18,8 +26,10 @@ from align_jax.sharding import make_mesh
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Tests that compile the same program compile it once."""
-    folder = str(tmp_path_factory.mktemp("compilation_cache"))
+    """Tests that compile the same program, in any worker, compile it once."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = str(shared / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", folder)
 
 

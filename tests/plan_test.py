@@ -11,6 +11,7 @@ from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
 from align_jax.plan import (
     GIB,
+    Needs,
     count_collectives,
     find_devices,
     measure,
@@ -56,27 +57,37 @@ def test_a_step_is_planned_for_the_devices_at_hand(tmp_path, mesh_of):
 
 
 def test_planning_here_prints_what_it_found(tmp_path, capsys):
-    assert plan(tiny.make_run(tmp_path), "here", alternatives=True)
+    assert plan(tiny.make_run(tmp_path), "here")
     printed = capsys.readouterr().out
     assert "8 x cpu" in printed and "peak" in printed and "all-reduce" in printed
     assert "GFLOP a pair" in printed and "loss" in printed
-    others = [line for line in printed.splitlines() if re.match(r"\w+.*=\w+: ", line)]
-    assert [line.partition(":")[0] for line in others] == [
-        "model.image_tower.rematerialise=blocks",
-        "model.image_tower.rematerialise=stages",
-    ]  # its devices have one virtual core each: no microbatches
+    assert "the device's memory is not known" in printed
 
 
-def test_what_does_not_fit_fails_and_alternatives_are_told(
-    tmp_path, capsys, monkeypatch
+@pytest.mark.parametrize(
+    ("virtual_cores", "parts"), [(8, []), (16, ["microbatches=2: 1.00 GiB of 1: fits"])]
+)
+def test_alternatives_are_compiled_and_told(
+    tmp_path, capsys, monkeypatch, virtual_cores, parts
 ):
-    small = {jax.devices()[0].device_kind: Device(memory_gib=0, peak_flops=1.0)}
-    monkeypatch.setattr("align_jax.plan.DEVICES", small)
-    fields = tiny.make_run(tmp_path, virtual_cores=16, batch_norm_cores=1)
-    assert not plan(fields, "here", True)
-    printed = capsys.readouterr().out
-    assert "GiB of 0: does not fit" in printed
-    assert "microbatches=2: " in printed and "microbatches=1" in printed
+    def need(step, config):  # in place of the compiler, which takes long
+        if config.model.image_tower.rematerialise == "stages":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out\n of memory")
+        return Needs({"activations": 2 * GIB / step.microbatches}, 0.0, {}, 0.0)
+
+    device = Device(memory_gib=1, peak_flops=1.0)
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setattr("align_jax.plan.DEVICES", {kind: device})
+    monkeypatch.setattr("align_jax.plan.measure", need)
+    fields = tiny.make_run(tmp_path, virtual_cores=virtual_cores, batch_norm_cores=1)
+    assert not plan(fields, "here", alternatives=True)
+    told = capsys.readouterr().out.splitlines()
+    tower = "model.image_tower.rematerialise"
+    assert told[told.index("2.00 GiB of 1: does not fit") + 1 :] == [
+        *parts,  # as far as they divide a device's virtual cores
+        f"{tower}=blocks: 2.00 GiB of 1: does not fit",
+        f"{tower}=stages: does not fit: RESOURCE_EXHAUSTED: out of memory",
+    ]
 
 
 class Card:
