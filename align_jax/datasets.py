@@ -8,8 +8,9 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -183,9 +184,82 @@ def evaluation_records(directory: str, split: str) -> list[dict]:
     Raises:
       InputError: there is no such dataset or split, or it is empty.
     """
+    return list(_stream(_open_evaluation(directory, split), split))
+
+
+class LabelledPictures:
+    """Encoded pictures and their labels, read again each time they are iterated over.
+
+    Attributes:
+      count: of the split's records.
+      names: of the labels; None where the dataset has none.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        split: str,
+        image_feature: str = "image",
+        label_feature: str = "label",
+        expected: int = 0,
+    ):
+        """Opens the split.
+
+        Args:
+          directory: dataset in TFDS's layout, or the folder of its versions.
+          split: of the dataset.
+          image_feature: name of the encoded picture in a record.
+          label_feature: name of the label, a whole number; -1 leaves a record out.
+          expected: records that the split must have; 0 for any number.
+
+        Raises:
+          InputError: there is no such dataset, split or feature, or another count.
+        """
+        directory = newest_version(directory)
+        self._builder = _open_evaluation(directory, split)
+        self._split = split
+        self._image, self._label = image_feature, label_feature
+        features = self._builder.info.features
+        for name in (image_feature, label_feature):
+            if name not in features:
+                raise InputError(
+                    f"{directory} has no feature {name!r}; it has {', '.join(features)}"
+                )
+        self.count = self._builder.info.splits[split].num_examples
+        if expected not in (0, self.count):
+            raise InputError(
+                f"split {split!r} of {directory} has {self.count} pictures; wanted"
+                f" {expected}"
+            )
+        self.names = getattr(features[label_feature], "names", None)
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        for record in _stream(self._builder, self._split):
+            if record[self._label] >= 0:
+                yield record[self._image], int(record[self._label])
+
+
+def newest_version(directory: str) -> str:
+    """The folder of a dataset's newest version, or the folder itself; ~ is home."""
+    directory = os.path.expanduser(directory)
+    if not tf.io.gfile.isdir(directory):
+        return directory
+    found = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
+    versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    if not versions:
+        return directory
+    newest = max(versions, key=lambda name: [*map(int, name.split("."))])
+    return os.path.join(directory, newest)
+
+
+def _open_evaluation(directory: str, split: str) -> tfds.core.DatasetBuilder:
     if not open_shards(directory, split):
         raise InputError(f"split {split!r} of {directory} has no records")
-    builder = tfds.builder_from_directory(directory)
+    return tfds.builder_from_directory(directory)
+
+
+def _stream(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
+    """A split's records with their pictures left encoded, in the order of the files."""
     pictures_encoded = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
@@ -194,7 +268,7 @@ def evaluation_records(directory: str, split: str) -> list[dict]:
     dataset = builder.as_dataset(
         split=split, decoders=pictures_encoded, shuffle_files=False
     )
-    return list(dataset.as_numpy_iterator())
+    return iter(dataset.as_numpy_iterator())
 
 
 def _open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
@@ -202,7 +276,7 @@ def _open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
         raise InputError(
             f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
             " first, the quickstart's with `make data`, any corpus with `python -m"
-            " data.build`"
+            " data.build`, an evaluation set as docs/evaluation_sets.md says"
         )
     builder = tfds.builder_from_directory(directory)
     splits = builder.info.splits

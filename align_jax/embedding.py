@@ -1,7 +1,9 @@
 """Embeds pictures and texts with a trained dual encoder, in batches on all devices."""
 
 import concurrent.futures
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +23,9 @@ from align_jax.tokenizer import Tokenizer
 class Embedder:
     """Pictures and texts in, unit vectors out, with the run's own preprocessing.
 
-    Every process gives the same inputs and gets all embeddings; it reads only the
-    pictures that its own devices embed. The last batch is padded, and what is computed
-    of the padding is cut off.
+    Every process gives the same inputs and gets all embeddings; of a sequence it reads
+    only the pictures that its own devices embed. The last batch is padded, and what is
+    computed of the padding is cut off.
     """
 
     def __init__(
@@ -54,22 +56,29 @@ class Embedder:
             found = model.apply(variables, images, method="encode_images")
             return jnp.where(readable[:, None], found, jnp.nan)
 
-        def encode_texts(variables, tokens):
-            return model.apply(variables, tokens, method="encode_texts")
-
         self._encode_images = jax.jit(
             encode_images, in_shardings=(None, split, split), out_shardings=whole
         )
-        self._encode_texts = jax.jit(
-            encode_texts, in_shardings=(None, split), out_shardings=whole
-        )
+        self._of_texts = {
+            method: jax.jit(
+                partial(model.apply, method=method),
+                in_shardings=(None, split),
+                out_shardings=whole,
+            )
+            for method in ("encode_texts", "project_texts", "text_features")
+        }
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self._mesh
 
     def load(self, params: dict, batch_stats: dict) -> None:
         """Sets the parameters and running statistics to embed with."""
         self._variables = {"params": params, "batch_stats": batch_stats}
 
     def encode_images(
-        self, pictures: Sequence[Picture], unreadable: dict[int, str] | None = None
+        self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
     ) -> np.ndarray:
         """Embeds N pictures, in any form `read_picture` takes, as (N, D).
 
@@ -85,16 +94,21 @@ class Embedder:
         Raises:
           InputError: one of them cannot be read; names it.
         """
+        return _join(self.stream_images(pictures, unreadable))
+
+    def stream_images(
+        self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yields what `encode_images` returns, a batch at a time and in order."""
         side, limit = self._preprocess.image_size, self._preprocess.max_pixels
         split, size = batch_split(self._mesh), self._batch_size
         own, scratch = _own_rows(self._mesh, size), Scratch()
 
-        def prepare(index: int) -> np.ndarray | None:
-            if index >= len(pictures):
-                return None
+        def prepare(place: int, get: Callable[[int], Picture], row: int):
+            index = place + row
             try:
                 picture = read_picture(
-                    pictures[index], f"picture {index}", limit, scratch=scratch
+                    get(row), f"picture {index}", limit, scratch=scratch
                 )
             except InputError as error:
                 if unreadable is None:
@@ -103,51 +117,90 @@ class Embedder:
                 return None
             return evaluation_image(picture, self._preprocess)
 
-        def batches() -> Iterator[tuple[jax.Array, jax.Array]]:
-            for start in range(0, len(pictures), size):
-                found = list(pool.map(prepare, start + own))
+        def batches() -> Iterator[tuple[int, tuple]]:
+            place = 0
+            for count, get in _batches(pictures, size):
+                rows = own[own < count].tolist()
+                found = list(pool.map(partial(prepare, place, get), rows))
                 images = np.zeros((len(own), side, side, 3), np.uint8)
-                readable = np.array([image is not None for image in found])
-                for row in np.flatnonzero(readable):
-                    images[row] = found[row]
-                yield tuple(
+                readable = np.zeros(len(own), bool)
+                for row, image in enumerate(found):
+                    if image is not None:
+                        images[row], readable[row] = image, True
+                arrays = (
                     jax.make_array_from_process_local_data(
-                        split, rows, (size, *rows.shape[1:])
+                        split, local, (size, *local.shape[1:])
                     )
-                    for rows in (images, readable)
+                    for local in (images, readable)
                 )
+                yield count, tuple(arrays)
+                place += count
 
         # Threads: decoding and resizing let each other run.
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            return self._embed(self._encode_images, batches(), len(pictures))
+            yield from self._embed(self._encode_images, batches())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts (N) as (N, D) float32 of unit length."""
-        padding = [""] * (-len(texts) % self._batch_size)
+        return self._run_texts("encode_texts", texts)
+
+    def project_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts (N) as (N, D) float32, before they are scaled to unit length."""
+        return self._run_texts("project_texts", texts)
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """The text tower's [CLS] output before its projection, (N, hidden) float32."""
+        return self._run_texts("text_features", texts)
+
+    def _run_texts(self, method: str, texts: Sequence[str]) -> np.ndarray:
+        size, split = self._batch_size, batch_split(self._mesh)
+        padding = [""] * (-len(texts) % size)
         tokens = (
             tf.data.Dataset.from_tensor_slices([*texts, *padding])
-            .batch(self._batch_size)
+            .batch(size)
             .map(self._tokenizer)
         )
         spread = (
-            (
-                jax.make_array_from_callback(
-                    batch.shape, batch_split(self._mesh), batch.__getitem__
-                ),
-            )
+            (jax.make_array_from_callback(batch.shape, split, batch.__getitem__),)
             for batch in tokens.as_numpy_iterator()
         )
-        return self._embed(self._encode_texts, spread, len(texts))
+        batches = ((size, arrays) for arrays in spread)
+        return _join(self._embed(self._of_texts[method], batches))[: len(texts)]
 
-    def _embed(self, encode, batches: Iterator[tuple], count: int) -> np.ndarray:
-        """The first `count` rows of what is encoded of the batches' arrays."""
-        embeddings = []
-        for arrays in batches:
-            embeddings.append(encode(self._variables, *arrays))
-            # The batch before is waited for, so that this one runs while another is
-            # read.
-            embeddings[-2:-1] = map(np.asarray, embeddings[-2:-1])
-        return np.concatenate(embeddings)[:count]
+    def _embed(
+        self, encode, batches: Iterator[tuple[int, tuple]]
+    ) -> Iterator[np.ndarray]:
+        """What is encoded of each batch's arrays, without the padding's rows."""
+        before = None
+        for count, arrays in batches:
+            now = (encode(self._variables, *arrays), count)
+            # Waits for the batch before, so that this one runs while another is read.
+            if before is not None:
+                yield np.asarray(before[0])[: before[1]]
+            before = now
+        if before is not None:
+            yield np.asarray(before[0])[: before[1]]
+
+
+def _batches(
+    pictures: Iterable[Picture], size: int
+) -> Iterator[tuple[int, Callable[[int], Picture]]]:
+    """How many pictures the next batch has, and what gives each by its row in it.
+
+    Of a sequence only what is asked for is read.
+    """
+    if isinstance(pictures, Sequence):
+        for start in range(0, len(pictures), size):
+            count = min(size, len(pictures) - start)
+            yield count, lambda row, start=start: pictures[start + row]
+        return
+    waiting = iter(pictures)
+    while batch := list(itertools.islice(waiting, size)):
+        yield len(batch), batch.__getitem__
+
+
+def _join(batches: Iterator[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(batches))
 
 
 def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
@@ -158,13 +211,18 @@ def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def class_embeddings(
-    embedder: Embedder, prompts: Sequence[Sequence[str]]
+    embedder: Embedder, prompts: Sequence[Sequence[str]], unit: bool = True
 ) -> np.ndarray:
     """Embeds K classes, each by its prompts, as (K, D) of unit length.
 
-    A class is the mean of the unit embeddings of its prompts, scaled to unit length.
+    Args:
+      embedder: of the prompts.
+      prompts: of each class, one or more.
+      unit: average the prompts' embeddings once they are of unit length, as others do;
+        ALIGN's paper does not say which (arXiv 2102.05918, section 5.2).
     """
-    flat = embedder.encode_texts([text for texts in prompts for text in texts])
+    encode = embedder.encode_texts if unit else embedder.project_texts
+    flat = encode([text for texts in prompts for text in texts])
     ends = np.cumsum([len(texts) for texts in prompts])[:-1]
     means = np.stack([rows.mean(0) for rows in np.split(flat, ends)])
     return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -11,6 +11,7 @@ from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluators import EVALUATORS
 from align_jax.model import load
+from align_jax.report import write_report
 from align_jax.results import print_results
 
 
@@ -74,8 +75,11 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
         return
     model = load(config.checkpoint)
     evaluators = make_evaluators(config.evaluators)
-    folder.claim(workdir, fields)
+    if folder.leads():
+        folder.claim(workdir, fields)
     results = {"step": model.weights.step} if model.weights.step is not None else {}
-    results |= dict(run_evaluators(evaluators, model))
-    folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-    print_results(workdir)
+    results |= dict(run_evaluators(evaluators, model.embedder))
+    write_report(workdir, fields, results, evaluators, model.embedder)
+    if folder.leads():
+        folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+        print_results(workdir)

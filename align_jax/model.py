@@ -25,6 +25,7 @@ class Model:
       weights: what it was made of.
       width: of the embeddings, D.
       temperature: the learned softmax temperature.
+      embedder: with its parameters, as evaluators take it.
     """
 
     def __init__(self, weights: Weights, batch_size: int = 128):
@@ -44,14 +45,14 @@ class Model:
         self.temperature = float(temperature_of(variables["params"]))
         config = weights.config
         self.width = config.embedding_size or pooled_width(config.image_tower)
-        self._embedder = Embedder(
+        self.embedder = Embedder(
             DualEncoder(config, batch_norm_group=1),
             Tokenizer(weights.vocabulary, config.text_tower.max_tokens),
             weights.preprocess,
             make_mesh(),
             batch_size,
         )
-        self._embedder.load(**variables)
+        self.embedder.load(**variables)
 
     def encode_images(
         self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
@@ -67,11 +68,11 @@ class Model:
         Raises:
           InputError: one of them cannot be read; names it.
         """
-        return self._embedder.encode_images(images, unreadable)
+        return self.embedder.encode_images(images, unreadable)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds N texts as (N, D) float32 of unit length."""
-        return self._embedder.encode_texts(texts)
+        return self.embedder.encode_texts(texts)
 
     def classify(
         self,
@@ -90,7 +91,7 @@ class Model:
           (N, K) float32 probabilities: softmax of cosine / temperature.
         """
         prompts = [[t.format(name) for t in templates] for name in class_names]
-        classes = class_embeddings(self._embedder, prompts)  # (K, D)
+        classes = class_embeddings(self.embedder, prompts)  # (K, D)
         logits = self.encode_images(images) @ classes.T / self.temperature
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)

@@ -17,7 +17,7 @@ from align_jax.sharding import BATCH_AXES, batch_split, replicated
 
 # Cosines this close are ties: float32 rounds a product of 1,376 numbers so far.
 ROUNDING = 2e-6
-SCORES_BYTES = 32 << 20  # of scores that a device holds at a time
+SCORES_BYTES = 32 << 20  # of scores, or candidates, that a device holds at a time
 PAIRS = 1 << 16  # that the host compares at a time
 
 
@@ -156,7 +156,7 @@ def nearest(
     _check_finite(queries, "query")
     held = -(-len(queries) // mesh.size)
     width, split = held * mesh.size, batch_split(mesh)
-    size = max(k, SCORES_BYTES // (4 * held))
+    size = max(k, SCORES_BYTES // (4 * max(held, queries.shape[1])))  # rows at a time
     all_queries = _place(_pad(queries, width, 0.0), split)
     best = _place(np.full((width, k), -np.inf, np.float32), split)
     places = _place(np.zeros((width, k), np.int32), split)

@@ -24,7 +24,8 @@ from align_jax import workdir as folder
 from align_jax.datasets import MANIFEST
 from align_jax.embedding import Embedder
 from align_jax.evaluators.retrieval import Retrieval
-from align_jax.results import REPORT_FILE, table_rows
+from align_jax.ranking import pair_ranks
+from align_jax.results import PUBLISHED, REPORT_FILE, table_rows
 from align_jax.scores import positive_ranks
 from align_jax.telemetry import read_metrics
 
@@ -35,6 +36,7 @@ PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 IMAGE_QUERIES = 16
 TEXT_QUERIES = 10
 ANSWERS = 5
+HISTOGRAM_PICTURES = 1000
 HISTOGRAM_BINS = 60
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
@@ -64,7 +66,7 @@ def write_report(
     Args:
       workdir: folder of the finished run.
       fields: the run's literal config.
-      results: of `collect_results`.
+      results: of the run, see `collect_results`.
       evaluators: by name; pictures and texts of every `Retrieval` are shown.
       embedder: with the final parameters.
 
@@ -83,6 +85,7 @@ def write_report(
         workdir=workdir,
         results=results,
         table=table_rows(results),
+        published=PUBLISHED,
         training=training_plots(rows),
         scores=score_plots(rows),
         corpora=read_corpora(fields),
@@ -174,7 +177,7 @@ def data_uri(picture: bytes) -> str:
 def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Reads what the rules dropped, of each dataset whose manifest tells."""
     corpora = {}
-    for name, dataset in fields["input"]["datasets"].items():
+    for name, dataset in fields.get("input", {}).get("datasets", {}).items():
         path = os.path.join(dataset["directory"], MANIFEST)
         manifest = folder.read_json(path) if tf.io.gfile.exists(path) else {}
         if "rules" in manifest:
@@ -183,36 +186,58 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def describe_retrieval(evaluator: Retrieval, embedder: Embedder) -> dict[str, Any]:
-    """Lists some queries with their best answers, and plots all similarities."""
-    similarity = evaluator.similarity(embedder)  # (I, T)
+    """Lists some queries with their best answers, and plots the similarities."""
+    images, texts = evaluator.embedded or evaluator.embed(embedder)
+    ranks = pair_ranks(images, texts, evaluator.pairs, embedder.mesh)
     return {
-        "pictures": list(picture_queries(evaluator, similarity)),
-        "texts": list(text_queries(evaluator, similarity)),
-        "histogram": plot_similarity(similarity, evaluator.positives),
+        "pictures": list(picture_queries(evaluator, images, texts, ranks[0])),
+        "texts": list(text_queries(evaluator, images, texts, ranks[1])),
+        "histogram": plot_similarity(images, texts, evaluator.pairs),
     }
 
 
-def picture_queries(evaluator: Retrieval, similarity: np.ndarray) -> Iterator[dict]:
-    """Yields query pictures with their best texts; similarity (I, T)."""
-    for row in spread(evaluator.image_queries, IMAGE_QUERIES):
-        answers = rank_answers(similarity[row], evaluator.positives[row])
+def picture_queries(
+    evaluator: Retrieval, images: np.ndarray, texts: np.ndarray, ranks: np.ndarray
+) -> Iterator[dict]:
+    """Yields query pictures with their best texts; (I, D), (T, D), (I,)."""
+    for chosen, row in choose_queries(evaluator.image_queries, ranks, IMAGE_QUERIES):
+        right = evaluator.pairs[evaluator.pairs[:, 0] == row, 1]
+        answers = rank_answers(texts @ images[row], right)
         for answer in answers["best"]:
             answer["text"] = evaluator.texts[answer["index"]]
-        right = evaluator.texts[answers["right_index"]]
+        text = evaluator.texts[answers["right_index"]]
         picture = data_uri(evaluator.pictures[row])
-        yield {"picture": picture, "right_text": right, **answers}
+        yield {"chosen": chosen, "picture": picture, "right_text": text, **answers}
 
 
-def text_queries(evaluator: Retrieval, similarity: np.ndarray) -> Iterator[dict]:
-    """Yields query texts with their best pictures; similarity (I, T)."""
-    for column in spread(evaluator.text_queries, TEXT_QUERIES):
-        answers = rank_answers(similarity[:, column], evaluator.positives[:, column])
+def text_queries(
+    evaluator: Retrieval, images: np.ndarray, texts: np.ndarray, ranks: np.ndarray
+) -> Iterator[dict]:
+    """Yields query texts with their best pictures; (I, D), (T, D), (T,)."""
+    for chosen, column in choose_queries(evaluator.text_queries, ranks, TEXT_QUERIES):
+        right = evaluator.pairs[evaluator.pairs[:, 1] == column, 0]
+        answers = rank_answers(images @ texts[column], right)
         for answer in answers["best"]:
             row = answer["index"]
             answer["picture"] = data_uri(evaluator.pictures[row])
-            columns = np.flatnonzero(evaluator.positives[row])[:1]
+            columns = evaluator.pairs[evaluator.pairs[:, 0] == row, 1][:1]
             answer["alt"] = "".join(evaluator.texts[i] for i in columns) or "no text"
-        yield {"text": evaluator.texts[column], **answers}
+        yield {"chosen": chosen, "text": evaluator.texts[column], **answers}
+
+
+def choose_queries(
+    flags: np.ndarray, ranks: np.ndarray, count: int
+) -> list[tuple[str, int]]:
+    """Picks `count` queries (N,) evenly, and of the others some worst and best."""
+    even = spread(flags, count)
+    others = np.setdiff1d(np.flatnonzero(flags), even)
+    order = others[np.argsort(ranks[others], kind="stable")].tolist()
+    ends = min(count, len(order)) // 2
+    return [
+        *(("picked evenly", query) for query in even),
+        *(("one of the worst", query) for query in order[::-1][:ends]),
+        *(("one of the best", query) for query in order[:ends]),
+    ]
 
 
 def spread(flags: np.ndarray, count: int) -> list[int]:
@@ -222,17 +247,19 @@ def spread(flags: np.ndarray, count: int) -> list[int]:
     return flagged[picked.round().astype(int)].tolist()
 
 
-def rank_answers(scores: np.ndarray, positives: np.ndarray) -> dict[str, Any]:
+def rank_answers(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     """Ranks one query's candidates as the recalls do: wrong ones first among equals.
 
     Args:
       scores: (C,) similarity of every candidate.
-      positives: (C,) true where the candidate is right; at least one.
+      right: (m,) places of the right ones; at least one.
 
     Returns:
       {"best": the first candidates' {"index", "score", "right"}, "right_rank": rank,
       from 1, of the best right one, "right_index": its index}.
     """
+    positives = np.zeros(len(scores), bool)
+    positives[right] = True
     order = np.lexsort((positives, -scores))
     return {
         "best": [
@@ -244,11 +271,22 @@ def rank_answers(scores: np.ndarray, positives: np.ndarray) -> dict[str, Any]:
     }
 
 
-def plot_similarity(similarity: np.ndarray, positives: np.ndarray) -> dict[str, str]:
-    """Plots how cosine similarities of matched and unmatched pairs spread; (I, T)."""
-    matched = similarity[positives]
+def plot_similarity(
+    images: np.ndarray, texts: np.ndarray, pairs: np.ndarray
+) -> dict[str, str]:
+    """Plots how cosine similarities of matched and unmatched pairs spread.
+
+    Args:
+      images: (I, D); of many, some are taken, evenly.
+      texts: (T, D).
+      pairs: (P, 2), picture and text of what belongs together.
+    """
+    rows = np.array(spread(np.ones(len(images), bool), HISTOGRAM_PICTURES))
+    similarity = images[rows] @ texts.T
+    pairs = pairs[np.isin(pairs[:, 0], rows)]
+    matched = similarity[np.searchsorted(rows, pairs[:, 0]), pairs[:, 1]]
     bounds = (float(similarity.min()), float(similarity.max()))
-    # Unmatched is all less matched: no second (I, T) array of numbers is made.
+    # Unmatched is all less matched: no second array of all pairs is made.
     both, edges = np.histogram(similarity, HISTOGRAM_BINS, bounds)
     counts, _ = np.histogram(matched, HISTOGRAM_BINS, bounds)
     unmatched = similarity.size - matched.size

@@ -1,12 +1,27 @@
 """A run's results: one flat JSON file and the table that shows it."""
 
+import dataclasses
+import json
 import os
+import pathlib
+import re
 
 from align_jax import workdir as folder
 from align_jax.telemetry import read_metrics
 
 # Where a run's report lies, beside its results.
 REPORT_FILE = "report.html"
+PUBLISHED = json.loads(
+    pathlib.Path(__file__)
+    .with_name("evaluators")
+    .joinpath("published.json")
+    .read_text()
+)
+# The end of a measure's name that the table shows; what stands before it is the stem of
+# the names of its counts.
+SCORES = re.compile(
+    r"(recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|spearman)$"
+)
 
 
 def collect_results(workdir: str) -> dict[str, float]:
@@ -28,35 +43,82 @@ def collect_results(workdir: str) -> dict[str, float]:
     return results
 
 
-def table_rows(
-    results: dict[str, float],
-) -> list[tuple[str, float, float | None, float]]:
-    """Lists (measure, value, untrained value, chance) of every recall and accuracy.
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A measure of the table; None where there is no such number.
 
-    The untrained value is None where the run was not evaluated at step 0; the chance of
-    top1 is the share of the largest class.
+    Attributes:
+      name: "eval/<evaluator>/<score>".
+      value: of the run.
+      untrained: at step 0.
+      chance: of a random order; of top1 the share of the largest class.
+      queries: pictures, texts or pairs behind the value.
+      published: of the same measure, one a column of `PUBLISHED`.
     """
+
+    name: str
+    value: float
+    untrained: float | None
+    chance: float | None
+    queries: int | None
+    published: list[float | None]
+
+
+def table_rows(results: dict[str, float]) -> list[Row]:
+    """Lists every recall, accuracy and correlation."""
+    columns = PUBLISHED["columns"]
     rows = []
     for name, value in results.items():
-        if not name.startswith("eval/"):
+        score = SCORES.search(name)
+        if not name.startswith("eval/") or not score:
             continue
-        if "_recall@" in name:
-            chance = results[name.replace("_recall@", "_chance@")]
-        elif name.endswith("/top1"):
-            chance = results[name.removesuffix("top1") + "majority"]
-        else:
-            continue
-        rows.append((name, value, results.get(f"untrained/{name}"), chance))
+        stem = name[: score.start()]
+        chance = stem + "majority"
+        if "recall@" in name:
+            chance = name.replace("recall@", "chance@")
+        elif not name.endswith("/top1"):
+            chance = ""
+        counts = (stem + "queries", stem + "pairs", stem + "i2t_queries")
+        known = PUBLISHED["measures"].get(name.removeprefix("eval/"))
+        row = Row(
+            name,
+            value,
+            results.get(f"untrained/{name}"),
+            results.get(chance),
+            next((int(results[c]) for c in counts if c in results), None),
+            [x and x / 100 for x in known or [None] * len(columns)],
+        )
+        rows.append(row)
     return rows
 
 
 def format_table(results: dict[str, float]) -> str:
-    """Lays the table out for a terminal."""
-    lines = [f"{'measure':<38}{'trained':>9}{'untrained':>11}{'chance':>9}"]
-    for name, value, untrained, chance in table_rows(results):
-        before = "" if untrained is None else f"{untrained:.3f}"
-        lines.append(f"{name:<38}{value:>9.3f}{before:>11}{chance:>9.3f}")
-    return "\n".join(lines)
+    """Lays the table out for a terminal; columns without a number are left out."""
+    rows = table_rows(results)
+    columns = {
+        "trained": [row.value for row in rows],
+        "untrained": [row.untrained for row in rows],
+        "chance": [row.chance for row in rows],
+        "queries": [row.queries for row in rows],
+    }
+    for i, name in enumerate(PUBLISHED["columns"]):
+        columns[name] = [row.published[i] for row in rows]
+    shown = {
+        name: values
+        for name, values in columns.items()
+        if any(value is not None for value in values)
+    }
+    lines = [f"{'measure':<38}" + "".join(f"{name:>12}" for name in shown)]
+    for i, row in enumerate(rows):
+        cells = (_format(values[i]) for values in shown.values())
+        lines.append(f"{row.name:<38}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _format(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def print_results(workdir: str) -> None:

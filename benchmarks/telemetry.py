@@ -1,12 +1,14 @@
 """What metrics, norms, logging and measuring add to a training step.
 
-    python -m benchmarks.telemetry --steps=1000
+    python -m benchmarks.telemetry --steps=800 --pixels=32
 
 A bare step, which returns the state alone, and a run's, which returns all metrics, take
-turns on the quickstart's model and batch; the latter's are written to JSON lines and
-TensorBoard as often as the config says. What writing takes is clocked by itself. What
-the metrics add inside the step is the median of the pairs' differences, beside the
-interval that holds the true one in 95 of 100 such measurements.
+turns on the quickstart's model and batch, with pictures of any size; the latter's are
+written to JSON lines and TensorBoard as often as the config says. What writing takes is
+clocked by itself. What the metrics add inside the step is the median of the pairs'
+differences, beside the interval that holds the true one in 95 of 100 such measurements.
+It depends on the parameters and not on the pictures, so its share is that of runs with
+as much work for each parameter.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import numpy as np
 from align_jax.config import read_config
 from align_jax.flops import count_model_flops
 from align_jax.pace import Pace
+from align_jax.parameters import variable_shapes
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import make_mesh
 from align_jax.telemetry import Profile, StepLog, open_writers
@@ -121,9 +124,13 @@ def median_within(values: list[float]) -> tuple[float, float, float]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--pixels", type=int, default=32)
     flags = parser.parse_args()
-    config = read_config(PretrainConfig, quickstart.get_config().to_dict())
+    fields = quickstart.get_config()
+    fields.input.preprocess.image_size = flags.pixels
+    fields.input.preprocess.resize = flags.pixels * 9 // 8
+    config = read_config(PretrainConfig, fields.to_dict())
     mesh = make_mesh()
     plan = config.make_plan(mesh)
     batch = make_batch(config, mesh)
@@ -147,6 +154,9 @@ def main() -> None:
         f" {jax.device_count()} x {jax.devices()[0].device_kind}; {step_ms:.1f} ms bare"
     )
     share = 100 / step_ms
+    work = sum(count_model_flops(plan, config.batch_shapes(mesh)).values())
+    sizes = [math.prod(shape) for shape in variable_shapes(config.model).values()]
+    print(f"{work / sum(sizes) / 1e3:.1f} thousand operations for each parameter")
     print(
         f"  in the step {inside:+7.2f} ms {share * inside:+.2f} %"
         f" ({share * low:+.2f} to {share * high:+.2f})"

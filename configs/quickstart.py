@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
         config.evaluators[split].kind = "retrieval"
         config.evaluators[split].directory = EVALUATION
         config.evaluators[split].split = split
+        config.evaluators[split].merge_texts = True  # concepts share names
     config.evaluators.category = ConfigDict()
     config.evaluators.category.kind = "zero_shot"
     config.evaluators.category.directory = EVALUATION

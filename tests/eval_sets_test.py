@@ -80,10 +80,7 @@ def test_the_retrieval_evaluator_reads_what_is_written(source, tmp_path):
     read = Retrieval(RetrievalConfig(str(out), "test"))
     assert read.pictures == [tiny.draw(tiny.NAMES[n], 1) for n in (1, 3)]
     assert read.texts[:3] == [f"caption 1 {n}" for n in range(3)]
-    assert read.positives.tolist() == [
-        [True] * 3 + [False] * 2,
-        [False] * 3 + [True] * 2,
-    ]
+    assert read.pairs.tolist() == [[0, 0], [0, 1], [0, 2], [1, 3], [1, 4]]
     assert read.image_queries.all() and read.text_queries.all()
     assert len(Retrieval(RetrievalConfig(str(out), "val")).texts) == 2
 
@@ -130,7 +127,7 @@ def test_multi30k_pairs_line_i_with_picture_i_in_every_language(source, tmp_path
     german = Retrieval(RetrievalConfig(str(out), "test", texts_feature="texts_de"))
     assert german.pictures == [tiny.draw(tiny.NAMES[n], 1) for n in (3, 1)]
     assert german.texts[:5] == [f"test_2016.{n}.de.gz of 3" for n in range(1, 6)]
-    assert german.positives.sum(1).tolist() == [5, 5]
+    assert german.pairs[:, 0].tolist() == [0] * 5 + [1] * 5
     czech = Retrieval(RetrievalConfig(str(out), "test", texts_feature="texts_cs"))
     assert czech.texts == [f"test_2016_flickr.cs.gz of {n}" for n in (3, 1)]
 

@@ -11,7 +11,7 @@ import pytest
 from align_jax.parameters import unflatten
 from tests import steps
 from tests.reference import contrastive_reference, embeddings
-from tests.two_processes import CASES, embed
+from tests.two_processes import CASES, embed, rank
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +78,11 @@ def test_two_processes_embed_what_one_does_and_read_each_picture_once(
     np.testing.assert_allclose(arrays["embeddings"], expected, atol=1e-5)
     shares = [json.loads((root / f"read_{i}.json").read_text()) for i in range(2)]
     assert shares == [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12]]
+
+
+def test_two_processes_rank_as_one_does(results, mesh_of):
+    arrays, _ = results
+    expected = rank(mesh_of(3))
+    assert set(expected) == {"rows", "columns", "cosines", "places"}
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(arrays[f"ranking/{name}"], wanted, atol=1e-6)

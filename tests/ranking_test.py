@@ -68,7 +68,7 @@ def test_a_constant_encoder_ranks_all_that_is_wrong_first(mesh_of):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("scores_bytes", [1 << 30, 4 * 8 * 5])
+@pytest.mark.parametrize("scores_bytes", [1 << 20, 4 * 8 * 16])
 def test_nearest_are_those_of_the_whole_matrix(
     mesh_of, monkeypatch, devices, scores_bytes
 ):

@@ -8,6 +8,7 @@ import pytest
 
 from align_jax import report
 from align_jax.evaluators.retrieval import Retrieval
+from align_jax.sharding import make_mesh
 from tests.tiny import NAMES, draw
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -27,6 +28,11 @@ RESULTS = {
     "untrained/eval/pairs/i2t_recall@1": 0.1875,
     "eval/colour/top1": 0.4375,
     "eval/colour/majority": 0.5625,
+    "eval/pairs/i2t_queries": 3,
+    "eval/coco/mean_recall": 0.5,
+    "eval/coco/i2t_queries": 5000,
+    "eval/imagenet/top1": 0.25,
+    "eval/imagenet/majority": 0.001,
 }
 
 
@@ -34,12 +40,15 @@ class FakeRetrieval(Retrieval):
     def __init__(self):
         self.pictures = [draw(name, 0) for name in NAMES[:3]]
         self.texts = TEXTS
-        self.positives = np.eye(3, 4, dtype=bool)
+        self.pairs = np.array([[0, 0], [1, 1], [2, 2]])
         self.image_queries = np.array([True, True, True])
+        self.embedded = None
         self.text_queries = np.array([True, True, True, False])
 
 
 class FakeEmbedder:
+    mesh = make_mesh()
+
     def encode_images(self, pictures):
         return SIMILARITY
 
@@ -120,8 +129,10 @@ def cells(page: Page) -> list[list[str]]:
 
 def test_page_holds_the_scores_beside_untrained_and_chance(write):
     rows = cells(write())
-    assert ["eval/pairs/i2t_recall@1", "0.312", "0.188", "0.062"] in rows
-    assert ["eval/colour/top1", "0.438", "–", "0.562"] in rows
+    assert ["eval/pairs/i2t_recall@1", "0.312", "0.188", "0.062", "3", "–", "–"] in rows
+    assert ["eval/colour/top1", "0.438", "–", "0.562", "–", "–", "–"] in rows
+    assert ["eval/coco/mean_recall", "0.500", "–", "–", "5,000", "–", "–"] in rows
+    assert ["eval/imagenet/top1", "0.250", "–", "0.001", "–", "0.764", "–"] in rows
 
 
 def test_page_loads_nothing_from_elsewhere(write):
@@ -171,7 +182,7 @@ def test_right_answers_are_marked_at_their_place(write):
 
 def test_a_right_answer_below_the_shown_ones_is_named_with_its_rank():
     scores = np.arange(9, dtype=np.float32)
-    answers = report.rank_answers(scores, np.arange(9) == 2)
+    answers = report.rank_answers(scores, [2])
     assert [answer["index"] for answer in answers["best"]] == [8, 7, 6, 5, 4]
     assert not any(answer["right"] for answer in answers["best"])
     assert (answers["right_rank"], answers["right_index"]) == (7, 2)
@@ -180,6 +191,15 @@ def test_a_right_answer_below_the_shown_ones_is_named_with_its_rank():
 def test_shown_queries_are_spread_over_the_flagged_ones():
     assert report.spread(np.arange(9) % 2 == 0, 3) == [0, 4, 8]
     assert report.spread(np.array([False, True, True]), 9) == [1, 2]
+
+
+def test_of_the_other_queries_the_worst_and_the_best_are_shown():
+    flags = np.arange(12) != 3
+    ranks = np.array([0, 9, 4, 99, 0, 3, 2, 8, 1, 7, 6, 5])
+    chosen = report.choose_queries(flags, ranks, 4)
+    assert [query for kind, query in chosen if "evenly" in kind] == [0, 4, 8, 11]
+    assert [query for kind, query in chosen if "worst" in kind] == [1, 7]
+    assert [query for kind, query in chosen if "best" in kind] == [6, 5]
 
 
 def test_corpus_table_needs_a_manifest_with_rules(write, tmp_path):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from align_jax.embedding import Embedder
 from align_jax.loss import contrastive_loss
 from align_jax.parameters import flatten
+from align_jax.ranking import nearest, pair_ranks
 from align_jax.sharding import batch_split, make_mesh
 from tests import steps, tiny
 from tests.reference import embeddings
@@ -52,6 +53,18 @@ def embed(root: str, mesh: Mesh, variables: dict) -> tuple[np.ndarray, list[int]
     return found, sorted(pictures.read)
 
 
+def rank(mesh: Mesh) -> dict[str, np.ndarray]:
+    """Ranks and neighbours of random embeddings."""
+    images, texts = embeddings(64)
+    images, texts = images[:61].astype(np.float32), texts.astype(np.float32)
+    pairs = np.stack([np.arange(64) % 61, np.arange(64)], 1)
+    ranks = pair_ranks(images, texts, pairs, mesh)
+    found = nearest(images, [texts[:50], texts[50:]], 5, mesh)
+    return dict(
+        zip(("rows", "columns", "cosines", "places"), ranks + found, strict=True)
+    )
+
+
 def main(root: str, address: str, index: str) -> None:
     """Writes losses, gradients and a few steps' results into `root`."""
     jax.distributed.initialize(address, 2, int(index))
@@ -73,6 +86,8 @@ def main(root: str, address: str, index: str) -> None:
     metrics, _, end, _ = steps.run(steps.read(pathlib.Path(root) / "run"), mesh)
     arrays["embeddings"], read = embed(root, mesh, end.own_variables)
     pathlib.Path(root, f"read_{index}.json").write_text(json.dumps(read))
+    for name, found in rank(mesh).items():
+        arrays[f"ranking/{name}"] = found
     variables = flatten(end.own_variables)
     arrays |= {"variables/" + "/".join(path): x for path, x in variables.items()}
     if index == "0":

@@ -2,7 +2,7 @@
 
 The split's records hold a picture, its texts and, optionally, a flag `query`. Pictures
 and texts of all records are candidates; those of flagged records (all, where there is
-no flag) are queries. Equal texts are one candidate.
+no flag) are queries. A query is right at k where any of its own is among the first k.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ import numpy as np
 
 from align_jax.datasets import evaluation_records
 from align_jax.embedding import Embedder
-from align_jax.scores import chance_recall, positive_ranks, recall_at
-
-CUTS = (1, 5, 10)
+from align_jax.errors import InputError
+from align_jax.ranking import pair_ranks
+from align_jax.scores import CUTS, chance_recall, recall_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,51 +26,90 @@ class RetrievalConfig:
       split: split of the dataset.
       image_feature: name of the encoded picture in a record.
       texts_feature: name of the list of texts in a record.
+      texts_per_image: only the first ones of each picture are used (MSCOCO's are often
+        cut to five); 0 for all.
+      merge_texts: whether equal texts are one candidate. Published numbers have every
+        caption by itself.
+      expected_images: another count is refused; 0 takes any.
+      expected_texts: likewise, of the texts that are used, before any are merged.
     """
 
     directory: str
     split: str
     image_feature: str = "image"
     texts_feature: str = "texts"
+    texts_per_image: int = 0
+    merge_texts: bool = False
+    expected_images: int = 0
+    expected_texts: int = 0
 
 
 class Retrieval:
-    """Recall of pictures by texts and of texts by pictures."""
+    """Recall of pictures by texts and of texts by pictures.
+
+    Attributes:
+      pictures: (I) encoded pictures.
+      texts: (T) texts.
+      pairs: (P, 2), picture and text of all that belongs together.
+      image_queries: (I,) whether a picture is a query.
+      text_queries: (T,) whether a text is a query.
+      embedded: what `embed` gave to the last run; None before it.
+    """
 
     Config = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig):
-        """Reads the split; raises InputError where it is missing or empty."""
+        """Reads the split; raises InputError where it is missing or counts differ."""
         records = evaluation_records(config.directory, config.split)
         self.pictures = [record[config.image_feature] for record in records]
-        texts_of = [
-            [text.decode() for text in record[config.texts_feature]]
-            for record in records
+        used = config.texts_per_image or None
+        owned = [
+            (row, text.decode())
+            for row, record in enumerate(records)
+            for text in record[config.texts_feature][:used]
         ]
-        self.texts = list(dict.fromkeys(text for texts in texts_of for text in texts))
-        column = {text: index for index, text in enumerate(self.texts)}
-        self.positives = np.zeros((len(records), len(self.texts)), bool)  # (I, T)
-        for row, texts in enumerate(texts_of):
-            self.positives[row, [column[text] for text in texts]] = True
+        for kind, found, expected in (
+            ("pictures", len(records), config.expected_images),
+            ("texts", len(owned), config.expected_texts),
+        ):
+            if expected not in (0, found):
+                raise InputError(
+                    f"split {config.split!r} of {config.directory} has {found} {kind};"
+                    f" wanted {expected}"
+                )
+        self.texts = [text for _, text in owned]
+        places = range(len(owned))
+        if config.merge_texts:
+            self.texts = list(dict.fromkeys(self.texts))
+            column = {text: place for place, text in enumerate(self.texts)}
+            places = [column[text] for _, text in owned]
+        rows = [row for row, _ in owned]
+        self.pairs = np.unique(np.stack([rows, places], 1), axis=0)
+        self.embedded: tuple[np.ndarray, np.ndarray] | None = None
         self.image_queries = np.array([r.get("query", True) for r in records], bool)
-        self.text_queries = self.positives[self.image_queries].any(0)  # (T,)
+        self.text_queries = np.zeros(len(self.texts), bool)
+        self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
 
     def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
-        """Yields recalls, their chance levels and the counts behind them."""
-        similarity = self.similarity(embedder)  # (I, T)
-        directions = (
-            ("i2t", similarity, self.positives, self.image_queries),
-            ("t2i", similarity.T, self.positives.T, self.text_queries),
-        )
-        for name, scores, positives, queries in directions:
-            ranks = positive_ranks(scores[queries], positives[queries])
+        """Yields recalls and their mean, chance levels and the counts behind them."""
+        self.embedded = images, texts = self.embed(embedder)
+        ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
+        sizes = (len(images), len(texts))
+        recalls = []
+        for name, side, queries in (
+            ("i2t", 0, self.image_queries),
+            ("t2i", 1, self.text_queries),
+        ):
+            right = np.bincount(self.pairs[:, side], minlength=sizes[side])[queries]
+            candidates = sizes[1 - side]
             for k in CUTS:
-                yield f"{name}_recall@{k}", recall_at(ranks, k)
-                yield f"{name}_chance@{k}", chance_recall(positives[queries], k)
+                recalls.append(recall_at(ranks[side][queries], k))
+                yield f"{name}_recall@{k}", recalls[-1]
+                yield f"{name}_chance@{k}", chance_recall(right, candidates, k)
             yield f"{name}_queries", int(queries.sum())
-            yield f"{name}_candidates", positives.shape[1]
+            yield f"{name}_candidates", candidates
+        yield "mean_recall", float(np.mean(recalls))
 
-    def similarity(self, embedder: Embedder) -> np.ndarray:
-        """Cosine similarity of every picture and text, (I, T)."""
-        images = embedder.encode_images(self.pictures)
-        return images @ embedder.encode_texts(self.texts).T
+    def embed(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the pictures (I, D) and of the texts (T, D)."""
+        return embedder.encode_images(self.pictures), embedder.encode_texts(self.texts)

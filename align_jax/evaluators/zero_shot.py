@@ -1,20 +1,22 @@
 """Zero-shot classification by prompts (arXiv 2102.05918, section 5.2).
 
-A class's embedding is the mean of the unit embeddings of its prompts, scaled to unit
-length again; a picture is given the class of highest cosine similarity.
+A class's embedding is the mean of its prompts' embeddings, scaled to unit length; a
+picture is given the class of highest cosine.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 
-from align_jax.datasets import evaluation_records
+from align_jax.datasets import LabelledPictures
 from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
-from align_jax.scores import positive_ranks, recall_at
+from align_jax.evaluators.prompts import read_prompts, read_subset
+from align_jax.ranking import pair_ranks
+from align_jax.scores import mean_per_class, recall_at
+
+AVERAGES = ("unit", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +26,13 @@ class ZeroShotConfig:
     Attributes:
       directory: dataset in TFDS's layout.
       split: split of the dataset.
-      prompts: JSON file {"templates": ["a picture of {}"], "categories": [{"name":
-        ..., "prompts": ["an animal", ...]}, ...]}, categories in the labels' order.
+      prompts: a shipped set or a file, see `read_prompts`.
+      classes: the classes that compete, where a dataset has pictures of some only:
+        "imagenet_a" or "imagenet_r"; "" for all.
+      average: "unit", of the prompts' embeddings of unit length, or "plain", of what
+        the text tower puts out.
+      single: one template whose accuracy stands beside that of all; "" for none.
+      expected_pictures: another count is refused; 0 takes any.
       image_feature: name of the encoded picture in a record.
       label_feature: name of the label in a record; -1 leaves the record out.
     """
@@ -33,8 +40,20 @@ class ZeroShotConfig:
     directory: str
     split: str
     prompts: str
+    classes: str = ""
+    average: str = "unit"
+    single: str = ""
+    expected_pictures: int = 0
     image_feature: str = "image"
     label_feature: str = "label"
+
+    def __post_init__(self):
+        if self.average not in AVERAGES:
+            raise ValueError(
+                f"average is {self.average!r}; known: {', '.join(AVERAGES)}"
+            )
+        if self.single and "{}" not in self.single:
+            raise ValueError(f"single is {self.single!r}; wanted a {{}} in it")
 
 
 class ZeroShot:
@@ -43,38 +62,65 @@ class ZeroShot:
     Config = ZeroShotConfig
 
     def __init__(self, config: ZeroShotConfig):
-        """Reads pictures and prompts; raises InputError where they do not fit."""
-        if not tf.io.gfile.exists(config.prompts):
-            raise InputError(f"no prompts at {config.prompts}")
-        with tf.io.gfile.GFile(config.prompts) as file:
-            described = json.load(file)
-        self.classes = [category["name"] for category in described["categories"]]
-        self.prompts = [
-            [t.format(p) for p in category["prompts"] for t in described["templates"]]
-            for category in described["categories"]
-        ]
-        records = [
-            record
-            for record in evaluation_records(config.directory, config.split)
-            if record[config.label_feature] >= 0
-        ]
-        self.pictures = [record[config.image_feature] for record in records]
-        self.labels = np.array([r[config.label_feature] for r in records])  # (N,)
-        if not records or self.labels.max() >= len(self.classes):
+        """Opens pictures and prompts; raises InputError where they do not fit."""
+        self._config = config
+        self.data = LabelledPictures(
+            config.directory,
+            config.split,
+            config.image_feature,
+            config.label_feature,
+            config.expected_pictures,
+        )
+        self.prompts = read_prompts(config.prompts, self.data.names)
+        every = range(len(self.prompts.classes))
+        self.kept = read_subset(config.classes) if config.classes else [*every]
+        if self.kept[-1] not in every:
             raise InputError(
-                f"{config.directory} {config.split} has {len(records)} labelled"
-                f" pictures with labels up to {self.labels.max(initial=-1)};"
-                f" {config.prompts} describes {len(self.classes)} classes"
+                f"{config.classes} has labels up to {self.kept[-1]}; {config.prompts}"
+                f" describes {len(every)} classes"
             )
 
     def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
-        """Yields top-1, top-5, the majority class's share and the counts."""
-        images = embedder.encode_images(self.pictures)  # (N, D)
-        scores = images @ class_embeddings(embedder, self.prompts).T  # (N, K)
-        right = self.labels[:, None] == np.arange(len(self.classes))
-        ranks = positive_ranks(scores, right)
-        yield "top1", recall_at(ranks, 1)
-        yield "top5", recall_at(ranks, 5)
-        yield "majority", float(right.mean(0).max())
-        yield "queries", len(self.labels)
-        yield "candidates", len(self.classes)
+        """Yields accuracies, the majority class's share and the counts."""
+        labels: list[int] = []
+        images = embedder.encode_images(self._pictures(labels))  # (N, D)
+        truth = np.array(labels)
+        pairs = np.stack([np.arange(len(truth)), truth], 1)
+
+        def ranks(templates: list[str] | None) -> np.ndarray:
+            filled = self.prompts.fill(templates)
+            unit = self._config.average == "unit"
+            chosen = [filled[label] for label in self.kept]
+            classes = class_embeddings(embedder, chosen, unit)  # (K, D)
+            return pair_ranks(images, classes, pairs, embedder.mesh)[0]
+
+        found = ranks(None)
+        yield "top1", recall_at(found, 1)
+        yield "top5", recall_at(found, 5)
+        yield "mean_per_class", mean_per_class(found == 0, truth)
+        if self._config.single:
+            alone = recall_at(ranks([self._config.single]), 1)
+            yield "single_prompt_top1", alone
+            yield "ensemble_gain", recall_at(found, 1) - alone
+        yield "majority", float(np.bincount(truth).max() / len(truth))
+        yield "queries", len(truth)
+        yield "candidates", len(self.kept)
+        yield "prompts", sum(map(len, self.prompts.fill()))
+
+    def _pictures(self, labels: list[int]) -> Iterator[bytes]:
+        """The pictures; adds each one's place among the classes to `labels`."""
+        place = {label: index for index, label in enumerate(self.kept)}
+        config = self._config
+        for picture, label in self.data:
+            if label not in place:
+                raise InputError(
+                    f"{config.directory} {config.split} has a picture of label {label},"
+                    f" which is none of the {len(place)} classes of"
+                    f" {config.classes or config.prompts}"
+                )
+            labels.append(place[label])
+            yield picture
+        if not labels:
+            raise InputError(
+                f"{config.directory} {config.split} has no labelled picture"
+            )

@@ -118,9 +118,20 @@ class DualEncoder(nn.Module):
 
         In training, core_ids (V,) is the global index of the batch's virtual cores.
         """
-        return unit_length(
-            self.text_projection(self.text_tower(tokens, core_ids, train))
-        )
+        return unit_length(self.project_texts(tokens, core_ids, train))
+
+    def project_texts(
+        self,
+        tokens: jax.Array,
+        core_ids: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """What `encode_texts` scales to unit length."""
+        return self.text_projection(self.text_tower(tokens, core_ids, train))
+
+    def text_features(self, tokens: jax.Array) -> jax.Array:
+        """BERT's [CLS] output of token ids (B, L), (B, hidden) float32."""
+        return self.text_tower(tokens, None, False)
 
     def __call__(
         self, images: jax.Array, tokens: jax.Array, core_ids: jax.Array, train: bool
