@@ -223,7 +223,8 @@ class LabelledPictures:
         for name in (image_feature, label_feature):
             if name not in features:
                 raise InputError(
-                    f"{directory} has no feature {name!r}; it has {', '.join(features)}"
+                    f"{directory} has no feature {name!r}; it has"
+                    f" {', '.join(sorted(features))}"
                 )
         self.count = self._builder.info.splits[split].num_examples
         if expected not in (0, self.count):

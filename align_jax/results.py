@@ -20,7 +20,7 @@ PUBLISHED = json.loads(
 # The end of a measure's name that the table shows; what stands before it is the stem of
 # the names of its counts.
 SCORES = re.compile(
-    r"(recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|spearman)$"
+    r"(ensemble_gain|recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|spearman)$"
 )
 
 

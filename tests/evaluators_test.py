@@ -14,7 +14,10 @@ from align_jax.evaluators.prompts import read_prompts, read_subset
 from align_jax.evaluators.retrieval import Retrieval, RetrievalConfig
 from align_jax.evaluators.word_similarity import COLUMNS
 from align_jax.evaluators.zero_shot import ZeroShot, ZeroShotConfig
+from align_jax.results import PUBLISHED, SCORES
+from align_jax.scores import CUTS
 from align_jax.sharding import make_mesh
+from configs import zero_shot
 from tests import tiny
 
 SHADES = (90, 110)  # of the pictures that a FixedEncoder knows
@@ -337,3 +340,32 @@ def test_an_unknown_evaluator_or_field_is_refused():
         make_evaluators({"a": {"kind": "retrieval", "splt": "test"}})
     with pytest.raises(InputError, match="evaluators.a lacks the field 'kind'"):
         make_evaluators({"a": {}})
+
+
+@pytest.mark.parametrize("name", zero_shot.EVALUATIONS)
+def test_shipped_evaluations_name_what_is_missing_and_where(name, tmp_path):
+    config = zero_shot.get_config(name).to_dict()["evaluators"]
+    for field in ("directory", "path"):
+        if field in config[name]:
+            config[name][field] = str(tmp_path / "absent")
+    with pytest.raises(InputError, match=f"{tmp_path}/absent.*(prepare|take)"):
+        make_evaluators(config)
+
+
+def test_evaluations_are_chosen_by_name():
+    assert {*zero_shot.get_config("coco,imagenet").evaluators} == {"coco", "imagenet"}
+    assert {*zero_shot.get_config().evaluators} == {*zero_shot.EVALUATIONS}
+    with pytest.raises(ValueError, match="no evaluation 'coca'; known: imagenet"):
+        zero_shot.get_config("coca")
+
+
+def test_published_numbers_are_of_measures_that_there_are():
+    measures = PUBLISHED["measures"]
+    recalls = [f"flickr30k/{way}_recall@{k}" for way in ("i2t", "t2i") for k in CUTS]
+    mean = np.mean([measures[name][0] for name in recalls])
+    assert round(mean, 1) == measures["flickr30k/mean_recall"][0] == 92.2
+    for name, values in measures.items():
+        evaluation, _, score = name.partition("/")
+        assert evaluation in zero_shot.EVALUATIONS
+        assert SCORES.search(score)
+        assert len(values) == len(PUBLISHED["columns"])
