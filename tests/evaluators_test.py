@@ -5,8 +5,9 @@ import pytest
 import scipy.stats
 import tensorflow_datasets as tfds
 
+from align_jax.convert.source import open_weights
 from align_jax.datasets import LabelledPictures
-from align_jax.embedding import class_embeddings
+from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators, run_evaluators
 from align_jax.evaluators.neighbours import Neighbours, NeighboursConfig
@@ -14,9 +15,12 @@ from align_jax.evaluators.prompts import read_prompts, read_subset
 from align_jax.evaluators.retrieval import Retrieval, RetrievalConfig
 from align_jax.evaluators.word_similarity import COLUMNS
 from align_jax.evaluators.zero_shot import ZeroShot, ZeroShotConfig
+from align_jax.models.dual_encoder import DualEncoder
+from align_jax.parameters import unflatten
 from align_jax.results import PUBLISHED, SCORES
 from align_jax.scores import CUTS
 from align_jax.sharding import make_mesh
+from align_jax.tokenizer import Tokenizer
 from configs import zero_shot
 from tests import tiny
 
@@ -128,6 +132,23 @@ def test_an_encoder_of_nans_is_an_error_in_every_evaluator(directory, broken):
     for evaluator in evaluators.values():
         with pytest.raises(FloatingPointError, match="embeddings are not finite"):
             dict(evaluator.run(encoder))
+
+
+def test_scores_depend_on_neither_batch_size_nor_devices(directory, tmp_path, mesh_of):
+    weights = open_weights(tiny.write_model(tmp_path / "model"))
+    found = []
+    for devices, batch_size in ((1, 5), (8, 16)):
+        embedder = Embedder(
+            DualEncoder(weights.config, batch_norm_group=1),
+            Tokenizer(weights.vocabulary, weights.config.text_tower.max_tokens),
+            weights.preprocess,
+            mesh_of(devices),
+            batch_size,
+        )
+        embedder.load(**unflatten(weights.variables))
+        found.append(dict(run_evaluators(all_evaluators(directory), embedder)))
+    assert found[0] == found[1]
+    assert len(set(found[0].values())) > 5
 
 
 @pytest.fixture
