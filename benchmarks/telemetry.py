@@ -8,7 +8,8 @@ written to JSON lines and TensorBoard as often as the config says. What writing 
 clocked by itself. What the metrics add inside the step is the median of the pairs'
 differences, beside the interval that holds the true one in 95 of 100 such measurements.
 It depends on the parameters and not on the pictures, so its share is that of runs with
-as much work for each parameter.
+as much work for each parameter. Of that the compiler's own counts are shown, too: no
+other work on the machine disturbs them.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from align_jax.sharding import make_mesh
 from align_jax.telemetry import Profile, StepLog, open_writers
 from align_jax.train_step import (
     StepPlan,
+    abstract_state,
     compile_step,
     create_state,
     state_shardings,
@@ -42,16 +44,17 @@ class Bare:
     """A loop of steps that return the state alone."""
 
     def __init__(self, plan: StepPlan, batch: dict[str, jax.Array]):
-        self._step = jax.jit(
+        step = jax.jit(
             lambda state, batch: train_step(state, batch, plan)[0],
             out_shardings=state_shardings(plan),
             donate_argnums=0,
         )
+        self.step = step.lower(abstract_state(plan), batch).compile()
         self._state, self._batch = create_state(plan), batch
 
     def take(self) -> None:
         """Takes a step and waits for it."""
-        self._state = self._step(self._state, self._batch)
+        self._state = self.step(self._state, self._batch)
         jax.block_until_ready(self._state)
 
 
@@ -66,7 +69,7 @@ class Logged:
         workdir: str,
     ):
         shapes = config.batch_shapes(plan.mesh)
-        self._step = compile_step(plan, shapes)
+        self.step = compile_step(plan, shapes)
         self._state, self._batch = create_state(plan), batch
         self._pace = Pace(config.batch_size, count_model_flops(plan, shapes), [])
         writers, total = open_writers(workdir, 0), config.total_steps
@@ -81,7 +84,7 @@ class Logged:
         with self._pace.waiting():
             batch = self._batch
         self._profile.before(self._taken)
-        self._state, metrics = self._step(self._state, batch)
+        self._state, metrics = self.step(self._state, batch)
         self._profile.after(self._taken, metrics)
         self._log.add(self._taken, metrics)
         jax.block_until_ready((self._state, metrics))
@@ -157,6 +160,15 @@ def main() -> None:
     work = sum(count_model_flops(plan, config.batch_shapes(mesh)).values())
     sizes = [math.prod(shape) for shape in variable_shapes(config.model).values()]
     print(f"{work / sum(sizes) / 1e3:.1f} thousand operations for each parameter")
+    counts = [loop.step.cost_analysis() for loop in (bare, logged)]
+    traffic, operations = (
+        100 * (counts[1][name] / counts[0][name] - 1)
+        for name in ("bytes accessed", "flops")
+    )
+    print(
+        f"  the compiler counts {operations:+.2f} % operations and {traffic:+.2f} %"
+        " bytes of memory traffic"
+    )
     print(
         f"  in the step {inside:+7.2f} ms {share * inside:+.2f} %"
         f" ({share * low:+.2f} to {share * high:+.2f})"
