@@ -1,8 +1,10 @@
 """What a process needs before it computes: quiet logs, devices, compilation cache."""
 
+import functools
 import logging
 import os
 import pathlib
+import sys
 
 
 def start(distributed: bool = False) -> None:
@@ -30,11 +32,21 @@ def start(distributed: bool = False) -> None:
     logging.getLogger("asyncio").addFilter(
         lambda record: "orbax" not in record.getMessage()
     )
+    sys.unraisablehook = functools.partial(_show_unraisable, sys.unraisablehook)
     if not jax.config.jax_compilation_cache_dir:
         cache = pathlib.Path.home() / ".cache" / "align_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if distributed:
         _join_processes()
+
+
+def _show_unraisable(show, unraisable) -> None:
+    """Shows what no code can catch, but for writes that end after one has failed.
+
+    TensorStore's threads then tell an event loop that Orbax has closed.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
 
 
 def _join_processes() -> None:
