@@ -14,10 +14,11 @@ loss_tiles loss sigmoid_loss objective optimizer train_step flops workdir checkp
 pretrain_config
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
 convert.source initialize runtime convert.__main__ embedding model
-embedding_shards embed scores
+embedding_shards embed scores ranking
 devices plan pace
-evaluators.retrieval evaluators.zero_shot evaluators telemetry results evaluate report
-preemption train
+evaluators.prompts evaluators.zero_shot evaluators.retrieval evaluators.crisscrossed
+evaluators.neighbours evaluators.word_similarity evaluators
+telemetry results report evaluate preemption train
 """.split()
 
 CORE = [name for name in ORDER if name.startswith("models.")] + [

@@ -63,8 +63,24 @@ def test_results_hold_the_last_and_the_untrained_scores(tmp_path):
     results = collect_results(str(tmp_path))
     assert results["step"] == 5
     assert results["train/loss"] == 2.0
-    assert table_rows(results) == [
+    rows = [
+        (row.name, row.value, row.untrained, row.chance) for row in table_rows(results)
+    ]
+    assert rows == [
         ("eval/a/i2t_recall@5", 0.7, 0.1, 0.05),
         ("eval/b/top1", 0.6, 0.2, 0.3),
     ]
-    assert "eval/a/i2t_recall@5" in format_table(results)
+    first, *_ = format_table(results).splitlines()
+    assert first.split() == ["measure", "trained", "untrained", "chance"]
+
+
+def test_the_table_has_counts_and_published_numbers_where_there_are_some():
+    results = {
+        "eval/coco/t2i_recall@1": 0.5,
+        "eval/coco/t2i_queries": 25_010,
+        "eval/sorting/top1": 0.25,
+    }
+    head, retrieval, sorting = map(str.split, format_table(results).splitlines())
+    assert head == ["measure", "trained", "queries", "ALIGN", "align-base"]
+    assert retrieval == ["eval/coco/t2i_recall@1", "0.500", "25,010", "0.456", "0.421"]
+    assert sorting == ["eval/sorting/top1", "0.250"]
