@@ -5,7 +5,7 @@ columns at a time, and each device holds its own columns.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ from align_jax.sharding import BATCH_AXES, batch_split, replicated
 
 # Cosines this close are ties: float32 rounds a product of 1,376 numbers so far.
 ROUNDING = 2e-6
-SCORES_BYTES = 32 << 20  # of scores, or candidates, that a device holds at a time
+# Of scores that a device holds at a time: few enough for a processor's cache, where all
+# of them are read twice more, and many where the nearest are sought among them.
+SCORES_BYTES = 8 << 20
+NEAREST_BYTES = 32 << 20
 PAIRS = 1 << 16  # that the host compares at a time
 
 
@@ -98,6 +101,7 @@ def _best(rows, columns, pairs) -> tuple[np.ndarray, np.ndarray]:
     return row_best, column_best
 
 
+@lru_cache(maxsize=8)  # what is made is compiled once
 def _make_compare(mesh: Mesh, count: int):
     """Makes the function that compares some rows with all `count` columns."""
     split = PartitionSpec(BATCH_AXES)
@@ -107,17 +111,17 @@ def _make_compare(mesh: Mesh, count: int):
         first = lax.axis_index(BATCH_AXES) * len(columns)
         counted = real[:, None] & (first + jnp.arange(len(columns)) < count)
         row_floor, column_floor = row_best - ROUNDING, column_best - ROUNDING
-        row_hit = counted & (scores >= row_floor[:, None])
-        column_hit = counted & (scores >= column_floor)
+        row_hits = (counted & (scores >= row_floor[:, None])).sum(1)
+        new_hits = (counted & (scores >= column_floor)).sum(0)
         # What is right or excluded was counted like the rest; it is taken out again.
         i, j = known[:, 0], known[:, 1] - first
         held = (known[:, 1] >= 0) & (j >= 0) & (j < len(columns))
         i, j = jnp.where(held, i, len(rows)), jnp.where(held, j, len(columns))
-        known_row = row_hit.at[i, j].get(mode="fill", fill_value=False)
-        known_column = column_hit.at[i, j].get(mode="fill", fill_value=False)
-        row_hits = row_hit.sum(1).at[i].add(-known_row.astype(jnp.int32), mode="drop")
-        new_hits = column_hit.sum(0)
-        new_hits = new_hits.at[j].add(-known_column.astype(jnp.int32), mode="drop")
+        cosines = scores.at[i, j].get(mode="fill", fill_value=-jnp.inf)
+        of_row = cosines >= row_floor.at[i].get(mode="fill", fill_value=jnp.inf)
+        of_column = cosines >= column_floor.at[j].get(mode="fill", fill_value=jnp.inf)
+        row_hits = row_hits.at[i].add(-of_row.astype(jnp.int32), mode="drop")
+        new_hits = new_hits.at[j].add(-of_column.astype(jnp.int32), mode="drop")
         return lax.psum(row_hits, BATCH_AXES), column_hits + new_hits
 
     here = PartitionSpec()
@@ -156,7 +160,7 @@ def nearest(
     _check_finite(queries, "query")
     held = -(-len(queries) // mesh.size)
     width, split = held * mesh.size, batch_split(mesh)
-    size = max(k, SCORES_BYTES // (4 * max(held, queries.shape[1])))  # rows at a time
+    size = max(k, NEAREST_BYTES // (4 * max(held, queries.shape[1])))  # rows at a time
     all_queries = _place(_pad(queries, width, 0.0), split)
     best = _place(np.full((width, k), -np.inf, np.float32), split)
     places = _place(np.zeros((width, k), np.int32), split)

@@ -68,11 +68,11 @@ def test_a_constant_encoder_ranks_all_that_is_wrong_first(mesh_of):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("scores_bytes", [1 << 20, 4 * 8 * 16])
+@pytest.mark.parametrize("nearest_bytes", [1 << 20, 4 * 8 * 16])
 def test_nearest_are_those_of_the_whole_matrix(
-    mesh_of, monkeypatch, devices, scores_bytes
+    mesh_of, monkeypatch, devices, nearest_bytes
 ):
-    monkeypatch.setattr(ranking, "SCORES_BYTES", scores_bytes)
+    monkeypatch.setattr(ranking, "NEAREST_BYTES", nearest_bytes)
     rng = np.random.default_rng(0)
     queries, candidates = unit(rng, 37, 16), unit(rng, 211, 16)
     candidates[150:200] = candidates[:50]
