@@ -57,6 +57,7 @@ def run(argv: list[str]) -> int:
         raise InputError(f"the config has no field {name!r}; {hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
+        reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # of a config file
         raise InputError(f"bad flags: {reason}") from error
     chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
     start(distributed.value)

@@ -174,17 +174,24 @@ def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
     return parse
 
 
-def evaluation_records(directory: str, split: str) -> list[dict]:
+def evaluation_records(
+    directory: str, split: str, wanted: Sequence[str] = ()
+) -> list[dict]:
     """Reads a whole evaluation split in the order of its files.
+
+    Args:
+      directory: dataset in TFDS's layout, or the folder of its versions.
+      split: of the dataset.
+      wanted: features that its records must have.
 
     Returns:
       One dict a record, as the dataset's features describe it, but with the picture
       left encoded (bytes).
 
     Raises:
-      InputError: there is no such dataset or split, or it is empty.
+      InputError: there is no such dataset, split or feature, or it is empty.
     """
-    return list(_stream(_open_evaluation(directory, split), split))
+    return list(_stream(_open_evaluation(directory, split, wanted), split))
 
 
 class LabelledPictures:
@@ -215,24 +222,18 @@ class LabelledPictures:
         Raises:
           InputError: there is no such dataset, split or feature, or another count.
         """
-        directory = newest_version(directory)
-        self._builder = _open_evaluation(directory, split)
+        wanted = (image_feature, label_feature)
+        self._builder = _open_evaluation(directory, split, wanted)
         self._split = split
-        self._image, self._label = image_feature, label_feature
-        features = self._builder.info.features
-        for name in (image_feature, label_feature):
-            if name not in features:
-                raise InputError(
-                    f"{directory} has no feature {name!r}; it has"
-                    f" {', '.join(sorted(features))}"
-                )
+        self._image, self._label = wanted
         self.count = self._builder.info.splits[split].num_examples
         if expected not in (0, self.count):
             raise InputError(
                 f"split {split!r} of {directory} has {self.count} pictures; wanted"
                 f" {expected}"
             )
-        self.names = getattr(features[label_feature], "names", None)
+        label = self._builder.info.features[label_feature]
+        self.names = getattr(label, "names", None)
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
         for record in _stream(self._builder, self._split):
@@ -240,7 +241,7 @@ class LabelledPictures:
                 yield record[self._image], int(record[self._label])
 
 
-def newest_version(directory: str) -> str:
+def _newest_version(directory: str) -> str:
     """The folder of a dataset's newest version, or the folder itself; ~ is home."""
     directory = os.path.expanduser(directory)
     if not tf.io.gfile.isdir(directory):
@@ -253,10 +254,22 @@ def newest_version(directory: str) -> str:
     return os.path.join(directory, newest)
 
 
-def _open_evaluation(directory: str, split: str) -> tfds.core.DatasetBuilder:
+def _open_evaluation(
+    directory: str, split: str, wanted: Sequence[str]
+) -> tfds.core.DatasetBuilder:
+    """Opens a split's newest version, checked as `evaluation_records` says."""
+    directory = _newest_version(directory)
     if not open_shards(directory, split):
         raise InputError(f"split {split!r} of {directory} has no records")
-    return tfds.builder_from_directory(directory)
+    builder = tfds.builder_from_directory(directory)
+    known = builder.info.features
+    for name in wanted:
+        if name not in known:
+            raise InputError(
+                f"{directory} has no feature {name!r}; it has"
+                f" {', '.join(sorted(known))}"
+            )
+    return builder
 
 
 def _stream(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:

@@ -30,6 +30,13 @@ class EvaluateConfig:
     checkpoint: str
     evaluators: dict
 
+    def __post_init__(self):
+        if not self.checkpoint:
+            raise ValueError(
+                "checkpoint is empty; name what holds a dual encoder, as in"
+                " --config.checkpoint=runs/quickstart"
+            )
+
 
 def make_evaluators(described: dict[str, dict]) -> dict[str, Any]:
     """Builds evaluators from {name: {"kind": ..., fields}} and reads their data.

@@ -23,10 +23,8 @@ from matplotlib.figure import Figure
 from align_jax import workdir as folder
 from align_jax.datasets import MANIFEST
 from align_jax.embedding import Embedder
-from align_jax.evaluators.retrieval import Retrieval
-from align_jax.ranking import pair_ranks
+from align_jax.evaluators.retrieval import Found, Retrieval
 from align_jax.results import PUBLISHED, REPORT_FILE, table_rows
-from align_jax.scores import positive_ranks
 from align_jax.telemetry import read_metrics
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
@@ -73,7 +71,7 @@ def write_report(
     Returns:
       The page's path.
     """
-    rows = read_metrics(workdir)
+    rows, table = read_metrics(workdir), table_rows(results)
     template = jinja2.Template(
         TEMPLATE.read_text(encoding="utf-8"),
         autoescape=True,
@@ -84,8 +82,8 @@ def write_report(
         run=os.path.basename(os.path.normpath(workdir)),
         workdir=workdir,
         results=results,
-        table=table_rows(results),
-        published=PUBLISHED,
+        table=table,
+        published=PUBLISHED if any(any(row.published) for row in table) else None,
         training=training_plots(rows),
         scores=score_plots(rows),
         corpora=read_corpora(fields),
@@ -187,42 +185,39 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def describe_retrieval(evaluator: Retrieval, embedder: Embedder) -> dict[str, Any]:
     """Lists some queries with their best answers, and plots the similarities."""
-    images, texts = evaluator.embedded or evaluator.embed(embedder)
-    ranks = pair_ranks(images, texts, evaluator.pairs, embedder.mesh)
+    found = evaluator.found or evaluator.find(embedder)
     return {
-        "pictures": list(picture_queries(evaluator, images, texts, ranks[0])),
-        "texts": list(text_queries(evaluator, images, texts, ranks[1])),
-        "histogram": plot_similarity(images, texts, evaluator.pairs),
+        "pictures": list(picture_queries(evaluator, found)),
+        "texts": list(text_queries(evaluator, found)),
+        "histogram": plot_similarity(found.images, found.texts, evaluator.pairs),
     }
 
 
-def picture_queries(
-    evaluator: Retrieval, images: np.ndarray, texts: np.ndarray, ranks: np.ndarray
-) -> Iterator[dict]:
-    """Yields query pictures with their best texts; (I, D), (T, D), (I,)."""
-    for chosen, row in choose_queries(evaluator.image_queries, ranks, IMAGE_QUERIES):
-        right = evaluator.pairs[evaluator.pairs[:, 0] == row, 1]
-        answers = rank_answers(texts @ images[row], right)
+def picture_queries(evaluator: Retrieval, found: Found) -> Iterator[dict]:
+    """Yields query pictures with their best texts."""
+    pairs, ranks = evaluator.pairs, found.ranks[0]
+    for how, row in choose_queries(evaluator.image_queries, ranks, IMAGE_QUERIES):
+        right = pairs[pairs[:, 0] == row, 1]
+        answers = rank_answers(found.texts @ found.images[row], right, ranks[row])
         for answer in answers["best"]:
             answer["text"] = evaluator.texts[answer["index"]]
         text = evaluator.texts[answers["right_index"]]
         picture = data_uri(evaluator.pictures[row])
-        yield {"chosen": chosen, "picture": picture, "right_text": text, **answers}
+        yield {"chosen": how, "picture": picture, "right_text": text, **answers}
 
 
-def text_queries(
-    evaluator: Retrieval, images: np.ndarray, texts: np.ndarray, ranks: np.ndarray
-) -> Iterator[dict]:
-    """Yields query texts with their best pictures; (I, D), (T, D), (T,)."""
-    for chosen, column in choose_queries(evaluator.text_queries, ranks, TEXT_QUERIES):
-        right = evaluator.pairs[evaluator.pairs[:, 1] == column, 0]
-        answers = rank_answers(images @ texts[column], right)
+def text_queries(evaluator: Retrieval, found: Found) -> Iterator[dict]:
+    """Yields query texts with their best pictures."""
+    pairs, ranks = evaluator.pairs, found.ranks[1]
+    for how, column in choose_queries(evaluator.text_queries, ranks, TEXT_QUERIES):
+        right = pairs[pairs[:, 1] == column, 0]
+        answers = rank_answers(found.images @ found.texts[column], right, ranks[column])
         for answer in answers["best"]:
             row = answer["index"]
             answer["picture"] = data_uri(evaluator.pictures[row])
-            columns = evaluator.pairs[evaluator.pairs[:, 0] == row, 1][:1]
+            columns = pairs[pairs[:, 0] == row, 1][:1]
             answer["alt"] = "".join(evaluator.texts[i] for i in columns) or "no text"
-        yield {"chosen": chosen, "text": evaluator.texts[column], **answers}
+        yield {"chosen": how, "text": evaluator.texts[column], **answers}
 
 
 def choose_queries(
@@ -247,27 +242,27 @@ def spread(flags: np.ndarray, count: int) -> list[int]:
     return flagged[picked.round().astype(int)].tolist()
 
 
-def rank_answers(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Ranks one query's candidates as the recalls do: wrong ones first among equals.
+def rank_answers(scores: np.ndarray, right: np.ndarray, rank: int) -> dict[str, Any]:
+    """Lists one query's best candidates, wrong ones first among equals.
 
     Args:
       scores: (C,) similarity of every candidate.
       right: (m,) places of the right ones; at least one.
+      rank: of the best right one, from 0, see `pair_ranks`.
 
     Returns:
-      {"best": the first candidates' {"index", "score", "right"}, "right_rank": rank,
-      from 1, of the best right one, "right_index": its index}.
+      {"best": the first candidates' {"index", "score", "right"}, "right_rank": the
+      rank, from 1, "right_index": the best right one}.
     """
-    positives = np.zeros(len(scores), bool)
-    positives[right] = True
-    order = np.lexsort((positives, -scores))
+    is_right = np.isin(np.arange(len(scores)), right)
+    order = np.lexsort((is_right, -scores))
     return {
         "best": [
-            {"index": int(i), "score": float(scores[i]), "right": bool(positives[i])}
+            {"index": int(i), "score": float(scores[i]), "right": bool(is_right[i])}
             for i in order[:ANSWERS]
         ],
-        "right_rank": 1 + int(positive_ranks(scores[None], positives[None])[0]),
-        "right_index": int(np.where(positives, scores, -np.inf).argmax()),
+        "right_rank": 1 + int(rank),
+        "right_index": int(right[np.argmax(scores[right])]),
     }
 
 

@@ -12,15 +12,13 @@ from align_jax.telemetry import read_metrics
 # Where a run's report lies, beside its results.
 REPORT_FILE = "report.html"
 PUBLISHED = json.loads(
-    pathlib.Path(__file__)
-    .with_name("evaluators")
-    .joinpath("published.json")
-    .read_text()
+    (pathlib.Path(__file__).parent / "evaluators" / "published.json").read_text()
 )
 # The end of a measure's name that the table shows; what stands before it is the stem of
 # the names of its counts.
 SCORES = re.compile(
-    r"(ensemble_gain|recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|spearman)$"
+    r"(recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|ensemble_gain"
+    r"|spearman)$"
 )
 
 

@@ -1,9 +1,4 @@
-"""Scores of evaluations: on the host, ties counted against the model.
-
-A candidate that scores as high as the right one is ranked before it, so an encoder
-that maps everything to one point scores 0. Non-finite scores are an error: they would
-compare as false and look like a perfect rank.
-"""
+"""Scores of evaluations, from ranks, labels and ratings; on the host."""
 
 import math
 
@@ -11,32 +6,6 @@ import numpy as np
 import scipy.stats
 
 CUTS = (1, 5, 10)  # at which retrieval is scored
-
-
-def positive_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Rank of each query's best positive.
-
-    Args:
-      scores: (Q, C) similarity of every query and candidate.
-      positives: (Q, C) true where the candidate is right; at least one a row.
-
-    Returns:
-      (Q,) number of wrong candidates that score at least as high as the best right
-      one; 0 is the top.
-
-    Raises:
-      FloatingPointError: a score is not finite.
-      ValueError: shapes differ, or a row has no positive.
-    """
-    if scores.shape != positives.shape:
-        raise ValueError(f"scores {scores.shape} and positives {positives.shape}")
-    if not np.isfinite(scores).all():
-        bad = np.count_nonzero(~np.isfinite(scores))
-        raise FloatingPointError(f"{bad} of {scores.size} scores are not finite")
-    if not positives.any(1).all():
-        raise ValueError(f"query {int(positives.any(1).argmin())} has no positive")
-    best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
-    return np.count_nonzero(~positives & (scores >= best), axis=1)
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:

@@ -128,6 +128,7 @@ def test_evaluating_alone_gives_the_same_scores(root, fields, finished):
         name for name in results if name.startswith("eval/")
     }
     assert all(results[name] == again[name] for name in again)
+    assert (root / "again" / "report.html").exists()
 
 
 def test_bad_input_is_refused_before_anything_is_written(root, fields, finished):

@@ -3,7 +3,7 @@ import pytest
 
 from align_jax import ranking
 from align_jax.ranking import nearest, pair_ranks
-from align_jax.scores import positive_ranks
+from tests.reference import positive_ranks
 
 
 def unit(rng, *shape):

@@ -1,4 +1,4 @@
-"""Objectives in float64 numpy, written from their equations with all N x N logits."""
+"""Objectives and ranks in float64 numpy, from their equations with whole matrices."""
 
 import numpy as np
 
@@ -54,3 +54,12 @@ def sigmoid_reference(ximg, ytxt, temperature, bias):
         to_z.sum(),
     )
     return loss, gradients
+
+
+def positive_ranks(scores, positives):
+    """Wrong candidates (Q,) that score as high as a query's best right one, or higher.
+
+    Scores and whether a candidate is right are (Q, C); each query has a right one.
+    """
+    best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
+    return np.count_nonzero(~positives & (scores >= best), axis=1)

@@ -42,7 +42,7 @@ class FakeRetrieval(Retrieval):
         self.texts = TEXTS
         self.pairs = np.array([[0, 0], [1, 1], [2, 2]])
         self.image_queries = np.array([True, True, True])
-        self.embedded = None
+        self.found = None
         self.text_queries = np.array([True, True, True, False])
 
 
@@ -133,6 +133,8 @@ def test_page_holds_the_scores_beside_untrained_and_chance(write):
     assert ["eval/colour/top1", "0.438", "–", "0.562", "–", "–", "–"] in rows
     assert ["eval/coco/mean_recall", "0.500", "–", "–", "5,000", "–", "–"] in rows
     assert ["eval/imagenet/top1", "0.250", "–", "0.001", "–", "0.764", "–"] in rows
+    alone = {"step": 4, "eval/colour/top1": 0.4375, "eval/colour/majority": 0.5625}
+    assert ["eval/colour/top1", "0.438", "–", "0.562", "–"] in cells(write(alone))
 
 
 def test_page_loads_nothing_from_elsewhere(write):
@@ -182,7 +184,7 @@ def test_right_answers_are_marked_at_their_place(write):
 
 def test_a_right_answer_below_the_shown_ones_is_named_with_its_rank():
     scores = np.arange(9, dtype=np.float32)
-    answers = report.rank_answers(scores, [2])
+    answers = report.rank_answers(scores, np.array([2]), 6)
     assert [answer["index"] for answer in answers["best"]] == [8, 7, 6, 5, 4]
     assert not any(answer["right"] for answer in answers["best"])
     assert (answers["right_rank"], answers["right_index"]) == (7, 2)

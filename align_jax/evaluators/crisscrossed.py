@@ -62,12 +62,8 @@ class Crisscrossed:
     def __init__(self, config: CrisscrossedConfig):
         """Reads pictures, captions and ratings; raises InputError where they differ."""
         self._config = config
-        records = evaluation_records(config.directory, config.split)
-        if "caption_ids" not in records[0] or "file_name" not in records[0]:
-            raise InputError(
-                f"{config.directory} has no caption_ids and file_name; write it with"
-                " `python -m data.eval_sets coco`"
-            )
+        wanted = ("image", "texts", "caption_ids", "file_name")
+        records = evaluation_records(config.directory, config.split, wanted)
         self.pictures = [record["image"] for record in records]
         self.texts, caption_rows, image_rows = [], {}, {}
         for row, record in enumerate(records):

@@ -27,11 +27,11 @@ class Prompts:
     phrases: list[list[str]]
     templates: list[str]
 
-    def fill(self, templates: Sequence[str] | None = None) -> list[list[str]]:
-        """(K) lists of a class's prompts, by default of all templates."""
-        chosen = self.templates if templates is None else templates
+    def fill(self, templates: Sequence[str]) -> list[list[str]]:
+        """(K) lists of a class's prompts by some templates."""
         return [
-            [t.format(p) for p in phrases for t in chosen] for phrases in self.phrases
+            [t.format(p) for p in phrases for t in templates]
+            for phrases in self.phrases
         ]
 
 

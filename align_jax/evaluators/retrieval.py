@@ -7,6 +7,7 @@ no flag) are queries. A query is right at k where any of its own is among the fi
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,20 @@ class RetrievalConfig:
     expected_texts: int = 0
 
 
+class Found(NamedTuple):
+    """What a model makes of the pairs.
+
+    Attributes:
+      images: (I, D) embeddings.
+      texts: (T, D) embeddings.
+      ranks: (I,) and (T,), see `pair_ranks`.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
+    ranks: tuple[np.ndarray, np.ndarray]
+
+
 class Retrieval:
     """Recall of pictures by texts and of texts by pictures.
 
@@ -53,14 +68,15 @@ class Retrieval:
       pairs: (P, 2), picture and text of all that belongs together.
       image_queries: (I,) whether a picture is a query.
       text_queries: (T,) whether a text is a query.
-      embedded: what `embed` gave to the last run; None before it.
+      found: what `find` gave to the last run; None before it.
     """
 
     Config = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig):
         """Reads the split; raises InputError where it is missing or counts differ."""
-        records = evaluation_records(config.directory, config.split)
+        wanted = (config.image_feature, config.texts_feature)
+        records = evaluation_records(config.directory, config.split, wanted)
         self.pictures = [record[config.image_feature] for record in records]
         used = config.texts_per_image or None
         owned = [
@@ -85,16 +101,15 @@ class Retrieval:
             places = [column[text] for _, text in owned]
         rows = [row for row, _ in owned]
         self.pairs = np.unique(np.stack([rows, places], 1), axis=0)
-        self.embedded: tuple[np.ndarray, np.ndarray] | None = None
+        self.found: Found | None = None
         self.image_queries = np.array([r.get("query", True) for r in records], bool)
         self.text_queries = np.zeros(len(self.texts), bool)
         self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
 
     def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yields recalls and their mean, chance levels and the counts behind them."""
-        self.embedded = images, texts = self.embed(embedder)
-        ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
-        sizes = (len(images), len(texts))
+        self.found = self.find(embedder)
+        sizes = (len(self.pictures), len(self.texts))
         recalls = []
         for name, side, queries in (
             ("i2t", 0, self.image_queries),
@@ -103,13 +118,16 @@ class Retrieval:
             right = np.bincount(self.pairs[:, side], minlength=sizes[side])[queries]
             candidates = sizes[1 - side]
             for k in CUTS:
-                recalls.append(recall_at(ranks[side][queries], k))
+                recalls.append(recall_at(self.found.ranks[side][queries], k))
                 yield f"{name}_recall@{k}", recalls[-1]
                 yield f"{name}_chance@{k}", chance_recall(right, candidates, k)
             yield f"{name}_queries", int(queries.sum())
             yield f"{name}_candidates", candidates
         yield "mean_recall", float(np.mean(recalls))
 
-    def embed(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings of the pictures (I, D) and of the texts (T, D)."""
-        return embedder.encode_images(self.pictures), embedder.encode_texts(self.texts)
+    def find(self, embedder: Embedder) -> Found:
+        """Embeds everything and ranks both ways."""
+        images = embedder.encode_images(self.pictures)
+        texts = embedder.encode_texts(self.texts)
+        ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
+        return Found(images, texts, ranks)

@@ -87,25 +87,29 @@ class ZeroShot:
         truth = np.array(labels)
         pairs = np.stack([np.arange(len(truth)), truth], 1)
 
-        def ranks(templates: list[str] | None) -> np.ndarray:
-            filled = self.prompts.fill(templates)
+        def ranks(prompts: list[list[str]]) -> np.ndarray:
             unit = self._config.average == "unit"
-            chosen = [filled[label] for label in self.kept]
-            classes = class_embeddings(embedder, chosen, unit)  # (K, D)
+            classes = class_embeddings(embedder, prompts, unit)  # (K, D)
             return pair_ranks(images, classes, pairs, embedder.mesh)[0]
 
-        found = ranks(None)
+        prompts = self._fill(self.prompts.templates)
+        found = ranks(prompts)
         yield "top1", recall_at(found, 1)
         yield "top5", recall_at(found, 5)
         yield "mean_per_class", mean_per_class(found == 0, truth)
         if self._config.single:
-            alone = recall_at(ranks([self._config.single]), 1)
+            alone = recall_at(ranks(self._fill([self._config.single])), 1)
             yield "single_prompt_top1", alone
             yield "ensemble_gain", recall_at(found, 1) - alone
         yield "majority", float(np.bincount(truth).max() / len(truth))
         yield "queries", len(truth)
         yield "candidates", len(self.kept)
-        yield "prompts", sum(map(len, self.prompts.fill()))
+        yield "prompts", sum(map(len, prompts))
+
+    def _fill(self, templates: list[str]) -> list[list[str]]:
+        """Prompts of the classes that compete."""
+        filled = self.prompts.fill(templates)
+        return [filled[label] for label in self.kept]
 
     def _pictures(self, labels: list[int]) -> Iterator[bytes]:
         """The pictures; adds each one's place among the classes to `labels`."""
