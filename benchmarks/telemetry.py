@@ -7,8 +7,8 @@ turns on the quickstart's model and batch, with pictures of any size; the latter
 written to JSON lines and TensorBoard as often as the config says. What writing takes is
 clocked by itself. What the metrics add inside the step is the median of the pairs'
 differences, beside the interval that holds the true one in 95 of 100 such measurements.
-It depends on the parameters and not on the pictures, so its share is that of runs with
-as much work for each parameter. Of that the compiler's own counts are shown, too: no
+The memory traffic that it adds does not grow with the pictures, so its share is that of
+runs with as much work for each parameter. The compiler's own counts are shown, too: no
 other work on the machine disturbs them.
 """
 
