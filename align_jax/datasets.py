@@ -4,6 +4,7 @@ A dataset is a folder in TFDS's layout with TFRecord files, of ours or of TFDS. 
 may be any that TensorFlow reads, as gs:// ones.
 """
 
+import array
 import concurrent.futures
 import dataclasses
 import json
@@ -226,6 +227,7 @@ class LabelledPictures:
         self._builder = _open_evaluation(directory, split, wanted)
         self._split = split
         self._image, self._label = wanted
+        self._places = array.array("q")  # in the split, of those that were given
         self.count = self._builder.info.splits[split].num_examples
         if expected not in (0, self.count):
             raise InputError(
@@ -236,9 +238,17 @@ class LabelledPictures:
         self.names = getattr(label, "names", None)
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        for record in _stream(self._builder, self._split):
+        self._places = array.array("q")
+        for place, record in enumerate(_stream(self._builder, self._split)):
             if record[self._label] >= 0:
+                self._places.append(place)
                 yield record[self._image], int(record[self._label])
+
+    def picture(self, index: int) -> bytes:
+        """One of the pictures that the newest iteration gave, by its place in it."""
+        place = self._places[index]
+        (record,) = _stream(self._builder, f"{self._split}[{place}:{place + 1}]")
+        return record[self._image]
 
 
 def _newest_version(directory: str) -> str:

@@ -13,6 +13,8 @@ from align_jax.evaluators import EVALUATORS
 from align_jax.model import load
 from align_jax.report import write_report
 from align_jax.results import print_results
+from align_jax.saved_embeddings import SavedEmbedder
+from align_jax.weights import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +26,14 @@ class EvaluateConfig:
       checkpoint: what holds a dual encoder, see `open_weights`: the workdir of a
         pretraining run, a Hugging Face folder, ...
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
+      embeddings: folder that keeps what is embedded, for evaluators that embed the same
+        and for the next evaluation of this model; "" keeps nothing.
     """
 
     run: str
     checkpoint: str
     evaluators: dict
+    embeddings: str = ""
 
     def __post_init__(self):
         if not self.checkpoint:
@@ -85,8 +90,11 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     if folder.leads():
         folder.claim(workdir, fields)
     results = {"step": model.weights.step} if model.weights.step is not None else {}
-    results |= dict(run_evaluators(evaluators, model.embedder))
-    write_report(workdir, fields, results, evaluators, model.embedder)
+    embedder = model.embedder
+    if config.embeddings:
+        embedder = SavedEmbedder(embedder, config.embeddings, digest(model.weights))
+    results |= dict(run_evaluators(evaluators, embedder))
+    write_report(workdir, fields, results, evaluators, embedder)
     if folder.leads():
         folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
         print_results(workdir)

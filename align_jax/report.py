@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,11 +19,14 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from align_jax import workdir as folder
 from align_jax.datasets import MANIFEST
 from align_jax.embedding import Embedder
-from align_jax.evaluators.retrieval import Found, Retrieval
+from align_jax.evaluators.retrieval import Retrieval
+from align_jax.examples import spread
+from align_jax.pictures import read_picture
 from align_jax.results import PUBLISHED, REPORT_FILE, table_rows
 from align_jax.telemetry import read_metrics
 
@@ -31,25 +34,21 @@ TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 ROOT = TEMPLATE.parents[1]
 PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 
-IMAGE_QUERIES = 16
-TEXT_QUERIES = 10
-ANSWERS = 5
 HISTOGRAM_PICTURES = 1000
 HISTOGRAM_BINS = 60
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
-# First bytes of the picture files that tf.io.decode_image reads.
+# Of files that browsers show and that are this small, the page has the very bytes.
+SMALL_BYTES = 16 << 10
 MIME_TYPES = {
-    b"\x89PNG": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"BM": "image/bmp",
-    b"RIFF": "image/webp",
-    b"\xff\x0a": "image/jxl",
-    b"\0\0\0\x0cJXL": "image/jxl",
+    b"\x89PNG": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
 }
+SIDE = 256  # pixels of what others are reduced to
 
 
 def write_report(
@@ -65,7 +64,7 @@ def write_report(
       workdir: folder of the finished run.
       fields: the run's literal config.
       results: of the run, see `collect_results`.
-      evaluators: by name; pictures and texts of every `Retrieval` are shown.
+      evaluators: by name; some queries of each are shown.
       embedder: with the final parameters.
 
     Returns:
@@ -87,11 +86,11 @@ def write_report(
         training=training_plots(rows),
         scores=score_plots(rows),
         corpora=read_corpora(fields),
-        retrievals={
-            name: describe_retrieval(evaluator, embedder)
+        evaluations={
+            name: describe(evaluator, embedder)
             for name, evaluator in evaluators.items()
-            if isinstance(evaluator, Retrieval)
         },
+        data_uri=data_uri,
         command=shlex.join(["python", *sys.argv]),
         provenance=provenance(),
         config=json.dumps(fields, indent=2, ensure_ascii=False),
@@ -161,15 +160,25 @@ def plot(title: str, alt: str, draw: Callable[[Axes], None]) -> dict[str, str]:
     axes.grid(alpha=0.3)
     file = io.BytesIO()
     figure.savefig(file, format="png")
-    return {"title": title, "alt": alt, "picture": data_uri(file.getvalue())}
+    return {"title": title, "alt": alt, "picture": encode_uri(file.getvalue(), "png")}
 
 
 def data_uri(picture: bytes) -> str:
-    """Turns a picture file into a data URI; ValueError where its type is unknown."""
-    for magic, mime in MIME_TYPES.items():
-        if picture.startswith(magic):
-            return f"data:{mime};base64,{base64.b64encode(picture).decode()}"
-    raise ValueError(f"no picture file starts with {picture[:8]!r}")
+    """Turns a picture file, of any format and size, into a small data URI."""
+    kind = next((k for magic, k in MIME_TYPES.items() if picture.startswith(magic)), "")
+    if not kind or len(picture) > SMALL_BYTES:
+        reduced = Image.fromarray(read_picture(picture))
+        reduced.thumbnail((SIDE, SIDE))
+        kind = "png" if reduced.mode == "RGBA" else "jpeg"
+        file = io.BytesIO()
+        reduced.save(file, kind, quality=85)
+        picture = file.getvalue()
+    return encode_uri(picture, kind)
+
+
+def encode_uri(content: bytes, kind: str) -> str:
+    """Writes a file of a kind, such as "png", as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -183,87 +192,17 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return corpora
 
 
-def describe_retrieval(evaluator: Retrieval, embedder: Embedder) -> dict[str, Any]:
-    """Lists some queries with their best answers, and plots the similarities."""
-    found = evaluator.found or evaluator.find(embedder)
-    return {
-        "pictures": list(picture_queries(evaluator, found)),
-        "texts": list(text_queries(evaluator, found)),
-        "histogram": plot_similarity(found.images, found.texts, evaluator.pairs),
+def describe(evaluator: Any, embedder: Embedder) -> dict[str, Any]:
+    """Lists an evaluator's examples and, of retrieval, plots the similarities."""
+    found = {
+        title: list(examples)
+        for title, examples in evaluator.examples(embedder).items()
     }
-
-
-def picture_queries(evaluator: Retrieval, found: Found) -> Iterator[dict]:
-    """Yields query pictures with their best texts."""
-    pairs, ranks = evaluator.pairs, found.ranks[0]
-    for how, row in choose_queries(evaluator.image_queries, ranks, IMAGE_QUERIES):
-        right = pairs[pairs[:, 0] == row, 1]
-        answers = rank_answers(found.texts @ found.images[row], right, ranks[row])
-        for answer in answers["best"]:
-            answer["text"] = evaluator.texts[answer["index"]]
-        text = evaluator.texts[answers["right_index"]]
-        picture = data_uri(evaluator.pictures[row])
-        yield {"chosen": how, "picture": picture, "right_text": text, **answers}
-
-
-def text_queries(evaluator: Retrieval, found: Found) -> Iterator[dict]:
-    """Yields query texts with their best pictures."""
-    pairs, ranks = evaluator.pairs, found.ranks[1]
-    for how, column in choose_queries(evaluator.text_queries, ranks, TEXT_QUERIES):
-        right = pairs[pairs[:, 1] == column, 0]
-        answers = rank_answers(found.images @ found.texts[column], right, ranks[column])
-        for answer in answers["best"]:
-            row = answer["index"]
-            answer["picture"] = data_uri(evaluator.pictures[row])
-            columns = pairs[pairs[:, 0] == row, 1][:1]
-            answer["alt"] = "".join(evaluator.texts[i] for i in columns) or "no text"
-        yield {"chosen": how, "text": evaluator.texts[column], **answers}
-
-
-def choose_queries(
-    flags: np.ndarray, ranks: np.ndarray, count: int
-) -> list[tuple[str, int]]:
-    """Picks `count` queries (N,) evenly, and of the others some worst and best."""
-    even = spread(flags, count)
-    others = np.setdiff1d(np.flatnonzero(flags), even)
-    order = others[np.argsort(ranks[others], kind="stable")].tolist()
-    ends = min(count, len(order)) // 2
-    return [
-        *(("picked evenly", query) for query in even),
-        *(("one of the worst", query) for query in order[::-1][:ends]),
-        *(("one of the best", query) for query in order[:ends]),
-    ]
-
-
-def spread(flags: np.ndarray, count: int) -> list[int]:
-    """Picks up to `count` of the flagged indices (N,), evenly from first to last."""
-    flagged = np.flatnonzero(flags)
-    picked = np.linspace(0, len(flagged) - 1, min(count, len(flagged)))
-    return flagged[picked.round().astype(int)].tolist()
-
-
-def rank_answers(scores: np.ndarray, right: np.ndarray, rank: int) -> dict[str, Any]:
-    """Lists one query's best candidates, wrong ones first among equals.
-
-    Args:
-      scores: (C,) similarity of every candidate.
-      right: (m,) places of the right ones; at least one.
-      rank: of the best right one, from 0, see `pair_ranks`.
-
-    Returns:
-      {"best": the first candidates' {"index", "score", "right"}, "right_rank": the
-      rank, from 1, "right_index": the best right one}.
-    """
-    is_right = np.isin(np.arange(len(scores)), right)
-    order = np.lexsort((is_right, -scores))
-    return {
-        "best": [
-            {"index": int(i), "score": float(scores[i]), "right": bool(is_right[i])}
-            for i in order[:ANSWERS]
-        ],
-        "right_rank": 1 + int(rank),
-        "right_index": int(right[np.argmax(scores[right])]),
-    }
+    described = {"examples": found, "histogram": None}
+    if isinstance(evaluator, Retrieval):
+        images, texts, _ = evaluator.found or evaluator.find(embedder)
+        described["histogram"] = plot_similarity(images, texts, evaluator.pairs)
+    return described
 
 
 def plot_similarity(

@@ -84,9 +84,14 @@ def write_json(path: str, value: Any) -> None:
 
 def write_text(path: str, text: str) -> None:
     """Writes a text file through a temporary name."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file through a temporary name."""
     with writing(path):
-        with tf.io.gfile.GFile(path + ".tmp", "w") as file:
-            file.write(text)
+        with tf.io.gfile.GFile(path + ".tmp", "wb") as file:
+            file.write(content)
         tf.io.gfile.rename(path + ".tmp", path, overwrite=True)
 
 

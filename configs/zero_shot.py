@@ -92,5 +92,6 @@ def get_config(names: str = "") -> ConfigDict:
     config = ConfigDict()
     config.run = "evaluate"
     config.checkpoint = ""  # to be given
+    config.embeddings = ""  # a folder to keep them in, for the next evaluation
     config.evaluators = {name: EVALUATIONS[name] for name in chosen}
     return config

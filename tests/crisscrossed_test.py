@@ -132,6 +132,17 @@ def test_a_reversed_pair_counts_once(directory, tmp_path):
     assert evaluator.right("sits").tolist() == [[0, 0], [2, 1], [3, 2], [6, 0]]
 
 
+def test_examples_of_alike_pictures_leave_out_the_query(directory, tmp_path):
+    evaluator = read(directory, write_ratings(tmp_path))
+    shown = evaluator.examples(Encoder())
+    assert [len(list(examples)) for examples in shown.values()][:3] == [3, 4, 4]
+    alike = [*evaluator.examples(Encoder()).values()][3]
+    for example in alike:
+        others = [answer.item.picture for answer in example.answers[:3]]
+        assert example.query.picture not in others and len(set(others)) == 3
+        assert example.right.picture in others
+
+
 def test_other_counts_names_and_files_are_refused(directory, tmp_path):
     ratings = write_ratings(tmp_path)
     with pytest.raises(InputError, match="sts_test.csv has 5 ratings; wanted 44045"):

@@ -62,6 +62,29 @@ def test_a_perfect_encoder_scores_one(directory):
     assert scores["eval/alike/recall@1"] == scores["eval/alike/recall@5"] == 1.0
 
 
+def test_examples_show_what_was_asked_and_what_was_found(directory):
+    encoder = FixedEncoder(perfect, perfect)
+    evaluators = all_evaluators(directory)
+    (classified,) = evaluators["colour"].examples(encoder).values()
+    (alike,) = evaluators["alike"].examples(encoder).values()
+    of_pictures, of_texts = evaluators["pairs"].examples(encoder).values()
+    for example in classified:
+        colour, _ = encoder.names[example.query.picture].split()
+        assert example.query.text == colour == example.answers[0].item.text
+        assert [answer.right for answer in example.answers] == [True, False, False]
+    for example in alike:
+        assert example.answers[0].item.picture == example.query.picture
+        for item, _, right in example.answers:
+            assert encoder.names[item.picture].split()[0] == item.text
+            assert right == (item.text == example.query.text)
+    for example in of_pictures:
+        name = encoder.names[example.query.picture]
+        assert example.answers[0].item.text == name == example.right.text
+    for example in of_texts:
+        best = example.answers[0].item
+        assert encoder.names[best.picture] == example.query.text == best.text
+
+
 @pytest.mark.parametrize("broken", ["images", "texts", "both"])
 def test_a_constant_encoder_scores_at_or_below_chance(directory, broken):
     encoder = FixedEncoder(

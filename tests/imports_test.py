@@ -16,9 +16,9 @@ weights convert.huggingface convert.huggingface_folder convert.efficientnet_chec
 convert.source initialize runtime convert.__main__ embedding model
 embedding_shards embed scores ranking
 devices plan pace
-evaluators.prompts evaluators.zero_shot evaluators.retrieval evaluators.crisscrossed
-evaluators.neighbours evaluators.word_similarity evaluators
-telemetry results report evaluate preemption train
+examples evaluators.prompts evaluators.zero_shot evaluators.retrieval
+evaluators.crisscrossed evaluators.neighbours evaluators.word_similarity evaluators
+telemetry results report saved_embeddings evaluate preemption train
 """.split()
 
 CORE = [name for name in ORDER if name.startswith("models.")] + [

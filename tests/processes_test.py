@@ -11,7 +11,7 @@ import pytest
 from align_jax.parameters import unflatten
 from tests import steps
 from tests.reference import contrastive_reference, embeddings
-from tests.two_processes import CASES, embed, rank
+from tests.two_processes import CASES, embed, open_embedder, rank, score
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_two_processes_embed_what_one_does_and_read_each_picture_once(
     root, results, mesh_of
 ):
     arrays, _ = results
-    expected, read = embed(str(root), mesh_of(8), variables_of(arrays))
+    expected, read = embed(open_embedder(str(root), mesh_of(8), variables_of(arrays)))
     assert read == list(range(13))
     assert np.isnan(expected[4]).all() and np.isfinite(np.delete(expected, 4, 0)).all()
     np.testing.assert_allclose(arrays["embeddings"], expected, atol=1e-5)
@@ -86,3 +86,14 @@ def test_two_processes_rank_as_one_does(results, mesh_of):
     assert set(expected) == {"rows", "columns", "cosines", "places"}
     for name, wanted in expected.items():
         np.testing.assert_allclose(arrays[f"ranking/{name}"], wanted, atol=1e-6)
+
+
+def test_two_processes_score_and_save_as_one_does(root, results, mesh_of):
+    arrays, _ = results
+    embedder = open_embedder(str(root), mesh_of(8), variables_of(arrays))
+    expected = score(str(root), embedder)
+    assert expected[0] == expected[1] and len(expected[0]) > 20
+    for index in range(2):
+        assert json.loads((root / f"scores_{index}.json").read_text()) == expected
+    files = sorted(p.parent.name for p in (root / "saved_by_2").glob("*/*/*.parquet"))
+    assert files == ["images", "texts", "texts"]

@@ -12,9 +12,11 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from align_jax.embedding import Embedder
+from align_jax.evaluate import make_evaluators, run_evaluators
 from align_jax.loss import contrastive_loss
 from align_jax.parameters import flatten
 from align_jax.ranking import nearest, pair_ranks
+from align_jax.saved_embeddings import SavedEmbedder
 from align_jax.sharding import batch_split, make_mesh
 from tests import steps, tiny
 from tests.reference import embeddings
@@ -36,8 +38,8 @@ class Pictures(Sequence):
         return b"broken" if index == 4 else tiny.draw(tiny.NAMES[index % 12], index)
 
 
-def embed(root: str, mesh: Mesh, variables: dict) -> tuple[np.ndarray, list[int]]:
-    """Embeddings of `Pictures`, eight at a time, and which of them were read here."""
+def open_embedder(root: str, mesh: Mesh, variables: dict) -> Embedder:
+    """The tiny run's embedder, of eight at a time."""
     config = steps.read(pathlib.Path(root) / "run")
     embedder = Embedder(
         config.make_model(mesh),
@@ -47,6 +49,11 @@ def embed(root: str, mesh: Mesh, variables: dict) -> tuple[np.ndarray, list[int]
         8,
     )
     embedder.load(**variables)
+    return embedder
+
+
+def embed(embedder: Embedder) -> tuple[np.ndarray, list[int]]:
+    """Embeddings of `Pictures` and which of them were read here."""
     pictures, unreadable = Pictures(), {}
     found = embedder.encode_images(pictures, unreadable)
     assert set(unreadable) == {4} & {*pictures.read}
@@ -63,6 +70,22 @@ def rank(mesh: Mesh) -> dict[str, np.ndarray]:
     return dict(
         zip(("rows", "columns", "cosines", "places"), ranks + found, strict=True)
     )
+
+
+def score(root: str, embedder: Embedder) -> list[dict[str, float]]:
+    """Scores of the tiny evaluation set: embedded, then by what was saved of that."""
+    data = {"directory": f"{root}/run/test", "split": "test"}
+    described = {
+        "pairs": {"kind": "retrieval", **data},
+        "colour": {"kind": "zero_shot", "prompts": f"{root}/run/test/prompts.json"},
+        "alike": {"kind": "neighbours", "index_split": "test"},
+    }
+    evaluators = make_evaluators({name: data | described[name] for name in described})
+    folder = f"{root}/saved_by_{jax.process_count()}"
+    return [
+        dict(run_evaluators(evaluators, SavedEmbedder(embedder, folder, "tiny")))
+        for _ in range(2)
+    ]
 
 
 def main(root: str, address: str, index: str) -> None:
@@ -84,7 +107,10 @@ def main(root: str, address: str, index: str) -> None:
         for i, found in enumerate(gradients):
             arrays[f"gradient/{case}/{i}"] = process_allgather(found, tiled=True)
     metrics, _, end, _ = steps.run(steps.read(pathlib.Path(root) / "run"), mesh)
-    arrays["embeddings"], read = embed(root, mesh, end.own_variables)
+    embedder = open_embedder(root, mesh, end.own_variables)
+    arrays["embeddings"], read = embed(embedder)
+    scores = score(root, embedder)
+    pathlib.Path(root, f"scores_{index}.json").write_text(json.dumps(scores))
     pathlib.Path(root, f"read_{index}.json").write_text(json.dumps(read))
     for name, found in rank(mesh).items():
         arrays[f"ranking/{name}"] = found

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,7 @@ import tensorflow as tf
 from align_jax.datasets import evaluation_records
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
+from align_jax.examples import Example, Item, Side, make_examples
 from align_jax.ranking import pair_ranks
 from align_jax.scores import CUTS, recall_at, sampled_correlation
 
@@ -29,6 +31,12 @@ FILES = {
 FLOORS = {"sts": 3.0, "sis": 2.5, "sits": 3.0}  # as in arXiv 2004.15020, section 3
 RATINGS = (44_045, 46_719, 44_833)  # lines of the test files
 CAPTION = "COCO_val2014:sentid:"
+TASKS = {
+    "i2t": "Pictures and their best captions",
+    "t2i": "Captions and their best pictures",
+    "t2t": "Captions and the captions most like them",
+    "i2i": "Pictures and the pictures most like them",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +62,38 @@ class CrisscrossedConfig:
     seed: int = 0
 
 
+class Task(NamedTuple):
+    """What is right in one of `TASKS`, and where it was found.
+
+    Attributes:
+      right: (P, 2), query and candidate of what is right.
+      ranks: (Q,), see `pair_ranks`.
+    """
+
+    right: np.ndarray
+    ranks: np.ndarray
+
+
+class Found(NamedTuple):
+    """What a model makes of the pictures and captions.
+
+    Attributes:
+      images: (I, D) embeddings.
+      texts: (T, D) embeddings.
+      tasks: by name.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
+    tasks: dict[str, Task]
+
+
 class Crisscrossed:
-    """Recalls of four retrieval tasks and three correlations."""
+    """Recalls of four retrieval tasks and three correlations.
+
+    Attributes:
+      found: what `find` gave to the last run; None before it.
+    """
 
     Config = CrisscrossedConfig
 
@@ -64,9 +102,12 @@ class Crisscrossed:
         self._config = config
         wanted = ("image", "texts", "caption_ids", "file_name")
         records = evaluation_records(config.directory, config.split, wanted)
+        self.found: Found | None = None
         self.pictures = [record["image"] for record in records]
         self.texts, caption_rows, image_rows = [], {}, {}
+        self.captions = []  # first caption of each picture
         for row, record in enumerate(records):
+            self.captions.append(len(self.texts))
             image_rows[record["file_name"].decode()] = row
             for number, text in zip(
                 record["caption_ids"], record["texts"], strict=True
@@ -119,16 +160,10 @@ class Crisscrossed:
 
     def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yields recalls with their counts, then correlations with their deviations."""
-        images = embedder.encode_images(self.pictures)
-        texts = embedder.encode_texts(self.texts)
-        across = pair_ranks(texts, images, self.right("sits"), embedder.mesh)
-        ranks = {"t2i": across[0], "i2t": across[1]}
-        for name, kind, found in (("t2t", "sts", texts), ("i2i", "sis", images)):
-            itself = np.repeat(np.arange(len(found))[:, None], 2, 1)
-            both = pair_ranks(found, found, self.right(kind), embedder.mesh, itself)
-            ranks[name] = both[0]
-        for name in ("i2t", "t2i", "t2t", "i2i"):
-            asked = ranks[name][ranks[name] >= 0]
+        self.found = self.find(embedder)
+        images, texts, tasks = self.found
+        for name in TASKS:
+            asked = tasks[name].ranks[tasks[name].ranks >= 0]
             for k in CUTS:
                 yield f"{name}_recall@{k}", recall_at(asked, k)
             yield f"{name}_queries", len(asked)
@@ -146,3 +181,37 @@ class Crisscrossed:
             yield f"{kind}_spearman", mean
             yield f"{kind}_spearman_std", deviation
             yield f"{kind}_queries", len(np.unique(pairs[:, 0]))
+
+    def find(self, embedder: Embedder) -> Found:
+        """Embeds everything and ranks what is right in every task."""
+        images = embedder.encode_images(self.pictures)
+        texts = embedder.encode_texts(self.texts)
+        right = self.right("sits")  # (P, 2), caption and picture
+        by_text, by_image = pair_ranks(texts, images, right, embedder.mesh)
+        tasks = {"t2i": Task(right, by_text), "i2t": Task(right[:, ::-1], by_image)}
+        for name, kind, found in (("t2t", "sts", texts), ("i2i", "sis", images)):
+            right = self.right(kind)
+            itself = np.repeat(np.arange(len(found))[:, None], 2, 1)
+            ranks, _ = pair_ranks(found, found, right, embedder.mesh, itself)
+            tasks[name] = Task(right, ranks)
+        return Found(images, texts, tasks)
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """Queries of every task, of the last run or, before it, of one that is made."""
+        found = self.found or self.find(embedder)
+        sides = {
+            "t": Side(found.texts, lambda row: Item(self.texts[row])),
+            "i": Side(
+                found.images,
+                lambda row: Item(self.texts[self.captions[row]], self.pictures[row]),
+            ),
+        }
+        return {
+            title: make_examples(
+                sides[name[0]],
+                sides[name[-1]],
+                *found.tasks[name],
+                exclude_itself=name[0] == name[-1],
+            )
+            for name, title in TASKS.items()
+        }

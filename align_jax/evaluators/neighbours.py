@@ -6,11 +6,13 @@ pictures' embeddings, has its label.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from align_jax.datasets import LabelledPictures
 from align_jax.embedding import Embedder
+from align_jax.examples import Answer, Example, Item, choose_queries
 from align_jax.ranking import nearest
 
 CUTS = (1, 5)
@@ -39,8 +41,30 @@ class NeighboursConfig:
     label_feature: str = "label"
 
 
+class Found(NamedTuple):
+    """The nearest pictures of the queries.
+
+    Attributes:
+      labels: (Q,) of the queries.
+      near_labels: (Q, k) of their nearest, best first.
+      places: (Q, k) of these in the index.
+      cosines: (Q, k).
+      candidates: pictures of the index.
+    """
+
+    labels: np.ndarray
+    near_labels: np.ndarray
+    places: np.ndarray
+    cosines: np.ndarray
+    candidates: int
+
+
 class Neighbours:
-    """Recall at 1 and 5 of the label by the nearest pictures."""
+    """Recall at 1 and 5 of the label by the nearest pictures.
+
+    Attributes:
+      found: what `find` gave to the last run; None before it.
+    """
 
     Config = NeighboursConfig
 
@@ -51,6 +75,7 @@ class Neighbours:
             (config.split, config.expected_queries),
             (config.index_split, config.expected_index),
         )
+        self.found: Found | None = None
         self.queries, self.index = (
             LabelledPictures(config.directory, split, *features, expected)
             for split, expected in splits
@@ -58,15 +83,43 @@ class Neighbours:
 
     def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yields recalls and the counts."""
+        self.found = self.find(embedder)
+        same = self.found.near_labels == self.found.labels[:, None]
+        for k in CUTS:
+            yield f"recall@{k}", float(same[:, :k].any(1).mean())
+        yield "queries", len(same)
+        yield "candidates", self.found.candidates
+
+    def find(self, embedder: Embedder) -> Found:
+        """Embeds the queries, then the index on the way, and finds the nearest."""
         asked, held = [], []
         queries = embedder.encode_images(_pictures(self.queries, asked))  # (Q, D)
         index = embedder.stream_images(_pictures(self.index, held))
-        _, places = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
-        same = np.array(held)[places] == np.array(asked)[:, None]
-        for k in CUTS:
-            yield f"recall@{k}", float(same[:, :k].any(1).mean())
-        yield "queries", len(asked)
-        yield "candidates", len(held)
+        cosines, places = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
+        labels, near_labels = np.array(asked), np.array(held)[places]
+        return Found(labels, near_labels, places, cosines, len(held))
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """Queries of the last run or, before it, of one that is made."""
+        found = self.found or self.find(embedder)
+        return {"Pictures and the nearest ones": self._examples(found)}
+
+    def _examples(self, found: Found) -> Iterator[Example]:
+        same = found.near_labels == found.labels[:, None]
+        first = np.where(same.any(1), same.argmax(1), same.shape[1])
+        for chosen, row in choose_queries(np.ones(len(same), bool), first):
+            answers = []
+            for column, place in enumerate(found.places[row]):
+                name = self._name(found.near_labels[row, column])
+                item = Item(name, self.index.picture(place))
+                score, right = found.cosines[row, column], same[row, column]
+                answers.append(Answer(item, float(score), bool(right)))
+            query = Item(self._name(found.labels[row]), self.queries.picture(row))
+            yield Example(chosen, query, answers, None, None)
+
+    def _name(self, label: int) -> str:
+        """What a label is called."""
+        return self.queries.names[label] if self.queries.names else str(label)
 
 
 def _pictures(data: LabelledPictures, labels: list[int]) -> Iterator[bytes]:

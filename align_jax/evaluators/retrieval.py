@@ -14,6 +14,7 @@ import numpy as np
 from align_jax.datasets import evaluation_records
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
+from align_jax.examples import Example, Item, Side, make_examples
 from align_jax.ranking import pair_ranks
 from align_jax.scores import CUTS, chance_recall, recall_at
 
@@ -131,3 +132,23 @@ class Retrieval:
         texts = embedder.encode_texts(self.texts)
         ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
         return Found(images, texts, ranks)
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """Queries both ways, of the last run or, before it, of one that is made."""
+        found = self.found or self.find(embedder)
+        first = dict(self.pairs[::-1].tolist())  # text of each picture
+
+        def show_picture(row: int) -> Item:
+            text = self.texts[first[row]] if row in first else "no text"
+            return Item(text, self.pictures[row])
+
+        pictures = Side(found.images, show_picture)
+        texts = Side(found.texts, lambda column: Item(self.texts[column]))
+        return {
+            "Pictures and their best texts": make_examples(
+                pictures, texts, self.pairs, found.ranks[0], self.image_queries
+            ),
+            "Texts and their best pictures": make_examples(
+                texts, pictures, self.pairs[:, ::-1], found.ranks[1], self.text_queries
+            ),
+        }

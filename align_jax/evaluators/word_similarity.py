@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
+from align_jax.examples import Example
 from align_jax.scores import rank_correlation
 
 PAIRS = 999
@@ -81,3 +82,7 @@ class WordSimilarity:
                 rank_correlation(self.ratings[kind], cosines[kind]),
             )
             yield f"{name}_pairs", int(kind.sum())
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """None: there is nothing to look at."""
+        return {}

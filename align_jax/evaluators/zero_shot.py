@@ -6,6 +6,7 @@ picture is given the class of highest cosine.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from align_jax.datasets import LabelledPictures
 from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.evaluators.prompts import read_prompts, read_subset
+from align_jax.examples import Example, Item, Side, make_examples
 from align_jax.ranking import pair_ranks
 from align_jax.scores import mean_per_class, recall_at
 
@@ -56,14 +58,35 @@ class ZeroShotConfig:
             raise ValueError(f"single is {self.single!r}; wanted a {{}} in it")
 
 
+class Found(NamedTuple):
+    """What a model makes of the pictures.
+
+    Attributes:
+      images: (N, D) embeddings.
+      truth: (N,) places of their classes among those that compete.
+      classes: (K, D) embeddings.
+      ranks: (N,), see `pair_ranks`.
+    """
+
+    images: np.ndarray
+    truth: np.ndarray
+    classes: np.ndarray
+    ranks: np.ndarray
+
+
 class ZeroShot:
-    """Accuracy against class embeddings made from prompts."""
+    """Accuracy against class embeddings made from prompts.
+
+    Attributes:
+      found: what `find` gave to the last run; None before it.
+    """
 
     Config = ZeroShotConfig
 
     def __init__(self, config: ZeroShotConfig):
         """Opens pictures and prompts; raises InputError where they do not fit."""
         self._config = config
+        self.found: Found | None = None
         self.data = LabelledPictures(
             config.directory,
             config.split,
@@ -82,29 +105,48 @@ class ZeroShot:
 
     def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yields accuracies, the majority class's share and the counts."""
-        labels: list[int] = []
-        images = embedder.encode_images(self._pictures(labels))  # (N, D)
-        truth = np.array(labels)
-        pairs = np.stack([np.arange(len(truth)), truth], 1)
-
-        def ranks(prompts: list[list[str]]) -> np.ndarray:
-            unit = self._config.average == "unit"
-            classes = class_embeddings(embedder, prompts, unit)  # (K, D)
-            return pair_ranks(images, classes, pairs, embedder.mesh)[0]
-
-        prompts = self._fill(self.prompts.templates)
-        found = ranks(prompts)
-        yield "top1", recall_at(found, 1)
-        yield "top5", recall_at(found, 5)
-        yield "mean_per_class", mean_per_class(found == 0, truth)
+        self.found = self.find(embedder)
+        images, truth, _, ranks = self.found
+        yield "top1", recall_at(ranks, 1)
+        yield "top5", recall_at(ranks, 5)
+        yield "mean_per_class", mean_per_class(ranks == 0, truth)
         if self._config.single:
-            alone = recall_at(ranks(self._fill([self._config.single])), 1)
-            yield "single_prompt_top1", alone
-            yield "ensemble_gain", recall_at(found, 1) - alone
+            _, found = self._rank(embedder, images, truth, [self._config.single])
+            yield "single_prompt_top1", recall_at(found, 1)
+            yield "ensemble_gain", recall_at(ranks, 1) - recall_at(found, 1)
         yield "majority", float(np.bincount(truth).max() / len(truth))
         yield "queries", len(truth)
         yield "candidates", len(self.kept)
-        yield "prompts", sum(map(len, prompts))
+        yield "prompts", sum(map(len, self._fill(self.prompts.templates)))
+
+    def find(self, embedder: Embedder) -> Found:
+        """Embeds pictures and classes and ranks each picture's own class."""
+        labels: list[int] = []
+        images = embedder.encode_images(self._pictures(labels))  # (N, D)
+        truth, templates = np.array(labels), self.prompts.templates
+        return Found(images, truth, *self._rank(embedder, images, truth, templates))
+
+    def _rank(self, embedder, images, truth, templates) -> tuple:
+        """Embeddings of the classes (K, D) by some templates, and ranks (N,)."""
+        unit = self._config.average == "unit"
+        classes = class_embeddings(embedder, self._fill(templates), unit)
+        pairs = np.stack([np.arange(len(truth)), truth], 1)
+        return classes, pair_ranks(images, classes, pairs, embedder.mesh)[0]
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """Pictures of the last run or, before it, of one that is made."""
+        found = self.found or self.find(embedder)
+        names = [self.prompts.classes[label] for label in self.kept]
+        truth = found.truth
+
+        def show_picture(row: int) -> Item:
+            return Item(names[truth[row]], self.data.picture(row))
+
+        pairs = np.stack([np.arange(len(truth)), truth], 1)
+        pictures = Side(found.images, show_picture)
+        classes = Side(found.classes, lambda k: Item(names[k]))
+        title = "Pictures and their best classes"
+        return {title: make_examples(pictures, classes, pairs, found.ranks)}
 
     def _fill(self, templates: list[str]) -> list[list[str]]:
         """Prompts of the classes that compete."""
