@@ -13,21 +13,28 @@ import sys
 from typing import Any
 
 
-def pretrain(fields: dict[str, Any], workdir: str) -> None:
-    """Trains a dual encoder, or continues its training."""
+def train(fields: dict[str, Any], workdir: str) -> None:
+    """Trains a dual encoder or a classifier, or continues its training."""
     from align_jax.train import train
 
     train(fields, workdir)
 
 
 def evaluate(fields: dict[str, Any], workdir: str) -> None:
-    """Evaluates a trained dual encoder."""
+    """Evaluates a trained model."""
     from align_jax.evaluate import evaluate
 
     evaluate(fields, workdir)
 
 
-RUNS = {"pretrain": pretrain, "evaluate": evaluate}
+def search(fields: dict[str, Any], workdir: str) -> None:
+    """Runs a random search over training runs, or continues it."""
+    from align_jax.search import search
+
+    search(fields, workdir)
+
+
+RUNS = {"pretrain": train, "classify": train, "evaluate": evaluate, "search": search}
 
 
 def run(argv: list[str]) -> int:
@@ -64,8 +71,8 @@ def run(argv: list[str]) -> int:
     if target.value is None:
         chosen(fields, workdir.value)
         return 0
-    if chosen is not pretrain:
-        raise InputError(f"--plan is for pretraining, not for {fields['run']!r}")
+    if chosen is not train:
+        raise InputError(f"--plan is for training, not for {fields['run']!r}")
     from align_jax.plan import plan
 
     return 0 if plan(fields, target.value, alternatives.value) else 1

@@ -86,14 +86,14 @@ def _suggest(name: str, known: Mapping[str, Any]) -> str:
 
 def _read_value(hint: Any, value: Any, where: str) -> Any:
     """Checks one value against its annotation."""
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where} is {value!r}; wanted a sub-dict of fields")
-        return read_config(hint, value, where)
     if isinstance(hint, types.UnionType):
         if value is None and type(None) in hint.__args__:
             return None
         (hint,) = (arg for arg in hint.__args__ if arg is not type(None))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} is {value!r}; wanted a sub-dict of fields")
+        return read_config(hint, value, where)
     origin = typing.get_origin(hint) or hint
     if origin is dict and typing.get_args(hint) and isinstance(value, Mapping):
         kind = typing.get_args(hint)[1]

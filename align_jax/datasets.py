@@ -7,12 +7,14 @@ may be any that TensorFlow reads, as gs:// ones.
 import array
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
@@ -28,7 +30,8 @@ class DatasetConfig:
     """One dataset of training.
 
     Attributes:
-      directory: folder in TFDS's layout, local or any path TensorFlow reads.
+      directory: folder in TFDS's layout, local or any path TensorFlow reads; or the
+        folder of its versions, of which the newest is taken.
       split: split of the dataset.
       image_feature: name of the encoded picture in a record.
       text_feature: name of the text, or of a list of texts of which each visit of the
@@ -119,8 +122,9 @@ def open_dataset(config: DatasetConfig) -> Dataset:
       InputError: as `open_shards`, there are no records, or they have no such features
         or ones of another type.
     """
-    builder = _open_builder(config.directory, config.split)
-    shards = _list_shards(config.directory, builder.info, config.split)
+    directory = _newest_version(config.directory)
+    builder = _open_builder(directory, config.split)
+    shards = _list_shards(directory, builder.info, config.split)
     total = sum(shard.records for shard in shards)
     wanted = round(total * config.fraction)
     if config.max_pairs:
@@ -175,6 +179,13 @@ def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
     return parse
 
 
+def count_labels(config: DatasetConfig) -> int | None:
+    """Classes that a dataset's labels are of; None where it does not say."""
+    directory = _newest_version(config.directory)
+    features = _open_builder(directory, config.split).info.features
+    return getattr(features[config.label_feature], "num_classes", None)
+
+
 def evaluation_records(
     directory: str, split: str, wanted: Sequence[str] = ()
 ) -> list[dict]:
@@ -197,6 +208,8 @@ def evaluation_records(
 
 class LabelledPictures:
     """Encoded pictures and their labels, read again each time they are iterated over.
+
+    A split may be one of TFDS's expressions, such as "train[:90%]".
 
     Attributes:
       count: of the split's records.
@@ -246,9 +259,27 @@ class LabelledPictures:
 
     def picture(self, index: int) -> bytes:
         """One of the pictures that the newest iteration gave, by its place in it."""
-        place = self._places[index]
-        (record,) = _stream(self._builder, f"{self._split}[{place}:{place + 1}]")
-        return record[self._image]
+        (picture,) = self.pictures([self._places[index]])
+        return picture
+
+    def pictures(self, places: Sequence[int]) -> Iterator[bytes]:
+        """The pictures of some of the split's records, by their places, ascending."""
+        start, passed = places[0], 0
+        dataset = _open_stream(self._builder, self._split).skip(start)
+        records = dataset.take(places[-1] + 1 - start).as_numpy_iterator()
+        for place in places:
+            record = next(itertools.islice(records, place - start - passed, None))
+            passed = place - start + 1
+            yield record[self._image]
+
+    def labels(self) -> np.ndarray:
+        """Labels of all records (count,), -1 where there is none."""
+        wanted = tfds.decode.PartialDecoding({self._label: True})
+        dataset = self._builder.as_dataset(
+            split=self._split, decoders=wanted, shuffle_files=False
+        )
+        labels = (record[self._label] for record in dataset.as_numpy_iterator())
+        return np.fromiter(labels, np.int64, self.count)
 
 
 def _newest_version(directory: str) -> str:
@@ -269,9 +300,15 @@ def _open_evaluation(
 ) -> tfds.core.DatasetBuilder:
     """Opens a split's newest version, checked as `evaluation_records` says."""
     directory = _newest_version(directory)
-    if not open_shards(directory, split):
-        raise InputError(f"split {split!r} of {directory} has no records")
+    for part in split.split("+"):  # as "train[:90%]+validation"
+        open_shards(directory, part.split("[")[0].strip())
     builder = tfds.builder_from_directory(directory)
+    try:
+        records = builder.info.splits[split].num_examples
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{split!r} is no split of {directory}: {error}") from error
+    if not records:
+        raise InputError(f"split {split!r} of {directory} has no records")
     known = builder.info.features
     for name in wanted:
         if name not in known:
@@ -284,15 +321,19 @@ def _open_evaluation(
 
 def _stream(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
     """A split's records with their pictures left encoded, in the order of the files."""
+    return iter(_open_stream(builder, split).as_numpy_iterator())
+
+
+def _open_stream(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
+    """What `_stream` gives, as TensorFlow's."""
     pictures_encoded = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
         if isinstance(feature, tfds.features.Image)
     }
-    dataset = builder.as_dataset(
+    return builder.as_dataset(
         split=split, decoders=pictures_encoded, shuffle_files=False
     )
-    return iter(dataset.as_numpy_iterator())
 
 
 def _open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:

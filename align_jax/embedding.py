@@ -1,4 +1,4 @@
-"""Embeds pictures and texts with a trained dual encoder, in batches on all devices."""
+"""Runs a trained model on pictures and texts, in batches on all devices."""
 
 import concurrent.futures
 import itertools
@@ -12,6 +12,7 @@ import tensorflow as tf
 from jax.sharding import Mesh
 
 from align_jax.errors import InputError
+from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.pictures import Picture, read_picture
 from align_jax.preprocess import PreprocessConfig, evaluation_image
@@ -30,8 +31,8 @@ class Embedder:
 
     def __init__(
         self,
-        model: DualEncoder,
-        tokenizer: Tokenizer,
+        model: DualEncoder | Classifier,
+        tokenizer: Tokenizer | None,
         preprocess: PreprocessConfig,
         mesh: Mesh,
         batch_size: int = 128,
@@ -39,8 +40,8 @@ class Embedder:
         """Compiles both encoders on first use.
 
         Args:
-          model: the dual encoder.
-          tokenizer: of its text tower.
+          model: a dual encoder, or a classifier.
+          tokenizer: of its text tower; None for a classifier.
           preprocess: image sizes.
           mesh: the devices.
           batch_size: pictures or texts at a time, rounded up to the device count.
@@ -52,13 +53,18 @@ class Embedder:
         self._variables: dict = {}
         whole, split = replicated(mesh), batch_split(mesh)
 
-        def encode_images(variables, images, readable):
-            found = model.apply(variables, images, method="encode_images")
+        def of_images(variables, images, readable, method):
+            found = model.apply(variables, images, method=method)
             return jnp.where(readable[:, None], found, jnp.nan)
 
-        self._encode_images = jax.jit(
-            encode_images, in_shardings=(None, split, split), out_shardings=whole
-        )
+        self._of_images = {
+            method: jax.jit(
+                partial(of_images, method=method),
+                in_shardings=(None, split, split),
+                out_shardings=whole,
+            )
+            for method in ("encode_images", "image_features", "classify_images")
+        }
         self._of_texts = {
             method: jax.jit(
                 partial(model.apply, method=method),
@@ -100,6 +106,24 @@ class Embedder:
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
     ) -> Iterator[np.ndarray]:
         """Yields what `encode_images` returns, a batch at a time and in order."""
+        return self._run_images("encode_images", pictures, unreadable)
+
+    def image_features(self, pictures: Iterable[Picture]) -> np.ndarray:
+        """The image tower's pooled output before any projection, (N, W) float32."""
+        return _join(self._run_images("image_features", pictures, None))
+
+    def classify_images(self, pictures: Iterable[Picture]) -> np.ndarray:
+        """A classifier's logits, (N, K) float32."""
+        if self._tokenizer is not None:
+            raise InputError("a dual encoder has no head; wanted a classifier")
+        return _join(self._run_images("classify_images", pictures, None))
+
+    def _run_images(
+        self,
+        method: str,
+        pictures: Iterable[Picture],
+        unreadable: dict[int, str] | None,
+    ) -> Iterator[np.ndarray]:
         side, limit = self._preprocess.image_size, self._preprocess.max_pixels
         split, size = batch_split(self._mesh), self._batch_size
         own, scratch = _own_rows(self._mesh, size), Scratch()
@@ -138,7 +162,7 @@ class Embedder:
 
         # Threads: decoding and resizing let each other run.
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            yield from self._embed(self._encode_images, batches())
+            yield from self._embed(self._of_images[method], batches())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts (N) as (N, D) float32 of unit length."""
@@ -153,6 +177,8 @@ class Embedder:
         return self._run_texts("text_features", texts)
 
     def _run_texts(self, method: str, texts: Sequence[str]) -> np.ndarray:
+        if self._tokenizer is None:
+            raise InputError("a classifier has no text tower; wanted a dual encoder")
         size, split = self._batch_size, batch_split(self._mesh)
         padding = [""] * (-len(texts) % size)
         tokens = (

@@ -7,10 +7,11 @@ from typing import Any
 
 from align_jax import workdir as folder
 from align_jax.config import choose, read_config
+from align_jax.convert.source import open_weights
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluators import EVALUATORS
-from align_jax.model import load
+from align_jax.model import make_embedder
 from align_jax.report import write_report
 from align_jax.results import print_results
 from align_jax.saved_embeddings import SavedEmbedder
@@ -23,8 +24,8 @@ class EvaluateConfig:
 
     Attributes:
       run: "evaluate".
-      checkpoint: what holds a dual encoder, see `open_weights`: the workdir of a
-        pretraining run, a Hugging Face folder, ...
+      checkpoint: what holds a dual encoder or a classifier, see `open_weights`: the
+        workdir of a training run, a Hugging Face folder, ...
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
       embeddings: folder that keeps what is embedded, for evaluators that embed the same
         and for the next evaluation of this model; "" keeps nothing.
@@ -38,7 +39,7 @@ class EvaluateConfig:
     def __post_init__(self):
         if not self.checkpoint:
             raise ValueError(
-                "checkpoint is empty; name what holds a dual encoder, as in"
+                "checkpoint is empty; name what holds a model, as in"
                 " --config.checkpoint=runs/quickstart"
             )
 
@@ -85,14 +86,14 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
         print(f"{workdir} holds this evaluation, finished: nothing to do.")
         print_results(workdir)
         return
-    model = load(config.checkpoint)
+    weights = open_weights(config.checkpoint)
+    embedder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
     if folder.leads():
         folder.claim(workdir, fields)
-    results = {"step": model.weights.step} if model.weights.step is not None else {}
-    embedder = model.embedder
+    results = {"step": weights.step} if weights.step is not None else {}
     if config.embeddings:
-        embedder = SavedEmbedder(embedder, config.embeddings, digest(model.weights))
+        embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
     results |= dict(run_evaluators(evaluators, embedder))
     write_report(workdir, fields, results, evaluators, embedder)
     if folder.leads():

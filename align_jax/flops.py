@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from align_jax.train_step import TOWERS, StepPlan, abstract_state, encode, score
+from align_jax.train_step import StepPlan, abstract_state, encode, score
 
 
 def count_model_flops(
@@ -28,7 +28,8 @@ def count_model_flops(
       batch: shapes of the global batch.
 
     Returns:
-      {"image_tower", "text_tower", "loss"}: operations of all devices together.
+      {"image_tower", "text_tower" where there is one, "loss"}: operations of all
+      devices together.
     """
     towers = dataclasses.replace(plan, model=_plain(plan))
     state = abstract_state(plan)
@@ -46,17 +47,19 @@ def count_model_flops(
         return encode(params, statistics, batch, key, cores, towers)[0]
 
     found = {}
-    for index, name in enumerate(TOWERS):
+    for index, name in enumerate(plan.model.towers):
         total = lambda *args, index=index: embed(*args)[index].sum()  # noqa: E731
         work = count_flops(
             jax.value_and_grad(total), state.params, state.batch_stats, some
         )
         found[name] = groups * work
-    image, _ = jax.eval_shape(embed, state.params, state.batch_stats, some)
-    embeddings = jax.ShapeDtypeStruct((groups * pairs, image.shape[1]), image.dtype)
+    outputs = tuple(
+        jax.ShapeDtypeStruct((groups * pairs, x.shape[1]), x.dtype)
+        for x in jax.eval_shape(embed, state.params, state.batch_stats, some)
+    )
     loss = lambda *args: score(*args, plan)[0]  # noqa: E731
-    pair = (embeddings, embeddings)
-    found["loss"] = count_flops(jax.value_and_grad(loss, (0, 1)), state.params, pair)
+    gradient = jax.value_and_grad(loss, (0, 1))
+    found["loss"] = count_flops(gradient, state.params, outputs, batch)
     return found
 
 
@@ -70,11 +73,14 @@ def count_flops(function: Callable, *arguments: Any) -> float:
 def _plain(plan: StepPlan):
     """The model, with nothing computed twice or gathered."""
     config = plan.model.config
-    image_tower = dataclasses.replace(
-        config.image_tower, rematerialise="none", scan=True
-    )
-    text_tower = dataclasses.replace(config.text_tower, rematerialise=False, scan=True)
-    config = dataclasses.replace(config, image_tower=image_tower, text_tower=text_tower)
+    kept = {"image_tower": "none", "text_tower": False}
+    towers = {
+        name: dataclasses.replace(
+            getattr(config, name), rematerialise=kept[name], scan=True
+        )
+        for name in plan.model.towers
+    }
+    config = dataclasses.replace(config, **towers)
     return plan.model.clone(config=config, placement=None)
 
 

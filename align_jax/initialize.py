@@ -10,24 +10,24 @@ from align_jax.checkpoint import Checkpoints, list_steps, split_source
 from align_jax.convert.source import open_weights
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.parameters import Path, check_names
-from align_jax.pretrain_config import InitialTowers, PretrainConfig
+from align_jax.parameters import Path, check_names, variable_shapes
+from align_jax.run_config import RunConfig
 from align_jax.tokenizer import Tokenizer
 from align_jax.train_step import StepPlan, TrainState, abstract_state, create_state
-from align_jax.weights import tower_shapes
+from align_jax.weights import Weights, tower_shapes
 
 TOP = ("top", "top_norm")  # left out where the model has none
 
 
 def first_state(
-    config: PretrainConfig, plan: StepPlan, tokenizer: Tokenizer, workdir: str
+    config: RunConfig, plan: StepPlan, tokenizer: Tokenizer | None, workdir: str
 ) -> tuple[int, TrainState]:
     """Makes the state that a run starts with; changes no file.
 
     It is from the first of these that there is:
       1. the newest checkpoint in the workdir, this run's own;
       2. a checkpoint of another run, `config.start_from`;
-      3. towers from weights, `config.initialize`;
+      3. a model or towers from weights, `config.initialize`;
       4. the seed.
 
     Returns:
@@ -48,12 +48,16 @@ def first_state(
             )
         print(f"Starting from {run} after step {step}.")
         return step, _restore(run, step, config, plan, tokenizer)
-    towers = read_towers(config.initialize, config.model, tokenizer)
-    return 0, place_towers(create_state(plan), towers)
+    arrays = read_initial(config, tokenizer)
+    return 0, place_arrays(create_state(plan), arrays)
 
 
 def _restore(
-    run: str, step: int, config: PretrainConfig, plan: StepPlan, tokenizer: Tokenizer
+    run: str,
+    step: int,
+    config: RunConfig,
+    plan: StepPlan,
+    tokenizer: Tokenizer | None,
 ) -> TrainState:
     """Reads a run's state onto this run's devices."""
     checkpoints = Checkpoints(run, config.checkpoint, config.identity(tokenizer))
@@ -62,28 +66,41 @@ def _restore(
     return state
 
 
-def read_towers(
-    sources: InitialTowers, model: ModelConfig, tokenizer: Tokenizer
+def read_initial(
+    config: RunConfig, tokenizer: Tokenizer | None
 ) -> dict[Path, np.ndarray]:
-    """Reads the towers that a run starts from.
+    """Reads what a run's model starts from.
 
     Args:
-      sources: where they are.
-      model: the run's.
+      config: the run's.
       tokenizer: the run's.
 
     Returns:
-      Their arrays by path; none for a tower without a source.
+      Arrays by path; none for what is random.
 
     Raises:
       InputError: a source is no weights, lacks the tower, or is of another size or
         vocabulary; names what differs.
     """
+    sources, model = config.initialize, config.model
+    if sources.model is not None:
+        weights = open_weights(sources.model)
+        if weights.kind != config.kind:
+            raise InputError(
+                f"config.initialize.model is {sources.model}, which is one"
+                f" {weights.kind}; wanted a {config.kind}"
+            )
+        _check(weights.variables, variable_shapes(model), sources.model)
+        if tokenizer is not None:
+            _check_vocabulary(weights, tokenizer, model, sources.model)
+        return dict(weights.variables)
     arrays: dict[Path, np.ndarray] = {}
     for kind in ("image_tower", "text_tower"):
         source = getattr(sources, kind)
         if source is None:
             continue
+        if not hasattr(model, kind):
+            raise InputError(f"config.initialize.{kind} is set; a classifier has none")
         weights = open_weights(source)
         own = {path: a for path, a in weights.variables.items() if path[1] == kind}
         if not own:
@@ -92,23 +109,38 @@ def read_towers(
             )
         wanted = tower_shapes(kind, getattr(model, kind))
         own = {p: a for p, a in own.items() if p in wanted or p[2] not in TOP}
-        check_names(
-            {".".join(path): array.shape for path, array in own.items()},
-            {".".join(path): shape for path, shape in wanted.items()},
-            source,
-        )
+        _check(own, wanted, source)
         if kind == "text_tower":
-            theirs = Tokenizer(weights.vocabulary, model.text_tower.max_tokens, source)
-            if theirs.digest != tokenizer.digest:
-                raise InputError(
-                    f"config.vocabulary has {tokenizer.size} tokens and is not the"
-                    f" vocabulary of {source}, which has {theirs.size}"
-                )
+            _check_vocabulary(weights, tokenizer, model, source)
         arrays |= own
     return arrays
 
 
-def place_towers(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainState:
+def _check(
+    arrays: Mapping[Path, np.ndarray],
+    wanted: Mapping[Path, tuple[int, ...]],
+    source: str,
+) -> None:
+    """Raises InputError for arrays that are not those that are wanted."""
+    found = {".".join(path): array.shape for path, array in arrays.items()}
+    check_names(
+        found, {".".join(path): shape for path, shape in wanted.items()}, source
+    )
+
+
+def _check_vocabulary(
+    weights: Weights, tokenizer: Tokenizer, model: ModelConfig, source: str
+) -> None:
+    """Raises InputError for another vocabulary than the run's."""
+    theirs = Tokenizer(weights.vocabulary, model.text_tower.max_tokens, source)
+    if theirs.digest != tokenizer.digest:
+        raise InputError(
+            f"config.vocabulary has {tokenizer.size} tokens and is not the vocabulary"
+            f" of {source}, which has {theirs.size}"
+        )
+
+
+def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainState:
     """Puts arrays by path in the place of a state's variables, on its devices."""
 
     def chosen(path: tuple, leaf: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ class TrainBatches(Iterator):
     """This host's rows of every global batch from a step on, without end.
 
     A batch is images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L) int32, or
-    labels (B / hosts,) int64 where the datasets have them. A pair that cannot be
+    labels (B / hosts,) int32 where the datasets have them. A pair that cannot be
     decoded, or has no text, is replaced by the next good one of its stream in the
     batch; where there is none, its picture is grey.
 
@@ -84,10 +84,11 @@ class TrainBatches(Iterator):
         images, reasons, records = next(self._batches)
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
-        targets = records["target"]
+        targets = records["target"].astype(np.int32)  # a copy, which may be written
+        for row in np.flatnonzero(targets < 0) if self._data.labelled else ():
+            reasons[row] = reasons[row] or "no label"
         self.pairs += len(reasons)
         if any(reasons):
-            targets = targets.copy()  # TensorFlow's own memory is not to be written
             self._replace(records, images, targets, reasons)
         name = "labels" if self._data.labelled else "tokens"
         return {"images": images, name: targets}

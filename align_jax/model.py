@@ -7,9 +7,9 @@ import numpy as np
 from align_jax.convert.source import open_weights
 from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
-from align_jax.models.dual_encoder import DualEncoder, temperature_of
+from align_jax.models.dual_encoder import temperature_of
 from align_jax.models.efficientnet import pooled_width
-from align_jax.parameters import unflatten
+from align_jax.parameters import MODULES, unflatten
 from align_jax.pictures import Picture
 from align_jax.sharding import make_mesh
 from align_jax.tokenizer import Tokenizer
@@ -41,18 +41,10 @@ class Model:
         if weights.kind != "dual_encoder":
             raise InputError(f"wanted a dual encoder, found one {weights.kind}")
         self.weights = weights
-        variables = unflatten(weights.variables)
-        self.temperature = float(temperature_of(variables["params"]))
+        self.temperature = float(temperature_of(unflatten(weights.variables)["params"]))
         config = weights.config
         self.width = config.embedding_size or pooled_width(config.image_tower)
-        self.embedder = Embedder(
-            DualEncoder(config, batch_norm_group=1),
-            Tokenizer(weights.vocabulary, config.text_tower.max_tokens),
-            weights.preprocess,
-            make_mesh(),
-            batch_size,
-        )
-        self.embedder.load(**variables)
+        self.embedder = make_embedder(weights, batch_size)
 
     def encode_images(
         self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
@@ -95,6 +87,25 @@ class Model:
         logits = self.encode_images(images) @ classes.T / self.temperature
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)
+
+
+def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
+    """Makes what evaluators take of a dual encoder or a classifier, on all devices.
+
+    Raises:
+      InputError: the weights are one tower's.
+    """
+    if weights.preprocess is None:
+        raise InputError(
+            f"wanted a dual encoder or a classifier, found one {weights.kind}"
+        )
+    config, tokenizer = weights.config, None
+    if weights.vocabulary:
+        tokenizer = Tokenizer(weights.vocabulary, config.text_tower.max_tokens)
+    model = MODULES[type(config)](config, batch_norm_group=1)
+    embedder = Embedder(model, tokenizer, weights.preprocess, make_mesh(), batch_size)
+    embedder.load(**unflatten(weights.variables))
+    return embedder
 
 
 def load(source: str, batch_size: int = 128) -> Model:

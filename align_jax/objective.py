@@ -5,13 +5,14 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from align_jax.loss import REDUCTIONS, contrastive_loss
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.sigmoid_loss import sigmoid_loss
 
-KINDS = ("softmax", "sigmoid")
+KINDS = ("softmax", "sigmoid", "cross_entropy")
 PRECISIONS = ("default", "high", "highest")
 
 
@@ -20,8 +21,9 @@ class LossConfig:
     """The objective.
 
     Attributes:
-      kind: "softmax", ALIGN's, or "sigmoid", which wants `model.logit_bias_init`.
-      label_smoothing: share of the uniform target (paper: 0.1); softmax only.
+      kind: "softmax", ALIGN's; "sigmoid", which wants `model.logit_bias_init`; or
+        "cross_entropy" of labels, which has only the next field.
+      label_smoothing: share of the uniform target (paper: 0.1); not of "sigmoid".
       reduction: "sum" of both directions (paper) or "mean"; softmax only.
       negatives: share of the batch that a pair is compared with (paper's ablation:
         1, 0.5, 0.25); see `make_tiling`.
@@ -37,6 +39,11 @@ class LossConfig:
     tile: int | None = None
     precision: str = "highest"
     temperature_floor: float = 1e-3
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether pairs are compared with each other."""
+        return self.kind != "cross_entropy"
 
     def __post_init__(self):
         choices = {"kind": KINDS, "reduction": REDUCTIONS, "precision": PRECISIONS}
@@ -56,8 +63,8 @@ class LossConfig:
 
 
 def compute_loss(
-    image_embeddings: jax.Array,
-    text_embeddings: jax.Array,
+    outputs: tuple[jax.Array, ...],
+    labels: jax.Array | None,
     params: Mapping,
     config: LossConfig,
     mesh: Mesh,
@@ -65,26 +72,40 @@ def compute_loss(
     """Computes a run's loss.
 
     Args:
-      image_embeddings: (N, D) of unit length.
-      text_embeddings: (N, D) of unit length; row i matches image i.
-      params: the dual encoder's, for the temperature and the bias.
+      outputs: embeddings of images and texts, (N, D) each of unit length, of which row
+        i of one matches row i of the other; or a classifier's logits (N, K).
+      labels: (N,) of the logits, else None.
+      params: the model's, for the temperature and the bias.
       config: the objective.
       mesh: the devices.
 
     Returns:
       The loss, (), and its metrics, () each.
     """
-    embeddings = (image_embeddings, text_embeddings)
+    smoothing, reduction = config.label_smoothing, config.reduction
+    if config.kind == "cross_entropy":
+        return label_loss(*outputs, labels, smoothing)
     tiles = (config.negatives, config.tile, config.precision)
     temperature = temperature_of(params)
     if config.kind == "sigmoid":
         bias = params["logit_bias"]
-        loss, metrics = sigmoid_loss(*embeddings, temperature, bias, mesh, *tiles)
-        return loss, metrics | {"logit_bias": bias}
-    smoothing, reduction = config.label_smoothing, config.reduction
-    return contrastive_loss(
-        *embeddings, temperature, mesh, smoothing, reduction, *tiles
+        loss, metrics = sigmoid_loss(*outputs, temperature, bias, mesh, *tiles)
+        return loss, metrics | {"logit_bias": bias, "temperature": temperature}
+    loss, metrics = contrastive_loss(
+        *outputs, temperature, mesh, smoothing, reduction, *tiles
     )
+    return loss, metrics | {"temperature": temperature}
+
+
+def label_loss(
+    logits: jax.Array, labels: jax.Array, smoothing: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean cross-entropy of logits (N, K) with labels (N,), and their accuracy."""
+    targets = jax.nn.one_hot(labels, logits.shape[1])
+    targets = optax.smooth_labels(targets, smoothing)
+    right = jnp.argmax(logits, 1) == labels
+    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    return loss, {"accuracy": right.mean(dtype=jnp.float32)}
 
 
 def hold_temperature(params: dict, floor: float) -> dict:

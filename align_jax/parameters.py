@@ -2,15 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.tree_util import tree_flatten_with_path
 
 from align_jax.errors import InputError
+from align_jax.models.classifier import Classifier, ClassifierConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 
 Path = tuple[str, ...]  # ("params", "image_tower", "stem", "kernel")
+
+MODULES = {ModelConfig: DualEncoder, ClassifierConfig: Classifier}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +35,23 @@ class Tensor:
     axes: tuple[int, ...]
 
 
-def variable_shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
-    """Shapes of a dual encoder's parameters and statistics by path."""
-    variables = jax.eval_shape(
-        lambda: DualEncoder(config, batch_norm_group=1).init(
-            jax.random.key(0),
-            np.zeros((1, 64, 64, 3), np.float32),
-            np.ones((1, 2), np.int32),
-            np.zeros(1, np.int32),
-            train=False,
-        )
-    )
+def variable_shapes(
+    config: ModelConfig | ClassifierConfig,
+) -> dict[Path, tuple[int, ...]]:
+    """Shapes of a model's parameters and statistics by path."""
+    model = MODULES[type(config)](config, batch_norm_group=1)
+    create = partial(model.init, train=False)
+    variables = jax.eval_shape(create, jax.random.key(0), *first_inputs(model))
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
+
+
+def first_inputs(model: nn.Module) -> list[np.ndarray]:
+    """What a model is initialised with; its parameters depend on no size of it."""
+    examples = {
+        "images": np.zeros((1, 64, 64, 3), np.float32),
+        "tokens": np.ones((1, 2), np.int32),
+    }
+    return [*(examples[name] for name in model.inputs), np.zeros(1, np.int32)]
 
 
 def flatten(tree: Mapping) -> dict[Path, jax.Array]:

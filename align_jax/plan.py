@@ -18,14 +18,14 @@ from typing import Any
 
 import jax
 
-from align_jax.config import read_config
 from align_jax.devices import DEVICES
 from align_jax.errors import InputError
 from align_jax.flops import count_model_flops
 from align_jax.models.efficientnet import REMATERIALISATIONS
-from align_jax.pretrain_config import PretrainConfig
+from align_jax.run_config import RunConfig
 from align_jax.sharding import make_mesh
 from align_jax.train_step import StepPlan, abstract_state, compile_step
+from align_jax.training_runs import read_run_config
 
 GIB = 2**30
 HERE = "here"
@@ -63,10 +63,10 @@ class Needs:
 
 
 def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> bool:
-    """Prints what a pretraining run needs on each device.
+    """Prints what a training run needs on each device.
 
     Args:
-      fields: the literal config, see `PretrainConfig`.
+      fields: the literal config, see `TRAINING`.
       target: a topology as "v3:16x32", or "here".
       alternatives: print what other parts of the batch and other rematerialisations
         would need, too; each is compiled for it.
@@ -77,7 +77,7 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     Raises:
       InputError: bad fields, an unknown topology, or the compiler is missing.
     """
-    config = read_config(PretrainConfig, fields)
+    config = read_run_config(fields)
     devices = find_devices(target)
     mesh = make_mesh(config.fsdp, devices)
     step = config.make_plan(mesh)
@@ -108,7 +108,7 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     return _fits(found, limit)
 
 
-def _try(step: StepPlan, config: PretrainConfig) -> Needs | str:
+def _try(step: StepPlan, config: RunConfig) -> Needs | str:
     """What a step needs, or the compiler's refusal."""
     try:
         return measure(step, config)
@@ -142,7 +142,7 @@ def _verdict(found: Needs | str, limit: float | None) -> str:
     return f"{needed} of {limit / GIB:.4g}: {word}"
 
 
-def _alternatives(config: PretrainConfig) -> Iterator[tuple[str, PretrainConfig]]:
+def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Configs with the same result and other needs, and what they change."""
     for parts in {max(config.microbatches // 2, 1), config.microbatches * 2}:
         if parts != config.microbatches:
@@ -157,7 +157,7 @@ def _alternatives(config: PretrainConfig) -> Iterator[tuple[str, PretrainConfig]
             yield f"model.image_tower.rematerialise={policy}", other
 
 
-def measure(step: StepPlan, config: PretrainConfig) -> Needs:
+def measure(step: StepPlan, config: RunConfig) -> Needs:
     """Compiles a step and asks the compiler."""
     state = abstract_state(step)
     start = time.perf_counter()

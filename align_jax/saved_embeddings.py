@@ -1,9 +1,9 @@
 """Embeddings on disk, found again by what was embedded, in any evaluation of a model.
 
 FOLDER/DIGEST/KIND/*.parquet have the columns `id` and `embedding` (float32). DIGEST
-stands for the model, see `weights.digest`. KIND is images, texts, projected_texts or
-text_features. A picture's id is the hash of its file, see `content_id`; a text's is the
-text. Each file is whole or absent, and none is ever changed.
+stands for the model, see `weights.digest`; KIND is one of `KINDS`. A picture's id is
+the hash of its file, see `content_id`; a text's is the text. Each file is whole or
+absent, and none is ever changed.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from align_jax import workdir
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 
+KINDS = ("images", "image_features", "texts", "projected_texts", "text_features")
 ROWS = 8192  # of a full file
 ITEMS = 1024  # that are looked up at a time
 FILES_IN_MEMORY = 4
@@ -54,8 +55,7 @@ class SavedEmbedder:
         """
         self._embedder = embedder
         self._folder = os.path.join(folder, model)
-        kinds = ("images", "texts", "projected_texts", "text_features")
-        self._saved = {kind: _Rows(os.path.join(self._folder, kind)) for kind in kinds}
+        self._saved = {kind: _Rows(os.path.join(self._folder, kind)) for kind in KINDS}
         files = "\n".join(file for rows in self._saved.values() for file in rows.files)
         seen = multihost_utils.process_allgather(np.uint32(zlib.crc32(files.encode())))
         if len(np.unique(seen)) > 1:
@@ -77,6 +77,16 @@ class SavedEmbedder:
         """As `Embedder.stream_images`, of pictures' files."""
         encode = self._embedder.encode_images
         return self._look_up("images", pictures, content_id, encode)
+
+    def image_features(self, pictures: Iterable[bytes]) -> np.ndarray:
+        """As `Embedder.image_features`, of pictures' files."""
+        encode = self._embedder.image_features
+        found = self._look_up("image_features", pictures, content_id, encode)
+        return np.concatenate(list(found))
+
+    def classify_images(self, pictures: Iterable[bytes]) -> np.ndarray:
+        """As `Embedder.classify_images`; not kept."""
+        return self._embedder.classify_images(pictures)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """As `Embedder.encode_texts`."""

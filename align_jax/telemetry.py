@@ -172,7 +172,7 @@ class StepLog:
             writer = self._writer if step == rows[-1][0] else self._lines
             scalars = {f"train/{name}": value for name, value in metrics.items()}
             writer.write_scalars(step, scalars)
-            for name in ("loss", "temperature"):
+            for name in {"loss", "temperature"} & metrics.keys():
                 if not np.isfinite(metrics[name]):
                     raise NonFiniteError(
                         f"the {name} of step {step} is {metrics[name]}; the last"

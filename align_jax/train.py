@@ -1,4 +1,4 @@
-"""Pretraining: from records to a trained dual encoder, its results and its report."""
+"""Training: from records to a trained model, its results and its report."""
 
 import contextlib
 import json
@@ -11,7 +11,6 @@ from orbax.checkpoint import multihost
 
 from align_jax import workdir as folder
 from align_jax.checkpoint import Checkpoints
-from align_jax.config import read_config
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError, Preempted
 from align_jax.evaluate import make_evaluators, run_evaluators
@@ -22,9 +21,9 @@ from align_jax.optimizer import check_patterns, trainable
 from align_jax.pace import Pace
 from align_jax.parameters import variable_shapes
 from align_jax.preemption import Notice
-from align_jax.pretrain_config import EXECUTION, PretrainConfig
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
+from align_jax.run_config import EXECUTION, RunConfig
 from align_jax.sharding import global_batches, make_mesh
 from align_jax.telemetry import (
     NonFiniteError,
@@ -35,15 +34,16 @@ from align_jax.telemetry import (
 )
 from align_jax.train_step import compile_step
 from align_jax.training_data import open_training
+from align_jax.training_runs import read_run_config
 
 COMPILING = 7200  # seconds that the processes' compilers may be apart
 
 
 def train(fields: dict[str, Any], workdir: str) -> None:
-    """Runs or continues the pretraining run of a workdir, to its results and report.
+    """Runs or continues the training run of a workdir, to its results and report.
 
     Args:
-      fields: the literal config, see `PretrainConfig`.
+      fields: the literal config, see `TRAINING`.
       workdir: folder of this run alone.
 
     Raises:
@@ -59,7 +59,7 @@ def _train(
     fields: dict[str, Any], workdir: str, notice: Notice, stack: contextlib.ExitStack
 ) -> None:
     """What `train` does: draw a batch, take the step, log, evaluate, save, in turn."""
-    config = read_config(PretrainConfig, fields)
+    config = read_run_config(fields)
     mesh = make_mesh(config.fsdp)
     plan = config.make_plan(mesh)
     folder.check(workdir, fields, EXECUTION)
@@ -70,6 +70,7 @@ def _train(
     tokenizer = config.make_tokenizer()
     evaluators = make_evaluators(config.evaluators)
     data = open_training(config.input, config.batch_size, jax.process_count())
+    config.check_data()
     _check_patterns(config)
     start, state = first_state(config, plan, tokenizer, workdir)
     if folder.leads():  # nothing is written before all input was seen
@@ -87,7 +88,7 @@ def _train(
     )
     stack.callback(own_batches.close)
     batches = global_batches(own_batches, mesh)
-    embedder = Embedder(plan.model, tokenizer, config.input.preprocess, mesh)
+    embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
     lines, writer = open_writers(workdir, start)
     flops = count_model_flops(plan, config.batch_shapes(mesh))
     pace = Pace(config.batch_size, flops, read_metrics(workdir))
@@ -170,7 +171,7 @@ def _evaluated(workdir: str, step: int) -> bool:
     return any(name.startswith("eval/") for row in rows for name in row)
 
 
-def _check_patterns(config: PretrainConfig) -> None:
+def _check_patterns(config: RunConfig) -> None:
     """Compares the optimizer's patterns with the model's parameters."""
     shapes = variable_shapes(config.model)
     names = ["/".join(path[1:]) for path in shapes if path[0] == "params"]

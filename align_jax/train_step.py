@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import InputError
 from align_jax.loss_tiles import make_tiling
-from align_jax.models.dual_encoder import DualEncoder, temperature_of
+from align_jax.models.classifier import Classifier
+from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.layers import mean_over_groups
 from align_jax.objective import LossConfig, compute_loss, hold_temperature
 from align_jax.optimizer import (
@@ -24,9 +25,9 @@ from align_jax.optimizer import (
     make_schedule,
     trainable,
 )
+from align_jax.parameters import first_inputs
 from align_jax.sharding import BATCH_AXES, batch_split, replicated, state_sharding
 
-TOWERS = ("image_tower", "text_tower")
 BLOCKS = "block_|layer_"  # what a tower's blocks are named
 
 
@@ -35,7 +36,7 @@ class StepPlan:
     """What a step is compiled for.
 
     Attributes:
-      model: the dual encoder.
+      model: the dual encoder, or a classifier.
       loss: the objective.
       optimizer: the optimizer and its schedule.
       total_steps: of the schedule.
@@ -52,7 +53,7 @@ class StepPlan:
         tiles.
     """
 
-    model: DualEncoder
+    model: DualEncoder | Classifier
     loss: LossConfig
     optimizer: OptimizerConfig
     total_steps: int
@@ -82,6 +83,8 @@ class StepPlan:
                 f" {self.model.batch_norm_group} (config.batch_norm_cores)"
             )
         pairs, loss = cores * self.pairs_per_core, self.loss
+        if not loss.contrasts:
+            return
         try:
             make_tiling(pairs, self.mesh, loss.negatives, loss.tile, loss.precision)
         except ValueError as error:
@@ -104,7 +107,7 @@ class TrainState:
 
     Attributes:
       step: () int32, steps taken.
-      params: parameters of both towers and the logits' scalars, float32.
+      params: the model's parameters, float32.
       batch_stats: BatchNorm's running statistics, float32.
       optimizer: the optimizer's state.
       average: moving average of {"params", "batch_stats"}; None where there is none.
@@ -151,11 +154,7 @@ def state_shardings(plan: StepPlan) -> TrainState:
 
 def _create(plan: StepPlan) -> TrainState:
     variables = plan.model.init(
-        jax.random.key(plan.seed),
-        jnp.zeros((1, 64, 64, 3)),  # parameters depend on no size
-        jnp.ones((1, 2), jnp.int32),
-        jnp.zeros(1, jnp.int32),
-        train=False,
+        jax.random.key(plan.seed), *first_inputs(plan.model), train=False
     )
     averaged = plan.optimizer.average_decay is not None
     return TrainState(
@@ -197,7 +196,7 @@ def train_step(
 
     Args:
       state: before the step; donated when compiled.
-      batch: images (B, H, W, 3) and tokens (B, L), split over the mesh.
+      batch: images (B, H, W, 3) and tokens (B, L) or labels (B,), split over the mesh.
       plan: the rest.
 
     Returns:
@@ -216,10 +215,10 @@ def train_step(
     params = hold_temperature(params, plan.loss.temperature_floor)
     metrics |= {
         "loss": loss,
-        "temperature": temperature_of(state.params),
         "learning_rate": jnp.asarray(plan.schedule(state.step)),
     }
-    metrics |= _norms("gradient", gradients) | _norms("update", updates)
+    for kind, tree in (("gradient", gradients), ("update", updates)):
+        metrics |= _norms(kind, tree, plan.model.towers)
     new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -232,10 +231,10 @@ def train_step(
     return new_state, metrics
 
 
-def _norms(kind: str, tree: dict) -> dict[str, jax.Array]:
+def _norms(kind: str, tree: dict, towers: Sequence[str]) -> dict[str, jax.Array]:
     """Norms of a tree of parameters' shapes, of each tower and of all."""
     squared = {part: optax.tree.norm(x, squared=True) for part, x in tree.items()}
-    norms = {f"{tower}/{kind}_norm": jnp.sqrt(squared[tower]) for tower in TOWERS}
+    norms = {f"{tower}/{kind}_norm": jnp.sqrt(squared[tower]) for tower in towers}
     return norms | {f"{kind}_norm": jnp.sqrt(sum(squared.values()))}
 
 
@@ -264,24 +263,23 @@ def loss_fn(
     plan: StepPlan,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
     """Loss of a batch; returns (loss, (metrics, new running statistics))."""
-    embeddings, batch_stats = encode(params, batch_stats, batch, key, core_ids, plan)
-    loss, metrics = score(params, embeddings, plan)
+    outputs, batch_stats = encode(params, batch_stats, batch, key, core_ids, plan)
+    loss, metrics = score(params, outputs, batch, plan)
     return loss, (metrics, mean_over_groups(batch_stats))
 
 
 def encode(params, batch_stats, batch, key, core_ids, plan):
-    """Both towers' embeddings of a batch, (B, D) each, and each group's statistics."""
+    """The towers' outputs of a batch, (B, D) each, and each group's statistics."""
     params = _gather_outer(_hold_frozen(params, plan), plan)
-    embeddings, changed = plan.model.apply(
+    outputs, changed = plan.model.apply(
         {"params": params, "batch_stats": batch_stats},
-        batch["images"],
-        batch["tokens"],
+        *(batch[name] for name in plan.model.inputs),
         core_ids,
         train=True,
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )
-    return embeddings, changed["batch_stats"]
+    return outputs, changed["batch_stats"]
 
 
 def _gather_outer(params: dict, plan: StepPlan) -> dict:
@@ -289,24 +287,26 @@ def _gather_outer(params: dict, plan: StepPlan) -> dict:
     placement = plan.model.placement
     if placement is None:
         return params
-    outer = {name: x for name, x in params.items() if name not in TOWERS}
+    towers = plan.model.towers
+    outer = {name: x for name, x in params.items() if name not in towers}
     gathered = placement.gather(outer)
-    for tower in TOWERS:
+    for tower in towers:
         blocks = {n: x for n, x in params[tower].items() if re.match(BLOCKS, n)}
         others = {n: x for n, x in params[tower].items() if n not in blocks}
         gathered[tower] = blocks | placement.gather(others)
     return gathered
 
 
-def score(params, embeddings, plan):
-    """Loss and metrics of a batch's embeddings."""
-    return compute_loss(*embeddings, _hold_frozen(params, plan), plan.loss, plan.mesh)
+def score(params, outputs, batch, plan):
+    """Loss and metrics of the towers' outputs of a batch."""
+    params, labels = _hold_frozen(params, plan), batch.get("labels")
+    return compute_loss(outputs, labels, params, plan.loss, plan.mesh)
 
 
 def accumulate(params, batch_stats, batch, key, core_ids, plan):
     """What `at_once` returns, in the memory of one microbatch.
 
-    All embeddings are computed first, the loss over all pairs gives their cotangents,
+    All outputs are computed first, the loss over all pairs gives their cotangents,
     then each microbatch is computed again to pull its own back (GradCache, arXiv
     2101.06983). Masks are drawn by virtual core and BatchNorm's groups lie within a
     microbatch, so the result is that of the whole batch, up to rounding.
@@ -316,9 +316,11 @@ def accumulate(params, batch_stats, batch, key, core_ids, plan):
     def embed(_, piece):
         return None, encode(params, batch_stats, piece[0], key, piece[1], plan)
 
-    _, (embeddings, statistics) = lax.scan(embed, None, pieces)
-    gradient = jax.value_and_grad(partial(score, plan=plan), (0, 1), has_aux=True)
-    (loss, metrics), (gradients, cotangents) = gradient(params, _join(embeddings, plan))
+    _, (outputs, statistics) = lax.scan(embed, None, pieces)
+    gradient = jax.value_and_grad(
+        partial(score, batch=batch, plan=plan), (0, 1), has_aux=True
+    )
+    (loss, metrics), (gradients, cotangents) = gradient(params, _join(outputs, plan))
 
     def pull_back(gradients, piece):
         (batch, core_ids), cotangent = piece

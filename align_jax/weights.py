@@ -21,6 +21,7 @@ import safetensors.numpy
 from align_jax.config import choose, read_config
 from align_jax.errors import InputError
 from align_jax.models.bert import BertConfig
+from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.parameters import Path, check_names, variable_shapes
@@ -34,6 +35,7 @@ UNUSED = "unused."  # prefix of the names of tensors kept for another codebase
 
 KINDS = {
     "dual_encoder": ModelConfig,
+    "classifier": ClassifierConfig,
     "image_tower": EfficientNetConfig,
     "text_tower": BertConfig,
 }
@@ -41,21 +43,21 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A dual encoder or one of its towers.
+    """A dual encoder, one of its towers, or a classifier.
 
     Attributes:
       kind: a key of `KINDS`.
       config: of that kind's type.
       variables: float32 arrays by path, as the dual encoder names them.
       preprocess: of its pictures; None for a tower.
-      vocabulary: tokens by id; empty for an image tower.
+      vocabulary: tokens by id; empty where there is no text tower.
       unused: tensors of the codebase it came from that take no part in the model, by
         their names there; so that it can go back as it came.
       step: optimizer steps it was trained for, where that is known.
     """
 
     kind: str
-    config: ModelConfig | EfficientNetConfig | BertConfig
+    config: ModelConfig | ClassifierConfig | EfficientNetConfig | BertConfig
     variables: Mapping[Path, np.ndarray]
     preprocess: PreprocessConfig | None = None
     vocabulary: tuple[str, ...] = ()
@@ -75,7 +77,7 @@ def tower_shapes(kind: str, config: EfficientNetConfig | BertConfig) -> dict:
 
 def shapes_of(kind: str, config) -> dict[Path, tuple[int, ...]]:
     """Shapes of the variables of any of `KINDS` by path."""
-    if kind == "dual_encoder":
+    if kind in ("dual_encoder", "classifier"):
         return variable_shapes(config)
     return tower_shapes(kind, config)
 
@@ -136,7 +138,7 @@ def read_weights(directory: str) -> Weights:
         str(folder / WEIGHTS_FILE),
     )
     vocabulary: tuple[str, ...] = ()
-    if described["kind"] != "image_tower":
+    if described["kind"] in ("dual_encoder", "text_tower"):
         vocabulary = tuple(read_vocabulary(str(folder / VOCABULARY_FILE)))
     return Weights(
         described["kind"],

@@ -1,4 +1,4 @@
-"""What the evaluation sets must hold, and how the users' downloads are read.
+"""What evaluation sets and their training splits must hold, and how they are read.
 
 The counts are those of Karpathy's splits and of Multi30K's test set of 2016. Evaluating
 on another split is a mistake that gives believable numbers, hence they are asserted.
@@ -73,8 +73,10 @@ def _karpathy_entry(
     facts: EvaluationSet, source: pathlib.Path, image: dict[str, Any]
 ) -> Entry:
     sentences = image["sentences"]
+    # MSCOCO's pictures lie in two folders.
+    folder = pathlib.PurePosixPath(image.get("filepath", facts.pictures)).name
     return Entry(
-        source / facts.pictures / pathlib.PurePosixPath(image["filename"]).name,
+        source / folder / pathlib.PurePosixPath(image["filename"]).name,
         {"texts": [sentence["raw"].strip() for sentence in sentences]},
         [str(sentence["sentid"]) for sentence in sentences],
     )
@@ -146,6 +148,25 @@ COCO = EvaluationSet(
     ),
     read=read_karpathy,
 )
+# What retrieval is fine-tuned on (arXiv 2102.05918, section 5.1).
+FLICKR30K_TRAIN = dataclasses.replace(
+    FLICKR30K,
+    name="flickr30k_train",
+    images={"train": 29_000},
+    texts={"train": {"texts": 145_000}},
+)
+COCO_TRAIN = dataclasses.replace(
+    COCO,
+    name="coco_train",
+    pictures="",
+    images={"train": 82_783, "restval": 30_504},
+    texts={"train": {"texts": 414_113}, "restval": {"texts": 152_634}},
+    layout=(
+        f"dataset_coco.json (of caption_datasets.zip, {SPLITS_PAGE}) and the folders"
+        " train2014/ and val2014/ of 82,783 and 40,504 JPEG files (2014 Train and Val"
+        " images, https://cocodataset.org/#download)"
+    ),
+)
 # English and German: five captions a picture, none a translation. French and Czech:
 # one, a translation.
 MULTI30K = EvaluationSet(
@@ -176,4 +197,7 @@ MULTI30K = EvaluationSet(
     read=read_multi30k,
 )
 
-EVALUATION_SETS = {facts.name: facts for facts in (FLICKR30K, COCO, MULTI30K)}
+EVALUATION_SETS = {
+    facts.name: facts
+    for facts in (FLICKR30K, COCO, MULTI30K, FLICKR30K_TRAIN, COCO_TRAIN)
+}

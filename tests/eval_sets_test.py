@@ -13,7 +13,14 @@ from align_jax.evaluators.retrieval import Retrieval, RetrievalConfig
 from data import eval_sets
 from data.errors import DataError, run_command
 from data.eval_sets import write_set
-from data.eval_sets_sources import COCO, EVALUATION_SETS, FLICKR30K, MULTI30K
+from data.eval_sets_sources import (
+    COCO,
+    COCO_TRAIN,
+    EVALUATION_SETS,
+    FLICKR30K,
+    FLICKR30K_TRAIN,
+    MULTI30K,
+)
 from data.ingest import identify
 from tests import tiny
 
@@ -62,7 +69,18 @@ def edit(source, change):
 
 
 def test_the_true_counts_are_karpathys_and_multi30ks():
-    assert sorted(EVALUATION_SETS) == ["coco", "flickr30k", "multi30k"]
+    assert set(EVALUATION_SETS) == {
+        "coco",
+        "coco_train",
+        "flickr30k",
+        "flickr30k_train",
+        "multi30k",
+    }
+    assert FLICKR30K_TRAIN.images == {"train": 29_000}
+    assert FLICKR30K_TRAIN.texts == {"train": {"texts": 5 * 29_000}}
+    assert COCO_TRAIN.images == {"train": 82_783, "restval": 30_504}
+    captions = [of_split["texts"] for of_split in COCO_TRAIN.texts.values()]
+    assert sum(captions) == 566_747  # of 113,287 pictures, as others count
     assert FLICKR30K.images == {"test": 1000, "val": 1014}
     assert FLICKR30K.texts["test"] == {"texts": 5000}
     assert FLICKR30K.texts["val"] == {"texts": 5 * 1014}
@@ -112,6 +130,27 @@ def test_coco_reads_the_pictures_of_its_own_folder(tmp_path):
     write_set(TINY_COCO, source, tmp_path / "coco")
     read = Retrieval(RetrievalConfig(str(tmp_path / "coco"), "test"))
     assert len(read.pictures) == 2 and len(read.texts) == 5
+
+
+def test_coco_s_training_pictures_lie_in_two_folders(tmp_path):
+    counts = {"images": {"train": 1, "restval": 1}}
+    counts["texts"] = {"train": {"texts": 2}, "restval": {"texts": 2}}
+    facts = dataclasses.replace(COCO_TRAIN, **counts)
+    source = tmp_path / "downloads"
+    images = []
+    for number, split in enumerate(counts["images"]):
+        folder = ("train2014", "val2014")[number]
+        (source / folder).mkdir(parents=True)
+        (source / folder / "0.jpg").write_bytes(tiny.draw(tiny.NAMES[number], 1))
+        texts = [{"raw": f"{split} {n}", "sentid": n} for n in range(2)]
+        image = {"split": split, "filename": "0.jpg", "filepath": folder}
+        images.append(image | {"sentences": texts})
+    (source / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    write_set(facts, source, tmp_path / "out")
+    for number, split in enumerate(counts["images"]):
+        read = Retrieval(RetrievalConfig(str(tmp_path / "out"), split))
+        assert read.pictures == [tiny.draw(tiny.NAMES[number], 1)]
+        assert read.texts == [f"{split} 0", f"{split} 1"]
 
 
 def test_multi30k_pairs_line_i_with_picture_i_in_every_language(source, tmp_path):
@@ -222,7 +261,7 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error == (
         "data.eval_sets: no evaluation set 'flickr8k'; known: flickr30k, coco,"
-        " multi30k\n"
+        " multi30k, flickr30k_train, coco_train\n"
     )
 
 

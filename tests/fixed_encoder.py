@@ -24,6 +24,9 @@ class FixedEncoder:
         for picture in pictures:
             yield np.float32([self.images(self.names[picture])])
 
+    def image_features(self, pictures):
+        return self.encode_images(pictures)
+
     def encode_texts(self, texts):
         return np.float32([self.texts(text) for text in texts])
 

@@ -9,16 +9,19 @@ errors config tokenizer scratch pictures resample preprocess image_batches recor
 datasets training_data input_pipeline
 sharding
 models.layers models.convolution models.mbconv models.efficientnet models.bert
-models.dual_encoder parameters
+models.dual_encoder models.classifier parameters
 loss_tiles loss sigmoid_loss objective optimizer train_step flops workdir checkpoint
-pretrain_config
+run_config pretrain_config classify_config training_runs
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
 convert.source initialize runtime convert.__main__ embedding model
 embedding_shards embed scores ranking
 devices plan pace
-examples evaluators.prompts evaluators.zero_shot evaluators.retrieval
+examples linear_classifier evaluators.prompts evaluators.zero_shot
+evaluators.classification evaluators.retrieval evaluators.linear_probe
+evaluators.few_shot
 evaluators.crisscrossed evaluators.neighbours evaluators.word_similarity evaluators
 telemetry results report saved_embeddings evaluate preemption train
+search_config search
 """.split()
 
 CORE = [name for name in ORDER if name.startswith("models.")] + [

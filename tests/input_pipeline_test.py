@@ -271,7 +271,7 @@ def test_labels_take_the_place_of_texts(tmp_path):
     part = {"classes": DatasetConfig(folder, label_feature="label")}
     found = batches(part, 4, batch=12, max_replaced=0.1)
     for batch in found:
-        assert set(batch) == {"images", "labels"} and batch["labels"].dtype == np.int64
+        assert set(batch) == {"images", "labels"} and batch["labels"].dtype == np.int32
         assert {*batch["labels"]} == {*range(12)} - {5}
         pictures = zip(batch["labels"], batch["images"], strict=True)
         assert len({image.tobytes() for _, image in pictures}) == 11

@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
@@ -10,7 +11,7 @@ from tests.reference import contrastive_reference, embeddings, sigmoid_reference
 
 def loss_of(config, params, mesh):
     x, y = (jnp.asarray(e, jnp.float32) for e in embeddings(16))
-    loss, metrics = compute_loss(x, y, params, LossConfig(**config), mesh)
+    loss, metrics = compute_loss((x, y), None, params, LossConfig(**config), mesh)
     return float(loss), metrics
 
 
@@ -31,6 +32,20 @@ def test_each_kind_is_its_equation_at_either_form_of_the_temperature(mesh_of):
         expected, _ = sigmoid_reference(*embeddings(16), 0.25, -1.0)
         assert loss == pytest.approx(expected, rel=1e-5)
         assert metrics["logit_bias"] == -1.0
+
+
+def test_cross_entropy_is_scikit_learn_s_and_smoothing_is_uniform(mesh_of):
+    logits = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+    labels = np.arange(16) % 5
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = sklearn.metrics.log_loss(labels, shares)
+    for smoothing in (0.0, 0.2):
+        config = LossConfig("cross_entropy", label_smoothing=smoothing)
+        loss, metrics = compute_loss((logits,), labels, {}, config, mesh_of(4))
+        uniform = -np.log(shares).mean()
+        smoothed = (1 - smoothing) * expected + smoothing * uniform
+        assert float(loss) == pytest.approx(smoothed, rel=1e-5)
+        assert metrics["accuracy"] == np.mean(logits.argmax(1) == labels)
 
 
 def test_a_temperature_stays_at_or_above_its_floor():

@@ -6,15 +6,14 @@ import jax
 import numpy as np
 
 from align_jax.checkpoint import FOLDER, Checkpoints, split_source
-from align_jax.config import read_config
 from align_jax.convert.efficientnet_checkpoint import read_keras, read_tensorflow
 from align_jax.convert.huggingface_folder import read_align, read_bert
 from align_jax.errors import InputError
 from align_jax.parameters import flatten
-from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import make_mesh
 from align_jax.tokenizer import read_vocabulary
 from align_jax.train_step import abstract_state
+from align_jax.training_runs import TRAINING, read_run_config
 from align_jax.weights import MODEL_FILE, Weights, read_json, read_weights
 
 HUGGING_FACE = {"align": read_align, "bert": read_bert}
@@ -24,7 +23,7 @@ def open_weights(source: str) -> Weights:
     """Reads a model or a tower.
 
     Args:
-      source: a folder of ours (`write_weights`), the workdir of a pretraining run (its
+      source: a folder of ours (`write_weights`), the workdir of a training run (its
         newest checkpoint) or one of its checkpoints (RUN/checkpoints/STEP), a Hugging
         Face folder of ALIGN or BERT, a Keras EfficientNet's .h5 file, or a TensorFlow
         EfficientNet checkpoint's prefix.
@@ -41,7 +40,7 @@ def open_weights(source: str) -> Weights:
         return read_weights(source)
     if (path / "config.json").is_file():
         described = read_json(path / "config.json")
-        if described.get("run") == "pretrain":
+        if described.get("run") in TRAINING:
             return read_run(source)
         kind = described.get("model_type")
         if kind in HUGGING_FACE:
@@ -60,23 +59,23 @@ def open_weights(source: str) -> Weights:
 
 
 def read_run(source: str) -> Weights:
-    """Reads a checkpoint of a pretraining run, its average where it has one.
+    """Reads a checkpoint of a training run, its average where it has one.
 
     Raises:
       InputError: there is no such checkpoint, or it does not fit the run's config.
     """
     workdir, step = split_source(source)
     path = pathlib.Path(workdir) / "config.json"
-    config = read_config(PretrainConfig, read_json(path), str(path))
+    config = read_run_config(read_json(path), str(path))
     tokenizer = config.make_tokenizer()
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
     state = checkpoints.restore(step, abstract_state(config.make_plan(make_mesh())))
     checkpoints.close()
     return Weights(
-        "dual_encoder",
+        config.kind,
         config.model,
         jax.tree.map(np.asarray, flatten(state.variables)),
-        config.input.preprocess,
-        tuple(read_vocabulary(config.vocabulary)),
+        config.evaluation_preprocess,
+        tuple(read_vocabulary(config.vocabulary)) if tokenizer else (),
         step=step,
     )

@@ -72,6 +72,9 @@ class DualEncoder(nn.Module):
     batch_norm_group: int
     placement: Placement | None = None
 
+    inputs = ("images", "tokens")  # what `__call__` takes of a batch
+    towers = ("image_tower", "text_tower")  # whose outputs it returns
+
     def setup(self):
         """Names the submodules, which name the parameters."""
         config = self.config
@@ -103,10 +106,19 @@ class DualEncoder(nn.Module):
         Images are whole levels, uint8, or floats in [-1, 1], see `scale_pixels`. In
         training, core_ids (V,) is the global index of the batch's virtual cores.
         """
-        features = self.image_tower(scale_pixels(images), core_ids, train)
+        features = self.image_features(images, core_ids, train)
         if self.config.embedding_size is not None:
             features = self.image_projection(features)
         return unit_length(features)
+
+    def image_features(
+        self,
+        images: jax.Array,
+        core_ids: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """EfficientNet's pooled output (B, W), before any projection, float32."""
+        return self.image_tower(scale_pixels(images), core_ids, train)
 
     def encode_texts(
         self,

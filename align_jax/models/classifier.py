@@ -1,0 +1,90 @@
+"""An image tower with a linear head, for transfer (arXiv 2102.05918, section 5.3)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+
+from align_jax.models.dual_encoder import DTYPES, scale_pixels, unit_length
+from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from align_jax.sharding import Placement
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """The tower and its head.
+
+    Attributes:
+      image_tower: EfficientNet's size.
+      classes: how many.
+      dropout: rate before the head.
+      dtype: compute type of the tower, a key of `DTYPES`.
+    """
+
+    image_tower: EfficientNetConfig
+    classes: int
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.classes < 2:
+            raise ValueError(f"model.classes is {self.classes}; wanted 2 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}; wanted 0 to below 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"model.dtype is {self.dtype!r}; known: {', '.join(DTYPES)}"
+            )
+
+
+class Classifier(nn.Module):
+    """The tower and a head that starts at zero.
+
+    Attributes:
+      config: sizes.
+      batch_norm_group: images that share BatchNorm statistics in training.
+      placement: gathers parameters where they are used; None where they are whole.
+    """
+
+    config: ClassifierConfig
+    batch_norm_group: int
+    placement: Placement | None = None
+
+    inputs = ("images",)
+    towers = ("image_tower",)
+
+    def setup(self):
+        """Names the submodules, which name the parameters."""
+        config = self.config
+        self.image_tower = EfficientNet(
+            config.image_tower,
+            self.batch_norm_group,
+            DTYPES[config.dtype],
+            self.placement,
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Dense(config.classes, kernel_init=nn.initializers.zeros)
+
+    def image_features(
+        self,
+        images: jax.Array,
+        core_ids: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """The tower's pooled output (B, W) of images (B, H, W, 3), float32."""
+        return self.image_tower(scale_pixels(images), core_ids, train)
+
+    def encode_images(self, images: jax.Array) -> jax.Array:
+        """The features, scaled to unit length."""
+        return unit_length(self.image_features(images))
+
+    def classify_images(self, images: jax.Array) -> jax.Array:
+        """Logits (B, K) of images (B, H, W, 3), float32."""
+        return self.head(self.image_features(images))
+
+    def __call__(
+        self, images: jax.Array, core_ids: jax.Array, train: bool
+    ) -> tuple[jax.Array]:
+        """Logits of a batch, (B, K)."""
+        features = self.image_features(images, core_ids, train)
+        return (self.head(self.dropout(features, deterministic=not train)),)

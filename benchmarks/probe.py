@@ -1,0 +1,94 @@
+"""Logistic regression on features, beside scikit-learn's.
+
+    python -m benchmarks.probe --pictures=50000 --classes=100
+
+Features are made as a tower's last layer makes them: hidden ones, a class's centre and
+noise, are mixed, go through swish and are averaged over positions. Both fit with the
+same penalty, and both are judged by the same objective and by unseen features.
+scikit-learn runs with its own tolerance, which stops early, and with a third of it.
+"""
+
+import argparse
+import statistics
+import time
+from functools import partial
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression as Sklearn
+
+from align_jax.linear_classifier import Linear, LogisticRegression, classify
+from align_jax.sharding import make_mesh
+
+WIDTH = 640
+HIDDEN, POSITIONS = 128, 16
+PENALTY = 1 / 0.316  # CLIP's example
+
+
+def draw(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features (count, WIDTH) and labels (count,)."""
+    fixed, random = np.random.default_rng(99), np.random.default_rng(seed)
+    centres = fixed.standard_normal((classes, HIDDEN), np.float32)
+    mixing = fixed.standard_normal((HIDDEN, WIDTH), np.float32) / HIDDEN**0.5
+    labels = random.integers(classes, size=count)
+    hidden = centres[labels] + 3.0 * random.standard_normal((count, HIDDEN), np.float32)
+    features = np.zeros((count, WIDTH), np.float32)
+    for _ in range(POSITIONS):
+        noise = random.standard_normal((count, HIDDEN), np.float32)
+        x = (0.5 * hidden + noise) @ mixing
+        features += x / (1.0 + np.exp(-x)) / POSITIONS
+    return features, labels
+
+
+def objective(found: Linear, features: np.ndarray, labels: np.ndarray) -> float:
+    """What both minimise."""
+    logits = classify(found, features).astype(np.float64)
+    logits -= logits.max(1, keepdims=True)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    return float(losses.sum() + PENALTY / 2 * np.square(found.weights).sum())
+
+
+def main() -> None:
+    """Fits both in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    flags = parser.parse_args()
+    train = draw(flags.pictures, flags.classes, 0)
+    test = draw(10_000, flags.classes, 1)
+    mesh = make_mesh()
+
+    def ours() -> Linear:
+        return LogisticRegression(*train, flags.classes, mesh).fit(PENALTY)
+
+    def theirs(tolerance: float) -> Linear:
+        model = Sklearn(C=1 / PENALTY, max_iter=1000, tol=tolerance).fit(*train)
+        return Linear(model.coef_.T, model.intercept_)
+
+    fits = {"ours": ours}
+    for tolerance in (1e-4, 3e-5):
+        fits[f"scikit-learn at {tolerance}"] = partial(theirs, tolerance)
+    seconds: dict[str, list[float]] = {name: [] for name in fits}
+    ours()  # compiles
+    for _ in range(flags.rounds):
+        for name, fit in fits.items():
+            start = time.perf_counter()
+            found = fit()
+            seconds[name].append(time.perf_counter() - start)
+            accuracy = np.mean(classify(found, test[0]).argmax(1) == test[1])
+            print(
+                f"{name}: {seconds[name][-1]:.2f} s, objective"
+                f" {objective(found, *train):.2f}, accuracy {accuracy:.4f}",
+                flush=True,
+            )
+    own = seconds.pop("ours")
+    for name, theirs_took in seconds.items():
+        ratios = [b / a for a, b in zip(own, theirs_took, strict=True)]
+        print(
+            f"{flags.pictures} x {WIDTH}, {flags.classes} classes: {name} takes"
+            f" {statistics.median(ratios):.1f} times as long as ours"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Linear probes and few-shot probes of an image tower, without training it.
+
+    python main.py --config=configs/linear_probe.py:pets,imagenet_few \
+        --workdir=runs/probes --config.checkpoint=DIR
+
+Names after the colon choose among `PROBES`; without them all run. DIR is whatever
+`align_jax.load` reads. The penalty of a linear probe is chosen on a validation split;
+where a dataset has none, it is the last tenth of its training split. Datasets are
+TFDS's; docs/evaluation_sets.md says how they come to their place.
+
+Hardware: any.
+Expected: no published numbers of ALIGN follow this protocol. Not run here.
+"""
+
+from ml_collections import ConfigDict
+
+TFDS = "~/tensorflow_datasets"
+
+
+def linear(name: str, split: str, pictures: int, validation: str = "") -> dict:
+    """A linear probe of a TFDS dataset."""
+    parts = ("train", validation) if validation else ("train[:90%]", "train[90%:]")
+    return {
+        "kind": "linear_probe",
+        "directory": f"{TFDS}/{name}",
+        "train": parts[0],
+        "validation": parts[1],
+        "split": split,
+        "expected_pictures": pictures,
+    }
+
+
+PROBES = {
+    "imagenet": linear("imagenet2012", "validation", 50_000),
+    "cifar10": linear("cifar10", "test", 10_000),
+    "cifar100": linear("cifar100", "test", 10_000),
+    "food101": linear("food101", "validation", 25_250),
+    "pets": linear("oxford_iiit_pet", "test", 3_669),
+    "flowers": linear("oxford_flowers102", "test", 6_149, "validation"),
+    "cars": linear("cars196", "test", 8_041),
+    "imagenet_few": {
+        "kind": "few_shot",
+        "directory": f"{TFDS}/imagenet2012",
+        "split": "validation",
+        "expected_pictures": 50_000,
+    },
+}
+
+
+def get_config(names: str = "") -> ConfigDict:
+    """The probes of some names, joined by commas; all without any."""
+    chosen = names.split(",") if names else [*PROBES]
+    unknown = [name for name in chosen if name not in PROBES]
+    if unknown:
+        raise ValueError(f"no probe {unknown[0]!r}; known: {', '.join(PROBES)}")
+    config = ConfigDict()
+    config.run = "evaluate"
+    config.checkpoint = ""  # to be given
+    config.embeddings = ""  # a folder to keep features in, for the next evaluation
+    config.evaluators = {name: PROBES[name] for name in chosen}
+    return config

@@ -1,0 +1,169 @@
+"""Writes tasks of VTAB-1k from datasets that TFDS prepared.
+
+    python -m data.vtab --source ~/tensorflow_datasets --out evaluation/vtab [TASK ...]
+
+Each task becomes a dataset DIR/TASK with records of `image` and `label` in the splits
+`train` (800 pictures), `validation` (200) and `test`, so that it is trained and tested
+on as any other; what is there already is left alone. Without names all are written.
+"""
+
+import argparse
+import io
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from data.errors import DataError, run_command
+from data.vtab_tasks import TASKS, Task
+
+SIZES = {"train": 800, "validation": 200}
+SHARD_PICTURES = 10_000
+MANUAL = {
+    "resisc45": "needs a file of yours, see its page",
+    "diabetic_retinopathy_detection/btgraham-300": "needs Kaggle's files, see its page",
+}
+
+
+def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder of a dataset's newest version; DataError where there is none."""
+    folder = source / name
+    versions = [
+        path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
+        and (path / "dataset_info.json").is_file()
+    ]
+    if not versions:
+        note = MANUAL.get(name)
+        raise DataError(
+            f"no dataset {name!r} in {source}; `tfds build {name}` prepares it"
+            + (f" and {note}" if note else "")
+        )
+    return max(versions, key=lambda path: [*map(int, path.name.split("."))])
+
+
+def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes a task's dataset, whole or not at all.
+
+    Args:
+      name: a key of `TASKS`.
+      source: folder of TFDS's datasets.
+      out: folder of the tasks.
+
+    Raises:
+      DataError: the dataset is missing or of other counts, or a label is none of the
+        task's.
+    """
+    import tensorflow_datasets as tfds
+
+    from data import records
+    from data.stages import materialise
+
+    task, target = TASKS[name], out / name
+    if target.exists():
+        print(f"{target} is there: nothing to do.")
+        return
+    folder = find_dataset(source, task.dataset)
+    builder = tfds.builder_from_directory(str(folder))
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    wanted = SIZES | {"test": task.test_pictures}
+    for split, expression in splits.items():
+        _check_count(folder, builder, expression, wanted[split])
+
+    def write(temporary: pathlib.Path) -> None:
+        temporary.mkdir()
+        shards = {}
+        for split, expression in splits.items():
+            count = wanted[split]
+            examples = _examples(name, task, builder, expression)
+            shards[split] = records.write_split(
+                temporary, name, split, examples, count, -(-count // SHARD_PICTURES)
+            )
+        features = tfds.features.FeaturesDict(
+            {
+                "image": records.image_feature(),
+                "label": tfds.features.ClassLabel(num_classes=task.classes),
+            }
+        )
+        records.write_metadata(temporary, name, features, shards)
+
+    materialise(target, write)
+    print(f"{target}: 800, 200 and {task.test_pictures} pictures of {folder}")
+
+
+def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) -> None:
+    """Raises DataError for a part of a dataset that has other counts."""
+    base, known = split.split("[")[0], builder.info.splits
+    if base not in known:
+        raise DataError(f"{folder} has no split {base!r}; it has {[*known]}")
+    try:
+        found = known[split].num_examples
+    except ValueError:  # a part beyond its end
+        found = known[base].num_examples
+    if found != wanted:
+        raise DataError(
+            f"{split} of {folder} has {found} pictures; wanted {wanted}: another"
+            " version of the dataset"
+        )
+
+
+def _examples(name: str, task: Task, builder: Any, split: str) -> Iterator[bytes]:
+    """Serialized records of one split."""
+    import tensorflow_datasets as tfds
+    import tqdm
+
+    from data.records import make_example
+
+    kept = {} if task.grey else {"image": tfds.decode.SkipDecoding()}
+    dataset = builder.as_dataset(split=split, decoders=kept, shuffle_files=False)
+    rows = tqdm.tqdm(
+        dataset.as_numpy_iterator(), f"{name} {split}", unit="picture", disable=None
+    )
+    for place, record in enumerate(rows):
+        label = task.label(record)
+        if not 0 <= label < task.classes:
+            raise DataError(
+                f"picture {place} of {split} of {task.dataset} has the label {label};"
+                f" wanted 0 to {task.classes - 1}"
+            )
+        image = record["image"]
+        yield make_example(
+            image=_encode_grey(image, task.grey) if task.grey else image, label=label
+        )
+
+
+def _encode_grey(pixels: Any, brightness: int) -> bytes:
+    """A PNG of one channel from uint8 (H, W, 1)."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] * pixels.dtype.type(brightness)).save(file, "PNG")
+    return file.getvalue()
+
+
+def main() -> None:
+    """Reads the flags and writes the tasks."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.vtab",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--source", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    flags = parser.parse_args()
+    source = pathlib.Path(os.path.expanduser(flags.source))
+    names = flags.tasks or [*TASKS]
+    for name in names:
+        if name not in TASKS:
+            raise DataError(f"no task {name!r}; known: {', '.join(TASKS)}")
+        find_dataset(source, TASKS[name].dataset)  # before the first is written
+    for name in names:
+        write_task(name, source, flags.out)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("data.vtab", main))

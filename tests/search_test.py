@@ -1,0 +1,153 @@
+"""Searches: draws, what is run again, what is reported."""
+
+import json
+
+import numpy as np
+import pytest
+
+from align_jax import search as program
+from align_jax.config import read_config
+from align_jax.errors import InputError, Preempted
+from align_jax.search import search
+from align_jax.search_config import SearchConfig, draw_trial
+from configs import vtab
+from data.vtab_tasks import TASKS
+from tests.classify_test import make_fields
+
+SPACE = (
+    ("optimizer.learning_rate", "log", 1e-3, 1.0),
+    ("optimizer.rate_factors", "one_of", ((), (("^image_tower/", 0.1),))),
+    ("total_steps", "one_of", (1, 2)),
+)
+
+
+def make_search(root, **changes):
+    """Two tasks of the tiny pictures, three trials each."""
+    base = make_fields(root, evaluators={}, checkpoint={"every_steps": 9})
+    colour = {"kind": "classification", "directory": str(root / "test")}
+    evaluator = {"validation": {**colour, "split": "test[:6]"}}
+    test = {"test": {**colour, "split": "test[6:]"}}
+    fields = {
+        "run": "search",
+        "base": base,
+        "tasks": {task: (("evaluators", evaluator),) for task in ("one", "two")},
+        "space": SPACE,
+        "trials": 3,
+        "metric": "eval/validation/top1",
+        "final": {task: (("evaluators", test),) for task in ("one", "two")},
+        "final_metric": "eval/test/top1",
+        "groups": {"first": ("one",)},
+    }
+    return fields | changes
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Replaces training by scores of the test's choice; remembers what was run."""
+    ran, scores = [], {}
+
+    def train(fields, workdir):
+        name = "/".join(workdir.split("/")[-2:])
+        if scores.get(name) is None:
+            raise Preempted(f"told to stop in {name}")
+        ran.append((name, fields))
+        program.folder.claim(workdir, fields)
+        program.tf.io.gfile.makedirs(f"{workdir}/checkpoints/4")
+        (evaluator,) = fields["evaluators"]
+        results = {f"eval/{evaluator}/top1": scores[name]}
+        program.folder.write_json(f"{workdir}/results.json", results)
+
+    monkeypatch.setattr(program, "train", train)
+    return ran, scores
+
+
+def test_a_killed_search_goes_on_and_finds_the_same_winner(tmp_path, fake):
+    ran, scores = fake
+    trials = {"one": (0.5, 0.75, 0.75), "two": (0.25, 0.0, 0.125)}
+    for task, values in trials.items():
+        scores |= {f"{task}/trial_0{i}": value for i, value in enumerate(values)}
+    fields, out = make_search(tmp_path), tmp_path / "out"
+    with pytest.raises(Preempted, match="told to stop in one/seed_0"):
+        search(fields, str(out))
+    scores |= {f"one/seed_{i}": value for i, value in enumerate((0.5, 0.25, 0.75))}
+    scores |= {f"two/seed_{i}": 0.125 for i in range(3)}
+    before = [name for name, _ in ran]
+    search(fields, str(out))
+    names = [name for name, _ in ran]
+    assert before == [f"one/trial_0{i}" for i in range(3)]
+    assert len(names) == len(set(names)) == 2 * (3 + 3)
+    results = json.loads((out / "results.json").read_text())
+    assert results["eval/one/trial"] == 1 and results["eval/two/trial"] == 0
+    assert results["eval/one/top1"] == 0.5  # the median
+    assert results["eval/one/std"] == pytest.approx(np.std([0.5, 0.25, 0.75]))
+    assert results["eval/first/mean"] == 0.5
+    assert results["eval/all/mean"] == pytest.approx((0.5 + 0.125) / 2)
+    config = dict(ran)
+    final, trial = config["one/seed_2"], config["one/trial_01"]
+    for name in ("optimizer", "total_steps", "model"):
+        assert final[name] == trial[name]
+    assert (final["seed"], [*final["evaluators"]]) == (2, ["test"])
+    assert not list(out.rglob("checkpoints"))
+    search(fields, str(out))
+    assert len(ran) == len(names)
+
+
+def test_a_real_search_trains_and_tests(tmp_path):
+    changes = {"space": (("total_steps", "one_of", (1,)),), "groups": {}}
+    fields = make_search(tmp_path, trials=1, seeds=(0,), **changes)
+    for part in ("tasks", "final"):
+        fields[part].pop("two")
+    search(fields, str(tmp_path / "out"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0 <= results["eval/one/top1"] <= 1
+    trained = json.loads((tmp_path / "out/one/seed_0/config.json").read_text())
+    assert [*trained["evaluators"]] == ["test"]
+
+
+def test_draws_depend_on_their_number_alone_and_fill_the_space():
+    drawn = [dict(draw_trial(SPACE, 0, trial)) for trial in range(200)]
+    assert drawn == [dict(draw_trial(SPACE, 0, trial)) for trial in range(200)]
+    rates = np.log10([d["optimizer.learning_rate"] for d in drawn])
+    assert -3 <= rates.min() < -2.8 and -0.2 < rates.max() <= 0
+    assert abs(rates.mean() + 1.5) < 0.2
+    assert {d["total_steps"] for d in drawn} == {1, 2}
+    assert dict(draw_trial(SPACE, 1, 0)) != drawn[0]
+
+
+def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path, fake):
+    def refused(message, **changes):
+        with pytest.raises(InputError, match=message):
+            search(make_search(tmp_path, **changes), str(tmp_path / "new"))
+
+    refused("no field 'learning_rat'", space=(("optimizer.learning_rat", "log", 1, 2),))
+    refused("space holds .*wanted", space=(("total_steps", "uniform", 1, 2),))
+    refused("groups name .'three'.", groups={"all": ("three",)})
+    refused("final is of ..; wanted the tasks", final={})
+    refused("wanted one or more of each", trials=0)
+    assert not (tmp_path / "new").exists() and not fake[0]
+
+
+def test_a_score_that_is_not_there_lists_those_that_are(tmp_path, fake):
+    fake[1]["one/trial_00"] = 0.5
+    fields = make_search(tmp_path, metric="eval/validation/top2")
+    with pytest.raises(InputError, match="no score .*top2'; it has eval/validation/t"):
+        search(fields, str(tmp_path / "out"))
+
+
+def test_vtab_is_one_search_for_19_tasks():
+    config = read_config(SearchConfig, vtab.get_config().to_dict())
+    config.check()
+    assert vtab.CLASSES == {name: task.classes for name, task in TASKS.items()}
+    assert {n: g for g, tasks in vtab.GROUPS.items() for n in tasks} == {
+        name: task.group for name, task in TASKS.items()
+    }
+    assert [len(tasks) for tasks in config.groups.values()] == [7, 4, 8]
+    assert config.trials == 50
+    some = read_config(SearchConfig, vtab.get_config("pets,dtd").to_dict())
+    assert {*some.tasks} == {"pets", "dtd"} and not some.groups
+    final = some.final_fields("pets", 7, 1)
+    assert [*final["input"]["datasets"]] == ["train", "validation"]
+    assert final["evaluators"]["test"]["directory"] == "evaluation/vtab/pets"
+    for trial in range(50):
+        one, other = (some.trial_fields(task, trial) for task in ("pets", "dtd"))
+        assert one["optimizer"] == other["optimizer"]
