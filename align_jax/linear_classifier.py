@@ -76,13 +76,14 @@ class LogisticRegression:
         self._mesh, self._classes, self._count = mesh, classes, len(features)
         centred = features - self._mean
         few = len(features) < STRIDE * ENOUGH * features.shape[1]
+        strides = [1] if few else [STRIDE, 1]
         self._parts = [  # fitted one after the other: X, y and the pictures' weights
             _split(centred[::stride], labels[::stride], float(stride), mesh)
-            for stride in ([1] if few else [STRIDE, 1])
+            for stride in strides
         ]
-        rows, _, weights = self._parts[0]
-        products = np.asarray(_multiply(rows.T, rows), np.float64) * float(weights[0])
-        self._curvature = products / classes  # (D, D)
+        square = jax.jit(lambda x: _multiply(x.T, x), out_shardings=replicated(mesh))
+        products = np.asarray(square(self._parts[0][0]), np.float64)
+        self._curvature = products * strides[0] / classes  # (D, D)
         self._fitted: dict[float, Linear] = {}  # of the centred features, by penalty
 
     def fit(self, penalty: float) -> Linear:
@@ -122,7 +123,9 @@ class LogisticRegression:
         tolerance = TOLERANCE if part is self._parts[-1] else ROUGH
         numbers = (np.float32(x) for x in (penalty, tolerance))
         found = _minimise(unknowns, maps, *part, *numbers)
-        return jax.tree.map(np.asarray, _classifier(found, maps))
+        return jax.tree.map(
+            np.asarray, jax.jit(_classifier, out_shardings=whole)(found, maps)
+        )
 
 
 _multiply = partial(jnp.matmul, precision=lax.Precision.HIGHEST)

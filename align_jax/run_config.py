@@ -78,7 +78,8 @@ class RunConfig:
       optimizer: the optimizer and its schedule.
       loss: the objective.
       checkpoint: when checkpoints are written.
-      log_every_steps: steps between two flushes of the metrics; each step has a line.
+      log_every_steps: steps between two flushes of the metrics; each step has a line,
+        the last one before a flush norms, too.
       evaluate_every_steps: steps between evaluations; step 0 and the last have one.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
       start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP, whose
@@ -179,6 +180,7 @@ class RunConfig:
             self.virtual_cores,
             self.pairs_per_core,
             self.microbatches,
+            self.log_every_steps,
             self.seed,
             mesh,
         )

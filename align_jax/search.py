@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import tensorflow as tf
+from jax.experimental import multihost_utils
 
 from align_jax import workdir as folder
 from align_jax.checkpoint import FOLDER
@@ -73,6 +74,7 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
     folder.check(workdir, fields)
     if not folder.is_finished(workdir):
         train(fields, workdir)
+        multihost_utils.sync_global_devices(workdir)  # the first process wrote it
         jax.clear_caches()  # the next run is another program
     if folder.leads():  # a checkpoint a trial would fill any disk
         checkpoints = os.path.join(workdir, FOLDER)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -44,6 +44,8 @@ class StepPlan:
       pairs_per_core: B / V.
       microbatches: parts the batch is computed in, one after the other, with the
         result of the whole; 1 for at once.
+      norms_every_steps: steps between two whose gradients' and updates' norms are
+        measured; the last one's are, too.
       seed: of the run; masks depend on it, the step and the virtual core only.
       mesh: the devices.
 
@@ -60,6 +62,7 @@ class StepPlan:
     virtual_cores: int
     pairs_per_core: int
     microbatches: int
+    norms_every_steps: int
     seed: int
     mesh: Mesh
 
@@ -200,7 +203,8 @@ def train_step(
       plan: the rest.
 
     Returns:
-      The state after the step and its scalar metrics.
+      The state after the step and its scalar metrics; norms that were not measured are
+      NaN.
     """
     key = jax.random.fold_in(jax.random.key(plan.seed), state.step)
     core_ids = jnp.arange(plan.virtual_cores)
@@ -217,8 +221,7 @@ def train_step(
         "loss": loss,
         "learning_rate": jnp.asarray(plan.schedule(state.step)),
     }
-    for kind, tree in (("gradient", gradients), ("update", updates)):
-        metrics |= _norms(kind, tree, plan.model.towers)
+    metrics |= _norms(gradients, updates, state.step + 1, plan)
     new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -231,11 +234,28 @@ def train_step(
     return new_state, metrics
 
 
-def _norms(kind: str, tree: dict, towers: Sequence[str]) -> dict[str, jax.Array]:
-    """Norms of a tree of parameters' shapes, of each tower and of all."""
-    squared = {part: optax.tree.norm(x, squared=True) for part, x in tree.items()}
-    norms = {f"{tower}/{kind}_norm": jnp.sqrt(squared[tower]) for tower in towers}
-    return norms | {f"{kind}_norm": jnp.sqrt(sum(squared.values()))}
+def _norms(
+    gradients: dict, updates: dict, step: jax.Array, plan: StepPlan
+) -> dict[str, jax.Array]:
+    """Norms of each tower and of all, or NaNs in a step between two that have them.
+
+    They read arrays of the parameters' size again, a percent or two of a small step.
+    """
+
+    def measure() -> dict[str, jax.Array]:
+        norms = {}
+        for kind, tree in (("gradient", gradients), ("update", updates)):
+            squared = {
+                name: optax.tree.norm(x, squared=True) for name, x in tree.items()
+            }
+            for tower in plan.model.towers:
+                norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
+            norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
+        return norms
+
+    nothing = jax.tree.map(lambda _: jnp.float32(jnp.nan), jax.eval_shape(measure))
+    due = (step % plan.norms_every_steps == 0) | (step == plan.total_steps)
+    return lax.cond(due, measure, lambda: nothing)
 
 
 def _follow(state: TrainState, plan: StepPlan) -> dict:

@@ -4,12 +4,12 @@
       python main.py --config=configs/quickstart_transfer.py:$how --workdir=runs/$how
     done
 
-21 kinds of emoji (animals, tools, ...). Trains on drawings in a style that pretraining
-did not show, 1,191 of them, and tests on 400 drawings of concepts that it did not show.
-`probe` is a logistic regression, the others train a head and all of the tower.
+21 kinds of emoji (animals, tools, ...), labels that pretraining did not use. Trains on
+772 drawings of the concepts that it showed and tests on 258 of others. `probe` is a
+logistic regression, the others train a head and all of the tower.
 
 Hardware: 2 CPU cores, one minute or two each.
-Expected: see docs/transfer.md.
+Expected: top-1 of 0.53 (probe), 0.57 (tuned) and 0.28 (scratch); the largest kind is 0.16.
 """
 
 from ml_collections import ConfigDict
@@ -50,6 +50,7 @@ def get_config(how: str = "tuned") -> ConfigDict:
         config.initialize.image_tower = "runs/quickstart"
 
     config.input = base.input
+    config.input.max_replaced = 0.4  # 419 of the 1,191 drawings are of no such kind
     config.input.datasets = {
         "emoji": {"split": TRAIN, "label_feature": "label", **DATA}
     }

@@ -85,6 +85,7 @@ def whole(whole_run):
     return rows(whole_run)
 
 
+@pytest.mark.faults
 def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_metrics(
     data, whole, tmp_path
 ):

@@ -83,9 +83,11 @@ def test_two_processes_embed_what_one_does_and_read_each_picture_once(
 def test_two_processes_rank_as_one_does(results, mesh_of):
     arrays, _ = results
     expected = rank(mesh_of(3))
-    assert set(expected) == {"rows", "columns", "cosines", "places"}
+    assert len(expected) == 6
     for name, wanted in expected.items():
-        np.testing.assert_allclose(arrays[f"ranking/{name}"], wanted, atol=1e-6)
+        fitted = name in ("weights", "bias")
+        tolerance = 1e-3 if fitted else 1e-6
+        np.testing.assert_allclose(arrays[f"ranking/{name}"], wanted, atol=tolerance)
 
 
 def test_two_processes_score_and_save_as_one_does(root, results, mesh_of):

@@ -50,6 +50,7 @@ def fields(root):
     config.model.text_tower.layers, config.model.text_tower.hidden = 1, 64
     config.optimizer.warmup_steps = 2
     config.checkpoint.every_steps = 3
+    config.log_every_steps = 2
     for name, evaluator in config.evaluators.items():
         evaluator.directory = str(root / "evaluation")
         if name == "category":
@@ -63,9 +64,13 @@ def finished(root, fields):
     return root / "whole"
 
 
-def losses(workdir):
+def values(workdir, name):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
-    return {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def losses(workdir):
+    return values(workdir, "train/loss")
 
 
 def test_a_run_leaves_results_checkpoints_and_a_report(finished):
@@ -78,6 +83,16 @@ def test_a_run_leaves_results_checkpoints_and_a_report(finished):
             assert 0 < results[f"eval/{split}/{way}_chance@5"] < 1
     assert {"eval/category/top1", "eval/category/majority"} <= set(results)
     assert results["step"] == 4 and sorted(losses(finished)) == [1, 2, 3, 4]
+    for kind in ("gradient", "update"):  # measured where the metrics are flushed
+        norms = values(finished, f"train/{kind}_norm")
+        towers = [
+            values(finished, f"train/{tower}/{kind}_norm")
+            for tower in ("image_tower", "text_tower")
+        ]
+        assert [*norms] == [*towers[0]] == [*towers[1]] == [2, 4]
+        for step, norm in norms.items():
+            of_towers = [tower[step] ** 2 for tower in towers]
+            assert min(of_towers) > 0 and norm**2 >= 0.999 * sum(of_towers)
     assert "unseen_drawing" in (finished / "report.html").read_text()
     steps = {path.name for path in (finished / "checkpoints").iterdir()}
     assert {"3", "4"} <= steps

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from align_jax.embedding import Embedder
 from align_jax.evaluate import make_evaluators, run_evaluators
+from align_jax.linear_classifier import LogisticRegression
 from align_jax.loss import contrastive_loss
 from align_jax.parameters import flatten
 from align_jax.ranking import nearest, pair_ranks
@@ -61,15 +62,15 @@ def embed(embedder: Embedder) -> tuple[np.ndarray, list[int]]:
 
 
 def rank(mesh: Mesh) -> dict[str, np.ndarray]:
-    """Ranks and neighbours of random embeddings."""
+    """Ranks, neighbours and a linear classifier of random embeddings."""
     images, texts = embeddings(64)
     images, texts = images[:61].astype(np.float32), texts.astype(np.float32)
     pairs = np.stack([np.arange(64) % 61, np.arange(64)], 1)
     ranks = pair_ranks(images, texts, pairs, mesh)
     found = nearest(images, [texts[:50], texts[50:]], 5, mesh)
-    return dict(
-        zip(("rows", "columns", "cosines", "places"), ranks + found, strict=True)
-    )
+    probe = LogisticRegression(texts, np.arange(64) % 5, 5, mesh).fit(1.0)
+    names = ("rows", "columns", "cosines", "places", "weights", "bias")
+    return dict(zip(names, ranks + found + probe, strict=True))
 
 
 def score(root: str, embedder: Embedder) -> list[dict[str, float]]:
