@@ -8,8 +8,9 @@
 772 drawings of the concepts that it showed and tests on 258 of others. `probe` is a
 logistic regression, the others train a head and all of the tower.
 
-Hardware: 2 CPU cores, one minute or two each.
-Expected: top-1 of 0.53 (probe), 0.57 (tuned) and 0.28 (scratch); the largest kind is 0.16.
+Hardware: 2 CPU cores, under three minutes each.
+Expected: top-1 of 0.53 (probe), 0.57 (tuned) and 0.28 (scratch); the largest kind has
+0.16.
 """
 
 from ml_collections import ConfigDict
