@@ -36,7 +36,7 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
     for name, field in known.items():
         if name in fields:
             values[name] = _read_value(hints[name], fields[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where} lacks the field {name!r}")
     try:
         return cls(**values)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -182,8 +182,10 @@ def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
 def count_labels(config: DatasetConfig) -> int | None:
     """Classes that a dataset's labels are of; None where it does not say."""
     directory = _newest_version(config.directory)
-    features = _open_builder(directory, config.split).info.features
-    return getattr(features[config.label_feature], "num_classes", None)
+    feature = _open_builder(directory, config.split).info.features
+    for name in config.label_feature.split("/"):
+        feature = feature[name]
+    return getattr(feature, "num_classes", None)
 
 
 def evaluation_records(
@@ -257,10 +259,23 @@ class LabelledPictures:
                 self._places.append(place)
                 yield record[self._image], int(record[self._label])
 
-    def picture(self, index: int) -> bytes:
-        """One of the pictures that the newest iteration gave, by its place in it."""
-        (picture,) = self.pictures([self._places[index]])
-        return picture
+    def collect(self, labels: list[int]) -> Iterator[bytes]:
+        """The pictures alone; each one's label is added to `labels` on the way.
+
+        Raises:
+          InputError: there are none.
+        """
+        for picture, label in self:
+            labels.append(label)
+            yield picture
+        if not labels:
+            raise InputError(f"split {self._split!r} has no labelled picture")
+
+    def some(self, indices: Iterable[int]) -> dict[int, bytes]:
+        """Pictures that the newest iteration gave, by their places in it."""
+        order = sorted({*map(int, indices)})
+        places = [self._places[index] for index in order]
+        return dict(zip(order, self.pictures(places), strict=True))
 
     def pictures(self, places: Sequence[int]) -> Iterator[bytes]:
         """The pictures of some of the split's records, by their places, ascending."""

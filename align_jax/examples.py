@@ -1,6 +1,6 @@
 """Some queries of an evaluation with a model's best answers, to be looked at."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,10 +49,15 @@ class Example(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Queries or candidates: (N, D) embeddings, and what is shown of each."""
+    """Queries or candidates.
+
+    Attributes:
+      embeddings: (N, D).
+      show: gives what is shown of some, by their places.
+    """
 
     embeddings: np.ndarray
-    show: Callable[[int], Item]
+    show: Callable[[Sequence[int]], Mapping[int, Item]]
 
 
 def make_examples(
@@ -74,24 +79,24 @@ def make_examples(
       exclude_itself: where queries and candidates are the same.
     """
     shown = ranks >= 0 if flags is None else flags & (ranks >= 0)
-    for chosen, row in choose_queries(shown, ranks):
+    chosen = choose_queries(shown, ranks)
+    asked = queries.show([row for _, row in chosen])
+    for why, row in chosen:
         right = pairs[pairs[:, 0] == row, 1]
         scores = candidates.embeddings @ queries.embeddings[row]  # (C,)
         if exclude_itself:
             scores[row] = -np.inf
         is_right = np.isin(np.arange(len(scores)), right)
         best = np.lexsort((is_right, -scores))[:ANSWERS].tolist()
-        answers = [
-            Answer(candidates.show(i), float(scores[i]), bool(is_right[i]))
-            for i in best
-        ]
-        yield Example(
-            chosen,
-            queries.show(row),
-            answers,
-            1 + int(ranks[row]),
-            candidates.show(int(right[np.argmax(scores[right])])),
-        )
+        best_right = int(right[np.argmax(scores[right])])
+        items = candidates.show([*best, best_right])
+        answers = [Answer(items[i], float(scores[i]), bool(is_right[i])) for i in best]
+        yield Example(why, asked[row], answers, 1 + int(ranks[row]), items[best_right])
+
+
+def show_each(show: Callable[[int], Item]) -> Callable[[Sequence[int]], dict]:
+    """What a `Side` shows, where one is as easily shown as many."""
+    return lambda places: {place: show(place) for place in places}
 
 
 def choose_queries(flags: np.ndarray, ranks: np.ndarray) -> list[tuple[str, int]]:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.linalg
 from jax import lax
 from jax.sharding import Mesh
 
@@ -22,7 +21,7 @@ TOLERANCE = 1e-4  # of the gradient's norm, relative to that at 0
 ROUGH = 3e-2  # likewise, of the fit of some pictures
 PATIENCE = 10  # steps without a relative decrease of `DECREASE` end a fit
 DECREASE = 1e-4
-FLAT = 1e-7  # of the mean curvature; below it is rounding
+FLAT = 1e-7  # of the largest curvature
 MEMORY = 10  # steps that L-BFGS remembers
 STRIDE = 8  # every so many pictures are fitted first
 ENOUGH = 8  # pictures a feature that these must have
@@ -83,7 +82,9 @@ class LogisticRegression:
         ]
         square = jax.jit(lambda x: _multiply(x.T, x), out_shardings=replicated(mesh))
         products = np.asarray(square(self._parts[0][0]), np.float64)
-        self._curvature = products * strides[0] / classes  # (D, D)
+        values, self._axes = np.linalg.eigh(products * strides[0] / classes)
+        least = FLAT * max(values[-1], 1e-30)  # below it is rounding
+        self._values = np.maximum(values, least)  # (D,)
         self._fitted: dict[float, Linear] = {}  # of the centred features, by penalty
 
     def fit(self, penalty: float) -> Linear:
@@ -109,16 +110,14 @@ class LogisticRegression:
 
     def _descend(self, start: Linear, part: tuple, penalty: float) -> Linear:
         """Minimises over a part of the pictures, from a classifier."""
-        width = len(self._curvature)
-        least = penalty + FLAT * self._curvature.trace() / width
-        root = np.linalg.cholesky(self._curvature + least * np.eye(width))
-        inverse = scipy.linalg.solve_triangular(root, np.eye(width), lower=True)
+        roots = (self._values + penalty) ** 0.5
         scale = (self._count / self._classes) ** 0.5
-        unknowns = Linear(root.T @ start.weights, scale * start.bias)
+        own = (self._axes * roots).T @ start.weights
+        unknowns = Linear(own, scale * start.bias)
         whole = replicated(self._mesh)
         unknowns, maps = (
             jax.tree.map(lambda x: _place(np.asarray(x, np.float32), whole), tree)
-            for tree in (unknowns, (inverse.T, 1.0 / scale))
+            for tree in (unknowns, (self._axes / roots, 1.0 / scale))
         )
         tolerance = TOLERANCE if part is self._parts[-1] else ROUGH
         numbers = (np.float32(x) for x in (penalty, tolerance))

@@ -55,6 +55,9 @@ class Initial:
     text_tower: str | None = None
 
     def __post_init__(self):
+        for name, source in dataclasses.asdict(self).items():
+            if source == "":
+                raise ValueError(f"{name} is empty; name where it comes from")
         if self.model is not None and (self.image_tower or self.text_tower):
             raise ValueError(
                 f"model is {self.model}, a whole model, and there are towers; give one"

@@ -6,6 +6,7 @@ Every trial and every final run is a training run with a workdir of its own, so 
 that was killed goes on with the run that it was in, and none is made twice.
 """
 
+import math
 import os
 import statistics
 from typing import Any
@@ -18,41 +19,57 @@ from align_jax import workdir as folder
 from align_jax.checkpoint import FOLDER
 from align_jax.config import read_config
 from align_jax.errors import InputError
+from align_jax.evaluate import make_evaluators
+from align_jax.run_config import EXECUTION
 from align_jax.search_config import SearchConfig
+from align_jax.sharding import make_mesh
 from align_jax.train import train
+from align_jax.training_data import open_training
+from align_jax.training_runs import read_run_config
+
+DIVERGED = -math.inf  # the score of a run that left the finite numbers
 
 
 def search(fields: dict[str, Any], workdir: str) -> None:
     """Runs or continues a search; see `SearchConfig`.
 
     Writes results.json: "eval/<task>/<score>" the median over the seeds, ".../std"
-    their deviation, ".../trial" the best trial, and "eval/<group>/mean" the groups'.
+    their deviation, ".../trial" the best trial; "eval/<group>/mean" the mean over the
+    seeds of the mean over the group's tasks, and its deviation.
 
     Raises:
-      InputError: bad input, found before the first trial begins.
+      InputError: bad input, found before the first trial begins; or no trial of a task,
+        or not all of its final runs, stayed within the finite numbers.
       Preempted: told to stop; the same command continues.
     """
     config = read_config(SearchConfig, fields)
     config.check()
-    folder.check(workdir, fields)
+    _check_data(config)
+    folder.check(workdir, fields, [f"base.{name}" for name in EXECUTION])
+    multihost_utils.sync_global_devices("the search is checked")
     if folder.leads():
         folder.claim(workdir, fields)
     results: dict[str, float] = {}
+    finals: dict[str, list[float]] = {}  # by task, one a seed
     score = config.final_metric.rpartition("/")[2]
     for task in config.tasks:
-        trial, scores = _choose(config, task, workdir), []
+        trial, finals[task] = _choose(config, task, workdir), []
         for seed in config.seeds:
             final = config.final_fields(task, trial, seed)
             place = os.path.join(workdir, task, f"seed_{seed}")
-            scores.append(_run(final, place, config.final_metric))
+            finals[task].append(_run(final, place, config.final_metric))
+        if min(finals[task]) == DIVERGED:
+            raise InputError(f"a final run of {task} in {workdir} diverged")
         results |= {
-            f"eval/{task}/{score}": statistics.median(scores),
-            f"eval/{task}/std": statistics.pstdev(scores),
+            f"eval/{task}/{score}": statistics.median(finals[task]),
+            f"eval/{task}/std": statistics.pstdev(finals[task]),
             f"eval/{task}/trial": trial,
         }
     for group, tasks in {**config.groups, "all": [*config.tasks]}.items():
-        medians = [results[f"eval/{task}/{score}"] for task in tasks]
-        results[f"eval/{group}/mean"] = statistics.fmean(medians)
+        columns = zip(*(finals[task] for task in tasks), strict=True)
+        means = [statistics.fmean(column) for column in columns]
+        results[f"eval/{group}/mean"] = statistics.fmean(means)
+        results[f"eval/{group}/std"] = statistics.pstdev(means)
     if folder.leads():
         folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
         for name, value in results.items():
@@ -66,14 +83,44 @@ def _choose(config: SearchConfig, task: str, workdir: str) -> int:
         place = os.path.join(workdir, task, f"trial_{trial:02}")
         scores.append(_run(config.trial_fields(task, trial), place, config.metric))
         print(f"{task}, trial {trial}: {config.metric} {scores[-1]:.4f}", flush=True)
+    if max(scores) == DIVERGED:
+        raise InputError(
+            f"all {config.trials} trials of {task} in {workdir} diverged; search lower"
+            " rates, in a new workdir"
+        )
     return scores.index(max(scores))
 
 
+def _check_data(config: SearchConfig) -> None:
+    """Opens what the runs will need; raises InputError where one cannot begin."""
+    for task in config.tasks:
+        for fields, metric in (
+            (config.trial_fields(task, 0), config.metric),
+            (config.final_fields(task, 0, 0), config.final_metric),
+        ):
+            run = read_run_config(fields, f"config {task}")
+            run.make_plan(make_mesh(run.fsdp))
+            make_evaluators(run.evaluators)
+            open_training(run.input, run.batch_size, jax.process_count())
+            run.check_data()
+            if metric.removeprefix("eval/").rpartition("/")[0] not in run.evaluators:
+                raise InputError(
+                    f"{metric!r} is of none of the evaluators of {task},"
+                    f" {', '.join(run.evaluators)}"
+                )
+
+
 def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
-    """Trains, unless it was done before, and returns the score."""
-    folder.check(workdir, fields)
+    """Trains, unless it was done before, and returns the score, or `DIVERGED`."""
+    folder.check(workdir, fields, EXECUTION)
     if not folder.is_finished(workdir):
-        train(fields, workdir)
+        try:
+            train(fields, workdir)
+        except FloatingPointError as error:  # every process sees it
+            print(f"{workdir}: {error}", flush=True)
+            if folder.leads():
+                path = os.path.join(workdir, folder.RESULTS_FILE)
+                folder.write_json(path, {"diverged": str(error)})
         multihost_utils.sync_global_devices(workdir)  # the first process wrote it
         jax.clear_caches()  # the next run is another program
     if folder.leads():  # a checkpoint a trial would fill any disk
@@ -81,6 +128,8 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
         if tf.io.gfile.exists(checkpoints):
             tf.io.gfile.rmtree(checkpoints)
     results = folder.read_json(os.path.join(workdir, folder.RESULTS_FILE))
+    if "diverged" in results:
+        return DIVERGED
     if metric not in results:
         known = ", ".join(name for name in results if name.startswith("eval/"))
         raise InputError(f"{workdir} has no score {metric!r}; it has {known}")

@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from align_jax.errors import InputError
 from align_jax.training_runs import read_run_config
 
-DRAWS = ("log", "one_of")
+# Kinds of draws, and whether what follows them will do.
+DRAWS = {
+    "log": lambda *ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
+    "one_of": lambda *values: len(values) == 1 and len(values[0]) > 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +53,10 @@ class SearchConfig:
             raise ValueError("trials, seeds and tasks: wanted one or more of each")
         for draw in self.space:
             known = len(draw) > 2 and draw[1] in DRAWS
-            if not known or len(draw) != (4 if draw[1] == "log" else 3):
+            if not known or not DRAWS[draw[1]](*draw[2:]):
                 raise ValueError(
-                    f"space holds {draw!r}; wanted (path, 'log', lowest, highest) or"
-                    " (path, 'one_of', values)"
+                    f"space holds {draw!r}; wanted (path, 'log', lowest, highest) above"
+                    " 0, or (path, 'one_of', values)"
                 )
         unknown = {t for tasks in self.groups.values() for t in tasks} - {*self.tasks}
         if unknown:
@@ -101,5 +106,9 @@ def _change(fields: dict[str, Any], changes: Any) -> dict[str, Any]:
         node = changed
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(
+                    f"{path!r} is no field: {parent!r} is {node!r}, which has none"
+                )
         node[name] = copy.deepcopy(value)
     return changed

@@ -74,5 +74,5 @@ def get_config(arguments: str = "pets,head") -> ConfigDict:
         "split": test,
         "expected_pictures": pictures,
     }
-    config.evaluators = {f"{name}_tuned": evaluator}
+    config.evaluators = {f"{name}_{'head' if stage == 'head' else 'tuned'}": evaluator}
     return config

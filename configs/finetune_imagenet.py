@@ -74,6 +74,7 @@ def get_config(stage: str = "frozen") -> ConfigDict:
     if stage == "frozen":
         config.optimizer.frozen = ("^image_tower/",)
         config.model.image_tower.frozen_statistics = True
+        config.model.image_tower.drop_rate = 0.0  # the features are the tower's own
     else:
         config.optimizer.rate_factors = (("^image_tower/", 0.1),)
 

@@ -4,7 +4,7 @@
         --workdir=runs/probes --config.checkpoint=DIR
 
 Names after the colon choose among `PROBES`; without them all run. DIR is whatever
-`align_jax.load` reads. The penalty of a linear probe is chosen on a validation split;
+docs/weights.md names. The penalty of a linear probe is chosen on a validation split;
 where a dataset has none, it is the last tenth of its training split. Datasets are
 TFDS's; docs/evaluation_sets.md says how they come to their place.
 

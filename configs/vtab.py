@@ -75,7 +75,7 @@ def get_config(names: str = "") -> ConfigDict:
         raise ValueError(f"no task {unknown[0]!r}; known: {', '.join(CLASSES)}")
     base = finetune_imagenet.get_config("full")
     base.virtual_cores = 16  # 256 pictures a step
-    base.input.streams = 1  # 800 pictures are one file
+    base.input.streams = 16
     base.model.image_tower.width = 2.0
     base.model.image_tower.depth = 3.1
     for preprocess in (base.input.preprocess, base.evaluation):
@@ -83,7 +83,7 @@ def get_config(names: str = "") -> ConfigDict:
         preprocess.image_size = 289
     base.optimizer.decay = "cosine"
     base.checkpoint.every_steps = 500
-    base.evaluate_every_steps = 100_000  # at the end alone
+    base.evaluate_every_steps = 100_000  # at the start and the end alone
 
     config = ConfigDict()
     config.run = "search"

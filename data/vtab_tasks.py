@@ -21,7 +21,7 @@ VEHICLES = 3  # KITTI's types below it: car, van, truck
 FEWEST_OBJECTS = 3  # in a picture of CLEVR
 
 
-def plain_label(record: Record) -> int:
+def read_label(record: Record) -> int:
     """The dataset's own label."""
     return int(record["label"])
 
@@ -31,31 +31,31 @@ def count_objects(record: Record) -> int:
     return len(record["objects"]["size"]) - FEWEST_OBJECTS
 
 
-def closest_object(record: Record) -> int:
+def bin_closest_object(record: Record) -> int:
     """CLEVR: how far the closest object is."""
     depths = np.asarray(record["objects"]["pixel_coords"])[:, 2]
-    return last_below(CLEVR_DISTANCES, float(depths.min()))
+    return find_last_below(CLEVR_DISTANCES, float(depths.min()))
 
 
-def closest_vehicle(record: Record) -> int:
+def bin_closest_vehicle(record: Record) -> int:
     """KITTI: how far the closest car, van or truck is, if there is one."""
     objects = record["objects"]
     depths = np.asarray(objects["location"]).reshape(-1, 3)[:, 2]
-    own = depths[np.asarray(objects["type"]) < VEHICLES]
-    return last_below(KITTI_DISTANCES, float(min([*own, NO_VEHICLE])))
+    near = depths[np.asarray(objects["type"]) < VEHICLES]
+    return find_last_below(KITTI_DISTANCES, float(min([*near, NO_VEHICLE])))
 
 
-def last_below(thresholds: tuple[float, ...], value: float) -> int:
+def find_last_below(thresholds: tuple[float, ...], value: float) -> int:
     """The place of the last threshold (ascending) below a value; -1 for none."""
     return sum(threshold < value for threshold in thresholds) - 1
 
 
-def binned(feature: str, values: int, bins: int) -> Callable[[Record], int]:
+def make_binning(feature: str, values: int, bins: int) -> Callable[[Record], int]:
     """One of a feature's values, in bins of equal width."""
     return lambda record: int(record[feature] // (values / bins))
 
 
-def own(feature: str) -> Callable[[Record], int]:
+def make_reading(feature: str) -> Callable[[Record], int]:
     """Another feature as the label."""
     return lambda record: int(record[feature])
 
@@ -84,7 +84,7 @@ class Task:
     validation: str
     test: str
     test_pictures: int
-    label: Callable[[Record], int] = plain_label
+    label: Callable[[Record], int] = read_label
     grey: int = 0
 
 
@@ -156,28 +156,38 @@ TASKS = {
         "train[63000:63200]",
         "validation",
         15_000,
-        closest_object,
+        bin_closest_object,
     ),
     "dmlab": Task("structured", "dmlab", 6, FIRST, NEXT, "test", 22_735),
     "dsprites_location": Task(
         "structured",
         *DSPRITES,
-        label=binned("label_x_position", 32, 16),
+        label=make_binning("label_x_position", 32, 16),
         grey=255,
     ),
     "dsprites_orientation": Task(
         "structured",
         *DSPRITES,
-        label=binned("label_orientation", 40, 16),
+        label=make_binning("label_orientation", 40, 16),
         grey=255,
     ),
     "kitti_distance": Task(
-        "structured", "kitti", 4, FIRST, NEXT, "test", 711, closest_vehicle
+        "structured", "kitti", 4, FIRST, NEXT, "test", 711, bin_closest_vehicle
     ),
     "smallnorb_azimuth": Task(
-        "structured", "smallnorb", 18, *SMALLNORB, label=own("label_azimuth"), grey=1
+        "structured",
+        "smallnorb",
+        18,
+        *SMALLNORB,
+        label=make_reading("label_azimuth"),
+        grey=1,
     ),
     "smallnorb_elevation": Task(
-        "structured", "smallnorb", 9, *SMALLNORB, label=own("label_elevation"), grey=1
+        "structured",
+        "smallnorb",
+        9,
+        *SMALLNORB,
+        label=make_reading("label_elevation"),
+        grey=1,
     ),
 }

@@ -153,6 +153,7 @@ def test_parts_and_devices_agree(root, mesh_of):
     fields = make_fields(root, pairs_per_core=6, batch_norm_cores=1)
     fields["input"]["preprocess"] |= {"resize": 36, "image_size": 32}
     fields["optimizer"]["learning_rate"] = 1e-2
+    fields["model"]["dropout"] = 0.3
     whole = read_config(ClassifyConfig, fields)
     parts = dataclasses.replace(whole, microbatches=4)
     found = []

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from align_jax.config import read_config
+from align_jax.errors import InputError
 from align_jax.evaluate import EvaluateConfig
 from align_jax.evaluators import EVALUATORS
 from align_jax.parameters import variable_shapes
@@ -55,7 +56,12 @@ def check_evaluators(described):
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_training_config_is_read_and_has_the_model_s_size(name):
     module, arguments, parameters = TRAINING[name]
-    config = read_run_config(module.get_config(*arguments).to_dict())
+    fields = module.get_config(*arguments).to_dict()
+    start = fields.setdefault("initialize", {})
+    if "" in start.values():
+        with pytest.raises(InputError, match="is empty; name where it comes from"):
+            read_run_config(fields)
+    config = read_run_config(fields | {"initialize": {n: "RUN" for n in start}})
     check_evaluators(config.evaluators)
     if parameters is not None:
         shapes = variable_shapes(config.model)

@@ -1,11 +1,18 @@
 import numpy as np
 
 from align_jax import examples
-from align_jax.examples import Item, Side, choose_queries, make_examples, spread
+from align_jax.examples import (
+    Item,
+    Side,
+    choose_queries,
+    make_examples,
+    show_each,
+    spread,
+)
 
 
 def numbered(embeddings):
-    return Side(np.float32(embeddings), lambda row: Item(f"item {row}"))
+    return Side(np.float32(embeddings), show_each(lambda row: Item(f"item {row}")))
 
 
 def test_a_right_answer_below_the_shown_ones_is_named_with_its_rank():

@@ -61,6 +61,16 @@ def test_a_fit_from_a_neighbouring_penalty_is_that_from_nothing(digits, mesh_of)
     assert abs(values[0] - values[1]) / len(train[1]) < 1e-4
 
 
+def test_fewer_pictures_than_features_are_fitted_at_any_penalty(mesh_of):
+    random = np.random.default_rng(0)
+    features = np.abs(random.standard_normal((40, 96), np.float32))
+    labels = np.arange(40) % 3
+    probe = LogisticRegression(features, labels, 3, mesh_of(1))
+    for penalty in (1.0, 1e-3, 1e-6):
+        found = classify(probe.fit(penalty), features)
+        assert np.isfinite(found).all() and (found.argmax(1) == labels).all()
+
+
 def test_ridge_is_scikit_learn_s_with_a_penalised_bias(digits):
     (features, labels), _ = digits
     for count in (40, 400):  # less and more than features

@@ -39,6 +39,18 @@ def test_a_linear_probe_of_good_features_is_right(directories):
     assert scores["majority"] == pytest.approx(1 / 3)
 
 
+def test_the_validation_s_score_is_of_the_training_pictures_fit(directories):
+    """Of which none is blue, as two thirds of the validation are."""
+
+    def by_itself(name):  # each picture in a direction of its own
+        return np.eye(12)[tiny.NAMES.index(name)]
+
+    config = LinearProbeConfig(directories, "train[19:]", "train[13:19]", "train[19:]")
+    scores = dict(LinearProbe(config).run(FixedEncoder(by_itself, by_itself)))
+    assert scores["top1"] == 1.0  # the last fit has seen them
+    assert scores["validation_top1"] <= 1 / 3
+
+
 def test_features_that_say_nothing_give_the_largest_class(directories):
     constant = lambda _: np.ones(7)  # noqa: E731
     config = LinearProbeConfig(directories, "train[13:]", "train[:9]", "train[9:13]")

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -74,7 +76,8 @@ def test_many_are_written_as_several_files_that_others_can_read(
 ):
     monkeypatch.setattr(saved_embeddings, "ITEMS", 3)
     monkeypatch.setattr(saved_embeddings, "ROWS", 5)
-    monkeypatch.setattr(saved_embeddings, "FILES_IN_MEMORY", 1)
+    few = functools.lru_cache(1)(saved_embeddings._read.__wrapped__)
+    monkeypatch.setattr(saved_embeddings, "_read", few)
     found = np.concatenate(list(open_saved()[0].stream_images(PICTURES)))
     files = sorted((tmp_path / "saved" / "m" / "images").iterdir())
     tables = [pq.read_table(file).to_pydict() for file in files]

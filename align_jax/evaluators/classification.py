@@ -1,7 +1,7 @@
 """Accuracy of a classifier's own head on labelled pictures."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from align_jax.datasets import LabelledPictures
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
-from align_jax.examples import Example, Item, Side, make_examples
+from align_jax.examples import Example, Item, Side, make_examples, show_each
 from align_jax.scores import mean_per_class, recall_at
 
 
@@ -79,13 +79,8 @@ class Classification:
           FloatingPointError: a logit is not finite.
         """
         labels: list[int] = []
-
-        def pictures() -> Iterator[bytes]:
-            for picture, label in self.data:
-                labels.append(label)
-                yield picture
-
-        logits, truth = embedder.classify_images(pictures()), np.array(labels)
+        logits = embedder.classify_images(self.data.collect(labels))
+        truth = np.array(labels)
         if truth.max() >= logits.shape[1]:
             raise InputError(
                 f"a picture has the label {truth.max()}; the classifier has"
@@ -99,13 +94,19 @@ class Classification:
     def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
         """Pictures of the last run or, before it, of one that is made."""
         logits, labels, ranks = self.found or self.find(embedder)
-        classes = logits.shape[1]
-        names = self.data.names or [str(label) for label in range(classes)]
-        pictures = Side(
-            logits, lambda row: Item(names[labels[row]], self.data.picture(row))
-        )
+        known = dict(enumerate(self.data.names or ()))
+
+        def show_class(label: int) -> Item:
+            return Item(known.get(int(label), str(label)))
+
+        def show_pictures(rows: Sequence[int]) -> dict[int, Item]:
+            shown = self.data.some(rows)
+            return {r: Item(show_class(labels[r]).text, shown[r]) for r in rows}
+
+        pictures = Side(logits, show_pictures)
         # The product of logits and these is the logits.
-        of_classes = Side(np.eye(classes, dtype=np.float32), lambda k: Item(names[k]))
+        own = np.eye(logits.shape[1], dtype=np.float32)
+        of_classes = Side(own, show_each(show_class))
         pairs = np.stack([np.arange(len(labels)), labels], 1)
         title = "Pictures and their best classes"
         return {title: make_examples(pictures, of_classes, pairs, ranks)}

@@ -19,7 +19,7 @@ import tensorflow as tf
 from align_jax.datasets import evaluation_records
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
-from align_jax.examples import Example, Item, Side, make_examples
+from align_jax.examples import Example, Item, Side, make_examples, show_each
 from align_jax.ranking import pair_ranks
 from align_jax.scores import CUTS, recall_at, sampled_correlation
 
@@ -196,15 +196,15 @@ class Crisscrossed:
             tasks[name] = Task(right, ranks)
         return Found(images, texts, tasks)
 
+    def _show_picture(self, row: int) -> Item:
+        return Item(self.texts[self.captions[row]], self.pictures[row])
+
     def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
         """Queries of every task, of the last run or, before it, of one that is made."""
         found = self.found or self.find(embedder)
         sides = {
-            "t": Side(found.texts, lambda row: Item(self.texts[row])),
-            "i": Side(
-                found.images,
-                lambda row: Item(self.texts[self.captions[row]], self.pictures[row]),
-            ),
+            "t": Side(found.texts, show_each(lambda row: Item(self.texts[row]))),
+            "i": Side(found.images, show_each(self._show_picture)),
         }
         return {
             title: make_examples(

@@ -75,9 +75,9 @@ class LinearProbe:
 
         penalty = search_penalty(accuracy)
         both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
-        probe = LogisticRegression(*both, count, embedder.mesh)
+        final = LogisticRegression(*both, count, embedder.mesh).fit(penalty)
         labels = test[1]
-        right = classify(probe.fit(penalty), test[0]).argmax(1) == labels
+        right = classify(final, test[0]).argmax(1) == labels
         yield "top1", float(right.mean())
         yield "mean_per_class", mean_per_class(right, labels)
         yield "validation_top1", accuracy(penalty)
@@ -97,11 +97,5 @@ def read_features(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, W) and labels (N,) of all labelled pictures."""
     labels: list[int] = []
-
-    def pictures() -> Iterator[bytes]:
-        for picture, label in data:
-            labels.append(label)
-            yield picture
-
-    features = embedder.image_features(pictures())
+    features = embedder.image_features(data.collect(labels))
     return features, np.array(labels)

@@ -93,8 +93,8 @@ class Neighbours:
     def find(self, embedder: Embedder) -> Found:
         """Embeds the queries, then the index on the way, and finds the nearest."""
         asked, held = [], []
-        queries = embedder.encode_images(_pictures(self.queries, asked))  # (Q, D)
-        index = embedder.stream_images(_pictures(self.index, held))
+        queries = embedder.encode_images(self.queries.collect(asked))  # (Q, D)
+        index = embedder.stream_images(self.index.collect(held))
         cosines, places = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
         labels, near_labels = np.array(asked), np.array(held)[places]
         return Found(labels, near_labels, places, cosines, len(held))
@@ -107,23 +107,19 @@ class Neighbours:
     def _examples(self, found: Found) -> Iterator[Example]:
         same = found.near_labels == found.labels[:, None]
         first = np.where(same.any(1), same.argmax(1), same.shape[1])
-        for chosen, row in choose_queries(np.ones(len(same), bool), first):
+        chosen = choose_queries(np.ones(len(same), bool), first)
+        rows = [row for _, row in chosen]
+        asked = self.queries.some(rows)
+        near = self.index.some(found.places[rows].ravel())
+        for why, row in chosen:
             answers = []
-            for column, place in enumerate(found.places[row]):
-                name = self._name(found.near_labels[row, column])
-                item = Item(name, self.index.picture(place))
+            for column, place in enumerate(found.places[row].tolist()):
+                item = Item(self._name(found.near_labels[row, column]), near[place])
                 score, right = found.cosines[row, column], same[row, column]
                 answers.append(Answer(item, float(score), bool(right)))
-            query = Item(self._name(found.labels[row]), self.queries.picture(row))
-            yield Example(chosen, query, answers, None, None)
+            query = Item(self._name(found.labels[row]), asked[row])
+            yield Example(why, query, answers, None, None)
 
     def _name(self, label: int) -> str:
         """What a label is called."""
         return self.queries.names[label] if self.queries.names else str(label)
-
-
-def _pictures(data: LabelledPictures, labels: list[int]) -> Iterator[bytes]:
-    """The pictures; adds each one's label to `labels`."""
-    for picture, label in data:
-        labels.append(label)
-        yield picture

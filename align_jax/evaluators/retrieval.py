@@ -14,7 +14,7 @@ import numpy as np
 from align_jax.datasets import evaluation_records
 from align_jax.embedding import Embedder
 from align_jax.errors import InputError
-from align_jax.examples import Example, Item, Side, make_examples
+from align_jax.examples import Example, Item, Side, make_examples, show_each
 from align_jax.ranking import pair_ranks
 from align_jax.scores import CUTS, chance_recall, recall_at
 
@@ -142,8 +142,8 @@ class Retrieval:
             text = self.texts[first[row]] if row in first else "no text"
             return Item(text, self.pictures[row])
 
-        pictures = Side(found.images, show_picture)
-        texts = Side(found.texts, lambda column: Item(self.texts[column]))
+        pictures = Side(found.images, show_each(show_picture))
+        texts = Side(found.texts, show_each(lambda i: Item(self.texts[i])))
         return {
             "Pictures and their best texts": make_examples(
                 pictures, texts, self.pairs, found.ranks[0], self.image_queries

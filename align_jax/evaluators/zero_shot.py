@@ -5,7 +5,7 @@ picture is given the class of highest cosine.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from align_jax.datasets import LabelledPictures
 from align_jax.embedding import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.evaluators.prompts import read_prompts, read_subset
-from align_jax.examples import Example, Item, Side, make_examples
+from align_jax.examples import Example, Item, Side, make_examples, show_each
 from align_jax.ranking import pair_ranks
 from align_jax.scores import mean_per_class, recall_at
 
@@ -139,12 +139,13 @@ class ZeroShot:
         names = [self.prompts.classes[label] for label in self.kept]
         truth = found.truth
 
-        def show_picture(row: int) -> Item:
-            return Item(names[truth[row]], self.data.picture(row))
+        def show_pictures(rows: Sequence[int]) -> dict[int, Item]:
+            shown = self.data.some(rows)
+            return {row: Item(names[truth[row]], shown[row]) for row in rows}
 
         pairs = np.stack([np.arange(len(truth)), truth], 1)
-        pictures = Side(found.images, show_picture)
-        classes = Side(found.classes, lambda k: Item(names[k]))
+        pictures = Side(found.images, show_pictures)
+        classes = Side(found.classes, show_each(lambda k: Item(names[k])))
         title = "Pictures and their best classes"
         return {title: make_examples(pictures, classes, pairs, found.ranks)}
 

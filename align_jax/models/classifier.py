@@ -7,6 +7,7 @@ import jax
 
 from align_jax.models.dual_encoder import DTYPES, scale_pixels, unit_length
 from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from align_jax.models.layers import dropout
 from align_jax.sharding import Placement
 
 
@@ -62,7 +63,6 @@ class Classifier(nn.Module):
             DTYPES[config.dtype],
             self.placement,
         )
-        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Dense(config.classes, kernel_init=nn.initializers.zeros)
 
     def image_features(
@@ -87,4 +87,7 @@ class Classifier(nn.Module):
     ) -> tuple[jax.Array]:
         """Logits of a batch, (B, K)."""
         features = self.image_features(images, core_ids, train)
-        return (self.head(self.dropout(features, deterministic=not train)),)
+        if train and self.config.dropout:
+            key = self.make_rng("dropout")
+            features = dropout(features, key, core_ids, self.config.dropout)
+        return (self.head(features),)
