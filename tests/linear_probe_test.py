@@ -30,12 +30,12 @@ def directories(tmp_path_factory):
 
 
 def test_a_linear_probe_of_good_features_is_right(directories):
-    config = LinearProbeConfig(directories, "train[13:]", "train[:9]", "train[9:13]")
+    config = LinearProbeConfig(directories, "train[13:]", "train[:13]", "train[13:]")
     scores = dict(LinearProbe(config).run(FixedEncoder(perfect, perfect)))
     assert scores["top1"] == scores["mean_per_class"] == 1.0
     assert scores["validation_top1"] == 1.0
     assert (scores["queries"], scores["candidates"]) == (12, 3)
-    assert scores["training_pictures"] == 12
+    assert scores["training_pictures"] == 24
     assert scores["majority"] == pytest.approx(1 / 3)
 
 

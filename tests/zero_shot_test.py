@@ -12,7 +12,12 @@ from align_jax.evaluators.prompts import read_prompts, read_subset
 from align_jax.evaluators.zero_shot import ZeroShot, ZeroShotConfig
 from align_jax.results import PUBLISHED, SCORES
 from align_jax.scores import CUTS
-from configs import zero_shot
+from configs import (
+    finetune_fine_grained,
+    finetune_imagenet,
+    finetune_retrieval,
+    zero_shot,
+)
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
 
@@ -138,9 +143,18 @@ def test_published_numbers_are_of_measures_that_there_are():
     recalls = [f"flickr30k/{way}_recall@{k}" for way in ("i2t", "t2i") for k in CUTS]
     mean = np.mean([measures[name][0] for name in recalls])
     assert round(mean, 1) == measures["flickr30k/mean_recall"][0] == 92.2
+    transfer = [
+        *(finetune_imagenet.get_config(stage) for stage in finetune_imagenet.STAGES),
+        *(finetune_retrieval.get_config(n) for n in finetune_retrieval.DATASETS),
+        *(
+            finetune_fine_grained.get_config(f"{name},all")
+            for name in finetune_fine_grained.DATASETS
+        ),
+    ]
+    evaluations = {*zero_shot.EVALUATIONS}.union(*(c.evaluators for c in transfer))
     for name, values in measures.items():
         evaluation, _, score = name.partition("/")
-        assert evaluation in zero_shot.EVALUATIONS
+        assert evaluation in evaluations
         assert SCORES.search(score)
         assert len(values) == len(PUBLISHED["columns"])
 
