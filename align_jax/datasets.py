@@ -240,7 +240,7 @@ class LabelledPictures:
         """
         wanted = (image_feature, label_feature)
         self._builder = _open_evaluation(directory, split, wanted)
-        self._split = split
+        self._directory, self._split = directory, split
         self._image, self._label = wanted
         self._places = array.array("q")  # in the split, of those that were given
         self.count = self._builder.info.splits[split].num_examples
@@ -269,7 +269,9 @@ class LabelledPictures:
             labels.append(label)
             yield picture
         if not labels:
-            raise InputError(f"split {self._split!r} has no labelled picture")
+            raise InputError(
+                f"split {self._split!r} of {self._directory} has no labelled picture"
+            )
 
     def some(self, indices: Iterable[int]) -> dict[int, bytes]:
         """Pictures that the newest iteration gave, by their places in it."""

@@ -17,7 +17,7 @@ from align_jax.models.dual_encoder import DualEncoder
 from align_jax.pictures import Picture, read_picture
 from align_jax.preprocess import PreprocessConfig, evaluation_image
 from align_jax.scratch import Scratch
-from align_jax.sharding import batch_split, replicated
+from align_jax.sharding import batch_split, place_array, replicated
 from align_jax.tokenizer import Tokenizer
 
 
@@ -186,10 +186,7 @@ class Embedder:
             .batch(size)
             .map(self._tokenizer)
         )
-        spread = (
-            (jax.make_array_from_callback(batch.shape, split, batch.__getitem__),)
-            for batch in tokens.as_numpy_iterator()
-        )
+        spread = ((place_array(batch, split),) for batch in tokens.as_numpy_iterator())
         batches = ((size, arrays) for arrays in spread)
         return _join(self._embed(self._of_texts[method], batches))[: len(texts)]
 

@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A candidate's cosine with the query, and whether it is a right one."""
+    """A candidate, its cosine with the query or its logit, and whether it is right."""
 
     item: Item
     score: float

@@ -14,7 +14,8 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from align_jax.sharding import batch_split, replicated
+from align_jax.ranking import check_finite
+from align_jax.sharding import batch_split, place_array, replicated
 
 MAX_STEPS = 1000
 TOLERANCE = 1e-4  # of the gradient's norm, relative to that at 0
@@ -71,7 +72,8 @@ class LogisticRegression:
         Raises:
           FloatingPointError: a feature is not finite.
         """
-        self._mean = _check(features).mean(0, dtype=np.float64).astype(np.float32)
+        check_finite(features, "picture")
+        self._mean = features.mean(0, dtype=np.float64).astype(np.float32)
         self._mesh, self._classes, self._count = mesh, classes, len(features)
         centred = features - self._mean
         few = len(features) < STRIDE * ENOUGH * features.shape[1]
@@ -116,7 +118,7 @@ class LogisticRegression:
         unknowns = Linear(own, scale * start.bias)
         whole = replicated(self._mesh)
         unknowns, maps = (
-            jax.tree.map(lambda x: _place(np.asarray(x, np.float32), whole), tree)
+            jax.tree.map(lambda x: place_array(np.asarray(x, np.float32), whole), tree)
             for tree in (unknowns, (self._axes / roots, 1.0 / scale))
         )
         tolerance = TOLERANCE if part is self._parts[-1] else ROUGH
@@ -186,7 +188,7 @@ def _split(
     weights = np.pad(np.full(len(rows), weight, np.float32), (0, padding))
     labels = np.pad(labels.astype(np.int32), (0, padding))
     rows = np.pad(rows, [(0, padding), (0, 0)])
-    return tuple(_place(array, split) for array in (rows, labels, weights))
+    return tuple(place_array(array, split) for array in (rows, labels, weights))
 
 
 def search_penalty(
@@ -229,7 +231,8 @@ def fit_ridge(
       classes: K.
       penalty: of the weights' squares.
     """
-    mean = _check(features).mean(0, dtype=np.float64)
+    check_finite(features, "picture")
+    mean = features.mean(0, dtype=np.float64)
     deviation = features.std(0, dtype=np.float64) + 1e-5
     scaled = np.pad((features - mean) / deviation, [(0, 0), (0, 1)])
     scaled[:, -1] = BIAS
@@ -248,19 +251,5 @@ def fit_ridge(
 
 def classify(classifier: Linear, features: np.ndarray) -> np.ndarray:
     """Scores (N, K) of features (N, D)."""
-    return _check(features) @ classifier.weights + classifier.bias
-
-
-def _check(features: np.ndarray) -> np.ndarray:
-    good = np.isfinite(features).all(1)
-    if not good.all():
-        raise FloatingPointError(
-            f"features of {np.count_nonzero(~good)} of {len(good)} pictures are not"
-            f" finite, the first is {int(good.argmin())}"
-        )
-    return features
-
-
-def _place(array: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
-    """An array that every process has, on the devices."""
-    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    check_finite(features, "picture")
+    return features @ classifier.weights + classifier.bias

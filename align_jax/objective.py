@@ -100,8 +100,13 @@ def compute_loss(
 def label_loss(
     logits: jax.Array, labels: jax.Array, smoothing: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean cross-entropy of logits (N, K) with labels (N,), and their accuracy."""
-    targets = jax.nn.one_hot(labels, logits.shape[1])
+    """Mean cross-entropy of logits (N, K) with labels (N,), and their accuracy.
+
+    A label that is none of the K makes the loss NaN, which ends the run.
+    """
+    classes = logits.shape[1]
+    known = (labels >= 0) & (labels < classes)
+    targets = jnp.where(known[:, None], jax.nn.one_hot(labels, classes), jnp.nan)
     targets = optax.smooth_labels(targets, smoothing)
     right = jnp.argmax(logits, 1) == labels
     loss = optax.softmax_cross_entropy(logits, targets).mean()

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from align_jax.sharding import BATCH_AXES, batch_split, replicated
+from align_jax.sharding import BATCH_AXES, batch_split, place_array, replicated
 
 # Cosines this close are ties: float32 rounds a product of 1,376 numbers so far.
 ROUNDING = 2e-6
@@ -50,7 +50,7 @@ def pair_ranks(
       FloatingPointError: an embedding is not finite.
     """
     for name, found in (("row", rows), ("column", columns)):
-        _check_finite(found, name)
+        check_finite(found, name)
     count = len(columns)
     held = -(-count // mesh.size)  # columns of a device
     size = max(8, min(SCORES_BYTES // (4 * held), len(rows)))
@@ -63,9 +63,9 @@ def pair_ranks(
 
     split, whole = batch_split(mesh), replicated(mesh)
     width = held * mesh.size
-    all_columns = _place(_pad(columns, width, 0.0), split)
-    all_best = _place(_pad(column_best, width, np.inf), split)
-    column_hits = _place(np.zeros(width, np.int32), split)
+    all_columns = place_array(_pad(columns, width, 0.0), split)
+    all_best = place_array(_pad(column_best, width, np.inf), split)
+    column_hits = place_array(np.zeros(width, np.int32), split)
     compare = _make_compare(mesh, count)
     row_hits = []
     for i, start in enumerate(starts):
@@ -77,7 +77,7 @@ def pair_ranks(
             np.arange(size) < len(chunk),
             _pad(inside.astype(np.int32), most, -1),
         )
-        placed = [_place(array, whole) for array in host]
+        placed = [place_array(array, whole) for array in host]
         hits, column_hits = compare(*placed, all_columns, all_best, column_hits)
         row_hits.append(hits)
     found = (np.concatenate([np.asarray(hits) for hits in row_hits]), column_hits)
@@ -157,17 +157,17 @@ def nearest(
       FloatingPointError: an embedding is not finite.
       ValueError: there are less than k candidates.
     """
-    _check_finite(queries, "query")
+    check_finite(queries, "query")
     held = -(-len(queries) // mesh.size)
     width, split = held * mesh.size, batch_split(mesh)
     size = max(k, NEAREST_BYTES // (4 * max(held, queries.shape[1])))  # rows at a time
-    all_queries = _place(_pad(queries, width, 0.0), split)
-    best = _place(np.full((width, k), -np.inf, np.float32), split)
-    places = _place(np.zeros((width, k), np.int32), split)
+    all_queries = place_array(_pad(queries, width, 0.0), split)
+    best = place_array(np.full((width, k), -np.inf, np.float32), split)
+    places = place_array(np.zeros((width, k), np.int32), split)
     total = 0
     for piece in _pieces(candidates, size):
-        _check_finite(piece, "candidate", total)
-        padded = _place(_pad(piece, size, 0.0), replicated(mesh))
+        check_finite(piece, "candidate", total)
+        padded = place_array(_pad(piece, size, 0.0), replicated(mesh))
         first, real = np.int32(total), np.int32(len(piece))
         best, places = _take_nearest(all_queries, padded, first, real, best, places)
         total += len(piece)
@@ -205,7 +205,8 @@ def _pieces(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def _check_finite(embeddings: np.ndarray, name: str, first: int = 0) -> None:
+def check_finite(embeddings: np.ndarray, name: str, first: int = 0) -> None:
+    """Raises FloatingPointError where rows (N, D) are not finite; names the first."""
     good = np.isfinite(embeddings).all(1)
     if not good.all():
         raise FloatingPointError(
@@ -218,11 +219,6 @@ def _pad(array: np.ndarray, size: int, value: float) -> np.ndarray:
     """Rows of `value` are added until there are `size`."""
     rows = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
     return np.pad(array, rows, constant_values=value)
-
-
-def _place(array: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
-    """An array that every process has, on the devices."""
-    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def _gather(array: jax.Array, mesh: Mesh) -> jax.Array:

@@ -102,6 +102,11 @@ def _gather(x: jax.Array, mesh: Mesh) -> jax.Array:
     return gather(x)
 
 
+def place_array(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process has on the devices."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
 def global_batch(batch: dict, mesh: Mesh) -> dict:
     """Joins each process's rows of a batch (dict of numpy arrays) to global arrays."""
     sharding = batch_split(mesh)

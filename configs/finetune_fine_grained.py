@@ -17,8 +17,8 @@ classes, so `top1` and `mean_per_class` are both printed. Not run here.
 from ml_collections import ConfigDict
 
 from configs import finetune_imagenet
+from configs.zero_shot import TFDS
 
-TFDS = "~/tensorflow_datasets"
 # Folder, classes, splits to train on, split to test on and its pictures.
 DATASETS = {
     "flowers": ("oxford_flowers102", 102, ("train", "validation"), "test", 6_149),

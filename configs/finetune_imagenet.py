@@ -14,7 +14,9 @@ of 88.64 fine-tuned (top-5 98.67). Not run here.
 
 from ml_collections import ConfigDict
 
-IMAGENET = "~/tensorflow_datasets/imagenet2012"
+from configs.zero_shot import TFDS
+
+IMAGENET = f"{TFDS}/imagenet2012"
 EPOCH = 1_251  # steps: 1,281,167 pictures by 1,024
 STAGES = {  # pixels of training and evaluation, learning rate
     "frozen": (289, 360, 0.1),

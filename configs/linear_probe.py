@@ -14,7 +14,8 @@ Expected: no published numbers of ALIGN follow this protocol. Not run here.
 
 from ml_collections import ConfigDict
 
-TFDS = "~/tensorflow_datasets"
+from configs import zero_shot
+from configs.zero_shot import TFDS
 
 
 def linear(name: str, split: str, pictures: int, validation: str = "") -> dict:
@@ -49,13 +50,4 @@ PROBES = {
 
 def get_config(names: str = "") -> ConfigDict:
     """The probes of some names, joined by commas; all without any."""
-    chosen = names.split(",") if names else [*PROBES]
-    unknown = [name for name in chosen if name not in PROBES]
-    if unknown:
-        raise ValueError(f"no probe {unknown[0]!r}; known: {', '.join(PROBES)}")
-    config = ConfigDict()
-    config.run = "evaluate"
-    config.checkpoint = ""  # to be given
-    config.embeddings = ""  # a folder to keep features in, for the next evaluation
-    config.evaluators = {name: PROBES[name] for name in chosen}
-    return config
+    return zero_shot.choose(names, PROBES)

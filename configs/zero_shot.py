@@ -83,15 +83,18 @@ EVALUATIONS = {
 
 def get_config(names: str = "") -> ConfigDict:
     """The evaluations of some names, joined by commas; all without any."""
-    chosen = names.split(",") if names else [*EVALUATIONS]
-    unknown = [name for name in chosen if name not in EVALUATIONS]
+    return choose(names, EVALUATIONS)
+
+
+def choose(names: str, known: dict[str, dict]) -> ConfigDict:
+    """Some of the known evaluations, or all."""
+    chosen = names.split(",") if names else [*known]
+    unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise ValueError(
-            f"no evaluation {unknown[0]!r}; known: {', '.join(EVALUATIONS)}"
-        )
+        raise ValueError(f"no evaluation {unknown[0]!r}; known: {', '.join(known)}")
     config = ConfigDict()
     config.run = "evaluate"
     config.checkpoint = ""  # to be given
     config.embeddings = ""  # a folder to keep them in, for the next evaluation
-    config.evaluators = {name: EVALUATIONS[name] for name in chosen}
+    config.evaluators = {name: known[name] for name in chosen}
     return config

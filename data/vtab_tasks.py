@@ -90,6 +90,7 @@ class Task:
 
 FIRST, NEXT = "train[:800]", "validation[:200]"
 DSPRITES = ("dsprites", 16, FIRST, "train[589824:590024]", "train[663552:]", 73_728)
+CLEVR = (FIRST, "train[63000:63200]", "validation", 15_000)
 SMALLNORB = (FIRST, "test[:200]", "test[12150:]", 12_150)
 
 TASKS = {
@@ -138,26 +139,8 @@ TASKS = {
         "test",
         42_670,
     ),
-    "clevr_count": Task(
-        "structured",
-        "clevr",
-        8,
-        FIRST,
-        "train[63000:63200]",
-        "validation",
-        15_000,
-        count_objects,
-    ),
-    "clevr_distance": Task(
-        "structured",
-        "clevr",
-        6,
-        FIRST,
-        "train[63000:63200]",
-        "validation",
-        15_000,
-        bin_closest_object,
-    ),
+    "clevr_count": Task("structured", "clevr", 8, *CLEVR, count_objects),
+    "clevr_distance": Task("structured", "clevr", 6, *CLEVR, bin_closest_object),
     "dmlab": Task("structured", "dmlab", 6, FIRST, NEXT, "test", 22_735),
     "dsprites_location": Task(
         "structured",

@@ -46,6 +46,10 @@ def test_cross_entropy_is_scikit_learn_s_and_smoothing_is_uniform(mesh_of):
         smoothed = (1 - smoothing) * expected + smoothing * uniform
         assert float(loss) == pytest.approx(smoothed, rel=1e-5)
         assert metrics["accuracy"] == np.mean(logits.argmax(1) == labels)
+        for strange in (-1, 5):
+            wrong = np.append(labels[1:], strange)
+            loss, _ = compute_loss((logits,), wrong, {}, config, mesh_of(4))
+            assert np.isnan(loss)
 
 
 def test_a_temperature_stays_at_or_above_its_floor():

@@ -5,10 +5,9 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from align_jax.models.dual_encoder import DTYPES, scale_pixels, unit_length
-from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from align_jax.models.dual_encoder import DTYPES, ImageModel, unit_length
+from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.models.layers import dropout
-from align_jax.sharding import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,41 +37,22 @@ class ClassifierConfig:
             )
 
 
-class Classifier(nn.Module):
+class Classifier(ImageModel):
     """The tower and a head that starts at zero.
 
     Attributes:
       config: sizes.
-      batch_norm_group: images that share BatchNorm statistics in training.
-      placement: gathers parameters where they are used; None where they are whole.
     """
 
     config: ClassifierConfig
-    batch_norm_group: int
-    placement: Placement | None = None
 
     inputs = ("images",)
     towers = ("image_tower",)
 
     def setup(self):
         """Names the submodules, which name the parameters."""
-        config = self.config
-        self.image_tower = EfficientNet(
-            config.image_tower,
-            self.batch_norm_group,
-            DTYPES[config.dtype],
-            self.placement,
-        )
-        self.head = nn.Dense(config.classes, kernel_init=nn.initializers.zeros)
-
-    def image_features(
-        self,
-        images: jax.Array,
-        core_ids: jax.Array | None = None,
-        train: bool = False,
-    ) -> jax.Array:
-        """The tower's pooled output (B, W) of images (B, H, W, 3), float32."""
-        return self.image_tower(scale_pixels(images), core_ids, train)
+        super().setup()
+        self.head = nn.Dense(self.config.classes, kernel_init=nn.initializers.zeros)
 
     def encode_images(self, images: jax.Array) -> jax.Array:
         """The features, scaled to unit length."""

@@ -7,6 +7,7 @@ through one linear layer to the image's width. Both are scaled to unit length.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -59,29 +60,60 @@ class ModelConfig:
             )
 
 
-class DualEncoder(nn.Module):
-    """Both towers and the scalars of the logits, see `temperature_of`.
+class ImageModel(nn.Module):
+    """A model with an image tower.
 
     Attributes:
-      config: the towers and what joins them.
+      config: with the fields `image_tower` and `dtype`.
       batch_norm_group: images that share BatchNorm statistics in training.
       placement: gathers parameters where they are used; None where they are whole.
     """
 
-    config: ModelConfig
+    config: Any
     batch_norm_group: int
     placement: Placement | None = None
+
+    def setup(self):
+        """Names the tower, which names its parameters."""
+        self.image_tower = EfficientNet(
+            self.config.image_tower,
+            self.batch_norm_group,
+            DTYPES[self.config.dtype],
+            self.placement,
+        )
+
+    def image_features(
+        self,
+        images: jax.Array,
+        core_ids: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """EfficientNet's pooled output (B, W), before any projection, float32.
+
+        Images (B, H, W, 3) are whole levels, uint8, or floats in [-1, 1], see
+        `scale_pixels`. In training, core_ids (V,) is the global index of the batch's
+        virtual cores.
+        """
+        return self.image_tower(scale_pixels(images), core_ids, train)
+
+
+class DualEncoder(ImageModel):
+    """Both towers and the scalars of the logits, see `temperature_of`.
+
+    Attributes:
+      config: the towers and what joins them.
+    """
+
+    config: ModelConfig
 
     inputs = ("images", "tokens")  # what `__call__` takes of a batch
     towers = ("image_tower", "text_tower")  # whose outputs it returns
 
     def setup(self):
         """Names the submodules, which name the parameters."""
+        super().setup()
         config = self.config
         dtype = DTYPES[config.dtype]
-        self.image_tower = EfficientNet(
-            config.image_tower, self.batch_norm_group, dtype, self.placement
-        )
         self.text_tower = Bert(config.text_tower, dtype, self.placement)
         if config.embedding_size is not None:
             self.image_projection = nn.Dense(config.embedding_size)
@@ -110,15 +142,6 @@ class DualEncoder(nn.Module):
         if self.config.embedding_size is not None:
             features = self.image_projection(features)
         return unit_length(features)
-
-    def image_features(
-        self,
-        images: jax.Array,
-        core_ids: jax.Array | None = None,
-        train: bool = False,
-    ) -> jax.Array:
-        """EfficientNet's pooled output (B, W), before any projection, float32."""
-        return self.image_tower(scale_pixels(images), core_ids, train)
 
     def encode_texts(
         self,
