@@ -1,14 +1,13 @@
 """Runs a config: `python main.py --config=configs/X.py --workdir=DIR`.
 
 `--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice, with
-`--alternatives` also what other settings would; `--distributed` joins the processes of
-a pod or a cluster.
+`--alternatives` also what other settings would; `--diff=configs/Y.py` prints the fields
+in which Y differs; `--distributed` joins the processes of a pod or a cluster.
 Any field can be changed on the command line, as in `--config.total_steps=100`. Bad
 input ends in one line on stderr and exit code 2, an interruption in 130, a notice to
 stop (SIGTERM, after which the state is saved) in 143.
 """
 
-import re
 import sys
 from typing import Any
 
@@ -39,43 +38,26 @@ RUNS = {"pretrain": train, "classify": train, "evaluate": evaluate, "search": se
 
 def run(argv: list[str]) -> int:
     """Starts the run that the config's field `run` names; returns the exit code."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    from align_jax.config import choose
+    from align_jax.command_line import read_command_line
+    from align_jax.config import choose, differing_fields
     from align_jax.errors import InputError
     from align_jax.runtime import start
 
-    known = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=known)
-    workdir = flags.DEFINE_string("workdir", None, "", flag_values=known)
-    target = flags.DEFINE_string("plan", None, "", flag_values=known)
-    alternatives = flags.DEFINE_bool("alternatives", False, "", flag_values=known)
-    distributed = flags.DEFINE_bool("distributed", False, "", flag_values=known)
-    flags.mark_flags_as_required(["config"], known)
-    flags.mark_flags_as_mutual_exclusive(["workdir", "plan"], True, known)
-    try:
-        known(argv)
-        fields = config.value.to_dict()
-    except (AttributeError, KeyError) as error:
-        name = re.search(r"\w+", str(error)).group()
-        meant = re.search(r'mean "(\w+)"', str(error))
-        hint = f"did you mean {meant[1]!r}?" if meant else "see the config file"
-        raise InputError(f"the config has no field {name!r}; {hint}") from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # of a config file
-        raise InputError(f"bad flags: {reason}") from error
+    flags = read_command_line(argv)
+    if flags.diff is not None:
+        print("\n".join(differing_fields(flags.fields, flags.diff)))
+        return 0
+    fields = flags.fields
     chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
-    start(distributed.value)
-    if target.value is None:
-        chosen(fields, workdir.value)
+    start(flags.distributed)
+    if flags.plan is None:
+        chosen(fields, flags.workdir)
         return 0
     if chosen is not train:
         raise InputError(f"--plan is for training, not for {fields['run']!r}")
     from align_jax.plan import plan
 
-    return 0 if plan(fields, target.value, alternatives.value) else 1
+    return 0 if plan(fields, flags.plan, flags.alternatives) else 1
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Turns a run's literal config into typed dataclasses, refusing what does not fit."""
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -76,6 +77,24 @@ def leave_out(fields: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]
         elif not rest:
             kept.pop(name, None)
     return kept
+
+
+def change(
+    fields: Mapping[str, Any], changes: Iterable[tuple[str, Any]]
+) -> dict[str, Any]:
+    """A copy of a config with the values at some dotted paths changed."""
+    changed = copy.deepcopy(dict(fields))
+    for path, value in changes:
+        *parents, name = path.split(".")
+        node = changed
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(
+                    f"{path!r} is no field: {parent!r} is {node!r}, which has none"
+                )
+        node[name] = copy.deepcopy(value)
+    return changed
 
 
 def _suggest(name: str, known: Mapping[str, Any]) -> str:

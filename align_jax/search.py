@@ -45,10 +45,16 @@ def search(fields: dict[str, Any], workdir: str) -> None:
     config = read_config(SearchConfig, fields)
     config.check()
     _check_data(config)
-    folder.check(workdir, fields, [f"base.{name}" for name in EXECUTION])
+    free = [f"base.{name}" for name in EXECUTION] + ["only"]
+    folder.check(workdir, fields, free)
     multihost_utils.sync_global_devices("the search is checked")
-    if folder.leads():
+    # Those that run one trial each begin at once, and do not write the same file.
+    if folder.leads() and not (config.only and folder.is_claimed(workdir)):
         folder.claim(workdir, fields)
+    if config.only:
+        trial = config.trial_fields(*config.trial_names()[config.only])
+        _run(trial, os.path.join(workdir, config.only), config.metric)
+        return
     results: dict[str, float] = {}
     finals: dict[str, list[float]] = {}  # by task, one a seed
     score = config.final_metric.rpartition("/")[2]

@@ -1,12 +1,11 @@
 """A random search over fields of a run, task by task, and what it draws."""
 
-import copy
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from align_jax.errors import InputError
+from align_jax.config import change
 from align_jax.training_runs import read_run_config
 
 # Kinds of draws, and whether what follows them will do.
@@ -34,6 +33,8 @@ class SearchConfig:
       seeds: of the final runs.
       groups: name -> tasks whose mean is reported, beside that of all.
       seed: of the draws.
+      only: "TASK/trial_NN", to run that trial and no more, as one of many processes
+        that share the search's workdir; the search then finds it done. "" for all.
     """
 
     run: str
@@ -47,6 +48,7 @@ class SearchConfig:
     seeds: tuple = (0, 1, 2)
     groups: dict = dataclasses.field(default_factory=dict)
     seed: int = 0
+    only: str = ""
 
     def __post_init__(self):
         if self.trials < 1 or not self.seeds or not self.tasks:
@@ -66,15 +68,28 @@ class SearchConfig:
                 f"final is of {sorted(self.final)}; wanted the tasks,"
                 f" {sorted(self.tasks)}"
             )
+        if self.only and self.only not in self.trial_names():
+            raise ValueError(
+                f"only is {self.only!r}; wanted a trial, from"
+                f" {next(iter(self.trial_names()))!r}"
+            )
+
+    def trial_names(self) -> dict[str, tuple[str, int]]:
+        """Task and number of every trial, by its name, that of its folder."""
+        return {
+            f"{task}/trial_{trial:02}": (task, trial)
+            for task in self.tasks
+            for trial in range(self.trials)
+        }
 
     def trial_fields(self, task: str, trial: int) -> dict[str, Any]:
         """The literal config of a task's trial."""
-        fields = _change(self.base, self.tasks[task])
-        return _change(fields, draw_trial(self.space, self.seed, trial))
+        fields = change(self.base, self.tasks[task])
+        return change(fields, draw_trial(self.space, self.seed, trial))
 
     def final_fields(self, task: str, trial: int, seed: int) -> dict[str, Any]:
         """The literal config of a final run of a task's best trial."""
-        fields = _change(self.trial_fields(task, trial), self.final[task])
+        fields = change(self.trial_fields(task, trial), self.final[task])
         return fields | {"seed": seed}
 
     def check(self) -> None:
@@ -96,19 +111,3 @@ def draw_trial(space: tuple, seed: int, trial: int) -> list[tuple[str, Any]]:
             value = rest[0][random.integers(len(rest[0]))]
         drawn.append((path, value))
     return drawn
-
-
-def _change(fields: dict[str, Any], changes: Any) -> dict[str, Any]:
-    """A copy with the values at some dotted paths changed."""
-    changed = copy.deepcopy(fields)
-    for path, value in changes:
-        *parents, name = path.split(".")
-        node = changed
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise InputError(
-                    f"{path!r} is no field: {parent!r} is {node!r}, which has none"
-                )
-        node[name] = copy.deepcopy(value)
-    return changed

@@ -58,6 +58,11 @@ def claim(workdir: str, config: dict[str, Any]) -> None:
     write_json(os.path.join(workdir, CONFIG_FILE), config)
 
 
+def is_claimed(workdir: str) -> bool:
+    """Whether the folder belongs to a config."""
+    return tf.io.gfile.exists(os.path.join(workdir, CONFIG_FILE))
+
+
 def is_finished(workdir: str) -> bool:
     """Whether the folder holds a run's results."""
     return tf.io.gfile.exists(os.path.join(workdir, RESULTS_FILE))

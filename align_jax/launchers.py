@@ -1,0 +1,182 @@
+"""Where a sweep's runs are run: here, by commands that are printed, or by SkyPilot."""
+
+import argparse
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import tqdm
+import yaml
+
+from align_jax import workdir as folder
+from align_jax.errors import STOPPED, InputError, Preempted
+from align_jax.sweep_config import SweepRun
+from align_jax.sweep_status import (
+    Status,
+    failure_path,
+    format_status,
+    locked_log,
+    log_path,
+    read_status,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+POLL = 2  # seconds between looks at a run
+INTERRUPTED = 128 + signal.SIGINT
+# The longest name that clouds take for what a job makes.
+LONGEST_NAME = 50
+
+
+def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Runs one after the other; a failed one is told and does not stop the others.
+
+    Raises:
+      InputError: runs failed, or the folder is not of this machine.
+      Preempted: told to stop, as the run at work was.
+      KeyboardInterrupt: likewise.
+    """
+    if "://" in flags.workdir:
+        raise InputError(
+            f"--workdir is {flags.workdir}; the launcher 'local' wants a local folder"
+        )
+    statuses = [read_status(run) for run in runs]
+    print(format_status(statuses), flush=True)
+    for run, status in zip(runs, statuses, strict=True):
+        if status.state == "failed" and not flags.retry:
+            continue
+        if status.state != "done":
+            _run(run)
+            print(format_status([read_status(other) for other in runs]), flush=True)
+    failed = [run for run in runs if read_status(run).state == "failed"]
+    if failed:
+        told = [
+            f"  {run.id}: {folder.read_json(failure_path(run))['last_line']}"
+            for run in failed
+        ]
+        raise InputError(
+            f"{len(failed)} of {len(runs)} runs failed; --retry runs them again\n"
+            + "\n".join(told)
+        )
+
+
+def _run(run: SweepRun) -> None:
+    """Runs one as a process of its own."""
+    with locked_log(run) as log, _Termination():
+        if folder.is_finished(run.workdir):  # by the process that had the lock
+            return
+        pathlib.Path(failure_path(run)).unlink(missing_ok=True)
+        # Not of the terminal's group: Ctrl-C reaches it once, from here.
+        process = subprocess.Popen(
+            [sys.executable, "main.py", *run.flags],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            code = _follow(run, process)
+        except (KeyboardInterrupt, Preempted) as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            process.send_signal(signal.SIGINT if interrupted else signal.SIGTERM)
+            process.wait()
+            raise
+    if code and code not in (STOPPED, INTERRUPTED):
+        lines = pathlib.Path(log_path(run)).read_text().splitlines() or [""]
+        failure = {"code": code, "last_line": lines[-1]}
+        folder.write_json(failure_path(run), failure)
+        print(f"{run.id} failed with {code}: {lines[-1]}", flush=True)
+
+
+class _Termination:
+    """Inside, SIGTERM raises Preempted."""
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._raise)
+
+    def __exit__(self, *error) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    @staticmethod
+    def _raise(number: int, frame: object) -> None:
+        raise Preempted("told to stop")
+
+
+def _follow(run: SweepRun, process: subprocess.Popen) -> int:
+    """Shows a run's progress until it ends; its exit code, -N for signal N."""
+    interval = 1.0 if sys.stderr.isatty() else 60.0
+    total = run.fields.get("total_steps")
+    with tqdm.tqdm(desc=run.id, total=total, unit="step", mininterval=interval) as bar:
+        while process.poll() is None:
+            time.sleep(POLL)
+            status = read_status(run)
+            bar.set_postfix_str(_measures(status), refresh=False)
+            bar.update(status.step - bar.n)
+    return process.returncode
+
+
+def _measures(status: Status) -> str:
+    speed = status.pairs_per_second
+    shown = [f"{speed:,.0f} pairs/s"] if speed else []
+    loss = status.metrics.get("train/loss")
+    return ", ".join(shown + ([f"loss {loss:.3f}"] if loss is not None else []))
+
+
+def print_commands(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Prints the command of each run that is not done, one a line.
+
+    Those that failed are left out unless they are to be run again.
+    """
+    for run in _open(runs, flags.retry):
+        print(run.command)
+
+
+def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Writes a SkyPilot task a run and prints the command that launches it.
+
+    Raises:
+      InputError: the template is no SkyPilot task.
+    """
+    try:
+        template = yaml.safe_load(pathlib.Path(flags.template).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--template={flags.template}: {reason}") from error
+    if not isinstance(template, dict) or "run" not in template:
+        raise InputError(
+            f"--template={flags.template} is no SkyPilot task with a field 'run'"
+        )
+    os.makedirs(flags.jobs, exist_ok=True)
+    for run in _open(runs, flags.retry):
+        name = re.sub("[^a-z0-9]+", "-", run.id.lower())[-LONGEST_NAME:].strip("-")
+        command = f".venv/bin/{run.command}\n"
+        task = {**template, "name": name, "run": command}
+        task.pop("envs", None)  # of the command that is replaced
+        path = os.path.join(flags.jobs, f"{name}.yaml")
+        folder.write_text(path, yaml.safe_dump(task, sort_keys=False))
+        print(shlex.join(["sky", "jobs", "launch", "--yes", "--detach-run", path]))
+
+
+def show_status(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Prints the table."""
+    print(format_status([read_status(run) for run in runs]))
+
+
+def _open(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
+    """Runs that nobody has and that are to be run."""
+    wanted = {"stopped", "waiting"} | ({"failed"} if retry else set())
+    return [run for run in runs if read_status(run).state in wanted]
+
+
+LAUNCHERS: dict[str, Callable[[Sequence[SweepRun], argparse.Namespace], None]] = {
+    "local": run_here,
+    "print": print_commands,
+    "skypilot": write_jobs,
+    "status": show_status,
+}

@@ -1,0 +1,120 @@
+"""A sweep: the runs that a file names, each with a folder of its own.
+
+The file has `get_sweep()`, which gives {name: (base config, {dotted path: value})}, and
+`get_config(name)`, which gives one of these runs to `main.py`; or it is the config of a
+search, whose runs are its trials.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import runpy
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align_jax.command_line import CommandLine, read_command_line
+from align_jax.config import choose, leave_out, read_config
+from align_jax.errors import InputError
+from align_jax.evaluate import EvaluateConfig
+from align_jax.run_config import EXECUTION
+from align_jax.search_config import SearchConfig
+from align_jax.training_runs import TRAINING, read_run_config
+from align_jax.workdir import as_json
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+      id: the run's name and, of runs of `get_sweep`, a hash of what it computes: equal
+        runs of two sweeps are one.
+      fields: the literal config.
+      flags: what `main.py` is given.
+      workdir: where the run's metrics and results are.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    flags: tuple[str, ...]
+    workdir: str
+
+    @property
+    def command(self) -> str:
+        """The run as a line for a shell."""
+        return shlex.join(["python", "main.py", *self.flags])
+
+
+def open_sweep(
+    argument: str, workdir: str, flags: Sequence[str] = ()
+) -> list[SweepRun]:
+    """Reads a sweep and every run's config.
+
+    Args:
+      argument: "FILE" or "FILE:NAME,NAME", which takes some of its runs; of a search,
+        the config as `main.py` takes it.
+      workdir: folder of the sweep.
+      flags: further ones of `main.py`, for each run.
+
+    Raises:
+      InputError: no such file or run, or a config that does not fit.
+    """
+    path, _, chosen = argument.partition(":")
+    if not os.path.isfile(path):
+        raise InputError(f"--sweep is {path!r}, which is no file")
+    contents = runpy.run_path(path)
+    if "get_sweep" not in contents:
+        return _open_search(argument, workdir, flags)
+    known = contents["get_sweep"]()
+    names = chosen.split(",") if chosen else [*known]
+    runs = []
+    for name in names:
+        choose(known, name, argument)
+        config = (f"--config={path}:{name}", *flags)
+        fields = _read(config, workdir).fields
+        _check(fields, f"config {name}")
+        identity = json.dumps(as_json(leave_out(fields, EXECUTION)), sort_keys=True)
+        run_id = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+        place = os.path.join(workdir, run_id)
+        runs.append(SweepRun(run_id, fields, (*config, f"--workdir={place}"), place))
+    return runs
+
+
+def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[SweepRun]:
+    """The trials of a search; `main.py` then goes on with them in the same workdir."""
+    config = (f"--config={argument}", *flags)
+    fields = _read(config, workdir).fields
+    if fields.get("run") != "search":
+        raise InputError(
+            f"--sweep={argument} has no get_sweep() and is a config of run ="
+            f" {fields.get('run')!r}; wanted a sweep or a search"
+        )
+    search = read_config(SearchConfig, fields)
+    search.check()
+    return [
+        SweepRun(
+            name,
+            search.trial_fields(task, trial),
+            (*config, f"--config.only={name}", f"--workdir={workdir}"),
+            os.path.join(workdir, name),
+        )
+        for name, (task, trial) in search.trial_names().items()
+    ]
+
+
+def _read(flags: Sequence[str], workdir: str) -> CommandLine:
+    return read_command_line(["main.py", *flags, f"--workdir={workdir}"])
+
+
+def _check(fields: Mapping[str, Any], where: str) -> None:
+    """Raises InputError where `main.py` would for the config by itself."""
+    kind = fields.get("run", "absent")
+    if kind in TRAINING:
+        read_run_config(fields, where)
+    elif kind == "search":
+        read_config(SearchConfig, fields, where).check()
+    else:
+        choose({"evaluate": EvaluateConfig}, kind, f"{where}.run")
+        read_config(EvaluateConfig, fields, where)

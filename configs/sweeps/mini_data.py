@@ -1,0 +1,29 @@
+"""Table 9 in miniature: all of the quickstart's pairs (the baseline), half, ...
+
+    python -m align_jax.sweep --sweep=configs/sweeps/mini_data.py \
+        --workdir=runs/ablations
+
+Hardware: 2 CPU cores, under 20 minutes.
+Expected: see docs/ablations.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.sweeps import mini
+from configs.sweeps.choose import choose
+
+SHARES = (50, 25, 10)  # per cent
+
+
+def get_sweep() -> dict:
+    """The runs by name, each a base config and its changed fields."""
+    base = mini.get_config()
+    return {"baseline": (base, {})} | {
+        f"data_{share}": (base, {"input.datasets.emoji.fraction": share / 100})
+        for share in SHARES
+    }
+
+
+def get_config(name: str) -> ConfigDict:
+    """One run."""
+    return choose(get_sweep(), name)

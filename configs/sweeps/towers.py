@@ -1,0 +1,32 @@
+"""The paper's Figure 3: five image towers and four text towers.
+
+    python -m align_jax.sweep --sweep=configs/sweeps/towers.py --workdir=DIR ...
+
+Hardware: 20 runs of 1024 virtual cores each; docs/ablations.md.
+Expected, from the paper: better with larger towers; the text tower matters as much as
+the image tower for retrieval, less for neighbours. The figure gives no numbers, but
+Tables 9 and 10 have `b7_base`: 55.4 and 41.7 on MSCOCO, 69.3 neighbours, and `b3_mini`:
+37.4, 24.5, 56.5. Not run here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.sweeps import ablation
+from configs.sweeps.choose import choose
+
+IMAGE = ("b1", "b3", "b5", "b7", "l2")
+TEXT = ("mini", "medium", "base", "large")
+
+
+def get_sweep() -> dict:
+    """The runs by name, each a base config and its changed fields."""
+    return {
+        f"{image}_{text}": (ablation.get_config(image, text), {})
+        for image in IMAGE
+        for text in TEXT
+    }
+
+
+def get_config(name: str) -> ConfigDict:
+    """One run."""
+    return choose(get_sweep(), name)
