@@ -12,6 +12,7 @@ from align_jax.embedding import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluators import EVALUATORS
 from align_jax.model import make_embedder
+from align_jax.provenance import write_provenance
 from align_jax.report import write_report
 from align_jax.results import print_results
 from align_jax.saved_embeddings import SavedEmbedder
@@ -91,6 +92,7 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     evaluators = make_evaluators(config.evaluators)
     if folder.leads():
         folder.claim(workdir, fields)
+        write_provenance(workdir)
     results = {"step": weights.step} if weights.step is not None else {}
     if config.embeddings:
         embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))

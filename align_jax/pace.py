@@ -12,6 +12,7 @@ from align_jax.devices import DEVICES
 
 GIB = 2**30
 PRODUCTIVE = "train/productive_seconds"  # in all, of the steps that were kept
+DEVICE_HOURS = "train/device_hours"  # in all, over restarts
 STARTED = "run/started_unix_seconds"
 
 
@@ -19,7 +20,8 @@ class Pace:
     """Measures the steps between two flushes of the metrics.
 
     Productive is the time of the steps that a run kept: not that of compiling,
-    evaluating, of steps lost to an interruption or of the interruption itself.
+    evaluating, of steps lost to an interruption or of the interruption itself. Device
+    hours are of all that a process does from here on, on every device.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class Pace:
         self._devices = jax.local_devices()
         self._clock = clock
         self._productive = max((row.get(PRODUCTIVE, 0.0) for row in past), default=0.0)
-        now = clock()
+        self._spent = max((row.get(DEVICE_HOURS, 0.0) for row in past), default=0.0)
+        self._ready = now = clock()
         self._begun = min(row.get(STARTED, now) for row in [*past, {}])
         self.restart()
 
@@ -73,6 +76,8 @@ class Pace:
             "tflops_per_second_per_device": flops / 1e12,
             "input_wait": waited / seconds,
             "productive_seconds": self._productive,
+            "device_hours": self._spent
+            + (now - self._ready) * jax.device_count() / 3600,
             "goodput": self._productive / (now - self._begun),
             "host_memory_peak_gib": _host_memory_peak() / GIB,
         }

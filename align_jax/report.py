@@ -1,19 +1,15 @@
 """A finished run's report: one HTML page that loads nothing from elsewhere."""
 
 import base64
-import importlib.metadata
 import io
 import json
 import os
 import pathlib
-import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jinja2
 import numpy as np
 import tensorflow as tf
@@ -27,12 +23,11 @@ from align_jax.embedding import Embedder
 from align_jax.evaluators.retrieval import Retrieval
 from align_jax.examples import spread
 from align_jax.pictures import read_picture
+from align_jax.provenance import provenance
 from align_jax.results import PUBLISHED, REPORT_FILE, table_rows
 from align_jax.telemetry import read_metrics
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
-ROOT = TEMPLATE.parents[1]
-PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 
 HISTOGRAM_PICTURES = 1000
 HISTOGRAM_BINS = 60
@@ -243,32 +238,3 @@ def plot_similarity(
         f" {matched.mean():.3f}, {unmatched} unmatched pairs one of {mean:.3f}"
     )
     return plot("cosine similarity", alt, draw)
-
-
-def provenance() -> dict[str, str]:
-    """Names the code's revision, the packages' versions and the devices."""
-    found = {"git revision": git_revision() or "not known"}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed under this name"
-    device = jax.devices()[0]
-    kind = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
-    return found | {"python": platform.python_version(), "devices": kind}
-
-
-def git_revision() -> str | None:
-    """The checkout's commit, with "-dirty" where files were changed; None without."""
-    if not (ROOT / ".git").exists():
-        return None
-    command = "git --no-optional-locks describe --always --dirty --abbrev=40"
-    try:
-        return subprocess.check_output(
-            [*command.split(), "--exclude=*"],
-            cwd=ROOT,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -21,6 +21,7 @@ from align_jax.optimizer import check_patterns, trainable
 from align_jax.pace import Pace
 from align_jax.parameters import variable_shapes
 from align_jax.preemption import Notice
+from align_jax.provenance import write_provenance
 from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
 from align_jax.run_config import EXECUTION, RunConfig
@@ -75,6 +76,7 @@ def _train(
     start, state = first_state(config, plan, tokenizer, workdir)
     if folder.leads():  # nothing is written before all input was seen
         folder.claim(workdir, fields)
+        write_provenance(workdir)
 
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
     stack.callback(checkpoints.close)  # whatever ends the run, what it saved stays

@@ -20,8 +20,8 @@ examples linear_classifier evaluators.prompts evaluators.zero_shot
 evaluators.classification evaluators.retrieval evaluators.linear_probe
 evaluators.few_shot
 evaluators.crisscrossed evaluators.neighbours evaluators.word_similarity evaluators
-telemetry results report saved_embeddings evaluate preemption train
-search_config search
+telemetry results provenance report saved_embeddings evaluate preemption train
+search_config search command_line sweep_config sweep_status launchers sweep
 """.split()
 
 CORE = [name for name in ORDER if name.startswith("models.")] + [

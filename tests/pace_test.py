@@ -5,7 +5,7 @@ import pytest
 
 from align_jax import pace
 from align_jax.devices import Device
-from align_jax.pace import PRODUCTIVE, STARTED, Pace
+from align_jax.pace import DEVICE_HOURS, PRODUCTIVE, STARTED, Pace
 
 
 class Clock:
@@ -35,6 +35,7 @@ def test_an_interval_is_measured_by_hand():
     assert found["input_wait"] == pytest.approx(2 / 10)
     assert found["productive_seconds"] == pytest.approx(10)
     assert found["goodput"] == pytest.approx(10 / 110)
+    assert found["device_hours"] == pytest.approx(devices * 110 / 3600)
     assert 0.05 < found["host_memory_peak_gib"] < 1000
     assert "model_flops_utilisation" not in found  # a CPU's peak is not known
     clock.now += 5.0
@@ -45,12 +46,15 @@ def test_goodput_counts_what_an_interruption_lost():
     clock = Clock()
     past = [
         {"step": 0, STARTED: 900.0},
-        {"step": 10, PRODUCTIVE: 40.0},
+        {"step": 10, PRODUCTIVE: 40.0, DEVICE_HOURS: 2.0},
         {"step": 10, STARTED: 990.0},
     ]
     resumed = Pace(batch_size=1, flops={}, past=past, clock=clock)
     clock.now += 60.0
-    assert resumed.end_interval(steps=1)["goodput"] == pytest.approx((40 + 60) / 160)
+    found = resumed.end_interval(steps=1)
+    assert found["goodput"] == pytest.approx((40 + 60) / 160)
+    added = jax.device_count() * 60 / 3600
+    assert found["device_hours"] == pytest.approx(2.0 + added)
 
 
 def test_a_known_device_has_a_utilisation_and_tells_its_memory(monkeypatch):

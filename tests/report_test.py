@@ -205,18 +205,6 @@ def test_a_run_without_evaluators_has_a_report(write):
     assert page.all("code", text="python main.py '--config=a b.py'")
 
 
-def test_revision_is_git_s_where_there_is_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert report.git_revision() is None
-    (tmp_path / ".git").mkdir()
-    assert report.git_revision() is None
-    git = tmp_path / "git"
-    git.write_text("#!/bin/sh\necho 0123abc-dirty\n")
-    git.chmod(0o755)
-    assert report.git_revision() == "0123abc-dirty"
-
-
 def test_large_pictures_and_rare_formats_are_reduced():
     small = draw(NAMES[0], 0)
     assert base64.b64decode(report.data_uri(small).partition("base64,")[2]) == small
