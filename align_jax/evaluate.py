@@ -13,8 +13,8 @@ from align_jax.errors import InputError
 from align_jax.evaluators import EVALUATORS
 from align_jax.model import make_embedder
 from align_jax.provenance import write_provenance
-from align_jax.report import write_report
 from align_jax.results import print_results
+from align_jax.run_report import write_report
 from align_jax.saved_embeddings import SavedEmbedder
 from align_jax.weights import digest
 

@@ -1,240 +1,227 @@
-"""A finished run's report: one HTML page that loads nothing from elsewhere."""
+"""Gathers runs into one page and one Markdown file, beside the paper's numbers.
 
-import base64
-import io
+    python -m align_jax.report DIR... --out=FOLDER
+
+Each DIR is a run's workdir or a folder of runs, as a sweep's. FOLDER, by default the
+first DIR, gets `summary.html`, one file that loads nothing from elsewhere, and
+`summary.md`. Scores of an evaluation are shown with the run that it evaluated.
+"""
+
+import argparse
+import dataclasses
 import json
 import os
-import pathlib
-import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jinja2
-import numpy as np
 import tensorflow as tf
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
 
 from align_jax import workdir as folder
-from align_jax.datasets import MANIFEST
-from align_jax.embedding import Embedder
-from align_jax.evaluators.retrieval import Retrieval
-from align_jax.examples import spread
-from align_jax.pictures import read_picture
-from align_jax.provenance import provenance
-from align_jax.results import PUBLISHED, REPORT_FILE, table_rows
-from align_jax.telemetry import read_metrics
+from align_jax.errors import run_command
+from align_jax.found_runs import MEASURES, FoundRun, changed_fields, find_runs
+from align_jax.pages import plot_lines, plot_points, render
+from align_jax.results import PUBLISHED, main_scores
 
-TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
-
-HISTOGRAM_PICTURES = 1000
-HISTOGRAM_BINS = 60
-
-# Okabe and Ito's colours, told apart by the colour-blind too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-
-# Of files that browsers show and that are this small, the page has the very bytes.
-SMALL_BYTES = 16 << 10
-MIME_TYPES = {
-    b"\x89PNG": "png",
-    b"\xff\xd8\xff": "jpeg",
-    b"GIF8": "gif",
-    b"RIFF": "webp",
-}
-SIDE = 256  # pixels of what others are reduced to
+PAGE, MARKDOWN = "summary.html", "summary.md"
+# Sizes that quality is plotted against.
+SCALES = ("parameters", "pairs_seen", "flops")
+ABSENT = "–"
 
 
-def write_report(
-    workdir: str,
-    fields: dict[str, Any],
-    results: dict[str, float],
-    evaluators: dict[str, Any],
-    embedder: Embedder,
-) -> str:
-    """Writes `<workdir>/report.html`.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts.
 
-    Args:
-      workdir: folder of the finished run.
-      fields: the run's literal config.
-      results: of the run, see `collect_results`.
-      evaluators: by name; some queries of each are shown.
-      embedder: with the final parameters.
-
-    Returns:
-      The page's path.
+    Attributes:
+      title: of the table.
+      head: names of the columns.
+      rows: their cells, the first of which names the row.
     """
-    rows, table = read_metrics(workdir), table_rows(results)
-    template = jinja2.Template(
-        TEMPLATE.read_text(encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    page = template.render(
-        run=os.path.basename(os.path.normpath(workdir)),
-        workdir=workdir,
-        results=results,
-        table=table,
-        published=PUBLISHED if any(any(row.published) for row in table) else None,
-        training=training_plots(rows),
-        scores=score_plots(rows),
-        corpora=read_corpora(fields),
-        evaluations={
-            name: describe(evaluator, embedder)
-            for name, evaluator in evaluators.items()
-        },
-        data_uri=data_uri,
-        command=shlex.join(["python", *sys.argv]),
-        provenance=provenance(),
-        config=json.dumps(fields, indent=2, ensure_ascii=False),
-    )
-    path = os.path.join(workdir, REPORT_FILE)
-    if folder.leads():
-        folder.write_text(path, page)
-    return path
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        lines = [self.head, ["---", *("---:" for _ in self.head[1:])], *self.rows]
+        escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def training_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
-    """Plots loss, temperature and speed over the steps; see `plot` for the values."""
+def main() -> None:
+    """Reads the flags and writes both files."""
+    parser = argparse.ArgumentParser(prog="align_jax.report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("places", nargs="+", metavar="DIR")
+    parser.add_argument("--out", metavar="FOLDER")
+    flags = parser.parse_args()
+    runs = find_runs(flags.places)
+    for path in write_summary(runs, flags.out or flags.places[0]):
+        print(path)
+
+
+def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
+    """Writes `summary.html` and `summary.md` into a folder; returns their paths."""
+    changes = changed_fields(runs)
+    overview, paper = overview_table(runs, changes), paper_tables(runs)
+    page = render(
+        "summary.html.jinja",
+        overview=overview,
+        paper=paper,
+        source=PUBLISHED["source"],
+        curves=training_curves(runs),
+        scaling=scaling_plots(runs),
+        runs=[*zip(runs, changes, strict=True)],
+        measures=MEASURES,
+        show_measure=show_measure,
+        link=lambda run: run.report and os.path.relpath(run.report, out),
+        as_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    )
+    parts = ["# Runs", overview.markdown(), "# The paper's tables", PUBLISHED["source"]]
+    for table in paper:
+        parts += [f"## {table.title}", table.markdown()]
+    texts = {PAGE: page, MARKDOWN: "\n\n".join(parts) + "\n"}
+    tf.io.gfile.makedirs(out)
+    for name, text in texts.items():
+        folder.write_text(os.path.join(out, name), text)
+    return [os.path.join(out, name) for name in texts]
+
+
+def overview_table(
+    runs: Sequence[FoundRun], changes: Sequence[dict[str, Any]]
+) -> Table:
+    """What sets each run apart, what it took and its main scores."""
+    scores = [main_scores(run.results) for run in runs]
+    names = [*dict.fromkeys(name for found in scores for name in found)]
+    shown = [m for m in MEASURES if any(m in run.measures for run in runs)]
+    rows = []
+    for run, changed, found in zip(runs, changes, scores, strict=True):
+        told = ", ".join(f"{path} = {value!r}" for path, value in changed.items())
+        step = run.results.get("step", 0)
+        state = "done" if run.finished else f"step {step:.0f}"
+        measures = run.measures
+        rows.append(
+            [
+                run.name,
+                state,
+                told,
+                *(show_measure(name, measures.get(name)) for name in shown),
+                *(_percent(found.get(name)) for name in names),
+            ]
+        )
+    head = ["run", "state", "changed", *(m.replace("_", " ") for m in shown), *names]
+    return Table("Runs", head, rows)
+
+
+def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
+    """Every table of the paper with our numbers, in per cent."""
     return [
-        plot_lines(name.replace("_", " "), {name: points})
-        for name in ("loss", "temperature", "pairs_per_second")
-        if (points := [(r["step"], r[k]) for r in rows if (k := f"train/{name}") in r])
+        _table_of_runs(table, runs) if "runs" in table else _of_measures(table, runs)
+        for table in PUBLISHED["tables"]
     ]
 
 
-def score_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
-    """Plots every evaluator's recalls and accuracies over the steps."""
+def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
+    """A row a measure, a column a model."""
+    known = {name: PUBLISHED["measures"][name] for name in table["measures"]}
+    columns = [
+        i
+        for i in range(len(PUBLISHED["columns"]))
+        if any(row[i] is not None for row in known.values())
+    ]
+    ours = [run for run in runs if any(f"eval/{name}" in run.results for name in known)]
+    head = ["measure", *(PUBLISHED["columns"][i] for i in columns)]
+    head += [run.name for run in ours] or ["ours"]
+    rows = [
+        [
+            name,
+            *(_published(published[i]) for i in columns),
+            *([_percent(run.results.get(f"eval/{name}")) for run in ours] or [ABSENT]),
+        ]
+        for name, published in known.items()
+    ]
+    return Table(table["title"], head, rows)
+
+
+def _table_of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
+    """A row a model, two columns a measure."""
+    names = [f"eval/{measure}" for measure in table["measures"]]
+    rows = []
+    for title, published in table["runs"].items():
+        row = [title]
+        ours = (r for r in runs if r.title == title and {*names} & {*r.results})
+        found = next(ours, None)
+        for name, value in zip(names, published, strict=True):
+            row += [_published(value), _percent(found and found.results.get(name))]
+        rows.append(row)
+    head = ["run"]
+    for measure in table["measures"]:
+        head += [f"{measure}, paper", "ours"]
+    return Table(table["title"], head, rows)
+
+
+def _published(value: float | None) -> str:
+    return ABSENT if value is None else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def show_measure(name: str, value: float | None) -> str:
+    """Formats one of `MEASURES`."""
+    if value is None:
+        return ABSENT
+    if name in ("parameters", "pairs_seen"):
+        return f"{value:,.0f}"
+    if name in ("model_flops_utilisation", "goodput"):
+        return _percent(value) + " %"
+    return f"{value:,.0f}" if 100 <= value < 1e9 else f"{value:.3g}"
+
+
+def training_curves(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
+    """Plots the loss and each evaluator's main score of all runs over the steps."""
+
+    def loss(row: dict) -> dict[str, float]:
+        return {"loss": row["train/loss"]} if "train/loss" in row else {}
+
+    return _curves(runs, loss) + _curves(runs, main_scores)
+
+
+def _curves(runs: Sequence[FoundRun], measure: Callable) -> list[dict[str, str]]:
     lines: dict[str, dict[str, list]] = {}
-    for row in rows:
-        for name, value in row.items():
-            evaluator, _, score = name.removeprefix("eval/").rpartition("/")
-            shown = "_recall@" in score or score in ("top1", "top5")
-            if name.startswith("eval/") and shown:
-                points = lines.setdefault(evaluator, {}).setdefault(score, [])
+    for run in runs:
+        for row in run.rows:
+            for name, value in measure(row).items():
+                points = lines.setdefault(name, {}).setdefault(run.name, [])
                 points.append((row["step"], value))
-    return [plot_lines(name, series, (0, 1)) for name, series in lines.items()]
+    names = [run.name for run in runs]
+    return [plot_lines(name, series, among=names) for name, series in lines.items()]
 
 
-def plot_lines(
-    title: str,
-    lines: dict[str, list[tuple[float, float]]],
-    limits: tuple[float, float] | None = None,
-) -> dict[str, str]:
-    """Plots named lines of (step, value); `limits` of the values, default theirs."""
-
-    def draw(axes: Axes) -> None:
-        for name, points in lines.items():
-            axes.plot(
-                *zip(*points, strict=True),
-                label=name.replace("_", " "),
-                marker="." if len(points) < 30 else "",
-                linewidth=1.2,
-            )
-        axes.set_xlabel("step")
-        axes.set_ylim(limits)
-        if len(lines) > 1:
-            axes.legend(fontsize="small")
-
-    ends = [
-        f"{name.replace('_', ' ')} from {points[0][1]:.4g} at step {points[0][0]:.0f}"
-        f" to {points[-1][1]:.4g} at step {points[-1][0]:.0f}"
-        for name, points in lines.items()
-    ]
-    return plot(title, "; ".join(ends), draw)
-
-
-def plot(title: str, alt: str, draw: Callable[[Axes], None]) -> dict[str, str]:
-    """Returns {"title", "alt", "picture": data URI of what `draw` puts on axes}."""
-    figure = Figure(figsize=(6, 3.4), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_prop_cycle(color=COLOURS)
-    draw(axes)
-    axes.grid(alpha=0.3)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return {"title": title, "alt": alt, "picture": encode_uri(file.getvalue(), "png")}
-
-
-def data_uri(picture: bytes) -> str:
-    """Turns a picture file, of any format and size, into a small data URI."""
-    kind = next((k for magic, k in MIME_TYPES.items() if picture.startswith(magic)), "")
-    if not kind or len(picture) > SMALL_BYTES:
-        reduced = Image.fromarray(read_picture(picture))
-        reduced.thumbnail((SIDE, SIDE))
-        kind = "png" if reduced.mode == "RGBA" else "jpeg"
-        file = io.BytesIO()
-        reduced.save(file, kind, quality=85)
-        picture = file.getvalue()
-    return encode_uri(picture, kind)
-
-
-def encode_uri(content: bytes, kind: str) -> str:
-    """Writes a file of a kind, such as "png", as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reads what the rules dropped, of each dataset whose manifest tells."""
-    corpora = {}
-    for name, dataset in fields.get("input", {}).get("datasets", {}).items():
-        path = os.path.join(dataset["directory"], MANIFEST)
-        manifest = folder.read_json(path) if tf.io.gfile.exists(path) else {}
-        if "rules" in manifest:
-            corpora[name] = manifest
-    return corpora
-
-
-def describe(evaluator: Any, embedder: Embedder) -> dict[str, Any]:
-    """Lists an evaluator's examples and, of retrieval, plots the similarities."""
-    found = {
-        title: list(examples)
-        for title, examples in evaluator.examples(embedder).items()
-    }
-    described = {"examples": found, "histogram": None}
-    if isinstance(evaluator, Retrieval):
-        images, texts, _ = evaluator.found or evaluator.find(embedder)
-        described["histogram"] = plot_similarity(images, texts, evaluator.pairs)
-    return described
-
-
-def plot_similarity(
-    images: np.ndarray, texts: np.ndarray, pairs: np.ndarray
-) -> dict[str, str]:
-    """Plots how cosine similarities of matched and unmatched pairs spread.
-
-    Args:
-      images: (I, D); of many, some are taken, evenly.
-      texts: (T, D).
-      pairs: (P, 2), picture and text of what belongs together.
-    """
-    rows = np.array(spread(np.ones(len(images), bool), HISTOGRAM_PICTURES))
-    similarity = images[rows] @ texts.T
-    pairs = pairs[np.isin(pairs[:, 0], rows)]
-    matched = similarity[np.searchsorted(rows, pairs[:, 0]), pairs[:, 1]]
-    bounds = (float(similarity.min()), float(similarity.max()))
-    # Unmatched is all less matched: no second array of all pairs is made.
-    both, edges = np.histogram(similarity, HISTOGRAM_BINS, bounds)
-    counts, _ = np.histogram(matched, HISTOGRAM_BINS, bounds)
-    unmatched = similarity.size - matched.size
-    total = float(similarity.sum(dtype=np.float64))
-    mean = (total - float(matched.sum(dtype=np.float64))) / max(unmatched, 1)
-
-    def draw(axes: Axes) -> None:
-        shares = {
-            "unmatched": (both - counts) / max(unmatched, 1),
-            "matched": counts / matched.size,
+def scaling_plots(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
+    """Plots main scores against what differs of `SCALES`."""
+    plots = []
+    for scale in SCALES:
+        series: dict[str, dict[str, tuple[float, float]]] = {}
+        for run in runs:
+            if run.trains and run.finished and scale in run.measures:
+                for name, value in main_scores(run.results).items():
+                    point = (run.measures[scale], value)
+                    series.setdefault(name, {})[run.title] = point
+        series = {
+            name: points
+            for name, points in series.items()
+            if len({size for size, _ in points.values()}) > 1
         }
-        for name, share in shares.items():
-            axes.stairs(share, edges, fill=True, alpha=0.5, label=name)
-        axes.set_xlabel("cosine similarity")
-        axes.set_ylabel("share of pairs")
-        axes.legend(fontsize="small")
+        if series:
+            title = f"quality by {scale.replace('_', ' ')}"
+            plots.append(plot_points(title, MEASURES[scale], series))
+    return plots
 
-    alt = (
-        f"{matched.size} matched pairs have a mean cosine similarity of"
-        f" {matched.mean():.3f}, {unmatched} unmatched pairs one of {mean:.3f}"
-    )
-    return plot("cosine similarity", alt, draw)
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(run_command("align_jax.report", main))

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 
 from align_jax import workdir as folder
 from align_jax.telemetry import read_metrics
@@ -18,8 +19,11 @@ PUBLISHED = json.loads(
 # the names of its counts.
 SCORES = re.compile(
     r"(recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|ensemble_gain"
-    r"|spearman)$"
+    r"|spearman|(?<=/)mean)$"
 )
+
+# Of the scores of one evaluator, the first of these stands for it.
+MAIN_SCORES = ("mean_recall", "top1", "mean", "recall@1")
 
 
 def collect_results(workdir: str) -> dict[str, float]:
@@ -62,7 +66,7 @@ class Row:
     published: list[float | None]
 
 
-def table_rows(results: dict[str, float]) -> list[Row]:
+def table_rows(results: Mapping[str, float]) -> list[Row]:
     """Lists every recall, accuracy and correlation."""
     columns = PUBLISHED["columns"]
     rows = []
@@ -88,6 +92,29 @@ def table_rows(results: dict[str, float]) -> list[Row]:
         )
         rows.append(row)
     return rows
+
+
+def main_scores(results: Mapping[str, float]) -> dict[str, float]:
+    """Each evaluator's one score that stands for it, {"<evaluator>/<score>": value}."""
+    by_evaluator: dict[str, dict[str, float]] = {}
+    for row in table_rows(results):
+        evaluator, _, score = row.name.removeprefix("eval/").rpartition("/")
+        by_evaluator.setdefault(evaluator, {})[score] = row.value
+    found = {}
+    for evaluator, scores in by_evaluator.items():
+        known = [name for name in MAIN_SCORES if name in scores]
+        name = known[0] if known else next(iter(scores))
+        found[f"{evaluator}/{name}"] = scores[name]
+    return found
+
+
+def published_columns(rows: list[Row]) -> list[int]:
+    """Places in `PUBLISHED` of the columns that have a number for one of the rows."""
+    return [
+        i
+        for i in range(len(PUBLISHED["columns"]))
+        if any(row.published[i] is not None for row in rows)
+    ]
 
 
 def format_table(results: dict[str, float]) -> str:

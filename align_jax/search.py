@@ -20,6 +20,7 @@ from align_jax.checkpoint import FOLDER
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators
+from align_jax.results import print_results
 from align_jax.run_config import EXECUTION
 from align_jax.search_config import SearchConfig
 from align_jax.sharding import make_mesh
@@ -35,7 +36,7 @@ def search(fields: dict[str, Any], workdir: str) -> None:
 
     Writes results.json: "eval/<task>/<score>" the median over the seeds, ".../std"
     their deviation, ".../trial" the best trial; "eval/<group>/mean" the mean over the
-    seeds of the mean over the group's tasks, and its deviation.
+    seeds of the mean over the group's tasks, ".../std" its deviation.
 
     Raises:
       InputError: bad input, found before the first trial begins; or no trial of a task,
@@ -71,15 +72,14 @@ def search(fields: dict[str, Any], workdir: str) -> None:
             f"eval/{task}/std": statistics.pstdev(finals[task]),
             f"eval/{task}/trial": trial,
         }
-    for group, tasks in {**config.groups, "all": [*config.tasks]}.items():
+    for group, tasks in config.groups.items():
         columns = zip(*(finals[task] for task in tasks), strict=True)
         means = [statistics.fmean(column) for column in columns]
         results[f"eval/{group}/mean"] = statistics.fmean(means)
         results[f"eval/{group}/std"] = statistics.pstdev(means)
     if folder.leads():
         folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-        for name, value in results.items():
-            print(f"{name:<48}{value:>10.4f}")
+        print_results(workdir)
 
 
 def _choose(config: SearchConfig, task: str, workdir: str) -> int:

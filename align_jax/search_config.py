@@ -31,7 +31,7 @@ class SearchConfig:
       final: changes of the best trial's fields when it is run again, as `tasks`.
       final_metric: that is reported.
       seeds: of the final runs.
-      groups: name -> tasks whose mean is reported, beside that of all.
+      groups: name -> tasks whose mean is reported.
       seed: of the draws.
       only: "TASK/trial_NN", to run that trial and no more, as one of many processes
         that share the search's workdir; the search then finds it done. "" for all.

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from align_jax import workdir as folder
 from align_jax.errors import InputError
-from align_jax.results import table_rows
+from align_jax.results import main_scores
 from align_jax.run_config import EXECUTION
 from align_jax.sweep_config import SweepRun
 from align_jax.telemetry import read_metrics
@@ -66,7 +66,7 @@ def read_status(run: SweepRun) -> Status:
         pairs = run.fields["virtual_cores"] * run.fields["pairs_per_core"]
         left = (total - step) * pairs / speed
     metrics = {n: latest[n] for n in ("train/loss",) if n in latest}
-    metrics |= {row.name: row.value for row in table_rows(latest)[:3]}
+    metrics |= main_scores(latest)
     return Status(run.id, _state(run, step), step, total, speed, left, metrics)
 
 
@@ -131,7 +131,7 @@ def format_status(statuses: Sequence[Status]) -> str:
         if status.state == "running" and status.seconds_left is not None:
             left = str(datetime.timedelta(seconds=round(status.seconds_left)))
         metrics = ", ".join(
-            f"{name.split('/', 1)[1]} {value:.3f}"
+            f"{name.removeprefix('train/')} {value:.3f}"
             for name, value in status.metrics.items()
         )
         line = f"{status.id:<{width}}  {status.state:<7}  {step:>17}  {speed:>9}"

@@ -22,9 +22,9 @@ from align_jax.pace import Pace
 from align_jax.parameters import variable_shapes
 from align_jax.preemption import Notice
 from align_jax.provenance import write_provenance
-from align_jax.report import write_report
 from align_jax.results import collect_results, print_results
 from align_jax.run_config import EXECUTION, RunConfig
+from align_jax.run_report import write_report
 from align_jax.sharding import global_batches, make_mesh
 from align_jax.telemetry import (
     NonFiniteError,

@@ -101,8 +101,9 @@ def get_config(names: str = "") -> ConfigDict:
         ("input.preprocess.crop", "one_of", ("random", "inception")),
         ("input.preprocess.flip", "one_of", (True, False)),
     )
+    # In results, `pets` would be the name of another evaluation.
     config.tasks = {
-        task: (
+        f"vtab_{task}": (
             ("model.classes", CLASSES[task]),
             ("input.datasets", {"train": dataset(task, "train")}),
             ("evaluators", evaluator(task, "validation")),
@@ -111,7 +112,7 @@ def get_config(names: str = "") -> ConfigDict:
     }
     config.metric = "eval/validation/top1"
     config.final = {
-        task: (
+        f"vtab_{task}": (
             ("input.datasets.validation", dataset(task, "validation")),
             ("evaluators", evaluator(task, "test")),
         )
@@ -119,6 +120,8 @@ def get_config(names: str = "") -> ConfigDict:
     }
     config.final_metric = "eval/test/top1"
     config.groups = {
-        group: tuple(tasks) for group, tasks in GROUPS.items() if {*tasks} <= {*chosen}
+        f"vtab_{group}": tuple(f"vtab_{task}" for task in tasks)
+        for group, tasks in (GROUPS | {"all": CLASSES}).items()
+        if {*tasks} <= {*chosen}
     }
     return config

@@ -20,7 +20,7 @@ examples linear_classifier evaluators.prompts evaluators.zero_shot
 evaluators.classification evaluators.retrieval evaluators.linear_probe
 evaluators.few_shot
 evaluators.crisscrossed evaluators.neighbours evaluators.word_similarity evaluators
-telemetry results provenance report saved_embeddings evaluate preemption train
+telemetry results provenance pages run_report saved_embeddings evaluate preemption train
 search_config search command_line sweep_config sweep_status launchers sweep
 """.split()
 

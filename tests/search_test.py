@@ -36,7 +36,7 @@ def make_search(root, **changes):
         "metric": "eval/validation/top1",
         "final": {task: (("evaluators", test),) for task in ("one", "two")},
         "final_metric": "eval/test/top1",
-        "groups": {"first": ("one",)},
+        "groups": {"first": ("one",), "all": ("one", "two")},
     }
     return fields | changes
 
@@ -96,6 +96,20 @@ def test_a_killed_search_goes_on_and_finds_the_same_winner(tmp_path, fake):
     assert len(ran) == len(names)
 
 
+def test_trials_that_others_ran_are_found_done(tmp_path, fake):
+    ran, scores = fake
+    for task in ("one", "two"):
+        scores |= {f"{task}/trial_0{i}": i / 4 for i in range(3)}
+        scores |= {f"{task}/seed_{i}": 0.5 for i in range(3)}
+    out = str(tmp_path / "out")
+    for name in ("two/trial_02", "one/trial_00"):
+        search(make_search(tmp_path, only=name), out)
+    assert [name for name, _ in ran] == ["two/trial_02", "one/trial_00"]
+    search(make_search(tmp_path), out)
+    names = [name for name, _ in ran]
+    assert len(names) == len({*names}) == 2 * (3 + 3)
+
+
 def test_a_trial_that_diverges_is_the_worst_and_is_not_run_again(tmp_path, fake):
     ran, scores = fake
     scores |= {"one/trial_00": "diverges", "one/trial_01": 0.0, "one/trial_02": 0.25}
@@ -146,6 +160,7 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path, fake):
     refused("groups name .'three'.", groups={"all": ("three",)})
     refused("final is of ..; wanted the tasks", final={})
     refused("wanted one or more of each", trials=0)
+    refused("only is 'one/trial_3'; wanted a trial, from 'one/", only="one/trial_3")
     assert not (tmp_path / "new").exists() and not fake[0]
 
 
@@ -165,13 +180,19 @@ def test_vtab_is_one_search_for_19_tasks():
     assert {n: g for g, tasks in vtab.GROUPS.items() for n in tasks} == {
         name: task.group for name, task in TASKS.items()
     }
-    assert [len(tasks) for tasks in config.groups.values()] == [7, 4, 8]
+    sizes = {group: len(tasks) for group, tasks in config.groups.items()}
+    assert sizes == {
+        "vtab_natural": 7,
+        "vtab_specialized": 4,
+        "vtab_structured": 8,
+        "vtab_all": 19,
+    }
     assert config.trials == 50
     some = read_config(SearchConfig, vtab.get_config("pets,dtd").to_dict())
-    assert {*some.tasks} == {"pets", "dtd"} and not some.groups
-    final = some.final_fields("pets", 7, 1)
+    assert {*some.tasks} == {"vtab_pets", "vtab_dtd"} and not some.groups
+    final = some.final_fields("vtab_pets", 7, 1)
     assert [*final["input"]["datasets"]] == ["train", "validation"]
     assert final["evaluators"]["test"]["directory"] == "evaluation/vtab/pets"
     for trial in range(50):
-        one, other = (some.trial_fields(task, trial) for task in ("pets", "dtd"))
+        one, other = (some.trial_fields(task, trial) for task in some.tasks)
         assert one["optimizer"] == other["optimizer"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align_jax import report
+from align_jax import provenance
+from align_jax import run_report as report
 from align_jax.evaluators.retrieval import Retrieval
 from align_jax.sharding import make_mesh
 from tests.tiny import NAMES, draw
@@ -94,7 +95,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Writes a report of a run of four steps; returns the page."""
-    monkeypatch.setattr(report, "ROOT", tmp_path)  # no checkout
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)  # no checkout
     monkeypatch.setattr(sys, "argv", ["main.py", "--config=a b.py"])
     run = tmp_path / "run"
     run.mkdir()
@@ -132,10 +133,10 @@ def cells(page: Page) -> list[list[str]]:
 
 def test_page_holds_the_scores_beside_untrained_and_chance(write):
     rows = cells(write())
-    assert ["eval/pairs/i2t_recall@1", "0.312", "0.188", "0.062", "3", "–", "–"] in rows
-    assert ["eval/colour/top1", "0.438", "–", "0.562", "–", "–", "–"] in rows
-    assert ["eval/coco/mean_recall", "0.500", "–", "–", "5,000", "–", "–"] in rows
-    assert ["eval/imagenet/top1", "0.250", "–", "0.001", "–", "0.764", "–"] in rows
+    assert ["eval/pairs/i2t_recall@1", "0.312", "0.188", "0.062", "3", "–"] in rows
+    assert ["eval/colour/top1", "0.438", "–", "0.562", "–", "–"] in rows
+    assert ["eval/coco/mean_recall", "0.500", "–", "–", "5,000", "–"] in rows
+    assert ["eval/imagenet/top1", "0.250", "–", "0.001", "–", "0.764"] in rows
     alone = {"step": 4, "eval/colour/top1": 0.4375, "eval/colour/majority": 0.5625}
     assert ["eval/colour/top1", "0.438", "–", "0.562", "–"] in cells(write(alone))
 

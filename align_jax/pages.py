@@ -1,0 +1,124 @@
+"""Pages of one HTML file that load nothing from elsewhere, and the plots on them."""
+
+import base64
+import io
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+TEMPLATES = pathlib.Path(__file__).with_name("templates")
+
+# Okabe and Ito's colours, told apart by the colour-blind too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+DASHES = ("-", "--", ":", "-.")  # of lines beyond as many as there are colours
+
+
+def render(template: str, **values: Any) -> str:
+    """Fills a template of `templates/`; texts are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(template).render(values)
+
+
+def plot_lines(
+    title: str,
+    lines: dict[str, list[tuple[float, float]]],
+    limits: tuple[float, float] | None = None,
+    among: Sequence[str] = (),
+) -> dict[str, str]:
+    """Plots named lines of (step, value).
+
+    Args:
+      title: of the plot.
+      lines: by name.
+      limits: of the values; default theirs.
+      among: names of the lines of several plots, for equal looks in all of them;
+        default those of this one.
+
+    Returns:
+      As `plot`.
+    """
+    looks = {name: i for i, name in enumerate(among or lines)}
+
+    def draw(axes: Axes) -> None:
+        for name, points in lines.items():
+            axes.plot(
+                *zip(*points, strict=True),
+                label=name.replace("_", " "),
+                marker="." if len(points) < 30 else "",
+                color=COLOURS[looks[name] % len(COLOURS)],
+                linestyle=DASHES[looks[name] // len(COLOURS) % len(DASHES)],
+                linewidth=1.2,
+            )
+        axes.set_xlabel("step")
+        axes.set_ylim(limits)
+        if len(lines) > 1:
+            axes.legend(fontsize="small" if len(lines) <= len(COLOURS) else "xx-small")
+
+    ends = [
+        f"{name.replace('_', ' ')} from {points[0][1]:.4g} at step {points[0][0]:.0f}"
+        f" to {points[-1][1]:.4g} at step {points[-1][0]:.0f}"
+        for name, points in lines.items()
+    ]
+    return plot(title, "; ".join(ends), draw)
+
+
+def plot_points(
+    title: str,
+    of: str,
+    series: Mapping[str, Mapping[str, tuple[float, float]]],
+) -> dict[str, str]:
+    """Plots values of things against a size of theirs on a logarithmic axis.
+
+    Args:
+      title: of the plot.
+      of: the size's name.
+      series: name -> {thing: (size, value)}.
+
+    Returns:
+      As `plot`.
+    """
+
+    def draw(axes: Axes) -> None:
+        for name, points in series.items():
+            ordered = sorted(points.values())
+            axes.plot(*zip(*ordered, strict=True), "o", label=name.replace("_", " "))
+            for thing, point in points.items():
+                text = thing.replace("_", " ")
+                axes.annotate(text, point, (4, 3), textcoords="offset points", size=6)
+        axes.set_xscale("log")
+        axes.set_xlabel(of)
+        if len(series) > 1:
+            axes.legend(fontsize="small")
+
+    told = [
+        f"{name.replace('_', ' ')}: "
+        + ", ".join(f"{t} {x:.4g} {y:.4g}" for t, (x, y) in points.items())
+        for name, points in series.items()
+    ]
+    return plot(title, "; ".join(told), draw)
+
+
+def plot(title: str, alt: str, draw: Callable[[Axes], None]) -> dict[str, str]:
+    """Returns {"title", "alt", "picture": data URI of what `draw` puts on axes}."""
+    figure = Figure(figsize=(6, 3.4), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_prop_cycle(color=COLOURS)
+    draw(axes)
+    axes.grid(alpha=0.3)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return {"title": title, "alt": alt, "picture": encode_uri(file.getvalue(), "png")}
+
+
+def encode_uri(content: bytes, kind: str) -> str:
+    """Writes a file of a kind, such as "png", as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
