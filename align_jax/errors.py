@@ -19,10 +19,11 @@ class InputError(ValueError):
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:
-    """Runs a command; bad input, a missing package or Ctrl-C ends in one line.
+    """Runs a command; what a user knows or can mend ends in one line.
 
     Returns:
-      The exit code: 0, 2 for bad input or a missing package, 130 for Ctrl-C.
+      The exit code: 0, 2 for bad input or a missing package, 130 for Ctrl-C, 143 for a
+      notice to stop.
     """
     try:
         command()
@@ -34,5 +35,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         message, code = f"package {error.name!r} is missing: {mend}", 2
     except KeyboardInterrupt:
         message, code = "interrupted; the same command continues", 130
+    except Preempted as error:
+        message, code = f"{error}; the same command continues", STOPPED
     print(f"{name}: {message}", file=sys.stderr)
     return code

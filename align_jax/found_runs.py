@@ -1,6 +1,7 @@
 """Runs that folders hold, finished or not, and what is known of each."""
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -128,20 +129,29 @@ def find_runs(places: Sequence[str]) -> list[FoundRun]:
     """
     found: dict[str, None] = {}
     for place in places:
-        runs = [*_run_folders(place.rstrip("/"))]
+        runs = [*_run_folders(_whole_path(place))]
         if not runs:
             raise InputError(
                 f"{place} holds no run: no {folder.CONFIG_FILE} in it or below; name"
                 " workdirs, or a sweep's"
             )
         found |= dict.fromkeys(runs)
-    root = os.path.commonpath([*found]) if len(found) > 1 else ""
-    names = {
-        run: os.path.relpath(run, root) if root else os.path.basename(run)
-        for run in found
-    }
+    names = _short_names([*found])
     runs = [_read(run, names[run]) for run in found]
     return _join_evaluations(runs)
+
+
+def _whole_path(place: str) -> str:
+    """One path a folder, whatever it was called."""
+    return place.rstrip("/") if "://" in place else os.path.abspath(place)
+
+
+def _short_names(places: Sequence[str]) -> dict[str, str]:
+    """The last parts of each path, as many as tell them all apart."""
+    for count in itertools.count(1):
+        names = {place: "/".join(place.split("/")[-count:]) for place in places}
+        if len({*names.values()}) == len(names):
+            return names
 
 
 def _run_folders(place: str) -> Iterator[str]:
@@ -182,12 +192,12 @@ def _results_so_far(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
     """Adds scores of evaluations to the runs that they are of, which lack them."""
-    known = {os.path.abspath(run.place): run for run in runs if run.trains}
+    known = {run.place: run for run in runs if run.trains}
     rest = []
     for run in runs:
         if run.trains:
             continue
-        of = known.get(os.path.abspath(str(run.fields.get("checkpoint", ""))))
+        of = known.get(_whole_path(str(run.fields.get("checkpoint", ""))))
         scores = {n: v for n, v in run.results.items() if n.startswith("eval/")}
         if (
             run.fields.get("run") == "evaluate"
@@ -195,7 +205,7 @@ def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
             and not scores.keys() & of.results
         ):
             joined = dataclasses.replace(of, results={**of.results, **scores})
-            known[os.path.abspath(of.place)] = joined
+            known[of.place] = joined
         else:
             rest.append(run)
     return [*known.values(), *rest]

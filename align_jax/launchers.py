@@ -82,7 +82,7 @@ def _run(run: SweepRun) -> None:
         )
         try:
             code = _follow(run, process)
-        except (KeyboardInterrupt, Preempted) as error:
+        except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             process.send_signal(signal.SIGINT if interrupted else signal.SIGTERM)
             process.wait()

@@ -89,6 +89,7 @@ def get_config(names: str = "") -> ConfigDict:
     config.run = "search"
     config.seed = 0
     config.trials = 50
+    config.only = ""  # one of them, where `align_jax.sweep` spreads them over machines
     config.seeds = (0, 1, 2)
     config.base = base
     config.space = (

@@ -1,0 +1,305 @@
+"""Sweeps: what is run, once, and what is told; the runs are a script of the tests."""
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+
+from align_jax import launchers, sweep
+from align_jax.command_line import read_command_line
+from align_jax.errors import InputError, Preempted
+from align_jax.sweep_config import open_sweep
+from align_jax.sweep_status import Status, format_status, locked_log, read_status
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+SWEEP = """
+from configs import quickstart
+from configs.sweeps.choose import choose
+
+def get_sweep():
+    base = quickstart.get_config()
+    base.total_steps = 100
+    names = ("first", "second", "third")
+    return {name: (base, {"seed": i}) for i, name in enumerate(names)}
+
+def get_config(name):
+    return choose(get_sweep(), name)
+"""
+
+# A run that behaves as `behaviour.json` beside it says of its seed.
+MAIN = """
+import json, pathlib, signal, sys, time
+sys.path.insert(0, "{root}")
+from align_jax.command_line import read_command_line
+flags = read_command_line(sys.argv)
+here, workdir = pathlib.Path(__file__).parent, pathlib.Path(flags.workdir)
+with open(here / "ran", "a") as file:
+    file.write(workdir.name.split("-")[0] + "\\n")
+told = json.loads((here / "behaviour.json").read_text())
+behaviour = told.get(str(flags.fields["seed"]), "ends")
+workdir.mkdir(exist_ok=True)
+(workdir / "config.tmp").write_text(json.dumps(flags.fields))
+(workdir / "config.tmp").rename(workdir / "config.json")
+row = {{"step": 40, "train/loss": 1.5, "train/pairs_per_second": 256.0}}
+(workdir / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
+def stop(number, frame):
+    with open(here / "signals", "a") as file:
+        file.write(f"{{number}}\\n")
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+if behaviour == "fails":
+    sys.exit("main.py: the disk is full")
+if behaviour == "waits":
+    (here / "waits").touch()
+    time.sleep(60)
+if behaviour == "is slow":
+    time.sleep(1.5)
+(workdir / "results.json").write_text("{{}}")
+"""
+
+
+class Place:
+    """A sweep's file and folder, and how its runs behave."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.file = folder / "sweep.py"
+        self.file.write_text(SWEEP)
+        (folder / "main.py").write_text(MAIN.format(root=ROOT))
+        self.behave({})
+
+    def behave(self, behaviour):
+        (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
+
+    @property
+    def ran(self):
+        path = self.folder / "ran"
+        return path.read_text().split() if path.exists() else []
+
+    def launch(self, *flags, sweeps=None):
+        """What the command does, without a process of its own."""
+        argv = [f"--sweep={name}" for name in sweeps or [self.file]]
+        argv += [f"--workdir={self.folder / 'out'}", *flags]
+        given = sweep.read_flags(argv)
+        runs = {
+            run.workdir: run
+            for argument in given.sweep
+            for run in open_sweep(argument, given.workdir, given.further)
+        }
+        launchers.LAUNCHERS[given.launcher]([*runs.values()], given)
+
+    def runs(self, *flags):
+        return open_sweep(str(self.file), str(self.folder / "out"), flags)
+
+    def states(self):
+        return [read_status(run).state for run in self.runs()]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(launchers, "ROOT", tmp_path)
+    monkeypatch.setattr(launchers, "POLL", 0.05)
+    return Place(tmp_path)
+
+
+def test_every_run_is_run_once_and_equal_runs_of_two_sweeps_are_one(place, capsys):
+    assert place.states() == ["waiting"] * 3
+    other = place.folder / "other.py"
+    other.write_text(SWEEP)
+    place.launch(sweeps=[f"{place.file}:first,second", other])
+    assert sorted(place.ran) == ["first", "second", "third"]
+    assert place.states() == ["done"] * 3
+    place.launch()
+    assert len(place.ran) == 3
+    assert capsys.readouterr().out.endswith("3 done\n")
+
+
+def test_a_failed_run_stops_no_other_and_runs_again_on_request(place, capsys):
+    place.behave({"1": "fails"})
+    with pytest.raises(InputError, match="1 of 3 runs fail.*\n  second-.*disk is"):
+        place.launch()
+    assert place.states() == ["done", "failed", "done"]
+    place.behave({})
+    with pytest.raises(InputError, match="--retry runs them again"):
+        place.launch()
+    assert place.ran == ["first", "second", "third"]
+    place.launch("--launcher=print")
+    assert not capsys.readouterr().out.count("main.py --config")
+    place.launch("--retry")
+    assert place.ran[3:] == ["second"] and place.states() == ["done"] * 3
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [("SIGTERM", Preempted), ("SIGINT", KeyboardInterrupt)]
+)
+def test_a_notice_to_stop_reaches_the_run_once_and_it_goes_on(place, number, error):
+    place.behave({"1": "waits"})
+
+    def notify():
+        while not (place.folder / "waits").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), getattr(signal, number))
+
+    thread = threading.Thread(target=notify)
+    thread.start()
+    with pytest.raises(error):
+        place.launch()
+    thread.join()
+    signals = (place.folder / "signals").read_text().split()
+    assert signals == [str(getattr(signal, number).value)]
+    assert place.states() == ["done", "stopped", "waiting"]
+    place.behave({})
+    place.launch()
+    assert place.ran == ["first", "second", "second", "third"]
+    assert place.states() == ["done"] * 3
+
+
+def test_a_run_whose_sweep_was_killed_is_waited_for(place, capsys):
+    place.behave({"0": "is slow"})
+    run = place.runs()[0]
+    with locked_log(run) as log:
+        command = [sys.executable, "main.py", *run.flags]
+        process = subprocess.Popen(command, cwd=place.folder, stdout=log, stderr=log)
+    assert read_status(run).state == "running"
+    place.launch("--launcher=print")
+    assert run.id not in capsys.readouterr().out
+    place.launch()
+    assert f"{run.id} runs in another process; waiting" in capsys.readouterr().out
+    assert process.wait() == 0 and place.ran == ["first", "second", "third"]
+
+
+def test_ids_are_of_what_is_computed(place):
+    ids = [run.id for run in place.runs()]
+    assert len({*ids}) == 3 and ids == [run.id for run in place.runs()]
+    assert ids == [run.id for run in place.runs("--config.microbatches=2")]
+    changed = place.runs("--config.loss.label_smoothing=0.2")
+    assert not {*ids} & {run.id for run in changed}
+    assert changed[1].fields["loss"]["label_smoothing"] == 0.2
+
+
+def test_printed_commands_run_the_same_configs(place, capsys):
+    place.launch(
+        "--launcher=print",
+        "--",
+        "--config.loss.temperature_floor=0.05",
+        "--distributed",
+    )
+    lines = capsys.readouterr().out.splitlines()
+    runs = place.runs("--config.loss.temperature_floor=0.05", "--distributed")
+    assert len(lines) == 3
+    for line, run in zip(lines, runs, strict=True):
+        python, *argv = shlex.split(line)
+        flags = read_command_line(argv)
+        assert python == "python" and argv[0] == "main.py" and flags.distributed
+        assert flags.fields == run.fields and flags.workdir == run.workdir
+        assert flags.fields["loss"]["temperature_floor"] == 0.05
+
+
+def test_a_job_is_the_template_with_the_run_s_command(place, capsys):
+    jobs = place.folder / "jobs"
+    template = ROOT / "launch" / "sky_tpu.yaml"
+    flags = (f"--jobs={jobs}", f"--template={template}", "--launcher=skypilot")
+    place.launch(*flags, "--", "--distributed")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(jobs.iterdir())) == 3
+    run = place.runs("--distributed")[0]
+    path = lines[0].split()[-1]
+    task = yaml.safe_load(pathlib.Path(path).read_text())
+    assert lines[0] == f"sky jobs launch --yes --detach-run {path}"
+    assert (
+        task["run"] == f".venv/bin/{run.command}\n" and "--distributed" in task["run"]
+    )
+    before = yaml.safe_load(template.read_text())
+    assert task["resources"] == before["resources"] and task["name"] == run.id.lower()
+    with pytest.raises(InputError, match="is no SkyPilot task"):
+        place.launch(f"--template={place.folder / 'behaviour.json'}", *flags[2:])
+
+
+@pytest.mark.launch
+def test_skypilot_reads_a_job(place):
+    jobs = place.folder / "jobs"
+    template = ROOT / "launch" / "sky_tpu.yaml"
+    place.launch("--launcher=skypilot", f"--jobs={jobs}", f"--template={template}")
+    program = """
+import sys, yaml, sky
+task = sky.Task.from_yaml_config(yaml.safe_load(open(sys.argv[1])))
+assert next(iter(task.resources)).use_spot and "main.py --config=" in task.run
+"""
+    python = ROOT / ".venv-launch" / "bin" / "python"
+    for path in jobs.iterdir():
+        subprocess.run([str(python), "-c", program, str(path)], check=True)
+
+
+def test_the_trials_of_a_search_are_runs_in_its_folders(capsys):
+    flags = ("--config.base.initialize.image_tower=RUN",)
+    runs = open_sweep("configs/vtab.py:dtd", "out", flags)
+    assert [run.id for run in runs][::49] == ["vtab_dtd/trial_00", "vtab_dtd/trial_49"]
+    fields = read_command_line(["main.py", *runs[7].flags])
+    assert fields.workdir == "out" and runs[7].workdir == "out/vtab_dtd/trial_07"
+    assert fields.fields["only"] == "vtab_dtd/trial_07"
+    assert runs[7].fields["total_steps"] in (250, 500, 1000, 2500)
+
+
+def test_the_table_tells_what_is_known():
+    statuses = [
+        Status("one-12345678", "running", 1500, 6000, 1234.4, 3725.2, {"loss": 1.25}),
+        Status("two-12345678", "waiting", 0, None, None, None, {}),
+    ]
+    head, one, two, counts = format_status(statuses).splitlines()
+    assert one.split() == (
+        "one-12345678 running 1,500 / 6,000 1,234 1:02:05 loss 1.250".split()
+    )
+    assert two.split() == ["two-12345678", "waiting", "0"]
+    assert head.index("step") + 4 == one.index("6,000") + 5
+    assert counts == "1 running, 1 waiting"
+
+
+def test_a_running_run_s_time_left_is_of_its_speed(place):
+    run = place.runs()[0]
+    (pathlib.Path(run.workdir)).mkdir(parents=True)
+    config = json.dumps(run.fields)
+    (pathlib.Path(run.workdir) / "config.json").write_text(config)
+    rows = [
+        {"step": 20, "train/loss": 3.0, "eval/coco/mean_recall": 0.25},
+        {"step": 50, "train/loss": 2.0, "train/pairs_per_second": 256.0},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (pathlib.Path(run.workdir) / "metrics.jsonl").write_text(lines)
+    status = read_status(run)
+    assert (status.state, status.step, status.total) == ("stopped", 50, 100)
+    assert status.seconds_left == 50 * 128 / 256
+    assert status.metrics == {"train/loss": 2.0, "coco/mean_recall": 0.25}
+
+
+def test_bad_sweeps_are_refused(place):
+    def refused(message, argument, *flags):
+        with pytest.raises(InputError, match=message):
+            open_sweep(str(argument), "out", flags)
+
+    refused("'none.py', which is no file", "none.py")
+    refused("'frist'; did you mean 'first'", f"{place.file}:frist")
+    refused("no field 'sed'; did you mean 'seed'", place.file, "--config.sed=1")
+    refused("label_smoothing is 2.0", place.file, "--config.loss.label_smoothing=2.0")
+    refused("no get_sweep.* of run = 'pretrain'", "configs/quickstart.py")
+    with pytest.raises(InputError, match="'local' wants a local folder"):
+        flags = sweep.read_flags(["--sweep=x", "--workdir=gs://bucket/x"])
+        launchers.run_here([], flags)
+
+
+def test_another_run_s_folder_is_not_taken(place):
+    run = place.runs()[0]
+    (pathlib.Path(run.workdir)).mkdir(parents=True)
+    (pathlib.Path(run.workdir) / "notes.txt").touch()
+    with pytest.raises(InputError, match="not empty and holds no config.json"):
+        place.launch()
+    assert not place.ran
