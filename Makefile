@@ -10,8 +10,8 @@ RUN := .venv/bin/python
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart data test test-convert test-faults test-spark test-nsfw test-tpu
-.PHONY: test-launch test-pods test-newest lint format clean
+.PHONY: quickstart data ablations test test-browser test-convert test-faults test-spark
+.PHONY: test-nsfw test-tpu test-launch test-pods test-newest lint format clean
 
 quickstart: data  ## train on real pictures and texts and report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -20,6 +20,13 @@ data: .venv/installed  ## raw pairs, corpus, vocabulary and records of the quick
 	$(RUN) -m data.quickstart --out=runs/quickstart_data
 	$(RUN) -m data.build --config=configs/corpus_quickstart.py \
 		--workdir=runs/quickstart_corpus
+
+MINI := towers embedding_size negatives temperature data
+
+ablations: data  ## the paper's ablations in miniature and a page on them, about an hour
+	$(RUN) -m align_jax.sweep --workdir=runs/ablations \
+		$(foreach name,$(MINI),--sweep=configs/sweeps/mini_$(name).py)
+	$(RUN) -m align_jax.report runs/ablations
 
 test: lint  ## all tests that need seconds, two files at a time
 	$(RUN) -m pytest $(SPREAD)
@@ -35,6 +42,10 @@ format: .venv/installed
 test-convert: .venv/installed  ## beside torch and transformers, which it installs
 	.venv/bin/pip install --quiet -e '.[convert]' -c constraints.txt
 	$(RUN) -m pytest -m convert
+
+test-browser: .venv/installed  ## pages in Chromium: `apt-get install chromium` or the like
+	.venv/bin/pip install --quiet -e '.[browser]' -c constraints.txt
+	$(RUN) -m pytest -m browser
 
 test-spark: .venv/installed  ## the corpus on local Spark beside DuckDB; needs Java
 	.venv/bin/pip install --quiet -e '.[spark]' -c constraints.txt

@@ -1,14 +1,16 @@
 """The shipped configs: every variant is read whole, without its data."""
 
+import functools
 import math
 
 import pytest
 
-from align_jax.config import read_config
+from align_jax.config import differing_fields, read_config
 from align_jax.errors import InputError
 from align_jax.evaluate import EvaluateConfig
 from align_jax.evaluators import EVALUATORS
 from align_jax.parameters import variable_shapes
+from align_jax.results import PUBLISHED
 from align_jax.training_runs import read_run_config
 from configs import (
     finetune_fine_grained,
@@ -17,15 +19,58 @@ from configs import (
     linear_probe,
     pretrain_align_b7_base,
     pretrain_align_l2_large,
+    pretrain_align_multilingual,
+    pretrain_b3_mini_cc3m,
     quickstart,
     quickstart_transfer,
     zero_shot,
 )
+from configs.sweeps import (
+    data,
+    embedding_size,
+    mini_data,
+    mini_embedding_size,
+    mini_negatives,
+    mini_temperature,
+    mini_towers,
+    negatives,
+    temperature,
+    towers,
+)
 
-L2 = 467_219_796  # of the tower: arXiv 1905.11946's rules at 4.3 and 5.3
+# Parameters and width of EfficientNet without its head, by arXiv 1905.11946's rules.
+IMAGE = {
+    "b1": (6_101_024, 320),
+    "b3": (10_103_336, 384),
+    "b5": (27_288_112, 512),
+    "b7": (62_143_440, 640),
+    "l2": (467_219_796, 1376),
+}
+L2 = IMAGE["l2"][0]
+TEXT = {"mini": (4, 256), "medium": (8, 512), "base": (12, 768), "large": (24, 1024)}
+
+
+def pair_size(image, text, projected=None, words=100_000):
+    """Parameters of two towers, what joins them and the temperature, by hand."""
+    parameters, width = IMAGE[image]
+    layers, hidden = TEXT[text]
+    embeddings = (words + 512 + 2 + 2) * hidden  # the last two are a LayerNorm's
+    layer = 4 * (hidden + 1) * hidden + (8 * hidden + 5) * hidden + 2 * 2 * hidden
+    if projected:
+        parameters += (width + 1) * projected
+    joint = (hidden + 1) * (projected or width)
+    return parameters + embeddings + layers * layer + joint + 1
+
+
 TRAINING = {
-    "b7": (pretrain_align_b7_base, (), None),
-    "l2": (pretrain_align_l2_large, (), None),
+    "b7": (pretrain_align_b7_base, (), pair_size("b7", "base")),
+    "l2": (pretrain_align_l2_large, (), pair_size("l2", "large")),
+    "b3_mini_cc3m": (pretrain_b3_mini_cc3m, (), pair_size("b3", "mini", 640)),
+    "multilingual": (
+        pretrain_align_multilingual,
+        (),
+        pair_size("l2", "large", words=250_000),
+    ),
     "quickstart": (quickstart, (), None),
     "tuned": (quickstart_transfer, ("tuned",), None),
     "scratch": (quickstart_transfer, ("scratch",), None),
@@ -46,6 +91,41 @@ TRAINING = {
     },
 }
 
+BASELINE = pair_size("b5", "base", 640)
+MINI = 1_988_175
+# Parameters of each run, or of all.
+SWEEPS = {
+    towers: {
+        f"{i}_{t}": pair_size(i, t, None if i == "b7" else 640)
+        for i in towers.IMAGE
+        for t in towers.TEXT
+    },
+    embedding_size: {
+        "baseline": BASELINE,
+        **{f"embedding_{n}": pair_size("b5", "base", n) for n in (320, 160, 80)},
+    },
+    negatives: BASELINE,
+    temperature: BASELINE,
+    data: {
+        name: pair_size(name[:2], name[3:7], 640 if name.startswith("b3") else None)
+        for name in data.get_sweep()
+    },
+    mini_towers: None,
+    mini_embedding_size: {
+        "baseline": MINI,
+        **{f"embedding_{n}": MINI - 129 * 240 + 241 * n + 129 * n for n in (60, 15, 4)},
+    },
+    mini_negatives: MINI,
+    mini_temperature: MINI,
+    mini_data: MINI,
+}
+
+
+@functools.cache
+def count_parameters(model):
+    shapes = variable_shapes(model)
+    return sum(math.prod(s) for path, s in shapes.items() if path[0] == "params")
+
 
 def check_evaluators(described):
     for name, fields in described.items():
@@ -64,9 +144,43 @@ def test_a_training_config_is_read_and_has_the_model_s_size(name):
     config = read_run_config(fields | {"initialize": {n: "RUN" for n in start}})
     check_evaluators(config.evaluators)
     if parameters is not None:
-        shapes = variable_shapes(config.model)
-        sizes = [math.prod(s) for path, s in shapes.items() if path[0] == "params"]
-        assert sum(sizes) == parameters
+        assert count_parameters(config.model) == parameters
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep.__name__)
+def test_a_sweep_s_runs_are_read_and_have_their_models_sizes(sweep):
+    expected = SWEEPS[sweep]
+    for name in sweep.get_sweep():
+        config = read_run_config(sweep.get_config(name).to_dict(), name)
+        check_evaluators(config.evaluators)
+        size = expected[name] if isinstance(expected, dict) else expected
+        assert size in (None, count_parameters(config.model)), name
+    with pytest.raises(ValueError, match="no run 'none'; known: "):
+        sweep.get_config("none")
+
+
+def test_the_paper_s_tables_name_the_sweeps_runs():
+    rows = {name for table in PUBLISHED["tables"] for name in table.get("runs", {})}
+    sweeps = (towers, embedding_size, negatives, temperature, data)
+    assert rows == {name for sweep in sweeps for name in sweep.get_sweep()}
+
+
+def test_what_the_ablations_change_is_what_the_paper_changes():
+    def fields(sweep, name):
+        return sweep.get_config(name).to_dict()
+
+    base = fields(negatives, "baseline")
+    half = fields(negatives, "negatives_50")
+    fixed = fields(temperature, "temperature_1_64")
+    small = fields(data, "b7_base_3m")
+    assert differing_fields(base, half) == ["config.loss.negatives: 'absent' -> 0.5"]
+    assert differing_fields(base, fixed) == [
+        "config.model.temperature_init: 'absent' -> 0.015625",
+        "config.optimizer.frozen: 'absent' -> ('^temperature$',)",
+    ]
+    assert base["total_steps"] == 1_000_000 and small["total_steps"] == 100_000
+    assert small["input"]["datasets"]["corpus"]["max_pairs"] == 3_000_000
+    assert {*base["evaluators"]} == {"coco", "neighbours"}
 
 
 @pytest.mark.parametrize("module", [zero_shot, linear_probe])
