@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tqdm
 import yaml
 
 from align_jax import workdir as folder
 from align_jax.errors import STOPPED, InputError, Preempted
+from align_jax.search_config import SEARCH_EXECUTION
 from align_jax.sweep_config import SweepRun
 from align_jax.sweep_status import (
     Status,
@@ -26,7 +28,7 @@ from align_jax.sweep_status import (
     read_status,
 )
 
-ROOT = pathlib.Path(__file__).parents[1]
+MAIN = pathlib.Path(__file__).parents[1] / "main.py"
 POLL = 2  # seconds between looks at a run
 INTERRUPTED = 128 + signal.SIGINT
 # The longest name that clouds take for what a job makes.
@@ -67,14 +69,15 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 
 def _run(run: SweepRun) -> None:
     """Runs one as a process of its own."""
+    if run.search is not None:  # before the log makes its folder look like another's
+        _claim(*run.search)
     with locked_log(run) as log, _Termination():
         if folder.is_finished(run.workdir):  # by the process that had the lock
             return
         pathlib.Path(failure_path(run)).unlink(missing_ok=True)
         # Not of the terminal's group: Ctrl-C reaches it once, from here.
         process = subprocess.Popen(
-            [sys.executable, "main.py", *run.flags],
-            cwd=ROOT,
+            [sys.executable, str(MAIN), *run.flags],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -92,6 +95,13 @@ def _run(run: SweepRun) -> None:
         failure = {"code": code, "last_line": lines[-1]}
         folder.write_json(failure_path(run), failure)
         print(f"{run.id} failed with {code}: {lines[-1]}", flush=True)
+
+
+def _claim(workdir: str, fields: Mapping[str, Any]) -> None:
+    """Binds a search's folder to it, as `main.py` would."""
+    folder.check(workdir, fields, SEARCH_EXECUTION)
+    if not folder.is_claimed(workdir):
+        folder.claim(workdir, fields)
 
 
 class _Termination:

@@ -22,7 +22,7 @@ from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators
 from align_jax.results import print_results
 from align_jax.run_config import EXECUTION
-from align_jax.search_config import SearchConfig
+from align_jax.search_config import SEARCH_EXECUTION, SearchConfig
 from align_jax.sharding import make_mesh
 from align_jax.train import train
 from align_jax.training_data import open_training
@@ -46,8 +46,7 @@ def search(fields: dict[str, Any], workdir: str) -> None:
     config = read_config(SearchConfig, fields)
     config.check()
     _check_data(config)
-    free = [f"base.{name}" for name in EXECUTION] + ["only"]
-    folder.check(workdir, fields, free)
+    folder.check(workdir, fields, SEARCH_EXECUTION)
     multihost_utils.sync_global_devices("the search is checked")
     # Those that run one trial each begin at once, and do not write the same file.
     if folder.leads() and not (config.only and folder.is_claimed(workdir)):

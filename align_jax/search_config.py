@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.config import change
+from align_jax.run_config import EXECUTION
 from align_jax.training_runs import read_run_config
 
 # Kinds of draws, and whether what follows them will do.
@@ -13,6 +14,9 @@ DRAWS = {
     "log": lambda *ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
     "one_of": lambda *values: len(values) == 1 and len(values[0]) > 0,
 }
+
+# Fields that change how a search is run, and not its result.
+SEARCH_EXECUTION = (*(f"base.{name}" for name in EXECUTION), "only")
 
 
 @dataclasses.dataclass(frozen=True)

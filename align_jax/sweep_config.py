@@ -34,12 +34,14 @@ class SweepRun:
       fields: the literal config.
       flags: what `main.py` is given.
       workdir: where the run's metrics and results are.
+      search: folder and config of the search whose trial it is; None for other runs.
     """
 
     id: str
     fields: Mapping[str, Any]
     flags: tuple[str, ...]
     workdir: str
+    search: tuple[str, Mapping[str, Any]] | None = None
 
     @property
     def command(self) -> str:
@@ -99,6 +101,7 @@ def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[Swee
             search.trial_fields(task, trial),
             (*config, f"--config.only={name}", f"--workdir={workdir}"),
             os.path.join(workdir, name),
+            (workdir, fields),
         )
         for name, (task, trial) in search.trial_names().items()
     ]

@@ -13,9 +13,10 @@ import time
 import pytest
 import yaml
 
-from align_jax import launchers, sweep
+from align_jax import launchers, sweep, workdir
 from align_jax.command_line import read_command_line
 from align_jax.errors import InputError, Preempted
+from align_jax.search_config import SEARCH_EXECUTION
 from align_jax.sweep_config import open_sweep
 from align_jax.sweep_status import Status, format_status, locked_log, read_status
 
@@ -42,11 +43,14 @@ sys.path.insert(0, "{root}")
 from align_jax.command_line import read_command_line
 flags = read_command_line(sys.argv)
 here, workdir = pathlib.Path(__file__).parent, pathlib.Path(flags.workdir)
+workdir /= flags.fields.get("only", "")
 with open(here / "ran", "a") as file:
     file.write(workdir.name.split("-")[0] + "\\n")
 told = json.loads((here / "behaviour.json").read_text())
 behaviour = told.get(str(flags.fields["seed"]), "ends")
-workdir.mkdir(exist_ok=True)
+workdir.mkdir(exist_ok=True, parents=True)
+if flags.fields.get("only"):  # a trial has its own config
+    flags.fields.update(json.loads((here / "trial.json").read_text()))
 (workdir / "config.tmp").write_text(json.dumps(flags.fields))
 (workdir / "config.tmp").rename(workdir / "config.json")
 row = {{"step": 40, "train/loss": 1.5, "train/pairs_per_second": 256.0}}
@@ -107,7 +111,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(launchers, "ROOT", tmp_path)
+    monkeypatch.setattr(launchers, "MAIN", tmp_path / "main.py")
     monkeypatch.setattr(launchers, "POLL", 0.05)
     return Place(tmp_path)
 
@@ -240,7 +244,7 @@ assert next(iter(task.resources)).use_spot and "main.py --config=" in task.run
         subprocess.run([str(python), "-c", program, str(path)], check=True)
 
 
-def test_the_trials_of_a_search_are_runs_in_its_folders(capsys):
+def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     flags = ("--config.base.initialize.image_tower=RUN",)
     runs = open_sweep("configs/vtab.py:dtd", "out", flags)
     assert [run.id for run in runs][::49] == ["vtab_dtd/trial_00", "vtab_dtd/trial_49"]
@@ -248,6 +252,15 @@ def test_the_trials_of_a_search_are_runs_in_its_folders(capsys):
     assert fields.workdir == "out" and runs[7].workdir == "out/vtab_dtd/trial_07"
     assert fields.fields["only"] == "vtab_dtd/trial_07"
     assert runs[7].fields["total_steps"] in (250, 500, 1000, 2500)
+    out = str(place.folder / "out")
+    runs = open_sweep("configs/vtab.py:dtd", out, flags)[:1]
+    (place.folder / "trial.json").write_text(json.dumps(runs[0].fields))
+    given = sweep.read_flags([f"--sweep={place.file}", f"--workdir={out}"])
+    launchers.run_here(runs, given)
+    assert read_status(runs[0]).state == "done" and place.ran == ["trial_00"]
+    argv = ["main.py", "--config=configs/vtab.py:dtd", *flags, f"--workdir={out}"]
+    whole = read_command_line(argv)  # the search then finds its folder its own
+    workdir.check(out, whole.fields, SEARCH_EXECUTION)
 
 
 def test_the_table_tells_what_is_known():
