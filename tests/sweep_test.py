@@ -49,9 +49,10 @@ with open(here / "ran", "a") as file:
 told = json.loads((here / "behaviour.json").read_text())
 behaviour = told.get(str(flags.fields["seed"]), "ends")
 workdir.mkdir(exist_ok=True, parents=True)
-if flags.fields.get("only"):  # a trial has its own config
-    flags.fields.update(json.loads((here / "trial.json").read_text()))
-(workdir / "config.tmp").write_text(json.dumps(flags.fields))
+fields = flags.fields
+if fields.get("only"):  # a trial has its own config
+    fields = json.loads((here / "trial.json").read_text())
+(workdir / "config.tmp").write_text(json.dumps(fields))
 (workdir / "config.tmp").rename(workdir / "config.json")
 row = {{"step": 40, "train/loss": 1.5, "train/pairs_per_second": 256.0}}
 (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
