@@ -26,14 +26,19 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     evaluate(fields, workdir)
 
 
-def search(fields: dict[str, Any], workdir: str) -> None:
+def random_search(fields: dict[str, Any], workdir: str) -> None:
     """Runs a random search over training runs, or continues it."""
-    from align_jax.search import search
+    from align_jax.random_search import random_search
 
-    search(fields, workdir)
+    random_search(fields, workdir)
 
 
-RUNS = {"pretrain": train, "classify": train, "evaluate": evaluate, "search": search}
+RUNS = {
+    "pretrain": train,
+    "classify": train,
+    "evaluate": evaluate,
+    "random_search": random_search,
+}
 
 
 def run(argv: list[str]) -> int:

@@ -17,7 +17,7 @@ import yaml
 
 from align_jax import workdir as folder
 from align_jax.errors import STOPPED, InputError, Preempted
-from align_jax.search_config import SEARCH_EXECUTION
+from align_jax.random_search_config import SEARCH_EXECUTION
 from align_jax.sweep_config import SweepRun
 from align_jax.sweep_status import (
     Status,

@@ -18,8 +18,8 @@ from align_jax.command_line import CommandLine, read_command_line
 from align_jax.config import choose, leave_out, read_config
 from align_jax.errors import InputError
 from align_jax.evaluate import EvaluateConfig
+from align_jax.random_search_config import SearchConfig
 from align_jax.run_config import EXECUTION
-from align_jax.search_config import SearchConfig
 from align_jax.training_runs import TRAINING, read_run_config
 from align_jax.workdir import as_json
 
@@ -88,7 +88,7 @@ def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[Swee
     """The trials of a search; `main.py` then goes on with them in the same workdir."""
     config = (f"--config={argument}", *flags)
     fields = _read(config, workdir).fields
-    if fields.get("run") != "search":
+    if fields.get("run") != "random_search":
         raise InputError(
             f"--sweep={argument} has no get_sweep() and is a config of run ="
             f" {fields.get('run')!r}; wanted a sweep or a search"
@@ -116,7 +116,7 @@ def _check(fields: Mapping[str, Any], where: str) -> None:
     kind = fields.get("run", "absent")
     if kind in TRAINING:
         read_run_config(fields, where)
-    elif kind == "search":
+    elif kind == "random_search":
         read_config(SearchConfig, fields, where).check()
     else:
         choose({"evaluate": EvaluateConfig}, kind, f"{where}.run")

@@ -86,7 +86,7 @@ def get_config(names: str = "") -> ConfigDict:
     base.evaluate_every_steps = 100_000  # at the start and the end alone
 
     config = ConfigDict()
-    config.run = "search"
+    config.run = "random_search"
     config.seed = 0
     config.trials = 50
     config.only = ""  # one of them, where `align_jax.sweep` spreads them over machines

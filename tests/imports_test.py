@@ -21,7 +21,7 @@ evaluators.classification evaluators.retrieval evaluators.linear_probe
 evaluators.few_shot
 evaluators.crisscrossed evaluators.neighbours evaluators.word_similarity evaluators
 telemetry results provenance pages run_report saved_embeddings evaluate preemption train
-search_config search found_runs report
+random_search_config random_search found_runs report
 command_line sweep_config sweep_status launchers sweep
 """.split()
 

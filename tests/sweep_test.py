@@ -16,7 +16,7 @@ import yaml
 from align_jax import launchers, sweep, workdir
 from align_jax.command_line import read_command_line
 from align_jax.errors import InputError, Preempted
-from align_jax.search_config import SEARCH_EXECUTION
+from align_jax.random_search_config import SEARCH_EXECUTION
 from align_jax.sweep_config import open_sweep
 from align_jax.sweep_status import Status, format_status, locked_log, read_status
 

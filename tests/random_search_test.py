@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from align_jax import search as program
+from align_jax import random_search as program
 from align_jax.config import read_config
 from align_jax.errors import InputError, Preempted
-from align_jax.search import search
-from align_jax.search_config import SearchConfig, draw_trial
+from align_jax.random_search import random_search
+from align_jax.random_search_config import SearchConfig, draw_trial
 from configs import vtab
 from data.vtab_tasks import TASKS
 from tests.classify_test import make_fields
@@ -28,7 +28,7 @@ def make_search(root, **changes):
     evaluator = {"validation": {**colour, "split": "test[:6]"}}
     test = {"test": {**colour, "split": "test[6:]"}}
     fields = {
-        "run": "search",
+        "run": "random_search",
         "base": base,
         "tasks": {task: (("evaluators", evaluator),) for task in ("one", "two")},
         "space": SPACE,
@@ -70,11 +70,11 @@ def test_a_killed_search_goes_on_and_finds_the_same_winner(tmp_path, fake):
         scores |= {f"{task}/trial_0{i}": value for i, value in enumerate(values)}
     fields, out = make_search(tmp_path), tmp_path / "out"
     with pytest.raises(Preempted, match="told to stop in one/seed_0"):
-        search(fields, str(out))
+        random_search(fields, str(out))
     scores |= {f"one/seed_{i}": value for i, value in enumerate((0.5, 0.25, 0.75))}
     scores |= {f"two/seed_{i}": 0.125 for i in range(3)}
     before = [name for name, _ in ran]
-    search(fields, str(out))
+    random_search(fields, str(out))
     names = [name for name, _ in ran]
     assert before == [f"one/trial_0{i}" for i in range(3)]
     assert len(names) == len(set(names)) == 2 * (3 + 3)
@@ -92,7 +92,7 @@ def test_a_killed_search_goes_on_and_finds_the_same_winner(tmp_path, fake):
         assert final[name] == trial[name]
     assert (final["seed"], [*final["evaluators"]]) == (2, ["test"])
     assert not list(out.rglob("checkpoints"))
-    search(fields, str(out))
+    random_search(fields, str(out))
     assert len(ran) == len(names)
 
 
@@ -103,9 +103,9 @@ def test_trials_that_others_ran_are_found_done(tmp_path, fake):
         scores |= {f"{task}/seed_{i}": 0.5 for i in range(3)}
     out = str(tmp_path / "out")
     for name in ("two/trial_02", "one/trial_00"):
-        search(make_search(tmp_path, only=name), out)
+        random_search(make_search(tmp_path, only=name), out)
     assert [name for name, _ in ran] == ["two/trial_02", "one/trial_00"]
-    search(make_search(tmp_path), out)
+    random_search(make_search(tmp_path), out)
     names = [name for name, _ in ran]
     assert len(names) == len({*names}) == 2 * (3 + 3)
 
@@ -117,7 +117,7 @@ def test_a_trial_that_diverges_is_the_worst_and_is_not_run_again(tmp_path, fake)
     scores |= {f"two/trial_0{i}": "diverges" for i in range(3)}
     for _ in range(2):
         with pytest.raises(InputError, match="all 3 trials of two in .* diverged"):
-            search(make_search(tmp_path), str(tmp_path / "out"))
+            random_search(make_search(tmp_path), str(tmp_path / "out"))
     assert len(ran) == 3 + 3 + 3
     assert {name for name, _ in ran} >= {"one/seed_2", "two/trial_02"}
 
@@ -127,7 +127,7 @@ def test_a_real_search_trains_and_tests(tmp_path):
     fields = make_search(tmp_path, trials=1, seeds=(0,), **changes)
     for part in ("tasks", "final"):
         fields[part].pop("two")
-    search(fields, str(tmp_path / "out"))
+    random_search(fields, str(tmp_path / "out"))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 <= results["eval/one/top1"] <= 1
     trained = json.loads((tmp_path / "out/one/seed_0/config.json").read_text())
@@ -147,7 +147,7 @@ def test_draws_depend_on_their_number_alone_and_fill_the_space():
 def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path, fake):
     def refused(message, **changes):
         with pytest.raises(InputError, match=message):
-            search(make_search(tmp_path, **changes), str(tmp_path / "new"))
+            random_search(make_search(tmp_path, **changes), str(tmp_path / "new"))
 
     refused("no field 'learning_rat'", space=(("optimizer.learning_rat", "log", 1, 2),))
     refused("space holds .*wanted", space=(("total_steps", "uniform", 1, 2),))
@@ -168,7 +168,7 @@ def test_a_score_that_is_not_there_lists_those_that_are(tmp_path, fake):
     fake[1]["one/trial_00"] = 0.5
     fields = make_search(tmp_path, metric="eval/validation/top2")
     with pytest.raises(InputError, match="no score .*top2'; it has eval/validation/t"):
-        search(fields, str(tmp_path / "out"))
+        random_search(fields, str(tmp_path / "out"))
 
 
 def test_vtab_is_one_search_for_19_tasks():

@@ -20,9 +20,9 @@ from align_jax.checkpoint import FOLDER
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators
+from align_jax.random_search_config import SEARCH_EXECUTION, SearchConfig
 from align_jax.results import print_results
 from align_jax.run_config import EXECUTION
-from align_jax.search_config import SEARCH_EXECUTION, SearchConfig
 from align_jax.sharding import make_mesh
 from align_jax.train import train
 from align_jax.training_data import open_training
@@ -31,7 +31,7 @@ from align_jax.training_runs import read_run_config
 DIVERGED = -math.inf  # the score of a run that left the finite numbers
 
 
-def search(fields: dict[str, Any], workdir: str) -> None:
+def random_search(fields: dict[str, Any], workdir: str) -> None:
     """Runs or continues a search; see `SearchConfig`.
 
     Writes results.json: "eval/<task>/<score>" the median over the seeds, ".../std"

@@ -24,7 +24,7 @@ class SearchConfig:
     """Trials of every task, from which the best is run again and tested.
 
     Attributes:
-      run: "search".
+      run: "random_search".
       base: fields of a training run, all but those of the tasks.
       tasks: by name, {dotted path: value} of the fields that are the task's, as pairs.
       space: (dotted path, "log", lowest, highest) or (dotted path, "one_of", values)
