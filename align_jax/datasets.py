@@ -205,7 +205,20 @@ def evaluation_records(
     Raises:
       InputError: there is no such dataset, split or feature, or it is empty.
     """
-    return list(_stream(_open_evaluation(directory, split, wanted), split))
+    return list(stream_records(directory, split, wanted))
+
+
+def stream_records(
+    directory: str, split: str, wanted: Sequence[str] = ()
+) -> Iterator[dict]:
+    """Yields what `evaluation_records` lists, one at a time."""
+    return _stream(_open_evaluation(directory, split, wanted), split)
+
+
+def evaluation_size(directory: str, split: str, wanted: Sequence[str] = ()) -> int:
+    """How many records `stream_records` yields; raises the same errors."""
+    builder = _open_evaluation(directory, split, wanted)
+    return builder.info.splits[split].num_examples
 
 
 class LabelledPictures:
@@ -297,6 +310,12 @@ class LabelledPictures:
         )
         labels = (record[self._label] for record in dataset.as_numpy_iterator())
         return np.fromiter(labels, np.int64, self.count)
+
+
+def is_dataset(directory: str) -> bool:
+    """Whether a folder is a dataset's, or that of its versions."""
+    path = os.path.join(_newest_version(directory), "dataset_info.json")
+    return tf.io.gfile.exists(path)
 
 
 def _newest_version(directory: str) -> str:

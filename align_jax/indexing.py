@@ -1,0 +1,129 @@
+"""Puts a collection's pictures into an index, in parts that are whole or absent."""
+
+import concurrent.futures
+import dataclasses
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+from PIL import Image
+
+from align_jax.errors import InputError
+from align_jax.model import Model
+from align_jax.picture_collection import Entry
+from align_jax.pictures import read_picture
+from align_jax.vector_index import VectorIndex
+
+AT_ONCE = 1024  # pictures of one change of the index
+QUALITY = 80  # of the thumbnails' JPEG
+
+
+@dataclasses.dataclass
+class Indexed:
+    """What came of a collection's pictures.
+
+    Attributes:
+      added: that the index did not have, or had otherwise.
+      kept: that it had as they are.
+      unreadable: what is wrong with others, by id; they are not in the index.
+    """
+
+    added: int = 0
+    kept: int = 0
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def index_pictures(
+    model: Model,
+    entries: Iterable[Entry],
+    index: VectorIndex,
+    progress: Callable[[int], None],
+) -> Indexed:
+    """Embeds what the index does not have yet; a killed call is continued by another.
+
+    Args:
+      model: embeds them; its digest is the index's.
+      entries: of the collection.
+      index: to put them into.
+      progress: called with the number of pictures that are done.
+    """
+    states, done = index.states(), Indexed()
+
+    def absent() -> Iterator[Entry]:
+        for entry in entries:
+            if states.get(entry.id) == entry.state:
+                done.kept += 1
+                progress(1)
+            else:
+                yield entry
+
+    waiting = absent()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        while batch := list(itertools.islice(waiting, AT_ONCE)):
+            _index_batch(model, batch, index, done, pool)
+            progress(len(batch))
+    index.optimise()
+    return done
+
+
+def _index_batch(
+    model: Model,
+    batch: list[Entry],
+    index: VectorIndex,
+    done: Indexed,
+    pool: concurrent.futures.Executor,
+) -> None:
+    contents = list(pool.map(_read, batch))
+    wrong: dict[int, str] = {}
+    embeddings = model.encode_images(
+        [b"" if isinstance(c, OSError) else c for c in contents], wrong
+    )
+    for row, content in enumerate(contents):
+        if isinstance(content, OSError):
+            wrong[row] = str(content)
+    rows = [row for row in range(len(batch)) if row not in wrong]
+    done.unreadable |= {batch[row].id: wrong[row] for row in sorted(wrong)}
+    if not rows:
+        return
+    side = index.description.thumbnail
+    thumbnails = pool.map(lambda row: thumbnail(contents[row], side), rows)
+    index.put(
+        [batch[row].id for row in rows],
+        [batch[row].state for row in rows],
+        [batch[row].text for row in rows],
+        list(thumbnails),
+        embeddings[rows],
+    )
+    done.added += len(rows)
+
+
+def _read(entry: Entry) -> bytes | OSError:
+    try:
+        return entry.read()
+    except OSError as error:
+        return error
+
+
+def thumbnail(content: bytes, side: int) -> bytes:
+    """A small JPEG of a picture's file, on white; empty for a side of 0."""
+    if not side:
+        return b""
+    pixels = read_picture(content, least=(side, side))
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    if picture.mode == "RGBA":
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture.getchannel("A"))
+        picture = white
+    file = io.BytesIO()
+    picture.save(file, "jpeg", quality=QUALITY)
+    return file.getvalue()
+
+
+def check_model(index: VectorIndex, model: Model, digest: str) -> None:
+    """Raises InputError where an index is not of a model."""
+    if index.description.model != digest:
+        raise InputError(
+            f"the index is of another model, {index.description.checkpoint}"
+            f" ({index.description.model}), not of this one ({digest})"
+        )

@@ -1,0 +1,149 @@
+"""Searches pictures by text, by picture, and by what is added to or taken from either.
+
+    python -m align_jax.search build --checkpoint=RUN --images=PLACE --out=INDEX
+    python -m align_jax.search query INDEX --text='red shoes' --minus='laces'
+    python -m align_jax.search query INDEX --image=a.jpg --text='in the snow'
+    python -m align_jax.search delete INDEX ID...
+
+RUN is anything that `align_jax.load` reads. PLACE is a folder of pictures, or a dataset
+in TFDS's layout, also a corpus, as DATASET:SPLIT. INDEX is a folder or a bucket's URL,
+which many machines may search at once. The same `build` again continues, adds what is
+new or changed and leaves the rest alone; with --prune it deletes what is gone.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from align_jax.errors import InputError, run_command
+
+
+def main() -> None:
+    """Reads the flags and runs the subcommand."""
+    flags = read_flags()
+    if flags.command == "delete":
+        delete(flags)
+        return
+    from align_jax.runtime import start
+
+    start()
+    {"build": build, "query": query}[flags.command](flags)
+
+
+def build(flags: argparse.Namespace) -> None:
+    """Embeds a collection's pictures into an index."""
+    import tqdm
+
+    from align_jax.indexing import index_pictures
+    from align_jax.model import load
+    from align_jax.picture_collection import open_collection
+    from align_jax.vector_index import Description, create_index
+    from align_jax.weights import digest
+
+    collection = open_collection(flags.images)
+    model = load(flags.checkpoint, flags.batch_size)
+    found = Description(
+        digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
+    )
+    index = create_index(flags.out, found)
+    with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
+        done = index_pictures(model, collection, index, bar.update)
+    deleted = 0
+    if flags.prune:
+        present = {entry.id for entry in collection}
+        deleted = index.delete(name for name in index.states() if name not in present)
+    print(
+        f"{flags.out}: {len(index):,} pictures; {done.added:,} added, {done.kept:,}"
+        f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"
+    )
+    for name, reason in list(done.unreadable.items())[:3]:
+        print(f"  {name}: {reason}")
+
+
+def query(flags: argparse.Namespace) -> None:
+    """Prints score, id and text of the nearest pictures."""
+    from align_jax.indexing import check_model
+    from align_jax.model import load
+    from align_jax.queries import query_embedding
+    from align_jax.vector_index import open_index
+    from align_jax.weights import digest
+
+    index = open_index(flags.index)
+    terms = read_terms(flags)
+    model = load(flags.checkpoint or index.description.checkpoint, batch_size=1)
+    check_model(index, model, digest(model.weights))
+    for hit in index.search(query_embedding(model, terms), flags.limit, flags.exact):
+        print(f"{hit.score:.4f}  {hit.id}  {hit.text}".rstrip())
+
+
+def read_terms(flags: argparse.Namespace) -> list:
+    """The query's terms, in the flags' order of kinds."""
+    from align_jax.queries import IMAGE_WEIGHT, TEXT_WEIGHT, Term
+
+    terms = []
+    for texts, images, sign in (
+        (flags.text, flags.image, 1.0),
+        (flags.minus, flags.minus_image, -1.0),
+    ):
+        weight = TEXT_WEIGHT if flags.text_weight is None else flags.text_weight
+        terms += [Term(text, sign * weight) for text in texts]
+        weight = IMAGE_WEIGHT if flags.image_weight is None else flags.image_weight
+        terms += [Term(_read_file(path), sign * weight) for path in images]
+    return terms
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def delete(flags: argparse.Namespace) -> None:
+    """Deletes pictures from an index."""
+    from align_jax.vector_index import open_index
+
+    deleted = open_index(flags.index).delete(flags.ids)
+    print(f"{flags.index}: {deleted} of {len(flags.ids)} deleted")
+
+
+def read_flags() -> argparse.Namespace:
+    """The command line's flags."""
+    parser = argparse.ArgumentParser(prog="align_jax.search", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    made = commands.add_parser("build", help="embed pictures into an index")
+    made.add_argument("--checkpoint", required=True, metavar="RUN")
+    made.add_argument("--images", required=True, metavar="PLACE")
+    made.add_argument("--out", required=True, metavar="INDEX")
+    made.add_argument("--prune", action="store_true", help="delete what is gone")
+    made.add_argument("--batch_size", type=int, default=128)
+    made.add_argument(
+        "--thumbnail", type=int, default=224, help="pixels of a side; 0 for none"
+    )
+
+    asked = commands.add_parser("query", help="print the nearest pictures")
+    asked.add_argument("index", metavar="INDEX")
+    for name in ("text", "image", "minus", "minus_image"):
+        asked.add_argument(f"--{name}", action="append", default=[], help="repeat")
+    asked.add_argument("--text_weight", type=float, help="of each text, default 2")
+    asked.add_argument("--image_weight", type=float, help="of each image, default 1")
+    asked.add_argument("--limit", type=int, default=10)
+    asked.add_argument("--exact", action="store_true", help="compare with every one")
+    asked.add_argument("--checkpoint", metavar="RUN", help="default: the index's own")
+
+    gone = commands.add_parser("delete", help="delete pictures by id")
+    gone.add_argument("index", metavar="INDEX")
+    gone.add_argument("ids", nargs="+", metavar="ID")
+
+    flags = parser.parse_args()
+    for name, least in (("batch_size", 1), ("limit", 1), ("thumbnail", 0)):
+        if getattr(flags, name, least) < least:
+            value = getattr(flags, name)
+            raise InputError(f"--{name} is {value}; wanted {least} or more")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("align_jax.search", main))

@@ -1,0 +1,233 @@
+"""An index of embeddings on local disk or in a bucket, by LanceDB.
+
+One table has each picture's id, state, text, thumbnail and embedding. Every change is
+whole or absent. What was added since the last `optimise` is found too: queries are
+compared with all of it.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree, IvfSq
+
+from align_jax.errors import InputError
+
+TABLE = "pictures"
+DESCRIPTION = b"align_jax"  # key of the table's metadata
+# Fewer are compared with a query one by one, which is as fast.
+LEAST_INDEXED = 100_000
+PARTITION = 4096  # embeddings of one, about
+PROBED = 0.05  # of the partitions, for a query
+REFINE = 10  # times as many as wanted are compared by their whole embeddings
+IDS_AT_ONCE = 500  # in one condition
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What an index is of.
+
+    Attributes:
+      model: `weights.digest` of what embedded the pictures.
+      checkpoint: where that was loaded from.
+      width: of the embeddings, D.
+      thumbnail: longer side of the thumbnails in pixels; 0 for none.
+    """
+
+    model: str
+    checkpoint: str
+    width: int
+    thumbnail: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A picture that was found.
+
+    Attributes:
+      id: of the picture.
+      score: cosine similarity with the query.
+      text: of the picture, or "".
+    """
+
+    id: str
+    score: float
+    text: str
+
+
+class VectorIndex:
+    """Pictures by their embeddings."""
+
+    def __init__(self, table: lancedb.table.Table, description: Description):
+        """Wraps an open table; see `create_index` and `open_index`."""
+        self._table = table
+        self.description = description
+
+    def __len__(self) -> int:
+        return self._table.count_rows()
+
+    def states(self) -> dict[str, str]:
+        """The state of every picture by its id."""
+        found = self._table.search().select(["id", "state"]).limit(None).to_arrow()
+        return dict(
+            zip(found["id"].to_pylist(), found["state"].to_pylist(), strict=True)
+        )
+
+    def put(
+        self,
+        ids: Sequence[str],
+        states: Sequence[str],
+        texts: Sequence[str],
+        thumbnails: Sequence[bytes],
+        embeddings: np.ndarray,
+    ) -> None:
+        """Adds pictures, and replaces those that are there; all of them or none.
+
+        Args:
+          ids: N different ones.
+          states: of the N.
+          texts: of the N.
+          thumbnails: JPEG files, or empty.
+          embeddings: (N, D) of unit length.
+        """
+        rows = pa.table(
+            [ids, states, texts, thumbnails, _as_arrow(embeddings)],
+            schema=self._table.schema.remove_metadata(),
+        )
+        merge = self._table.merge_insert("id")
+        merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Deletes pictures; returns how many of them were there."""
+        ids, before = list(ids), len(self)
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            self._table.delete(_among(ids[start : start + IDS_AT_ONCE]))
+        return before - len(self)
+
+    def optimise(self) -> None:
+        """Joins small files and takes what was added into the index of embeddings.
+
+        One is made where there is none yet and the pictures are many.
+        """
+        self._table.optimize()
+        if self._is_indexed() or len(self) < LEAST_INDEXED:
+            return
+        partitions = max(1, len(self) // PARTITION)
+        kind = IvfSq(distance_type="dot", num_partitions=partitions)
+        self._table.create_index("embedding", config=kind)
+
+    def _is_indexed(self) -> bool:
+        indices = self._table.list_indices()
+        return any(index.columns == ["embedding"] for index in indices)
+
+    def search(
+        self, embedding: np.ndarray, limit: int, exact: bool = False
+    ) -> list[Hit]:
+        """The nearest pictures of a query, best first.
+
+        Args:
+          embedding: (D,) of unit length.
+          limit: most that are wanted.
+          exact: compare with every picture, whatever the index says.
+
+        Raises:
+          InputError: the embedding has another width.
+        """
+        if embedding.shape != (self.description.width,):
+            raise InputError(
+                f"the query has {embedding.shape} numbers, the index"
+                f" {self.description.width} a picture"
+            )
+        query = self._table.search(embedding, vector_column_name="embedding")
+        query = query.metric("dot").limit(limit).select(["id", "text", "_distance"])
+        if exact or not self._is_indexed():
+            query = query.bypass_vector_index()
+        else:
+            partitions = max(1, len(self) // PARTITION)
+            query = query.nprobes(max(20, round(PROBED * partitions)))
+            query = query.refine_factor(REFINE)
+        found = query.to_arrow().to_pylist()
+        # Its distance of products is 1 - x . y.
+        return [Hit(row["id"], 1.0 - row["_distance"], row["text"]) for row in found]
+
+    def rows(self, ids: Sequence[str], *columns: str) -> dict[str, dict[str, Any]]:
+        """Some columns of some pictures by id, without those that are not there."""
+        found = {}
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            condition = _among(ids[start : start + IDS_AT_ONCE])
+            query = self._table.search().where(condition).select(["id", *columns])
+            for row in query.limit(None).to_arrow().to_pylist():
+                found[row["id"]] = row
+        return found
+
+
+def create_index(place: str, description: Description) -> VectorIndex:
+    """Makes an empty index at a local path or a bucket's URL, or opens the one there.
+
+    Raises:
+      InputError: the one there is of another model or has other thumbnails.
+    """
+    database = lancedb.connect(place)
+    if TABLE in database.list_tables().tables:
+        index = open_index(place)
+        found, wanted = index.description, description
+        differing = [
+            f"{name}: {old!r} -> {getattr(wanted, name)!r}"
+            for name, old in dataclasses.asdict(found).items()
+            if name != "checkpoint" and old != getattr(wanted, name)
+        ]
+        if differing:
+            raise InputError(
+                f"{place} is an index of another kind ({'; '.join(differing)}); give"
+                " another --out"
+            )
+        return index
+    width = description.width
+    schema = pa.schema(
+        {
+            "id": pa.string(),
+            "state": pa.string(),
+            "text": pa.string(),
+            "thumbnail": pa.binary(),
+            "embedding": pa.list_(pa.float32(), width),
+        },
+        metadata={DESCRIPTION: json.dumps(dataclasses.asdict(description))},
+    )
+    table = database.create_table(TABLE, schema=schema)
+    table.create_index("id", config=BTree())
+    return VectorIndex(table, description)
+
+
+def open_index(place: str) -> VectorIndex:
+    """Opens an index.
+
+    Raises:
+      InputError: there is none, or it is not one of ours.
+    """
+    local = "://" not in place  # connecting would make the folder
+    database = None if local and not os.path.isdir(place) else lancedb.connect(place)
+    if database is None or TABLE not in database.list_tables().tables:
+        raise InputError(
+            f"no index in {place!r}; make one with `python -m align_jax.search build`"
+        )
+    table = database.open_table(TABLE)
+    metadata: Mapping = table.schema.metadata or {}
+    if DESCRIPTION not in metadata:
+        raise InputError(f"{place} holds a table {TABLE!r} that is no index of ours")
+    return VectorIndex(table, Description(**json.loads(metadata[DESCRIPTION])))
+
+
+def _as_arrow(embeddings: np.ndarray) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+
+
+def _among(ids: Sequence[str]) -> str:
+    """The condition that the id is one of some; quotes are doubled, as in SQL."""
+    quoted = (f"'{name}'" for name in (name.replace("'", "''") for name in ids))
+    return f"id IN ({', '.join(quoted)})"
