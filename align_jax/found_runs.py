@@ -19,8 +19,8 @@ from align_jax.pace import DEVICE_HOURS, PRODUCTIVE
 from align_jax.parameters import variable_shapes
 from align_jax.provenance import PROVENANCE_FILE
 from align_jax.results import REPORT_FILE
-from align_jax.run_config import EXECUTION
-from align_jax.telemetry import read_metrics
+from align_jax.run_kinds import KINDS, kind_of
+from align_jax.telemetry import stream_metrics
 from align_jax.training_runs import TRAINING, read_run_config
 
 HASH = re.compile("-[0-9a-f]{8}$")  # that `sweep_config` gives to a run's folder
@@ -35,7 +35,8 @@ class FoundRun:
       name: short and, among those found together, of this run alone.
       fields: its literal config.
       results: final ones, or those so far.
-      rows: lines of metrics, in order.
+      rows: lines of metrics with scores or the measures of a flush, in order.
+      latest: the last value of every metric.
       provenance: what it ran with; empty where that was not written.
       finished: whether it ended.
     """
@@ -45,6 +46,7 @@ class FoundRun:
     fields: Mapping[str, Any]
     results: Mapping[str, float]
     rows: Sequence[Mapping[str, float]]
+    latest: Mapping[str, float]
     provenance: Mapping[str, str]
     finished: bool
 
@@ -63,14 +65,6 @@ class FoundRun:
         """Path of the run's own page, if there is one."""
         path = os.path.join(self.place, REPORT_FILE)
         return path if tf.io.gfile.exists(path) else None
-
-    @cached_property
-    def latest(self) -> dict[str, float]:
-        """The last value of every metric."""
-        found: dict[str, float] = {}
-        for row in self.rows:
-            found |= row
-        return found
 
     @cached_property
     def parameters(self) -> dict[str, int]:
@@ -157,7 +151,9 @@ def _short_names(places: Sequence[str]) -> dict[str, str]:
 def _run_folders(place: str) -> Iterator[str]:
     """A run's folder itself, else those below, in order; a search's are its own."""
     if folder.is_claimed(place):
-        yield place
+        config = folder.read_json(os.path.join(place, folder.CONFIG_FILE))
+        if config.get("run") in KINDS:  # a corpus has a config, too
+            yield place
     elif tf.io.gfile.isdir(place):
         for name in sorted(tf.io.gfile.listdir(place)):
             yield from _run_folders(os.path.join(place, name.rstrip("/")))
@@ -168,26 +164,24 @@ def _read(place: str, name: str) -> FoundRun:
         path = os.path.join(place, file)
         return folder.read_json(path) if tf.io.gfile.exists(path) else default
 
-    rows = read_metrics(place)
-    finished = folder.is_finished(place)
-    so_far = _results_so_far(rows)
+    # Of a million lines of steps only those of flushes and of evaluations are kept.
+    rows, latest, so_far = [], {}, {}
+    for row in stream_metrics(place):
+        latest |= row
+        scores = {k: v for k, v in row.items() if k.startswith("eval/")}
+        so_far |= {"step": row["step"], **scores}
+        if scores or PRODUCTIVE in row:
+            rows.append(row)
     return FoundRun(
         place,
         name,
         read(folder.CONFIG_FILE, {}),
         read(folder.RESULTS_FILE, so_far),
         rows,
+        latest,
         read(PROVENANCE_FILE, {}),
-        finished,
+        folder.is_finished(place),
     )
-
-
-def _results_so_far(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The last step and its scores, of a run that has not ended."""
-    found: dict[str, float] = {}
-    for row in rows:
-        found |= {k: v for k, v in row.items() if k == "step" or k.startswith("eval/")}
-    return found
 
 
 def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
@@ -198,17 +192,19 @@ def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
         if run.trains:
             continue
         of = known.get(_whole_path(str(run.fields.get("checkpoint", ""))))
-        scores = {n: v for n, v in run.results.items() if n.startswith("eval/")}
-        if (
-            run.fields.get("run") == "evaluate"
-            and of
-            and not scores.keys() & of.results
-        ):
-            joined = dataclasses.replace(of, results={**of.results, **scores})
+        if of and run.fields["run"] == "evaluate" and _adds(run, of):
+            joined = dataclasses.replace(of, results={**run.results, **of.results})
             known[of.place] = joined
         else:
             rest.append(run)
     return [*known.values(), *rest]
+
+
+def _adds(evaluation: FoundRun, run: FoundRun) -> bool:
+    """Whether an evaluation has new scores, of the step that a run ended with."""
+    scores = {name for name in evaluation.results if name.startswith("eval/")}
+    same = evaluation.results.get("step") == run.results.get("step")
+    return bool(scores) and same and not scores & {*run.results}
 
 
 def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
@@ -216,7 +212,10 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
     That is where its value is not the one that most runs of its kind have.
     """
-    flat = [_flatten(leave_out(run.fields, [*EXECUTION, "evaluators"])) for run in runs]
+    flat = [
+        _flatten(leave_out(run.fields, [*kind_of(run.fields).execution, "evaluators"]))
+        for run in runs
+    ]
     changed: list[dict[str, Any]] = [{} for _ in runs]
     for kind in {run.fields.get("run") for run in runs}:
         places = [i for i, run in enumerate(runs) if run.fields.get("run") == kind]

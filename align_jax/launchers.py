@@ -1,6 +1,7 @@
 """Where a sweep's runs are run: here, by commands that are printed, or by SkyPilot."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 import re
@@ -21,8 +22,10 @@ from align_jax.random_search_config import SEARCH_EXECUTION
 from align_jax.sweep_config import SweepRun
 from align_jax.sweep_status import (
     Status,
+    count_states,
     failure_path,
     format_status,
+    is_locked,
     locked_log,
     log_path,
     read_status,
@@ -30,7 +33,6 @@ from align_jax.sweep_status import (
 
 MAIN = pathlib.Path(__file__).parents[1] / "main.py"
 POLL = 2  # seconds between looks at a run
-INTERRUPTED = 128 + signal.SIGINT
 # The longest name that clouds take for what a job makes.
 LONGEST_NAME = 50
 
@@ -50,21 +52,24 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
     statuses = [read_status(run) for run in runs]
     print(format_status(statuses), flush=True)
     for run, status in zip(runs, statuses, strict=True):
-        if status.state == "failed" and not flags.retry:
+        elsewhere = status.state == "running" and not is_locked(run)
+        if elsewhere or (status.state == "failed" and not flags.retry):
             continue
         if status.state != "done":
             _run(run)
-            print(format_status([read_status(other) for other in runs]), flush=True)
-    failed = [run for run in runs if read_status(run).state == "failed"]
-    if failed:
-        told = [
-            f"  {run.id}: {folder.read_json(failure_path(run))['last_line']}"
-            for run in failed
-        ]
-        raise InputError(
-            f"{len(failed)} of {len(runs)} runs failed; --retry runs them again\n"
-            + "\n".join(told)
-        )
+            statuses = [read_status(other) for other in runs]
+            print(count_states(statuses), flush=True)
+    print(format_status(statuses), flush=True)
+    failed = {
+        run.id: folder.read_json(failure_path(run))["reason"]
+        for run, status in zip(runs, statuses, strict=True)
+        if status.state == "failed"
+    }
+    if any(status.state != "done" for status in statuses):
+        told = [f"\n  {name}: {reason}" for name, reason in failed.items()]
+        mend = "; --retry runs those that failed again" if failed else ""
+        states = f"not all are done: {count_states(statuses)}{mend}"
+        raise InputError("".join([states, *told]))
 
 
 def _run(run: SweepRun) -> None:
@@ -75,7 +80,8 @@ def _run(run: SweepRun) -> None:
         if folder.is_finished(run.workdir):  # by the process that had the lock
             return
         pathlib.Path(failure_path(run)).unlink(missing_ok=True)
-        # Not of the terminal's group: Ctrl-C reaches it once, from here.
+        before = log.tell()
+        # Not of the terminal's group: Ctrl-C reaches it as a notice to stop.
         process = subprocess.Popen(
             [sys.executable, str(MAIN), *run.flags],
             stdout=log,
@@ -85,16 +91,27 @@ def _run(run: SweepRun) -> None:
         )
         try:
             code = _follow(run, process)
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            process.send_signal(signal.SIGINT if interrupted else signal.SIGTERM)
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
             process.wait()
             raise
-    if code and code not in (STOPPED, INTERRUPTED):
-        lines = pathlib.Path(log_path(run)).read_text().splitlines() or [""]
-        failure = {"code": code, "last_line": lines[-1]}
-        folder.write_json(failure_path(run), failure)
-        print(f"{run.id} failed with {code}: {lines[-1]}", flush=True)
+        if code in (STOPPED, -signal.SIGTERM):
+            raise Preempted(f"{run.id} was told to stop")
+        if code:
+            reason = _reason(run, code, before)
+            failure = {"code": code, "reason": reason}
+            folder.write_json(failure_path(run), failure)
+            print(f"{run.id} failed: {reason}", flush=True)
+
+
+def _reason(run: SweepRun, code: int, before: int) -> str:
+    """Why a run failed: a signal, or the last line of what it added to its log."""
+    if code < 0:
+        return f"killed by signal {-code}; {log_path(run)} has what it printed"
+    with open(log_path(run)) as file:
+        file.seek(before)
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {code}"
 
 
 def _claim(workdir: str, fields: Mapping[str, Any]) -> None:
@@ -125,7 +142,8 @@ def _follow(run: SweepRun, process: subprocess.Popen) -> int:
     with tqdm.tqdm(desc=run.id, total=total, unit="step", mininterval=interval) as bar:
         while process.poll() is None:
             time.sleep(POLL)
-            status = read_status(run)
+            with contextlib.suppress(InputError):  # a file at the moment it is written
+                status = read_status(run)
             bar.set_postfix_str(_measures(status), refresh=False)
             bar.update(status.step - bar.n)
     return process.returncode
@@ -143,7 +161,7 @@ def print_commands(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 
     Those that failed are left out unless they are to be run again.
     """
-    for run in _open(runs, flags.retry):
+    for run in _to_run(runs, flags.retry):
         print(run.command)
 
 
@@ -151,8 +169,14 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
     """Writes a SkyPilot task a run and prints the command that launches it.
 
     Raises:
-      InputError: the template is no SkyPilot task.
+      InputError: the template is no SkyPilot task, or the runs would end with their
+        machines.
     """
+    if "://" not in flags.workdir:
+        raise InputError(
+            f"--workdir is {flags.workdir}, which ends with a job's machine; wanted a"
+            " bucket, as gs://BUCKET/FOLDER"
+        )
     try:
         template = yaml.safe_load(pathlib.Path(flags.template).read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -163,9 +187,10 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
             f"--template={flags.template} is no SkyPilot task with a field 'run'"
         )
     os.makedirs(flags.jobs, exist_ok=True)
-    for run in _open(runs, flags.retry):
+    for run in _to_run(runs, flags.retry):
         name = re.sub("[^a-z0-9]+", "-", run.id.lower())[-LONGEST_NAME:].strip("-")
-        command = f".venv/bin/{run.command}\n"
+        flags_of_all = [*run.flags, "--distributed"]  # every host of a slice takes part
+        command = shlex.join([".venv/bin/python", "main.py", *flags_of_all]) + "\n"
         task = {**template, "name": name, "run": command}
         task.pop("envs", None)  # of the command that is replaced
         path = os.path.join(flags.jobs, f"{name}.yaml")
@@ -178,10 +203,13 @@ def show_status(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
     print(format_status([read_status(run) for run in runs]))
 
 
-def _open(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
-    """Runs that nobody has and that are to be run."""
+def _to_run(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
+    """Runs that are not done and that nobody has; searches get their folders."""
     wanted = {"stopped", "waiting"} | ({"failed"} if retry else set())
-    return [run for run in runs if read_status(run).state in wanted]
+    found = [run for run in runs if read_status(run).state in wanted]
+    for search in {run.search[0]: run.search for run in found if run.search}.values():
+        _claim(*search)
+    return found
 
 
 LAUNCHERS: dict[str, Callable[[Sequence[SweepRun], argparse.Namespace], None]] = {

@@ -21,7 +21,8 @@ class Pace:
 
     Productive is the time of the steps that a run kept: not that of compiling,
     evaluating, of steps lost to an interruption or of the interruption itself. Device
-    hours are of all that a process does from here on, on every device.
+    hours count all that until the last flush, on every device, but nothing between two
+    processes of a run.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from align_jax.checkpoint import FOLDER
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.evaluate import make_evaluators
+from align_jax.provenance import write_provenance
 from align_jax.random_search_config import SEARCH_EXECUTION, SearchConfig
 from align_jax.results import print_results
 from align_jax.run_config import EXECUTION
@@ -51,6 +52,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     # Those that run one trial each begin at once, and do not write the same file.
     if folder.leads() and not (config.only and folder.is_claimed(workdir)):
         folder.claim(workdir, fields)
+        write_provenance(workdir)
     if config.only:
         trial = config.trial_fields(*config.trial_names()[config.only])
         _run(trial, os.path.join(workdir, config.only), config.metric)

@@ -26,6 +26,7 @@ from align_jax.results import PUBLISHED, main_scores
 PAGE, MARKDOWN = "summary.html", "summary.md"
 # Sizes that quality is plotted against.
 SCALES = ("parameters", "pairs_seen", "flops")
+POINTS = 1000  # most of a curve
 ABSENT = "–"
 
 
@@ -116,9 +117,10 @@ def overview_table(
 
 
 def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
-    """Every table of the paper with our numbers, in per cent."""
+    """Every table of the paper with the numbers of finished runs, in per cent."""
+    ended = [run for run in runs if run.finished]
     return [
-        _table_of_runs(table, runs) if "runs" in table else _of_measures(table, runs)
+        _of_runs(table, ended) if "runs" in table else _of_measures(table, ended)
         for table in PUBLISHED["tables"]
     ]
 
@@ -138,24 +140,28 @@ def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
         [
             name,
             *(_published(published[i]) for i in columns),
-            *([_percent(run.results.get(f"eval/{name}")) for run in ours] or [ABSENT]),
+            *(_ours(run, name, published) for run in ours or [None]),
         ]
         for name, published in known.items()
     ]
     return Table(table["title"], head, rows)
 
 
-def _table_of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
+def _of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
     """A row a model, two columns a measure."""
-    names = [f"eval/{measure}" for measure in table["measures"]]
+    names = table["measures"]
     rows = []
     for title, published in table["runs"].items():
-        row = [title]
-        ours = (r for r in runs if r.title == title and {*names} & {*r.results})
-        found = next(ours, None)
-        for name, value in zip(names, published, strict=True):
-            row += [_published(value), _percent(found and found.results.get(name))]
-        rows.append(row)
+        ours = [
+            run
+            for run in runs
+            if run.title == title and any(f"eval/{n}" in run.results for n in names)
+        ]
+        for run in ours or [None]:
+            row = [title if len(ours) < 2 else run.name]
+            for name, value in zip(names, published, strict=True):
+                row += [_published(value), _ours(run, name, [value])]
+            rows.append(row)
     head = ["run"]
     for measure in table["measures"]:
         head += [f"{measure}, paper", "ours"]
@@ -164,6 +170,15 @@ def _table_of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
 
 def _published(value: float | None) -> str:
     return ABSENT if value is None else str(value)
+
+
+def _ours(run: FoundRun | None, measure: str, published: Sequence) -> str:
+    """A run's measure in per cent, with the decimals of the published ones."""
+    value = run and run.results.get(f"eval/{measure}")
+    if value is None:
+        return ABSENT
+    decimals = (str(p).partition(".")[2] for p in published if p is not None)
+    return f"{100 * value:.{max(map(len, decimals), default=1)}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -193,10 +208,13 @@ def training_curves(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
 def _curves(runs: Sequence[FoundRun], measure: Callable) -> list[dict[str, str]]:
     lines: dict[str, dict[str, list]] = {}
     for run in runs:
-        for row in run.rows:
+        for row in run.rows if run.trains else ():
             for name, value in measure(row).items():
                 points = lines.setdefault(name, {}).setdefault(run.name, [])
                 points.append((row["step"], value))
+    for series in lines.values():
+        for name, points in series.items():
+            series[name] = points[:: 1 + len(points) // POINTS]
     names = [run.name for run in runs]
     return [plot_lines(name, series, among=names) for name, series in lines.items()]
 
@@ -210,7 +228,7 @@ def scaling_plots(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
             if run.trains and run.finished and scale in run.measures:
                 for name, value in main_scores(run.results).items():
                     point = (run.measures[scale], value)
-                    series.setdefault(name, {})[run.title] = point
+                    series.setdefault(name, {})[run.name] = point
         series = {
             name: points
             for name, points in series.items()

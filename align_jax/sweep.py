@@ -11,13 +11,15 @@ any interruption. What follows `--` is given to every run: `-- --config.seed=1`.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 
 from align_jax.errors import run_command
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Reads the flags and every run's config, then launches."""
-    flags = read_flags(sys.argv[1:])
+    flags = read_flags(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Here, not above: a missing package ends in one line.
     from align_jax.launchers import LAUNCHERS
@@ -30,7 +32,7 @@ def main() -> None:
     LAUNCHERS[flags.launcher]([*runs.values()], flags)
 
 
-def read_flags(argv: list[str]) -> argparse.Namespace:
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The command line's flags."""
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="align_jax.sweep", description=__doc__)
@@ -56,9 +58,9 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
         help="the SkyPilot task whose command is replaced",
     )
     flags = parser.parse_args(argv[:split])
-    flags.further = argv[split + 1 :]
+    flags.further = [*argv[split + 1 :]]
     return flags
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("align_jax.sweep", main))
+    sys.exit(run_command("align_jax.sweep", partial(main, sys.argv[1:])))

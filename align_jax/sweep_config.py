@@ -11,16 +11,15 @@ import json
 import os
 import runpy
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_jax.command_line import CommandLine, read_command_line
 from align_jax.config import choose, leave_out, read_config
 from align_jax.errors import InputError
-from align_jax.evaluate import EvaluateConfig
 from align_jax.random_search_config import SearchConfig
-from align_jax.run_config import EXECUTION
-from align_jax.training_runs import TRAINING, read_run_config
+from align_jax.run_kinds import kind_of
 from align_jax.workdir import as_json
 
 
@@ -46,7 +45,7 @@ class SweepRun:
     @property
     def command(self) -> str:
         """The run as a line for a shell."""
-        return shlex.join(["python", "main.py", *self.flags])
+        return shlex.join([sys.executable, "main.py", *self.flags])
 
 
 def open_sweep(
@@ -70,14 +69,18 @@ def open_sweep(
     if "get_sweep" not in contents:
         return _open_search(argument, workdir, flags)
     known = contents["get_sweep"]()
+    if not known:
+        raise InputError(f"{path} has no runs: get_sweep() is empty")
     names = chosen.split(",") if chosen else [*known]
     runs = []
     for name in names:
         choose(known, name, argument)
         config = (f"--config={path}:{name}", *flags)
         fields = _read(config, workdir).fields
-        _check(fields, f"config {name}")
-        identity = json.dumps(as_json(leave_out(fields, EXECUTION)), sort_keys=True)
+        kind = kind_of(fields, f"config {name}")
+        kind.check(fields, f"config {name}")
+        computed = as_json(leave_out(fields, kind.execution))
+        identity = json.dumps(computed, sort_keys=True)
         run_id = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
         place = os.path.join(workdir, run_id)
         runs.append(SweepRun(run_id, fields, (*config, f"--workdir={place}"), place))
@@ -93,6 +96,8 @@ def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[Swee
             f"--sweep={argument} has no get_sweep() and is a config of run ="
             f" {fields.get('run')!r}; wanted a sweep or a search"
         )
+    if "only" not in fields:
+        raise InputError(f"{argument} lacks the field 'only'; set config.only = ''")
     search = read_config(SearchConfig, fields)
     search.check()
     return [
@@ -109,15 +114,3 @@ def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[Swee
 
 def _read(flags: Sequence[str], workdir: str) -> CommandLine:
     return read_command_line(["main.py", *flags, f"--workdir={workdir}"])
-
-
-def _check(fields: Mapping[str, Any], where: str) -> None:
-    """Raises InputError where `main.py` would for the config by itself."""
-    kind = fields.get("run", "absent")
-    if kind in TRAINING:
-        read_run_config(fields, where)
-    elif kind == "random_search":
-        read_config(SearchConfig, fields, where).check()
-    else:
-        choose({"evaluate": EvaluateConfig}, kind, f"{where}.run")
-        read_config(EvaluateConfig, fields, where)

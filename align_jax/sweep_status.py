@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
@@ -13,10 +14,11 @@ import tensorflow as tf
 from align_jax import workdir as folder
 from align_jax.errors import InputError
 from align_jax.results import main_scores
-from align_jax.run_config import EXECUTION
+from align_jax.run_kinds import kind_of
 from align_jax.sweep_config import SweepRun
-from align_jax.telemetry import read_metrics
+from align_jax.telemetry import read_last_metrics
 
+SILENCE = 600  # seconds without metrics after which a run elsewhere is taken as stopped
 STATES = ("done", "failed", "running", "stopped", "waiting")
 
 
@@ -50,8 +52,9 @@ def read_status(run: SweepRun) -> Status:
       InputError: the folder holds another run, or storage does not answer.
     """
     try:
-        folder.check(run.workdir, run.fields, EXECUTION)
-        rows = read_metrics(run.workdir)
+        folder.check(run.workdir, run.fields, kind_of(run.fields).execution)
+        rows = read_last_metrics(run.workdir)
+        state = _state(run)
     except tf.errors.OpError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{run.workdir} cannot be read: {reason}") from error
@@ -67,17 +70,29 @@ def read_status(run: SweepRun) -> Status:
         left = (total - step) * pairs / speed
     metrics = {n: latest[n] for n in ("train/loss",) if n in latest}
     metrics |= main_scores(latest)
-    return Status(run.id, _state(run, step), step, total, speed, left, metrics)
+    return Status(run.id, state, step, total, speed, left, metrics)
 
 
-def _state(run: SweepRun, step: int) -> str:
+def _state(run: SweepRun) -> str:
     if folder.is_finished(run.workdir):
         return "done"
     if is_locked(run):
         return "running"
     if tf.io.gfile.exists(failure_path(run)):
         return "failed"
-    return "stopped" if step or folder.is_claimed(run.workdir) else "waiting"
+    if not folder.is_claimed(run.workdir):
+        return "waiting"
+    # What was not begun by the local launcher tells by its metrics that it runs.
+    silent = 0.0 if os.path.exists(log_path(run)) else _seconds_silent(run)
+    return "running" if 0 < silent < SILENCE else "stopped"
+
+
+def _seconds_silent(run: SweepRun) -> float:
+    """Seconds since the run's metrics grew; 0 where it has none."""
+    path = os.path.join(run.workdir, folder.METRICS_FILE)
+    if not tf.io.gfile.exists(path):
+        return 0.0
+    return max(time.time() - tf.io.gfile.stat(path).mtime_nsec / 1e9, 1e-3)
 
 
 def failure_path(run: SweepRun) -> str:
@@ -120,7 +135,7 @@ def is_locked(run: SweepRun) -> bool:
 
 
 def format_status(statuses: Sequence[Status]) -> str:
-    """The table for a terminal, and a line that counts the states."""
+    """The table for a terminal, and below it `count_states`."""
     width = max(len(status.id) for status in statuses)
     head = f"{'run':<{width}}  state    {'step':>17}  {'pairs/s':>9}  {'left':>8}"
     lines = [head + "  last metrics"]
@@ -136,9 +151,10 @@ def format_status(statuses: Sequence[Status]) -> str:
         )
         line = f"{status.id:<{width}}  {status.state:<7}  {step:>17}  {speed:>9}"
         lines.append(f"{line}  {left:>8}  {metrics}".rstrip())
-    counts = (
-        f"{n} {state}"
-        for state in STATES
-        if (n := sum(status.state == state for status in statuses))
-    )
-    return "\n".join([*lines, ", ".join(counts)])
+    return "\n".join([*lines, count_states(statuses)])
+
+
+def count_states(statuses: Sequence[Status]) -> str:
+    """A line that counts the runs of each state."""
+    counts = {state: sum(s.state == state for s in statuses) for state in STATES}
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n)

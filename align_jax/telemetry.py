@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -11,8 +12,10 @@ import tensorflow as tf
 import tqdm
 from clu import metric_writers
 
-from align_jax.pace import STARTED, Pace
+from align_jax.pace import DEVICE_HOURS, STARTED, Pace
 from align_jax.workdir import METRICS_FILE, leads, write_text, writing
+
+TAIL = 1 << 20  # bytes: some thousand lines
 
 
 class JsonLinesWriter(metric_writers.MetricWriter):
@@ -79,10 +82,12 @@ def open_writers(
     if not leads():
         return (metric_writers.MultiWriter([]),) * 2
     path = os.path.join(workdir, METRICS_FILE)
-    kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+    rows = read_metrics(workdir)
+    kept = [row for row in rows if row["step"] <= step]
     if not step:  # an evaluation at step 0 is made again
         kept = [row for row in kept if STARTED in row]
-    kept.append({"step": step, STARTED: time.time()})
+    spent = max((row.get(DEVICE_HOURS, 0.0) for row in rows), default=0.0)
+    kept.append({"step": step, STARTED: time.time(), DEVICE_HOURS: spent})
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     lines = JsonLinesWriter(path)
     curves = CurvesWriter(os.path.join(workdir, "tensorboard"))
@@ -91,13 +96,27 @@ def open_writers(
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
     """Reads a run's metric lines in order; a half-written last line is left out."""
+    return list(stream_metrics(workdir))
+
+
+def stream_metrics(workdir: str) -> Iterator[dict[str, float]]:
+    """Yields what `read_metrics` lists."""
+    path = os.path.join(workdir, METRICS_FILE)
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path) as file:
+            yield from (json.loads(line) for line in file if line.endswith("\n"))
+
+
+def read_last_metrics(workdir: str) -> list[dict[str, float]]:
+    """The newest lines of `read_metrics`, as many as `TAIL` holds."""
     path = os.path.join(workdir, METRICS_FILE)
     if not tf.io.gfile.exists(path):
         return []
-    with tf.io.gfile.GFile(path) as file:
-        text = file.read()
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+    with tf.io.gfile.GFile(path, "rb") as file:
+        start = max(0, file.size() - TAIL)
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    return [json.loads(line) for line in (lines[1:] if start else lines)]
 
 
 class NonFiniteError(FloatingPointError):

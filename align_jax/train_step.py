@@ -45,7 +45,7 @@ class StepPlan:
       microbatches: parts the batch is computed in, one after the other, with the
         result of the whole; 1 for at once.
       norms_every_steps: steps between two whose gradients' and updates' norms are
-        measured, besides the last; 0 for none.
+        measured; the last one's are, too.
       seed: of the run; masks depend on it, the step and the virtual core only.
       mesh: the devices.
 
@@ -212,7 +212,6 @@ def train_step(
     (loss, (metrics, batch_stats)), gradients = gradient(
         state.params, state.batch_stats, batch, key, core_ids, plan
     )
-    gradients, norms = _measure_norms(gradients, state, plan)
     updates, optimizer_state = plan.transformation.update(
         gradients, state.optimizer, state.params
     )
@@ -222,7 +221,7 @@ def train_step(
         "loss": loss,
         "learning_rate": jnp.asarray(plan.schedule(state.step)),
     }
-    metrics |= norms
+    metrics |= _norms(gradients, updates, state.step + 1, plan)
     new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -235,24 +234,15 @@ def train_step(
     return new_state, metrics
 
 
-def _measure_norms(
-    gradients: dict, state: TrainState, plan: StepPlan
-) -> tuple[dict, dict[str, jax.Array]]:
+def _norms(
+    gradients: dict, updates: dict, step: jax.Array, plan: StepPlan
+) -> dict[str, jax.Array]:
     """Norms of each tower and of all, or NaNs in a step between two that have them.
 
-    The update is computed for them once more, before the step's own, which in other
-    steps writes parameters and moments and nothing else of their size.
-
-    Returns:
-      The gradients, once they are measured, and the norms.
+    They read arrays of the parameters' size again, a percent or two of a small step.
     """
-    if not plan.norms_every_steps:
-        return gradients, {}
 
     def measure() -> dict[str, jax.Array]:
-        updates, _ = plan.transformation.update(
-            gradients, state.optimizer, state.params
-        )
         norms = {}
         for kind, tree in (("gradient", gradients), ("update", updates)):
             squared = {
@@ -264,13 +254,8 @@ def _measure_norms(
         return norms
 
     nothing = jax.tree.map(lambda _: jnp.float32(jnp.nan), jax.eval_shape(measure))
-    step = state.step + 1
     due = (step % plan.norms_every_steps == 0) | (step == plan.total_steps)
-    norms = lax.cond(due, measure, lambda: nothing)
-    # No norm is below 0, so this is 1. What follows depends on it, and so waits; the
-    # compiler for CPUs drops an optimization_barrier, and then copies the whole state.
-    one = jnp.where(norms["gradient_norm"] < 0, 2.0, 1.0)
-    return optax.tree.scale(one, gradients), norms
+    return lax.cond(due, measure, lambda: nothing)
 
 
 def _follow(state: TrainState, plan: StepPlan) -> dict:

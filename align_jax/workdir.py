@@ -45,7 +45,11 @@ def check(workdir: str, config: dict[str, Any], free: Iterable[str] = ()) -> Non
                 f"{workdir} holds a run of another config ({'; '.join(differing)});"
                 " give another --workdir or go back to that config"
             )
-    elif tf.io.gfile.exists(workdir) and {*tf.io.gfile.listdir(workdir)} - {PARTIAL}:
+    # Another process may write the config at this moment.
+    elif tf.io.gfile.exists(workdir) and {*tf.io.gfile.listdir(workdir)} - {
+        PARTIAL,
+        CONFIG_FILE,
+    }:
         raise InputError(
             f"{workdir} is not empty and holds no {CONFIG_FILE}, so no run of ours"
             " wrote it; give another --workdir"

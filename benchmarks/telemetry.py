@@ -14,7 +14,6 @@ measured norms, are shown, too: no other work on the machine disturbs them.
 """
 
 import argparse
-import dataclasses
 import math
 import statistics
 import tempfile
@@ -46,9 +45,8 @@ class Bare:
     """A loop of steps that return the state alone."""
 
     def __init__(self, plan: StepPlan, batch: dict[str, jax.Array]):
-        bare = dataclasses.replace(plan, norms_every_steps=0)
         step = jax.jit(
-            lambda state, batch: train_step(state, batch, bare)[0],
+            lambda state, batch: train_step(state, batch, plan)[0],
             out_shardings=state_shardings(plan),
             donate_argnums=0,
         )

@@ -1,6 +1,6 @@
 """Linear probes and few-shot probes of an image tower, without training it.
 
-    python main.py --config=configs/linear_probe.py:pets,imagenet_few \
+    python main.py --config=configs/linear_probe.py:pets_probe,imagenet_few_shot \
         --workdir=runs/probes --config.checkpoint=DIR
 
 Names after the colon choose among `PROBES`; without them all run. DIR is whatever
@@ -32,14 +32,14 @@ def linear(name: str, split: str, pictures: int, validation: str = "") -> dict:
 
 
 PROBES = {
-    "imagenet": linear("imagenet2012", "validation", 50_000),
-    "cifar10": linear("cifar10", "test", 10_000),
-    "cifar100": linear("cifar100", "test", 10_000),
-    "food101": linear("food101", "validation", 25_250),
-    "pets": linear("oxford_iiit_pet", "test", 3_669),
-    "flowers": linear("oxford_flowers102", "test", 6_149, "validation"),
-    "cars": linear("cars196", "test", 8_041),
-    "imagenet_few": {
+    "imagenet_probe": linear("imagenet2012", "validation", 50_000),
+    "cifar10_probe": linear("cifar10", "test", 10_000),
+    "cifar100_probe": linear("cifar100", "test", 10_000),
+    "food101_probe": linear("food101", "validation", 25_250),
+    "pets_probe": linear("oxford_iiit_pet", "test", 3_669),
+    "flowers_probe": linear("oxford_flowers102", "test", 6_149, "validation"),
+    "cars_probe": linear("cars196", "test", 8_041),
+    "imagenet_few_shot": {
         "kind": "few_shot",
         "directory": f"{TFDS}/imagenet2012",
         "split": "validation",

@@ -250,3 +250,50 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
         assert (folder / "results.json").exists() and (folder / "report.html").exists()
     assert rows(workdir) == rows(tmp_path / "whole")
     assert len(rows(workdir)) == len(whole)
+
+
+@pytest.mark.faults
+def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_results(
+    data, whole_run, tmp_path
+):
+    """Two runs of the whole run's config and seeds 0 and 1, killed with their sweep."""
+    sweep, out = tmp_path / "sweep.py", tmp_path / "out"
+    sweep.write_text(f"""
+import json, runpy
+from configs.sweeps.choose_run import choose_run
+
+def get_sweep():
+    base = runpy.run_path({str(data / "config.py")!r})["get_config"]()
+    return {{f"seed_{{i}}": (base, {{"seed": i}}) for i in (base.seed, base.seed + 1)}}
+
+def get_config(name):
+    return choose_run(get_sweep(), name)
+""")
+
+    def launch():
+        return subprocess.Popen(
+            [sys.executable, "-m", "align_jax.sweep", f"--sweep={sweep}"]
+            + [f"--workdir={out}"],
+            cwd=pathlib.Path(__file__).parents[1],
+            env=environment(data),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    for killed in range(2):
+        process, deadline = launch(), time.time() + 300
+        while not any(
+            steps_saved(run) for run in sorted(out.glob("seed_*-*"))[killed:]
+        ):
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.05)
+        process.kill()  # the run at work goes on
+        process.communicate()
+        subprocess.run(["pkill", "-9", "-f", f"workdir={out}/"], check=True)
+    process = launch()
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    first, second = sorted(p for p in out.glob("seed_*") if p.is_dir())
+    assert rows(first) == rows(whole_run) != rows(second)
+    assert (second / "results.json").exists()

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 SWEEP = """
 from configs import quickstart
-from configs.sweeps.choose import choose
+from configs.sweeps.choose_run import choose_run
 
 def get_sweep():
     base = quickstart.get_config()
@@ -33,12 +33,12 @@ def get_sweep():
     return {name: (base, {"seed": i}) for i, name in enumerate(names)}
 
 def get_config(name):
-    return choose(get_sweep(), name)
+    return choose_run(get_sweep(), name)
 """
 
 # A run that behaves as `behaviour.json` beside it says of its seed.
 MAIN = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 sys.path.insert(0, "{root}")
 from align_jax.command_line import read_command_line
 flags = read_command_line(sys.argv)
@@ -64,6 +64,10 @@ signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 if behaviour == "fails":
     sys.exit("main.py: the disk is full")
+if behaviour == "stops":
+    sys.exit(143)
+if behaviour == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 if behaviour == "waits":
     (here / "waits").touch()
     time.sleep(60)
@@ -92,16 +96,9 @@ class Place:
         return path.read_text().split() if path.exists() else []
 
     def launch(self, *flags, sweeps=None):
-        """What the command does, without a process of its own."""
+        """What the command does."""
         argv = [f"--sweep={name}" for name in sweeps or [self.file]]
-        argv += [f"--workdir={self.folder / 'out'}", *flags]
-        given = sweep.read_flags(argv)
-        runs = {
-            run.workdir: run
-            for argument in given.sweep
-            for run in open_sweep(argument, given.workdir, given.further)
-        }
-        launchers.LAUNCHERS[given.launcher]([*runs.values()], given)
+        sweep.main([*argv, f"--workdir={self.folder / 'out'}", *flags])
 
     def runs(self, *flags):
         return open_sweep(str(self.file), str(self.folder / "out"), flags)
@@ -131,17 +128,28 @@ def test_every_run_is_run_once_and_equal_runs_of_two_sweeps_are_one(place, capsy
 
 def test_a_failed_run_stops_no_other_and_runs_again_on_request(place, capsys):
     place.behave({"1": "fails"})
-    with pytest.raises(InputError, match="1 of 3 runs fail.*\n  second-.*disk is"):
+    with pytest.raises(InputError, match="1 failed; --retry.*\n  second-.*disk is"):
         place.launch()
     assert place.states() == ["done", "failed", "done"]
     place.behave({})
-    with pytest.raises(InputError, match="--retry runs them again"):
+    with pytest.raises(InputError, match="not all are done: 2 done, 1 failed; --retry"):
         place.launch()
     assert place.ran == ["first", "second", "third"]
     place.launch("--launcher=print")
     assert not capsys.readouterr().out.count("main.py --config")
+    place.behave({"1": "is killed"})
+    with pytest.raises(InputError, match="second-.*: killed by signal 9; .*log has"):
+        place.launch("--retry")
+    place.behave({})
     place.launch("--retry")
-    assert place.ran[3:] == ["second"] and place.states() == ["done"] * 3
+    assert place.ran[3:] == ["second"] * 2 and place.states() == ["done"] * 3
+
+
+def test_a_run_that_was_told_to_stop_by_others_ends_the_sweep(place):
+    place.behave({"1": "stops"})
+    with pytest.raises(Preempted, match="second-.* was told to stop"):
+        place.launch()
+    assert place.states() == ["done", "stopped", "waiting"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,7 @@ def test_a_notice_to_stop_reaches_the_run_once_and_it_goes_on(place, number, err
         place.launch()
     thread.join()
     signals = (place.folder / "signals").read_text().split()
-    assert signals == [str(getattr(signal, number).value)]
+    assert signals == [str(signal.SIGTERM.value)]  # on which a run saves
     assert place.states() == ["done", "stopped", "waiting"]
     place.behave({})
     place.launch()
@@ -192,6 +200,18 @@ def test_ids_are_of_what_is_computed(place):
     assert changed[1].fields["loss"]["label_smoothing"] == 0.2
 
 
+def test_evaluations_of_two_checkpoints_are_two_runs(place):
+    place.file.write_text(
+        SWEEP.replace("quickstart.get_config()", "zero_shot.get_config('simlex')")
+        .replace("base.total_steps = 100", "")
+        .replace("import quickstart", "import zero_shot")
+        .replace('{"seed": i}', '{"embeddings": name}')
+    )
+    one = place.runs("--config.checkpoint=runs/one")
+    other = place.runs("--config.checkpoint=runs/other")
+    assert not {run.id for run in one} & {run.id for run in other}
+
+
 def test_printed_commands_run_the_same_configs(place, capsys):
     place.launch(
         "--launcher=print",
@@ -205,36 +225,44 @@ def test_printed_commands_run_the_same_configs(place, capsys):
     for line, run in zip(lines, runs, strict=True):
         python, *argv = shlex.split(line)
         flags = read_command_line(argv)
-        assert python == "python" and argv[0] == "main.py" and flags.distributed
+        assert python == sys.executable and argv[0] == "main.py" and flags.distributed
         assert flags.fields == run.fields and flags.workdir == run.workdir
         assert flags.fields["loss"]["temperature_floor"] == 0.05
 
 
-def test_a_job_is_the_template_with_the_run_s_command(place, capsys):
+def test_a_job_is_the_template_with_the_run_s_command(place, capsys, monkeypatch):
     jobs = place.folder / "jobs"
     template = ROOT / "launch" / "sky_tpu.yaml"
-    flags = (f"--jobs={jobs}", f"--template={template}", "--launcher=skypilot")
-    place.launch(*flags, "--", "--distributed")
+    runs = open_sweep(str(place.file), "gs://bucket/out")
+    monkeypatch.setattr(launchers, "_to_run", lambda runs, retry: runs)  # no bucket
+    flags = [f"--jobs={jobs}", f"--template={template}", "--launcher=skypilot"]
+    cloud = [f"--sweep={place.file}", "--workdir=gs://bucket/out"]
+    sweep.main([*cloud, *flags])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(list(jobs.iterdir())) == 3
-    run = place.runs("--distributed")[0]
+    run = runs[0]
     path = lines[0].split()[-1]
     task = yaml.safe_load(pathlib.Path(path).read_text())
     assert lines[0] == f"sky jobs launch --yes --detach-run {path}"
-    assert (
-        task["run"] == f".venv/bin/{run.command}\n" and "--distributed" in task["run"]
-    )
+    python, *argv = shlex.split(task["run"])
+    told = read_command_line(argv)
+    assert python == ".venv/bin/python" and told.distributed
+    assert (told.fields, told.workdir) == (run.fields, f"gs://bucket/out/{run.id}")
     before = yaml.safe_load(template.read_text())
     assert task["resources"] == before["resources"] and task["name"] == run.id.lower()
     with pytest.raises(InputError, match="is no SkyPilot task"):
-        place.launch(f"--template={place.folder / 'behaviour.json'}", *flags[2:])
+        sweep.main([*cloud, *flags, f"--template={place.folder / 'behaviour.json'}"])
+    with pytest.raises(InputError, match="ends with a job's machine; wanted a bucket"):
+        place.launch(*flags)
 
 
 @pytest.mark.launch
-def test_skypilot_reads_a_job(place):
+def test_skypilot_reads_a_job(place, monkeypatch):
     jobs = place.folder / "jobs"
     template = ROOT / "launch" / "sky_tpu.yaml"
-    place.launch("--launcher=skypilot", f"--jobs={jobs}", f"--template={template}")
+    monkeypatch.setattr(launchers, "_to_run", lambda runs, retry: runs)  # no bucket
+    flags = [f"--jobs={jobs}", f"--template={template}", "--launcher=skypilot"]
+    sweep.main([f"--sweep={place.file}", "--workdir=gs://bucket/out", *flags])
     program = """
 import sys, yaml, sky
 task = sky.Task.from_yaml_config(yaml.safe_load(open(sys.argv[1])))
@@ -289,6 +317,9 @@ def test_a_running_run_s_time_left_is_of_its_speed(place):
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (pathlib.Path(run.workdir) / "metrics.jsonl").write_text(lines)
+    metrics = pathlib.Path(run.workdir) / "metrics.jsonl"
+    assert read_status(run).state == "running"  # elsewhere
+    os.utime(metrics, (0, time.time() - 1000))
     status = read_status(run)
     assert (status.state, status.step, status.total) == ("stopped", 50, 100)
     assert status.seconds_left == 50 * 128 / 256
@@ -305,6 +336,8 @@ def test_bad_sweeps_are_refused(place):
     refused("no field 'sed'; did you mean 'seed'", place.file, "--config.sed=1")
     refused("label_smoothing is 2.0", place.file, "--config.loss.label_smoothing=2.0")
     refused("no get_sweep.* of run = 'pretrain'", "configs/quickstart.py")
+    (place.folder / "none.py").write_text("def get_sweep():\n    return {}")
+    refused("has no runs", place.folder / "none.py")
     with pytest.raises(InputError, match="'local' wants a local folder"):
         flags = sweep.read_flags(["--sweep=x", "--workdir=gs://bucket/x"])
         launchers.run_here([], flags)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import pretrain_b3_mini_cc3m
 from configs.sweeps import ablation
-from configs.sweeps.choose import choose
+from configs.sweeps.choose_run import choose_run
 
 DATA = "input.datasets"
 CC3M = {
@@ -44,4 +44,4 @@ def get_sweep() -> dict:
 
 def get_config(name: str) -> ConfigDict:
     """One run."""
-    return choose(get_sweep(), name)
+    return choose_run(get_sweep(), name)

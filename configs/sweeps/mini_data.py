@@ -10,7 +10,7 @@ Expected: see docs/ablations.md.
 from ml_collections import ConfigDict
 
 from configs.sweeps import mini
-from configs.sweeps.choose import choose
+from configs.sweeps.choose_run import choose_run
 
 SHARES = (50, 25, 10)  # per cent
 
@@ -26,4 +26,4 @@ def get_sweep() -> dict:
 
 def get_config(name: str) -> ConfigDict:
     """One run."""
-    return choose(get_sweep(), name)
+    return choose_run(get_sweep(), name)

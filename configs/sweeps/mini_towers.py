@@ -10,7 +10,7 @@ Expected: see docs/ablations.md.
 from ml_collections import ConfigDict
 
 from configs.sweeps import mini
-from configs.sweeps.choose import choose
+from configs.sweeps.choose_run import choose_run
 
 SMALL_IMAGE = {"model.image_tower.width": 0.35, "model.image_tower.depth": 0.1}
 SMALL_TEXT = {"model.text_tower.layers": 1, "model.text_tower.hidden": 64}
@@ -31,4 +31,4 @@ def get_sweep() -> dict:
 
 def get_config(name: str) -> ConfigDict:
     """One run."""
-    return choose(get_sweep(), name)
+    return choose_run(get_sweep(), name)

@@ -11,7 +11,7 @@ here.
 from ml_collections import ConfigDict
 
 from configs.sweeps import ablation
-from configs.sweeps.choose import choose
+from configs.sweeps.choose_run import choose_run
 
 SHARES = (50, 25)  # per cent
 
@@ -27,4 +27,4 @@ def get_sweep() -> dict:
 
 def get_config(name: str) -> ConfigDict:
     """One run."""
-    return choose(get_sweep(), name)
+    return choose_run(get_sweep(), name)

@@ -11,7 +11,7 @@ Expected, from the paper, recall@1 on MSCOCO of texts and of images, and neighbo
 from ml_collections import ConfigDict
 
 from configs.sweeps import ablation
-from configs.sweeps.choose import choose
+from configs.sweeps.choose_run import choose_run
 
 FIXED = (128, 64, 32)  # one part of
 FROZEN = {"optimizer.frozen": ("^temperature$",)}
@@ -28,4 +28,4 @@ def get_sweep() -> dict:
 
 def get_config(name: str) -> ConfigDict:
     """One run."""
-    return choose(get_sweep(), name)
+    return choose_run(get_sweep(), name)

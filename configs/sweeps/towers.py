@@ -12,7 +12,7 @@ Tables 9 and 10 have `b7_base`: 55.4 and 41.7 on MSCOCO, 69.3 neighbours, and `b
 from ml_collections import ConfigDict
 
 from configs.sweeps import ablation
-from configs.sweeps.choose import choose
+from configs.sweeps.choose_run import choose_run
 
 IMAGE = ("b1", "b3", "b5", "b7", "l2")
 TEXT = ("mini", "medium", "base", "large")
@@ -29,4 +29,4 @@ def get_sweep() -> dict:
 
 def get_config(name: str) -> ConfigDict:
     """One run."""
-    return choose(get_sweep(), name)
+    return choose_run(get_sweep(), name)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from align_jax.config import change
 
 
-def choose(
+def choose_run(
     runs: Mapping[str, tuple[ConfigDict, Mapping[str, Any]]], name: str
 ) -> ConfigDict:
     """The config of the run of some name.
