@@ -10,7 +10,8 @@ differences, beside the interval that holds the true one in 95 of 100 such measu
 steps that measure norms have a median of their own and their share of the sum. The
 memory traffic that it adds does not grow with the pictures, so its share is that of
 runs with as much work for each parameter. The compiler's own counts, as if every step
-measured norms, are shown, too: no other work on the machine disturbs them.
+measured norms, are shown, too: no other work on the machine disturbs them. --slice has
+them alone, for the open model on TPUs (with the extra `tpu`).
 """
 
 import argparse
@@ -27,6 +28,7 @@ from align_jax.config import read_config
 from align_jax.flops import count_model_flops
 from align_jax.pace import Pace
 from align_jax.parameters import variable_shapes
+from align_jax.plan import find_devices
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import make_mesh
 from align_jax.telemetry import Profile, StepLog, open_writers
@@ -38,19 +40,24 @@ from align_jax.train_step import (
     state_shardings,
     train_step,
 )
-from configs import quickstart
+from configs import pretrain_align_b7_base, quickstart
+
+
+def compile_bare(plan: StepPlan, batch: dict) -> jax.stages.Compiled:
+    """A step that returns the state alone."""
+    step = jax.jit(
+        lambda state, batch: train_step(state, batch, plan)[0],
+        out_shardings=state_shardings(plan),
+        donate_argnums=0,
+    )
+    return step.lower(abstract_state(plan), batch).compile()
 
 
 class Bare:
     """A loop of steps that return the state alone."""
 
     def __init__(self, plan: StepPlan, batch: dict[str, jax.Array]):
-        step = jax.jit(
-            lambda state, batch: train_step(state, batch, plan)[0],
-            out_shardings=state_shardings(plan),
-            donate_argnums=0,
-        )
-        self.step = step.lower(abstract_state(plan), batch).compile()
+        self.step = compile_bare(plan, batch)
         self._state, self._batch = create_state(plan), batch
 
     def take(self) -> None:
@@ -125,12 +132,39 @@ def median_within(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(values), low, high
 
 
+def print_counts(bare: jax.stages.Compiled, logged: jax.stages.Compiled) -> None:
+    """Prints what the compiler counts more for the step with metrics."""
+    counts = [step.cost_analysis() for step in (bare, logged)]
+    traffic, operations = (
+        100 * (counts[1][name] / counts[0][name] - 1)
+        for name in ("bytes accessed", "flops")
+    )
+    print(
+        f"  the compiler counts {operations:+.2f} % operations and {traffic:+.2f} %"
+        " bytes of memory traffic"
+    )
+
+
+def count_on(topology: str) -> None:
+    """Prints the counts of the open model's step on a slice that is not here."""
+    fields = pretrain_align_b7_base.get_config().to_dict()
+    config = read_config(PretrainConfig, fields)
+    mesh = make_mesh(config.fsdp, find_devices(topology))
+    plan, shapes = config.make_plan(mesh), config.batch_shapes(mesh)
+    print(f"EfficientNet-B7 and BERT-Base, {config.batch_size} pairs on {topology}")
+    print_counts(compile_bare(plan, shapes), compile_step(plan, shapes))
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--pixels", type=int, default=32)
+    parser.add_argument("--slice", help="as v5e:16x16; counts for it, nothing else")
     flags = parser.parse_args()
+    if flags.slice:
+        count_on(flags.slice)
+        return
     fields = quickstart.get_config()
     fields.input.preprocess.image_size = flags.pixels
     fields.input.preprocess.resize = flags.pixels * 9 // 8
@@ -165,15 +199,7 @@ def main() -> None:
     work = sum(count_model_flops(plan, config.batch_shapes(mesh)).values())
     sizes = [math.prod(shape) for shape in variable_shapes(config.model).values()]
     print(f"{work / sum(sizes) / 1e3:.1f} thousand operations for each parameter")
-    counts = [loop.step.cost_analysis() for loop in (bare, logged)]
-    traffic, operations = (
-        100 * (counts[1][name] / counts[0][name] - 1)
-        for name in ("bytes accessed", "flops")
-    )
-    print(
-        f"  the compiler counts {operations:+.2f} % operations and {traffic:+.2f} %"
-        " bytes of memory traffic"
-    )
+    print_counts(bare.step, logged.step)
     print(
         f"  in the step {inside:+7.2f} ms {share * inside:+.2f} %"
         f" ({share * low:+.2f} to {share * high:+.2f})"

@@ -1,0 +1,209 @@
+"""The index of pictures beside comparing with all, and beside faiss and Chroma.
+
+    python -m benchmarks.search --vectors=1000000
+
+Unit vectors of 640 numbers in clusters: each is a walk of 100 small steps from a random
+start. Queries are steps that the collection does not have. Every library runs in a
+process of its own, one after the other, with the same vectors and queries, one query at
+a time. Chroma is measured where it is installed (`pip install chromadb`).
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from align_jax.vector_index import Description, create_index
+
+WIDTH = 640
+WALK = 100  # steps of a cluster
+STEP = 0.25  # length of a step beside the vector's own
+LIMIT = 10  # neighbours that are compared
+AT_ONCE = 20_000
+
+Search = Callable[[np.ndarray], list[int]]
+
+
+def make_walks(count: int, queries: int, folder: pathlib.Path) -> None:
+    """Writes `vectors.npy` (count, WIDTH) and `queries.npy` (queries, WIDTH)."""
+    random = np.random.default_rng(0)
+    walks = -(-(count + queries) // WALK)
+    rows = np.lib.format.open_memmap(
+        folder / "vectors.npy", "w+", np.float32, (count, WIDTH)
+    )
+    asked = np.empty((queries, WIDTH), np.float32)
+    places = random.permutation(walks * WALK)[: count + queries].reshape(-1)
+    place = random.normal(size=(walks, WIDTH)).astype(np.float32)
+    order = np.full(walks * WALK, -1)
+    order[places] = np.arange(count + queries)
+    for step in range(WALK):
+        place += (
+            STEP
+            * np.sqrt(1 / WIDTH)
+            * np.linalg.norm(place, axis=1, keepdims=True)
+            * random.normal(size=place.shape).astype(np.float32)
+        )
+        unit = place / np.linalg.norm(place, axis=1, keepdims=True)
+        found = order[step * walks : (step + 1) * walks]
+        kept = (found >= 0) & (found < count)
+        rows[found[kept]] = unit[kept]
+        asked[found[found >= count] - count] = unit[found >= count]
+    rows.flush()
+    np.save(folder / "queries.npy", asked)
+
+
+def exact_neighbours(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Places of the nearest vectors (queries, LIMIT), by all products."""
+    best = np.full((len(queries), LIMIT), -np.inf, np.float32)
+    places = np.zeros((len(queries), LIMIT), int)
+    for start in range(0, len(vectors), AT_ONCE):
+        scores = queries @ vectors[start : start + AT_ONCE].T
+        both = np.concatenate([best, scores], 1)
+        kept = np.argpartition(-both, LIMIT, axis=1)[:, :LIMIT]
+        fresh = np.concatenate(
+            [places, np.tile(np.arange(scores.shape[1]) + start, (len(queries), 1))], 1
+        )
+        best = np.take_along_axis(both, kept, 1)
+        places = np.take_along_axis(fresh, kept, 1)
+    return places
+
+
+def build_ours(vectors: np.ndarray, folder: pathlib.Path) -> Search:
+    """The index of `align_jax.search`."""
+    index = create_index(str(folder), Description("none", "none", WIDTH, 0))
+    for start in range(0, len(vectors), AT_ONCE):
+        rows = vectors[start : start + AT_ONCE]
+        names = [str(start + i) for i in range(len(rows))]
+        empty = [""] * len(rows)
+        index.put(names, empty, empty, [b""] * len(rows), rows)
+    index.optimise()
+    return lambda query: [int(hit.id) for hit in index.search(query, LIMIT)]
+
+
+def build_exact(vectors: np.ndarray, folder: pathlib.Path) -> Search:
+    """No index: one product with all vectors in memory."""
+    held = np.array(vectors)
+
+    def search(query: np.ndarray) -> list[int]:
+        scores = held @ query
+        return np.argpartition(-scores, LIMIT)[:LIMIT].tolist()
+
+    return search
+
+
+def build_faiss(vectors: np.ndarray, folder: pathlib.Path) -> Search:
+    """Faiss' inverted file of 8-bit numbers, probed as widely as ours; in memory."""
+    import faiss
+
+    lists = max(1, len(vectors) // 4096)
+    index = faiss.index_factory(WIDTH, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    random = np.random.default_rng(0)
+    sample = random.choice(len(vectors), min(len(vectors), 256 * lists), replace=False)
+    index.train(np.array(vectors[np.sort(sample)]))
+    for start in range(0, len(vectors), AT_ONCE):
+        index.add(np.array(vectors[start : start + AT_ONCE]))
+    index.nprobe = max(20, round(0.05 * lists))
+    return lambda query: index.search(query[None], LIMIT)[1][0].tolist()
+
+
+def build_chroma(vectors: np.ndarray, folder: pathlib.Path) -> Search:
+    """Chroma's graph on disk, with its own settings."""
+    import chromadb
+
+    client = chromadb.PersistentClient(str(folder))
+    collection = client.create_collection("all", metadata={"hnsw:space": "ip"})
+    for start in range(0, len(vectors), 5000):
+        rows = vectors[start : start + 5000]
+        names = [str(start + i) for i in range(len(rows))]
+        collection.add(names, embeddings=np.array(rows))
+
+    def search(query: np.ndarray) -> list[int]:
+        found = collection.query([query], n_results=LIMIT, include=[])
+        return [int(name) for name in found["ids"][0]]
+
+    return search
+
+
+LIBRARIES = {
+    "ours (LanceDB)": build_ours,
+    "exact": build_exact,
+    "faiss": build_faiss,
+    "chromadb": build_chroma,
+}
+
+
+def measure(library: str, folder: pathlib.Path) -> dict[str, float]:
+    """Builds and asks one library; in a process of its own."""
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    queries = np.load(folder / "queries.npy")
+    expected = np.load(folder / "expected.npy")
+    place = folder / "index"
+    start = time.perf_counter()
+    search = LIBRARIES[library](vectors, place)
+    built = time.perf_counter() - start
+    search(queries[0])
+    taken, right = [], 0
+    for query, places in zip(queries, expected, strict=True):
+        start = time.perf_counter()
+        found = search(query)
+        taken.append(1e3 * (time.perf_counter() - start))
+        right += len({*found} & {*places.tolist()})
+    files = [p.stat().st_size for p in place.rglob("*") if p.is_file()]
+    return {
+        "build_seconds": built,
+        "p50_ms": float(np.percentile(taken, 50)),
+        "p99_ms": float(np.percentile(taken, 99)),
+        "recall": right / expected.size,
+        "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "disk_gib": sum(files) / 2**30,
+    }
+
+
+def main() -> None:
+    """Makes vectors, measures every library and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--folder", type=pathlib.Path, help="for the vectors")
+    parser.add_argument("--library", choices=LIBRARIES, help="only this one")
+    flags = parser.parse_args()
+    if flags.library and flags.folder:
+        print(json.dumps(measure(flags.library, flags.folder)))
+        return
+    with tempfile.TemporaryDirectory(dir=flags.folder) as name:
+        folder = pathlib.Path(name)
+        make_walks(flags.vectors, flags.queries, folder)
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        expected = exact_neighbours(vectors, np.load(folder / "queries.npy"))
+        np.save(folder / "expected.npy", expected)
+        head = "library           build s    p50 ms    p99 ms  recall@10  memory GiB"
+        print(f"{head}  disk GiB", flush=True)
+        for library in LIBRARIES:
+            if library == "chromadb" and not importlib.util.find_spec("chromadb"):
+                continue
+            command = [sys.executable, "-m", "benchmarks.search", f"--folder={folder}"]
+            out = subprocess.check_output(
+                [*command, f"--library={library}"], text=True, env=os.environ
+            )
+            found = json.loads(out.splitlines()[-1])
+            shutil.rmtree(folder / "index", ignore_errors=True)
+            print(
+                f"{library:<14}{found['build_seconds']:>11.1f}{found['p50_ms']:>10.2f}"
+                f"{found['p99_ms']:>10.2f}{found['recall']:>11.3f}"
+                f"{found['memory_gib']:>12.2f}{found['disk_gib']:>10.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
