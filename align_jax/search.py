@@ -3,6 +3,7 @@
     python -m align_jax.search build --checkpoint=RUN --images=PLACE --out=INDEX
     python -m align_jax.search query INDEX --text='red shoes' --minus='laces'
     python -m align_jax.search query INDEX --image=a.jpg --text='in the snow'
+    python -m align_jax.search serve INDEX --labels=labels.txt
     python -m align_jax.search delete INDEX ID...
 
 RUN is anything that `align_jax.load` reads. PLACE is a folder of pictures, or a dataset
@@ -12,7 +13,9 @@ new or changed and leaves the rest alone; with --prune it deletes what is gone.
 """
 
 import argparse
+import os
 import pathlib
+import secrets
 import sys
 
 from align_jax.errors import InputError, run_command
@@ -27,7 +30,7 @@ def main() -> None:
     from align_jax.runtime import start
 
     start()
-    {"build": build, "query": query}[flags.command](flags)
+    {"build": build, "query": query, "serve": serve}[flags.command](flags)
 
 
 def build(flags: argparse.Namespace) -> None:
@@ -62,18 +65,51 @@ def build(flags: argparse.Namespace) -> None:
 
 def query(flags: argparse.Namespace) -> None:
     """Prints score, id and text of the nearest pictures."""
+    from align_jax.queries import query_embedding
+
+    terms = read_terms(flags)
+    index, model = open_with_model(flags, batch_size=1)
+    for hit in index.search(query_embedding(model, terms), flags.limit, flags.exact):
+        print(f"{hit.score:.4f}  {hit.id}  {hit.text}".rstrip())
+
+
+def serve(flags: argparse.Namespace) -> None:
+    """Serves the page and the JSON interface until it is interrupted."""
+    import uvicorn
+
+    from align_jax.batching import BatchingEncoder
+    from align_jax.search_server import LOOPBACK, make_app
+
+    index, model = open_with_model(flags, flags.batch_size)
+    encoder = BatchingEncoder(model, flags.batch_size, 8 * flags.batch_size)
+    labels, captions = (read_lines(path) for path in (flags.labels, flags.captions))
+    local = flags.host in LOOPBACK
+    token = flags.token or os.environ.get("ALIGN_JAX_TOKEN", "")
+    token = token or ("" if local else secrets.token_urlsafe())
+    hosts = LOOPBACK if local else (*LOOPBACK, *(flags.name or [flags.host]))
+    app = make_app(index, encoder, model.temperature, labels, captions, token, hosts)
+    path = f"/?token={token}" if token else "/"
+    print(f"http://{flags.host}:{flags.port}{path}", flush=True)
+    uvicorn.run(app, host=flags.host, port=flags.port, log_level="warning")
+
+
+def read_lines(path: str | None) -> list[str]:
+    """The lines of a text file that are not blank; none without a file."""
+    lines = _read_file(path).decode("utf-8", "replace").splitlines() if path else []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
+    """The flags' index, and its own model or the same from another place."""
     from align_jax.indexing import check_model
     from align_jax.model import load
-    from align_jax.queries import query_embedding
     from align_jax.vector_index import open_index
     from align_jax.weights import digest
 
     index = open_index(flags.index)
-    terms = read_terms(flags)
-    model = load(flags.checkpoint or index.description.checkpoint, batch_size=1)
+    model = load(flags.checkpoint or index.description.checkpoint, batch_size)
     check_model(index, model, digest(model.weights))
-    for hit in index.search(query_embedding(model, terms), flags.limit, flags.exact):
-        print(f"{hit.score:.4f}  {hit.id}  {hit.text}".rstrip())
+    return index, model
 
 
 def read_terms(flags: argparse.Namespace) -> list:
@@ -131,7 +167,20 @@ def read_flags() -> argparse.Namespace:
     asked.add_argument("--image_weight", type=float, help="of each image, default 1")
     asked.add_argument("--limit", type=int, default=10)
     asked.add_argument("--exact", action="store_true", help="compare with every one")
-    asked.add_argument("--checkpoint", metavar="RUN", help="default: the index's own")
+
+    served = commands.add_parser("serve", help="a page and a JSON interface")
+    served.add_argument("index", metavar="INDEX")
+    served.add_argument("--host", default="127.0.0.1", help="any but this has a token")
+    served.add_argument("--name", action="append", help="by which it is asked; repeat")
+    served.add_argument("--port", type=int, default=8000)
+    served.add_argument("--token", help="or ALIGN_JAX_TOKEN; else one is drawn")
+    served.add_argument("--labels", metavar="FILE", help="one a line, to sort into")
+    served.add_argument("--captions", metavar="FILE", help="one a line, to choose from")
+    served.add_argument("--batch_size", type=int, default=16)
+    for command in (asked, served):
+        command.add_argument(
+            "--checkpoint", metavar="RUN", help="default: the index's own"
+        )
 
     gone = commands.add_parser("delete", help="delete pictures by id")
     gone.add_argument("index", metavar="INDEX")

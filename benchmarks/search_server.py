@@ -1,0 +1,130 @@
+"""The search server under load: 200 clients on this machine for a minute.
+
+    python -m benchmarks.search_server --index=INDEX --clients=200 --seconds=60
+
+Starts the server, asks it by text, by picture and by picture of the index in turn, and
+prints the answers by status, their latency and the server's memory on the way. A client
+that is told to come again (429) waits as long as it is told to.
+"""
+
+import argparse
+import asyncio
+import base64
+import collections
+import io
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+from PIL import Image
+
+WORDS = "red blue dog cat flag face hand clock tree fruit car arrow".split()
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def memory_mib(pid: int) -> float:
+    """Memory that a process holds, on Linux."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def picture(seed: int) -> str:
+    """A random picture of 256 pixels a side, JPEG in base64."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((256, 256)).save(file, "jpeg")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    bodies: list[dict],
+    first: int,
+    end: float,
+    found: dict[int, list[float]],
+) -> None:
+    """One client: asks until the end, one request after the other."""
+    turn = first
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        body = bodies[turn % len(bodies)]
+        turn += 1
+        answer = await client.post("/api/search", json=body)
+        found[answer.status_code].append(time.perf_counter() - start)
+        if answer.status_code == 429:
+            await asyncio.sleep(float(answer.headers["retry-after"]))
+
+
+async def load(
+    url: str, pid: int, clients: int, seconds: float
+) -> tuple[dict[int, list[float]], list[float]]:
+    """Latencies by status, and the server's memory every five seconds."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+        hits = await client.post("/api/search", json={"terms": [{"text": "red"}]})
+        ids = [hit["id"] for hit in hits.json()["hits"]]
+        bodies = [{"terms": [{"text": word}]} for word in WORDS]
+        bodies += [
+            {"terms": [{"image": picture(i)}, {"text": "red"}]} for i in range(6)
+        ]
+        bodies += [{"terms": [{"id": name}]} for name in ids[:6]]
+        found = collections.defaultdict(list)
+        end = time.perf_counter() + seconds
+        tasks = [
+            asyncio.create_task(ask(client, bodies, i, end, found))
+            for i in range(clients)
+        ]
+        memory = []
+        while time.perf_counter() < end:
+            memory.append(memory_mib(pid))
+            await asyncio.sleep(5)
+        await asyncio.gather(*tasks)
+        memory.append(memory_mib(pid))
+    return found, memory
+
+
+def main() -> None:
+    """Starts the server, asks it and prints what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--index", required=True)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60)
+    flags = parser.parse_args()
+    port = free_port()
+    command = [sys.executable, "-m", "align_jax.search", "serve", flags.index]
+    server = subprocess.Popen(
+        [*command, f"--port={port}"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = server.stdout.readline().strip()
+        for _ in range(600):
+            with socket.socket() as probe:
+                if not probe.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.1)
+        run = load(url, server.pid, flags.clients, flags.seconds)
+        found, memory = asyncio.run(run)
+    finally:
+        server.terminate()
+        server.wait()
+    for status, taken in sorted(found.items()):
+        p50, p99 = 1e3 * np.percentile(taken, [50, 99])
+        print(f"{status}: {len(taken)} answers, p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+    shown = ", ".join(f"{value:.0f}" for value in memory)
+    print(f"server's memory every 5 s, MiB: {shown}")
+
+
+if __name__ == "__main__":
+    main()
