@@ -43,7 +43,7 @@ test-convert: .venv/installed  ## beside torch and transformers, which it instal
 	.venv/bin/pip install --quiet -e '.[convert]' -c constraints.txt
 	$(RUN) -m pytest -m convert
 
-test-browser: .venv/installed  ## pages in Chromium: `apt-get install chromium` or the like
+test-browser: quickstart  ## pages in Chromium: `apt-get install chromium` or the like
 	.venv/bin/pip install --quiet -e '.[browser]' -c constraints.txt
 	$(RUN) -m pytest -m browser
 

@@ -155,9 +155,8 @@ def test_bad_requests_are_refused_in_a_line_and_the_server_goes_on(client):
     refused(422, "one of text, image and id", {"terms": [{"text": "a", "id": "b"}]})
     refused(422, "no picture 'none'", {"terms": [{"id": "none"}]})
     refused(422, "at least 1 item", {"terms": []})
-    refused(
-        422, "less than or equal to 200", {"terms": [{"text": "red"}], "limit": 201}
-    )
+    red = [{"text": "red"}]
+    refused(422, "less than or equal to 200", {"terms": red, "limit": 201})
     refused(422, "Extra inputs", {"terms": red, "limits": 3})
     refused(422, "the query is empty", {"terms": [{"text": "red", "weight": 0}]})
     cancelled = [{"text": "red", "weight": 1}, {"text": "red", "weight": -1}]
