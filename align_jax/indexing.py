@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ from align_jax.pictures import read_picture
 from align_jax.vector_index import VectorIndex
 
 AT_ONCE = 1024  # pictures of one change of the index
+OPTIMISE_EVERY = 100  # changes, so that looking pictures up stays fast
 QUALITY = 80  # of the thumbnails' JPEG
 
 
@@ -47,21 +48,21 @@ def index_pictures(
       index: to put them into.
       progress: called with the number of pictures that are done.
     """
-    states, done = index.states(), Indexed()
-
-    def absent() -> Iterator[Entry]:
-        for entry in entries:
-            if states.get(entry.id) == entry.state:
-                done.kept += 1
-                progress(1)
-            else:
-                yield entry
-
-    waiting = absent()
+    done, waiting = Indexed(), iter(entries)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        while batch := list(itertools.islice(waiting, AT_ONCE)):
-            _index_batch(model, batch, index, done, pool)
+        for turn in itertools.count(1):
+            batch = list(itertools.islice(waiting, AT_ONCE))
+            if not batch:
+                break
+            there = index.rows([entry.id for entry in batch], "state")
+            states = {name: row["state"] for name, row in there.items()}
+            absent = [e for e in batch if states.get(e.id) != e.state]
+            done.kept += len(batch) - len(absent)
+            if absent:
+                _index_batch(model, absent, index, done, pool)
             progress(len(batch))
+            if turn % OPTIMISE_EVERY == 0:
+                index.optimise()
     index.optimise()
     return done
 
