@@ -144,8 +144,8 @@ def _follow(run: SweepRun, process: subprocess.Popen) -> int:
             time.sleep(POLL)
             with contextlib.suppress(InputError):  # a file at the moment it is written
                 status = read_status(run)
-            bar.set_postfix_str(_measures(status), refresh=False)
-            bar.update(status.step - bar.n)
+                bar.set_postfix_str(_measures(status), refresh=False)
+                bar.update(status.step - bar.n)
     return process.returncode
 
 
