@@ -1,6 +1,7 @@
 """Embeds what many callers ask for together, as few batches on the devices."""
 
 import collections
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -102,6 +103,7 @@ class BatchingEncoder:
             return
         for row, (_, future) in enumerate(batch):
             if row in unreadable:
-                future.set_exception(InputError(unreadable[row]))
+                reason = re.sub(r"^picture \d+", "the picture", unreadable[row])
+                future.set_exception(InputError(reason))
             else:
                 future.set_result(found[row])

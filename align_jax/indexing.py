@@ -14,8 +14,8 @@ from align_jax.picture_collection import Entry
 from align_jax.pictures import read_picture
 from align_jax.vector_index import VectorIndex
 
-AT_ONCE = 1024  # pictures of one change of the index
-OPTIMISE_EVERY = 100  # changes, so that looking pictures up stays fast
+AT_ONCE = 256  # pictures of one change of the index
+COMPACT_EVERY = 200  # changes, so that looking pictures up stays fast
 QUALITY = 80  # of the thumbnails' JPEG
 
 
@@ -61,8 +61,8 @@ def index_pictures(
             if absent:
                 _index_batch(model, absent, index, done, pool)
             progress(len(batch))
-            if turn % OPTIMISE_EVERY == 0:
-                index.optimise()
+            if turn % COMPACT_EVERY == 0:
+                index.compact()
     index.optimise()
     return done
 
@@ -83,7 +83,9 @@ def _index_batch(
         if isinstance(content, OSError):
             wrong[row] = str(content)
     rows = [row for row in range(len(batch)) if row not in wrong]
-    done.unreadable |= {batch[row].id: wrong[row] for row in sorted(wrong)}
+    unreadable = {batch[row].id: wrong[row] for row in sorted(wrong)}
+    index.delete(unreadable)  # what they were before
+    done.unreadable |= unreadable
     if not rows:
         return
     side = index.description.thumbnail

@@ -9,6 +9,7 @@ import numpy as np
 
 from align_jax.datasets import evaluation_size, is_dataset, stream_records
 from align_jax.errors import InputError
+from align_jax.saved_embeddings import content_id
 
 SUFFIXES = (
     ".jpg .jpeg .png .gif .webp .bmp .tif .tiff .jp2 .ppm .pgm .pbm .avif".split()
@@ -45,10 +46,13 @@ class Folder:
         self._root = pathlib.Path(root)
         if not self._root.is_dir():
             raise InputError(f"{root} is no folder")
+        own = self._root.resolve()
         self._paths = sorted(
             path
             for path in self._root.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file()
+            if path.suffix.lower() in SUFFIXES
+            and path.is_file()
+            and path.resolve().is_relative_to(own)  # no link leads out of it
         )
         if not self._paths:
             raise InputError(
@@ -66,6 +70,7 @@ class Folder:
                 continue
             state = f"{found.st_size} {found.st_mtime_ns}"
             name = path.relative_to(self._root).as_posix()
+            name = name.encode("utf-8", "backslashreplace").decode()
             yield Entry(name, state, "", path.read_bytes)
 
 
@@ -89,11 +94,12 @@ class Records:
         records = stream_records(self._directory, self._split, ("image",))
         for place, record in enumerate(records):
             name = record.get("image_id", f"{self._split}/{place:08}")
-            name = name.decode() if isinstance(name, bytes) else str(name)
+            name = _decode(name)
             if name not in seen:
                 seen.add(name)
-                content = record["image"]
-                yield Entry(name, "", _text(record), lambda content=content: content)
+                content, text = record["image"], _text(record)
+                state = content_id(content + text.encode())
+                yield Entry(name, state, text, lambda content=content: content)
 
 
 def _text(record: dict) -> str:
@@ -101,7 +107,11 @@ def _text(record: dict) -> str:
     found = record.get("text", record.get("texts", b""))
     if isinstance(found, np.ndarray):
         found = found[0] if len(found) else b""
-    return found.decode() if isinstance(found, bytes) else ""
+    return _decode(found) if isinstance(found, bytes) else ""
+
+
+def _decode(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def open_collection(place: str) -> Folder | Records:

@@ -18,7 +18,9 @@ CANCELLED = 1e-3  # of the weights' sum: what is left of a query without a direc
 class Encoder(Protocol):
     """Encodes pictures and texts as (N, D) of unit length, as `align_jax.load`'s."""
 
-    def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
+    def encode_images(
+        self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
+    ) -> np.ndarray:
         """Embeds pictures."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:

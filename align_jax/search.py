@@ -17,6 +17,7 @@ import os
 import pathlib
 import secrets
 import sys
+import urllib.parse
 
 from align_jax.errors import InputError, run_command
 
@@ -78,18 +79,24 @@ def serve(flags: argparse.Namespace) -> None:
     import uvicorn
 
     from align_jax.batching import BatchingEncoder
-    from align_jax.search_server import LOOPBACK, make_app
+    from align_jax.search_server import LOOPBACK, MAX_ITEMS, make_app
 
+    if flags.host in ("0.0.0.0", "::") and not flags.name:
+        raise InputError(
+            f"--host={flags.host} is every address of this machine; wanted --name, by"
+            " which it will be asked"
+        )
     index, model = open_with_model(flags, flags.batch_size)
-    encoder = BatchingEncoder(model, flags.batch_size, 8 * flags.batch_size)
+    most = max(8 * flags.batch_size, 2 * MAX_ITEMS)
+    encoder = BatchingEncoder(model, flags.batch_size, most)
     labels, captions = (read_lines(path) for path in (flags.labels, flags.captions))
     local = flags.host in LOOPBACK
     token = flags.token or os.environ.get("ALIGN_JAX_TOKEN", "")
     token = token or ("" if local else secrets.token_urlsafe())
     hosts = LOOPBACK if local else (*LOOPBACK, *(flags.name or [flags.host]))
     app = make_app(index, encoder, model.temperature, labels, captions, token, hosts)
-    path = f"/?token={token}" if token else "/"
-    print(f"http://{flags.host}:{flags.port}{path}", flush=True)
+    path = f"/?token={urllib.parse.quote(token, safe='')}" if token else "/"
+    print(f"http://{(flags.name or [flags.host])[0]}:{flags.port}{path}", flush=True)
     uvicorn.run(app, host=flags.host, port=flags.port, log_level="warning")
 
 

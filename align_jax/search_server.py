@@ -4,6 +4,7 @@ What is uploaded is decoded in memory, embedded and forgotten. Pictures are show
 thumbnails that the index holds: no file is ever read or written for a request.
 """
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -13,26 +14,39 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from align_jax.batching import BatchingEncoder, Busy
 from align_jax.errors import InputError
+from align_jax.model import TEMPLATE
 from align_jax.pages import render
 from align_jax.queries import IMAGE_WEIGHT, TEXT_WEIGHT, Term, query_embedding
 from align_jax.vector_index import VectorIndex
 
 MAX_BODY = 12 << 20  # bytes of a request
-MAX_PIXELS = 40_000_000  # of an uploaded picture
+MAX_PIXELS = 25_000_000  # of an uploaded picture
+MAX_SCANS = 100  # of a JPEG, each of which is decoded over the whole picture
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "AVIF",
+)  # headers without pixels
+BODY_SECONDS = 20  # within which a request has come
 MAX_TEXT = 1000  # characters
 MAX_TERMS = 16
 MAX_ITEMS = 64  # of one request to embed
 MAX_LIMIT = 200  # pictures of one answer
 MAX_REQUESTS = 64  # under way at a time; further ones are to come again
 RETRY = {"Retry-After": "1"}  # seconds
-TEMPLATE = "a photo of a {}."
+START_OF_SCAN = b"\xff\xda"
 COOKIE = "align_jax_token"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 SHOWN = 5  # labels and captions of a picture
@@ -194,7 +208,7 @@ def make_app(
                 given.encode(), token.encode()
             ):
                 answer = RedirectResponse("/", 303)
-                answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+                answer.set_cookie(COOKIE, token, httponly=True, samesite="lax")
                 return answer
             return _problem(401, "wanted the token: Authorization: Bearer TOKEN")
         if request.method == "POST":
@@ -202,17 +216,28 @@ def make_app(
             if kind.lower() != "application/json":
                 return _problem(415, f"content type {kind!r}; wanted application/json")
             length = request.headers.get("content-length", "")
-            if not length.isdigit():
+            if not length.isdigit() or "transfer-encoding" in request.headers:
                 return _problem(411, "wanted a Content-Length")
             if int(length) > MAX_BODY:
                 return _problem(413, f"{length} bytes; at most {MAX_BODY} are taken")
+            try:
+                await asyncio.wait_for(request.body(), BODY_SECONDS)
+            except TimeoutError:
+                return _problem(408, f"the request took over {BODY_SECONDS} seconds")
         answer = await call_next(request)
         answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         return answer
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy):
         return _problem(429, f"{error}; ask again in a second", RETRY)
+
+    @app.exception_handler(RequestValidationError)
+    async def misshapen(request: Request, error: RequestValidationError):
+        first = error.errors()[0]  # nothing of what was sent is sent back
+        where = ".".join(str(part)[:40] for part in first["loc"][:4])
+        return _problem(422, f"{where}: {first['msg']}"[:300])
 
     @app.exception_handler(InputError)
     async def bad(request: Request, error: InputError):
@@ -283,7 +308,8 @@ def _has_token(request: Request, token: str) -> bool:
 
 
 def _problem(status: int, message: str, headers: dict | None = None) -> JSONResponse:
-    return JSONResponse({"detail": message}, status, headers)
+    told = message.encode("utf-8", "replace").decode()
+    return JSONResponse({"detail": told}, status, headers)
 
 
 def _read_term(term: TermBody, index: VectorIndex) -> Term:
@@ -308,12 +334,17 @@ def read_upload(content: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise InputError(f"the picture is no base64: {error}") from error
     try:
-        with Image.open(io.BytesIO(file)) as picture:  # its header alone
+        with Image.open(io.BytesIO(file), formats=FORMATS) as picture:  # its header
             pixels = picture.width * picture.height
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise InputError("the file is no picture that can be read") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"the picture has more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # parsers of untrusted bytes raise anything
+        known = ", ".join(FORMATS)
+        raise InputError(
+            f"the file is no picture that can be read ({known})"
+        ) from error
+    if file.count(START_OF_SCAN) > MAX_SCANS and file.startswith(b"\xff\xd8"):
+        raise InputError(f"the picture has more than {MAX_SCANS} scans")
     if pixels > MAX_PIXELS:
         raise InputError(f"the picture has {pixels:,} pixels; at most {MAX_PIXELS:,}")
     return file

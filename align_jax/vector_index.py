@@ -6,6 +6,7 @@ compared with all of it.
 """
 
 import dataclasses
+import datetime
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,9 @@ PARTITION = 4096  # embeddings of one, about
 PROBED = 0.05  # of the partitions, for a query
 REFINE = 10  # times as many as wanted are compared by their whole embeddings
 IDS_AT_ONCE = 500  # in one condition
+MOST_PARTS = 4  # of an index that grew, each of which is probed, before it is made anew
+# When changes of other processes are seen: by what writes, and by what reads.
+AT_ONCE, SOON = datetime.timedelta(0), datetime.timedelta(seconds=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,21 +113,29 @@ class VectorIndex:
             self._table.delete(_among(ids[start : start + IDS_AT_ONCE]))
         return before - len(self)
 
-    def optimise(self) -> None:
-        """Joins small files and takes what was added into the index of embeddings.
-
-        One is made where there is none yet and the pictures are many.
-        """
+    def compact(self) -> None:
+        """Joins small files, and takes what was added into an index that is there."""
         self._table.optimize()
-        if self._is_indexed() or len(self) < LEAST_INDEXED:
+
+    def optimise(self) -> None:
+        """`compact`, and makes the index of embeddings where the pictures are many.
+
+        It is made anew once it has grown by several parts.
+        """
+        self.compact()
+        if len(self) < LEAST_INDEXED:
+            return
+        name = self._index_name()
+        if name and self._table.index_stats(name).num_indices <= MOST_PARTS:
             return
         partitions = max(1, len(self) // PARTITION)
         kind = IvfSq(distance_type="dot", num_partitions=partitions)
         self._table.create_index("embedding", config=kind)
 
-    def _is_indexed(self) -> bool:
+    def _index_name(self) -> str | None:
+        """The name of the index of embeddings, if there is one."""
         indices = self._table.list_indices()
-        return any(index.columns == ["embedding"] for index in indices)
+        return next((i.name for i in indices if i.columns == ["embedding"]), None)
 
     def search(
         self, embedding: np.ndarray, limit: int, exact: bool = False
@@ -145,7 +157,7 @@ class VectorIndex:
             )
         query = self._table.search(embedding, vector_column_name="embedding")
         query = query.metric("dot").limit(limit).select(["id", "text", "_distance"])
-        if exact or not self._is_indexed():
+        if exact or self._index_name() is None:
             query = query.bypass_vector_index()
         else:
             partitions = max(1, len(self) // PARTITION)
@@ -172,7 +184,7 @@ def create_index(place: str, description: Description) -> VectorIndex:
     Raises:
       InputError: the one there is of another model or has other thumbnails.
     """
-    database = lancedb.connect(place)
+    database = lancedb.connect(place, read_consistency_interval=AT_ONCE)
     if TABLE in database.list_tables().tables:
         index = open_index(place)
         found, wanted = index.description, description
@@ -210,7 +222,10 @@ def open_index(place: str) -> VectorIndex:
       InputError: there is none, or it is not one of ours.
     """
     local = "://" not in place  # connecting would make the folder
-    database = None if local and not os.path.isdir(place) else lancedb.connect(place)
+    if local and not os.path.isdir(place):
+        database = None
+    else:
+        database = lancedb.connect(place, read_consistency_interval=SOON)
     if database is None or TABLE not in database.list_tables().tables:
         raise InputError(
             f"no index in {place!r}; make one with `python -m align_jax.search build`"

@@ -25,7 +25,7 @@ class Encoder(FixedEncoder):
     """Knows the drawings, and words of a sentence."""
 
     def __init__(self):
-        super().__init__(perfect, lambda text: perfect(text.strip(".")))
+        super().__init__(perfect, perfect)
 
     def encode_images(self, pictures, unreadable=None):
         return super().encode_images(pictures)
@@ -136,6 +136,20 @@ def bomb(width=10_000, height=10_000):
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def scans(count):
+    """A JPEG with more scans than it needs."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "jpeg")
+    return file.getvalue()[:-2] + b"\xff\xda" * count
+
+
+def postscript():
+    """A file for which Pillow would start Ghostscript."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "eps")
+    return file.getvalue()
+
+
 def test_bad_requests_are_refused_in_a_line_and_the_server_goes_on(client):
     def refused(status, message, body=None, path="/api/search", **request):
         answer = client.post(path, **({"json": body} if body is not None else request))
@@ -147,7 +161,7 @@ def test_bad_requests_are_refused_in_a_line_and_the_server_goes_on(client):
         return {"terms": [{"image": base64.b64encode(content).decode()}]}
 
     refused(422, "no picture that can be read", image(b"no picture"))
-    refused(422, "100,000,000 pixels; at most 40,000,000", image(bomb()))
+    refused(422, "100,000,000 pixels; at most 25,000,000", image(bomb()))
     refused(422, "pixels", image(bomb(2_000_000, 2_000_000)))
     refused(422, "no base64", {"terms": [{"image": "???"}]})
     refused(422, "at most 1000 characters", {"terms": [{"text": "a" * 1001}]})
@@ -166,6 +180,14 @@ def test_bad_requests_are_refused_in_a_line_and_the_server_goes_on(client):
     refused(415, "wanted application/json", content=b"{}")
     json_type = {"content-type": "application/json"}
     refused(422, "JSON decode error", content=b"{", headers=json_type)
+    weight = b'{"terms": [{"text": "red", "weight": NaN}]}'
+    refused(422, "body.terms.0.weight", content=weight, headers=json_type)
+    lone = b'{"terms": [{"id": "\\ud800"}]}'
+    refused(422, "", content=lone, headers=json_type)
+    refused(422, "Extra inputs", {"x" * 100_000: 1, "terms": red})
+    refused(422, "", {"terms": [[]] * 100_000})
+    refused(422, "more than 100 scans", image(scans(200)))
+    refused(422, "no picture that can be read", image(postscript()))
     refused(422, "", content=b"\xff\xfe", headers=json_type)
     huge = {**json_type, "content-length": str(20 << 20)}
     refused(413, "20971520 bytes; at most", content=b"{}", headers=huge)

@@ -32,6 +32,8 @@ def pictures(tmp_path):
     (folder / "deep" / "it's.PNG").write_bytes(tiny.draw("blue top", 90))
     (folder / "notes.txt").write_text("no picture")
     (folder / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "secret.png").write_bytes(tiny.draw("red top", 10))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
     return folder
 
 
@@ -74,6 +76,10 @@ def test_a_folder_is_built_asked_changed_and_built_again(
     (pictures / "new.png").write_bytes(tiny.draw("green top", 90))
     assert "8 pictures; 2 added, 5 there already, 0 del" in tell(*build)[0]
     assert "7 pictures; 0 added, 7 there already, 1 del" in tell(*build, "--prune")[0]
+    (pictures / f"{tiny.NAMES[2]}.png").write_bytes(b"no picture any more")
+    assert "6 pictures; 0 added, 6 there already, 0 del" in tell(*build)[0]
+    (pictures / f"{tiny.NAMES[2]}.png").write_bytes(tiny.draw(tiny.NAMES[2], 90))
+    assert "7 pictures; 1 added, 6 there already, 0 del" in tell(*build)[0]
     assert tell("delete", place, "new.png", "none") == [f"{place}: 1 of 2 deleted"]
     assert tell(*query, "--limit=1") == [first]
 
@@ -87,13 +93,21 @@ def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
     collection = open_collection(f"{dataset}:train")
     assert isinstance(collection, Records) and len(collection) == 2
     model = load(source, batch_size=2)
-    index = create_index(
-        str(tmp_path / "index"), Description(digest(model.weights), source, 1, 0)
+    found = Description(digest(model.weights), source, model.width, 0)
+    index = create_index(str(tmp_path / "index"), found)
+
+    def build(entries):
+        return index_pictures(model, entries, index, lambda count: None)
+
+    assert build(collection).added == 2 and build(open_collection(dataset)).kept == 2
+    found = index.rows(["train/00000000", "train/00000001"], "text")
+    assert [row["text"] for row in found.values()] == ["red left", "red right"]
+    other = {"image": tiny.picture(2), "text": tiny.text("red top")}
+    changed = tiny.write_dataset(
+        tmp_path / "changed", "train", [[row], [other]], tiny.PAIR_FEATURES
     )
-    entries = [*open_collection(dataset)]
-    assert [entry.id for entry in entries] == ["train/00000000", "train/00000001"]
-    assert [entry.text for entry in entries] == ["red left", "red right"]
-    assert len(index) == 0
+    done = build(open_collection(changed))
+    assert (done.added, done.kept, len(index)) == (1, 1, 2)
 
 
 def test_a_killed_build_goes_on(source, pictures, tmp_path, monkeypatch):
