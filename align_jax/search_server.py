@@ -30,15 +30,8 @@ from align_jax.vector_index import VectorIndex
 MAX_BODY = 12 << 20  # bytes of a request
 MAX_PIXELS = 25_000_000  # of an uploaded picture
 MAX_SCANS = 100  # of a JPEG, each of which is decoded over the whole picture
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "GIF",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "AVIF",
-)  # headers without pixels
+# Formats whose header Pillow reads without decoding or starting another program.
+FORMATS = tuple("JPEG PNG GIF WEBP BMP TIFF AVIF".split())
 BODY_SECONDS = 20  # within which a request has come
 MAX_TEXT = 1000  # characters
 MAX_TERMS = 16
@@ -340,9 +333,8 @@ def read_upload(content: str) -> bytes:
         raise InputError(f"the picture has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # parsers of untrusted bytes raise anything
         known = ", ".join(FORMATS)
-        raise InputError(
-            f"the file is no picture that can be read ({known})"
-        ) from error
+        message = f"the file is no picture that can be read ({known})"
+        raise InputError(message) from error
     if file.count(START_OF_SCAN) > MAX_SCANS and file.startswith(b"\xff\xd8"):
         raise InputError(f"the picture has more than {MAX_SCANS} scans")
     if pixels > MAX_PIXELS:

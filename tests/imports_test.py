@@ -21,7 +21,7 @@ evaluators.classification evaluators.retrieval evaluators.linear_probe
 evaluators.few_shot
 evaluators.crisscrossed evaluators.neighbours evaluators.word_similarity evaluators
 telemetry results provenance pages run_report saved_embeddings evaluate preemption train
-random_search_config random_search found_runs report
+random_search_config random_search run_kinds found_runs report
 picture_collection queries vector_index indexing batching search_server search
 command_line sweep_config sweep_status launchers sweep
 """.split()

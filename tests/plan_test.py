@@ -56,7 +56,11 @@ def test_a_step_is_planned_for_the_devices_at_hand(tmp_path, mesh_of):
     assert parts.collectives["all-gather"][0] > whole.collectives["all-gather"][0]
 
 
-def test_planning_here_prints_what_it_found(tmp_path, capsys):
+def test_planning_here_prints_what_it_found(tmp_path, capsys, monkeypatch):
+    def need(step, config):
+        return Needs({"activations": GIB}, 1e9, {"all-reduce": (3, 2**20)}, 1.0)
+
+    monkeypatch.setattr("align_jax.plan.measure", need)
     assert plan(tiny.make_run(tmp_path), "here")
     printed = capsys.readouterr().out
     assert "8 x cpu" in printed and "peak" in printed and "all-reduce" in printed

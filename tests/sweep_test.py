@@ -156,6 +156,7 @@ def test_a_run_that_was_told_to_stop_by_others_ends_the_sweep(place):
     ("number", "error"), [("SIGTERM", Preempted), ("SIGINT", KeyboardInterrupt)]
 )
 def test_a_notice_to_stop_reaches_the_run_once_and_it_goes_on(place, number, error):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     place.behave({"1": "waits"})
 
     def notify():
@@ -165,8 +166,11 @@ def test_a_notice_to_stop_reaches_the_run_once_and_it_goes_on(place, number, err
 
     thread = threading.Thread(target=notify)
     thread.start()
-    with pytest.raises(error):
-        place.launch()
+    try:
+        with pytest.raises(error):
+            place.launch()
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     signals = (place.folder / "signals").read_text().split()
     assert signals == [str(signal.SIGTERM.value)]  # on which a run saves

@@ -54,8 +54,8 @@ def test_microbatches_agree_with_the_whole(root, one_device, mesh_of):
     ("fsdp", "tower"),
     [
         (4, {"rematerialise": "blocks"}),
-        (2, {"rematerialise": "stages"}),
-        (8, {"scan": True}),
+        pytest.param(2, {"rematerialise": "stages"}, marks=pytest.mark.pods),
+        pytest.param(8, {"scan": True}, marks=pytest.mark.pods),
     ],
 )
 def test_a_split_state_agrees_with_a_whole_one(root, one_device, mesh_of, fsdp, tower):
