@@ -7,6 +7,7 @@ thumbnails that the index holds: no file is ever read or written for a request.
 import asyncio
 import base64
 import binascii
+import contextlib
 import hmac
 import io
 from collections.abc import Sequence
@@ -186,6 +187,7 @@ def make_app(
     async def count(request: Request, call_next):
         nonlocal running  # of one event loop
         if running >= MAX_REQUESTS:
+            await _drain(request)
             return _problem(429, f"{running} requests are under way", RETRY)
         running += 1
         try:
@@ -292,6 +294,20 @@ def make_app(
         return Response(found["thumbnail"], media_type="image/jpeg")
 
     return app
+
+
+async def _drain(request: Request) -> None:
+    """Reads a refused request, so that its sender reads the answer and not a reset."""
+
+    async def read() -> None:
+        received = 0
+        async for part in request.stream():
+            received += len(part)
+            if received > MAX_BODY:
+                return
+
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(read(), BODY_SECONDS)
 
 
 def _has_token(request: Request, token: str) -> bool:

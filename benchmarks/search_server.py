@@ -53,7 +53,7 @@ async def ask(
     bodies: list[dict],
     first: int,
     end: float,
-    found: dict[int, list[float]],
+    found: dict[int | str, list[float]],
 ) -> None:
     """One client: asks until the end, one request after the other."""
     turn = first
@@ -61,7 +61,11 @@ async def ask(
         start = time.perf_counter()
         body = bodies[turn % len(bodies)]
         turn += 1
-        answer = await client.post("/api/search", json=body)
+        try:
+            answer = await client.post("/api/search", json=body)
+        except httpx.HTTPError as error:
+            found[type(error).__name__].append(time.perf_counter() - start)
+            continue
         found[answer.status_code].append(time.perf_counter() - start)
         if answer.status_code == 429:
             await asyncio.sleep(float(answer.headers["retry-after"]))
@@ -119,7 +123,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-    for status, taken in sorted(found.items()):
+    for status, taken in sorted(found.items(), key=str):
         p50, p99 = 1e3 * np.percentile(taken, [50, 99])
         print(f"{status}: {len(taken)} answers, p50 {p50:.0f} ms, p99 {p99:.0f} ms")
     shown = ", ".join(f"{value:.0f}" for value in memory)
