@@ -46,7 +46,9 @@ class Embedder:
           mesh: the devices.
           batch_size: pictures or texts at a time, rounded up to the device count.
         """
-        self._tokenizer = tokenizer
+        # Traced once: a call of the server has a text or two.
+        texts = [tf.TensorSpec([None], tf.string)]
+        self._tokenizer = tokenizer and tf.function(tokenizer, input_signature=texts)
         self._preprocess = preprocess
         self._mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -180,14 +182,10 @@ class Embedder:
         if self._tokenizer is None:
             raise InputError("a classifier has no text tower; wanted a dual encoder")
         size, split = self._batch_size, batch_split(self._mesh)
-        padding = [""] * (-len(texts) % size)
-        tokens = (
-            tf.data.Dataset.from_tensor_slices([*texts, *padding])
-            .batch(size)
-            .map(self._tokenizer)
-        )
-        spread = ((place_array(batch, split),) for batch in tokens.as_numpy_iterator())
-        batches = ((size, arrays) for arrays in spread)
+        padded = [*texts, *[""] * (-len(texts) % size)]
+        parts = (padded[start : start + size] for start in range(0, len(padded), size))
+        tokens = (self._tokenizer(tf.constant(part)).numpy() for part in parts)
+        batches = ((size, (place_array(batch, split),)) for batch in tokens)
         return _join(self._embed(self._of_texts[method], batches))[: len(texts)]
 
     def _embed(
