@@ -13,6 +13,7 @@ from align_jax.model import Model
 from align_jax.picture_collection import Entry
 from align_jax.pictures import read_picture
 from align_jax.vector_index import VectorIndex
+from align_jax.weights import digest
 
 AT_ONCE = 256  # pictures of one change of the index
 COMPACT_EVERY = 200  # changes, so that looking pictures up stays fast
@@ -123,10 +124,11 @@ def thumbnail(content: bytes, side: int) -> bytes:
     return file.getvalue()
 
 
-def check_model(index: VectorIndex, model: Model, digest: str) -> None:
+def check_model(index: VectorIndex, model: Model) -> None:
     """Raises InputError where an index is not of a model."""
-    if index.description.model != digest:
+    found = digest(model.weights)
+    if index.description.model != found:
         raise InputError(
             f"the index is of another model, {index.description.checkpoint}"
-            f" ({index.description.model}), not of this one ({digest})"
+            f" ({index.description.model}), not of this one ({found})"
         )

@@ -21,7 +21,7 @@ from align_jax import workdir as folder
 from align_jax.errors import run_command
 from align_jax.found_runs import MEASURES, FoundRun, changed_fields, find_runs
 from align_jax.pages import plot_lines, plot_points, render
-from align_jax.results import PUBLISHED, main_scores
+from align_jax.results import PUBLISHED, main_scores, published_columns
 
 PAGE, MARKDOWN = "summary.html", "summary.md"
 # Sizes that quality is plotted against.
@@ -128,11 +128,7 @@ def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
 def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
     """A row a measure, a column a model."""
     known = {name: PUBLISHED["measures"][name] for name in table["measures"]}
-    columns = [
-        i
-        for i in range(len(PUBLISHED["columns"]))
-        if any(row[i] is not None for row in known.values())
-    ]
+    columns = published_columns(known.values())
     ours = [run for run in runs if any(f"eval/{name}" in run.results for name in known)]
     head = ["measure", *(PUBLISHED["columns"][i] for i in columns)]
     head += [run.name for run in ours] or ["ours"]

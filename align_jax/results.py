@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from align_jax import workdir as folder
 from align_jax.telemetry import read_metrics
@@ -108,12 +108,12 @@ def main_scores(results: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def published_columns(rows: list[Row]) -> list[int]:
-    """Places in `PUBLISHED` of the columns that have a number for one of the rows."""
+def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
+    """Places in `PUBLISHED` of the columns that have a number in one of the rows."""
     return [
         i
         for i in range(len(PUBLISHED["columns"]))
-        if any(row.published[i] is not None for row in rows)
+        if any(row[i] is not None for row in rows)
     ]
 
 

@@ -63,7 +63,7 @@ def write_report(
         workdir=workdir,
         results=results,
         table=table,
-        published=published_columns(table),
+        published=published_columns([row.published for row in table]),
         columns=PUBLISHED["columns"],
         source=PUBLISHED["source"],
         training=training_plots(rows),

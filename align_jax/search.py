@@ -55,7 +55,7 @@ def build(flags: argparse.Namespace) -> None:
     deleted = 0
     if flags.prune:
         present = {entry.id for entry in collection}
-        deleted = index.delete(name for name in index.states() if name not in present)
+        deleted = index.delete(name for name in index.ids() if name not in present)
     print(
         f"{flags.out}: {len(index):,} pictures; {done.added:,} added, {done.kept:,}"
         f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"
@@ -79,7 +79,8 @@ def serve(flags: argparse.Namespace) -> None:
     import uvicorn
 
     from align_jax.batching import BatchingEncoder
-    from align_jax.search_server import LOOPBACK, MAX_ITEMS, make_app
+    from align_jax.search_bodies import MAX_ITEMS
+    from align_jax.search_server import LOOPBACK, make_app
 
     if flags.host in ("0.0.0.0", "::") and not flags.name:
         raise InputError(
@@ -111,11 +112,10 @@ def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
     from align_jax.indexing import check_model
     from align_jax.model import load
     from align_jax.vector_index import open_index
-    from align_jax.weights import digest
 
     index = open_index(flags.index)
     model = load(flags.checkpoint or index.description.checkpoint, batch_size)
-    check_model(index, model, digest(model.weights))
+    check_model(index, model)
     return index, model
 
 

@@ -1,7 +1,7 @@
 """Search over HTTP: a page for people and a JSON interface for programs.
 
 What is uploaded is decoded in memory, embedded and forgotten. Pictures are shown by the
-thumbnails that the index holds: no file is ever read or written for a request.
+thumbnails that the index holds: a request reads that index and no other file.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import contextlib
 import hmac
 import io
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
@@ -19,114 +18,38 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from align_jax.batching import BatchingEncoder, Busy
 from align_jax.errors import InputError
 from align_jax.model import TEMPLATE
 from align_jax.pages import render
 from align_jax.queries import IMAGE_WEIGHT, TEXT_WEIGHT, Term, query_embedding
+from align_jax.search_bodies import (
+    MAX_BODY,
+    MAX_ITEMS,
+    ClassifyAnswer,
+    ClassifyBody,
+    EmbedAnswer,
+    EmbedBody,
+    HitBody,
+    Scored,
+    SearchAnswer,
+    SearchBody,
+    TermBody,
+)
 from align_jax.vector_index import VectorIndex
 
-MAX_BODY = 12 << 20  # bytes of a request
 MAX_PIXELS = 25_000_000  # of an uploaded picture
 MAX_SCANS = 100  # of a JPEG, each of which is decoded over the whole picture
 # Formats whose header Pillow reads without decoding or starting another program.
 FORMATS = tuple("JPEG PNG GIF WEBP BMP TIFF AVIF".split())
 BODY_SECONDS = 20  # within which a request has come
-MAX_TEXT = 1000  # characters
-MAX_TERMS = 16
-MAX_ITEMS = 64  # of one request to embed
-MAX_LIMIT = 200  # pictures of one answer
 MAX_REQUESTS = 64  # under way at a time; further ones are to come again
 RETRY = {"Retry-After": "1"}  # seconds
 START_OF_SCAN = b"\xff\xda"
 COOKIE = "align_jax_token"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 SHOWN = 5  # labels and captions of a picture
-
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-# A picture's file in base64, a third longer than the file.
-Upload = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
-Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TermBody(_Body):
-    """A text, an uploaded picture, or a picture of the index; the weight may be < 0."""
-
-    text: Text | None = None
-    image: Upload | None = None
-    id: Text | None = None
-    weight: Weight | None = None
-
-    @model_validator(mode="after")
-    def _one(self):
-        if sum(part is not None for part in (self.text, self.image, self.id)) != 1:
-            raise ValueError("wanted one of text, image and id")
-        return self
-
-
-class SearchBody(_Body):
-    """A query: the sum of its terms."""
-
-    terms: Annotated[list[TermBody], Field(min_length=1, max_length=MAX_TERMS)]
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 24
-    exact: bool = False
-
-
-class HitBody(_Body):
-    """A picture that was found, by its cosine with the query."""
-
-    id: str
-    score: float
-    text: str
-
-
-class SearchAnswer(_Body):
-    """The nearest pictures, best first."""
-
-    hits: list[HitBody]
-
-
-class EmbedBody(_Body):
-    """Texts and pictures' files to embed."""
-
-    texts: Annotated[list[Text], Field(max_length=MAX_ITEMS)] = []
-    images: Annotated[list[Upload], Field(max_length=MAX_ITEMS)] = []
-
-
-class EmbedAnswer(_Body):
-    """Vectors of unit length."""
-
-    texts: list[list[float]]
-    images: list[list[float]]
-
-
-class ClassifyBody(_Body):
-    """A picture, and labels of one's own instead of the server's."""
-
-    image: Upload
-    labels: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)] | None = (
-        None
-    )
-
-
-class Scored(_Body):
-    """A label or caption with its probability or cosine."""
-
-    text: str
-    score: float
-
-
-class ClassifyAnswer(_Body):
-    """Labels by probability, and captions by cosine, best first."""
-
-    labels: list[Scored]
-    captions: list[Scored]
 
 
 class Texts:
@@ -181,62 +104,8 @@ def make_app(
     known = Texts(encoder, labels, TEMPLATE)
     told = Texts(encoder, captions)
 
-    running = 0
-
-    @app.middleware("http")
-    async def count(request: Request, call_next):
-        nonlocal running  # of one event loop
-        if running >= MAX_REQUESTS:
-            await _drain(request)
-            return _problem(429, f"{running} requests are under way", RETRY)
-        running += 1
-        try:
-            return await call_next(request)
-        finally:
-            running -= 1
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next):
-        if token and not _has_token(request, token):
-            given = request.query_params.get("token", "")
-            if request.url.path == "/" and hmac.compare_digest(
-                given.encode(), token.encode()
-            ):
-                answer = RedirectResponse("/", 303)
-                answer.set_cookie(COOKIE, token, httponly=True, samesite="lax")
-                return answer
-            return _problem(401, "wanted the token: Authorization: Bearer TOKEN")
-        if request.method == "POST":
-            kind = request.headers.get("content-type", "").partition(";")[0].strip()
-            if kind.lower() != "application/json":
-                return _problem(415, f"content type {kind!r}; wanted application/json")
-            length = request.headers.get("content-length", "")
-            if not length.isdigit() or "transfer-encoding" in request.headers:
-                return _problem(411, "wanted a Content-Length")
-            if int(length) > MAX_BODY:
-                return _problem(413, f"{length} bytes; at most {MAX_BODY} are taken")
-            try:
-                await asyncio.wait_for(request.body(), BODY_SECONDS)
-            except TimeoutError:
-                return _problem(408, f"the request took over {BODY_SECONDS} seconds")
-        answer = await call_next(request)
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        return answer
-
-    @app.exception_handler(Busy)
-    async def busy(request: Request, error: Busy):
-        return _problem(429, f"{error}; ask again in a second", RETRY)
-
-    @app.exception_handler(RequestValidationError)
-    async def misshapen(request: Request, error: RequestValidationError):
-        first = error.errors()[0]  # nothing of what was sent is sent back
-        where = ".".join(str(part)[:40] for part in first["loc"][:4])
-        return _problem(422, f"{where}: {first['msg']}"[:300])
-
-    @app.exception_handler(InputError)
-    async def bad(request: Request, error: InputError):
-        return _problem(422, str(error))
+    _add_guards(app, token)
+    _add_refusals(app)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> HTMLResponse:
@@ -294,6 +163,76 @@ def make_app(
         return Response(found["thumbnail"], media_type="image/jpeg")
 
     return app
+
+
+def _add_guards(app: FastAPI, token: str) -> None:
+    """Limits the requests under way, and refuses what has no token or no fit body."""
+    running = 0
+
+    @app.middleware("http")
+    async def count(request: Request, call_next):
+        nonlocal running  # of one event loop
+        if running >= MAX_REQUESTS:
+            await _drain(request)
+            return _problem(429, f"{running} requests are under way", RETRY)
+        running += 1
+        try:
+            return await call_next(request)
+        finally:
+            running -= 1
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next):
+        if token and not _has_token(request, token):
+            given = request.query_params.get("token", "")
+            if request.url.path == "/" and hmac.compare_digest(
+                given.encode(), token.encode()
+            ):
+                answer = RedirectResponse("/", 303)
+                answer.set_cookie(COOKIE, token, httponly=True, samesite="lax")
+                return answer
+            return _problem(401, "wanted the token: Authorization: Bearer TOKEN")
+        if request.method == "POST" and (refusal := await _read_body(request)):
+            return refusal
+        answer = await call_next(request)
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        return answer
+
+
+async def _read_body(request: Request) -> JSONResponse | None:
+    """Reads a request's body; the answer to one that is not taken."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind.lower() != "application/json":
+        return _problem(415, f"content type {kind!r}; wanted application/json")
+    length = request.headers.get("content-length", "")
+    if not length.isdigit() or "transfer-encoding" in request.headers:
+        return _problem(411, "wanted a Content-Length")
+    if int(length) > MAX_BODY:
+        return _problem(413, f"{length} bytes; at most {MAX_BODY} are taken")
+    try:
+        await asyncio.wait_for(request.body(), BODY_SECONDS)
+    except TimeoutError:
+        return _problem(408, f"the request took over {BODY_SECONDS} seconds")
+    return None
+
+
+def _add_refusals(app: FastAPI) -> None:
+    """Answers what cannot be used, or not now, in one line."""
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy):
+        return _problem(429, f"{error}; ask again in a second", RETRY)
+
+    @app.exception_handler(RequestValidationError)
+    async def misshapen(request: Request, error: RequestValidationError):
+        first = error.errors()[0]  # nothing of what was sent is sent back
+        where = ".".join(str(part)[:40] for part in first["loc"][:4])
+        return _problem(422, f"{where}: {first['msg']}"[:300])
+
+    @app.exception_handler(InputError)
+    async def bad(request: Request, error: InputError):
+        return _problem(422, str(error))
 
 
 async def _drain(request: Request) -> None:

@@ -75,12 +75,10 @@ class VectorIndex:
     def __len__(self) -> int:
         return self._table.count_rows()
 
-    def states(self) -> dict[str, str]:
-        """The state of every picture by its id."""
-        found = self._table.search().select(["id", "state"]).limit(None).to_arrow()
-        return dict(
-            zip(found["id"].to_pylist(), found["state"].to_pylist(), strict=True)
-        )
+    def ids(self) -> list[str]:
+        """The ids of all pictures."""
+        found = self._table.search().select(["id"]).limit(None).to_arrow()
+        return found["id"].to_pylist()
 
     def put(
         self,

@@ -15,6 +15,7 @@ from align_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
 PARTIAL = f"{CONFIG_FILE}.tmp"  # what a run killed at its very start leaves
+OWN_FILES = {CONFIG_FILE, PARTIAL}
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 
@@ -46,10 +47,7 @@ def check(workdir: str, config: dict[str, Any], free: Iterable[str] = ()) -> Non
                 " give another --workdir or go back to that config"
             )
     # Another process may write the config at this moment.
-    elif tf.io.gfile.exists(workdir) and {*tf.io.gfile.listdir(workdir)} - {
-        PARTIAL,
-        CONFIG_FILE,
-    }:
+    elif tf.io.gfile.exists(workdir) and {*tf.io.gfile.listdir(workdir)} - OWN_FILES:
         raise InputError(
             f"{workdir} is not empty and holds no {CONFIG_FILE}, so no run of ours"
             " wrote it; give another --workdir"

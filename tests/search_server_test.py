@@ -2,11 +2,15 @@
 
 import base64
 import io
+import socket
 import struct
+import threading
+import time
 import zlib
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -194,6 +198,31 @@ def test_bad_requests_are_refused_in_a_line_and_the_server_goes_on(client):
     chunks = (part for part in (b"{", b"}"))
     refused(411, "wanted a Content-Length", content=chunks, headers=json_type)
     assert client.get("/api/search").status_code == 405
+
+
+def test_a_body_in_chunks_of_no_known_length_is_refused_by_a_real_server(
+    index, encoder
+):
+    app = make_app(index, encoder, 0.1)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = listening.getsockname()
+        config = uvicorn.Config(app, log_level="critical")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        with socket.create_connection(address, timeout=20) as client:
+            client.sendall(
+                b"POST /api/search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 10\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n"
+            )
+            answer = client.recv(4096)
+        server.should_exit = True
+        thread.join(20)
+    assert answer.split()[1] in (b"400", b"411")
 
 
 def test_another_host_s_name_is_refused(client):

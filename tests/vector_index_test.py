@@ -58,12 +58,13 @@ def test_what_was_added_and_deleted_changes_nothing(index):
 
 def test_a_picture_is_replaced_by_its_id(index):
     rows = embeddings(10)
-    (name, *_) = put(index, rows)
+    names = put(index, rows)
+    name = names[0]
     put(index, -rows[:1], state="newer")
-    assert len(index) == 10 and index.states()[name] == "newer"
+    assert len(index) == 10 and sorted(index.ids()) == sorted(names)
     assert index.search(-rows[0], 1)[0].id == name
-    found = index.rows([name, "not there"], "thumbnail")
-    assert found == {name: {"id": name, "thumbnail": b"jpeg"}}
+    found = index.rows([name, "not there"], "state", "thumbnail")
+    assert found == {name: {"id": name, "state": "newer", "thumbnail": b"jpeg"}}
 
 
 def test_an_index_of_many_finds_what_comparing_with_all_finds(index, monkeypatch):

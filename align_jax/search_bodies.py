@@ -1,0 +1,94 @@
+"""What requests to the search server and its answers hold, and how much at most."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_BODY = 12 << 20  # bytes of a request
+MAX_TEXT = 1000  # characters
+MAX_TERMS = 16
+MAX_ITEMS = 64  # of one request to embed
+MAX_LIMIT = 200  # pictures of one answer
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+# A picture's file in base64, a third longer than the file.
+Upload = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
+Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TermBody(_Body):
+    """A text, an uploaded picture, or a picture of the index; the weight may be < 0."""
+
+    text: Text | None = None
+    image: Upload | None = None
+    id: Text | None = None
+    weight: Weight | None = None
+
+    @model_validator(mode="after")
+    def _one(self):
+        if sum(part is not None for part in (self.text, self.image, self.id)) != 1:
+            raise ValueError("wanted one of text, image and id")
+        return self
+
+
+class SearchBody(_Body):
+    """A query: the sum of its terms."""
+
+    terms: Annotated[list[TermBody], Field(min_length=1, max_length=MAX_TERMS)]
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 24
+    exact: bool = False
+
+
+class HitBody(_Body):
+    """A picture that was found, by its cosine with the query."""
+
+    id: str
+    score: float
+    text: str
+
+
+class SearchAnswer(_Body):
+    """The nearest pictures, best first."""
+
+    hits: list[HitBody]
+
+
+class EmbedBody(_Body):
+    """Texts and pictures' files to embed."""
+
+    texts: Annotated[list[Text], Field(max_length=MAX_ITEMS)] = []
+    images: Annotated[list[Upload], Field(max_length=MAX_ITEMS)] = []
+
+
+class EmbedAnswer(_Body):
+    """Vectors of unit length."""
+
+    texts: list[list[float]]
+    images: list[list[float]]
+
+
+class ClassifyBody(_Body):
+    """A picture, and labels of one's own instead of the server's."""
+
+    image: Upload
+    labels: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)] | None = (
+        None
+    )
+
+
+class Scored(_Body):
+    """A label or caption with its probability or cosine."""
+
+    text: str
+    score: float
+
+
+class ClassifyAnswer(_Body):
+    """Labels by probability, and captions by cosine, best first."""
+
+    labels: list[Scored]
+    captions: list[Scored]
