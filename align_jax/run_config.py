@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from align_jax.checkpoint import CheckpointConfig
 from align_jax.config import leave_out
+from align_jax.kernels import choose_kernels
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.objective import LossConfig
@@ -25,6 +26,7 @@ from align_jax.training_data import InputConfig
 MODEL_EXECUTION = (
     "image_tower.scan",
     "image_tower.rematerialise",
+    "image_tower.kernels",
     "text_tower.scan",
     "text_tower.rematerialise",
 )
@@ -167,7 +169,9 @@ class RunConfig:
     def make_model(self, mesh: Mesh):
         """Builds the model."""
         placement = Placement(mesh) if mesh.shape[FSDP_AXIS] > 1 else None
-        return MODULES[type(self.model)](self.model, self.batch_norm_group, placement)
+        kernels = choose_kernels(self.model.image_tower.kernels, mesh)
+        module = MODULES[type(self.model)]
+        return module(self.model, self.batch_norm_group, placement, kernels)
 
     def make_plan(self, mesh: Mesh) -> StepPlan:
         """Puts together what a step is compiled for.

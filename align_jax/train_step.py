@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import InputError
 from align_jax.loss_tiles import make_tiling
+from align_jax.models.batch_norm import mean_over_groups
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
-from align_jax.models.layers import mean_over_groups
 from align_jax.objective import LossConfig, compute_loss, hold_temperature
 from align_jax.optimizer import (
     OptimizerConfig,

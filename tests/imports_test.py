@@ -7,8 +7,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = """
 errors config tokenizer scratch pictures resample preprocess image_batches record_order
 datasets training_data input_pipeline
-sharding
-models.layers models.convolution models.mbconv models.efficientnet models.bert
+sharding kernels
+models.layers models.image_sums models.batch_norm models.convolution models.mbconv
+models.efficientnet models.bert
 models.dual_encoder models.classifier parameters
 loss_tiles loss sigmoid_loss objective optimizer train_step flops workdir checkpoint
 run_config pretrain_config classify_config training_runs

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from align_jax.kernels import Kernels
 from align_jax.models.bert import Bert, BertConfig
 from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig, pooled_width
 from align_jax.sharding import Placement
@@ -67,11 +68,13 @@ class ImageModel(nn.Module):
       config: with the fields `image_tower` and `dtype`.
       batch_norm_group: images that share BatchNorm statistics in training.
       placement: gathers parameters where they are used; None where they are whole.
+      kernels: see `EfficientNet`.
     """
 
     config: Any
     batch_norm_group: int
     placement: Placement | None = None
+    kernels: Kernels = Kernels()
 
     def setup(self):
         """Names the tower, which names its parameters."""
@@ -80,6 +83,7 @@ class ImageModel(nn.Module):
             self.batch_norm_group,
             DTYPES[self.config.dtype],
             self.placement,
+            self.kernels,
         )
 
     def image_features(

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from align_jax.kernels import CHOICES, Kernels
+from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.convolution import PADDINGS
 from align_jax.models.layers import (
-    BatchNorm,
     gathered,
     scan_blocks,
     split_batch,
@@ -68,6 +69,7 @@ class EfficientNetConfig:
       scan: compile the repeated blocks of a stage as one body; same parameters.
       rematerialise: what the backward pass computes again instead of keeping it:
         "none", "blocks" (all but each block's input) or "stages".
+      kernels: "auto", for kernels of our own where the devices have them, or "plain".
     """
 
     width: float = 1.0
@@ -79,9 +81,14 @@ class EfficientNetConfig:
     top_conv: bool = False
     scan: bool = False
     rematerialise: str = "none"
+    kernels: str = "auto"
 
     def __post_init__(self):
-        choices = {"padding": PADDINGS, "rematerialise": REMATERIALISATIONS}
+        choices = {
+            "padding": PADDINGS,
+            "rematerialise": REMATERIALISATIONS,
+            "kernels": CHOICES,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -131,12 +138,14 @@ class EfficientNet(nn.Module):
       dtype: compute type; parameters and statistics stay float32.
       placement: gathers a block's parameters where they are used; None where they are
         whole.
+      kernels: what computes the parts that have kernels of their own, in training.
     """
 
     config: EfficientNetConfig
     batch_norm_group: int
     dtype: jnp.dtype = jnp.float32
     placement: Placement | None = None
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
@@ -186,7 +195,7 @@ class EfficientNet(nn.Module):
             dtype=self.dtype,
             name=name,
         )(x)
-        return nn.swish(BatchNorm(**self._norm, name=f"{name}_norm")(x, train))
+        return BatchNorm(**self._norm, swish=True, name=f"{name}_norm")(x, train)
 
     @property
     def _norm(self) -> dict:
@@ -195,6 +204,7 @@ class EfficientNet(nn.Module):
             group_size=self.batch_norm_group,
             momentum=self.config.batch_norm_momentum,
             frozen=self.config.frozen_statistics,
+            kernels=self.kernels,
         )
 
     def _run_stage(

@@ -1,9 +1,8 @@
-"""Layers both towers share: randomness and statistics by virtual core.
+"""What both towers share: randomness by virtual core, and how blocks are run.
 
 A run is defined in virtual cores of `pairs_per_core` pairs each, whatever the
-hardware is. Random masks are drawn per virtual core and BatchNorm statistics are
-taken per group of virtual cores, so the result does not depend on how many of them
-one device holds.
+hardware is. Random masks are drawn per virtual core, so the result does not depend on
+how many of them one device holds.
 """
 
 import operator
@@ -113,62 +112,3 @@ def scan_blocks(
             own = jax.tree.map(operator.itemgetter(index), changed[kind])
             tower.put_variable(kind, name, own)
     return x
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation with statistics over groups of `group_size` images.
-
-    In training the batch (B, H, W, C) is seen as (B / group_size, group_size, H, W, C)
-    and each group is normalised by its own mean and variance. Statistics are float32
-    whatever the compute type.
-
-    The running statistics (C,) become (groups, C) in training, one step of each group;
-    `mean_over_groups` makes them (C,) again. Taking the mean here would be a collective
-    in every layer wherever the groups lie on several devices.
-
-    Attributes:
-      group_size: images in a group; B must be a multiple of it in training.
-      momentum: decay of the running statistics (TensorFlow's meaning).
-      epsilon: added to the variance.
-      frozen: use the running statistics in training too and leave them as they are.
-    """
-
-    group_size: int
-    momentum: float = 0.99
-    epsilon: float = 1e-3
-    frozen: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises x (B, H, W, C); returns the same shape and type."""
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        running_mean = self.variable(
-            "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
-        )
-        running_var = self.variable(
-            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
-        )
-        if not train or self.frozen:
-            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            shift = bias - running_mean.value * factor
-            return (x * factor + shift).astype(x.dtype)
-
-        grouped = x.reshape(-1, self.group_size, *x.shape[1:])  # (G, n, H, W, C)
-        wide = grouped.astype(jnp.float32)
-        mean = wide.mean((1, 2, 3))  # (G, C)
-        var = jnp.maximum(jnp.square(wide).mean((1, 2, 3)) - jnp.square(mean), 0.0)
-        if not self.is_initializing():
-            for running, batch in ((running_mean, mean), (running_var, var)):
-                kept = self.momentum * running.value
-                running.value = kept + (1.0 - self.momentum) * batch  # (G, C)
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)  # (G, C)
-        shift = bias - mean * factor
-        out = grouped * factor[:, None, None, None] + shift[:, None, None, None]
-        return out.reshape(x.shape).astype(x.dtype)
-
-
-def mean_over_groups(batch_stats: dict) -> dict:
-    """Running statistics (..., C) as BatchNorm leaves them, by their means, (C,)."""
-    return jax.tree.map(lambda x: x.mean(tuple(range(x.ndim - 1))), batch_stats)

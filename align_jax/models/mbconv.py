@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.convolution import PADDINGS, dense_conv, depthwise_conv
-from align_jax.models.layers import BatchNorm
 
 SQUEEZE_RATIO = 0.25
 
@@ -63,24 +63,39 @@ class Convolution(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by a gate computed from their spatial means.
+    """The weights of the gate that scales channels, see `gate_of`.
 
     Attributes:
+      channels: that are gated.
       reduced: channels of the gate's hidden layer, a quarter of the block's input.
-      dtype: compute type.
     """
 
+    channels: int
     reduced: int
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Gates x (B, H, W, C)."""
-        means = x.mean((1, 2), dtype=jnp.float32).astype(self.dtype)  # (B, C)
-        dense = dict(kernel_init=dense_init, dtype=self.dtype)
-        hidden = nn.swish(nn.Dense(self.reduced, name="reduce", **dense)(means))
-        gate = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense)(hidden))
-        return x * gate[:, None, None]
+    def __call__(self) -> dict:
+        """{"reduce", "expand"}: {"kernel", "bias"} of its two dense layers."""
+        return {
+            "reduce": DenseWeights(self.channels, self.reduced, name="reduce")(),
+            "expand": DenseWeights(self.reduced, self.channels, name="expand")(),
+        }
+
+
+class DenseWeights(nn.Module):
+    """Kernel and bias of a dense layer that is applied elsewhere."""
+
+    features_in: int
+    features: int
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        """{"kernel", "bias"}: (features_in, features) and (features,)."""
+        shape = (self.features_in, self.features)
+        return {
+            "kernel": self.param("kernel", dense_init, shape),
+            "bias": self.param("bias", nn.initializers.zeros, shape[1:]),
+        }
 
 
 class MBConv(nn.Module):
@@ -111,8 +126,8 @@ class MBConv(nn.Module):
         hidden = x
         if block.expansion != 1:
             hidden = Convolution(expanded, 1, dtype=self.dtype, name="expand")(hidden)
-            hidden = BatchNorm(**self.norm, name="expand_norm")(hidden, train)
-            hidden = nn.swish(hidden)
+            norm = BatchNorm(**self.norm, swish=True, name="expand_norm")
+            hidden = norm(hidden, train)
         hidden = Convolution(
             expanded,
             block.kernel,
@@ -122,10 +137,10 @@ class MBConv(nn.Module):
             dtype=self.dtype,
             name="depthwise",
         )(hidden)
-        hidden = BatchNorm(**self.norm, name="depthwise_norm")(hidden, train)
-        hidden = nn.swish(hidden)
         reduced = max(1, int(block.channels_in * SQUEEZE_RATIO))
-        hidden = SqueezeExcite(reduced, self.dtype, name="squeeze_excite")(hidden)
+        excite = SqueezeExcite(expanded, reduced, name="squeeze_excite")()
+        norm = BatchNorm(**self.norm, swish=True, name="depthwise_norm")
+        hidden = norm(hidden, train, excite)
         hidden = Convolution(block.channels_out, 1, dtype=self.dtype, name="project")(
             hidden
         )

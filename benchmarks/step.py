@@ -1,0 +1,269 @@
+"""A training step on random data, beside PyTorch's on the same device.
+
+    python -m benchmarks.step --image=b5 --text=base --batch=128 --peers timm
+    python -m benchmarks.step --image=b7 --text=base --batch=128 --peers huggingface
+
+Forward pass, loss, backward pass and optimizer in bfloat16. Each implementation is a
+process of its own; all compile at once, then each is timed while the others wait. The
+peers, where torch, timm and transformers are installed: timm's EfficientNet with BERT,
+compiled as a whole, and Hugging Face's AlignModel, compiled as a whole or by blocks.
+The floor is the time in which a device's memory moves every output of the image tower's
+convolutions eight times. --profile sums the time of one step's kernels by their kind.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from align_jax.models.bert import SIZES
+from align_jax.models.efficientnet import REMATERIALISATIONS, VARIANTS
+
+PEERS = ("timm", "huggingface", "huggingface_blocks")
+OURS = "align_jax"
+VOCABULARY = 30_522
+MOVES = 8  # of a convolution's output, the fewest that were thought of
+GIB = 2**30
+
+
+def read_flags() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", choices=VARIANTS, default="b5")
+    parser.add_argument("--text", choices=SIZES, default="base")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image_size", type=int, default=289)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--pairs_per_core", type=int, default=16)
+    parser.add_argument("--group", type=int, default=16, help="images of a BatchNorm")
+    parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--scan", action="store_true", help="repeated blocks as one")
+    parser.add_argument("--rematerialise", choices=REMATERIALISATIONS, default="none")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--precision", default="default", help="of the loss's products")
+    parser.add_argument("--optimizer", default="lamb")
+    parser.add_argument("--kernels", default="auto", help="auto or plain")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs every implementation and prints the table."""
+    flags = read_flags()
+    if flags.only == OURS:
+        measure(*prepare_ours(flags), flags)
+    elif flags.only:
+        from benchmarks.step_peers import prepare_peer
+
+        measure(*prepare_peer(flags), flags)
+    else:
+        print_table(flags)
+
+
+def print_table(flags: argparse.Namespace) -> None:
+    """Starts the implementations' processes and lets one after the other measure."""
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--only", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for name in (OURS, *flags.peers)
+    }
+    floor = 1e3 * floor_bytes(flags) / flags.bandwidth
+    print(
+        f"{flags.image} and {flags.text}, batch {flags.batch}, {flags.image_size} px,"
+        f" {flags.tokens} tokens, {flags.dtype}; ours: BatchNorm groups of"
+        f" {flags.group}, {flags.optimizer}, scan={flags.scan},"
+        f" rematerialise={flags.rematerialise}, kernels={flags.kernels}; floor of the"
+        f" image tower {floor:.1f} ms"
+    )
+    print(
+        f"{'':<20}{'ms':>8}{'pairs/s':>9}{'ratio':>7}{'GiB':>7}{'floor':>7}"
+        f"{'TFLOP/s':>9}{'GB moved':>10}{'compile s':>11}",
+        flush=True,
+    )
+    ready = [name for name, child in started.items() if wait_until_ready(child)]
+    first = None
+    for name in ready:
+        child = started[name]
+        output, _ = child.communicate("go\n")
+        if child.returncode:
+            print(f"{name:<20} failed, see above", flush=True)
+            continue
+        *lines, last = output.strip().splitlines()
+        found = json.loads(last)
+        first = first or found["ms"]
+        print(
+            f"{name:<20}{found['ms']:>8.1f}{1e3 * flags.batch / found['ms']:>9.0f}"
+            f"{found['ms'] / first:>7.2f}{found['peak_bytes'] / GIB:>7.1f}"
+            f"{floor / found['ms']:>7.2f}"
+            f"{1e-9 * found.get('flops', math.nan) / found['ms']:>9.0f}"
+            f"{1e-9 * found.get('traffic', math.nan):>10.1f}"
+            f"{found['compile_seconds']:>11.0f}",
+            flush=True,
+        )
+        print(*lines, sep="\n", end="\n" if lines else "", flush=True)
+
+
+def wait_until_ready(child: subprocess.Popen) -> bool:
+    """Whether an implementation compiled and took its first steps."""
+    for line in child.stdout:
+        if line == "ready\n":
+            return True
+    return False
+
+
+def measure(take: Callable[[], None], wait: Callable[[], None], finish, flags) -> None:
+    """Times steps once the parent says so, and prints the result as JSON.
+
+    Steps are queued five at a time, since waiting for each costs milliseconds.
+
+    Args:
+      take: queues a step.
+      wait: for all of them.
+      finish: gives peak memory and what else is known, by name.
+      flags: the command line.
+    """
+    for _ in range(3):
+        take()
+    wait()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    take()
+    wait()
+    milliseconds = []
+    for _ in range(max(flags.steps // 5, 1)):
+        start = time.perf_counter()
+        for _ in range(5):
+            take()
+        wait()
+        milliseconds.append(1e3 * (time.perf_counter() - start) / 5)
+    found = finish()
+    if flags.profile and flags.only == OURS:
+        from benchmarks.kernel_times import print_kernel_times
+
+        print_kernel_times(take, wait)
+    print(json.dumps({"ms": statistics.median(milliseconds)} | found), flush=True)
+
+
+def floor_bytes(flags: argparse.Namespace) -> float:
+    """Bytes of a step if every convolution's output moved `MOVES` times in bfloat16."""
+    from align_jax.models.efficientnet import (
+        STEM_CHANNELS,
+        EfficientNetConfig,
+        expand_stages,
+        round_channels,
+    )
+
+    width, depth = VARIANTS[flags.image]
+    side = -(-flags.image_size // 2)
+    elements = side * side * round_channels(STEM_CHANNELS, width)
+    for stage in expand_stages(EfficientNetConfig(width, depth)):
+        for block in stage:
+            expanded = block.channels_in * block.expansion
+            if block.expansion != 1:
+                elements += side * side * expanded
+            side = -(-side // block.stride)
+            elements += side * side * (expanded + block.channels_out)
+    return flags.batch * elements * 2 * MOVES
+
+
+def prepare_ours(flags: argparse.Namespace):
+    """Compiles our step."""
+    import jax
+    import numpy as np
+
+    from align_jax.flops import count_model_flops
+    from align_jax.kernels import choose_kernels
+    from align_jax.models.bert import BertConfig
+    from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+    from align_jax.models.efficientnet import EfficientNetConfig
+    from align_jax.objective import LossConfig
+    from align_jax.optimizer import OptimizerConfig
+    from align_jax.sharding import batch_split, make_mesh
+    from align_jax.train_step import StepPlan, compile_step, create_state
+
+    layers, hidden = SIZES[flags.text]
+    model = ModelConfig(
+        EfficientNetConfig(
+            *VARIANTS[flags.image],
+            scan=flags.scan,
+            rematerialise=flags.rematerialise,
+            kernels=flags.kernels,
+        ),
+        BertConfig(
+            VOCABULARY,
+            flags.tokens,
+            layers=layers,
+            hidden=hidden,
+            scan=True,
+            rematerialise=flags.rematerialise != "none",
+        ),
+        dtype=flags.dtype,
+    )
+    mesh = make_mesh()
+    plan = StepPlan(
+        DualEncoder(model, flags.group, None, choose_kernels(flags.kernels, mesh)),
+        LossConfig(precision=flags.precision),
+        OptimizerConfig(kind=flags.optimizer, warmup_steps=10),
+        total_steps=10_000,
+        virtual_cores=flags.batch // flags.pairs_per_core,
+        pairs_per_core=flags.pairs_per_core,
+        microbatches=flags.microbatches,
+        norms_every_steps=50,
+        seed=0,
+        mesh=mesh,
+    )
+    random = np.random.default_rng(0)
+    side = flags.image_size
+    images = random.integers(256, size=(flags.batch, side, side, 3), dtype=np.uint8)
+    tokens = random.integers(
+        1, VOCABULARY, size=(flags.batch, flags.tokens), dtype=np.int32
+    )
+    batch = jax.device_put({"images": images, "tokens": tokens}, batch_split(plan.mesh))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
+    )
+    start = time.perf_counter()
+    step = compile_step(plan, shapes)
+    seconds = time.perf_counter() - start
+    state, metrics = create_state(plan), {}
+
+    def take():
+        nonlocal state, metrics
+        state, metrics = step(state, batch)
+
+    def finish():
+        memory, costs = step.memory_analysis(), step.cost_analysis()
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+        return {
+            "peak_bytes": peak,
+            "flops": sum(count_model_flops(plan, shapes).values()),
+            "traffic": costs.get("bytes accessed", math.nan),
+            "compile_seconds": seconds,
+            "loss_is_finite": bool(np.isfinite(metrics["loss"])),
+        }
+
+    return take, lambda: jax.block_until_ready(state), finish
+
+
+if __name__ == "__main__":
+    main()

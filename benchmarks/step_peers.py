@@ -1,0 +1,119 @@
+"""PyTorch's step of the same size, for `benchmarks.step`."""
+
+import argparse
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AlignConfig, AlignModel, BertConfig, BertModel
+
+from align_jax.models.bert import HEAD_WIDTH, SIZES
+from benchmarks.step import VOCABULARY
+
+SMOOTHING = 0.1
+
+
+class TimmDualEncoder(nn.Module):
+    """timm's EfficientNet and Hugging Face's BERT, both scaled to unit length."""
+
+    def __init__(self, flags: argparse.Namespace):
+        super().__init__()
+        import timm
+
+        self.image_tower = timm.create_model(
+            f"efficientnet_{flags.image}", num_classes=0, drop_path_rate=0.2
+        )
+        self.text_tower = BertModel(bert_config(flags), add_pooling_layer=False)
+        width = self.image_tower.num_features
+        self.projection = nn.Linear(SIZES[flags.text][1], width)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, images, tokens):
+        """Both towers' unit vectors (B, D) and the temperature."""
+        image = self.image_tower(images)
+        text = self.text_tower(tokens).last_hidden_state[:, 0]
+        pair = image, self.projection(text)
+        return *(F.normalize(x.float(), dim=-1) for x in pair), self.temperature
+
+
+class HuggingFaceDualEncoder(nn.Module):
+    """Hugging Face's AlignModel: EfficientNet-B7 and BERT-Base."""
+
+    def __init__(self, flags: argparse.Namespace):
+        super().__init__()
+        if (flags.image, flags.text) != ("b7", "base"):
+            raise SystemExit("AlignModel is compared as --image=b7 --text=base")
+        config = AlignConfig()
+        config.text_config.vocab_size = VOCABULARY
+        config.vision_config.image_size = flags.image_size
+        self.model = AlignModel(config)
+
+    def forward(self, images, tokens):
+        """Both towers' unit vectors (B, D) and the temperature."""
+        found = self.model(input_ids=tokens, pixel_values=images)
+        return found.image_embeds, found.text_embeds, self.model.temperature
+
+
+def bert_config(flags: argparse.Namespace) -> BertConfig:
+    """BERT of a published size."""
+    layers, hidden = SIZES[flags.text]
+    return BertConfig(
+        vocab_size=VOCABULARY,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_attention_heads=hidden // HEAD_WIDTH,
+    )
+
+
+def prepare_peer(flags: argparse.Namespace):
+    """Compiles a peer's step by torch.compile: bfloat16 autocast, channels_last."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    kind = TimmDualEncoder if flags.only == "timm" else HuggingFaceDualEncoder
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = kind(flags).to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    side = flags.image_size
+    images = torch.randn(flags.batch, 3, side, side, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    tokens = torch.randint(1, VOCABULARY, (flags.batch, flags.tokens), device=device)
+    labels = torch.arange(flags.batch, device=device)
+
+    def score(images, tokens):
+        with torch.autocast(device, torch.bfloat16, enabled=flags.dtype == "bfloat16"):
+            image, text, temperature = model(images, tokens)
+            logits = image @ text.T / temperature
+        smoothed = dict(label_smoothing=SMOOTHING)
+        logits = logits.float()
+        return F.cross_entropy(logits, labels, **smoothed) + F.cross_entropy(
+            logits.T, labels, **smoothed
+        )
+
+    if flags.only == "huggingface_blocks":
+        vision, text = model.model.vision_model, model.model.text_model
+        for block in [*vision.encoder.blocks, *text.encoder.layer]:
+            block.compile()
+    else:
+        score = torch.compile(score)
+
+    def take():
+        score(images, tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    start = time.perf_counter()
+    take()
+    wait()
+    seconds = time.perf_counter() - start
+
+    def finish():
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        return {"peak_bytes": peak, "compile_seconds": seconds}
+
+    return take, wait, finish
