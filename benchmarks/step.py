@@ -8,7 +8,9 @@ process of its own; all compile at once, then each is timed while the others wai
 peers, where torch, timm and transformers are installed: timm's EfficientNet with BERT,
 compiled as a whole, and Hugging Face's AlignModel, compiled as a whole or by blocks.
 The floor is the time in which a device's memory moves every output of the image tower's
-convolutions eight times. --profile sums the time of one step's kernels by their kind.
+convolutions eight times. --topology=v5e:2x2 prints the TPU compiler's counts for one
+core instead (with the extra `tpu`; no scan, whose loops count once). --profile sums
+the time of one step's kernels by their kind.
 """
 
 import argparse
@@ -51,6 +53,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
+    parser.add_argument("--topology", help="as v5e:2x2; a core's counts, nothing else")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -61,6 +64,8 @@ def main() -> None:
     flags = read_flags()
     if flags.only == OURS:
         measure(*prepare_ours(flags), flags)
+    elif flags.topology:
+        count_on(flags)
     elif flags.only:
         from benchmarks.step_peers import prepare_peer
 
@@ -181,20 +186,15 @@ def floor_bytes(flags: argparse.Namespace) -> float:
     return flags.batch * elements * 2 * MOVES
 
 
-def prepare_ours(flags: argparse.Namespace):
-    """Compiles our step."""
-    import jax
-    import numpy as np
-
-    from align_jax.flops import count_model_flops
+def make_plan(flags: argparse.Namespace, mesh):
+    """What our step is compiled for."""
     from align_jax.kernels import choose_kernels
     from align_jax.models.bert import BertConfig
     from align_jax.models.dual_encoder import DualEncoder, ModelConfig
     from align_jax.models.efficientnet import EfficientNetConfig
     from align_jax.objective import LossConfig
     from align_jax.optimizer import OptimizerConfig
-    from align_jax.sharding import batch_split, make_mesh
-    from align_jax.train_step import StepPlan, compile_step, create_state
+    from align_jax.train_step import StepPlan
 
     layers, hidden = SIZES[flags.text]
     model = ModelConfig(
@@ -209,13 +209,12 @@ def prepare_ours(flags: argparse.Namespace):
             flags.tokens,
             layers=layers,
             hidden=hidden,
-            scan=True,
+            scan=flags.scan,
             rematerialise=flags.rematerialise != "none",
         ),
         dtype=flags.dtype,
     )
-    mesh = make_mesh()
-    plan = StepPlan(
+    return StepPlan(
         DualEncoder(model, flags.group, None, choose_kernels(flags.kernels, mesh)),
         LossConfig(precision=flags.precision),
         OptimizerConfig(kind=flags.optimizer, warmup_steps=10),
@@ -227,6 +226,55 @@ def prepare_ours(flags: argparse.Namespace):
         seed=0,
         mesh=mesh,
     )
+
+
+def count_on(flags: argparse.Namespace) -> None:
+    """Prints what the TPU compiler counts for one core of a slice."""
+    import jax
+    import jax.numpy as jnp
+
+    from align_jax.flops import count_model_flops
+    from align_jax.plan import find_devices
+    from align_jax.sharding import batch_split, make_mesh
+    from align_jax.train_step import compile_step
+
+    mesh = make_mesh(devices=find_devices(flags.topology)[:1])
+    plan, side = make_plan(flags, mesh), flags.image_size
+    like = {
+        "images": ((side, side, 3), jnp.uint8),
+        "tokens": ((flags.tokens,), jnp.int32),
+    }
+    shapes = {
+        name: jax.ShapeDtypeStruct(
+            (flags.batch, *shape), dtype, sharding=batch_split(mesh)
+        )
+        for name, (shape, dtype) in like.items()
+    }
+    start = time.perf_counter()
+    step = compile_step(plan, shapes)
+    seconds = time.perf_counter() - start
+    costs, memory = step.cost_analysis(), step.memory_analysis()
+    model = sum(count_model_flops(plan, shapes).values())
+    print(
+        f"{flags.topology}: a pair takes {costs['flops'] / flags.batch / 1e9:.2f} GFLOP"
+        f" (the model's {model / flags.batch / 1e9:.2f}) and"
+        f" {costs['bytes accessed'] / flags.batch / 1e9:.3f} GB of traffic, the floor"
+        f" {floor_bytes(flags) / flags.batch / 1e9:.3f};"
+        f" {memory.temp_size_in_bytes / GIB:.2f} GiB of temporaries;"
+        f" compiled in {seconds:.0f} s"
+    )
+
+
+def prepare_ours(flags: argparse.Namespace):
+    """Compiles our step."""
+    import jax
+    import numpy as np
+
+    from align_jax.flops import count_model_flops
+    from align_jax.sharding import batch_split, make_mesh
+    from align_jax.train_step import compile_step, create_state
+
+    plan = make_plan(flags, make_mesh())
     random = np.random.default_rng(0)
     side = flags.image_size
     images = random.integers(256, size=(flags.batch, side, side, 3), dtype=np.uint8)
