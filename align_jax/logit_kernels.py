@@ -158,7 +158,8 @@ class Tile:
     """One tile of a grid, inside a kernel.
 
     Attributes:
-      logits: (rows, columns) in base 2.
+      products: (rows, columns), the logits but for the scale.
+      scale: () above 0.
       row: () id of the first image among the grid's.
       column: () id of the first text among the grid's.
       ids: (), () the same two among all N pairs.
@@ -166,18 +167,18 @@ class Tile:
 
     def __init__(self, grid: Grid, scale: jax.Array, start: Any, ximg: Any, ytxt: Any):
         """Multiplies images (rows, D) and texts (columns, D)."""
-        self.grid = grid
+        self.grid, self.scale = grid, scale
         i, j = grid.place(pl.program_id(0))
         self.row, self.column = i * grid.shape.rows, j * grid.shape.columns
         self.ids = start[0] + self.row, start[1] + self.column
         depth = grid.shape.depth
 
-        def add(k, logits):
+        def add(k, products):
             part = pl.ds(k * depth, depth)
-            return logits + plgpu.dot(ximg[:, part], ytxt[:, part], trans_b=True)
+            return products + plgpu.dot(ximg[:, part], ytxt[:, part], trans_b=True)
 
-        logits = jnp.zeros((grid.shape.rows, grid.shape.columns), jnp.float32)
-        self.logits = scale * lax.fori_loop(0, ximg.shape[1] // depth, add, logits)
+        zeros = jnp.zeros((grid.shape.rows, grid.shape.columns), jnp.float32)
+        self.products = lax.fori_loop(0, ximg.shape[1] // depth, add, zeros)
 
     @property
     def has_others_only(self) -> jax.Array:
@@ -204,16 +205,23 @@ class Tile:
 
     def exp2(self, x: jax.Array) -> jax.Array:
         """2^x in one instruction."""
+        return self._approximate("ex2", jnp.exp2, x)
+
+    def log2(self, x: jax.Array) -> jax.Array:
+        """Its inverse, to 2^-22."""
+        return self._approximate("lg2", jnp.log2, x)
+
+    def _approximate(self, name: str, function: Callable, x: jax.Array) -> jax.Array:
         if self.grid.tiling.kernels == "interpret":
-            return jnp.exp2(x)
-        (power,) = plgpu.elementwise_inline_asm(
-            "ex2.approx.ftz.f32 $0, $1;",
+            return function(x)
+        (result,) = plgpu.elementwise_inline_asm(
+            f"{name}.approx.ftz.f32 $0, $1;",
             args=[x],
             constraints="=f,f",
             pack=1,
             result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
         )
-        return power
+        return result
 
 
 def statistics_kernel(grid, numbers, start, ximg, ytxt, *outputs):
@@ -229,17 +237,17 @@ def statistics_kernel(grid, numbers, start, ximg, ytxt, *outputs):
     """
     row_lse, row_best, column_lse, column_best = outputs
     tile = Tile(grid, numbers[0], start, ximg, ytxt)
-    logits = tile.logits
-    row_most, column_most = logits.max(1), logits.max(0)
+    products, scale = tile.products, tile.scale
+    row_most, column_most = scale * products.max(1), scale * products.max(0)
     high = jnp.max(row_most)
     low = jnp.minimum(jnp.min(row_most), jnp.min(column_most))
     simple = tile.has_others_only & tile.is_inside & (high - low < SPREAD)
 
     @pl.when(simple)
     def _():
-        terms = tile.exp2(logits - high)
-        row_lse[0] = high + jnp.log2(terms.sum(1))
-        column_lse[0] = high + jnp.log2(terms.sum(0))
+        terms = tile.exp2(scale * products - high)
+        row_lse[0] = high + tile.log2(terms.sum(1))
+        column_lse[0] = high + tile.log2(terms.sum(0))
         row_best[0], column_best[0] = row_most, column_most
 
     @pl.when(~simple)
@@ -248,12 +256,12 @@ def statistics_kernel(grid, numbers, start, ximg, ytxt, *outputs):
         row = tile.row + jnp.arange(grid.shape.rows) < grid.images
         column = tile.column + jnp.arange(grid.shape.columns) < grid.texts
         other = candidate & ~own & row[:, None] & column[None]
-        masked = jnp.where(other, logits, EXCLUDED)
+        masked = jnp.where(other, scale * products, EXCLUDED)
         row_most, column_most = masked.max(1), masked.max(0)
         row_sum = tile.exp2(masked - row_most[:, None]).sum(1)
-        row_lse[0] = row_most + jnp.log2(row_sum)
+        row_lse[0] = row_most + tile.log2(row_sum)
         column_sum = tile.exp2(masked - column_most[None]).sum(0)
-        column_lse[0] = column_most + jnp.log2(column_sum)
+        column_lse[0] = column_most + tile.log2(column_sum)
         row_best[0], column_best[0] = row_most, column_most
 
 
@@ -274,7 +282,8 @@ def gradients_kernel(
       smoothing: share of the uniform target.
     """
     tile = Tile(grid, numbers[0], start, ximg, ytxt)
-    i2t, t2i, logits = numbers[1], numbers[2], tile.logits
+    i2t, t2i = numbers[1], numbers[2]
+    products, scale = tile.products, tile.scale
     row_lse, column_lse = row_lse[...], column_lse[...]
     high = jnp.maximum(jnp.max(row_lse), jnp.max(column_lse))
     low = jnp.minimum(jnp.min(row_lse), jnp.min(column_lse))
@@ -286,7 +295,8 @@ def gradients_kernel(
     def _():
         by_row = i2t * tile.exp2(high - row_lse)
         by_column = t2i * tile.exp2(high - column_lse)
-        probability = tile.exp2(logits - high) * (by_row[:, None] + by_column[None])
+        probability = tile.exp2(scale * products - high)
+        probability *= by_row[:, None] + by_column[None]
         dlogits[...] = (probability - (i2t + t2i) * uniform).astype(dlogits.dtype)
 
     @pl.when(~simple)
@@ -294,7 +304,7 @@ def gradients_kernel(
         own, candidate = tile.relations()
         target = jnp.where(own, 1.0 - smoothing, 0.0)
         target += jnp.where(candidate, uniform, 0.0)
-        masked = jnp.where(candidate, logits, EXCLUDED)
+        masked = jnp.where(candidate, scale * products, EXCLUDED)
         total = i2t * (tile.exp2(masked - row_lse[:, None]) - target)
         total += t2i * (tile.exp2(masked - column_lse[None]) - target)
         dlogits[...] = total.astype(dlogits.dtype)

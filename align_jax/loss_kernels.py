@@ -23,8 +23,7 @@ from align_jax.loss_tiles import Tiling, own_rows
 
 KERNELS = ("auto", "plain", "triton", "interpret")
 
-CHUNK_BYTES = 2**30  # of the gradient by the logits that is held at a time
-
+CHUNK_BYTES = 2**29  # of the gradient by the logits that is held at a time
 
 STATISTICS, GRADIENTS = Shape(), Shape()
 

@@ -29,7 +29,8 @@ SHAPES = (
     Shape(256, 128, 128, warps=8, stages=2),
     Shape(128, 64, 64, warps=4, stages=4),
 )
-CHUNKS = (2**27, 2**28, 2**29, 2**30)  # bytes
+# At N = 65,536 the second and fourth fill 132 multiprocessors with tiles of 128 x 128.
+MEBIBYTES = (256, 416, 512, 832, 1024)
 COLUMNS = 8192  # of the kernel of the gradient, whose time grows with them
 THREADS = 8  # that compile
 
@@ -95,8 +96,8 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
     ]
     whole = (ximg, ytxt, temperature, lse, one)
     return found + [
-        ("backward", f"{c >> 20} MiB", gradients_of(c), whole, 3 * product, 1)
-        for c in CHUNKS
+        ("backward", f"{m} MiB", gradients_of(m << 20), whole, 3 * product, 1)
+        for m in MEBIBYTES
     ]
 
 
@@ -124,8 +125,10 @@ def sweep(
         row = {"part": part, "choice": str(choice)}
         try:
             row["milliseconds"] = calls * milliseconds(program.result(), inputs)
+            row["bytes"] = program.result().memory_analysis().temp_size_in_bytes
             speed = product / row["milliseconds"] / 1e9
             line = f"{row['milliseconds']:8.2f} ms {speed:6.0f} TFLOP/s"
+            line += f" {row['bytes'] / 2**20:6.0f} MiB"
         except Exception as error:
             row["error"] = line = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"{part:<10} {line}  {choice}", flush=True)

@@ -1,3 +1,5 @@
+import importlib.metadata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,10 @@ def test_logits_far_apart_are_exact(mesh_of):
     assert_kernels_equal_walk(mesh_of(1), ximg, ytxt, 1e-3, label_smoothing=0.1)
 
 
+@pytest.mark.skipif(
+    not importlib.metadata.version("jaxlib").startswith("0.10."),
+    reason="later releases compile a kernel where they lower it, by the CUDA plugin",
+)
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_gradient_lowers_for_cuda_without_a_gpu(devices, monkeypatch):
     monkeypatch.setattr(loss_kernels, "STATISTICS", logit_kernels.Shape())
