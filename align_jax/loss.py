@@ -11,6 +11,7 @@ Label smoothing e mixes the one-hot target with the uniform one over the candida
 a term is lse - (1 - e) z_ii - e mean, with log-sum-exp and mean of its row or column.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from align_jax import loss_kernels
 from align_jax.loss_tiles import (
     EXCLUDED,
     KEPT,
@@ -46,6 +48,7 @@ def contrastive_loss(
     negatives: float = 1.0,
     tile: int | None = None,
     precision: str = "highest",
+    kernels: str = "auto",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss over all pairs of all devices in memory linear in N.
 
@@ -60,17 +63,21 @@ def contrastive_loss(
         see `make_tiling`.
       tile: columns of the logits held at a time; None chooses, see `make_tiling`.
       precision: of the matrix products, a name of `jax.lax.Precision`.
+      kernels: "auto" is those of `loss_kernels` on NVIDIA GPUs at precision "default",
+        which round the embeddings to bfloat16; "plain" never.
 
     Returns:
       The loss, (), and metrics, (): each direction's loss and in-batch accuracy. Only
       the loss has a gradient.
 
     Raises:
-      ValueError: negatives or reduction is none of the above.
+      ValueError: negatives, reduction or kernels is none of the above.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
     tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
+    kernels = loss_kernels.choose(kernels, precision, mesh)
+    tiling = dataclasses.replace(tiling, kernels=kernels)
     metrics = _compiled(
         image_embeddings, text_embeddings, temperature, tiling, label_smoothing
     )
@@ -90,6 +97,7 @@ def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
         out_specs=(WHOLE, (ROWS, ROWS, KEPT)),
+        check_vma=tiling.kernels == "plain",  # which Pallas cannot follow
     )
     metrics, found = share(ximg, ytxt, temperature)
     return metrics, (ximg, ytxt, temperature, found)
@@ -101,6 +109,7 @@ def _directions_backward(tiling, smoothing, residuals, cotangents):
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE, (ROWS, ROWS, KEPT), WHOLE, WHOLE),
         out_specs=(ROWS, ROWS, WHOLE),
+        check_vma=tiling.kernels == "plain",
     )
     return share(*residuals, cotangents["i2t_loss"], cotangents["t2i_loss"])
 
@@ -111,10 +120,34 @@ _compiled = jax.jit(_directions, static_argnums=(3, 4))  # for calls outside of 
 
 def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     """Metrics; the log-sum-exp of this device's rows and columns, (n,); kept logits."""
-    n = len(ximg)
+    n, kept = len(ximg), ()
+    if tiling.kernels != "plain":
+        ximg, ytxt = loss_kernels.rounded(ximg), loss_kernels.rounded(ytxt)
     all_texts = gather(ytxt)  # (N, D)
-    scaled_images = ximg / temperature
-    positive = (scaled_images * ytxt).sum(1)  # (n,)
+    positive = (ximg / temperature * ytxt).sum(1)  # (n,)
+    if tiling.kernels == "plain":
+        found, kept = _walk_forward(ximg, all_texts, positive, temperature, tiling)
+    else:
+        shared = (ximg, all_texts, positive, temperature, tiling)
+        found = loss_kernels.statistics(*shared, loss_kernels.STATISTICS)
+    row_lse, best_text, column_lse, best_image = found  # columns of this device's rows
+
+    shift = lax.pmax(column_lse, BATCH_AXES)  # (N,)
+    column_sum = scatter_sum(jnp.exp(column_lse - shift))  # (n,)
+    column_lse = jnp.log(column_sum) + shift[own_rows(n)]
+
+    metrics = accuracies(positive, best_text, best_image, temperature)
+    means = _mean_cosines(ximg, ytxt, all_texts, tiling)
+    for direction, lse, mean in zip(
+        ("i2t_loss", "t2i_loss"), (row_lse, column_lse), means, strict=True
+    ):
+        terms = lse - (1.0 - smoothing) * positive - smoothing * mean / temperature
+        metrics[direction] = mean_over_pairs(terms)
+    return metrics, (row_lse, column_lse, kept)
+
+
+def _walk_forward(ximg, all_texts, positive, temperature, tiling):
+    """As `loss_kernels.statistics`; and the kept logits."""
 
     # A log-sum-exp may be shifted by any number near its maximum: by the larger of the
     # pair's own logit, computed apart up to rounding, and the best of the others.
@@ -131,26 +164,14 @@ def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
         column_sum = jnp.exp(block.logits - column_shift).sum(0)
         return (row_sum, best_text), (column_shift, column_sum, best_image)
 
-    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
+    start = (jnp.zeros(len(ximg)), jnp.full(len(ximg), EXCLUDED))
     rows, columns, kept = walk(
-        tiling, scaled_images, all_texts, visit, start, gather(positive)
+        tiling, ximg / temperature, all_texts, visit, start, gather(positive)
     )
     row_sum, best_text = rows
-    column_shift, column_sum, best_image = columns  # (N,) each, of this device's images
-
+    column_shift, column_sum, best_image = columns
     row_lse = jnp.log(row_sum) + jnp.maximum(positive, best_text)
-    global_shift = lax.pmax(column_shift, BATCH_AXES)  # (N,)
-    column_sum = scatter_sum(column_sum * jnp.exp(column_shift - global_shift))  # (n,)
-    column_lse = jnp.log(column_sum) + global_shift[own_rows(n)]
-
-    metrics = accuracies(positive, best_text, best_image, temperature)
-    means = _mean_cosines(ximg, ytxt, all_texts, tiling)
-    for direction, lse, mean in zip(
-        ("i2t_loss", "t2i_loss"), (row_lse, column_lse), means, strict=True
-    ):
-        terms = lse - (1.0 - smoothing) * positive - smoothing * mean / temperature
-        metrics[direction] = mean_over_pairs(terms)
-    return metrics, (row_lse, column_lse, kept)
+    return (row_lse, best_text, jnp.log(column_sum) + column_shift, best_image), kept
 
 
 def _mean_cosines(ximg, ytxt, all_texts, tiling):
@@ -160,7 +181,7 @@ def _mean_cosines(ximg, ytxt, all_texts, tiling):
     """
     group = own_rows(len(ximg)) // tiling.candidates  # (n,)
     split = (tiling.groups, tiling.candidates, -1)
-    mean_text = all_texts.reshape(split).mean(1)  # (groups, D)
+    mean_text = all_texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
     sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
     mean_image = lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
     return (ximg * mean_text[group]).sum(1), (ytxt * mean_image[group]).sum(1)
@@ -169,6 +190,26 @@ def _mean_cosines(ximg, ytxt, all_texts, tiling):
 def _backward_share(ximg, ytxt, temperature, found, i2t, t2i, tiling, smoothing):
     """Gradients of i2t * L_i2t + t2i * L_t2i for this device's rows and temperature."""
     row_lse, column_lse, kept = found
+    lse, weights = (row_lse, gather(column_lse)), (i2t, t2i)  # (n,), (N,)
+    if tiling.kernels == "plain":
+        shared = (gather(ytxt), temperature, lse, weights, tiling, smoothing)
+        dimg, dtxt = _walk_backward(ximg, *shared, kept)
+    else:
+        ximg, ytxt = loss_kernels.rounded(ximg), loss_kernels.rounded(ytxt)
+        shared = (gather(ytxt), temperature, lse, weights, tiling, smoothing)
+        cut = loss_kernels.GRADIENTS, loss_kernels.CHUNK_BYTES
+        dimg, dtxt = loss_kernels.gradients(ximg, *shared, *cut)
+    scale = 1.0 / (tiling.pairs * temperature)
+    dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
+    # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
+    dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature
+    return dimg, dtxt, dtemperature
+
+
+def _walk_backward(ximg, all_texts, temperature, lse, weights, tiling, smoothing, kept):
+    """As `loss_kernels.gradients`, with the kept logits."""
+    row_lse, column_lse = lse
+    i2t, t2i = weights
 
     def visit(dimg, block, lse):
         # A direction's gradient by a logit is (probability - target) / N.
@@ -180,12 +221,7 @@ def _backward_share(ximg, ytxt, temperature, found, i2t, t2i, tiling, smoothing)
         return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
 
     start = jnp.zeros(ximg.shape)
-    lse = gather(column_lse)  # (N,)
     dimg, dtxt, _ = walk(
-        tiling, ximg / temperature, gather(ytxt), visit, start, lse, kept
+        tiling, ximg / temperature, all_texts, visit, start, column_lse, kept
     )
-    scale = 1.0 / (tiling.pairs * temperature)
-    dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
-    # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
-    dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature
-    return dimg, dtxt, dtemperature
+    return dimg, dtxt

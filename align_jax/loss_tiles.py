@@ -24,7 +24,7 @@ KEPT = PartitionSpec(None, BATCH_AXES)  # of logits (K, n, T)
 
 # Stands for a logit that is no candidate; finite, since inf - inf is not a number.
 EXCLUDED = -1e30
-MARGIN = 1e-6  # cosine; more than float32's rounding of a product of unit vectors
+MARGIN = 1e-5  # cosine; more than a tensor core's rounding of a product of unit vectors
 
 # A block of float32 logits is at most this large on a device.
 BLOCK_BYTES = 32 * 2**20
@@ -43,6 +43,7 @@ class Tiling:
       tile: columns T of a block.
       kept: number K of blocks that are kept for the backward pass.
       precision: of the matrix products, a name of `jax.lax.Precision`.
+      kernels: what computes the logits, see `loss_kernels.choose`; "plain" is `walk`.
     """
 
     mesh: Mesh
@@ -51,6 +52,7 @@ class Tiling:
     tile: int
     kept: int
     precision: str
+    kernels: str = "plain"
 
     @property
     def candidates(self) -> int:

@@ -14,6 +14,7 @@ from align_jax.sigmoid_loss import sigmoid_loss
 
 KINDS = ("softmax", "sigmoid", "cross_entropy")
 PRECISIONS = ("default", "high", "highest")
+KERNELS = ("auto", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LossConfig:
         1, 0.5, 0.25); see `make_tiling`.
       tile: texts whose logits are held at a time; None chooses by memory.
       precision: of the logits' products, a name of `jax.lax.Precision`.
+      kernels: "auto" or "plain", see `contrastive_loss`; softmax only.
       temperature_floor: the learned temperature is kept at or above it.
     """
 
@@ -38,6 +40,7 @@ class LossConfig:
     negatives: float = 1.0
     tile: int | None = None
     precision: str = "highest"
+    kernels: str = "auto"
     temperature_floor: float = 1e-3
 
     @property
@@ -46,7 +49,12 @@ class LossConfig:
         return self.kind != "cross_entropy"
 
     def __post_init__(self):
-        choices = {"kind": KINDS, "reduction": REDUCTIONS, "precision": PRECISIONS}
+        choices = {
+            "kind": KINDS,
+            "reduction": REDUCTIONS,
+            "precision": PRECISIONS,
+            "kernels": KERNELS,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -92,7 +100,7 @@ def compute_loss(
         loss, metrics = sigmoid_loss(*outputs, temperature, bias, mesh, *tiles)
         return loss, metrics | {"logit_bias": bias, "temperature": temperature}
     loss, metrics = contrastive_loss(
-        *outputs, temperature, mesh, smoothing, reduction, *tiles
+        *outputs, temperature, mesh, smoothing, reduction, *tiles, config.kernels
     )
     return loss, metrics | {"temperature": temperature}
 

@@ -11,7 +11,8 @@ sharding kernels
 models.layers models.image_sums models.batch_norm models.convolution models.mbconv
 models.efficientnet models.bert
 models.dual_encoder models.classifier parameters
-loss_tiles loss sigmoid_loss objective optimizer train_step flops workdir checkpoint
+loss_tiles logit_kernels loss_kernels loss sigmoid_loss objective optimizer train_step
+flops workdir checkpoint
 run_config pretrain_config classify_config training_runs
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint
 convert.source initialize runtime convert.__main__ embedding model
@@ -31,6 +32,8 @@ command_line sweep_config sweep_status launchers sweep
 CORE = [name for name in ORDER if name.startswith("models.")] + [
     "sharding",
     "loss_tiles",
+    "logit_kernels",
+    "loss_kernels",
     "loss",
     "sigmoid_loss",
     "objective",

@@ -1,0 +1,136 @@
+"""How the loss's GPU kernels may be cut: `python -m benchmarks.loss --choices`.
+
+Times each kernel alone for several shapes, and the whole backward pass for several
+chunks. The fastest belong into `loss_kernels.STATISTICS`, `GRADIENTS` and
+`CHUNK_BYTES`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from align_jax import loss_kernels
+from align_jax.logit_kernels import LOG2E, Grid, Shape
+from align_jax.loss_tiles import WHOLE, make_tiling
+from align_jax.sharding import make_mesh
+
+SHAPES = (
+    Shape(256, 128, 64, warps=8, stages=3),
+    Shape(256, 128, 64, warps=8, stages=4),
+    Shape(128, 256, 64, warps=8, stages=3),
+    Shape(128, 128, 64, warps=4, stages=3),
+    Shape(128, 128, 64, warps=8, stages=3),
+    Shape(128, 128, 32, warps=4, stages=4),
+    Shape(256, 128, 128, warps=8, stages=2),
+    Shape(128, 64, 64, warps=4, stages=4),
+)
+# At N = 65,536 the second and fourth fill 132 multiprocessors with tiles of 128 x 128.
+MEBIBYTES = (256, 416, 512, 832, 1024)
+COLUMNS = 8192  # of the kernel of the gradient, whose time grows with them
+THREADS = 8  # that compile
+
+
+def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
+    """What is timed: its name, function and arguments, products, and calls a step.
+
+    Args:
+      n: N, on one device.
+      arguments: images and texts (N, D), and the temperature.
+      smoothing: of the labels.
+    """
+    mesh = make_mesh(devices=jax.devices()[:1])
+    tiling = make_tiling(n, mesh, 1.0, None, "default")
+    tiling = dataclasses.replace(tiling, kernels="triton")
+    ximg, ytxt = (loss_kernels.rounded(x) for x in arguments[:2])
+    temperature = arguments[2]
+    lse = jnp.full(n, math.log(n))
+    columns = math.gcd(n, COLUMNS)
+    one = jnp.float32(1.0)
+    numbers = jnp.stack([LOG2E / temperature, one, one])
+    start = jnp.zeros(2, jnp.int32)
+    product = 2 * n * n * ximg.shape[1]
+    on_mesh = partial(
+        jax.shard_map, mesh=mesh, in_specs=WHOLE, out_specs=WHOLE, check_vma=False
+    )
+
+    def statistics_of(shape: Shape) -> Callable:
+        def compute(ximg, ytxt, positive, temperature):
+            return loss_kernels.statistics(
+                ximg, ytxt, positive, temperature, tiling, shape
+            )
+
+        return on_mesh(compute)
+
+    def kernel_of(shape: Shape) -> Callable:
+        grid = Grid(n, columns, shape, tiling)
+        return lambda *inputs: loss_kernels.logit_gradients(
+            grid, numbers, start, inputs, smoothing
+        )
+
+    def gradients_of(chunk: int) -> Callable:
+        def compute(ximg, ytxt, temperature, lse, one):
+            return loss_kernels.gradients(
+                ximg,
+                ytxt,
+                temperature,
+                (lse, lse),
+                (one, one),
+                tiling,
+                smoothing,
+                loss_kernels.GRADIENTS,
+                chunk,
+            )
+
+        return on_mesh(compute)
+
+    whole = (ximg, ytxt, lse, temperature)
+    part = (ximg, ytxt[:columns], lse, lse[:columns])
+    found = [("statistics", s, statistics_of(s), whole, product, 1) for s in SHAPES]
+    found += [
+        ("gradients", s, kernel_of(s), part, product, n // columns) for s in SHAPES
+    ]
+    whole = (ximg, ytxt, temperature, lse, one)
+    return found + [
+        ("backward", f"{m} MiB", gradients_of(m << 20), whole, 3 * product, 1)
+        for m in MEBIBYTES
+    ]
+
+
+def sweep(
+    n: int, arguments: tuple, smoothing: float, milliseconds: Callable
+) -> list[dict]:
+    """Prints a line a choice, after all are compiled; what fails is a line too.
+
+    Args:
+      n: N, on one device.
+      arguments: images and texts (N, D), and the temperature.
+      smoothing: of the labels.
+      milliseconds: of a program and its arguments.
+    """
+    found = programs(n, arguments, smoothing)
+    rows = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        compiled = [
+            pool.submit(lambda f, a: jax.jit(f).lower(*a).compile(), function, inputs)
+            for _, _, function, inputs, _, _ in found
+        ]
+    for (part, choice, _, inputs, product, calls), program in zip(
+        found, compiled, strict=True
+    ):
+        row = {"part": part, "choice": str(choice)}
+        try:
+            row["milliseconds"] = calls * milliseconds(program.result(), inputs)
+            row["bytes"] = program.result().memory_analysis().temp_size_in_bytes
+            speed = product / row["milliseconds"] / 1e9
+            line = f"{row['milliseconds']:8.2f} ms {speed:6.0f} TFLOP/s"
+            line += f" {row['bytes'] / 2**20:6.0f} MiB"
+        except Exception as error:
+            row["error"] = line = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"{part:<10} {line}  {choice}", flush=True)
+        rows.append(row)
+    return rows
