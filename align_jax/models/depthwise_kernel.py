@@ -10,6 +10,7 @@ each for all taps. Row and column sums are in float32. Both kernel sides equal k
 the comments n = ceil(k / stride) is the number of output rows that one input row feeds.
 """
 
+import itertools
 from functools import partial
 from typing import NamedTuple
 
@@ -175,7 +176,9 @@ def _weights(ref, k: int, lanes: _Lanes) -> list[list[jax.Array]]:
     return [flat[i * k : (i + 1) * k] for i in range(k)]
 
 
-def _correlate_kernel(x_ref, w_ref, y_ref, *, k, stride, low, sizes, channels, tile):
+def _correlate_kernel(
+    x_ref, w_ref, y_ref, *, k, stride, low, sizes, channels, tile, interpret
+):
     """Rows of x go once through the accumulators of the n rows of y that see them."""
     (height, _), (height_out, width_out) = sizes
     top, left = low
@@ -189,46 +192,78 @@ def _correlate_kernel(x_ref, w_ref, y_ref, *, k, stride, low, sizes, channels, t
     # Row `stride * m + t` of the padded image is tap `stride * a + t` of output m - a.
     first = min(max(top // stride, 0), n - 1)
     last = max((top + height - 1) // stride, height_out - 1)
-    rounds = pl.cdiv(last + 1 - first, n)
 
-    def add_rows(index, carry):
-        sums, coming = carry
-        sums = [list(row) for row in sums]
-        for v in range(n):
-            m = first + index * n + v
-            for t in range(stride):
-                row = stride * m + t - top
-                values = _float32(coming)
-                coming = x.load(row + 1, seen)  # asked for before it is needed
-                for a in range(n):
-                    _add_taps(sums[(v - a) % n], values, weights, stride, a, t)
-            for q in range(tile.columns):
-                y.store(m - n + 1, q, sums[(v + 1) % n][q])
+    def load(m):
+        rows = [stride * m + t - top for t in range(stride)]
+        return [x.load(row, seen) for row in rows]
+
+    def add_rows(m, carry):
+        sums, coming = carry  # sums of outputs m - n + 1, ..., m - 1
+        rows = [_float32(row) for row in coming]
+        coming = load(m + 1)  # asked for before it is needed
+        begun = []
+        for a in reversed(range(n)):  # in this order no sum moves to another register
+            totals = [
+                _add_products(
+                    sums[n - 1 - a][q] if a else None,
+                    [
+                        (rows[t][q * stride + j], weights[stride * a + t][j])
+                        for t in range(min(stride, k - stride * a))
+                        for j in range(k)
+                    ],
+                    interpret,
+                )
+                for q in range(tile.columns)
+            ]
+            begun.append(totals)
+        y_row, *sums = begun
+        for q, total in enumerate(y_row):
+            y.store(m - n + 1, q, total)
         return sums, coming
 
     zeros = jnp.zeros(tile.block, jnp.float32)
-    sums = [[zeros] * tile.columns] * n
-    coming = x.load(jnp.int32(stride * first - top), seen)
-    sums, _ = lax.fori_loop(0, rounds, add_rows, (sums, coming))
-    end = first + rounds * n
-    for m in range(max(end - n + 1, 0), min(end, height_out)):
-        for q in range(tile.columns):
-            y.store(jnp.int32(m), q, sums[(m - first) % n][q])
+    sums = [[zeros] * tile.columns] * (n - 1)
+    sums, _ = lax.fori_loop(first, last + 1, add_rows, (sums, load(jnp.int32(first))))
+    for place, row in enumerate(sums):
+        if 0 <= (m := last - n + 2 + place) < height_out:
+            for q in range(tile.columns):
+                y.store(jnp.int32(m), q, row[q])
 
 
-def _add_taps(sums, values, weights, stride, a, t) -> None:
-    """Adds a row's products with kernel row `stride * a + t` to an output row."""
-    i = stride * a + t
-    if i >= len(weights):
-        return
-    for j, weight in enumerate(weights[i]):
-        for q in range(len(sums)):
-            product = values[q * stride + j] * weight
-            # The first tap of all starts the sum of a new output row.
-            sums[q] = product if i == j == 0 else sums[q] + product
+def _add_products(total, factors: list[tuple], interpret: bool) -> jax.Array:
+    """Adds products a * b in order, to nothing if `total` is None.
+
+    They are one assembly operation to Triton: its passes take a time that grows with
+    more than the square of the number of operations, half a minute for these kernels.
+
+    Args:
+      total: (block,) float32 or None.
+      factors: pairs (a, b) of (block,) float32.
+      interpret: as plain JAX.
+    """
+    if interpret:
+        products = [a * b for a, b in factors]
+        return sum(products[1:], products[0] if total is None else total + products[0])
+    first = [] if total is None else [total]
+    lines = ["fma.rn.f32 $0, $2, $3, $1;" if first else "mul.rn.f32 $0, $1, $2;"]
+    for place in range(3 + len(first), 1 + len(first) + 2 * len(factors), 2):
+        lines.append(f"fma.rn.f32 $0, ${place}, ${place + 1}, $0;")
+    arguments = first + [array for pair in factors for array in pair]
+    shape = jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)
+    (result,) = triton.elementwise_inline_asm(
+        " ".join(lines),
+        args=arguments,
+        # Written before the last argument is read: "&".
+        constraints=",".join(["=&f", *"f" * len(arguments)]),
+        pack=1,
+        result_shape_dtypes=[shape],
+    )
+    return result
 
 
-def _spread_kernel(g_ref, w_ref, x_ref, *, k, stride, low, sizes, channels, tile):
+def _spread_kernel(
+    g_ref, w_ref, x_ref, *, k, stride, low, sizes, channels, tile, interpret
+):
     """Transposed convolution: n rows of g are held, each output is one sum of them.
 
     Of k * k taps, an output sees those of its row's and column's parity.
@@ -245,33 +280,38 @@ def _spread_kernel(g_ref, w_ref, x_ref, *, k, stride, low, sizes, channels, tile
     weights = _weights(w_ref, k, lanes)
     seen = tile.columns + n - 1
     first = top // stride
-    rounds = pl.cdiv((top + height - 1) // stride + 1 - first, n)
+    last = (top + height - 1) // stride
 
-    def write_rows(index, carry):
+    def write_rows(m, carry):
         held, coming = carry
-        held = list(held)
-        for v in range(n):
-            m = first + index * n + v
-            held[v] = _float32(coming)
-            coming = g.load(m + 1, seen)
-            rows = [held[(v - a) % n] for a in range(n)]
-            for t in range(stride):
-                for step in range(stride * tile.columns):
-                    q, u = divmod(step, stride)
-                    total = sum(
-                        rows[a][q - b + n - 1] * weights[stride * a + t][stride * b + u]
-                        for a in range(pl.cdiv(k - t, stride))
-                        for b in range(pl.cdiv(k - u, stride))
-                    )
-                    x.store(stride * m + t - top, step, total)
-        return held, coming
+        rows = [_float32(coming), *held]  # m, m - 1, ..., m - n + 1
+        coming = g.load(m + 1, seen)
+        for t in range(stride):
+            for step in range(stride * tile.columns):
+                factors = _parity(rows, weights, stride, t, step)
+                total = _add_products(None, factors, interpret)
+                x.store(stride * m + t - top, step, total)
+        return rows[:-1], coming
 
-    held = [_float32(g.load(jnp.int32(first - n + v), seen)) for v in range(n)]
+    held = [_float32(g.load(jnp.int32(first - a), seen)) for a in range(1, n)]
     coming = g.load(jnp.int32(first), seen)
-    lax.fori_loop(0, rounds, write_rows, (held, coming))
+    lax.fori_loop(first, last + 1, write_rows, (held, coming))
 
 
-def _products_kernel(x_ref, g_ref, sum_ref, *, k, stride, low, sizes, channels, tile):
+def _parity(rows, weights, stride, t, step) -> list[tuple]:
+    """Factors of the output in row t and column `step` of a lane's group."""
+    k, n = len(weights), len(rows)
+    q, u = divmod(step, stride)
+    return [
+        (rows[a][q - b + n - 1], weights[stride * a + t][stride * b + u])
+        for a in range(pl.cdiv(k - t, stride))
+        for b in range(pl.cdiv(k - u, stride))
+    ]
+
+
+def _products_kernel(
+    x_ref, g_ref, sum_ref, *, k, stride, low, sizes, channels, tile, interpret
+):
     """Sums of products for the kernel's gradient, of each lane over its images.
 
     n rows of g are held while the rows of x that they see go by.
@@ -285,30 +325,39 @@ def _products_kernel(x_ref, g_ref, sum_ref, *, k, stride, low, sizes, channels, 
     seen = (tile.columns - 1) * stride + k
     first = min(max(top // stride, 0), n - 1)
     last = min((top + height - 1) // stride, height_out + n - 2)
-    rounds = max(pl.cdiv(last + 1 - first, n), 0)
 
     def add_image(image, sums):
-        def add_rows(index, carry):
-            sums, held = (list(part) for part in carry)
-            for v in range(n):
-                m = first + index * n + v
-                held[v] = _float32(g.load(m, tile.columns, (image,)))
-                for t in range(stride):
-                    row = stride * m + t - top
-                    values = _float32(x.load(row, seen, (image,)))
-                    for a in range(pl.cdiv(k - t, stride)):
-                        i = stride * a + t
-                        for j in range(k):
-                            for q in range(tile.columns):
-                                factor = held[(v - a) % n][q]
-                                sums[i * k + j] += values[q * stride + j] * factor
-            return sums, held
+        def load(m):
+            rows = [stride * m + t - top for t in range(stride)]
+            return (
+                g.load(m, tile.columns, (image,)),
+                [x.load(row, seen, (image,)) for row in rows],
+            )
+
+        def add_rows(m, carry):
+            sums, held, (g_row, x_rows) = carry
+            held = [_float32(g_row), *held]  # m, m - 1, ..., m - n + 1
+            rows = [_float32(row) for row in x_rows]
+            coming = load(m + 1)
+            sums = [
+                _add_products(
+                    sums[tap],
+                    [
+                        (rows[i % stride][q * stride + j], held[i // stride][q])
+                        for q in range(tile.columns)
+                    ],
+                    interpret,
+                )
+                for tap, (i, j) in enumerate(itertools.product(range(k), repeat=2))
+            ]
+            return sums, held[:-1], coming
 
         held = [
-            _float32(g.load(jnp.int32(first - n + v), tile.columns, (image,)))
-            for v in range(n)
+            _float32(g.load(jnp.int32(first - a), tile.columns, (image,)))
+            for a in range(1, n)
         ]
-        return lax.fori_loop(0, rounds, add_rows, (sums, held))[0]
+        carry = sums, held, load(jnp.int32(first))
+        return lax.fori_loop(first, max(last + 1, first), add_rows, carry)[0]
 
     sums = [jnp.zeros(tile.block, jnp.float32)] * (k * k)
     sums = lax.fori_loop(0, x_ref.shape[0], add_image, sums)
@@ -324,7 +373,7 @@ def _slide(body, x, kernel, static, tile, covered, rows, interpret):
     each, out_each = (pl.BlockSpec(block, lambda _, b: (b, 0, 0)) for block in flat)
     weights = kernel.reshape(-1, channels)  # (k * k, C)
     out = pl.pallas_call(
-        partial(body, **static, tile=tile),
+        partial(body, **static, tile=tile, interpret=interpret),
         grid=(tile.programs(covered, channels), batch),
         in_specs=[each, pl.BlockSpec(weights.shape, lambda _, b: (0, 0))],
         out_specs=out_each,
@@ -420,6 +469,7 @@ def kernel_gradient(
             sizes=(tuple(size), size_out),
             channels=channels,
             tile=tile,
+            interpret=interpret,
         ),
         grid=(each, batch // images),
         in_specs=[pl.BlockSpec((images, *n), lambda _, b: (b, 0, 0)) for n in flat],
