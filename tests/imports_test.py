@@ -8,8 +8,8 @@ ORDER = """
 errors config tokenizer scratch pictures resample preprocess image_batches record_order
 datasets training_data input_pipeline
 sharding
-models.layers models.convolution models.mbconv models.efficientnet models.bert
-models.dual_encoder models.classifier parameters
+models.layers models.convolution models.depthwise_kernel models.mbconv
+models.efficientnet models.bert models.dual_encoder models.classifier parameters
 loss_tiles loss sigmoid_loss objective optimizer train_step flops workdir checkpoint
 run_config pretrain_config classify_config training_runs
 weights convert.huggingface convert.huggingface_folder convert.efficientnet_checkpoint

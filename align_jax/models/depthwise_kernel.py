@@ -27,14 +27,14 @@ VECTOR = 2  # channels of a thread: its k * k weights each must fit in registers
 OUTSIDE = 1 << 20  # a column beyond every image
 SLAB_STEP = 16  # channels: 32 bytes of bfloat16, what memory moves at a time
 
-# Columns of a lane in each kernel, and warps of a program.
-CONVOLVE_COLUMNS = 4
-SPREAD_COLUMNS = 2
-PRODUCTS_COLUMNS = 4
+# Columns that a lane may have in each kernel, and warps of a program.
+CONVOLVE_COLUMNS = 4, 5
+SPREAD_COLUMNS = 2, 3
+PRODUCTS_COLUMNS = 4, 5
 WARPS = 4
 
-# Programs of the kernel's gradient: about as many as an H100 holds at a time.
-PROGRAMS = 1024
+# Programs of the kernel's gradient, at least: more than an H100 holds at a time (396).
+PROGRAMS = 512
 
 
 class Tile(NamedTuple):
@@ -63,27 +63,30 @@ class Tile(NamedTuple):
         return pl.cdiv(channels, self.slab) * pl.cdiv(groups * self.slab, self.block)
 
 
-def choose_tile(width: int, channels: int, kernel: int, columns: int, warps: int):
-    """The tile of given size whose slab wastes fewest lanes and loads.
+def choose_tile(
+    width: int, channels: int, kernel: int, columns: tuple[int, ...], warps: int
+) -> Tile:
+    """The tile that wastes fewest lanes and loads.
 
     Args:
       width: columns of the output.
       channels: of the image.
       kernel: side of the kernel.
-      columns: of a lane, at most.
+      columns: that a lane may have.
       warps: of a program.
     """
-    groups = pl.cdiv(width, columns)
-    columns = pl.cdiv(width, groups)  # the same number of groups, of even size
 
     def cost(tile: Tile) -> float:
         lanes = tile.programs(width, channels) * tile.block
-        beside = max(tile.block // tile.slab, 1) * columns  # columns of a program
+        # Neighbours in a program find each other's columns in the nearest cache.
+        beside = max(tile.block // tile.slab, 1) * tile.columns
         reads = 1 + (kernel - 1) / min(beside, width)
-        return lanes / (groups * channels) + 0.3 * reads
+        return lanes * tile.columns / (width * channels) + 0.3 * reads
 
     slabs = range(SLAB_STEP, max(channels, SLAB_STEP) + 1, SLAB_STEP)
-    return min((Tile(columns, slab, warps) for slab in slabs), key=cost)
+    fitting = [n for n in columns if n <= width] or [width]
+    tiles = itertools.product(fitting, slabs, (warps,))
+    return min(itertools.starmap(Tile, tiles), key=cost)
 
 
 class _Lanes(NamedTuple):
