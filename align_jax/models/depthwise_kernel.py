@@ -83,7 +83,7 @@ def choose_tile(
         reads = 1 + (kernel - 1) / min(beside, width)
         return lanes * tile.columns / (width * channels) + 0.3 * reads
 
-    slabs = range(SLAB_STEP, max(channels, SLAB_STEP) + 1, SLAB_STEP)
+    slabs = [*range(SLAB_STEP, channels, SLAB_STEP), channels]
     fitting = [n for n in columns if n <= width] or [width]
     tiles = itertools.product(fitting, slabs, (warps,))
     return min(itertools.starmap(Tile, tiles), key=cost)
@@ -247,14 +247,11 @@ def _add_products(total, factors: list[tuple], interpret: bool) -> jax.Array:
     if interpret:
         products = [a * b for a, b in factors]
         return sum(products[1:], products[0] if total is None else total + products[0])
-    first = [] if total is None else [total]
-    lines = ["fma.rn.f32 $0, $2, $3, $1;" if first else "mul.rn.f32 $0, $1, $2;"]
-    for place in range(3 + len(first), 1 + len(first) + 2 * len(factors), 2):
-        lines.append(f"fma.rn.f32 $0, ${place}, ${place + 1}, $0;")
-    arguments = first + [array for pair in factors for array in pair]
+    arguments = [] if total is None else [total]
+    arguments += [array for pair in factors for array in pair]
     shape = jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)
     (result,) = triton.elementwise_inline_asm(
-        " ".join(lines),
+        assembly(len(factors), total is not None),
         args=arguments,
         # Written before the last argument is read: "&".
         constraints=",".join(["=&f", *"f" * len(arguments)]),
@@ -262,6 +259,15 @@ def _add_products(total, factors: list[tuple], interpret: bool) -> jax.Array:
         result_shape_dtypes=[shape],
     )
     return result
+
+
+def assembly(factors: int, continued: bool) -> str:
+    """PTX for $0 = $1 * $2 + $3 * $4 + ..., or $1 + $2 * $3 + ... if continued."""
+    first = 1 + continued
+    lines = ["fma.rn.f32 $0, $2, $3, $1;" if continued else "mul.rn.f32 $0, $1, $2;"]
+    for place in range(first + 2, first + 2 * factors, 2):
+        lines.append(f"fma.rn.f32 $0, ${place}, ${place + 1}, $0;")
+    return " ".join(lines)
 
 
 def _spread_kernel(
