@@ -61,7 +61,7 @@ def test_output_and_gradients_equal_the_grouped_convolution(size, k, stride, rul
     assert max(compare(*drawn, stride, padding)) < 1e-5
 
 
-@pytest.mark.parametrize("seed", [2, 6])
+@pytest.mark.parametrize("seed", [6, 1])
 def test_any_shape_and_padding(seed):
     rng = np.random.default_rng(seed)
     k, stride = int(rng.choice([3, 5])), int(rng.choice([1, 2]))
