@@ -8,7 +8,6 @@ import pytest
 
 from align_jax.kernels import Kernels
 from align_jax.models.batch_norm import EPSILON, Form, normalise
-from align_jax.sharding import make_mesh
 
 
 def plain(x, scale, bias, excite, group_size, swish):
@@ -44,7 +43,11 @@ def make_case(seed, dtype):
         "expand": {"kernel": draw(reduced, channels), "bias": draw(channels)},
     }
     x = (2.0 * x + 1.0).astype(dtype)
-    return (x, 1.0 + 0.3 * draw(channels), draw(channels), excite), cotangent, group_size
+    return (
+        (x, 1.0 + 0.3 * draw(channels), draw(channels), excite),
+        cotangent,
+        group_size,
+    )
 
 
 def difference(found, wanted):
@@ -79,5 +82,4 @@ def test_fused_is_plain(kind, form, seed, dtype, forward, backward):
     assert found.dtype == dtype
     assert difference(found, wanted) < forward
     gradients = pull(cotangent), pull_plain(cotangent.astype(jnp.float32))
-    print(kind, form, dtype, difference(found, wanted), [difference(a,b) for a,b in zip(*gradients) if a is not None])
     assert difference(*gradients) < backward

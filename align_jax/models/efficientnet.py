@@ -230,7 +230,12 @@ class EfficientNet(nn.Module):
         block_type = gathered(MBConv, self)
         if self.config.rematerialise == "blocks":
             block_type = nn.remat(block_type, static_argnums=3)
-        fields = dict(norm=self._norm, padding=self.config.padding, dtype=self.dtype)
+        fields = dict(
+            norm=self._norm,
+            padding=self.config.padding,
+            dtype=self.dtype,
+            kernels=self.kernels,
+        )
         alone = len(stage)
         if self.config.scan and not self.is_initializing():
             alone = 1

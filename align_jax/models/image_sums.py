@@ -6,6 +6,7 @@ through Triton, takes its place.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,20 @@ from jax.experimental.pallas import triton
 
 from align_jax.kernels import INTERPRET, PLAIN, Kernels
 
-ROWS, LANES, WARPS = 16, 64, 4  # places and channels of a tile; warps of a program
 PROGRAMS = 2048  # at least, where the images are large enough to be cut
 
 Visit = Callable[..., tuple[jax.Array, ...]]
+
+
+class Tile(NamedTuple):
+    """Places and channels of what a program has at a time, and its warps."""
+
+    places: int = 16
+    channels: int = 64
+    warps: int = 4
+
+
+TILE = Tile()
 
 
 def image_sums(
@@ -60,38 +71,40 @@ def plain_sums(visit: Visit, wide, small) -> list[jax.Array]:
     return [jnp.broadcast_to(x, shape).sum((1, 2)) for x in sums]
 
 
-def kernel_sums(visit: Visit, wide, small, count, interpret=False) -> list[jax.Array]:
+def kernel_sums(
+    visit: Visit, wide, small, count, interpret=False, tile=TILE
+) -> list[jax.Array]:
     """`image_sums` by a kernel: a program sums a strip of one image's places."""
     batch, height, width, channels = wide[0].shape
-    places, lanes = height * width, pl.cdiv(channels, LANES)
-    strips = pl.cdiv(PROGRAMS, batch * lanes)
-    rounds = pl.cdiv(places, strips * ROWS)  # of a strip
-    strips = pl.cdiv(places, rounds * ROWS)
+    places, slabs = height * width, pl.cdiv(channels, tile.channels)
+    strips = pl.cdiv(PROGRAMS, batch * slabs)
+    rounds = pl.cdiv(places, strips * tile.places)  # of a strip
+    strips = pl.cdiv(places, rounds * tile.places)
+    sums = [(batch, strips, slabs * tile.channels)] * count
+    block = pl.BlockSpec((1, 1, tile.channels), lambda c, b, s: (b, s, c))
     sums = pl.pallas_call(
-        partial(_sum_strip, visit, len(wide), rounds),
-        out_shape=jax.ShapeDtypeStruct(
-            (count, batch, strips, lanes * LANES), jnp.float32
-        ),
-        grid=(lanes, batch, strips),
-        out_specs=pl.BlockSpec((count, 1, 1, LANES), lambda c, b, s: (0, b, s, c)),
-        compiler_params=triton.CompilerParams(num_warps=WARPS),
+        partial(_sum_strip, visit, len(wide), count, rounds, tile),
+        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sums],
+        grid=(slabs, batch, strips),
+        out_specs=[block] * count,
+        compiler_params=triton.CompilerParams(num_warps=tile.warps),
         interpret=interpret,
     )(*(x.reshape(batch, places, channels) for x in wide), *small)
-    return list(sums.sum(2)[..., :channels])
+    return [x.sum(1)[:, :channels] for x in sums]
 
 
-def _sum_strip(visit, wide_count, rounds, *refs):
-    """The kernel: sums of `rounds` times `ROWS` places of one image."""
-    *refs, out = refs
+def _sum_strip(visit, wide_count, count, rounds, tile, *refs):
+    """The kernel: sums of `rounds` tiles of one image."""
+    refs, out = refs[:-count], refs[-count:]
     wide, small = refs[:wide_count], refs[wide_count:]
     _, places, channels = wide[0].shape
-    lane, image, strip = (pl.program_id(axis) for axis in range(3))
-    channel = lane * LANES + jnp.arange(LANES)
+    slab, image, strip = (pl.program_id(axis) for axis in range(3))
+    channel = slab * tile.channels + jnp.arange(tile.channels)
     known = channel < channels
     small = [triton.load(x.at[image, channel], mask=known, other=0.0) for x in small]
 
     def add_rows(index, sums):
-        place = (strip * rounds + index) * ROWS + jnp.arange(ROWS)
+        place = (strip * rounds + index) * tile.places + jnp.arange(tile.places)
         inside = (place < places)[:, None] & known[None]
         tiles = [
             triton.load(
@@ -100,12 +113,13 @@ def _sum_strip(visit, wide_count, rounds, *refs):
             for x in wide
         ]
         found = visit(*tiles, *(x[None] for x in small))
-        found = (jnp.broadcast_to(x, (ROWS, LANES)) for x in found)
+        found = (jnp.broadcast_to(x, (tile.places, tile.channels)) for x in found)
         return tuple(
             total + jnp.where(inside, x, 0.0)
             for total, x in zip(sums, found, strict=True)
         )
 
-    zeros = (jnp.zeros((ROWS, LANES), jnp.float32),) * out.shape[0]
-    for index, total in enumerate(lax.fori_loop(0, rounds, add_rows, zeros)):
-        out[index, 0, 0] = total.sum(0)
+    zeros = (jnp.zeros((tile.places, tile.channels), jnp.float32),) * count
+    totals = lax.fori_loop(0, rounds, add_rows, zeros)
+    for ref, total in zip(out, totals, strict=True):
+        ref[0, 0] = total.sum(0)

@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from align_jax.kernels import INTERPRET, PLAIN, Kernels
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.convolution import PADDINGS, dense_conv, depthwise_conv
+from align_jax.models.depthwise_kernel import depthwise
 
 SQUEEZE_RATIO = 0.25
 
@@ -41,6 +43,7 @@ class Convolution(nn.Module):
       depthwise: one kernel a channel.
       padding: a key of `PADDINGS`.
       dtype: compute type.
+      kernels: what computes a depthwise convolution.
     """
 
     features: int
@@ -49,6 +52,7 @@ class Convolution(nn.Module):
     depthwise: bool = False
     padding: str = "same"
     dtype: jnp.dtype = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,8 +62,16 @@ class Convolution(nn.Module):
         init = depthwise_init if self.depthwise else dense_init
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         padding = PADDINGS[self.padding](x.shape[1:3], self.kernel, self.stride)
-        convolve = depthwise_conv if self.depthwise else dense_conv
-        return convolve(x, kernel, self.stride, padding)
+        if not self.depthwise:
+            return dense_conv(x, kernel, self.stride, padding)
+        if self.kernels.kind == PLAIN:
+            return depthwise_conv(x, kernel, self.stride, padding)
+        interpret = self.kernels.kind == INTERPRET
+
+        def convolve(x, kernel):
+            return depthwise(x, kernel, self.stride, padding, interpret)
+
+        return self.kernels.by_batch(convolve, [x], [kernel])
 
 
 class SqueezeExcite(nn.Module):
@@ -106,12 +118,14 @@ class MBConv(nn.Module):
       norm: BatchNorm's fields.
       padding: a key of `PADDINGS`.
       dtype: compute type.
+      kernels: what computes the depthwise convolution.
     """
 
     block: Block
     norm: dict
     padding: str = "same"
     dtype: jnp.dtype = jnp.float32
+    kernels: Kernels = Kernels()
 
     @nn.compact
     def __call__(
@@ -135,6 +149,7 @@ class MBConv(nn.Module):
             depthwise=True,
             padding=self.padding,
             dtype=self.dtype,
+            kernels=self.kernels,
             name="depthwise",
         )(hidden)
         reduced = max(1, int(block.channels_in * SQUEEZE_RATIO))

@@ -1,0 +1,337 @@
+"""Depthwise convolutions of an EfficientNet: the kernels beside XLA's.
+
+    python -m benchmarks.depthwise --variant=b5 --batch=128 --image_size=289
+
+One line for each different layer and pass: `forward`, `input` (gradient to the input)
+and `kernel` (gradient to the kernel). Milliseconds are medians over rounds in which
+ours and XLA's grouped convolution take turns, each round a queue of `--calls` calls.
+`floor` is the time in which the memory moves both large arrays once. `error` is the
+norm of ours less the plain sum in float32 over the norm of that, on a few images.
+`--choices` times some tiles instead.
+"""
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from align_jax.models import depthwise_kernel
+from align_jax.models.convolution import PADDINGS, Padding, grouped_conv, tap_sum
+from align_jax.models.depthwise_kernel import choose_tile
+from align_jax.models.efficientnet import (
+    VARIANTS,
+    EfficientNetConfig,
+    expand_stages,
+)
+
+PASSES = ("forward", "input", "kernel")
+CHECKED = 8  # images
+
+
+class Layer(NamedTuple):
+    """One depthwise convolution: side of input and output, channels, kernel, stride."""
+
+    size: int
+    size_out: int
+    channels: int
+    k: int
+    stride: int
+    padding: Padding
+
+    def __str__(self) -> str:
+        return f"{self.size}x{self.channels} k{self.k} s{self.stride}"
+
+
+def layers(variant: str, image_size: int, rule: str) -> Counter[Layer]:
+    """The different depthwise layers of a tower, and how many of each it has."""
+
+    def after(size: int, k: int, stride: int) -> tuple[int, Padding]:
+        padding = PADDINGS[rule]((size, size), k, stride)
+        return (size + sum(padding[0]) - k) // stride + 1, padding
+
+    size, _ = after(image_size, 3, 2)
+    found = Counter()
+    for stage in expand_stages(EfficientNetConfig(*VARIANTS[variant])):
+        for block in stage:
+            k, stride = block.kernel, block.stride
+            channels = block.channels_in * block.expansion
+            size_out, padding = after(size, k, stride)
+            found[Layer(size, size_out, channels, k, stride, padding)] += 1
+            size = size_out
+    return found
+
+
+def ours(layer: Layer, interpret: bool, **choice) -> dict[str, Callable]:
+    """The three passes as functions of (x, kernel, cotangent)."""
+    shape = layer.stride, layer.padding
+    size = layer.size, layer.size
+    choice["interpret"] = interpret
+    return {
+        "forward": lambda x, w, g: depthwise_kernel.convolve(x, w, *shape, **choice),
+        "input": lambda x, w, g: depthwise_kernel.input_gradient(
+            g, w, size, *shape, **choice
+        ),
+        "kernel": lambda x, w, g: depthwise_kernel.kernel_gradient(
+            x, g, layer.k, *shape, **choice
+        ),
+    }
+
+
+def gradients(form: Callable, layer: Layer) -> dict[str, Callable]:
+    """The three passes of a plain form."""
+    call = partial(form, stride=layer.stride, padding=layer.padding)
+    return {
+        "forward": lambda x, w, g: call(x, w),
+        "input": lambda x, w, g: jax.vjp(lambda x: call(x, w), x)[1](g)[0],
+        "kernel": lambda x, w, g: jax.vjp(lambda w: call(x, w), w)[1](g)[0],
+    }
+
+
+def shapes(layer: Layer, batch: int) -> list[tuple[int, ...]]:
+    """Shapes of x, kernel and cotangent."""
+    size, size_out, channels, k = layer[:4]
+    return [
+        (batch, size, size, channels),
+        (k, k, 1, channels),
+        (batch, size_out, size_out, channels),
+    ]
+
+
+def compile_pass(function: Callable, layer: Layer, batch: int):
+    """Compiles a pass for bfloat16 arrays."""
+    arguments = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes(layer, batch)]
+    return jax.jit(function, keep_unused=True).lower(*arguments).compile()
+
+
+def exact_passes(layer: Layer) -> Callable:
+    """All three passes of the plain sum in float32 of some of the images."""
+
+    def run(x, kernel, cotangent, picked):
+        x, cotangent = x[picked], cotangent[picked]
+        x, kernel, cotangent = (a.astype(jnp.float32) for a in (x, kernel, cotangent))
+        y, vjp = jax.vjp(
+            lambda x, w: tap_sum(x, w, layer.stride, layer.padding), x, kernel
+        )
+        return y, *vjp(cotangent)
+
+    return jax.jit(run)
+
+
+@jax.jit
+def distance(found: jax.Array, expected: jax.Array) -> jax.Array:
+    """Norm of the difference over the norm of what is expected."""
+    norm = jnp.linalg.norm
+    return norm(found.astype(jnp.float32) - expected) / norm(expected)
+
+
+def draw(layer: Layer, batch: int) -> list[jax.Array]:
+    """x, kernel and cotangent."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [
+        jax.random.normal(key, shape, jnp.bfloat16)
+        for key, shape in zip(keys, shapes(layer, batch), strict=True)
+    ]
+
+
+def errors(layer: Layer, calls: dict[str, Callable], arguments: list) -> dict:
+    """Distance of each pass from the plain sum in float32, on `CHECKED` images.
+
+    The cotangent of the others is zero, so that they add nothing to the kernel's
+    gradient.
+    """
+    x, kernel, cotangent = arguments
+    picked = jnp.unique(jnp.arange(CHECKED) * 17 % len(x))
+    cotangent = cotangent * jnp.zeros(len(x), x.dtype).at[picked].set(1)[:, *[None] * 3]
+    expected = exact_passes(layer)(x, kernel, cotangent, picked)
+    found = {}
+    for name, wanted in zip(PASSES, expected, strict=True):
+        if name in calls:
+            out = calls[name](x, kernel, cotangent)
+            out = out if name == "kernel" else out[picked]
+            found[name] = float(distance(out, wanted))
+    return found
+
+
+def milliseconds(calls: list, arguments: list, repeat: int, rounds: int) -> list[float]:
+    """Median time of each of some compiled functions, which take turns."""
+    taken = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for times, call in zip(taken, calls, strict=True):
+            start = time.perf_counter()
+            for _ in range(repeat):
+                out = call(*arguments)
+            jax.block_until_ready(out)
+            if turn:
+                times.append(1e3 * (time.perf_counter() - start) / repeat)
+    return [statistics.median(times) for times in taken]
+
+
+def floor_milliseconds(layer: Layer, flags: argparse.Namespace) -> float:
+    """Time in which the memory moves both images once."""
+    pixels = layer.size**2 + layer.size_out**2
+    return 1e3 * 2 * flags.batch * layer.channels * pixels / flags.bandwidth
+
+
+def result(future: Future):
+    """What a compilation gave, or None after one line about its error."""
+    try:
+        return future.result()
+    except Exception as error:  # one kernel that fails leaves the others to measure
+        print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
+        return None
+
+
+def compare(
+    flags: argparse.Namespace, found: Counter[Layer], pool: ThreadPoolExecutor
+) -> None:
+    """Prints times of ours and of XLA's, layer by layer, and their totals."""
+
+    def start(functions, layer):
+        return {
+            name: pool.submit(compile_pass, functions[name], layer, flags.batch)
+            for name in flags.passes
+        }
+
+    jobs = {
+        layer: (
+            start(ours(layer, flags.interpret), layer),
+            start(gradients(grouped_conv, layer), layer),
+        )
+        for layer in found
+    }
+    totals = {name: [0.0, 0.0, 0.0] for name in flags.passes}
+    for layer, (mine, theirs) in jobs.items():
+        mine = {name: call for name in mine if (call := result(mine[name]))}
+        theirs = {name: call for name in theirs if (call := result(theirs[name]))}
+        arguments = draw(layer, flags.batch)
+        floor = floor_milliseconds(layer, flags)
+        print(f"{layer} x{found[layer]}: floor {floor:.3f} ms", flush=True)
+        try:
+            wrong = errors(layer, mine, arguments)
+            for name in sorted(mine.keys() & theirs.keys(), key=PASSES.index):
+                pair = [mine[name], theirs[name]]
+                times = milliseconds(pair, arguments, flags.calls, flags.rounds)
+                print(
+                    f"  {name:7} ours {times[0]:.3f} ({times[0] / floor:.2f} floors),"
+                    f" XLA {times[1]:.3f} ({times[1] / floor:.2f}),"
+                    f" error {wrong[name]:.1e}",
+                    flush=True,
+                )
+                for place, value in enumerate((floor, *times)):
+                    totals[name][place] += found[layer] * value
+        except Exception as error:  # as above
+            print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
+    everything = [sum(column) for column in zip(*totals.values(), strict=True)]
+    for name, (floor, mine, theirs) in {**totals, "all": everything}.items():
+        if floor:
+            print(
+                f"{name:7} of the tower: floor {floor:.2f} ms, ours {mine / floor:.2f}"
+                f" floors, XLA {theirs / floor:.2f}, XLA / ours {theirs / mine:.2f}",
+                flush=True,
+            )
+
+
+def choices(layer: Layer, name: str) -> dict[str, dict]:
+    """Ways to run a pass, the module's own first: arguments by a short name."""
+    left = layer.padding[1][0]
+    columns, width = {
+        "forward": (depthwise_kernel.CONVOLVE_COLUMNS, layer.size_out),
+        "input": (depthwise_kernel.CONVOLVE_COLUMNS, layer.size),
+        "kernel": (depthwise_kernel.PRODUCTS_COLUMNS, layer.size_out),
+    }[name]
+    if name == "input" and layer.stride > 1:
+        columns = depthwise_kernel.SPREAD_COLUMNS
+        width = depthwise_kernel.column_groups(layer.size, left, layer.stride)
+    shape = width, layer.channels, layer.k
+    own = choose_tile(*shape, columns, depthwise_kernel.WARPS)
+    tiles = [own]
+    tiles += [choose_tile(*shape, columns, warps) for warps in (2, 8)]
+    tiles += [choose_tile(*shape, (own.columns + n,), own.warps) for n in (-1, 1)]
+    tiles += [own._replace(slab=min(slab, layer.channels)) for slab in (64, 10**9)]
+    found = {"/".join(map(str, tile)): {"tile": tile} for tile in tiles}
+    if name == "kernel":
+        for programs in (256, 1024, 2048):
+            found[f"{programs} programs"] = {"tile": own, "programs": programs}
+    return found
+
+
+def choose(
+    flags: argparse.Namespace, found: Counter[Layer], pool: ThreadPoolExecutor
+) -> None:
+    """Prints what each of some choices takes, the fastest first."""
+    jobs = {
+        (layer, name): {
+            choice: pool.submit(
+                compile_pass,
+                ours(layer, flags.interpret, **arguments)[name],
+                layer,
+                flags.batch,
+            )
+            for choice, arguments in choices(layer, name).items()
+        }
+        for layer in found
+        for name in flags.passes
+    }
+    print("columns/slab/warps: time over floor; the module's own is first named")
+    for (layer, name), futures in jobs.items():
+        calls = {c: call for c in futures if (call := result(futures[c]))}
+        floor = floor_milliseconds(layer, flags)
+        try:
+            arguments = draw(layer, flags.batch)
+            times = milliseconds(
+                list(calls.values()), arguments, flags.calls, flags.rounds
+            )
+        except Exception as error:  # as above
+            print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
+            continue
+        ranked = sorted(zip(times, calls, strict=True))
+        cells = ", ".join(f"{choice} {ms / floor:.2f}" for ms, choice in ranked)
+        print(
+            f"{layer} {name} {floor:.3f} ms, own {next(iter(futures))}: {cells}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=VARIANTS, default="b5")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image_size", type=int, default=289)
+    parser.add_argument("--padding", choices=PADDINGS, default="same")
+    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes / s")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--layers", help="only layers whose line has this, as ' k5 '")
+    parser.add_argument("--choices", action="store_true", help="time some tiles")
+    parser.add_argument("--calls", type=int, default=20, help="in a queue")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=16, help="that compile")
+    parser.add_argument("--interpret", action="store_true", help="without a GPU")
+    flags = parser.parse_args()
+    print(
+        f"{flags.variant}, {flags.image_size} px, batch {flags.batch}, bfloat16,"
+        f" {jax.devices()[0].device_kind}",
+        flush=True,
+    )
+    found = Counter(
+        {
+            layer: count
+            for layer, count in layers(
+                flags.variant, flags.image_size, flags.padding
+            ).items()
+            if not flags.layers or flags.layers in str(layer) + " "
+        }
+    )
+    with ThreadPoolExecutor(flags.threads) as pool:
+        (choose if flags.choices else compare)(flags, found, pool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The normalisations of an EfficientNet: the kernel's sums beside XLA's.
+
+    python -m benchmarks.normalise --variant=b5 --batch=128 --image_size=289
+
+One line for each different normalisation and direction, with what follows it: a swish,
+a swish and a gate, or nothing. `floor` is the time in which the memory moves what two
+walks over the wide arrays read and write. `--choices` times some tiles of the backward
+pass's sums instead.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from align_jax.kernels import INTERPRET, PLAIN, TRITON, Kernels
+from align_jax.models import image_sums
+from align_jax.models.batch_norm import Form, normalise
+from align_jax.models.efficientnet import (
+    STEM_CHANNELS,
+    VARIANTS,
+    EfficientNetConfig,
+    expand_stages,
+    round_channels,
+)
+from benchmarks.depthwise import milliseconds, result
+
+FORMS = ("linear", "swish", "gated")
+MOVES = {"forward": (3, 3, 4), "backward": (5, 5, 5)}  # of a wide array, by form
+TILES = [(16, 64, 4), (32, 64, 4), (8, 128, 4), (16, 128, 8), (32, 32, 4), (16, 64, 2)]
+
+
+class Layer(NamedTuple):
+    """A normalisation of (batch, size, size, channels)."""
+
+    size: int
+    channels: int
+    form: str
+    reduced: int
+
+
+def layers(variant: str, image_size: int) -> Counter[Layer]:
+    """The different normalisations of a tower, and how many of each it has."""
+    width, depth = VARIANTS[variant]
+    size = -(-image_size // 2)
+    found = Counter([Layer(size, round_channels(STEM_CHANNELS, width), "swish", 0)])
+    for stage in expand_stages(EfficientNetConfig(width, depth)):
+        for block in stage:
+            wide = block.channels_in * block.expansion
+            if block.expansion != 1:
+                found[Layer(size, wide, "swish", 0)] += 1
+            size = -(-size // block.stride)
+            found[Layer(size, wide, "gated", block.channels_in // 4)] += 1
+            found[Layer(size, block.channels_out, "linear", 0)] += 1
+    return found
+
+
+def draw(layer: Layer, batch: int) -> tuple:
+    """Arguments of `normalise`, and a cotangent."""
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    shape = (batch, layer.size, layer.size, layer.channels)
+    x, cotangent = (jax.random.normal(next(keys), shape, jnp.bfloat16) for _ in "xc")
+
+    def small(*shape):
+        return jax.random.normal(next(keys), shape)
+
+    excite, channels, reduced = None, layer.channels, layer.reduced
+    if layer.form == "gated":
+        excite = {
+            "reduce": {"kernel": small(channels, reduced), "bias": small(reduced)},
+            "expand": {"kernel": small(reduced, channels), "bias": small(channels)},
+        }
+    return x, small(channels), small(channels), excite, cotangent
+
+
+def compile_pass(layer: Layer, direction: str, kind: str, flags) -> Callable:
+    """Compiles a direction with one kind of kernels."""
+    form = Form(flags.group, layer.form != "linear", Kernels(kind))
+
+    def run(x, scale, bias, excite, cotangent):
+        call = lambda *a: normalise(*a, form)[0]  # noqa: E731
+        if direction == "forward":
+            return call(x, scale, bias, excite)
+        return jax.vjp(call, x, scale, bias, excite)[1](cotangent)
+
+    arguments = jax.eval_shape(lambda: draw(layer, flags.batch))
+    return jax.jit(run, keep_unused=True).lower(*arguments).compile()
+
+
+def compile_tile(layer: Layer, tile: tuple, flags) -> Callable:
+    """Compiles a backward pass's sums of a swish with a tile."""
+
+    def visit(x, cotangent, scale, bias):
+        share = jax.nn.sigmoid(x * scale + bias)
+        inner = cotangent * share * (1.0 + x * (1.0 - share))
+        return inner, inner * x
+
+    def run(x, cotangent, scale, bias):
+        shared = ([x, cotangent], [scale, bias], 2, flags.interpret)
+        return image_sums.kernel_sums(visit, *shared, image_sums.Tile(*tile))
+
+    x = jax.ShapeDtypeStruct(
+        (flags.batch, layer.size, layer.size, layer.channels), jnp.bfloat16
+    )
+    small = jax.ShapeDtypeStruct((flags.batch, layer.channels), jnp.float32)
+    return jax.jit(run).lower(x, x, small, small).compile()
+
+
+def difference(found, wanted) -> float:
+    """The largest relative distance of two trees' arrays."""
+
+    def of(a, b):
+        a, b = (v.astype(jnp.float32) for v in (a, b))
+        return jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
+
+    return max(map(float, jax.tree.leaves(jax.tree.map(of, found, wanted))))
+
+
+def compare(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
+    """Prints times with the kernel and without, and their totals."""
+    kinds = (INTERPRET if flags.interpret else TRITON, PLAIN)
+    found = layers(flags.variant, flags.image_size)
+    jobs = {
+        (layer, direction): [
+            pool.submit(compile_pass, layer, direction, kind, flags) for kind in kinds
+        ]
+        for layer in found
+        for direction in MOVES
+    }
+    totals = {direction: [0.0, 0.0, 0.0] for direction in MOVES}
+    for (layer, direction), futures in jobs.items():
+        calls, arguments = [result(f) for f in futures], draw(layer, flags.batch)
+        if None in calls:
+            continue
+        moves = MOVES[direction][FORMS.index(layer.form)]
+        floor = 1e3 * moves * arguments[0].nbytes / flags.bandwidth
+        error = difference(*(call(*arguments) for call in calls))
+        times = milliseconds(calls, arguments, flags.calls, flags.rounds)
+        print(
+            f"{layer.size}x{layer.channels} {layer.form} {direction} x{found[layer]}:"
+            f" floor {floor:.3f} ms, kernel {times[0] / floor:.2f}, XLA"
+            f" {times[1] / floor:.2f}, apart {error:.1e}",
+            flush=True,
+        )
+        for place, value in enumerate((floor, *times)):
+            totals[direction][place] += found[layer] * value
+    for direction, (floor, kernel, plain) in totals.items():
+        print(
+            f"{direction} of the tower: floor {floor:.2f} ms, kernel {kernel:.2f}, XLA"
+            f" {plain:.2f}, XLA / kernel {plain / kernel:.2f}",
+            flush=True,
+        )
+
+
+def choose(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
+    """Prints what each of some tiles takes, the fastest first."""
+    wide = [x for x in layers(flags.variant, flags.image_size) if x.form == "swish"]
+    jobs = {
+        layer: [pool.submit(compile_tile, layer, tile, flags) for tile in TILES]
+        for layer in wide
+    }
+    for layer, futures in jobs.items():
+        x, scale, bias, _, cotangent = draw(layer, flags.batch)
+        small = [jnp.tile(v, (flags.batch, 1)) for v in (scale, bias)]
+        calls = {t: c for t, f in zip(TILES, futures, strict=True) if (c := result(f))}
+        times = milliseconds(
+            list(calls.values()), [x, cotangent, *small], flags.calls, flags.rounds
+        )
+        floor = 2e3 * x.nbytes / flags.bandwidth
+        ranked = sorted(zip(times, calls, strict=True))
+        cells = ", ".join(
+            f"{'/'.join(map(str, tile))} {ms / floor:.2f}" for ms, tile in ranked
+        )
+        print(f"{layer.size}x{layer.channels} {floor:.3f} ms: {cells}", flush=True)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=VARIANTS, default="b5")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image_size", type=int, default=289)
+    parser.add_argument("--group", type=int, default=16)
+    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes / s")
+    parser.add_argument("--choices", action="store_true", help="time some tiles")
+    parser.add_argument("--calls", type=int, default=20, help="in a queue")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=16, help="that compile")
+    parser.add_argument("--interpret", action="store_true", help="without a GPU")
+    flags = parser.parse_args()
+    print(
+        f"{flags.variant}, {flags.image_size} px, batch {flags.batch}, bfloat16,"
+        f" {jax.devices()[0].device_kind}",
+        flush=True,
+    )
+    with ThreadPoolExecutor(flags.threads) as pool:
+        (choose if flags.choices else compare)(flags, pool)
+
+
+if __name__ == "__main__":
+    main()
