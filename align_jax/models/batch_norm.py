@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.kernels import Kernels
 from align_jax.models.image_sums import image_sums
@@ -118,6 +119,7 @@ def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of groups of images (B, H, W, C): (G, C) each, float32."""
     sums = image_sums(lambda x: (x, jnp.square(x)), [x], [], 2, form.kernels)
     places = form.group_size * x.shape[1] * x.shape[2]
+    sums = checkpoint_name(sums, "sums")
     mean, square = (_group_sum(s, form.group_size) / places for s in sums)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
@@ -146,7 +148,7 @@ def apply_statistics(
     if excite is None:
         return activate(x, *map(_spread, affine)).astype(x.dtype), None
     sums = image_sums(lambda *xs: (activate(*xs),), [x], affine, 1, form.kernels)
-    means = sums[0] / (x.shape[1] * x.shape[2])
+    means = checkpoint_name(sums[0], "sums") / (x.shape[1] * x.shape[2])
     gate = gate_of(means, excite)
     # The second walk reads x again: what the first one computed is not kept.
     x, gate = lax.optimization_barrier((x, gate))

@@ -50,7 +50,8 @@ VARIANTS = {
     "l2": (4.3, 5.3),
 }
 
-REMATERIALISATIONS = ("none", "blocks", "stages")
+KEPT = ("convolution", "sums")  # what "pointwise" keeps, by the names they are given
+REMATERIALISATIONS = ("none", "pointwise", "blocks", "stages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ class EfficientNetConfig:
         leaves out and ImageNet checkpoints have.
       scan: compile the repeated blocks of a stage as one body; same parameters.
       rematerialise: what the backward pass computes again instead of keeping it:
-        "none", "blocks" (all but each block's input) or "stages".
+        "none", "pointwise" (all but what convolutions and sums over places return),
+        "blocks" (all but each block's input) or "stages".
       kernels: "auto", for kernels of our own where the devices have them, or "plain".
     """
 
@@ -228,8 +230,10 @@ class EfficientNet(nn.Module):
           (B, H', W', C').
         """
         block_type = gathered(MBConv, self)
-        if self.config.rematerialise == "blocks":
-            block_type = nn.remat(block_type, static_argnums=3)
+        if self.config.rematerialise in ("pointwise", "blocks"):
+            kept = KEPT if self.config.rematerialise == "pointwise" else ()
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            block_type = nn.remat(block_type, static_argnums=3, policy=policy)
         fields = dict(
             norm=self._norm,
             padding=self.config.padding,

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.kernels import INTERPRET, PLAIN, Kernels
 from align_jax.models.batch_norm import BatchNorm
@@ -62,6 +63,9 @@ class Convolution(nn.Module):
         init = depthwise_init if self.depthwise else dense_init
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         padding = PADDINGS[self.padding](x.shape[1:3], self.kernel, self.stride)
+        return checkpoint_name(self._convolve(x, kernel, padding), "convolution")
+
+    def _convolve(self, x, kernel, padding):
         if not self.depthwise:
             return dense_conv(x, kernel, self.stride, padding)
         if self.kernels.kind == PLAIN:
