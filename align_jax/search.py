@@ -100,7 +100,9 @@ def serve(flags: argparse.Namespace) -> None:
     app = make_app(index, encoder, model.temperature, labels, captions, token, hosts)
     path = f"/?token={urllib.parse.quote(token, safe='')}" if token else "/"
     print(f"http://{(flags.name or [flags.host])[0]}:{flags.port}{path}", flush=True)
-    uvicorn.run(app, host=flags.host, port=flags.port, log_level="warning")
+    # Longer than clients leave a connection idle, so that they close it first.
+    options = {"timeout_keep_alive": 75, "log_level": "warning"}
+    uvicorn.run(app, host=flags.host, port=flags.port, **options)
 
 
 def read_lines(path: str | None) -> list[str]:
