@@ -1,0 +1,69 @@
+"""An index in a bucket, by the same commands; the bucket is moto's, on this machine."""
+
+import sys
+
+import pytest
+
+from align_jax import search
+from align_jax.errors import InputError
+from align_jax.vector_index import open_index
+from tests import tiny
+
+pytestmark = pytest.mark.buckets
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT": address,
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", "us-east-1", endpoint_url=address).create_bucket(Bucket="pictures")
+    yield "s3://pictures"
+    server.stop()
+
+
+def test_an_index_in_a_bucket_is_built_continued_asked_and_deleted_from(
+    bucket, tmp_path, monkeypatch, capsys
+):
+    place, model = f"{bucket}/deep/index", tiny.write_model(tmp_path / "model")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in tiny.NAMES[:5]:
+        (pictures / f"{name}.png").write_bytes(tiny.draw(name, 90))
+    monkeypatch.chdir(tmp_path)
+
+    def tell(*arguments):
+        monkeypatch.setattr(sys, "argv", ["search", *map(str, arguments)])
+        search.main()
+        return capsys.readouterr().out.splitlines()
+
+    with pytest.raises(InputError, match="no index in 's3://pictures/deep/index'"):
+        open_index(place)
+    build = ("build", f"--checkpoint={model}", f"--images={pictures}")
+    told = "5 pictures; 5 added, 0 there already, 0 deleted, 0 unreadable"
+    assert tell(*build, f"--out={place}") == [f"{place}: {told}"]
+    path = pictures / f"{tiny.NAMES[3]}.png"
+    query = tell("query", place, f"--image={path}")
+    assert query[0] == f"1.0000  {path.name}  {path}" and len(query) == 5
+    local = tmp_path / "local"
+    tell(*build, f"--out={local}")
+    assert tell("query", local, f"--image={path}") == query
+    path.unlink()
+    told = "4 pictures; 0 added, 4 there already, 1 deleted, 0 unreadable"
+    assert tell(*build, f"--out={place}", "--prune") == [f"{place}: {told}"]
+    gone = f"{tiny.NAMES[0]}.png"
+    assert tell("delete", place, gone) == [f"{place}: 1 of 1 deleted"]
+    assert len(open_index(place)) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["local", "model", "pictures"]
