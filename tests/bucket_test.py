@@ -1,7 +1,12 @@
 """An index in a bucket, by the same commands; the bucket is moto's, on this machine."""
 
+import pathlib
+import socket
+import subprocess
 import sys
+import time
 
+import httpx
 import pytest
 
 from align_jax import search
@@ -10,17 +15,17 @@ from align_jax.vector_index import open_index
 from tests import tiny
 
 pytestmark = pytest.mark.buckets
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
 def bucket(monkeypatch):
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
+    command = ROOT / ".venv-moto" / "bin" / "moto_server"
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([command, f"-p{port}"], stderr=subprocess.DEVNULL)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "any",
         "AWS_SECRET_ACCESS_KEY": "any",
@@ -29,9 +34,15 @@ def bucket(monkeypatch):
         "AWS_ALLOW_HTTP": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    boto3.client("s3", "us-east-1", endpoint_url=address).create_bucket(Bucket="pictures")
+    for _ in range(600):
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                break
+        time.sleep(0.1)
+    httpx.put(f"{address}/pictures").raise_for_status()
     yield "s3://pictures"
-    server.stop()
+    server.terminate()
+    server.wait()
 
 
 def test_an_index_in_a_bucket_is_built_continued_asked_and_deleted_from(
