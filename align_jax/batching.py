@@ -12,7 +12,9 @@ from align_jax.errors import InputError
 from align_jax.queries import Encoder
 from align_jax.uploads import MAX_PIXELS, count_pixels
 
-PIXELS_AT_ONCE = 2 * MAX_PIXELS  # of one batch, all of whose pictures are decoded
+# Of one batch, whose pictures are decoded side by side. A transparent one is laid over
+# its background in some 50 bytes a pixel.
+PIXELS_AT_ONCE = MAX_PIXELS
 GATHER_SECONDS = 0.003  # that the first of a batch waits for others
 
 

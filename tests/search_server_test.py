@@ -18,7 +18,7 @@ from PIL import Image
 from align_jax.batching import BatchingEncoder, Busy
 from align_jax.search_server import make_app
 from align_jax.uploads import read_upload
-from align_jax.vector_index import Description, create_index
+from align_jax.vector_index import Description, Source, create_index
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
 
@@ -133,6 +133,15 @@ def test_captions_are_near_pictures_texts_where_none_are_given(index, encoder):
     assert (
         answer["captions"] == [] and "near to it have no texts" in answer["absent"][0]
     )
+
+
+def test_no_path_is_told(index, client):
+    index.source = Source("/home/somebody/")
+    body = {"terms": [{"text": "red"}]}
+    texts = [client.post("/api/search", json=body).text, client.get("/").text]
+    texts += [client.post("/api/classify", json={"image": upload("red top")}).text]
+    assert index.search(np.float32(perfect("red top")), 1)[0].path.startswith("/home")
+    assert not any("somebody" in text for text in texts)
 
 
 def test_an_empty_index_finds_nothing(index, client):

@@ -118,6 +118,14 @@ def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
     assert (done.added, done.kept, len(index)) == (1, 1, 2)
 
 
+def test_a_collection_has_its_dataset_s_labels(pictures, tmp_path):
+    dataset = tiny.write_evaluation(tmp_path / "data")
+    assert open_collection(f"{dataset}:test").labels == tuple(tiny.COLOURS)
+    row = {"image": tiny.picture(0), "text": tiny.text("red left")}
+    plain = tiny.write_dataset(tmp_path / "plain", "train", [[row]], tiny.PAIR_FEATURES)
+    assert open_collection(plain).labels == open_collection(str(pictures)).labels == ()
+
+
 def test_a_killed_build_goes_on(source, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(indexing, "AT_ONCE", 2)
     model = load(source, batch_size=2)

@@ -98,6 +98,16 @@ def test_an_index_knows_where_its_pictures_are_now(tmp_path):
     assert open_index(place).search(rows[0], 1)[0].path == f"/ü/{name}"
 
 
+def test_folders_that_a_kill_left_without_a_table_are_as_if_they_were_not(tmp_path):
+    place = str(tmp_path / "index")
+    for name in ("pictures.lance", "source.lance"):
+        (tmp_path / "index" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="no index in"):
+        open_index(place)
+    create_index(place, DESCRIPTION, Source("/here/"))
+    assert (len(open_index(place)), open_index(place).source.prefix) == (0, "/here/")
+
+
 def test_an_index_is_opened_again_and_only_by_its_own_kind(index, tmp_path):
     place = str(tmp_path / "index")
     put(index, embeddings(3))
