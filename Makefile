@@ -11,7 +11,7 @@ SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: quickstart data ablations test test-browser test-convert test-faults test-spark
-.PHONY: test-nsfw test-tpu test-launch test-pods test-newest lint format clean
+.PHONY: test-buckets test-nsfw test-tpu test-launch test-pods test-newest lint format clean
 
 quickstart: data  ## train on real pictures and texts and report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -46,6 +46,11 @@ test-convert: .venv/installed  ## beside torch and transformers, which it instal
 test-browser: quickstart  ## pages in Chromium: `apt-get install chromium` or the like
 	.venv/bin/pip install --quiet -e '.[browser]' -c constraints.txt
 	$(RUN) -m pytest -m browser
+
+test-buckets: .venv/installed  ## an index in a bucket, which is moto's on this machine
+	$(PYTHON) -m venv .venv-moto
+	.venv-moto/bin/pip install --quiet 'moto[s3]==5.2.5' flask flask-cors
+	$(RUN) -m pytest -m buckets
 
 test-spark: .venv/installed  ## the corpus on local Spark beside DuckDB; needs Java
 	.venv/bin/pip install --quiet -e '.[spark]' -c constraints.txt
@@ -87,4 +92,4 @@ test-newest:  ## the same tests with the newest releases that requirements.txt a
 	touch $@
 
 clean:  ## drop the environments, keep the runs
-	rm -rf .venv .venv-launch .venv-newest
+	rm -rf .venv .venv-launch .venv-moto .venv-newest

@@ -221,6 +221,13 @@ def evaluation_size(directory: str, split: str, wanted: Sequence[str] = ()) -> i
     return builder.info.splits[split].num_examples
 
 
+def label_names(directory: str, split: str, feature: str = "label") -> tuple[str, ...]:
+    """Names of a dataset's classes; none where it has no such feature, or no names."""
+    features = _open_evaluation(directory, split, ()).info.features
+    label = features[feature] if feature in features else None
+    return tuple(getattr(label, "names", None) or ())
+
+
 class LabelledPictures:
     """Encoded pictures and their labels, read again each time they are iterated over.
 

@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from align_jax.datasets import evaluation_size, is_dataset, stream_records
+from align_jax.datasets import (
+    evaluation_size,
+    is_dataset,
+    label_names,
+    stream_records,
+)
 from align_jax.errors import InputError
 from align_jax.saved_embeddings import content_id
 
@@ -35,7 +40,14 @@ class Entry:
 
 
 class Folder:
-    """The picture files below a folder, by their names' endings."""
+    """The picture files below a folder, by their names' endings.
+
+    Attributes:
+      prefix: the folder's own path, which with an id is a picture's.
+      labels: none.
+    """
+
+    labels = ()
 
     def __init__(self, root: str):
         """Lists the files.
@@ -46,6 +58,7 @@ class Folder:
         self._root = pathlib.Path(root)
         if not self._root.is_dir():
             raise InputError(f"{root} is no folder")
+        self.prefix = os.path.join(os.path.abspath(root), "")
         own = self._root.resolve()
         self._paths = sorted(
             path
@@ -75,7 +88,12 @@ class Folder:
 
 
 class Records:
-    """The pictures of a split in TFDS's layout; equal `image_id`s are one picture."""
+    """The pictures of a split in TFDS's layout; equal `image_id`s are one picture.
+
+    Attributes:
+      prefix: dataset and split, which with an id tell a picture from all others.
+      labels: names of the dataset's classes; none where it has no `label`.
+    """
 
     def __init__(self, directory: str, split: str):
         """Opens the split.
@@ -85,6 +103,10 @@ class Records:
         """
         self._directory, self._split = directory, split
         self._count = evaluation_size(directory, split, ("image",))
+        remote = "://" in directory
+        place = directory if remote else os.path.abspath(os.path.expanduser(directory))
+        self.prefix = f"{place}:{split}/"
+        self.labels = label_names(directory, split)
 
     def __len__(self) -> int:
         return self._count

@@ -41,7 +41,7 @@ def build(flags: argparse.Namespace) -> None:
     from align_jax.indexing import index_pictures
     from align_jax.model import load
     from align_jax.picture_collection import open_collection
-    from align_jax.vector_index import Description, create_index
+    from align_jax.vector_index import Description, Source, create_index
     from align_jax.weights import digest
 
     collection = open_collection(flags.images)
@@ -49,7 +49,8 @@ def build(flags: argparse.Namespace) -> None:
     found = Description(
         digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
     )
-    index = create_index(flags.out, found)
+    source = Source(collection.prefix, collection.labels)
+    index = create_index(flags.out, found, source)
     with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
         done = index_pictures(model, collection, index, bar.update)
     deleted = 0
@@ -65,13 +66,13 @@ def build(flags: argparse.Namespace) -> None:
 
 
 def query(flags: argparse.Namespace) -> None:
-    """Prints score, id and text of the nearest pictures."""
+    """Prints score, id, path and text of the nearest pictures."""
     from align_jax.queries import query_embedding
 
     terms = read_terms(flags)
     index, model = open_with_model(flags, batch_size=1)
     for hit in index.search(query_embedding(model, terms), flags.limit, flags.exact):
-        print(f"{hit.score:.4f}  {hit.id}  {hit.text}".rstrip())
+        print(f"{hit.score:.4f}  {hit.id}  {hit.path}  {hit.text}".rstrip())
 
 
 def serve(flags: argparse.Namespace) -> None:
@@ -91,6 +92,7 @@ def serve(flags: argparse.Namespace) -> None:
     most = max(8 * flags.batch_size, 2 * MAX_ITEMS)
     encoder = BatchingEncoder(model, flags.batch_size, most)
     labels, captions = (read_lines(path) for path in (flags.labels, flags.captions))
+    labels = labels or index.source.labels
     local = flags.host in LOOPBACK
     token = flags.token or os.environ.get("ALIGN_JAX_TOKEN", "")
     token = token or ("" if local else secrets.token_urlsafe())
@@ -98,7 +100,9 @@ def serve(flags: argparse.Namespace) -> None:
     app = make_app(index, encoder, model.temperature, labels, captions, token, hosts)
     path = f"/?token={urllib.parse.quote(token, safe='')}" if token else "/"
     print(f"http://{(flags.name or [flags.host])[0]}:{flags.port}{path}", flush=True)
-    uvicorn.run(app, host=flags.host, port=flags.port, log_level="warning")
+    # Longer than clients leave a connection idle, so that they close it first.
+    options = {"timeout_keep_alive": 75, "log_level": "warning"}
+    uvicorn.run(app, host=flags.host, port=flags.port, **options)
 
 
 def read_lines(path: str | None) -> list[str]:
@@ -181,8 +185,12 @@ def read_flags() -> argparse.Namespace:
     served.add_argument("--name", action="append", help="by which it is asked; repeat")
     served.add_argument("--port", type=int, default=8000)
     served.add_argument("--token", help="or ALIGN_JAX_TOKEN; else one is drawn")
-    served.add_argument("--labels", metavar="FILE", help="one a line, to sort into")
-    served.add_argument("--captions", metavar="FILE", help="one a line, to choose from")
+    served.add_argument(
+        "--labels", metavar="FILE", help="one a line; default: the dataset's"
+    )
+    served.add_argument(
+        "--captions", metavar="FILE", help="one a line; default: texts of like pictures"
+    )
     served.add_argument("--batch_size", type=int, default=16)
     for command in (asked, served):
         command.add_argument(

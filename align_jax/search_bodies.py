@@ -88,7 +88,17 @@ class Scored(_Body):
 
 
 class ClassifyAnswer(_Body):
-    """Labels by probability, and captions by cosine, best first."""
+    """Labels by probability, and captions by cosine, best first.
+
+    `absent` says of labels or captions that are not there why, and how to have some.
+    """
 
     labels: list[Scored]
     captions: list[Scored]
+    absent: list[str] = []
+
+
+class Problem(_Body):
+    """What is wrong with a request."""
+
+    detail: str

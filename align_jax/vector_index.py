@@ -20,6 +20,7 @@ from lancedb.index import BTree, IvfSq
 from align_jax.errors import InputError
 
 TABLE = "pictures"
+SOURCE = "source"  # a table of one row
 DESCRIPTION = b"align_jax"  # key of the table's metadata
 # Fewer are compared with a query one by one, which is as fast.
 LEAST_INDEXED = 100_000
@@ -50,6 +51,19 @@ class Description:
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """Where an index's pictures are; it may move.
+
+    Attributes:
+      prefix: what comes before a picture's id in its path.
+      labels: names of the classes that the collection knows.
+    """
+
+    prefix: str = ""
+    labels: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Hit:
     """A picture that was found.
 
@@ -57,20 +71,28 @@ class Hit:
       id: of the picture.
       score: cosine similarity with the query.
       text: of the picture, or "".
+      path: of the picture's file, or dataset, split and id of its record.
     """
 
     id: str
     score: float
     text: str
+    path: str
 
 
 class VectorIndex:
     """Pictures by their embeddings."""
 
-    def __init__(self, table: lancedb.table.Table, description: Description):
+    def __init__(
+        self,
+        table: lancedb.table.Table,
+        description: Description,
+        source: Source,
+    ):
         """Wraps an open table; see `create_index` and `open_index`."""
         self._table = table
         self.description = description
+        self.source = source
 
     def __len__(self) -> int:
         return self._table.count_rows()
@@ -112,7 +134,9 @@ class VectorIndex:
         return before - len(self)
 
     def compact(self) -> None:
-        """Joins small files, and takes what was added into an index that is there."""
+        """Joins small files, and takes what was added into the indices."""
+        if self._index_name("id") is None:
+            self._table.create_index("id", config=BTree())
         self._table.optimize()
 
     def optimise(self) -> None:
@@ -130,10 +154,10 @@ class VectorIndex:
         kind = IvfSq(distance_type="dot", num_partitions=partitions)
         self._table.create_index("embedding", config=kind)
 
-    def _index_name(self) -> str | None:
-        """The name of the index of embeddings, if there is one."""
+    def _index_name(self, column: str = "embedding") -> str | None:
+        """The name of a column's index, if there is one."""
         indices = self._table.list_indices()
-        return next((i.name for i in indices if i.columns == ["embedding"]), None)
+        return next((i.name for i in indices if i.columns == [column]), None)
 
     def search(
         self, embedding: np.ndarray, limit: int, exact: bool = False
@@ -163,7 +187,11 @@ class VectorIndex:
             query = query.refine_factor(REFINE)
         found = query.to_arrow().to_pylist()
         # Its distance of products is 1 - x . y.
-        return [Hit(row["id"], 1.0 - row["_distance"], row["text"]) for row in found]
+        prefix = self.source.prefix
+        return [
+            Hit(row["id"], 1.0 - row["_distance"], row["text"], prefix + row["id"])
+            for row in found
+        ]
 
     def rows(self, ids: Sequence[str], *columns: str) -> dict[str, dict[str, Any]]:
         """Some columns of some pictures by id, without those that are not there."""
@@ -176,15 +204,23 @@ class VectorIndex:
         return found
 
 
-def create_index(place: str, description: Description) -> VectorIndex:
+def create_index(
+    place: str, description: Description, source: Source | None = None
+) -> VectorIndex:
     """Makes an empty index at a local path or a bucket's URL, or opens the one there.
+
+    Args:
+      place: of the index.
+      description: of what it is of.
+      source: where its pictures are now; None for nowhere, or where they were.
 
     Raises:
       InputError: the one there is of another model or has other thumbnails.
     """
     database = lancedb.connect(place, read_consistency_interval=AT_ONCE)
-    if TABLE in database.list_tables().tables:
-        index = open_index(place)
+    table = _open_table(database, TABLE)
+    if table is not None:
+        index = _read_index(database, table)
         found, wanted = index.description, description
         differing = [
             f"{name}: {old!r} -> {getattr(wanted, name)!r}"
@@ -196,6 +232,9 @@ def create_index(place: str, description: Description) -> VectorIndex:
                 f"{place} is an index of another kind ({'; '.join(differing)}); give"
                 " another --out"
             )
+        if source and index.source != source:
+            _write_source(database, source)
+            index.source = source
         return index
     width = description.width
     schema = pa.schema(
@@ -208,9 +247,10 @@ def create_index(place: str, description: Description) -> VectorIndex:
         },
         metadata={DESCRIPTION: json.dumps(dataclasses.asdict(description))},
     )
+    source = source or Source()
+    _write_source(database, source)
     table = database.create_table(TABLE, schema=schema)
-    table.create_index("id", config=BTree())
-    return VectorIndex(table, description)
+    return VectorIndex(table, description, source)
 
 
 def open_index(place: str) -> VectorIndex:
@@ -224,15 +264,50 @@ def open_index(place: str) -> VectorIndex:
         database = None
     else:
         database = lancedb.connect(place, read_consistency_interval=SOON)
-    if database is None or TABLE not in database.list_tables().tables:
+    table = None if database is None else _open_table(database, TABLE)
+    if table is None:
         raise InputError(
             f"no index in {place!r}; make one with `python -m align_jax.search build`"
         )
-    table = database.open_table(TABLE)
+    return _read_index(database, table)
+
+
+def _read_index(
+    database: lancedb.DBConnection, table: lancedb.table.Table
+) -> VectorIndex:
     metadata: Mapping = table.schema.metadata or {}
     if DESCRIPTION not in metadata:
-        raise InputError(f"{place} holds a table {TABLE!r} that is no index of ours")
-    return VectorIndex(table, Description(**json.loads(metadata[DESCRIPTION])))
+        raise InputError(
+            f"{database.uri} holds a table {TABLE!r} that is no index of ours"
+        )
+    source, there = Source(), _open_table(database, SOURCE)
+    if there is not None:
+        (row,) = there.to_arrow().to_pylist()
+        source = Source(row["prefix"], tuple(row["labels"]))
+    description = Description(**json.loads(metadata[DESCRIPTION]))
+    return VectorIndex(table, description, source)
+
+
+def _open_table(
+    database: lancedb.DBConnection, name: str
+) -> lancedb.table.Table | None:
+    """A table, if there is one: a kill may leave its folder without it."""
+    if name not in database.list_tables().tables:
+        return None
+    try:
+        return database.open_table(name)
+    except ValueError as error:
+        if "not found" not in str(error):
+            raise
+        return None
+
+
+def _write_source(database: lancedb.DBConnection, source: Source) -> None:
+    """Tells where the pictures are, in place of what was told before."""
+    schema = {"prefix": pa.string(), "labels": pa.list_(pa.string())}
+    row = pa.table([[source.prefix], [source.labels]], schema=pa.schema(schema))
+    there = _open_table(database, SOURCE) is not None
+    database.create_table(SOURCE, row, mode="overwrite" if there else "create")
 
 
 def _as_arrow(embeddings: np.ndarray) -> pa.Array:

@@ -6,15 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from align_jax import batching
 from align_jax.batching import BatchingEncoder, Busy
 from align_jax.errors import InputError
+from tests import tiny
+
+GOOD, BAD, BREAKS = (tiny.draw(name, 90) for name in tiny.NAMES[:3])
+PIXELS = 12 * 12  # of a drawing
 
 
 class Model:
     """Embeds a text as its length; remembers its batches, and may be held."""
 
     def __init__(self):
-        self.batches, self.free = [], threading.Event()
+        self.pictures, self.batches, self.free = [], [], threading.Event()
         self.free.set()
 
     def encode_texts(self, texts):
@@ -23,9 +28,11 @@ class Model:
         return np.float32([[len(text)] for text in texts])
 
     def encode_images(self, images, unreadable):
-        if b"breaks" in images:
+        self.free.wait()
+        self.pictures.append(len(images))
+        if BREAKS in images:
             raise RuntimeError("the device is gone")
-        unreadable |= {i: "no picture" for i, x in enumerate(images) if x == b"bad"}
+        unreadable |= {i: "no picture" for i, x in enumerate(images) if x == BAD}
         return np.float32([[-len(image)] for image in images])
 
 
@@ -69,8 +76,26 @@ def test_more_than_may_wait_is_refused_and_nothing_else():
 def test_what_is_wrong_with_one_is_told_to_its_caller_alone():
     encoder = BatchingEncoder(Model(), batch_size=4, most=100)
     with pytest.raises(InputError, match="no picture"):
-        encoder.encode_images([b"bad"])
+        encoder.encode_images([BAD])
     with pytest.raises(RuntimeError, match="the device is gone"):
-        encoder.encode_images([b"breaks"])
-    assert encoder.encode_images([b"good"]).tolist() == [[-4]]
+        encoder.encode_images([BREAKS])
+    assert encoder.encode_images([GOOD]).tolist() == [[-len(GOOD)]]
+    encoder.close()
+
+
+def test_a_batch_s_pictures_have_no_more_pixels_than_are_decoded_at_once(monkeypatch):
+    monkeypatch.setattr(batching, "PIXELS_AT_ONCE", 3 * PIXELS + 1)
+    model = Model()
+    encoder = BatchingEncoder(model, batch_size=8, most=100)
+    model.free.clear()
+    with ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(encoder.encode_images, [GOOD]) for _ in range(20)]
+        while len(encoder._waiting["images"]) < 17:
+            pass  # the thread has one to three
+        model.free.set()
+        assert all(future.result() == -len(GOOD) for future in asked)
+    assert sum(model.pictures) == 20 and max(model.pictures) == 3
+    monkeypatch.setattr(batching, "PIXELS_AT_ONCE", 1)  # one alone is always taken
+    assert len(encoder.encode_images([GOOD, GOOD])) == 2
+    assert model.pictures[-2:] == [1, 1]
     encoder.close()

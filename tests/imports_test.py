@@ -25,7 +25,7 @@ evaluators.crisscrossed evaluators.neighbours evaluators.word_similarity evaluat
 telemetry results provenance pages run_report saved_embeddings evaluate preemption train
 random_search_config random_search run_kinds found_runs report
 picture_collection queries vector_index indexing
-batching search_bodies search_server search
+uploads batching search_bodies search_guard search_server search
 command_line sweep_config sweep_status launchers sweep
 """.split()
 

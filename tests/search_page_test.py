@@ -145,6 +145,14 @@ def test_more_like_this_weights_and_an_empty_result_work_by_keyboard(page):
     assert page.locator(".term").count() == 0
 
 
+def test_a_query_that_finds_nothing_is_told(page):
+    page.route("**/api/search", lambda route: route.fulfill(json={"hits": []}))
+    page.fill("#text", "heart")
+    page.get_by_role("button", name="Search").click()
+    page.expect(page.locator("#status")).to_have_text("Nothing was found.")
+    assert page.locator("#hits li").count() == 0
+
+
 def test_a_file_that_is_no_picture_is_told(page):
     upload(page, b"no picture")
     page.wait_for_selector("#status.bad")

@@ -4,6 +4,7 @@ import base64
 import io
 import socket
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -14,10 +15,10 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from align_jax import search_server
 from align_jax.batching import BatchingEncoder, Busy
 from align_jax.search_server import make_app
-from align_jax.vector_index import Description, create_index
+from align_jax.uploads import read_upload
+from align_jax.vector_index import Description, Source, create_index
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
 
@@ -43,7 +44,7 @@ def upload(name, shade=90):
 def index(tmp_path):
     index = create_index(str(tmp_path / "i"), Description("m", "c", WIDTH, 8))
     rows = np.float32([perfect(name) for name in NAMES])
-    texts = [f"<b>{name}</b>" for name in NAMES]
+    texts = [f"{name} <b>" for name in NAMES]
     index.put(NAMES, [""] * len(NAMES), texts, [b"a jpeg"] * len(NAMES), rows)
     return index
 
@@ -62,12 +63,33 @@ def client(index, encoder):
     return TestClient(app, base_url="http://127.0.0.1")
 
 
+@pytest.fixture
+def nothing_written(index, tmp_path, monkeypatch):
+    """Checks that no file of the index, the working or the temporary folder changes."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # asks for it anew
+
+    def files():
+        there = {path: path.lstat() for path in tmp_path.rglob("*")}
+        return {path: (s.st_size, s.st_mtime_ns) for path, s in there.items()}
+
+    assert tempfile.gettempdir() == str(tmp_path / "temporary")  # tries to write there
+    before = files()
+    assert len(before) > 5
+    yield
+    assert files() == before
+
+
 def found(client, *terms, **more):
     answer = client.post("/api/search", json={"terms": terms, **more})
     assert answer.status_code == 200, answer.text
     return [(hit["id"], round(hit["score"], 4)) for hit in answer.json()["hits"]]
 
 
+@pytest.mark.usefixtures("nothing_written")
 def test_texts_pictures_and_pictures_of_the_index_are_searched(client):
     hits = found(client, {"text": "green"}, limit=4)
     assert {name.split()[0] for name, _ in hits} == {"green"} and hits[0][1] == 0.7071
@@ -82,6 +104,7 @@ def test_texts_pictures_and_pictures_of_the_index_are_searched(client):
     assert exact == hits
 
 
+@pytest.mark.usefixtures("nothing_written")
 def test_a_picture_is_sorted_and_captioned(client):
     answer = client.post("/api/classify", json={"image": upload("red left")}).json()
     assert [row["text"] for row in answer["labels"]][0] == "red"
@@ -95,6 +118,38 @@ def test_a_picture_is_sorted_and_captioned(client):
     assert client.post("/api/classify", json=own).json()["labels"][0]["text"] == "left"
 
 
+def test_captions_are_near_pictures_texts_where_none_are_given(index, encoder):
+    client = TestClient(make_app(index, encoder, 0.1), base_url="http://127.0.0.1")
+    answer = client.post("/api/classify", json={"image": upload("red left")}).json()
+    assert answer["captions"][0]["text"] == "red left <b>"
+    assert answer["captions"][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert len({row["text"] for row in answer["captions"]}) == 5
+    assert answer["labels"] == [] and len(answer["absent"]) == 1
+    assert answer["absent"][0].startswith("no labels: the collection has none; start")
+    own = {"image": upload("red left"), "labels": ["red", "blue"]}
+    assert client.post("/api/classify", json=own).json()["absent"] == []
+    index.delete(NAMES)
+    answer = client.post("/api/classify", json=own).json()
+    assert (
+        answer["captions"] == [] and "near to it have no texts" in answer["absent"][0]
+    )
+
+
+def test_no_path_is_told(index, client):
+    index.source = Source("/home/somebody/")
+    body = {"terms": [{"text": "red"}]}
+    texts = [client.post("/api/search", json=body).text, client.get("/").text]
+    texts += [client.post("/api/classify", json={"image": upload("red top")}).text]
+    assert index.search(np.float32(perfect("red top")), 1)[0].path.startswith("/home")
+    assert not any("somebody" in text for text in texts)
+
+
+def test_an_empty_index_finds_nothing(index, client):
+    index.delete(NAMES)
+    assert found(client, {"text": "red"}) == []
+
+
+@pytest.mark.usefixtures("nothing_written")
 def test_embeddings_are_given(client):
     body = {"texts": ["red", "blue top"], "images": [upload("red left")]}
     answer = client.post("/api/embed", json=body).json()
@@ -114,6 +169,35 @@ def test_the_page_and_the_interface_are_described(client):
         "/api/classify",
         "/api/thumbnail",
     }
+
+
+def test_openapi_tells_all_refusals_and_the_token(index, encoder):
+    def described(token):
+        client = TestClient(
+            make_app(index, encoder, 0.1, token=token), base_url="http://127.0.0.1"
+        )
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return client.get("/openapi.json", headers=headers).json()
+
+    def statuses(found, path, method):
+        operation = found["paths"][path][method]
+        problem = {"$ref": "#/components/schemas/Problem"}
+        refused = {s: a for s, a in operation["responses"].items() if s != "200"}
+        for answer in refused.values():
+            assert answer["content"]["application/json"]["schema"] == problem
+        return {*map(int, refused)}
+
+    plain, guarded = described(""), described("open sesame")
+    computed = {408, 411, 413, 415, 422, 429}
+    for path in ("/api/search", "/api/embed", "/api/classify"):
+        assert statuses(plain, path, "post") == computed
+        assert statuses(guarded, path, "post") == computed | {401}
+        assert guarded["paths"][path]["post"]["security"] == [{"HTTPBearer": []}]
+    assert statuses(plain, "/api/thumbnail", "get") == {404, 422, 429}
+    assert statuses(guarded, "/api/thumbnail", "get") == {401, 404, 422, 429}
+    schemes = guarded["components"]["securitySchemes"]
+    assert schemes == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
+    assert "securitySchemes" not in plain["components"]
 
 
 def test_thumbnails_are_the_index_s_and_no_file_is_served(client, tmp_path):
@@ -154,6 +238,7 @@ def postscript():
     return file.getvalue()
 
 
+@pytest.mark.usefixtures("nothing_written")
 def test_bad_requests_are_refused_in_a_line_and_the_server_goes_on(client):
     def refused(status, message, body=None, path="/api/search", **request):
         answer = client.post(path, **({"json": body} if body is not None else request))
@@ -256,8 +341,6 @@ def test_too_many_requests_are_told_to_come_again(index, encoder, monkeypatch):
     answer = client.post("/api/search", json=body)
     assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
     assert "7 texts and pictures are waiting" in answer.json()["detail"]
-    monkeypatch.setattr(search_server, "MAX_REQUESTS", 0)
-    assert client.post("/api/search", json=body).status_code == 429
 
 
 def test_an_upload_s_header_alone_is_read(monkeypatch):
@@ -265,4 +348,4 @@ def test_an_upload_s_header_alone_is_read(monkeypatch):
     Image.new("RGB", (30, 20)).save(file, "png")
     monkeypatch.setattr(Image.Image, "load", None)  # would fail if it were decoded
     content = base64.b64encode(file.getvalue()).decode()
-    assert search_server.read_upload(content) == file.getvalue()
+    assert read_upload(content) == file.getvalue()

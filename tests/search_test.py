@@ -13,7 +13,7 @@ from align_jax.errors import InputError
 from align_jax.indexing import index_pictures, thumbnail
 from align_jax.model import load
 from align_jax.picture_collection import Folder, Records, open_collection
-from align_jax.vector_index import Description, create_index, open_index
+from align_jax.vector_index import Description, Source, create_index, open_index
 from align_jax.weights import digest
 from tests import tiny
 
@@ -62,15 +62,20 @@ def test_a_folder_is_built_asked_changed_and_built_again(
         f"{place}: 7 pictures; 7 added, 0 there already, 0 deleted, 1 unreadable"
     )
     assert broken.startswith("  broken.jpg: ")
-    query = ("query", place, f"--image={pictures / 'deep' / chr(105)}t's.PNG")
+    path = pictures / "deep" / "it's.PNG"
+    query = ("query", place, f"--image={path}")
     first, *others = tell(*query, "--limit=3")
-    assert first == "1.0000  deep/it's.PNG" and len(others) == 2
+    assert first == f"1.0000  deep/it's.PNG  {path}" and len(others) == 2
     assert tell(*query, "--limit=3", "--exact") == [first, *others]
     plain = tell("query", place, "--text=red left")
     assert len(plain) == 7
     assert tell("query", place, "--text=red left", "--text_weight=0.5") == plain
     assert tell("query", place, "--text=red left", "--minus=blue") != plain
 
+    pictures = pictures.rename(tmp_path / "moved")
+    build = (*build[:2], f"--images={pictures}", build[3])
+    path = pictures / "deep" / "it's.PNG"
+    query = (*query[:2], f"--image={path}")
     os.remove(pictures / f"{tiny.NAMES[0]}.png")
     (pictures / f"{tiny.NAMES[1]}.png").write_bytes(tiny.draw("green bottom", 30))
     (pictures / "new.png").write_bytes(tiny.draw("green top", 90))
@@ -81,7 +86,7 @@ def test_a_folder_is_built_asked_changed_and_built_again(
     (pictures / f"{tiny.NAMES[2]}.png").write_bytes(tiny.draw(tiny.NAMES[2], 90))
     assert "7 pictures; 1 added, 6 there already, 0 del" in tell(*build)[0]
     assert tell("delete", place, "new.png", "none") == [f"{place}: 1 of 2 deleted"]
-    assert tell(*query, "--limit=1") == [first]
+    assert tell(*query, "--limit=1") == [f"1.0000  deep/it's.PNG  {path}"]
 
 
 def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
@@ -94,7 +99,8 @@ def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
     assert isinstance(collection, Records) and len(collection) == 2
     model = load(source, batch_size=2)
     found = Description(digest(model.weights), source, model.width, 0)
-    index = create_index(str(tmp_path / "index"), found)
+    place = Source(collection.prefix, collection.labels)
+    index = create_index(str(tmp_path / "index"), found, place)
 
     def build(entries):
         return index_pictures(model, entries, index, lambda count: None)
@@ -102,12 +108,22 @@ def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
     assert build(collection).added == 2 and build(open_collection(dataset)).kept == 2
     found = index.rows(["train/00000000", "train/00000001"], "text")
     assert [row["text"] for row in found.values()] == ["red left", "red right"]
+    (hit,) = index.search(model.encode_images([tiny.draw(tiny.NAMES[0], 90)])[0], 1)
+    assert hit.path == f"{dataset}:train/train/00000000"
     other = {"image": tiny.picture(2), "text": tiny.text("red top")}
     changed = tiny.write_dataset(
         tmp_path / "changed", "train", [[row], [other]], tiny.PAIR_FEATURES
     )
     done = build(open_collection(changed))
     assert (done.added, done.kept, len(index)) == (1, 1, 2)
+
+
+def test_a_collection_has_its_dataset_s_labels(pictures, tmp_path):
+    dataset = tiny.write_evaluation(tmp_path / "data")
+    assert open_collection(f"{dataset}:test").labels == tuple(tiny.COLOURS)
+    row = {"image": tiny.picture(0), "text": tiny.text("red left")}
+    plain = tiny.write_dataset(tmp_path / "plain", "train", [[row]], tiny.PAIR_FEATURES)
+    assert open_collection(plain).labels == open_collection(str(pictures)).labels == ()
 
 
 def test_a_killed_build_goes_on(source, pictures, tmp_path, monkeypatch):

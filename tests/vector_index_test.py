@@ -5,7 +5,7 @@ import pytest
 
 from align_jax import vector_index
 from align_jax.errors import InputError
-from align_jax.vector_index import Description, create_index, open_index
+from align_jax.vector_index import Description, Source, create_index, open_index
 
 WIDTH = 32
 DESCRIPTION = Description("a model", "runs/a", WIDTH, 8)
@@ -85,6 +85,27 @@ def test_an_index_of_many_finds_what_comparing_with_all_finds(index, monkeypatch
     assert index.search(rows[3], 1)[0].id == names[3]
     index.optimise()
     assert len(index) == 5100
+
+
+def test_an_index_knows_where_its_pictures_are_now(tmp_path):
+    place, rows = str(tmp_path / "index"), embeddings(3)
+    here = Source("/here/", ("cat", "dog"))
+    (name, *_) = put(create_index(place, DESCRIPTION, here), rows)
+    assert open_index(place).source == here
+    assert create_index(place, DESCRIPTION).source == here
+    create_index(place, DESCRIPTION, Source("/ü/", ()))
+    assert open_index(place).source == Source("/ü/", ())
+    assert open_index(place).search(rows[0], 1)[0].path == f"/ü/{name}"
+
+
+def test_folders_that_a_kill_left_without_a_table_are_as_if_they_were_not(tmp_path):
+    place = str(tmp_path / "index")
+    for name in ("pictures.lance", "source.lance"):
+        (tmp_path / "index" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="no index in"):
+        open_index(place)
+    create_index(place, DESCRIPTION, Source("/here/"))
+    assert (len(open_index(place)), open_index(place).source.prefix) == (0, "/here/")
 
 
 def test_an_index_is_opened_again_and_only_by_its_own_kind(index, tmp_path):

@@ -1,0 +1,50 @@
+"""Pictures' files that strangers send: what of them is looked at before decoding."""
+
+import base64
+import binascii
+import io
+
+from PIL import Image
+
+from align_jax.errors import InputError
+
+MAX_PIXELS = 25_000_000  # of an uploaded picture
+MAX_SCANS = 100  # of a JPEG, each of which is decoded over the whole picture
+# Formats whose header Pillow reads without decoding or starting another program.
+FORMATS = tuple("JPEG PNG GIF WEBP BMP TIFF AVIF".split())
+START_OF_SCAN = b"\xff\xda"
+
+
+def read_upload(content: str) -> bytes:
+    """The picture's file of a base64 text.
+
+    Raises:
+      InputError: it is no base64, no picture, or one of too many pixels.
+    """
+    try:
+        file = base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"the picture is no base64: {error}") from error
+    pixels = count_pixels(file)
+    if file.count(START_OF_SCAN) > MAX_SCANS and file.startswith(b"\xff\xd8"):
+        raise InputError(f"the picture has more than {MAX_SCANS} scans")
+    if pixels > MAX_PIXELS:
+        raise InputError(f"the picture has {pixels:,} pixels; at most {MAX_PIXELS:,}")
+    return file
+
+
+def count_pixels(file: bytes) -> int:
+    """Height times width, by the header of a picture's file.
+
+    Raises:
+      InputError: it is no picture, or one of too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as picture:
+            return picture.width * picture.height
+    except Image.DecompressionBombError as error:
+        raise InputError(f"the picture has more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # parsers of untrusted bytes raise anything
+        known = ", ".join(FORMATS)
+        message = f"the file is no picture that can be read ({known})"
+        raise InputError(message) from error
