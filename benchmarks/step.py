@@ -26,7 +26,13 @@ from collections.abc import Callable
 from align_jax.models.bert import SIZES
 from align_jax.models.efficientnet import REMATERIALISATIONS, VARIANTS
 
-PEERS = ("timm", "huggingface", "huggingface_blocks")
+PEERS = (
+    "timm",
+    "timm_eager",
+    "huggingface",
+    "huggingface_blocks",
+    "huggingface_eager",
+)
 OURS = "align_jax"
 VOCABULARY = 30_522
 MOVES = 8  # of a convolution's output, the fewest that were thought of
@@ -36,8 +42,8 @@ GIB = 2**30
 def read_flags() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", choices=VARIANTS, default="b5")
-    parser.add_argument("--text", choices=SIZES, default="base")
+    parser.add_argument("--image", default="b5", help="a variant, or WIDTHxDEPTH")
+    parser.add_argument("--text", default="base", help="a size, or LAYERSxHIDDEN")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=289)
     parser.add_argument("--tokens", type=int, default=64)
@@ -57,6 +63,22 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def image_size(flags: argparse.Namespace) -> tuple[float, float]:
+    """Width and depth multipliers of the image tower."""
+    if flags.image in VARIANTS:
+        return VARIANTS[flags.image]
+    width, depth = map(float, flags.image.split("x"))
+    return width, depth
+
+
+def text_size(flags: argparse.Namespace) -> tuple[int, int]:
+    """Layers and hidden width of the text tower."""
+    if flags.text in SIZES:
+        return SIZES[flags.text]
+    layers, hidden = map(int, flags.text.split("x"))
+    return layers, hidden
 
 
 def main() -> None:
@@ -173,7 +195,7 @@ def floor_bytes(flags: argparse.Namespace) -> float:
         round_channels,
     )
 
-    width, depth = VARIANTS[flags.image]
+    width, depth = image_size(flags)
     side = -(-flags.image_size // 2)
     elements = side * side * round_channels(STEM_CHANNELS, width)
     for stage in expand_stages(EfficientNetConfig(width, depth)):
@@ -196,10 +218,10 @@ def make_plan(flags: argparse.Namespace, mesh):
     from align_jax.optimizer import OptimizerConfig
     from align_jax.train_step import StepPlan
 
-    layers, hidden = SIZES[flags.text]
+    layers, hidden = text_size(flags)
     model = ModelConfig(
         EfficientNetConfig(
-            *VARIANTS[flags.image],
+            *image_size(flags),
             scan=flags.scan,
             rematerialise=flags.rematerialise,
             kernels=flags.kernels,

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AlignConfig, AlignModel, BertConfig, BertModel
 
-from align_jax.models.bert import HEAD_WIDTH, SIZES
-from benchmarks.step import VOCABULARY
+from align_jax.models.bert import HEAD_WIDTH
+from align_jax.models.efficientnet import EfficientNetConfig, pooled_width
+from benchmarks.step import VOCABULARY, image_size, text_size
 
 SMOOTHING = 0.1
 
@@ -19,14 +20,14 @@ class TimmDualEncoder(nn.Module):
 
     def __init__(self, flags: argparse.Namespace):
         super().__init__()
-        import timm
+        from timm.models.efficientnet import _gen_efficientnet
 
-        self.image_tower = timm.create_model(
-            f"efficientnet_{flags.image}", num_classes=0, drop_path_rate=0.2
+        self.image_tower = _gen_efficientnet(
+            "efficientnet_b0", *image_size(flags), num_classes=0, drop_path_rate=0.2
         )
         self.text_tower = BertModel(bert_config(flags), add_pooling_layer=False)
         width = self.image_tower.num_features
-        self.projection = nn.Linear(SIZES[flags.text][1], width)
+        self.projection = nn.Linear(text_size(flags)[1], width)
         self.temperature = nn.Parameter(torch.ones(()))
 
     def forward(self, images, tokens):
@@ -38,15 +39,21 @@ class TimmDualEncoder(nn.Module):
 
 
 class HuggingFaceDualEncoder(nn.Module):
-    """Hugging Face's AlignModel: EfficientNet-B7 and BERT-Base."""
+    """Hugging Face's AlignModel, by default EfficientNet-B7 and BERT-Base."""
 
     def __init__(self, flags: argparse.Namespace):
         super().__init__()
-        if (flags.image, flags.text) != ("b7", "base"):
-            raise SystemExit("AlignModel is compared as --image=b7 --text=base")
-        config = AlignConfig()
-        config.text_config.vocab_size = VOCABULARY
-        config.vision_config.image_size = flags.image_size
+        width, depth = image_size(flags)
+        vision = {
+            "width_coefficient": width,
+            "depth_coefficient": depth,
+            "image_size": flags.image_size,
+        }
+        pooled = pooled_width(EfficientNetConfig(width, depth))
+        text = bert_config(flags).to_dict()
+        config = AlignConfig(
+            text_config=text, vision_config=vision, projection_dim=pooled
+        )
         self.model = AlignModel(config)
 
     def forward(self, images, tokens):
@@ -57,7 +64,7 @@ class HuggingFaceDualEncoder(nn.Module):
 
 def bert_config(flags: argparse.Namespace) -> BertConfig:
     """BERT of a published size."""
-    layers, hidden = SIZES[flags.text]
+    layers, hidden = text_size(flags)
     return BertConfig(
         vocab_size=VOCABULARY,
         num_hidden_layers=layers,
@@ -68,10 +75,11 @@ def bert_config(flags: argparse.Namespace) -> BertConfig:
 
 
 def prepare_peer(flags: argparse.Namespace):
-    """Compiles a peer's step by torch.compile: bfloat16 autocast, channels_last."""
+    """Makes a peer's step, compiled by torch.compile: autocast, channels_last."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    kind = TimmDualEncoder if flags.only == "timm" else HuggingFaceDualEncoder
+    timm = flags.only.startswith("timm")
+    kind = TimmDualEncoder if timm else HuggingFaceDualEncoder
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = kind(flags).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -95,7 +103,7 @@ def prepare_peer(flags: argparse.Namespace):
         vision, text = model.model.vision_model, model.model.text_model
         for block in [*vision.encoder.blocks, *text.encoder.layer]:
             block.compile()
-    else:
+    elif not flags.only.endswith("eager"):
         score = torch.compile(score)
 
     def take():

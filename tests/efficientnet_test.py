@@ -14,6 +14,7 @@ from align_jax.models.efficientnet import (
     drop_rates,
     expand_stages,
     pooled_width,
+    rematerialised,
 )
 from align_jax.models.mbconv import Block, Convolution, MBConv
 from align_jax.sharding import batch_split, make_mesh
@@ -151,8 +152,7 @@ def plain(run_small):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"rematerialise": "pointwise"}, {"scan": True, "rematerialise": "stages"}],
+    "fields", [{"rematerialise": "blocks"}, {"scan": True, "rematerialise": "stages"}]
 )
 def test_execution_changes_neither_result_nor_gradient(run_small, plain, fields):
     found = run_small(**fields)
@@ -162,19 +162,17 @@ def test_execution_changes_neither_result_nor_gradient(run_small, plain, fields)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride):
+@pytest.mark.parametrize(("stride", "choice"), [(1, "none"), (2, "pointwise")])
+def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice):
     mesh = make_mesh(devices=jax.devices()[:2])
     block = Block(5, stride, 6, 8, 8, residual=stride == 1)
     x = jax.random.normal(jax.random.key(0), (4, 7, 5, 8))
     x = jax.device_put(x, batch_split(mesh))
+    variables = MBConv(block, dict(group_size=2)).init(jax.random.key(1), x, None, True)
 
-    def run(kernels):
+    def run(kernels, choice="none"):
         norm = dict(group_size=2, kernels=kernels)
-        layer = MBConv(block, norm, kernels=kernels)
-        variables = MBConv(block, dict(group_size=2)).init(
-            jax.random.key(1), x, None, False
-        )
+        layer = rematerialised(MBConv, choice)(block, norm, kernels=kernels)
 
         def score(params):
             out, changed = layer.apply(
@@ -184,7 +182,7 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride):
 
         return jax.jit(jax.value_and_grad(score, has_aux=True))(variables["params"])
 
-    found, wanted = run(Kernels(INTERPRET, mesh)), run(Kernels())
+    found, wanted = run(Kernels(INTERPRET, mesh), choice), run(Kernels())
     for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

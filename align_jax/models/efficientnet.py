@@ -131,6 +131,15 @@ def pooled_width(config: EfficientNetConfig) -> int:
     return round_channels(last, config.width)
 
 
+def rematerialised(block_type: type[nn.Module], choice: str) -> type[nn.Module]:
+    """The block's class, computed again as chosen, see `EfficientNetConfig`."""
+    if choice not in ("pointwise", "blocks"):
+        return block_type
+    kept = KEPT if choice == "pointwise" else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    return nn.remat(block_type, static_argnums=3, policy=policy)
+
+
 class EfficientNet(nn.Module):
     """The image encoder.
 
@@ -229,11 +238,7 @@ class EfficientNet(nn.Module):
         Returns:
           (B, H', W', C').
         """
-        block_type = gathered(MBConv, self)
-        if self.config.rematerialise in ("pointwise", "blocks"):
-            kept = KEPT if self.config.rematerialise == "pointwise" else ()
-            policy = jax.checkpoint_policies.save_only_these_names(*kept)
-            block_type = nn.remat(block_type, static_argnums=3, policy=policy)
+        block_type = rematerialised(gathered(MBConv, self), self.config.rematerialise)
         fields = dict(
             norm=self._norm,
             padding=self.config.padding,
