@@ -21,6 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from align_jax.kernels import INTERPRET
 from align_jax.loss_tiles import EXCLUDED, Tiling
 
 LOG2E = math.log2(math.e)
@@ -150,7 +151,7 @@ class Grid:
             compiler_params=plgpu.CompilerParams(
                 num_warps=self.shape.warps, num_stages=self.shape.stages
             ),
-            interpret=self.tiling.kernels == "interpret",
+            interpret=self.tiling.kernels == INTERPRET,
         )(numbers, start, *inputs)
 
 
@@ -212,7 +213,7 @@ class Tile:
         return self._approximate("lg2", jnp.log2, x)
 
     def _approximate(self, name: str, function: Callable, x: jax.Array) -> jax.Array:
-        if self.grid.tiling.kernels == "interpret":
+        if self.grid.tiling.kernels == INTERPRET:
             return function(x)
         (result,) = plgpu.elementwise_inline_asm(
             f"{name}.approx.ftz.f32 $0, $1;",

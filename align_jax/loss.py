@@ -20,6 +20,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from align_jax import loss_kernels
+from align_jax.kernels import PLAIN
 from align_jax.loss_tiles import (
     EXCLUDED,
     KEPT,
@@ -97,7 +98,7 @@ def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
         out_specs=(WHOLE, (ROWS, ROWS, KEPT)),
-        check_vma=tiling.kernels == "plain",  # which Pallas cannot follow
+        check_vma=tiling.kernels == PLAIN,  # which Pallas cannot follow
     )
     metrics, found = share(ximg, ytxt, temperature)
     return metrics, (ximg, ytxt, temperature, found)
@@ -109,7 +110,7 @@ def _directions_backward(tiling, smoothing, residuals, cotangents):
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE, (ROWS, ROWS, KEPT), WHOLE, WHOLE),
         out_specs=(ROWS, ROWS, WHOLE),
-        check_vma=tiling.kernels == "plain",
+        check_vma=tiling.kernels == PLAIN,
     )
     return share(*residuals, cotangents["i2t_loss"], cotangents["t2i_loss"])
 
@@ -121,11 +122,11 @@ _compiled = jax.jit(_directions, static_argnums=(3, 4))  # for calls outside of 
 def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     """Metrics; the log-sum-exp of this device's rows and columns, (n,); kept logits."""
     n, kept = len(ximg), ()
-    if tiling.kernels != "plain":
+    if tiling.kernels != PLAIN:
         ximg, ytxt = loss_kernels.rounded(ximg), loss_kernels.rounded(ytxt)
     all_texts = gather(ytxt)  # (N, D)
     positive = (ximg / temperature * ytxt).sum(1)  # (n,)
-    if tiling.kernels == "plain":
+    if tiling.kernels == PLAIN:
         found, kept = _walk_forward(ximg, all_texts, positive, temperature, tiling)
     else:
         shared = (ximg, all_texts, positive, temperature, tiling)
@@ -191,7 +192,7 @@ def _backward_share(ximg, ytxt, temperature, found, i2t, t2i, tiling, smoothing)
     """Gradients of i2t * L_i2t + t2i * L_t2i for this device's rows and temperature."""
     row_lse, column_lse, kept = found
     lse, weights = (row_lse, gather(column_lse)), (i2t, t2i)  # (n,), (N,)
-    if tiling.kernels == "plain":
+    if tiling.kernels == PLAIN:
         shared = (gather(ytxt), temperature, lse, weights, tiling, smoothing)
         dimg, dtxt = _walk_backward(ximg, *shared, kept)
     else:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from align_jax.kernels import CHOICES, INTERPRET, PLAIN, TRITON, choose_kernels
 from align_jax.logit_kernels import (
     LOG2E,
     Grid,
@@ -21,7 +22,7 @@ from align_jax.logit_kernels import (
 )
 from align_jax.loss_tiles import Tiling, own_rows
 
-KERNELS = ("auto", "plain", "triton", "interpret")
+KERNELS = (*CHOICES, TRITON, INTERPRET)
 
 CHUNK_BYTES = 2**29  # of the gradient by the logits that is held at a time
 
@@ -33,7 +34,7 @@ def choose(kernels: str, precision: str, mesh: Mesh) -> str:
 
     Args:
       kernels: one of `KERNELS`; "auto" is "triton" where bfloat16 products are allowed
-        and the devices are NVIDIA's with compute capability 8.0 or above.
+        and the devices have them, see `choose_kernels`.
       precision: of the matrix products, a name of `jax.lax.Precision`.
       mesh: the devices.
 
@@ -44,10 +45,7 @@ def choose(kernels: str, precision: str, mesh: Mesh) -> str:
         raise ValueError(f"kernels is {kernels!r}; known: {', '.join(KERNELS)}")
     if kernels != "auto":
         return kernels
-    device = mesh.devices.flat[0]
-    nvidia = "NVIDIA" in device.device_kind
-    fits = precision == "default" and nvidia and float(device.compute_capability) >= 8
-    return "triton" if fits else "plain"
+    return choose_kernels(kernels, mesh).kind if precision == "default" else PLAIN
 
 
 def rounded(x: jax.Array) -> jax.Array:

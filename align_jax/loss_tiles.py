@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from align_jax.kernels import PLAIN
 from align_jax.sharding import BATCH_AXES
 
 ROWS, WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec()
@@ -52,7 +53,7 @@ class Tiling:
     tile: int
     kept: int
     precision: str
-    kernels: str = "plain"
+    kernels: str = PLAIN
 
     @property
     def candidates(self) -> int:

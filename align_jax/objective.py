@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from align_jax.kernels import CHOICES
 from align_jax.loss import REDUCTIONS, contrastive_loss
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.sigmoid_loss import sigmoid_loss
 
 KINDS = ("softmax", "sigmoid", "cross_entropy")
 PRECISIONS = ("default", "high", "highest")
-KERNELS = ("auto", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LossConfig:
             "kind": KINDS,
             "reduction": REDUCTIONS,
             "precision": PRECISIONS,
-            "kernels": KERNELS,
+            "kernels": CHOICES,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
