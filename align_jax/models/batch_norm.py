@@ -176,11 +176,19 @@ def normalise(
 
 
 def _forward(x, scale, bias, excite, form):
-    statistics = group_statistics(x, form)
-    out, means = apply_statistics(x, scale, bias, excite, statistics, form)
+    out, statistics, means = _apply_own(x, scale, bias, excite, form)
     return (out, statistics), (x, scale, bias, excite, statistics, means)
 
 
+@partial(jax.jit, static_argnames="form")  # layers of one shape are traced once
+def _apply_own(x, scale, bias, excite, form):
+    """Normalises by the groups' own statistics; returns them, too."""
+    statistics = group_statistics(x, form)
+    out, means = apply_statistics(x, scale, bias, excite, statistics, form)
+    return out, statistics, means
+
+
+@partial(jax.jit, static_argnames="form")
 def _backward(form, residuals, cotangents):
     x, scale, bias, excite, (mean, var), means = residuals
     cotangent, batch, places = cotangents[0], len(x), x.shape[1] * x.shape[2]

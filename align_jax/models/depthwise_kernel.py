@@ -397,6 +397,7 @@ def _compiler_params(tile: Tile) -> triton.CompilerParams:
     return triton.CompilerParams(num_warps=tile.warps, num_stages=1)
 
 
+@partial(jax.jit, static_argnames=("stride", "padding", "tile", "interpret"))
 def convolve(
     x: jax.Array,
     kernel: jax.Array,
@@ -419,6 +420,7 @@ def convolve(
     return _slide(_correlate_kernel, x, kernel, static, tile, rows[1], rows, interpret)
 
 
+@partial(jax.jit, static_argnames=("size", "stride", "padding", "tile", "interpret"))
 def input_gradient(
     cotangent: jax.Array,
     kernel: jax.Array,
@@ -447,6 +449,10 @@ def input_gradient(
     )
 
 
+@partial(
+    jax.jit,
+    static_argnames=("k", "stride", "padding", "tile", "programs", "interpret"),
+)
 def kernel_gradient(
     x: jax.Array,
     cotangent: jax.Array,
