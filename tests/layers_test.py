@@ -2,11 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from align_jax.models.batch_norm import BatchNorm, mean_over_groups
 from align_jax.models.layers import (
-    BatchNorm,
     dropout,
     keep_mask,
-    mean_over_groups,
     survival_scales,
 )
 
