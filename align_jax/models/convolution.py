@@ -42,14 +42,37 @@ def dense_conv(
 ) -> jax.Array:
     """Convolves x (B, H, W, C) with a kernel (k, k, C, C') to (B, H', W', C')."""
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        return x @ kernel[0, 0]
-    return lax.conv_general_dilated(
+        return _places_product(x, kernel[0, 0])
+    return lax.platform_dependent(
         x,
         kernel,
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        cpu=lambda x, kernel: patch_product(x, kernel, stride, padding),
+        default=lambda x, kernel: lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        ),
     )
+
+
+def patch_product(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """`dense_conv` as one matrix product with what each output position sees."""
+    shifts = _shifts(_pad(x, padding), kernel.shape[0], stride)
+    taps = [shifted for _, shifted in shifts]
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    return _places_product(jnp.concatenate(taps, -1), flat)
+
+
+def _places_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """The product of x (..., C) with (C, C').
+
+    Of two axes each: the gradient of more would be copied first.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
 
 def depthwise_conv(
@@ -93,13 +116,11 @@ def tap_sum(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
     """`depthwise_conv` as a sum over kernel taps of shifted, scaled inputs."""
-    taps = _shifts(x, kernel.shape[0], stride, padding)
-    return sum(shifted * kernel[i, j, 0] for (i, j), shifted in taps)
+    return _tap_sum_forward(x, kernel, stride, padding)[0]
 
 
-def _shifts(x: jax.Array, k: int, stride: int, padding: Padding):
+def _shifts(padded: jax.Array, k: int, stride: int):
     """Yields ((i, j), the input each output position sees under tap (i, j))."""
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = (
         (n - k) // stride * stride + 1 for n in padded.shape[1:3]
     )  # span of the first tap
@@ -110,30 +131,39 @@ def _shifts(x: jax.Array, k: int, stride: int, padding: Padding):
             yield (i, j), padded[:, rows, columns]
 
 
+def _pad(x: jax.Array, padding: Padding) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+
 def _tap_sum_forward(x, kernel, stride, padding):
-    return tap_sum(x, kernel, stride, padding), (x, kernel)
+    # With zeros around it x is kept, too: without them it would be written once more.
+    padded = _pad(x, padding)
+    taps = _shifts(padded, kernel.shape[0], stride)
+    out = sum(shifted * kernel[i, j, 0] for (i, j), shifted in taps)
+    return out, (padded, kernel)
 
 
 def _tap_sum_backward(stride, padding, residuals, cotangent):
-    x, kernel = residuals
+    padded, kernel = residuals
     k = kernel.shape[0]
-    to_x = _scatter(cotangent, kernel, stride, padding, x.shape[1:3])
+    size = [n - sum(p) for n, p in zip(padded.shape[1:3], padding, strict=True)]
+    to_x = _scatter(cotangent, kernel, stride, padding, size)
 
     # Chunks take every n-th image, so a batch split over devices stays split.
-    batch = x.shape[0]
+    batch = len(padded)
     chunk = _CPU_CHUNK if batch % _CPU_CHUNK == 0 else batch
-    x_chunks = x.reshape(chunk, -1, *x.shape[1:])
+    padded_chunks = padded.reshape(chunk, -1, *padded.shape[1:])
     out_chunks = cotangent.reshape(chunk, -1, *cotangent.shape[1:])
 
     def add_chunk(i, total):
-        x_i = lax.dynamic_index_in_dim(x_chunks, i, 1, keepdims=False)
+        x_i = lax.dynamic_index_in_dim(padded_chunks, i, 1, keepdims=False)
         out_i = lax.dynamic_index_in_dim(out_chunks, i, 1, keepdims=False)
-        shifts = _shifts(x_i, k, stride, padding)
+        shifts = _shifts(x_i, k, stride)
         taps = [jnp.sum(shifted * out_i, (0, 1, 2)) for _, shifted in shifts]
         return total + jnp.stack(taps)  # (k * k, C)
 
-    zeros = jnp.zeros((k * k, x.shape[-1]), kernel.dtype)
-    to_kernel = lax.fori_loop(0, x_chunks.shape[1], add_chunk, zeros)
+    zeros = jnp.zeros((k * k, padded.shape[-1]), kernel.dtype)
+    to_kernel = lax.fori_loop(0, padded_chunks.shape[1], add_chunk, zeros)
     return to_x, to_kernel.reshape(kernel.shape)
 
 
