@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from align_jax.models import depthwise_kernel
 from align_jax.models.convolution import PADDINGS, Padding, grouped_conv, tap_sum
-from align_jax.models.depthwise_kernel import choose_tile
+from align_jax.models.depthwise_lanes import choose_tile
 from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNetConfig,

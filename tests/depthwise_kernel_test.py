@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from align_jax.models.convolution import PADDINGS, grouped_conv
-from align_jax.models.depthwise_kernel import (
-    Tile,
-    assembly,
-    choose_tile,
-    convolve,
-    depthwise,
-    divisor,
-)
+from align_jax.models.depthwise_kernel import assembly, convolve, depthwise, divisor
+from align_jax.models.depthwise_lanes import Tile, choose_tile
 
 
 def distance(found, expected) -> float:

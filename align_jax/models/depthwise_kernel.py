@@ -4,15 +4,13 @@ XLA's grouped convolution reads and writes a multiple of its arguments. Here eac
 program walks down the rows of one image, reads a row once and holds in registers what
 its outputs have gathered so far.
 
-A program is a block of lanes. A lane stands for one channel and `Tile.columns` adjacent
-columns of the output: it loads the columns that these see once for each row and uses
-each for all taps. Row and column sums are in float32. Both kernel sides equal k; in
-the comments n = ceil(k / stride) is the number of output rows that one input row feeds.
+A program's lanes, see `depthwise_lanes`, use each column that they load for all taps.
+Row and column sums are in float32. Both kernel sides equal k; in the comments
+n = ceil(k / stride) is the number of output rows that one input row feeds.
 """
 
 import itertools
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +19,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from align_jax.models.convolution import Padding
-
-WARP = 32  # threads
-VECTOR = 2  # channels of a thread: its k * k weights each must fit in registers
-OUTSIDE = 1 << 20  # a column beyond every image
-SLAB_STEP = 16  # channels: 32 bytes of bfloat16, what memory moves at a time
+from align_jax.models.depthwise_lanes import (
+    OUTSIDE,
+    Tile,
+    choose_tile,
+    image_of,
+    in_float32,
+    lanes_of,
+    load_weights,
+)
 
 # Columns that a lane may have in each kernel, and warps of a program.
 CONVOLVE_COLUMNS = 4, 5
@@ -37,148 +39,6 @@ WARPS = 4
 PROGRAMS = 512
 
 
-class Tile(NamedTuple):
-    """How the lanes of a program are laid out.
-
-    Attributes:
-      columns: adjacent output columns of a lane (for a transposed convolution, groups
-        of `stride` columns).
-      slab: channels that stay together: lanes go through the slab's channels first,
-        then through the columns, then on to the next slab.
-      warps: of a program, each of 32 * `VECTOR` lanes.
-    """
-
-    columns: int
-    slab: int
-    warps: int
-
-    @property
-    def block(self) -> int:
-        """Lanes of a program."""
-        return WARP * VECTOR * self.warps
-
-    def programs(self, width: int, channels: int) -> int:
-        """Programs that cover one image of `width` columns."""
-        groups = pl.cdiv(width, self.columns)
-        return pl.cdiv(channels, self.slab) * pl.cdiv(groups * self.slab, self.block)
-
-
-def choose_tile(
-    width: int, channels: int, kernel: int, columns: tuple[int, ...], warps: int
-) -> Tile:
-    """The tile that wastes fewest lanes and loads.
-
-    Args:
-      width: columns of the output.
-      channels: of the image.
-      kernel: side of the kernel.
-      columns: that a lane may have.
-      warps: of a program.
-    """
-
-    def cost(tile: Tile) -> float:
-        lanes = tile.programs(width, channels) * tile.block
-        # Neighbours in a program find each other's columns in the nearest cache.
-        beside = max(tile.block // tile.slab, 1) * tile.columns
-        reads = 1 + (kernel - 1) / min(beside, width)
-        return lanes * tile.columns / (width * channels) + 0.3 * reads
-
-    slabs = [*range(SLAB_STEP, channels, SLAB_STEP), channels]
-    fitting = [n for n in columns if n <= width] or [width]
-    tiles = itertools.product(fitting, slabs, (warps,))
-    return min(itertools.starmap(Tile, tiles), key=cost)
-
-
-class _Lanes(NamedTuple):
-    """The lanes of this program, each (block,) int32."""
-
-    group: jax.Array
-    channel: jax.Array
-    column: jax.Array  # first output column; OUTSIDE for lanes that have none
-
-
-def _lanes(tile: Tile, width: int, channels: int) -> _Lanes:
-    """Channel and columns of this program's lanes for an image of `width` columns."""
-    groups = pl.cdiv(width, tile.columns)
-    parts = pl.cdiv(groups * tile.slab, tile.block)
-    program = pl.program_id(0)
-    lane = lax.rem(program, parts) * tile.block + jnp.arange(tile.block)
-    group = lax.div(lane, tile.slab)
-    channel = lax.div(program, parts) * tile.slab + lax.rem(lane, tile.slab)
-    valid = group < groups
-    if channels % tile.slab:
-        valid &= channel < channels
-    column = jnp.where(valid, group * tile.columns, OUTSIDE)
-    return _Lanes(group, channel, column)
-
-
-def _inside(index: jax.Array, size: int) -> jax.Array:
-    """Whether 0 <= index < size, in one comparison."""
-    return index.astype(jnp.uint32) < size
-
-
-class _Image(NamedTuple):
-    """Adjacent columns of the rows of an image in memory, for every lane.
-
-    Attributes:
-      ref: (H, W * C), or (images, H, W * C) with `prefix` (image,).
-      size: (H, W).
-      channels: C.
-      column: (block,) first column, OUTSIDE or more for lanes without.
-      offset: (block,) place of that column's channel in a row.
-    """
-
-    ref: object
-    size: tuple[int, int]
-    channels: int
-    column: jax.Array
-    offset: jax.Array
-
-    def _mask(self, row: jax.Array, step: int) -> jax.Array:
-        return _inside(row, self.size[0]) & _inside(self.column + step, self.size[1])
-
-    def _place(self, row: jax.Array, step: int, prefix: tuple):
-        return self.ref.at[(*prefix, row, self.offset + step * self.channels)]
-
-    def load(self, row: jax.Array, count: int, prefix: tuple = ()) -> list[jax.Array]:
-        """Loads `count` columns of a row, zeros outside the image."""
-        return [
-            triton.load(
-                self._place(row, step, prefix), mask=self._mask(row, step), other=0
-            )
-            for step in range(count)
-        ]
-
-    def store(self, row: jax.Array, step: int, value: jax.Array) -> None:
-        """Writes one column of a row where it is inside the image."""
-        triton.store(
-            self._place(row, step, ()),
-            value.astype(self.ref.dtype),
-            mask=self._mask(row, step),
-        )
-
-
-def _image(ref, size, lanes: _Lanes, first, step, channels) -> _Image:
-    """The image whose column `first + step * group` is the lane's first."""
-    column = jnp.where(lanes.column < OUTSIDE, lanes.group * step + first, OUTSIDE)
-    offset = (lanes.group * step + first) * channels + lanes.channel
-    return _Image(ref, size, channels, column, offset)
-
-
-def _float32(values: list[jax.Array]) -> list[jax.Array]:
-    return [value.astype(jnp.float32) for value in values]
-
-
-def _weights(ref, k: int, lanes: _Lanes) -> list[list[jax.Array]]:
-    """Each lane's k x k weights, from ref (k * k, C)."""
-    mask = lanes.column < OUTSIDE
-    flat = [
-        triton.load(ref.at[tap, lanes.channel], mask=mask, other=0).astype(jnp.float32)
-        for tap in range(k * k)
-    ]
-    return [flat[i * k : (i + 1) * k] for i in range(k)]
-
-
 def _correlate_kernel(
     x_ref, w_ref, y_ref, *, k, stride, low, sizes, channels, tile, interpret
 ):
@@ -186,10 +46,10 @@ def _correlate_kernel(
     (height, _), (height_out, width_out) = sizes
     top, left = low
     n = pl.cdiv(k, stride)
-    lanes = _lanes(tile, width_out, channels)
-    x = _image(x_ref, sizes[0], lanes, -left, stride * tile.columns, channels)
-    y = _image(y_ref, sizes[1], lanes, 0, tile.columns, channels)
-    weights = _weights(w_ref, k, lanes)
+    lanes = lanes_of(tile, width_out, channels)
+    x = image_of(x_ref, sizes[0], lanes, -left, stride * tile.columns, channels)
+    y = image_of(y_ref, sizes[1], lanes, 0, tile.columns, channels)
+    weights = load_weights(w_ref, k, lanes)
     seen = (tile.columns - 1) * stride + k
 
     # Row `stride * m + t` of the padded image is tap `stride * a + t` of output m - a.
@@ -202,7 +62,7 @@ def _correlate_kernel(
 
     def add_rows(m, carry):
         sums, coming = carry  # sums of outputs m - n + 1, ..., m - 1
-        rows = [_float32(row) for row in coming]
+        rows = [in_float32(row) for row in coming]
         coming = load(m + 1)  # asked for before it is needed
         begun = []
         for a in reversed(range(n)):  # in this order no sum moves to another register
@@ -281,19 +141,19 @@ def _spread_kernel(
     top, left = low
     n = pl.cdiv(k, stride)
     begin = left // stride  # the first group of `stride` padded columns
-    lanes = _lanes(tile, column_groups(width, left, stride), channels)
-    g = _image(g_ref, sizes[1], lanes, begin - n + 1, tile.columns, channels)
-    x = _image(
+    lanes = lanes_of(tile, column_groups(width, left, stride), channels)
+    g = image_of(g_ref, sizes[1], lanes, begin - n + 1, tile.columns, channels)
+    x = image_of(
         x_ref, sizes[0], lanes, stride * begin - left, stride * tile.columns, channels
     )
-    weights = _weights(w_ref, k, lanes)
+    weights = load_weights(w_ref, k, lanes)
     seen = tile.columns + n - 1
     first = top // stride
     last = (top + height - 1) // stride
 
     def write_rows(m, carry):
         held, coming = carry
-        rows = [_float32(coming), *held]  # m, m - 1, ..., m - n + 1
+        rows = [in_float32(coming), *held]  # m, m - 1, ..., m - n + 1
         coming = g.load(m + 1, seen)
         for t in range(stride):
             for step in range(stride * tile.columns):
@@ -302,7 +162,7 @@ def _spread_kernel(
                 x.store(stride * m + t - top, step, total)
         return rows[:-1], coming
 
-    held = [_float32(g.load(jnp.int32(first - a), seen)) for a in range(1, n)]
+    held = [in_float32(g.load(jnp.int32(first - a), seen)) for a in range(1, n)]
     coming = g.load(jnp.int32(first), seen)
     lax.fori_loop(first, last + 1, write_rows, (held, coming))
 
@@ -328,9 +188,9 @@ def _products_kernel(
     (height, _), (height_out, width_out) = sizes
     top, left = low
     n = pl.cdiv(k, stride)
-    lanes = _lanes(tile, width_out, channels)
-    x = _image(x_ref, sizes[0], lanes, -left, stride * tile.columns, channels)
-    g = _image(g_ref, sizes[1], lanes, 0, tile.columns, channels)
+    lanes = lanes_of(tile, width_out, channels)
+    x = image_of(x_ref, sizes[0], lanes, -left, stride * tile.columns, channels)
+    g = image_of(g_ref, sizes[1], lanes, 0, tile.columns, channels)
     seen = (tile.columns - 1) * stride + k
     first = min(max(top // stride, 0), n - 1)
     last = min((top + height - 1) // stride, height_out + n - 2)
@@ -345,8 +205,8 @@ def _products_kernel(
 
         def add_rows(m, carry):
             sums, held, (g_row, x_rows) = carry
-            held = [_float32(g_row), *held]  # m, m - 1, ..., m - n + 1
-            rows = [_float32(row) for row in x_rows]
+            held = [in_float32(g_row), *held]  # m, m - 1, ..., m - n + 1
+            rows = [in_float32(row) for row in x_rows]
             coming = load(m + 1)
             sums = [
                 _add_products(
@@ -362,7 +222,7 @@ def _products_kernel(
             return sums, held[:-1], coming
 
         held = [
-            _float32(g.load(jnp.int32(first - a), tile.columns, (image,)))
+            in_float32(g.load(jnp.int32(first - a), tile.columns, (image,)))
             for a in range(1, n)
         ]
         carry = sums, held, load(jnp.int32(first))
