@@ -149,7 +149,8 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
     size = [n - sum(p) for n, p in zip(padded.shape[1:3], padding, strict=True)]
     to_x = _scatter(cotangent, kernel, stride, padding, size)
 
-    # Chunks take every n-th image, so a batch split over devices stays split.
+    # Chunks take every n-th image, so a batch split over devices stays split. Their
+    # images are summed at the end: in the loop that would be a collective a turn.
     batch = len(padded)
     chunk = _CPU_CHUNK if batch % _CPU_CHUNK == 0 else batch
     padded_chunks = padded.reshape(chunk, -1, *padded.shape[1:])
@@ -159,12 +160,12 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
         x_i = lax.dynamic_index_in_dim(padded_chunks, i, 1, keepdims=False)
         out_i = lax.dynamic_index_in_dim(out_chunks, i, 1, keepdims=False)
         shifts = _shifts(x_i, k, stride)
-        taps = [jnp.sum(shifted * out_i, (0, 1, 2)) for _, shifted in shifts]
-        return total + jnp.stack(taps)  # (k * k, C)
+        taps = [jnp.sum(shifted * out_i, (1, 2)) for _, shifted in shifts]
+        return total + jnp.stack(taps, 1)  # (chunk, k * k, C)
 
-    zeros = jnp.zeros((k * k, padded.shape[-1]), kernel.dtype)
+    zeros = jnp.zeros((chunk, k * k, padded.shape[-1]), kernel.dtype)
     to_kernel = lax.fori_loop(0, padded_chunks.shape[1], add_chunk, zeros)
-    return to_x, to_kernel.reshape(kernel.shape)
+    return to_x, to_kernel.sum(0).reshape(kernel.shape)
 
 
 def _scatter(cotangent, kernel, stride, padding, size):
