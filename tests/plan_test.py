@@ -89,6 +89,7 @@ def test_alternatives_are_compiled_and_told(
     tower = "model.image_tower.rematerialise"
     assert told[told.index("2.00 GiB of 1: does not fit") + 1 :] == [
         *parts,  # as far as they divide a device's virtual cores
+        f"{tower}=pointwise: 2.00 GiB of 1: does not fit",
         f"{tower}=blocks: 2.00 GiB of 1: does not fit",
         f"{tower}=stages: does not fit: RESOURCE_EXHAUSTED: out of memory",
     ]
