@@ -152,7 +152,11 @@ def plain(run_small):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"rematerialise": "blocks"}, {"scan": True, "rematerialise": "stages"}]
+    "fields",
+    [
+        pytest.param({"rematerialise": "blocks"}, marks=pytest.mark.pods),
+        {"scan": True, "rematerialise": "stages"},
+    ],
 )
 def test_execution_changes_neither_result_nor_gradient(run_small, plain, fields):
     found = run_small(**fields)
