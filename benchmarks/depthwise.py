@@ -11,11 +11,9 @@ norm of ours less the plain sum in float32 over the norm of that, on a few image
 """
 
 import argparse
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +28,7 @@ from align_jax.models.efficientnet import (
     EfficientNetConfig,
     expand_stages,
 )
+from benchmarks.layer_timing import make_parser, milliseconds, print_head, result
 
 PASSES = ("forward", "input", "kernel")
 CHECKED = 8  # images
@@ -159,33 +158,10 @@ def errors(layer: Layer, calls: dict[str, Callable], arguments: list) -> dict:
     return found
 
 
-def milliseconds(calls: list, arguments: list, repeat: int, rounds: int) -> list[float]:
-    """Median time of each of some compiled functions, which take turns."""
-    taken = [[] for _ in calls]
-    for turn in range(rounds + 1):
-        for times, call in zip(taken, calls, strict=True):
-            start = time.perf_counter()
-            for _ in range(repeat):
-                out = call(*arguments)
-            jax.block_until_ready(out)
-            if turn:
-                times.append(1e3 * (time.perf_counter() - start) / repeat)
-    return [statistics.median(times) for times in taken]
-
-
 def floor_milliseconds(layer: Layer, flags: argparse.Namespace) -> float:
     """Time in which the memory moves both images once."""
     pixels = layer.size**2 + layer.size_out**2
     return 1e3 * 2 * flags.batch * layer.channels * pixels / flags.bandwidth
-
-
-def result(future: Future):
-    """What a compilation gave, or None after one line about its error."""
-    try:
-        return future.result()
-    except Exception as error:  # one kernel that fails leaves the others to measure
-        print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
-        return None
 
 
 def compare(
@@ -301,25 +277,12 @@ def choose(
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, default="b5")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--image_size", type=int, default=289)
+    parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--padding", choices=PADDINGS, default="same")
-    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes / s")
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--layers", help="only layers whose line has this, as ' k5 '")
-    parser.add_argument("--choices", action="store_true", help="time some tiles")
-    parser.add_argument("--calls", type=int, default=20, help="in a queue")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=16, help="that compile")
-    parser.add_argument("--interpret", action="store_true", help="without a GPU")
     flags = parser.parse_args()
-    print(
-        f"{flags.variant}, {flags.image_size} px, batch {flags.batch}, bfloat16,"
-        f" {jax.devices()[0].device_kind}",
-        flush=True,
-    )
+    print_head(flags)
     found = Counter(
         {
             layer: count

@@ -27,7 +27,7 @@ from align_jax.models.efficientnet import (
     expand_stages,
     round_channels,
 )
-from benchmarks.depthwise import milliseconds, result
+from benchmarks.layer_timing import make_parser, milliseconds, print_head, result
 
 FORMS = ("linear", "swish", "gated")
 MOVES = {"forward": (3, 3, 4), "backward": (5, 5, 5)}  # of a wide array, by form
@@ -43,12 +43,11 @@ class Layer(NamedTuple):
     reduced: int
 
 
-def layers(variant: str, image_size: int) -> Counter[Layer]:
+def layers(config: EfficientNetConfig, image_size: int) -> Counter[Layer]:
     """The different normalisations of a tower, and how many of each it has."""
-    width, depth = VARIANTS[variant]
-    size = -(-image_size // 2)
-    found = Counter([Layer(size, round_channels(STEM_CHANNELS, width), "swish", 0)])
-    for stage in expand_stages(EfficientNetConfig(width, depth)):
+    size, stem = -(-image_size // 2), round_channels(STEM_CHANNELS, config.width)
+    found = Counter([Layer(size, stem, "swish", 0)])
+    for stage in expand_stages(config):
         for block in stage:
             wide = block.channels_in * block.expansion
             if block.expansion != 1:
@@ -123,7 +122,8 @@ def difference(found, wanted) -> float:
 def compare(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
     """Prints times with the kernel and without, and their totals."""
     kinds = (INTERPRET if flags.interpret else TRITON, PLAIN)
-    found = layers(flags.variant, flags.image_size)
+    config = EfficientNetConfig(*VARIANTS[flags.variant])
+    found = layers(config, flags.image_size)
     jobs = {
         (layer, direction): [
             pool.submit(compile_pass, layer, direction, kind, flags) for kind in kinds
@@ -158,7 +158,8 @@ def compare(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
 
 def choose(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
     """Prints what each of some tiles takes, the fastest first."""
-    wide = [x for x in layers(flags.variant, flags.image_size) if x.form == "swish"]
+    config = EfficientNetConfig(*VARIANTS[flags.variant])
+    wide = [x for x in layers(config, flags.image_size) if x.form == "swish"]
     jobs = {
         layer: [pool.submit(compile_tile, layer, tile, flags) for tile in TILES]
         for layer in wide
@@ -180,23 +181,10 @@ def choose(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=VARIANTS, default="b5")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--image_size", type=int, default=289)
+    parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--group", type=int, default=16)
-    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes / s")
-    parser.add_argument("--choices", action="store_true", help="time some tiles")
-    parser.add_argument("--calls", type=int, default=20, help="in a queue")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=16, help="that compile")
-    parser.add_argument("--interpret", action="store_true", help="without a GPU")
     flags = parser.parse_args()
-    print(
-        f"{flags.variant}, {flags.image_size} px, batch {flags.batch}, bfloat16,"
-        f" {jax.devices()[0].device_kind}",
-        flush=True,
-    )
+    print_head(flags)
     with ThreadPoolExecutor(flags.threads) as pool:
         (choose if flags.choices else compare)(flags, pool)
 

@@ -4,7 +4,7 @@
     python -m benchmarks.step --image=b7 --text=base --batch=128 --peers huggingface
 
 Forward pass, loss, backward pass and optimizer in bfloat16. Each implementation is a
-process of its own; all compile at once, then each is timed while the others wait. The
+process of its own, one after the other, so that none disturbs the other's compiler. The
 peers, where torch, timm and transformers are installed: timm's EfficientNet with BERT,
 compiled as a whole, and Hugging Face's AlignModel, compiled as a whole or by blocks.
 The floor is the time in which a device's memory moves every output of the image tower's
@@ -16,15 +16,31 @@ the time of one step's kernels by their kind.
 import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
-from align_jax.models.bert import SIZES
-from align_jax.models.efficientnet import REMATERIALISATIONS, VARIANTS
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align_jax.flops import count_model_flops
+from align_jax.kernels import CHOICES, choose_kernels
+from align_jax.models.bert import SIZES, BertConfig
+from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+from align_jax.models.efficientnet import (
+    REMATERIALISATIONS,
+    VARIANTS,
+    EfficientNetConfig,
+)
+from align_jax.objective import LossConfig
+from align_jax.optimizer import OptimizerConfig
+from align_jax.sharding import batch_split, make_mesh
+from align_jax.train_step import StepPlan, compile_step, create_state
+from benchmarks.kernel_times import print_kernel_times
+from benchmarks.normalise import layers
 
 PEERS = (
     "timm",
@@ -55,7 +71,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--precision", default="default", help="of the loss's products")
     parser.add_argument("--optimizer", default="lamb")
-    parser.add_argument("--kernels", default="auto", help="auto or plain")
+    parser.add_argument("--kernels", choices=CHOICES, default="auto")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
@@ -65,7 +81,7 @@ def read_flags() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def image_size(flags: argparse.Namespace) -> tuple[float, float]:
+def image_multipliers(flags: argparse.Namespace) -> tuple[float, float]:
     """Width and depth multipliers of the image tower."""
     if flags.image in VARIANTS:
         return VARIANTS[flags.image]
@@ -97,18 +113,7 @@ def main() -> None:
 
 
 def print_table(flags: argparse.Namespace) -> None:
-    """Starts the implementations' processes and lets one after the other measure."""
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    started = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--only", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for name in (OURS, *flags.peers)
-    }
+    """Measures one implementation after the other, each in its own process."""
     floor = 1e3 * floor_bytes(flags) / flags.bandwidth
     print(
         f"{flags.image} and {flags.text}, batch {flags.batch}, {flags.image_size} px,"
@@ -122,15 +127,16 @@ def print_table(flags: argparse.Namespace) -> None:
         f"{'TFLOP/s':>9}{'GB moved':>10}{'compile s':>11}",
         flush=True,
     )
-    ready = [name for name, child in started.items() if wait_until_ready(child)]
     first = None
-    for name in ready:
-        child = started[name]
-        output, _ = child.communicate("go\n")
+    for name in (OURS, *flags.peers):
+        command = [sys.executable, "-m", "benchmarks.step", *sys.argv[1:]]
+        child = subprocess.run(
+            [*command, "--only", name], stdout=subprocess.PIPE, text=True
+        )
         if child.returncode:
             print(f"{name:<20} failed, see above", flush=True)
             continue
-        *lines, last = output.strip().splitlines()
+        *lines, last = child.stdout.strip().splitlines()
         found = json.loads(last)
         first = first or found["ms"]
         print(
@@ -145,16 +151,13 @@ def print_table(flags: argparse.Namespace) -> None:
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
 
 
-def wait_until_ready(child: subprocess.Popen) -> bool:
-    """Whether an implementation compiled and took its first steps."""
-    for line in child.stdout:
-        if line == "ready\n":
-            return True
-    return False
-
-
-def measure(take: Callable[[], None], wait: Callable[[], None], finish, flags) -> None:
-    """Times steps once the parent says so, and prints the result as JSON.
+def measure(
+    take: Callable[[], None],
+    wait: Callable[[], None],
+    finish: Callable[[], dict],
+    flags: argparse.Namespace,
+) -> None:
+    """Times steps and prints the result as JSON.
 
     Steps are queued five at a time, since waiting for each costs milliseconds.
 
@@ -164,12 +167,8 @@ def measure(take: Callable[[], None], wait: Callable[[], None], finish, flags) -
       finish: gives peak memory and what else is known, by name.
       flags: the command line.
     """
-    for _ in range(3):
+    for _ in range(4):
         take()
-    wait()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    take()
     wait()
     milliseconds = []
     for _ in range(max(flags.steps // 5, 1)):
@@ -179,8 +178,6 @@ def measure(take: Callable[[], None], wait: Callable[[], None], finish, flags) -
         wait()
         milliseconds.append(1e3 * (time.perf_counter() - start) / 5)
     if flags.profile and flags.only == OURS:
-        from benchmarks.kernel_times import print_kernel_times
-
         print_kernel_times(take, wait)
     found = {"ms": statistics.median(milliseconds)}
     print(json.dumps(found | finish()), flush=True)
@@ -188,40 +185,17 @@ def measure(take: Callable[[], None], wait: Callable[[], None], finish, flags) -
 
 def floor_bytes(flags: argparse.Namespace) -> float:
     """Bytes of a step if every convolution's output moved `MOVES` times in bfloat16."""
-    from align_jax.models.efficientnet import (
-        STEM_CHANNELS,
-        EfficientNetConfig,
-        expand_stages,
-        round_channels,
-    )
-
-    width, depth = image_size(flags)
-    side = -(-flags.image_size // 2)
-    elements = side * side * round_channels(STEM_CHANNELS, width)
-    for stage in expand_stages(EfficientNetConfig(width, depth)):
-        for block in stage:
-            expanded = block.channels_in * block.expansion
-            if block.expansion != 1:
-                elements += side * side * expanded
-            side = -(-side // block.stride)
-            elements += side * side * (expanded + block.channels_out)
+    found = layers(EfficientNetConfig(*image_multipliers(flags)), flags.image_size)
+    elements = sum(n * x.size**2 * x.channels for x, n in found.items())
     return flags.batch * elements * 2 * MOVES
 
 
-def make_plan(flags: argparse.Namespace, mesh):
+def make_plan(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> StepPlan:
     """What our step is compiled for."""
-    from align_jax.kernels import choose_kernels
-    from align_jax.models.bert import BertConfig
-    from align_jax.models.dual_encoder import DualEncoder, ModelConfig
-    from align_jax.models.efficientnet import EfficientNetConfig
-    from align_jax.objective import LossConfig
-    from align_jax.optimizer import OptimizerConfig
-    from align_jax.train_step import StepPlan
-
     layers, hidden = text_size(flags)
     model = ModelConfig(
         EfficientNetConfig(
-            *image_size(flags),
+            *image_multipliers(flags),
             scan=flags.scan,
             rematerialise=flags.rematerialise,
             kernels=flags.kernels,
@@ -252,13 +226,7 @@ def make_plan(flags: argparse.Namespace, mesh):
 
 def count_on(flags: argparse.Namespace) -> None:
     """Prints what the TPU compiler counts for one core of a slice."""
-    import jax
-    import jax.numpy as jnp
-
-    from align_jax.flops import count_model_flops
     from align_jax.plan import find_devices
-    from align_jax.sharding import batch_split, make_mesh
-    from align_jax.train_step import compile_step
 
     mesh = make_mesh(devices=find_devices(flags.topology)[:1])
     plan, side = make_plan(flags, mesh), flags.image_size
@@ -289,13 +257,6 @@ def count_on(flags: argparse.Namespace) -> None:
 
 def prepare_ours(flags: argparse.Namespace):
     """Compiles our step."""
-    import jax
-    import numpy as np
-
-    from align_jax.flops import count_model_flops
-    from align_jax.sharding import batch_split, make_mesh
-    from align_jax.train_step import compile_step, create_state
-
     plan = make_plan(flags, make_mesh())
     random = np.random.default_rng(0)
     side = flags.image_size

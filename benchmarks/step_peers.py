@@ -10,7 +10,7 @@ from transformers import AlignConfig, AlignModel, BertConfig, BertModel
 
 from align_jax.models.bert import HEAD_WIDTH
 from align_jax.models.efficientnet import EfficientNetConfig, pooled_width
-from benchmarks.step import VOCABULARY, image_size, text_size
+from benchmarks.step import VOCABULARY, image_multipliers, text_size
 
 SMOOTHING = 0.1
 
@@ -23,7 +23,10 @@ class TimmDualEncoder(nn.Module):
         from timm.models.efficientnet import _gen_efficientnet
 
         self.image_tower = _gen_efficientnet(
-            "efficientnet_b0", *image_size(flags), num_classes=0, drop_path_rate=0.2
+            "efficientnet_b0",
+            *image_multipliers(flags),
+            num_classes=0,
+            drop_path_rate=0.2,
         )
         self.text_tower = BertModel(bert_config(flags), add_pooling_layer=False)
         width = self.image_tower.num_features
@@ -43,7 +46,7 @@ class HuggingFaceDualEncoder(nn.Module):
 
     def __init__(self, flags: argparse.Namespace):
         super().__init__()
-        width, depth = image_size(flags)
+        width, depth = image_multipliers(flags)
         vision = {
             "width_coefficient": width,
             "depth_coefficient": depth,

@@ -191,6 +191,25 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_pointwise_keeps_what_convolutions_return_and_no_other_wide_array(capsys):
+    block, x = Block(3, 1, 6, 8, 8, residual=True), jnp.ones((4, 7, 5, 8))
+    layer = rematerialised(MBConv, "pointwise")(block, dict(group_size=2))
+    variables = layer.init(jax.random.key(1), x, None, False)
+
+    def score(params):
+        changed = {**variables, "params": params}
+        return layer.apply(changed, x, None, True, mutable=["batch_stats"])[0].sum()
+
+    jax.ad_checkpoint.print_saved_residuals(score, variables["params"])
+    kept = [line for line in capsys.readouterr().out.splitlines() if "[4,7,5," in line]
+    assert sorted(line.partition(" from ")[0] for line in kept) == [
+        "f32[4,7,5,48] named 'convolution'",
+        "f32[4,7,5,48] named 'convolution'",
+        "f32[4,7,5,8]",  # the block's input
+        "f32[4,7,5,8] named 'convolution'",
+    ]
+
+
 def test_a_depthwise_kernel_starts_as_the_published_one():
     layer = Convolution(512, 5, depthwise=True)
     kernel = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 512)))["params"]

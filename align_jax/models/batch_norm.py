@@ -79,9 +79,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable(
             "batch_stats", "var", jnp.ones, (channels,), jnp.float32
         )
-        form = Form(self.group_size, self.swish, self.kernels)
-        if not train or self.frozen:
-            form = dataclasses.replace(form, kernels=Kernels())
+        own = train and not self.frozen
+        form = Form(self.group_size, self.swish, self.kernels if own else Kernels())
+        if not own:
             statistics = (running_mean.value[None], running_var.value[None])
             return apply_statistics(x, scale, bias, excite, statistics, form)[0]
         out, statistics = normalise(x, scale, bias, excite, form)
@@ -240,7 +240,7 @@ normalise.defvjp(_forward, _backward)
 
 
 def _swish_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """X * sigmoid(x) and its derivative."""
+    """Swish of x and its derivative."""
     share = nn.sigmoid(x)
     return x * share, share * (1.0 + x * (1.0 - share))
 
