@@ -7,10 +7,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from align_jax.errors import InputError
 from align_jax.sharding import BATCH_AXES
 
 CHOICES = ("auto", "plain")
-PLAIN, TRITON, INTERPRET = "plain", "triton", "interpret"
+PLAIN, TRITON, INTERPRET, MOSAIC = "plain", "triton", "interpret", "mosaic"
+TOWER_CHOICES = (*CHOICES, MOSAIC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +20,9 @@ class Kernels:
     """How a model's kernels run.
 
     Attributes:
-      kind: "plain", for XLA's programs; "triton", for Pallas kernels on NVIDIA GPUs; or
-        "interpret", for the same on any device, to test them.
+      kind: "plain", for XLA's programs; "triton", for Pallas kernels on NVIDIA GPUs;
+        "interpret", for the same on any device, to test them; or "mosaic", for TPUs'
+        depthwise convolutions.
       mesh: the devices that the batch is split over; None for one.
     """
 
@@ -50,8 +53,23 @@ class Kernels:
 
 
 def choose_kernels(choice: str, mesh: Mesh) -> Kernels:
-    """The kernels of a run: Triton's where its devices have them, if `auto`."""
+    """The kernels of a run: Triton's where its devices have them, if `auto`.
+
+    Args:
+      choice: one of `TOWER_CHOICES`.
+      mesh: the devices.
+
+    Raises:
+      InputError: it is "mosaic" and the devices are no TPUs.
+    """
     device = mesh.devices.flat[0]
+    if choice == MOSAIC:
+        if device.platform != "tpu":
+            raise InputError(
+                f"image_tower.kernels is {choice!r}, which is for TPUs; the devices are"
+                f" {device.device_kind!r}"
+            )
+        return Kernels(MOSAIC, mesh)
     capable = "NVIDIA" in device.device_kind and device.platform in ("gpu", "cuda")
     if choice == "auto" and capable and float(device.compute_capability) >= 8.0:
         return Kernels(TRITON, mesh)

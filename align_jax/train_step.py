@@ -30,6 +30,10 @@ from align_jax.sharding import BATCH_AXES, batch_split, replicated, state_shardi
 
 BLOCKS = "block_|layer_"  # what a tower's blocks are named
 
+# No sums by YNNPACK: its kernels have every number that is the same for many places
+# written to memory for each of them, ones among them (docs/performance.md).
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
@@ -189,7 +193,20 @@ def compile_step(
       plan: of the step.
       batch: shapes of the global batch, see `train_step`, with their shardings.
     """
-    return make_train_step(plan).lower(abstract_state(plan), batch).compile()
+    lowered = make_train_step(plan).lower(abstract_state(plan), batch)
+    return compile_fast(lowered, plan.mesh)
+
+
+def compile_fast(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
+    """Compiles for a mesh with the options that a step is fastest with."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return lowered.compile()
+    try:
+        return lowered.compile(compiler_options=CPU_OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile()  # by a compiler that knows the option no more
 
 
 def train_step(

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax.flops import count_model_flops
-from align_jax.kernels import CHOICES, choose_kernels
+from align_jax.kernels import TOWER_CHOICES, choose_kernels
 from align_jax.models.bert import SIZES, BertConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.models.efficientnet import (
@@ -71,7 +71,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--precision", default="default", help="of the loss's products")
     parser.add_argument("--optimizer", default="lamb")
-    parser.add_argument("--kernels", choices=CHOICES, default="auto")
+    parser.add_argument("--kernels", choices=TOWER_CHOICES, default="auto")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])

@@ -35,6 +35,7 @@ from align_jax.telemetry import Profile, StepLog, open_writers
 from align_jax.train_step import (
     StepPlan,
     abstract_state,
+    compile_fast,
     compile_step,
     create_state,
     state_shardings,
@@ -50,7 +51,7 @@ def compile_bare(plan: StepPlan, batch: dict) -> jax.stages.Compiled:
         out_shardings=state_shardings(plan),
         donate_argnums=0,
     )
-    return step.lower(abstract_state(plan), batch).compile()
+    return compile_fast(step.lower(abstract_state(plan), batch), plan.mesh)
 
 
 class Bare:

@@ -9,7 +9,8 @@ errors config tokenizer scratch pictures resample preprocess image_batches recor
 datasets training_data input_pipeline
 sharding kernels
 models.layers models.image_sums models.batch_norm models.convolution
-models.depthwise_lanes models.depthwise_kernel models.mbconv models.efficientnet
+models.depthwise_lanes models.depthwise_kernel models.depthwise_mosaic
+models.mbconv models.efficientnet
 models.bert
 models.dual_encoder models.classifier parameters
 loss_tiles logit_kernels loss_kernels loss sigmoid_loss objective optimizer train_step

@@ -11,7 +11,7 @@ from align_jax.input_pipeline import TrainBatches
 from align_jax.parameters import variable_shapes
 from align_jax.pretrain_config import PretrainConfig
 from align_jax.sharding import global_batch
-from align_jax.train_step import create_state, make_train_step
+from align_jax.train_step import compile_fast, create_state, make_train_step
 from align_jax.training_data import open_training
 from tests import tiny
 
@@ -47,7 +47,9 @@ def run(config, mesh, count=COUNT):
     rows, program = [], None
     for batch in itertools.islice(batches, count):
         batch = global_batch(batch, mesh)
-        program = program or make_train_step(plan).lower(state, batch).compile()
+        if program is None:
+            lowered = make_train_step(plan).lower(state, batch)
+            program = compile_fast(lowered, mesh)
         state, metrics = program(state, batch)
         rows.append({name: float(value) for name, value in metrics.items()})
     return rows, start, jax.device_get(state), program.as_text()

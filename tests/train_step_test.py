@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax import train_step
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
 from align_jax.plan import count_collectives
 from align_jax.sharding import SMALL, batch_split, replicated
-from align_jax.train_step import create_state
+from align_jax.train_step import compile_fast, create_state
 from tests import steps
 
 
@@ -174,3 +175,18 @@ def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
             config.make_plan(mesh)
     with pytest.raises(InputError, match="8, which does not divide over 3 devices"):
         steps.read(root).make_plan(mesh_of(3))
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch, mesh_of):
+    monkeypatch.setattr(train_step, "CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    double = compile_fast(jax.jit(lambda x: 2 * x).lower(3.0), mesh_of(1))
+    assert double(3.0) == 6.0
+
+
+def test_sums_on_cpus_are_left_to_xla(mesh_of):
+    def total(x):
+        return (x * jax.nn.sigmoid(x)).sum((1, 2))
+
+    x = jax.ShapeDtypeStruct((128, 32, 32, 16), jnp.float32)
+    lowered = jax.jit(total).lower(x)
+    assert "ynn_fusion" not in compile_fast(lowered, mesh_of(1)).as_text()

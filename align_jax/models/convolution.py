@@ -34,6 +34,11 @@ def keras_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
     return ((kernel // 2 - 1, kernel // 2),) * 2
 
 
+def output_size(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> int:
+    """Outputs of a convolution along an axis."""
+    return (size + sum(padding) - kernel) // stride + 1
+
+
 PADDINGS = {"same": same_padding, "keras": keras_padding}
 
 
@@ -150,7 +155,8 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
     to_x = _scatter(cotangent, kernel, stride, padding, size)
 
     # Chunks take every n-th image, so a batch split over devices stays split. Their
-    # images are summed at the end: in the loop that would be a collective a turn.
+    # images are summed at the end: in the loop that would be a collective a turn. So
+    # are their columns: a sum of rows alone is over whole vectors.
     batch = len(padded)
     chunk = _CPU_CHUNK if batch % _CPU_CHUNK == 0 else batch
     padded_chunks = padded.reshape(chunk, -1, *padded.shape[1:])
@@ -160,12 +166,12 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
         x_i = lax.dynamic_index_in_dim(padded_chunks, i, 1, keepdims=False)
         out_i = lax.dynamic_index_in_dim(out_chunks, i, 1, keepdims=False)
         shifts = _shifts(x_i, k, stride)
-        taps = [jnp.sum(shifted * out_i, (1, 2)) for _, shifted in shifts]
-        return total + jnp.stack(taps, 1)  # (chunk, k * k, C)
+        taps = [jnp.sum(shifted * out_i, 1) for _, shifted in shifts]
+        return total + jnp.stack(taps, 1)  # (chunk, k * k, W', C)
 
-    zeros = jnp.zeros((chunk, k * k, padded.shape[-1]), kernel.dtype)
+    zeros = jnp.zeros((chunk, k * k, *cotangent.shape[2:]), kernel.dtype)
     to_kernel = lax.fori_loop(0, padded_chunks.shape[1], add_chunk, zeros)
-    return to_x, to_kernel.sum(0).reshape(kernel.shape)
+    return to_x, to_kernel.sum((0, 2)).reshape(kernel.shape)
 
 
 def _scatter(cotangent, kernel, stride, padding, size):

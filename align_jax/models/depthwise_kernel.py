@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from align_jax.models.convolution import Padding
+from align_jax.models.convolution import Padding, output_size
 from align_jax.models.depthwise_lanes import (
     OUTSIDE,
     Tile,
@@ -268,11 +268,11 @@ def convolve(
 ) -> jax.Array:
     """`depthwise` without a gradient, for a given `tile`."""
     k, _, _, channels = kernel.shape
-    (top, bottom), (left, right) = padding
+    top, left = padding[0][0], padding[1][0]
     _, height, width, _ = x.shape
     rows = (
-        (height + top + bottom - k) // stride + 1,
-        (width + left + right - k) // stride + 1,
+        output_size(height, k, stride, padding[0]),
+        output_size(width, k, stride, padding[1]),
     )
     sizes = (height, width), rows
     static = dict(k=k, stride=stride, low=(top, left), sizes=sizes, channels=channels)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.kernels import CHOICES, Kernels
+from align_jax.kernels import TOWER_CHOICES, Kernels
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.convolution import PADDINGS
 from align_jax.models.layers import (
@@ -71,7 +71,8 @@ class EfficientNetConfig:
       rematerialise: what the backward pass computes again instead of keeping it:
         "none", "pointwise" (all but what convolutions and sums over places return),
         "blocks" (all but each block's input) or "stages".
-      kernels: "auto", for kernels of our own where the devices have them, or "plain".
+      kernels: "auto", for kernels of our own where the devices have them, "plain", or
+        "mosaic", for TPUs' depthwise convolutions, whose time nobody has measured.
     """
 
     width: float = 1.0
@@ -89,7 +90,7 @@ class EfficientNetConfig:
         choices = {
             "padding": PADDINGS,
             "rematerialise": REMATERIALISATIONS,
-            "kernels": CHOICES,
+            "kernels": TOWER_CHOICES,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from align_jax.kernels import INTERPRET, PLAIN, Kernels
+from align_jax.kernels import INTERPRET, TRITON, Kernels
 
 PROGRAMS = 2048  # at least, where the images are large enough to be cut
 
@@ -52,7 +52,7 @@ def image_sums(
     Returns:
       `count` arrays (B, C) float32.
     """
-    if kernels.kind == PLAIN:
+    if kernels.kind not in (TRITON, INTERPRET):
         return plain_sums(visit, wide, small)
     interpret = kernels.kind == INTERPRET
 

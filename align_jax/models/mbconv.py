@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from align_jax.kernels import INTERPRET, PLAIN, Kernels
+from align_jax.kernels import INTERPRET, MOSAIC, PLAIN, Kernels
+from align_jax.models import depthwise_kernel, depthwise_mosaic
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.convolution import PADDINGS, dense_conv, depthwise_conv
-from align_jax.models.depthwise_kernel import depthwise
 
 SQUEEZE_RATIO = 0.25
 
@@ -70,10 +70,12 @@ class Convolution(nn.Module):
             return dense_conv(x, kernel, self.stride, padding)
         if self.kernels.kind == PLAIN:
             return depthwise_conv(x, kernel, self.stride, padding)
-        interpret = self.kernels.kind == INTERPRET
+        kind = self.kernels.kind
+        module = depthwise_mosaic if kind == MOSAIC else depthwise_kernel
 
         def convolve(x, kernel):
-            return depthwise(x, kernel, self.stride, padding, interpret)
+            static = self.stride, padding, kind == INTERPRET
+            return module.depthwise(x, kernel, *static)
 
         return self.kernels.by_batch(convolve, [x], [kernel])
 
