@@ -86,7 +86,9 @@ class Strip(NamedTuple):
     channels: int
 
 
-def choose_strip(rows: Axis, columns: Axis, shape: Sequence[int], bytes_each: int):
+def choose_strip(
+    rows: Axis, columns: Axis, shape: Sequence[int], bytes_each: int
+) -> Strip:
     """The longest strip of an array (B, ., ., C) that fits `STRIP_BYTES`."""
     batch, *_, channels = shape
     images = next((n for n in (16, 8) if batch % n == 0), batch)
@@ -133,10 +135,8 @@ def _copy_padded(x_ref, padded, height, rows, columns, units):
     def _(place):
         row = first + place
         inside = (row >= 0) & (row < height)
-        for column in (
-            *range(columns.low),
-            *range(columns.low + width, padded.shape[1]),
-        ):
+        beyond = range(columns.low + width, padded.shape[1])
+        for column in (*range(columns.low), *beyond):
             padded[place, column] = zeros
 
         @pl.when(inside)
@@ -217,7 +217,7 @@ def _source(x: jax.Array, rows: Axis, strip: Strip) -> pl.BlockSpec:
 
 
 def _folded(strip: Strip) -> int:
-    """Images of a float32 tile; sums over images are first taken apart for them."""
+    """Images that a tile of float32 holds, for which weights are repeated."""
     return SUBLANES if strip.images % SUBLANES == 0 else strip.images
 
 
