@@ -122,6 +122,7 @@ def test_a_trial_that_diverges_is_the_worst_and_is_not_run_again(tmp_path, fake)
     assert {name for name, _ in ran} >= {"one/seed_2", "two/trial_02"}
 
 
+@pytest.mark.pods
 def test_a_real_search_trains_and_tests(tmp_path):
     changes = {"space": (("total_steps", "one_of", (4,)),), "groups": {}}
     fields = make_search(tmp_path, trials=1, seeds=(0,), **changes)
