@@ -4,6 +4,7 @@ XLA's grouped convolution is an order of magnitude slower on CPUs than a sum ove
 kernel taps, and faster than it on GPUs and TPUs. Both forms compute the same sum.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -114,6 +115,39 @@ def grouped_conv(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
+
+
+def differentiable(
+    convolve: Callable, input_gradient: Callable, kernel_gradient: Callable
+) -> Callable:
+    """A depthwise convolution of its three passes, as kernels of our own have them.
+
+    Args:
+      convolve: (x, kernel, stride, padding, interpret=) to the result.
+      input_gradient: (cotangent, kernel, size, stride, padding, interpret=) to x's.
+      kernel_gradient: (x, cotangent, k, stride, padding, interpret=) to the kernel's.
+
+    Returns:
+      Function of x, kernel, stride and padding, see `depthwise_conv`, whose sums are
+      float32; `interpret` runs it as ordinary JAX, on any platform, slowly.
+    """
+
+    @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+    def depthwise(x, kernel, stride, padding, interpret=False):
+        return convolve(x, kernel, stride, padding, interpret=interpret)
+
+    def forward(x, kernel, stride, padding, interpret):
+        return depthwise(x, kernel, stride, padding, interpret), (x, kernel)
+
+    def backward(stride, padding, interpret, residuals, cotangent):
+        x, kernel = residuals
+        shape = dict(stride=stride, padding=padding, interpret=interpret)
+        to_x = input_gradient(cotangent, kernel, x.shape[1:3], **shape)
+        to_kernel = kernel_gradient(x, cotangent, len(kernel), **shape)
+        return to_x, to_kernel.astype(kernel.dtype)
+
+    depthwise.defvjp(forward, backward)
+    return depthwise
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

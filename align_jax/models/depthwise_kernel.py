@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from align_jax.models.convolution import Padding, output_size
+from align_jax.models.convolution import Padding, differentiable, output_size
 from align_jax.models.depthwise_lanes import (
     OUTSIDE,
     Tile,
@@ -371,41 +371,4 @@ def divisor(number: int, limit: int) -> int:
     return next(n for n in range(min(limit, number), 0, -1) if number % n == 0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def depthwise(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int,
-    padding: Padding,
-    interpret: bool = False,
-) -> jax.Array:
-    """Convolves every channel with its own kernel.
-
-    Args:
-      x: (B, H, W, C) input, bfloat16 or float32; sums are float32.
-      kernel: (k, k, 1, C) weights.
-      stride: step in both directions.
-      padding: ((top, bottom), (left, right)) zeros.
-      interpret: run the kernels as ordinary JAX, on any platform; slow.
-
-    Returns:
-      (B, H', W', C) of x's type with H' = (H + top + bottom - k) // stride + 1.
-    """
-    return convolve(x, kernel, stride, padding, interpret=interpret)
-
-
-def _depthwise_forward(x, kernel, stride, padding, interpret):
-    return depthwise(x, kernel, stride, padding, interpret), (x, kernel)
-
-
-def _depthwise_backward(stride, padding, interpret, residuals, cotangent):
-    x, kernel = residuals
-    shape = stride, padding
-    to_x = input_gradient(cotangent, kernel, x.shape[1:3], *shape, interpret=interpret)
-    to_kernel = kernel_gradient(
-        x, cotangent, kernel.shape[0], *shape, interpret=interpret
-    )
-    return to_x, to_kernel.astype(kernel.dtype)
-
-
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise = differentiable(convolve, input_gradient, kernel_gradient)

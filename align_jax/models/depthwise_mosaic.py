@@ -18,7 +18,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from align_jax.models.convolution import Padding, grouped_conv, output_size
+from align_jax.models.convolution import (
+    Padding,
+    differentiable,
+    grouped_conv,
+    output_size,
+)
 
 LANES, SUBLANES = 128, 8
 # What a program's arrays may take of a core's vector memory: 16 MiB on TPU v2 and v3,
@@ -56,14 +61,14 @@ class Axis(NamedTuple):
         return self.stride * (units - 1) + max(offsets) + 1
 
 
-def forward_axis(size: int, k: int, stride: int, padding: tuple[int, int]) -> Axis:
+def forward_axis(k: int, stride: int, size: int, padding: tuple[int, int]) -> Axis:
     """Of a convolution of `size` inputs."""
     places = output_size(size, k, stride, padding)
     taps = tuple((tap, tap) for tap in range(k))
     return Axis(places, 1, stride, padding[0], (taps,), places)
 
 
-def gradient_axis(size: int, k: int, stride: int, padding: tuple[int, int]) -> Axis:
+def gradient_axis(k: int, stride: int, size: int, padding: tuple[int, int]) -> Axis:
     """Of the gradient to `size` inputs from a convolution's output."""
     seen = [
         [
@@ -171,8 +176,7 @@ def _sum_kernel(x_ref, w_ref, y_ref, padded, *, height, rows, columns):
     """Sums over taps; x is an input or, of the transposed convolution, an output."""
     units = y_ref.shape[0] // rows.factor
     _copy_padded(x_ref, padded, height, rows, columns, units)
-    k = round(w_ref.shape[0] ** 0.5)
-    cell = (-1, *w_ref.shape[1:])
+    cell = (-1, *w_ref.shape[2:])
 
     def sum_places(row, p, first, count):
         first_unit = lax.div(first, columns.factor)
@@ -183,7 +187,7 @@ def _sum_kernel(x_ref, w_ref, y_ref, padded, *, height, rows, columns):
                     row * rows.stride + i,
                     (first_unit + unit) * columns.stride + j,
                 ].reshape(cell)
-                * w_ref[k * a + b]
+                * w_ref[a, b]
                 for i, a in rows.taps[p]
                 for j, b in columns.taps[q]
             ]
@@ -228,8 +232,8 @@ def _sum_taps(
     strip = choose_strip(rows, columns, x.shape, x.dtype.itemsize)
     folded = _folded(strip)
     k, _, _, channels = kernel.shape
-    weights = kernel.astype(jnp.float32).reshape(k * k, 1, channels)
-    weights = jnp.tile(weights, (1, folded, 1))  # as a program multiplies by them
+    # As a program multiplies by them.
+    weights = jnp.tile(kernel.astype(jnp.float32), (1, 1, folded, 1))
     turned = x.transpose(1, 2, 0, 3)  # as the TPU's compiler lays it out
     size = rows.places, columns.places
     seen = rows.seen(strip.rows), columns.seen(columns.units)
@@ -249,7 +253,7 @@ def _sum_taps(
         ),
         in_specs=[
             _source(turned, rows, strip),
-            pl.BlockSpec((k * k, folded, strip.channels), lambda c, b, s: (0, 0, c)),
+            pl.BlockSpec((k, k, folded, strip.channels), lambda c, b, s: (0, 0, 0, c)),
         ],
         out_specs=pl.BlockSpec(
             (rows.factor * strip.rows, size[1], strip.images, strip.channels),
@@ -273,10 +277,7 @@ def convolve(
     interpret: bool = False,
 ) -> jax.Array:
     """`depthwise` without a gradient."""
-    axes = (
-        forward_axis(n, len(kernel), stride, zeros)
-        for n, zeros in zip(x.shape[1:3], padding, strict=True)
-    )
+    axes = map(partial(forward_axis, len(kernel), stride), x.shape[1:3], padding)
     return _sum_taps(x, kernel, *axes, interpret)
 
 
@@ -290,47 +291,23 @@ def input_gradient(
     interpret: bool = False,
 ) -> jax.Array:
     """Gradient (B, *size, C) to the input from a cotangent (B, H', W', C)."""
-    axes = (
-        gradient_axis(n, len(kernel), stride, zeros)
-        for n, zeros in zip(size, padding, strict=True)
-    )
+    axes = map(partial(gradient_axis, len(kernel), stride), size, padding)
     return _sum_taps(cotangent, kernel, *axes, interpret)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def depthwise(
+def kernel_gradient(
     x: jax.Array,
-    kernel: jax.Array,
+    cotangent: jax.Array,
+    k: int,
     stride: int,
     padding: Padding,
     interpret: bool = False,
 ) -> jax.Array:
-    """Convolves every channel with its own kernel.
-
-    Args:
-      x: (B, H, W, C) input, bfloat16 or float32; sums are float32.
-      kernel: (k, k, 1, C) weights.
-      stride: step in both directions.
-      padding: ((top, bottom), (left, right)) zeros.
-      interpret: run the kernels as ordinary JAX, on any platform; slow.
-
-    Returns:
-      (B, H', W', C) of x's type with H' = (H + top + bottom - k) // stride + 1.
-    """
-    return convolve(x, kernel, stride, padding, interpret)
+    """Gradient (k, k, 1, C) to the kernel, by XLA: a kernel took as long."""
+    del interpret
+    kernel = jnp.zeros((k, k, 1, x.shape[-1]), x.dtype)
+    _, pull = jax.vjp(lambda kernel: grouped_conv(x, kernel, stride, padding), kernel)
+    return pull(cotangent)[0]
 
 
-def _depthwise_forward(x, kernel, stride, padding, interpret):
-    return depthwise(x, kernel, stride, padding, interpret), (x, kernel)
-
-
-def _depthwise_backward(stride, padding, interpret, residuals, cotangent):
-    x, kernel = residuals
-    shape = stride, padding
-    to_x = input_gradient(cotangent, kernel, x.shape[1:3], *shape, interpret)
-    # XLA's, since a kernel for it took as many instructions.
-    _, pull = jax.vjp(lambda kernel: grouped_conv(x, kernel, *shape), kernel)
-    return to_x, pull(cotangent)[0]
-
-
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise = differentiable(convolve, input_gradient, kernel_gradient)
