@@ -30,9 +30,14 @@ from align_jax.sharding import BATCH_AXES, batch_split, replicated, state_shardi
 
 BLOCKS = "block_|layer_"  # what a tower's blocks are named
 
-# No sums by YNNPACK: its kernels have every number that is the same for many places
-# written to memory for each of them, ones among them (docs/performance.md).
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# CPUs: no sums by YNNPACK: its kernels have every number that is the same for many
+# places written to memory for each of them, ones among them. GPUs: products as cuBLAS
+# picks them, not by timing them, which takes minutes and may pick others the next time,
+# with other last bits: a resumed run would not go on exactly (docs/performance.md).
+COMPILER_OPTIONS = {
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,14 +204,13 @@ def compile_step(
 
 def compile_fast(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
     """Compiles for a mesh with the options that a step is fastest with."""
-    if mesh.devices.flat[0].platform != "cpu":
-        return lowered.compile()
+    options = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
     try:
-        return lowered.compile(compiler_options=CPU_OPTIONS)
+        return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
-        return lowered.compile()  # by a compiler that knows the option no more
+        return lowered.compile()  # by a compiler that knows an option no more
 
 
 def train_step(

@@ -178,7 +178,8 @@ def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch, mesh_of):
-    monkeypatch.setattr(train_step, "CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    options = {"cpu": {"xla_cpu_no_such_option": "1"}}
+    monkeypatch.setattr(train_step, "COMPILER_OPTIONS", options)
     double = compile_fast(jax.jit(lambda x: 2 * x).lower(3.0), mesh_of(1))
     assert double(3.0) == 6.0
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.kernels import Kernels
-from align_jax.models.image_sums import image_sums
+from align_jax.models.image_sums import image_map, image_sums
 
 EPSILON = 1e-3  # added to the variance
 
@@ -28,12 +28,17 @@ class Form:
     Attributes:
       group_size: images that share statistics; the batch is a multiple of it.
       swish: x * sigmoid(x) of what was normalised.
-      kernels: what computes the sums.
+      kernels: what computes it.
     """
 
     group_size: int
     swish: bool
     kernels: Kernels
+
+    @property
+    def map_kernels(self) -> Kernels:
+        """What writes the results: XLA where it joins that with what follows."""
+        return self.kernels if self.swish else Kernels()
 
 
 class BatchNorm(nn.Module):
@@ -52,7 +57,7 @@ class BatchNorm(nn.Module):
       momentum: decay of the running statistics (TensorFlow's meaning).
       frozen: use the running statistics in training too and leave them as they are.
       swish: activate what was normalised.
-      kernels: what computes the sums in training.
+      kernels: what computes it in training.
     """
 
     group_size: int
@@ -117,7 +122,7 @@ def gate_of(means: jax.Array, excite: dict) -> jax.Array:
 
 def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of groups of images (B, H, W, C): (G, C) each, float32."""
-    sums = image_sums(lambda x: (x, jnp.square(x)), [x], [], 2, form.kernels)
+    sums = image_sums(lambda _, x: ((x,), (x, x)), [x], [], 2, form.kernels)
     places = form.group_size * x.shape[1] * x.shape[2]
     sums = checkpoint_name(sums, "sums")
     mean, square = (_group_sum(s, form.group_size) / places for s in sums)
@@ -140,19 +145,24 @@ def apply_statistics(
     mean, var = statistics
     factor = scale * lax.rsqrt(var + EPSILON)  # (G, C)
     affine = [_each(v, len(x)) for v in (factor, bias - mean * factor)]
+    affine = lax.optimization_barrier(affine)  # computed once, not at every place
 
-    def activate(x, factor, shift):
-        out = x * factor + shift
-        return nn.swish(out) if form.swish else out
+    def activate(arithmetic, x, factor, shift):
+        out = arithmetic.multiply_add(x, factor, shift)
+        return out * arithmetic.sigmoid(out) if form.swish else out
 
     if excite is None:
-        return activate(x, *map(_spread, affine)).astype(x.dtype), None
-    sums = image_sums(lambda *xs: (activate(*xs),), [x], affine, 1, form.kernels)
+        return image_map(activate, [x], affine, form.map_kernels), None
+    sums = image_sums(lambda *xs: ((activate(*xs),),), [x], affine, 1, form.kernels)
     means = checkpoint_name(sums[0], "sums") / (x.shape[1] * x.shape[2])
     gate = gate_of(means, excite)
     # The second walk reads x again: what the first one computed is not kept.
     x, gate = lax.optimization_barrier((x, gate))
-    return (activate(x, *map(_spread, affine)) * _spread(gate)).astype(x.dtype), means
+
+    def activate_and_gate(arithmetic, x, factor, shift, gate):
+        return activate(arithmetic, x, factor, shift) * gate
+
+    return image_map(activate_and_gate, [x], [*affine, gate], form.map_kernels), means
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -195,18 +205,23 @@ def _backward(form, residuals, cotangents):
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
     small = [_each(v, batch) for v in (inverse, -mean * inverse, scale, bias)]
 
-    def revisit(x, inverse, offset, scale, bias):
-        """What was normalised, and the activation's value and slope there."""
-        normal = x * inverse + offset
-        value = normal * scale + bias
-        return normal, *(_swish_and_slope(value) if form.swish else (value, 1.0))
+    def revisit(arithmetic, x, factor, shift):
+        """The activation's value and slope at a normalised x."""
+        value = arithmetic.multiply_add(x, factor, shift)
+        if not form.swish:
+            return value, jnp.float32(1.0)
+        share = arithmetic.sigmoid(value)
+        value *= share  # which is the swish of what it was
+        return value, arithmetic.multiply_add(value, 1.0 - share, share)
 
-    def terms(x, cotangent, *small):
-        normal, value, slope = revisit(x, *small)
+    def terms(arithmetic, x, cotangent, inverse, offset, scale, bias):
+        normal = arithmetic.multiply_add(x, inverse, offset)
+        value, slope = revisit(arithmetic, normal, scale, bias)
         inner = cotangent * slope
+        found = (inner,), (inner, normal)
         if excite is None:
-            return inner, inner * normal
-        return inner, inner * normal, slope, slope * normal, cotangent * value
+            return found
+        return *found, (slope,), (slope, normal), (cotangent, value)
 
     count = 2 if excite is None else 5
     sums = image_sums(terms, [x, cotangent], small, count, form.kernels)
@@ -219,30 +234,30 @@ def _backward(form, residuals, cotangents):
         sums = [gate * a + to_mean * b for a, b in zip(of_gated, of_mean, strict=True)]
     to_bias, to_scale = (_group_sum(s, form.group_size) for s in sums)  # (G, C)
 
-    # The second walk reads x and the cotangent again, nothing that the first computed.
-    x, cotangent, to_bias, to_scale = lax.optimization_barrier(
-        (x, cotangent, to_bias, to_scale)
-    )
-    normal, _, slope = revisit(x.astype(jnp.float32), *map(_spread, small))
-    to_out = cotangent.astype(jnp.float32)
+    count, factor = form.group_size * places, scale * inverse  # (G, C)
+    by_normal = -factor * to_scale / count
+    alone = -factor * to_bias / count - by_normal * mean * inverse
+    small = factor, bias - mean * factor, by_normal * inverse, alone
+    small = [_each(v, batch) for v in small]
     if gate is not None:
-        to_out = to_out * _spread(gate) + _spread(to_mean)
-    means = [
-        _spread(_each(s / (form.group_size * places), batch))
-        for s in (to_bias, to_scale)
-    ]
-    to_x = to_out * slope - means[0] - normal * means[1]
-    to_x *= _spread(_each(scale * inverse, batch))
-    return to_x.astype(x.dtype), to_scale.sum(0), to_bias.sum(0), to_excite
+        small += [small[0] * gate, small[0] * to_mean]
+
+    def to_input(arithmetic, x, cotangent, factor, shift, by_x, alone, *gated):
+        _, slope = revisit(arithmetic, x, factor, shift)
+        to_out = cotangent * factor
+        if gated:
+            to_out = arithmetic.multiply_add(cotangent, *gated)
+        rest = arithmetic.multiply_add(x, by_x, alone)
+        return arithmetic.multiply_add(to_out, slope, rest)
+
+    # The second walk reads x and the cotangent again, nothing that the first computed,
+    # and what is the same for all of an image's places is computed once before it.
+    x, cotangent, small = lax.optimization_barrier((x, cotangent, small))
+    to_x = image_map(to_input, [x, cotangent], small, form.map_kernels)
+    return to_x, to_scale.sum(0), to_bias.sum(0), to_excite
 
 
 normalise.defvjp(_forward, _backward)
-
-
-def _swish_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Swish of x and its derivative."""
-    share = nn.sigmoid(x)
-    return x * share, share * (1.0 + x * (1.0 - share))
 
 
 def _group_sum(x: jax.Array, group_size: int) -> jax.Array:
@@ -254,8 +269,3 @@ def _each(x: jax.Array, batch: int) -> jax.Array:
     """Numbers of channels (C,) or of groups (G, C) for each image, (B, C)."""
     groups = jnp.atleast_2d(x)
     return jnp.repeat(groups, batch // len(groups), 0)
-
-
-def _spread(x: jax.Array) -> jax.Array:
-    """An image's numbers (B, C) for all its places, (B, 1, 1, C)."""
-    return x[:, None, None]

@@ -205,6 +205,7 @@ class EfficientNet(nn.Module):
             stride,
             padding=config.padding,
             dtype=self.dtype,
+            kernels=self.kernels,
             name=name,
         )(x)
         return BatchNorm(**self._norm, swish=True, name=f"{name}_norm")(x, train)

@@ -1,6 +1,7 @@
 """EfficientNet's building block and the convolutions in it (arXiv 1905.11946)."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,12 @@ from jax.ad_checkpoint import checkpoint_name
 from align_jax.kernels import INTERPRET, MOSAIC, PLAIN, Kernels
 from align_jax.models import depthwise_kernel, depthwise_mosaic
 from align_jax.models.batch_norm import BatchNorm
-from align_jax.models.convolution import PADDINGS, dense_conv, depthwise_conv
+from align_jax.models.convolution import (
+    PADDINGS,
+    dense_conv,
+    depthwise_conv,
+    gpu_conv,
+)
 
 SQUEEZE_RATIO = 0.25
 
@@ -44,7 +50,7 @@ class Convolution(nn.Module):
       depthwise: one kernel a channel.
       padding: a key of `PADDINGS`.
       dtype: compute type.
-      kernels: what computes a depthwise convolution.
+      kernels: what computes it.
     """
 
     features: int
@@ -66,16 +72,18 @@ class Convolution(nn.Module):
         return checkpoint_name(self._convolve(x, kernel, padding), "convolution")
 
     def _convolve(self, x, kernel, padding):
+        kind, shape = self.kernels.kind, (self.stride, padding)
         if not self.depthwise:
-            return dense_conv(x, kernel, self.stride, padding)
-        if self.kernels.kind == PLAIN:
-            return depthwise_conv(x, kernel, self.stride, padding)
-        kind = self.kernels.kind
-        module = depthwise_mosaic if kind == MOSAIC else depthwise_kernel
+            if kind in (PLAIN, MOSAIC):
+                return dense_conv(x, kernel, *shape)
+            convolve = partial(gpu_conv, stride=self.stride, padding=padding)
+        elif kind == PLAIN:
+            return depthwise_conv(x, kernel, *shape)
+        else:
+            module = depthwise_mosaic if kind == MOSAIC else depthwise_kernel
 
-        def convolve(x, kernel):
-            static = self.stride, padding, kind == INTERPRET
-            return module.depthwise(x, kernel, *static)
+            def convolve(x, kernel):
+                return module.depthwise(x, kernel, *shape, kind == INTERPRET)
 
         return self.kernels.by_batch(convolve, [x], [kernel])
 
@@ -124,7 +132,7 @@ class MBConv(nn.Module):
       norm: BatchNorm's fields.
       padding: a key of `PADDINGS`.
       dtype: compute type.
-      kernels: what computes the depthwise convolution.
+      kernels: what computes the convolutions.
     """
 
     block: Block
@@ -144,8 +152,9 @@ class MBConv(nn.Module):
         block = self.block
         expanded = block.channels_in * block.expansion
         hidden = x
+        dense = partial(Convolution, kernel=1, dtype=self.dtype, kernels=self.kernels)
         if block.expansion != 1:
-            hidden = Convolution(expanded, 1, dtype=self.dtype, name="expand")(hidden)
+            hidden = dense(expanded, name="expand")(hidden)
             norm = BatchNorm(**self.norm, swish=True, name="expand_norm")
             hidden = norm(hidden, train)
         hidden = Convolution(
@@ -162,9 +171,7 @@ class MBConv(nn.Module):
         excite = SqueezeExcite(expanded, reduced, name="squeeze_excite")()
         norm = BatchNorm(**self.norm, swish=True, name="depthwise_norm")
         hidden = norm(hidden, train, excite)
-        hidden = Convolution(block.channels_out, 1, dtype=self.dtype, name="project")(
-            hidden
-        )
+        hidden = dense(block.channels_out, name="project")(hidden)
         hidden = BatchNorm(**self.norm, name="project_norm")(hidden, train)
         if not block.residual:
             return hidden
