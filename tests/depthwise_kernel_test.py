@@ -155,8 +155,8 @@ def test_kernels_lower_for_gpus(size, channels, k, stride):
 def test_divisor_and_tile_by_hand():
     assert [divisor(128, n) for n in (1, 3, 200)] == [1, 2, 128]
     assert divisor(6, 4) == 3
-    # 5 groups of 4 columns times 48 channels fill 240 of 256 lanes.
-    assert choose_tile(19, 1056, 5, (4,), 4) == Tile(4, 48, 4)
+    # 4 groups of 5 columns cover 20 of 19, as 5 groups of 4 do, with fewer loads.
+    assert choose_tile(19, 1056, 5, (4, 5), 4) == Tile(5, 1056, 4)
     # Lanes of 5 columns cover a width of 10, lanes of 4 would leave two.
     assert choose_tile(10, 1824, 5, (4, 5), 4).columns == 5
 

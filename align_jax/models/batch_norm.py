@@ -122,10 +122,10 @@ def gate_of(means: jax.Array, excite: dict) -> jax.Array:
 
 def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of groups of images (B, H, W, C): (G, C) each, float32."""
-    sums = image_sums(lambda _, x: ((x,), (x, x)), [x], [], 2, form.kernels)
+    sums = image_sums(lambda _, x: ((x,), (x, x)), [x], None, 2, form.kernels)
     places = form.group_size * x.shape[1] * x.shape[2]
-    sums = checkpoint_name(sums, "sums")
-    mean, square = (_group_sum(s, form.group_size) / places for s in sums)
+    means = _group_sum(checkpoint_name(sums, "sums"), form.group_size) / places
+    mean, square = jnp.unstack(means, axis=1)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
@@ -144,7 +144,7 @@ def apply_statistics(
     """
     mean, var = statistics
     factor = scale * lax.rsqrt(var + EPSILON)  # (G, C)
-    affine = [_each(v, len(x)) for v in (factor, bias - mean * factor)]
+    affine = _each([factor, bias - mean * factor], len(x))
     affine = lax.optimization_barrier(affine)  # computed once, not at every place
 
     def activate(arithmetic, x, factor, shift):
@@ -154,15 +154,16 @@ def apply_statistics(
     if excite is None:
         return image_map(activate, [x], affine, form.map_kernels), None
     sums = image_sums(lambda *xs: ((activate(*xs),),), [x], affine, 1, form.kernels)
-    means = checkpoint_name(sums[0], "sums") / (x.shape[1] * x.shape[2])
+    means = checkpoint_name(sums[:, 0], "sums") / (x.shape[1] * x.shape[2])
     gate = gate_of(means, excite)
+    small = jnp.concatenate([affine, gate[:, None]], 1)
     # The second walk reads x again: what the first one computed is not kept.
-    x, gate = lax.optimization_barrier((x, gate))
+    x, small = lax.optimization_barrier((x, small))
 
     def activate_and_gate(arithmetic, x, factor, shift, gate):
         return activate(arithmetic, x, factor, shift) * gate
 
-    return image_map(activate_and_gate, [x], [*affine, gate], form.map_kernels), means
+    return image_map(activate_and_gate, [x], small, form.map_kernels), means
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -203,7 +204,8 @@ def _backward(form, residuals, cotangents):
     x, scale, bias, excite, (mean, var), means = residuals
     cotangent, batch, places = cotangents[0], len(x), x.shape[1] * x.shape[2]
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
-    small = [_each(v, batch) for v in (inverse, -mean * inverse, scale, bias)]
+    factor = scale * inverse
+    affine = _each([factor, bias - mean * factor], batch)
 
     def revisit(arithmetic, x, factor, shift):
         """The activation's value and slope at a normalised x."""
@@ -214,33 +216,33 @@ def _backward(form, residuals, cotangents):
         value *= share  # which is the swish of what it was
         return value, arithmetic.multiply_add(value, 1.0 - share, share)
 
-    def terms(arithmetic, x, cotangent, inverse, offset, scale, bias):
-        normal = arithmetic.multiply_add(x, inverse, offset)
-        value, slope = revisit(arithmetic, normal, scale, bias)
+    def terms(arithmetic, x, cotangent, factor, shift):
+        value, slope = revisit(arithmetic, x, factor, shift)
         inner = cotangent * slope
-        found = (inner,), (inner, normal)
+        found = (inner,), (inner, x)
         if excite is None:
             return found
-        return *found, (slope,), (slope, normal), (cotangent, value)
+        return *found, (slope,), (slope, x), (cotangent, value)
 
     count = 2 if excite is None else 5
-    sums = image_sums(terms, [x, cotangent], small, count, form.kernels)
+    affine = lax.optimization_barrier(affine)  # computed once, not at every place
+    sums = image_sums(terms, [x, cotangent], affine, count, form.kernels)
     gate = to_mean = to_excite = None
     if excite is not None:
         gate, pull = jax.vjp(gate_of, means, excite)
-        to_means, to_excite = pull(sums.pop())
+        to_means, to_excite = pull(sums[:, 4])
         to_mean = to_means / places  # (B, C), a share of it for every place
-        of_gated, of_mean = sums[:2], sums[2:]
-        sums = [gate * a + to_mean * b for a, b in zip(of_gated, of_mean, strict=True)]
-    to_bias, to_scale = (_group_sum(s, form.group_size) for s in sums)  # (G, C)
+        sums = gate[:, None] * sums[:, :2] + to_mean[:, None] * sums[:, 2:4]
+    sums = _group_sum(sums, form.group_size)  # (G, 2, C)
+    to_bias, by_x = jnp.unstack(sums, axis=1)
+    to_scale = inverse * (by_x - mean * to_bias)
 
-    count, factor = form.group_size * places, scale * inverse  # (G, C)
-    by_normal = -factor * to_scale / count
-    alone = -factor * to_bias / count - by_normal * mean * inverse
-    small = factor, bias - mean * factor, by_normal * inverse, alone
-    small = [_each(v, batch) for v in small]
+    by_normal = -factor * to_scale / (form.group_size * places)
+    alone = -factor * to_bias / (form.group_size * places) - by_normal * mean * inverse
+    small = [affine, _each([by_normal * inverse, alone], batch)]
     if gate is not None:
-        small += [small[0] * gate, small[0] * to_mean]
+        small += [affine[:, :1] * jnp.stack([gate, to_mean], 1)]
+    small = jnp.concatenate(small, 1)
 
     def to_input(arithmetic, x, cotangent, factor, shift, by_x, alone, *gated):
         _, slope = revisit(arithmetic, x, factor, shift)
@@ -261,11 +263,11 @@ normalise.defvjp(_forward, _backward)
 
 
 def _group_sum(x: jax.Array, group_size: int) -> jax.Array:
-    """Sums of groups of images (B, C), (G, C)."""
-    return x.reshape(-1, group_size, x.shape[-1]).sum(1)
+    """Sums of groups of images (B, ...), (G, ...)."""
+    return x.reshape(-1, group_size, *x.shape[1:]).sum(1)
 
 
-def _each(x: jax.Array, batch: int) -> jax.Array:
-    """Numbers of channels (C,) or of groups (G, C) for each image, (B, C)."""
-    groups = jnp.atleast_2d(x)
-    return jnp.repeat(groups, batch // len(groups), 0)
+def _each(numbers: list[jax.Array], batch: int) -> jax.Array:
+    """Numbers of groups' channels, n of (G, C), for every image, (B, n, C)."""
+    numbers = jnp.stack(numbers, 1)
+    return jnp.repeat(numbers, batch // len(numbers), 0)

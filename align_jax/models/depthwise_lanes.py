@@ -4,7 +4,6 @@ A program is a block of lanes. A lane stands for one channel and `Tile.columns` 
 columns of the output: it loads the columns that these see once for each row.
 """
 
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,6 @@ from jax.experimental.pallas import triton
 WARP = 32  # threads
 VECTOR = 2  # channels of a thread: its k * k weights each must fit in registers
 OUTSIDE = 1 << 20  # a column beyond every image
-SLAB_STEP = 16  # channels: 32 bytes of bfloat16, what memory moves at a time
 
 
 class Tile(NamedTuple):
@@ -48,7 +46,7 @@ class Tile(NamedTuple):
 def choose_tile(
     width: int, channels: int, kernel: int, columns: tuple[int, ...], warps: int
 ) -> Tile:
-    """The tile that wastes fewest lanes and loads.
+    """The tile that wastes fewest lanes and loads; its slab is all channels.
 
     Args:
       width: columns of the output.
@@ -65,10 +63,8 @@ def choose_tile(
         reads = 1 + (kernel - 1) / min(beside, width)
         return lanes * tile.columns / (width * channels) + 0.3 * reads
 
-    slabs = [*range(SLAB_STEP, channels, SLAB_STEP), channels]
     fitting = [n for n in columns if n <= width] or [width]
-    tiles = itertools.product(fitting, slabs, (warps,))
-    return min(itertools.starmap(Tile, tiles), key=cost)
+    return min((Tile(n, channels, warps) for n in fitting), key=cost)
 
 
 class Lanes(NamedTuple):

@@ -18,10 +18,11 @@ from jax.experimental.pallas import triton
 
 from align_jax.kernels import INTERPRET, TRITON, Kernels
 
-PROGRAMS = 1024  # at least, where the images are large enough to be cut
+PROGRAMS = 2048  # at least, where the images are large enough to be cut
 LANES = 1024  # numbers of a tile
-WARPS = 4
-LOADS = 4  # tiles' loads in flight, of all wide arrays together
+WARPS = 8
+ABREAST = 2  # tiles that are loaded at once
+ROUNDS = 16  # tiles of a strip, at least: its sums are written and read again
 FILLED = 0.85  # of a tile's lanes, at least, where that can be
 
 
@@ -55,38 +56,39 @@ class Tile(NamedTuple):
 def image_sums(
     visit: Callable[..., Sequence[tuple[jax.Array, ...]]],
     wide: Sequence[jax.Array],
-    small: Sequence[jax.Array],
+    small: jax.Array | None,
     count: int,
     kernels: Kernels,
-) -> list[jax.Array]:
+) -> jax.Array:
     """Sums products that `visit` makes of every place, by image and channel.
 
     Args:
       visit: elementwise function of an `Arithmetic` and the arrays in float32, first
-        wide then small ones, to the one or two factors of each of `count` products.
+        wide ones, then n small ones, to the one or two factors of each of `count`
+        products.
       wide: arrays (B, H, W, C).
-      small: arrays (B, C) of an image's channels, float32.
+      small: (B, n, C) n numbers of an image's channels, float32; None for none.
       count: number of sums.
       kernels: what computes them.
 
     Returns:
-      `count` arrays (B, C) float32.
+      (B, count, C) float32.
     """
     if kernels.kind not in (TRITON, INTERPRET):
         return plain_sums(visit, wide, small)
     interpret = kernels.kind == INTERPRET
+    arrays = [*wide] if small is None else [*wide, small]
 
     def call(*arrays):
-        parts = arrays[: len(wide)], arrays[len(wide) :]
-        return kernel_sums(visit, *parts, count, interpret)
+        return kernel_sums(visit, arrays, len(wide), count, interpret)
 
-    return kernels.by_batch(call, [*wide, *small])
+    return kernels.by_batch(call, arrays)
 
 
 def image_map(
     visit: Callable[..., jax.Array],
     wide: Sequence[jax.Array],
-    small: Sequence[jax.Array],
+    small: jax.Array,
     kernels: Kernels,
 ) -> jax.Array:
     """What `visit` makes of every place.
@@ -94,7 +96,7 @@ def image_map(
     Args:
       visit: elementwise function as that of `image_sums`, to one array.
       wide: arrays (B, H, W, C).
-      small: arrays (B, C) of an image's channels, float32.
+      small: (B, n, C) n numbers of an image's channels, float32.
       kernels: what computes it.
 
     Returns:
@@ -105,61 +107,71 @@ def image_map(
     interpret = kernels.kind == INTERPRET
 
     def call(*arrays):
-        parts = arrays[: len(wide)], arrays[len(wide) :]
-        return kernel_map(visit, *parts, interpret)
+        return kernel_map(visit, arrays, len(wide), interpret)
 
-    return kernels.by_batch(call, [*wide, *small])
+    return kernels.by_batch(call, [*wide, small])
 
 
 def _spread(wide, small) -> list[jax.Array]:
     """All arrays in float32, as they are broadcast over places."""
-    wide = [x.astype(jnp.float32) for x in wide]
-    return wide + [x[:, None, None] for x in small]
+    spread = [] if small is None else jnp.unstack(small[:, :, None, None], axis=1)
+    return [x.astype(jnp.float32) for x in wide] + list(spread)
 
 
-def plain_sums(visit, wide, small) -> list[jax.Array]:
+def plain_sums(visit, wide, small) -> jax.Array:
     """`image_sums` by XLA."""
     products = map(math.prod, visit(PLAIN_ARITHMETIC, *_spread(wide, small)))
-    return [jnp.broadcast_to(x, wide[0].shape).sum((1, 2)) for x in products]
+    shape = wide[0].shape
+    return jnp.stack([jnp.broadcast_to(x, shape).sum((1, 2)) for x in products], 1)
 
 
-def kernel_sums(visit, wide, small, count, interpret=False):
-    """`image_sums` by a kernel: a program sums a strip of one image's places."""
-    batch, channels = len(wide[0]), wide[0].shape[-1]
-    cut = Cut.of(wide[0].shape, len(wide))
-    block = pl.BlockSpec((1, 1, 1, LANES), lambda c, b, s: (b, s, c, 0))
-    shape = jax.ShapeDtypeStruct((batch, cut.strips, cut.slabs, LANES), jnp.float32)
+def kernel_sums(visit, arrays, wide, count, interpret=False) -> jax.Array:
+    """`image_sums` by a kernel: a program sums a strip of one image's places.
+
+    Args:
+      visit: as there.
+      arrays: `wide` wide ones and at most one of small numbers.
+      wide: how many.
+      count: as there.
+      interpret: as ordinary JAX, on any platform, slowly.
+    """
+    batch, *_, channels = arrays[0].shape
+    cut = Cut.of(arrays[0].shape)
     sums = pl.pallas_call(
-        partial(_sum_strip, visit, len(wide), count, cut, interpret),
-        out_shape=[shape] * count,
+        partial(_sum_strip, visit, wide, count, cut, interpret),
+        out_shape=jax.ShapeDtypeStruct(
+            (batch, cut.strips, cut.slabs, count, LANES), jnp.float32
+        ),
         grid=(cut.slabs, batch, cut.strips),
-        out_specs=[block] * count,
+        out_specs=pl.BlockSpec(
+            (None, None, None, count, LANES), lambda c, b, s: (b, s, c, 0, 0)
+        ),
         compiler_params=triton.CompilerParams(num_warps=WARPS),
         interpret=interpret,
-    )(*map(_flatten_images, wide), *small)
+    )(*_flatten_images(arrays, wide))
     tile = cut.tile
-    lanes = (batch, cut.strips, cut.slabs, tile.places, tile.channels)
-    sums = [x[..., : tile.places * tile.channels].reshape(lanes) for x in sums]
-    return [x.sum((1, 3)).reshape(batch, -1)[:, :channels] for x in sums]
+    sums = sums[..., : tile.places * tile.channels]
+    sums = sums.reshape(*sums.shape[:-1], tile.places, tile.channels).sum((1, 4))
+    return sums.swapaxes(1, 2).reshape(batch, count, -1)[..., :channels]
 
 
-def kernel_map(visit, wide, small, interpret=False) -> jax.Array:
-    """`image_map` by a kernel: a program computes a strip of one image's places."""
-    cut = Cut.of(wide[0].shape, len(wide))
-    flat = [_flatten_images(x) for x in wide]
+def kernel_map(visit, arrays, wide, interpret=False) -> jax.Array:
+    """`image_map` by a kernel, see `kernel_sums`."""
+    cut = Cut.of(arrays[0].shape)
+    flat = _flatten_images(arrays, wide)
     out = pl.pallas_call(
-        partial(_map_strip, visit, len(wide), cut, interpret),
+        partial(_map_strip, visit, wide, cut, interpret),
         out_shape=jax.ShapeDtypeStruct(flat[0].shape, flat[0].dtype),
         grid=(cut.slabs, len(flat[0]), cut.strips),
         compiler_params=triton.CompilerParams(num_warps=WARPS),
         interpret=interpret,
-    )(*flat, *small)
-    return out.reshape(wide[0].shape)
+    )(*flat)
+    return out.reshape(arrays[0].shape)
 
 
-def _flatten_images(x: jax.Array) -> jax.Array:
-    """(B, H, W, C) to (B, H * W * C)."""
-    return x.reshape(len(x), -1)
+def _flatten_images(arrays: Sequence[jax.Array], wide: int) -> list[jax.Array]:
+    """The wide ones of (B, H, W, C) as (B, H * W * C)."""
+    return [x.reshape(len(x), -1) if n < wide else x for n, x in enumerate(arrays)]
 
 
 class Cut(NamedTuple):
@@ -172,7 +184,6 @@ class Cut(NamedTuple):
       slabs: of channels.
       strips: of places.
       rounds: tiles of a strip, at most.
-      abreast: tiles that are loaded at once.
     """
 
     places: int
@@ -181,18 +192,17 @@ class Cut(NamedTuple):
     slabs: int
     strips: int
     rounds: int
-    abreast: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], arrays: int) -> "Cut":
-        """The cut of arrays (B, H, W, C) that are gone through together."""
+    def of(cls, shape: tuple[int, ...]) -> "Cut":
+        """The cut of arrays (B, H, W, C)."""
         batch, height, width, channels = shape
         places, tile = height * width, choose_tile(channels)
         slabs = pl.cdiv(channels, tile.channels)
         tiles = pl.cdiv(places, tile.places)
         rounds = pl.cdiv(tiles, pl.cdiv(PROGRAMS, batch * slabs))
-        strips, abreast = pl.cdiv(tiles, rounds), max(LOADS // arrays, 1)
-        return cls(places, channels, tile, slabs, strips, rounds, abreast)
+        rounds = max(rounds, min(tiles, ROUNDS))
+        return cls(places, channels, tile, slabs, pl.cdiv(tiles, rounds), rounds)
 
 
 def choose_tile(channels: int) -> Tile:
@@ -248,40 +258,41 @@ class _Strip:
       arithmetic: of the kernel.
       tiles: of it, the last of which may end after the image.
       whole: those before that.
-      small: the lanes' numbers of the arrays (B, C).
+      known: lanes that stand for some number.
+      small: the lanes' small numbers.
     """
 
-    def __init__(self, wide, small, cut, interpret):
+    def __init__(self, arrays, wide, cut, interpret):
         self.arithmetic = PLAIN_ARITHMETIC if interpret else KERNEL_ARITHMETIC
         slab, self._image, strip = (pl.program_id(axis) for axis in range(3))
-        self._wide, self._cut, tile = wide, cut, cut.tile
+        self._wide, self._cut, tile = arrays[:wide], cut, cut.tile
         lane = jnp.arange(LANES)  # lax.div and lax.rem of it keep loads whole
         self._place = strip * cut.rounds * tile.places + lax.div(lane, tile.channels)
         channel = slab * tile.channels + lax.rem(lane, tile.channels)
         self._number = self._place * cut.channels + channel  # of the image's
-        self._known = lane < tile.channels * tile.places
+        self.known = lane < tile.channels * tile.places
         if cut.slabs * tile.channels != cut.channels:
-            self._known &= channel < cut.channels
+            self.known &= channel < cut.channels
         left = cut.places - strip * cut.rounds * tile.places
         self.tiles = jnp.minimum(pl.cdiv(left, tile.places), cut.rounds)
         self.whole = jnp.minimum(left // tile.places, cut.rounds)
         self.small = [
-            triton.load(x.at[self._image, channel], mask=self._known, other=0.0)
-            for x in small
+            triton.load(x.at[self._image, n, channel], mask=self.known, other=0.0)
+            for x in arrays[wide:]
+            for n in range(x.shape[1])
         ]
 
     def inside(self, index):
         """Which of a tile's lanes are some of the image's."""
         place = self._place + index * self._cut.tile.places
-        return self._known & (place < self._cut.places)
+        return self.known & (place < self._cut.places)
 
     def _at(self, ref, index):
         step = self._cut.tile.places * self._cut.channels
         return ref.at[self._image, self._number + index * step]
 
-    def load(self, index, mask=None):
+    def load(self, index, mask):
         """A tile's numbers of the wide arrays."""
-        mask = self._known if mask is None else mask
         return [triton.load(self._at(x, index), mask=mask, other=0) for x in self._wide]
 
     def visit(self, visit, tile):
@@ -294,21 +305,27 @@ class _Strip:
         triton.store(self._at(ref, index), x.astype(ref.dtype), mask=self.inside(index))
 
 
-def _sum_strip(visit, wide_count, count, cut, interpret, *refs):
+def _sum_strip(visit, wide, count, cut, interpret, *refs):
     """The kernel of sums."""
-    refs, out = refs[:-count], refs[-count:]
-    strip = _Strip(refs[:wide_count], refs[wide_count:], cut, interpret)
+    *arrays, out = refs
+    strip = _Strip(arrays, wide, cut, interpret)
+    turns = strip.whole // ABREAST
 
     def add(total, factors):
         if len(factors) == 1:
             return total + factors[0]
         return strip.arithmetic.multiply_add(*factors, total)
 
-    def add_abreast(index, sums):
-        tiles = [strip.load(index * cut.abreast + i) for i in range(cut.abreast)]
+    def load_abreast(turn):
+        mask = strip.known & (turn < turns)
+        return [strip.load(turn * ABREAST + place, mask) for place in range(ABREAST)]
+
+    def add_abreast(turn, carry):
+        sums, tiles = carry
+        coming = load_abreast(turn + 1)  # asked for before it is needed
         for tile in tiles:
             sums = tuple(map(add, sums, strip.visit(visit, tile)))
-        return sums
+        return sums, coming
 
     def add_masked(index, sums):
         inside = strip.inside(index)
@@ -317,22 +334,21 @@ def _sum_strip(visit, wide_count, count, cut, interpret, *refs):
         return tuple(map(add, sums, found))
 
     totals = (jnp.zeros(LANES, jnp.float32),) * count
-    turns = strip.whole // cut.abreast
-    totals = lax.fori_loop(0, turns, add_abreast, totals)
-    totals = lax.fori_loop(turns * cut.abreast, strip.tiles, add_masked, totals)
-    for ref, total in zip(out, totals, strict=True):
-        ref[0, 0, 0] = total
+    totals, _ = lax.fori_loop(0, turns, add_abreast, (totals, load_abreast(0)))
+    totals = lax.fori_loop(turns * ABREAST, strip.tiles, add_masked, totals)
+    for n, total in enumerate(totals):
+        out[n] = total
 
 
-def _map_strip(visit, wide_count, cut, interpret, *refs):
+def _map_strip(visit, wide, cut, interpret, *refs):
     """The kernel of maps."""
-    *refs, out = refs
-    strip = _Strip(refs[:wide_count], refs[wide_count:], cut, interpret)
+    *arrays, out = refs
+    strip = _Strip(arrays, wide, cut, interpret)
 
     def write_abreast(turn, _):
-        indices = [turn * cut.abreast + i for i in range(cut.abreast)]
+        indices = [turn * ABREAST + place for place in range(ABREAST)]
         tiles = [strip.load(index, strip.inside(index)) for index in indices]
         for index, tile in zip(indices, tiles, strict=True):
             strip.store(out, index, strip.visit(visit, tile))
 
-    lax.fori_loop(0, pl.cdiv(strip.tiles, cut.abreast), write_abreast, None)
+    lax.fori_loop(0, pl.cdiv(strip.tiles, ABREAST), write_abreast, None)
