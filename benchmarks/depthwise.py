@@ -230,7 +230,7 @@ def choices(layer: Layer, name: str) -> dict[str, dict]:
     tiles = [own]
     tiles += [choose_tile(*shape, columns, warps) for warps in (2, 8)]
     tiles += [choose_tile(*shape, (own.columns + n,), own.warps) for n in (-1, 1)]
-    tiles += [own._replace(slab=min(slab, layer.channels)) for slab in (64, 10**9)]
+    tiles += [own._replace(slab=min(slab, layer.channels)) for slab in (16, 64)]
     found = {"/".join(map(str, tile)): {"tile": tile} for tile in tiles}
     if name == "kernel":
         for programs in (256, 1024, 2048):

@@ -31,7 +31,18 @@ from benchmarks.layer_timing import make_parser, milliseconds, print_head, resul
 
 FORMS = ("linear", "swish", "gated")
 MOVES = {"forward": (3, 3, 4), "backward": (5, 5, 5)}  # of a wide array, by form
-TILES = [(16, 64, 4), (32, 64, 4), (8, 128, 4), (16, 128, 8), (32, 32, 4), (16, 64, 2)]
+GRIDS = [
+    image_sums.GRID._replace(**other)
+    for other in (
+        {},
+        {"warps": 4},
+        {"abreast": 1},
+        {"abreast": 3},
+        {"programs": 1024},
+        {"lanes": 512, "warps": 4},
+        {"lanes": 2048, "warps": 16},
+    )
+]
 
 
 class Layer(NamedTuple):
@@ -90,23 +101,24 @@ def compile_pass(layer: Layer, direction: str, kind: str, flags) -> Callable:
     return jax.jit(run, keep_unused=True).lower(*arguments).compile()
 
 
-def compile_tile(layer: Layer, tile: tuple, flags) -> Callable:
-    """Compiles a backward pass's sums of a swish with a tile."""
+def compile_grid(layer: Layer, grid: image_sums.Grid, flags) -> Callable:
+    """Compiles a backward pass's sums of a swish with a grid."""
 
-    def visit(x, cotangent, scale, bias):
-        share = jax.nn.sigmoid(x * scale + bias)
-        inner = cotangent * share * (1.0 + x * (1.0 - share))
-        return inner, inner * x
+    def visit(arithmetic, x, cotangent, scale, bias):
+        value = arithmetic.multiply_add(x, scale, bias)
+        share = arithmetic.sigmoid(value)
+        slope = arithmetic.multiply_add(value * share, 1.0 - share, share)
+        inner = cotangent * slope
+        return (inner,), (inner, x)
 
-    def run(x, cotangent, scale, bias):
-        shared = ([x, cotangent], [scale, bias], 2, flags.interpret)
-        return image_sums.kernel_sums(visit, *shared, image_sums.Tile(*tile))
+    def run(*arrays):
+        return image_sums.kernel_sums(visit, arrays, 2, 2, flags.interpret, grid)
 
     x = jax.ShapeDtypeStruct(
         (flags.batch, layer.size, layer.size, layer.channels), jnp.bfloat16
     )
-    small = jax.ShapeDtypeStruct((flags.batch, layer.channels), jnp.float32)
-    return jax.jit(run).lower(x, x, small, small).compile()
+    small = jax.ShapeDtypeStruct((flags.batch, 2, layer.channels), jnp.float32)
+    return jax.jit(run).lower(x, x, small).compile()
 
 
 def difference(found, wanted) -> float:
@@ -157,24 +169,24 @@ def compare(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
 
 
 def choose(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
-    """Prints what each of some tiles takes, the fastest first."""
+    """Prints what each of some grids takes, the fastest first."""
     config = EfficientNetConfig(*VARIANTS[flags.variant])
     wide = [x for x in layers(config, flags.image_size) if x.form == "swish"]
     jobs = {
-        layer: [pool.submit(compile_tile, layer, tile, flags) for tile in TILES]
+        layer: [pool.submit(compile_grid, layer, grid, flags) for grid in GRIDS]
         for layer in wide
     }
     for layer, futures in jobs.items():
         x, scale, bias, _, cotangent = draw(layer, flags.batch)
-        small = [jnp.tile(v, (flags.batch, 1)) for v in (scale, bias)]
-        calls = {t: c for t, f in zip(TILES, futures, strict=True) if (c := result(f))}
+        small = jnp.tile(jnp.stack([scale, bias]), (flags.batch, 1, 1))
+        calls = {g: c for g, f in zip(GRIDS, futures, strict=True) if (c := result(f))}
         times = milliseconds(
-            list(calls.values()), [x, cotangent, *small], flags.calls, flags.rounds
+            list(calls.values()), [x, cotangent, small], flags.calls, flags.rounds
         )
         floor = 2e3 * x.nbytes / flags.bandwidth
         ranked = sorted(zip(times, calls, strict=True))
         cells = ", ".join(
-            f"{'/'.join(map(str, tile))} {ms / floor:.2f}" for ms, tile in ranked
+            f"{'/'.join(map(str, grid))} {ms / floor:.2f}" for ms, grid in ranked
         )
         print(f"{layer.size}x{layer.channels} {floor:.3f} ms: {cells}", flush=True)
 

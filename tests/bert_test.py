@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.models.bert import SIZES, Bert, BertConfig
+from align_jax.models.bert import SIZES, Bert, BertConfig, gelu
 
 CONFIG = BertConfig(vocabulary_size=50, max_tokens=8, layers=2, hidden=64, dropout=0.0)
 TOKENS = jnp.array([[2, 7, 8, 3, 0, 0, 0, 0], [2, 9, 3, 0, 0, 0, 0, 0]])
@@ -110,3 +110,13 @@ def test_execution_changes_neither_result_nor_gradient(variables, train, fields)
         gradient(**fields),
         gradient(),
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)]
+)
+def test_gelu_is_the_exact_one(dtype, limit):
+    x = jnp.linspace(-6.0, 6.0, 1001).astype(dtype)
+    expected = jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(dtype)
+    found, expected = (np.asarray(v, np.float64) for v in (gelu(x), expected))
+    np.testing.assert_allclose(found, expected, rtol=limit, atol=1e-6)

@@ -18,12 +18,28 @@ from jax.experimental.pallas import triton
 
 from align_jax.kernels import INTERPRET, TRITON, Kernels
 
-PROGRAMS = 2048  # at least, where the images are large enough to be cut
-LANES = 1024  # numbers of a tile
-WARPS = 8
-ABREAST = 2  # tiles that are loaded at once
-ROUNDS = 16  # tiles of a strip, at least: its sums are written and read again
 FILLED = 0.85  # of a tile's lanes, at least, where that can be
+
+
+class Grid(NamedTuple):
+    """How much is done at a time; `benchmarks.normalise --choices` has tried others.
+
+    Attributes:
+      lanes: numbers of a tile.
+      warps: of a program.
+      abreast: tiles that are loaded at once.
+      programs: at least, where the images are large enough to be cut.
+      rounds: tiles of a program, at least: its sums are written and read again.
+    """
+
+    lanes: int = 1024
+    warps: int = 8
+    abreast: int = 2
+    programs: int = 2048
+    rounds: int = 16
+
+
+GRID = Grid()
 
 
 class Arithmetic(NamedTuple):
@@ -46,7 +62,7 @@ class Tile(NamedTuple):
 
     Attributes:
       channels: of a slab, which divides the channels or is 8 times a number.
-      places: of them, one after the other; with the slab's channels at most `LANES`.
+      places: of them, one after the other; with the slab's channels at most a tile.
     """
 
     channels: int
@@ -125,7 +141,7 @@ def plain_sums(visit, wide, small) -> jax.Array:
     return jnp.stack([jnp.broadcast_to(x, shape).sum((1, 2)) for x in products], 1)
 
 
-def kernel_sums(visit, arrays, wide, count, interpret=False) -> jax.Array:
+def kernel_sums(visit, arrays, wide, count, interpret=False, grid=GRID) -> jax.Array:
     """`image_sums` by a kernel: a program sums a strip of one image's places.
 
     Args:
@@ -134,19 +150,20 @@ def kernel_sums(visit, arrays, wide, count, interpret=False) -> jax.Array:
       wide: how many.
       count: as there.
       interpret: as ordinary JAX, on any platform, slowly.
+      grid: how much is done at a time.
     """
     batch, *_, channels = arrays[0].shape
-    cut = Cut.of(arrays[0].shape)
+    cut = Cut.of(arrays[0].shape, grid)
     sums = pl.pallas_call(
         partial(_sum_strip, visit, wide, count, cut, interpret),
         out_shape=jax.ShapeDtypeStruct(
-            (batch, cut.strips, cut.slabs, count, LANES), jnp.float32
+            (batch, cut.strips, cut.slabs, count, grid.lanes), jnp.float32
         ),
         grid=(cut.slabs, batch, cut.strips),
         out_specs=pl.BlockSpec(
-            (None, None, None, count, LANES), lambda c, b, s: (b, s, c, 0, 0)
+            (None, None, None, count, grid.lanes), lambda c, b, s: (b, s, c, 0, 0)
         ),
-        compiler_params=triton.CompilerParams(num_warps=WARPS),
+        compiler_params=triton.CompilerParams(num_warps=cut.grid.warps),
         interpret=interpret,
     )(*_flatten_images(arrays, wide))
     tile = cut.tile
@@ -155,15 +172,15 @@ def kernel_sums(visit, arrays, wide, count, interpret=False) -> jax.Array:
     return sums.swapaxes(1, 2).reshape(batch, count, -1)[..., :channels]
 
 
-def kernel_map(visit, arrays, wide, interpret=False) -> jax.Array:
+def kernel_map(visit, arrays, wide, interpret=False, grid=GRID) -> jax.Array:
     """`image_map` by a kernel, see `kernel_sums`."""
-    cut = Cut.of(arrays[0].shape)
+    cut = Cut.of(arrays[0].shape, grid)
     flat = _flatten_images(arrays, wide)
     out = pl.pallas_call(
         partial(_map_strip, visit, wide, cut, interpret),
         out_shape=jax.ShapeDtypeStruct(flat[0].shape, flat[0].dtype),
         grid=(cut.slabs, len(flat[0]), cut.strips),
-        compiler_params=triton.CompilerParams(num_warps=WARPS),
+        compiler_params=triton.CompilerParams(num_warps=cut.grid.warps),
         interpret=interpret,
     )(*flat)
     return out.reshape(arrays[0].shape)
@@ -178,6 +195,7 @@ class Cut(NamedTuple):
     """How images are cut into programs.
 
     Attributes:
+      grid: how much a program does at a time.
       places: of an image.
       channels: of an image.
       tile: a program goes through its part by tiles.
@@ -186,6 +204,7 @@ class Cut(NamedTuple):
       rounds: tiles of a strip, at most.
     """
 
+    grid: Grid
     places: int
     channels: int
     tile: Tile
@@ -194,26 +213,27 @@ class Cut(NamedTuple):
     rounds: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...]) -> "Cut":
+    def of(cls, shape: tuple[int, ...], grid: Grid) -> "Cut":
         """The cut of arrays (B, H, W, C)."""
         batch, height, width, channels = shape
-        places, tile = height * width, choose_tile(channels)
+        places, tile = height * width, choose_tile(channels, grid.lanes)
         slabs = pl.cdiv(channels, tile.channels)
         tiles = pl.cdiv(places, tile.places)
-        rounds = pl.cdiv(tiles, pl.cdiv(PROGRAMS, batch * slabs))
-        rounds = max(rounds, min(tiles, ROUNDS))
-        return cls(places, channels, tile, slabs, pl.cdiv(tiles, rounds), rounds)
+        rounds = pl.cdiv(tiles, pl.cdiv(grid.programs, batch * slabs))
+        rounds = max(rounds, min(tiles, grid.rounds))
+        strips = pl.cdiv(tiles, rounds)
+        return cls(grid, places, channels, tile, slabs, strips, rounds)
 
 
-def choose_tile(channels: int) -> Tile:
+def choose_tile(channels: int, lanes: int) -> Tile:
     """The tile of the widest slab that fills its lanes well enough, or best."""
     units = pl.cdiv(channels, 8)
     best, most = None, 0.0
     for slabs in range(1, units + 1):
         width = min(8 * pl.cdiv(units, slabs), channels)
-        filled = channels * (LANES // width) / (slabs * LANES)
+        filled = channels * (lanes // width) / (slabs * lanes)
         if filled > most:
-            best, most = Tile(width, LANES // width), filled
+            best, most = Tile(width, lanes // width), filled
         if most >= FILLED:
             break
     return best
@@ -266,7 +286,7 @@ class _Strip:
         self.arithmetic = PLAIN_ARITHMETIC if interpret else KERNEL_ARITHMETIC
         slab, self._image, strip = (pl.program_id(axis) for axis in range(3))
         self._wide, self._cut, tile = arrays[:wide], cut, cut.tile
-        lane = jnp.arange(LANES)  # lax.div and lax.rem of it keep loads whole
+        lane = jnp.arange(cut.grid.lanes)  # lax.div and lax.rem of it keep loads whole
         self._place = strip * cut.rounds * tile.places + lax.div(lane, tile.channels)
         channel = slab * tile.channels + lax.rem(lane, tile.channels)
         self._number = self._place * cut.channels + channel  # of the image's
@@ -309,7 +329,8 @@ def _sum_strip(visit, wide, count, cut, interpret, *refs):
     """The kernel of sums."""
     *arrays, out = refs
     strip = _Strip(arrays, wide, cut, interpret)
-    turns = strip.whole // ABREAST
+    abreast = cut.grid.abreast
+    turns = strip.whole // abreast
 
     def add(total, factors):
         if len(factors) == 1:
@@ -318,7 +339,7 @@ def _sum_strip(visit, wide, count, cut, interpret, *refs):
 
     def load_abreast(turn):
         mask = strip.known & (turn < turns)
-        return [strip.load(turn * ABREAST + place, mask) for place in range(ABREAST)]
+        return [strip.load(turn * abreast + place, mask) for place in range(abreast)]
 
     def add_abreast(turn, carry):
         sums, tiles = carry
@@ -333,9 +354,9 @@ def _sum_strip(visit, wide, count, cut, interpret, *refs):
         found = [(jnp.where(inside, x, 0.0), *others) for x, *others in found]
         return tuple(map(add, sums, found))
 
-    totals = (jnp.zeros(LANES, jnp.float32),) * count
+    totals = (jnp.zeros(cut.grid.lanes, jnp.float32),) * count
     totals, _ = lax.fori_loop(0, turns, add_abreast, (totals, load_abreast(0)))
-    totals = lax.fori_loop(turns * ABREAST, strip.tiles, add_masked, totals)
+    totals = lax.fori_loop(turns * abreast, strip.tiles, add_masked, totals)
     for n, total in enumerate(totals):
         out[n] = total
 
@@ -343,12 +364,12 @@ def _sum_strip(visit, wide, count, cut, interpret, *refs):
 def _map_strip(visit, wide, cut, interpret, *refs):
     """The kernel of maps."""
     *arrays, out = refs
-    strip = _Strip(arrays, wide, cut, interpret)
+    strip, abreast = _Strip(arrays, wide, cut, interpret), cut.grid.abreast
 
     def write_abreast(turn, _):
-        indices = [turn * ABREAST + place for place in range(ABREAST)]
+        indices = [turn * abreast + place for place in range(abreast)]
         tiles = [strip.load(index, strip.inside(index)) for index in indices]
         for index, tile in zip(indices, tiles, strict=True):
             strip.store(out, index, strip.visit(visit, tile))
 
-    lax.fori_loop(0, pl.cdiv(strip.tiles, ABREAST), write_abreast, None)
+    lax.fori_loop(0, pl.cdiv(strip.tiles, abreast), write_abreast, None)
