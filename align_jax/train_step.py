@@ -146,8 +146,13 @@ class TrainState:
 
 def create_state(plan: StepPlan) -> TrainState:
     """Initialises a state at step 0 from the seed, each device its own part."""
+    return compile_create(plan)()
+
+
+def compile_create(plan: StepPlan) -> jax.stages.Compiled:
+    """Compiles what `create_state` runs."""
     create = jax.jit(partial(_create, plan), out_shardings=state_shardings(plan))
-    return compile_fast(create.lower(), plan.mesh, ONCE_OPTIONS)()
+    return compile_fast(create.lower(), plan.mesh, ONCE_OPTIONS)
 
 
 @lru_cache(maxsize=1)  # tracing a large model takes seconds

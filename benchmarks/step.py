@@ -38,7 +38,7 @@ from align_jax.models.efficientnet import (
 from align_jax.objective import LossConfig
 from align_jax.optimizer import OptimizerConfig
 from align_jax.sharding import batch_split, make_mesh
-from align_jax.train_step import StepPlan, compile_step, create_state
+from align_jax.train_step import StepPlan, TrainState, compile_step, create_state
 from benchmarks.kernel_times import print_kernel_times
 from benchmarks.normalise import layers
 
@@ -55,8 +55,8 @@ MOVES = 8  # of a convolution's output, the fewest that were thought of
 GIB = 2**30
 
 
-def read_flags() -> argparse.Namespace:
-    """Reads the command line."""
+def read_flags(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or other arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", default="b5", help="a variant, or WIDTHxDEPTH")
     parser.add_argument("--text", default="base", help="a size, or LAYERSxHIDDEN")
@@ -78,7 +78,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--topology", help="as v5e:2x2; a core's counts, nothing else")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def image_multipliers(flags: argparse.Namespace) -> tuple[float, float]:
@@ -229,17 +229,7 @@ def count_on(flags: argparse.Namespace) -> None:
     from align_jax.plan import find_devices
 
     mesh = make_mesh(devices=find_devices(flags.topology)[:1])
-    plan, side = make_plan(flags, mesh), flags.image_size
-    like = {
-        "images": ((side, side, 3), jnp.uint8),
-        "tokens": ((flags.tokens,), jnp.int32),
-    }
-    shapes = {
-        name: jax.ShapeDtypeStruct(
-            (flags.batch, *shape), dtype, sharding=batch_split(mesh)
-        )
-        for name, (shape, dtype) in like.items()
-    }
+    plan, shapes = make_plan(flags, mesh), batch_shapes(flags, mesh)
     start = time.perf_counter()
     step = compile_step(plan, shapes)
     seconds = time.perf_counter() - start
@@ -255,23 +245,46 @@ def count_on(flags: argparse.Namespace) -> None:
     )
 
 
+def batch_shapes(
+    flags: argparse.Namespace, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch's arrays."""
+    side, split = flags.image_size, batch_split(mesh)
+    images, tokens = (flags.batch, side, side, 3), (flags.batch, flags.tokens)
+    return {
+        "images": jax.ShapeDtypeStruct(images, jnp.uint8, sharding=split),
+        "tokens": jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=split),
+    }
+
+
 def prepare_ours(flags: argparse.Namespace):
     """Compiles our step."""
     plan = make_plan(flags, make_mesh())
-    random = np.random.default_rng(0)
-    side = flags.image_size
-    images = random.integers(256, size=(flags.batch, side, side, 3), dtype=np.uint8)
-    tokens = random.integers(
-        1, VOCABULARY, size=(flags.batch, flags.tokens), dtype=np.int32
-    )
-    batch = jax.device_put({"images": images, "tokens": tokens}, batch_split(plan.mesh))
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
-    )
     start = time.perf_counter()
-    step = compile_step(plan, shapes)
+    step = compile_step(plan, batch_shapes(flags, plan.mesh))
     seconds = time.perf_counter() - start
-    state, metrics = create_state(plan), {}
+    return run_ours(plan, step, create_state(plan), flags, seconds)
+
+
+def run_ours(
+    plan: StepPlan,
+    step: jax.stages.Compiled,
+    state: TrainState,
+    flags: argparse.Namespace,
+    seconds: float,
+):
+    """What `measure` is given for our step, compiled in some seconds."""
+    random, metrics = np.random.default_rng(0), {}
+    shapes = batch_shapes(flags, plan.mesh)
+    batch = {
+        name: jax.device_put(
+            random.integers(1, highest, size=shapes[name].shape, dtype=np.int32).astype(
+                shapes[name].dtype
+            ),
+            shapes[name].sharding,
+        )
+        for name, highest in (("images", 256), ("tokens", VOCABULARY))
+    }
 
     def take():
         nonlocal state, metrics

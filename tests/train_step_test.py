@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax import train_step
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
 from align_jax.plan import count_collectives

@@ -1,0 +1,119 @@
+"""Compiles our step for a GPU where there is none, and times it where there is.
+
+    python -m benchmarks.ahead compile b5.step --image=b5 --text=base --optimizer=adamw
+    python -m benchmarks.ahead run b5.step
+
+A step takes minutes to compile and seconds to load: that spares a GPU that is hired by
+the minute. Both need the same version of JAX with its plugin for CUDA, the first also
+`ptxas` (jax[cuda13] has it). Flags are those of `benchmarks.step`. The step is compiled
+for an H100, whose programs an H200 runs, too. `run --profile` sums the time of a step's
+kernels by their kind.
+"""
+
+import argparse
+import pickle
+import time
+
+import jax
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
+from jax.experimental.topologies import get_topology_desc
+
+from align_jax.sharding import make_mesh
+from align_jax.train_step import abstract_state, compile_create, compile_step
+from benchmarks import step
+
+# An H100 SXM as XLA describes it.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def compile_ahead(path: str, arguments: list[str]) -> None:
+    """Compiles a step and what makes its first state for an H100, and writes both."""
+    jax.config.update("jax_platforms", "cpu")
+    topology = get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
+    compile_for(make_mesh(devices=topology.devices), path, arguments)
+
+
+def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> None:
+    """Compiles for a device and writes what `run` reads."""
+    flags = step.read_flags(arguments)
+    plan, start = step.make_plan(flags, mesh), time.perf_counter()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        compiled = compile_step(plan, step.batch_shapes(flags, mesh))
+        seconds = time.perf_counter() - start
+        create = compile_create(plan)
+    _, metrics = compiled.out_tree.unflatten([0] * compiled.out_tree.num_leaves)
+    saved = {
+        "arguments": arguments,
+        "seconds": seconds,
+        "metrics": metrics,
+        "step": serialize(compiled)[0],
+        "create": serialize(create)[0],
+    }
+    with open(path, "wb") as file:
+        pickle.dump(saved, file)
+    memory = compiled.memory_analysis()
+    print(
+        f"compiled in {seconds:.0f} s, the first state's program in"
+        f" {time.perf_counter() - start - seconds:.0f} s;"
+        f" {memory.temp_size_in_bytes / step.GIB:.1f} GiB of temporaries"
+    )
+
+
+def run(path: str, profile: bool) -> None:
+    """Loads what `compile_ahead` wrote and times it."""
+    with open(path, "rb") as file:
+        saved = pickle.load(file)
+    flags = step.read_flags([*saved["arguments"], f"--only={step.OURS}"])
+    flags.profile = profile
+    plan, devices = step.make_plan(flags, make_mesh()), jax.devices()[:1]
+    state, batch = abstract_state(plan), step.batch_shapes(flags, plan.mesh)
+
+    def load(program: bytes, arguments: tuple, result) -> jax.stages.Compiled:
+        trees = map(jax.tree.structure, ((arguments, {}), result))
+        return deserialize_and_load(program, *trees, execution_devices=devices)
+
+    first = load(saved["create"], (), state)()
+    compiled = load(saved["step"], (state, batch), (state, saved["metrics"]))
+    step.measure(*step.run_ours(plan, compiled, first, flags, saved["seconds"]), flags)
+
+
+def main() -> None:
+    """Compiles or runs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("compile", "run"))
+    parser.add_argument("path")
+    parser.add_argument("--profile", action="store_true")
+    flags, others = parser.parse_known_args()
+    if flags.action == "compile":
+        compile_ahead(flags.path, others)
+    else:
+        run(flags.path, flags.profile)
+
+
+if __name__ == "__main__":
+    main()
