@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.kernels import INTERPRET, PLAIN, TRITON, Kernels
-from align_jax.models import image_sums
+from align_jax.models import image_walks
 from align_jax.models.batch_norm import Form, normalise
 from align_jax.models.efficientnet import (
     STEM_CHANNELS,
@@ -32,7 +32,7 @@ from benchmarks.layer_timing import make_parser, milliseconds, print_head, resul
 FORMS = ("linear", "swish", "gated")
 MOVES = {"forward": (3, 3, 4), "backward": (5, 5, 5)}  # of a wide array, by form
 GRIDS = [
-    image_sums.GRID._replace(**other)
+    image_walks.GRID._replace(**other)
     for other in (
         {},
         {"warps": 4},
@@ -101,7 +101,7 @@ def compile_pass(layer: Layer, direction: str, kind: str, flags) -> Callable:
     return jax.jit(run, keep_unused=True).lower(*arguments).compile()
 
 
-def compile_grid(layer: Layer, grid: image_sums.Grid, flags) -> Callable:
+def compile_grid(layer: Layer, grid: image_walks.Grid, flags) -> Callable:
     """Compiles a backward pass's sums of a swish with a grid."""
 
     def visit(arithmetic, x, cotangent, scale, bias):
@@ -112,7 +112,7 @@ def compile_grid(layer: Layer, grid: image_sums.Grid, flags) -> Callable:
         return (inner,), (inner, x)
 
     def run(*arrays):
-        return image_sums.kernel_sums(visit, arrays, 2, 2, flags.interpret, grid)
+        return image_walks.kernel_sums(visit, arrays, 2, 2, flags.interpret, grid)
 
     x = jax.ShapeDtypeStruct(
         (flags.batch, layer.size, layer.size, layer.channels), jnp.bfloat16

@@ -8,7 +8,7 @@ ORDER = """
 errors config tokenizer scratch pictures resample preprocess image_batches record_order
 datasets training_data input_pipeline
 sharding kernels
-models.layers models.image_sums models.batch_norm models.convolution
+models.layers models.image_walks models.batch_norm models.convolution
 models.depthwise_lanes models.depthwise_kernel models.depthwise_mosaic
 models.mbconv models.efficientnet
 models.bert

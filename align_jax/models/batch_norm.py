@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.kernels import Kernels
-from align_jax.models.image_sums import image_map, image_sums
+from align_jax.models.image_walks import image_map, image_sums
 
 EPSILON = 1e-3  # added to the variance
 
@@ -205,19 +205,20 @@ def _backward(form, residuals, cotangents):
     cotangent, batch, places = cotangents[0], len(x), x.shape[1] * x.shape[2]
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
     factor = scale * inverse
-    affine = _each([factor, bias - mean * factor], batch)
+    affine = _each([mean, factor, jnp.broadcast_to(bias, mean.shape)], batch)
 
-    def revisit(arithmetic, x, factor, shift):
-        """The activation's value and slope at a normalised x."""
-        value = arithmetic.multiply_add(x, factor, shift)
+    def revisit(arithmetic, x, mean, factor, bias):
+        """X without its mean, and the activation's value and slope there."""
+        x -= mean
+        value = arithmetic.multiply_add(x, factor, bias)
         if not form.swish:
-            return value, jnp.float32(1.0)
+            return x, value, jnp.float32(1.0)
         share = arithmetic.sigmoid(value)
         value *= share  # which is the swish of what it was
-        return value, arithmetic.multiply_add(value, 1.0 - share, share)
+        return x, value, arithmetic.multiply_add(value, 1.0 - share, share)
 
-    def terms(arithmetic, x, cotangent, factor, shift):
-        value, slope = revisit(arithmetic, x, factor, shift)
+    def terms(arithmetic, x, cotangent, *affine):
+        x, value, slope = revisit(arithmetic, x, *affine)
         inner = cotangent * slope
         found = (inner,), (inner, x)
         if excite is None:
@@ -234,18 +235,19 @@ def _backward(form, residuals, cotangents):
         to_mean = to_means / places  # (B, C), a share of it for every place
         sums = gate[:, None] * sums[:, :2] + to_mean[:, None] * sums[:, 2:4]
     sums = _group_sum(sums, form.group_size)  # (G, 2, C)
-    to_bias, by_x = jnp.unstack(sums, axis=1)
-    to_scale = inverse * (by_x - mean * to_bias)
+    to_bias, to_scale = jnp.unstack(sums, axis=1)
+    to_scale *= inverse
 
-    by_normal = -factor * to_scale / (form.group_size * places)
-    alone = -factor * to_bias / (form.group_size * places) - by_normal * mean * inverse
-    small = [affine, _each([by_normal * inverse, alone], batch)]
+    by_x, alone = (
+        -factor * s / (form.group_size * places) for s in (to_scale, to_bias)
+    )
+    small = [affine, _each([by_x * inverse, alone], batch)]
     if gate is not None:
-        small += [affine[:, :1] * jnp.stack([gate, to_mean], 1)]
+        small += [affine[:, 1:2] * jnp.stack([gate, to_mean], 1)]
     small = jnp.concatenate(small, 1)
 
-    def to_input(arithmetic, x, cotangent, factor, shift, by_x, alone, *gated):
-        _, slope = revisit(arithmetic, x, factor, shift)
+    def to_input(arithmetic, x, cotangent, mean, factor, bias, by_x, alone, *gated):
+        x, _, slope = revisit(arithmetic, x, mean, factor, bias)
         to_out = cotangent * factor
         if gated:
             to_out = arithmetic.multiply_add(cotangent, *gated)

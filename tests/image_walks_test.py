@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.models import image_sums
-from align_jax.models.image_sums import (
+from align_jax.models import image_walks
+from align_jax.models.image_walks import (
     GRID,
     Cut,
     Tile,
@@ -91,9 +91,9 @@ def test_the_short_sigmoid_is_one(monkeypatch):
     """Its instructions, carried out."""
     taken = []
     monkeypatch.setattr(
-        image_sums, "_instruct", lambda text, x: taken.append(text) or x
+        image_walks, "_instruct", lambda text, x: taken.append(text) or x
     )
-    image_sums.fast_sigmoid(jnp.zeros(1))
+    image_walks.fast_sigmoid(jnp.zeros(1))
     for x in np.array([-90.0, -20.0, -1.5, 0.0, 0.3, 8.0, 100.0], np.float32):
         values = {"$1": x}
 
