@@ -1,7 +1,8 @@
 """Convolutions in the form that is fast on the platform they run on.
 
 XLA's grouped convolution is an order of magnitude slower on CPUs than a sum over
-kernel taps, and faster than it on GPUs and TPUs. Both forms compute the same sum.
+kernel taps, and faster than it on GPUs and TPUs; dense ones are matrix products on CPUs
+and NVIDIA GPUs. All forms compute the same sum.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from jax import lax
 _CPU_CHUNK = 8
 
 _READ = 16  # numbers that a piece of a kernel's gradient reads for one that it writes
-_MOST_PIECES = 160
+_MOST_PIECES = 160  # a tile each is enough: an H100 has 132 multiprocessors
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -70,10 +71,20 @@ def patch_product(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
     """`dense_conv` as one matrix product with what each output position sees."""
-    shifts = _shifts(_pad(x, padding), kernel.shape[0], stride)
-    taps = [shifted for _, shifted in shifts]
+    return _places_product(*_patches(x, kernel, stride, padding))
+
+
+def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Array]:
+    """What each output position sees, and the kernel to multiply it with.
+
+    Both have zeros to a multiple of so many numbers.
+    """
+    taps = [shifted for _, shifted in _shifts(_pad(x, padding), len(kernel), stride)]
     flat = kernel.reshape(-1, kernel.shape[-1])
-    return _places_product(jnp.concatenate(taps, -1), flat)
+    if lacking := -len(flat) % multiple:
+        taps.append(jnp.zeros((*taps[0].shape[:-1], lacking), x.dtype))
+        flat = jnp.pad(flat, ((0, lacking), (0, 0)))
+    return jnp.concatenate(taps, -1), flat
 
 
 def _places_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -95,12 +106,7 @@ def gpu_conv(
     """
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return split_product(x, kernel[0, 0])
-    taps = [shifted for _, shifted in _shifts(_pad(x, padding), len(kernel), stride)]
-    flat = kernel.reshape(-1, kernel.shape[-1])
-    lacking = -len(flat) % 8
-    taps.append(jnp.zeros((*taps[0].shape[:-1], lacking), x.dtype))
-    flat = jnp.pad(flat, ((0, lacking), (0, 0)))
-    return split_product(jnp.concatenate(taps, -1), flat)
+    return split_product(*_patches(x, kernel, stride, padding, multiple=8))
 
 
 @jax.custom_vjp

@@ -150,7 +150,7 @@ class EfficientNet(nn.Module):
       dtype: compute type; parameters and statistics stay float32.
       placement: gathers a block's parameters where they are used; None where they are
         whole.
-      kernels: what computes the parts that have kernels of their own, in training.
+      kernels: what computes the convolutions and, in training, the normalisations.
     """
 
     config: EfficientNetConfig
