@@ -18,7 +18,17 @@ from align_jax.workdir import METRICS_FILE, leads, write_text, writing
 TAIL = 1 << 20  # bytes: some thousand lines
 
 
-class JsonLinesWriter(metric_writers.MetricWriter):
+class ScalarWriter(metric_writers.MetricWriter):
+    """A writer of scalars and nothing else."""
+
+    def _refuse(self, *args, **kwargs):
+        raise NotImplementedError(f"{type(self).__name__} writes scalars only")
+
+    write_summaries = write_images = write_videos = write_audios = _refuse
+    write_texts = write_histograms = write_pointcloud = write_hparams = _refuse
+
+
+class JsonLinesWriter(ScalarWriter):
     """Appends scalars to a file, one JSON object a call: {"step": 3, "loss": 0.5}."""
 
     def __init__(self, path: str):
@@ -41,31 +51,35 @@ class JsonLinesWriter(metric_writers.MetricWriter):
         """Closes the file."""
         self._file.close()
 
-    def _refuse(self, *args, **kwargs):
-        raise NotImplementedError(f"{METRICS_FILE} holds scalars only")
 
-    write_summaries = write_images = write_videos = write_audios = _refuse
-    write_texts = write_histograms = write_pointcloud = write_hparams = _refuse
+class CurvesWriter(ScalarWriter):
+    """Writes scalars for TensorBoard, a call's as one record.
 
-
-class CurvesWriter(metric_writers.SummaryWriter):
-    """TensorBoard's, which says in a line where the storage refuses what it writes."""
+    clu's SummaryWriter makes a record of each, which takes twenty times as long.
+    """
 
     def __init__(self, folder: str):
         """Opens a new file in the folder."""
         self._folder = folder
         with writing(folder):
-            super().__init__(folder)
+            self._writer = tf.summary.create_file_writer(folder)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Adds a point to each curve."""
-        with writing(self._folder):
-            super().write_scalars(step, scalars)
+        summary = tf.compat.v1.Summary()
+        for name, value in scalars.items():
+            summary.value.add(tag=name, simple_value=float(value))
+        with writing(self._folder), self._writer.as_default():
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
 
     def flush(self) -> None:
         """Hands all points to the file system."""
         with writing(self._folder):
-            super().flush()
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
 
 
 def open_writers(

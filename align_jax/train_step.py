@@ -241,16 +241,17 @@ def train_step(
     (loss, (metrics, batch_stats)), gradients = gradient(
         state.params, state.batch_stats, batch, key, core_ids, plan
     )
+    one, norms = _norms(gradients, state, plan)
+    gradients = optax.tree.scale(one, gradients)
     updates, optimizer_state = plan.transformation.update(
         gradients, state.optimizer, state.params
     )
     params = optax.apply_updates(state.params, updates)
     params = hold_temperature(params, plan.loss.temperature_floor)
-    metrics |= {
+    metrics |= norms | {
         "loss": loss,
         "learning_rate": jnp.asarray(plan.schedule(state.step)),
     }
-    metrics |= _norms(gradients, updates, state.step + 1, plan)
     new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -264,14 +265,22 @@ def train_step(
 
 
 def _norms(
-    gradients: dict, updates: dict, step: jax.Array, plan: StepPlan
-) -> dict[str, jax.Array]:
+    gradients: dict, state: TrainState, plan: StepPlan
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Norms of each tower and of all, or NaNs in a step between two that have them.
 
-    They read arrays of the parameters' size again, a percent or two of a small step.
+    A step with norms computes its updates twice: a branch that was given them would
+    have every step write them to memory, a percent of a small one.
+
+    Returns:
+      The number one and the norms. What is multiplied by that one is computed after
+      them: XLA then need not copy what they read and the update overwrites.
     """
 
-    def measure() -> dict[str, jax.Array]:
+    def measure() -> tuple[jax.Array, dict[str, jax.Array]]:
+        updates, _ = plan.transformation.update(
+            gradients, state.optimizer, state.params
+        )
         norms = {}
         for kind, tree in (("gradient", gradients), ("update", updates)):
             squared = {
@@ -280,11 +289,15 @@ def _norms(
             for tower in plan.model.towers:
                 norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
             norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
-        return norms
+        return jnp.float32(1.0), norms
 
-    nothing = jax.tree.map(lambda _: jnp.float32(jnp.nan), jax.eval_shape(measure))
+    def skip() -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, norms = jax.eval_shape(measure)
+        return jnp.float32(1.0), jax.tree.map(lambda _: jnp.float32(jnp.nan), norms)
+
+    step = state.step + 1
     due = (step % plan.norms_every_steps == 0) | (step == plan.total_steps)
-    return lax.cond(due, measure, lambda: nothing)
+    return lax.cond(due, measure, skip)
 
 
 def _follow(state: TrainState, plan: StepPlan) -> dict:

@@ -30,6 +30,7 @@ from align_jax.pace import Pace
 from align_jax.parameters import variable_shapes
 from align_jax.plan import find_devices
 from align_jax.pretrain_config import PretrainConfig
+from align_jax.runtime import reuse_memory
 from align_jax.sharding import make_mesh
 from align_jax.telemetry import Profile, StepLog, open_writers
 from align_jax.train_step import (
@@ -166,6 +167,7 @@ def main() -> None:
     if flags.slice:
         count_on(flags.slice)
         return
+    reuse_memory()
     fields = quickstart.get_config()
     fields.input.preprocess.image_size = flags.pixels
     fields.input.preprocess.resize = flags.pixels * 9 // 8
