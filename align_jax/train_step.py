@@ -270,7 +270,8 @@ def _norms(
     """Norms of each tower and of all, or NaNs in a step between two that have them.
 
     A step with norms computes its updates twice: a branch that was given them would
-    have every step write them to memory, a percent of a small one.
+    have every step write them to memory, a percent of a small one. XLA for GPUs
+    computes both branches, together with the update.
 
     Returns:
       The number one and the norms. What is multiplied by that one is computed after

@@ -39,7 +39,7 @@ def test_every_step_has_a_line_and_a_resumed_run_no_step_twice(tmp_path):
     rows = [row for row in rows_of(tmp_path) if STARTED not in row]
     assert [(r["step"], r["train/loss"]) for r in rows] == [(1, 1), (2, 2), (3, 30)]
     curves = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    found = curves.Reload().Tensors("train/loss")
+    found = curves.Reload().Scalars("train/loss")
     assert [event.step for event in found] == [3, 3]  # each flush's last step
 
 
