@@ -45,15 +45,19 @@ def start(distributed: bool = False) -> None:
 
 
 def reuse_memory() -> None:
-    """Has memory used again where JAX computes on CPUs; call before it does.
+    """Has memory used again where JAX computes on one CPU device; call before it does.
 
     XLA allocates all temporaries of a step at once. By default glibc maps them anew
     each time, which costs a page fault for every 4 KiB, a fourth of a small step. The
     main thread's memory can be kept instead, so programs run in the thread that calls
-    them. Other C libraries stay as they are.
+    them. Those of several devices run in other threads all the same: they and other C
+    libraries stay as they are.
     """
     import jax
 
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices > 1 or "host_platform_device_count" in flags:
+        return
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() == "cpu":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
