@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
     from align_jax.command_line import read_command_line
     from align_jax.config import choose, differing_fields
     from align_jax.errors import InputError
-    from align_jax.runtime import reuse_memory, start
+    from align_jax.runtime import start
 
     flags = read_command_line(argv)
     if flags.diff is not None:
@@ -56,7 +56,6 @@ def run(argv: list[str]) -> int:
     chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
     start(flags.distributed)
     if flags.plan is None:
-        reuse_memory()
         chosen(fields, flags.workdir)
         return 0
     if chosen is not train:

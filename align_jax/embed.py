@@ -22,10 +22,9 @@ def main() -> None:
     # Here, not above: a missing package ends in one line.
     import tqdm
 
-    from align_jax.runtime import reuse_memory, start
+    from align_jax.runtime import start
 
     start()
-    reuse_memory()
     from align_jax.embedding_shards import embed_shards, list_shards
     from align_jax.model import load
 

@@ -24,6 +24,7 @@ from align_jax.provenance import write_provenance
 from align_jax.random_search_config import SEARCH_EXECUTION, SearchConfig
 from align_jax.results import print_results
 from align_jax.run_config import EXECUTION
+from align_jax.runtime import reuse_memory
 from align_jax.sharding import make_mesh
 from align_jax.train import train
 from align_jax.training_data import open_training
@@ -46,6 +47,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     """
     config = read_config(SearchConfig, fields)
     config.check()
+    reuse_memory()
     _check_data(config)
     folder.check(workdir, fields, SEARCH_EXECUTION)
     multihost_utils.sync_global_devices("the search is checked")

@@ -25,6 +25,7 @@ from align_jax.provenance import write_provenance
 from align_jax.results import collect_results, print_results
 from align_jax.run_config import EXECUTION, RunConfig
 from align_jax.run_report import write_report
+from align_jax.runtime import reuse_memory
 from align_jax.sharding import global_batches, make_mesh
 from align_jax.telemetry import (
     NonFiniteError,
@@ -61,6 +62,7 @@ def _train(
 ) -> None:
     """What `train` does: draw a batch, take the step, log, evaluate, save, in turn."""
     config = read_run_config(fields)
+    reuse_memory()
     mesh = make_mesh(config.fsdp)
     plan = config.make_plan(mesh)
     folder.check(workdir, fields, EXECUTION)
