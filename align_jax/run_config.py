@@ -84,7 +84,8 @@ class RunConfig:
       loss: the objective.
       checkpoint: when checkpoints are written.
       log_every_steps: steps between two flushes of the metrics; each step has a line,
-        the last one before a flush norms, too.
+        the last one before a flush norms, too. Those steps are another program, so the
+        result is the same up to rounding.
       evaluate_every_steps: steps between evaluations; step 0 and the last have one.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
       start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP, whose
@@ -156,6 +157,10 @@ class RunConfig:
                 f"profile_steps is {steps}; wanted the first and the last step, or ()"
             )
 
+    def flushes(self, step: int) -> bool:
+        """Whether a step's norms are measured, and metrics written after it."""
+        return step == self.total_steps or step % self.log_every_steps == 0
+
     def evaluates(self, step: int) -> bool:
         """Whether a step is followed by an evaluation."""
         due = step == self.total_steps or step % self.evaluate_every_steps == 0
@@ -187,7 +192,6 @@ class RunConfig:
             self.virtual_cores,
             self.pairs_per_core,
             self.microbatches,
-            self.log_every_steps,
             self.seed,
             mesh,
         )

@@ -203,11 +203,7 @@ class StepLog:
         rows[-1] = (rows[-1][0], rows[-1][1] | measures)
         for step, metrics in rows:
             writer = self._writer if step == rows[-1][0] else self._lines
-            scalars = {
-                f"train/{name}": value
-                for name, value in metrics.items()
-                if not (name.endswith("_norm") and np.isnan(value))  # not measured
-            }
+            scalars = {f"train/{name}": value for name, value in metrics.items()}
             writer.write_scalars(step, scalars)
             for name in {"loss", "temperature"} & metrics.keys():
                 if not np.isfinite(metrics[name]):

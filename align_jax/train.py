@@ -34,7 +34,7 @@ from align_jax.telemetry import (
     open_writers,
     read_metrics,
 )
-from align_jax.train_step import compile_step
+from align_jax.train_step import compile_steps
 from align_jax.training_data import open_training
 from align_jax.training_runs import read_run_config
 
@@ -120,21 +120,22 @@ def _train(
 
     if config.evaluates(start) and not _evaluated(workdir, start):
         evaluate(start)
-    step_fn = compile_step(plan, config.batch_shapes(mesh))
+    steps = range(start + 1, config.total_steps + 1)
+    kinds = {config.flushes(step) for step in steps}
+    step_fns = compile_steps(plan, config.batch_shapes(mesh), kinds)
     # Only the first process reads a CPU's compiled programs from the cache, and on CPUs
     # a first collective waits for half a minute only.
     multihost.get_barrier_sync_fn()(key="step compiled", timeout_ms=COMPILING * 1000)
     notice.leaves_at_once = False
     pace.restart()
-    for step in range(start + 1, config.total_steps + 1):
+    for step in steps:
         with pace.waiting():
             batch = next(batches)
         profile.before(step)
-        state, metrics = step_fn(state, batch)
+        state, metrics = step_fns[config.flushes(step)](state, batch)
         profile.after(step, metrics)
         log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
-        last = step == config.total_steps
-        if last or step % config.log_every_steps == 0:
+        if config.flushes(step):
             flush()
         stops, scores = notice.reached(step), None
         if config.evaluates(step) and not stops:
@@ -144,7 +145,7 @@ def _train(
             except Preempted:  # evaluated when the run goes on
                 stops = True
             pace.restart()
-        if last or stops or config.saves(step):
+        if step == config.total_steps or stops or config.saves(step):
             flush()  # a checkpoint never runs ahead of the metrics
             checkpoints.save(step, state, scores)
         if stops:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any
 
@@ -55,8 +56,6 @@ class StepPlan:
       pairs_per_core: B / V.
       microbatches: parts the batch is computed in, one after the other, with the
         result of the whole; 1 for at once.
-      norms_every_steps: steps between two whose gradients' and updates' norms are
-        measured; the last one's are, too.
       seed: of the run; masks depend on it, the step and the virtual core only.
       mesh: the devices.
 
@@ -73,7 +72,6 @@ class StepPlan:
     virtual_cores: int
     pairs_per_core: int
     microbatches: int
-    norms_every_steps: int
     seed: int
     mesh: Mesh
 
@@ -185,11 +183,11 @@ def _create(plan: StepPlan) -> TrainState:
     )
 
 
-def make_train_step(plan: StepPlan):
+def make_train_step(plan: StepPlan, norms: bool = False):
     """`train_step` of a run, jitted; call as `step(state, batch)`."""
     shardings = state_shardings(plan)
     return jax.jit(
-        partial(train_step, plan=plan),
+        partial(train_step, plan=plan, norms=norms),
         in_shardings=(shardings, batch_split(plan.mesh)),
         out_shardings=(shardings, replicated(plan.mesh)),
         donate_argnums=0,
@@ -197,16 +195,31 @@ def make_train_step(plan: StepPlan):
 
 
 def compile_step(
-    plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct]
+    plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct], norms: bool = False
 ) -> jax.stages.Compiled:
     """Compiles a run's step ahead of its first call.
 
     Args:
       plan: of the step.
       batch: shapes of the global batch, see `train_step`, with their shardings.
+      norms: whether its metrics have those of gradients and updates.
     """
-    lowered = make_train_step(plan).lower(abstract_state(plan), batch)
+    lowered = make_train_step(plan, norms).lower(abstract_state(plan), batch)
     return compile_fast(lowered, plan.mesh)
+
+
+def compile_steps(
+    plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct], kinds: Collection[bool]
+) -> dict[bool, jax.stages.Compiled]:
+    """Compiles a run's steps of some kinds, without (False) and with norms (True).
+
+    Norms cost a step some percent, so the steps between two that show them have a
+    program without. The compiler works on both at once.
+    """
+    abstract_state(plan)  # is traced once
+    with ThreadPoolExecutor() as pool:
+        programs = pool.map(partial(compile_step, plan, batch), kinds)
+        return dict(zip(kinds, programs, strict=True))
 
 
 def compile_fast(
@@ -222,7 +235,7 @@ def compile_fast(
 
 
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], plan: StepPlan
+    state: TrainState, batch: dict[str, jax.Array], plan: StepPlan, norms: bool = False
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step on the global batch.
 
@@ -230,10 +243,10 @@ def train_step(
       state: before the step; donated when compiled.
       batch: images (B, H, W, 3) and tokens (B, L) or labels (B,), split over the mesh.
       plan: the rest.
+      norms: whether to measure the gradients' and updates'.
 
     Returns:
-      The state after the step and its scalar metrics; norms that were not measured are
-      NaN.
+      The state after the step and its scalar metrics.
     """
     key = jax.random.fold_in(jax.random.key(plan.seed), state.step)
     core_ids = jnp.arange(plan.virtual_cores)
@@ -241,17 +254,17 @@ def train_step(
     (loss, (metrics, batch_stats)), gradients = gradient(
         state.params, state.batch_stats, batch, key, core_ids, plan
     )
-    one, norms = _norms(gradients, state, plan)
-    gradients = optax.tree.scale(one, gradients)
     updates, optimizer_state = plan.transformation.update(
         gradients, state.optimizer, state.params
     )
     params = optax.apply_updates(state.params, updates)
     params = hold_temperature(params, plan.loss.temperature_floor)
-    metrics |= norms | {
+    metrics |= {
         "loss": loss,
         "learning_rate": jnp.asarray(plan.schedule(state.step)),
     }
+    if norms:
+        metrics |= _norms(gradients, updates, plan)
     new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -264,41 +277,15 @@ def train_step(
     return new_state, metrics
 
 
-def _norms(
-    gradients: dict, state: TrainState, plan: StepPlan
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Norms of each tower and of all, or NaNs in a step between two that have them.
-
-    A step with norms computes its updates twice: a branch that was given them would
-    have every step write them to memory, a percent of a small one. XLA for GPUs
-    computes both branches, together with the update.
-
-    Returns:
-      The number one and the norms. What is multiplied by that one is computed after
-      them: XLA then need not copy what they read and the update overwrites.
-    """
-
-    def measure() -> tuple[jax.Array, dict[str, jax.Array]]:
-        updates, _ = plan.transformation.update(
-            gradients, state.optimizer, state.params
-        )
-        norms = {}
-        for kind, tree in (("gradient", gradients), ("update", updates)):
-            squared = {
-                name: optax.tree.norm(x, squared=True) for name, x in tree.items()
-            }
-            for tower in plan.model.towers:
-                norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
-            norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
-        return jnp.float32(1.0), norms
-
-    def skip() -> tuple[jax.Array, dict[str, jax.Array]]:
-        _, norms = jax.eval_shape(measure)
-        return jnp.float32(1.0), jax.tree.map(lambda _: jnp.float32(jnp.nan), norms)
-
-    step = state.step + 1
-    due = (step % plan.norms_every_steps == 0) | (step == plan.total_steps)
-    return lax.cond(due, measure, skip)
+def _norms(gradients: dict, updates: dict, plan: StepPlan) -> dict[str, jax.Array]:
+    """Norms of each tower and of all."""
+    norms = {}
+    for kind, tree in (("gradient", gradients), ("update", updates)):
+        squared = {name: optax.tree.norm(x, squared=True) for name, x in tree.items()}
+        for tower in plan.model.towers:
+            norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
+        norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
+    return norms
 
 
 def _follow(state: TrainState, plan: StepPlan) -> dict:

@@ -219,7 +219,6 @@ def make_plan(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> StepPlan:
         virtual_cores=flags.batch // flags.pairs_per_core,
         pairs_per_core=flags.pairs_per_core,
         microbatches=flags.microbatches,
-        norms_every_steps=50,
         seed=0,
         mesh=mesh,
     )

@@ -38,6 +38,7 @@ from align_jax.train_step import (
     abstract_state,
     compile_fast,
     compile_step,
+    compile_steps,
     create_state,
     state_shardings,
     train_step,
@@ -79,13 +80,13 @@ class Logged:
         workdir: str,
     ):
         shapes = config.batch_shapes(plan.mesh)
-        self.step = compile_step(plan, shapes)
+        self.steps = compile_steps(plan, shapes, (False, True))
         self._state, self._batch = create_state(plan), batch
         self._pace = Pace(config.batch_size, count_model_flops(plan, shapes), [])
         writers, total = open_writers(workdir, 0), config.total_steps
         self._log = StepLog(*writers, self._pace, 0, total)
         self._profile = Profile(workdir, ())
-        self._every = config.log_every_steps
+        self._flushes = config.flushes
         self._taken = 0
 
     def take(self) -> None:
@@ -94,14 +95,15 @@ class Logged:
         with self._pace.waiting():
             batch = self._batch
         self._profile.before(self._taken)
-        self._state, metrics = self.step(self._state, batch)
+        step = self.steps[self._flushes(self._taken)]
+        self._state, metrics = step(self._state, batch)
         self._profile.after(self._taken, metrics)
         self._log.add(self._taken, metrics)
         jax.block_until_ready((self._state, metrics))
 
     def write(self) -> None:
         """Writes the metrics of the steps since the last time, if it is time to."""
-        if self._taken % self._every == 0:
+        if self._flushes(self._taken):
             self._log.flush()
 
 
@@ -135,15 +137,15 @@ def median_within(values: list[float]) -> tuple[float, float, float]:
 
 
 def print_counts(bare: jax.stages.Compiled, logged: jax.stages.Compiled) -> None:
-    """Prints what the compiler counts more for the step with metrics."""
+    """Prints what the compiler counts more for a step with metrics and norms."""
     counts = [step.cost_analysis() for step in (bare, logged)]
     traffic, operations = (
         100 * (counts[1][name] / counts[0][name] - 1)
         for name in ("bytes accessed", "flops")
     )
     print(
-        f"  the compiler counts {operations:+.2f} % operations and {traffic:+.2f} %"
-        " bytes of memory traffic"
+        f"  with norms the compiler counts {operations:+.2f} % operations and"
+        f" {traffic:+.2f} % bytes of memory traffic"
     )
 
 
@@ -154,7 +156,7 @@ def count_on(topology: str) -> None:
     mesh = make_mesh(config.fsdp, find_devices(topology))
     plan, shapes = config.make_plan(mesh), config.batch_shapes(mesh)
     print(f"EfficientNet-B7 and BERT-Base, {config.batch_size} pairs on {topology}")
-    print_counts(compile_bare(plan, shapes), compile_step(plan, shapes))
+    print_counts(compile_bare(plan, shapes), compile_step(plan, shapes, norms=True))
 
 
 def main() -> None:
@@ -202,7 +204,7 @@ def main() -> None:
     work = sum(count_model_flops(plan, config.batch_shapes(mesh)).values())
     sizes = [math.prod(shape) for shape in variable_shapes(config.model).values()]
     print(f"{work / sum(sizes) / 1e3:.1f} thousand operations for each parameter")
-    print_counts(bare.step, logged.step)
+    print_counts(bare.step, logged.steps[True])
     print(
         f"  in the step {inside:+7.2f} ms {share * inside:+.2f} %"
         f" ({share * low:+.2f} to {share * high:+.2f})"

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import resource
+import resource, statistics
 import jax, jax.numpy as jnp
 from align_jax.runtime import reuse_memory
 
@@ -15,17 +15,17 @@ x = jnp.ones((6_000, 8))
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-for _ in range(3):
+found = []
+for _ in range(7):
+    before = faults()
     compute(x).block_until_ready()
-before = faults()
-for _ in range(3):
-    compute(x).block_until_ready()
-print((faults() - before) // 3)
+    found.append(faults() - before)
+print(statistics.median(found))
 """
 
 
-def test_a_programs_temporaries_are_mapped_once():
-    # Mapped anew they are 35,000 page faults of 4 KiB.
+def test_a_programs_temporaries_stay_mapped():
+    # Mapped anew they are 35,000 page faults of 4 KiB, as in the first call or two.
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"XLA_FLAGS": ""},  # one device
@@ -33,4 +33,4 @@ def test_a_programs_temporaries_are_mapped_once():
         text=True,
         check=True,
     )
-    assert int(found.stdout) < 1_000
+    assert float(found.stdout) < 1_000
