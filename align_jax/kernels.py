@@ -29,6 +29,11 @@ class Kernels:
     kind: str = PLAIN
     mesh: Mesh | None = None
 
+    @property
+    def devices(self) -> int:
+        """Over how many the batch is split."""
+        return 1 if self.mesh is None else self.mesh.size
+
     def by_batch(
         self, function: Callable, split: Sequence[jax.Array], whole: Any = ()
     ) -> Any:
@@ -39,7 +44,7 @@ class Kernels:
           split: arrays (B, ...).
           whole: what every device has.
         """
-        if self.mesh is None or self.mesh.size == 1:
+        if self.devices == 1:
             return function(*split, *whole)
         rows = PartitionSpec(BATCH_AXES)
         call = jax.shard_map(

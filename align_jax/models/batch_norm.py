@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.kernels import Kernels
-from align_jax.models.image_walks import image_map, image_sums
+from align_jax.models.image_walks import add_images, image_map, image_sums
 
 EPSILON = 1e-3  # added to the variance
 
@@ -122,9 +122,9 @@ def gate_of(means: jax.Array, excite: dict) -> jax.Array:
 
 def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of groups of images (B, H, W, C): (G, C) each, float32."""
-    sums = image_sums(lambda _, x: ((x,), (x, x)), [x], None, 2, form.kernels)
-    places = form.group_size * x.shape[1] * x.shape[2]
-    means = _group_sum(checkpoint_name(sums, "sums"), form.group_size) / places
+    group = form.group_size
+    sums = image_sums(lambda _, x: ((x,), (x, x)), [x], None, 2, form.kernels, group)
+    means = checkpoint_name(sums, "sums") / (group * x.shape[1] * x.shape[2])
     mean, square = jnp.unstack(means, axis=1)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
@@ -225,17 +225,18 @@ def _backward(form, residuals, cotangents):
             return found
         return *found, (slope,), (slope, x), (cotangent, value)
 
-    count = 2 if excite is None else 5
+    # The gate wants every image's sums.
+    count, images = (2, form.group_size) if excite is None else (5, 1)
     affine = lax.optimization_barrier(affine)  # computed once, not at every place
-    sums = image_sums(terms, [x, cotangent], affine, count, form.kernels)
+    sums = image_sums(terms, [x, cotangent], affine, count, form.kernels, images)
     gate = to_mean = to_excite = None
     if excite is not None:
         gate, pull = jax.vjp(gate_of, means, excite)
         to_means, to_excite = pull(sums[:, 4])
         to_mean = to_means / places  # (B, C), a share of it for every place
         sums = gate[:, None] * sums[:, :2] + to_mean[:, None] * sums[:, 2:4]
-    sums = _group_sum(sums, form.group_size)  # (G, 2, C)
-    to_bias, to_scale = jnp.unstack(sums, axis=1)
+        sums = add_images(sums, form.group_size)
+    to_bias, to_scale = jnp.unstack(sums, axis=1)  # (G, C)
     to_scale *= inverse
 
     by_x, alone = (
@@ -262,11 +263,6 @@ def _backward(form, residuals, cotangents):
 
 
 normalise.defvjp(_forward, _backward)
-
-
-def _group_sum(x: jax.Array, group_size: int) -> jax.Array:
-    """Sums of groups of images (B, ...), (G, ...)."""
-    return x.reshape(-1, group_size, *x.shape[1:]).sum(1)
 
 
 def _each(numbers: list[jax.Array], batch: int) -> jax.Array:

@@ -75,8 +75,9 @@ def image_sums(
     small: jax.Array | None,
     count: int,
     kernels: Kernels,
+    images: int = 1,
 ) -> jax.Array:
-    """Sums products that `visit` makes of every place, by image and channel.
+    """Sums products that `visit` makes of every place, by channel and images.
 
     Args:
       visit: elementwise function of an `Arithmetic` and the arrays in float32, first
@@ -86,19 +87,26 @@ def image_sums(
       small: (B, n, C) n numbers of an image's channels, float32; None for none.
       count: number of sums.
       kernels: what computes them.
+      images: adjacent ones that are summed together.
 
     Returns:
-      (B, count, C) float32.
+      (B / images, count, C) float32.
     """
     if kernels.kind not in (TRITON, INTERPRET):
-        return plain_sums(visit, wide, small)
+        return add_images(plain_sums(visit, wide, small), images)
     interpret = kernels.kind == INTERPRET
     arrays = [*wide] if small is None else [*wide, small]
+    held = math.gcd(images, len(wide[0]) // kernels.devices)  # of them on a device
 
     def call(*arrays):
-        return kernel_sums(visit, arrays, len(wide), count, interpret)
+        return kernel_sums(visit, arrays, len(wide), count, interpret, images=held)
 
-    return kernels.by_batch(call, arrays)
+    return add_images(kernels.by_batch(call, arrays), images // held)
+
+
+def add_images(sums: jax.Array, images: int) -> jax.Array:
+    """Sums of adjacent images (B, ...), (B / images, ...)."""
+    return sums.reshape(-1, images, *sums.shape[1:]).sum(1)
 
 
 def image_map(
@@ -141,7 +149,9 @@ def plain_sums(visit, wide, small) -> jax.Array:
     return jnp.stack([jnp.broadcast_to(x, shape).sum((1, 2)) for x in products], 1)
 
 
-def kernel_sums(visit, arrays, wide, count, interpret=False, grid=GRID) -> jax.Array:
+def kernel_sums(
+    visit, arrays, wide, count, interpret=False, grid=GRID, images=1
+) -> jax.Array:
     """`image_sums` by a kernel: a program sums a strip of one image's places.
 
     Args:
@@ -151,25 +161,29 @@ def kernel_sums(visit, arrays, wide, count, interpret=False, grid=GRID) -> jax.A
       count: as there.
       interpret: as ordinary JAX, on any platform, slowly.
       grid: how much is done at a time.
+      images: as there.
     """
     batch, *_, channels = arrays[0].shape
     cut = Cut.of(arrays[0].shape, grid)
     sums = pl.pallas_call(
         partial(_sum_strip, visit, wide, count, cut, interpret),
         out_shape=jax.ShapeDtypeStruct(
-            (batch, cut.strips, cut.slabs, count, grid.lanes), jnp.float32
+            (cut.slabs, count, batch, cut.strips, grid.lanes), jnp.float32
         ),
         grid=(cut.slabs, batch, cut.strips),
         out_specs=pl.BlockSpec(
-            (None, None, None, count, grid.lanes), lambda c, b, s: (b, s, c, 0, 0)
+            (None, count, None, None, grid.lanes), lambda c, b, s: (c, 0, b, s, 0)
         ),
         compiler_params=triton.CompilerParams(num_warps=cut.grid.warps),
         interpret=interpret,
     )(*_flatten_images(arrays, wide))
-    tile = cut.tile
+    tile, parts = cut.tile, images * cut.strips
     sums = sums[..., : tile.places * tile.channels]
-    sums = sums.reshape(*sums.shape[:-1], tile.places, tile.channels).sum((1, 4))
-    return sums.swapaxes(1, 2).reshape(batch, count, -1)[..., :channels]
+    # What is summed is adjacent: XLA then does it in parallel.
+    shape = (cut.slabs, count, batch // images, parts, tile.places, tile.channels)
+    sums = sums.reshape(shape).sum((3, 4))
+    sums = sums.transpose(2, 1, 0, 3).reshape(batch // images, count, -1)
+    return sums[..., :channels]
 
 
 def kernel_map(visit, arrays, wide, interpret=False, grid=GRID) -> jax.Array:
