@@ -53,7 +53,7 @@ def test_sums_and_maps_are_xlas(channels, abreast):
     images = len(small)  # together
     found = kernel_sums(products, [*wide, small], 2, 3, True, grid, images)
     expected = expected.sum(0, keepdims=True)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     out = kernel_map(mapped, [*wide, small], 2, True, grid)
     x, cotangent = wide
     factor, shift = (small[:, n, None, None] for n in range(2))
