@@ -123,10 +123,9 @@ def test_five_steps_end_in_the_same_parameters(
     for path, wanted in flatten(variables(eight_devices, 5)).items():
         name = "/".join(path)
         if not WITHOUT_GRADIENT.search(name):
-            # By its mean square: one of 524,288 numbers of the words' table, with next
-            # to no gradient, may be 1e-5 apart.
-            apart = np.sqrt(np.mean(np.square(found[path] - wanted)))
-            assert apart < 2e-6, name
+            np.testing.assert_allclose(
+                found[path], wanted, rtol=1e-5, atol=1e-5, err_msg=name
+            )
 
 
 @pytest.mark.parametrize(
