@@ -158,7 +158,7 @@ def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 
 def measure(step: StepPlan, config: RunConfig) -> Needs:
-    """Compiles a step with norms, which needs the most, and asks the compiler."""
+    """Compiles a step with norms and asks the compiler."""
     state = abstract_state(step)
     start = time.perf_counter()
     compiled = compile_step(step, config.batch_shapes(step.mesh), norms=True)

@@ -7,16 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax.kernels import INTERPRET, Kernels
 from align_jax.models import image_walks
 from align_jax.models.image_walks import (
     GRID,
     Cut,
     Tile,
     choose_tile,
+    image_sums,
     kernel_map,
     kernel_sums,
     plain_sums,
 )
+from align_jax.sharding import batch_split, make_mesh
 
 SMALL = GRID._replace(lanes=64, warps=1, programs=8, rounds=3)
 
@@ -59,6 +62,22 @@ def test_sums_and_maps_are_xlas(channels, abreast):
     factor, shift = (small[:, n, None, None] for n in range(2))
     expected = (x * factor + shift) * jax.nn.sigmoid(cotangent)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [2, 4, 8])  # within a device, all of it, of two
+def test_images_are_summed_together_wherever_they_lie(images):
+    random, mesh = np.random.default_rng(0), make_mesh(devices=jax.devices()[:2])
+    x = jnp.asarray(random.normal(size=(8, 3, 5, 24)), jnp.float32)
+    placed = jax.device_put(x, batch_split(mesh))
+
+    @jax.jit
+    def sums(x):
+        kernels = Kernels(INTERPRET, mesh)
+        return image_sums(lambda _, x: ((x,), (x, x)), [x], None, 2, kernels, images)
+
+    grouped = x.reshape(-1, images * 15, 24)
+    expected = jnp.stack([grouped.sum(1), jnp.square(grouped).sum(1)], 1)
+    np.testing.assert_allclose(sums(placed), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_is_summed_and_mapped_in_float32():
