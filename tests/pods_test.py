@@ -10,6 +10,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from align_jax.checkpoint import Checkpoints
@@ -24,10 +25,12 @@ from align_jax.workdir import read_json
 
 pytestmark = pytest.mark.pods
 ROOT = pathlib.Path(__file__).parents[1]
-# Five steps are saved, five more follow. Groups of 16 pictures fit into every part.
+# Five steps are saved, more follow, at the rates of the quickstart's own first steps.
+# Groups of 16 pictures fit into every part.
 FLAGS = {
-    "total_steps": 10,
-    "optimizer.warmup_steps": 5,
+    "total_steps": 11,
+    "optimizer.warmup_steps": 10,
+    "optimizer.learning_rate": 1e-3,
     "batch_norm_cores": 1,
     "checkpoint.every_steps": 5,
     "checkpoint.keep": 9,
@@ -37,6 +40,10 @@ FLAGS = {
 # The next block's BatchNorm takes these shifts out again (tested in efficientnet_test):
 # their gradients are rounding, of which Adam's quotient makes whole steps.
 WITHOUT_GRADIENT = re.compile("^params/image_tower/block_0[0-6]/project_norm/bias$")
+
+# Moments of gradients that are rounding are smaller; all others' largest is 1000 times
+# as large or more.
+ROUNDING = {"mu": 5e-8, "nu": 1e-15}
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +99,15 @@ def losses(workdir):
     return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
 
 
-def variables(workdir, step):
-    """Parameters and statistics of a run's checkpoint."""
+def saved_state(workdir, step):
+    """A run's state in its checkpoint."""
     config = read_config(PretrainConfig, read_json(str(workdir / "config.json")))
     plan = config.make_plan(make_mesh(1, jax.devices()[:1]))
     identity = config.identity(config.make_tokenizer())
     checkpoints = Checkpoints(str(workdir), config.checkpoint, identity)
     state = checkpoints.restore(step, abstract_state(plan))
     checkpoints.close()
-    return state.own_variables
+    return state
 
 
 @pytest.mark.parametrize(
@@ -119,12 +126,24 @@ def test_five_steps_end_in_the_same_parameters(
     expected = losses(eight_devices)
     for step in range(1, 6):
         assert losses(other)[step] == pytest.approx(expected[step], rel=1e-5)
-    found = flatten(variables(other, 5))
-    for path, wanted in flatten(variables(eight_devices, 5)).items():
+    mine, theirs = saved_state(other, 5), saved_state(eight_devices, 5)
+    found = flatten(mine.own_variables)
+    for path, wanted in flatten(theirs.own_variables).items():
         name = "/".join(path)
         if not WITHOUT_GRADIENT.search(name):
             np.testing.assert_allclose(
                 found[path], wanted, rtol=1e-5, atol=1e-5, err_msg=name
+            )
+    # A wrong scale of the gradients LAMB would hide from parameters, not from moments.
+    for moment in ("mu", "nu"):
+        found = flatten(optax.tree.get(mine.optimizer, moment))
+        for path, wanted in flatten(optax.tree.get(theirs.optimizer, moment)).items():
+            np.testing.assert_allclose(
+                found[path],
+                wanted,
+                rtol=0,
+                atol=1e-4 * np.abs(wanted).max() + ROUNDING[moment],
+                err_msg=f"{moment} of {'/'.join(path)}",
             )
 
 
@@ -137,10 +156,11 @@ def test_a_run_goes_on_elsewhere_with_the_same_losses(
     workdir = tmp_path / "run"
     shutil.copytree(eight_devices, workdir)
     (workdir / "results.json").unlink()
-    shutil.rmtree(workdir / "checkpoints" / "10")
+    for step in (10, 11):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
     train(workdir, processes, devices, **changes)
     expected = losses(eight_devices)
     starts = [row["step"] for row in read_metrics(str(workdir)) if STARTED in row]
-    assert starts == [0, 5] and sorted(losses(workdir)) == [*range(1, 11)]
+    assert starts == [0, 5] and sorted(losses(workdir)) == [*range(1, 12)]
     for step in range(6, 11):
         assert losses(workdir)[step] == pytest.approx(expected[step], rel=1e-5)
