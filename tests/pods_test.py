@@ -43,7 +43,7 @@ WITHOUT_GRADIENT = re.compile("^params/image_tower/block_0[0-6]/project_norm/bia
 
 # Moments of gradients that are rounding are smaller; all others' largest is 1000 times
 # as large or more.
-ROUNDING = {"mu": 5e-8, "nu": 1e-15}
+ROUNDING = {"mu": 1e-8, "nu": 1e-16}
 
 
 @pytest.fixture(scope="module")
