@@ -45,8 +45,8 @@ def run(argv: list[str]) -> int:
     """Starts the run that the config's field `run` names; returns the exit code."""
     from align_jax.command_line import read_command_line
     from align_jax.config import choose, differing_fields
+    from align_jax.devices.runtime import start
     from align_jax.errors import InputError
-    from align_jax.runtime import start
 
     flags = read_command_line(argv)
     if flags.diff is not None:

@@ -2,7 +2,9 @@
 
 
 def load(source: str):
-    """Loads a trained dual encoder; see `align_jax.model.load`."""
-    from align_jax.model import load  # TensorFlow, which training's core never needs
+    """Loads a trained dual encoder; see `align_jax.embed.model.load`."""
+    from align_jax.embed.model import (
+        load,  # TensorFlow, which training's core never needs
+    )
 
     return load(source)

@@ -18,14 +18,14 @@ from typing import Any
 
 import jax
 
-from align_jax.devices import DEVICES
+from align_jax.devices.known import DEVICES
+from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
-from align_jax.flops import count_model_flops
 from align_jax.models.efficientnet import REMATERIALISATIONS
-from align_jax.run_config import RunConfig
-from align_jax.sharding import make_mesh
-from align_jax.train_step import StepPlan, abstract_state, compile_step
-from align_jax.training_runs import read_run_config
+from align_jax.training.flops import count_model_flops
+from align_jax.training.run_config import RunConfig
+from align_jax.training.train_step import StepPlan, abstract_state, compile_step
+from align_jax.training.training_runs import read_run_config
 
 GIB = 2**30
 HERE = "here"

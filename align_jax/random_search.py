@@ -15,20 +15,20 @@ import jax
 import tensorflow as tf
 from jax.experimental import multihost_utils
 
-from align_jax import workdir as folder
-from align_jax.checkpoint import FOLDER
 from align_jax.config import read_config
+from align_jax.devices.mesh import make_mesh
+from align_jax.devices.runtime import reuse_memory
 from align_jax.errors import InputError
-from align_jax.evaluate import make_evaluators
-from align_jax.provenance import write_provenance
-from align_jax.random_search_config import SEARCH_EXECUTION, SearchConfig
-from align_jax.results import print_results
-from align_jax.run_config import EXECUTION
-from align_jax.runtime import reuse_memory
-from align_jax.sharding import make_mesh
+from align_jax.evaluation.runner import make_evaluators
+from align_jax.input.training_data import open_training
+from align_jax.runs import workdir as folder
+from align_jax.runs.provenance import write_provenance
+from align_jax.runs.results import print_results
 from align_jax.train import train
-from align_jax.training_data import open_training
-from align_jax.training_runs import read_run_config
+from align_jax.training.checkpoint import FOLDER
+from align_jax.training.random_search_config import SEARCH_EXECUTION, SearchConfig
+from align_jax.training.run_config import EXECUTION
+from align_jax.training.training_runs import read_run_config
 
 DIVERGED = -math.inf  # the score of a run that left the finite numbers
 

@@ -9,34 +9,34 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from align_jax import workdir as folder
-from align_jax.checkpoint import Checkpoints
-from align_jax.embedding import Embedder
+from align_jax.devices.mesh import global_batches, make_mesh
+from align_jax.devices.runtime import reuse_memory
+from align_jax.embed.embedder import Embedder
 from align_jax.errors import InputError, Preempted
-from align_jax.evaluate import make_evaluators, run_evaluators
-from align_jax.flops import count_model_flops
-from align_jax.initialize import first_state
-from align_jax.input_pipeline import TrainBatches
-from align_jax.optimizer import check_patterns, trainable
-from align_jax.pace import Pace
-from align_jax.parameters import variable_shapes
-from align_jax.preemption import Notice
-from align_jax.provenance import write_provenance
-from align_jax.results import collect_results, print_results
-from align_jax.run_config import EXECUTION, RunConfig
-from align_jax.run_report import write_report
-from align_jax.runtime import reuse_memory
-from align_jax.sharding import global_batches, make_mesh
-from align_jax.telemetry import (
+from align_jax.evaluation.runner import make_evaluators, run_evaluators
+from align_jax.input.pipeline import TrainBatches
+from align_jax.input.training_data import open_training
+from align_jax.models.parameters import variable_shapes
+from align_jax.report.run_page import write_report
+from align_jax.runs import workdir as folder
+from align_jax.runs.pace import Pace
+from align_jax.runs.preemption import Notice
+from align_jax.runs.provenance import write_provenance
+from align_jax.runs.results import collect_results, print_results
+from align_jax.runs.telemetry import (
     NonFiniteError,
     Profile,
     StepLog,
     open_writers,
     read_metrics,
 )
-from align_jax.train_step import compile_steps
-from align_jax.training_data import open_training
-from align_jax.training_runs import read_run_config
+from align_jax.training.checkpoint import Checkpoints
+from align_jax.training.flops import count_model_flops
+from align_jax.training.optimizer import check_patterns, trainable
+from align_jax.training.run_config import EXECUTION, RunConfig
+from align_jax.training.train_step import compile_steps
+from align_jax.training.training_runs import read_run_config
+from align_jax.weights.initialize import first_state
 
 COMPILING = 7200  # seconds that the processes' compilers may be apart
 

@@ -18,8 +18,8 @@ import jax
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.experimental.topologies import get_topology_desc
 
-from align_jax.sharding import make_mesh
-from align_jax.train_step import abstract_state, compile_create, compile_step
+from align_jax.devices.mesh import make_mesh
+from align_jax.training.train_step import abstract_state, compile_create, compile_step
 from benchmarks import step
 
 # An H100 SXM as XLA describes it.

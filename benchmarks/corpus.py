@@ -3,12 +3,12 @@
     python -m benchmarks.corpus --pairs 500000 --json corpus.json
 
 The rows are Zipf-like, made from a seed and kept in --folder. `ours` is the rule stages
-of `data.corpus.Build`, all of them written to disk; `sql` is DuckDB by hand, which
-writes only the pairs kept; `oracle` is plain Python. The three must keep identical
-rows and agree on every count. data-juicer counts words and characters only; `lengths`
-is what of ours compares with it. Each run is a process of its own: milliseconds are
-medians without imports, memory is the largest resident one of a process. They take
-turns, so that a busy machine slows all of them.
+of `data.corpus.builder.Build`, all of them written to disk; `sql` is DuckDB by hand,
+which writes only the pairs kept; `oracle` is plain Python. The three must keep
+identical rows and agree on every count. data-juicer counts words and characters only;
+`lengths` is what of ours compares with it. Each run is a process of its own:
+milliseconds are medians without imports, memory is the largest resident one of a
+process. They take turns, so that a busy machine slows all of them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.rules import RuleBounds
+from data.corpus.rules import RuleBounds
 
 CHUNK = 250_000  # rows of a file
 WORDS = 200_000
@@ -253,8 +253,8 @@ def generate(folder: pathlib.Path, pairs: int, seed: int) -> None:
 
 
 def _build(folder: pathlib.Path, out: pathlib.Path, flags: argparse.Namespace):
-    from data.corpus import Build
-    from data.corpus_config import EngineConfig, PictureConfig
+    from data.corpus.builder import Build
+    from data.corpus.config import EngineConfig, PictureConfig
 
     (out / "stages").mkdir(parents=True)
     for name in ("pairs", "images"):
@@ -270,7 +270,7 @@ def _build(folder: pathlib.Path, out: pathlib.Path, flags: argparse.Namespace):
 
 
 def run_ours(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
-    """The stages of `data.corpus.Build`."""
+    """The stages of `data.corpus.builder.Build`."""
     build = _build(folder, out, flags)
     build.distinct()
     cut = build.ngrams()
@@ -283,7 +283,7 @@ def run_ours(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
 
 def run_lengths(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     """Only the rules on the number of unigrams."""
-    from data.rules import unigrams_of
+    from data.corpus.rules import unigrams_of
 
     build, bounds = _build(folder, out, flags), RuleBounds()
     pairs = build.shards("pairs")
@@ -326,7 +326,7 @@ def run_sql(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
 
 def run_oracle(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     """Plain Python."""
-    from tests import corpus_oracle
+    from tests.data.corpus import corpus_oracle
 
     out.mkdir()
     columns = ["image_id", "text", "language", "key"]
@@ -375,11 +375,11 @@ def peak_bytes() -> int:
 def run_child(name: str, folder: pathlib.Path, out: pathlib.Path, flags) -> None:
     """Runs one implementation here and prints what it took."""
     if name in ("ours", "lengths"):  # imports are not timed, but need memory
-        import data.corpus  # noqa: F401
+        import data.corpus.builder  # noqa: F401
     else:
         import duckdb  # noqa: F401
 
-        import tests.corpus_oracle  # noqa: F401
+        import tests.data.corpus.corpus_oracle  # noqa: F401
 
     start = time.perf_counter()
     rules = IMPLEMENTATIONS[name](folder, out, flags)

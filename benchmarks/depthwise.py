@@ -20,9 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from align_jax.models import depthwise_kernel
-from align_jax.models.convolution import PADDINGS, Padding, grouped_conv, tap_sum
-from align_jax.models.depthwise_lanes import choose_tile
+from align_jax.kernels import depthwise_kernel
+from align_jax.kernels.convolution import PADDINGS, Padding, grouped_conv, tap_sum
+from align_jax.kernels.depthwise_lanes import choose_tile
 from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNetConfig,

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.ranking import nearest, pair_ranks
-from align_jax.sharding import make_mesh
+from align_jax.devices.mesh import make_mesh
+from align_jax.evaluation.ranking import nearest, pair_ranks
 
 WIDTH = 640
 PICTURES, CAPTIONS = 5_000, 25_010

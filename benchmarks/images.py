@@ -6,12 +6,12 @@ The pictures are JPEG files of 640 x 480 pixels and quality 85, made from a seed
 kept in --folder. They are noise whose amplitude falls with the frequency so that a file
 is as large as one of a photograph (scikit-learn's and scikit-image's took 40, 42 and 85
 kB). `decode` only decodes, at the scale that the hash needs: the ceiling. `plain`
-decodes the whole picture for the same hash. `hash` is `data.images.describe_images`:
-size, format and hash. `stage` is `data.corpus.Build.ingest` on --workers processes: it
-reads Parquet, names the pictures by their bytes, does what `hash` does and writes
-Parquet. The first three are one process; they take turns, and figures are medians.
-`busy` is the share of the processors of all workers that was used, start of the
-processes included.
+decodes the whole picture for the same hash. `hash` is
+`data.pictures.images.describe_images`: size, format and hash. `stage` is
+`data.corpus.builder.Build.ingest` on --workers processes: it reads Parquet, names the
+pictures by their bytes, does what `hash` does and writes Parquet. The first three are
+one process; they take turns, and figures are medians. `busy` is the share of the
+processors of all workers that was used, start of the processes included.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data.images import HASH_SIDE, describe_images, perceptual_hash
+from data.pictures.images import HASH_SIDE, describe_images, perceptual_hash
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 85
 SLOPE = 1.6  # of the amplitude over the frequency
@@ -101,10 +101,10 @@ def measure_hash(files: list[bytes]) -> None:
 
 def measure_stage(source: pathlib.Path, out: pathlib.Path, workers: int) -> dict:
     """Runs the stage; returns seconds and processor seconds of all processes."""
-    from data.corpus import Build
-    from data.corpus_config import CorpusConfig, EngineConfig
-    from data.rules import RuleBounds
-    from data.sources import SourceConfig
+    from data.corpus.builder import Build
+    from data.corpus.config import CorpusConfig, EngineConfig
+    from data.corpus.rules import RuleBounds
+    from data.sources.source import SourceConfig
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

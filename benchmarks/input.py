@@ -33,14 +33,19 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from align_jax.datasets import DatasetConfig
-from align_jax.input_pipeline import TrainBatches
-from align_jax.pictures import read_picture
-from align_jax.preprocess import PreprocessConfig, evaluation_image
-from align_jax.scratch import Scratch
-from align_jax.tokenizer import open_tokenizer
-from align_jax.training_data import InputConfig, open_training
-from data.records import image_feature, make_example, write_metadata, write_split
+from align_jax.input.datasets import DatasetConfig
+from align_jax.input.pictures import read_picture
+from align_jax.input.pipeline import TrainBatches
+from align_jax.input.preprocess import PreprocessConfig, evaluation_image
+from align_jax.input.scratch import Scratch
+from align_jax.input.tokenizer import open_tokenizer
+from align_jax.input.training_data import InputConfig, open_training
+from data.records.records import (
+    image_feature,
+    make_example,
+    write_metadata,
+    write_split,
+)
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 85
 PICTURES, PAIRS, SHARDS, WORDS = 256, 4096, 16, 3000

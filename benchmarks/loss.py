@@ -24,8 +24,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from align_jax.loss import contrastive_loss
-from align_jax.sharding import make_mesh
+from align_jax.devices.mesh import make_mesh
+from align_jax.losses.contrastive import contrastive_loss
 from benchmarks import loss_choices
 
 SMOOTHING = 0.1

@@ -1,7 +1,7 @@
 """How the loss's GPU kernels may be cut: `python -m benchmarks.loss --choices`.
 
 Times each kernel alone for several shapes, and the whole backward pass for several
-chunks. The fastest belong into `loss_kernels.STATISTICS`, `GRADIENTS` and
+chunks. The fastest belong into `contrastive_gpu.STATISTICS`, `GRADIENTS` and
 `CHUNK_BYTES`.
 """
 
@@ -14,10 +14,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from align_jax import loss_kernels
-from align_jax.logit_kernels import LOG2E, Grid, Shape
-from align_jax.loss_tiles import WHOLE, make_tiling
-from align_jax.sharding import make_mesh
+from align_jax.devices.mesh import make_mesh
+from align_jax.losses import contrastive_gpu
+from align_jax.losses.logit_kernels import LOG2E, Grid, Shape
+from align_jax.losses.tiles import WHOLE, make_tiling
 
 SHAPES = (
     Shape(256, 128, 64, warps=8, stages=3),
@@ -46,7 +46,7 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
     mesh = make_mesh(devices=jax.devices()[:1])
     tiling = make_tiling(n, mesh, 1.0, None, "default")
     tiling = dataclasses.replace(tiling, kernels="triton")
-    ximg, ytxt = (loss_kernels.rounded(x) for x in arguments[:2])
+    ximg, ytxt = (contrastive_gpu.rounded(x) for x in arguments[:2])
     temperature = arguments[2]
     lse = jnp.full(n, math.log(n))
     columns = math.gcd(n, COLUMNS)
@@ -60,7 +60,7 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
 
     def statistics_of(shape: Shape) -> Callable:
         def compute(ximg, ytxt, positive, temperature):
-            return loss_kernels.statistics(
+            return contrastive_gpu.statistics(
                 ximg, ytxt, positive, temperature, tiling, shape
             )
 
@@ -68,13 +68,13 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
 
     def kernel_of(shape: Shape) -> Callable:
         grid = Grid(n, columns, shape, tiling)
-        return lambda *inputs: loss_kernels.logit_gradients(
+        return lambda *inputs: contrastive_gpu.logit_gradients(
             grid, numbers, start, inputs, smoothing
         )
 
     def gradients_of(chunk: int) -> Callable:
         def compute(ximg, ytxt, temperature, lse, one):
-            return loss_kernels.gradients(
+            return contrastive_gpu.gradients(
                 ximg,
                 ytxt,
                 temperature,
@@ -82,7 +82,7 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
                 (one, one),
                 tiling,
                 smoothing,
-                loss_kernels.GRADIENTS,
+                contrastive_gpu.GRADIENTS,
                 chunk,
             )
 

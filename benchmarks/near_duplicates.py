@@ -4,7 +4,7 @@
     python -m benchmarks.near_duplicates --pairs=DIR/pairs.parquet --model=RUN
 
 Half of the pictures play evaluation images, their augmented copies are to be found
-among the other half; see `data.calibration`. RUN is anything that
+among the other half; see `data.pictures.calibration`. RUN is anything that
 `align_jax.load` reads; without it, only the perceptual hash is measured. The thresholds
 printed are those to put into a corpus config for that model and pictures like these:
 `config.pictures.max_hash_distance` and `config.pictures.max_cosine`.
@@ -19,8 +19,8 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 
-from data.calibration import calibrate
 from data.errors import DataError, run_command
+from data.pictures.calibration import calibrate
 
 
 def read_pictures(path: pathlib.Path, count: int, seed: int) -> list[bytes]:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from align_jax.kernels import INTERPRET, PLAIN, TRITON, Kernels
-from align_jax.models import image_walks
+from align_jax.devices.kernel_choice import INTERPRET, PLAIN, TRITON, Kernels
+from align_jax.kernels import image_walks
 from align_jax.models.batch_norm import Form, normalise
 from align_jax.models.efficientnet import (
     STEM_CHANNELS,

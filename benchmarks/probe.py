@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 from sklearn.linear_model import LogisticRegression as Sklearn
 
-from align_jax.linear_classifier import Linear, LogisticRegression, classify
-from align_jax.sharding import make_mesh
+from align_jax.devices.mesh import make_mesh
+from align_jax.evaluation.linear_classifier import Linear, LogisticRegression, classify
 
 WIDTH = 640
 HIDDEN, POSITIONS = 128, 16

@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from align_jax.vector_index import Description, create_index
+from align_jax.search.vector_index import Description, create_index
 
 WIDTH = 640
 WALK = 100  # steps of a cluster

@@ -26,8 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.flops import count_model_flops
-from align_jax.kernels import TOWER_CHOICES, choose_kernels
+from align_jax.devices.kernel_choice import TOWER_CHOICES, choose_kernels
+from align_jax.devices.mesh import batch_split, make_mesh
+from align_jax.devices.runtime import reuse_memory
+from align_jax.losses.objective import LossConfig
 from align_jax.models.bert import SIZES, BertConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.models.efficientnet import (
@@ -35,11 +37,14 @@ from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNetConfig,
 )
-from align_jax.objective import LossConfig
-from align_jax.optimizer import OptimizerConfig
-from align_jax.runtime import reuse_memory
-from align_jax.sharding import batch_split, make_mesh
-from align_jax.train_step import StepPlan, TrainState, compile_step, create_state
+from align_jax.training.flops import count_model_flops
+from align_jax.training.optimizer import OptimizerConfig
+from align_jax.training.train_step import (
+    StepPlan,
+    TrainState,
+    compile_step,
+    create_state,
+)
 from benchmarks.kernel_times import print_kernel_times
 from benchmarks.normalise import layers
 

@@ -25,15 +25,15 @@ import jax
 import numpy as np
 
 from align_jax.config import read_config
-from align_jax.flops import count_model_flops
-from align_jax.pace import Pace
-from align_jax.parameters import variable_shapes
+from align_jax.devices.mesh import make_mesh
+from align_jax.devices.runtime import reuse_memory
+from align_jax.models.parameters import variable_shapes
 from align_jax.plan import find_devices
-from align_jax.pretrain_config import PretrainConfig
-from align_jax.runtime import reuse_memory
-from align_jax.sharding import make_mesh
-from align_jax.telemetry import Profile, StepLog, open_writers
-from align_jax.train_step import (
+from align_jax.runs.pace import Pace
+from align_jax.runs.telemetry import Profile, StepLog, open_writers
+from align_jax.training.flops import count_model_flops
+from align_jax.training.pretrain_config import PretrainConfig
+from align_jax.training.train_step import (
     StepPlan,
     abstract_state,
     compile_fast,

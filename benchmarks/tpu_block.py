@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from align_jax.kernels import MOSAIC, PLAIN, Kernels
+from align_jax.devices.kernel_choice import MOSAIC, PLAIN, Kernels
 from align_jax.models.mbconv import Block, MBConv
 from align_jax.plan import find_devices
 

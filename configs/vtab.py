@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from configs import finetune_imagenet
 
 FOLDER = "evaluation/vtab"
-# Classes of each task, as in data/vtab_tasks.py.
+# Classes of each task, as in data/evaluation_sets/vtab_tasks.py.
 GROUPS = {
     "natural": {
         "caltech101": 102,

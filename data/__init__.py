@@ -1,5 +1,5 @@
 """Offline: raw image-text pairs to corpus, vocabulary and records.
 
 Training never imports this package, nor does this package import training; they share
-the format on disk that `data.records` describes.
+the format on disk that `data.records.records` describes.
 """

@@ -2,7 +2,7 @@
 
     python -m data.build --config=configs/corpus_X.py --workdir=DIR
 
-`data.corpus` says what DIR then holds.
+`data.corpus.builder` says what DIR then holds.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ def main() -> None:
     from absl import flags
     from ml_collections import config_flags
 
-    from data.corpus_config import CorpusConfig, read_config
+    from data.corpus.config import CorpusConfig, read_config
 
     known = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=known)
@@ -36,7 +36,7 @@ def main() -> None:
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise DataError(f"bad flags: {' '.join(str(error).split())}") from error
     corpus = read_config(CorpusConfig, fields)
-    from data.corpus import build
+    from data.corpus.builder import build
 
     build(corpus, pathlib.Path(workdir.value))
 

@@ -23,7 +23,7 @@ from pyexpat import version_info as expat_version
 from xml.etree import ElementTree
 
 from data.errors import DataError, run_command
-from data.stages import claim, materialise, write_file
+from data.records.stages import claim, materialise, write_file
 
 ROOT = pathlib.Path("/usr/share/openclipart")
 PICTURES_A_SHARD = 500

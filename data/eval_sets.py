@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError, run_command
-from data.eval_sets_sources import EVALUATION_SETS, Entry, EvaluationSet
+from data.evaluation_sets.eval_sets_sources import EVALUATION_SETS, Entry, EvaluationSet
 
 SHARD_BYTES = 150 << 20
 QUERIES_ROWS = 64  # pictures in memory until they are written to queries.parquet
@@ -123,7 +123,7 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
         )
 
     # Here, not above: what a user got wrong is told before TensorFlow is imported.
-    from data.stages import materialise, remove, temporary_name
+    from data.records.stages import materialise, remove, temporary_name
 
     if out.exists():
         out.rmdir()
@@ -158,7 +158,7 @@ def _write(
     import pyarrow.parquet as pq
     import tqdm
 
-    from data import records
+    from data.records import records
 
     folder.mkdir()
     digest = hashlib.sha256()
@@ -216,8 +216,8 @@ def _write(
 
 def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
     """The bytes and the id of a picture file; DataError where it cannot be decoded."""
-    from data.images import describe_images
-    from data.ingest import identify
+    from data.corpus.ingest import identify
+    from data.pictures.images import describe_images
 
     image = path.read_bytes()
     image_id = identify(image)
@@ -237,7 +237,7 @@ def _encoded(entry: Entry) -> dict[str, list[bytes]]:
 def _features(splits: dict[str, list[Entry]]) -> Any:
     import tensorflow_datasets as tfds
 
-    from data import records
+    from data.records import records
 
     lists = _encoded(next(entry for entries in splits.values() for entry in entries))
     return tfds.features.FeaturesDict(

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError, run_command
-from data.vtab_tasks import TASKS, Task
+from data.evaluation_sets.vtab_tasks import TASKS, Task
 
 SIZES = {"train": 800, "validation": 200}
 SHARD_PICTURES = 10_000
@@ -59,8 +59,8 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
     """
     import tensorflow_datasets as tfds
 
-    from data import records
-    from data.stages import materialise
+    from data.records import records
+    from data.records.stages import materialise
 
     task, target = TASKS[name], out / name
     if target.exists():
@@ -115,7 +115,7 @@ def _examples(name: str, task: Task, builder: Any, split: str) -> Iterator[bytes
     import tensorflow_datasets as tfds
     import tqdm
 
-    from data.records import make_example
+    from data.records.records import make_example
 
     kept = {} if task.grey else {"image": tfds.decode.SkipDecoding()}
     dataset = builder.as_dataset(split=split, decoders=kept, shuffle_files=False)

@@ -7,11 +7,11 @@ import pytest
 
 from align_jax.config import differing_fields, read_config
 from align_jax.errors import InputError
-from align_jax.evaluate import EvaluateConfig
-from align_jax.evaluators import EVALUATORS
-from align_jax.parameters import variable_shapes
-from align_jax.results import PUBLISHED
-from align_jax.training_runs import read_run_config
+from align_jax.evaluation.evaluators import EVALUATORS
+from align_jax.evaluation.runner import EvaluateConfig
+from align_jax.models.parameters import variable_shapes
+from align_jax.runs.results import PUBLISHED
+from align_jax.training.training_runs import read_run_config
 from configs import (
     finetune_fine_grained,
     finetune_imagenet,

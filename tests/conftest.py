@@ -21,7 +21,7 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from align_jax.sharding import make_mesh
+from align_jax.devices.mesh import make_mesh
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from align_jax.sharding import make_mesh
+from align_jax.devices.mesh import make_mesh
 from tests import tiny
 
 SHADES = (90, 110)  # of the pictures that a FixedEncoder knows

@@ -4,11 +4,11 @@ import hashlib
 import sys
 from collections.abc import Iterator
 
-from align_jax.datasets import DatasetConfig
-from align_jax.input_pipeline import TrainBatches
-from align_jax.preprocess import PreprocessConfig
-from align_jax.tokenizer import open_tokenizer
-from align_jax.training_data import InputConfig, open_training
+from align_jax.input.datasets import DatasetConfig
+from align_jax.input.pipeline import TrainBatches
+from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.tokenizer import open_tokenizer
+from align_jax.input.training_data import InputConfig, open_training
 
 BATCH, STREAMS = 16, 4
 PREPROCESS = PreprocessConfig(resize=18, image_size=16, crop="inception")

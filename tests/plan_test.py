@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from align_jax.config import read_config
-from align_jax.devices import Device
+from align_jax.devices.known import Device
+from align_jax.devices.mesh import SMALL, make_mesh
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
 from align_jax.plan import (
@@ -18,9 +19,8 @@ from align_jax.plan import (
     memory_limit,
     plan,
 )
-from align_jax.pretrain_config import PretrainConfig
-from align_jax.sharding import SMALL, make_mesh
-from align_jax.train_step import compile_step
+from align_jax.training.pretrain_config import PretrainConfig
+from align_jax.training.train_step import compile_step
 from configs import pretrain_align_b7_base, pretrain_align_l2_large
 from tests import steps, tiny
 

@@ -13,15 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from align_jax.checkpoint import Checkpoints
 from align_jax.config import read_config
-from align_jax.pace import STARTED
-from align_jax.parameters import flatten
-from align_jax.pretrain_config import PretrainConfig
-from align_jax.sharding import make_mesh
-from align_jax.telemetry import read_metrics
-from align_jax.train_step import abstract_state
-from align_jax.workdir import read_json
+from align_jax.devices.mesh import make_mesh
+from align_jax.models.parameters import flatten
+from align_jax.runs.pace import STARTED
+from align_jax.runs.telemetry import read_metrics
+from align_jax.runs.workdir import read_json
+from align_jax.training.checkpoint import Checkpoints
+from align_jax.training.pretrain_config import PretrainConfig
+from align_jax.training.train_step import abstract_state
 
 pytestmark = pytest.mark.pods
 ROOT = pathlib.Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from align_jax.parameters import unflatten
+from align_jax.models.parameters import unflatten
 from tests import steps
 from tests.reference import contrastive_reference, embeddings
 from tests.two_processes import CASES, embed, open_embedder, rank, score

@@ -11,12 +11,12 @@ import main
 from align_jax import train
 from align_jax.config import leave_out
 from align_jax.errors import InputError
-from align_jax.pace import Pace
+from align_jax.runs.pace import Pace
 from configs import corpus_quickstart, quickstart, quickstart_evaluate
-from data.corpus import build
-from data.corpus_config import CorpusConfig, read_config
+from data.corpus.builder import build
+from data.corpus.config import CorpusConfig, read_config
 from data.quickstart import draw, list_concepts
-from data.quickstart_splits import write_evaluation, write_pairs
+from data.samples.quickstart_splits import write_evaluation, write_pairs
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from align_jax import random_search as program
 from align_jax.config import read_config
 from align_jax.errors import InputError, Preempted
 from align_jax.random_search import random_search
-from align_jax.random_search_config import SearchConfig, draw_trial
+from align_jax.training.random_search_config import SearchConfig, draw_trial
 from configs import vtab
-from data.vtab_tasks import TASKS
-from tests.classify_test import make_fields
+from data.evaluation_sets.vtab_tasks import TASKS
+from tests.training.classify_test import make_fields
 
 SPACE = (
     ("optimizer.learning_rate", "log", 1e-3, 1.0),

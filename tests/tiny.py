@@ -9,12 +9,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from align_jax.input.preprocess import PreprocessConfig
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
-from align_jax.parameters import variable_shapes
-from align_jax.preprocess import PreprocessConfig
-from align_jax.weights import Weights, write_weights
+from align_jax.models.parameters import variable_shapes
+from align_jax.weights.folder import Weights, write_weights
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 SHAPES = ("left", "right", "top", "bottom")

@@ -11,14 +11,14 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
-from align_jax.embedding import Embedder
-from align_jax.evaluate import make_evaluators, run_evaluators
-from align_jax.linear_classifier import LogisticRegression
-from align_jax.loss import contrastive_loss
-from align_jax.parameters import flatten
-from align_jax.ranking import nearest, pair_ranks
-from align_jax.saved_embeddings import SavedEmbedder
-from align_jax.sharding import batch_split, make_mesh
+from align_jax.devices.mesh import batch_split, make_mesh
+from align_jax.embed.embedder import Embedder
+from align_jax.embed.saved import SavedEmbedder
+from align_jax.evaluation.linear_classifier import LogisticRegression
+from align_jax.evaluation.ranking import nearest, pair_ranks
+from align_jax.evaluation.runner import make_evaluators, run_evaluators
+from align_jax.losses.contrastive import contrastive_loss
+from align_jax.models.parameters import flatten
 from tests import steps, tiny
 from tests.reference import embeddings
 

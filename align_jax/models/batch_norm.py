@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from align_jax.kernels import Kernels
-from align_jax.models.image_walks import add_images, image_map, image_sums
+from align_jax.devices.kernel_choice import Kernels
+from align_jax.kernels.image_walks import add_images, image_map, image_sums
 
 EPSILON = 1e-3  # added to the variance
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from align_jax.devices.mesh import Placement
 from align_jax.models.layers import dropout, gathered, scan_blocks, split_batch
-from align_jax.sharding import Placement
 
 PAD_ID = 0
 HEAD_WIDTH = 64

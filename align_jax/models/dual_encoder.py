@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.kernels import Kernels
+from align_jax.devices.kernel_choice import Kernels
+from align_jax.devices.mesh import Placement
 from align_jax.models.bert import Bert, BertConfig
 from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig, pooled_width
-from align_jax.sharding import Placement
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEMPERATURE_FORMS = ("direct", "log")

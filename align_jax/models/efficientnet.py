@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.kernels import TOWER_CHOICES, Kernels
+from align_jax.devices.kernel_choice import TOWER_CHOICES, Kernels
+from align_jax.devices.mesh import Placement
+from align_jax.kernels.convolution import PADDINGS
 from align_jax.models.batch_norm import BatchNorm
-from align_jax.models.convolution import PADDINGS
 from align_jax.models.layers import (
     gathered,
     scan_blocks,
@@ -21,7 +22,6 @@ from align_jax.models.layers import (
     survival_scales,
 )
 from align_jax.models.mbconv import Block, Convolution, MBConv
-from align_jax.sharding import Placement
 
 # B0's stages: (blocks, kernel, stride, expansion, output channels).
 STAGES = (

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from align_jax.kernels import INTERPRET, MOSAIC, PLAIN, Kernels
-from align_jax.models import depthwise_kernel, depthwise_mosaic
-from align_jax.models.batch_norm import BatchNorm
-from align_jax.models.convolution import (
+from align_jax.devices.kernel_choice import INTERPRET, MOSAIC, PLAIN, Kernels
+from align_jax.kernels import depthwise_kernel, depthwise_mosaic
+from align_jax.kernels.convolution import (
     PADDINGS,
     dense_conv,
     depthwise_conv,
     gpu_conv,
 )
+from align_jax.models.batch_norm import BatchNorm
 
 SQUEEZE_RATIO = 0.25
 

@@ -1,0 +1,1 @@
+"""The mesh, the known accelerators, the runtime and the choice of kernels."""

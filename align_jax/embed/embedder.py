@@ -1,0 +1,249 @@
+"""Runs a trained model on pictures and texts, in batches on all devices."""
+
+import concurrent.futures
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+from jax.sharding import Mesh
+
+from align_jax.devices.mesh import batch_split, place_array, replicated
+from align_jax.errors import InputError
+from align_jax.input.pictures import Picture, read_picture
+from align_jax.input.preprocess import PreprocessConfig, evaluation_image
+from align_jax.input.scratch import Scratch
+from align_jax.input.tokenizer import Tokenizer
+from align_jax.models.classifier import Classifier
+from align_jax.models.dual_encoder import DualEncoder
+
+
+class Embedder:
+    """Pictures and texts in, unit vectors out, with the run's own preprocessing.
+
+    Every process gives the same inputs and gets all embeddings; of a sequence it reads
+    only the pictures that its own devices embed. The last batch is padded, and what is
+    computed of the padding is cut off.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder | Classifier,
+        tokenizer: Tokenizer | None,
+        preprocess: PreprocessConfig,
+        mesh: Mesh,
+        batch_size: int = 128,
+    ):
+        """Compiles both encoders on first use.
+
+        Args:
+          model: a dual encoder, or a classifier.
+          tokenizer: of its text tower; None for a classifier.
+          preprocess: image sizes.
+          mesh: the devices.
+          batch_size: pictures or texts at a time, rounded up to the device count.
+        """
+        # Traced once: a call of the server has a text or two.
+        texts = [tf.TensorSpec([None], tf.string)]
+        self._tokenizer = tokenizer and tf.function(tokenizer, input_signature=texts)
+        self._preprocess = preprocess
+        self._mesh = mesh
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._variables: dict = {}
+        whole, split = replicated(mesh), batch_split(mesh)
+
+        def of_images(variables, images, readable, method):
+            found = model.apply(variables, images, method=method)
+            return jnp.where(readable[:, None], found, jnp.nan)
+
+        self._of_images = {
+            method: jax.jit(
+                partial(of_images, method=method),
+                in_shardings=(None, split, split),
+                out_shardings=whole,
+            )
+            for method in ("encode_images", "image_features", "classify_images")
+        }
+        self._of_texts = {
+            method: jax.jit(
+                partial(model.apply, method=method),
+                in_shardings=(None, split),
+                out_shardings=whole,
+            )
+            for method in ("encode_texts", "project_texts", "text_features")
+        }
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self._mesh
+
+    def load(self, params: dict, batch_stats: dict) -> None:
+        """Sets the parameters and running statistics to embed with."""
+        self._variables = {"params": params, "batch_stats": batch_stats}
+
+    def encode_images(
+        self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
+    ) -> np.ndarray:
+        """Embeds N pictures, in any form `read_picture` takes, as (N, D).
+
+        Args:
+          pictures: to embed.
+          unreadable: filled with what is wrong with each picture that this process
+            cannot read, by its place, and the picture's row is NaN on all; None makes
+            it an error.
+
+        Returns:
+          float32 of unit length.
+
+        Raises:
+          InputError: one of them cannot be read; names it.
+        """
+        return _join(self.stream_images(pictures, unreadable))
+
+    def stream_images(
+        self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yields what `encode_images` returns, a batch at a time and in order."""
+        return self._run_images("encode_images", pictures, unreadable)
+
+    def image_features(self, pictures: Iterable[Picture]) -> np.ndarray:
+        """The image tower's pooled output before any projection, (N, W) float32."""
+        return _join(self._run_images("image_features", pictures, None))
+
+    def classify_images(self, pictures: Iterable[Picture]) -> np.ndarray:
+        """A classifier's logits, (N, K) float32."""
+        if self._tokenizer is not None:
+            raise InputError("a dual encoder has no head; wanted a classifier")
+        return _join(self._run_images("classify_images", pictures, None))
+
+    def _run_images(
+        self,
+        method: str,
+        pictures: Iterable[Picture],
+        unreadable: dict[int, str] | None,
+    ) -> Iterator[np.ndarray]:
+        side, limit = self._preprocess.image_size, self._preprocess.max_pixels
+        split, size = batch_split(self._mesh), self._batch_size
+        own, scratch = _own_rows(self._mesh, size), Scratch()
+
+        def prepare(place: int, get: Callable[[int], Picture], row: int):
+            index = place + row
+            try:
+                picture = read_picture(
+                    get(row), f"picture {index}", limit, scratch=scratch
+                )
+            except InputError as error:
+                if unreadable is None:
+                    raise
+                unreadable[index] = str(error)
+                return None
+            return evaluation_image(picture, self._preprocess)
+
+        def batches() -> Iterator[tuple[int, tuple]]:
+            place = 0
+            for count, get in _batches(pictures, size):
+                rows = own[own < count].tolist()
+                found = list(pool.map(partial(prepare, place, get), rows))
+                images = np.zeros((len(own), side, side, 3), np.uint8)
+                readable = np.zeros(len(own), bool)
+                for row, image in enumerate(found):
+                    if image is not None:
+                        images[row], readable[row] = image, True
+                arrays = (
+                    jax.make_array_from_process_local_data(
+                        split, local, (size, *local.shape[1:])
+                    )
+                    for local in (images, readable)
+                )
+                yield count, tuple(arrays)
+                place += count
+
+        # Threads: decoding and resizing let each other run.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            yield from self._embed(self._of_images[method], batches())
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts (N) as (N, D) float32 of unit length."""
+        return self._run_texts("encode_texts", texts)
+
+    def project_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts (N) as (N, D) float32, before they are scaled to unit length."""
+        return self._run_texts("project_texts", texts)
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """The text tower's [CLS] output before its projection, (N, hidden) float32."""
+        return self._run_texts("text_features", texts)
+
+    def _run_texts(self, method: str, texts: Sequence[str]) -> np.ndarray:
+        if self._tokenizer is None:
+            raise InputError("a classifier has no text tower; wanted a dual encoder")
+        size, split = self._batch_size, batch_split(self._mesh)
+        padded = [*texts, *[""] * (-len(texts) % size)]
+        parts = (padded[start : start + size] for start in range(0, len(padded), size))
+        tokens = (self._tokenizer(tf.constant(part)).numpy() for part in parts)
+        batches = ((size, (place_array(batch, split),)) for batch in tokens)
+        return _join(self._embed(self._of_texts[method], batches))[: len(texts)]
+
+    def _embed(
+        self, encode, batches: Iterator[tuple[int, tuple]]
+    ) -> Iterator[np.ndarray]:
+        """What is encoded of each batch's arrays, without the padding's rows."""
+        before = None
+        for count, arrays in batches:
+            now = (encode(self._variables, *arrays), count)
+            # Waits for the batch before, so that this one runs while another is read.
+            if before is not None:
+                yield np.asarray(before[0])[: before[1]]
+            before = now
+        if before is not None:
+            yield np.asarray(before[0])[: before[1]]
+
+
+def _batches(
+    pictures: Iterable[Picture], size: int
+) -> Iterator[tuple[int, Callable[[int], Picture]]]:
+    """How many pictures the next batch has, and what gives each by its row in it.
+
+    Of a sequence only what is asked for is read.
+    """
+    if isinstance(pictures, Sequence):
+        for start in range(0, len(pictures), size):
+            count = min(size, len(pictures) - start)
+            yield count, lambda row, start=start: pictures[start + row]
+        return
+    waiting = iter(pictures)
+    while batch := list(itertools.islice(waiting, size)):
+        yield len(batch), batch.__getitem__
+
+
+def _join(batches: Iterator[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(batches))
+
+
+def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of a batch that this process's devices hold, in order."""
+    places = batch_split(mesh).addressable_devices_indices_map((batch_size,))
+    held = [np.arange(batch_size)[place] for place in places.values()]
+    return np.unique(np.concatenate(held))
+
+
+def class_embeddings(
+    embedder: Embedder, prompts: Sequence[Sequence[str]], unit: bool = True
+) -> np.ndarray:
+    """Embeds K classes, each by its prompts, as (K, D) of unit length.
+
+    Args:
+      embedder: of the prompts.
+      prompts: of each class, one or more.
+      unit: average the prompts' embeddings once they are of unit length, as others do;
+        ALIGN's paper does not say which (arXiv 2102.05918, section 5.2).
+    """
+    encode = embedder.encode_texts if unit else embedder.project_texts
+    flat = encode([text for texts in prompts for text in texts])
+    ends = np.cumsum([len(texts) for texts in prompts])[:-1]
+    means = np.stack([rows.mean(0) for rows in np.split(flat, ends)])
+    return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -1,0 +1,113 @@
+"""A trained dual encoder for use: pictures and texts in, embeddings and classes out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from align_jax.devices.mesh import make_mesh
+from align_jax.embed.embedder import Embedder, class_embeddings
+from align_jax.errors import InputError
+from align_jax.input.pictures import Picture
+from align_jax.input.tokenizer import Tokenizer
+from align_jax.models.dual_encoder import temperature_of
+from align_jax.models.efficientnet import pooled_width
+from align_jax.models.parameters import MODULES, unflatten
+from align_jax.weights.folder import Weights
+from align_jax.weights.source import open_weights
+
+TEMPLATE = "a photo of a {}"
+
+
+class Model:
+    """A dual encoder with its own preprocessing and tokenizer, on all devices.
+
+    Attributes:
+      weights: what it was made of.
+      width: of the embeddings, D.
+      temperature: the learned softmax temperature.
+      embedder: with its parameters, as evaluators take it.
+    """
+
+    def __init__(self, weights: Weights, batch_size: int = 128):
+        """Prepares the towers; they compile when first used.
+
+        Args:
+          weights: of a dual encoder.
+          batch_size: pictures or texts that all devices embed at a time.
+
+        Raises:
+          InputError: the weights are one tower's.
+        """
+        if weights.kind != "dual_encoder":
+            raise InputError(f"wanted a dual encoder, found one {weights.kind}")
+        self.weights = weights
+        self.temperature = float(temperature_of(unflatten(weights.variables)["params"]))
+        config = weights.config
+        self.width = config.embedding_size or pooled_width(config.image_tower)
+        self.embedder = make_embedder(weights, batch_size)
+
+    def encode_images(
+        self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
+    ) -> np.ndarray:
+        """Embeds pictures as (N, D) float32 of unit length.
+
+        Args:
+          images: N pictures, each a path, a file's bytes, a PIL image or a uint8 array
+            (H, W), (H, W, 3) or (H, W, 4).
+          unreadable: filled with what is wrong with each picture that cannot be read,
+            by its place, and the picture's row is NaN; None makes it an error.
+
+        Raises:
+          InputError: one of them cannot be read; names it.
+        """
+        return self.embedder.encode_images(images, unreadable)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds N texts as (N, D) float32 of unit length."""
+        return self.embedder.encode_texts(texts)
+
+    def classify(
+        self,
+        images: Sequence[Picture],
+        class_names: Sequence[str],
+        templates: Sequence[str] = (TEMPLATE,),
+    ) -> np.ndarray:
+        """Classifies pictures without training (arXiv 2102.05918, section 5.2).
+
+        Args:
+          images: N pictures, as for `encode_images`.
+          class_names: K names.
+          templates: sentences with a {} for the name; a class is the mean of theirs.
+
+        Returns:
+          (N, K) float32 probabilities: softmax of cosine / temperature.
+        """
+        prompts = [[t.format(name) for t in templates] for name in class_names]
+        classes = class_embeddings(self.embedder, prompts)  # (K, D)
+        logits = self.encode_images(images) @ classes.T / self.temperature
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
+
+
+def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
+    """Makes what evaluators take of a dual encoder or a classifier, on all devices.
+
+    Raises:
+      InputError: the weights are one tower's.
+    """
+    if weights.preprocess is None:
+        raise InputError(
+            f"wanted a dual encoder or a classifier, found one {weights.kind}"
+        )
+    config, tokenizer = weights.config, None
+    if weights.vocabulary:
+        tokenizer = Tokenizer(weights.vocabulary, config.text_tower.max_tokens)
+    model = MODULES[type(config)](config, batch_norm_group=1)
+    embedder = Embedder(model, tokenizer, weights.preprocess, make_mesh(), batch_size)
+    embedder.load(**unflatten(weights.variables))
+    return embedder
+
+
+def load(source: str, batch_size: int = 128) -> Model:
+    """Loads a dual encoder from any source that `open_weights` reads."""
+    return Model(open_weights(source), batch_size)

@@ -1,0 +1,204 @@
+"""Embeddings on disk, found again by what was embedded, in any evaluation of a model.
+
+FOLDER/DIGEST/KIND/*.parquet have the columns `id` and `embedding` (float32). DIGEST
+stands for the model, see `weights.digest`; KIND is one of `KINDS`. A picture's id is
+the hash of its file, see `content_id`; a text's is the text. Each file is whole or
+absent, and none is ever changed.
+"""
+
+import hashlib
+import io
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from align_jax.embed.embedder import Embedder
+from align_jax.errors import InputError
+from align_jax.runs import workdir
+
+KINDS = ("images", "image_features", "texts", "projected_texts", "text_features")
+ROWS = 8192  # of a full file
+ITEMS = 1024  # that are looked up at a time
+FILES_IN_MEMORY = 4
+
+
+def content_id(content: bytes) -> str:
+    """BLAKE2b hash, 32 hex digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+class SavedEmbedder:
+    """Embeds like `Embedder`, but what was embedded before is read from a folder.
+
+    All processes must see the folder; the first one writes.
+    """
+
+    def __init__(self, embedder: Embedder, folder: str, model: str):
+        """Reads which embeddings there are.
+
+        Args:
+          embedder: of what is not there.
+          folder: of embeddings; made where there is none.
+          model: the embedder's `weights.digest`.
+
+        Raises:
+          InputError: a file is damaged, or processes see different ones.
+        """
+        self._embedder = embedder
+        self._folder = os.path.join(folder, model)
+        self._saved = {kind: _Rows(os.path.join(self._folder, kind)) for kind in KINDS}
+        files = "\n".join(file for rows in self._saved.values() for file in rows.files)
+        seen = multihost_utils.process_allgather(np.uint32(zlib.crc32(files.encode())))
+        if len(np.unique(seen)) > 1:
+            raise InputError(
+                f"processes see different files in {self._folder}; it must be one"
+                " folder, in which nothing is written while they start"
+            )
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self._embedder.mesh
+
+    def encode_images(self, pictures: Iterable[bytes]) -> np.ndarray:
+        """As `Embedder.encode_images`, of pictures' files."""
+        return np.concatenate(list(self.stream_images(pictures)))
+
+    def stream_images(self, pictures: Iterable[bytes]) -> Iterator[np.ndarray]:
+        """As `Embedder.stream_images`, of pictures' files."""
+        encode = self._embedder.encode_images
+        return self._look_up("images", pictures, content_id, encode)
+
+    def image_features(self, pictures: Iterable[bytes]) -> np.ndarray:
+        """As `Embedder.image_features`, of pictures' files."""
+        encode = self._embedder.image_features
+        found = self._look_up("image_features", pictures, content_id, encode)
+        return np.concatenate(list(found))
+
+    def classify_images(self, pictures: Iterable[bytes]) -> np.ndarray:
+        """As `Embedder.classify_images`; not kept."""
+        return self._embedder.classify_images(pictures)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """As `Embedder.encode_texts`."""
+        return self._of_texts("texts", texts, self._embedder.encode_texts)
+
+    def project_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """As `Embedder.project_texts`."""
+        return self._of_texts("projected_texts", texts, self._embedder.project_texts)
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """As `Embedder.text_features`."""
+        return self._of_texts("text_features", texts, self._embedder.text_features)
+
+    def _of_texts(self, kind: str, texts: Sequence[str], encode) -> np.ndarray:
+        return np.concatenate(list(self._look_up(kind, texts, str, encode)))
+
+    def _look_up(
+        self, kind: str, items: Iterable, name: Callable, encode: Callable
+    ) -> Iterator[np.ndarray]:
+        """Yields the embeddings of items, some at a time; saves those that are new."""
+        saved, waiting = self._saved[kind], iter(items)
+        while batch := list(itertools.islice(waiting, ITEMS)):
+            ids = [name(item) for item in batch]
+            found = dict(zip(ids, batch, strict=True))
+            new = {i: item for i, item in found.items() if i not in saved}
+            if new:
+                saved.add([*new], encode([*new.values()]))
+            yield saved[ids]
+        saved.write()
+
+
+class _Rows:
+    """Embeddings (D,) of one kind by id: in files, and the newest in memory.
+
+    Attributes:
+      files: their paths.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        self.files: list[str] = []
+        self._places: dict[str, tuple[int, int]] = {}  # file and row
+        self._new: list[np.ndarray] = []  # (n, D) each, of the file to be written
+        self._new_ids: list[str] = []
+        for path in sorted(tf.io.gfile.glob(os.path.join(folder, "*.parquet"))):
+            self._place(_read_column(path, "id").to_pylist())
+            self.files.append(path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def __getitem__(self, ids: list[str]) -> np.ndarray:
+        places = np.array([self._places[name] for name in ids])
+        found = None
+        for file in np.unique(places[:, 0]):
+            rows = np.flatnonzero(places[:, 0] == file)
+            written = file < len(self.files)
+            source = _read(self.files[file]) if written else np.concatenate(self._new)
+            if found is None:
+                found = np.empty((len(ids), source.shape[1]), np.float32)
+            found[rows] = source[places[rows, 1]]
+        return found
+
+    def add(self, ids: list[str], embeddings: np.ndarray) -> None:
+        """Adds embeddings (n, D) of ids that are not there."""
+        self._place(ids, len(self._new_ids))
+        self._new_ids += ids
+        self._new.append(embeddings)
+        if len(self._new_ids) >= ROWS:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what is only in memory."""
+        if not self._new:
+            return
+        embeddings = np.concatenate(self._new)  # (n, D)
+        vectors = pa.FixedSizeListArray.from_arrays(
+            pa.array(embeddings.ravel()), embeddings.shape[1]
+        )
+        # Two evaluations at once write files of other names, or the same file.
+        name = content_id("\n".join(self._new_ids).encode())
+        path = os.path.join(self._folder, f"{name}.parquet")
+        if workdir.leads():
+            table = pa.table({"id": pa.array(self._new_ids), "embedding": vectors})
+            file = io.BytesIO()
+            pq.write_table(table, file, compression="none")
+            with workdir.writing(path):
+                tf.io.gfile.makedirs(self._folder)
+            workdir.write_bytes(path, file.getvalue())
+        multihost_utils.sync_global_devices(path)
+        self.files.append(path)
+        self._new, self._new_ids = [], []
+
+    def _place(self, ids: list[str], first: int = 0) -> None:
+        """Notes that ids are rows of the next file."""
+        file = len(self.files)
+        self._places |= {name: (file, first + row) for row, name in enumerate(ids)}
+
+
+@lru_cache(FILES_IN_MEMORY)
+def _read(path: str) -> np.ndarray:
+    """A file's embeddings (n, D)."""
+    column = _read_column(path, "embedding").combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def _read_column(path: str, name: str) -> pa.ChunkedArray:
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return pq.read_table(io.BytesIO(file.read()), columns=[name]).column(name)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} is damaged: {reason}; remove it, and it is made again"
+        ) from error

@@ -1,0 +1,214 @@
+"""Embeddings of the pictures in Parquet files, shard by shard.
+
+Of each file with the columns `image_id` and `image` (a file's bytes) one of the same
+name is written with `image_id` and `embedding`, D float32 of unit length, in the same
+order; null where a picture cannot be read. Each is whole or absent, and model.json
+beside them says which model made them.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align_jax.embed.model import Model
+from align_jax.errors import InputError
+from align_jax.weights.folder import digest, read_json
+
+MODEL_FILE = "model.json"
+WANTED = {"image_id": "string", "image": "binary"}
+BATCHES_AT_ONCE = 4  # whose files' bytes are held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Pictures to embed.
+
+    Attributes:
+      path: of the Parquet file.
+      name: of the file to write.
+      rows: pictures.
+    """
+
+    path: pathlib.Path
+    name: str
+    rows: int
+
+
+def list_shards(sources: list[str]) -> list[Shard]:
+    """Lists Parquet files, by name within each source.
+
+    Args:
+      sources: each a file, a folder (its *.parquet) or a pattern.
+
+    Raises:
+      InputError: there are none, two have one name, or one is not Parquet or has
+        other columns.
+    """
+    shards: dict[str, Shard] = {}
+    for source in sources:
+        path = pathlib.Path(source)
+        pattern = os.path.join(glob.escape(source), "*.parquet")
+        found = sorted(glob.glob(pattern if path.is_dir() else source))
+        found = [source] if path.is_file() else found
+        if not found:
+            raise InputError(
+                f"no pictures at {source}; wanted a Parquet file, a folder of"
+                " *.parquet or a pattern"
+            )
+        for name in map(pathlib.Path, found):
+            shard = _open(name)
+            other = shards.setdefault(shard.name, shard)
+            if other is not shard:
+                raise InputError(
+                    f"{other.path} and {name} would both become {shard.name}; rename"
+                    " one, or give another --out for it"
+                )
+    return list(shards.values())
+
+
+def embed_shards(
+    model: Model,
+    shards: list[Shard],
+    folder: pathlib.Path,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> dict[str, str]:
+    """Writes the embeddings of all shards that have none yet.
+
+    Args:
+      model: the dual encoder.
+      shards: to embed.
+      folder: to write to; new, or of the same model.
+      batch_size: pictures that the model embeds at a time.
+      progress: is told after every few batches how many pictures are done.
+
+    Returns:
+      What was wrong with each picture that could not be read, by "file: image_id".
+
+    Raises:
+      InputError: the folder holds something else, or a shard is damaged.
+    """
+    _claim(folder, model)
+    unreadable: dict[str, str] = {}
+    for shard in shards:
+        target = folder / shard.name
+        if target.exists():
+            _check_rows(target, shard)
+            progress(shard.rows)
+            continue
+        with _replacing(target) as temporary:
+            for name, reason in _embed_shard(
+                model, shard, temporary, batch_size, progress
+            ):
+                unreadable[f"{shard.name}: {name}"] = reason
+    return unreadable
+
+
+def _embed_shard(
+    model: Model,
+    shard: Shard,
+    path: pathlib.Path,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> Iterator[tuple[str, str]]:
+    """Writes one shard's embeddings; yields (image_id, reason) of unreadable ones."""
+    vector = pa.list_(pa.float32(), model.width)
+    schema = pa.schema([("image_id", pa.string()), ("embedding", vector)])
+    plain = {"compression": "none", "use_dictionary": False}  # neither saves anything
+    with pq.ParquetWriter(path, schema, **plain) as writer:
+        for names, images in _read(shard, batch_size * BATCHES_AT_ONCE):
+            reasons: dict[int, str] = {}
+            embeddings = model.encode_images(images, reasons)  # (N, D)
+            missing = np.zeros(len(images), bool)
+            missing[[*reasons]] = True
+            column = pa.FixedSizeListArray.from_arrays(
+                pa.array(embeddings.ravel()), type=vector, mask=pa.array(missing)
+            )
+            writer.write_batch(pa.record_batch([names, column], schema))
+            progress(len(images))
+            for place, reason in sorted(reasons.items()):
+                yield names[place].as_py(), reason.removeprefix(f"picture {place} ")
+
+
+def _read(shard: Shard, rows: int) -> Iterator[tuple[pa.StringArray, list[bytes]]]:
+    """Names and files, some at a time; no bytes where there is no picture."""
+    try:
+        batches = pq.ParquetFile(shard.path).iter_batches(rows, columns=[*WANTED])
+        for batch in batches:
+            images = [image or b"" for image in batch.column("image").to_pylist()]
+            yield batch.column("image_id").cast(pa.string()), images
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{shard.path} is damaged: {_one_line(error)}") from error
+
+
+def _open(path: pathlib.Path) -> Shard:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} is not a Parquet file: {_one_line(error)}") from error
+    schema = file.schema_arrow
+    lacking = [name for name in WANTED if name not in schema.names]
+    if lacking:
+        raise InputError(f"{path} lacks the columns {lacking}; it has {schema.names}")
+    for name, kind in WANTED.items():
+        found = schema.field(name).type
+        if str(found).removeprefix("large_") != kind:
+            raise InputError(f"column {name!r} of {path} is {found}; wanted {kind}")
+    name = path.name.removesuffix(".parquet") + ".parquet"
+    return Shard(path, name, file.metadata.num_rows)
+
+
+def _claim(folder: pathlib.Path, model: Model) -> None:
+    """Binds a folder to the model; InputError where it is bound to something else."""
+    found = digest(model.weights)
+    path = folder / MODEL_FILE
+    if path.exists():
+        if read_json(path).get("digest") != found:
+            raise InputError(
+                f"{folder} holds embeddings of another model ({path}); give another"
+                " folder, or remove it"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} is there and holds no embeddings of ours; give a new folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"digest": found, "width": model.width, "step": model.weights.step}
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _check_rows(target: pathlib.Path, shard: Shard) -> None:
+    try:
+        rows = pq.read_metadata(target).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{target} is damaged: {_one_line(error)}") from error
+    if rows != shard.rows:
+        raise InputError(
+            f"{target} has {rows} embeddings, but {shard.path} {shard.rows} pictures;"
+            " remove it"
+        )
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write to, which becomes `path` when all went well."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

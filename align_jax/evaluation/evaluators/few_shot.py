@@ -1,0 +1,117 @@
+"""Few-shot probe: ridge regression on a few pictures of each class, in closed form.
+
+The probe of vision transformers (arXiv 2010.11929, section 4.1), see `fit_ridge`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from align_jax.embed.embedder import Embedder
+from align_jax.errors import InputError
+from align_jax.evaluation.evaluators.linear_probe import read_features
+from align_jax.evaluation.examples import Example
+from align_jax.evaluation.linear_classifier import classify, fit_ridge
+from align_jax.input.datasets import LabelledPictures
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotConfig:
+    """The labelled pictures and how many of them are used.
+
+    Attributes:
+      directory: dataset in TFDS's layout.
+      split: of the test.
+      train: split, or an expression of TFDS's, from which pictures are drawn.
+      shots: pictures of each class; a class with fewer gives all that it has.
+      seeds: of the draws; a draw of fewer shots is part of that of more.
+      penalty: of the weights' squares.
+      expected_pictures: of the test; another count is refused; 0 takes any.
+      image_feature: name of the encoded picture in a record.
+      label_feature: name of the label in a record; -1 leaves the record out.
+    """
+
+    directory: str
+    split: str
+    train: str = "train"
+    shots: tuple = (1, 5, 10, 25)
+    seeds: tuple = (0, 1, 2)
+    penalty: float = 1024.0
+    expected_pictures: int = 0
+    image_feature: str = "image"
+    label_feature: str = "label"
+
+    def __post_init__(self):
+        for name in ("shots", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is (); wanted one or more")
+        if min(self.shots) < 1:
+            raise ValueError(f"shots is {self.shots}; wanted 1 or more each")
+
+
+class FewShot:
+    """Accuracy of ridge classifiers, mean and deviation over the draws."""
+
+    Config = FewShotConfig
+
+    def __init__(self, config: FewShotConfig):
+        """Opens both splits; raises InputError where one is missing or another."""
+        self._config = config
+        features = (config.image_feature, config.label_feature)
+        expected = config.expected_pictures
+        self.train = LabelledPictures(config.directory, config.train, *features)
+        self.test = LabelledPictures(
+            config.directory, config.split, *features, expected
+        )
+
+    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+        """Yields accuracies by shots, their deviations over the seeds, and counts."""
+        config = self._config
+        labels = self.train.labels()
+        if labels.max() < 0:
+            raise InputError(f"{config.directory} {config.train} has no labels")
+        draws = [draw_shots(labels, max(config.shots), seed) for seed in config.seeds]
+        places = np.unique(np.concatenate([place for place, _ in draws]))
+        features = embedder.image_features(self.train.pictures(places.tolist()))
+        tests, truth = read_features(self.test, embedder)
+        classes = 1 + int(max(labels.max(), truth.max()))
+        for shots in config.shots:
+            found = []
+            for drawn, order in draws:
+                chosen = drawn[order < shots]
+                rows = features[np.searchsorted(places, chosen)]
+                ridge = fit_ridge(rows, labels[chosen], classes, config.penalty)
+                found.append(np.mean(classify(ridge, tests).argmax(1) == truth))
+            yield f"{shots}_shot_top1", float(np.mean(found))
+            yield f"{shots}_shot_std", float(np.std(found))
+        yield "majority", float(np.bincount(truth).max() / len(truth))
+        yield "queries", len(truth)
+        yield "candidates", classes
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """None: the zero-shot evaluators show the pictures."""
+        return {}
+
+
+def draw_shots(
+    labels: np.ndarray, shots: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws pictures of each class.
+
+    Args:
+      labels: (N,), negative where there is none.
+      shots: how many of each class, or all that it has.
+      seed: of the draw.
+
+    Returns:
+      Their places (M,), ascending, and each one's turn (M,) within its class, from 0:
+      those of a turn below k are a draw of k shots.
+    """
+    random = np.random.default_rng(seed)
+    turns = np.full(len(labels), -1)
+    for label in np.unique(labels[labels >= 0]):
+        places = random.permutation(np.flatnonzero(labels == label))[:shots]
+        turns[places] = np.arange(len(places))
+    drawn = np.flatnonzero(turns >= 0)
+    return drawn, turns[drawn]

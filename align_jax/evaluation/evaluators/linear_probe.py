@@ -1,0 +1,101 @@
+"""Linear probe: logistic regression on a frozen image tower's features.
+
+The protocol of CLIP's linear probes (arXiv 2103.00020, appendix A.3): features before
+any projection, neither scaled nor augmented; the penalty that is best on the validation
+split; then a fit on training and validation pictures together.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from align_jax.embed.embedder import Embedder
+from align_jax.evaluation.examples import Example
+from align_jax.evaluation.linear_classifier import (
+    LogisticRegression,
+    classify,
+    search_penalty,
+)
+from align_jax.evaluation.scores import mean_per_class
+from align_jax.input.datasets import LabelledPictures
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbeConfig:
+    """The labelled pictures.
+
+    Attributes:
+      directory: dataset in TFDS's layout.
+      split: of the test.
+      train: split, or an expression of TFDS's such as "train[:90%]".
+      validation: likewise, of the choice of the penalty.
+      expected_pictures: of the test; another count is refused; 0 takes any.
+      image_feature: name of the encoded picture in a record.
+      label_feature: name of the label in a record; -1 leaves the record out.
+    """
+
+    directory: str
+    split: str
+    train: str = "train"
+    validation: str = "validation"
+    expected_pictures: int = 0
+    image_feature: str = "image"
+    label_feature: str = "label"
+
+
+class LinearProbe:
+    """Accuracy of a linear classifier of the tower's features."""
+
+    Config = LinearProbeConfig
+
+    def __init__(self, config: LinearProbeConfig):
+        """Opens the splits; raises InputError where one is missing or another."""
+        features = (config.image_feature, config.label_feature)
+        splits = (
+            (config.train, 0),
+            (config.validation, 0),
+            (config.split, config.expected_pictures),
+        )
+        self.parts = [
+            LabelledPictures(config.directory, split, *features, expected)
+            for split, expected in splits
+        ]
+
+    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+        """Yields accuracies, the penalty's exponent, the chance level and counts."""
+        train, validation, test = (read_features(p, embedder) for p in self.parts)
+        count = 1 + max(int(part[1].max()) for part in (train, validation, test))
+        probe = LogisticRegression(*train, count, embedder.mesh)
+
+        def accuracy(penalty: float) -> float:
+            found = classify(probe.fit(penalty), validation[0]).argmax(1)
+            return float(np.mean(found == validation[1]))
+
+        penalty = search_penalty(accuracy)
+        both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
+        final = LogisticRegression(*both, count, embedder.mesh).fit(penalty)
+        labels = test[1]
+        right = classify(final, test[0]).argmax(1) == labels
+        yield "top1", float(right.mean())
+        yield "mean_per_class", mean_per_class(right, labels)
+        yield "validation_top1", accuracy(penalty)
+        yield "penalty_exponent", math.log10(penalty)
+        yield "majority", float(np.bincount(labels).max() / len(labels))
+        yield "queries", len(labels)
+        yield "candidates", count
+        yield "training_pictures", len(both[1])
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """None: the zero-shot evaluators show the pictures."""
+        return {}
+
+
+def read_features(
+    data: LabelledPictures, embedder: Embedder
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, W) and labels (N,) of all labelled pictures."""
+    labels: list[int] = []
+    features = embedder.image_features(data.collect(labels))
+    return features, np.array(labels)

@@ -1,0 +1,125 @@
+"""Nearest-neighbour classification, ALIGN's ImageNet KNN (arXiv 2102.05918, section 6).
+
+A query is right at k where one of its k nearest pictures of the index, by cosine of the
+pictures' embeddings, has its label.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from align_jax.embed.embedder import Embedder
+from align_jax.evaluation.examples import Answer, Example, Item, choose_queries
+from align_jax.evaluation.ranking import nearest
+from align_jax.input.datasets import LabelledPictures
+
+CUTS = (1, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeighboursConfig:
+    """The queries and the pictures among which neighbours are sought.
+
+    Attributes:
+      directory: dataset in TFDS's layout.
+      split: of the queries.
+      index_split: of the neighbours, which are embedded on the way and never all held.
+      expected_queries: another count is refused; 0 takes any.
+      expected_index: likewise.
+      image_feature: name of the encoded picture in a record.
+      label_feature: name of the label in a record; -1 leaves the record out.
+    """
+
+    directory: str
+    split: str = "validation"
+    index_split: str = "train"
+    expected_queries: int = 0
+    expected_index: int = 0
+    image_feature: str = "image"
+    label_feature: str = "label"
+
+
+class Found(NamedTuple):
+    """The nearest pictures of the queries.
+
+    Attributes:
+      labels: (Q,) of the queries.
+      near_labels: (Q, k) of their nearest, best first.
+      places: (Q, k) of these in the index.
+      cosines: (Q, k).
+      candidates: pictures of the index.
+    """
+
+    labels: np.ndarray
+    near_labels: np.ndarray
+    places: np.ndarray
+    cosines: np.ndarray
+    candidates: int
+
+
+class Neighbours:
+    """Recall at 1 and 5 of the label by the nearest pictures.
+
+    Attributes:
+      found: what `find` gave to the last run; None before it.
+    """
+
+    Config = NeighboursConfig
+
+    def __init__(self, config: NeighboursConfig):
+        """Opens both splits; raises InputError where one is missing or another."""
+        features = (config.image_feature, config.label_feature)
+        splits = (
+            (config.split, config.expected_queries),
+            (config.index_split, config.expected_index),
+        )
+        self.found: Found | None = None
+        self.queries, self.index = (
+            LabelledPictures(config.directory, split, *features, expected)
+            for split, expected in splits
+        )
+
+    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+        """Yields recalls and the counts."""
+        self.found = self.find(embedder)
+        same = self.found.near_labels == self.found.labels[:, None]
+        for k in CUTS:
+            yield f"recall@{k}", float(same[:, :k].any(1).mean())
+        yield "queries", len(same)
+        yield "candidates", self.found.candidates
+
+    def find(self, embedder: Embedder) -> Found:
+        """Embeds the queries, then the index on the way, and finds the nearest."""
+        asked, held = [], []
+        queries = embedder.encode_images(self.queries.collect(asked))  # (Q, D)
+        index = embedder.stream_images(self.index.collect(held))
+        cosines, places = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
+        labels, near_labels = np.array(asked), np.array(held)[places]
+        return Found(labels, near_labels, places, cosines, len(held))
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """Queries of the last run or, before it, of one that is made."""
+        found = self.found or self.find(embedder)
+        return {"Pictures and the nearest ones": self._examples(found)}
+
+    def _examples(self, found: Found) -> Iterator[Example]:
+        same = found.near_labels == found.labels[:, None]
+        first = np.where(same.any(1), same.argmax(1), same.shape[1])
+        chosen = choose_queries(np.ones(len(same), bool), first)
+        rows = [row for _, row in chosen]
+        asked = self.queries.some(rows)
+        near = self.index.some(found.places[rows].ravel())
+        for why, row in chosen:
+            answers = []
+            for column, place in enumerate(found.places[row].tolist()):
+                item = Item(self._name(found.near_labels[row, column]), near[place])
+                score, right = found.cosines[row, column], same[row, column]
+                answers.append(Answer(item, float(score), bool(right)))
+            query = Item(self._name(found.labels[row]), asked[row])
+            yield Example(why, query, answers, None, None)
+
+    def _name(self, label: int) -> str:
+        """What a label is called."""
+        return self.queries.names[label] if self.queries.names else str(label)

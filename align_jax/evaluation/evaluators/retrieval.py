@@ -1,0 +1,154 @@
+"""Image-text retrieval: recall at 1, 5 and 10 both ways (arXiv 2102.05918, sec. 5.1).
+
+The split's records hold a picture, its texts and, optionally, a flag `query`. Pictures
+and texts of all records are candidates; those of flagged records (all, where there is
+no flag) are queries. A query is right at k where any of its own is among the first k.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from align_jax.embed.embedder import Embedder
+from align_jax.errors import InputError
+from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
+from align_jax.evaluation.ranking import pair_ranks
+from align_jax.evaluation.scores import CUTS, chance_recall, recall_at
+from align_jax.input.datasets import evaluation_records
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+    """The pairs to retrieve.
+
+    Attributes:
+      directory: dataset in TFDS's layout.
+      split: split of the dataset.
+      image_feature: name of the encoded picture in a record.
+      texts_feature: name of the list of texts in a record.
+      texts_per_image: only the first ones of each picture are used (MSCOCO's are often
+        cut to five); 0 for all.
+      merge_texts: whether equal texts are one candidate. Published numbers have every
+        caption by itself.
+      expected_images: another count is refused; 0 takes any.
+      expected_texts: likewise, of the texts that are used, before any are merged.
+    """
+
+    directory: str
+    split: str
+    image_feature: str = "image"
+    texts_feature: str = "texts"
+    texts_per_image: int = 0
+    merge_texts: bool = False
+    expected_images: int = 0
+    expected_texts: int = 0
+
+
+class Found(NamedTuple):
+    """What a model makes of the pairs.
+
+    Attributes:
+      images: (I, D) embeddings.
+      texts: (T, D) embeddings.
+      ranks: (I,) and (T,), see `pair_ranks`.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
+    ranks: tuple[np.ndarray, np.ndarray]
+
+
+class Retrieval:
+    """Recall of pictures by texts and of texts by pictures.
+
+    Attributes:
+      pictures: (I) encoded pictures.
+      texts: (T) texts.
+      pairs: (P, 2), picture and text of all that belongs together.
+      image_queries: (I,) whether a picture is a query.
+      text_queries: (T,) whether a text is a query.
+      found: what `find` gave to the last run; None before it.
+    """
+
+    Config = RetrievalConfig
+
+    def __init__(self, config: RetrievalConfig):
+        """Reads the split; raises InputError where it is missing or counts differ."""
+        wanted = (config.image_feature, config.texts_feature)
+        records = evaluation_records(config.directory, config.split, wanted)
+        self.pictures = [record[config.image_feature] for record in records]
+        used = config.texts_per_image or None
+        owned = [
+            (row, text.decode())
+            for row, record in enumerate(records)
+            for text in record[config.texts_feature][:used]
+        ]
+        for kind, found, expected in (
+            ("pictures", len(records), config.expected_images),
+            ("texts", len(owned), config.expected_texts),
+        ):
+            if expected not in (0, found):
+                raise InputError(
+                    f"split {config.split!r} of {config.directory} has {found} {kind};"
+                    f" wanted {expected}"
+                )
+        self.texts = [text for _, text in owned]
+        places = range(len(owned))
+        if config.merge_texts:
+            self.texts = list(dict.fromkeys(self.texts))
+            column = {text: place for place, text in enumerate(self.texts)}
+            places = [column[text] for _, text in owned]
+        rows = [row for row, _ in owned]
+        self.pairs = np.unique(np.stack([rows, places], 1), axis=0)
+        self.found: Found | None = None
+        self.image_queries = np.array([r.get("query", True) for r in records], bool)
+        self.text_queries = np.zeros(len(self.texts), bool)
+        self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
+
+    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+        """Yields recalls and their mean, chance levels and the counts behind them."""
+        self.found = self.find(embedder)
+        sizes = (len(self.pictures), len(self.texts))
+        recalls = []
+        for name, side, queries in (
+            ("i2t", 0, self.image_queries),
+            ("t2i", 1, self.text_queries),
+        ):
+            right = np.bincount(self.pairs[:, side], minlength=sizes[side])[queries]
+            candidates = sizes[1 - side]
+            for k in CUTS:
+                recalls.append(recall_at(self.found.ranks[side][queries], k))
+                yield f"{name}_recall@{k}", recalls[-1]
+                yield f"{name}_chance@{k}", chance_recall(right, candidates, k)
+            yield f"{name}_queries", int(queries.sum())
+            yield f"{name}_candidates", candidates
+        yield "mean_recall", float(np.mean(recalls))
+
+    def find(self, embedder: Embedder) -> Found:
+        """Embeds everything and ranks both ways."""
+        images = embedder.encode_images(self.pictures)
+        texts = embedder.encode_texts(self.texts)
+        ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
+        return Found(images, texts, ranks)
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """Queries both ways, of the last run or, before it, of one that is made."""
+        found = self.found or self.find(embedder)
+        first = dict(self.pairs[::-1].tolist())  # text of each picture
+
+        def show_picture(row: int) -> Item:
+            text = self.texts[first[row]] if row in first else "no text"
+            return Item(text, self.pictures[row])
+
+        pictures = Side(found.images, show_each(show_picture))
+        texts = Side(found.texts, show_each(lambda i: Item(self.texts[i])))
+        return {
+            "Pictures and their best texts": make_examples(
+                pictures, texts, self.pairs, found.ranks[0], self.image_queries
+            ),
+            "Texts and their best pictures": make_examples(
+                texts, pictures, self.pairs[:, ::-1], found.ranks[1], self.text_queries
+            ),
+        }

@@ -1,0 +1,88 @@
+"""Similarity of words: SimLex-999 (arXiv 1408.3456; ALIGN, arXiv 2102.05918, sec. 7).
+
+A word by itself is tokenised and encoded; the cosine of two words' [CLS] outputs,
+before the projection to the pictures' width, is correlated with people's ratings.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from align_jax.embed.embedder import Embedder
+from align_jax.errors import InputError
+from align_jax.evaluation.examples import Example
+from align_jax.evaluation.scores import rank_correlation
+
+PAIRS = 999
+COLUMNS = ("word1", "word2", "POS", "SimLex999", "concQ", "SimAssoc333")
+PARTS_OF_SPEECH = {"adjectives": "A", "nouns": "N", "verbs": "V"}
+
+
+@dataclasses.dataclass(frozen=True)
+class WordSimilarityConfig:
+    """The rated pairs of words.
+
+    Attributes:
+      path: SimLex-999.txt, of SimLex-999.zip on https://fh295.github.io/simlex.html.
+      expected_pairs: another count is refused; 0 takes any.
+    """
+
+    path: str
+    expected_pairs: int = PAIRS
+
+
+class WordSimilarity:
+    """Spearman's correlation with people's ratings, over all pairs and by kind."""
+
+    Config = WordSimilarityConfig
+
+    def __init__(self, config: WordSimilarityConfig):
+        """Reads the file; raises InputError where it is missing or another."""
+        if not tf.io.gfile.exists(config.path):
+            raise InputError(
+                f"no SimLex-999 at {config.path}; take SimLex-999.txt from the archive"
+                " on https://fh295.github.io/simlex.html"
+            )
+        with tf.io.gfile.GFile(config.path) as file:
+            reader = csv.DictReader(file.read().splitlines(), delimiter="\t")
+            lacking = set(COLUMNS) - set(reader.fieldnames or ())
+            if lacking:
+                raise InputError(f"{config.path} lacks the columns {sorted(lacking)}")
+            rows = list(reader)
+        if config.expected_pairs not in (0, len(rows)):
+            raise InputError(
+                f"{config.path} has {len(rows)} pairs; wanted {config.expected_pairs}"
+            )
+        self.pairs = [(row["word1"], row["word2"]) for row in rows]
+        self.ratings = np.array([float(row["SimLex999"]) for row in rows])
+        self.kinds = {"all": np.ones(len(rows), bool)}
+        for name, letter in PARTS_OF_SPEECH.items():
+            self.kinds[name] = np.array([row["POS"] == letter for row in rows])
+        for quarter in "1234":
+            kind = np.array([row["concQ"] == quarter for row in rows])
+            self.kinds[f"concreteness_{quarter}"] = kind
+        self.kinds["hard"] = np.array([row["SimAssoc333"] == "1" for row in rows])
+
+    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+        """Yields the correlation and the count of every kind of pair."""
+        words = list(dict.fromkeys(word for pair in self.pairs for word in pair))
+        features = embedder.text_features(words)
+        if not np.isfinite(features).all():
+            raise FloatingPointError("features of words are not finite")
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        place = {word: index for index, word in enumerate(words)}
+        first, second = np.array([[place[w] for w in pair] for pair in self.pairs]).T
+        cosines = np.einsum("pd,pd->p", features[first], features[second])
+        for name, kind in self.kinds.items():
+            yield (
+                f"{name}_spearman",
+                rank_correlation(self.ratings[kind], cosines[kind]),
+            )
+            yield f"{name}_pairs", int(kind.sum())
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """None: there is nothing to look at."""
+        return {}

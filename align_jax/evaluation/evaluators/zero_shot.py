@@ -1,0 +1,173 @@
+"""Zero-shot classification by prompts (arXiv 2102.05918, section 5.2).
+
+A class's embedding is the mean of its prompts' embeddings, scaled to unit length; a
+picture is given the class of highest cosine.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from align_jax.embed.embedder import Embedder, class_embeddings
+from align_jax.errors import InputError
+from align_jax.evaluation.evaluators.prompts import read_prompts, read_subset
+from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
+from align_jax.evaluation.ranking import pair_ranks
+from align_jax.evaluation.scores import mean_per_class, recall_at
+from align_jax.input.datasets import LabelledPictures
+
+AVERAGES = ("unit", "plain")
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotConfig:
+    """The labelled pictures and the classes' prompts.
+
+    Attributes:
+      directory: dataset in TFDS's layout.
+      split: split of the dataset.
+      prompts: a shipped set or a file, see `read_prompts`.
+      classes: the classes that compete, where a dataset has pictures of some only:
+        "imagenet_a" or "imagenet_r"; "" for all.
+      average: "unit", of the prompts' embeddings of unit length, or "plain", of what
+        the text tower puts out.
+      single: one template whose accuracy stands beside that of all; "" for none.
+      expected_pictures: another count is refused; 0 takes any.
+      image_feature: name of the encoded picture in a record.
+      label_feature: name of the label in a record; -1 leaves the record out.
+    """
+
+    directory: str
+    split: str
+    prompts: str
+    classes: str = ""
+    average: str = "unit"
+    single: str = ""
+    expected_pictures: int = 0
+    image_feature: str = "image"
+    label_feature: str = "label"
+
+    def __post_init__(self):
+        if self.average not in AVERAGES:
+            raise ValueError(
+                f"average is {self.average!r}; known: {', '.join(AVERAGES)}"
+            )
+        if self.single and "{}" not in self.single:
+            raise ValueError(f"single is {self.single!r}; wanted a {{}} in it")
+
+
+class Found(NamedTuple):
+    """What a model makes of the pictures.
+
+    Attributes:
+      images: (N, D) embeddings.
+      truth: (N,) places of their classes among those that compete.
+      classes: (K, D) embeddings.
+      ranks: (N,), see `pair_ranks`.
+    """
+
+    images: np.ndarray
+    truth: np.ndarray
+    classes: np.ndarray
+    ranks: np.ndarray
+
+
+class ZeroShot:
+    """Accuracy against class embeddings made from prompts.
+
+    Attributes:
+      found: what `find` gave to the last run; None before it.
+    """
+
+    Config = ZeroShotConfig
+
+    def __init__(self, config: ZeroShotConfig):
+        """Opens pictures and prompts; raises InputError where they do not fit."""
+        self._config = config
+        self.found: Found | None = None
+        self.data = LabelledPictures(
+            config.directory,
+            config.split,
+            config.image_feature,
+            config.label_feature,
+            config.expected_pictures,
+        )
+        self.prompts = read_prompts(config.prompts, self.data.names)
+        every = range(len(self.prompts.classes))
+        self.kept = read_subset(config.classes) if config.classes else [*every]
+        if self.kept[-1] not in every:
+            raise InputError(
+                f"{config.classes} has labels up to {self.kept[-1]}; {config.prompts}"
+                f" describes {len(every)} classes"
+            )
+
+    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+        """Yields accuracies, the majority class's share and the counts."""
+        self.found = self.find(embedder)
+        images, truth, _, ranks = self.found
+        yield "top1", recall_at(ranks, 1)
+        yield "top5", recall_at(ranks, 5)
+        yield "mean_per_class", mean_per_class(ranks == 0, truth)
+        if self._config.single:
+            _, found = self._rank(embedder, images, truth, [self._config.single])
+            yield "single_prompt_top1", recall_at(found, 1)
+            yield "ensemble_gain", recall_at(ranks, 1) - recall_at(found, 1)
+        yield "majority", float(np.bincount(truth).max() / len(truth))
+        yield "queries", len(truth)
+        yield "candidates", len(self.kept)
+        yield "prompts", sum(map(len, self._fill(self.prompts.templates)))
+
+    def find(self, embedder: Embedder) -> Found:
+        """Embeds pictures and classes and ranks each picture's own class."""
+        labels: list[int] = []
+        images = embedder.encode_images(self._pictures(labels))  # (N, D)
+        truth, templates = np.array(labels), self.prompts.templates
+        return Found(images, truth, *self._rank(embedder, images, truth, templates))
+
+    def _rank(self, embedder, images, truth, templates) -> tuple:
+        """Embeddings of the classes (K, D) by some templates, and ranks (N,)."""
+        unit = self._config.average == "unit"
+        classes = class_embeddings(embedder, self._fill(templates), unit)
+        pairs = np.stack([np.arange(len(truth)), truth], 1)
+        return classes, pair_ranks(images, classes, pairs, embedder.mesh)[0]
+
+    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+        """Pictures of the last run or, before it, of one that is made."""
+        found = self.found or self.find(embedder)
+        names = [self.prompts.classes[label] for label in self.kept]
+        truth = found.truth
+
+        def show_pictures(rows: Sequence[int]) -> dict[int, Item]:
+            shown = self.data.some(rows)
+            return {row: Item(names[truth[row]], shown[row]) for row in rows}
+
+        pairs = np.stack([np.arange(len(truth)), truth], 1)
+        pictures = Side(found.images, show_pictures)
+        classes = Side(found.classes, show_each(lambda k: Item(names[k])))
+        title = "Pictures and their best classes"
+        return {title: make_examples(pictures, classes, pairs, found.ranks)}
+
+    def _fill(self, templates: list[str]) -> list[list[str]]:
+        """Prompts of the classes that compete."""
+        filled = self.prompts.fill(templates)
+        return [filled[label] for label in self.kept]
+
+    def _pictures(self, labels: list[int]) -> Iterator[bytes]:
+        """The pictures; adds each one's place among the classes to `labels`."""
+        place = {label: index for index, label in enumerate(self.kept)}
+        config = self._config
+        for picture, label in self.data:
+            if label not in place:
+                raise InputError(
+                    f"{config.directory} {config.split} has a picture of label {label},"
+                    f" which is none of the {len(place)} classes of"
+                    f" {config.classes or config.prompts}"
+                )
+            labels.append(place[label])
+            yield picture
+        if not labels:
+            raise InputError(
+                f"{config.directory} {config.split} has no labelled picture"
+            )

@@ -1,0 +1,255 @@
+"""Linear classifiers of features, fitted at once: logistic regression and ridge.
+
+Both are convex, so what is found depends on no seed and no learning rate.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from align_jax.devices.mesh import batch_split, place_array, replicated
+from align_jax.evaluation.ranking import check_finite
+
+MAX_STEPS = 1000
+TOLERANCE = 1e-4  # of the gradient's norm, relative to that at 0
+ROUGH = 3e-2  # likewise, of the fit of some pictures
+PATIENCE = 10  # steps without a relative decrease of `DECREASE` end a fit
+DECREASE = 1e-4
+FLAT = 1e-7  # of the largest curvature
+MEMORY = 10  # steps that L-BFGS remembers
+STRIDE = 8  # every so many pictures are fitted first
+ENOUGH = 8  # pictures a feature that these must have
+BIAS = 100.0  # of ridge, see `fit_ridge`
+
+
+class Linear(NamedTuple):
+    """A classifier: the class of features x (D,) is argmax of x W + b.
+
+    Attributes:
+      weights: W (D, K), float32.
+      bias: b (K,), float32.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+
+
+class LogisticRegression:
+    """Multinomial logistic regressions of one set of features, on all devices.
+
+    Minimises, over W (D, K) and b (K,),
+
+        sum_n -log softmax(x_n W + b)[y_n] + penalty / 2 |W|^2,
+
+    scikit-learn's objective with C = 1 / penalty, by L-BFGS. A tower's features vary
+    thousands of times more in some directions than in others, which costs L-BFGS
+    hundreds of steps. So the features are centred and the unknowns are V and c of
+
+        W = P V,  b = (N / K)^(-1/2) c,  (P P^T)^(-1) = X^T X / K + penalty:
+
+    at 0 the objective's second derivative is about the identity. Of many pictures some
+    are fitted first, where a step costs little.
+    """
+
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, classes: int, mesh: Mesh
+    ):
+        """Puts the features on the devices.
+
+        Args:
+          features: (N, D).
+          labels: (N,) whole numbers below `classes`.
+          classes: K.
+          mesh: the devices, which hold a part of the features each.
+
+        Raises:
+          FloatingPointError: a feature is not finite.
+        """
+        check_finite(features, "picture")
+        self._mean = features.mean(0, dtype=np.float64).astype(np.float32)
+        self._mesh, self._classes, self._count = mesh, classes, len(features)
+        centred = features - self._mean
+        few = len(features) < STRIDE * ENOUGH * features.shape[1]
+        strides = [1] if few else [STRIDE, 1]
+        self._parts = [  # fitted one after the other: X, y and the pictures' weights
+            _split(centred[::stride], labels[::stride], float(stride), mesh)
+            for stride in strides
+        ]
+        square = jax.jit(lambda x: _multiply(x.T, x), out_shardings=replicated(mesh))
+        products = np.asarray(square(self._parts[0][0]), np.float64)
+        values, self._axes = np.linalg.eigh(products * strides[0] / classes)
+        least = FLAT * max(values[-1], 1e-30)  # below it is rounding
+        self._values = np.maximum(values, least)  # (D,)
+        self._fitted: dict[float, Linear] = {}  # of the centred features, by penalty
+
+    def fit(self, penalty: float) -> Linear:
+        """Fits with one penalty, starting from the fit of the nearest one so far."""
+        if penalty not in self._fitted:
+            self._fitted[penalty] = self._fit(penalty)
+        weights, bias = self._fitted[penalty]
+        return Linear(weights, bias - self._mean @ weights)
+
+    def _fit(self, penalty: float) -> Linear:
+        """What `fit` returns, but of the centred features."""
+        if self._fitted:
+            nearest = min(self._fitted, key=lambda p: abs(np.log(p / penalty)))
+            return self._descend(self._fitted[nearest], self._parts[-1], penalty)
+        width = len(self._mean)
+        found = Linear(
+            np.zeros((width, self._classes), np.float32),
+            np.zeros(self._classes, np.float32),
+        )
+        for part in self._parts:
+            found = self._descend(found, part, penalty)
+        return found
+
+    def _descend(self, start: Linear, part: tuple, penalty: float) -> Linear:
+        """Minimises over a part of the pictures, from a classifier."""
+        roots = (self._values + penalty) ** 0.5
+        scale = (self._count / self._classes) ** 0.5
+        own = (self._axes * roots).T @ start.weights
+        unknowns = Linear(own, scale * start.bias)
+        whole = replicated(self._mesh)
+        unknowns, maps = (
+            jax.tree.map(lambda x: place_array(np.asarray(x, np.float32), whole), tree)
+            for tree in (unknowns, (self._axes / roots, 1.0 / scale))
+        )
+        tolerance = TOLERANCE if part is self._parts[-1] else ROUGH
+        numbers = (np.float32(x) for x in (penalty, tolerance))
+        found = _minimise(unknowns, maps, *part, *numbers)
+        return jax.tree.map(
+            np.asarray, jax.jit(_classifier, out_shardings=whole)(found, maps)
+        )
+
+
+_multiply = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def _classifier(unknowns: Linear, maps: tuple[jax.Array, jax.Array]) -> Linear:
+    """W and b of the unknowns V and c."""
+    to_weights, bias_scale = maps
+    return Linear(_multiply(to_weights, unknowns.weights), bias_scale * unknowns.bias)
+
+
+@jax.jit
+def _minimise(start: Linear, maps, rows, labels, weights, penalty, tolerance) -> Linear:
+    """The unknowns where L-BFGS ends that begins at `start`."""
+
+    def objective(unknowns: Linear) -> jax.Array:
+        own = _classifier(unknowns, maps)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            _multiply(rows, own.weights) + own.bias, labels
+        )
+        decay = 0.5 * penalty * jnp.sum(jnp.square(own.weights))
+        return jnp.sum(weights * losses) + decay
+
+    zero = jax.tree.map(jnp.zeros_like, start)
+    small = tolerance * optax.tree.norm(jax.grad(objective)(zero))
+    optimizer = optax.lbfgs(memory_size=MEMORY, scale_init_precond=False)
+    evaluate = optax.value_and_grad_from_state(objective)
+
+    def step(carry):
+        unknowns, state, best, idle, taken, _ = carry
+        value, gradient = evaluate(unknowns, state=state)
+        updates, state = optimizer.update(
+            gradient,
+            state,
+            unknowns,
+            value=value,
+            grad=gradient,
+            value_fn=objective,
+        )
+        unknowns = optax.apply_updates(unknowns, updates)
+        better = value < (1.0 - DECREASE) * best
+        best, idle = jnp.where(better, value, best), jnp.where(better, 0, idle + 1)
+        ends = (idle >= PATIENCE) | (optax.tree.norm(gradient) <= small)
+        return unknowns, state, best, idle, taken + 1, ends
+
+    def goes_on(carry):
+        *_, taken, ends = carry
+        return (taken < MAX_STEPS) & ~ends
+
+    carry = (start, optimizer.init(start), jnp.inf, 0, 0, False)
+    return lax.while_loop(goes_on, step, carry)[0]
+
+
+def _split(
+    rows: np.ndarray, labels: np.ndarray, weight: float, mesh: Mesh
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows (N, D), labels and weights (N,) on all devices; padding weighs nothing."""
+    padding, split = -len(rows) % mesh.size, batch_split(mesh)
+    weights = np.pad(np.full(len(rows), weight, np.float32), (0, padding))
+    labels = np.pad(labels.astype(np.int32), (0, padding))
+    rows = np.pad(rows, [(0, padding), (0, 0)])
+    return tuple(place_array(array, split) for array in (rows, labels, weights))
+
+
+def search_penalty(
+    score: Callable[[float], float],
+    lowest: float = -6.0,
+    highest: float = 6.0,
+    gap: float = 2.0,
+    finest: float = 0.125,
+) -> float:
+    """Looks for the penalty of the highest score among powers of ten.
+
+    Tries exponents `gap` apart, then those on both sides of the best, half as far off
+    each time, down to `finest`: the search of CLIP's linear probes (arXiv 2103.00020,
+    appendix A.3). Of equals the larger penalty is the best.
+    """
+    found: dict[float, float] = {}
+    for exponent in np.arange(highest, lowest - gap / 2, -gap).tolist():
+        found[exponent] = score(10.0**exponent)
+    while gap > finest:
+        gap /= 2
+        best = max(found, key=lambda e: (found[e], e))
+        for exponent in (best + gap, best - gap):
+            if lowest <= exponent <= highest and exponent not in found:
+                found[exponent] = score(10.0**exponent)
+    return 10.0 ** max(found, key=lambda e: (found[e], e))
+
+
+def fit_ridge(
+    features: np.ndarray, labels: np.ndarray, classes: int, penalty: float
+) -> Linear:
+    """Fits targets of 1 and -1 by least squares with a penalty, in closed form.
+
+    The features are scaled to unit deviation, and the bias is the weight of a feature
+    that is always `BIAS`, penalised like the others: the few-shot probe of vision
+    transformers (arXiv 2010.11929, section 4.1), with its numbers.
+
+    Args:
+      features: (N, D).
+      labels: (N,) whole numbers below `classes`.
+      classes: K.
+      penalty: of the weights' squares.
+    """
+    check_finite(features, "picture")
+    mean = features.mean(0, dtype=np.float64)
+    deviation = features.std(0, dtype=np.float64) + 1e-5
+    scaled = np.pad((features - mean) / deviation, [(0, 0), (0, 1)])
+    scaled[:, -1] = BIAS
+    targets = 2.0 * np.eye(classes)[labels] - 1.0  # (N, K)
+    many = len(features) > scaled.shape[1]
+    products = scaled.T @ scaled if many else scaled @ scaled.T
+    products[np.diag_indices_from(products)] += penalty
+    if many:
+        weights = np.linalg.solve(products, scaled.T @ targets)
+    else:
+        weights = scaled.T @ np.linalg.solve(products, targets)
+    bias = BIAS * weights[-1] - (mean / deviation) @ weights[:-1]
+    weights = weights[:-1] / deviation[:, None]
+    return Linear(weights.astype(np.float32), bias.astype(np.float32))
+
+
+def classify(classifier: Linear, features: np.ndarray) -> np.ndarray:
+    """Scores (N, K) of features (N, D)."""
+    check_finite(features, "picture")
+    return features @ classifier.weights + classifier.bias

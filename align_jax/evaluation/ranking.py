@@ -1,0 +1,226 @@
+"""Ranks and nearest neighbours of embeddings, on all devices, in bounded memory.
+
+A matrix of all queries and candidates exists nowhere: some rows are compared with all
+columns at a time, and each device holds its own columns.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from align_jax.devices.mesh import BATCH_AXES, batch_split, place_array, replicated
+
+# Cosines this close are ties: float32 rounds a product of 1,376 numbers so far.
+ROUNDING = 2e-6
+# Of scores that a device holds at a time: few enough for a processor's cache, where all
+# of them are read twice more, and many where the nearest are sought among them.
+SCORES_BYTES = 8 << 20
+NEAREST_BYTES = 32 << 20
+PAIRS = 1 << 16  # that the host compares at a time
+
+
+def pair_ranks(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pairs: np.ndarray,
+    mesh: Mesh,
+    excluded: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks each row's best right column, and each column's best right row.
+
+    A rank is the number of wrong candidates whose cosine is as high as that of the best
+    right one, or higher; 0 is the top. Ties count against the model.
+
+    Args:
+      rows: (R, D) float32 of unit length, such as pictures'.
+      columns: (C, D) float32 of unit length, such as texts'.
+      pairs: (P, 2), the row and the column of all that is right, each once.
+      mesh: the devices.
+      excluded: (E, 2) more pairs, which are neither right nor wrong, each once.
+
+    Returns:
+      Ranks of the rows (R,) and of the columns (C,), -1 where nothing is right.
+
+    Raises:
+      FloatingPointError: an embedding is not finite.
+    """
+    for name, found in (("row", rows), ("column", columns)):
+        check_finite(found, name)
+    count = len(columns)
+    held = -(-count // mesh.size)  # columns of a device
+    size = max(8, min(SCORES_BYTES // (4 * held), len(rows)))
+    row_best, column_best = _best(rows, columns, pairs)
+    known = pairs if excluded is None else np.concatenate([pairs, excluded])
+    known = known[known[:, 0].argsort(kind="stable")]
+    starts = np.arange(0, len(rows), size)
+    bounds = np.searchsorted(known[:, 0], [*starts, len(rows)])
+    most = int(np.diff(bounds).max())  # known pairs of a chunk
+
+    split, whole = batch_split(mesh), replicated(mesh)
+    width = held * mesh.size
+    all_columns = place_array(_pad(columns, width, 0.0), split)
+    all_best = place_array(_pad(column_best, width, np.inf), split)
+    column_hits = place_array(np.zeros(width, np.int32), split)
+    compare = _make_compare(mesh, count)
+    row_hits = []
+    for i, start in enumerate(starts):
+        chunk = rows[start : start + size]
+        inside = known[bounds[i] : bounds[i + 1]] - [start, 0]
+        host = (
+            _pad(chunk, size, 0.0),
+            _pad(row_best[start : start + size], size, np.inf),
+            np.arange(size) < len(chunk),
+            _pad(inside.astype(np.int32), most, -1),
+        )
+        placed = [place_array(array, whole) for array in host]
+        hits, column_hits = compare(*placed, all_columns, all_best, column_hits)
+        row_hits.append(hits)
+    found = (np.concatenate([np.asarray(hits) for hits in row_hits]), column_hits)
+    found = (found[0][: len(rows)], np.asarray(_gather(found[1], mesh))[:count])
+    return tuple(
+        np.where(np.isfinite(best), hits, -1)
+        for best, hits in zip((row_best, column_best), found, strict=True)
+    )
+
+
+def _best(rows, columns, pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine of each row's and column's best right pair, -inf where there is none."""
+    row_best = np.full(len(rows), -np.inf, np.float32)
+    column_best = np.full(len(columns), -np.inf, np.float32)
+    for start in range(0, len(pairs), PAIRS):
+        i, j = pairs[start : start + PAIRS].T
+        exact = np.einsum("pd,pd->p", rows[i], columns[j], dtype=np.float64)
+        cosines = exact.astype(np.float32)
+        np.maximum.at(row_best, i, cosines)
+        np.maximum.at(column_best, j, cosines)
+    return row_best, column_best
+
+
+@lru_cache(maxsize=8)  # what is made is compiled once
+def _make_compare(mesh: Mesh, count: int):
+    """Makes the function that compares some rows with all `count` columns."""
+    split = PartitionSpec(BATCH_AXES)
+
+    def compare(rows, row_best, real, known, columns, column_best, column_hits):
+        scores = jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST)
+        first = lax.axis_index(BATCH_AXES) * len(columns)
+        counted = real[:, None] & (first + jnp.arange(len(columns)) < count)
+        row_floor, column_floor = row_best - ROUNDING, column_best - ROUNDING
+        row_hits = (counted & (scores >= row_floor[:, None])).sum(1)
+        new_hits = (counted & (scores >= column_floor)).sum(0)
+        # What is right or excluded was counted like the rest; it is taken out again.
+        i, j = known[:, 0], known[:, 1] - first
+        held = (known[:, 1] >= 0) & (j >= 0) & (j < len(columns))
+        i, j = jnp.where(held, i, len(rows)), jnp.where(held, j, len(columns))
+        cosines = scores.at[i, j].get(mode="fill", fill_value=-jnp.inf)
+        of_row = cosines >= row_floor.at[i].get(mode="fill", fill_value=jnp.inf)
+        of_column = cosines >= column_floor.at[j].get(mode="fill", fill_value=jnp.inf)
+        row_hits = row_hits.at[i].add(-of_row.astype(jnp.int32), mode="drop")
+        new_hits = new_hits.at[j].add(-of_column.astype(jnp.int32), mode="drop")
+        return lax.psum(row_hits, BATCH_AXES), column_hits + new_hits
+
+    here = PartitionSpec()
+    sharded = jax.shard_map(
+        compare,
+        mesh=mesh,
+        in_specs=(here, here, here, here, split, split, split),
+        out_specs=(here, split),
+    )
+    return jax.jit(sharded, donate_argnums=6)
+
+
+def nearest(
+    queries: np.ndarray,
+    candidates: Iterable[np.ndarray],
+    k: int,
+    mesh: Mesh,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds each query's k candidates of highest cosine, best first.
+
+    Args:
+      queries: (Q, D) float32 of unit length.
+      candidates: their (m, D) float32 of unit length, in pieces of any size, which are
+        used one after the other: all together they need not fit into memory.
+      k: how many; there must be as many candidates.
+      mesh: the devices, each of which holds its own queries.
+
+    Returns:
+      Cosines (Q, k) and places among all candidates (Q, k). Of equals the earlier
+      candidate comes first.
+
+    Raises:
+      FloatingPointError: an embedding is not finite.
+      ValueError: there are less than k candidates.
+    """
+    check_finite(queries, "query")
+    held = -(-len(queries) // mesh.size)
+    width, split = held * mesh.size, batch_split(mesh)
+    size = max(k, NEAREST_BYTES // (4 * max(held, queries.shape[1])))  # rows at a time
+    all_queries = place_array(_pad(queries, width, 0.0), split)
+    best = place_array(np.full((width, k), -np.inf, np.float32), split)
+    places = place_array(np.zeros((width, k), np.int32), split)
+    total = 0
+    for piece in _pieces(candidates, size):
+        check_finite(piece, "candidate", total)
+        padded = place_array(_pad(piece, size, 0.0), replicated(mesh))
+        first, real = np.int32(total), np.int32(len(piece))
+        best, places = _take_nearest(all_queries, padded, first, real, best, places)
+        total += len(piece)
+    if total < k:
+        raise ValueError(f"{total} candidates; wanted at least {k}")
+    return tuple(np.asarray(_gather(x, mesh))[: len(queries)] for x in (best, places))
+
+
+@partial(jax.jit, donate_argnums=(4, 5))
+def _take_nearest(queries, candidates, first, real, best, places):
+    """The best of `best` (Q, k), at `places`, and of some more candidates (m, D)."""
+    k = best.shape[1]
+    scores = jnp.matmul(queries, candidates.T, precision=lax.Precision.HIGHEST)
+    scores = jnp.where(jnp.arange(len(candidates)) < real, scores, -jnp.inf)
+    found, columns = lax.top_k(scores, k)
+    both = jnp.concatenate([best, found], 1)
+    both_places = jnp.concatenate([places, first + columns], 1)
+    best, order = lax.top_k(both, k)
+    return best, jnp.take_along_axis(both_places, order, 1)
+
+
+def _pieces(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same rows in pieces of `size`; the last one may have fewer."""
+    waiting: list[np.ndarray] = []
+    rows = 0
+    for chunk in chunks:
+        waiting.append(np.asarray(chunk))
+        rows += len(chunk)
+        if rows >= size:
+            joined = np.concatenate(waiting)
+            ends = range(size, rows + 1, size)
+            yield from (joined[end - size : end] for end in ends)
+            waiting, rows = [joined[ends[-1] :]], rows - ends[-1]
+    if rows:
+        yield np.concatenate(waiting)
+
+
+def check_finite(embeddings: np.ndarray, name: str, first: int = 0) -> None:
+    """Raises FloatingPointError where rows (N, D) are not finite; names the first."""
+    good = np.isfinite(embeddings).all(1)
+    if not good.all():
+        raise FloatingPointError(
+            f"{np.count_nonzero(~good)} of {len(good)} embeddings are not finite, the"
+            f" first is {name} {first + int(good.argmin())}"
+        )
+
+
+def _pad(array: np.ndarray, size: int, value: float) -> np.ndarray:
+    """Rows of `value` are added until there are `size`."""
+    rows = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    return np.pad(array, rows, constant_values=value)
+
+
+def _gather(array: jax.Array, mesh: Mesh) -> jax.Array:
+    """The whole array on every process."""
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(array)

@@ -1,0 +1,62 @@
+"""Which evaluators an evaluation has, and running them."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from align_jax.config import choose, read_config
+from align_jax.embed.embedder import Embedder
+from align_jax.errors import InputError
+from align_jax.evaluation.evaluators import EVALUATORS
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """An evaluation of a checkpoint.
+
+    Attributes:
+      run: "evaluate".
+      checkpoint: what holds a dual encoder or a classifier, see `open_weights`: the
+        workdir of a training run, a Hugging Face folder, ...
+      evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
+      embeddings: folder that keeps what is embedded, for evaluators that embed the same
+        and for the next evaluation of this model; "" keeps nothing.
+    """
+
+    run: str
+    checkpoint: str
+    evaluators: dict
+    embeddings: str = ""
+
+    def __post_init__(self):
+        if not self.checkpoint:
+            raise ValueError(
+                "checkpoint is empty; name what holds a model, as in"
+                " --config.checkpoint=runs/quickstart"
+            )
+
+
+def make_evaluators(described: dict[str, dict]) -> dict[str, Any]:
+    """Builds evaluators from {name: {"kind": ..., fields}} and reads their data.
+
+    Raises:
+      InputError: an unknown kind or field, or missing data.
+    """
+    evaluators = {}
+    for name, fields in described.items():
+        where = f"config.evaluators.{name}"
+        if "kind" not in fields:
+            raise InputError(f"{where} lacks the field 'kind', one of {[*EVALUATORS]}")
+        kind = choose(EVALUATORS, fields["kind"], f"{where}.kind")
+        rest = {key: value for key, value in fields.items() if key != "kind"}
+        evaluators[name] = kind(read_config(kind.Config, rest, where))
+    return evaluators
+
+
+def run_evaluators(
+    evaluators: dict[str, Any], embedder: Embedder
+) -> Iterator[tuple[str, float]]:
+    """Yields ("eval/<evaluator>/<score>", value) of all evaluators."""
+    for name, evaluator in evaluators.items():
+        for score, value in evaluator.run(embedder):
+            yield f"eval/{name}/{score}", value

@@ -1,0 +1,81 @@
+"""Batches of encoded pictures to batches of pixels, on all processors.
+
+Python threads fill one array a batch. Decoding and resizing run without the interpreter
+lock, which a picture needs for tens of microseconds only, so one process keeps dozens
+of processors busy. What is computed does not depend on the number of threads.
+"""
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from align_jax.input.preprocess import PreprocessConfig, train_image
+from align_jax.input.scratch import Scratch, Spares
+
+Rest = TypeVar("Rest")
+
+AHEAD = 2  # batches that are computed while one is used
+TASK = 4  # pictures that a thread takes at a time
+
+
+def augment_batches(
+    batches: Iterator[tuple[Sequence[bytes], np.ndarray, Rest]],
+    config: PreprocessConfig,
+    threads: int | None = None,
+    ahead: int = AHEAD,
+) -> Iterator[tuple[np.ndarray, list[str], Rest]]:
+    """Runs `train_image` on every picture of every batch, some batches ahead.
+
+    Args:
+      batches: of encoded pictures (B,), keys (B, 2) and anything that goes with them.
+      config: sizes and augmentations.
+      threads: processors to use, by default all that this process may use.
+      ahead: batches that are computed while the caller uses one.
+
+    Yields:
+      In the same order: images (B, image_size, image_size, 3) uint8, a reason for each
+      (B,) that is "" where the picture is good, and what came with the batch.
+    """
+    threads = threads or _processors()
+    spares, scratch = Spares(), Scratch()
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = collections.deque()
+        for encoded, keys, rest in batches:
+            images = spares.take(
+                (len(encoded), config.image_size, config.image_size, 3)
+            )
+            tasks = _start(pool, encoded, keys, config, images, scratch)
+            waiting.append((tasks, images, rest))
+            if len(waiting) > ahead:
+                yield _finish(*waiting.popleft())
+        while waiting:
+            yield _finish(*waiting.popleft())
+
+
+def _processors() -> int:
+    """Processors this process may use, where the system tells; else all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start(pool, encoded, keys, config, images, scratch) -> list[Future]:
+    """Begins a batch; the images are complete when all the futures are."""
+
+    def fill(first: int) -> list[str]:
+        reasons = []
+        for i in range(first, min(first + TASK, len(encoded))):
+            _, reason = train_image(encoded[i], keys[i], config, images[i], scratch)
+            reasons.append(reason)
+        return reasons
+
+    return [pool.submit(fill, i) for i in range(0, len(encoded), TASK)]
+
+
+def _finish(futures, images, rest):
+    reasons = [reason for future in futures for reason in future.result()]
+    return images, reasons, rest

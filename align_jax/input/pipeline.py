@@ -1,0 +1,266 @@
+"""Training batches that are a function of (seed, step), whatever the hosts and workers.
+
+tf.data reads records in the order of `align_jax.input.record_order` and tokenizes
+texts; threads decode and augment the pictures, some batches ahead. A host reads its
+share of the streams. Nothing needs to be saved to resume.
+"""
+
+import collections
+import hashlib
+import itertools
+import logging
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from align_jax.errors import InputError
+from align_jax.input import record_order
+from align_jax.input.image_batches import augment_batches
+from align_jax.input.tokenizer import Tokenizer
+from align_jax.input.training_data import TrainingData
+
+GREY = 127
+FEW_PAIRS = 1000  # the share of replaced pairs is taken of at least so many
+
+
+class TrainBatches(Iterator):
+    """This host's rows of every global batch from a step on, without end.
+
+    A batch is images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L) int32, or
+    labels (B / hosts,) int32 where the datasets have them. A pair that cannot be
+    decoded, or has no text, is replaced by the next good one of its stream in the
+    batch; where there is none, its picture is grey.
+
+    Attributes:
+      pairs: of this host so far.
+      replaced: how many of them were replaced, by reason.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        tokenizer: Tokenizer | None,
+        seed: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Begins to read.
+
+        Args:
+          data: from `open_training` with the same process count.
+          tokenizer: of the text tower; None for labels.
+          seed: of order and augmentation.
+          start_step: first step to give.
+          process_index: this host among `process_count`.
+          process_count: hosts; divides the streams.
+        """
+        config = data.config
+        per_host = config.streams // process_count
+        self._streams = range(process_index * per_host, (process_index + 1) * per_host)
+        self._data, self._seed, self._tokenizer = data, seed, tokenizer
+        records = read_records(data, seed, self._streams, start_step, tokenizer)
+        numbered = enumerate(records.as_numpy_iterator(), start_step)
+        self._batches = augment_batches(
+            (
+                (record["image"], self._keys(seed, step), record)
+                for step, record in numbered
+            ),
+            config.preprocess,
+            config.workers or None,
+        )
+        self._bad_shards: collections.Counter[str] = collections.Counter()
+        self.pairs = 0
+        self.replaced: collections.Counter[str] = collections.Counter()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch.
+
+        Raises:
+          InputError: more pairs than `max_replaced` allows cannot be decoded.
+        """
+        images, reasons, records = next(self._batches)
+        for row, texts in enumerate(records["texts"]):
+            reasons[row] = reasons[row] or ("" if texts else "no text")
+        targets = records["target"].astype(np.int32)  # a copy, which may be written
+        for row in np.flatnonzero(targets < 0) if self._data.labelled else ():
+            reasons[row] = reasons[row] or "no label"
+        self.pairs += len(reasons)
+        if any(reasons):
+            self._replace(records, images, targets, reasons)
+        name = "labels" if self._data.labelled else "tokens"
+        return {"images": images, name: targets}
+
+    def describe(self, step: int) -> list[dict]:
+        """Reads which pairs this host has at a step: the order needs no other state.
+
+        Returns:
+          For each row its dataset, shard, the SHA-256 of its picture's file and its
+          tokens or label.
+        """
+        data = self._data
+        records = read_records(data, self._seed, self._streams, step, self._tokenizer)
+        (batch,) = records.take(1).as_numpy_iterator()
+        names = [*data.config.datasets]
+        columns = (batch[n] for n in ("dataset", "shard", "image", "target"))
+        return [
+            {
+                "dataset": names[dataset],
+                "shard": data.datasets[dataset].shards[shard].path,
+                "picture_sha256": hashlib.sha256(image).hexdigest(),
+                "labels" if data.labelled else "tokens": target.tolist(),
+            }
+            for dataset, shard, image, target in zip(*columns, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._batches.close()
+
+    def _keys(self, seed: int, step: int) -> np.ndarray:
+        """A key (2,) for each of this host's rows: seed and step, and its place."""
+        draws = self._data.draws_a_step
+        rows = np.arange(draws * self._streams.start, draws * self._streams.stop)
+        return np.stack([np.full(len(rows), seed * 2**32 + step), rows], 1)
+
+    def _replace(self, records, images, targets, reasons) -> None:
+        """Fills the rows that have a reason, and counts them."""
+        draws = self._data.draws_a_step
+        for row in [row for row, reason in enumerate(reasons) if reason]:
+            stream = row // draws * draws
+            following = [stream + (row + i) % draws for i in range(1, draws)]
+            good = [other for other in following if not reasons[other]]
+            images[row] = images[good[0]] if good else GREY
+            targets[row] = targets[good[0]] if good else targets[row]
+            self._count(records["dataset"][row], records["shard"][row], reasons[row])
+
+    def _count(self, dataset: int, shard: int, reason: str) -> None:
+        path = self._data.datasets[dataset].shards[shard].path
+        if reason not in self.replaced:
+            logging.warning("a pair of %s is replaced: %s", path, reason)
+        self.replaced[reason] += 1
+        self._bad_shards[path] += 1
+        total, limit = self.replaced.total(), self._data.config.max_replaced
+        if total > limit * max(self.pairs, FEW_PAIRS):
+            (worst, count), *_ = self._bad_shards.most_common(1)
+            counts = ", ".join(f"{n} x {why}" for why, n in self.replaced.most_common())
+            raise InputError(
+                f"{total} of {self.pairs} pairs cannot be used ({counts}), more than"
+                f" input.max_replaced = {limit}; {count} of them are in {worst}: run"
+                " `python -m data.doctor` on its folder"
+            )
+
+
+def read_records(
+    data: TrainingData,
+    seed: int,
+    streams: range,
+    start_step: int,
+    tokenizer: Tokenizer | None,
+) -> tf.data.Dataset:
+    """Records of some streams, a batch a step.
+
+    Returns:
+      A dataset of image (rows,) encoded, target (rows, L) int32 tokens or (rows,) int64
+      labels, texts (rows,) the number of texts (or labels) to choose from, dataset and
+      shard (rows,) int64, without end.
+    """
+    start, draws = start_step * data.draws_a_step, data.draws_a_step
+    parts, taken = [], {s: data.mixture.drawn(seed, s, start) for s in streams}
+    for stream in streams:
+        parts += [
+            _stream(data, index, seed, stream, int(taken[stream][index]))
+            for index in range(len(data.datasets))
+        ]
+
+    def choices() -> Iterator[np.ndarray]:
+        """Which part each row of a step is from, (rows,)."""
+        datasets = [data.mixture.draws(seed, stream, start) for stream in streams]
+        while True:
+            yield np.array(
+                [
+                    i * len(data.datasets) + dataset
+                    for i, drawn in enumerate(datasets)
+                    for dataset in itertools.islice(drawn, draws)
+                ]
+            )
+
+    rows = draws * len(streams)
+    if len(data.datasets) == 1:  # the same without asking Python
+        order = tf.data.Dataset.from_tensors(np.repeat(np.arange(len(streams)), draws))
+        order = order.repeat()
+    else:
+        signature = tf.TensorSpec((rows,), tf.int64)
+        order = tf.data.Dataset.from_generator(choices, output_signature=signature)
+    records = tf.data.Dataset.choose_from_datasets(parts, order.unbatch())
+    records = records.batch(rows, drop_remainder=True)
+    if not data.labelled:
+        records = records.map(lambda r: r | {"target": tokenizer(r["target"])})
+    return records.prefetch(1)
+
+
+def _stream(
+    data: TrainingData, index: int, seed: int, stream: int, taken: int
+) -> tf.data.Dataset:
+    """Records of one dataset in one stream after its first `taken`, without end."""
+    config, shards = data.config, data.datasets[index].shards
+    number = zlib.crc32([*config.datasets][index].encode())
+    lengths = [shard.records for shard in shards]
+
+    def walk():
+        key = (seed, number)
+        for piece in record_order.pieces(lengths, key, config.streams, stream, taken):
+            shuffle = np.random.default_rng((*key, piece.epoch, piece.shard))
+            shuffle_key = shuffle.integers(2**62, size=2)
+            shard = shards[piece.shard]
+            yield (
+                (shard.path, shard.records, piece.shard),
+                shuffle_key,
+                (piece.first, piece.records),
+            )
+
+    def read(shard, shuffle_key, span):
+        path, records, place = shard
+        first, count = span
+        window = config.shuffle_window
+
+        def permute(index: tf.Tensor, window: tf.Tensor):
+            window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), index])
+            return tf.data.Dataset.from_tensor_slices(
+                tf.random.experimental.stateless_shuffle(window, window_key)
+            )
+
+        windows = tf.data.TFRecordDataset(path).take(records).batch(window)
+        found = windows.enumerate().skip(first // window).flat_map(permute)
+        found = found.skip(first % window).take(count)
+        return found.map(lambda record: (record, place))
+
+    def choose(draw, content):
+        record, place = content
+        image, target = data.datasets[index].parse(record)
+        count = tf.size(target)
+        if target.shape.rank:  # several, of which this visit takes one
+            key = tf.stack([seed * 2**32 + number, stream * 2**40 + draw])
+            chosen = tf.random.stateless_uniform(
+                (), key, 0, tf.maximum(count, 1), tf.int32
+            )
+            target = tf.concat([target, [""]], 0)[chosen]
+        return {
+            "image": image,
+            "target": target,
+            "texts": count,
+            "dataset": tf.constant(index, tf.int64),
+            "shard": place,
+        }
+
+    integer = tf.TensorSpec((), tf.int64)
+    signature = (
+        (tf.TensorSpec((), tf.string), integer, integer),
+        tf.TensorSpec((2,), tf.int64),
+        (integer, integer),
+    )
+    found = tf.data.Dataset.from_generator(walk, output_signature=signature)
+    found = found.flat_map(read).enumerate(taken).map(choose)
+    return found.prefetch(data.draws_a_step)

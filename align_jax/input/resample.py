@@ -1,0 +1,212 @@
+"""Bilinear resizing of 8-bit pictures, bit for bit Pillow's, several times faster.
+
+Pillow computes an antialiased bilinear resize in integers: every output pixel is a sum
+of input pixels times weights of 22 bits, rounded to whole levels after the horizontal
+and again after the vertical pass (its Resample.c). The same sums are computed here on
+all lanes of the processor, compiled by numba, and only for the window that is kept. The
+interpreter lock is not held meanwhile, so threads scale; the result does not depend on
+their number.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from align_jax.input.scratch import Scratch
+
+BITS = 22  # of a weight: 32 less 8 of the pixel less 2 of headroom
+HALF = 1 << (BITS - 1)
+LANES = 64  # rows that are computed side by side: their tile stays in the cache
+
+# Without the interpreter lock; kept on disk, since compiling takes seconds.
+compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+def resample(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    window: tuple[int, int, int, int] | None = None,
+    part: tuple[float, float, float, float] | None = None,
+    antialias: bool = True,
+    mirror: bool = False,
+    out: np.ndarray | None = None,
+    scratch: Scratch | None = None,
+) -> np.ndarray:
+    """Resizes a picture and returns a window of the result.
+
+    Args:
+      pixels: uint8 (H, W, 3).
+      size: height and width that `part` is resized to, pixels.
+      window: top, left, height and width of what is returned, in the resized picture;
+        all of it by default.
+      part: top, left, height and width of what is resized, in `pixels`, fractions too
+        (Pillow's `box`); all of it by default.
+      antialias: filter with a triangle as wide as the reduction, as Pillow's
+        BILINEAR does; otherwise between the two nearest pixels, as tf.image.resize.
+      mirror: left and right of the returned window are exchanged.
+      out: array that the result is written to.
+      scratch: memory for what lies between the passes.
+
+    Returns:
+      uint8 (window height, window width, 3).
+    """
+    window = window or (0, 0, *size)
+    rows, columns, _ = pixels.shape
+    part = [float(bound) for bound in part or (0, 0, rows, columns)]
+    top, left, height, width = window
+    if out is None:
+        out = np.empty((height, width, 3), np.uint8)
+    groups = (width + 3) // 4  # four pixels are three words of memory
+    between = (scratch or Scratch()).take("between", rows * groups * 12)
+    flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+    _resample(
+        flat,
+        _weigh(rows, part[0], part[2], size[0], top, height, antialias, False),
+        _weigh(columns, part[1], part[3], size[1], left, width, antialias, mirror),
+        between.view(np.int32).reshape(rows, -1),
+        out.reshape(height, -1),
+    )
+    return out
+
+
+@compiled
+def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
+    """Weights of one direction.
+
+    Args:
+      size: number of input pixels.
+      begin: where the part that is resized begins, in input pixels.
+      extent: how many input pixels it has.
+      out_size: pixels that it becomes.
+      first: first output pixel wanted.
+      count: number of output pixels wanted.
+      antialias: widen the triangle by the reduction.
+      backwards: the last output pixel comes first.
+
+    Returns:
+      First input pixel (count,) of each output pixel, how many it uses (count,), and
+      their weights (count, most) in units of 2**-BITS.
+    """
+    scale = extent / out_size
+    support = max(scale, 1.0) if antialias else 1.0
+    starts = np.empty(count, np.int64)
+    numbers = np.empty(count, np.int64)
+    weights = np.zeros((count, int(math.ceil(support)) * 2 + 1), np.int32)
+    for i in range(count):
+        centre = begin + (first + i + 0.5) * scale
+        start = max(int(centre - support + 0.5), 0)
+        number = min(int(centre + support + 0.5), size) - start
+        place = count - 1 - i if backwards else i
+        row = np.empty(number)
+        total = 0.0
+        for k in range(number):
+            # The product with 1 / support and the order of sums are Pillow's.
+            distance = abs((k + start - centre + 0.5) * (1.0 / support))
+            row[k] = max(1.0 - distance, 0.0)
+            total += row[k]
+        for k in range(number):
+            weights[place, k] = int(0.5 + row[k] / total * (1 << BITS))
+        starts[place], numbers[place] = start, number
+    return starts, numbers, weights
+
+
+@compiled
+def _resample(pixels, rows, columns, between, out):
+    """Both passes.
+
+    Args:
+      pixels: (H, W * 3) uint8.
+      rows: weights of the vertical pass, see `_weigh`.
+      columns: weights of the horizontal pass.
+      between: (H, words) int32, overwritten: what lies between the passes.
+      out: (rows, columns * 3) uint8, written.
+    """
+    row_starts, row_numbers, _ = rows
+    starts, numbers, _ = columns
+    top = row_starts[0]
+    bottom = row_starts[-1] + row_numbers[-1]
+    left = min(starts[0], starts[-1])
+    right = max(starts[0] + numbers[0], starts[-1] + numbers[-1])
+    tile = np.zeros((right - left, LANES), np.int32)
+    narrow = np.zeros((4 * (between.shape[1] // 3), LANES), np.int32)
+    for first in range(top, bottom, LANES):
+        number = min(LANES, bottom - first)
+        _gather(pixels[first : first + number], left, tile)
+        _reduce_width(tile, left, columns, narrow)
+        _scatter(narrow, between[first : first + number])
+    _reduce_height(between.view(np.uint8), rows, out)
+
+
+@compiled
+def _gather(pixels, left, tile):
+    """Stands rows of pixels (rows, W * 3) side by side: tile (columns, LANES)."""
+    for x in range(len(tile)):
+        i = 3 * (left + x)
+        for lane in range(len(pixels)):
+            row = pixels[lane]
+            tile[x, lane] = (
+                np.int32(row[i])
+                | (np.int32(row[i + 1]) << 8)
+                | (np.int32(row[i + 2]) << 16)
+            )
+
+
+@compiled
+def _reduce_width(tile, left, columns, narrow):
+    """Weighs columns of tile (columns, LANES) into narrow (new columns, LANES)."""
+    starts, numbers, weights = columns
+    red, green, blue = (
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.int32),
+    )
+    for x in range(len(starts)):
+        red[:] = HALF
+        green[:] = HALF
+        blue[:] = HALF
+        for k in range(numbers[x]):
+            weight = weights[x, k]
+            column = tile[starts[x] - left + k]
+            for lane in range(LANES):
+                pixel = column[lane]
+                red[lane] += (pixel & 255) * weight
+                green[lane] += ((pixel >> 8) & 255) * weight
+                blue[lane] += (pixel >> 16) * weight
+        out = narrow[x]
+        for lane in range(LANES):
+            out[lane] = (
+                (red[lane] >> BITS)
+                | ((green[lane] >> BITS) << 8)
+                | ((blue[lane] >> BITS) << 16)
+            )
+
+
+@compiled
+def _scatter(narrow, rows):
+    """Lays the lanes of narrow (columns, LANES) down as rows (rows, bytes / 4)."""
+    for group in range(rows.shape[1] // 3):
+        for lane in range(len(rows)):
+            one, two = narrow[4 * group, lane], narrow[4 * group + 1, lane]
+            three, four = narrow[4 * group + 2, lane], narrow[4 * group + 3, lane]
+            rows[lane, 3 * group] = one | (two << 24)
+            rows[lane, 3 * group + 1] = (two >> 8) | (three << 16)
+            rows[lane, 3 * group + 2] = (three >> 16) | (four << 8)
+
+
+@compiled
+def _reduce_height(between, rows, out):
+    """Weighs rows of between (rows, bytes) into out (new rows, bytes)."""
+    starts, numbers, weights = rows
+    length = out.shape[1]
+    total = np.empty(length, np.int32)
+    for y in range(len(starts)):
+        total[:] = HALF
+        for k in range(numbers[y]):
+            weight = weights[y, k]
+            row = between[starts[y] + k]
+            for i in range(length):
+                total[i] += np.int32(row[i]) * weight
+        line = out[y]
+        for i in range(length):
+            line[i] = total[i] >> BITS

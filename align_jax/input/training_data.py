@@ -1,0 +1,145 @@
+"""The training data: which datasets, mixed how, opened and checked before the start."""
+
+import dataclasses
+
+from align_jax.errors import InputError
+from align_jax.input import record_order
+from align_jax.input.datasets import Dataset, DatasetConfig, open_dataset
+from align_jax.input.preprocess import PreprocessConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """The training data and how it is read.
+
+    Attributes:
+      datasets: by name, which is part of the seed of its order.
+      preprocess: image sizes and augmentations.
+      weights: ((step, {dataset: weight, ...}), ...): shares of the pairs from a step
+        on, in thousandths; the first step is 0. Empty mixes in proportion to the
+        datasets' pairs.
+      streams: independent readers of records; a multiple of every host count used.
+      shuffle_window: records of a shard that are permuted together, and held in memory
+        by each stream; a shard of at most so many is permuted whole.
+      workers: threads that prepare pictures on a host; 0 takes one a core.
+      max_replaced: share of a host's pairs that may be replaced because they cannot be
+        decoded; above it the run stops.
+    """
+
+    datasets: dict[str, DatasetConfig]
+    preprocess: PreprocessConfig
+    weights: tuple = ()
+    streams: int = 8
+    shuffle_window: int = 1024
+    workers: int = 0
+    max_replaced: float = 0.01
+
+    def __post_init__(self):
+        if not self.datasets:
+            raise ValueError("datasets is empty; wanted one or more")
+        for name, least in (("streams", 1), ("shuffle_window", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; wanted {least} or more"
+                )
+        if not 0 <= self.max_replaced <= 1:
+            raise ValueError(f"max_replaced is {self.max_replaced}; wanted 0 to 1")
+        _check_weights(self.weights, [*self.datasets])
+        labels = [name for name, part in self.datasets.items() if part.label_feature]
+        if labels and len(labels) < len(self.datasets):
+            raise ValueError(
+                f"datasets {labels} have a label_feature, and the others texts; wanted"
+                " one kind in all"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The datasets, opened and checked.
+
+    Attributes:
+      config: of the input.
+      datasets: in the config's order.
+      draws_a_step: pairs that a stream gives to a global batch.
+      mixture: which dataset they are from.
+    """
+
+    config: InputConfig
+    datasets: list[Dataset]
+    draws_a_step: int
+    mixture: record_order.Mixture
+
+    @property
+    def pairs(self) -> int:
+        """Records of all datasets that are used."""
+        return sum(_sizes(self.datasets))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pairs have labels in the place of texts."""
+        return any(d.label_feature for d in self.config.datasets.values())
+
+
+def open_training(
+    config: InputConfig, batch_size: int, process_count: int
+) -> TrainingData:
+    """Opens the training data.
+
+    Raises:
+      InputError: sizes do not divide, or a dataset is missing, damaged or lacks a
+        feature.
+    """
+    if batch_size % config.streams:
+        raise InputError(
+            f"the global batch of {batch_size} pairs does not divide over"
+            f" input.streams = {config.streams}"
+        )
+    if config.streams % process_count:
+        raise InputError(
+            f"input.streams is {config.streams}, not a multiple of the"
+            f" {process_count} hosts"
+        )
+    datasets = [open_dataset(dataset) for dataset in config.datasets.values()]
+    weights = [
+        (step, [float(by_name.get(name, 0)) for name in config.datasets])
+        for step, by_name in config.weights
+    ] or [(0, _sizes(datasets))]
+    draws = batch_size // config.streams
+    mixture = record_order.Mixture.of_weights(weights, draws)
+    return TrainingData(config, datasets, draws, mixture)
+
+
+def _sizes(datasets: list[Dataset]) -> list[int]:
+    """Records of each dataset."""
+    return [sum(shard.records for shard in dataset.shards) for dataset in datasets]
+
+
+def _check_weights(weights: tuple, names: list[str]) -> None:
+    """Raises ValueError for weights that are not those of `InputConfig`."""
+    steps = [-1]
+    for phase in weights:
+        if not (
+            isinstance(phase, tuple)
+            and len(phase) == 2
+            and isinstance(phase[0], int)
+            and isinstance(phase[1], dict)
+        ):
+            raise ValueError(
+                f"weights holds {phase!r}; wanted (step, {{dataset: weight}})"
+            )
+        step, by_name = phase
+        unknown = sorted({*by_name} - {*names})
+        if unknown:
+            raise ValueError(
+                f"weights names {unknown}, but datasets has {', '.join(names)}"
+            )
+        if min(by_name.values(), default=-1) < 0 or not sum(by_name.values()):
+            raise ValueError(
+                f"weights from step {step} are {by_name}; wanted 0 or more"
+            )
+        if step <= steps[-1] or (steps == [-1] and step):
+            raise ValueError(
+                f"weights begins phases at steps {[s for s, _ in weights]}; wanted 0"
+                " first and then later ones"
+            )
+        steps.append(step)

@@ -1,0 +1,1 @@
+"""Convolutions and walks over images, ours beside XLA's."""

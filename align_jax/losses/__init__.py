@@ -1,0 +1,1 @@
+"""The contrastive losses and the choice between objectives."""

@@ -1,0 +1,195 @@
+"""The contrastive loss on NVIDIA GPUs, by the kernels of `logit_kernels`.
+
+Of the logits only a chunk of columns of their gradient is ever in memory, in bfloat16.
+Embeddings are rounded to bfloat16, sums are float32. Called under `shard_map`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from align_jax.devices.kernel_choice import (
+    CHOICES,
+    INTERPRET,
+    PLAIN,
+    TRITON,
+    choose_kernels,
+)
+from align_jax.losses.logit_kernels import (
+    LOG2E,
+    Grid,
+    Part,
+    Shape,
+    gradients_kernel,
+    statistics_kernel,
+)
+from align_jax.losses.tiles import Tiling, own_rows
+
+KERNELS = (*CHOICES, TRITON, INTERPRET)
+
+CHUNK_BYTES = 2**29  # of the gradient by the logits that is held at a time
+
+STATISTICS, GRADIENTS = Shape(), Shape()
+
+
+def choose(kernels: str, precision: str, mesh: Mesh) -> str:
+    """What computes the loss: "plain", "triton" or, to test that, "interpret".
+
+    Args:
+      kernels: one of `KERNELS`; "auto" is "triton" where bfloat16 products are allowed
+        and the devices have them, see `choose_kernels`.
+      precision: of the matrix products, a name of `jax.lax.Precision`.
+      mesh: the devices.
+
+    Raises:
+      ValueError: kernels is none of the above.
+    """
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels is {kernels!r}; known: {', '.join(KERNELS)}")
+    if kernels != "auto":
+        return kernels
+    return choose_kernels(kernels, mesh).kind if precision == "default" else PLAIN
+
+
+def rounded(x: jax.Array) -> jax.Array:
+    """Embeddings in bfloat16; a cast alone the compiler may take back."""
+    x = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return x.astype(jnp.bfloat16)
+
+
+def statistics(
+    ximg: jax.Array,
+    all_texts: jax.Array,
+    positive: jax.Array,
+    temperature: jax.Array,
+    tiling: Tiling,
+    shape: Shape,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Log-sum-exps and best wrong candidates.
+
+    Args:
+      ximg: (n, D) bfloat16, this device's images.
+      all_texts: (N, D) bfloat16.
+      positive: (n,) logits of this device's pairs.
+      temperature: () that the logits are divided by.
+      tiling: N, the groups, and whether the kernel is interpreted.
+      shape: of the kernel.
+
+    Returns:
+      An image's log-sum-exp and best logit with another pair's text, (n,) each; a
+      text's log-sum-exp over this device's images and best logit with another pair's
+      image of this device, (N,) each.
+    """
+    n, pairs, own = len(ximg), len(all_texts), own_rows(len(ximg))
+    grid = Grid(n, pairs, shape, tiling)
+    rows = Part((grid.columns, grid.height), (1, shape.rows), lambda i, j: (j, i))
+    columns = Part((grid.rows, grid.width), (1, shape.columns), lambda i, j: (i, j))
+    row_lse, row_best, column_lse, column_best = grid.call(
+        statistics_kernel,
+        [rows, rows, columns, columns],
+        jnp.stack([LOG2E / temperature]),
+        jnp.stack([own[0], 0]),
+        grid.pad(ximg, all_texts),
+    )
+    # The kernel leaves the pairs' own logits out.
+    row_lse = jnp.logaddexp(_join(row_lse)[:n], positive)
+    column_lse = _join(column_lse)[:pairs]
+    column_lse = column_lse.at[own].set(jnp.logaddexp(column_lse[own], positive))
+    best_text, best_image = row_best.max(0)[:n], column_best.max(0)[:pairs]
+    return row_lse, best_text / LOG2E, column_lse, best_image / LOG2E
+
+
+def _join(lse: jax.Array) -> jax.Array:
+    """Of log-sum-exps of parts, (parts, n) in base 2, those of the whole, (n,)."""
+    most = lse.max(0)
+    return (most + jnp.log2(jnp.exp2(lse - most).sum(0))) / LOG2E
+
+
+def gradients(
+    ximg: jax.Array,
+    all_texts: jax.Array,
+    temperature: jax.Array,
+    lse: tuple[jax.Array, jax.Array],
+    weights: tuple[jax.Array, jax.Array],
+    tiling: Tiling,
+    smoothing: float,
+    shape: Shape,
+    chunk_bytes: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients by images and texts, but for 1 / (N temperature).
+
+    Args:
+      ximg: (n, D) bfloat16, this device's images.
+      all_texts: (N, D) bfloat16.
+      temperature: () that the logits are divided by.
+      lse: (n,) of this device's images and (N,) of all texts.
+      weights: (), (), of the directions image to text and text to image.
+      tiling: N, the groups, and whether the kernel is interpreted.
+      smoothing: share of the uniform target.
+      shape: of the kernel.
+      chunk_bytes: of the gradient by the logits that is held at a time.
+
+    Returns:
+      (n, D), and this device's part of the sum (N, D), float32.
+    """
+    (n, width), pairs = ximg.shape, len(all_texts)
+    grid = Grid(n, _chunk(n, pairs, shape.columns, chunk_bytes), shape, tiling)
+    beyond = -pairs % grid.texts
+    # Images and texts beyond the last are zeros, and so is what they add.
+    ximg, all_texts = grid.pad(ximg, jnp.pad(all_texts, ((0, beyond), (0, 0))))
+    row_lse = jnp.pad(lse[0], (0, len(ximg) - n), mode="edge")
+    column_lse = jnp.pad(lse[1], (0, beyond), mode="edge")
+    numbers = jnp.stack([LOG2E / temperature, *weights])
+    first = own_rows(n)[0]
+
+    def visit(dimg, part):
+        start, texts, column_lse = part
+        ids = jnp.stack([first, start])
+        inputs = (ximg, texts, row_lse, column_lse)
+        dlogits = logit_gradients(grid, numbers, ids, inputs, smoothing)
+        dimg += jnp.matmul(dlogits, texts, preferred_element_type=jnp.float32)
+        return dimg, jnp.matmul(dlogits.T, ximg, preferred_element_type=jnp.float32)
+
+    parts = (
+        jnp.arange(0, len(all_texts), grid.texts),
+        all_texts.reshape(-1, grid.texts, all_texts.shape[1]),
+        column_lse.reshape(-1, grid.texts),
+    )
+    dimg, dtxt = lax.scan(visit, jnp.zeros(ximg.shape), parts)
+    dtxt = dtxt.reshape(all_texts.shape)
+    return dimg[:n, :width], dtxt[:pairs, :width]
+
+
+def logit_gradients(
+    grid: Grid,
+    numbers: jax.Array,
+    start: jax.Array,
+    inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    smoothing: float,
+) -> jax.Array:
+    """Gradient by the logits (n, T), bfloat16, but for 1 / N; n and T are whole tiles.
+
+    Args:
+      grid: the tiles.
+      numbers: (3,) log2(e) / temperature, and the weights of the two directions.
+      start: (2,) ids of the first image and the first text among all N pairs.
+      inputs: (n, D) and (T, D) bfloat16, and their log-sum-exps (n,) and (T,).
+      smoothing: share of the uniform target.
+    """
+    shape = grid.shape
+    tile = (shape.rows, shape.columns)
+    whole = Part((grid.height, grid.width), tile, lambda i, j: (i, j), "bfloat16")
+    kernel = partial(gradients_kernel, smoothing=smoothing)
+    ximg, texts, row_lse, column_lse = inputs
+    inputs = (ximg, texts, LOG2E * row_lse, LOG2E * column_lse)
+    return grid.call(kernel, [whole], numbers, start, inputs)[0]
+
+
+def _chunk(n: int, pairs: int, unit: int, chunk_bytes: int) -> int:
+    """Columns of a chunk of bfloat16: as many in each, in whole tiles."""
+    most = max(chunk_bytes // (2 * n * unit) * unit, unit)
+    chunks = -(-pairs // most)
+    return -(-pairs // (chunks * unit)) * unit

@@ -1,0 +1,311 @@
+"""Pallas Triton kernels of the contrastive loss: logits that are never written.
+
+Each is a product of bfloat16 embeddings, tile by tile, that is finished where its
+float32 logits lie: `statistics_kernel` leaves of a tile the log-sum-exp and the maximum
+of every row and column, `gradients_kernel` the gradient by its logits, in bfloat16.
+
+Here logits and log-sum-exps are in base 2, as the hardware's exponential is:
+z_ij = x_i . y_j log2(e) / temperature. Where all maxima of a tile (or log-sum-exps) are
+within `SPREAD` of each other, one exponential a logit serves both directions.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from align_jax.devices.kernel_choice import INTERPRET
+from align_jax.losses.tiles import EXCLUDED, Tiling
+
+LOG2E = math.log2(math.e)
+# An exponential ends at 2^-126, which beside a sum of at least 2^-SPREAD is nothing.
+SPREAD = 80.0
+BAND = 8  # rows of tiles that are walked together: their operands stay in the L2 cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How a kernel is cut; the first three are powers of two.
+
+    Attributes:
+      rows: images of a tile.
+      columns: texts of a tile.
+      depth: numbers of an embedding that are multiplied at a time.
+      warps: of 32 threads, that share a tile.
+      stages: parts of the embeddings in shared memory, one in use, the others loading.
+    """
+
+    rows: int = 256
+    columns: int = 128
+    depth: int = 64
+    warps: int = 8
+    stages: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """An array of which every tile writes a part.
+
+    Attributes:
+      size: of the array.
+      part: size of a part.
+      place: row and column of a tile to the part's place, counted in parts.
+      dtype: of the numbers.
+    """
+
+    size: tuple[int, int]
+    part: tuple[int, int]
+    place: Callable
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The tiles of n images by T texts.
+
+    Attributes:
+      images: n.
+      texts: T.
+      shape: of a tile.
+      tiling: N, the groups, and whether kernels are interpreted.
+    """
+
+    images: int
+    texts: int
+    shape: Shape
+    tiling: Tiling
+
+    @property
+    def rows(self) -> int:
+        """Of tiles."""
+        return -(-self.images // self.shape.rows)
+
+    @property
+    def columns(self) -> int:
+        """Of tiles."""
+        return -(-self.texts // self.shape.columns)
+
+    @property
+    def height(self) -> int:
+        """Images, with zeros up to whole tiles."""
+        return self.rows * self.shape.rows
+
+    @property
+    def width(self) -> int:
+        """Texts, with zeros up to whole tiles."""
+        return self.columns * self.shape.columns
+
+    def pad(self, ximg: jax.Array, ytxt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images (n, D) and texts (any number, D) with zeros up to whole tiles."""
+        depth = (0, -ximg.shape[1] % self.shape.depth)
+        ximg = jnp.pad(ximg, ((0, self.height - len(ximg)), depth))
+        return ximg, jnp.pad(ytxt, ((0, -len(ytxt) % self.shape.columns), depth))
+
+    def place(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Row and column of a step's tile: a band after the other, column by column."""
+        band = lax.div(step, BAND * self.columns)
+        within = step - band * (BAND * self.columns)
+        height = jnp.minimum(self.rows - band * BAND, BAND)
+        column = lax.div(within, height)
+        return band * BAND + within - column * height, column
+
+    def call(
+        self,
+        kernel: Callable,
+        outputs: Sequence[Part],
+        numbers: jax.Array,
+        start: jax.Array,
+        inputs: Sequence[jax.Array],
+    ) -> Sequence[jax.Array]:
+        """Runs a kernel on every tile.
+
+        Args:
+          kernel: of this grid, numbers, start, and the tile's inputs and outputs.
+          outputs: what it writes.
+          numbers: the same for all tiles.
+          start: (2,) ids of the first image and the first text among all N pairs.
+          inputs: by turns an array by images and an array by texts, in whole tiles.
+        """
+
+        def block(part, place):
+            return pl.BlockSpec(part, lambda step: place(*self.place(step)))
+
+        in_specs = [pl.BlockSpec(x.shape, lambda step: (0,)) for x in (numbers, start)]
+        for axis, x in zip((0, 1) * len(inputs), inputs, strict=False):
+            part = (self.shape.rows, self.shape.columns)[axis], *x.shape[1:]
+            beyond = (0,) * (x.ndim - 1)
+            in_specs.append(block(part, lambda *ij, a=axis, b=beyond: (ij[a], *b)))
+        return pl.pallas_call(
+            partial(kernel, self),
+            grid=(self.rows * self.columns,),
+            in_specs=in_specs,
+            out_specs=[block(x.part, x.place) for x in outputs],
+            out_shape=[jax.ShapeDtypeStruct(x.size, x.dtype) for x in outputs],
+            compiler_params=plgpu.CompilerParams(
+                num_warps=self.shape.warps, num_stages=self.shape.stages
+            ),
+            interpret=self.tiling.kernels == INTERPRET,
+        )(numbers, start, *inputs)
+
+
+class Tile:
+    """One tile of a grid, inside a kernel.
+
+    Attributes:
+      products: (rows, columns), the logits but for the scale.
+      scale: () above 0.
+      row: () id of the first image among the grid's.
+      column: () id of the first text among the grid's.
+      ids: (), () the same two among all N pairs.
+    """
+
+    def __init__(self, grid: Grid, scale: jax.Array, start: Any, ximg: Any, ytxt: Any):
+        """Multiplies images (rows, D) and texts (columns, D)."""
+        self.grid, self.scale = grid, scale
+        i, j = grid.place(pl.program_id(0))
+        self.row, self.column = i * grid.shape.rows, j * grid.shape.columns
+        self.ids = start[0] + self.row, start[1] + self.column
+        depth = grid.shape.depth
+
+        def add(k, products):
+            part = pl.ds(k * depth, depth)
+            return products + plgpu.dot(ximg[:, part], ytxt[:, part], trans_b=True)
+
+        zeros = jnp.zeros((grid.shape.rows, grid.shape.columns), jnp.float32)
+        self.products = lax.fori_loop(0, ximg.shape[1] // depth, add, zeros)
+
+    @property
+    def has_others_only(self) -> jax.Array:
+        """Whether all texts are candidates of all images and no two are a pair, ()."""
+        shape, (row, column) = self.grid.shape, self.ids
+        apart = (row >= column + shape.columns) | (column >= row + shape.rows)
+        return apart & (self.grid.tiling.groups == 1)
+
+    @property
+    def is_inside(self) -> jax.Array:
+        """Whether no image and no text lies beyond the last, ()."""
+        grid = self.grid
+        rows_fit = self.row + grid.shape.rows <= grid.images
+        return rows_fit & (self.column + grid.shape.columns <= grid.texts)
+
+    def relations(self) -> tuple[jax.Array, jax.Array]:
+        """Who is a pair, and who is a candidate; (rows, columns) each."""
+        shape, candidates = self.grid.shape, self.grid.tiling.candidates
+        row = self.ids[0] + jnp.arange(shape.rows)
+        column = self.ids[1] + jnp.arange(shape.columns)
+        own = row[:, None] == column[None]
+        candidate = (row // candidates)[:, None] == (column // candidates)[None]
+        return own, candidate
+
+    def exp2(self, x: jax.Array) -> jax.Array:
+        """2^x in one instruction."""
+        return self._approximate("ex2", jnp.exp2, x)
+
+    def log2(self, x: jax.Array) -> jax.Array:
+        """Its inverse, to 2^-22."""
+        return self._approximate("lg2", jnp.log2, x)
+
+    def _approximate(self, name: str, function: Callable, x: jax.Array) -> jax.Array:
+        if self.grid.tiling.kernels == INTERPRET:
+            return function(x)
+        (result,) = plgpu.elementwise_inline_asm(
+            f"{name}.approx.ftz.f32 $0, $1;",
+            args=[x],
+            constraints="=f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        )
+        return result
+
+
+def statistics_kernel(grid, numbers, start, ximg, ytxt, *outputs):
+    """Log-sum-exps and maxima of the logits of wrong candidates.
+
+    Args:
+      grid: the tiles.
+      numbers: (1,) log2(e) / temperature.
+      start: (2,) ids of the first image and the first text among all N pairs.
+      ximg: (rows, D).
+      ytxt: (columns, D).
+      outputs: (1, rows) log-sum-exp and maximum by image; (1, columns) by text.
+    """
+    row_lse, row_best, column_lse, column_best = outputs
+    tile = Tile(grid, numbers[0], start, ximg, ytxt)
+    products, scale = tile.products, tile.scale
+    row_most, column_most = scale * products.max(1), scale * products.max(0)
+    high = jnp.max(row_most)
+    low = jnp.minimum(jnp.min(row_most), jnp.min(column_most))
+    simple = tile.has_others_only & tile.is_inside & (high - low < SPREAD)
+
+    @pl.when(simple)
+    def _():
+        terms = tile.exp2(scale * products - high)
+        row_lse[0] = high + tile.log2(terms.sum(1))
+        column_lse[0] = high + tile.log2(terms.sum(0))
+        row_best[0], column_best[0] = row_most, column_most
+
+    @pl.when(~simple)
+    def _():
+        own, candidate = tile.relations()
+        row = tile.row + jnp.arange(grid.shape.rows) < grid.images
+        column = tile.column + jnp.arange(grid.shape.columns) < grid.texts
+        other = candidate & ~own & row[:, None] & column[None]
+        masked = jnp.where(other, scale * products, EXCLUDED)
+        row_most, column_most = masked.max(1), masked.max(0)
+        row_sum = tile.exp2(masked - row_most[:, None]).sum(1)
+        row_lse[0] = row_most + tile.log2(row_sum)
+        column_sum = tile.exp2(masked - column_most[None]).sum(0)
+        column_lse[0] = column_most + tile.log2(column_sum)
+        row_best[0], column_best[0] = row_most, column_most
+
+
+def gradients_kernel(
+    grid, numbers, start, ximg, ytxt, row_lse, column_lse, dlogits, smoothing
+):
+    """Gradients by the logits, but for 1 / N.
+
+    Args:
+      grid: the tiles.
+      numbers: (3,) log2(e) / temperature, and the weights of the two directions.
+      start: (2,) ids of the first image and the first text among all N pairs.
+      ximg: (rows, D).
+      ytxt: (columns, D).
+      row_lse: (rows,) in base 2.
+      column_lse: (columns,) in base 2.
+      dlogits: (rows, columns), the output.
+      smoothing: share of the uniform target.
+    """
+    tile = Tile(grid, numbers[0], start, ximg, ytxt)
+    i2t, t2i = numbers[1], numbers[2]
+    products, scale = tile.products, tile.scale
+    row_lse, column_lse = row_lse[...], column_lse[...]
+    high = jnp.maximum(jnp.max(row_lse), jnp.max(column_lse))
+    low = jnp.minimum(jnp.min(row_lse), jnp.min(column_lse))
+    uniform = smoothing / grid.tiling.candidates
+    simple = tile.has_others_only & (high - low < SPREAD)
+
+    # A direction's gradient by a logit is probability - target.
+    @pl.when(simple)
+    def _():
+        by_row = i2t * tile.exp2(high - row_lse)
+        by_column = t2i * tile.exp2(high - column_lse)
+        probability = tile.exp2(scale * products - high)
+        probability *= by_row[:, None] + by_column[None]
+        dlogits[...] = (probability - (i2t + t2i) * uniform).astype(dlogits.dtype)
+
+    @pl.when(~simple)
+    def _():
+        own, candidate = tile.relations()
+        target = jnp.where(own, 1.0 - smoothing, 0.0)
+        target += jnp.where(candidate, uniform, 0.0)
+        masked = jnp.where(candidate, scale * products, EXCLUDED)
+        total = i2t * (tile.exp2(masked - row_lse[:, None]) - target)
+        total += t2i * (tile.exp2(masked - column_lse[None]) - target)
+        dlogits[...] = total.astype(dlogits.dtype)

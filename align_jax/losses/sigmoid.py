@@ -1,0 +1,136 @@
+"""The pairwise sigmoid loss (SigLIP, arXiv 2303.15343), on the tiles of ALIGN's loss.
+
+With unit vectors x_i and y_j, temperature s, bias b, logits z_ij = x_i . y_j / s + b
+and N pairs, every image and text is one decision, pair or not:
+
+    L = -1/N sum_i ( log sigmoid(z_ii) + sum_{j != i} log sigmoid(-z_ij) )
+
+The paper learns log(1 / s), from log 10, and b, from -10.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from align_jax.devices.mesh import BATCH_AXES
+from align_jax.losses.tiles import (
+    EXCLUDED,
+    KEPT,
+    ROWS,
+    WHOLE,
+    accuracies,
+    gather,
+    make_tiling,
+    scatter_sum,
+    walk,
+)
+
+
+def sigmoid_loss(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    temperature: jax.Array,
+    bias: jax.Array,
+    mesh: Mesh,
+    negatives: float = 1.0,
+    tile: int | None = None,
+    precision: str = "highest",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the loss over all pairs of all devices in memory linear in N.
+
+    Args:
+      image_embeddings: (N, D) of unit length, split over the mesh by rows.
+      text_embeddings: (N, D) of unit length, likewise; row i matches image i.
+      temperature: () positive divisor of the cosine similarities.
+      bias: () added to the logits.
+      mesh: the devices; N is a multiple of their number.
+      negatives: as in `contrastive_loss`.
+      tile: as in `contrastive_loss`.
+      precision: as in `contrastive_loss`.
+
+    Returns:
+      The loss, (), and metrics, (): in-batch accuracy of each direction. Only the loss
+      has a gradient.
+    """
+    tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
+    loss, metrics = _compiled(
+        image_embeddings, text_embeddings, temperature, bias, tiling
+    )
+    return loss, jax.tree.map(lax.stop_gradient, metrics)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _decisions(ximg, ytxt, temperature, bias, tiling):
+    """Loss and accuracy."""
+    return _decisions_forward(ximg, ytxt, temperature, bias, tiling)[0]
+
+
+def _decisions_forward(ximg, ytxt, temperature, bias, tiling):
+    share = jax.shard_map(
+        partial(_forward_share, tiling=tiling),
+        mesh=tiling.mesh,
+        in_specs=(ROWS, ROWS, WHOLE, WHOLE),
+        out_specs=(WHOLE, KEPT),
+    )
+    loss_and_accuracy, kept = share(ximg, ytxt, temperature, bias)
+    return loss_and_accuracy, (ximg, ytxt, temperature, bias, kept)
+
+
+def _decisions_backward(tiling, residuals, cotangents):
+    share = jax.shard_map(
+        partial(_backward_share, tiling=tiling),
+        mesh=tiling.mesh,
+        in_specs=(ROWS, ROWS, WHOLE, WHOLE, KEPT, WHOLE),
+        out_specs=(ROWS, ROWS, WHOLE, WHOLE),
+    )
+    return share(*residuals, cotangents[0])
+
+
+_decisions.defvjp(_decisions_forward, _decisions_backward)
+_compiled = jax.jit(_decisions, static_argnums=4)  # for calls outside of a jit
+
+
+def _forward_share(ximg, ytxt, temperature, bias, tiling):
+    """Loss and accuracy from one device's rows ximg, ytxt (n, D), and kept logits."""
+    n = len(ximg)
+    scaled_images = ximg / temperature
+    positive = (scaled_images * ytxt).sum(1) + bias  # (n,)
+
+    def visit(carry, block, _):
+        total, best_text = carry
+        others = block.others() + bias  # (n, T)
+        # -log sigmoid(-z) is softplus(z), and softplus(-z) is softplus(z) - z.
+        total += jax.nn.softplus(block.logits + bias).sum(1)
+        best_text = jnp.maximum(best_text, others.max(1))
+        return (total, best_text), others.max(0)
+
+    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
+    carry, best_image, kept = walk(tiling, scaled_images, gather(ytxt), visit, start)
+    total, best_text = carry
+    loss = lax.psum((total - positive).sum(), BATCH_AXES) / tiling.pairs
+    return (loss, accuracies(positive, best_text, best_image, temperature)), kept
+
+
+def _backward_share(ximg, ytxt, temperature, bias, kept, cotangent, tiling):
+    """Gradients for this device's rows, the temperature and the bias."""
+
+    def visit(carry, block, _):
+        dimg, dbias = carry
+        dlogits = jax.nn.sigmoid(block.logits + bias) - block.own  # (n, T)
+        dimg += tiling.product(dlogits, block.texts)  # (n, D)
+        dbias += dlogits.sum(1)
+        return (dimg, dbias), tiling.product(dlogits.T, ximg)  # (T, D)
+
+    start = (jnp.zeros(ximg.shape), jnp.zeros(len(ximg)))
+    (dimg, dbias), dtxt, _ = walk(
+        tiling, ximg / temperature, gather(ytxt), visit, start, kept=kept
+    )
+    scale = cotangent / tiling.pairs
+    dimg, dtxt = (scale / temperature) * dimg, (scale / temperature) * scatter_sum(dtxt)
+    dbias = scale * lax.psum(dbias.sum(), BATCH_AXES)
+    # sum_ij dz_ij (z_ij - b) = sum_i x_i . dx_i
+    dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature
+    return dimg, dtxt, dtemperature, dbias

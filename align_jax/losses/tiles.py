@@ -1,0 +1,243 @@
+"""Contrastive objectives on one device, tile by tile; called under `shard_map`.
+
+A device holds n of the N pairs. It gathers all texts and walks them in tiles of T
+columns, so that of the N x N logits only a block (n, T) is held at a time. The blocks
+of the first columns are kept for the backward pass, which computes the others again:
+time is traded for memory that stays linear in N. One product serves both directions: a
+device sees whole rows (image to text), while columns (text to image) are combined over
+the devices by a maximum and a sum of N numbers each.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from align_jax.devices.kernel_choice import PLAIN
+from align_jax.devices.mesh import BATCH_AXES
+
+ROWS, WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec()
+KEPT = PartitionSpec(None, BATCH_AXES)  # of logits (K, n, T)
+
+# Stands for a logit that is no candidate; finite, since inf - inf is not a number.
+EXCLUDED = -1e30
+MARGIN = 1e-5  # cosine; more than a tensor core's rounding of a product of unit vectors
+
+# A block of float32 logits is at most this large on a device.
+BLOCK_BYTES = 32 * 2**20
+KEPT_COLUMNS = 4096  # of the logits, for the backward pass
+LANES = 128  # a tile is a multiple of this where it can be
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the logits are walked, fixed when a loss is compiled.
+
+    Attributes:
+      mesh: the devices.
+      pairs: N, of all devices.
+      groups: a pair's candidates are the N / groups consecutive pairs it is in.
+      tile: columns T of a block.
+      kept: number K of blocks that are kept for the backward pass.
+      precision: of the matrix products, a name of `jax.lax.Precision`.
+      kernels: what computes the logits, see `loss_kernels.choose`; "plain" is `walk`.
+    """
+
+    mesh: Mesh
+    pairs: int
+    groups: int
+    tile: int
+    kept: int
+    precision: str
+    kernels: str = PLAIN
+
+    @property
+    def candidates(self) -> int:
+        """Texts that an image is compared with, its own among them."""
+        return self.pairs // self.groups
+
+    def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The matrix product of a and b in float32."""
+        return jnp.matmul(
+            a, b, precision=self.precision, preferred_element_type=jnp.float32
+        )
+
+
+def make_tiling(
+    pairs: int, mesh: Mesh, negatives: float, tile: int | None, precision: str
+) -> Tiling:
+    """Chooses how the logits are walked.
+
+    The paper's ablation (arXiv 2102.05918, Table 8) trains with 50 % and 25 % of the
+    in-batch negatives and does not say which. Here the batch is cut into 2 or 4 groups
+    of consecutive pairs, and a pair is compared with its own group: both directions
+    have N / groups candidates, and each is a whole softmax over fewer pairs.
+
+    Args:
+      pairs: N.
+      mesh: the devices, which share the N rows.
+      negatives: 1 / groups.
+      tile: T, or None for the largest whose block takes `BLOCK_BYTES`.
+      precision: of the matrix products.
+
+    Raises:
+      ValueError: the batch has no such groups, or does not divide over the devices.
+    """
+    groups = round(1.0 / negatives) if 0 < negatives <= 1 else 0
+    if not groups or abs(groups * negatives - 1.0) > 1e-6 or pairs % groups:
+        raise ValueError(
+            f"negatives is {negatives}; wanted 1 / a whole number of groups that"
+            f" divides {pairs} pairs"
+        )
+    if pairs % mesh.size:
+        raise ValueError(f"{pairs} pairs do not divide over {mesh.size} devices")
+    if tile is None:
+        tile = BLOCK_BYTES // (4 * (pairs // mesh.size))
+        tile = tile // LANES * LANES or max(tile, 1)
+    elif tile < 1:
+        raise ValueError(f"tile is {tile}; wanted at least 1")
+    tile = min(tile, pairs)
+    kept = min(-(-pairs // tile), KEPT_COLUMNS // tile)
+    return Tiling(mesh, pairs, groups, tile, kept, precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """This device's n images against T texts.
+
+    Attributes:
+      logits: (n, T), `EXCLUDED` where the text is no candidate.
+      texts: (T, D), zeros beyond the last text.
+      own: (n, T), true where image and text are a pair.
+      candidate: (n, T), true where the text is a candidate of the image; () where all
+        are.
+    """
+
+    logits: jax.Array
+    texts: jax.Array
+    own: jax.Array
+    candidate: jax.Array
+
+    def others(self) -> jax.Array:
+        """The logits (n, T) without the pairs' own."""
+        return jnp.where(self.own, EXCLUDED, self.logits)
+
+
+Visit = Callable[[Any, Block, Any], tuple[Any, Any]]
+
+
+def walk(
+    tiling: Tiling,
+    scaled_images: jax.Array,
+    all_texts: jax.Array,
+    visit: Visit,
+    carry: Any,
+    columns: Any = (),
+    kept: jax.Array | None = None,
+) -> tuple[Any, Any, jax.Array]:
+    """Visits every column tile in order.
+
+    Args:
+      tiling: N and T.
+      scaled_images: (n, D), this device's images divided by the temperature.
+      all_texts: (N, D).
+      visit: (carry, block, columns of the tile) to (carry, columns of the tile).
+      carry: of the first visit.
+      columns: pytree of (N,) arrays, of which a visit gets (T,).
+      kept: logits (K, n, T) that an earlier walk over the same embeddings returned.
+
+    Returns:
+      The last carry, what the visits returned joined to (N, ...), and the logits of the
+      first K tiles, (K, n, T).
+    """
+    tiles = -(-tiling.pairs // tiling.tile)
+    beyond = tiles * tiling.tile - tiling.pairs
+
+    def split(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, beyond)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(tiles, tiling.tile, *x.shape[1:])
+
+    def join(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, *x.shape[2:])[: tiling.pairs]
+
+    rows = own_rows(len(scaled_images))[:, None]  # (n, 1)
+
+    def body(carry, tile):
+        start, texts, columns, logits = tile
+        ids = start + jnp.arange(tiling.tile)  # (T,)
+        candidate = jnp.bool_(True)
+        if tiling.groups > 1 or beyond:
+            # Beyond the last text the group is one that no image has.
+            candidate = rows // tiling.candidates == ids // tiling.candidates
+        if logits is None:
+            logits = tiling.product(scaled_images, texts.T)  # (n, T)
+            logits = jnp.where(candidate, logits, EXCLUDED)
+        block = Block(logits, texts, rows == ids, candidate)
+        carry, visited = visit(carry, block, columns)
+        return carry, (visited, logits)
+
+    def rest(carry, tile):
+        carry, (visited, _) = body(carry, (*tile, None))
+        return carry, visited
+
+    starts = jnp.arange(tiles) * tiling.tile
+    tiled = (starts, split(all_texts), jax.tree.map(split, columns))
+    first = jax.tree.map(lambda x: x[: tiling.kept], tiled)
+    others = jax.tree.map(lambda x: x[tiling.kept :], tiled)
+    carry = jax.tree.map(lambda x: lax.pcast(x, BATCH_AXES, to="varying"), carry)
+    carry, (visited, kept) = lax.scan(body, carry, (*first, kept))
+    carry, visited_others = lax.scan(rest, carry, others)
+    joined = jax.tree.map(lambda *x: join(jnp.concatenate(x)), visited, visited_others)
+    return carry, joined, kept
+
+
+def own_rows(n: int) -> jax.Array:
+    """Global indices (n,) of this device's pairs."""
+    return lax.axis_index(BATCH_AXES) * n + jnp.arange(n)
+
+
+def gather(x: jax.Array) -> jax.Array:
+    """All devices' rows of x (n, ...) as (N, ...)."""
+    return lax.all_gather(x, BATCH_AXES, tiled=True)
+
+
+def scatter_sum(x: jax.Array) -> jax.Array:
+    """This device's rows (n, ...) of the sum of all devices' x (N, ...)."""
+    return lax.psum_scatter(x, BATCH_AXES, tiled=True)
+
+
+def mean_over_pairs(x: jax.Array) -> jax.Array:
+    """Mean () of all devices' x (n,)."""
+    return lax.pmean(x.mean(), BATCH_AXES)
+
+
+def accuracies(
+    positive: jax.Array,
+    best_text: jax.Array,
+    best_image: jax.Array,
+    temperature: jax.Array,
+) -> dict[str, jax.Array]:
+    """In-batch accuracy of both directions.
+
+    A pair must be ahead by a cosine of `MARGIN`: a tie counts as wrong, whatever the
+    rounding of two equal products.
+
+    Args:
+      positive: (n,) logits of this device's pairs.
+      best_text: (n,) an image's best logit with another pair's text.
+      best_image: (N,) a text's best logit with another image of this device.
+      temperature: () that the logits are divided by.
+
+    Returns:
+      `i2t_accuracy` and `t2i_accuracy`, (), over all pairs.
+    """
+    best_image = lax.pmax(best_image, BATCH_AXES)[own_rows(len(positive))]
+    least = positive - MARGIN / temperature
+    return {
+        "i2t_accuracy": mean_over_pairs(least > best_text),
+        "t2i_accuracy": mean_over_pairs(least > best_image),
+    }

@@ -1,0 +1,38 @@
+"""Every kind of run that `main.py` has: how its config is checked and compared."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from align_jax.config import choose, read_config
+from align_jax.evaluation.runner import EvaluateConfig
+from align_jax.training.random_search_config import SEARCH_EXECUTION, SearchConfig
+from align_jax.training.run_config import EXECUTION
+from align_jax.training.training_runs import TRAINING, read_run_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of run.
+
+    Attributes:
+      check: raises InputError for a config (fields, where) that does not fit.
+      execution: dotted paths of fields that do not change the result.
+    """
+
+    check: Callable[[Mapping[str, Any], str], Any]
+    execution: tuple[str, ...]
+
+
+KINDS = {
+    **{name: Kind(read_run_config, EXECUTION) for name in TRAINING},
+    "evaluate": Kind(lambda f, where: read_config(EvaluateConfig, f, where), ()),
+    "random_search": Kind(
+        lambda f, where: read_config(SearchConfig, f, where).check(), SEARCH_EXECUTION
+    ),
+}
+
+
+def kind_of(fields: Mapping[str, Any], where: str = "config") -> Kind:
+    """The kind of a config's run; InputError for one that there is not."""
+    return choose(KINDS, fields.get("run", "absent"), f"{where}.run")

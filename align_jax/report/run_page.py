@@ -1,0 +1,183 @@
+"""A finished run's report: one HTML page that loads nothing from elsewhere."""
+
+import io
+import json
+import os
+import shlex
+import sys
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.axes import Axes
+from PIL import Image
+
+from align_jax.embed.embedder import Embedder
+from align_jax.evaluation.evaluators.retrieval import Retrieval
+from align_jax.evaluation.examples import spread
+from align_jax.input.datasets import MANIFEST
+from align_jax.input.pictures import read_picture
+from align_jax.report.pages import encode_uri, plot, plot_lines, render
+from align_jax.runs import workdir as folder
+from align_jax.runs.provenance import provenance
+from align_jax.runs.results import PUBLISHED, REPORT_FILE, published_columns, table_rows
+from align_jax.runs.telemetry import read_metrics
+
+HISTOGRAM_PICTURES = 1000
+HISTOGRAM_BINS = 60
+
+# Of files that browsers show and that are this small, the page has the very bytes.
+SMALL_BYTES = 16 << 10
+MIME_TYPES = {
+    b"\x89PNG": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+}
+SIDE = 256  # pixels of what others are reduced to
+
+
+def write_report(
+    workdir: str,
+    fields: dict[str, Any],
+    results: dict[str, float],
+    evaluators: dict[str, Any],
+    embedder: Embedder,
+) -> str:
+    """Writes `<workdir>/report.html`.
+
+    Args:
+      workdir: folder of the finished run.
+      fields: the run's literal config.
+      results: of the run, see `collect_results`.
+      evaluators: by name; some queries of each are shown.
+      embedder: with the final parameters.
+
+    Returns:
+      The page's path.
+    """
+    rows, table = read_metrics(workdir), table_rows(results)
+    page = render(
+        "run.html.jinja",
+        run=os.path.basename(os.path.normpath(workdir)),
+        workdir=workdir,
+        results=results,
+        table=table,
+        published=published_columns([row.published for row in table]),
+        columns=PUBLISHED["columns"],
+        source=PUBLISHED["source"],
+        training=training_plots(rows),
+        scores=score_plots(rows),
+        corpora=read_corpora(fields),
+        evaluations={
+            name: describe(evaluator, embedder)
+            for name, evaluator in evaluators.items()
+        },
+        data_uri=data_uri,
+        command=shlex.join(["python", *sys.argv]),
+        provenance=provenance(),
+        config=json.dumps(fields, indent=2, ensure_ascii=False),
+    )
+    path = os.path.join(workdir, REPORT_FILE)
+    if folder.leads():
+        folder.write_text(path, page)
+    return path
+
+
+def training_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
+    """Plots loss, temperature and speed over the steps; see `plot` for the values."""
+    return [
+        plot_lines(name.replace("_", " "), {name: points})
+        for name in ("loss", "temperature", "pairs_per_second")
+        if (points := [(r["step"], r[k]) for r in rows if (k := f"train/{name}") in r])
+    ]
+
+
+def score_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
+    """Plots every evaluator's recalls and accuracies over the steps."""
+    lines: dict[str, dict[str, list]] = {}
+    for row in rows:
+        for name, value in row.items():
+            evaluator, _, score = name.removeprefix("eval/").rpartition("/")
+            shown = "_recall@" in score or score in ("top1", "top5")
+            if name.startswith("eval/") and shown:
+                points = lines.setdefault(evaluator, {}).setdefault(score, [])
+                points.append((row["step"], value))
+    return [plot_lines(name, series, (0, 1)) for name, series in lines.items()]
+
+
+def data_uri(picture: bytes) -> str:
+    """Turns a picture file, of any format and size, into a small data URI."""
+    kind = next((k for magic, k in MIME_TYPES.items() if picture.startswith(magic)), "")
+    if not kind or len(picture) > SMALL_BYTES:
+        reduced = Image.fromarray(read_picture(picture))
+        reduced.thumbnail((SIDE, SIDE))
+        kind = "png" if reduced.mode == "RGBA" else "jpeg"
+        file = io.BytesIO()
+        reduced.save(file, kind, quality=85)
+        picture = file.getvalue()
+    return encode_uri(picture, kind)
+
+
+def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Reads what the rules dropped, of each dataset whose manifest tells."""
+    corpora = {}
+    for name, dataset in fields.get("input", {}).get("datasets", {}).items():
+        path = os.path.join(dataset["directory"], MANIFEST)
+        manifest = folder.read_json(path) if tf.io.gfile.exists(path) else {}
+        if "rules" in manifest:
+            corpora[name] = manifest
+    return corpora
+
+
+def describe(evaluator: Any, embedder: Embedder) -> dict[str, Any]:
+    """Lists an evaluator's examples and, of retrieval, plots the similarities."""
+    found = {
+        title: list(examples)
+        for title, examples in evaluator.examples(embedder).items()
+    }
+    described = {"examples": found, "histogram": None}
+    if isinstance(evaluator, Retrieval):
+        images, texts, _ = evaluator.found or evaluator.find(embedder)
+        described["histogram"] = plot_similarity(images, texts, evaluator.pairs)
+    return described
+
+
+def plot_similarity(
+    images: np.ndarray, texts: np.ndarray, pairs: np.ndarray
+) -> dict[str, str]:
+    """Plots how cosine similarities of matched and unmatched pairs spread.
+
+    Args:
+      images: (I, D); of many, some are taken, evenly.
+      texts: (T, D).
+      pairs: (P, 2), picture and text of what belongs together.
+    """
+    rows = np.array(spread(np.ones(len(images), bool), HISTOGRAM_PICTURES))
+    similarity = images[rows] @ texts.T
+    pairs = pairs[np.isin(pairs[:, 0], rows)]
+    matched = similarity[np.searchsorted(rows, pairs[:, 0]), pairs[:, 1]]
+    bounds = (float(similarity.min()), float(similarity.max()))
+    # Unmatched is all less matched: no second array of all pairs is made.
+    both, edges = np.histogram(similarity, HISTOGRAM_BINS, bounds)
+    counts, _ = np.histogram(matched, HISTOGRAM_BINS, bounds)
+    unmatched = similarity.size - matched.size
+    total = float(similarity.sum(dtype=np.float64))
+    mean = (total - float(matched.sum(dtype=np.float64))) / max(unmatched, 1)
+
+    def draw(axes: Axes) -> None:
+        shares = {
+            "unmatched": (both - counts) / max(unmatched, 1),
+            "matched": counts / matched.size,
+        }
+        for name, share in shares.items():
+            axes.stairs(share, edges, fill=True, alpha=0.5, label=name)
+        axes.set_xlabel("cosine similarity")
+        axes.set_ylabel("share of pairs")
+        axes.legend(fontsize="small")
+
+    alt = (
+        f"{matched.size} matched pairs have a mean cosine similarity of"
+        f" {matched.mean():.3f}, {unmatched} unmatched pairs one of {mean:.3f}"
+    )
+    return plot("cosine similarity", alt, draw)

@@ -1,0 +1,97 @@
+"""Where a run's time goes: speed, waiting for input, utilisation, goodput, memory."""
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+
+from align_jax.devices.known import DEVICES
+
+GIB = 2**30
+PRODUCTIVE = "train/productive_seconds"  # in all, of the steps that were kept
+DEVICE_HOURS = "train/device_hours"  # in all, over restarts
+STARTED = "run/started_unix_seconds"
+
+
+class Pace:
+    """Measures the steps between two flushes of the metrics.
+
+    Productive is the time of the steps that a run kept: not that of compiling,
+    evaluating, of steps lost to an interruption or of the interruption itself. Device
+    hours count all that until the last flush, on every device, but nothing between two
+    processes of a run.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        flops: Mapping[str, float],
+        past: list[dict[str, float]],
+        clock: Callable[[], float] = time.time,
+    ):
+        """Starts the clock.
+
+        Args:
+          batch_size: pairs a step.
+          flops: operations a step on all devices, by part of the model.
+          past: the run's metric lines so far.
+          clock: seconds since 1970.
+        """
+        self._batch_size = batch_size
+        self._flops = sum(flops.values())
+        self._devices = jax.local_devices()
+        self._clock = clock
+        self._productive = max((row.get(PRODUCTIVE, 0.0) for row in past), default=0.0)
+        self._spent = max((row.get(DEVICE_HOURS, 0.0) for row in past), default=0.0)
+        self._ready = now = clock()
+        self._begun = min(row.get(STARTED, now) for row in [*past, {}])
+        self.restart()
+
+    def restart(self) -> None:
+        """Leaves the time since the last interval out, as that of an evaluation."""
+        self._since = self._clock()
+        self._waited = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what happens inside as waiting for input."""
+        start = self._clock()
+        yield
+        self._waited += self._clock() - start
+
+    def end_interval(self, steps: int) -> dict[str, float]:
+        """Ends an interval of some steps; its measures."""
+        now, waited = self._clock(), self._waited
+        seconds = now - self._since
+        self._productive += seconds
+        self.restart()
+        speed = steps * self._batch_size / seconds
+        flops = steps * self._flops / seconds / jax.device_count()
+        kind = self._devices[0].device_kind
+        measures = {
+            "pairs_per_second": speed,
+            "pairs_per_second_per_device": speed / jax.device_count(),
+            "tflops_per_second_per_device": flops / 1e12,
+            "input_wait": waited / seconds,
+            "productive_seconds": self._productive,
+            "device_hours": self._spent
+            + (now - self._ready) * jax.device_count() / 3600,
+            "goodput": self._productive / (now - self._begun),
+            "host_memory_peak_gib": _host_memory_peak() / GIB,
+        }
+        if kind in DEVICES:
+            measures["model_flops_utilisation"] = flops / DEVICES[kind].peak_flops
+        held = [device.memory_stats() for device in self._devices]
+        if all(held):  # CPUs tell nothing
+            peak = max(stats["peak_bytes_in_use"] for stats in held)
+            measures["device_memory_peak_gib"] = peak / GIB
+        return measures
+
+
+def _host_memory_peak() -> int:
+    """The most bytes that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

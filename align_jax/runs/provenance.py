@@ -1,0 +1,49 @@
+"""What a run ran with: the code's revision, packages and devices."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+from align_jax.runs import workdir as folder
+
+PROVENANCE_FILE = "provenance.json"  # in the run's folder, of its last start
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
+
+
+def write_provenance(workdir: str) -> None:
+    """Writes what this process runs with into a run's folder."""
+    folder.write_json(os.path.join(workdir, PROVENANCE_FILE), provenance())
+
+
+def provenance() -> dict[str, str]:
+    """Names the code's revision, the packages' versions and the devices."""
+    found = {"git revision": git_revision() or "not known"}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed under this name"
+    device = jax.devices()[0]
+    kind = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
+    return found | {"python": platform.python_version(), "devices": kind}
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with "-dirty" where files were changed; None without."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = "git --no-optional-locks describe --always --dirty --abbrev=40"
+    try:
+        return subprocess.check_output(
+            [*command.split(), "--exclude=*"],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

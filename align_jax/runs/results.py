@@ -1,0 +1,156 @@
+"""A run's results: one flat JSON file and the table that shows it."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from align_jax.runs import workdir as folder
+from align_jax.runs.telemetry import read_metrics
+
+# Where a run's report lies, beside its results.
+REPORT_FILE = "report.html"
+PUBLISHED = json.loads(
+    (pathlib.Path(__file__).parents[1] / "evaluation/evaluators/published.json").read_text()
+)
+# The end of a measure's name that the table shows; what stands before it is the stem of
+# the names of its counts.
+SCORES = re.compile(
+    r"(recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|ensemble_gain"
+    r"|spearman|(?<=/)mean)$"
+)
+
+# Of the scores of one evaluator, the first of these stands for it.
+MAIN_SCORES = ("mean_recall", "top1", "mean", "recall@1")
+
+
+def collect_results(workdir: str) -> dict[str, float]:
+    """Gathers a finished run's results from its metrics.
+
+    Returns:
+      {"step": last step, "eval/...": its scores, "untrained/eval/...": those of step
+      0, "train/...": the last step's metrics}.
+    """
+    rows = read_metrics(workdir)
+    last = max(row["step"] for row in rows)
+    results: dict[str, float] = {"step": last}
+    for row in rows:
+        step = row["step"]
+        prefix = {0: "untrained/", last: ""}.get(step)
+        if prefix is not None:
+            own = {k: v for k, v in row.items() if k.startswith(("train/", "eval/"))}
+            results |= {prefix + name: value for name, value in own.items()}
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A measure of the table; None where there is no such number.
+
+    Attributes:
+      name: "eval/<evaluator>/<score>".
+      value: of the run.
+      untrained: at step 0.
+      chance: of a random order; of top1 the share of the largest class.
+      queries: pictures, texts or pairs behind the value.
+      published: of the same measure, one a column of `PUBLISHED`.
+    """
+
+    name: str
+    value: float
+    untrained: float | None
+    chance: float | None
+    queries: int | None
+    published: list[float | None]
+
+
+def table_rows(results: Mapping[str, float]) -> list[Row]:
+    """Lists every recall, accuracy and correlation."""
+    columns = PUBLISHED["columns"]
+    rows = []
+    for name, value in results.items():
+        score = SCORES.search(name)
+        if not name.startswith("eval/") or not score:
+            continue
+        stem = name[: score.start()]
+        chance = stem + "majority"
+        if "recall@" in name:
+            chance = name.replace("recall@", "chance@")
+        elif not name.endswith("/top1"):
+            chance = ""
+        counts = (stem + "queries", stem + "pairs", stem + "i2t_queries")
+        known = PUBLISHED["measures"].get(name.removeprefix("eval/"))
+        row = Row(
+            name,
+            value,
+            results.get(f"untrained/{name}"),
+            results.get(chance),
+            next((int(results[c]) for c in counts if c in results), None),
+            [x and x / 100 for x in known or [None] * len(columns)],
+        )
+        rows.append(row)
+    return rows
+
+
+def main_scores(results: Mapping[str, float]) -> dict[str, float]:
+    """Each evaluator's one score that stands for it, {"<evaluator>/<score>": value}."""
+    by_evaluator: dict[str, dict[str, float]] = {}
+    for row in table_rows(results):
+        evaluator, _, score = row.name.removeprefix("eval/").rpartition("/")
+        by_evaluator.setdefault(evaluator, {})[score] = row.value
+    found = {}
+    for evaluator, scores in by_evaluator.items():
+        known = [name for name in MAIN_SCORES if name in scores]
+        name = known[0] if known else next(iter(scores))
+        found[f"{evaluator}/{name}"] = scores[name]
+    return found
+
+
+def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
+    """Places in `PUBLISHED` of the columns that have a number in one of the rows."""
+    return [
+        i
+        for i in range(len(PUBLISHED["columns"]))
+        if any(row[i] is not None for row in rows)
+    ]
+
+
+def format_table(results: dict[str, float]) -> str:
+    """Lays the table out for a terminal; columns without a number are left out."""
+    rows = table_rows(results)
+    columns = {
+        "trained": [row.value for row in rows],
+        "untrained": [row.untrained for row in rows],
+        "chance": [row.chance for row in rows],
+        "queries": [row.queries for row in rows],
+    }
+    for i, name in enumerate(PUBLISHED["columns"]):
+        columns[name] = [row.published[i] for row in rows]
+    shown = {
+        name: values
+        for name, values in columns.items()
+        if any(value is not None for value in values)
+    }
+    lines = [f"{'measure':<38}" + "".join(f"{name:>12}" for name in shown)]
+    for i, row in enumerate(rows):
+        cells = (_format(values[i]) for values in shown.values())
+        lines.append(f"{row.name:<38}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _format(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def print_results(workdir: str) -> None:
+    """Prints a finished run's table and where its files are."""
+    path = os.path.join(workdir, folder.RESULTS_FILE)
+    print(format_table(folder.read_json(path)))
+    print(f"results: {path}")
+    report = os.path.join(workdir, REPORT_FILE)
+    if os.path.exists(report):
+        print(f"report:  {report}")

@@ -1,0 +1,1 @@
+"""Search of pictures by text and by picture."""

@@ -1,0 +1,213 @@
+"""Searches pictures by text, by picture, and by what is added to or taken from either.
+
+    python -m align_jax.search build --checkpoint=RUN --images=PLACE --out=INDEX
+    python -m align_jax.search query INDEX --text='red shoes' --minus='laces'
+    python -m align_jax.search query INDEX --image=a.jpg --text='in the snow'
+    python -m align_jax.search serve INDEX --labels=labels.txt
+    python -m align_jax.search delete INDEX ID...
+
+RUN is anything that `align_jax.load` reads. PLACE is a folder of pictures, or a dataset
+in TFDS's layout, also a corpus, as DATASET:SPLIT. INDEX is a folder or a bucket's URL,
+which many machines may search at once. The same `build` again continues, adds what is
+new or changed and leaves the rest alone; with --prune it deletes what is gone.
+"""
+
+import argparse
+import os
+import pathlib
+import secrets
+import sys
+import urllib.parse
+
+from align_jax.errors import InputError, run_command
+
+
+def main() -> None:
+    """Reads the flags and runs the subcommand."""
+    flags = read_flags()
+    if flags.command == "delete":
+        delete(flags)
+        return
+    from align_jax.devices.runtime import start
+
+    start()
+    {"build": build, "query": query, "serve": serve}[flags.command](flags)
+
+
+def build(flags: argparse.Namespace) -> None:
+    """Embeds a collection's pictures into an index."""
+    import tqdm
+
+    from align_jax.embed.model import load
+    from align_jax.search.collection import open_collection
+    from align_jax.search.indexing import index_pictures
+    from align_jax.search.vector_index import Description, Source, create_index
+    from align_jax.weights.folder import digest
+
+    collection = open_collection(flags.images)
+    model = load(flags.checkpoint, flags.batch_size)
+    found = Description(
+        digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
+    )
+    source = Source(collection.prefix, collection.labels)
+    index = create_index(flags.out, found, source)
+    with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
+        done = index_pictures(model, collection, index, bar.update)
+    deleted = 0
+    if flags.prune:
+        present = {entry.id for entry in collection}
+        deleted = index.delete(name for name in index.ids() if name not in present)
+    print(
+        f"{flags.out}: {len(index):,} pictures; {done.added:,} added, {done.kept:,}"
+        f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"
+    )
+    for name, reason in list(done.unreadable.items())[:3]:
+        print(f"  {name}: {reason}")
+
+
+def query(flags: argparse.Namespace) -> None:
+    """Prints score, id, path and text of the nearest pictures."""
+    from align_jax.search.queries import query_embedding
+
+    terms = read_terms(flags)
+    index, model = open_with_model(flags, batch_size=1)
+    for hit in index.search(query_embedding(model, terms), flags.limit, flags.exact):
+        print(f"{hit.score:.4f}  {hit.id}  {hit.path}  {hit.text}".rstrip())
+
+
+def serve(flags: argparse.Namespace) -> None:
+    """Serves the page and the JSON interface until it is interrupted."""
+    import uvicorn
+
+    from align_jax.search.batching import BatchingEncoder
+    from align_jax.search.bodies import MAX_ITEMS
+    from align_jax.search.server import LOOPBACK, make_app
+
+    if flags.host in ("0.0.0.0", "::") and not flags.name:
+        raise InputError(
+            f"--host={flags.host} is every address of this machine; wanted --name, by"
+            " which it will be asked"
+        )
+    index, model = open_with_model(flags, flags.batch_size)
+    most = max(8 * flags.batch_size, 2 * MAX_ITEMS)
+    encoder = BatchingEncoder(model, flags.batch_size, most)
+    labels, captions = (read_lines(path) for path in (flags.labels, flags.captions))
+    labels = labels or index.source.labels
+    local = flags.host in LOOPBACK
+    token = flags.token or os.environ.get("ALIGN_JAX_TOKEN", "")
+    token = token or ("" if local else secrets.token_urlsafe())
+    hosts = LOOPBACK if local else (*LOOPBACK, *(flags.name or [flags.host]))
+    app = make_app(index, encoder, model.temperature, labels, captions, token, hosts)
+    path = f"/?token={urllib.parse.quote(token, safe='')}" if token else "/"
+    print(f"http://{(flags.name or [flags.host])[0]}:{flags.port}{path}", flush=True)
+    # Longer than clients leave a connection idle, so that they close it first.
+    options = {"timeout_keep_alive": 75, "log_level": "warning"}
+    uvicorn.run(app, host=flags.host, port=flags.port, **options)
+
+
+def read_lines(path: str | None) -> list[str]:
+    """The lines of a text file that are not blank; none without a file."""
+    lines = _read_file(path).decode("utf-8", "replace").splitlines() if path else []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
+    """The flags' index, and its own model or the same from another place."""
+    from align_jax.embed.model import load
+    from align_jax.search.indexing import check_model
+    from align_jax.search.vector_index import open_index
+
+    index = open_index(flags.index)
+    model = load(flags.checkpoint or index.description.checkpoint, batch_size)
+    check_model(index, model)
+    return index, model
+
+
+def read_terms(flags: argparse.Namespace) -> list:
+    """The query's terms, in the flags' order of kinds."""
+    from align_jax.search.queries import IMAGE_WEIGHT, TEXT_WEIGHT, Term
+
+    terms = []
+    for texts, images, sign in (
+        (flags.text, flags.image, 1.0),
+        (flags.minus, flags.minus_image, -1.0),
+    ):
+        weight = TEXT_WEIGHT if flags.text_weight is None else flags.text_weight
+        terms += [Term(text, sign * weight) for text in texts]
+        weight = IMAGE_WEIGHT if flags.image_weight is None else flags.image_weight
+        terms += [Term(_read_file(path), sign * weight) for path in images]
+    return terms
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def delete(flags: argparse.Namespace) -> None:
+    """Deletes pictures from an index."""
+    from align_jax.search.vector_index import open_index
+
+    deleted = open_index(flags.index).delete(flags.ids)
+    print(f"{flags.index}: {deleted} of {len(flags.ids)} deleted")
+
+
+def read_flags() -> argparse.Namespace:
+    """The command line's flags."""
+    parser = argparse.ArgumentParser(prog="align_jax.search", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    made = commands.add_parser("build", help="embed pictures into an index")
+    made.add_argument("--checkpoint", required=True, metavar="RUN")
+    made.add_argument("--images", required=True, metavar="PLACE")
+    made.add_argument("--out", required=True, metavar="INDEX")
+    made.add_argument("--prune", action="store_true", help="delete what is gone")
+    made.add_argument("--batch_size", type=int, default=128)
+    made.add_argument(
+        "--thumbnail", type=int, default=224, help="pixels of a side; 0 for none"
+    )
+
+    asked = commands.add_parser("query", help="print the nearest pictures")
+    asked.add_argument("index", metavar="INDEX")
+    for name in ("text", "image", "minus", "minus_image"):
+        asked.add_argument(f"--{name}", action="append", default=[], help="repeat")
+    asked.add_argument("--text_weight", type=float, help="of each text, default 2")
+    asked.add_argument("--image_weight", type=float, help="of each image, default 1")
+    asked.add_argument("--limit", type=int, default=10)
+    asked.add_argument("--exact", action="store_true", help="compare with every one")
+
+    served = commands.add_parser("serve", help="a page and a JSON interface")
+    served.add_argument("index", metavar="INDEX")
+    served.add_argument("--host", default="127.0.0.1", help="any but this has a token")
+    served.add_argument("--name", action="append", help="by which it is asked; repeat")
+    served.add_argument("--port", type=int, default=8000)
+    served.add_argument("--token", help="or ALIGN_JAX_TOKEN; else one is drawn")
+    served.add_argument(
+        "--labels", metavar="FILE", help="one a line; default: the dataset's"
+    )
+    served.add_argument(
+        "--captions", metavar="FILE", help="one a line; default: texts of like pictures"
+    )
+    served.add_argument("--batch_size", type=int, default=16)
+    for command in (asked, served):
+        command.add_argument(
+            "--checkpoint", metavar="RUN", help="default: the index's own"
+        )
+
+    gone = commands.add_parser("delete", help="delete pictures by id")
+    gone.add_argument("index", metavar="INDEX")
+    gone.add_argument("ids", nargs="+", metavar="ID")
+
+    flags = parser.parse_args()
+    for name, least in (("batch_size", 1), ("limit", 1), ("thumbnail", 0)):
+        if getattr(flags, name, least) < least:
+            value = getattr(flags, name)
+            raise InputError(f"--{name} is {value}; wanted {least} or more")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("align_jax.search", main))

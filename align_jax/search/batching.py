@@ -1,0 +1,123 @@
+"""Embeds what many callers ask for together, as few batches on the devices."""
+
+import collections
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+
+from align_jax.errors import InputError
+from align_jax.search.queries import Encoder
+from align_jax.search.uploads import MAX_PIXELS, count_pixels
+
+# Of one batch, whose pictures are decoded side by side. A transparent one is laid over
+# its background in some 50 bytes a pixel.
+PIXELS_AT_ONCE = MAX_PIXELS
+GATHER_SECONDS = 0.003  # that the first of a batch waits for others
+
+
+class Busy(Exception):
+    """More is waiting than is taken; ask again later."""
+
+
+class BatchingEncoder:
+    """An encoder for many threads: one thread of its own has the devices.
+
+    What is asked for while a batch is computed makes up the next one, of texts and of
+    pictures in turn. More than `most` items are never waiting, and a batch's pictures
+    have no more than PIXELS_AT_ONCE.
+    """
+
+    def __init__(self, model: Encoder, batch_size: int, most: int):
+        """Starts the thread.
+
+        Args:
+          model: embeds; used by one thread only.
+          batch_size: items of a batch.
+          most: items that may wait.
+        """
+        self._model, self._batch_size, self._most = model, batch_size, most
+        self._waiting: dict[str, collections.deque] = {
+            "texts": collections.deque(),
+            "images": collections.deque(),
+        }
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts (N) as (N, D); raises Busy."""
+        return self._encode("texts", texts, [0] * len(texts))
+
+    def encode_images(self, images: Sequence[bytes]) -> np.ndarray:
+        """Embeds pictures' files (N) as (N, D).
+
+        Raises:
+          Busy: too much is waiting.
+          InputError: one of them cannot be read.
+        """
+        return self._encode("images", images, [*map(count_pixels, images)])
+
+    def close(self) -> None:
+        """Ends the thread after what is waiting."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _encode(self, kind: str, items: Sequence, pixels: Sequence[int]) -> np.ndarray:
+        futures = [Future() for _ in items]
+        with self._changed:
+            waiting = sum(map(len, self._waiting.values()))
+            if self._closed or waiting + len(items) > self._most:
+                raise Busy(f"{waiting} texts and pictures are waiting")
+            self._waiting[kind].extend(zip(items, futures, pixels, strict=True))
+            self._changed.notify()
+        return np.stack([future.result() for future in futures])
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not any(self._waiting.values()) and not self._closed:
+                    self._changed.wait()
+                if not any(self._waiting.values()):
+                    return
+                if sum(map(len, self._waiting.values())) < self._batch_size:
+                    self._changed.wait(GATHER_SECONDS)
+            for kind, waiting in self._waiting.items():
+                with self._changed:
+                    batch = self._take(waiting)
+                if batch:
+                    self._compute(kind, batch)
+
+    def _take(self, waiting: collections.deque) -> list[tuple]:
+        """The next batch of what is waiting."""
+        batch, pixels = [], 0
+        while waiting and len(batch) < self._batch_size:
+            pixels += waiting[0][2]
+            if batch and pixels > PIXELS_AT_ONCE:
+                break
+            batch.append(waiting.popleft())
+        return batch
+
+    def _compute(self, kind: str, batch: list[tuple]) -> None:
+        items = [item for item, _, _ in batch]
+        unreadable: dict[int, str] = {}
+        try:
+            if kind == "texts":
+                found = self._model.encode_texts(items)
+            else:
+                found = self._model.encode_images(items, unreadable)
+        except Exception as error:  # theirs to handle; the thread goes on
+            for _, future, _ in batch:
+                future.set_exception(error)
+            return
+        for row, (_, future, _) in enumerate(batch):
+            if row in unreadable:
+                reason = re.sub(r"^picture \d+", "the picture", unreadable[row])
+                future.set_exception(InputError(reason))
+            else:
+                future.set_result(found[row])

@@ -1,0 +1,150 @@
+"""Collections of pictures to be searched: a folder of files, or a dataset's split."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from align_jax.embed.saved import content_id
+from align_jax.errors import InputError
+from align_jax.input.datasets import (
+    evaluation_size,
+    is_dataset,
+    label_names,
+    stream_records,
+)
+
+SUFFIXES = (
+    ".jpg .jpeg .png .gif .webp .bmp .tif .tiff .jp2 .ppm .pgm .pbm .avif".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A picture of a collection.
+
+    Attributes:
+      id: by which the index knows it: a file's path below the folder, a record's
+        `image_id`, or its split and place.
+      state: changes when the picture does.
+      text: of the picture, where the collection has one.
+      read: returns its encoded file.
+    """
+
+    id: str
+    state: str
+    text: str
+    read: Callable[[], bytes]
+
+
+class Folder:
+    """The picture files below a folder, by their names' endings.
+
+    Attributes:
+      prefix: the folder's own path, which with an id is a picture's.
+      labels: none.
+    """
+
+    labels = ()
+
+    def __init__(self, root: str):
+        """Lists the files.
+
+        Raises:
+          InputError: there is no such folder, or no picture in it.
+        """
+        self._root = pathlib.Path(root)
+        if not self._root.is_dir():
+            raise InputError(f"{root} is no folder")
+        self.prefix = os.path.join(os.path.abspath(root), "")
+        own = self._root.resolve()
+        self._paths = sorted(
+            path
+            for path in self._root.rglob("*")
+            if path.suffix.lower() in SUFFIXES
+            and path.is_file()
+            and path.resolve().is_relative_to(own)  # no link leads out of it
+        )
+        if not self._paths:
+            raise InputError(
+                f"{root} has no picture, by the names' endings: {' '.join(SUFFIXES)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for path in self._paths:
+            try:
+                found = path.stat()
+            except FileNotFoundError:  # deleted since it was listed
+                continue
+            state = f"{found.st_size} {found.st_mtime_ns}"
+            name = path.relative_to(self._root).as_posix()
+            name = name.encode("utf-8", "backslashreplace").decode()
+            yield Entry(name, state, "", path.read_bytes)
+
+
+class Records:
+    """The pictures of a split in TFDS's layout; equal `image_id`s are one picture.
+
+    Attributes:
+      prefix: dataset and split, which with an id tell a picture from all others.
+      labels: names of the dataset's classes; none where it has no `label`.
+    """
+
+    def __init__(self, directory: str, split: str):
+        """Opens the split.
+
+        Raises:
+          InputError: there is no such dataset or split, or it has no pictures.
+        """
+        self._directory, self._split = directory, split
+        self._count = evaluation_size(directory, split, ("image",))
+        remote = "://" in directory
+        place = directory if remote else os.path.abspath(os.path.expanduser(directory))
+        self.prefix = f"{place}:{split}/"
+        self.labels = label_names(directory, split)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Entry]:
+        seen = set()
+        records = stream_records(self._directory, self._split, ("image",))
+        for place, record in enumerate(records):
+            name = record.get("image_id", f"{self._split}/{place:08}")
+            name = _decode(name)
+            if name not in seen:
+                seen.add(name)
+                content, text = record["image"], _text(record)
+                state = content_id(content + text.encode())
+                yield Entry(name, state, text, lambda content=content: content)
+
+
+def _text(record: dict) -> str:
+    """The record's text, or its first one."""
+    found = record.get("text", record.get("texts", b""))
+    if isinstance(found, np.ndarray):
+        found = found[0] if len(found) else b""
+    return _decode(found) if isinstance(found, bytes) else ""
+
+
+def _decode(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def open_collection(place: str) -> Folder | Records:
+    """Opens FOLDER, DATASET or DATASET:SPLIT (default: train).
+
+    Raises:
+      InputError: it is neither, or holds no pictures.
+    """
+    directory, colon, split = place.rpartition(":")
+    if not colon or "/" in split:  # gs://...
+        directory, split = place, ""
+    if not split and os.path.isdir(place) and not is_dataset(place):
+        return Folder(place)
+    return Records(directory, split or "train")

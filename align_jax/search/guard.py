@@ -1,0 +1,165 @@
+"""What stands before the search server: its token, and limits of what is taken at once.
+
+What cannot be answered soon is refused with 429, so that nothing queues up.
+"""
+
+import asyncio
+import collections
+import contextlib
+import hmac
+
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from align_jax.search.bodies import MAX_BODY
+
+MAX_REQUESTS = 16  # that compute at a time; further ones are to come again
+MAX_LOOKUPS = 64  # of pages and thumbnails
+MAX_HELD = 16 * MAX_BODY  # bytes of all bodies that are being read or answered
+BODY_SECONDS = 20  # within which a request has come
+RETRY = {"Retry-After": "1"}  # seconds
+COOKIE = "align_jax_token"
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+class Guard:
+    """An application around another, which starts no task or thread for a request."""
+
+    def __init__(self, app: ASGIApp, token: str):
+        """Wraps an application.
+
+        Args:
+          app: answers what is let through.
+          token: that every request must have; "" for none.
+        """
+        self._app, self._token = app, token
+        self._running: collections.Counter[bool] = collections.Counter()
+        self._held = 0  # bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or has it answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        request = Request(scope, receive)
+        answer = self._check_token(request) or _check_head(request)
+        if answer is None:
+            with contextlib.suppress(ClientDisconnect):
+                await self._hold(request, send_with_headers)
+        else:
+            await answer(scope, receive, send_with_headers)
+
+    def _check_token(self, request: Request) -> Response | None:
+        """The answer to a request without the token; None where all is well."""
+        if not self._token or _is(_sent_token(request), self._token):
+            return None
+        given = request.query_params.get("token", "")
+        if request.url.path == "/" and _is(given, self._token):
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="lax")
+            return answer
+        bearer = {"WWW-Authenticate": "Bearer"}
+        return problem(401, "wanted the token: Authorization: Bearer TOKEN", bearer)
+
+    async def _hold(self, request: Request, send: Send) -> None:
+        """Reads a request's body and has it answered, if that much may be held."""
+        scope, receive = request.scope, request.receive
+        length = int(request.headers["content-length"]) if _computes(request) else 0
+        if self._held + length > MAX_HELD:
+            await _drain(request)
+            answer = problem(429, f"{self._held} bytes of uploads are held", RETRY)
+            await answer(scope, receive, send)
+            return
+        self._held += length
+        try:
+            if length:
+                try:
+                    body = await asyncio.wait_for(request.body(), BODY_SECONDS)
+                except TimeoutError:
+                    late = f"the request took over {BODY_SECONDS} seconds"
+                    await problem(408, late)(scope, receive, send)
+                    return
+                receive = _replay(body, receive)
+            await self._count(_computes(request), scope, receive, send)
+        finally:
+            self._held -= length
+
+    async def _count(
+        self, computes: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Has a request answered, if fewer of its kind are under way than may be."""
+        running = self._running[computes]  # of one event loop
+        if running >= (MAX_REQUESTS if computes else MAX_LOOKUPS):
+            answer = problem(429, f"{running} requests are under way", RETRY)
+            await answer(scope, receive, send)
+            return
+        self._running[computes] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running[computes] -= 1
+
+
+def problem(status: int, message: str, headers: dict | None = None) -> JSONResponse:
+    """An answer that says in a line what is wrong."""
+    told = message.encode("utf-8", "replace").decode()
+    return JSONResponse({"detail": told}, status, headers)
+
+
+def _check_head(request: Request) -> JSONResponse | None:
+    """The answer to a request whose body is not taken; None where all is well."""
+    if not _computes(request):
+        return None
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind.lower() != "application/json":
+        return problem(415, f"content type {kind!r}; wanted application/json")
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal() or "transfer-encoding" in request.headers:
+        return problem(411, "wanted a Content-Length")
+    if int(length) > MAX_BODY:
+        return problem(413, f"{length} bytes; at most {MAX_BODY} are taken")
+    return None
+
+
+def _computes(request: Request) -> bool:
+    return request.method == "POST"
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Receives a body that was read already, and then what comes after it."""
+    parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return parts.pop() if parts else await receive()
+
+    return again
+
+
+async def _drain(request: Request) -> None:
+    """Reads a refused request, so that its sender reads the answer and not a reset."""
+
+    async def read() -> None:
+        async for _ in request.stream():
+            pass  # as long as its Content-Length, which was looked at
+
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(read(), BODY_SECONDS)
+
+
+def _sent_token(request: Request) -> str:
+    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+    return sent or request.cookies.get(COOKIE, "")
+
+
+def _is(sent: str, token: str) -> bool:
+    return hmac.compare_digest(sent.encode(), token.encode())

@@ -1,0 +1,134 @@
+"""Puts a collection's pictures into an index, in parts that are whole or absent."""
+
+import concurrent.futures
+import dataclasses
+import io
+import itertools
+from collections.abc import Callable, Iterable
+
+from PIL import Image
+
+from align_jax.embed.model import Model
+from align_jax.errors import InputError
+from align_jax.input.pictures import read_picture
+from align_jax.search.collection import Entry
+from align_jax.search.vector_index import VectorIndex
+from align_jax.weights.folder import digest
+
+AT_ONCE = 256  # pictures of one change of the index
+COMPACT_EVERY = 200  # changes, so that looking pictures up stays fast
+QUALITY = 80  # of the thumbnails' JPEG
+
+
+@dataclasses.dataclass
+class Indexed:
+    """What came of a collection's pictures.
+
+    Attributes:
+      added: that the index did not have, or had otherwise.
+      kept: that it had as they are.
+      unreadable: what is wrong with others, by id; they are not in the index.
+    """
+
+    added: int = 0
+    kept: int = 0
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def index_pictures(
+    model: Model,
+    entries: Iterable[Entry],
+    index: VectorIndex,
+    progress: Callable[[int], None],
+) -> Indexed:
+    """Embeds what the index does not have yet; a killed call is continued by another.
+
+    Args:
+      model: embeds them; its digest is the index's.
+      entries: of the collection.
+      index: to put them into.
+      progress: called with the number of pictures that are done.
+    """
+    done, waiting = Indexed(), iter(entries)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for turn in itertools.count(1):
+            batch = list(itertools.islice(waiting, AT_ONCE))
+            if not batch:
+                break
+            there = index.rows([entry.id for entry in batch], "state")
+            states = {name: row["state"] for name, row in there.items()}
+            absent = [e for e in batch if states.get(e.id) != e.state]
+            done.kept += len(batch) - len(absent)
+            if absent:
+                _index_batch(model, absent, index, done, pool)
+            progress(len(batch))
+            if turn % COMPACT_EVERY == 0:
+                index.compact()
+    index.optimise()
+    return done
+
+
+def _index_batch(
+    model: Model,
+    batch: list[Entry],
+    index: VectorIndex,
+    done: Indexed,
+    pool: concurrent.futures.Executor,
+) -> None:
+    contents = list(pool.map(_read, batch))
+    wrong: dict[int, str] = {}
+    embeddings = model.encode_images(
+        [b"" if isinstance(c, OSError) else c for c in contents], wrong
+    )
+    for row, content in enumerate(contents):
+        if isinstance(content, OSError):
+            wrong[row] = str(content)
+    rows = [row for row in range(len(batch)) if row not in wrong]
+    unreadable = {batch[row].id: wrong[row] for row in sorted(wrong)}
+    index.delete(unreadable)  # what they were before
+    done.unreadable |= unreadable
+    if not rows:
+        return
+    side = index.description.thumbnail
+    thumbnails = pool.map(lambda row: thumbnail(contents[row], side), rows)
+    index.put(
+        [batch[row].id for row in rows],
+        [batch[row].state for row in rows],
+        [batch[row].text for row in rows],
+        list(thumbnails),
+        embeddings[rows],
+    )
+    done.added += len(rows)
+
+
+def _read(entry: Entry) -> bytes | OSError:
+    try:
+        return entry.read()
+    except OSError as error:
+        return error
+
+
+def thumbnail(content: bytes, side: int) -> bytes:
+    """A small JPEG of a picture's file, on white; empty for a side of 0."""
+    if not side:
+        return b""
+    pixels = read_picture(content, least=(side, side))
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    if picture.mode == "RGBA":
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture.getchannel("A"))
+        picture = white
+    file = io.BytesIO()
+    picture.save(file, "jpeg", quality=QUALITY)
+    return file.getvalue()
+
+
+def check_model(index: VectorIndex, model: Model) -> None:
+    """Raises InputError where an index is not of a model."""
+    found = digest(model.weights)
+    if index.description.model != found:
+        raise InputError(
+            f"the index is of another model, {index.description.checkpoint}"
+            f" ({index.description.model}), not of this one ({found})"
+        )

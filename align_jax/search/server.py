@@ -1,0 +1,236 @@
+"""Search over HTTP: a page for people and a JSON interface for programs.
+
+What is uploaded is decoded in memory, embedded and forgotten. Pictures are shown by the
+thumbnails that the index holds: a request reads that index and no other file.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import HTMLResponse, Response
+from fastapi.security import HTTPBearer
+
+from align_jax.embed.model import TEMPLATE
+from align_jax.errors import InputError
+from align_jax.report.pages import render
+from align_jax.search.batching import BatchingEncoder, Busy
+from align_jax.search.bodies import (
+    MAX_BODY,
+    MAX_ITEMS,
+    ClassifyAnswer,
+    ClassifyBody,
+    EmbedAnswer,
+    EmbedBody,
+    HitBody,
+    Problem,
+    Scored,
+    SearchAnswer,
+    SearchBody,
+    TermBody,
+)
+from align_jax.search.guard import BODY_SECONDS, RETRY, Guard, problem
+from align_jax.search.queries import IMAGE_WEIGHT, TEXT_WEIGHT, Term, query_embedding
+from align_jax.search.uploads import read_upload
+from align_jax.search.vector_index import VectorIndex
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+SHOWN = 5  # labels and captions of a picture
+NEAR = 24  # pictures whose texts are a picture's captions where none are given
+NO_LABELS = (
+    "no labels: the collection has none; start the server with --labels=FILE, or give"
+    " some in the request"
+)
+NO_CAPTIONS = (
+    "no captions: the pictures near to it have no texts; start the server with"
+    " --captions=FILE"
+)
+REFUSALS = {
+    408: f"the body took longer than {BODY_SECONDS} seconds",
+    411: "no Content-Length",
+    413: f"a body of more than {MAX_BODY:,} bytes",
+    415: "a body that is not application/json",
+    422: "what cannot be used, and why",
+    429: "too much is under way; come again after Retry-After seconds",
+}
+
+
+class Texts:
+    """Texts that pictures are compared with, embedded once."""
+
+    def __init__(self, encoder: BatchingEncoder, texts: Sequence[str], template="{}"):
+        """Embeds them.
+
+        Args:
+          encoder: of the texts.
+          texts: N of them.
+          template: with a {} for each.
+        """
+        self.texts = list(texts)
+        filled = [template.format(text) for text in texts]
+        parts = [
+            encoder.encode_texts(filled[start : start + MAX_ITEMS])
+            for start in range(0, len(filled), MAX_ITEMS)
+        ]
+        self.embeddings = np.concatenate(parts) if parts else None  # (N, D)
+
+    def cosines(self, image: np.ndarray) -> np.ndarray:
+        """With an image (D,), (N,)."""
+        if self.embeddings is None:
+            return np.zeros(0, np.float32)
+        return self.embeddings @ image
+
+
+def make_app(
+    index: VectorIndex,
+    encoder: BatchingEncoder,
+    temperature: float,
+    labels: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    token: str = "",
+    hosts: Sequence[str] = LOOPBACK,
+) -> FastAPI:
+    """Makes the application.
+
+    Args:
+      index: that is searched.
+      encoder: of the index's model.
+      temperature: of its softmax, for labels.
+      labels: that a picture is sorted into unless a request has its own.
+      captions: of which the best are shown for a picture.
+      token: that every request must have, as `Authorization: Bearer TOKEN` or, from
+        the page, as a cookie that `/?token=TOKEN` sets; "" for none.
+      hosts: names by which the server may be asked; others are refused.
+    """
+    app = FastAPI(
+        title="align_jax search",
+        docs_url=None,
+        redoc_url=None,
+        # Told here; the guard looks at it.
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [],
+        responses={401: _told("no token, or a wrong one")} if token else {},
+    )
+    app.add_middleware(Guard, token=token)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
+    _add_refusals(app)
+    known = Texts(encoder, labels, TEMPLATE)
+    told = Texts(encoder, captions)
+    refused = {status: _told(reason) for status, reason in REFUSALS.items()}
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> HTMLResponse:
+        text = render(
+            "search.html.jinja",
+            count=len(index),
+            text_weight=TEXT_WEIGHT,
+            image_weight=IMAGE_WEIGHT,
+            max_bytes=MAX_BODY * 3 // 4 - 4096,
+        )
+        policy = (
+            "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline';"
+            " script-src 'unsafe-inline'; connect-src 'self'; form-action 'none';"
+            " base-uri 'none'; frame-ancestors 'none'"
+        )
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    @app.post("/api/search", responses=refused)
+    def search(body: SearchBody) -> SearchAnswer:
+        """Finds the pictures nearest to a sum of texts and pictures."""
+        terms = [_read_term(term, index) for term in body.terms]
+        query = query_embedding(encoder, terms)
+        hits = index.search(query, body.limit, body.exact)
+        return SearchAnswer(
+            hits=[HitBody(id=h.id, score=h.score, text=h.text) for h in hits]
+        )
+
+    @app.post("/api/embed", responses=refused)
+    def embed(body: EmbedBody) -> EmbedAnswer:
+        """Embeds texts and pictures."""
+        images = [read_upload(image) for image in body.images]
+        return EmbedAnswer(
+            texts=encoder.encode_texts(body.texts).tolist() if body.texts else [],
+            images=encoder.encode_images(images).tolist() if images else [],
+        )
+
+    @app.post("/api/classify", responses=refused)
+    def classify(body: ClassifyBody) -> ClassifyAnswer:
+        """Sorts a picture into labels, and finds captions that fit it."""
+        (image,) = encoder.encode_images([read_upload(body.image)])
+        own = Texts(encoder, body.labels, TEMPLATE) if body.labels else known
+        logits = own.cosines(image).astype(np.float64) / temperature
+        odds = np.exp(logits - logits.max(initial=-np.inf))
+        fitting = told if told.texts else _texts_near(image, index, encoder)
+        absent = [NO_LABELS] * (not own.texts) + [NO_CAPTIONS] * (not fitting.texts)
+        return ClassifyAnswer(
+            labels=_best(own.texts, odds / max(odds.sum(), 1e-300)),
+            captions=_best(fitting.texts, fitting.cosines(image)),
+            absent=absent,
+        )
+
+    @app.get(
+        "/api/thumbnail",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/jpeg": {}}},
+            404: _told("no such picture, or no thumbnail of it"),
+            422: refused[422],
+            429: refused[429],
+        },
+    )
+    def thumbnail(id: str) -> Response:
+        """The small JPEG that the index holds of a picture."""
+        found = index.rows([id], "thumbnail").get(id)
+        if found is None or not found["thumbnail"]:
+            raise HTTPException(404, "no such picture, or no thumbnail of it")
+        return Response(found["thumbnail"], media_type="image/jpeg")
+
+    return app
+
+
+def _told(description: str) -> dict:
+    """A refusal, as OpenAPI describes it."""
+    return {"model": Problem, "description": description}
+
+
+def _texts_near(
+    image: np.ndarray, index: VectorIndex, encoder: BatchingEncoder
+) -> Texts:
+    """The different texts of the pictures nearest to one (D,)."""
+    texts = (hit.text for hit in index.search(image, NEAR))
+    return Texts(encoder, [*dict.fromkeys(filter(None, texts))])
+
+
+def _add_refusals(app: FastAPI) -> None:
+    """Answers what cannot be used, or not now, in one line."""
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy):
+        return problem(429, f"{error}; ask again in a second", RETRY)
+
+    @app.exception_handler(RequestValidationError)
+    async def misshapen(request: Request, error: RequestValidationError):
+        first = error.errors()[0]  # nothing of what was sent is sent back
+        where = ".".join(str(part)[:40] for part in first["loc"][:4])
+        return problem(422, f"{where}: {first['msg']}"[:300])
+
+    @app.exception_handler(InputError)
+    async def bad(request: Request, error: InputError):
+        return problem(422, str(error))
+
+
+def _read_term(term: TermBody, index: VectorIndex) -> Term:
+    if term.text is not None:
+        return Term(term.text, term.weight)
+    if term.image is not None:
+        return Term(read_upload(term.image), term.weight)
+    found = index.rows([term.id], "embedding").get(term.id)
+    if found is None:
+        raise InputError(f"the index has no picture {term.id!r}")
+    return Term(np.float32(found["embedding"]), term.weight)
+
+
+def _best(texts: Sequence[str], scores: np.ndarray) -> list[Scored]:
+    order = np.argsort(-scores, kind="stable")[:SHOWN]
+    return [Scored(text=texts[i], score=float(scores[i])) for i in order]

@@ -1,0 +1,66 @@
+"""Runs a sweep, or says what to run elsewhere, and shows how far it is.
+
+    python -m align_jax.sweep --sweep=configs/sweeps/X.py --workdir=DIR
+
+The launcher `local` runs one run after the other on this machine, `print` writes a
+command a line for xargs, Slurm or GKE, `skypilot` a managed job a run, `status` shows
+the table only. Runs that are done are left alone, and the same command goes on after
+any interruption. What follows `--` is given to every run: `-- --config.seed=1`.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from align_jax.errors import run_command
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags and every run's config, then launches."""
+    flags = read_flags(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Here, not above: a missing package ends in one line.
+    from align_jax.sweep.config import open_sweep
+    from align_jax.sweep.launchers import LAUNCHERS
+
+    runs = {}
+    for argument in flags.sweep:
+        for run in open_sweep(argument, flags.workdir, flags.further):
+            runs[run.workdir] = run  # those of several sweeps are one
+    LAUNCHERS[flags.launcher]([*runs.values()], flags)
+
+
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's flags."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(prog="align_jax.sweep", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--sweep", action="append", required=True, help="FILE or FILE:RUN,RUN; repeat"
+    )
+    parser.add_argument("--workdir", required=True, help="folder of all runs")
+    parser.add_argument(
+        "--launcher",
+        default="local",
+        choices=("local", "print", "skypilot", "status"),
+    )
+    parser.add_argument(
+        "--retry", action="store_true", help="run those that failed again"
+    )
+    parser.add_argument(
+        "--jobs", default="jobs", help="folder that skypilot's jobs are written to"
+    )
+    parser.add_argument(
+        "--template",
+        default="launch/sky_tpu.yaml",
+        help="the SkyPilot task whose command is replaced",
+    )
+    flags = parser.parse_args(argv[:split])
+    flags.further = [*argv[split + 1 :]]
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("align_jax.sweep", partial(main, sys.argv[1:])))

@@ -1,0 +1,116 @@
+"""A sweep: the runs that a file names, each with a folder of its own.
+
+The file has `get_sweep()`, which gives {name: (base config, {dotted path: value})}, and
+`get_config(name)`, which gives one of these runs to `main.py`; or it is the config of a
+search, whose runs are its trials.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import runpy
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align_jax.command_line import CommandLine, read_command_line
+from align_jax.config import choose, leave_out, read_config
+from align_jax.errors import InputError
+from align_jax.report.run_kinds import kind_of
+from align_jax.runs.workdir import as_json
+from align_jax.training.random_search_config import SearchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+      id: the run's name and, of runs of `get_sweep`, a hash of what it computes: equal
+        runs of two sweeps are one.
+      fields: the literal config.
+      flags: what `main.py` is given.
+      workdir: where the run's metrics and results are.
+      search: folder and config of the search whose trial it is; None for other runs.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    flags: tuple[str, ...]
+    workdir: str
+    search: tuple[str, Mapping[str, Any]] | None = None
+
+    @property
+    def command(self) -> str:
+        """The run as a line for a shell."""
+        return shlex.join([sys.executable, "main.py", *self.flags])
+
+
+def open_sweep(
+    argument: str, workdir: str, flags: Sequence[str] = ()
+) -> list[SweepRun]:
+    """Reads a sweep and every run's config.
+
+    Args:
+      argument: "FILE" or "FILE:NAME,NAME", which takes some of its runs; of a search,
+        the config as `main.py` takes it.
+      workdir: folder of the sweep.
+      flags: further ones of `main.py`, for each run.
+
+    Raises:
+      InputError: no such file or run, or a config that does not fit.
+    """
+    path, _, chosen = argument.partition(":")
+    if not os.path.isfile(path):
+        raise InputError(f"--sweep is {path!r}, which is no file")
+    contents = runpy.run_path(path)
+    if "get_sweep" not in contents:
+        return _open_search(argument, workdir, flags)
+    known = contents["get_sweep"]()
+    if not known:
+        raise InputError(f"{path} has no runs: get_sweep() is empty")
+    names = chosen.split(",") if chosen else [*known]
+    runs = []
+    for name in names:
+        choose(known, name, argument)
+        config = (f"--config={path}:{name}", *flags)
+        fields = _read(config, workdir).fields
+        kind = kind_of(fields, f"config {name}")
+        kind.check(fields, f"config {name}")
+        computed = as_json(leave_out(fields, kind.execution))
+        identity = json.dumps(computed, sort_keys=True)
+        run_id = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+        place = os.path.join(workdir, run_id)
+        runs.append(SweepRun(run_id, fields, (*config, f"--workdir={place}"), place))
+    return runs
+
+
+def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[SweepRun]:
+    """The trials of a search; `main.py` then goes on with them in the same workdir."""
+    config = (f"--config={argument}", *flags)
+    fields = _read(config, workdir).fields
+    if fields.get("run") != "random_search":
+        raise InputError(
+            f"--sweep={argument} has no get_sweep() and is a config of run ="
+            f" {fields.get('run')!r}; wanted a sweep or a search"
+        )
+    if "only" not in fields:
+        raise InputError(f"{argument} lacks the field 'only'; set config.only = ''")
+    search = read_config(SearchConfig, fields)
+    search.check()
+    return [
+        SweepRun(
+            name,
+            search.trial_fields(task, trial),
+            (*config, f"--config.only={name}", f"--workdir={workdir}"),
+            os.path.join(workdir, name),
+            (workdir, fields),
+        )
+        for name, (task, trial) in search.trial_names().items()
+    ]
+
+
+def _read(flags: Sequence[str], workdir: str) -> CommandLine:
+    return read_command_line(["main.py", *flags, f"--workdir={workdir}"])

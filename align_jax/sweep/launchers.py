@@ -1,0 +1,220 @@
+"""Where a sweep's runs are run: here, by commands that are printed, or by SkyPilot."""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tqdm
+import yaml
+
+from align_jax.errors import STOPPED, InputError, Preempted
+from align_jax.runs import workdir as folder
+from align_jax.sweep.config import SweepRun
+from align_jax.sweep.status import (
+    Status,
+    count_states,
+    failure_path,
+    format_status,
+    is_locked,
+    locked_log,
+    log_path,
+    read_status,
+)
+from align_jax.training.random_search_config import SEARCH_EXECUTION
+
+MAIN = pathlib.Path(__file__).parents[2] / "main.py"
+POLL = 2  # seconds between looks at a run
+# The longest name that clouds take for what a job makes.
+LONGEST_NAME = 50
+
+
+def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Runs one after the other; a failed one is told and does not stop the others.
+
+    Raises:
+      InputError: runs failed, or the folder is not of this machine.
+      Preempted: told to stop, as the run at work was.
+      KeyboardInterrupt: likewise.
+    """
+    if "://" in flags.workdir:
+        raise InputError(
+            f"--workdir is {flags.workdir}; the launcher 'local' wants a local folder"
+        )
+    statuses = [read_status(run) for run in runs]
+    print(format_status(statuses), flush=True)
+    for run, status in zip(runs, statuses, strict=True):
+        elsewhere = status.state == "running" and not is_locked(run)
+        if elsewhere or (status.state == "failed" and not flags.retry):
+            continue
+        if status.state != "done":
+            _run(run)
+            statuses = [read_status(other) for other in runs]
+            print(count_states(statuses), flush=True)
+    print(format_status(statuses), flush=True)
+    failed = {
+        run.id: folder.read_json(failure_path(run))["reason"]
+        for run, status in zip(runs, statuses, strict=True)
+        if status.state == "failed"
+    }
+    if any(status.state != "done" for status in statuses):
+        told = [f"\n  {name}: {reason}" for name, reason in failed.items()]
+        mend = "; --retry runs those that failed again" if failed else ""
+        states = f"not all are done: {count_states(statuses)}{mend}"
+        raise InputError("".join([states, *told]))
+
+
+def _run(run: SweepRun) -> None:
+    """Runs one as a process of its own."""
+    if run.search is not None:  # before the log makes its folder look like another's
+        _claim(*run.search)
+    with locked_log(run) as log, _Termination():
+        if folder.is_finished(run.workdir):  # by the process that had the lock
+            return
+        pathlib.Path(failure_path(run)).unlink(missing_ok=True)
+        before = log.tell()
+        # Not of the terminal's group: Ctrl-C reaches it as a notice to stop.
+        process = subprocess.Popen(
+            [sys.executable, str(MAIN), *run.flags],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            code = _follow(run, process)
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        if code in (STOPPED, -signal.SIGTERM):
+            raise Preempted(f"{run.id} was told to stop")
+        if code:
+            reason = _reason(run, code, before)
+            failure = {"code": code, "reason": reason}
+            folder.write_json(failure_path(run), failure)
+            print(f"{run.id} failed: {reason}", flush=True)
+
+
+def _reason(run: SweepRun, code: int, before: int) -> str:
+    """Why a run failed: a signal, or the last line of what it added to its log."""
+    if code < 0:
+        return f"killed by signal {-code}; {log_path(run)} has what it printed"
+    with open(log_path(run)) as file:
+        file.seek(before)
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {code}"
+
+
+def _claim(workdir: str, fields: Mapping[str, Any]) -> None:
+    """Binds a search's folder to it, as `main.py` would."""
+    folder.check(workdir, fields, SEARCH_EXECUTION)
+    if not folder.is_claimed(workdir):
+        folder.claim(workdir, fields)
+
+
+class _Termination:
+    """Inside, SIGTERM raises Preempted."""
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._raise)
+
+    def __exit__(self, *error) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    @staticmethod
+    def _raise(number: int, frame: object) -> None:
+        raise Preempted("told to stop")
+
+
+def _follow(run: SweepRun, process: subprocess.Popen) -> int:
+    """Shows a run's progress until it ends; its exit code, -N for signal N."""
+    interval = 1.0 if sys.stderr.isatty() else 60.0
+    total = run.fields.get("total_steps")
+    with tqdm.tqdm(desc=run.id, total=total, unit="step", mininterval=interval) as bar:
+        while process.poll() is None:
+            time.sleep(POLL)
+            with contextlib.suppress(InputError):  # a file at the moment it is written
+                status = read_status(run)
+                bar.set_postfix_str(_measures(status), refresh=False)
+                bar.update(status.step - bar.n)
+    return process.returncode
+
+
+def _measures(status: Status) -> str:
+    speed = status.pairs_per_second
+    shown = [f"{speed:,.0f} pairs/s"] if speed else []
+    loss = status.metrics.get("train/loss")
+    return ", ".join(shown + ([f"loss {loss:.3f}"] if loss is not None else []))
+
+
+def print_commands(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Prints the command of each run that is not done, one a line.
+
+    Those that failed are left out unless they are to be run again.
+    """
+    for run in _to_run(runs, flags.retry):
+        print(run.command)
+
+
+def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Writes a SkyPilot task a run and prints the command that launches it.
+
+    Raises:
+      InputError: the template is no SkyPilot task, or the runs would end with their
+        machines.
+    """
+    if "://" not in flags.workdir:
+        raise InputError(
+            f"--workdir is {flags.workdir}, which ends with a job's machine; wanted a"
+            " bucket, as gs://BUCKET/FOLDER"
+        )
+    try:
+        template = yaml.safe_load(pathlib.Path(flags.template).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--template={flags.template}: {reason}") from error
+    if not isinstance(template, dict) or "run" not in template:
+        raise InputError(
+            f"--template={flags.template} is no SkyPilot task with a field 'run'"
+        )
+    os.makedirs(flags.jobs, exist_ok=True)
+    for run in _to_run(runs, flags.retry):
+        name = re.sub("[^a-z0-9]+", "-", run.id.lower())[-LONGEST_NAME:].strip("-")
+        flags_of_all = [*run.flags, "--distributed"]  # every host of a slice takes part
+        command = shlex.join([".venv/bin/python", "main.py", *flags_of_all]) + "\n"
+        task = {**template, "name": name, "run": command}
+        task.pop("envs", None)  # of the command that is replaced
+        path = os.path.join(flags.jobs, f"{name}.yaml")
+        folder.write_text(path, yaml.safe_dump(task, sort_keys=False))
+        print(shlex.join(["sky", "jobs", "launch", "--yes", "--detach-run", path]))
+
+
+def show_status(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
+    """Prints the table."""
+    print(format_status([read_status(run) for run in runs]))
+
+
+def _to_run(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
+    """Runs that are not done and that nobody has; searches get their folders."""
+    wanted = {"stopped", "waiting"} | ({"failed"} if retry else set())
+    found = [run for run in runs if read_status(run).state in wanted]
+    for search in {run.search[0]: run.search for run in found if run.search}.values():
+        _claim(*search)
+    return found
+
+
+LAUNCHERS: dict[str, Callable[[Sequence[SweepRun], argparse.Namespace], None]] = {
+    "local": run_here,
+    "print": print_commands,
+    "skypilot": write_jobs,
+    "status": show_status,
+}

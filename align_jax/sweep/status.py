@@ -1,0 +1,160 @@
+"""How far a sweep's runs are, read from their folders."""
+
+import dataclasses
+import datetime
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+import tensorflow as tf
+
+from align_jax.errors import InputError
+from align_jax.report.run_kinds import kind_of
+from align_jax.runs import workdir as folder
+from align_jax.runs.results import main_scores
+from align_jax.runs.telemetry import read_last_metrics
+from align_jax.sweep.config import SweepRun
+
+SILENCE = 600  # seconds without metrics after which a run elsewhere is taken as stopped
+STATES = ("done", "failed", "running", "stopped", "waiting")
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How far a run is; None where nothing tells.
+
+    Attributes:
+      id: of the run.
+      state: one of `STATES`; "stopped" has begun and can go on.
+      step: the last one with metrics.
+      total: steps of the run.
+      pairs_per_second: of its last measure.
+      seconds_left: at that speed.
+      metrics: by name, what its last lines tell of it.
+    """
+
+    id: str
+    state: str
+    step: int
+    total: int | None
+    pairs_per_second: float | None
+    seconds_left: float | None
+    metrics: dict[str, float]
+
+
+def read_status(run: SweepRun) -> Status:
+    """Reads a run's folder.
+
+    Raises:
+      InputError: the folder holds another run, or storage does not answer.
+    """
+    try:
+        folder.check(run.workdir, run.fields, kind_of(run.fields).execution)
+        rows = read_last_metrics(run.workdir)
+        state = _state(run)
+    except tf.errors.OpError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{run.workdir} cannot be read: {reason}") from error
+    step = max((int(row["step"]) for row in rows), default=0)
+    total = run.fields.get("total_steps")
+    latest: dict[str, float] = {}
+    for row in rows:
+        latest |= row
+    speed = latest.get("train/pairs_per_second")
+    left = None
+    if speed and total:
+        pairs = run.fields["virtual_cores"] * run.fields["pairs_per_core"]
+        left = (total - step) * pairs / speed
+    metrics = {n: latest[n] for n in ("train/loss",) if n in latest}
+    metrics |= main_scores(latest)
+    return Status(run.id, state, step, total, speed, left, metrics)
+
+
+def _state(run: SweepRun) -> str:
+    if folder.is_finished(run.workdir):
+        return "done"
+    if is_locked(run):
+        return "running"
+    if tf.io.gfile.exists(failure_path(run)):
+        return "failed"
+    if not folder.is_claimed(run.workdir):
+        return "waiting"
+    # What was not begun by the local launcher tells by its metrics that it runs.
+    silent = 0.0 if os.path.exists(log_path(run)) else _seconds_silent(run)
+    return "running" if 0 < silent < SILENCE else "stopped"
+
+
+def _seconds_silent(run: SweepRun) -> float:
+    """Seconds since the run's metrics grew; 0 where it has none."""
+    path = os.path.join(run.workdir, folder.METRICS_FILE)
+    if not tf.io.gfile.exists(path):
+        return 0.0
+    return max(time.time() - tf.io.gfile.stat(path).mtime_nsec / 1e9, 1e-3)
+
+
+def failure_path(run: SweepRun) -> str:
+    """Where a failure of the run is told."""
+    return f"{run.workdir}.failed.json"
+
+
+def log_path(run: SweepRun) -> str:
+    """What the run prints goes here."""
+    return f"{run.workdir}.log"
+
+
+@contextmanager
+def locked_log(run: SweepRun) -> Iterator[IO]:
+    """Opens the run's log for appending, which whoever holds it has alone.
+
+    The lock goes on to the process that the log is given to: a run whose sweep was
+    killed keeps it until it ends. Waits for another one to end.
+    """
+    os.makedirs(os.path.dirname(run.workdir), exist_ok=True)
+    with open(log_path(run), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{run.id} runs in another process; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def is_locked(run: SweepRun) -> bool:
+    """Whether a process of this machine has the run."""
+    if not os.path.exists(log_path(run)):  # as in a bucket
+        return False
+    with open(log_path(run)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def format_status(statuses: Sequence[Status]) -> str:
+    """The table for a terminal, and below it `count_states`."""
+    width = max(len(status.id) for status in statuses)
+    head = f"{'run':<{width}}  state    {'step':>17}  {'pairs/s':>9}  {'left':>8}"
+    lines = [head + "  last metrics"]
+    for status in statuses:
+        step = f"{status.step:,}" + (f" / {status.total:,}" if status.total else "")
+        speed = f"{status.pairs_per_second:,.0f}" if status.pairs_per_second else ""
+        left = ""
+        if status.state == "running" and status.seconds_left is not None:
+            left = str(datetime.timedelta(seconds=round(status.seconds_left)))
+        metrics = ", ".join(
+            f"{name.removeprefix('train/')} {value:.3f}"
+            for name, value in status.metrics.items()
+        )
+        line = f"{status.id:<{width}}  {status.state:<7}  {step:>17}  {speed:>9}"
+        lines.append(f"{line}  {left:>8}  {metrics}".rstrip())
+    return "\n".join([*lines, count_states(statuses)])
+
+
+def count_states(statuses: Sequence[Status]) -> str:
+    """A line that counts the runs of each state."""
+    counts = {state: sum(s.state == state for s in statuses) for state in STATES}
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n)

@@ -1,0 +1,1 @@
+"""The train step, its optimizer and checkpoints, and the fields of a run."""

@@ -1,0 +1,59 @@
+"""The fields of a run on labelled pictures: fine-tuning, or a probe by SGD."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from align_jax.errors import InputError
+from align_jax.input.datasets import count_labels
+from align_jax.input.preprocess import PreprocessConfig
+from align_jax.models.classifier import ClassifierConfig
+from align_jax.training.run_config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(RunConfig):
+    """A run of an image tower with a linear head (arXiv 2102.05918, section 5.3).
+
+    A probe keeps the tower by `optimizer.frozen` and the tower's `frozen_statistics`.
+
+    Attributes:
+      run: "classify".
+      model: the tower and its head.
+      evaluation: sizes of evaluation's pictures, often larger than training's (FixRes,
+        arXiv 1906.06423); by default those of the input.
+    """
+
+    kind: ClassVar[str] = "classifier"
+
+    model: ClassifierConfig
+    evaluation: PreprocessConfig | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        texts = [n for n, d in self.input.datasets.items() if not d.label_feature]
+        if texts or self.loss.contrasts:
+            raise ValueError(
+                f"input.datasets {texts} have no label_feature and loss.kind is"
+                f" {self.loss.kind!r}; classification wants labels and 'cross_entropy'"
+            )
+
+    def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Labels."""
+        return {"labels": ((), jnp.int32)}
+
+    @property
+    def evaluation_preprocess(self) -> PreprocessConfig:
+        """Sizes of evaluation's pictures."""
+        return self.evaluation or self.input.preprocess
+
+    def check_data(self) -> None:
+        """Raises InputError where a dataset has another number of labels."""
+        for name, dataset in self.input.datasets.items():
+            found = count_labels(dataset)
+            if found not in (None, self.model.classes):
+                raise InputError(
+                    f"config.input.datasets.{name} has labels of {found} classes;"
+                    f" config.model.classes is {self.model.classes}"
+                )

@@ -1,0 +1,135 @@
+"""How much arithmetic a training step is, counted from its traced program.
+
+Matrix products and convolutions are counted, two operations a multiplication and
+addition; what the towers compute again, by rematerialisation or microbatches, is not,
+as in the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix B).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from align_jax.training.train_step import StepPlan, abstract_state, encode, score
+
+
+def count_model_flops(
+    plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, float]:
+    """Counts the floating-point operations of a step, forward and backward.
+
+    Args:
+      plan: of the step.
+      batch: shapes of the global batch.
+
+    Returns:
+      {"image_tower", "text_tower" where there is one, "loss"}: operations of all
+      devices together.
+    """
+    towers = dataclasses.replace(plan, model=_plain(plan))
+    state = abstract_state(plan)
+    # The towers' work goes with the batch: that of one BatchNorm group, so many times.
+    pairs = plan.model.batch_norm_group
+    cores = jnp.arange(pairs // plan.pairs_per_core)
+    groups = plan.virtual_cores // cores.size
+    some = {
+        name: jax.ShapeDtypeStruct((pairs, *x.shape[1:]), x.dtype)
+        for name, x in batch.items()
+    }
+
+    def embed(params, statistics, batch):
+        key = jax.random.key(0)
+        return encode(params, statistics, batch, key, cores, towers)[0]
+
+    found = {}
+    for index, name in enumerate(plan.model.towers):
+        total = lambda *args, index=index: embed(*args)[index].sum()  # noqa: E731
+        work = count_flops(
+            jax.value_and_grad(total), state.params, state.batch_stats, some
+        )
+        found[name] = groups * work
+    outputs = tuple(
+        jax.ShapeDtypeStruct((groups * pairs, x.shape[1]), x.dtype)
+        for x in jax.eval_shape(embed, state.params, state.batch_stats, some)
+    )
+    loss = lambda *args: score(*args, plan)[0]  # noqa: E731
+    gradient = jax.value_and_grad(loss, (0, 1))
+    found["loss"] = count_flops(gradient, state.params, outputs, batch)
+    return found
+
+
+def count_flops(function: Callable, *arguments: Any) -> float:
+    """Counts the products of a function of arrays or of their shapes."""
+    traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    live, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
+    return _count(live)
+
+
+def _plain(plan: StepPlan):
+    """The model, with nothing computed twice or gathered."""
+    config = plan.model.config
+    kept = {"image_tower": "none", "text_tower": False}
+    towers = {
+        name: dataclasses.replace(
+            getattr(config, name), rematerialise=kept[name], scan=True
+        )
+        for name in plan.model.towers
+    }
+    config = dataclasses.replace(config, **towers)
+    return plan.model.clone(config=config, placement=None)
+
+
+def _count(jaxpr: Jaxpr) -> float:
+    return float(sum(map(_count_equation, jaxpr.eqns)))
+
+
+def _count_equation(equation: JaxprEqn) -> float:
+    kind, parameters = equation.primitive.name, equation.params
+    if kind in PRODUCTS:
+        return (
+            2.0 * math.prod(equation.outvars[0].aval.shape) * PRODUCTS[kind](equation)
+        )
+    inner = [_count(jaxpr) for jaxpr in _inner(parameters)]
+    if kind == "cond":  # a choice of platform or of one branch
+        return max(inner)
+    if kind == "while" and any(inner):
+        raise ValueError("products in a loop without a known end cannot be counted")
+    times = parameters["length"] if kind == "scan" else 1
+    if kind == "shard_map":  # shapes in it are one device's
+        times = parameters["mesh"].size
+    return times * sum(inner)
+
+
+def _terms_of_dot(equation: JaxprEqn) -> int:
+    """Products that one element of a matrix product sums."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    return math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+
+
+def _terms_of_convolution(equation: JaxprEqn) -> float:
+    """Products that one element of a convolution sums, without inserted zeros."""
+    kernel = equation.invars[1].aval.shape
+    features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    inserted = math.prod(equation.params["lhs_dilation"])
+    return math.prod(kernel) / features / inserted
+
+
+PRODUCTS = {
+    "dot_general": _terms_of_dot,
+    "conv_general_dilated": _terms_of_convolution,
+}
+
+
+def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
+    """Programs among an operation's parameters."""
+    for value in parameters.values():
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, Jaxpr):
+                yield part

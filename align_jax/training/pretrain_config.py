@@ -1,0 +1,66 @@
+"""The fields of a pretraining run."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from align_jax.errors import InputError
+from align_jax.input.tokenizer import Tokenizer, open_tokenizer
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.training.run_config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """A run on pairs of pictures and texts: pretraining, or fine-tuning of retrieval.
+
+    Attributes:
+      run: "pretrain".
+      vocabulary: WordPiece vocabulary, vocab.txt or tokenizer.json.
+      model: the towers and what joins them.
+    """
+
+    kind: ClassVar[str] = "dual_encoder"
+
+    vocabulary: str
+    model: ModelConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        labelled = [n for n, d in self.input.datasets.items() if d.label_feature]
+        if labelled or not self.loss.contrasts:
+            raise ValueError(
+                f"input.datasets {labelled} have a label_feature and loss.kind is"
+                f" {self.loss.kind!r}; pretraining wants texts and compares pairs"
+            )
+        if (self.loss.kind == "sigmoid") != (self.model.logit_bias_init is not None):
+            raise ValueError(
+                f"loss.kind is {self.loss.kind!r} and model.logit_bias_init is"
+                f" {self.model.logit_bias_init}; the sigmoid loss wants a bias, the"
+                " softmax none"
+            )
+        if self.model.temperature_init < self.loss.temperature_floor:
+            raise ValueError(
+                f"model.temperature_init is {self.model.temperature_init}, below"
+                f" loss.temperature_floor, {self.loss.temperature_floor}"
+            )
+
+    def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Token ids."""
+        return {"tokens": ((self.model.text_tower.max_tokens,), jnp.int32)}
+
+    def make_tokenizer(self) -> Tokenizer:
+        """Reads the vocabulary.
+
+        Raises:
+          InputError: it is missing, or larger than the text tower's embedding.
+        """
+        rows = self.model.text_tower.vocabulary_size
+        tokenizer = open_tokenizer(self.vocabulary, self.model.text_tower.max_tokens)
+        if tokenizer.size > rows:
+            raise InputError(
+                f"{self.vocabulary} has {tokenizer.size} tokens, but"
+                f" config.model.text_tower.vocabulary_size is {rows}; raise it"
+            )
+        return tokenizer

@@ -1,0 +1,117 @@
+"""A random search over fields of a run, task by task, and what it draws."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from align_jax.config import change
+from align_jax.training.run_config import EXECUTION
+from align_jax.training.training_runs import read_run_config
+
+# Kinds of draws, and whether what follows them will do.
+DRAWS = {
+    "log": lambda *ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
+    "one_of": lambda *values: len(values) == 1 and len(values[0]) > 0,
+}
+
+# Fields that change how a search is run, and not its result.
+SEARCH_EXECUTION = (*(f"base.{name}" for name in EXECUTION), "only")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """Trials of every task, from which the best is run again and tested.
+
+    Attributes:
+      run: "random_search".
+      base: fields of a training run, all but those of the tasks.
+      tasks: by name, {dotted path: value} of the fields that are the task's, as pairs.
+      space: (dotted path, "log", lowest, highest) or (dotted path, "one_of", values)
+        of each field that is searched; all tasks have the same trials.
+      trials: how many.
+      metric: that the best trial has most of, as "eval/validation/top1"; of equals the
+        first is the best.
+      final: changes of the best trial's fields when it is run again, as `tasks`.
+      final_metric: that is reported.
+      seeds: of the final runs.
+      groups: name -> tasks whose mean is reported.
+      seed: of the draws.
+      only: "TASK/trial_NN", to run that trial and no more, as one of many processes
+        that share the search's workdir; the search then finds it done. "" for all.
+    """
+
+    run: str
+    base: dict
+    tasks: dict
+    space: tuple
+    trials: int
+    metric: str
+    final: dict
+    final_metric: str
+    seeds: tuple = (0, 1, 2)
+    groups: dict = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    only: str = ""
+
+    def __post_init__(self):
+        if self.trials < 1 or not self.seeds or not self.tasks:
+            raise ValueError("trials, seeds and tasks: wanted one or more of each")
+        for draw in self.space:
+            known = len(draw) > 2 and draw[1] in DRAWS
+            if not known or not DRAWS[draw[1]](*draw[2:]):
+                raise ValueError(
+                    f"space holds {draw!r}; wanted (path, 'log', lowest, highest) above"
+                    " 0, or (path, 'one_of', values)"
+                )
+        unknown = {t for tasks in self.groups.values() for t in tasks} - {*self.tasks}
+        if unknown:
+            raise ValueError(f"groups name {sorted(unknown)}, which are no tasks")
+        if {*self.final} != {*self.tasks}:
+            raise ValueError(
+                f"final is of {sorted(self.final)}; wanted the tasks,"
+                f" {sorted(self.tasks)}"
+            )
+        if self.only and self.only not in self.trial_names():
+            raise ValueError(
+                f"only is {self.only!r}; wanted a trial, from"
+                f" {next(iter(self.trial_names()))!r}"
+            )
+
+    def trial_names(self) -> dict[str, tuple[str, int]]:
+        """Task and number of every trial, by its name, that of its folder."""
+        return {
+            f"{task}/trial_{trial:02}": (task, trial)
+            for task in self.tasks
+            for trial in range(self.trials)
+        }
+
+    def trial_fields(self, task: str, trial: int) -> dict[str, Any]:
+        """The literal config of a task's trial."""
+        fields = change(self.base, self.tasks[task])
+        return change(fields, draw_trial(self.space, self.seed, trial))
+
+    def final_fields(self, task: str, trial: int, seed: int) -> dict[str, Any]:
+        """The literal config of a final run of a task's best trial."""
+        fields = change(self.trial_fields(task, trial), self.final[task])
+        return fields | {"seed": seed}
+
+    def check(self) -> None:
+        """Reads every run's config; InputError where fields do not fit."""
+        for task in self.tasks:
+            for trial in range(self.trials):
+                read_run_config(self.trial_fields(task, trial), f"config {task}")
+            read_run_config(self.final_fields(task, 0, 0), f"config.final.{task}")
+
+
+def draw_trial(space: tuple, seed: int, trial: int) -> list[tuple[str, Any]]:
+    """Values of a trial's fields: a function of the space, the seed and its number."""
+    random = np.random.default_rng((seed, trial))
+    drawn = []
+    for path, kind, *rest in space:
+        if kind == "log":
+            value = float(np.exp(random.uniform(*np.log(rest))))
+        else:
+            value = rest[0][random.integers(len(rest[0]))]
+        drawn.append((path, value))
+    return drawn

@@ -1,0 +1,17 @@
+"""The kinds of training run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from align_jax.config import choose, read_config
+from align_jax.training.classify_config import ClassifyConfig
+from align_jax.training.pretrain_config import PretrainConfig
+from align_jax.training.run_config import RunConfig
+
+TRAINING = {"pretrain": PretrainConfig, "classify": ClassifyConfig}
+
+
+def read_run_config(fields: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Builds the config of a run of any kind; InputError for fields that do not fit."""
+    kind = choose(TRAINING, fields.get("run", "absent"), f"{where}.run")
+    return read_config(kind, fields, where)

@@ -1,0 +1,1 @@
+"""Weights in folders of ours and of other codebases."""

@@ -1,0 +1,198 @@
+"""EfficientNet checkpoints of Keras and of TensorFlow's TPU models, as image towers.
+
+Both were trained on ImageNet with pixels scaled by channel means and deviations, ours
+takes x / 127.5 - 1. The scale goes into the stem's kernel and the shift into its
+BatchNorm's running mean, which is exact but at the border, where a convolution's zeros
+meant the mean colour and now mean grey.
+"""
+
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from align_jax.errors import InputError
+from align_jax.models.efficientnet import (
+    VARIANTS,
+    EfficientNetConfig,
+    expand_stages,
+)
+from align_jax.models.mbconv import Block
+from align_jax.models.parameters import Path, check_names
+from align_jax.weights.folder import Weights, tower_shapes
+
+# Of pixels in [0, 1].
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+# Our names of a layer's variables -> Keras'.
+PARTS = {
+    "kernel": "kernel",
+    "bias": "bias",
+    "scale": "gamma",
+    "shift": "beta",
+    "mean": "moving_mean",
+    "var": "moving_variance",
+}
+
+
+def read_keras(path: str) -> Weights:
+    """Reads a weights file of `keras.applications.EfficientNetB0` to B7.
+
+    Args:
+      path: .h5 or .weights.h5, with or without the classifier, which is left out.
+
+    Raises:
+      InputError: it is none of the eight networks.
+    """
+    import h5py
+    import keras
+
+    kernels: list[tuple[int, ...]] = []
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda _, node: kernels.append(getattr(node, "shape", ()))  # groups: none
+        )
+    variant = _recognise(kernels, path)
+    classes = [shape[1] for shape in kernels if len(shape) == 2]
+    build = getattr(keras.applications, f"EfficientNet{variant.upper()}")
+    network = build(
+        include_top=bool(classes), weights=None, classes=(*classes, 1000)[0]
+    )
+    network.load_weights(path)
+    found = {
+        f"{layer.name}/{variable.name}": variable.numpy()
+        for layer in network.layers
+        for variable in layer.weights
+    }
+    return _assemble(found, _keras_layer, variant, path)
+
+
+def read_tensorflow(prefix: str) -> Weights:
+    """Reads a checkpoint of TensorFlow's TPU EfficientNet; averages where it has them.
+
+    Args:
+      prefix: the checkpoint's path without ".index".
+
+    Raises:
+      InputError: it is none of the networks B0 to L2.
+    """
+    reader = tf.train.load_checkpoint(prefix)
+    average = "/ExponentialMovingAverage"
+    found: dict[str, np.ndarray] = {}
+    for full in sorted(reader.get_variable_to_shape_map()):  # an average comes after
+        _, _, name = full.removesuffix(average).partition("/")
+        found[name.replace("depthwise_kernel", "kernel")] = reader.get_tensor(full)
+    variant = _recognise([array.shape for array in found.values()], prefix)
+    return _assemble(found, _tensorflow_layer, variant, prefix)
+
+
+def _recognise(shapes: list[tuple[int, ...]], source: str) -> str:
+    """Finds the variant whose depthwise kernels (k, k, C, 1) are among the shapes."""
+    found = Counter(s for s in shapes if len(s) == 4 and s[0] > 1 and s[3] == 1)
+    for name, (width, depth) in VARIANTS.items():
+        blocks = [b for s in expand_stages(EfficientNetConfig(width, depth)) for b in s]
+        kernels = [(b.kernel, b.kernel, b.channels_in * b.expansion, 1) for b in blocks]
+        if Counter(kernels) == found:
+            return name
+    raise InputError(
+        f"{source} has {found.total()} depthwise kernels, as none of"
+        f" {', '.join(VARIANTS)}"
+    )
+
+
+def _assemble(
+    found: Mapping[str, np.ndarray],
+    layer_name: Callable[[Path, list[Block]], str],
+    variant: str,
+    source: str,
+) -> Weights:
+    """Brings their arrays into the tower's variables, the stem adapted to our pixels.
+
+    Args:
+      found: their arrays by "layer/variable".
+      layer_name: gives their layer for (module path below the tower, all blocks).
+      variant: a key of `VARIANTS`.
+      source: where they are from, for messages.
+    """
+    width, depth = VARIANTS[variant]
+    config = EfficientNetConfig(width, depth, top_conv=True)
+    blocks = [block for stage in expand_stages(config) for block in stage]
+    shapes = tower_shapes("image_tower", config)
+    wanted, names = {}, {}
+    for path, shape in shapes.items():
+        *module, part = path[2:]
+        if part == "bias" and module[-1].endswith("_norm"):
+            part = "shift"
+        part, theirs = PARTS[part], shape
+        if module[-1] == "depthwise":
+            theirs = (*shape[:2], shape[3], 1)
+        elif part == "kernel" and len(shape) == 2:  # squeeze-excite
+            theirs = (1, 1, *shape)
+        names[path] = f"{layer_name(tuple(module), blocks)}/{part}"
+        wanted[names[path]] = theirs
+    used = {name: a.shape for name, a in found.items() if name in wanted}
+    check_names(used, wanted, source)
+    variables = {
+        path: found[name].astype(np.float32).reshape(shapes[path])
+        for path, name in names.items()
+    }
+    return Weights("image_tower", config, _adapt_stem(variables))
+
+
+def _adapt_stem(variables: dict[Path, np.ndarray]) -> dict[Path, np.ndarray]:
+    """Lets the stem take x / 127.5 - 1 where it took (x / 255 - mean) / deviation."""
+    kernel_path = ("params", "image_tower", "stem", "kernel")
+    mean_path = ("batch_stats", "image_tower", "stem_norm", "mean")
+    kernel = variables[kernel_path]  # (3, 3, 3, C)
+    # x / 255 = (ours + 1) / 2, so theirs = ours / (2 d) + (0.5 - mean) / d.
+    shift = np.einsum("hwic,i->c", kernel, (0.5 - MEAN) / DEVIATION)
+    adapted = {
+        kernel_path: kernel / (2 * DEVIATION)[:, None],
+        mean_path: variables[mean_path] - shift,
+    }
+    return variables | adapted
+
+
+def _keras_layer(module: Path, blocks: list[Block]) -> str:
+    """Keras' name of one of our layers: block_01/expand is block2a_expand_conv."""
+    if module[0] in ("stem", "top", "stem_norm", "top_norm"):
+        name, _, norm = module[0].partition("_")
+        return f"{name}_{'bn' if norm else 'conv'}"
+    index = int(module[0].removeprefix("block_"))
+    firsts = [i for i, block in enumerate(blocks) if not block.residual]
+    stage = max(number for number, first in enumerate(firsts) if first <= index)
+    prefix = f"block{stage + 1}{string.ascii_lowercase[index - firsts[stage]]}_"
+    names = {
+        "expand": "expand_conv",
+        "expand_norm": "expand_bn",
+        "depthwise": "dwconv",
+        "depthwise_norm": "bn",
+        "squeeze_excite": f"se_{module[-1]}",
+        "project": "project_conv",
+        "project_norm": "project_bn",
+    }
+    return prefix + names[module[1]]
+
+
+def _tensorflow_layer(module: Path, blocks: list[Block]) -> str:
+    """TensorFlow's name of one of our layers: they are numbered within a block."""
+    norm = "tpu_batch_normalization"
+    if module[0] in ("stem", "top", "stem_norm", "top_norm"):
+        name, _, is_norm = module[0].partition("_")
+        return f"{name.replace('top', 'head')}/{norm if is_norm else 'conv2d'}"
+    index = int(module[0].removeprefix("block_"))
+    later = "" if blocks[index].expansion == 1 else "_1"  # nothing is before it
+    last = "_1" if blocks[index].expansion == 1 else "_2"
+    names = {
+        "expand": "conv2d",
+        "expand_norm": norm,
+        "depthwise": "depthwise_conv2d",
+        "depthwise_norm": norm + later,
+        "squeeze_excite": "se/conv2d" + ("_1" if module[-1] == "expand" else ""),
+        "project": "conv2d" + later,
+        "project_norm": norm + last,
+    }
+    return f"blocks_{index}/{names[module[1]]}"

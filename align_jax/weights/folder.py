@@ -1,0 +1,208 @@
+"""A model's weights in a folder of their own, shared by runs, conversions and users.
+
+model.json            what it is, its config and, for a dual encoder, preprocessing
+weights.safetensors   float32 arrays; their names are paths joined by "."
+vocabulary.txt        of the text tower, where there is one
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import safetensors.numpy
+
+from align_jax.config import choose, read_config
+from align_jax.errors import InputError
+from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.tokenizer import read_vocabulary
+from align_jax.models.bert import BertConfig
+from align_jax.models.classifier import ClassifierConfig
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.efficientnet import EfficientNetConfig
+from align_jax.models.parameters import Path, check_names, variable_shapes
+
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+VOCABULARY_FILE = "vocabulary.txt"
+UNUSED = "unused."  # prefix of the names of tensors kept for another codebase
+
+KINDS = {
+    "dual_encoder": ModelConfig,
+    "classifier": ClassifierConfig,
+    "image_tower": EfficientNetConfig,
+    "text_tower": BertConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A dual encoder, one of its towers, or a classifier.
+
+    Attributes:
+      kind: a key of `KINDS`.
+      config: of that kind's type.
+      variables: float32 arrays by path, as the dual encoder names them.
+      preprocess: of its pictures; None for a tower.
+      vocabulary: tokens by id; empty where there is no text tower.
+      unused: tensors of the codebase it came from that take no part in the model, by
+        their names there; so that it can go back as it came.
+      step: optimizer steps it was trained for, where that is known.
+    """
+
+    kind: str
+    config: ModelConfig | ClassifierConfig | EfficientNetConfig | BertConfig
+    variables: Mapping[Path, np.ndarray]
+    preprocess: PreprocessConfig | None = None
+    vocabulary: tuple[str, ...] = ()
+    unused: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    step: int | None = None
+
+
+def tower_shapes(kind: str, config: EfficientNetConfig | BertConfig) -> dict:
+    """Shapes of one tower's variables by path, as a dual encoder names them."""
+    smallest = {
+        "image_tower": EfficientNetConfig(width=0.1, depth=0.1),
+        "text_tower": BertConfig(vocabulary_size=1, layers=0, hidden=64),
+    }
+    shapes = variable_shapes(ModelConfig(**(smallest | {kind: config})))
+    return {path: shape for path, shape in shapes.items() if path[1] == kind}
+
+
+def shapes_of(kind: str, config) -> dict[Path, tuple[int, ...]]:
+    """Shapes of the variables of any of `KINDS` by path."""
+    if kind in ("dual_encoder", "classifier"):
+        return variable_shapes(config)
+    return tower_shapes(kind, config)
+
+
+def write_weights(weights: Weights, directory: str) -> None:
+    """Writes a new folder, whole or not at all; raises InputError where one is."""
+    described = {
+        "align_jax": 1,  # of this layout
+        "kind": weights.kind,
+        "config": dataclasses.asdict(weights.config),
+        "step": weights.step,
+    }
+    if weights.preprocess is not None:
+        described["preprocess"] = dataclasses.asdict(weights.preprocess)
+    arrays = {".".join(path): array for path, array in weights.variables.items()}
+    arrays |= {UNUSED + name: array for name, array in weights.unused.items()}
+    with new_folder(directory) as folder:
+        write_tensors(arrays, folder / WEIGHTS_FILE)
+        if weights.vocabulary:
+            write_vocabulary(weights.vocabulary, folder / VOCABULARY_FILE)
+        (folder / MODEL_FILE).write_text(json.dumps(described, indent=2) + "\n")
+
+
+def read_weights(directory: str) -> Weights:
+    """Reads a folder that `write_weights` wrote.
+
+    Raises:
+      InputError: a file is missing or cut short, or a tensor is missing, not known or
+        misshapen.
+    """
+    folder = pathlib.Path(directory)
+    described = read_json(folder / MODEL_FILE)
+    where = str(folder / MODEL_FILE)
+    kind = choose(KINDS, described.get("kind", ""), f"{where}: kind")
+    config = read_config(kind, described.get("config", {}), f"{where}: config")
+    preprocess = described.get("preprocess")
+    if preprocess is not None:
+        preprocess = read_config(PreprocessConfig, preprocess, f"{where}: preprocess")
+
+    try:
+        arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
+    except (FileNotFoundError, safetensors.SafetensorError) as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+    unused = {
+        name.removeprefix(UNUSED): array
+        for name, array in arrays.items()
+        if name.startswith(UNUSED)
+    }
+    own = {
+        tuple(name.split(".")): array
+        for name, array in arrays.items()
+        if not name.startswith(UNUSED)
+    }
+    wanted = shapes_of(described["kind"], config)
+    check_names(
+        {".".join(path): array.shape for path, array in own.items()},
+        {".".join(path): shape for path, shape in wanted.items()},
+        str(folder / WEIGHTS_FILE),
+    )
+    vocabulary: tuple[str, ...] = ()
+    if described["kind"] in ("dual_encoder", "text_tower"):
+        vocabulary = tuple(read_vocabulary(str(folder / VOCABULARY_FILE)))
+    return Weights(
+        described["kind"],
+        config,
+        own,
+        preprocess,
+        vocabulary,
+        unused,
+        described.get("step"),
+    )
+
+
+def digest(weights: Weights) -> str:
+    """Hash of all that a model's output depends on, 32 hex digits."""
+    found = hashlib.blake2b(digest_size=16)
+    described = [weights.config, weights.preprocess]
+    fields = [part and dataclasses.asdict(part) for part in described]
+    found.update(json.dumps([fields, weights.vocabulary], sort_keys=True).encode())
+    for path, array in sorted(weights.variables.items()):
+        found.update(".".join(path).encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
+
+
+def write_tensors(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes a safetensors file as Hugging Face's libraries read them."""
+    contiguous = {name: np.array(a, order="C") for name, a in arrays.items()}
+    safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def write_vocabulary(vocabulary: tuple[str, ...], path: pathlib.Path) -> None:
+    """Writes a vocabulary file, one token a line."""
+    path.write_bytes("".join(f"{token}\n" for token in vocabulary).encode())
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """Reads a JSON object; a missing or broken file raises InputError."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}; wanted an object")
+    return found
+
+
+@contextlib.contextmanager
+def new_folder(directory: str) -> Iterator[pathlib.Path]:
+    """Gives a folder to fill, which becomes `directory` when all went well.
+
+    Raises:
+      InputError: `directory` is there and not empty.
+    """
+    target = pathlib.Path(directory).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{directory} is there already; give a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    filling = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        os.chmod(filling, 0o755)  # mkdtemp's is for its owner alone
+        yield pathlib.Path(filling)
+        os.replace(filling, target)
+    except BaseException:
+        shutil.rmtree(filling, ignore_errors=True)
+        raise

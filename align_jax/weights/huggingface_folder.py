@@ -1,0 +1,249 @@
+"""Folders of Hugging Face's ALIGN and BERT, as transformers 4 and 5 write them."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from align_jax.errors import InputError
+from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
+from align_jax.models.parameters import check_names, to_ours, to_theirs, variable_shapes
+from align_jax.weights import huggingface
+from align_jax.weights.folder import (
+    Weights,
+    new_folder,
+    read_json,
+    tower_shapes,
+    write_tensors,
+    write_vocabulary,
+)
+
+MASK = "[MASK]"
+MAX_TOKENS = 64
+
+# The image processor's fields, but for sizes and resampling, that mean our scaling.
+IMAGE_PROCESSOR = {
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 127.5,
+    "rescale_offset": True,
+    "do_normalize": False,
+    "include_top": False,
+}
+BILINEAR = 2  # Pillow's number
+TEMPERATURE, LOG_TEMPERATURE = ("params", "temperature"), ("params", "log_temperature")
+
+# Buffers that some versions save; they hold 0, 1, 2, ... and zeros.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+def read_align(directory: str) -> Weights:
+    """Reads a folder of an `AlignModel` with its processor.
+
+    Raises:
+      InputError: a file is missing, a tensor is missing, not known or misshapen, or
+        the config describes what our model cannot be.
+    """
+    folder = pathlib.Path(directory)
+    path = folder / "config.json"
+    preprocess = _read_preprocess(folder)
+    config = huggingface.read_model_config(
+        read_json(path), preprocess.image_size, _max_tokens(folder), str(path)
+    )
+    found, source = read_tensors(folder)
+    tensors = huggingface.list_tensors(config)
+    wanted = {tensor.name: tensor.shape for tensor in tensors}
+    optional = huggingface.list_unused(config)
+    optional |= {
+        f"text_model.{name}": found[f"text_model.{name}"].shape
+        for name in BUFFERS
+        if f"text_model.{name}" in found
+    }
+    unused = {name: found[name] for name in optional if name in found}
+    wanted |= {name: optional[name] for name in unused}
+    check_names({name: a.shape for name, a in found.items()}, wanted, source)
+    variables = to_ours(tensors, found, variable_shapes(config))
+    vocabulary = _read_vocabulary(folder, config.text_tower.vocabulary_size)
+    return Weights("dual_encoder", config, variables, preprocess, vocabulary, unused)
+
+
+def read_bert(directory: str) -> Weights:
+    """Reads a folder of a Hugging Face BERT, with any head, as a text tower.
+
+    Heads and pooler are left out. Raises InputError as `read_align` does.
+    """
+    folder = pathlib.Path(directory)
+    path = folder / "config.json"
+    config = huggingface.read_bert_config(
+        read_json(path), _max_tokens(folder), str(path)
+    )
+    found, source = read_tensors(folder)
+    prefix = "bert." if any(name.startswith("bert.") for name in found) else ""
+    # Early checkpoints call layer norm's scale and shift by TensorFlow's names.
+    found = {
+        name.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): a
+        for name, a in found.items()
+    }
+    tensors = huggingface.bert_tensors(config, prefix)
+    wanted = {tensor.name: tensor.shape for tensor in tensors}
+    shapes = {name: a.shape for name, a in found.items() if name in wanted}
+    check_names(shapes, wanted, source)
+    variables = to_ours(tensors, found, tower_shapes("text_tower", config))
+    vocabulary = _read_vocabulary(folder, config.vocabulary_size)
+    return Weights("text_tower", config, variables, vocabulary=vocabulary)
+
+
+def write_align(weights: Weights, directory: str) -> None:
+    """Writes a new folder that `AlignModel` and `AlignProcessor` load.
+
+    Raises:
+      InputError: the model has what an `AlignModel` cannot have, or the folder is
+        there already.
+    """
+    if weights.kind != "dual_encoder":
+        raise InputError(f"an AlignModel has two towers; this is a {weights.kind}")
+    config, preprocess = weights.config, weights.preprocess
+    described = huggingface.write_model_config(config, preprocess.image_size)
+    variables = dict(weights.variables)
+    if LOG_TEMPERATURE in variables:
+        variables[TEMPERATURE] = np.exp(variables.pop(LOG_TEMPERATURE))
+    arrays = to_theirs(huggingface.list_tensors(config), variables)
+    zeros = {
+        name: np.zeros(shape, np.float32 if shape else np.int64)
+        for name, shape in huggingface.list_unused(config).items()
+    }
+    arrays |= zeros | dict(weights.unused)
+    image_processor = IMAGE_PROCESSOR | {
+        "image_processor_type": "EfficientNetImageProcessor",
+        "processor_class": "AlignProcessor",
+        "size": {"height": preprocess.resize, "width": preprocess.resize},
+        "crop_size": {"height": preprocess.image_size, "width": preprocess.image_size},
+        "resample": BILINEAR,
+    }
+    special = {
+        "pad_token": PAD,
+        "unk_token": UNKNOWN,
+        "cls_token": CLS,
+        "sep_token": SEP,
+        "mask_token": MASK,
+    }
+    tokenizer = special | {
+        "tokenizer_class": "BertTokenizer",
+        "processor_class": "AlignProcessor",
+        "model_max_length": config.text_tower.max_tokens,
+        "do_lower_case": True,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+    }
+    files = {
+        "config.json": described,
+        "preprocessor_config.json": image_processor,
+        "tokenizer_config.json": tokenizer,
+        "special_tokens_map.json": special,
+    }
+    with new_folder(directory) as folder:
+        write_tensors(arrays, folder / "model.safetensors")
+        write_vocabulary(weights.vocabulary, folder / "vocab.txt")
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+    """Reads a checkpoint's arrays by name, in one file or in several.
+
+    Returns:
+      The arrays, and the file they came from for messages.
+
+    Raises:
+      InputError: there is none, or it is a pickle and PyTorch is not installed.
+    """
+    for name, read in (
+        ("model.safetensors", safetensors.numpy.load_file),
+        ("pytorch_model.bin", _read_pickle),
+    ):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.exists():
+            return _read_file(read, whole), str(whole)
+        if index.exists():
+            parts = sorted(set(read_json(index)["weight_map"].values()))
+            missing = [part for part in parts if not (folder / part).exists()]
+            if missing:
+                raise InputError(f"{index} names {missing[0]}, which is missing")
+            arrays: dict[str, np.ndarray] = {}
+            for part in parts:
+                arrays |= _read_file(read, folder / part)
+            return arrays, str(index)
+    raise InputError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+
+
+def _read_file(read, path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        arrays = read(path)
+    except (safetensors.SafetensorError, EOFError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return {
+        name: array.astype(np.float32) if array.dtype.kind in "fV" else array
+        for name, array in arrays.items()
+    }
+
+
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a PyTorch pickle's tensors; nothing else in it is executed."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path} is a PyTorch pickle: pip install -e '.[convert]', or take the"
+            " checkpoint's model.safetensors"
+        ) from error
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return {
+        name: (t.float() if t.is_floating_point() else t).numpy()
+        for name, t in tensors.items()
+    }
+
+
+def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
+    """Translates preprocessor_config.json, or processor_config.json's image part."""
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        found = read_json(path)
+    else:
+        path = folder / "processor_config.json"
+        found = read_json(path).get("image_processor", {})
+    wanted = IMAGE_PROCESSOR | {"resample": BILINEAR}
+    for name, value in wanted.items():
+        if name not in found or not np.isclose(found[name], value):
+            raise InputError(f"{path}: {name} is {found.get(name)}; ours is {value}")
+    size, crop = found["size"], found["crop_size"]
+    for sides in (size, crop):
+        if sides.get("height") != sides.get("width") or "height" not in sides:
+            raise InputError(f"{path}: {sides} is not a square of height and width")
+    return PreprocessConfig(resize=size["height"], image_size=crop["height"])
+
+
+def _max_tokens(folder: pathlib.Path) -> int:
+    """The longest text the folder's tokenizer allows, at most the paper's."""
+    path = folder / "tokenizer_config.json"
+    described: Mapping[str, Any] = read_json(path) if path.exists() else {}
+    return min(MAX_TOKENS, int(described.get("model_max_length", MAX_TOKENS)))
+
+
+def _read_vocabulary(folder: pathlib.Path, rows: int) -> tuple[str, ...]:
+    """The tokens of vocab.txt or tokenizer.json; as many as the embedding has rows."""
+    paths = [folder / "vocab.txt", folder / "tokenizer.json"]
+    present = [path for path in paths if path.exists()]
+    if not present:
+        raise InputError(f"{folder} has neither vocab.txt nor tokenizer.json")
+    vocabulary = tuple(read_vocabulary(str(present[0])))
+    if len(vocabulary) > rows:
+        raise InputError(
+            f"{present[0]} has {len(vocabulary)} tokens, but the checkpoint's word"
+            f" embedding has {rows} rows"
+        )
+    return vocabulary

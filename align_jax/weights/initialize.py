@@ -1,0 +1,157 @@
+"""What a run starts from: its own checkpoint, another run's, weights, or nothing."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align_jax.errors import InputError
+from align_jax.input.tokenizer import Tokenizer
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.parameters import Path, check_names, variable_shapes
+from align_jax.training.checkpoint import Checkpoints, list_steps, split_source
+from align_jax.training.run_config import RunConfig
+from align_jax.training.train_step import (
+    StepPlan,
+    TrainState,
+    abstract_state,
+    create_state,
+)
+from align_jax.weights.folder import Weights, tower_shapes
+from align_jax.weights.source import open_weights
+
+TOP = ("top", "top_norm")  # left out where the model has none
+
+
+def first_state(
+    config: RunConfig, plan: StepPlan, tokenizer: Tokenizer | None, workdir: str
+) -> tuple[int, TrainState]:
+    """Makes the state that a run starts with; changes no file.
+
+    It is from the first of these that there is:
+      1. the newest checkpoint in the workdir, this run's own;
+      2. a checkpoint of another run, `config.start_from`;
+      3. a model or towers from weights, `config.initialize`;
+      4. the seed.
+
+    Returns:
+      (steps taken, state after them).
+
+    Raises:
+      InputError: the source is missing or does not fit; names what differs.
+    """
+    if steps := list_steps(workdir):
+        print(f"Continuing {workdir} after step {steps[-1]}.")
+        return steps[-1], _restore(workdir, steps[-1], config, plan, tokenizer)
+    if config.start_from is not None:
+        run, step = split_source(config.start_from)
+        if not step < config.total_steps:
+            raise InputError(
+                f"config.start_from is after step {step}, but config.total_steps is"
+                f" {config.total_steps}"
+            )
+        print(f"Starting from {run} after step {step}.")
+        return step, _restore(run, step, config, plan, tokenizer)
+    arrays = read_initial(config, tokenizer)
+    return 0, place_arrays(create_state(plan), arrays)
+
+
+def _restore(
+    run: str,
+    step: int,
+    config: RunConfig,
+    plan: StepPlan,
+    tokenizer: Tokenizer | None,
+) -> TrainState:
+    """Reads a run's state onto this run's devices."""
+    checkpoints = Checkpoints(run, config.checkpoint, config.identity(tokenizer))
+    state = checkpoints.restore(step, abstract_state(plan))
+    checkpoints.close()
+    return state
+
+
+def read_initial(
+    config: RunConfig, tokenizer: Tokenizer | None
+) -> dict[Path, np.ndarray]:
+    """Reads what a run's model starts from.
+
+    Args:
+      config: the run's.
+      tokenizer: the run's.
+
+    Returns:
+      Arrays by path; none for what is random.
+
+    Raises:
+      InputError: a source is no weights, lacks the tower, or is of another size or
+        vocabulary; names what differs.
+    """
+    sources, model = config.initialize, config.model
+    if sources.model is not None:
+        weights = open_weights(sources.model)
+        if weights.kind != config.kind:
+            raise InputError(
+                f"config.initialize.model is {sources.model}, which is one"
+                f" {weights.kind}; wanted a {config.kind}"
+            )
+        _check(weights.variables, variable_shapes(model), sources.model)
+        if tokenizer is not None:
+            _check_vocabulary(weights, tokenizer, model, sources.model)
+        return dict(weights.variables)
+    arrays: dict[Path, np.ndarray] = {}
+    for kind in ("image_tower", "text_tower"):
+        source = getattr(sources, kind)
+        if source is None:
+            continue
+        if not hasattr(model, kind):
+            raise InputError(f"config.initialize.{kind} is set; a classifier has none")
+        weights = open_weights(source)
+        own = {path: a for path, a in weights.variables.items() if path[1] == kind}
+        if not own:
+            raise InputError(
+                f"config.initialize.{kind} is {source}, which is one {weights.kind}"
+            )
+        wanted = tower_shapes(kind, getattr(model, kind))
+        own = {p: a for p, a in own.items() if p in wanted or p[2] not in TOP}
+        _check(own, wanted, source)
+        if kind == "text_tower":
+            _check_vocabulary(weights, tokenizer, model, source)
+        arrays |= own
+    return arrays
+
+
+def _check(
+    arrays: Mapping[Path, np.ndarray],
+    wanted: Mapping[Path, tuple[int, ...]],
+    source: str,
+) -> None:
+    """Raises InputError for arrays that are not those that are wanted."""
+    found = {".".join(path): array.shape for path, array in arrays.items()}
+    check_names(
+        found, {".".join(path): shape for path, shape in wanted.items()}, source
+    )
+
+
+def _check_vocabulary(
+    weights: Weights, tokenizer: Tokenizer, model: ModelConfig, source: str
+) -> None:
+    """Raises InputError for another vocabulary than the run's."""
+    theirs = Tokenizer(weights.vocabulary, model.text_tower.max_tokens, source)
+    if theirs.digest != tokenizer.digest:
+        raise InputError(
+            f"config.vocabulary has {tokenizer.size} tokens and is not the vocabulary"
+            f" of {source}, which has {theirs.size}"
+        )
+
+
+def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainState:
+    """Puts arrays by path in the place of a state's variables, on its devices."""
+
+    def chosen(path: tuple, leaf: jax.Array) -> jax.Array:
+        array = arrays.get(tuple(key.key for key in path))
+        return leaf if array is None else jax.device_put(array, leaf.sharding)
+
+    variables = jax.tree_util.tree_map_with_path(chosen, state.own_variables)
+    average = state.average and jax.tree.map(jnp.copy, variables)
+    return state.replace(**variables, average=average)

@@ -1,0 +1,312 @@
+"""The stages of a corpus: raw pairs to rules, vocabulary and records.
+
+Stages are materialised in DIR/stages one after the other, each whole or absent, so a
+killed build goes on at the first one missing; those of many shards at the first shard
+missing. DIR/records holds the dataset with its vocabulary and manifest, DIR/report.json
+and DIR/report.html what each rule dropped.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import ibis
+
+from data.corpus import rules
+from data.corpus.config import CorpusConfig
+from data.corpus.dataset import described, write_dataset
+from data.corpus.embedding_rule import (
+    check_embedding,
+    count_not_embedded,
+    index_evaluation,
+)
+from data.corpus.ingest import PAIRS, ingest_shard
+from data.corpus.page import write_page
+from data.corpus.score import score_shard
+from data.corpus.stage_tables import StageTables
+from data.errors import DataError
+from data.pictures.evaluation_images import (
+    EVALUATION,
+    has_hashes,
+    open_evaluation,
+    write_evaluation,
+)
+from data.pictures.nsfw import load_scorer
+from data.records.stages import claim, materialise, remove, write_file
+from data.sources.source import list_shards
+
+
+class Build(StageTables):
+    """The stages of one corpus, in the order of their methods."""
+
+    def ingest(self) -> None:
+        """Normalises the raw pairs and measures their pictures: `pairs`, `images`.
+
+        Raises:
+          DataError: the source has other shards than when the build began.
+        """
+        if self.stage("distinct").exists():
+            return
+        shards = list_shards(self.config.ingest)
+        found = json.dumps([dataclasses.asdict(shard) for shard in shards], indent=1)
+        path = self.folder / "shards.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, found)
+        elif path.read_text() != found:
+            raise DataError(
+                f"{self.config.ingest.path} has changed since {self.directory} was"
+                f" begun ({path} lists its shards); give another folder"
+            )
+        config = self.config
+        arguments = [
+            (config.ingest, shard, config.seed, config.max_characters, self.folder, i)
+            for i, shard in enumerate(shards)
+        ]
+        self.engine.map(ingest_shard, arguments, "ingest", "pair")
+
+    def distinct(self) -> None:
+        """Pairs without repetition, and pictures: `distinct`, `pictures`."""
+        images = self.shards("images")
+        measured = ["bytes", "width", "height", "format", "phash", "error"]
+        self.save(
+            "pictures",
+            images.group_by("image_id").agg(
+                shard=images.shard.min(), **{n: images[n].max() for n in measured}
+            ),
+        )
+        pairs = self.shards("pairs")
+        kinds = pairs.select("image_id", "text", "language", "key")
+        self.save("distinct", kinds.distinct())
+
+    def ngrams(self) -> int:
+        """Counts texts and n-grams and finds texts with rare ones; returns the cut."""
+        self.save("texts", rules.count_texts(self.table("distinct")))
+        texts = self.table("texts")
+        self.save("ngrams", rules.count_ngrams(texts))
+        ngrams = self.table("ngrams")
+        budget = self.config.rules.frequent_ngrams
+        cut = self.engine.execute(rules.vocabulary_cut(ngrams, budget))
+        if cut is None or math.isnan(cut):
+            raise DataError(
+                f"config.rules.frequent_ngrams is {budget}, fewer than the n-grams of"
+                " the highest count; raise it"
+            )
+        self.save("rare_texts", rules.find_rare_texts(texts, ngrams, int(cut)))
+        return int(cut)
+
+    def flags(self) -> None:
+        """Evaluates the rules that need no model on every pair: `flags`."""
+        evaluation = ibis.memtable(EVALUATION.empty_table())
+        if self.config.evaluation_images:
+            materialise(
+                self.stage("evaluation"),
+                lambda path: write_evaluation(self.config.evaluation_images, path),
+            )
+            evaluation = self.table("evaluation")
+        flagged = rules.flag_pairs(
+            self.table("distinct"),
+            self.table("pictures"),
+            self.table("texts"),
+            self.table("rare_texts"),
+            evaluation.select("image_id"),
+            self.config.rules,
+        )
+        self.save("flags", flagged)
+
+    def score(self) -> None:
+        """Looks at the pictures of pairs that break no rule yet: `scores`."""
+        if self.stage("kept").exists() or len(self.off()) == 3:
+            return
+        survivors = self._unbroken(self.table("flags")).select("image_id").distinct()
+        pictures = self.table("pictures").select("image_id", "shard")
+        self.save("survivors", pictures.semi_join(survivors, "image_id"))
+        config = self.config.pictures
+        if "near_duplicate" in self.off():
+            config = dataclasses.replace(config, max_hash_distance=-1)
+        shards = len(list((self.folder / "images").glob("*.parquet")))
+        if config.embedding_model:
+            index_evaluation(self, shards)
+        # Where every core has a process, a model's threads would only be in the way.
+        threads = None if 1 in (self.config.engine.workers, shards) else 1
+        arguments = [(config, self.folder, index, threads) for index in range(shards)]
+        self.engine.map(score_shard, arguments, "look at pictures", "picture")
+
+    def off(self) -> dict[str, str]:
+        """The picture rules that are not evaluated, and why."""
+        config, reasons = self.config.pictures, {}
+        if not config.nsfw_model:
+            reasons["pornographic"] = "config.pictures.nsfw_model is empty"
+        if config.max_hash_distance < 0:
+            reasons["near_duplicate"] = "config.pictures.max_hash_distance is below 0"
+        elif not self.config.evaluation_images:
+            reasons["near_duplicate"] = "config.evaluation_images is empty"
+        elif not has_hashes(self.config.evaluation_images):
+            reasons["near_duplicate"] = (
+                f"{self.config.evaluation_images} has neither a column phash nor image"
+            )
+        if not config.embedding_model:
+            reasons["near_embedding"] = "config.pictures.embedding_model is empty"
+        return reasons
+
+    def judged(self) -> ibis.Table:
+        """All distinct pairs with a column for each rule."""
+        scores = self.shards("scores") if (self.folder / "scores").exists() else None
+        max_nsfw = self.config.pictures.max_nsfw
+        return rules.judge_pairs(self.table("flags"), scores, max_nsfw)
+
+    def keep(self) -> None:
+        """Lists the pairs that break no rule: `kept`."""
+        kept = self._unbroken(self.judged())
+        self.save("kept", kept.select("image_id", "text", "key").distinct())
+
+    def _unbroken(self, flagged: ibis.Table) -> ibis.Table:
+        return flagged.filter(~ibis.or_(*(flagged[n] for n in rule_names(flagged))))
+
+    def report(self, cut: int) -> dict[str, Any]:
+        """Counts what each rule dropped, alone and first.
+
+        Raises:
+          DataError: nothing is left; the message holds the counts.
+        """
+        pairs, rows = self._count_rules()
+        kept = self.table("kept")
+        drops: collections.Counter[str] = collections.Counter()
+        for path in (self.folder / "drops").glob("*.json"):
+            drops.update(json.loads(path.read_text()))
+        report = {
+            "name": self.config.name,
+            "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
+            "pairs_in": pairs,
+            "pairs_kept": int(self.engine.execute(kept.count())),
+            "images_kept": int(self.engine.execute(kept.image_id.nunique())),
+            "ngram_cut": cut,
+            "drops": dict(sorted(drops.items())),
+            "off": [{"rule": r, "reason": why} for r, why in self.off().items()],
+            "rules": rows,
+        }
+        if self.config.pictures.embedding_model:
+            report["not_embedded"] = count_not_embedded(self)
+        if not report["pairs_kept"]:
+            first = ", ".join(f"{r['rule']} {r['first']}" for r in report["rules"])
+            raise DataError(
+                f"no pair of {report['pairs_in']} is left after the rules (dropped"
+                f" first by: {first}); loosen config.rules"
+            )
+        return report
+
+    def _count_rules(self) -> tuple[int, list[dict[str, Any]]]:
+        """Counts pairs, and those that break each rule, at all and first."""
+        flagged = self.judged()
+        counts: dict[str, Any] = {"pairs": flagged.count()}
+        earlier = ibis.literal(False)
+        for name in rule_names(flagged):
+            counts[f"breaks {name}"] = flagged[name].cast("int64").sum()
+            first = flagged[name] & ~earlier
+            counts[f"first {name}"] = first.cast("int64").sum()
+            earlier = earlier | flagged[name]
+        row = self.engine.execute(flagged.aggregate(**counts)).iloc[0]
+        rules = [
+            {
+                "rule": name,
+                "breaks": int(row[f"breaks {name}"]),
+                "first": int(row[f"first {name}"]),
+            }
+            for name in rule_names(flagged)
+        ]
+        return int(row["pairs"]), rules
+
+    def records(self, report: dict[str, Any]) -> None:
+        """Writes the dataset: `DIR/records`."""
+        materialise(
+            self.directory / "records", lambda path: write_dataset(self, report, path)
+        )
+        remove(self.folder / "exchange")
+
+    def page(self, report: dict[str, Any]) -> None:
+        """Writes DIR/report.html."""
+        tables = {n: self.table(n) for n in ("pictures", "ngrams", "kept")}
+        tables["flags"] = self.judged()
+        if self.config.pictures.embedding_model:
+            tables["scores"] = self.shards("scores")
+        write_page(
+            {**report, "config": described(self.config)},
+            tables,
+            self._read_pictures,
+            self.directory / "report.html",
+            self.engine.execute,
+        )
+
+    def _read_pictures(self, image_ids: list[str]) -> dict[str, bytes]:
+        images = self.shards("images")
+        found = images.filter(images.image_id.isin(image_ids))
+        frame = self.engine.execute(found.select("image_id", "image"))
+        rows = zip(frame["image_id"], frame["image"], strict=True)
+        return {name: bytes(image) for name, image in rows if image is not None}
+
+
+def rule_names(flagged: ibis.Table) -> list[str]:
+    """Rules of a table of flags, in their order."""
+    return [name for name in flagged.columns if name not in PAIRS.names]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Lays the rules' table out for a terminal."""
+    lines = [f"{'rule':<20}{'breaks':>10}{'dropped first':>15}"]
+    lines += [
+        f"{r['rule']:<20}{r['breaks']:>10}{r['first']:>15}" for r in report["rules"]
+    ]
+    lines += [f"NOT EVALUATED: {r['rule']}, since {r['reason']}" for r in report["off"]]
+    lines += [
+        f"NOT COMPARED: {count} {what.replace('_', ' ')} could not be embedded"
+        for what, count in report.get("not_embedded", {}).items()
+        if count
+    ]
+    lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
+    lines.append(
+        f"{report['pairs_in']} distinct pairs in, {report['pairs_kept']} kept, of"
+        f" {report['images_kept']} pictures"
+    )
+    return "\n".join(lines)
+
+
+def check_inputs(config: CorpusConfig) -> None:
+    """Raises DataError where a source or model of the config is not to be had."""
+    list_shards(config.ingest)
+    if config.evaluation_images:
+        open_evaluation(config.evaluation_images)
+    if config.pictures.nsfw_model:
+        load_scorer(config.pictures.nsfw_model)
+    check_embedding(config)
+
+
+def build(config: CorpusConfig, directory: pathlib.Path) -> None:
+    """Builds the corpus, or what is missing of it.
+
+    Raises:
+      DataError: bad input, another config's folder, or an empty corpus.
+    """
+    report_path = directory / "report.json"
+    if not report_path.exists():
+        check_inputs(config)
+    claim(directory, described(config))
+    if report_path.exists():
+        print(f"{directory} holds this corpus, complete: nothing to do.")
+        print(format_report(json.loads(report_path.read_text())))
+        return
+    with contextlib.closing(Build(config, directory)) as stages:
+        stages.ingest()
+        stages.distinct()
+        cut = stages.ngrams()
+        stages.flags()
+        stages.score()
+        stages.keep()
+        report = stages.report(cut)
+        stages.records(report)
+        stages.page(report)
+    write_file(report_path, json.dumps(report, indent=2) + "\n")
+    print(format_report(report))

@@ -1,0 +1,126 @@
+"""The kept pairs as a dataset: vocabulary, shards and manifest."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from typing import Any
+
+import ibis
+
+from data.corpus import rules
+from data.corpus.config import CorpusConfig
+from data.corpus.stage_tables import StageTables
+from data.records.stages import materialise, write_file
+
+VERSIONED = ("duckdb", "ibis-framework", "pyarrow", "tensorflow", "tensorflow-text")
+KEY_RANGES = 1024  # in which pairs are put in order one by one
+
+
+def write_dataset(
+    stages: StageTables, report: dict[str, Any], folder: pathlib.Path
+) -> None:
+    """Learns the vocabulary and writes a new folder with the records of `kept`.
+
+    Args:
+      stages: of the build, up to `kept`.
+      report: of the rules, for the manifest.
+      folder: to write, under a name that is not final.
+    """
+    kept, pairs = stages.table("kept"), report["pairs_kept"]
+    words = kept.select(word=rules.unigrams_of(kept).unnest())
+    counts = stages.engine.execute(words.group_by("word").agg(n=words.count()))
+    exchange = stages.folder / "exchange"
+    shards = _count_shards(stages)
+    placed = _place(stages, pairs, shards)
+    materialise(
+        exchange,
+        lambda path: stages.engine.save_split(placed, path, "part", "exchange"),
+    )
+
+    # TensorFlow takes a gigabyte, which the engine had until here.
+    from data.corpus.vocabulary import learn_vocabulary
+
+    counted = zip(counts["word"], map(int, counts["n"]), strict=True)
+    tokens = learn_vocabulary(counted, stages.config.vocabulary_size)
+    folder.mkdir()
+    text = "\n".join(tokens) + "\n"
+    (folder / "vocabulary.txt").write_text(text, encoding="utf-8")
+    manifest = {
+        **report,
+        "vocabulary_size": len(tokens),
+        "vocabulary_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "shards": _write_shards(stages, folder, pairs, shards),
+        "config": described(stages.config),
+        "versions": {n: importlib.metadata.version(n) for n in VERSIONED},
+    }
+    write_file(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def described(config: CorpusConfig) -> dict[str, Any]:
+    """What the corpus depends on: the config without where it is computed."""
+    fields = dataclasses.asdict(config)
+    del fields["engine"]
+    return fields
+
+
+def _write_shards(
+    stages: StageTables, folder: pathlib.Path, pairs: int, shards: int
+) -> list[dict[str, Any]]:
+    """Writes TFDS's files; returns the fields of `records.Shard` of each shard."""
+    from data.records import record_shards, records
+
+    name, side = stages.config.name, stages.config.max_image_side
+    kind = stages.config.record_format
+    lengths = [(i + 1) * pairs // shards - i * pairs // shards for i in range(shards)]
+    arguments = [
+        (stages.folder / "exchange" / f"part={i}", folder, name, i, shards, side, kind)
+        for i, length in enumerate(lengths)
+        if length
+    ]
+    task = record_shards.write_record_shard
+    stages.engine.map(task, arguments, "records", "pair")
+    written = []
+    for index, length in enumerate(lengths):
+        path = folder / records.shard_name(name, "train", index, shards, kind)
+        if not length:
+            records.write_shard(path, [], kind)
+        written.append(records.describe_shard(path, length))
+    features = records.corpus_features()
+    records.write_metadata(folder, name, features, {"train": written}, kind)
+    return [dataclasses.asdict(shard) for shard in written]
+
+
+def _count_shards(stages: StageTables) -> int:
+    if stages.config.shards:
+        return stages.config.shards
+    kept = stages.table("kept").join(stages.table("pictures"), "image_id")
+    size = int(stages.engine.execute(kept.bytes.sum()))
+    return max(1, round(size / (stages.config.shard_megabytes * 1e6)))
+
+
+def _place(stages: StageTables, pairs: int, shards: int) -> ibis.Table:
+    """The kept pairs with their pictures and `part`, the shard of each.
+
+    Pair r in the order of the keys goes to the shard whose range holds r. Ranges
+    of keys are put in order one by one, since no engine sorts all at once well.
+    """
+    kept = stages.table("kept")
+    share = (kept.key.cast("float64") / 2.0**63 + 1.0) / 2.0
+    kept = kept.mutate(range=(share * KEY_RANGES).floor().cast("int64"))
+    sizes = kept.group_by("range").agg(size=kept.count())
+    before = ibis.window(order_by=sizes.range, following=0)
+    sizes = sizes.mutate(start=sizes["size"].sum().over(before) - sizes["size"])
+    within = ibis.window(group_by="range", order_by=("key", "text", "image_id"))
+    ordered = kept.mutate(place=ibis.row_number().over(within))
+    ordered = ordered.join(sizes, "range")
+    rank = (ordered.place + ordered.start).cast("int64")
+    part = ((rank + 1) * shards - 1) // pairs
+    ordered = ordered.select("image_id", "text", "key", part=part.cast("int64"))
+    pictures = stages.table("pictures").select("image_id", "shard")
+    images = stages.shards("images").select("image_id", "shard", "image")
+    placed = ordered.join(pictures, "image_id")
+    return placed.join(images, ["image_id", "shard"]).select(
+        "key", "text", "image_id", "image", "part"
+    )

@@ -1,0 +1,196 @@
+"""Near-duplicates of evaluation images by embedding, as stages of a build.
+
+The paper's Appendix A (arXiv 2102.05918) with any image tower: the surviving pictures
+and the evaluation images are embedded together in one process, `embeddings`; then
+`near_duplicates.npz` indexes the evaluation images by clusters of the survivors, and
+each shard's pictures are compared with them. With the engine Spark, the process and
+k-means run on the driver's machine, all else on its executors.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.corpus.config import CorpusConfig, PictureConfig
+from data.corpus.stage_tables import StageTables
+from data.corpus.survivors import read_survivors
+from data.errors import DataError
+from data.pictures.embeddings import check_model, embed_pictures, read_embeddings
+from data.pictures.evaluation_images import open_evaluation
+from data.pictures.near_duplicates import NearDuplicates
+from data.records.stages import materialise, remove
+
+TO_EMBED = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
+COMPARED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("cosine", pa.float32()),
+        ("near_embedding", pa.bool_()),
+    ]
+)
+INDEX = "near_duplicates.npz"
+EVALUATION = "evaluation.parquet"  # beside the shards of pictures to embed
+
+
+def check_embedding(config: CorpusConfig) -> None:
+    """Raises DataError where the rule is on and something it needs is missing."""
+    if not config.pictures.embedding_model:
+        return
+    wanted = "config.pictures.embedding_model needs the evaluation images' files"
+    if not config.evaluation_images:
+        raise DataError(f"{wanted}, but config.evaluation_images is empty")
+    file = open_evaluation(config.evaluation_images)
+    names = file.schema_arrow.names
+    if "image" not in names or not file.metadata.num_rows:
+        raise DataError(
+            f"{wanted}, but {config.evaluation_images} (config.evaluation_images) has"
+            f" {file.metadata.num_rows} rows and the columns {names}; wanted `image`"
+        )
+    check_model(config.pictures.embedding_model)
+
+
+def index_evaluation(stages: StageTables, shards: int) -> None:
+    """Embeds all pictures and indexes the evaluation images: `embeddings`, INDEX.
+
+    Args:
+      stages: of the build, up to `survivors`.
+      shards: of the stage `images`.
+
+    Raises:
+      DataError: the model fails, or no evaluation image can be embedded.
+    """
+    folder, config = stages.folder, stages.config
+    if not (folder / INDEX).exists():
+        arguments = [(folder, index) for index in range(shards)]
+        stages.engine.map(copy_survivors, arguments, "pictures to embed", "picture")
+        materialise(
+            folder / "to_embed" / EVALUATION,
+            lambda path: _copy_evaluation(config.evaluation_images, path),
+        )
+        embed_pictures(
+            config.pictures.embedding_model,
+            folder / "to_embed",
+            folder / "embeddings",
+            config.engine.embedding_batch_size,
+        )
+        _, evaluation = read_embeddings(folder / "embeddings" / EVALUATION)
+        if not len(evaluation):
+            raise DataError(
+                f"none of the pictures of {config.evaluation_images}"
+                " (config.evaluation_images) can be embedded"
+            )
+        _build_index(evaluation, stages, config.pictures).save(folder / INDEX)
+    remove(folder / "to_embed")
+
+
+def copy_survivors(stages: pathlib.Path, index: int) -> int:
+    """Writes the files of a shard's surviving pictures, whole or not at all.
+
+    Args:
+      stages: folder of the stages.
+      index: of the shard.
+
+    Returns:
+      The number of pictures.
+    """
+
+    def write(temporary: pathlib.Path) -> None:
+        with pq.ParquetWriter(temporary, TO_EMBED, compression="none") as writer:
+            for table in read_survivors(stages, index, ["image"]):
+                writer.write_table(table)
+
+    path = stages / "to_embed" / f"{index:05}.parquet"
+    materialise(path, write)
+    return pq.read_metadata(path).num_rows
+
+
+def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:
+    """Compares a shard's surviving pictures with the evaluation images.
+
+    Args:
+      stages: folder of the stages, up to INDEX.
+      index: of the shard.
+
+    Returns:
+      A table of schema COMPARED, without the pictures that could not be embedded.
+    """
+    found = NearDuplicates.load(stages / INDEX)
+    path = stages / "embeddings" / f"{index:05}.parquet"
+    names, embeddings = read_embeddings(path)
+    with _one_thread():
+        cosines, near = found.query(embeddings)
+    columns = [names, pa.array(cosines), pa.array(near)]
+    return pa.Table.from_arrays(columns, schema=COMPARED)
+
+
+def count_not_embedded(stages: StageTables) -> dict[str, int]:
+    """Counts pictures that were not compared since they could not be embedded."""
+    scores = stages.shards("scores")
+    missing = stages.engine.execute(scores.cosine.isnull().sum())
+    evaluation = pq.read_table(stages.folder / "embeddings" / EVALUATION)
+    return {
+        "pictures": int(missing or 0),
+        "evaluation_images": evaluation["embedding"].null_count,
+    }
+
+
+def _copy_evaluation(source: str, path: pathlib.Path) -> None:
+    file = open_evaluation(source)
+    with pq.ParquetWriter(path, TO_EMBED, compression="none") as writer:
+        for batch in file.iter_batches(256, columns=TO_EMBED.names):
+            table = pa.Table.from_batches([batch]).select(TO_EMBED.names)
+            writer.write_table(table.cast(TO_EMBED))
+
+
+def _build_index(
+    evaluation: np.ndarray, stages: StageTables, config: PictureConfig
+) -> NearDuplicates:
+    sample = _read_sample(stages, config.cluster_sample)
+    return NearDuplicates.build(
+        evaluation,
+        sample if len(sample) else evaluation,  # no picture is left to compare
+        clusters=config.clusters,
+        nearest=config.nearest_clusters,
+        share=config.shared_clusters,
+        threshold=config.max_cosine,
+        seed=stages.config.seed,
+    )
+
+
+def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
+    """Embeddings (N, D) of the survivors of the lowest image_ids, at most `bound`.
+
+    An image_id is a hash, so these are random pictures; and they are the same in the
+    same order however many processes there were.
+    """
+    lowest = stages.table("survivors").order_by("image_id").limit(bound)
+    last = stages.engine.execute(lowest.aggregate(last=lowest.image_id.max()))
+    last = last["last"].iloc[0]
+    names, vectors = [], []
+    for path in sorted((stages.folder / "embeddings").glob("*.parquet")):
+        if path.name == EVALUATION or not isinstance(last, str):
+            continue
+        found, embeddings = read_embeddings(path)
+        low = pa.compute.less_equal(found, last).to_numpy(zero_copy_only=False)
+        names.append(found.to_numpy(zero_copy_only=False)[low])
+        vectors.append(embeddings[low])
+    if not names:
+        return np.zeros((0, 0), np.float32)
+    order = np.argsort(np.concatenate(names), kind="stable")
+    return np.concatenate(vectors)[order]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps faiss to one thread: each core may have a process, and all count alike."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)

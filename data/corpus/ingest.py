@@ -1,0 +1,136 @@
+"""Raw image-text pairs to normalised tables, one source shard at a time.
+
+Texts are normalised once, here, because SQL engines disagree on lower-casing.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.pictures.images import IMAGES, describe_images
+from data.records.stages import materialise, temporary_name
+from data.sources.source import SourceConfig, SourceShard, read_shard
+
+PAIRS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("url", pa.string()),
+        ("alt_text", pa.string()),
+        ("text", pa.string()),
+        ("language", pa.string()),
+        ("key", pa.int64()),
+    ]
+)
+
+SHARD = pa.field("shard", pa.int32())  # of the source, where a picture was found
+
+# Pictures are compressed already, and no two of a file are the same.
+UNPACKED = {
+    "compression": {
+        name: "NONE" if name == "image" else "SNAPPY" for name in IMAGES.names
+    },
+    "use_dictionary": [name for name in IMAGES.names if name != "image"],
+}
+
+
+def normalise(text: str, max_characters: int) -> str:
+    """NFKC, case folding, control characters to spaces, single spaces, cut."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # Folding can undo the composition (as for the Turkish dotted capital I).
+    folded = unicodedata.normalize("NFKC", folded)
+    printable = (c if unicodedata.category(c)[0] != "C" else " " for c in folded)
+    return " ".join("".join(printable).split())[:max_characters].rstrip()
+
+
+def identify(image: bytes) -> str:
+    """Names a picture by its bytes: the first 32 hex digits of their SHA-256."""
+    return hashlib.sha256(image).hexdigest()[:32]
+
+
+def shuffle_key(seed: int, image_id: str, text: str) -> int:
+    """A signed 64-bit key: sorting by it shuffles the pairs, for every seed anew."""
+    content = f"{seed}\0{image_id}\0{text}".encode()
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def ingest_shard(
+    source: SourceConfig,
+    shard: SourceShard,
+    seed: int,
+    max_characters: int,
+    stages: pathlib.Path,
+    index: int,
+) -> int:
+    """Writes a source shard's pairs, pictures and counted drops, whole or not at all.
+
+    Args:
+      source: what the shard belongs to.
+      shard: to read.
+      seed: of the shuffle keys.
+      max_characters: a longer text is cut after normalisation.
+      stages: folder of the stages.
+      index: of the shard among all.
+
+    Returns:
+      The number of pairs.
+    """
+    pairs_path = stages / "pairs" / f"{index:05}.parquet"
+    if pairs_path.exists():  # written last
+        return pq.read_metadata(pairs_path).num_rows
+    images_path = stages / "images" / f"{index:05}.parquet"
+    drops: collections.Counter[str] = collections.Counter()
+    images_path.parent.mkdir(parents=True, exist_ok=True)
+    images_temporary = temporary_name(images_path)
+    seen: set[str] = set()
+
+    def write(path: pathlib.Path) -> None:
+        with (
+            pq.ParquetWriter(path, PAIRS) as pair_writer,
+            pq.ParquetWriter(
+                images_temporary, IMAGES.append(SHARD), **UNPACKED
+            ) as image_writer,
+        ):
+            for batch in read_shard(source, shard, drops):
+                pairs, pictures = _normalise_batch(batch, seed, max_characters)
+                pair_writer.write_table(pairs)
+                new = [name for name in pictures if name not in seen]
+                seen.update(new)
+                table = describe_images(new, [pictures[name] for name in new])
+                shards = pa.array([index] * len(new), SHARD.type)
+                image_writer.write_table(table.append_column(SHARD, shards))
+        os.replace(images_temporary, images_path)
+        materialise(
+            stages / "drops" / f"{index:05}.json",
+            lambda path: path.write_text(json.dumps(drops, sort_keys=True)),
+        )
+
+    materialise(pairs_path, write)
+    return pq.read_metadata(pairs_path).num_rows
+
+
+def _normalise_batch(
+    batch: pa.RecordBatch, seed: int, max_characters: int
+) -> tuple[pa.Table, dict[str, bytes | None]]:
+    """A table of schema PAIRS, and the pictures' bytes by image_id."""
+    pictures: dict[str, bytes | None] = {}
+    rows = []
+    for row in batch.to_pylist():
+        image, alt_text = row["image"], row["alt_text"] or ""
+        image_id = identify((row["url"] or "").encode() if image is None else image)
+        text = normalise(alt_text, max_characters)
+        pictures[image_id] = image
+        key = shuffle_key(seed, image_id, text)
+        rows.append((image_id, row["url"], alt_text, text, row["language"], key))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    arrays = [
+        pa.array(c, f.type)
+        for c, f in zip(columns or [[]] * len(PAIRS), PAIRS, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=PAIRS), pictures

@@ -1,0 +1,244 @@
+"""A finished corpus's page: what each rule dropped, with pictures.
+
+The page is one HTML file without scripts that loads nothing from elsewhere. Texts and
+pictures of a crawl are hostile: texts are escaped, pictures are decoded and written
+anew as small JPEG files, and the pornographic ones are withheld. Counts are made by
+the engine; the samples are the pairs of the lowest shuffle keys, hence random ones.
+"""
+
+import base64
+import io
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import ibis
+import jinja2
+from PIL import Image
+
+from data.corpus.plots import Execute, draw_cosines, draw_plots
+from data.pictures.images import UNREADABLE, open_picture
+
+TEMPLATE = pathlib.Path(__file__).with_name("page.html")
+
+KEPT_PAIRS = 24
+DROPPED_PAIRS = 8  # a rule
+SHOWN_CHARACTERS = 240  # of a text
+THUMBNAIL_SIDE = 144  # pixels
+JPEG_QUALITY = 70
+
+# What it means to break a rule, and the config's bound of it.
+RULES = {
+    "other_language": ("the text is in no language to keep", "languages"),
+    "no_image": ("there is no picture", None),
+    "undecodable": ("the picture cannot be decoded", None),
+    "shorter_side": ("shorter side, pixels, at most", "min_shorter_side"),
+    "aspect_ratio": ("longer side / shorter side at least", "max_aspect_ratio"),
+    "texts_per_image": ("picture's distinct texts more than", "max_texts_per_image"),
+    "evaluation_image": ("the picture is one of an evaluation set", None),
+    "images_per_text": ("text's distinct pictures more than", "max_images_per_text"),
+    "rare_ngram": ("an n-gram outside the most frequent", "frequent_ngrams"),
+    "too_short": ("unigrams fewer than", "min_unigrams"),
+    "too_long": ("unigrams more than", "max_unigrams"),
+    "pornographic": ("the picture is pornographic", None),
+    "near_duplicate": ("the picture is nearly one of an evaluation set", None),
+    "near_embedding": ("cosine with an evaluation image more than", "max_cosine"),
+}
+WITHHELD = ("pornographic",)
+
+
+def write_page(
+    report: dict[str, Any],
+    tables: dict[str, ibis.Table],
+    read_pictures: Callable[[list[str]], dict[str, bytes]],
+    path: pathlib.Path,
+    execute: Execute,
+) -> None:
+    """Writes the page of a corpus through a temporary name.
+
+    Args:
+      report: of the build: `pairs_in`, `pairs_kept` and `rules` (list of {"rule",
+        "breaks", "first"}, in their order); where known `name`, `config`,
+        `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count}) and `off`
+        (list of {"rule", "reason"}) and `not_embedded` ({what: count}).
+      tables: the stages `pictures`, `ngrams` and `kept`, and `flags` with all rules;
+        `scores` where pictures were compared by their embeddings.
+      read_pictures: gives the files' bytes by image_id; it may leave some out.
+      path: of the page.
+      execute: evaluates an expression on the engine of the tables.
+    """
+    config = report.get("config") or {}
+    samples = sample_pairs(report, tables, execute)
+    show_pictures(samples, tables["pictures"], read_pictures, execute)
+    template = jinja2.Template(
+        TEMPLATE.read_text(encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    page = template.render(
+        name=report.get("name") or config.get("name") or path.parent.name,
+        figures=headline(report),
+        off=report.get("off", []),
+        not_embedded=report.get("not_embedded", {}),
+        rules=describe_rules(report),
+        drops=report.get("drops", {}),
+        plots=draw_plots(report, tables, execute)
+        + draw_cosines(report, tables, execute),
+        kept=samples.pop("kept"),
+        samples=samples,
+        settings=describe_config(config),
+        config=json.dumps(config, indent=2, ensure_ascii=False),
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.rename(path)
+
+
+def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """The counts on top of the page, as (what, number)."""
+    names = {
+        "pairs_raw": "raw pairs",
+        "pairs_in": "distinct pairs",
+        "pairs_kept": "pairs kept",
+        "images_kept": "pictures kept",
+    }
+    figures = [(n, f"{report[k]:,}") for k, n in names.items() if k in report]
+    kept = share(report["pairs_kept"], report["pairs_in"])
+    return [*figures, ("of the distinct pairs kept", kept)]
+
+
+def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the rules' table: meaning, bound, counts and share dropped first."""
+    config = report.get("config") or {}
+    bounds = {**config.get("pictures", {}), **config.get("rules", {})}
+    off = {row["rule"] for row in report.get("off", [])}
+    rows = []
+    for row in report["rules"]:
+        meaning, field = RULES.get(row["rule"], ("", None))
+        bound = bounds.get(field, "")
+        if isinstance(bound, list | tuple):
+            bound = ", ".join(map(str, bound))
+        elif isinstance(bound, int):
+            bound = f"{bound:,}"
+        rows.append(
+            {
+                **row,
+                "meaning": meaning,
+                "bound": bound,
+                "share": share(row["first"], report["pairs_in"]),
+                "width": 100 * row["first"] / max(report["pairs_in"], 1),
+                "off": row["rule"] in off,
+            }
+        )
+    return rows
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage that is 0 or 100 only where it is so exactly."""
+    percent = 100 * part / max(whole, 1)
+    if 0 < percent < 0.1:
+        return "< 0.1 %"
+    if 99.9 < percent < 100:
+        return "> 99.9 %"
+    return f"{percent:.1f} %"
+
+
+def describe_config(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """The config's plain fields, cut, as (name, value); rules have their table."""
+    return [
+        (name, str(value)[:SHOWN_CHARACTERS])
+        for name, value in config.items()
+        if not isinstance(value, dict | list | tuple) and value not in ("", None)
+    ]
+
+
+def sample_pairs(
+    report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
+) -> dict[str, list[dict[str, Any]]]:
+    """Picks pairs by lowest key: "kept", and for each rule pairs it dropped first."""
+    kept, flags = tables["kept"], tables["flags"]
+    samples = {"kept": _lowest(kept, KEPT_PAIRS, execute)}
+    earlier = ibis.literal(False)
+    for row in report["rules"]:
+        broken = flags[row["rule"]].fill_null(False)
+        samples[row["rule"]] = []
+        if row["first"]:
+            first = flags.filter(broken & ~earlier)
+            samples[row["rule"]] = _lowest(first, DROPPED_PAIRS, execute)
+        earlier = earlier | broken
+    return samples
+
+
+def _lowest(pairs: ibis.Table, count: int, execute: Execute) -> list[dict[str, Any]]:
+    picked = pairs.order_by("key", "image_id", "text").limit(count)
+    cut = pairs.text.substr(0, SHOWN_CHARACTERS + 1).name("shown")
+    rows = execute(picked.select("image_id", shown=cut)).to_dict("records")
+    return [
+        {"image_id": row["image_id"], "text": printable(row["shown"])} for row in rows
+    ]
+
+
+def printable(text: str) -> str:
+    """The text's start, controls as spaces; an ellipsis where it goes on."""
+    clean = "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in text)
+    return clean[:SHOWN_CHARACTERS] + "…" * (len(clean) > SHOWN_CHARACTERS)
+
+
+def show_pictures(
+    samples: dict[str, list[dict[str, Any]]],
+    pictures: ibis.Table,
+    read_pictures: Callable[[list[str]], dict[str, bytes]],
+    execute: Execute,
+) -> None:
+    """Adds to each pair its `thumbnail`, a data URI or None, and a `note` on it."""
+    pairs = [(rule, pair) for rule, sample in samples.items() for pair in sample]
+    names = sorted({pair["image_id"] for _, pair in pairs if pair["image_id"]})
+    facts: dict[str, dict[str, Any]] = {}
+    if names:
+        known = pictures.filter(pictures.image_id.isin(names)).select(
+            "image_id",
+            width=pictures.width.fill_null(0),
+            height=pictures.height.fill_null(0),
+            format=pictures.format.fill_null(""),
+            error=pictures.error.fill_null(""),
+        )
+        rows = execute(known).to_dict("records")
+        facts = {row["image_id"]: row for row in rows}
+    hidden = {pair["image_id"] for rule, pair in pairs if rule in WITHHELD}
+    wanted = [name for name in names if name not in hidden]
+    files = read_pictures(wanted) if wanted else {}
+    thumbnails = {n: thumbnail(files[n]) for n in wanted if files.get(n)}
+    for _, pair in pairs:
+        name = pair["image_id"]
+        fact = facts.get(name)
+        pair["thumbnail"] = thumbnails.get(name)
+        pair["note"] = "no picture"
+        if name in hidden:
+            pair["note"] = "withheld"
+        elif fact and fact["error"]:
+            pair["note"] = printable(fact["error"])
+        elif fact and fact["width"]:
+            pair["note"] = f"{fact['width']} × {fact['height']} {fact['format']}"
+        elif name in thumbnails or files.get(name):
+            pair["note"] = "" if pair["thumbnail"] else "cannot be decoded"
+
+
+def thumbnail(picture: bytes) -> str | None:
+    """A small JPEG of a picture file as a data URI; None where it cannot be read."""
+    try:
+        with open_picture(picture) as opened:
+            side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+            opened.draft("RGB", side)  # a JPEG is decoded near the size wanted
+            plain = opened.mode in ("L", "RGB", "RGBA")
+            small = opened if plain else opened.convert("RGBA")
+            small.thumbnail(side, reducing_gap=2.0)
+            small = small.convert("RGBA")
+    except UNREADABLE:
+        return None
+    paper = Image.new("RGBA", small.size, "white")
+    paper.alpha_composite(small)
+    file = io.BytesIO()
+    paper.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

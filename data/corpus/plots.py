@@ -1,0 +1,201 @@
+"""Histograms of a finished corpus, as drawings for its page."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import ibis
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from data.corpus.rules import unigrams_of
+
+LONGEST_TEXT = 41  # unigrams; longer texts share the last bar
+WIDEST_ASPECT = 60  # tenths; wider pictures share the last bar
+
+# Okabe and Ito's blue, and a grey that shows on white and on black.
+KEPT_COLOUR, ALL_COLOUR, BOUND_COLOUR = "#0072b2", "#9aa0a8", "#d55e00"
+INK = "#010203"  # becomes the page's own ink, light or dark
+
+Execute = Callable[[ibis.Expr], pd.DataFrame]
+
+
+def draw_plots(
+    report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws the histograms, each as {"title", "alt", "svg"}."""
+    bounds = (report.get("config") or {}).get("rules", {})
+    pictures, kept = tables["pictures"], tables["kept"]
+    pictures = pictures.filter(pictures.error.isnull() & (pictures.width > 0))
+    shown = pictures.semi_join(kept, "image_id")
+    ngrams = tables["ngrams"]
+    counted = {"all": _counts(ngrams, ngrams["count"], execute)}
+    return [
+        plot(
+            "Shorter side of the pictures",
+            "pixels",
+            {
+                "all": _counts(pictures, _shorter(pictures), execute),
+                "kept": _counts(shown, _shorter(shown), execute),
+            },
+            np.geomspace(8, 8192, 41),
+            bound=bounds.get("min_shorter_side"),
+            log="x",
+        ),
+        plot(
+            "Aspect ratio of the pictures",
+            f"longer side / shorter side; {WIDEST_ASPECT / 10:.0f} or more at the end",
+            {
+                "all": _tenths(_counts(pictures, _aspect(pictures), execute)),
+                "kept": _tenths(_counts(shown, _aspect(shown), execute)),
+            },
+            np.arange(10, WIDEST_ASPECT + 2) / 10,
+            bound=bounds.get("max_aspect_ratio"),
+            log="y",
+        ),
+        plot(
+            "Length of the texts",
+            f"unigrams; {LONGEST_TEXT} or more at the end",
+            {
+                "all": _counts(tables["flags"], _length(tables["flags"]), execute),
+                "kept": _counts(kept, _length(kept), execute),
+            },
+            np.arange(LONGEST_TEXT + 2) - 0.5,
+        ),
+        plot(
+            "How often n-grams occur",
+            "count of a unigram or bigram",
+            counted,
+            2.0 ** np.arange(int(counted["all"][0].max(initial=1)).bit_length() + 1),
+            bound=report.get("ngram_cut"),
+            log="xy",
+        ),
+    ]
+
+
+def draw_cosines(
+    report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws the cosines with evaluation images, where there are any."""
+    if "scores" not in tables:
+        return []
+    cosines = tables["scores"].cosine
+    values, counts = _counts(tables["scores"], (cosines * 1000).floor(), execute)
+    return [
+        plot(
+            "Likeness to the nearest evaluation image",
+            "cosine of the embeddings, 0 where too few clusters are shared",
+            {"all": ((values + 0.5) / 1000, counts)},
+            np.arange(0, 101) / 100,
+            bound=(report.get("config") or {}).get("pictures", {}).get("max_cosine"),
+            log="y",
+        )
+    ]
+
+
+def plot(
+    title: str,
+    label: str,
+    series: dict[str, tuple[np.ndarray, np.ndarray]],
+    edges: np.ndarray,
+    bound: float | None = None,
+    log: str = "",
+) -> dict[str, str]:
+    """Draws histograms over one another.
+
+    Args:
+      title: of the plot.
+      label: of the values' axis.
+      series: by name, values (N,) and how often each occurs (N,).
+      edges: (E,) of the bars; values beyond fall into the outer bars.
+      bound: of a rule, marked by a line; None for none.
+      log: names of the logarithmic axes, as "xy".
+
+    Returns:
+      {"title", "alt", "svg"}, the last one an <svg> element.
+    """
+    figure = Figure(figsize=(5.2, 3), layout="constrained")
+    axes = figure.add_subplot()
+    middles = (edges[:-1] + edges[1:]) / 2
+    parts = []
+    for name, colour in (("all", ALL_COLOUR), ("kept", KEPT_COLOUR)):
+        if name in series:
+            values, counts = series[name]
+            inside = np.clip(values, middles[0], middles[-1])
+            bars, _ = np.histogram(inside, edges, weights=counts)
+            floor = 0.5 if "y" in log else 0
+            axes.stairs(
+                bars, edges, baseline=floor, fill=True, color=colour, label=name
+            )
+            parts.append(f"{name}: {_median(values, counts)}")
+    if bound is not None and edges[0] <= bound <= edges[-1]:
+        axes.axvline(bound, color=BOUND_COLOUR, linestyle="--", label=f"bound {bound}")
+    _dress(axes, label, log)
+    file = io.StringIO()
+    # The texts stay texts; the salt keeps ids apart, and every page the same.
+    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context(style):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return {"title": title, "alt": "; ".join(parts), "svg": svg}
+
+
+def _dress(axes: Axes, label: str, log: str) -> None:
+    """Labels the axes, in the page's ink."""
+    if "x" in log:
+        axes.set_xscale("log", base=10 if "y" in log else 2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    if "y" in log:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.set_xlabel(label, color=INK)
+    axes.tick_params(which="both", colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.legend(fontsize="small", labelcolor=INK, frameon=False)
+
+
+def _counts(
+    table: ibis.Table, value: ibis.Value, execute: Execute
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values (N,) of an expression and how often each occurs (N,)."""
+    values = table.select(value=value.cast("int64"))
+    rows = execute(values.group_by("value").agg(rows=values.count()))
+    rows = rows.dropna().sort_values("value")
+    return rows["value"].to_numpy(np.float64), rows["rows"].to_numpy(np.float64)
+
+
+def _shorter(pictures: ibis.Table) -> ibis.Value:
+    return ibis.least(pictures.width, pictures.height)
+
+
+def _aspect(pictures: ibis.Table) -> ibis.Value:
+    """Longer over shorter side in whole tenths, by integers alone."""
+    longer = ibis.greatest(pictures.width, pictures.height).cast("int64")
+    shorter = ibis.least(pictures.width, pictures.height).cast("int64")
+    return ibis.least(longer * 10 // shorter, WIDEST_ASPECT)
+
+
+def _length(pairs: ibis.Table) -> ibis.Value:
+    words = ibis.ifelse(pairs.text == "", 0, unigrams_of(pairs).length())
+    return ibis.least(words, LONGEST_TEXT)
+
+
+def _tenths(counted: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Tenths as numbers in the middle of their bars."""
+    values, counts = counted
+    return (values + 0.5) / 10, counts
+
+
+def _median(values: np.ndarray, counts: np.ndarray) -> str:
+    total = counts.sum()
+    if not total:
+        return "none"
+    middle = values[np.searchsorted(np.cumsum(counts), total / 2)]
+    return f"{total:,.0f}, median {middle:,.4g}"

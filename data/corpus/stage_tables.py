@@ -1,0 +1,51 @@
+"""Stages on disk as tables of the engine that computes them."""
+
+import pathlib
+
+import ibis
+
+from data.corpus.config import CorpusConfig
+from data.corpus.engines import ENGINES
+from data.errors import DataError
+from data.records.stages import materialise, remove
+
+
+class StageTables:
+    """The stages of a build as tables of its engine."""
+
+    def __init__(self, config: CorpusConfig, directory: pathlib.Path):
+        """Opens the engine; its spill folder is inside `directory`.
+
+        Raises:
+          DataError: no such engine.
+        """
+        self.config = config
+        self.directory = directory
+        self.folder = directory / "stages"
+        kind = config.engine.kind
+        if kind not in ENGINES:
+            known = ", ".join(ENGINES)
+            raise DataError(f"config.engine.kind is {kind!r}; known: {known}")
+        for left in directory.rglob("*.tmp"):  # by a build that was killed
+            remove(left)
+        self.engine = ENGINES[kind](config.engine, self.folder / "spill")
+
+    def stage(self, name: str) -> pathlib.Path:
+        """Path of a stage."""
+        return self.folder / f"{name}.parquet"
+
+    def table(self, name: str) -> ibis.Table:
+        """A stage as an expression."""
+        return self.engine.read(self.stage(name))
+
+    def shards(self, name: str) -> ibis.Table:
+        """A stage of many shards as an expression."""
+        return self.engine.read(self.folder / name / "*.parquet")
+
+    def save(self, name: str, table: ibis.Table) -> None:
+        """Materialises an expression as a stage."""
+        materialise(self.stage(name), lambda path: self.engine.save(table, path, name))
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self.engine.close()

@@ -1,0 +1,306 @@
+"""Checks an existing dataset of image-text records and says what mends it.
+
+    python -m data.doctor DIR [--sample N] [--evaluation PATH]...
+
+DIR is a build's folder, its `records`, or any folder in TFDS's layout. The exit code is
+0 where the dataset is sound, 1 where something was found, 2 for bad usage.
+"""
+
+import argparse
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from data.doctor.files import NAMED, FileChecks, Finding
+from data.errors import DataError, run_command
+
+if TYPE_CHECKING:
+    from data.doctor.records import ShardScan
+
+DAMAGED = "damaged records"
+
+
+class Doctor(FileChecks):
+    """All checks of one dataset, in the order of their methods."""
+
+    def __init__(self, directory: pathlib.Path):
+        """Raises DataError where `directory` holds no dataset and no build."""
+        super().__init__(directory)
+        self.scans: dict[str, list[ShardScan]] = {}
+
+    def read(self, sample: int | None) -> None:
+        """Reads every record; decodes `sample` pictures, all for None."""
+        from data.doctor.records import READERS, scan_shard
+
+        if self.file_format not in READERS:
+            self.skipped.append(f"records (file format {self.file_format!r})")
+            return
+        import tqdm
+
+        earlier = 0
+        total = sum(sum(shards.values()) for shards in self.shards.values())
+        every = 1 if sample is None else (-(-total // sample) if sample else 0)
+        with tqdm.tqdm(desc="read", total=total, unit="record", disable=None) as bar:
+            for split, shards in self.shards.items():
+                self.scans[split] = []
+                for name, records in shards.items():
+                    path = self.folder / name
+                    if path.is_file():
+                        scan = scan_shard(
+                            path, self.file_format, every, earlier, bar.update
+                        )
+                        self.scans[split].append(scan)
+                        self._shard(scan, path, records)
+                    earlier += records
+
+    def _shard(self, scan: "ShardScan", path: pathlib.Path, records: int) -> None:
+        count = len(scan.places) + len(scan.damaged)
+        if count != records:
+            self.note("records", count, f"{records} (dataset_info.json)", path)
+        if scan.damaged:
+            self._places(DAMAGED, scan.damaged, "none", path)
+        if scan.undecodable:
+            wanted = "pictures that can be decoded"
+            self._places("undecodable pictures", scan.undecodable, wanted, path)
+        if scan.empty_texts:
+            places = [(place, "") for place in scan.empty_texts]
+            self._places("empty texts", places, "a text in every record", path)
+
+    def _places(
+        self, what: str, places: list[tuple[int, str]], wanted: str, path: pathlib.Path
+    ) -> None:
+        named = ", ".join(
+            f"{at}" + f" ({why})" * bool(why) for at, why in places[:NAMED]
+        )
+        more = ", ..." * (len(places) > NAMED)
+        unit = "offset" if self.file_format == "tfrecord" else "record"
+        where = f"{path}, {unit} {named}{more}"
+        mend = self.rewrite() if what == DAMAGED else self.again()
+        self.note(what, len(places), wanted, where, mend)
+
+    def order(self) -> None:
+        """Checks that the keys ascend over all shards of a split."""
+        for split, scans in self.scans.items():
+            before = None
+            for scan in scans:
+                if scan.first_key is None:
+                    continue
+                place = scan.unordered
+                if before is not None and scan.first_key < before:
+                    place = scan.places[0]
+                if place is not None:
+                    where = f"split {split!r}, {scan.name}, record at {place}"
+                    self.note(
+                        "order", "a lower key", "keys that ascend", where, self.again()
+                    )
+                    break
+                before = scan.last_key
+
+    def duplicates(self) -> None:
+        """Finds repeated pairs within a split and pictures in two splits."""
+        import numpy as np
+
+        pictures = {}
+        for split, scans in self.scans.items():
+            pairs = join(scan.pairs for scan in scans)
+            _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+            if (counts > 1).any():
+                where = (
+                    f"split {split!r}, first {self.locate(split, first[counts > 1])}"
+                )
+                found = f"{int((counts - 1).sum())} repeated pairs"
+                self.note(
+                    "duplicates", found, "each image and text once", where, self.again()
+                )
+            pictures[split] = self.pictures_of(split)
+        splits = list(pictures)
+        for index, split in enumerate(splits):
+            for other in splits[index + 1 :]:
+                shared = np.intersect1d(pictures[split], pictures[other])
+                if len(shared):
+                    where = self._of_pictures(other, shared)
+                    found = f"{len(shared)} pictures also in {split!r}"
+                    wanted = "no picture in two splits"
+                    self.note("leakage", found, wanted, f"split {other!r}, {where}")
+
+    def leakage(self, evaluation: pathlib.Path) -> None:
+        """Finds pictures of an evaluation set: Parquet, or another dataset's folder."""
+        import numpy as np
+
+        held_out = read_held_out(evaluation)
+        for split in self.scans:
+            shared = np.intersect1d(self.pictures_of(split), held_out)
+            if not len(shared):
+                continue
+            parquet = evaluation if evaluation.is_file() else "its queries.parquet"
+            self.note(
+                "leakage",
+                f"{len(shared)} pictures of {evaluation}",
+                "none",
+                f"split {split!r}, {self._of_pictures(split, shared)}",
+                f"set config.evaluation_images to {parquet}, then python -m data.build"
+                " --config=CONFIG --workdir=NEW",
+            )
+
+    def pictures_of(self, split: str) -> Any:
+        """Hashes of a split's image ids and of its pictures' bytes, each once."""
+        import numpy as np
+
+        scans = self.scans[split]
+        return np.unique(join(a for scan in scans for a in (scan.ids, scan.pictures)))
+
+    def _of_pictures(self, split: str, hashes: Any) -> str:
+        import numpy as np
+
+        scans = self.scans[split]
+        hit = np.isin(join(scan.ids for scan in scans), hashes)
+        hit |= np.isin(join(scan.pictures for scan in scans), hashes)
+        return f"first {self.locate(split, np.flatnonzero(hit))}"
+
+    def locate(self, split: str, indices: Any) -> str:
+        """The first few of a split's records, as shard and place."""
+        named = []
+        for index in sorted(int(index) for index in indices)[:NAMED]:
+            for scan in self.scans[split]:
+                if index < len(scan.places):
+                    named.append(f"{scan.name} at {scan.places[index]}")
+                    break
+                index -= len(scan.places)
+        return ", ".join(named)
+
+    def counts(self) -> None:
+        """Compares the manifest's totals with what was read, where all of it was."""
+        if len(self.scans) != 1 or self.findings:
+            return
+        import numpy as np
+
+        [scans] = self.scans.values()
+        ids = join(scan.ids for scan in scans)
+        read = {"pairs_kept": len(ids), "images_kept": len(np.unique(ids))}
+        for name, found in read.items():
+            wanted = (self.manifest or {}).get(name, found)
+            if found != wanted:
+                self.note(name, found, wanted, self.folder / "manifest.json")
+
+    def summary(self) -> str:
+        """The findings, or what was read of a sound dataset."""
+        lines = [
+            f"{number}. {f.what}\n   found   {f.found}\n   wanted  {f.wanted}\n"
+            f"   where   {f.where}\n   mend    {f.mend}"
+            for number, f in enumerate(self.findings, start=1)
+        ]
+        scans = [scan for of_split in self.scans.values() for scan in of_split]
+        lines += [f"not checked: {what}" for what in self.skipped]
+        lines.append(
+            f"{self.folder}: {len(self.findings) or 'no'} finding"
+            f"{'s' * (len(self.findings) != 1)}; splits {', '.join(self.shards)};"
+            f" {len(scans)} shards, {sum(len(s.places) for s in scans)} records read,"
+            f" {sum(s.decoded for s in scans)} pictures decoded"
+        )
+        return "\n".join(lines)
+
+
+def join(arrays: Any) -> Any:
+    """Concatenates 64-bit arrays, (N,) uint64."""
+    import numpy as np
+
+    parts = [np.frombuffer(part, np.uint64) for part in arrays if part]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+
+
+def read_held_out(path: pathlib.Path) -> Any:
+    """Hashes of an evaluation set's image ids and pictures, (N,) uint64.
+
+    Raises:
+      DataError: neither a Parquet file with a column image_id nor a sound dataset.
+    """
+    import numpy as np
+
+    from data.doctor.records import hash_of
+
+    if path.is_dir():
+        other = Doctor(path)
+        if other.metadata():
+            other.read(sample=0)
+        scans = [scan for of_split in other.scans.values() for scan in of_split]
+        listed = sum(map(len, other.shards.values()))
+        if not scans or len(scans) < listed or any(scan.damaged for scan in scans):
+            raise DataError(f"{path} is damaged; run `python -m data.doctor {path}`")
+        return np.unique(np.concatenate([other.pictures_of(s) for s in other.scans]))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        ids = pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path} ({reason}): wanted a Parquet file with a column image_id, or a"
+            " dataset's folder"
+        ) from error
+    hashes = [hash_of(str(image_id).encode()) for image_id in ids]
+    return np.array(hashes, np.uint64)
+
+
+def diagnose(
+    directory: pathlib.Path,
+    sample: int | None = None,
+    evaluations: tuple[pathlib.Path, ...] = (),
+) -> list[Finding]:
+    """Checks a dataset and prints what is found.
+
+    Args:
+      directory: a build's folder, or a dataset's.
+      sample: pictures to decode, evenly spread; None for all.
+      evaluations: Parquet files or datasets whose pictures must not be in it.
+
+    Returns:
+      The findings.
+
+    Raises:
+      DataError: there is no dataset, or no such evaluation set.
+    """
+    doctor = Doctor(directory)
+    for path in evaluations:
+        if not path.exists():
+            raise DataError(f"no file or folder {path} (--evaluation)")
+    if doctor.metadata():
+        doctor.files()
+        doctor.vocabulary()
+        doctor.read(sample)
+        doctor.order()
+        doctor.duplicates()
+        for path in evaluations:
+            doctor.leakage(path)
+        doctor.counts()
+    print(doctor.summary())
+    return doctor.findings
+
+
+def main() -> int:
+    """Reads the flags and checks; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--sample", type=int, metavar="N", help="pictures to decode")
+    parser.add_argument(
+        "--evaluation",
+        type=pathlib.Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="Parquet file with a column image_id, or a dataset's folder",
+    )
+    flags = parser.parse_args()
+    if flags.sample is not None and flags.sample < 0:
+        parser.error(f"--sample is {flags.sample}; wanted 0 or more")
+    findings: list[Finding] = []
+    found = tuple(flags.evaluation)
+    code = run_command(
+        "data.doctor",
+        lambda: findings.extend(diagnose(flags.directory, flags.sample, found)),
+    )
+    return code or min(len(findings), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

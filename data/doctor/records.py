@@ -1,0 +1,185 @@
+"""What the doctor reads of a dataset's shards: framing, records, their contents.
+
+Per record it keeps 32 bytes, hashes and a place, whatever the record's size.
+"""
+
+import array
+import dataclasses
+import hashlib
+import pathlib
+import struct
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.python.lib.io import tf_record
+
+from data.corpus.ingest import identify
+from data.pictures.images import describe_images
+
+HEADER, FOOTER = 12, 4  # bytes of TFRecord's framing around a record
+DECODED_TOGETHER = 64  # pictures
+TEXT_NAMES = ("text", "texts", "caption", "captions")
+
+
+@dataclasses.dataclass
+class ShardScan:
+    """What was read of one shard; the arrays have an element a readable record.
+
+    Attributes:
+      name: of the file.
+      places: byte offset of the record (ArrayRecord: its number).
+      ids: hash of `image_id`, or of the picture where there is none.
+      pictures: hash of the picture's bytes.
+      pairs: hash of picture and texts.
+      decoded: pictures that were decoded.
+      damaged: (place, reason) of what could not be read.
+      undecodable: (place, reason) of pictures.
+      empty_texts: places of records with an empty text or none.
+      unordered: place of the first record whose key is below the one before.
+      first_key: of the shard, None without keys.
+      last_key: of the shard.
+    """
+
+    name: str
+    places: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    ids: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    pictures: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    pairs: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    decoded: int = 0
+    damaged: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    undecodable: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    empty_texts: list[int] = dataclasses.field(default_factory=list)
+    unordered: int | None = None
+    first_key: int | None = None
+    last_key: int | None = None
+
+
+def scan_shard(
+    path: pathlib.Path,
+    file_format: str,
+    decode_every: int,
+    earlier: int,
+    progress: Callable[[int], object],
+) -> ShardScan:
+    """Reads a shard to its end, past damaged records where that is possible.
+
+    Args:
+      path: of the shard.
+      file_format: a key of READERS.
+      decode_every: decode each so manieth picture; 0 for none.
+      earlier: records of the dataset before this shard.
+      progress: is told of every record read.
+
+    Returns:
+      What was found.
+    """
+    scan = ShardScan(path.name)
+    waiting: list[tuple[int, bytes]] = []
+    for place, record in READERS[file_format](path, scan.damaged):
+        try:
+            features = tf.train.Example.FromString(record).features.feature
+        except DecodeError:
+            scan.damaged.append((place, "not a tf.train.Example"))
+            continue
+        image = _add(scan, place, features)
+        progress(1)
+        number = earlier + len(scan.places) - 1
+        if decode_every and number % decode_every == 0:
+            waiting.append((place, image))
+        if len(waiting) == DECODED_TOGETHER:
+            _decode(scan, waiting)
+    _decode(scan, waiting)
+    return scan
+
+
+def hash_of(content: bytes) -> int:
+    """A 64-bit hash."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+def _add(scan: ShardScan, place: int, features: dict) -> bytes:
+    """Takes a record's hashes, key and texts down; returns its picture."""
+    image = b"".join(features["image"].bytes_list.value[:1])
+    content_id = identify(image).encode()
+    image_id = b"".join(features["image_id"].bytes_list.value[:1]) or content_id
+    texts = [
+        text
+        for name in sorted(features)
+        if name.split("/")[-1] in TEXT_NAMES or name.startswith("texts_")
+        for text in features[name].bytes_list.value
+    ]
+    scan.places.append(place)
+    scan.ids.append(hash_of(image_id))
+    scan.pictures.append(hash_of(content_id))
+    scan.pairs.append(hash_of(b"\0".join([image_id, *texts])))
+    if not texts or not all(text.strip() for text in texts):
+        scan.empty_texts.append(place)
+    for key in features["key"].int64_list.value[:1]:
+        if scan.first_key is None:
+            scan.first_key = key
+        elif key < scan.last_key and scan.unordered is None:
+            scan.unordered = place
+        scan.last_key = key
+    return image
+
+
+def _decode(scan: ShardScan, waiting: list[tuple[int, bytes]]) -> None:
+    """Decodes the pictures that wait, and empties their list."""
+    table = describe_images([""] * len(waiting), [image for _, image in waiting])
+    for (place, _), error in zip(waiting, table["error"].to_pylist(), strict=True):
+        if error:
+            scan.undecodable.append((place, error))
+    scan.decoded += len(waiting)
+    waiting.clear()
+
+
+def _read_tfrecord(
+    path: pathlib.Path, damaged: list[tuple[int, str]]
+) -> Iterator[tuple[int, bytes]]:
+    """Yields (offset, record); a record of a wrong CRC is noted and passed over."""
+    size, offset = path.stat().st_size, 0
+    reader = tf_record.tf_record_random_reader(str(path))
+    with path.open("rb") as file:
+        while offset < size:
+            try:
+                record, following = reader.read(offset)
+            except (tf.errors.DataLossError, IndexError):
+                file.seek(offset)
+                header = file.read(HEADER)
+                following = size + 1
+                if len(header) == HEADER:
+                    length = struct.unpack("<Q", header[:8])[0]
+                    following = offset + HEADER + length + FOOTER
+                if following > size:
+                    reason = "cut short, or a damaged length: the rest is not readable"
+                    damaged.append((offset, reason))
+                    return
+                damaged.append((offset, "its CRC is wrong"))
+            else:
+                yield offset, record
+            offset = following
+
+
+def _read_array_record(
+    path: pathlib.Path, damaged: list[tuple[int, str]]
+) -> Iterator[tuple[int, bytes]]:
+    """Yields (number, record); a damaged record is noted and passed over."""
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        count = reader.num_records()
+    except (RuntimeError, ValueError) as error:
+        damaged.append((0, " ".join(str(error).split())[:100]))
+        return
+    if not count and path.stat().st_size:
+        damaged.append((0, "cut short: its index is not there"))
+    for number in range(count):
+        try:
+            yield number, reader.read([number])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            damaged.append((number, " ".join(str(error).split())[:100]))
+
+
+READERS = {"tfrecord": _read_tfrecord, "array_record": _read_array_record}

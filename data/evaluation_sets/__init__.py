@@ -1,0 +1,1 @@
+"""Sources and tasks of evaluation sets."""

@@ -1,0 +1,1 @@
+"""What is measured of pictures, and what must not be trained on."""

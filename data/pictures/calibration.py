@@ -1,0 +1,261 @@
+"""Thresholds of the near-duplicate detectors, measured on augmented pictures.
+
+The paper's threshold of 0.975 comes from human ratings and from synthetic pairs with
+random augmentations (arXiv 2102.05918, Appendix A); only the latter are made here. A
+threshold fits one model and pictures of one kind.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+
+from data.errors import DataError
+from data.pictures.images import UNREADABLE, describe_images, open_picture
+from data.pictures.near_duplicates import NearDuplicates, hash_distances
+
+# N pictures' files to (N, D) float32 unit vectors.
+Embed = Callable[[list[bytes]], np.ndarray]
+
+LEAST_PICTURES = 8
+
+
+def crop(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Cuts off up to a tenth at each edge."""
+    left, top, right, bottom = random.uniform(0, 0.1, 4)
+    width, height = picture.size
+    edges = left * width, top * height, (1 - right) * width, (1 - bottom) * height
+    return picture.crop(tuple(round(edge) for edge in edges))
+
+
+def resize(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Scales to half up to nine tenths."""
+    scale = random.uniform(0.5, 0.9)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def compress(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Passes through a JPEG of quality 20 to 80."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=int(random.integers(20, 81)))
+    return Image.open(file).convert("RGB")
+
+
+def flip(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Mirrors left and right."""
+    return ImageOps.mirror(picture)
+
+
+def recolour(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Changes brightness, contrast and saturation by up to 30 %."""
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = enhance(picture).enhance(random.uniform(0.7, 1.3))
+    return picture
+
+
+def write_over(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Writes a word across, an eighth of the picture high."""
+    picture = picture.copy()
+    width, height = picture.size
+    place = random.uniform(0, 0.3) * width, random.uniform(0, 0.85) * height
+    font = ImageFont.load_default(max(6, height // 8))
+    colour = tuple(int(value) for value in random.integers(0, 256, 3))
+    ImageDraw.Draw(picture).text(place, "example.com", colour, font)
+    return picture
+
+
+AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    "crop": crop,
+    "resize": resize,
+    "jpeg": compress,
+    "flip": flip,
+    "colour": recolour,
+    "text": write_over,
+}
+
+
+def calibrate(
+    embed: Embed | None,
+    images: list[bytes],
+    seed: int = 0,
+    precision: float = 0.99,
+    **bounds: int,
+) -> list[dict]:
+    """Finds each detector's threshold and measures it on augmented pictures.
+
+    Half of the pictures play evaluation images. Positives are their augmented copies,
+    negatives the other pictures, plain and under the same augmentations; precision
+    therefore supposes about as many copies as others and falls where copies are rarer,
+    while `false_positive_rate` does not depend on it. The loosest threshold of the
+    stated precision is chosen on half of the queried pictures; the table is of the
+    other half, so its precision may differ. Transparent pictures are laid on white.
+
+    Args:
+      embed: a tower, or None to measure the perceptual hash alone.
+      images: files of different pictures, at least 8.
+      seed: of the split, the augmentations and k-means.
+      precision: that a threshold must reach.
+      **bounds: `clusters`, `nearest` and `share` of `NearDuplicates.build`.
+
+    Returns:
+      For each detector, "hash" and "embedding", a row for each augmentation and one
+      for "all": detector, augmentation, threshold (a hash is near-duplicate where its
+      distance is at most that, an embedding where its cosine is greater; None where
+      no threshold reaches the precision, so that nothing is marked), positives,
+      negatives, precision (None where nothing was marked), recall and
+      false_positive_rate.
+
+    Raises:
+      DataError: too few pictures, or one cannot be decoded.
+    """
+    if len(images) < LEAST_PICTURES:
+        raise DataError(
+            f"found {len(images)} pictures, wanted at least {LEAST_PICTURES} to"
+            " calibrate"
+        )
+    trial = make_trial(images, seed)
+    hashes = _hash(trial.indexed)
+    scores = {"hash": -hash_distances(_hash(trial.queries), hashes)}
+    if embed is not None:
+        known = embed(trial.indexed)
+        sample = np.concatenate([known, embed(trial.others)])
+        index = NearDuplicates.build(known, sample, seed=seed, **bounds)
+        scores["embedding"] = index.query(embed(trial.queries))[0]
+    return [
+        row
+        for detector, found in scores.items()
+        for row in measure_detector(detector, found, trial, precision)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Pictures to tell copies from others on; files are PNG.
+
+    Attributes:
+      indexed: files that play evaluation images.
+      others: files of other pictures, as many.
+      queries: N files to compare with those indexed.
+      augmentation: (N,) name of what was done to each query, "plain" for nothing.
+      positive: (N,) bool, whether a query is a copy of an indexed picture.
+      chosen_on: (N,) bool, whether a query serves to choose the threshold.
+    """
+
+    indexed: list[bytes]
+    others: list[bytes]
+    queries: list[bytes]
+    augmentation: np.ndarray
+    positive: np.ndarray
+    chosen_on: np.ndarray
+
+
+def make_trial(images: list[bytes], seed: int) -> Trial:
+    """Splits pictures and augments each in every way; the same for the same seed."""
+    pictures = [_open(image, i) for i, image in enumerate(images)]
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    pictures = [pictures[i] for i in order]
+    half = len(pictures) // 2
+    plain = [_png(picture) for picture in pictures]
+    queries, kinds, places = [], [], []
+    for place, picture in enumerate(pictures):
+        for number, (kind, augment) in enumerate(AUGMENTATIONS.items()):
+            random = np.random.default_rng([seed, int(order[place]), number])
+            queries.append(_png(augment(picture, random)))
+            kinds.append(kind)
+            places.append(place)
+    queries += plain[half:]
+    kinds += ["plain"] * (len(plain) - half)
+    places += range(half, len(plain))
+    place = np.array(places)
+    return Trial(
+        plain[:half],
+        plain[half:],
+        queries,
+        np.array(kinds),
+        positive=place < half,
+        chosen_on=place % 2 == 0,
+    )
+
+
+def measure_detector(
+    detector: str, scores: np.ndarray, trial: Trial, precision: float
+) -> list[dict]:
+    """Chooses a threshold and measures it; the rows that `calibrate` returns.
+
+    Args:
+      detector: "hash" or "embedding".
+      scores: (N,) of the trial's queries, greater is more alike.
+      trial: the queries.
+      precision: that the threshold must reach.
+    """
+    chosen_on = trial.chosen_on
+    least = least_score(scores[chosen_on], trial.positive[chosen_on], precision)
+    marked, threshold = np.zeros(len(scores), bool), None
+    if least is not None:
+        marked = scores >= least
+        threshold = int(-least)
+        if detector == "embedding":  # a near-duplicate's cosine is greater
+            threshold = float(np.nextafter(np.float32(least), np.float32(-1)))
+    rows = []
+    for name in (*AUGMENTATIONS, "all"):
+        part = ~chosen_on & ((trial.augmentation == name) | (name == "all"))
+        row = {"detector": detector, "augmentation": name, "threshold": threshold}
+        rows.append(row | _measure(marked[part], trial.positive[part]))
+    return rows
+
+
+def least_score(
+    scores: np.ndarray, positive: np.ndarray, precision: float
+) -> float | None:
+    """Least score s such that marking all scores >= s reaches the precision.
+
+    Args:
+      scores: (N,), greater is more alike.
+      positive: (N,) bool.
+      precision: wanted, positives marked / marked.
+
+    Returns:
+      One of the scores, or None where none reaches it.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    last = np.append(scores[order][1:] != scores[order][:-1], True)  # of equal scores
+    enough = last & (hits >= precision * np.arange(1, len(order) + 1))
+    return scores[order][np.flatnonzero(enough)[-1]] if enough.any() else None
+
+
+def _measure(marked: np.ndarray, positive: np.ndarray) -> dict:
+    hits = int((marked & positive).sum())
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    return {
+        "positives": positives,
+        "negatives": negatives,
+        "precision": hits / int(marked.sum()) if marked.any() else None,
+        "recall": hits / positives,
+        "false_positive_rate": int((marked & ~positive).sum()) / negatives,
+    }
+
+
+def _hash(images: list[bytes]) -> np.ndarray:
+    """(N,) int64 perceptual hashes, as the image stage computes them."""
+    names = [str(i) for i in range(len(images))]
+    return describe_images(names, images).column("phash").to_numpy()
+
+
+def _open(image: bytes, place: int) -> Image.Image:
+    try:
+        with open_picture(image) as picture:
+            layer = picture.convert("RGBA")
+    except UNREADABLE as error:
+        raise DataError(f"picture {place} cannot be decoded ({error})") from error
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

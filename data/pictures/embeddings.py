@@ -1,0 +1,125 @@
+"""Embeddings of pictures: computed by align_jax in a process of its own, read here.
+
+The corpus builder imports nothing of training; `python -m align_jax.embed` is all that
+it knows of it. The process runs on this machine, on all of its accelerators.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError
+
+FIELD = "config.pictures.embedding_model"
+KEPT_BYTES = 10_000  # of what the process says, to find its last line in
+
+
+def check_model(model: str) -> None:
+    """Raises DataError where `model` is nothing that align_jax embeds with."""
+    if not any(map(os.path.exists, (model, f"{model}.index"))):
+        raise DataError(f"{FIELD} is {model!r}, which is not there")
+    _run(model, ["--check"])
+
+
+def embed_pictures(
+    model: str, pictures: pathlib.Path, folder: pathlib.Path, batch_size: int
+) -> None:
+    """Embeds the pictures of all Parquet files of a folder.
+
+    Args:
+      model: what `align_jax.load` reads.
+      pictures: folder of files with the columns `image_id` and `image`.
+      folder: to write files of the same names to; those there already are kept.
+      batch_size: pictures that the model embeds at a time.
+
+    Raises:
+      DataError: the process failed; holds the last line it wrote.
+    """
+    arguments = [f"--images={pictures}", f"--out={folder}"]
+    _run(model, [*arguments, f"--batch_size={batch_size}", "--child"])
+
+
+def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
+    """Reads a file that `embed_pictures` wrote, without pictures that have none.
+
+    Returns:
+      image_ids (N,) and float32 unit vectors (N, D).
+
+    Raises:
+      DataError: the file is missing, damaged or holds something else.
+    """
+    try:
+        table = pq.ParquetFile(path).read(["image_id", "embedding"])
+        table = table.filter(table["embedding"].is_valid())
+        column = table["embedding"].combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        found = flat.reshape(len(table), column.type.list_size)
+        names = table["image_id"].combine_chunks().cast(pa.string())
+    except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path} has no columns `image_id` and `embedding`, a list of as many"
+            f" numbers for each picture ({reason})"
+        ) from error
+    return names, unit_vectors(found, str(path))
+
+
+def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.ndarray:
+    """Gives vectors (N, D) back as contiguous float32.
+
+    Args:
+      found: the vectors.
+      name: what to call them in messages.
+      width: D where it must be that of other vectors.
+
+    Raises:
+      DataError: they have another shape, or one is not of unit length.
+    """
+    if found.ndim != 2 or (width is not None and found.shape[1] != width):
+        raise DataError(
+            f"{name}: found shape {found.shape}, wanted (N, {width or 'D'})"
+        )
+    vectors = np.ascontiguousarray(found, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))
+    if len(wrong):
+        raise DataError(
+            f"{name}: row {wrong[0]} has length {lengths[wrong[0]]},"
+            " wanted unit vectors"
+        )
+    return vectors
+
+
+def _run(model: str, arguments: list[str]) -> None:
+    """Runs align_jax.embed; shows its progress where a person may be looking."""
+    root = str(pathlib.Path(__file__).parents[2])
+    paths = filter(None, (root, os.environ.get("PYTHONPATH")))
+    command = [sys.executable, "-m", "align_jax.embed", f"--model={model}", *arguments]
+    said = b""
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            while chunk := process.stderr.read1():
+                said = (said + chunk)[-KEPT_BYTES:]
+                if sys.stderr.isatty():
+                    sys.stderr.write(chunk.decode(errors="replace"))
+                    sys.stderr.flush()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        lines = re.split(r"[\r\n]+", said.decode(errors="replace").strip())
+        last = lines[-1].removeprefix("align_jax.embed: ")
+        raise DataError(
+            f"{FIELD} is {model!r}, but `python -m align_jax.embed` ended with exit"
+            f" code {process.returncode}: {last}"
+        )

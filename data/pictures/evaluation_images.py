@@ -1,0 +1,66 @@
+"""Pictures that must not be trained on, and how near a raw picture is to one."""
+
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError
+from data.pictures.images import describe_images
+
+EVALUATION = pa.schema([("image_id", pa.string()), ("phash", pa.int64())])
+COLUMNS = {"image_id": pa.string(), "phash": pa.int64(), "image": pa.binary()}
+
+
+def open_evaluation(path: str) -> pq.ParquetFile:
+    """Opens the table that `config.evaluation_images` names.
+
+    Raises:
+      DataError: it is missing, not Parquet, or has other columns.
+    """
+    field = "config.evaluation_images"
+    if not pathlib.Path(path).is_file():
+        raise DataError(f"no file {path} ({field})")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} ({field}) is not a Parquet file: {reason}") from error
+    schema = file.schema_arrow
+    if "image_id" not in schema.names:
+        raise DataError(f"{path} lacks the columns ['image_id']; it has {schema.names}")
+    for name, kind in COLUMNS.items():
+        if name not in schema.names:
+            continue
+        found = schema.field(name).type
+        if str(found).removeprefix("large_") != str(kind):
+            raise DataError(f"column {name!r} of {path} is {found}; wanted {kind}")
+    return file
+
+
+def has_hashes(path: str) -> bool:
+    """Whether near-duplicates can be looked for: there are hashes or pictures."""
+    return bool({"phash", "image"} & {*open_evaluation(path).schema_arrow.names})
+
+
+def write_evaluation(source: str, target: pathlib.Path) -> None:
+    """Writes a table of schema EVALUATION; no hash where there is none to be had."""
+    file = open_evaluation(source)
+    names = [name for name in COLUMNS if name in file.schema_arrow.names]
+    with pq.ParquetWriter(target, EVALUATION) as writer:
+        for batch in file.iter_batches(256, columns=names):
+            ids = batch.column("image_id").to_pylist()
+            if "phash" in names:
+                hashes = batch.column("phash")
+            elif "image" in names:
+                images = batch.column("image").to_pylist()
+                hashes = describe_images(ids, images)["phash"].combine_chunks()
+            else:
+                hashes = pa.nulls(len(ids), pa.int64())
+            writer.write_batch(pa.record_batch([pa.array(ids), hashes], EVALUATION))
+
+
+def read_hashes(path: pathlib.Path) -> np.ndarray:
+    """The hashes, (M,) int64, of a table that `write_evaluation` wrote."""
+    return pq.read_table(path)["phash"].drop_null().to_numpy()

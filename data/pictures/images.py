@@ -1,0 +1,133 @@
+"""The image stage: what the rules need to know of every picture."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import scipy.fft
+from PIL import Image, UnidentifiedImageError
+
+# A header that promises more pixels than this is refused before decoding.
+MAX_PIXELS = 100_000_000
+
+HASH_SIDE = 96  # pixels that are enough for a hash; a JPEG is computed near that size
+GREY_SIDE = 32  # pixels that a hash is computed from
+# The lowest 8 rows of a cosine transform, in whole numbers: a hash is then exact, the
+# same on every machine and for every number of pictures computed together.
+COSINES = np.rint(
+    scipy.fft.dct(np.eye(GREY_SIDE), axis=0, norm="ortho")[:8] * 2**14
+).astype(np.int64)
+
+# What Pillow raises for a file that is broken, cut short or no picture at all.
+UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    SyntaxError,
+)
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image", pa.binary()),
+        ("bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("phash", pa.int64()),
+        ("error", pa.string()),
+    ]
+)
+
+
+@contextlib.contextmanager
+def open_picture(image: bytes) -> Iterator[Image.Image]:
+    """Opens a picture file that may be hostile; pixels are decoded when asked for.
+
+    Args:
+      image: the file's bytes.
+
+    Raises:
+      one of UNREADABLE: it is broken, no picture, or of more than MAX_PIXELS pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(image)) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} is too large")
+            yield picture
+
+
+def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Table:
+    """Measures pictures; a pure function of its arguments.
+
+    Args:
+      image_ids: names of the pictures.
+      images: their files' bytes; None where only an address is known.
+
+    Returns:
+      A table of schema IMAGES. Where a picture cannot be decoded, `error` says why,
+      width and height are 0 and there is no hash. Where there are no bytes, all but
+      the name is null.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        measured = [_measure(image) for image in images]
+    greys = [grey for *_, grey in measured]
+    hashed = [i for i, grey in enumerate(greys) if grey is not None]
+    hashes: list[int | None] = [None] * len(images)
+    for i, value in zip(hashed, hash_greys([greys[i] for i in hashed]), strict=True):
+        hashes[i] = int(value)
+    sizes, widths, heights, formats, errors, _ = [
+        list(column) for column in zip(*measured, strict=True)
+    ] or [[]] * 6
+    columns = [image_ids, images, sizes, widths, heights, formats, hashes, errors]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, IMAGES, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=IMAGES)
+
+
+def perceptual_hash(picture: Image.Image) -> int:
+    """The 64-bit hash of a picture, as a signed integer.
+
+    Of its lowest 8 x 8 frequencies (a DCT of 32 x 32 grey pixels), which are above
+    their median. Pictures that look alike differ in few bits:
+    `data.pictures.near_duplicates`.
+    """
+    return int(hash_greys([_shrink(picture)])[0])
+
+
+def hash_greys(greys: list[np.ndarray]) -> np.ndarray:
+    """The hashes, (N,) int64, of N uint8 pictures (32, 32)."""
+    pixels = np.array(greys, np.int64).reshape(-1, GREY_SIDE, GREY_SIDE)
+    frequencies = (COSINES @ pixels @ COSINES.T).reshape(-1, 64)
+    bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view(">i8")[:, 0].astype(np.int64)
+
+
+def _shrink(picture: Image.Image) -> np.ndarray:
+    size = (GREY_SIDE, GREY_SIDE)
+    return np.asarray(picture.convert("L").resize(size, Image.Resampling.BILINEAR))
+
+
+def _measure(image: bytes | None) -> tuple:
+    """Bytes, width, height, format, error and grey pixels of one file."""
+    if image is None:
+        return (None,) * 6
+    size = len(image)
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            width, height = picture.size
+            kind = picture.format
+            if width * height > MAX_PIXELS:
+                return size, 0, 0, kind, f"{width} x {height} is too large", None
+            # The whole file is read, so one cut short is found, but a JPEG is computed
+            # at an eighth of its size where that is enough.
+            picture.draft("L", (HASH_SIDE, HASH_SIDE))
+            return size, width, height, kind, None, _shrink(picture)
+    except UNREADABLE as error:
+        return size, 0, 0, None, f"{type(error).__name__}: {error}"[:200], None

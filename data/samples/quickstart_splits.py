@@ -1,0 +1,136 @@
+"""The quickstart's raw training pairs and its evaluation dataset.
+
+The evaluation dataset has a record a picture: `image`, `texts` (its English name),
+`image_id`, `query` (false for pictures that are candidates only), `label` (of
+`categories.json`, -1 for none), `concept` and `style`. Its splits:
+
+* unseen_drawing: one drawing of every trained concept, the one not trained on where
+  there is one (query), else a trained one (a candidate only);
+* unseen_concept: both drawings of every concept held out entirely;
+* composed: skin tones, flags and joined sequences, none of them trained on.
+"""
+
+import json
+import pathlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from data.corpus.ingest import identify
+from data.records import records
+from data.samples.emoji_drawings import (
+    LICENSE_URLS,
+    LICENSES,
+    STYLES,
+    Concept,
+    alt_texts,
+    share,
+    trained_styles,
+)
+
+CATEGORIES = pathlib.Path(__file__).with_name("categories.json")
+Pictures = dict[pathlib.Path, bytes]
+
+
+def write_pairs(
+    path: pathlib.Path, concepts: list[Concept], pictures: Pictures, seed: int
+) -> None:
+    """Writes the raw pairs of all trained drawings, with their attribution."""
+    rows = [
+        {
+            "image": pictures[concept.drawings[style]],
+            "alt_text": text,
+            "language": language,
+            "source": style,
+            "license": LICENSES[style],
+            "license_url": LICENSE_URLS[style],
+            "file_name": concept.drawings[style].name,
+            "concept": concept.code,
+        }
+        for concept in concepts
+        for style in trained_styles(seed, concept)
+        for language, text in alt_texts(concept, style)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_evaluation(
+    folder: pathlib.Path, concepts: list[Concept], pictures: Pictures, seed: int
+) -> None:
+    """Writes the evaluation dataset, its queries' ids and the categories' prompts."""
+    categories = json.loads(CATEGORIES.read_text())
+    label_of = {
+        code: label
+        for label, category in enumerate(categories["categories"])
+        for code in category["concepts"]
+    }
+    folder.mkdir()
+    splits, queried = {}, []
+    for split, drawings in evaluation_drawings(concepts, seed).items():
+        examples = []
+        for concept, style, query in drawings:
+            picture = pictures[concept.drawings[style]]
+            image_id = identify(picture)
+            if query:
+                queried.append(image_id)
+            examples.append(
+                records.make_example(
+                    image=picture,
+                    texts=[concept.english.encode()],
+                    image_id=image_id.encode(),
+                    query=int(query),
+                    label=label_of.get(concept.code, -1),
+                    concept=concept.code.encode(),
+                    style=style.encode(),
+                )
+            )
+        splits[split] = records.write_split(
+            folder, "evaluation", split, examples, len(examples), shards=1
+        )
+    names = [category["name"] for category in categories["categories"]]
+    records.write_metadata(folder, "evaluation", _features(names), splits)
+    pq.write_table(pa.table({"image_id": queried}), folder / "queries.parquet")
+    for category in categories["categories"]:
+        del category["concepts"]
+    prompts = json.dumps(categories, indent=2, ensure_ascii=False)
+    (folder / "categories.json").write_text(prompts + "\n")
+
+
+def evaluation_drawings(
+    concepts: list[Concept], seed: int
+) -> dict[str, list[tuple[Concept, str, bool]]]:
+    """(concept, style, is a query) of every picture of every split."""
+    splits: dict[str, list[tuple[Concept, str, bool]]] = {
+        "unseen_drawing": [],
+        "unseen_concept": [],
+        "composed": [],
+    }
+    for concept in concepts:
+        trained = trained_styles(seed, concept)
+        unseen = [style for style in STYLES if style not in trained]
+        if not concept.single:
+            splits["composed"] += [(concept, style, True) for style in STYLES]
+        elif not trained:
+            splits["unseen_concept"] += [(concept, style, True) for style in STYLES]
+        elif unseen:
+            splits["unseen_drawing"].append((concept, unseen[0], True))
+        else:
+            style = STYLES[share(seed, "candidate", concept.code) < 0.5]
+            splits["unseen_drawing"].append((concept, style, False))
+    return splits
+
+
+def _features(categories: list[str]) -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+        {
+            "image": records.image_feature(),
+            "texts": tfds.features.Sequence(tfds.features.Text()),
+            "image_id": tfds.features.Text(),
+            "query": tf.bool,
+            "label": tfds.features.ClassLabel(names=categories),
+            "concept": tfds.features.Text(),
+            "style": tfds.features.Text(),
+        }
+    )

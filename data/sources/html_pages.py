@@ -1,0 +1,286 @@
+"""Pairs in HTML pages: the `src` and `alt` of every `<img>`.
+
+A page of a crawl may be a bomb: lexbor's tree of 39 KB of unclosed `<font>` took 735
+MiB, that of 100,000 nested `<div>` over 12 s. So a scan in linear time cuts out the
+`<img>` tags, as a browser's tokenizer finds them, and lexbor parses each one alone.
+"""
+
+import base64
+import binascii
+import codecs
+import collections
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Iterator
+
+from selectolax.lexbor import LexborHTMLParser
+
+from data.sources.tables import MAX_IMAGE_BYTES, Row, read_picture
+
+MAX_PAGE_BYTES = 10_000_000
+MAX_IMAGES = 10_000
+MAX_ATTRIBUTES = 200
+
+# Names that pages declare, and what browsers read under them (WHATWG Encoding).
+CHARSETS = {
+    "ascii": "cp1252",
+    "us-ascii": "cp1252",
+    "iso-8859-1": "cp1252",
+    "latin1": "cp1252",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "gb18030": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "sjis": "cp932",
+    "euc-jp": "euc_jp",
+    "iso-2022-jp": "iso2022_jp",
+    "euc-kr": "cp949",
+    "ks_c_5601-1987": "cp949",
+    "koi8-r": "koi8_r",
+    "koi8-u": "koi8_u",
+    "tis-620": "cp874",
+    "windows-874": "cp874",
+    "macintosh": "mac_roman",
+    **{f"windows-125{n}": f"cp125{n}" for n in range(9)},
+    **{f"iso-8859-{n}": f"iso8859_{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15)},
+    "iso-8859-9": "cp1254",
+}
+
+_DECLARED = re.compile(
+    rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.I
+)
+_ATTRIBUTE = (
+    r"""[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+))?+"""
+)
+_ATTRIBUTES = re.compile(_ATTRIBUTE)
+_OPENING = re.compile(r"<(?:!--|[!?/]|[a-z])", re.I)
+_TAG = re.compile(rf"<([a-z][^\s/>]*+)(?:[\s/]++|{_ATTRIBUTE})*+>", re.I)
+_RAW = {
+    name: re.compile(f"</{name}(?=[\\s/>])", re.I)
+    for name in (
+        *("script", "style", "textarea", "title"),
+        *("xmp", "iframe", "noembed", "noframes"),
+    )
+}
+_LAZY = ("data-src", "data-original", "data-lazy-src")
+
+
+def decode_page(page: bytes, charset: str = "") -> str:
+    """Decodes a page by its byte-order mark, a declared charset, or as UTF-8.
+
+    Args:
+      page: its bytes.
+      charset: as the server declared it, if it did.
+
+    Returns:
+      Its text, with U+FFFD for what cannot be decoded.
+    """
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ):
+        if page.startswith(mark):
+            return page[len(mark) :].decode(encoding, "replace")
+    declared = _DECLARED.search(page[:1024])
+    name = charset or (declared[1].decode() if declared else "")
+    return page.decode(CHARSETS.get(name.strip("\"' ").lower(), "utf-8"), "replace")
+
+
+def image_tags(page: str) -> Iterator[str]:
+    """Finds the `<img>` tags and the first `<base>` tag of a page, in linear time.
+
+    Comments and the contents of scripts, titles and the like are no tags; a tag, a
+    comment or a script that never ends swallows the rest, as in a browser.
+
+    Args:
+      page: its text.
+
+    Yields:
+      The tags as they are written.
+    """
+    place, based = 0, False
+    while opening := _OPENING.search(page, place):
+        start = opening.start()
+        if opening[0] == "<!--":
+            place = page.find("-->", start + 2) + 3
+        elif opening[0][1] in "!?/":
+            place = page.find(">", start) + 1
+        elif tag := _TAG.match(page, start):
+            name, place = tag[1].lower(), tag.end()
+            if name == "img" or (name == "base" and not based):
+                based |= name == "base"
+                yield tag[0]
+            elif name in _RAW:
+                closing = _RAW[name].search(page, place)
+                place = closing.start() if closing else 0
+        else:
+            return
+        if place <= start:  # Nothing was found that ends it.
+            return
+
+
+def read_page(
+    page: bytes,
+    charset: str,
+    url: str,
+    local: tuple[pathlib.Path, pathlib.Path] | None,
+    drops: collections.Counter,
+) -> Iterator[tuple[bytes | None, str | None, str]]:
+    """Reads the pairs of one page.
+
+    Args:
+      page: its bytes.
+      charset: as the server declared it, if it did.
+      url: where the page was found, empty if that is not known.
+      local: (root folder, the page's folder) where relative pictures may lie.
+      drops: counts pages and pictures that are no pairs by their reason.
+
+    Yields:
+      (image, url, alt_text); an empty alt-text is one.
+    """
+    if len(page) > MAX_PAGE_BYTES:
+        drops["page too large"] += 1
+        return
+    base, count = "", 0
+    for tag in image_tags(decode_page(page, charset)):
+        count += 1
+        if count > MAX_IMAGES:
+            drops["too many images on a page"] += 1
+            continue
+        fields = _attributes(tag)
+        if tag[:5].lower() == "<base":
+            base = (fields or {}).get("href") or ""
+        elif fields is None:
+            drops["too many attributes"] += 1
+        elif "alt" not in fields:
+            drops["no alt"] += 1
+        elif "\ufffd" in (fields["alt"] or ""):
+            drops["undecodable text"] += 1
+        else:
+            sources = (fields.get(name) for name in (*_LAZY, "src"))
+            source = next((value.strip() for value in sources if value), "")
+            picture = _picture(source, base, url, local, drops)
+            if picture:
+                yield *picture, fields["alt"] or ""
+
+
+def read_pages(
+    files: tuple[str, ...],
+    root: str,
+    base_url: str,
+    language: str,
+    drops: collections.Counter,
+) -> Iterator[Row]:
+    """Reads pairs from page files.
+
+    Args:
+      files: of the pages, relative to the root.
+      root: folder that a page or a picture must lie in.
+      base_url: URL under which the root was served, empty if that is not known.
+      language: of all rows.
+      drops: counts pages and pictures that are no pairs by their reason.
+
+    Yields:
+      Rows, as in `data.sources.tables`.
+    """
+    for name in files:
+        page = read_picture(root, name, drops)
+        if page is None:
+            continue
+        folder = (pathlib.Path(root) / name).parent
+        url = urllib.parse.urljoin(base_url, urllib.parse.quote(name))
+        for image, source, text in read_page(
+            page, "", url if base_url else "", (pathlib.Path(root), folder), drops
+        ):
+            yield image, source, text, language
+
+
+def read_warc(path: str, language: str, drops: collections.Counter) -> Iterator[Row]:
+    """Reads pairs from the HTML responses of a WARC file, perhaps gzipped.
+
+    Args:
+      path: of the file.
+      language: of all rows.
+      drops: counts pages and pictures that are no pairs, a damaged file once.
+
+    Yields:
+      Rows without pictures, up to where a file is damaged.
+    """
+    from warcio.archiveiterator import ArchiveIterator
+
+    with open(path, "rb") as file:
+        records = iter(ArchiveIterator(file))
+        while True:
+            try:
+                record = next(records, None)
+                if record is None:
+                    return
+                headers = record.http_headers
+                kind = headers.get_header("Content-Type", "") if headers else ""
+                if record.rec_type != "response" or "html" not in kind.lower():
+                    continue
+                url = record.rec_headers.get_header("WARC-Target-URI", "")
+                page = record.content_stream().read(MAX_PAGE_BYTES + 1)
+                if record.raw_stream.limit > 0 and len(page) <= MAX_PAGE_BYTES:
+                    raise EOFError("the record is cut")
+            except Exception:  # warcio documents no set of errors for bad bytes.
+                drops["truncated warc"] += 1
+                return
+            charset = kind.lower().partition("charset=")[2].partition(";")[0]
+            for image, source, text in read_page(page, charset, url, None, drops):
+                yield image, source, text, language
+
+
+def _attributes(tag: str) -> dict[str, str | None] | None:
+    """Attributes of one tag; None where it has too many."""
+    for count, _ in enumerate(_ATTRIBUTES.finditer(tag)):
+        if count > MAX_ATTRIBUTES:
+            return None
+    node = LexborHTMLParser(tag).css_first("img, base")
+    return node.attributes if node else {}
+
+
+def _picture(
+    source: str,
+    base: str,
+    url: str,
+    local: tuple[pathlib.Path, pathlib.Path] | None,
+    drops: collections.Counter,
+) -> tuple[bytes | None, str | None] | None:
+    """Bytes or URL of what a `src` names; None where it is dropped."""
+    if source[:5].lower() == "data:":
+        return _embedded(source, drops)
+    try:
+        target = urllib.parse.urljoin(base, source)
+        parts = urllib.parse.urlsplit(target)
+        absolute = urllib.parse.urljoin(url, target)
+        served = urllib.parse.urlsplit(absolute).scheme in ("http", "https")
+    except ValueError:
+        drops["bad url"] += 1
+        return None
+    image = None
+    if local and source and not parts.scheme and not parts.netloc:
+        root, folder = local
+        path = urllib.parse.unquote(parts.path)
+        place = root / path.lstrip("/") if path.startswith("/") else folder / path
+        missing: collections.Counter = collections.Counter()
+        image = read_picture(root, str(place.absolute()), missing)
+        if image is None and not served:
+            drops.update(missing)
+            return None
+    return image, absolute if served else None
+
+
+def _embedded(source: str, drops: collections.Counter) -> tuple[bytes, None] | None:
+    header, _, content = source.partition(",")
+    if len(content) > MAX_IMAGE_BYTES or not header.lower().endswith(";base64"):
+        drops["data: url not read"] += 1
+        return None
+    try:
+        return base64.b64decode(urllib.parse.unquote(content)), None
+    except (binascii.Error, ValueError):
+        drops["data: url not read"] += 1
+        return None

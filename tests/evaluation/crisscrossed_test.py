@@ -1,0 +1,162 @@
+"""Crisscrossed Captions, in the files' own format, with embeddings set by hand."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from align_jax.devices.mesh import make_mesh
+from align_jax.errors import InputError
+from align_jax.evaluation.evaluators.crisscrossed import (
+    Crisscrossed,
+    CrisscrossedConfig,
+)
+from tests import tiny
+
+# Four pictures, the last of which has one caption only.
+FILES = [f"COCO_val2014_{i:012}.jpg" for i in (42, 7, 9, 11)]
+CAPTION_IDS = [[770, 771], [33, 34], [50, 51], [60]]
+ANGLES = [0.0, 0.5, 1.0, 1.5]  # of the pictures' embeddings; captions lie a bit further
+AFTER = [0.05, 0.2]
+
+
+def caption(number):
+    return f"COCO_val2014:sentid:{number}"
+
+
+def at(angles):
+    return np.float32([[np.cos(angle), np.sin(angle)] for angle in angles])
+
+
+class Encoder:
+    mesh = make_mesh()
+
+    def encode_images(self, pictures):
+        shown = [tiny.draw(name, 110) for name in tiny.NAMES]
+        return at([ANGLES[shown.index(picture)] for picture in pictures])
+
+    def encode_texts(self, texts):
+        return at([float(text) for text in texts])
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    rows = [
+        {
+            "image": tiny._bytes(tiny.draw(tiny.NAMES[i], 110)),
+            "texts": tiny.text(*(str(ANGLES[i] + a) for a in AFTER[: len(ids)])),
+            "caption_ids": tiny.text(*map(str, ids)),
+            "file_name": tiny.text(name),
+        }
+        for i, (name, ids) in enumerate(zip(FILES, CAPTION_IDS, strict=True))
+    ]
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "texts": tfds.features.Sequence(tfds.features.Text()),
+        "caption_ids": tfds.features.Sequence(tfds.features.Text()),
+        "file_name": tfds.features.Text(),
+    }
+    folder = tmp_path_factory.mktemp("coco")
+    return tiny.write_dataset(folder / "coco", "test", [rows], features)
+
+
+# What lies close together is rated higher, but for the last line of each.
+STS = [
+    (caption(770), caption(771), 4.5, "c2c_cocaption"),
+    (caption(33), caption(771), 3.0, "c2c_isim"),
+    (caption(50), caption(34), 2.9, "c2c_isim"),
+    (caption(51), caption(770), 1.0, "c2c_isim"),
+    (caption(60), caption(770), 5.0, "c2c_isim"),
+]
+SIS = [
+    (FILES[0], FILES[1], 2.5, "i2i_csim"),
+    (FILES[1], FILES[0], 2.5, "i2i_csim"),  # the same pair the other way round
+    (FILES[1], FILES[2], 2.4, "i2i_csim"),
+    (FILES[2], FILES[3], 3.5, "i2i_csim"),
+    (FILES[3], FILES[0], 0.5, "i2i_csim"),
+]
+SITS = [
+    (caption(770), FILES[0], 5.0, "c2i_original"),
+    (caption(771), FILES[0], 2.0, "c2i_original"),  # its own picture is not right
+    (caption(33), FILES[1], 4.0, "c2i_original"),
+    (caption(34), FILES[2], 3.0, "c2i_intrasim"),
+    (caption(60), FILES[0], 4.0, "c2i_intrasim"),
+]
+
+
+def write_ratings(folder, **changed):
+    columns = {
+        "sts": ("caption1", "caption2", STS),
+        "sis": ("image1", "image2", SIS),
+        "sits": ("caption", "image", SITS),
+    }
+    for kind, (first, second, rows) in columns.items():
+        lines = [(first, second, "agg_score", "sampling_method")]
+        lines += changed.get(kind, rows)
+        text = "".join(",".join(map(str, line)) + "\n" for line in lines)
+        (folder / f"{kind}_test.csv").write_text(text)
+    return str(folder)
+
+
+def read(directory, ratings, **changes):
+    fields = {"expected_ratings": (), "estimates": 20} | changes
+    return Crisscrossed(CrisscrossedConfig(directory, ratings, **fields))
+
+
+def test_recalls_and_correlations_by_hand(directory, tmp_path):
+    evaluator = read(directory, write_ratings(tmp_path))
+    scores = dict(evaluator.run(Encoder()))
+    # Captions with a right picture: 770 and 33 find it first; 34 (at 0.7) is nearer to
+    # the picture at 0.5 than to that at 1.0; 60 (1.55) has all others before 0.0.
+    assert scores["t2i_queries"] == 4
+    assert scores["t2i_recall@1"] == 0.5
+    # Pictures: 0.0 has 770 (0.05) first, 0.5 has 33 (0.55) first, 1.0 has 50 and 51
+    # before 34; the last has nothing right.
+    assert scores["i2t_queries"] == 3
+    assert scores["i2t_recall@1"] == pytest.approx(2 / 3)
+    assert scores["i2t_recall@5"] == 1.0
+    # 770-771, 33-771 and 60-770 are right: 770 finds 771, 771 finds 770, 33 (0.55) has
+    # 34 before 771, and 60 has all others before 770.
+    assert scores["t2t_queries"] == 4
+    assert scores["t2t_recall@1"] == 0.5
+    assert scores["t2t_recall@5"] == 0.75
+    # Pictures 0-1 and 2-3: 1 ties between 0 and 2, 2 between 1 and 3.
+    assert scores["i2i_queries"] == 4
+    assert scores["i2i_recall@1"] == 0.5
+    assert scores["i2i_recall@5"] == 1.0
+    for kind, queries in (("sts", 5), ("sis", 4), ("sits", 5)):
+        assert scores[f"{kind}_queries"] == queries
+        assert -1 <= scores[f"{kind}_spearman"] <= 1
+        assert scores[f"{kind}_spearman_std"] > 0
+
+
+def test_a_reversed_pair_counts_once(directory, tmp_path):
+    evaluator = read(directory, write_ratings(tmp_path))
+    assert evaluator.right("sis").tolist() == [[0, 1], [1, 0], [2, 3], [3, 2]]
+    assert evaluator.right("sits").tolist() == [[0, 0], [2, 1], [3, 2], [6, 0]]
+
+
+def test_examples_of_alike_pictures_leave_out_the_query(directory, tmp_path):
+    evaluator = read(directory, write_ratings(tmp_path))
+    shown = evaluator.examples(Encoder())
+    assert [len(list(examples)) for examples in shown.values()][:3] == [3, 4, 4]
+    alike = [*evaluator.examples(Encoder()).values()][3]
+    for example in alike:
+        others = [answer.item.picture for answer in example.answers[:3]]
+        assert example.query.picture not in others and len(set(others)) == 3
+        assert example.right.picture in others
+
+
+def test_other_counts_names_and_files_are_refused(directory, tmp_path):
+    ratings = write_ratings(tmp_path)
+    with pytest.raises(InputError, match="sts_test.csv has 5 ratings; wanted 44045"):
+        Crisscrossed(CrisscrossedConfig(directory, ratings))
+    strange = [(caption(770), "COCO_val2014_000000000001.jpg", 1.0, "c2i_original")]
+    write_ratings(tmp_path, sits=strange)
+    with pytest.raises(InputError, match=r"sits_test.csv, line 2: .* has no image"):
+        read(directory, ratings)
+    (tmp_path / "sits_test.csv").write_text("caption,image\n")
+    with pytest.raises(InputError, match=r"lacks the columns \['agg_score'\]"):
+        read(directory, ratings)
+    (tmp_path / "sits_test.csv").unlink()
+    with pytest.raises(InputError, match="no ratings at .*sits_test.csv; clone https"):
+        read(directory, ratings)

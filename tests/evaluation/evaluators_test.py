@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from align_jax.embed.embedder import Embedder
+from align_jax.errors import InputError
+from align_jax.evaluation.evaluators.retrieval import Retrieval, RetrievalConfig
+from align_jax.evaluation.evaluators.zero_shot import ZeroShot, ZeroShotConfig
+from align_jax.evaluation.runner import make_evaluators, run_evaluators
+from align_jax.input.tokenizer import Tokenizer
+from align_jax.models.dual_encoder import DualEncoder
+from align_jax.models.parameters import unflatten
+from align_jax.weights.source import open_weights
+from tests import tiny
+from tests.fixed_encoder import FixedEncoder, perfect
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.write_evaluation(tmp_path_factory.mktemp("data") / "test")
+
+
+def constant(_):
+    return np.ones(7) / np.sqrt(7)
+
+
+def all_evaluators(directory):
+    return make_evaluators(
+        {
+            "pairs": {"kind": "retrieval", "directory": directory, "split": "test"},
+            "colour": {
+                "kind": "zero_shot",
+                "directory": directory,
+                "split": "test",
+                "prompts": f"{directory}/prompts.json",
+                "single": "the {}",
+            },
+            "alike": {
+                "kind": "neighbours",
+                "directory": directory,
+                "split": "test",
+                "index_split": "test",
+            },
+        }
+    )
+
+
+def test_a_perfect_encoder_scores_one(directory):
+    encoder = FixedEncoder(perfect, perfect)
+    scores = dict(run_evaluators(all_evaluators(directory), encoder))
+    for name in ("i2t_recall@1", "t2i_recall@1"):
+        assert scores[f"eval/pairs/{name}"] == 1.0
+    assert scores["eval/pairs/i2t_queries"] == scores["eval/pairs/t2i_queries"] == 8
+    assert scores["eval/pairs/i2t_candidates"] == 12
+    assert scores["eval/pairs/i2t_chance@1"] == pytest.approx(1 / 12)
+    assert scores["eval/pairs/mean_recall"] == 1.0
+    for name in ("top1", "mean_per_class", "single_prompt_top1"):
+        assert scores[f"eval/colour/{name}"] == 1.0
+    assert scores["eval/colour/ensemble_gain"] == 0.0
+    assert scores["eval/colour/prompts"] == 6
+    assert scores["eval/colour/majority"] == pytest.approx(1 / 3)
+    assert scores["eval/alike/recall@1"] == scores["eval/alike/recall@5"] == 1.0
+
+
+def test_examples_show_what_was_asked_and_what_was_found(directory):
+    encoder = FixedEncoder(perfect, perfect)
+    evaluators = all_evaluators(directory)
+    (classified,) = evaluators["colour"].examples(encoder).values()
+    (alike,) = evaluators["alike"].examples(encoder).values()
+    of_pictures, of_texts = evaluators["pairs"].examples(encoder).values()
+    for example in classified:
+        colour, _ = encoder.names[example.query.picture].split()
+        assert example.query.text == colour == example.answers[0].item.text
+        assert [answer.right for answer in example.answers] == [True, False, False]
+    for example in alike:
+        assert example.answers[0].item.picture == example.query.picture
+        for item, _, right in example.answers:
+            assert encoder.names[item.picture].split()[0] == item.text
+            assert right == (item.text == example.query.text)
+    for example in of_pictures:
+        name = encoder.names[example.query.picture]
+        assert example.answers[0].item.text == name == example.right.text
+    for example in of_texts:
+        best = example.answers[0].item
+        assert encoder.names[best.picture] == example.query.text == best.text
+
+
+@pytest.mark.parametrize("broken", ["images", "texts", "both"])
+def test_a_constant_encoder_scores_at_or_below_chance(directory, broken):
+    encoder = FixedEncoder(
+        perfect if broken == "texts" else constant,
+        perfect if broken == "images" else constant,
+    )
+    scores = dict(run_evaluators(all_evaluators(directory), encoder))
+    for name, value in scores.items():
+        if "_recall@" in name:
+            assert value <= scores[name.replace("_recall@", "_chance@")], name
+    assert scores["eval/colour/top1"] <= scores["eval/colour/majority"]
+
+
+@pytest.mark.parametrize("broken", ["images", "texts"])
+def test_an_encoder_of_nans_is_an_error_in_every_evaluator(directory, broken):
+    nan = lambda _: np.full(7, np.nan)  # noqa: E731
+    encoder = FixedEncoder(
+        nan if broken == "images" else perfect, nan if broken == "texts" else perfect
+    )
+    evaluators = all_evaluators(directory)
+    if broken == "texts":
+        del evaluators["alike"]  # which needs none
+    for evaluator in evaluators.values():
+        with pytest.raises(FloatingPointError, match="embeddings are not finite"):
+            dict(evaluator.run(encoder))
+
+
+def test_scores_depend_on_neither_batch_size_nor_devices(directory, tmp_path, mesh_of):
+    weights = open_weights(tiny.write_model(tmp_path / "model"))
+    found = []
+    for devices, batch_size in ((1, 5), (8, 16)):
+        embedder = Embedder(
+            DualEncoder(weights.config, batch_norm_group=1),
+            Tokenizer(weights.vocabulary, weights.config.text_tower.max_tokens),
+            weights.preprocess,
+            mesh_of(devices),
+            batch_size,
+        )
+        embedder.load(**unflatten(weights.variables))
+        found.append(dict(run_evaluators(all_evaluators(directory), embedder)))
+    assert found[0] == found[1]
+    assert len(set(found[0].values())) > 5
+
+
+@pytest.fixture
+def repeated(tmp_path):
+    """A dataset with a text of two pictures, and one twice on one."""
+    rows = [
+        {
+            "image": tiny._bytes(tiny.draw(name, 110)),
+            "texts": tiny._bytes(*(text.encode() for text in texts)),
+        }
+        for name, texts in zip(
+            tiny.NAMES, (["a", "b"], ["b"], ["c", "c"]), strict=False
+        )
+    ]
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "texts": tfds.features.Sequence(tfds.features.Text()),
+    }
+    return tiny.write_dataset(tmp_path / "d", "test", [rows], features)
+
+
+def test_equal_texts_are_one_candidate_where_they_are_merged(repeated):
+    evaluator = Retrieval(RetrievalConfig(repeated, "test", merge_texts=True))
+    assert evaluator.texts == ["a", "b", "c"]
+    assert evaluator.pairs.tolist() == [[0, 0], [0, 1], [1, 1], [2, 2]]
+    assert evaluator.image_queries.all() and evaluator.text_queries.all()
+
+
+def test_equal_texts_are_candidates_of_their_own_else(repeated):
+    evaluator = Retrieval(RetrievalConfig(repeated, "test", expected_texts=5))
+    assert evaluator.texts == ["a", "b", "b", "c", "c"]
+    assert evaluator.pairs.tolist() == [[0, 0], [0, 1], [1, 2], [2, 3], [2, 4]]
+    first = Retrieval(RetrievalConfig(repeated, "test", texts_per_image=1))
+    assert first.texts == ["a", "b", "c"]
+
+
+def test_counts_that_differ_are_refused(repeated, directory):
+    with pytest.raises(InputError, match="has 3 pictures; wanted 1000"):
+        Retrieval(RetrievalConfig(repeated, "test", expected_images=1000))
+    with pytest.raises(InputError, match="no feature 'captions'; it has image, texts"):
+        Retrieval(RetrievalConfig(repeated, "test", texts_feature="captions"))
+    with pytest.raises(InputError, match="has 5 texts; wanted 5000"):
+        Retrieval(RetrievalConfig(repeated, "test", expected_texts=5000))
+    with pytest.raises(InputError, match="has 12 pictures; wanted 50000"):
+        ZeroShot(ZeroShotConfig(directory, "test", "cifar", expected_pictures=50_000))
+
+
+def test_an_unknown_evaluator_or_field_is_refused():
+    with pytest.raises(
+        InputError, match="evaluators.a.kind is 'zeroshot'; did you mean"
+    ):
+        make_evaluators({"a": {"kind": "zeroshot"}})
+    with pytest.raises(InputError, match="evaluators.a has no field 'splt'"):
+        make_evaluators({"a": {"kind": "retrieval", "splt": "test"}})
+    with pytest.raises(InputError, match="evaluators.a lacks the field 'kind'"):
+        make_evaluators({"a": {}})

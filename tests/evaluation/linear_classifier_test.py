@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression as Sklearn
+from sklearn.linear_model import Ridge
+
+from align_jax.evaluation.linear_classifier import (
+    BIAS,
+    LogisticRegression,
+    classify,
+    fit_ridge,
+    search_penalty,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Features and labels of scikit-learn's digits: training and test."""
+    data = load_digits()
+    features, labels = data.data.astype(np.float32), data.target
+    return (features[:1200], labels[:1200]), (features[1200:], labels[1200:])
+
+
+def objective(weights, bias, features, labels, penalty):
+    logits = np.float64(features) @ weights + bias
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    return losses.sum() + penalty / 2 * np.square(weights).sum()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 30.0, 1e3])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_digits_are_classified_as_by_scikit_learn(digits, mesh_of, penalty, devices):
+    train, test = digits
+    ours = LogisticRegression(*train, 10, mesh_of(devices)).fit(penalty)
+    theirs = Sklearn(C=1 / penalty, solver="newton-cholesky", tol=1e-8)
+    theirs.fit(np.float64(train[0]), train[1])
+    best = objective(theirs.coef_.T, theirs.intercept_, *train, penalty)
+    excess = objective(*ours, *train, penalty) - best
+    assert excess / len(train[1]) < 1e-4  # nats a picture; at 0 there are log(10)
+    accuracy = np.mean(classify(ours, test[0]).argmax(1) == test[1])
+    assert accuracy >= theirs.score(*test) - 0.002
+
+
+def test_directions_of_very_different_spread_are_fitted(mesh_of):
+    random = np.random.default_rng(0)
+    spread = np.geomspace(1e-2, 1e1, 20)
+    features = (random.standard_normal((600, 20)) * spread + 30).astype(np.float32)
+    truth = random.standard_normal((20, 4)) / spread[:, None]
+    labels = ((features - 30) @ truth).argmax(1)
+    ours = LogisticRegression(features, labels, 4, mesh_of(3)).fit(1e-4)
+    assert np.mean(classify(ours, features).argmax(1) == labels) > 0.99
+
+
+def test_a_fit_from_a_neighbouring_penalty_is_that_from_nothing(digits, mesh_of):
+    train, _ = digits
+    alone = LogisticRegression(*train, 10, mesh_of(1)).fit(1.0)
+    probe = LogisticRegression(*train, 10, mesh_of(1))
+    probe.fit(100.0)
+    values = [objective(*found, *train, 1.0) for found in (alone, probe.fit(1.0))]
+    assert abs(values[0] - values[1]) / len(train[1]) < 1e-4
+
+
+def test_fewer_pictures_than_features_are_fitted_at_any_penalty(mesh_of):
+    random = np.random.default_rng(0)
+    features = np.abs(random.standard_normal((40, 96), np.float32))
+    labels = np.arange(40) % 3
+    probe = LogisticRegression(features, labels, 3, mesh_of(1))
+    for penalty in (1.0, 1e-3, 1e-6):
+        found = classify(probe.fit(penalty), features)
+        assert np.isfinite(found).all() and (found.argmax(1) == labels).all()
+
+
+def test_ridge_is_scikit_learn_s_with_a_penalised_bias(digits):
+    (features, labels), _ = digits
+    for count in (40, 400):  # less and more than features
+        rows, targets = features[:count], 2.0 * np.eye(10)[labels[:count]] - 1
+        ours = classify(fit_ridge(rows, labels[:count], 10, 1024.0), features)
+        mean, deviation = rows.mean(0), rows.std(0) + 1e-5
+        scaled = np.pad((features - mean) / deviation, [(0, 0), (0, 1)])
+        scaled[:, -1] = BIAS
+        theirs = Ridge(1024.0, fit_intercept=False).fit(scaled[:count], targets)
+        np.testing.assert_allclose(ours, theirs.predict(scaled), atol=2e-4)
+
+
+def test_the_search_narrows_down_to_the_best_penalty():
+    tried = []
+
+    def score(penalty):
+        tried.append(np.log10(penalty))
+        return -abs(tried[-1] - 2.6)
+
+    assert np.log10(search_penalty(score)) == pytest.approx(2.625)
+    assert tried[:7] == pytest.approx([6, 4, 2, 0, -2, -4, -6])
+    assert len(tried) == len(set(tried)) <= 7 + 2 * 4
+    assert search_penalty(lambda penalty: 1.0) == 1e6  # of equals the largest
+
+
+def test_features_that_are_no_numbers_are_refused(digits, mesh_of):
+    (features, labels), _ = digits
+    features = features.copy()
+    features[7, 3] = np.nan
+    with pytest.raises(FloatingPointError, match="1 of 1200 .* the first is picture 7"):
+        LogisticRegression(features, labels, 10, mesh_of(1))
+    with pytest.raises(FloatingPointError, match="1 of 1200"):
+        fit_ridge(features, labels, 10, 1.0)

@@ -1,0 +1,177 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import main
+from align_jax.embed.embedder import class_embeddings
+from align_jax.errors import InputError
+from align_jax.evaluation.evaluators.prompts import read_prompts, read_subset
+from align_jax.evaluation.evaluators.zero_shot import ZeroShot, ZeroShotConfig
+from align_jax.evaluation.runner import make_evaluators
+from align_jax.evaluation.scores import CUTS
+from align_jax.runs.results import PUBLISHED, SCORES
+from configs import (
+    finetune_fine_grained,
+    finetune_imagenet,
+    finetune_retrieval,
+    vtab,
+    zero_shot,
+)
+from tests import tiny
+from tests.fixed_encoder import FixedEncoder, perfect
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.write_evaluation(tmp_path_factory.mktemp("data") / "test")
+
+
+def test_class_embeddings_are_means_of_unit_prompts_or_of_plain_ones(directory):
+    evaluator = ZeroShot(ZeroShotConfig(directory, "test", f"{directory}/prompts.json"))
+    prompts = evaluator.prompts.fill(evaluator.prompts.templates)
+    assert prompts[0] == ["red", "red left"]
+    encoder = FixedEncoder(perfect, perfect)
+    for unit, expected in (
+        (True, perfect("red") + perfect("red left")),
+        (False, 3 * perfect("red") + 8 * perfect("red left")),  # by their lengths
+    ):
+        found = class_embeddings(encoder, prompts, unit)
+        expected = expected / np.linalg.norm(expected)
+        np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+def test_prompts_that_do_not_fit_the_labels_are_refused(directory, tmp_path):
+    path = tmp_path / "prompts.json"
+    prompts = {"templates": ["{}"], "categories": [{"name": "red", "prompts": ["red"]}]}
+    path.write_text(json.dumps(prompts))
+    with pytest.raises(InputError, match="describes 1 classes, .* has labels of 3"):
+        ZeroShot(ZeroShotConfig(directory, "test", str(path)))
+    with pytest.raises(InputError, match="no prompts at nowhere; shipped are cars196"):
+        ZeroShot(ZeroShotConfig(directory, "test", "nowhere"))
+    path.write_text('{"templates": ["a photo"]}')
+    with pytest.raises(InputError, match=r"\['a photo'\]; wanted some with a {}"):
+        ZeroShot(ZeroShotConfig(directory, "test", str(path)))
+
+
+def test_shipped_prompts_have_their_published_counts():
+    names = [str(i) for i in range(1000)]
+    imagenet = read_prompts("imagenet", names)
+    assert len(imagenet.templates) == 80
+    assert len(imagenet.classes) == 1000 and len(set(imagenet.classes)) == 998
+    assert imagenet.fill(imagenet.templates)[0][0] == "a bad photo of a tench."
+    for name in ("imagenet_a", "imagenet_r"):
+        labels = read_subset(name)
+        assert len(labels) == 200 and labels == sorted(set(labels))
+        assert 0 <= labels[0] and labels[-1] < 1000
+    counts = {
+        "cars196": 8,
+        "cifar": 18,
+        "food101": 1,
+        "oxford_flowers102": 1,
+        "oxford_iiit_pet": 1,
+    }
+    for name, count in counts.items():
+        prompts = read_prompts(name, ["maple_tree", "x"])
+        assert prompts.classes == ["maple tree", "x"]
+        assert len(set(prompts.templates)) == len(prompts.templates) == count
+
+
+def label(name):
+    """Place of a picture of the tiny drawings among 1,000 classes."""
+    return 313 + tiny.NAMES.index(name)
+
+
+def test_of_a_subset_only_its_classes_compete(tmp_path, monkeypatch):
+    names = [f"class {i}" for i in range(1000)]
+    rows = [
+        {
+            "image": tiny._bytes(tiny.draw(name, 110)),
+            "label": tiny.whole(label(name)),
+        }
+        for name in tiny.NAMES[:2]
+    ]
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=names),
+    }
+    directory = tiny.write_dataset(tmp_path / "a", "test", [rows], features)
+    (tmp_path / "prompts.json").write_text(json.dumps({"templates": ["{}"]}))
+    monkeypatch.setattr(
+        "align_jax.evaluation.evaluators.zero_shot.read_subset",
+        lambda name: [2, 313, 314, 900],
+    )
+    prompts = str(tmp_path / "prompts.json")
+
+    def embed_class(text):  # class 7 is nearest to every picture
+        angle = {"class 7": 0.0, "class 313": 0.2, "class 314": 0.3}.get(text, 2.0)
+        return np.array([np.cos(angle), np.sin(angle)])
+
+    encoder = FixedEncoder(lambda name: np.array([1.0, 0.0]), embed_class)
+    some = dict(
+        ZeroShot(ZeroShotConfig(directory, "test", prompts, "imagenet_a")).run(encoder)
+    )
+    assert (some["top1"], some["top5"], some["candidates"]) == (0.5, 1.0, 4)
+    assert some["prompts"] == 4
+    every = dict(ZeroShot(ZeroShotConfig(directory, "test", prompts)).run(encoder))
+    assert (every["top1"], every["top5"], every["candidates"]) == (0.0, 1.0, 1000)
+    monkeypatch.setattr(
+        "align_jax.evaluation.evaluators.zero_shot.read_subset", lambda name: [2, 313]
+    )
+    with pytest.raises(InputError, match="label 314, which is none of the 2 classes"):
+        dict(ZeroShot(ZeroShotConfig(directory, "test", prompts, "a")).run(encoder))
+
+
+@pytest.mark.parametrize("name", zero_shot.EVALUATIONS)
+def test_shipped_evaluations_name_what_is_missing_and_where(name, tmp_path):
+    config = zero_shot.get_config(name).to_dict()["evaluators"]
+    for field in ("directory", "path"):
+        if field in config[name]:
+            config[name][field] = str(tmp_path / "absent")
+    with pytest.raises(InputError, match=f"{tmp_path}/absent.*(prepare|take)"):
+        make_evaluators(config)
+
+
+def test_evaluations_are_chosen_by_name():
+    assert {*zero_shot.get_config("coco,imagenet").evaluators} == {"coco", "imagenet"}
+    assert {*zero_shot.get_config().evaluators} == {*zero_shot.EVALUATIONS}
+    with pytest.raises(ValueError, match="no evaluation 'coca'; known: imagenet"):
+        zero_shot.get_config("coca")
+
+
+def test_published_numbers_are_of_measures_that_there_are():
+    measures = PUBLISHED["measures"]
+    recalls = [f"flickr30k/{way}_recall@{k}" for way in ("i2t", "t2i") for k in CUTS]
+    mean = np.mean([measures[name][0] for name in recalls])
+    assert round(mean, 1) == measures["flickr30k/mean_recall"][0] == 92.2
+    transfer = [
+        *(finetune_imagenet.get_config(stage) for stage in finetune_imagenet.STAGES),
+        *(finetune_retrieval.get_config(n) for n in finetune_retrieval.DATASETS),
+        *(
+            finetune_fine_grained.get_config(f"{name},all")
+            for name in finetune_fine_grained.DATASETS
+        ),
+    ]
+    evaluations = {*zero_shot.EVALUATIONS}.union(*(c.evaluators for c in transfer))
+    evaluations |= {*vtab.get_config().groups}
+    for name, values in measures.items():
+        evaluation = name.partition("/")[0]
+        assert evaluation in evaluations
+        assert SCORES.search(name)
+        assert len(values) == len(PUBLISHED["columns"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("coca", "no evaluation 'coca'; known: imagenet"),
+        ("coco", "checkpoint is empty"),
+    ],
+)
+def test_the_command_line_names_what_is_missing(name, message, tmp_path):
+    flags = [f"--config=configs/zero_shot.py:{name}", f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(InputError, match=message) as error:
+        main.run(["main.py", *flags])
+    assert "Traceback" not in str(error.value)
+    assert not (tmp_path / "run").exists()

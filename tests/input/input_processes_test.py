@@ -1,0 +1,67 @@
+import itertools
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+from tests.input_reader import read_hashes
+
+STEPS = 60  # more than four epochs of 96 pairs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("readers")
+    tiny.write_training(root / "train", [30, 20, 25, 21])
+    tiny.write_vocabulary(root / "vocabulary.txt")
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """Hashes of the global batches of one uninterrupted reader."""
+    hashes = read_hashes(str(folder), 0, 1, 0, workers=1)
+    return list(itertools.islice(hashes, STEPS))
+
+
+def start_reader(folder, host, hosts, step):
+    command = [sys.executable, "-m", "tests.input_reader", str(folder)]
+    return subprocess.Popen(
+        [*command, str(host), str(hosts), str(step)],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_steps(reader, count):
+    """The next `count` steps of a reader: numbers and rows."""
+    lines = [reader.stdout.readline().split() for _ in range(count)]
+    return [int(line[0]) for line in lines], [line[1:] for line in lines]
+
+
+@pytest.mark.parametrize("hosts", [1, pytest.param(2, marks=pytest.mark.pods), 4])
+def test_killed_processes_go_on_with_the_same_global_batches(folder, expected, hosts):
+    before = random.randint(5, 30)  # anything must do; pytest shows it on failure
+    readers = [start_reader(folder, host, hosts, 0) for host in range(hosts)]
+    first = [read_steps(reader, before) for reader in readers]
+    for reader in readers:
+        reader.kill()
+        reader.wait()
+    readers = [start_reader(folder, host, hosts, before) for host in range(hosts)]
+    second = [read_steps(reader, 20) for reader in readers]
+    for reader in readers:
+        reader.kill()
+        reader.wait()
+    assert all(numbers == [*range(before)] for numbers, _ in first)
+    assert all(numbers == [*range(before, before + 20)] for numbers, _ in second)
+    for step in range(before):
+        assert sum((rows[step] for _, rows in first), []) == expected[step]
+    for step in range(20):
+        found = sum((rows[step] for _, rows in second), [])
+        assert found == expected[before + step]

@@ -1,0 +1,36 @@
+import concurrent.futures
+
+import numpy as np
+
+from align_jax.input.scratch import Scratch, Spares
+
+
+def test_a_threads_pieces_are_the_same_memory_and_grow():
+    scratch = Scratch()
+    small, other = scratch.take("a", 10), scratch.take("b", 10)
+    assert small.shape == (10,) and np.shares_memory(small, scratch.take("a", 5))
+    assert not np.shares_memory(small, other)
+    large = scratch.take("a", 20)
+    assert large.shape == (20,) and not np.shares_memory(small, large)
+    assert np.shares_memory(large, scratch.take("a", 20))
+
+
+def test_threads_have_memory_of_their_own():
+    scratch = Scratch()
+    mine = scratch.take("a", 10)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(scratch.take, "a", 10).result()
+    assert not np.shares_memory(mine, theirs)
+
+
+def test_an_array_is_given_again_only_when_nobody_refers_to_it():
+    spares = Spares()
+    first = spares.take((2, 3))
+    row = first[1]
+    address = first.ctypes.data
+    assert spares.take((2, 3)).ctypes.data != address
+    del first
+    assert spares.take((2, 3)).ctypes.data != address  # a view refers to it
+    del row
+    assert spares.take((2, 3)).ctypes.data == address
+    assert spares.take((4, 3)).shape == (4, 3)

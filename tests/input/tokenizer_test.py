@@ -1,0 +1,183 @@
+import gzip
+import hashlib
+import itertools
+import json
+import pathlib
+import random
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from align_jax.errors import InputError
+from align_jax.input.tokenizer import open_tokenizer, read_vocabulary, split_words
+
+# Hugging Face's vocabulary, texts and ids, see golden/make_tokenizer.py.
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden/tokenizer.json.gz"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "##s", "red", "cafe", ",", "猫"]
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    path = tmp_path / "vocabulary.txt"
+    path.write_text("\n".join(WORDS) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads(gzip.decompress(GOLDEN.read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def golden_tokenizer(golden, tmp_path_factory):
+    path = tmp_path_factory.mktemp("golden") / "tokenizer.json"
+    path.write_text(json.dumps(golden["tokenizer.json"]))
+    return open_tokenizer(str(path), golden["max_tokens"])
+
+
+def words_of(texts: list) -> list[list[str]]:
+    words = split_words(tf.constant(texts)).to_list()
+    return [[word.decode() for word in row] for row in words]
+
+
+def test_ids_by_hand(vocabulary):
+    texts = tf.constant(["Red cats, CAFÉ", "", "xyz 猫cat"])
+    assert open_tokenizer(str(vocabulary), 8)(texts).numpy().tolist() == [
+        [2, 6, 4, 5, 8, 7, 3, 0],
+        [2, 3, 0, 0, 0, 0, 0, 0],
+        [2, 1, 9, 4, 3, 0, 0, 0],
+    ]
+
+
+def test_a_long_text_is_cut_and_still_ends_in_sep(vocabulary):
+    ids = open_tokenizer(str(vocabulary), 5)(tf.constant(["cat " * 20]))
+    assert ids.numpy().tolist() == [[2, 4, 4, 4, 3]]
+
+
+def test_size_and_digest_are_the_files(vocabulary):
+    tokenizer = open_tokenizer(str(vocabulary), 8)
+    assert tokenizer.size == len(WORDS)
+    assert tokenizer.digest == hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+
+
+def test_what_is_no_vocabulary_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no vocabulary at .*none.txt"):
+        open_tokenizer(str(tmp_path / "none.txt"), 8)
+    path = tmp_path / "wrong.txt"
+    path.write_text("cat\n[UNK]\n")
+    with pytest.raises(InputError, match=r"first token is \['cat'\] and it lacks"):
+        open_tokenizer(str(path), 8)
+
+
+def test_ids_and_masks_are_hugging_faces(golden, golden_tokenizer):
+    assert len(golden["texts"]) > 1500
+    dataset = tf.data.Dataset.from_tensor_slices(golden["texts"]).batch(500)
+    ids = np.concatenate(list(dataset.map(golden_tokenizer).as_numpy_iterator()))
+    for text, row, wanted in zip(golden["texts"], ids, golden["ids"], strict=True):
+        padding = [0] * (golden["max_tokens"] - len(wanted))
+        assert row.tolist() == wanted + padding, text
+        assert all(wanted)  # so that ids != 0 is Hugging Face's attention mask
+
+
+def test_words_around_every_code_point_are_hugging_faces(golden):
+    block = 0x110000 // len(golden["block_digests"])
+    digests = []
+    for start in range(0, 0x110000, block):
+        points = range(start, start + block)
+        texts = [f"a{chr(p)}b" for p in points if not 0xD800 <= p < 0xE000]
+        words = tf.constant([], tf.string)
+        if texts:
+            words = tf.strings.reduce_join(
+                split_words(tf.constant(texts)), -1, False, " "
+            )
+        digests.append(hashlib.sha256(b"\n".join(words.numpy())).hexdigest()[:8])
+    wrong = [i for i, d in enumerate(golden["block_digests"]) if d != digests[i]]
+    assert not wrong, f"blocks of {block} code points: {wrong}"
+
+
+def test_the_order_of_marks_is_the_only_other_difference(golden):
+    marks = golden["sorted_marks"]
+    assert len(marks) == 83
+    texts = [f"a{x}{y}" for x, y in itertools.product(marks, marks)]
+    assert words_of(texts) == [[text] for text in texts]
+
+
+def test_text_cannot_hold_special_tokens(golden_tokenizer):
+    text = "[PAD] x[SEP][CLS] [MASK] [UNK]"
+    ids = golden_tokenizer(tf.constant([text])).numpy()[0].tolist()
+    spaced = text.replace("[", "[ ").replace("]", " ]").lower()
+    assert ids == golden_tokenizer(tf.constant([spaced])).numpy()[0].tolist()
+    assert [ids.count(special) for special in (1, 2, 3, 4)] == [0, 1, 1, 0]
+    assert 0 not in ids[: ids.index(3)]
+
+
+def test_bytes_that_are_not_utf8_are_dropped():
+    draw = random.Random(0)
+    broken = [
+        b"caf\xe9 \xff",
+        b"a\xed\xa0\x80b",
+        b"\xf0\x9f\x98",
+        b"\xe2\x82 x\xc0\x80",
+    ]
+    for _ in range(500):
+        text = "".join(draw.choices("aZé ,猫😀", k=9)).encode()
+        at = draw.randrange(len(text))
+        broken.append(text[:at] + bytes([draw.randrange(256)]) + text[at + 1 :])
+    assert words_of(broken) == words_of([b.decode(errors="replace") for b in broken])
+    assert words_of(broken[:3]) == [["caf"], ["ab"], []]
+
+
+def test_vocabulary_files_end_their_lines_with_newlines_only(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes("[PAD]\na\u2028\n\x85\n\nb".encode())
+    assert read_vocabulary(str(path)) == ["[PAD]", "a\u2028", "\x85", "", "b"]
+    path.write_bytes(b"[PAD]\r\na\r\n")
+    assert read_vocabulary(str(path)) == ["[PAD]", "a"]
+
+
+def test_a_tokenizer_json_is_its_vocabulary(golden, golden_tokenizer, tmp_path):
+    vocabulary = golden["tokenizer.json"]["model"]["vocab"]
+    lines = tmp_path / "vocab.txt"
+    lines.write_text("".join(f"{token}\n" for token in vocabulary))
+    assert read_vocabulary(str(lines)) == list(vocabulary)
+    assert open_tokenizer(str(lines), 64).digest == golden_tokenizer.digest
+    content = golden["tokenizer.json"]
+    by_name = {"vocab": dict(sorted(vocabulary.items()))}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content | {"model": content["model"] | by_name}))
+    assert read_vocabulary(str(path)) == list(vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "found"),
+    [
+        ("normalizer", "lowercase", False, "normalizer of .*'lowercase': False"),
+        ("normalizer", "strip_accents", False, "'strip_accents': False"),
+        ("normalizer", "type", "NFC", "normalizer of .*'NFC'"),
+        ("model", "type", "BPE", "model of .*'BPE'"),
+        ("model", "max_input_chars_per_word", 50, "'max_input_chars_per_word': 50"),
+        ("model", "vocab", {"a": 0, "b": 2}, "from 0 to 2, but it has 2 tokens"),
+    ],
+)
+def test_another_tokenizer_json_is_refused(tmp_path, golden, part, field, value, found):
+    content = dict(golden["tokenizer.json"])
+    content[part] = content[part] | {field: value}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=found):
+        read_vocabulary(str(path))
+
+
+def test_broken_vocabulary_files_are_refused(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("a\nb\na\n")
+    with pytest.raises(InputError, match=r"more than once: \['a'\]"):
+        read_vocabulary(str(path))
+    path.write_bytes(b"a\n\xff\n")
+    with pytest.raises(InputError, match="no vocabulary: .*0xff"):
+        read_vocabulary(str(path))
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{")
+    with pytest.raises(InputError, match="no vocabulary: Expecting"):
+        read_vocabulary(str(path))

@@ -1,0 +1,73 @@
+import pathlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax.models.bert import BertConfig
+from align_jax.models.dual_encoder import DualEncoder, ModelConfig, temperature_of
+from align_jax.models.efficientnet import EfficientNetConfig
+
+IMAGES = jax.random.uniform(jax.random.key(1), (4, 32, 32, 3), minval=-1.0)
+TOKENS = jnp.array([[2, 5, 3, 0], [2, 6, 7, 3], [2, 8, 3, 0], [2, 3, 0, 0]])
+CORES = jnp.arange(2)
+
+
+def build(**fields):
+    image = EfficientNetConfig(width=0.25, depth=0.3, drop_rate=0.0)
+    text = BertConfig(10, max_tokens=4, positions=4, layers=1, hidden=64, dropout=0.0)
+    return DualEncoder(ModelConfig(image, text, **fields), batch_norm_group=2)
+
+
+def test_bfloat16_keeps_parameters_statistics_and_embeddings_in_float32():
+    model = build(dtype="bfloat16")
+    inputs = (IMAGES, TOKENS, CORES)
+
+    @jax.jit
+    def compute():
+        variables = model.init(jax.random.key(0), *inputs, False)
+        trained = model.apply(variables, *inputs, True, mutable=["batch_stats"])
+        whole = build().apply(variables, *inputs, False)
+        return variables, trained, whole, model.apply(variables, *inputs, False)
+
+    variables, ((images, texts), changed), whole, half = compute()
+    kept = (variables["params"], changed["batch_stats"], images, texts)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(jnp.linalg.norm(images, axis=1), 1.0, rtol=1e-6)
+    for narrow, wide in zip(half, whole, strict=True):
+        assert (narrow * wide).sum(1).min() > 0.999  # cosine
+        assert np.abs(narrow - wide).max() > 1e-5  # it was computed in bfloat16
+
+
+@pytest.mark.parametrize("width", [640, 320, 160, 80])
+def test_a_linear_layer_gives_the_ablations_widths(width):
+    model = build(embedding_size=width)
+    shapes = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), IMAGES, TOKENS, CORES, False)
+    )
+    (images, texts), variables = shapes
+    assert images.shape == texts.shape == (4, width)
+    assert variables["params"]["image_projection"]["kernel"].shape == (80, width)
+
+
+def test_the_temperature_has_either_form_and_a_bias_is_added_on_demand():
+    for fields, scalars in (
+        ({}, {"temperature"}),
+        ({"temperature_form": "log"}, {"log_temperature"}),
+        ({"logit_bias_init": -3.0}, {"temperature", "logit_bias"}),
+    ):
+        init = partial(build(**fields).init, method="encode_texts")
+        params = jax.eval_shape(init, jax.random.key(0), TOKENS)["params"]
+        assert set(params) == scalars | {"text_tower", "text_projection"}
+    assert temperature_of({"temperature": 0.5}) == 0.5
+    assert temperature_of({"log_temperature": np.log(0.5)}) == pytest.approx(0.5)
+
+
+def test_model_init_and_apply_appear_in_two_files_only():
+    package = pathlib.Path(__file__).parents[2] / "align_jax"
+    calls = ("model.init(", "model.apply(")
+    texts = {path.name: path.read_text() for path in package.rglob("*.py")}
+    users = {name for name, text in texts.items() if any(c in text for c in calls)}
+    assert users == {"train_step.py", "embedder.py"}

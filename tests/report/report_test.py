@@ -1,0 +1,239 @@
+"""Many runs on one page: what is found, what sets them apart, where numbers stand."""
+
+import json
+import re
+
+import pytest
+
+from align_jax.errors import InputError
+from align_jax.report import __main__ as report
+from align_jax.report.found_runs import changed_fields, find_runs
+from align_jax.runs.results import PUBLISHED, main_scores
+from configs import quickstart, vtab
+from tests.report.run_report_test import Page, cells
+
+COCO = ("coco/i2t_recall@1", "coco/t2i_recall@1", "neighbours/recall@1")
+
+
+def write_run(folder, fields, scores, step=20, finished=True, **metrics):
+    folder.mkdir(parents=True)
+    named = {f"eval/{name}": value for name, value in scores.items()}
+    rows = [
+        {"step": step / 2, "train/loss": 3.0},
+        {"step": step, "train/loss": 1.5}
+        | {f"train/{k}": v for k, v in metrics.items()},
+        {"step": step, **named},
+    ]
+    files = {"config.json": fields, "provenance.json": {"git revision": "0123abc"}}
+    if finished:
+        files["results.json"] = {"step": step, **named}
+        (folder / "report.html").touch()
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A sweep of three runs, one of them under way; evaluations; a search."""
+    fields = quickstart.get_config().to_dict()
+    small = json.loads(json.dumps(fields))
+    small["model"]["embedding_size"] = 320
+    speed = {
+        "pairs_per_second": 512.0,
+        "pairs_per_second_per_device": 64.0,
+        "tflops_per_second_per_device": 0.125,
+        "productive_seconds": 1800.0,
+        "device_hours": 5.0,
+        "goodput": 0.875,
+    }
+    scores = {"shapes/mean_recall": 0.25, "shapes/i2t_recall@1": 0.125}
+    sweep = tmp_path / "sweep"
+    write_run(sweep / "baseline-0123abcd", fields, scores, **speed)
+    more = {"shapes/mean_recall": 0.5} | dict(
+        zip(COCO, (0.5, 0.25, 0.125), strict=True)
+    )
+    write_run(sweep / "embedding_320-4567cdef", small, more, step=40, **speed)
+    write_run(sweep / "third-89abcdef", fields | {"seed": 1}, {}, finished=False)
+    early = {"coco/i2t_recall@1": 0.9}
+    write_run(sweep / "embedding_80-0", small, early, finished=False)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "config.json").write_text('{"name": "a corpus"}')
+    evaluate = {"run": "evaluate", "evaluators": {}}
+    baseline = str(sweep / "baseline-0123abcd")
+    write_run(
+        tmp_path / "scores",
+        evaluate | {"checkpoint": baseline},
+        {"flickr30k/i2t_recall@1": 0.75, "simlex/all_spearman": 0.375},
+    )
+    write_run(
+        tmp_path / "earlier",
+        evaluate | {"checkpoint": baseline},
+        {"multi30k_de/mean_recall": 0.5},
+        step=10,
+    )
+    clash = evaluate | {"checkpoint": baseline}
+    write_run(tmp_path / "clash", clash, {"shapes/mean_recall": 0.0625})
+    search = vtab.get_config("dtd").to_dict()
+    write_run(tmp_path / "vtab", search, {"vtab_all/mean": 0.6875})
+    trial = tmp_path / "vtab" / "vtab_dtd" / "trial_00"
+    write_run(trial, fields, {"shapes/mean_recall": 0.9})
+    return tmp_path
+
+
+def test_runs_are_found_and_evaluations_are_of_their_runs(root):
+    runs = {run.name: run for run in find_runs([str(root)])}
+    assert {*runs} == {
+        "baseline-0123abcd",
+        "embedding_320-4567cdef",
+        "third-89abcdef",
+        "clash",
+        "earlier",
+        "embedding_80-0",
+        "vtab",
+    }
+    baseline = runs["baseline-0123abcd"]
+    assert baseline.results["eval/flickr30k/i2t_recall@1"] == 0.75
+    assert baseline.results["eval/shapes/mean_recall"] == 0.25
+    assert baseline.title == "baseline" and runs["vtab"].title == "vtab"
+    assert "eval/multi30k_de/mean_recall" not in baseline.results  # of an earlier step
+    third = runs["third-89abcdef"]
+    assert not third.finished and third.results == {"step": 20} and not third.report
+    alone = find_runs([str(root / "scores")])
+    assert [run.name for run in alone] == ["scores"]
+
+
+def test_measures_are_computed_by_hand(root):
+    (run,) = find_runs([str(root / "sweep" / "baseline-0123abcd")])
+    assert run.measures == {
+        "parameters": sum(run.parameters.values()),
+        "pairs_seen": 20 * 128,
+        "flops": pytest.approx(0.125e12 / 64 * 20 * 128),
+        "pairs_per_second": 512.0,
+        "goodput": 0.875,
+        "training_hours": 0.5,
+        "device_hours": 5.0,
+    }
+    assert {*run.parameters} == {
+        "image_tower",
+        "text_tower",
+        "text_projection",
+        "temperature",
+    }
+    assert run.parameters["text_projection"] == 128 * 240 + 240
+
+
+def test_names_are_as_long_as_it_takes_to_tell_runs_apart(root):
+    fields = quickstart.get_config().to_dict()
+    write_run(root / "again" / "baseline-0123abcd", fields, {})
+    names = {run.name for run in find_runs([str(root / "again"), str(root / "sweep")])}
+    assert names == {
+        "again/baseline-0123abcd",
+        "sweep/baseline-0123abcd",
+        "sweep/embedding_320-4567cdef",
+        "sweep/embedding_80-0",
+        "sweep/third-89abcdef",
+    }
+
+
+def test_what_sets_a_run_apart_is_what_most_do_not_have(root):
+    runs = find_runs([str(root)])
+    changes = dict(zip([r.name for r in runs], changed_fields(runs), strict=True))
+    assert changes["baseline-0123abcd"] == {}
+    assert changes["embedding_320-4567cdef"] == {"model.embedding_size": 320}
+    assert changes["third-89abcdef"] == {"seed": 1}
+
+
+def test_a_score_stands_for_each_evaluator():
+    results = {
+        "step": 3,
+        "eval/coco/i2t_recall@1": 0.5,
+        "eval/coco/mean_recall": 0.25,
+        "eval/imagenet/top5": 0.5,
+        "eval/imagenet/top1": 0.125,
+        "eval/neighbours/recall@1": 0.75,
+        "eval/simlex/all_spearman": 0.375,
+        "eval/vtab_all/mean": 0.625,
+        "eval/vtab_all/std": 0.1,
+    }
+    assert main_scores(results) == {
+        "coco/mean_recall": 0.25,
+        "imagenet/top1": 0.125,
+        "neighbours/recall@1": 0.75,
+        "simlex/all_spearman": 0.375,
+        "vtab_all/mean": 0.625,
+    }
+
+
+def test_our_numbers_stand_beside_the_paper_s(root):
+    tables = {t.title[:8]: t for t in report.paper_tables(find_runs([str(root)]))}
+    assert [*tables["Table 6:"].head] == ["measure", "ALIGN", "vtab"]
+    assert tables["Table 6:"].rows[0] == ["vtab_all/mean", "79.99", "68.75"]
+    assert tables["Table 6:"].rows[1] == ["vtab_natural/mean", "83.38", "–"]
+    rows = {row[0]: row[1:] for row in tables["Table 8:"].rows}
+    assert rows["embedding_320"] == ["50.3", "50.0", "34.1", "25.0", "64.0", "12.5"]
+    assert rows["embedding_80"] == ["42.0", "–", "29.3", "–", "61.9", "–"]  # unfinished
+    assert rows["baseline"] == ["51.7", "–", "37.5", "–", "64.6", "–"]
+    appendix = tables["Appendix"]
+    assert appendix.head == ["measure", "ALIGN", "baseline-0123abcd"]
+    assert appendix.rows[0] == ["simlex/all_spearman", "39.8", "37.5"]
+    assert tables["Table 5:"].head == ["measure", "ALIGN", "ours"]
+    assert {row[-1] for row in tables["Table 5:"].rows} == {"–"}
+
+
+def test_every_measure_of_a_table_is_published():
+    measured = {
+        m for t in PUBLISHED["tables"] if "runs" not in t for m in t["measures"]
+    }
+    assert measured <= {*PUBLISHED["measures"]}
+    zero_shot = {
+        "imagenet/single_prompt_top1",
+        "food101/top1",
+        "pets/top1",
+        "cars/top1",
+    }
+    assert {*PUBLISHED["measures"]} - measured == zero_shot | {
+        "flickr30k/mean_recall",
+        "neighbours/recall@1",
+    }
+    for table in PUBLISHED["tables"]:
+        for values in table.get("runs", {}).values():
+            assert len(values) == len(table["measures"])
+
+
+def test_the_page_and_the_markdown_hold_all_runs(root):
+    paths = report.write_summary(find_runs([str(root)]), str(root / "out"))
+    page, markdown = (open(path, encoding="utf-8").read() for path in paths)
+    found = Page(page)
+    overview = {row[0]: row for row in cells(found)}
+    names = ["baseline-0123abcd", "embedding_320-4567cdef", "third-89abcdef", "vtab"]
+    for name in names:
+        assert name in overview and f"| {name} |" in markdown
+    assert "model.embedding_size = 320" in overview["embedding_320-4567cdef"]
+    assert overview["third-89abcdef"][1] == "step 20"
+    links = [element["href"] for element in found.all("a")]
+    assert links[0] == "../sweep/baseline-0123abcd/report.html" and len(links) == 5
+    assert ["git revision", "0123abc"] in cells(found)
+    assert not found.all("script") and not re.search(r"url\(|@import", page)
+    plots = {element["alt"].partition(":")[0] for element in found.all("img")}
+    assert plots == {
+        "loss",
+        "shapes/mean_recall",
+        "coco/i2t_recall@1",
+        "neighbours/recall@1",
+        "quality by parameters",
+        "quality by pairs seen",
+        "quality by flops",
+    }
+    assert all(element["src"].startswith("data:image/") for element in found.all("img"))
+
+
+def test_a_cell_of_markdown_keeps_its_bars():
+    table = report.Table("t", ["run", "changed"], [["a", "('^x|y$',)"]])
+    assert table.markdown().splitlines()[-1] == r"| a | ('^x\|y$',) |"
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no run: no config.json in it or below"):
+        find_runs([str(tmp_path)])

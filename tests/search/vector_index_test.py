@@ -1,0 +1,126 @@
+"""The index: what is put, deleted and found, beside products of all with all."""
+
+import numpy as np
+import pytest
+
+from align_jax.errors import InputError
+from align_jax.search import vector_index
+from align_jax.search.vector_index import Description, Source, create_index, open_index
+
+WIDTH = 32
+DESCRIPTION = Description("a model", "runs/a", WIDTH, 8)
+
+
+def embeddings(count, seed=0, clusters=20):
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(clusters, WIDTH))
+    rows = centres[random.integers(clusters, size=count)]
+    rows = rows + 0.3 * random.normal(size=(count, WIDTH))
+    return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def put(index, rows, first=0, state="s"):
+    names = [f"it's {first + i}" for i in range(len(rows))]
+    texts = [f"text {name}" for name in names]
+    index.put(names, [state] * len(rows), texts, [b"jpeg"] * len(rows), rows)
+    return names
+
+
+@pytest.fixture
+def index(tmp_path):
+    return create_index(str(tmp_path / "index"), DESCRIPTION)
+
+
+def nearest(rows, query, limit):
+    return np.argsort(-(rows @ query), kind="stable")[:limit]
+
+
+def test_the_best_come_first_with_their_cosines(index):
+    rows = embeddings(300)
+    names = put(index, rows)
+    hits = index.search(rows[7], 10)
+    expected = nearest(rows, rows[7], 10)
+    assert [hit.id for hit in hits] == [names[i] for i in expected]
+    assert np.allclose([hit.score for hit in hits], rows[expected] @ rows[7], atol=1e-6)
+    assert hits[0].text == f"text {names[7]}"
+    assert len(index.search(rows[7], 1000)) == 300
+
+
+def test_what_was_added_and_deleted_changes_nothing(index):
+    rows = embeddings(200)
+    put(index, rows)
+    before = [index.search(row, 10) for row in rows[:20]]
+    names = put(index, embeddings(50, seed=1), first=200)
+    assert before != [index.search(row, 10) for row in rows[:20]]
+    assert index.delete([*names, "not there"]) == 50
+    assert before == [index.search(row, 10) for row in rows[:20]]
+
+
+def test_a_picture_is_replaced_by_its_id(index):
+    rows = embeddings(10)
+    names = put(index, rows)
+    name = names[0]
+    put(index, -rows[:1], state="newer")
+    assert len(index) == 10 and sorted(index.ids()) == sorted(names)
+    assert index.search(-rows[0], 1)[0].id == name
+    found = index.rows([name, "not there"], "state", "thumbnail")
+    assert found == {name: {"id": name, "state": "newer", "thumbnail": b"jpeg"}}
+
+
+def test_an_index_of_many_finds_what_comparing_with_all_finds(index, monkeypatch):
+    monkeypatch.setattr(vector_index, "LEAST_INDEXED", 4000)
+    monkeypatch.setattr(vector_index, "PARTITION", 200)
+    rows = embeddings(5000)
+    names = put(index, rows)
+    index.optimise()
+    put(index, embeddings(100, seed=1), first=5000)  # not in it yet
+    both = np.concatenate([rows, embeddings(100, seed=1)])
+    found = right = 0
+    for query in embeddings(50, seed=2):
+        exact = [hit.id for hit in index.search(query, 10, exact=True)]
+        assert exact == [f"it's {i}" for i in nearest(both, query, 10)]
+        right += len({*exact} & {hit.id for hit in index.search(query, 10)})
+        found += 10
+    assert right / found >= 0.95
+    assert index.search(rows[3], 1)[0].id == names[3]
+    index.optimise()
+    assert len(index) == 5100
+
+
+def test_an_index_knows_where_its_pictures_are_now(tmp_path):
+    place, rows = str(tmp_path / "index"), embeddings(3)
+    here = Source("/here/", ("cat", "dog"))
+    (name, *_) = put(create_index(place, DESCRIPTION, here), rows)
+    assert open_index(place).source == here
+    assert create_index(place, DESCRIPTION).source == here
+    create_index(place, DESCRIPTION, Source("/ü/", ()))
+    assert open_index(place).source == Source("/ü/", ())
+    assert open_index(place).search(rows[0], 1)[0].path == f"/ü/{name}"
+
+
+def test_folders_that_a_kill_left_without_a_table_are_as_if_they_were_not(tmp_path):
+    place = str(tmp_path / "index")
+    for name in ("pictures.lance", "source.lance"):
+        (tmp_path / "index" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="no index in"):
+        open_index(place)
+    create_index(place, DESCRIPTION, Source("/here/"))
+    assert (len(open_index(place)), open_index(place).source.prefix) == (0, "/here/")
+
+
+def test_an_index_is_opened_again_and_only_by_its_own_kind(index, tmp_path):
+    place = str(tmp_path / "index")
+    put(index, embeddings(3))
+    again = open_index(place)
+    assert (again.description, len(again)) == (DESCRIPTION, 3)
+    moved = Description("a model", "runs/moved", WIDTH, 8)
+    assert create_index(place, moved).description == DESCRIPTION
+    other = Description("another", "runs/a", WIDTH, 9)
+    differing = "model: 'a model' -> 'another'; thumbnail: 8 -> 9"
+    with pytest.raises(InputError, match=differing):
+        create_index(place, other)
+    with pytest.raises(InputError, match="no index in '.*none'; make one with"):
+        open_index(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(InputError, match=r"has \(3,\) numbers, the index 32"):
+        again.search(np.zeros(3, np.float32), 1)

@@ -1,0 +1,191 @@
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax.devices.mesh import SMALL, batch_split, replicated
+from align_jax.errors import InputError
+from align_jax.models.efficientnet import pooled_width
+from align_jax.plan import count_collectives
+from align_jax.training.train_step import compile_fast, create_state
+from tests import steps
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+def moved_leaves(start, end):
+    """Names of the variables that two states differ in."""
+    differs = jax.tree.map(
+        lambda a, b: bool(np.any(a != b)), start.own_variables, end.own_variables
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(differs)
+    return {"/".join(k.key for k in path): moved for path, moved in leaves}
+
+
+@pytest.fixture(scope="module")
+def one_device(root, mesh_of):
+    return steps.run(steps.read(root), mesh_of(1))
+
+
+@pytest.fixture(scope="module")
+def eight_devices(root, mesh_of):
+    return steps.run(steps.read(root), mesh_of(8))
+
+
+def test_devices_agree_with_dropout_and_grouped_batch_norm(one_device, eight_devices):
+    rows, _, end, _ = eight_devices
+    steps.assert_same(rows, end.own_variables, one_device)
+
+
+def test_microbatches_agree_with_the_whole(root, one_device, mesh_of):
+    config = steps.read(root, microbatches=4)
+    rows, _, end, _ = steps.run(config, mesh_of(2))
+    steps.assert_same(rows, end.own_variables, one_device)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tower"),
+    [
+        (4, {"rematerialise": "blocks"}),
+        pytest.param(2, {"rematerialise": "stages"}, marks=pytest.mark.pods),
+        pytest.param(8, {"scan": True}, marks=pytest.mark.pods),
+    ],
+)
+def test_a_split_state_agrees_with_a_whole_one(root, one_device, mesh_of, fsdp, tower):
+    text = {"rematerialise": fsdp == 4, "scan": fsdp == 8}
+    config = steps.read(root, microbatches=1, fsdp=fsdp)
+    model = config.model
+    image_tower = dataclasses.replace(model.image_tower, **tower)
+    text_tower = dataclasses.replace(model.text_tower, **text)
+    model = dataclasses.replace(model, image_tower=image_tower, text_tower=text_tower)
+    config = dataclasses.replace(config, model=model)
+    rows, _, end, program = steps.run(config, mesh_of(8, fsdp))
+    steps.assert_same(rows, end.own_variables, one_device)
+    largest = max(math.prod(x.shape) for x in jax.tree.leaves(end.params))
+    state = create_state(config.make_plan(mesh_of(8, fsdp)))
+    for leaf in jax.tree.leaves((state.params, state.optimizer)):
+        held = math.prod(leaf.addressable_shards[0].data.shape)
+        assert held == leaf.size // (fsdp if leaf.size >= SMALL else 1)
+    assert largest >= SMALL and "all-gather" in program
+
+
+def test_a_step_moves_every_parameter_and_statistic(one_device):
+    _, start, end, _ = one_device
+    assert end.step == steps.COUNT
+    still = [name for name, moved in moved_leaves(start, end).items() if not moved]
+    # A key's bias shifts all of a query's scores alike: softmax does not see it, so
+    # its gradient is zero up to rounding.
+    assert [name for name in still if "key/bias" not in name] == []
+
+
+def test_a_step_tells_the_rate_that_it_took(root, one_device, mesh_of):
+    schedule = steps.read(root).make_plan(mesh_of(1)).schedule
+    rates = [row["learning_rate"] for row in one_device[0]]
+    assert rates == pytest.approx([float(schedule(i)) for i in range(steps.COUNT)])
+    assert rates[0] == 0.0 < rates[1]
+
+
+def test_the_compiled_step_never_holds_all_logits(root, eight_devices):
+    config, text = steps.read(root), eight_devices[3]
+    n, width = config.batch_size, pooled_width(config.model.image_tower)
+    shapes = [
+        [int(size) for size in shape.split(",")]
+        for shape in re.findall(r"[a-z]\w*\[([\d,]+)\]", text)
+    ]
+    assert [n, width] in shapes  # nothing else in the model is N = 56 long
+    assert not [shape for shape in shapes if shape.count(n) > 1]
+    gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    sizes = [math.prod(map(int, shape.split(","))) for shape in gathers]
+    assert max(sizes) == n * width
+
+
+def test_the_image_towers_forward_pass_has_no_collective(root, mesh_of):
+    config, mesh = steps.read(root), mesh_of(8)
+    plan, batch = config.make_plan(mesh), batch_split(mesh)
+    images = np.zeros((config.batch_size, 32, 32, 3), np.uint8)
+
+    def forward(variables, images):
+        return plan.model.apply(
+            variables,
+            images,
+            jnp.arange(config.virtual_cores),
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+            method="encode_images",
+        )
+
+    program = jax.jit(
+        forward, in_shardings=(replicated(mesh), batch), out_shardings=batch
+    )
+    compiled = program.lower(create_state(plan).own_variables, images).compile()
+    assert count_collectives(compiled.as_text()) == {}
+
+
+def test_a_frozen_tower_stays_an_average_follows_and_the_sigmoid_loss_trains(
+    root, mesh_of
+):
+    config = steps.read(
+        root,
+        model={"temperature_form": "log", "logit_bias_init": -2.0},
+        loss={"kind": "sigmoid"},
+        optimizer={
+            "frozen": ("^image_tower/",),
+            "average_decay": 0.5,
+            "warmup_steps": 0,
+        },
+    )
+    (row,), start, end, _ = steps.run(config, mesh_of(2), count=1)
+    assert row["logit_bias"] == -2.0
+    assert row["temperature"] == pytest.approx(1.0)
+    assert all(np.isfinite(list(row.values())))
+    for name, moved in moved_leaves(start, end).items():
+        assert moved == (not name.startswith("params/image_tower/")), name
+    # The first step weighs 1 / 10 of the average.
+    jax.tree.map(
+        lambda average, a, b: np.testing.assert_allclose(
+            average, 0.1 * a + 0.9 * b, rtol=1e-6, atol=1e-7
+        ),
+        end.variables,
+        start.own_variables,
+        end.own_variables,
+    )
+    assert end.variables is end.average
+
+
+def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
+    for mesh, microbatches, message in (
+        (
+            mesh_of(2),
+            3,
+            "microbatches is 3, which does not divide a device's 4 virtual",
+        ),
+        (mesh_of(2), 4, "holds 7 pairs at a time, which cuts .* groups of 14"),
+    ):
+        with pytest.raises(InputError, match=message):
+            config = steps.read(root, microbatches=microbatches, batch_norm_cores=2)
+            config.make_plan(mesh)
+    with pytest.raises(InputError, match="8, which does not divide over 3 devices"):
+        steps.read(root).make_plan(mesh_of(3))
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out(mesh_of):
+    options = {"cpu": {"xla_cpu_no_such_option": "1"}}
+    double = compile_fast(jax.jit(lambda x: 2 * x).lower(3.0), mesh_of(1), options)
+    assert double(3.0) == 6.0
+
+
+def test_sums_on_cpus_are_left_to_xla(mesh_of):
+    def total(x):
+        return (x * jax.nn.sigmoid(x)).sum((1, 2))
+
+    x = jax.ShapeDtypeStruct((128, 32, 32, 16), jnp.float32)
+    lowered = jax.jit(total).lower(x)
+    assert "ynn_fusion" not in compile_fast(lowered, mesh_of(1)).as_text()

@@ -1,0 +1,175 @@
+"""Beside Hugging Face's own code: `make test-convert` installs it and runs these."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from align_jax.embed.model import Model
+from align_jax.models.dual_encoder import DualEncoder
+from align_jax.models.parameters import unflatten
+from align_jax.weights.folder import write_vocabulary
+from align_jax.weights.huggingface_folder import write_align
+from align_jax.weights.source import open_weights
+from tests.golden import align_arrays
+from tests.weights.convert_test import IMAGE_PROCESSOR, tensors_of
+
+pytestmark = pytest.mark.convert
+
+SMALL_TEXT = {
+    "vocab_size": 12,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "intermediate_size": 256,
+}
+MODELS = {
+    "published": (289, 640, {}, {}),
+    "odd": (97, 80, SMALL_TEXT, {"width_coefficient": 0.25, "depth_coefficient": 0.5}),
+    "even": (
+        64,
+        112,
+        SMALL_TEXT,
+        {"width_coefficient": 0.35, "depth_coefficient": 1.0},
+    ),
+    "wide": (75, 320, SMALL_TEXT, {"width_coefficient": 1.0, "depth_coefficient": 0.3}),
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde", "##a", "##b"]
+
+
+def make_model(size: int, width: int, text: dict, vision: dict):
+    """A new `AlignModel` with statistics that are not those of a new one."""
+    import torch
+    from transformers import AlignConfig, AlignModel
+
+    torch.manual_seed(size)
+    vision = vision | {"image_size": size}
+    config = AlignConfig(text_config=text, vision_config=vision, projection_dim=width)
+    model = AlignModel(config).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0.0, 0.2)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    return model
+
+
+def make_processor(folder: pathlib.Path, size: int):
+    """The published model's processor at another size."""
+    from transformers import AlignProcessor, BertTokenizer
+    from transformers.models.efficientnet import (
+        image_processing_pil_efficientnet as pil,
+    )
+
+    write_vocabulary(tuple(WORDS), folder / "words.txt")
+    images = pil.EfficientNetImageProcessorPil(
+        **IMAGE_PROCESSOR,
+        resample=2,
+        size={"height": size + 20, "width": size + 20},
+        crop_size={"height": size, "width": size},
+    )
+    tokenizer = BertTokenizer(vocab=str(folder / "words.txt"), model_max_length=64)
+    return AlignProcessor(images, tokenizer)
+
+
+def compute(model, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Its embeddings of images and texts and its logits."""
+    import torch
+
+    tokens = torch.tensor(align_arrays.TOKENS)
+    images = align_arrays.pixels(size).transpose(0, 3, 1, 2).copy()
+    with torch.no_grad():
+        out = model(
+            input_ids=tokens,
+            attention_mask=(tokens != 0).long(),
+            pixel_values=torch.tensor(images),
+        )
+    return tuple(
+        x.numpy() for x in (out.image_embeds, out.text_embeds, out.logits_per_image)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_compute_the_same_and_exchange_folders(name, tmp_path):
+    from transformers import AlignModel, AlignProcessor
+
+    size, *fields = MODELS[name]
+    theirs, folder = make_model(size, *fields), tmp_path / "theirs"
+    theirs.save_pretrained(folder)
+    make_processor(tmp_path, size).save_pretrained(folder)
+    weights = open_weights(str(folder))
+    variables = unflatten(weights.variables)
+
+    @jax.jit
+    def embed(variables, images, tokens):
+        model = DualEncoder(weights.config, batch_norm_group=1)
+        return (
+            model.apply(variables, images, method="encode_images"),
+            model.apply(variables, tokens, method="encode_texts"),
+        )
+
+    expected = compute(theirs, size)
+    images, texts = embed(variables, align_arrays.pixels(size), align_arrays.TOKENS)
+    logits = images @ texts.T / variables["params"]["temperature"]
+    for found, wanted in zip((images, texts, logits), expected, strict=True):
+        assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+    back = tmp_path / "back"
+    write_align(weights, str(back))
+    again, report = AlignModel.from_pretrained(back, output_loading_info=True)
+    assert not any(report.values()), report
+    for found, wanted in zip(compute(again.eval(), size), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert tensors_of(back).keys() == tensors_of(folder).keys()
+    texts = ["A b, ab!", "", "e" * 200]
+    ours, before = (AlignProcessor.from_pretrained(d) for d in (back, folder))
+    for found, wanted in zip(
+        *(
+            p.tokenizer(texts, padding="max_length", max_length=64)["input_ids"]
+            for p in (ours, before)
+        ),
+        strict=True,
+    ):
+        assert found == wanted
+
+
+def test_pictures_and_texts_end_to_end(tmp_path):
+    import torch
+    from PIL import Image
+
+    size, *fields = MODELS["odd"]
+    theirs = make_model(size, *fields)
+    theirs.save_pretrained(tmp_path / "theirs")
+    processor = make_processor(tmp_path, size)
+    processor.save_pretrained(tmp_path / "theirs")
+    draw = np.random.default_rng(0)
+    noise = draw.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((200, 150), Image.Resampling.BICUBIC)
+    texts = ["a b", "c, ab"]
+    inputs = processor(images=picture, text=texts, return_tensors="pt")
+    with torch.no_grad():
+        out = theirs(**inputs)
+    model = Model(open_weights(str(tmp_path / "theirs")))
+    # One level of 255 in a pixel here and there.
+    images = model.encode_images([picture])
+    assert (images * out.image_embeds.numpy()).sum() > 0.9999
+    np.testing.assert_allclose(
+        model.encode_texts(texts), out.text_embeds.numpy(), atol=1e-5
+    )
+
+
+def test_pickled_weights_are_read(tmp_path):
+    import torch
+
+    size, *fields = MODELS["odd"]
+    theirs, folder = make_model(size, *fields), tmp_path / "theirs"
+    theirs.save_pretrained(folder)
+    make_processor(tmp_path, size).save_pretrained(folder)
+    expected = open_weights(str(folder))
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    found = open_weights(str(folder))
+    assert found.variables.keys() == expected.variables.keys()
+    for path, array in expected.variables.items():
+        np.testing.assert_array_equal(found.variables[path], array)

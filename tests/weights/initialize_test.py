@@ -1,0 +1,88 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from align_jax.config import read_config
+from align_jax.errors import InputError
+from align_jax.models.efficientnet import EfficientNetConfig
+from align_jax.models.parameters import flatten, variable_shapes
+from align_jax.training.pretrain_config import PretrainConfig
+from align_jax.training.run_config import Initial
+from align_jax.training.train_step import create_state
+from align_jax.weights.folder import Weights, tower_shapes, write_weights
+from align_jax.weights.initialize import place_arrays, read_initial
+from align_jax.weights.source import open_weights
+from tests import tiny
+
+
+@pytest.fixture
+def config(tmp_path):
+    return read_config(PretrainConfig, tiny.make_run(tmp_path))
+
+
+def read(config, **sources):
+    config = dataclasses.replace(config, initialize=Initial(**sources))
+    return read_initial(config, config.make_tokenizer())
+
+
+def write_tower(folder, kind, config, vocabulary=()):
+    draw = np.random.default_rng(0)
+    arrays = {
+        path: draw.normal(size=shape).astype(np.float32)
+        for path, shape in tower_shapes(kind, config).items()
+    }
+    weights = Weights(kind, config, arrays, vocabulary=tuple(vocabulary))
+    write_weights(weights, str(folder))
+    return arrays
+
+
+def test_towers_take_the_place_of_random_ones_and_nothing_else_changes(
+    config, tmp_path, mesh_of
+):
+    top = dataclasses.replace(config.model.image_tower, top_conv=True)
+    image = write_tower(tmp_path / "image", "image_tower", top)
+    text = write_tower(
+        tmp_path / "text", "text_tower", config.model.text_tower, tiny.WORDS
+    )
+    arrays = read(
+        config, image_tower=str(tmp_path / "image"), text_tower=str(tmp_path / "text")
+    )
+    state = create_state(config.make_plan(mesh_of(8)))
+    placed = place_arrays(state, arrays)
+    before, after = (flatten(s.own_variables) for s in (state, placed))
+    assert before.keys() == after.keys()
+    for path, array in after.items():
+        expected = (image | text).get(path, before[path])
+        np.testing.assert_array_equal(array, expected)
+        assert array.sharding == before[path].sharding
+    assert ("params", "image_tower", "top", "kernel") in image
+
+
+def test_a_tower_of_another_size_kind_or_vocabulary_is_refused(config, tmp_path):
+    write_tower(tmp_path / "image", "image_tower", EfficientNetConfig(0.5, 0.3))
+    folder = str(tmp_path / "image")
+    with pytest.raises(
+        InputError, match=r"depthwise_norm.mean is \(16,\), wanted \(8,\)"
+    ):
+        read(config, image_tower=folder)
+    with pytest.raises(InputError, match="text_tower is .*, which is one image_tower"):
+        read(config, text_tower=folder)
+    words = [*tiny.WORDS, "more"]
+    write_tower(tmp_path / "text", "text_tower", config.model.text_tower, words)
+    with pytest.raises(InputError, match="has 11 tokens and is not the vocabulary of"):
+        read(config, text_tower=str(tmp_path / "text"))
+
+
+def test_a_whole_model_takes_the_place_of_everything(config, tmp_path):
+    folder = tiny.write_model(tmp_path / "model")
+    fitting = dataclasses.replace(config, model=open_weights(folder).config)
+    arrays = read(fitting, model=folder)
+    assert arrays.keys() == variable_shapes(fitting.model).keys()
+    with pytest.raises(InputError, match="model does not fit: "):
+        read(config, model=folder)
+    with pytest.raises(InputError, match="which is one image_tower; wanted a dual_enc"):
+        write_tower(tmp_path / "image", "image_tower", EfficientNetConfig(0.5, 0.3))
+        read(config, model=str(tmp_path / "image"))
+    with pytest.raises(ValueError, match="a whole model, and there are towers"):
+        Initial(model=folder, image_tower=folder)
