@@ -1,8 +1,8 @@
-"""The flags of `main.py`: a config, its changed fields, and what to do with it."""
+"""Flags of commands that take a config file, and those of `main.py`."""
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -49,18 +49,8 @@ def read_command_line(argv: list[str]) -> CommandLine:
     flags.DEFINE_bool("distributed", False, "", flag_values=known)
     flags.mark_flags_as_required(["config"], known)
     flags.mark_flags_as_mutual_exclusive(["workdir", "plan", "diff"], True, known)
-    try:
-        known(argv)
-        fields, diff = (flag.value and flag.value.to_dict() for flag in configs)
-    except (AttributeError, KeyError) as error:
-        name = re.search(r"\w+", str(error)).group()
-        meant = re.search(r'mean "(\w+)"', str(error))
-        hint = f"did you mean {meant[1]!r}?" if meant else "see the config file"
-        raise InputError(f"the config has no field {name!r}; {hint}") from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # of a config file
-        raise InputError(f"bad flags: {reason}") from error
+    fields, diff = parse_flags(known, configs, argv)
+    assert fields is not None  # the flag is required
     return CommandLine(
         fields,
         diff,
@@ -69,3 +59,34 @@ def read_command_line(argv: list[str]) -> CommandLine:
         known.alternatives,
         known.distributed,
     )
+
+
+def parse_flags(
+    known: flags.FlagValues, configs: Sequence[flags.FlagHolder], argv: Sequence[str]
+) -> list[dict[str, Any] | None]:
+    """Parses a command line whose flags may change fields of configs.
+
+    Args:
+      known: the flags that the command has.
+      configs: those of them that name a config file.
+      argv: the program's name, and its arguments.
+
+    Returns:
+      The literal fields of each config, or None where its flag is not given.
+
+    Raises:
+      InputError: an unknown flag, config or field, or a value of another type.
+    """
+    try:
+        known(argv)
+        return [flag.value and flag.value.to_dict() for flag in configs]
+    except (AttributeError, KeyError) as error:
+        found = re.search(r"\w+", str(error))
+        name = found.group() if found else str(error)
+        meant = re.search(r'mean "(\w+)"', str(error))
+        hint = f"did you mean {meant[1]!r}?" if meant else "see the config file"
+        raise InputError(f"the config has no field {name!r}; {hint}") from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # of a config file
+        raise InputError(f"bad flags: {reason}") from error

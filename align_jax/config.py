@@ -41,6 +41,8 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
             raise InputError(f"{where} lacks the field {name!r}")
     try:
         return cls(**values)
+    except InputError:
+        raise  # it names the field already
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What ends a command for a reason a user knows or can mend, and how it is shown."""
+"""Errors a user can fix, and how commands print them."""
 
 import signal
 import sys
@@ -14,12 +14,16 @@ class Preempted(Exception):
 class InputError(ValueError):
     """Bad input: the message says what was found, what was wanted and what to do.
 
-    `main.py` prints it as one line and exits with 2 instead of showing a traceback.
+    Commands print it as one line and exit with 2 instead of showing a traceback.
     """
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:
-    """Runs a command; what a user knows or can mend ends in one line.
+    """Runs a command; an error that a user can fix is printed as one line.
+
+    Args:
+      name: name of the command, printed before the error.
+      command: the command, without arguments.
 
     Returns:
       The exit code: 0, 2 for bad input or a missing package, 130 for Ctrl-C, 143 for a
@@ -30,9 +34,12 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         return 0
     except InputError as error:
         message, code = str(error), 2
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        found = f"package {error.name!r} is missing"
+        if not isinstance(error, ModuleNotFoundError) or not error.name:
+            found = str(error).strip().splitlines()[0]
         mend = "run `make .venv`, or `pip install -r requirements.txt`"
-        message, code = f"package {error.name!r} is missing: {mend}", 2
+        message, code = f"{found}: {mend}", 2
     except KeyboardInterrupt:
         message, code = "interrupted; the same command continues", 130
     except Preempted as error:

@@ -19,7 +19,7 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 
-from data.errors import DataError, run_command
+from align_jax.errors import InputError, run_command
 from data.pictures.calibration import calibrate
 
 
@@ -28,7 +28,7 @@ def read_pictures(path: pathlib.Path, count: int, seed: int) -> list[bytes]:
     try:
         images = pq.read_table(path, columns=["image"]).column("image")
     except (OSError, ValueError) as error:
-        raise DataError(
+        raise InputError(
             f"{path}: wanted Parquet with a column image ({error})"
         ) from error
     distinct = sorted(set(images.to_pylist()) - {None})

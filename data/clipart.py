@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pyexpat import version_info as expat_version
 from xml.etree import ElementTree
 
-from data.errors import DataError, run_command
+from align_jax.errors import InputError, run_command
 from data.records.stages import claim, materialise, write_file
 
 ROOT = pathlib.Path("/usr/share/openclipart")
@@ -69,17 +69,17 @@ def list_pictures(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]
     """Lists (SVG file, PNG file) below a root, by path.
 
     Raises:
-      DataError: there are none, or one of the two packages is missing.
+      InputError: there are none, or one of the two packages is missing.
     """
     for kind in ("svg", "png"):
         if not (root / kind).is_dir():
-            raise DataError(
+            raise InputError(
                 f"no folder {root / kind}; get it by `apt-get install {PACKAGES}`,"
                 " or name another folder by --root=DIR"
             )
     svgs = sorted((root / "svg").rglob("*.svg"), key=lambda path: path.as_posix())
     if not svgs:
-        raise DataError(f"{root / 'svg'} holds no *.svg; wanted those of {PACKAGES}")
+        raise InputError(f"{root / 'svg'} holds no *.svg; wanted those of {PACKAGES}")
     pngs = [root / "png" / svg.relative_to(root / "svg") for svg in svgs]
     return [(s, p.with_suffix(".png")) for s, p in zip(svgs, pngs, strict=True)]
 
@@ -144,7 +144,7 @@ def write_pairs(
       counts: filled with what was found.
 
     Raises:
-      DataError: a package is missing, or no drawing has a text.
+      InputError: a package is missing, or no drawing has a text.
     """
     import tqdm
 
@@ -163,7 +163,7 @@ def write_pairs(
         _write_shard(folder, shard, counts)
     if not counts["pairs"]:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"no drawing below {root} has a text ({found})")
+        raise InputError(f"no drawing below {root} has a text ({found})")
     del titles[""]
     shared = (count for count in titles.values() if count > MANY_PICTURES)
     counts[f"title_shared_by_more_than_{MANY_PICTURES}"] = sum(shared)
@@ -211,7 +211,7 @@ def main() -> None:
     flags = parser.parse_args()
     if expat_version < (2, 4, 1):
         found = ".".join(map(str, expat_version))
-        raise DataError(
+        raise InputError(
             f"Python's Expat is {found}, which entities can exhaust; wanted 2.4.1 or"
             " newer, as every supported Python brings"
         )

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from data.errors import DataError, run_command
+from align_jax.errors import InputError, run_command
 from data.evaluation_sets.eval_sets_sources import EVALUATION_SETS, Entry, EvaluationSet
 
 SHARD_BYTES = 150 << 20
@@ -39,11 +39,11 @@ def read_source(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[En
       Entries of every split, in the source's order.
 
     Raises:
-      DataError: a file is missing or damaged, or a count is not the set's.
+      InputError: a file is missing or damaged, or a count is not the set's.
     """
     for name in facts.captions:
         if not (source / name).is_file():
-            raise DataError(
+            raise InputError(
                 f"no file {source / name}; wanted in {source}: {facts.layout}"
             )
     splits = facts.read(facts, source)
@@ -53,7 +53,7 @@ def read_source(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[En
     missing = [path for path in paths if not path.is_file()]
     if missing:
         named = ", ".join(path.name for path in missing[:NAMED])
-        raise DataError(
+        raise InputError(
             f"{len(missing)} of {len(paths)} pictures of {facts.name} are not in"
             f" {source / facts.pictures} ({named}{', ...' * (len(missing) > NAMED)});"
             f" wanted in {source}: {facts.layout}"
@@ -64,22 +64,22 @@ def read_source(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[En
 def _check_counts(facts: EvaluationSet, split: str, entries: list[Entry]) -> None:
     where = f"split {split!r} of {facts.name}"
     if len(entries) != facts.images[split]:
-        raise DataError(
+        raise InputError(
             f"{where} has {len(entries)} pictures; wanted {facts.images[split]}:"
             f" {facts.captions[0]} is damaged or of other splits, download it again"
         )
     if len({entry.path for entry in entries}) < len(entries):
-        raise DataError(f"{where} lists a picture twice; download its captions again")
+        raise InputError(f"{where} lists a picture twice; download its captions again")
     for name, wanted in facts.texts[split].items():
         found = sum(len(entry.texts[name]) for entry in entries)
         if found != wanted:
-            raise DataError(
+            raise InputError(
                 f"{where} has {found} captions ({name}); wanted {wanted}: download"
                 " its captions again"
             )
         bare = [entry.path.name for entry in entries if not entry.texts[name]]
         if bare:
-            raise DataError(
+            raise InputError(
                 f"{where} has {len(bare)} pictures without captions ({name}), the"
                 f" first is {bare[0]}; download its captions again"
             )
@@ -109,7 +109,7 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
       out: folder of the dataset; absent, empty, or holding this same set.
 
     Raises:
-      DataError: bad input, or `out` holds something else.
+      InputError: bad input, or `out` holds something else.
     """
     splits = read_source(facts, source)
     described = describe(facts, source)
@@ -117,7 +117,7 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
         if _holds(out, described):
             print(f"{out} holds {facts.name}, complete: nothing to do.")
             return
-        raise DataError(
+        raise InputError(
             f"{out} is there and does not hold {facts.name} of these files; give"
             " another --out or remove it"
         )
@@ -215,7 +215,7 @@ def _write(
 
 
 def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
-    """The bytes and the id of a picture file; DataError where it cannot be decoded."""
+    """The bytes and the id of a picture file; InputError where it cannot be decoded."""
     from data.corpus.ingest import identify
     from data.pictures.images import describe_images
 
@@ -223,7 +223,7 @@ def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
     image_id = identify(image)
     error = describe_images([image_id], [image])["error"][0].as_py()
     if error:
-        raise DataError(f"{path} cannot be decoded ({error}); download it again")
+        raise InputError(f"{path} cannot be decoded ({error}); download it again")
     return image, image_id
 
 
@@ -259,7 +259,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.name not in EVALUATION_SETS:
         known = ", ".join(EVALUATION_SETS)
-        raise DataError(f"no evaluation set {flags.name!r}; known: {known}")
+        raise InputError(f"no evaluation set {flags.name!r}; known: {known}")
     write_set(EVALUATION_SETS[flags.name], flags.source, flags.out)
 
 

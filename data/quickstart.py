@@ -22,7 +22,7 @@ import multiprocessing
 import pathlib
 import sys
 
-from data.errors import run_command
+from align_jax.errors import run_command
 from data.records.stages import claim, materialise, write_file
 from data.samples.emoji_drawings import draw, list_concepts
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from data.errors import DataError, run_command
+from align_jax.errors import InputError, run_command
 from data.evaluation_sets.vtab_tasks import TASKS, Task
 
 SIZES = {"train": 800, "validation": 200}
@@ -28,7 +28,7 @@ MANUAL = {
 
 
 def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
-    """The folder of a dataset's newest version; DataError where there is none."""
+    """The folder of a dataset's newest version; InputError where there is none."""
     folder = source / name
     versions = [
         path
@@ -38,7 +38,7 @@ def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
     ]
     if not versions:
         note = MANUAL.get(name)
-        raise DataError(
+        raise InputError(
             f"no dataset {name!r} in {source}; `tfds build {name}` prepares it"
             + (f" and {note}" if note else "")
         )
@@ -54,7 +54,7 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
       out: folder of the tasks.
 
     Raises:
-      DataError: the dataset is missing or of other counts, or a label is none of the
+      InputError: the dataset is missing or of other counts, or a label is none of the
         task's.
     """
     import tensorflow_datasets as tfds
@@ -95,16 +95,16 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) -> None:
-    """Raises DataError for a part of a dataset that has other counts."""
+    """Raises InputError for a part of a dataset that has other counts."""
     base, known = split.split("[")[0], builder.info.splits
     if base not in known:
-        raise DataError(f"{folder} has no split {base!r}; it has {[*known]}")
+        raise InputError(f"{folder} has no split {base!r}; it has {[*known]}")
     try:
         found = known[split].num_examples
     except ValueError:  # a part beyond its end
         found = known[base].num_examples
     if found != wanted:
-        raise DataError(
+        raise InputError(
             f"{split} of {folder} has {found} pictures; wanted {wanted}: another"
             " version of the dataset"
         )
@@ -125,7 +125,7 @@ def _examples(name: str, task: Task, builder: Any, split: str) -> Iterator[bytes
     for place, record in enumerate(rows):
         label = task.label(record)
         if not 0 <= label < task.classes:
-            raise DataError(
+            raise InputError(
                 f"picture {place} of {split} of {task.dataset} has the label {label};"
                 f" wanted 0 to {task.classes - 1}"
             )
@@ -159,7 +159,7 @@ def main() -> None:
     names = flags.tasks or [*TASKS]
     for name in names:
         if name not in TASKS:
-            raise DataError(f"no task {name!r}; known: {', '.join(TASKS)}")
+            raise InputError(f"no task {name!r}; known: {', '.join(TASKS)}")
         find_dataset(source, TASKS[name].dataset)  # before the first is written
     for name in names:
         write_task(name, source, flags.out)

@@ -16,6 +16,7 @@ from typing import Any
 
 import ibis
 
+from align_jax.errors import InputError
 from data.corpus import rules
 from data.corpus.config import CorpusConfig
 from data.corpus.dataset import described, write_dataset
@@ -28,7 +29,6 @@ from data.corpus.ingest import PAIRS, ingest_shard
 from data.corpus.page import write_page
 from data.corpus.score import score_shard
 from data.corpus.stage_tables import StageTables
-from data.errors import DataError
 from data.pictures.evaluation_images import (
     EVALUATION,
     has_hashes,
@@ -47,7 +47,7 @@ class Build(StageTables):
         """Normalises the raw pairs and measures their pictures: `pairs`, `images`.
 
         Raises:
-          DataError: the source has other shards than when the build began.
+          InputError: the source has other shards than when the build began.
         """
         if self.stage("distinct").exists():
             return
@@ -58,7 +58,7 @@ class Build(StageTables):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, found)
         elif path.read_text() != found:
-            raise DataError(
+            raise InputError(
                 f"{self.config.ingest.path} has changed since {self.directory} was"
                 f" begun ({path} lists its shards); give another folder"
             )
@@ -92,7 +92,7 @@ class Build(StageTables):
         budget = self.config.rules.frequent_ngrams
         cut = self.engine.execute(rules.vocabulary_cut(ngrams, budget))
         if cut is None or math.isnan(cut):
-            raise DataError(
+            raise InputError(
                 f"config.rules.frequent_ngrams is {budget}, fewer than the n-grams of"
                 " the highest count; raise it"
             )
@@ -171,7 +171,7 @@ class Build(StageTables):
         """Counts what each rule dropped, alone and first.
 
         Raises:
-          DataError: nothing is left; the message holds the counts.
+          InputError: nothing is left; the message holds the counts.
         """
         pairs, rows = self._count_rules()
         kept = self.table("kept")
@@ -193,7 +193,7 @@ class Build(StageTables):
             report["not_embedded"] = count_not_embedded(self)
         if not report["pairs_kept"]:
             first = ", ".join(f"{r['rule']} {r['first']}" for r in report["rules"])
-            raise DataError(
+            raise InputError(
                 f"no pair of {report['pairs_in']} is left after the rules (dropped"
                 f" first by: {first}); loosen config.rules"
             )
@@ -275,7 +275,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def check_inputs(config: CorpusConfig) -> None:
-    """Raises DataError where a source or model of the config is not to be had."""
+    """Raises InputError where a source or model of the config is not to be had."""
     list_shards(config.ingest)
     if config.evaluation_images:
         open_evaluation(config.evaluation_images)
@@ -288,7 +288,7 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     """Builds the corpus, or what is missing of it.
 
     Raises:
-      DataError: bad input, another config's folder, or an empty corpus.
+      InputError: bad input, another config's folder, or an empty corpus.
     """
     report_path = directory / "report.json"
     if not report_path.exists():

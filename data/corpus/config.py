@@ -2,11 +2,9 @@
 
 import dataclasses
 import re
-import typing
-from typing import Any
 
+from align_jax.errors import InputError
 from data.corpus.rules import RuleBounds
-from data.errors import DataError
 from data.sources.source import SourceConfig
 
 RECORD_FORMATS = ("tfrecord", "array_record")
@@ -32,15 +30,15 @@ class EngineConfig:
     embedding_batch_size: int = 128
 
     def __post_init__(self):
-        """Raises DataError for a field out of its range."""
+        """Raises InputError for a field out of its range."""
         for name, smallest in (("workers", 0), ("embedding_batch_size", 1)):
             value = getattr(self, name)
             if value < smallest:
-                raise DataError(
+                raise InputError(
                     f"config.engine.{name} is {value}; wanted {smallest} or more"
                 )
         if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
-            raise DataError(
+            raise InputError(
                 f"config.engine.memory_limit is {self.memory_limit!r}; wanted a number"
                 " and a unit, as in '4GB'"
             )
@@ -80,9 +78,9 @@ class PictureConfig:
     cluster_sample: int = 262_144
 
     def __post_init__(self):
-        """Raises DataError for a field out of its range."""
+        """Raises InputError for a field out of its range."""
         if not 0 <= self.max_cosine < 1:
-            raise DataError(
+            raise InputError(
                 f"config.pictures.max_cosine is {self.max_cosine}; wanted 0 to less"
                 " than 1"
             )
@@ -90,11 +88,11 @@ class PictureConfig:
         values = [1, *(getattr(self, name) for name in bounds)]
         if values != sorted(values):
             found = ", ".join(f"{name}={getattr(self, name)}" for name in bounds)
-            raise DataError(
+            raise InputError(
                 f"config.pictures has {found}; wanted them from 1 on in rising order"
             )
         if not -1 <= self.max_hash_distance <= 64:
-            raise DataError(
+            raise InputError(
                 f"config.pictures.max_hash_distance is {self.max_hash_distance}; wanted"
                 " -1 (off) to 64 bits"
             )
@@ -137,9 +135,9 @@ class CorpusConfig:
     record_format: str = "tfrecord"
 
     def __post_init__(self):
-        """Raises DataError for a field out of its range."""
+        """Raises InputError for a field out of its range."""
         if self.record_format not in RECORD_FORMATS:
-            raise DataError(
+            raise InputError(
                 f"config.record_format is {self.record_format!r}; known:"
                 f" {', '.join(RECORD_FORMATS)}"
             )
@@ -153,37 +151,4 @@ class CorpusConfig:
         for name, smallest in least.items():
             value = getattr(self, name)
             if value < smallest:
-                raise DataError(f"config.{name} is {value}; wanted {smallest} or more")
-
-
-def read_config(cls: type, fields: dict[str, Any], where: str = "config") -> Any:
-    """Builds a dataclass from a literal dict; DataError names a field that misfits."""
-    if not isinstance(fields, dict):
-        raise DataError(f"{where} is {fields!r}; wanted fields of {cls.__name__}")
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    for name in fields:
-        if name not in known:
-            raise DataError(f"{where} has no field {name!r}; known: {', '.join(known)}")
-    values = {}
-    for name, field in known.items():
-        if name not in fields:
-            if field.default is dataclasses.MISSING:
-                raise DataError(f"{where} lacks the field {name!r}")
-            continue
-        value = fields[name]
-        if dataclasses.is_dataclass(field.type):
-            value = read_config(field.type, value, f"{where}.{name}")
-        else:
-            value = _typed(value, field.type, f"{where}.{name}")
-        values[name] = value
-    return cls(**values)
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """The value, a list as a tuple; DataError where it is of another type."""
-    wanted = typing.get_origin(kind) or kind
-    if wanted is tuple and isinstance(value, list):
-        value = tuple(value)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        raise DataError(f"{where} is {value!r}; wanted {wanted.__name__}")
-    return value
+                raise InputError(f"config.{name} is {value}; wanted {smallest} or more")

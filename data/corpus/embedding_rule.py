@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align_jax.errors import InputError
 from data.corpus.config import CorpusConfig, PictureConfig
 from data.corpus.stage_tables import StageTables
 from data.corpus.survivors import read_survivors
-from data.errors import DataError
 from data.pictures.embeddings import check_model, embed_pictures, read_embeddings
 from data.pictures.evaluation_images import open_evaluation
 from data.pictures.near_duplicates import NearDuplicates
@@ -38,16 +38,16 @@ EVALUATION = "evaluation.parquet"  # beside the shards of pictures to embed
 
 
 def check_embedding(config: CorpusConfig) -> None:
-    """Raises DataError where the rule is on and something it needs is missing."""
+    """Raises InputError where the rule is on and something it needs is missing."""
     if not config.pictures.embedding_model:
         return
     wanted = "config.pictures.embedding_model needs the evaluation images' files"
     if not config.evaluation_images:
-        raise DataError(f"{wanted}, but config.evaluation_images is empty")
+        raise InputError(f"{wanted}, but config.evaluation_images is empty")
     file = open_evaluation(config.evaluation_images)
     names = file.schema_arrow.names
     if "image" not in names or not file.metadata.num_rows:
-        raise DataError(
+        raise InputError(
             f"{wanted}, but {config.evaluation_images} (config.evaluation_images) has"
             f" {file.metadata.num_rows} rows and the columns {names}; wanted `image`"
         )
@@ -62,7 +62,7 @@ def index_evaluation(stages: StageTables, shards: int) -> None:
       shards: of the stage `images`.
 
     Raises:
-      DataError: the model fails, or no evaluation image can be embedded.
+      InputError: the model fails, or no evaluation image can be embedded.
     """
     folder, config = stages.folder, stages.config
     if not (folder / INDEX).exists():
@@ -80,7 +80,7 @@ def index_evaluation(stages: StageTables, shards: int) -> None:
         )
         _, evaluation = read_embeddings(folder / "embeddings" / EVALUATION)
         if not len(evaluation):
-            raise DataError(
+            raise InputError(
                 f"none of the pictures of {config.evaluation_images}"
                 " (config.evaluation_images) can be embedded"
             )

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tqdm
 
+from align_jax.errors import InputError
 from data.corpus.config import EngineConfig
-from data.errors import DataError
 
 # Of the memory that the config allows: what DuckDB takes beyond its limit is the rest.
 DUCKDB_SHARE = 0.8
@@ -138,7 +138,7 @@ class Spark:
         try:
             from pyspark.sql import SparkSession
         except ImportError as error:
-            raise DataError(
+            raise InputError(
                 "config.engine.kind is 'spark', which needs pyspark:"
                 " `pip install -e '.[spark]'`"
             ) from error

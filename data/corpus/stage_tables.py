@@ -4,9 +4,9 @@ import pathlib
 
 import ibis
 
+from align_jax.errors import InputError
 from data.corpus.config import CorpusConfig
 from data.corpus.engines import ENGINES
-from data.errors import DataError
 from data.records.stages import materialise, remove
 
 
@@ -17,7 +17,7 @@ class StageTables:
         """Opens the engine; its spill folder is inside `directory`.
 
         Raises:
-          DataError: no such engine.
+          InputError: no such engine.
         """
         self.config = config
         self.directory = directory
@@ -25,7 +25,7 @@ class StageTables:
         kind = config.engine.kind
         if kind not in ENGINES:
             known = ", ".join(ENGINES)
-            raise DataError(f"config.engine.kind is {kind!r}; known: {known}")
+            raise InputError(f"config.engine.kind is {kind!r}; known: {known}")
         for left in directory.rglob("*.tmp"):  # by a build that was killed
             remove(left)
         self.engine = ENGINES[kind](config.engine, self.folder / "spill")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tensorflow_text.python.ops.bert_tokenizer import BasicTokenizer
 from tensorflow_text.tools.wordpiece_vocab import wordpiece_tokenizer_learner_lib
 
-from data.errors import DataError
+from align_jax.errors import InputError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -28,7 +28,7 @@ def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
       vocabulary whatever their order.
 
     Raises:
-      DataError: the alphabet and the special tokens alone are more than `size`.
+      InputError: the alphabet and the special tokens alone are more than `size`.
     """
     by_count = _split_words(words)
     highest = max((count for _, count in by_count), default=1)
@@ -46,7 +46,7 @@ def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
 
     threshold = 1 + bisect.bisect_left(range(1, highest + 1), True, key=fits)
     if threshold > highest:
-        raise DataError(
+        raise InputError(
             f"config.vocabulary_size is {size}, but the characters of the corpus and"
             f" the special tokens alone are {len(learned[highest])}; raise it"
         )

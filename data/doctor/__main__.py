@@ -11,8 +11,8 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from align_jax.errors import InputError, run_command
 from data.doctor.files import NAMED, FileChecks, Finding
-from data.errors import DataError, run_command
 
 if TYPE_CHECKING:
     from data.doctor.records import ShardScan
@@ -24,7 +24,7 @@ class Doctor(FileChecks):
     """All checks of one dataset, in the order of their methods."""
 
     def __init__(self, directory: pathlib.Path):
-        """Raises DataError where `directory` holds no dataset and no build."""
+        """Raises InputError where `directory` holds no dataset and no build."""
         super().__init__(directory)
         self.scans: dict[str, list[ShardScan]] = {}
 
@@ -212,7 +212,7 @@ def read_held_out(path: pathlib.Path) -> Any:
     """Hashes of an evaluation set's image ids and pictures, (N,) uint64.
 
     Raises:
-      DataError: neither a Parquet file with a column image_id nor a sound dataset.
+      InputError: neither a Parquet file with a column image_id nor a sound dataset.
     """
     import numpy as np
 
@@ -225,7 +225,7 @@ def read_held_out(path: pathlib.Path) -> Any:
         scans = [scan for of_split in other.scans.values() for scan in of_split]
         listed = sum(map(len, other.shards.values()))
         if not scans or len(scans) < listed or any(scan.damaged for scan in scans):
-            raise DataError(f"{path} is damaged; run `python -m data.doctor {path}`")
+            raise InputError(f"{path} is damaged; run `python -m data.doctor {path}`")
         return np.unique(np.concatenate([other.pictures_of(s) for s in other.scans]))
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -234,7 +234,7 @@ def read_held_out(path: pathlib.Path) -> Any:
         ids = pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
+        raise InputError(
             f"{path} ({reason}): wanted a Parquet file with a column image_id, or a"
             " dataset's folder"
         ) from error
@@ -258,12 +258,12 @@ def diagnose(
       The findings.
 
     Raises:
-      DataError: there is no dataset, or no such evaluation set.
+      InputError: there is no dataset, or no such evaluation set.
     """
     doctor = Doctor(directory)
     for path in evaluations:
         if not path.exists():
-            raise DataError(f"no file or folder {path} (--evaluation)")
+            raise InputError(f"no file or folder {path} (--evaluation)")
     if doctor.metadata():
         doctor.files()
         doctor.vocabulary()

@@ -8,7 +8,7 @@ import pathlib
 import shlex
 from typing import Any
 
-from data.errors import DataError
+from align_jax.errors import InputError
 
 NAMED = 3  # places that a finding gives
 WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # anywhere; [PAD] is token 0
@@ -29,7 +29,7 @@ class FileChecks:
     """What can be said of a dataset without opening its records."""
 
     def __init__(self, directory: pathlib.Path):
-        """Raises DataError where `directory` holds no dataset and no build."""
+        """Raises InputError where `directory` holds no dataset and no build."""
         inner = directory / "records"
         build = inner if (directory / "config.json").is_file() else directory
         self.folder = inner if inner.is_dir() else build
@@ -43,7 +43,7 @@ class FileChecks:
             or self.manifest is not None
             or (self.folder / "dataset_info.json").exists()
         ):
-            raise DataError(
+            raise InputError(
                 f"no dataset in {directory}; wanted a folder with dataset_info.json, or"
                 " a build's with records/"
             )

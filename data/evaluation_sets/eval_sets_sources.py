@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from data.errors import DataError
+from align_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_karpathy(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[
             if image["split"] in entries:
                 entries[image["split"]].append(_karpathy_entry(facts, source, image))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
+        raise InputError(
             f"{path} is not one of Karpathy's files ({type(error).__name__}: {error});"
             f" wanted in {source}: {facts.layout}"
         ) from error
@@ -88,7 +88,7 @@ def read_multi30k(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[
     texts: list[dict[str, list[str]]] = [{} for _ in names]
     for name, lines in zip(facts.captions[1:], files, strict=True):
         if len(lines) != len(names):
-            raise DataError(
+            raise InputError(
                 f"{source / name} has {len(lines)} lines; wanted {len(names)}, one a"
                 f" picture of {facts.captions[0]}"
             )
@@ -112,7 +112,7 @@ def _lines(path: pathlib.Path) -> list[str]:
             content = gzip.decompress(content)
         return content.decode().removesuffix("\n").split("\n")
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); download it again") from error
+        raise InputError(f"{path} is damaged ({error}); download it again") from error
 
 
 SPLITS_PAGE = "https://cs.stanford.edu/people/karpathy/deepimagesent/"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures.images import UNREADABLE, describe_images, open_picture
 from data.pictures.near_duplicates import NearDuplicates, hash_distances
 
@@ -109,10 +109,10 @@ def calibrate(
       false_positive_rate.
 
     Raises:
-      DataError: too few pictures, or one cannot be decoded.
+      InputError: too few pictures, or one cannot be decoded.
     """
     if len(images) < LEAST_PICTURES:
-        raise DataError(
+        raise InputError(
             f"found {len(images)} pictures, wanted at least {LEAST_PICTURES} to"
             " calibrate"
         )
@@ -250,7 +250,7 @@ def _open(image: bytes, place: int) -> Image.Image:
         with open_picture(image) as picture:
             layer = picture.convert("RGBA")
     except UNREADABLE as error:
-        raise DataError(f"picture {place} cannot be decoded ({error})") from error
+        raise InputError(f"picture {place} cannot be decoded ({error})") from error
     white = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(white, layer).convert("RGB")
 

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from align_jax.errors import InputError
 
 FIELD = "config.pictures.embedding_model"
 KEPT_BYTES = 10_000  # of what the process says, to find its last line in
 
 
 def check_model(model: str) -> None:
-    """Raises DataError where `model` is nothing that align_jax embeds with."""
+    """Raises InputError where `model` is nothing that align_jax embeds with."""
     if not any(map(os.path.exists, (model, f"{model}.index"))):
-        raise DataError(f"{FIELD} is {model!r}, which is not there")
+        raise InputError(f"{FIELD} is {model!r}, which is not there")
     _run(model, ["--check"])
 
 
@@ -39,7 +39,7 @@ def embed_pictures(
       batch_size: pictures that the model embeds at a time.
 
     Raises:
-      DataError: the process failed; holds the last line it wrote.
+      InputError: the process failed; holds the last line it wrote.
     """
     arguments = [f"--images={pictures}", f"--out={folder}"]
     _run(model, [*arguments, f"--batch_size={batch_size}", "--child"])
@@ -52,7 +52,7 @@ def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
       image_ids (N,) and float32 unit vectors (N, D).
 
     Raises:
-      DataError: the file is missing, damaged or holds something else.
+      InputError: the file is missing, damaged or holds something else.
     """
     try:
         table = pq.ParquetFile(path).read(["image_id", "embedding"])
@@ -63,7 +63,7 @@ def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
         names = table["image_id"].combine_chunks().cast(pa.string())
     except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise DataError(
+        raise InputError(
             f"{path} has no columns `image_id` and `embedding`, a list of as many"
             f" numbers for each picture ({reason})"
         ) from error
@@ -79,17 +79,17 @@ def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.n
       width: D where it must be that of other vectors.
 
     Raises:
-      DataError: they have another shape, or one is not of unit length.
+      InputError: they have another shape, or one is not of unit length.
     """
     if found.ndim != 2 or (width is not None and found.shape[1] != width):
-        raise DataError(
+        raise InputError(
             f"{name}: found shape {found.shape}, wanted (N, {width or 'D'})"
         )
     vectors = np.ascontiguousarray(found, np.float32)
     lengths = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))
     if len(wrong):
-        raise DataError(
+        raise InputError(
             f"{name}: row {wrong[0]} has length {lengths[wrong[0]]},"
             " wanted unit vectors"
         )
@@ -119,7 +119,7 @@ def _run(model: str, arguments: list[str]) -> None:
     if process.returncode:
         lines = re.split(r"[\r\n]+", said.decode(errors="replace").strip())
         last = lines[-1].removeprefix("align_jax.embed: ")
-        raise DataError(
+        raise InputError(
             f"{FIELD} is {model!r}, but `python -m align_jax.embed` ended with exit"
             f" code {process.returncode}: {last}"
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures.images import describe_images
 
 EVALUATION = pa.schema([("image_id", pa.string()), ("phash", pa.int64())])
@@ -17,25 +17,27 @@ def open_evaluation(path: str) -> pq.ParquetFile:
     """Opens the table that `config.evaluation_images` names.
 
     Raises:
-      DataError: it is missing, not Parquet, or has other columns.
+      InputError: it is missing, not Parquet, or has other columns.
     """
     field = "config.evaluation_images"
     if not pathlib.Path(path).is_file():
-        raise DataError(f"no file {path} ({field})")
+        raise InputError(f"no file {path} ({field})")
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} ({field}) is not a Parquet file: {reason}") from error
+        raise InputError(f"{path} ({field}) is not a Parquet file: {reason}") from error
     schema = file.schema_arrow
     if "image_id" not in schema.names:
-        raise DataError(f"{path} lacks the columns ['image_id']; it has {schema.names}")
+        raise InputError(
+            f"{path} lacks the columns ['image_id']; it has {schema.names}"
+        )
     for name, kind in COLUMNS.items():
         if name not in schema.names:
             continue
         found = schema.field(name).type
         if str(found).removeprefix("large_") != str(kind):
-            raise DataError(f"column {name!r} of {path} is {found}; wanted {kind}")
+            raise InputError(f"column {name!r} of {path} is {found}; wanted {kind}")
     return file
 
 

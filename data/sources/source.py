@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.sources import html_pages, tables, tars
 from data.sources.tables import Columns, Row
 
@@ -67,15 +67,15 @@ class SourceConfig:
     max_characters: int = 10_000
 
     def __post_init__(self):
-        """Raises DataError for a field out of its range."""
+        """Raises InputError for a field out of its range."""
         if self.kind not in READERS:
-            raise DataError(
+            raise InputError(
                 f"source kind is {self.kind!r}; wanted one of {', '.join(READERS)}"
             )
         if not self.path:
-            raise DataError(f"the path of a {self.kind} source is empty")
+            raise InputError(f"the path of a {self.kind} source is empty")
         if self.max_characters < 1:
-            raise DataError(
+            raise InputError(
                 f"max_characters is {self.max_characters}; wanted 1 or more"
             )
 
@@ -110,7 +110,7 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
     """Lists the shards of a source, in an order that depends on the files only.
 
     Raises:
-      DataError: there are none, or a file lacks a column or is of another type.
+      InputError: there are none, or a file lacks a column or is of another type.
     """
     list_, _ = READERS[config.kind]
     return list_(config)
@@ -130,7 +130,7 @@ def read_shard(
       Batches of schema RAW of at most 256 rows.
 
     Raises:
-      DataError: a file is damaged where what follows cannot be read.
+      InputError: a file is damaged where what follows cannot be read.
     """
     _, read = READERS[config.kind]
     rows, size = [], 0
@@ -209,7 +209,7 @@ def _files(
         found = [os.path.relpath(name, root) for name in names if os.path.isfile(name)]
         wanted = "a file, a folder or a glob that matches files"
     if not found:
-        raise DataError(f"no files at {path} ({config.kind}); wanted {wanted}")
+        raise InputError(f"no files at {path} ({config.kind}); wanted {wanted}")
     return root, sorted(found)
 
 
@@ -225,7 +225,7 @@ def _list_parquet(config: SourceConfig) -> list[SourceShard]:
             part = f"[{first}:{last}]" if len(parts) > 1 else ""
             shards.append(SourceShard(name + part, path, first, last))
     if not shards:
-        raise DataError(f"{config.path} holds no rows; wanted at least one")
+        raise InputError(f"{config.path} holds no rows; wanted at least one")
     return shards
 
 
@@ -239,7 +239,7 @@ def _list_csv(config: SourceConfig) -> list[SourceShard]:
     kinds = [config.kind] if config.kind in DELIMITERS else [*DELIMITERS]
     suffixes = tuple(f".{kind}{end}" for kind in kinds for end in ("", ".gz"))
     if config.kind == "folder" and not os.path.isdir(config.path):
-        raise DataError(f"no folder {config.path}; wanted one of pictures and a CSV")
+        raise InputError(f"no folder {config.path}; wanted one of pictures and a CSV")
     root, names = _files(config, suffixes)
     shards = []
     for name in names:

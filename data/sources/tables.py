@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from align_jax.errors import InputError
 
 Row = tuple[bytes | None, str | None, str | None, str]
 
@@ -50,7 +50,7 @@ class Columns:
           where: name of the table, for messages.
 
         Raises:
-          DataError: the text, both picture columns, or one that is not a default
+          InputError: the text, both picture columns, or one that is not a default
             name, hence was asked for, are missing.
         """
         missing = []
@@ -60,11 +60,11 @@ class Columns:
             if asked and name not in found:
                 missing.append(name)
         if missing:
-            raise DataError(f"{where} lacks the columns {missing}; it has {[*found]}")
+            raise InputError(f"{where} lacks the columns {missing}; it has {[*found]}")
         names = (self.image, self.url, self.text, self.language)
         present = Columns(*(name if name in found else "" for name in names))
         if not present.image and not present.url:
-            raise DataError(
+            raise InputError(
                 f"{where} has neither {self.image!r} nor {self.url!r}, so no pictures;"
                 f" it has {[*found]}"
             )
@@ -103,19 +103,19 @@ def read_picture(
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """Opens a Parquet file; DataError where it is none."""
+    """Opens a Parquet file; InputError where it is none."""
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a Parquet file: {reason}") from error
+        raise InputError(f"{path} is not a Parquet file: {reason}") from error
 
 
 def check_parquet(file: pq.ParquetFile, path: str, columns: Columns) -> Columns:
     """The columns that a Parquet file has.
 
     Raises:
-      DataError: one is missing or of a type that is not read.
+      InputError: one is missing or of a type that is not read.
     """
     schema = file.schema_arrow
     present = columns.among(schema.names, path)
@@ -123,11 +123,11 @@ def check_parquet(file: pq.ParquetFile, path: str, columns: Columns) -> Columns:
         kind = _plain(schema.field(name).type) if name else pa.string()
         lists = name == present.text and _is_list(kind)
         if not _is_text(_plain(kind.value_type) if lists else kind):
-            raise DataError(f"column {name!r} of {path} is {kind}; wanted string")
+            raise InputError(f"column {name!r} of {path} is {kind}; wanted string")
     kind = _plain(schema.field(present.image).type) if present.image else pa.string()
     embedded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     if not (_is_text(kind) or _is_binary(kind) or embedded):
-        raise DataError(
+        raise InputError(
             f"column {present.image!r} of {path} is {kind}; wanted binary (a picture"
             " file's bytes) or string (its path)"
         )
@@ -157,7 +157,7 @@ def read_parquet_columns(
     """Reads columns of row groups [first, last); texts as bytes, UTF-8 unchecked.
 
     Raises:
-      DataError: the file is damaged.
+      InputError: the file is damaged.
     """
     file = open_parquet(path)
     groups = range(first, file.metadata.num_row_groups if last is None else last)
@@ -171,7 +171,7 @@ def read_parquet_columns(
             values = {name: _as_bytes(batch[name]).to_pylist() for name in distinct}
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"{path} is damaged ({reason}); make it anew") from error
+            raise InputError(f"{path} is damaged ({reason}); make it anew") from error
         nothing = [None] * len(batch)
         columns = [values[name] if name else nothing for name in names]
         yield from zip(*columns, strict=True)
@@ -226,22 +226,22 @@ def read_parquet(
 
 
 def check_csv(path: str, delimiter: str, encoding: str, columns: Columns) -> Columns:
-    """The columns that a CSV file has; DataError where one is missing."""
+    """The columns that a CSV file has; InputError where one is missing."""
     try:
         with _open_text(path, encoding) as file:
             header = next(_csv_rows(file, delimiter, collections.Counter()), [])
     except LookupError as error:
-        raise DataError(f"{path}: unknown encoding {encoding!r}") from error
+        raise InputError(f"{path}: unknown encoding {encoding!r}") from error
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as {encoding}: {error}") from error
+        raise InputError(f"{path} cannot be read as {encoding}: {error}") from error
     if not header:
-        raise DataError(f"{path} is empty; wanted a first line with column names")
+        raise InputError(f"{path} is empty; wanted a first line with column names")
     try:
         return columns.among(header, path)
-    except DataError as error:
+    except InputError as error:
         if any("\0" in name or "\ufffd" in name for name in header):
             hint = f"it is not {encoding}: set the source's field `encoding`"
-            raise DataError(f"{error}; {hint}") from error
+            raise InputError(f"{error}; {hint}") from error
         raise
 
 

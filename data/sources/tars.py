@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.sources.tables import (
     MAX_IMAGE_BYTES,
     Row,
@@ -48,12 +48,12 @@ class _Member(tarfile.TarInfo):
 
 
 def check_tar(path: str) -> None:
-    """Raises DataError where a file is no tar at all."""
+    """Raises InputError where a file is no tar at all."""
     try:
         with tarfile.open(path, "r|*"):
             pass
     except _DAMAGE as error:
-        raise DataError(f"{path} is not a tar file: {error}") from error
+        raise InputError(f"{path} is not a tar file: {error}") from error
 
 
 def read_tar(
@@ -159,17 +159,17 @@ def _pair(
 
 
 def check_img2dataset(path: str) -> None:
-    """Raises DataError where a file is no metadata table of img2dataset."""
+    """Raises InputError where a file is no metadata table of img2dataset."""
     try:
         found = open_parquet(path).schema_arrow.names
-    except DataError as error:
-        raise DataError(
+    except InputError as error:
+        raise InputError(
             f"{error}; img2dataset was stopped before this shard was whole: run it"
             " again with --incremental_mode=incremental, or remove the shard's files"
         ) from error
     missing = [name for name in ("key", "status") if name not in found]
     if missing:
-        raise DataError(
+        raise InputError(
             f"{path} lacks the columns {missing} of img2dataset's output; it has"
             f" {found}"
         )
@@ -187,7 +187,7 @@ def _packing(path: pathlib.Path, names: list[str]) -> str:
     ):
         if (path.parent / name).exists():
             return packing
-    raise DataError(
+    raise InputError(
         f"no pictures beside {path}: wanted {path.stem}.tar, {path.stem}.tfrecord, a"
         f" folder {path.stem} or a column 'jpg'"
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.sources.tables import Columns, Row
 
 
@@ -24,17 +24,17 @@ def count_shards(path: str, data_dir: str, split: str, features: Sequence[str]) 
       features: what it must have; "captions/text" is a feature of a feature.
 
     Raises:
-      DataError: there is no such dataset, split or feature, or it is not prepared.
+      InputError: there is no such dataset, split or feature, or it is not prepared.
     """
     builder = _open(path, data_dir)
     if split not in builder.info.splits:
-        raise DataError(
+        raise InputError(
             f"{path} has no split {split!r}; it has {[*builder.info.splits]}"
         )
     found = builder.info.features
     missing = [name for name in features if name.partition("/")[0] not in found]
     if missing:
-        raise DataError(f"{path} lacks the features {missing}; it has {[*found]}")
+        raise InputError(f"{path} lacks the features {missing}; it has {[*found]}")
     return builder.info.splits[split].num_shards
 
 
@@ -92,7 +92,7 @@ def read_tfds(
 def _open(path: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "dataset_info.json")):
-            raise DataError(
+            raise InputError(
                 f"{path} holds no dataset_info.json; wanted the folder of a prepared"
                 " TFDS dataset's version, as in NAME/1.0.0"
             )
@@ -100,9 +100,9 @@ def _open(path: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(path, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise DataError(f"no TFDS dataset or folder {path!r}") from error
+        raise InputError(f"no TFDS dataset or folder {path!r}") from error
     if not builder.is_prepared():
-        raise DataError(
+        raise InputError(
             f"TFDS dataset {path!r} is not prepared in {builder.data_dir}: run"
             f" `tfds build {path} --data_dir=...`"
         )

@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from align_jax.config import read_config
+from align_jax.errors import InputError, run_command
 from data import build as command
 from data.corpus import vocabulary
 from data.corpus.builder import build
-from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig, read_config
+from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
 from data.doctor.__main__ import diagnose
-from data.errors import DataError, run_command
 from data.sources.source import SourceConfig
 from tests import tiny
 
@@ -129,18 +130,18 @@ def test_another_config_or_somebody_elses_folder_is_refused(config, tmp_path):
     build(config, tmp_path / "corpus")
     before = files_of(tmp_path / "corpus" / "records")
     other = CorpusConfig(**{**vars(config), "seed": 1})
-    with pytest.raises(DataError, match="another config .*config.seed: 0 -> 1"):
+    with pytest.raises(InputError, match="another config .*config.seed: 0 -> 1"):
         build(other, tmp_path / "corpus")
     assert files_of(tmp_path / "corpus" / "records") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("x")
-    with pytest.raises(DataError, match="not empty and holds no config.json"):
+    with pytest.raises(InputError, match="not empty and holds no config.json"):
         build(config, tmp_path / "mine")
 
 
 def test_an_empty_corpus_is_refused_with_the_counts(config, tmp_path):
     strict = CorpusConfig(**{**vars(config), "rules": RuleBounds()})
-    with pytest.raises(DataError, match="no pair of 14 is left .*shorter_side 12"):
+    with pytest.raises(InputError, match="no pair of 14 is left .*shorter_side 12"):
         build(strict, tmp_path / "corpus")
     assert not (tmp_path / "corpus" / "records").exists()
 
@@ -148,22 +149,25 @@ def test_an_empty_corpus_is_refused_with_the_counts(config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"naem": "x"}, "config has no field 'naem'; known: name, seed"),
+        ({"naem": "x"}, "config has no field 'naem'; did you mean 'name'"),
         ({"name": "x"}, "config lacks the field 'seed'"),
-        ({"name": 3, "seed": 0}, "config.name is 3; wanted str"),
-        ({"name": "x", "seed": True}, "config.seed is True; wanted int"),
-        ({"name": "x", "seed": 0, "ingest": 3}, "config.ingest is 3; wanted fields"),
+        ({"name": 3, "seed": 0}, "config.name is 3 .int.; wanted str"),
+        ({"name": "x", "seed": True}, "config.seed is True .bool.; wanted int"),
+        (
+            {"name": "x", "seed": 0, "ingest": 3},
+            "config.ingest is 3; wanted a sub-dict",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         read_config(CorpusConfig, fields)
 
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (DataError("no pairs"), 2, "x: no pairs"),
+        (InputError("no pairs"), 2, "x: no pairs"),
         (ModuleNotFoundError("no", name="ibis"), 2, "x: package 'ibis' is missing"),
         (KeyboardInterrupt(), 130, "x: interrupted"),
     ],
@@ -206,7 +210,7 @@ def test_the_command_names_an_unknown_field(monkeypatch, capsys):
     ],
 )
 def test_values_out_of_range_are_refused(config, change, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         CorpusConfig(**{**vars(config), **change})
 
 
@@ -219,26 +223,28 @@ def test_values_out_of_range_are_refused(config, change, message):
     ],
 )
 def test_parts_out_of_range_are_refused(cls, fields, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         cls(**fields)
 
 
 def test_an_unknown_engine_is_refused(config, tmp_path):
     config = dataclasses.replace(config, engine=EngineConfig(kind="polars"))
-    with pytest.raises(DataError, match="kind is 'polars'; known: duckdb, spark"):
+    with pytest.raises(InputError, match="kind is 'polars'; known: duckdb, spark"):
         build(config, tmp_path / "corpus")
 
 
 def test_an_unknown_model_is_refused_before_anything_is_written(config, tmp_path):
     pictures = PictureConfig(nsfw_model="nudenet")
     config = dataclasses.replace(config, pictures=pictures)
-    with pytest.raises(DataError, match="no NSFW model 'nudenet'; known are open_nsfw"):
+    with pytest.raises(
+        InputError, match="no NSFW model 'nudenet'; known are open_nsfw"
+    ):
         build(config, tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
 
 
 def test_languages_must_be_a_list():
-    with pytest.raises(DataError, match="rules.languages is 'en'; wanted tuple"):
+    with pytest.raises(InputError, match="rules.languages is 'en' .str.; wanted tuple"):
         read_config(RuleBounds, {"languages": "en"}, "config.rules")
     assert read_config(RuleBounds, {"languages": ["de"]}).languages == ("de",)
 
@@ -256,18 +262,18 @@ def test_a_wrong_evaluation_table_is_refused_before_anything_is_written(
 ):
     path = tmp_path / "held_out.parquet"
     path.write_text("junk") if table is None else pq.write_table(pa.table(table), path)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         build(config, tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
 
 
 def test_a_file_or_a_damaged_config_in_place_of_a_workdir_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="is a file; wanted a folder"):
+    with pytest.raises(InputError, match="is a file; wanted a folder"):
         build(config, tmp_path / "file")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "config.json").write_text("{")
-    with pytest.raises(DataError, match="config.json is damaged"):
+    with pytest.raises(InputError, match="config.json is damaged"):
         build(config, tmp_path / "corpus")
 
 

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from align_jax.errors import InputError
 from data.corpus.builder import Build, build
 from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
 from data.corpus.ingest import identify, normalise
 from data.corpus.rules import RuleBounds
-from data.errors import DataError
 from data.pictures.images import perceptual_hash
 from data.sources.source import SourceConfig
 from tests.data.corpus.corpus_oracle import decide
@@ -223,7 +223,7 @@ def test_a_source_that_changed_is_refused(raw, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build(config, tmp_path / "corpus")
     pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "two.parquet")
-    with pytest.raises(DataError, match="parquet has changed since .* was begun"):
+    with pytest.raises(InputError, match="parquet has changed since .* was begun"):
         build(config, tmp_path / "corpus")
 
 

@@ -15,13 +15,13 @@ from PIL import Image, ImageOps
 import align_jax
 from align_jax.embed import __main__ as embed
 from align_jax.embed import shards as embedding_shards
+from align_jax.errors import InputError
 from data.corpus import builder, score
 from data.corpus.builder import Build, build, check_inputs, format_report
 from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
 from data.corpus.engines import DuckDB
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
-from data.errors import DataError
 from data.pictures import embeddings, nsfw
 from data.sources.source import SourceConfig
 from tests import tiny
@@ -291,7 +291,7 @@ def test_what_the_rule_needs_is_checked_before_anything_is_written(
     config, model, tmp_path, here
 ):
     def refused(message, folder=tmp_path / "new", **changes):
-        with pytest.raises(DataError, match=message) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             build(dataclasses.replace(config, **changes), folder)
         assert "\n" not in str(caught.value)
         assert not folder.exists()
@@ -308,15 +308,15 @@ def test_what_the_rule_needs_is_checked_before_anything_is_written(
     )
     nowhere = PictureConfig(embedding_model=str(tmp_path / "nowhere"))
     refused("embedding_model is '.*nowhere', which is not there", pictures=nowhere)
-    with pytest.raises(DataError, match="max_cosine is 1.0; wanted 0 to less than 1"):
+    with pytest.raises(InputError, match="max_cosine is 1.0; wanted 0 to less than 1"):
         PictureConfig(max_cosine=1.0)
-    with pytest.raises(DataError, match="shared_clusters=11, nearest_clusters=10"):
+    with pytest.raises(InputError, match="shared_clusters=11, nearest_clusters=10"):
         PictureConfig(shared_clusters=11)
-    with pytest.raises(DataError, match="shared_clusters=0"):
+    with pytest.raises(InputError, match="shared_clusters=0"):
         PictureConfig(shared_clusters=0)
-    with pytest.raises(DataError, match="clusters=4096, cluster_sample=100"):
+    with pytest.raises(InputError, match="clusters=4096, cluster_sample=100"):
         PictureConfig(cluster_sample=100)
-    with pytest.raises(DataError, match="config.engine.embedding_batch_size is 0"):
+    with pytest.raises(InputError, match="config.engine.embedding_batch_size is 0"):
         EngineConfig(embedding_batch_size=0)
     check_inputs(config)
     assert here == [["--check"]]
@@ -327,7 +327,7 @@ def test_evaluation_images_of_which_none_can_be_embedded_are_an_error(
 ):
     broken = tmp_path / "broken"
     pq.write_table(pa.table({"image_id": ["x"], "image": [b"no picture"]}), broken)
-    with pytest.raises(DataError, match="none of the pictures of .*broken .* can be"):
+    with pytest.raises(InputError, match="none of the pictures of .*broken .* can be"):
         build(
             dataclasses.replace(config, evaluation_images=str(broken)),
             tmp_path / "corpus",

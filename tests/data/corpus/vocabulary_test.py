@@ -2,8 +2,8 @@ import random
 
 import pytest
 
+from align_jax.errors import InputError
 from data.corpus.vocabulary import SPECIAL_TOKENS, learn_vocabulary
-from data.errors import DataError
 
 WORDS = [
     ("cats", 50),
@@ -39,5 +39,5 @@ def test_the_size_is_an_upper_bound(size):
 
 
 def test_a_size_below_the_alphabet_is_refused():
-    with pytest.raises(DataError, match="vocabulary_size is 10.* tokens alone are"):
+    with pytest.raises(InputError, match="vocabulary_size is 10.* tokens alone are"):
         learn_vocabulary(WORDS, 10)

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from align_jax.errors import InputError
 from data.corpus.ingest import identify
 from data.doctor import __main__ as doctor
 from data.doctor.__main__ import diagnose
-from data.errors import DataError
 from data.records import records
 from tests import tiny
 
@@ -245,7 +245,7 @@ def test_leakage_from_an_evaluation_parquet_or_dataset(corpus, tmp_path):
     other = write(tmp_path / "other", {"test": make_rows([9, 0])})
     only(diagnose(corpus, evaluations=(other / "records",)), "leakage")
     shard_of(other, 0, "test").unlink()
-    with pytest.raises(DataError, match="is damaged; run `python -m data.doctor"):
+    with pytest.raises(InputError, match="is damaged; run `python -m data.doctor"):
         diagnose(corpus, evaluations=(other,))
 
 
@@ -301,5 +301,5 @@ def test_an_unfinished_build_is_a_finding(corpus, tmp_path):
     (corpus / "records").rename(tmp_path / "elsewhere")
     finding = only(diagnose(corpus), "dataset_info.json")
     assert "python -m data.build" in finding.mend
-    with pytest.raises(DataError, match="no dataset in"):
+    with pytest.raises(InputError, match="no dataset in"):
         diagnose(tmp_path)

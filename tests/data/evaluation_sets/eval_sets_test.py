@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from align_jax.errors import InputError, run_command
 from align_jax.evaluation.evaluators.retrieval import Retrieval, RetrievalConfig
 from data import eval_sets
 from data.corpus.ingest import identify
-from data.errors import DataError, run_command
 from data.eval_sets import write_set
 from data.evaluation_sets.eval_sets_sources import (
     COCO,
@@ -171,13 +171,13 @@ def test_multi30k_pairs_line_i_with_picture_i_in_every_language(source, tmp_path
     assert czech.texts == [f"test_2016_flickr.cs.gz of {n}" for n in (3, 1)]
 
     captions[0].write_bytes(gzip.compress(b"one line\n"))
-    with pytest.raises(DataError, match="test_2016.1.en.gz has 1 lines; wanted 2"):
+    with pytest.raises(InputError, match="test_2016.1.en.gz has 1 lines; wanted 2"):
         write_set(TINY_MULTI30K, source, tmp_path / "other")
     captions[0].write_bytes(b"no gzip")
-    with pytest.raises(DataError, match="test_2016.1.en.gz is damaged"):
+    with pytest.raises(InputError, match="test_2016.1.en.gz is damaged"):
         write_set(TINY_MULTI30K, source, tmp_path / "other")
     captions[-1].unlink()
-    with pytest.raises(DataError, match="no file .*cs.gz; .*github.com/multi30k"):
+    with pytest.raises(InputError, match="no file .*cs.gz; .*github.com/multi30k"):
         write_set(TINY_MULTI30K, source, tmp_path / "other")
 
 
@@ -217,20 +217,20 @@ WRONG = {
 def test_a_wrong_source_is_refused_and_nothing_written(source, tmp_path, name):
     change, message = WRONG[name]
     edit(source, change)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         write_set(TINY_FLICKR, source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
 
 
 def test_an_undecodable_picture_leaves_nothing_behind(source, tmp_path):
     (source / "flickr30k-images" / "3.jpg").write_bytes(b"<html>404</html>")
-    with pytest.raises(DataError, match="3.jpg cannot be decoded"):
+    with pytest.raises(InputError, match="3.jpg cannot be decoded"):
         write_set(TINY_FLICKR, source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
 
 
 def test_a_missing_source_says_where_it_is_from(tmp_path):
-    with pytest.raises(DataError, match="no file .*cocodataset.org"):
+    with pytest.raises(InputError, match="no file .*cocodataset.org"):
         write_set(COCO, tmp_path, tmp_path / "out")
 
 
@@ -243,13 +243,13 @@ def test_a_finished_folder_stays_and_a_foreign_one_is_refused(source, tmp_path, 
     assert "complete: nothing to do" in capsys.readouterr().out
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     edit(source, lambda images: images[0].update(filename="other.jpg"))
-    with pytest.raises(DataError, match="does not hold flickr30k of these files"):
+    with pytest.raises(InputError, match="does not hold flickr30k of these files"):
         write_set(TINY_FLICKR, source, out)
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="does not hold flickr30k"):
+    with pytest.raises(InputError, match="does not hold flickr30k"):
         write_set(TINY_FLICKR, source, foreign)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
 

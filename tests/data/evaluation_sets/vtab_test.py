@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from align_jax.errors import InputError, run_command
 from align_jax.input.datasets import LabelledPictures
 from align_jax.input.pictures import read_picture
 from data import vtab
-from data.errors import DataError, run_command
 from data.evaluation_sets.vtab_tasks import TASKS
 
 PLAIN = ["natural", "specialized"]
@@ -225,9 +225,9 @@ def test_a_task_of_objects_derives_its_label(tmp_path, monkeypatch):
 
 
 def test_missing_and_other_datasets_are_refused(tmp_path, monkeypatch, capsys):
-    with pytest.raises(DataError, match="no dataset 'dtd' in .*; `tfds build dtd`"):
+    with pytest.raises(InputError, match="no dataset 'dtd' in .*; `tfds build dtd`"):
         vtab.find_dataset(tmp_path, "dtd")
-    with pytest.raises(DataError, match="resisc45` prepares it and needs a file"):
+    with pytest.raises(InputError, match="resisc45` prepares it and needs a file"):
         vtab.find_dataset(tmp_path, "resisc45")
     rows = [{"image": np.zeros((4, 4, 3), np.uint8), "label": 46} for _ in range(35)]
     features = {
@@ -235,11 +235,11 @@ def test_missing_and_other_datasets_are_refused(tmp_path, monkeypatch, capsys):
         "label": tfds.features.ClassLabel(num_classes=47),
     }
     store(tmp_path, "dtd", features, rows)
-    with pytest.raises(DataError, match=r"\[:800\] of .* has 30 pictures; wanted 800"):
+    with pytest.raises(InputError, match=r"\[:800\] of .* has 30 pictures; wanted 800"):
         vtab.write_task("dtd", tmp_path, tmp_path / "out")
     shorten(monkeypatch, "dtd")
     monkeypatch.setitem(TASKS, "dtd", dataclasses.replace(TASKS["dtd"], classes=46))
-    with pytest.raises(DataError, match="picture 0 of .* has the label 46; wanted 0"):
+    with pytest.raises(InputError, match="picture 0 of .* has the label 46; wanted 0"):
         vtab.write_task("dtd", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out" / "dtd").exists()
     arguments = ["vtab", "--source", str(tmp_path), "--out", "x", "mnist"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures.calibration import AUGMENTATIONS, calibrate, least_score
 
 
@@ -79,7 +79,7 @@ def test_a_detector_that_sees_no_difference_marks_nothing():
 
 
 def test_calibration_refuses_what_it_cannot_read():
-    with pytest.raises(DataError, match="at least 8"):
+    with pytest.raises(InputError, match="at least 8"):
         calibrate(None, [picture(0)] * 7)
-    with pytest.raises(DataError, match="picture 3"):
+    with pytest.raises(InputError, match="picture 3"):
         calibrate(None, [picture(i) if i != 3 else b"broken" for i in range(9)])

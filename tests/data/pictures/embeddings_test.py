@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures import embeddings
 from data.pictures.embeddings import check_model, embed_pictures, read_embeddings
 
@@ -37,7 +37,7 @@ def test_what_holds_no_embeddings_is_refused(tmp_path):
     path = tmp_path / "a.parquet"
 
     def refused(message="a.parquet"):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(InputError, match=message):
             read_embeddings(path)
 
     refused()
@@ -55,12 +55,14 @@ def test_what_holds_no_embeddings_is_refused(tmp_path):
 
 def test_a_model_that_is_not_there_starts_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "_run", lambda *arguments: pytest.fail("started"))
-    with pytest.raises(DataError, match="embedding_model is '.*nowhere', which is not"):
+    with pytest.raises(
+        InputError, match="embedding_model is '.*nowhere', which is not"
+    ):
         check_model(str(tmp_path / "nowhere"))
 
 
 def test_the_last_line_of_a_failed_process_is_the_error(tmp_path):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         check_model(str(tmp_path))
     message = str(caught.value)
     assert "config.pictures.embedding_model is" in message and "\n" not in message

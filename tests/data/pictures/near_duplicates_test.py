@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures import near_duplicates
 from data.pictures.near_duplicates import NearDuplicates, hash_distances
 
@@ -29,7 +29,7 @@ def test_hash_distances_are_the_smallest_count_of_differing_bits():
     none = np.zeros(0, np.int64)
     assert hash_distances(a, none).tolist() == [near_duplicates.FAR] * 50
     assert hash_distances(none, b).shape == (0,)
-    with pytest.raises(DataError, match="float64"):
+    with pytest.raises(InputError, match="float64"):
         hash_distances(a.astype(float), b)
 
 
@@ -132,26 +132,26 @@ def test_saving_and_loading_changes_nothing(tmp_path):
     loaded.save(path)
     assert path.read_bytes() == content
     path.write_bytes(content[:-50])
-    with pytest.raises(DataError, match="index.npz"):
+    with pytest.raises(InputError, match="index.npz"):
         NearDuplicates.load(path)
     np.savez(path, embeddings=draw(1, 3))
-    with pytest.raises(DataError, match="centroids"):
+    with pytest.raises(InputError, match="centroids"):
         NearDuplicates.load(path)
 
 
 def test_bad_embeddings_are_refused():
     good = draw(1, 30)
-    with pytest.raises(DataError, match="unit vectors"):
+    with pytest.raises(InputError, match="unit vectors"):
         NearDuplicates.build(good * 2, good)
     broken = good.copy()
     broken[7, 1] = np.nan
-    with pytest.raises(DataError, match="row 7"):
+    with pytest.raises(InputError, match="row 7"):
         NearDuplicates.build(good, broken)
-    with pytest.raises(DataError, match=r"\(N, 8\)"):
+    with pytest.raises(InputError, match=r"\(N, 8\)"):
         NearDuplicates.build(good, draw(1, 30, 4))
-    with pytest.raises(DataError, match="found no embeddings"):
+    with pytest.raises(InputError, match="found no embeddings"):
         NearDuplicates.build(good, good[:0])
-    with pytest.raises(DataError, match="share=11"):
+    with pytest.raises(InputError, match="share=11"):
         NearDuplicates.build(good, good, share=11)
-    with pytest.raises(DataError, match=r"\(N, 8\)"):
+    with pytest.raises(InputError, match=r"\(N, 8\)"):
         NearDuplicates.build(good, good).query(draw(1, 3, 5))

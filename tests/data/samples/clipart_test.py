@@ -5,8 +5,8 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from align_jax.errors import InputError
 from data import clipart
-from data.errors import DataError
 
 WORK = """<svg xmlns="http://www.w3.org/2000/svg"><metadata>
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -117,11 +117,11 @@ def test_missing_packages_are_named_and_nothing_is_written(tmp_path, monkeypatch
     out = tmp_path / "out"
     flags = ["clipart", f"--out={out}", f"--root={tmp_path / 'root'}"]
     monkeypatch.setattr(sys, "argv", flags)
-    with pytest.raises(DataError, match="apt-get install openclipart-png"):
+    with pytest.raises(InputError, match="apt-get install openclipart-png"):
         clipart.main()
     assert not out.exists()
     add(tmp_path / "root", "silent")
-    with pytest.raises(DataError, match="no drawing .* has a text"):
+    with pytest.raises(InputError, match="no drawing .* has a text"):
         clipart.main()
     assert not (out / "pairs").exists()
 

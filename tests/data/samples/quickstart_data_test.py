@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import quickstart
 from data.corpus.ingest import normalise
 from data.corpus.rules import RuleBounds
+from data.samples import emoji_drawings
 from data.samples.emoji_drawings import (
     MARGIN,
     SIDE,
@@ -38,7 +38,7 @@ def test_names_in_fourteen_languages_and_noise_that_rules_can_drop(concepts):
     texts = alt_texts(cat, "twemoji")
     assert {("en", "cat"), ("en", "cat2"), ("de", "katze")} <= set(texts)
     assert len({language for language, _ in texts}) == 14
-    assert ("en", quickstart.BOILERPLATE["twemoji"]) in texts
+    assert ("en", emoji_drawings.BOILERPLATE["twemoji"]) in texts
     assert max(len(text.split()) for _, text in texts) < 100
 
 

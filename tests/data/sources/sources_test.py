@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data.errors import DataError
+from align_jax.errors import InputError
 from data.sources import tables
 from data.sources.html_pages import decode_page, image_tags, read_page
 from data.sources.source import RAW, SourceConfig, list_shards, read_shard
@@ -89,23 +89,27 @@ def test_a_large_parquet_file_is_cut_at_row_groups(tmp_path, monkeypatch):
 
 
 def test_missing_columns_and_wrong_types_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no files at .*none"):
+    with pytest.raises(InputError, match="no files at .*none"):
         read("parquet", tmp_path / "none")
     pq.write_table(pa.table({"url": ["u"], "text": ["t"]}), tmp_path / "a")
-    with pytest.raises(DataError, match=r"lacks the columns \['alt_text'\]; it has \["):
+    with pytest.raises(
+        InputError, match=r"lacks the columns \['alt_text'\]; it has \["
+    ):
         read("parquet", tmp_path / "a")
-    with pytest.raises(DataError, match=r"lacks the columns \['lang'\]"):
+    with pytest.raises(InputError, match=r"lacks the columns \['lang'\]"):
         read("parquet", tmp_path / "a", text_column="text", language_column="lang")
     pq.write_table(pa.table({"alt_text": ["t"]}), tmp_path / "b")
-    with pytest.raises(DataError, match="neither 'image' nor 'url'"):
+    with pytest.raises(InputError, match="neither 'image' nor 'url'"):
         read("parquet", tmp_path / "b")
     pq.write_table(pa.table({"image": [1], "alt_text": ["t"]}), tmp_path / "c")
-    with pytest.raises(DataError, match="column 'image' of .* is int64; wanted binary"):
+    with pytest.raises(
+        InputError, match="column 'image' of .* is int64; wanted binary"
+    ):
         read("parquet", tmp_path / "c")
     (tmp_path / "d").write_text("no parquet")
-    with pytest.raises(DataError, match="is not a Parquet file"):
+    with pytest.raises(InputError, match="is not a Parquet file"):
         read("parquet", tmp_path / "d")
-    with pytest.raises(DataError, match="kind is 'zip'; wanted one of parquet, csv"):
+    with pytest.raises(InputError, match="kind is 'zip'; wanted one of parquet, csv"):
         read("zip", tmp_path)
 
 
@@ -160,13 +164,13 @@ def test_csv_with_a_field_over_the_bound_goes_on(tmp_path, monkeypatch):
 
 def test_csv_that_cannot_be_one_is_refused(tmp_path):
     (tmp_path / "empty.csv").touch()
-    with pytest.raises(DataError, match="is empty; wanted a first line"):
+    with pytest.raises(InputError, match="is empty; wanted a first line"):
         read("csv", tmp_path / "empty.csv")
     (tmp_path / "wide.csv").write_bytes("url,alt_text\nu,t\n".encode("utf-16"))
-    with pytest.raises(DataError, match="set the source's field `encoding`"):
+    with pytest.raises(InputError, match="set the source's field `encoding`"):
         read("csv", tmp_path / "wide.csv")
     assert read("csv", tmp_path / "wide.csv", encoding="utf-16")[0][0][2] == "t"
-    with pytest.raises(DataError, match="unknown encoding 'utf-99'"):
+    with pytest.raises(InputError, match="unknown encoding 'utf-99'"):
         read("csv", tmp_path / "wide.csv", encoding="utf-99")
 
 
@@ -266,7 +270,7 @@ def test_a_cut_tar_keeps_the_pairs_before_the_cut(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes(packed[: len(packed) - 20])
     assert read("webdataset", tmp_path / "cut.tar.gz")[1] == {"truncated tar": 1}
     (tmp_path / "no.tar").write_bytes(b"not a tar" * 1000)
-    with pytest.raises(DataError, match="no.tar is not a tar file"):
+    with pytest.raises(InputError, match="no.tar is not a tar file"):
         read("webdataset", tmp_path / "no.tar")
 
 
@@ -329,10 +333,10 @@ def test_img2dataset_output(tmp_path, packing):
 def test_an_unfinished_img2dataset_shard_is_refused(tmp_path):
     path = tmp_path / "00000.parquet"
     path.write_bytes(b"PAR1 cut")
-    with pytest.raises(DataError, match="img2dataset was stopped before"):
+    with pytest.raises(InputError, match="img2dataset was stopped before"):
         read("img2dataset", tmp_path)
     pq.write_table(pa.table({"key": ["1"], "status": ["success"]}), path)
-    with pytest.raises(DataError, match="no pictures beside .*wanted 00000.tar"):
+    with pytest.raises(InputError, match="no pictures beside .*wanted 00000.tar"):
         read("img2dataset", tmp_path)
 
 
@@ -372,11 +376,11 @@ def test_tfds_dataset_with_several_texts(tmp_path):
         (pictures[n], None, f"{which} {n}", "en") for n in range(3) for which in "ab"
     ]
     assert not drops
-    with pytest.raises(DataError, match=r"has no split 'test'; it has \['train'\]"):
+    with pytest.raises(InputError, match=r"has no split 'test'; it has \['train'\]"):
         read("tfds", tmp_path, split="test")
-    with pytest.raises(DataError, match=r"lacks the features \['alt_text'\]"):
+    with pytest.raises(InputError, match=r"lacks the features \['alt_text'\]"):
         read("tfds", tmp_path)
-    with pytest.raises(DataError, match="no TFDS dataset or folder 'no_such_name'"):
+    with pytest.raises(InputError, match="no TFDS dataset or folder 'no_such_name'"):
         read("tfds", "no_such_name")
 
 
