@@ -9,36 +9,22 @@ stop (SIGTERM, after which the state is saved) in 143.
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def train(fields: dict[str, Any], workdir: str) -> None:
-    """Trains a dual encoder or a classifier, or continues its training."""
+def kinds_of_runs() -> dict[str, Callable[[Mapping[str, Any], str], None]]:
+    """Returns the programs by the value of `config.run`; imports them only here."""
+    from align_jax.evaluate import evaluate
+    from align_jax.random_search import random_search
     from align_jax.train import train
 
-    train(fields, workdir)
-
-
-def evaluate(fields: dict[str, Any], workdir: str) -> None:
-    """Evaluates a trained model."""
-    from align_jax.evaluate import evaluate
-
-    evaluate(fields, workdir)
-
-
-def random_search(fields: dict[str, Any], workdir: str) -> None:
-    """Runs a random search over training runs, or continues it."""
-    from align_jax.random_search import random_search
-
-    random_search(fields, workdir)
-
-
-RUNS = {
-    "pretrain": train,
-    "classify": train,
-    "evaluate": evaluate,
-    "random_search": random_search,
-}
+    return {
+        "pretrain": train,
+        "classify": train,
+        "evaluate": evaluate,
+        "random_search": random_search,
+    }
 
 
 def run(argv: list[str]) -> int:
@@ -49,16 +35,17 @@ def run(argv: list[str]) -> int:
     from align_jax.errors import InputError
 
     flags = read_command_line(argv)
-    if flags.diff is not None:
-        print("\n".join(differing_fields(flags.fields, flags.diff)))
-        return 0
     fields = flags.fields
-    chosen = choose(RUNS, fields.get("run", "absent"), "config.run")
-    start(flags.distributed)
-    if flags.plan is None:
-        chosen(fields, flags.workdir)
+    if flags.diff is not None:
+        print("\n".join(differing_fields(fields, flags.diff)))
         return 0
-    if chosen is not train:
+    start(flags.distributed)  # before TensorFlow is imported, which logs then
+    programs = kinds_of_runs()
+    program = choose(programs, fields.get("run", "absent"), "config.run")
+    if flags.plan is None:
+        program(fields, flags.workdir)
+        return 0
+    if program is not programs["pretrain"]:
         raise InputError(f"--plan is for training, not for {fields['run']!r}")
     from align_jax.plan import plan
 

@@ -22,9 +22,11 @@ from align_jax.devices.known import DEVICES
 from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import REMATERIALISATIONS
+from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.run_config import RunConfig
-from align_jax.training.train_step import StepPlan, abstract_state, compile_step
+from align_jax.training.step_plan import StepPlan
+from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import read_run_config
 
 GIB = 2**30

@@ -31,10 +31,10 @@ from align_jax.runs.telemetry import (
     read_metrics,
 )
 from align_jax.training.checkpoint import Checkpoints
+from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import check_patterns, trainable
 from align_jax.training.run_config import EXECUTION, RunConfig
-from align_jax.training.train_step import compile_steps
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
 
@@ -54,113 +54,110 @@ def train(fields: dict[str, Any], workdir: str) -> None:
       Preempted: the run was told to stop; its state is saved.
     """
     with Notice() as notice, contextlib.ExitStack() as stack:
-        _train(fields, workdir, notice, stack)
+        config = read_run_config(fields)
+        reuse_memory()
+        mesh = make_mesh(config.fsdp)
+        plan = config.make_plan(mesh)
+        folder.check(workdir, fields, EXECUTION)
+        if folder.is_finished(workdir):
+            print(f"{workdir} holds this run, finished: nothing to do.")
+            print_results(workdir)
+            return
+        tokenizer = config.make_tokenizer()
+        evaluators = make_evaluators(config.evaluators)
+        data = open_training(config.input, config.batch_size, jax.process_count())
+        config.check_data()
+        _check_patterns(config)
+        start, state = first_state(config, plan, tokenizer, workdir)
+        if folder.leads():  # nothing is written before all input was seen
+            folder.claim(workdir, fields)
+            write_provenance(workdir)
 
+        checkpoints = Checkpoints(
+            workdir, config.checkpoint, config.identity(tokenizer)
+        )
+        stack.callback(checkpoints.close)  # whatever ends the run, what it saved stays
+        own_batches = TrainBatches(
+            data,
+            tokenizer,
+            config.seed,
+            start,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        stack.callback(own_batches.close)
+        batches = global_batches(own_batches, mesh)
+        embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
+        lines, writer = open_writers(workdir, start)
+        flops = count_model_flops(plan, config.batch_shapes(mesh))
+        pace = Pace(config.batch_size, flops, read_metrics(workdir))
+        log = StepLog(lines, writer, pace, start, config.total_steps)
+        stack.callback(log.end_bar)
+        profile = Profile(workdir, config.profile_steps)
+        stack.callback(profile.close)
 
-def _train(
-    fields: dict[str, Any], workdir: str, notice: Notice, stack: contextlib.ExitStack
-) -> None:
-    """What `train` does: draw a batch, take the step, log, evaluate, save, in turn."""
-    config = read_run_config(fields)
-    reuse_memory()
-    mesh = make_mesh(config.fsdp)
-    plan = config.make_plan(mesh)
-    folder.check(workdir, fields, EXECUTION)
-    if folder.is_finished(workdir):
-        print(f"{workdir} holds this run, finished: nothing to do.")
-        print_results(workdir)
-        return
-    tokenizer = config.make_tokenizer()
-    evaluators = make_evaluators(config.evaluators)
-    data = open_training(config.input, config.batch_size, jax.process_count())
-    config.check_data()
-    _check_patterns(config)
-    start, state = first_state(config, plan, tokenizer, workdir)
-    if folder.leads():  # nothing is written before all input was seen
-        folder.claim(workdir, fields)
-        write_provenance(workdir)
-
-    checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
-    stack.callback(checkpoints.close)  # whatever ends the run, what it saved stays
-    own_batches = TrainBatches(
-        data,
-        tokenizer,
-        config.seed,
-        start,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    stack.callback(own_batches.close)
-    batches = global_batches(own_batches, mesh)
-    embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
-    lines, writer = open_writers(workdir, start)
-    flops = count_model_flops(plan, config.batch_shapes(mesh))
-    pace = Pace(config.batch_size, flops, read_metrics(workdir))
-    log = StepLog(lines, writer, pace, start, config.total_steps)
-    stack.callback(log.end_bar)
-    profile = Profile(workdir, config.profile_steps)
-    stack.callback(profile.close)
-
-    def flush() -> None:
-        try:
-            log.flush()
-        except NonFiniteError as error:
-            # Step n is taken with the batch that the order gives at n - 1.
-            _write_pairs(workdir, error.step, own_batches.describe(error.step - 1))
-            raise
-
-    def evaluate(step: int) -> dict[str, float]:
-        notice.leaves_at_once = True
-        embedder.load(**state.variables)
-        scores = dict(run_evaluators(evaluators, embedder))
-        checkpoints.check_scores(scores)
-        writer.write_scalars(step, scores)
-        notice.leaves_at_once = False
-        return scores
-
-    if config.evaluates(start) and not _evaluated(workdir, start):
-        evaluate(start)
-    steps = range(start + 1, config.total_steps + 1)
-    kinds = {config.flushes(step) for step in steps}
-    step_fns = compile_steps(plan, config.batch_shapes(mesh), kinds)
-    # Only the first process reads a CPU's compiled programs from the cache, and on CPUs
-    # a first collective waits for half a minute only.
-    multihost.get_barrier_sync_fn()(key="step compiled", timeout_ms=COMPILING * 1000)
-    notice.leaves_at_once = False
-    pace.restart()
-    for step in steps:
-        with pace.waiting():
-            batch = next(batches)
-        profile.before(step)
-        state, metrics = step_fns[config.flushes(step)](state, batch)
-        profile.after(step, metrics)
-        log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
-        if config.flushes(step):
-            flush()
-        stops, scores = notice.reached(step), None
-        if config.evaluates(step) and not stops:
-            flush()
+        def flush() -> None:
             try:
-                scores = evaluate(step)
-            except Preempted:  # evaluated when the run goes on
-                stops = True
-            pace.restart()
-        if step == config.total_steps or stops or config.saves(step):
-            flush()  # a checkpoint never runs ahead of the metrics
-            checkpoints.save(step, state, scores)
-        if stops:
-            raise Preempted(f"told to stop; saved after step {step}")
-    notice.leaves_at_once = True
-    log.close()
-    checkpoints.wait()
+                log.flush()
+            except NonFiniteError as error:
+                # Step n is taken with the batch that the order gives at n - 1.
+                _write_pairs(workdir, error.step, own_batches.describe(error.step - 1))
+                raise
 
-    multihost_utils.sync_global_devices("all metrics are written")
-    results = collect_results(workdir)
-    embedder.load(**state.variables)
-    write_report(workdir, fields, results, evaluators, embedder)
-    if folder.leads():
-        folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-        print_results(workdir)
+        def evaluate(step: int) -> dict[str, float]:
+            notice.leaves_at_once = True
+            embedder.load(**state.variables)
+            scores = dict(run_evaluators(evaluators, embedder))
+            checkpoints.check_scores(scores)
+            writer.write_scalars(step, scores)
+            notice.leaves_at_once = False
+            return scores
+
+        if config.evaluates(start) and not _evaluated(workdir, start):
+            evaluate(start)
+        steps = range(start + 1, config.total_steps + 1)
+        programs = {config.measures_norms(step) for step in steps}
+        train_steps = compile_steps(plan, config.batch_shapes(mesh), programs)
+        wait_for_all = multihost.get_barrier_sync_fn()
+        # Only the first process reads a CPU's compiled programs from the cache, and on
+        # CPUs a first collective waits for half a minute only.
+        wait_for_all(key="step compiled", timeout_ms=COMPILING * 1000)
+        notice.leaves_at_once = False
+        pace.restart()
+        for step in steps:
+            with pace.waiting():
+                batch = next(batches)
+            profile.before(step)
+            train_step = train_steps[config.measures_norms(step)]
+            state, metrics = train_step(state, batch)
+            profile.after(step, metrics)
+            log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
+            if config.flushes(step):
+                flush()
+            stops, scores = notice.reached(step), None
+            if config.evaluates(step) and not stops:
+                flush()
+                try:
+                    scores = evaluate(step)
+                except Preempted:  # evaluated when the run goes on
+                    stops = True
+                pace.restart()
+            if step == config.total_steps or stops or config.saves(step):
+                flush()  # a checkpoint never runs ahead of the metrics
+                checkpoints.save(step, state, scores)
+            if stops:
+                raise Preempted(f"told to stop; saved after step {step}")
+        notice.leaves_at_once = True
+        log.close()
+        checkpoints.wait()
+
+        multihost_utils.sync_global_devices("all metrics are written")
+        results = collect_results(workdir)
+        embedder.load(**state.variables)
+        write_report(workdir, fields, results, evaluators, embedder)
+        if folder.leads():
+            folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+            print_results(workdir)
 
 
 def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:

@@ -19,7 +19,8 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from jax.experimental.topologies import get_topology_desc
 
 from align_jax.devices.mesh import make_mesh
-from align_jax.training.train_step import abstract_state, compile_create, compile_step
+from align_jax.training.compiled_step import compile_step
+from align_jax.training.train_state import abstract_state, compile_create
 from benchmarks import step
 
 # An H100 SXM as XLA describes it.

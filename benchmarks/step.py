@@ -37,14 +37,11 @@ from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNetConfig,
 )
+from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import OptimizerConfig
-from align_jax.training.train_step import (
-    StepPlan,
-    TrainState,
-    compile_step,
-    create_state,
-)
+from align_jax.training.step_plan import StepPlan
+from align_jax.training.train_state import TrainState, create_state
 from benchmarks.kernel_times import print_kernel_times
 from benchmarks.normalise import layers
 

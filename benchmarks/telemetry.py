@@ -25,24 +25,19 @@ import jax
 import numpy as np
 
 from align_jax.config import read_config
+from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.models.parameters import variable_shapes
 from align_jax.plan import find_devices
 from align_jax.runs.pace import Pace
 from align_jax.runs.telemetry import Profile, StepLog, open_writers
+from align_jax.training.compiled_step import compile_step, compile_steps
 from align_jax.training.flops import count_model_flops
 from align_jax.training.pretrain_config import PretrainConfig
-from align_jax.training.train_step import (
-    StepPlan,
-    abstract_state,
-    compile_fast,
-    compile_step,
-    compile_steps,
-    create_state,
-    state_shardings,
-    train_step,
-)
+from align_jax.training.step_plan import StepPlan
+from align_jax.training.train_state import abstract_state, create_state, state_shardings
+from align_jax.training.train_step import train_step
 from configs import pretrain_align_b7_base, quickstart
 
 

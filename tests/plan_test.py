@@ -19,8 +19,8 @@ from align_jax.plan import (
     memory_limit,
     plan,
 )
+from align_jax.training.compiled_step import compile_step
 from align_jax.training.pretrain_config import PretrainConfig
-from align_jax.training.train_step import compile_step
 from configs import pretrain_align_b7_base, pretrain_align_l2_large
 from tests import steps, tiny
 

@@ -21,7 +21,7 @@ from align_jax.runs.telemetry import read_metrics
 from align_jax.runs.workdir import read_json
 from align_jax.training.checkpoint import Checkpoints
 from align_jax.training.pretrain_config import PretrainConfig
-from align_jax.training.train_step import abstract_state
+from align_jax.training.train_state import abstract_state
 
 pytestmark = pytest.mark.pods
 ROOT = pathlib.Path(__file__).parents[1]

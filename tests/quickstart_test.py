@@ -218,7 +218,7 @@ def test_a_missing_package_is_named(monkeypatch, capsys):
     def missing(fields, workdir):
         raise ModuleNotFoundError("no", name="tensorflow_text")
 
-    monkeypatch.setitem(main.RUNS, "pretrain", missing)
+    monkeypatch.setattr(main, "kinds_of_runs", lambda: {"pretrain": missing})
     arguments = ["--config=configs/quickstart.py", "--workdir=unused"]
     assert command(monkeypatch, *arguments) == 2
     assert "package 'tensorflow_text' is missing" in capsys.readouterr().err

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from align_jax.config import read_config
+from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import global_batch
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.training_data import open_training
 from align_jax.models.parameters import variable_shapes
+from align_jax.training.compiled_step import make_train_step
 from align_jax.training.pretrain_config import PretrainConfig
-from align_jax.training.train_step import compile_fast, create_state, make_train_step
+from align_jax.training.train_state import create_state
 from tests import tiny
 
 COUNT = 5

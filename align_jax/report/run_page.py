@@ -15,8 +15,8 @@ from PIL import Image
 from align_jax.embed.embedder import Embedder
 from align_jax.evaluation.evaluators.retrieval import Retrieval
 from align_jax.evaluation.examples import spread
-from align_jax.input.datasets import MANIFEST
 from align_jax.input.pictures import read_picture
+from align_jax.input.shards import MANIFEST
 from align_jax.report.pages import encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import provenance

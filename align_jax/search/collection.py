@@ -9,12 +9,12 @@ import numpy as np
 
 from align_jax.embed.saved import content_id
 from align_jax.errors import InputError
-from align_jax.input.datasets import (
+from align_jax.input.evaluation_records import (
     evaluation_size,
-    is_dataset,
     label_names,
     stream_records,
 )
+from align_jax.input.shards import is_dataset
 
 SUFFIXES = (
     ".jpg .jpeg .png .gif .webp .bmp .tif .tiff .jp2 .ppm .pgm .pbm .avif".split()

@@ -5,6 +5,7 @@ import operator
 import os
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 import tensorflow as tf
 from orbax.checkpoint import checkpoint_managers as policies
@@ -12,9 +13,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 from align_jax.config import differing_fields
 from align_jax.errors import InputError
 from align_jax.runs.workdir import writing
-from align_jax.training.train_step import TrainState
+from align_jax.training.train_state import TrainState
 
 FOLDER = "checkpoints"  # of a workdir
+
+# Devices that hold copies of an array write a part of it each, if the parts have at
+# least this many bytes. JAX compiles a program for every shape that is cut, so with
+# Orbax's default, any size, the first checkpoint of a small model takes 10 s and more.
+SMALLEST_PART = 4 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +83,9 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
         )
         with writing(self._directory):
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._manager = ocp.CheckpointManager(
+                self._directory, options=options, handler_registry=_handlers()
+            )
 
     def save(
         self, step: int, state: TrainState, scores: dict[str, float] | None = None
@@ -94,7 +102,7 @@ class Checkpoints:
             or the one before it.
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             identity=ocp.args.JsonSave(self._identity),
         )
         metrics = {self._best: scores[self._best]} if scores and self._best else None
@@ -123,7 +131,10 @@ class Checkpoints:
         differing = differing_fields(found["identity"], self._identity, "checkpoint")
         if differing:
             raise InputError(f"{path} does not fit this run: {'; '.join(differing)}")
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(abstract, restore_args=arrays)
+        )
         try:
             return self._manager.restore(step, args=items)["state"]
         except (ValueError, KeyError) as error:
@@ -142,6 +153,24 @@ class Checkpoints:
         """Ends the writing, as `wait` does, and frees what it needed."""
         with writing(self._directory):
             self._manager.close()
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Returns what writes and reads each part of a checkpoint."""
+    arrays = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=SMALLEST_PART
+    )
+    state = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, arrays)
+        )
+    )
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for action in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        registry.add("state", action, state)
+    for action in (ocp.args.JsonSave, ocp.args.JsonRestore):
+        registry.add("identity", action, ocp.JsonCheckpointHandler())
+    return registry
 
 
 def list_steps(workdir: str) -> list[int]:

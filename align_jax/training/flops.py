@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from align_jax.training.train_step import StepPlan, abstract_state, encode, score
+from align_jax.training.step_plan import StepPlan
+from align_jax.training.train_state import abstract_state
+from align_jax.training.train_step import encode, score
 
 
 def count_model_flops(

@@ -20,7 +20,7 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import MODULES
 from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.optimizer import OptimizerConfig
-from align_jax.training.train_step import StepPlan
+from align_jax.training.step_plan import StepPlan
 
 # How a model is computed, and how a run is: the result is the same.
 MODEL_EXECUTION = (
@@ -38,6 +38,10 @@ EXECUTION = (
     "profile_steps",
     *(f"model.{field}" for field in MODEL_EXECUTION),
 )
+
+# A second program, of steps without norms, is about 1 % faster than the one with norms.
+# In a run of at most this many steps, compiling it takes longer than it saves.
+SHORT_RUN = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +87,9 @@ class RunConfig:
       optimizer: the optimizer and its schedule.
       loss: the objective.
       checkpoint: when checkpoints are written.
-      log_every_steps: steps between two flushes of the metrics; each step has a line,
-        the last one before a flush norms, too. Those steps are another program, so the
-        result is the same up to rounding.
+      log_every_steps: steps between two flushes of the metrics. Each step has a line;
+        norms of gradients and updates stand in that of a flush and, in a run of at most
+        `SHORT_RUN` steps, in every line.
       evaluate_every_steps: steps between evaluations; step 0 and the last have one.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
       start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP, whose
@@ -158,8 +162,12 @@ class RunConfig:
             )
 
     def flushes(self, step: int) -> bool:
-        """Whether a step's norms are measured, and metrics written after it."""
+        """Whether metrics are written after a step."""
         return step == self.total_steps or step % self.log_every_steps == 0
+
+    def measures_norms(self, step: int) -> bool:
+        """Whether norms of gradients and updates are among a step's metrics."""
+        return self.total_steps <= SHORT_RUN or self.flushes(step)
 
     def evaluates(self, step: int) -> bool:
         """Whether a step is followed by an evaluation."""
@@ -185,15 +193,15 @@ class RunConfig:
           InputError: the batch does not divide over the devices and microbatches.
         """
         return StepPlan(
-            self.make_model(mesh),
-            self.loss,
-            self.optimizer,
-            self.total_steps,
-            self.virtual_cores,
-            self.pairs_per_core,
-            self.microbatches,
-            self.seed,
-            mesh,
+            model=self.make_model(mesh),
+            loss=self.loss,
+            optimizer=self.optimizer,
+            total_steps=self.total_steps,
+            virtual_cores=self.virtual_cores,
+            pairs_per_core=self.pairs_per_core,
+            microbatches=self.microbatches,
+            seed=self.seed,
+            mesh=mesh,
         )
 
     def batch_shapes(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

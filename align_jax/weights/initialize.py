@@ -12,12 +12,8 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, check_names, variable_shapes
 from align_jax.training.checkpoint import Checkpoints, list_steps, split_source
 from align_jax.training.run_config import RunConfig
-from align_jax.training.train_step import (
-    StepPlan,
-    TrainState,
-    abstract_state,
-    create_state,
-)
+from align_jax.training.step_plan import StepPlan
+from align_jax.training.train_state import TrainState, abstract_state, create_state
 from align_jax.weights.folder import Weights, tower_shapes
 from align_jax.weights.source import open_weights
 

@@ -10,7 +10,7 @@ from align_jax.errors import InputError
 from align_jax.input.tokenizer import read_vocabulary
 from align_jax.models.parameters import flatten
 from align_jax.training.checkpoint import FOLDER, Checkpoints, split_source
-from align_jax.training.train_step import abstract_state
+from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import TRAINING, read_run_config
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
 from align_jax.weights.folder import MODEL_FILE, Weights, read_json, read_weights

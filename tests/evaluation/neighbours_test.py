@@ -4,7 +4,7 @@ import tensorflow_datasets as tfds
 
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators.neighbours import Neighbours, NeighboursConfig
-from align_jax.input.datasets import LabelledPictures
+from align_jax.input.evaluation_records import LabelledPictures
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
-from align_jax.input import datasets
 from align_jax.input.datasets import DatasetConfig
+from align_jax.input.evaluation_records import evaluation_records
 from align_jax.input.pipeline import TrainBatches, read_records
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.shards import open_shards
 from align_jax.input.training_data import InputConfig, open_training
 from tests import tiny
 
@@ -303,9 +304,9 @@ def test_sizes_that_do_not_fit_are_refused(directory, arguments, message):
 
 def test_a_missing_dataset_split_feature_or_shard_is_named(directory, tmp_path):
     with pytest.raises(InputError, match="no TFDS dataset in .*nowhere"):
-        datasets.open_shards(str(tmp_path / "nowhere"), "train")
+        open_shards(str(tmp_path / "nowhere"), "train")
     with pytest.raises(InputError, match="no split 'val'; it has .*train"):
-        datasets.open_shards(directory, "val")
+        open_shards(directory, "val")
     with pytest.raises(InputError, match="no feature 'caption'; it has image, text"):
         open_batches({"t": DatasetConfig(directory, text_feature="caption")})
     with pytest.raises(InputError, match="no feature 'picture'; it has image, text"):
@@ -315,7 +316,7 @@ def test_a_missing_dataset_split_feature_or_shard_is_named(directory, tmp_path):
     with pytest.raises(
         InputError, match="1 of 2 shards .* missing, the first is .*-00001"
     ):
-        datasets.open_shards(str(broken), "train")
+        open_shards(str(broken), "train")
 
 
 def test_a_shard_cut_short_is_named(tmp_path):
@@ -325,14 +326,14 @@ def test_a_shard_cut_short_is_named(tmp_path):
     info = json.loads(path.read_text())
     info["splits"][0]["numBytes"] = str(sum(p.stat().st_size for p in paths))
     path.write_text(json.dumps(info))
-    assert len(datasets.open_shards(str(folder), "train")) == 2
+    assert len(open_shards(str(folder), "train")) == 2
     paths[1].write_bytes(paths[1].read_bytes()[:-20])
     with pytest.raises(InputError, match="00001-of-00002 is cut short: it has 2 whole"):
-        datasets.open_shards(str(folder), "train")
+        open_shards(str(folder), "train")
     shards = [{"name": path.name, "bytes": 7} for path in paths]
     (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
     with pytest.raises(InputError, match="00000-of-00002 has .* bytes, but .* says 7;"):
-        datasets.open_shards(str(folder), "train")
+        open_shards(str(folder), "train")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +360,7 @@ def test_fields_out_of_range_are_refused(fields, message):
 
 def test_evaluation_records_keep_the_files_bytes(tmp_path):
     directory = tiny.write_evaluation(tmp_path / "test")
-    records = datasets.evaluation_records(directory, "test")
+    records = evaluation_records(directory, "test")
     assert len(records) == len(tiny.NAMES)
     assert records[0]["image"] == tiny.draw(tiny.NAMES[0], 110)
     assert [r["texts"][0].decode() for r in records] == tiny.NAMES

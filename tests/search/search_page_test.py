@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from align_jax.input.datasets import evaluation_records
+from align_jax.input.evaluation_records import evaluation_records
 from tests.report.browser_test import browser  # noqa: F401, a fixture
 
 pytestmark = pytest.mark.browser

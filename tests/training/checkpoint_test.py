@@ -12,7 +12,7 @@ from align_jax.training.checkpoint import (
     list_steps,
     split_source,
 )
-from align_jax.training.train_step import TrainState
+from align_jax.training.train_state import TrainState
 
 IDENTITY = {"model": {"width": 1.0, "sizes": {"layers": 2}}, "vocabulary_sha256": "ab"}
 

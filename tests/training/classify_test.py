@@ -17,7 +17,8 @@ from align_jax.input.training_data import open_training
 from align_jax.models.parameters import flatten
 from align_jax.train import train
 from align_jax.training.classify_config import ClassifyConfig
-from align_jax.training.train_step import create_state, make_train_step
+from align_jax.training.compiled_step import make_train_step
+from align_jax.training.train_state import create_state
 from align_jax.weights.initialize import read_initial
 from align_jax.weights.source import open_weights
 from tests import tiny

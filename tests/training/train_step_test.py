@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import SMALL, batch_split, replicated
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import pooled_width
 from align_jax.plan import count_collectives
-from align_jax.training.train_step import compile_fast, create_state
+from align_jax.training.train_state import create_state
 from tests import steps
 
 

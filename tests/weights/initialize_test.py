@@ -9,7 +9,7 @@ from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.models.parameters import flatten, variable_shapes
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.run_config import Initial
-from align_jax.training.train_step import create_state
+from align_jax.training.train_state import create_state
 from align_jax.weights.folder import Weights, tower_shapes, write_weights
 from align_jax.weights.initialize import place_arrays, read_initial
 from align_jax.weights.source import open_weights

@@ -10,7 +10,7 @@ from align_jax.embed.embedder import Embedder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.scores import mean_per_class, recall_at
-from align_jax.input.datasets import LabelledPictures
+from align_jax.input.evaluation_records import LabelledPictures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, recall_at, sampled_correlation
-from align_jax.input.datasets import evaluation_records
+from align_jax.input.evaluation_records import evaluation_records
 
 FILES = {
     "sts": ("caption1", "caption2"),

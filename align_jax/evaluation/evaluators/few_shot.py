@@ -13,7 +13,7 @@ from align_jax.errors import InputError
 from align_jax.evaluation.evaluators.linear_probe import read_features
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.linear_classifier import classify, fit_ridge
-from align_jax.input.datasets import LabelledPictures
+from align_jax.input.evaluation_records import LabelledPictures
 
 
 @dataclasses.dataclass(frozen=True)

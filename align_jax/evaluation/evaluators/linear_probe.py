@@ -19,7 +19,7 @@ from align_jax.evaluation.linear_classifier import (
     search_penalty,
 )
 from align_jax.evaluation.scores import mean_per_class
-from align_jax.input.datasets import LabelledPictures
+from align_jax.input.evaluation_records import LabelledPictures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from align_jax.embed.embedder import Embedder
 from align_jax.evaluation.examples import Answer, Example, Item, choose_queries
 from align_jax.evaluation.ranking import nearest
-from align_jax.input.datasets import LabelledPictures
+from align_jax.input.evaluation_records import LabelledPictures
 
 CUTS = (1, 5)
 

@@ -16,7 +16,7 @@ from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, chance_recall, recall_at
-from align_jax.input.datasets import evaluation_records
+from align_jax.input.evaluation_records import evaluation_records
 
 
 @dataclasses.dataclass(frozen=True)

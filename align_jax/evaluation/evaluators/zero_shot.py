@@ -16,7 +16,7 @@ from align_jax.evaluation.evaluators.prompts import read_prompts, read_subset
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import mean_per_class, recall_at
-from align_jax.input.datasets import LabelledPictures
+from align_jax.input.evaluation_records import LabelledPictures
 
 AVERAGES = ("unit", "plain")
 

@@ -1,0 +1,153 @@
+"""Folders of datasets and their TFRecord files, checked before anything starts.
+
+A dataset is a folder in TFDS's layout with TFRecord files, of ours or of TFDS. Paths
+may be any that TensorFlow reads, as gs:// ones.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import struct
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from align_jax.errors import InputError
+
+MANIFEST = "manifest.json"  # of a corpus: what its shards' sizes must be
+FRAME = 16  # bytes of TFRecord's framing around a record
+REQUESTS = 32  # files that are asked for their size at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One TFRecord file of a dataset; its first `records` are used."""
+
+    path: str
+    records: int
+
+
+def open_shards(directory: str, split: str) -> list[Shard]:
+    """Lists a split's shards in order, those without records left out.
+
+    Raises:
+      InputError: there is no dataset or split, it is not of TFRecord files, or a shard
+        is missing, cut short or of another size than the manifest says.
+    """
+    return list_shards(directory, open_builder(directory, split).info, split)
+
+
+def list_shards(directory: str, info: tfds.core.DatasetInfo, split: str) -> list[Shard]:
+    """Lists the shards of a dataset that is open; see `open_shards`."""
+    if info.file_format is not None and info.file_format.value != "tfrecord":
+        raise InputError(
+            f"{directory} holds {info.file_format.value} files; wanted tfrecord"
+        )
+    split_info = info.splits[split]
+    paths = [str(path) for path in split_info.filepaths]
+    shards = [
+        Shard(path, records)
+        for path, records in zip(paths, split_info.shard_lengths, strict=True)
+    ]
+    sizes = _sizes([shard.path for shard in shards])
+    absent = [s.path for s, size in zip(shards, sizes, strict=True) if size is None]
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(shards)} shards of {directory} are missing, the"
+            f" first is {absent[0]}; build the dataset again"
+        )
+    _check_sizes(directory, shards, sizes, split_info.num_bytes)
+    return [shard for shard in shards if shard.records]
+
+
+def is_dataset(directory: str) -> bool:
+    """Whether a folder is a dataset's, or that of its versions."""
+    path = os.path.join(newest_version(directory), "dataset_info.json")
+    return tf.io.gfile.exists(path)
+
+
+def newest_version(directory: str) -> str:
+    """The folder of a dataset's newest version, or the folder itself; ~ is home."""
+    directory = os.path.expanduser(directory)
+    if not tf.io.gfile.isdir(directory):
+        return directory
+    found = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
+    versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    if not versions:
+        return directory
+    newest = max(versions, key=lambda name: [*map(int, name.split("."))])
+    return os.path.join(directory, newest)
+
+
+def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
+    """Opens a dataset by TFDS; InputError where there is none, or no such split."""
+    if not tf.io.gfile.exists(os.path.join(directory, "dataset_info.json")):
+        raise InputError(
+            f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
+            " first, the quickstart's with `make data`, any corpus with `python -m"
+            " data.build`, an evaluation set as docs/evaluation_sets.md says"
+        )
+    builder = tfds.builder_from_directory(directory)
+    splits = builder.info.splits
+    if split not in splits:
+        raise InputError(f"{directory} has no split {split!r}; it has {list(splits)}")
+    return builder
+
+
+def _sizes(paths: Sequence[str]) -> list[int | None]:
+    """Bytes of each file, None where it is missing."""
+
+    def size(path: str) -> int | None:
+        try:
+            return tf.io.gfile.stat(path).length
+        except tf.errors.NotFoundError:
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(size, paths))
+
+
+def _check_sizes(
+    directory: str, shards: Sequence[Shard], sizes: Sequence[int], total: int
+) -> None:
+    """Raises InputError for a shard whose size is not what the metadata say.
+
+    A corpus of ours has a manifest with every size. TFDS states only the sum of all
+    records; where the files are smaller, they are read to find the one cut short.
+    """
+    manifest = os.path.join(directory, MANIFEST)
+    wanted = {}
+    if tf.io.gfile.exists(manifest):
+        with tf.io.gfile.GFile(manifest) as file:
+            wanted = {s["name"]: s["bytes"] for s in json.load(file).get("shards", [])}
+    for shard, size in zip(shards, sizes, strict=True):
+        expected = wanted.get(os.path.basename(shard.path), size)
+        if size != expected:
+            raise InputError(
+                f"{shard.path} has {size:,} bytes, but {manifest} says {expected:,};"
+                " build the dataset again, or copy that file again"
+            )
+    if sum(sizes) >= total:
+        return
+    for shard in shards:
+        found = count_records(shard.path)
+        if found < shard.records:
+            raise InputError(
+                f"{shard.path} is cut short: it has {found} whole records, and"
+                f" {directory}/dataset_info.json says {shard.records}; prepare the"
+                " dataset again, or copy that file again"
+            )
+
+
+def count_records(path: str) -> int:
+    """Whole records of a TFRecord file, by its framing; the records are not read."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        size, place, records = file.size(), 0, 0
+        while place + FRAME <= size:
+            file.seek(place)
+            place += FRAME + struct.unpack("<Q", file.read(8))[0]
+            records += place <= size
+    return records

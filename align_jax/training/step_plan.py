@@ -1,0 +1,83 @@
+"""What a training step is compiled for: model, objective, optimizer, batch, devices."""
+
+import dataclasses
+
+import optax
+from jax.sharding import Mesh
+
+from align_jax.errors import InputError
+from align_jax.losses.objective import LossConfig
+from align_jax.losses.tiles import make_tiling
+from align_jax.models.classifier import Classifier
+from align_jax.models.dual_encoder import DualEncoder
+from align_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What a step is compiled for.
+
+    Attributes:
+      model: the dual encoder, or a classifier.
+      loss: the objective.
+      optimizer: the optimizer and its schedule.
+      total_steps: of the schedule.
+      virtual_cores: V; core v holds pairs v B/V to (v+1) B/V - 1.
+      pairs_per_core: B / V.
+      microbatches: parts the batch is computed in, one after the other, with the
+        result of the whole; 1 for at once.
+      seed: of the run; masks depend on it, the step and the virtual core only.
+      mesh: the devices.
+
+    Raises:
+      InputError: the virtual cores do not divide over devices and microbatches, a
+        BatchNorm group would be cut by a microbatch, or the loss has no such groups or
+        tiles.
+    """
+
+    model: DualEncoder | Classifier
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    total_steps: int
+    virtual_cores: int
+    pairs_per_core: int
+    microbatches: int
+    seed: int
+    mesh: Mesh
+
+    def __post_init__(self):
+        devices, cores = self.mesh.size, self.virtual_cores
+        if cores % devices:
+            raise InputError(
+                f"config.virtual_cores is {cores}, which does not divide over {devices}"
+                " devices; the global batch is split at virtual cores"
+            )
+        if self.microbatches < 1 or (cores // devices) % self.microbatches:
+            raise InputError(
+                f"config.microbatches is {self.microbatches}, which does not divide a"
+                f" device's {cores // devices} virtual cores"
+            )
+        held = self.pairs_per_core * cores // (devices * self.microbatches)
+        if self.microbatches > 1 and held % self.model.batch_norm_group:
+            raise InputError(
+                f"config.microbatches is {self.microbatches}: a device then holds"
+                f" {held} pairs at a time, which cuts BatchNorm's groups of"
+                f" {self.model.batch_norm_group} (config.batch_norm_cores)"
+            )
+        pairs, loss = cores * self.pairs_per_core, self.loss
+        if not loss.contrasts:
+            return
+        try:
+            make_tiling(pairs, self.mesh, loss.negatives, loss.tile, loss.precision)
+        except ValueError as error:
+            raise InputError(f"config.loss.{error}") from error
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
+        return make_schedule(self.optimizer, self.total_steps)
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        return make_optimizer(self.optimizer, self.schedule)

@@ -1,0 +1,83 @@
+"""The state of a run: what a step changes, how it starts and how it lies on devices."""
+
+from functools import lru_cache, partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from align_jax.devices.compiling import ONCE_OPTIONS, compile_fast
+from align_jax.devices.mesh import state_sharding
+from align_jax.models.parameters import first_inputs
+from align_jax.training.step_plan import StepPlan
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: () int32, steps taken.
+      params: the model's parameters, float32.
+      batch_stats: BatchNorm's running statistics, float32.
+      optimizer: the optimizer's state.
+      average: moving average of {"params", "batch_stats"}; None where there is none.
+    """
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    optimizer: Any
+    average: dict | None = None
+
+    @property
+    def variables(self) -> dict:
+        """What is evaluated, {"params", "batch_stats"}: the average where there is."""
+        return self.average or self.own_variables
+
+    @property
+    def own_variables(self) -> dict:
+        """What the last step made, {"params", "batch_stats"}."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(plan: StepPlan) -> TrainState:
+    """Initialises a state at step 0 from the seed, each device its own part."""
+    return compile_create(plan)()
+
+
+def compile_create(plan: StepPlan) -> jax.stages.Compiled:
+    """Compiles what `create_state` runs."""
+    create = jax.jit(partial(_create, plan), out_shardings=state_shardings(plan))
+    return compile_fast(create.lower(), plan.mesh, ONCE_OPTIONS)
+
+
+@lru_cache(maxsize=1)  # tracing a large model takes seconds
+def abstract_state(plan: StepPlan) -> TrainState:
+    """Shapes, types and shardings of a run's state."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=state_sharding(x.shape, plan.mesh)
+        ),
+        jax.eval_shape(partial(_create, plan)),
+    )
+
+
+def state_shardings(plan: StepPlan) -> TrainState:
+    """How every array of a run's state lies."""
+    return jax.tree.map(lambda x: x.sharding, abstract_state(plan))
+
+
+def _create(plan: StepPlan) -> TrainState:
+    variables = plan.model.init(
+        jax.random.key(plan.seed), *first_inputs(plan.model), train=False
+    )
+    averaged = plan.optimizer.average_decay is not None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        optimizer=plan.transformation.init(variables["params"]),
+        average=dict(variables) if averaged else None,
+    )
