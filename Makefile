@@ -34,6 +34,7 @@ test: lint  ## all tests that need seconds, two files at a time
 lint: .venv/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 format: .venv/installed
 	$(RUN) -m ruff check --fix .

@@ -9,11 +9,11 @@ stop (SIGTERM, after which the state is saved) in 143.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 
-def kinds_of_runs() -> dict[str, Callable[[Mapping[str, Any], str], None]]:
+def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
     """Returns the programs by the value of `config.run`; imports them only here."""
     from align_jax.evaluate import evaluate
     from align_jax.random_search import random_search
@@ -42,8 +42,9 @@ def run(argv: list[str]) -> int:
     start(flags.distributed)  # before TensorFlow is imported, which logs then
     programs = kinds_of_runs()
     program = choose(programs, fields.get("run", "absent"), "config.run")
-    if flags.plan is None:
+    if flags.workdir is not None:
         program(fields, flags.workdir)
+    if flags.plan is None:
         return 0
     if program is not programs["pretrain"]:
         raise InputError(f"--plan is for training, not for {fields['run']!r}")

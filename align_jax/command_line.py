@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -24,8 +24,8 @@ class CommandLine:
       distributed: whether to join the other processes of the run.
     """
 
-    fields: Mapping[str, Any]
-    diff: Mapping[str, Any] | None
+    fields: dict[str, Any]
+    diff: dict[str, Any] | None
     workdir: str | None
     plan: str | None
     alternatives: bool

@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from align_jax.errors import InputError
 
@@ -28,7 +28,7 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
       InputError: an unknown or missing field, a wrong type, or a value the
         dataclass refuses; the message names the field's path.
     """
-    known = {field.name: field for field in dataclasses.fields(cls)}
+    known = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     hints = typing.get_type_hints(cls)
     for name in fields:
         if name not in known:
@@ -111,7 +111,7 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in hint.__args__:
             return None
         (hint,) = (arg for arg in hint.__args__ if arg is not type(None))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise InputError(f"{where} is {value!r}; wanted a sub-dict of fields")
         return read_config(hint, value, where)

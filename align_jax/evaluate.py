@@ -41,7 +41,9 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     if folder.leads():
         folder.claim(workdir, fields)
         write_provenance(workdir)
-    results = {"step": weights.step} if weights.step is not None else {}
+    results: dict[str, float] = {}
+    if weights.step is not None:
+        results["step"] = weights.step
     if config.embeddings:
         embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
     results |= dict(run_evaluators(evaluators, embedder))

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -126,7 +126,7 @@ def memory_limit(device: jax.Device, here: bool) -> float | None:
     if stats and "bytes_limit" in stats:  # what JAX takes of it
         return stats["bytes_limit"]
     known = DEVICES.get(device.device_kind)
-    return known and known.memory_gib * GIB
+    return known.memory_gib * GIB if known else None
 
 
 def _fits(found: Needs | str, limit: float | None) -> bool:
@@ -165,8 +165,9 @@ def measure(step: StepPlan, config: RunConfig) -> Needs:
     start = time.perf_counter()
     compiled = compile_step(step, config.batch_shapes(step.mesh), norms=True)
     seconds = time.perf_counter() - start
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    held = {
+    memory = cast(Any, compiled.memory_analysis())  # None from no compiler we have
+    costs = cast(dict[str, float], compiled.cost_analysis())
+    held: dict[str, float] = {
         "parameters": _bytes_held(state.params),
         "optimizer": _bytes_held(state.optimizer),
         "average and statistics": _bytes_held((state.average, state.batch_stats)),
@@ -180,7 +181,7 @@ def measure(step: StepPlan, config: RunConfig) -> Needs:
     return Needs(
         held,
         costs.get("bytes accessed", math.nan),
-        count_collectives(compiled.as_text()),
+        count_collectives(str(compiled.as_text())),
         seconds,
     )
 

@@ -56,8 +56,8 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
         folder.claim(workdir, fields)
         write_provenance(workdir)
     if config.only:
-        trial = config.trial_fields(*config.trial_names()[config.only])
-        _run(trial, os.path.join(workdir, config.only), config.metric)
+        chosen = config.trial_fields(*config.trial_names()[config.only])
+        _run(chosen, os.path.join(workdir, config.only), config.metric)
         return
     results: dict[str, float] = {}
     finals: dict[str, list[float]] = {}  # by task, one a seed

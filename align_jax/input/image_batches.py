@@ -7,7 +7,7 @@ of processors busy. What is computed does not depend on the number of threads.
 
 import collections
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ def augment_batches(
     config: PreprocessConfig,
     threads: int | None = None,
     ahead: int = AHEAD,
-) -> Iterator[tuple[np.ndarray, list[str], Rest]]:
+) -> Generator[tuple[np.ndarray, list[str], Rest]]:
     """Runs `train_image` on every picture of every batch, some batches ahead.
 
     Args:
@@ -43,7 +43,7 @@ def augment_batches(
     threads = threads or _processors()
     spares, scratch = Spares(), Scratch()
     with ThreadPoolExecutor(threads) as pool:
-        waiting = collections.deque()
+        waiting: collections.deque = collections.deque()
         for encoded, keys, rest in batches:
             images = spares.take(
                 (len(encoded), config.image_size, config.image_size, 3)

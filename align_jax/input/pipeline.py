@@ -85,8 +85,9 @@ class TrainBatches(Iterator):
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
         targets = records["target"].astype(np.int32)  # a copy, which may be written
-        for row in np.flatnonzero(targets < 0) if self._data.labelled else ():
-            reasons[row] = reasons[row] or "no label"
+        if self._data.labelled:
+            for row in map(int, np.flatnonzero(targets < 0)):
+                reasons[row] = reasons[row] or "no label"
         self.pairs += len(reasons)
         if any(reasons):
             self._replace(records, images, targets, reasons)
@@ -197,7 +198,10 @@ def read_records(
     records = tf.data.Dataset.choose_from_datasets(parts, order.unbatch())
     records = records.batch(rows, drop_remainder=True)
     if not data.labelled:
-        records = records.map(lambda r: r | {"target": tokenizer(r["target"])})
+        if tokenizer is None:
+            raise ValueError("datasets of texts want a tokenizer")
+        tokenize = tokenizer
+        records = records.map(lambda r: r | {"target": tokenize(r["target"])})
     return records.prefetch(1)
 
 

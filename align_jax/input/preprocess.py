@@ -168,16 +168,17 @@ def _mix(x: int) -> int:
 
 def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
     """What `train_image` does with a good picture."""
-    background = WHITE
+    background: tuple[float, ...] = WHITE
     if config.random_background:
-        background = [255.0 * uniform(key, BACKGROUND + i) for i in range(3)]
+        background = tuple(255.0 * uniform(key, BACKGROUND + i) for i in range(3))
     pixels = read_picture(
         encoded, "a record's picture", config.max_pixels, _least_size(config), scratch
     )
     pixels = lay_over(pixels, background)
     side = config.image_size
     if config.crop == "inception":
-        part = _inception_window(*pixels.shape[:2], key, config.crop_area)
+        height, width, _ = pixels.shape
+        part = _inception_window(height, width, key, config.crop_area)
         size, window = (side, side), None
     else:
         span = config.resize - side + 1
@@ -202,7 +203,7 @@ def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:
     """Size below which a picture must not be decoded; None for the exact size."""
     if config.decode == "exact" or config.resampling == "tf":
         return None  # what would not be filtered must not be filtered by the decoder
-    side = config.resize
+    side: float = config.resize
     if config.crop == "inception":  # the smallest window is enlarged by no more
         smallest = math.sqrt(config.crop_area * LEAST_ASPECT)
         side = min(config.image_size / max(smallest, 1e-3), 2**16)

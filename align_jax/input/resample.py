@@ -53,7 +53,7 @@ def resample(
     """
     window = window or (0, 0, *size)
     rows, columns, _ = pixels.shape
-    part = [float(bound) for bound in part or (0, 0, rows, columns)]
+    part = part or (0.0, 0.0, rows, columns)
     top, left, height, width = window
     if out is None:
         out = np.empty((height, width, 3), np.uint8)
@@ -62,8 +62,26 @@ def resample(
     flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     _resample(
         flat,
-        _weigh(rows, part[0], part[2], size[0], top, height, antialias, False),
-        _weigh(columns, part[1], part[3], size[1], left, width, antialias, mirror),
+        _weigh(
+            size=rows,
+            begin=float(part[0]),
+            extent=float(part[2]),
+            out_size=size[0],
+            first=top,
+            count=height,
+            antialias=antialias,
+            backwards=False,
+        ),
+        _weigh(
+            size=columns,
+            begin=float(part[1]),
+            extent=float(part[3]),
+            out_size=size[1],
+            first=left,
+            count=width,
+            antialias=antialias,
+            backwards=mirror,
+        ),
         between.view(np.int32).reshape(rows, -1),
         out.reshape(height, -1),
     )

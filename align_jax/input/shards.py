@@ -52,13 +52,14 @@ def list_shards(directory: str, info: tfds.core.DatasetInfo, split: str) -> list
         Shard(path, records)
         for path, records in zip(paths, split_info.shard_lengths, strict=True)
     ]
-    sizes = _sizes([shard.path for shard in shards])
-    absent = [s.path for s, size in zip(shards, sizes, strict=True) if size is None]
+    found = _sizes([shard.path for shard in shards])
+    absent = [s.path for s, size in zip(shards, found, strict=True) if size is None]
     if absent:
         raise InputError(
             f"{len(absent)} of {len(shards)} shards of {directory} are missing, the"
             f" first is {absent[0]}; build the dataset again"
         )
+    sizes = [size for size in found if size is not None]
     _check_sizes(directory, shards, sizes, split_info.num_bytes)
     return [shard for shard in shards if shard.records]
 

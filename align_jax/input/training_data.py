@@ -103,7 +103,7 @@ def open_training(
     weights = [
         (step, [float(by_name.get(name, 0)) for name in config.datasets])
         for step, by_name in config.weights
-    ] or [(0, _sizes(datasets))]
+    ] or [(0, [float(size) for size in _sizes(datasets)])]
     draws = batch_size // config.streams
     mixture = record_order.Mixture.of_weights(weights, draws)
     return TrainingData(config, datasets, draws, mixture)

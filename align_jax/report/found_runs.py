@@ -1,7 +1,6 @@
 """Runs that folders hold, finished or not, and what is known of each."""
 
 import dataclasses
-import itertools
 import math
 import os
 import re
@@ -88,11 +87,12 @@ class FoundRun:
         latest = self.latest
         if self.trains:
             batch = self.fields["virtual_cores"] * self.fields["pairs_per_core"]
-            found["pairs_seen"] = latest.get("step", 0) * batch
+            pairs_seen = latest.get("step", 0) * batch
+            found["pairs_seen"] = pairs_seen
             speed = latest.get("train/pairs_per_second_per_device")
             flops = latest.get("train/tflops_per_second_per_device")
             if speed and flops:  # operations a pair, by the pairs
-                found["flops"] = flops / speed * found["pairs_seen"] * 1e12
+                found["flops"] = flops / speed * pairs_seen * 1e12
         for name in ("pairs_per_second", "model_flops_utilisation", "goodput"):
             found[name] = latest.get(f"train/{name}")
         found["training_hours"] = latest.get(PRODUCTIVE, 0) / 3600
@@ -123,16 +123,15 @@ def find_runs(places: Sequence[str]) -> list[FoundRun]:
     """
     found: dict[str, None] = {}
     for place in places:
-        runs = [*_run_folders(_whole_path(place))]
-        if not runs:
+        folders = [*_run_folders(_whole_path(place))]
+        if not folders:
             raise InputError(
                 f"{place} holds no run: no {folder.CONFIG_FILE} in it or below; name"
                 " workdirs, or a sweep's"
             )
-        found |= dict.fromkeys(runs)
+        found |= dict.fromkeys(folders)
     names = _short_names([*found])
-    runs = [_read(run, names[run]) for run in found]
-    return _join_evaluations(runs)
+    return _join_evaluations([_read(run, names[run]) for run in found])
 
 
 def _whole_path(place: str) -> str:
@@ -142,10 +141,12 @@ def _whole_path(place: str) -> str:
 
 def _short_names(places: Sequence[str]) -> dict[str, str]:
     """The last parts of each path, as many as tell them all apart."""
-    for count in itertools.count(1):
+    longest = max(place.count("/") for place in places) + 1
+    for count in range(1, longest + 1):
         names = {place: "/".join(place.split("/")[-count:]) for place in places}
         if len({*names.values()}) == len(names):
-            return names
+            break
+    return names
 
 
 def _run_folders(place: str) -> Iterator[str]:
@@ -165,7 +166,9 @@ def _read(place: str, name: str) -> FoundRun:
         return folder.read_json(path) if tf.io.gfile.exists(path) else default
 
     # Of a million lines of steps only those of flushes and of evaluations are kept.
-    rows, latest, so_far = [], {}, {}
+    rows: list[dict[str, float]] = []
+    latest: dict[str, float] = {}
+    so_far: dict[str, float] = {}
     for row in stream_metrics(place):
         latest |= row
         scores = {k: v for k, v in row.items() if k.startswith("eval/")}
@@ -230,7 +233,7 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
 def _flatten(fields: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Leaves of a config by dotted path."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{above}{name}.")

@@ -136,11 +136,11 @@ def describe(evaluator: Any, embedder: Embedder) -> dict[str, Any]:
         title: list(examples)
         for title, examples in evaluator.examples(embedder).items()
     }
-    described = {"examples": found, "histogram": None}
+    histogram = None
     if isinstance(evaluator, Retrieval):
         images, texts, _ = evaluator.found or evaluator.find(embedder)
-        described["histogram"] = plot_similarity(images, texts, evaluator.pairs)
-    return described
+        histogram = plot_similarity(images, texts, evaluator.pairs)
+    return {"examples": found, "histogram": histogram}
 
 
 def plot_similarity(

@@ -120,7 +120,7 @@ def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
 def format_table(results: dict[str, float]) -> str:
     """Lays the table out for a terminal; columns without a number are left out."""
     rows = table_rows(results)
-    columns = {
+    columns: dict[str, list[float | None]] = {
         "trained": [row.value for row in rows],
         "untrained": [row.untrained for row in rows],
         "chance": [row.chance for row in rows],

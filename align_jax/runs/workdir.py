@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def check(workdir: str, config: dict[str, Any], free: Iterable[str] = ()) -> None:
+def check(workdir: str, config: Mapping[str, Any], free: Iterable[str] = ()) -> None:
     """Makes sure that a folder is free or belongs to this config; changes nothing.
 
     Args:
@@ -39,8 +39,9 @@ def check(workdir: str, config: dict[str, Any], free: Iterable[str] = ()) -> Non
     """
     path = os.path.join(workdir, CONFIG_FILE)
     if tf.io.gfile.exists(path):
-        configs = (leave_out(c, free) for c in (read_json(path), as_json(config)))
-        differing = differing_fields(*configs)
+        differing = differing_fields(
+            leave_out(read_json(path), free), leave_out(as_json(config), free)
+        )
         if differing:
             raise InputError(
                 f"{workdir} holds a run of another config ({'; '.join(differing)});"
@@ -54,7 +55,7 @@ def check(workdir: str, config: dict[str, Any], free: Iterable[str] = ()) -> Non
         )
 
 
-def claim(workdir: str, config: dict[str, Any]) -> None:
+def claim(workdir: str, config: Mapping[str, Any]) -> None:
     """Binds a folder that passed `check` to a config."""
     tf.io.gfile.makedirs(workdir)
     write_json(os.path.join(workdir, CONFIG_FILE), config)

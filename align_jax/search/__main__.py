@@ -101,8 +101,13 @@ def serve(flags: argparse.Namespace) -> None:
     path = f"/?token={urllib.parse.quote(token, safe='')}" if token else "/"
     print(f"http://{(flags.name or [flags.host])[0]}:{flags.port}{path}", flush=True)
     # Longer than clients leave a connection idle, so that they close it first.
-    options = {"timeout_keep_alive": 75, "log_level": "warning"}
-    uvicorn.run(app, host=flags.host, port=flags.port, **options)
+    uvicorn.run(
+        app,
+        host=flags.host,
+        port=flags.port,
+        timeout_keep_alive=75,
+        log_level="warning",
+    )
 
 
 def read_lines(path: str | None) -> list[str]:

@@ -69,7 +69,7 @@ class BatchingEncoder:
         self._thread.join()
 
     def _encode(self, kind: str, items: Sequence, pixels: Sequence[int]) -> np.ndarray:
-        futures = [Future() for _ in items]
+        futures: list[Future[np.ndarray]] = [Future() for _ in items]
         with self._changed:
             waiting = sum(map(len, self._waiting.values()))
             if self._closed or waiting + len(items) > self._most:
@@ -95,7 +95,8 @@ class BatchingEncoder:
 
     def _take(self, waiting: collections.deque) -> list[tuple]:
         """The next batch of what is waiting."""
-        batch, pixels = [], 0
+        batch: list[tuple] = []
+        pixels = 0
         while waiting and len(batch) < self._batch_size:
             pixels += waiting[0][2]
             if batch and pixels > PIXELS_AT_ONCE:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -121,7 +122,11 @@ class Records:
                 seen.add(name)
                 content, text = record["image"], _text(record)
                 state = content_id(content + text.encode())
-                yield Entry(name, state, text, lambda content=content: content)
+                yield Entry(name, state, text, partial(_same, content))
+
+
+def _same(content: bytes) -> bytes:
+    return content
 
 
 def _text(record: dict) -> str:

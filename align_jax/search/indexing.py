@@ -75,14 +75,11 @@ def _index_batch(
     done: Indexed,
     pool: concurrent.futures.Executor,
 ) -> None:
-    contents = list(pool.map(_read, batch))
     wrong: dict[int, str] = {}
-    embeddings = model.encode_images(
-        [b"" if isinstance(c, OSError) else c for c in contents], wrong
-    )
-    for row, content in enumerate(contents):
-        if isinstance(content, OSError):
-            wrong[row] = str(content)
+    read = [*pool.map(_read, batch)]
+    contents = [b"" if isinstance(content, OSError) else content for content in read]
+    embeddings = model.encode_images(contents, wrong)
+    wrong |= {row: str(c) for row, c in enumerate(read) if isinstance(c, OSError)}
     rows = [row for row in range(len(batch)) if row not in wrong]
     unreadable = {batch[row].id: wrong[row] for row in sorted(wrong)}
     index.delete(unreadable)  # what they were before

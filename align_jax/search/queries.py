@@ -15,16 +15,23 @@ IMAGE_WEIGHT = 1.0
 CANCELLED = 1e-3  # of the weights' sum: what is left of a query without a direction
 
 
-class Encoder(Protocol):
-    """Encodes pictures and texts as (N, D) of unit length, as `align_jax.load`'s."""
+class QueryEncoder(Protocol):
+    """Encodes the files of pictures and texts as (N, D) of unit length."""
 
-    def encode_images(
-        self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
-    ) -> np.ndarray:
+    def encode_images(self, images: Sequence[bytes]) -> np.ndarray:
         """Embeds pictures."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts."""
+
+
+class Encoder(QueryEncoder, Protocol):
+    """As `QueryEncoder`, and reports pictures that cannot be read."""
+
+    def encode_images(
+        self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
+    ) -> np.ndarray:
+        """Embeds pictures; see `Model.encode_images`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Term:
         return TEXT_WEIGHT if isinstance(self.content, str) else IMAGE_WEIGHT
 
 
-def query_embedding(model: Encoder, terms: Sequence[Term]) -> np.ndarray:
+def query_embedding(model: QueryEncoder, terms: Sequence[Term]) -> np.ndarray:
     """Sums the terms' embeddings by weight; (D,) float32 of unit length.
 
     q = sum_i w_i e_i / |sum_i w_i e_i|, each e_i of unit length.
@@ -58,18 +65,20 @@ def query_embedding(model: Encoder, terms: Sequence[Term]) -> np.ndarray:
     terms = [term for term in terms if term.factor]
     if not terms:
         raise InputError("the query is empty; wanted a text or a picture")
-    embeddings: list[np.ndarray | None] = [None] * len(terms)
-    for kind, encode in ((str, model.encode_texts), (bytes, model.encode_images)):
-        places = [i for i, t in enumerate(terms) if isinstance(t.content, kind)]
-        if places:
-            found = encode([terms[i].content for i in places])
-            for i, embedding in zip(places, found, strict=True):
-                embeddings[i] = embedding
-    for i, term in enumerate(terms):
-        if embeddings[i] is None:
-            embeddings[i] = np.asarray(term.content, np.float32)
+    texts = [term.content for term in terms if isinstance(term.content, str)]
+    images = [term.content for term in terms if isinstance(term.content, bytes)]
+    encoded_texts = iter(model.encode_texts(texts) if texts else ())
+    encoded_images = iter(model.encode_images(images) if images else ())
+
+    def embedding_of(term: Term) -> np.ndarray:
+        if isinstance(term.content, str):
+            return next(encoded_texts)
+        if isinstance(term.content, bytes):
+            return next(encoded_images)
+        return np.asarray(term.content, np.float32)
+
     factors = np.array([term.factor for term in terms], np.float32)
-    total = factors @ np.stack(embeddings)  # (D,)
+    total = factors @ np.stack([embedding_of(term) for term in terms])  # (D,)
     length = float(np.linalg.norm(total))
     if not length > CANCELLED * np.abs(factors).sum():
         raise InputError("the terms of the query cancel each other; change a weight")

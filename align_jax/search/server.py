@@ -5,6 +5,7 @@ thumbnails that the index holds: a request reads that index and no other file.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -47,6 +48,7 @@ NO_CAPTIONS = (
     "no captions: the pictures near to it have no texts; start the server with"
     " --captions=FILE"
 )
+Responses = dict[int | str, dict[str, Any]]  # by status, as FastAPI describes them
 REFUSALS = {
     408: f"the body took longer than {BODY_SECONDS} seconds",
     411: "no Content-Length",
@@ -117,7 +119,7 @@ def make_app(
     _add_refusals(app)
     known = Texts(encoder, labels, TEMPLATE)
     told = Texts(encoder, captions)
-    refused = {status: _told(reason) for status, reason in REFUSALS.items()}
+    refused: Responses = {s: _told(reason) for s, reason in REFUSALS.items()}
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> HTMLResponse:
@@ -225,10 +227,11 @@ def _read_term(term: TermBody, index: VectorIndex) -> Term:
         return Term(term.text, term.weight)
     if term.image is not None:
         return Term(read_upload(term.image), term.weight)
-    found = index.rows([term.id], "embedding").get(term.id)
-    if found is None:
+    found = index.rows([term.id], "embedding") if term.id is not None else {}
+    if term.id not in found:
         raise InputError(f"the index has no picture {term.id!r}")
-    return Term(np.float32(found["embedding"]), term.weight)
+    embedding = np.asarray(found[term.id]["embedding"], np.float32)
+    return Term(embedding, term.weight)
 
 
 def _best(texts: Sequence[str], scores: np.ndarray) -> list[Scored]:

@@ -10,12 +10,13 @@ import datetime
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lancedb
 import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, IvfSq
+from lancedb.query import LanceVectorQueryBuilder
 
 from align_jax.errors import InputError
 
@@ -148,7 +149,8 @@ class VectorIndex:
         if len(self) < LEAST_INDEXED:
             return
         name = self._index_name()
-        if name and self._table.index_stats(name).num_indices <= MOST_PARTS:
+        statistics = self._table.index_stats(name) if name else None
+        if statistics and (statistics.num_indices or 0) <= MOST_PARTS:
             return
         partitions = max(1, len(self) // PARTITION)
         kind = IvfSq(distance_type="dot", num_partitions=partitions)
@@ -177,8 +179,12 @@ class VectorIndex:
                 f"the query has {embedding.shape} numbers, the index"
                 f" {self.description.width} a picture"
             )
-        query = self._table.search(embedding, vector_column_name="embedding")
-        query = query.metric("dot").limit(limit).select(["id", "text", "_distance"])
+        query = cast(
+            LanceVectorQueryBuilder,
+            self._table.search(embedding, vector_column_name="embedding"),
+        )
+        query = query.distance_type("dot").limit(limit)
+        query = query.select(["id", "text", "_distance"])
         if exact or self._index_name() is None:
             query = query.bypass_vector_index()
         else:
@@ -259,17 +265,14 @@ def open_index(place: str) -> VectorIndex:
     Raises:
       InputError: there is none, or it is not one of ours.
     """
-    local = "://" not in place  # connecting would make the folder
-    if local and not os.path.isdir(place):
-        database = None
-    else:
+    if "://" in place or os.path.isdir(place):  # connecting would make the folder
         database = lancedb.connect(place, read_consistency_interval=SOON)
-    table = None if database is None else _open_table(database, TABLE)
-    if table is None:
-        raise InputError(
-            f"no index in {place!r}; make one with `python -m align_jax.search build`"
-        )
-    return _read_index(database, table)
+        table = _open_table(database, TABLE)
+        if table is not None:
+            return _read_index(database, table)
+    raise InputError(
+        f"no index in {place!r}; make one with `python -m align_jax.search build`"
+    )
 
 
 def _read_index(

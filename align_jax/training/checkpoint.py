@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ class Checkpoints:
     """The checkpoints of one run, in `workdir`/checkpoints."""
 
     def __init__(
-        self, workdir: str, config: CheckpointConfig, identity: dict[str, Any]
+        self, workdir: str, config: CheckpointConfig, identity: Mapping[str, Any]
     ):
         """Opens or creates the folder.
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from align_jax.report import __main__ as report
+from align_jax.report import summary as report
 from align_jax.report.found_runs import find_runs
 from tests.report.report_test import root  # noqa: F401, a fixture
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from align_jax.errors import InputError
-from align_jax.report import __main__ as report
+from align_jax.report import summary as report
 from align_jax.report.found_runs import changed_fields, find_runs
 from align_jax.runs.results import PUBLISHED, main_scores
 from configs import quickstart, vtab

@@ -1,0 +1,216 @@
+"""Pages on many runs: tables, curves and plots, beside the paper's numbers."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from align_jax.report.found_runs import MEASURES, FoundRun, changed_fields
+from align_jax.report.pages import plot_lines, plot_points, render
+from align_jax.runs import workdir as folder
+from align_jax.runs.results import PUBLISHED, main_scores, published_columns
+
+PAGE, MARKDOWN = "summary.html", "summary.md"
+# Sizes that quality is plotted against.
+SCALES = ("parameters", "pairs_seen", "flops")
+POINTS = 1000  # most of a curve
+ABSENT = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+      title: of the table.
+      head: names of the columns.
+      rows: their cells, the first of which names the row.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        lines = [self.head, ["---", *("---:" for _ in self.head[1:])], *self.rows]
+        escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
+    """Writes `summary.html` and `summary.md` into a folder; returns their paths."""
+    changes = changed_fields(runs)
+    overview, paper = overview_table(runs, changes), paper_tables(runs)
+    page = render(
+        "summary.html.jinja",
+        overview=overview,
+        paper=paper,
+        source=PUBLISHED["source"],
+        curves=training_curves(runs),
+        scaling=scaling_plots(runs),
+        runs=[*zip(runs, changes, strict=True)],
+        measures=MEASURES,
+        show_measure=show_measure,
+        link=lambda run: run.report and os.path.relpath(run.report, out),
+        as_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    )
+    parts = ["# Runs", overview.markdown(), "# The paper's tables", PUBLISHED["source"]]
+    for table in paper:
+        parts += [f"## {table.title}", table.markdown()]
+    texts = {PAGE: page, MARKDOWN: "\n\n".join(parts) + "\n"}
+    tf.io.gfile.makedirs(out)
+    for name, text in texts.items():
+        folder.write_text(os.path.join(out, name), text)
+    return [os.path.join(out, name) for name in texts]
+
+
+def overview_table(
+    runs: Sequence[FoundRun], changes: Sequence[dict[str, Any]]
+) -> Table:
+    """What sets each run apart, what it took and its main scores."""
+    scores = [main_scores(run.results) for run in runs]
+    names = [*dict.fromkeys(name for found in scores for name in found)]
+    shown = [m for m in MEASURES if any(m in run.measures for run in runs)]
+    rows = []
+    for run, changed, found in zip(runs, changes, scores, strict=True):
+        told = ", ".join(f"{path} = {value!r}" for path, value in changed.items())
+        step = run.results.get("step", 0)
+        state = "done" if run.finished else f"step {step:.0f}"
+        measures = run.measures
+        rows.append(
+            [
+                run.name,
+                state,
+                told,
+                *(show_measure(name, measures.get(name)) for name in shown),
+                *(_percent(found.get(name)) for name in names),
+            ]
+        )
+    head = ["run", "state", "changed", *(m.replace("_", " ") for m in shown), *names]
+    return Table("Runs", head, rows)
+
+
+def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
+    """Every table of the paper with the numbers of finished runs, in per cent."""
+    ended = [run for run in runs if run.finished]
+    return [
+        _of_runs(table, ended) if "runs" in table else _of_measures(table, ended)
+        for table in PUBLISHED["tables"]
+    ]
+
+
+def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
+    """A row a measure, a column a model."""
+    known = {name: PUBLISHED["measures"][name] for name in table["measures"]}
+    columns = published_columns(known.values())
+    ours = [run for run in runs if any(f"eval/{name}" in run.results for name in known)]
+    head = ["measure", *(PUBLISHED["columns"][i] for i in columns)]
+    head += [run.name for run in ours] or ["ours"]
+    columns_of_ours: list[FoundRun | None] = [*ours] or [None]
+    rows = [
+        [
+            name,
+            *(_published(published[i]) for i in columns),
+            *(_ours(run, name, published) for run in columns_of_ours),
+        ]
+        for name, published in known.items()
+    ]
+    return Table(table["title"], head, rows)
+
+
+def _of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
+    """A row a model, two columns a measure."""
+    names = table["measures"]
+    rows = []
+    for title, published in table["runs"].items():
+        ours = [
+            run
+            for run in runs
+            if run.title == title and any(f"eval/{n}" in run.results for n in names)
+        ]
+        rows_of_ours: list[FoundRun | None] = [*ours] or [None]
+        for run in rows_of_ours:
+            row = [run.name if run and len(ours) > 1 else title]
+            for name, value in zip(names, published, strict=True):
+                row += [_published(value), _ours(run, name, [value])]
+            rows.append(row)
+    head = ["run"]
+    for measure in table["measures"]:
+        head += [f"{measure}, paper", "ours"]
+    return Table(table["title"], head, rows)
+
+
+def _published(value: float | None) -> str:
+    return ABSENT if value is None else str(value)
+
+
+def _ours(run: FoundRun | None, measure: str, published: Sequence) -> str:
+    """A run's measure in per cent, with the decimals of the published ones."""
+    value = run.results.get(f"eval/{measure}") if run else None
+    if value is None:
+        return ABSENT
+    decimals = (str(p).partition(".")[2] for p in published if p is not None)
+    return f"{100 * value:.{max(map(len, decimals), default=1)}f}"
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def show_measure(name: str, value: float | None) -> str:
+    """Formats one of `MEASURES`."""
+    if value is None:
+        return ABSENT
+    if name in ("parameters", "pairs_seen"):
+        return f"{value:,.0f}"
+    if name in ("model_flops_utilisation", "goodput"):
+        return _percent(value) + " %"
+    return f"{value:,.0f}" if 100 <= value < 1e9 else f"{value:.3g}"
+
+
+def training_curves(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
+    """Plots the loss and each evaluator's main score of all runs over the steps."""
+
+    def loss(row: dict) -> dict[str, float]:
+        return {"loss": row["train/loss"]} if "train/loss" in row else {}
+
+    return _curves(runs, loss) + _curves(runs, main_scores)
+
+
+def _curves(runs: Sequence[FoundRun], measure: Callable) -> list[dict[str, str]]:
+    lines: dict[str, dict[str, list]] = {}
+    for run in runs:
+        for row in run.rows if run.trains else ():
+            for name, value in measure(row).items():
+                points = lines.setdefault(name, {}).setdefault(run.name, [])
+                points.append((row["step"], value))
+    for series in lines.values():
+        for name, points in series.items():
+            series[name] = points[:: 1 + len(points) // POINTS]
+    names = [run.name for run in runs]
+    return [plot_lines(name, series, among=names) for name, series in lines.items()]
+
+
+def scaling_plots(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
+    """Plots main scores against what differs of `SCALES`."""
+    plots = []
+    for scale in SCALES:
+        series: dict[str, dict[str, tuple[float, float]]] = {}
+        for run in runs:
+            if run.trains and run.finished and scale in run.measures:
+                for name, value in main_scores(run.results).items():
+                    point = (run.measures[scale], value)
+                    series.setdefault(name, {})[run.name] = point
+        series = {
+            name: points
+            for name, points in series.items()
+            if len({size for size, _ in points.values()}) > 1
+        }
+        if series:
+            title = f"quality by {scale.replace('_', ' ')}"
+            plots.append(plot_points(title, MEASURES[scale], series))
+    return plots
