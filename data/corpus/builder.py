@@ -9,6 +9,7 @@ and DIR/report.html what each rule dropped.
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -25,6 +26,7 @@ from data.corpus.embedding_rule import (
     count_not_embedded,
     index_evaluation,
 )
+from data.corpus.engines import choose_engine
 from data.corpus.ingest import PAIRS, ingest_shard
 from data.corpus.page import write_page
 from data.corpus.score import score_shard
@@ -62,12 +64,19 @@ class Build(StageTables):
                 f"{self.config.ingest.path} has changed since {self.directory} was"
                 f" begun ({path} lists its shards); give another folder"
             )
-        config = self.config
-        arguments = [
-            (config.ingest, shard, config.seed, config.max_characters, self.folder, i)
-            for i, shard in enumerate(shards)
+        tasks = [
+            functools.partial(
+                ingest_shard,
+                source=self.config.ingest,
+                shard=shard,
+                seed=self.config.seed,
+                max_characters=self.config.max_characters,
+                stages=self.folder,
+                index=index,
+            )
+            for index, shard in enumerate(shards)
         ]
-        self.engine.map(ingest_shard, arguments, "ingest", "pair")
+        self.engine.map(tasks, "ingest", "pair")
 
     def distinct(self) -> None:
         """Pairs without repetition, and pictures: `distinct`, `pictures`."""
@@ -133,8 +142,11 @@ class Build(StageTables):
             index_evaluation(self, shards)
         # Where every core has a process, a model's threads would only be in the way.
         threads = None if 1 in (self.config.engine.workers, shards) else 1
-        arguments = [(config, self.folder, index, threads) for index in range(shards)]
-        self.engine.map(score_shard, arguments, "look at pictures", "picture")
+        tasks = [
+            functools.partial(score_shard, config, self.folder, index, threads=threads)
+            for index in range(shards)
+        ]
+        self.engine.map(tasks, "look at pictures", "picture")
 
     def off(self) -> dict[str, str]:
         """The picture rules that are not evaluated, and why."""
@@ -276,6 +288,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 def check_inputs(config: CorpusConfig) -> None:
     """Raises InputError where a source or model of the config is not to be had."""
+    choose_engine(config.engine.kind)
     list_shards(config.ingest)
     if config.evaluation_images:
         open_evaluation(config.evaluation_images)

@@ -1,6 +1,7 @@
 """The kept pairs as a dataset: vocabulary, shards and manifest."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -74,13 +75,21 @@ def _write_shards(
     name, side = stages.config.name, stages.config.max_image_side
     kind = stages.config.record_format
     lengths = [(i + 1) * pairs // shards - i * pairs // shards for i in range(shards)]
-    arguments = [
-        (stages.folder / "exchange" / f"part={i}", folder, name, i, shards, side, kind)
-        for i, length in enumerate(lengths)
+    tasks = [
+        functools.partial(
+            record_shards.write_record_shard,
+            rows=stages.folder / "exchange" / f"part={index}",
+            folder=folder,
+            name=name,
+            index=index,
+            shards=shards,
+            max_image_side=side,
+            file_format=kind,
+        )
+        for index, length in enumerate(lengths)
         if length
     ]
-    task = record_shards.write_record_shard
-    stages.engine.map(task, arguments, "records", "pair")
+    stages.engine.map(tasks, "records", "pair")
     written = []
     for index, length in enumerate(lengths):
         path = folder / records.shard_name(name, "train", index, shards, kind)

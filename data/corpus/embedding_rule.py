@@ -8,6 +8,7 @@ k-means run on the driver's machine, all else on its executors.
 """
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -66,8 +67,10 @@ def index_evaluation(stages: StageTables, shards: int) -> None:
     """
     folder, config = stages.folder, stages.config
     if not (folder / INDEX).exists():
-        arguments = [(folder, index) for index in range(shards)]
-        stages.engine.map(copy_survivors, arguments, "pictures to embed", "picture")
+        tasks = [
+            functools.partial(copy_survivors, folder, index) for index in range(shards)
+        ]
+        stages.engine.map(tasks, "pictures to embed", "picture")
         materialise(
             folder / "to_embed" / EVALUATION,
             lambda path: _copy_evaluation(config.evaluation_images, path),

@@ -1,32 +1,98 @@
 """Where a corpus is computed: DuckDB and processes here, or Spark on a cluster.
 
 Both run the same Ibis expressions over the same Parquet stages, and the same function
-over every shard. Nothing outside of this file knows which one it is.
+over every shard. Nothing outside of this file knows which one it is. Another engine is
+a class that fulfils `Engine` and one line in `ENGINES`.
 """
 
 import concurrent.futures
 import multiprocessing
 import os
 import pathlib
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tqdm
 
+from align_jax.contracts import check_contract
 from align_jax.errors import InputError
 from data.corpus.config import EngineConfig
 
 # Of the memory that the config allows: what DuckDB takes beyond its limit is the rest.
 DUCKDB_SHARE = 0.8
 
-# Takes one of the tasks and returns how many rows it did.
-Task = Callable[..., int]
+# Does its part and returns the number of rows it did. A task is sent to other
+# processes and machines: a `functools.partial` of a function of a module, for example.
+Task = Callable[[], int]
+
+
+class Engine(Protocol):
+    """Where the expressions and the tasks of a build run.
+
+    Tables are Ibis expressions of any columns. An engine reads and writes Parquet, and
+    the rows of a table have no order unless the expression has one. All engines give
+    the same rows for the same expression.
+    """
+
+    def __init__(self, config: EngineConfig, spill: pathlib.Path) -> None:
+        """Starts the engine.
+
+        Args:
+          config: fields of config.engine.
+          spill: folder for what does not fit in memory; it may not exist yet.
+
+        Raises:
+          InputError: a package is missing.
+        """
+
+    def read(self, path: pathlib.Path | str) -> ibis.Table:
+        """Reads a Parquet file, a folder of them, or all that match a pattern."""
+
+    def execute(self, expression: ibis.Expr) -> Any:
+        """Evaluates an expression: a table to a data frame, a scalar to a number."""
+
+    def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
+        """Writes a table to `path`, which `read` reads again.
+
+        Args:
+          table: rows to write.
+          path: file or folder that does not exist.
+          label: name of the work, to show how far it is.
+        """
+
+    def save_split(
+        self, table: ibis.Table, path: pathlib.Path, by: str, label: str
+    ) -> None:
+        """Writes a folder with a folder `by`=value for each value of a column.
+
+        Args:
+          table: rows to write.
+          path: folder that does not exist.
+          by: name of the column.
+          label: name of the work, to show how far it is.
+        """
+
+    def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
+        """Runs tasks, in any order and several at a time.
+
+        The first error of a task is raised here, and no task starts after it.
+
+        Args:
+          tasks: functions without arguments, which can be pickled.
+          label: name of the work, to show how far it is.
+          unit: name of a row.
+
+        Returns:
+          The sum of what the tasks returned.
+        """
+
+    def close(self) -> None:
+        """Ends what the engine started; tables cannot be used after it."""
 
 
 class DuckDB:
@@ -35,7 +101,8 @@ class DuckDB:
     def __init__(self, config: EngineConfig, spill: pathlib.Path):
         """Opens a database in memory; `spill` is a folder for what does not fit."""
         self.workers = config.workers or len(os.sched_getaffinity(0))
-        number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", config.memory_limit).groups()
+        number = config.memory_limit.rstrip("KMGTiB ")
+        unit = config.memory_limit.removeprefix(number).strip()
         self._connection = ibis.duckdb.connect(
             memory_limit=f"{DUCKDB_SHARE * float(number):.3f}{unit}",
             temp_directory=str(spill),
@@ -56,10 +123,6 @@ class DuckDB:
     def execute(self, expression: ibis.Expr) -> Any:
         """The value of an expression, a table as a data frame."""
         return self._connection.execute(expression)
-
-    def batches(self, table: ibis.Table) -> Iterator[pa.RecordBatch]:
-        """A table's rows in its order."""
-        return iter(self._connection.to_pyarrow_batches(table, chunk_size=1024))
 
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
         """Writes a Parquet file and shows how far it is and the rows a second."""
@@ -97,28 +160,24 @@ class DuckDB:
                 bar.set_postfix_str(f"{percent:.0f} %" if percent >= 0 else "")
             running.result()
 
-    def map(self, task: Task, arguments: Sequence[tuple], label: str, unit: str) -> int:
-        """Runs a task with each of the arguments, over all processes.
-
-        Returns:
-          The sum of what the tasks returned.
-        """
+    def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
+        """Runs tasks over all processes; returns the sum of what they returned."""
         with tqdm.tqdm(desc=label, unit=unit, disable=None) as bar:
             done = 0
-            for rows in self._run(task, arguments):
+            for rows in self._run(tasks):
                 bar.update(rows)
                 done += rows
         return done
 
-    def _run(self, task: Task, arguments: Sequence[tuple]) -> Iterator[int]:
-        if self.workers == 1 or len(arguments) == 1:
-            yield from (task(*values) for values in arguments)
+    def _run(self, tasks: Sequence[Task]) -> Iterator[int]:
+        if self.workers == 1 or len(tasks) == 1:
+            yield from (task() for task in tasks)
             return
         if self._pool is None:
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 self.workers, multiprocessing.get_context("spawn"), _ignore_interrupt
             )
-        futures = [self._pool.submit(task, *values) for values in arguments]
+        futures = [self._pool.submit(task) for task in tasks]
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
@@ -169,10 +228,6 @@ class Spark:
         """The value of an expression, a table as a data frame."""
         return self._connection.execute(expression)
 
-    def batches(self, table: ibis.Table) -> Iterator[pa.RecordBatch]:
-        """A table's rows in its order."""
-        return iter(self._connection.to_pyarrow_batches(table))
-
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
         """Writes a folder of Parquet files; Spark shows how far it is by `label`."""
         self._session.sparkContext.setJobDescription(label)
@@ -185,23 +240,18 @@ class Spark:
         self._session.sparkContext.setJobDescription(label)
         self._frame(table).repartition(by).write.partitionBy(by).parquet(str(path))
 
-    def map(self, task: Task, arguments: Sequence[tuple], label: str, unit: str) -> int:
-        """Runs a task with each of the arguments, one partition each.
-
-        Returns:
-          The sum of what the tasks returned.
-        """
-        if not arguments:
+    def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
+        """Runs tasks, a partition each; returns the sum of what they returned."""
+        if not tasks:
             return 0
-        values = list(arguments)
 
         def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
-                rows = [task(*values[i.as_py()]) for i in batch.column("id")]
+                rows = [tasks[i.as_py()]() for i in batch.column("id")]
                 yield pa.record_batch({"rows": pa.array(rows, pa.int64())})
 
-        tasks = self._session.range(0, len(values), 1, len(values))
-        done = tasks.mapInArrow(run, "rows long")
+        numbers = self._session.range(0, len(tasks), 1, len(tasks))
+        done = numbers.mapInArrow(run, "rows long")
         return sum(row.rows for row in done.collect())
 
     def close(self) -> None:
@@ -211,7 +261,21 @@ class Spark:
         return self._session.sql(self._connection.compile(table))
 
 
-ENGINES = {"duckdb": DuckDB, "spark": Spark}
+ENGINES: dict[str, type[Engine]] = {"duckdb": DuckDB, "spark": Spark}
+
+
+def choose_engine(kind: str) -> type[Engine]:
+    """The engine's class.
+
+    Raises:
+      InputError: no engine has this name.
+      TypeError: the class does not fulfil `Engine`.
+    """
+    if kind not in ENGINES:
+        known = ", ".join(ENGINES)
+        raise InputError(f"config.engine.kind is {kind!r}; known: {known}")
+    check_contract(ENGINES[kind], Engine, f"ENGINES[{kind!r}]")
+    return ENGINES[kind]
 
 
 def _ignore_interrupt() -> None:

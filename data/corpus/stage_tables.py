@@ -4,9 +4,8 @@ import pathlib
 
 import ibis
 
-from align_jax.errors import InputError
 from data.corpus.config import CorpusConfig
-from data.corpus.engines import ENGINES
+from data.corpus.engines import Engine, choose_engine
 from data.records.stages import materialise, remove
 
 
@@ -22,13 +21,11 @@ class StageTables:
         self.config = config
         self.directory = directory
         self.folder = directory / "stages"
-        kind = config.engine.kind
-        if kind not in ENGINES:
-            known = ", ".join(ENGINES)
-            raise InputError(f"config.engine.kind is {kind!r}; known: {known}")
+        engine = choose_engine(config.engine.kind)
         for left in directory.rglob("*.tmp"):  # by a build that was killed
             remove(left)
-        self.engine = ENGINES[kind](config.engine, self.folder / "spill")
+        spill = self.folder / "spill"
+        self.engine: Engine = engine(config=config.engine, spill=spill)
 
     def stage(self, name: str) -> pathlib.Path:
         """Path of a stage."""

@@ -15,6 +15,7 @@ from data import build as command
 from data.corpus import vocabulary
 from data.corpus.builder import build
 from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
+from data.corpus.engines import ENGINES, DuckDB
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
 from data.doctor.__main__ import diagnose
@@ -231,6 +232,27 @@ def test_an_unknown_engine_is_refused(config, tmp_path):
     config = dataclasses.replace(config, engine=EngineConfig(kind="polars"))
     with pytest.raises(InputError, match="kind is 'polars'; known: duckdb, spark"):
         build(config, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_an_engine_that_lacks_a_method_is_refused_before_anything_is_written(
+    config, tmp_path, monkeypatch
+):
+    class Half(DuckDB):
+        save_split = None
+
+        def map(self, tasks, label):
+            return 0
+
+    monkeypatch.setitem(ENGINES, "half", Half)
+    config = dataclasses.replace(config, engine=EngineConfig(kind="half"))
+    message = (
+        r"class Half of ENGINES\['half'\] lacks the method save_split\(table, path, by,"
+        r" label\); it has map\(tasks, label\), wanted map\(tasks, label, unit\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        build(config, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_an_unknown_model_is_refused_before_anything_is_written(config, tmp_path):

@@ -233,10 +233,10 @@ from data.corpus import builder
 
 ingest_shard = builder.ingest_shard
 
-def slow(*arguments):
-    if arguments[-1] == 1:
+def slow(index, **arguments):
+    if index == 1:
         time.sleep(600)
-    return ingest_shard(*arguments)
+    return ingest_shard(index=index, **arguments)
 
 builder.ingest_shard = slow
 builder.build(*pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()))

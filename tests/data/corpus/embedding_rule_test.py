@@ -281,10 +281,11 @@ def test_models_take_one_thread_where_there_are_many_processes(
     )
     (tmp_path / "copy" / "stages" / "kept.parquet").unlink()
     given = []
-    monkeypatch.setattr(DuckDB, "map", lambda self, task, *more: given.extend(more[0]))
+    monkeypatch.setattr(DuckDB, "map", lambda self, tasks, *more: given.extend(tasks))
     stages.score()
     stages.close()
-    assert [arguments[-1] for arguments in given] == [None if workers == 1 else 1] * 3
+    threads = [task.keywords["threads"] for task in given]
+    assert threads == [None if workers == 1 else 1] * 3
 
 
 def test_what_the_rule_needs_is_checked_before_anything_is_written(

@@ -1,0 +1,59 @@
+"""Checks that a class fulfils the Protocol of the literal dict that holds it.
+
+A config's `kind` is a key of such a dict. The class is checked when it is chosen, so
+that a missing method is an error of the first second and not of the last stage.
+"""
+
+import inspect
+
+
+def check_contract(cls: type, contract: type, where: str) -> None:
+    """Raises TypeError for a class that lacks something its Protocol asks for.
+
+    The Protocol's public attributes and methods must exist. A method, and the
+    constructor if the Protocol has one, must take the Protocol's arguments by name.
+
+    Args:
+      cls: class that the dict holds.
+      contract: Protocol of the dict's values.
+      where: place of the class, for the message, such as "ENGINES['duckdb']".
+    """
+    problems = [_compare(cls, contract, name) for name in _members(contract)]
+    broken = [problem for problem in problems if problem]
+    if broken:
+        raise TypeError(
+            f"class {cls.__name__} of {where} {'; it '.join(broken)}"
+            f" (the contract is {contract.__module__}.{contract.__name__})"
+        )
+
+
+def _members(contract: type) -> list[str]:
+    """Names of a Protocol's public attributes and methods, and of its constructor."""
+    found = {**vars(contract).get("__annotations__", {}), **vars(contract)}
+    return [name for name in found if name == "__init__" or not name.startswith("_")]
+
+
+def _compare(cls: type, contract: type, name: str) -> str:
+    """Says what is wrong with one member of a class; empty if it fits."""
+    wanted = vars(contract).get(name)
+    if not inspect.isfunction(wanted):
+        return "" if hasattr(cls, name) else f"lacks the attribute {name}"
+    _, *arguments = inspect.signature(wanted).parameters
+    call = f"{name}({', '.join(arguments)})"
+    method = getattr(cls, name, None)
+    if not callable(method):
+        return f"lacks the method {call}"
+    signature = _call_signature(cls, name)
+    try:
+        signature.bind(**dict.fromkeys(arguments))
+    except TypeError:
+        return f"has {name}{signature}, wanted {call}"
+    return ""
+
+
+def _call_signature(cls: type, name: str) -> inspect.Signature:
+    """The arguments of a method or of the constructor, without `self`."""
+    if name == "__init__":
+        return inspect.signature(cls)
+    signature = inspect.signature(getattr(cls, name))
+    return signature.replace(parameters=[*signature.parameters.values()][1:])

@@ -1,0 +1,63 @@
+from typing import Protocol
+
+import pytest
+
+from align_jax.contracts import check_contract
+
+
+class Shape(Protocol):
+    """What the classes below are held to."""
+
+    name: str
+
+    def __init__(self, size: int) -> None: ...
+
+    def area(self, scale: float, unit: str) -> float: ...
+
+
+class Square:
+    name = "square"
+
+    def __init__(self, size):
+        self.size = size
+
+    def area(self, scale, unit, rounded=False):
+        return self.size**2 * scale
+
+
+class Bare(Square):
+    area = None
+
+
+class Narrow(Square):
+    def area(self, scale):
+        return 0
+
+
+class Renamed(Square):
+    def area(self, scale, units):
+        return 0
+
+
+class Fixed:
+    def area(self, scale, unit):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Bare, r"class Bare of SHAPES\['x'\] lacks the method area\(scale, unit\) "),
+        (Narrow, r"class Narrow .* has area\(scale\), wanted area\(scale, unit\)"),
+        (Renamed, r"has area\(scale, units\), wanted area\(scale, unit\)"),
+        (Fixed, r"lacks the attribute name; it has __init__\(\), wanted __init__\(siz"),
+    ],
+)
+def test_a_class_that_breaks_its_contract_is_named_with_what_it_lacks(cls, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        check_contract(cls, Shape, "SHAPES['x']")
+    assert str(caught.value).endswith("(the contract is tests.contracts_test.Shape)")
+
+
+def test_a_class_may_offer_more_than_its_contract():
+    check_contract(Square, Shape, "SHAPES['x']")
