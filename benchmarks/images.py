@@ -104,7 +104,7 @@ def measure_stage(source: pathlib.Path, out: pathlib.Path, workers: int) -> dict
     from data.corpus.builder import Build
     from data.corpus.config import CorpusConfig, EngineConfig
     from data.corpus.rules import RuleBounds
-    from data.sources.source import SourceConfig
+    from data.sources.config import SourceConfig
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

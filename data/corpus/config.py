@@ -5,7 +5,8 @@ import re
 
 from align_jax.errors import InputError
 from data.corpus.rules import RuleBounds
-from data.sources.source import SourceConfig
+from data.sources.config import SourceConfig
+from data.sources.source import choose_source
 
 RECORD_FORMATS = ("tfrecord", "array_record")
 
@@ -136,6 +137,7 @@ class CorpusConfig:
 
     def __post_init__(self):
         """Raises InputError for a field out of its range."""
+        choose_source(self.ingest.kind)
         if self.record_format not in RECORD_FORMATS:
             raise InputError(
                 f"config.record_format is {self.record_format!r}; known:"

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from data.pictures.images import IMAGES, describe_images
 from data.records.stages import materialise, temporary_name
-from data.sources.source import SourceConfig, SourceShard, read_shard
+from data.sources.config import SourceConfig
+from data.sources.files import SourceShard
+from data.sources.source import read_shard
 
 PAIRS = pa.schema(
     [

@@ -9,6 +9,7 @@ import base64
 import binascii
 import codecs
 import collections
+import os
 import pathlib
 import re
 import urllib.parse
@@ -16,8 +17,16 @@ from collections.abc import Iterator
 
 from selectolax.lexbor import LexborHTMLParser
 
-from data.sources.tables import MAX_IMAGE_BYTES, Row, read_picture
+from data.sources.config import SourceConfig
+from data.sources.files import (
+    MAX_IMAGE_BYTES,
+    RawPair,
+    SourceShard,
+    list_files,
+    read_picture,
+)
 
+PAGES_A_SHARD = 1000
 MAX_PAGE_BYTES = 10_000_000
 MAX_IMAGES = 10_000
 MAX_ATTRIBUTES = 200
@@ -65,6 +74,82 @@ _RAW = {
     )
 }
 _LAZY = ("data-src", "data-original", "data-lazy-src")
+
+
+class HtmlSource:
+    """HTML pages, and WARC files of them, perhaps gzipped.
+
+    A shard is a WARC file, or the pages that it lists in `files` of the folder `path`.
+    """
+
+    def __init__(self, config: SourceConfig):
+        """Keeps the config; nothing is read yet."""
+        self.config = config
+
+    def list_shards(self) -> list[SourceShard]:
+        """Lists the WARC files, then the pages, some hundred in a shard."""
+        warc = (".warc", ".warc.gz")
+        suffixes = (".html", ".htm", ".xhtml", *warc)
+        root, names = list_files(self.config, suffixes, recursive=True)
+        pages = [name for name in names if not name.lower().endswith(warc)]
+        shards = [
+            SourceShard(name, os.path.join(root, name))
+            for name in names
+            if name.lower().endswith(warc)
+        ]
+        for start in range(0, len(pages), PAGES_A_SHARD):
+            part = tuple(pages[start : start + PAGES_A_SHARD])
+            shards.append(SourceShard(f"{part[0]} ... {part[-1]}", root, files=part))
+        return shards
+
+    def read(
+        self, shard: SourceShard, drops: collections.Counter[str]
+    ) -> Iterator[RawPair]:
+        """Yields the pairs of a shard; those of a WARC file have no pictures."""
+        rows = self._read_files if shard.files else _read_warc
+        for image, url, text in rows(shard, drops):
+            yield RawPair(image, url, text, self.config.language)
+
+    def _read_files(
+        self, shard: SourceShard, drops: collections.Counter[str]
+    ) -> Iterator[tuple[bytes | None, str | None, str]]:
+        """Yields (image, url, alt_text); pages and pictures lie in the shard's root."""
+        base_url, root = self.config.base_url, pathlib.Path(shard.path)
+        for name in shard.files:
+            page = read_picture(root, name, drops)
+            if page is None:
+                continue
+            url = urllib.parse.urljoin(base_url, urllib.parse.quote(name))
+            local = (root, (root / name).parent)
+            yield from read_page(page, "", url if base_url else "", local, drops)
+
+
+def _read_warc(
+    shard: SourceShard, drops: collections.Counter[str]
+) -> Iterator[tuple[bytes | None, str | None, str]]:
+    """Yields (image, url, alt_text) of the HTML responses, up to a damaged place."""
+    from warcio.archiveiterator import ArchiveIterator
+
+    with open(shard.path, "rb") as file:
+        records = iter(ArchiveIterator(file))
+        while True:
+            try:
+                record = next(records, None)
+                if record is None:
+                    return
+                headers = record.http_headers
+                kind = headers.get_header("Content-Type", "") if headers else ""
+                if record.rec_type != "response" or "html" not in kind.lower():
+                    continue
+                url = record.rec_headers.get_header("WARC-Target-URI", "")
+                page = record.content_stream().read(MAX_PAGE_BYTES + 1)
+                if record.raw_stream.limit > 0 and len(page) <= MAX_PAGE_BYTES:
+                    raise EOFError("the record is cut")
+            except Exception:  # warcio documents no set of errors for bad bytes.
+                drops["truncated warc"] += 1
+                return
+            charset = kind.lower().partition("charset=")[2].partition(";")[0]
+            yield from read_page(page, charset, url, None, drops)
 
 
 def decode_page(page: bytes, charset: str = "") -> str:
@@ -127,7 +212,7 @@ def read_page(
     charset: str,
     url: str,
     local: tuple[pathlib.Path, pathlib.Path] | None,
-    drops: collections.Counter,
+    drops: collections.Counter[str],
 ) -> Iterator[tuple[bytes | None, str | None, str]]:
     """Reads the pairs of one page.
 
@@ -167,73 +252,6 @@ def read_page(
                 yield *picture, fields["alt"] or ""
 
 
-def read_pages(
-    files: tuple[str, ...],
-    root: str,
-    base_url: str,
-    language: str,
-    drops: collections.Counter,
-) -> Iterator[Row]:
-    """Reads pairs from page files.
-
-    Args:
-      files: of the pages, relative to the root.
-      root: folder that a page or a picture must lie in.
-      base_url: URL under which the root was served, empty if that is not known.
-      language: of all rows.
-      drops: counts pages and pictures that are no pairs by their reason.
-
-    Yields:
-      Rows, as in `data.sources.tables`.
-    """
-    for name in files:
-        page = read_picture(root, name, drops)
-        if page is None:
-            continue
-        folder = (pathlib.Path(root) / name).parent
-        url = urllib.parse.urljoin(base_url, urllib.parse.quote(name))
-        for image, source, text in read_page(
-            page, "", url if base_url else "", (pathlib.Path(root), folder), drops
-        ):
-            yield image, source, text, language
-
-
-def read_warc(path: str, language: str, drops: collections.Counter) -> Iterator[Row]:
-    """Reads pairs from the HTML responses of a WARC file, perhaps gzipped.
-
-    Args:
-      path: of the file.
-      language: of all rows.
-      drops: counts pages and pictures that are no pairs, a damaged file once.
-
-    Yields:
-      Rows without pictures, up to where a file is damaged.
-    """
-    from warcio.archiveiterator import ArchiveIterator
-
-    with open(path, "rb") as file:
-        records = iter(ArchiveIterator(file))
-        while True:
-            try:
-                record = next(records, None)
-                if record is None:
-                    return
-                headers = record.http_headers
-                kind = headers.get_header("Content-Type", "") if headers else ""
-                if record.rec_type != "response" or "html" not in kind.lower():
-                    continue
-                url = record.rec_headers.get_header("WARC-Target-URI", "")
-                page = record.content_stream().read(MAX_PAGE_BYTES + 1)
-                if record.raw_stream.limit > 0 and len(page) <= MAX_PAGE_BYTES:
-                    raise EOFError("the record is cut")
-            except Exception:  # warcio documents no set of errors for bad bytes.
-                drops["truncated warc"] += 1
-                return
-            charset = kind.lower().partition("charset=")[2].partition(";")[0]
-            for image, source, text in read_page(page, charset, url, None, drops):
-                yield image, source, text, language
-
-
 def _attributes(tag: str) -> dict[str, str | None] | None:
     """Attributes of one tag; None where it has too many."""
     for count, _ in enumerate(_ATTRIBUTES.finditer(tag)):
@@ -248,7 +266,7 @@ def _picture(
     base: str,
     url: str,
     local: tuple[pathlib.Path, pathlib.Path] | None,
-    drops: collections.Counter,
+    drops: collections.Counter[str],
 ) -> tuple[bytes | None, str | None] | None:
     """Bytes or URL of what a `src` names; None where it is dropped."""
     if source[:5].lower() == "data:":
@@ -266,7 +284,7 @@ def _picture(
         root, folder = local
         path = urllib.parse.unquote(parts.path)
         place = root / path.lstrip("/") if path.startswith("/") else folder / path
-        missing: collections.Counter = collections.Counter()
+        missing: collections.Counter[str] = collections.Counter()
         image = read_picture(root, str(place.absolute()), missing)
         if image is None and not served:
             drops.update(missing)
@@ -274,7 +292,9 @@ def _picture(
     return image, absolute if served else None
 
 
-def _embedded(source: str, drops: collections.Counter) -> tuple[bytes, None] | None:
+def _embedded(
+    source: str, drops: collections.Counter[str]
+) -> tuple[bytes, None] | None:
     header, _, content = source.partition(",")
     if len(content) > MAX_IMAGE_BYTES or not header.lower().endswith(";base64"):
         drops["data: url not read"] += 1

@@ -1,20 +1,25 @@
 """Where raw image-text pairs come from: files cut into shards, read as batches.
 
-Nothing is ever fetched from a URL: that is img2dataset's job.
+Nothing is ever fetched from a URL: that is img2dataset's job. Another kind of source
+is a class that fulfils `Source` and one line in `SOURCES`.
 """
 
 import collections
-import dataclasses
-import glob
-import os
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import pyarrow as pa
 
+from align_jax.contracts import check_contract
 from align_jax.errors import InputError
-from data.sources import html_pages, tables, tars
-from data.sources.tables import Columns, Row
+from data.sources.config import SourceConfig
+from data.sources.csv_tables import CsvSource, FolderSource, TsvSource
+from data.sources.files import MAX_IMAGE_BYTES, RawPair, SourceShard
+from data.sources.html_pages import HtmlSource
+from data.sources.img2dataset import Img2datasetSource
+from data.sources.parquet_tables import ParquetSource
+from data.sources.tars import WebdatasetSource
+from data.sources.tfds_records import TfdsSource
 
 RAW = pa.schema(
     [
@@ -26,84 +31,74 @@ RAW = pa.schema(
 )
 BATCH_ROWS = 256
 BATCH_BYTES = 64 * 2**20
-PAGES_A_SHARD = 1000
 MAX_URL_CHARACTERS = 8192
-DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """A source of raw pairs.
+class Source(Protocol):
+    """A kind of source of raw pairs: how its shards are listed and how one is read.
 
-    Attributes:
-      kind: a name in READERS.
-      path: file, folder or glob; for TFDS the folder of a prepared dataset's version,
-        or its name with `data_dir`.
-      image_column: of tables: a picture file's bytes, or its path relative to the
-        table's folder; "path" too in a `folder`. May be absent where there are URLs.
-      url_column: of tables.
-      text_column: of tables; field of a .json in tars; feature of TFDS, as in
-        "captions/text".
-      language_column: of tables; field of a .json in tars; feature of TFDS.
-      language: of rows whose source has none.
-      split: of TFDS.
-      data_dir: of TFDS, where `path` is a name.
-      encoding: of CSV and TSV files.
-      base_url: URL under which a folder of HTML pages was served, empty if unknown.
-      max_characters: a longer raw text is cut.
+    An object belongs to one source. It is made on every machine that reads a shard, so
+    making it opens nothing.
     """
 
-    kind: str
-    path: str
-    image_column: str = "image"
-    url_column: str = "url"
-    text_column: str = "alt_text"
-    language_column: str = "language"
-    language: str = ""
-    split: str = "train"
-    data_dir: str = ""
-    encoding: str = "utf-8"
-    base_url: str = ""
-    max_characters: int = 10_000
+    def __init__(self, config: SourceConfig) -> None:
+        """Takes the fields of the source."""
 
-    def __post_init__(self):
-        """Raises InputError for a field out of its range."""
-        if self.kind not in READERS:
-            raise InputError(
-                f"source kind is {self.kind!r}; wanted one of {', '.join(READERS)}"
-            )
-        if not self.path:
-            raise InputError(f"the path of a {self.kind} source is empty")
-        if self.max_characters < 1:
-            raise InputError(
-                f"max_characters is {self.max_characters}; wanted 1 or more"
-            )
+    def list_shards(self) -> list[SourceShard]:
+        """Cuts the source into shards, in an order that depends on the files only.
 
-    @property
-    def columns(self) -> Columns:
-        """Names of a table's columns."""
-        return Columns(
-            self.image_column, self.url_column, self.text_column, self.language_column
-        )
+        A shard is what one process reads: it should hold some thousand pairs and no
+        more than some hundred megabytes. The source decides what its fields mean, for
+        `read` alone; a build that goes on later finds the same shards.
+
+        Raises:
+          InputError: there are none, or a file lacks a column or is of another type.
+        """
+
+    def read(
+        self, shard: SourceShard, drops: collections.Counter[str]
+    ) -> Iterator[RawPair]:
+        """Reads a shard in the order of its files.
+
+        Pairs need no check: what is too large, has neither picture nor URL or cannot be
+        stored is dropped and counted by `read_shard`.
+
+        Args:
+          shard: one of `list_shards`.
+          drops: counts by its reason what cannot become a pair; a file that is cut
+            counts once.
+
+        Yields:
+          The pairs. One without a language has the config's `language`.
+
+        Raises:
+          InputError: a file is damaged where what follows cannot be read.
+        """
 
 
-@dataclasses.dataclass(frozen=True)
-class SourceShard:
-    """A part of a source that one process reads.
+SOURCES: dict[str, type[Source]] = {
+    "parquet": ParquetSource,
+    "csv": CsvSource,
+    "tsv": TsvSource,
+    "webdataset": WebdatasetSource,
+    "img2dataset": Img2datasetSource,
+    "folder": FolderSource,
+    "tfds": TfdsSource,
+    "html": HtmlSource,
+}
 
-    Attributes:
-      name: of it, for messages.
-      path: of its file, or the root folder of `files`.
-      first: row group, TFDS shard or place in a CSV file where it begins.
-      last: where it ends, exclusive; of a CSV file its rows, 0 for all that follow.
-      files: pages, relative to `path`.
+
+def choose_source(kind: str) -> type[Source]:
+    """The class of a kind of source.
+
+    Raises:
+      InputError: no source has this name.
+      TypeError: the class does not fulfil `Source`.
     """
-
-    name: str
-    path: str
-    first: int = 0
-    last: int = 0
-    files: tuple[str, ...] = ()
+    if kind not in SOURCES:
+        raise InputError(f"source kind is {kind!r}; wanted one of {', '.join(SOURCES)}")
+    check_contract(SOURCES[kind], Source, f"SOURCES[{kind!r}]")
+    return SOURCES[kind]
 
 
 def list_shards(config: SourceConfig) -> list[SourceShard]:
@@ -112,12 +107,11 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
     Raises:
       InputError: there are none, or a file lacks a column or is of another type.
     """
-    list_, _ = READERS[config.kind]
-    return list_(config)
+    return choose_source(config.kind)(config=config).list_shards()
 
 
 def read_shard(
-    config: SourceConfig, shard: SourceShard, drops: collections.Counter
+    config: SourceConfig, shard: SourceShard, drops: collections.Counter[str]
 ) -> Iterator[pa.RecordBatch]:
     """Reads a shard.
 
@@ -132,14 +126,16 @@ def read_shard(
     Raises:
       InputError: a file is damaged where what follows cannot be read.
     """
-    _, read = READERS[config.kind]
-    rows, size = [], 0
-    for image, url, text, language in read(config, shard, drops):
-        row = _checked(image, url, text, language, config.max_characters, drops)
-        if row is None:
+    source = choose_source(config.kind)(config=config)
+    rows: list[RawPair] = []
+    size = 0
+    for pair in source.read(shard=shard, drops=drops):
+        row, reason = _check(pair, config.max_characters)
+        if reason:
+            drops[reason] += 1
             continue
         rows.append(row)
-        size += len(image or b"")
+        size += len(row.image or b"")
         if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
             yield _batch(rows)
             rows, size = [], 0
@@ -147,21 +143,16 @@ def read_shard(
         yield _batch(rows)
 
 
-def _checked(
-    image: bytes | None,
-    url: str | None,
-    text: str | None,
-    language: str,
-    max_characters: int,
-    drops: collections.Counter,
-) -> Row | None:
-    text, language = (text or "")[:max_characters], language[:64]
+def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:
+    """Cuts a pair's texts; the second value says why it is dropped, or is empty."""
+    image, url = pair.image, pair.url
+    text, language = (pair.alt_text or "")[:max_characters], pair.language[:64]
     if url and len(url) > MAX_URL_CHARACTERS:
         url = None
-    reason = None
+    row, reason = RawPair(image, url or None, text, language), ""
     if image is None and not url:
         reason = "no image and no url"
-    elif image is not None and len(image) > tables.MAX_IMAGE_BYTES:
+    elif image is not None and len(image) > MAX_IMAGE_BYTES:
         reason = "image too large"
     elif "\0" in text or "\0" in (url or "") or "\0" in language:
         reason = "NUL byte"
@@ -170,200 +161,11 @@ def _checked(
             f"{url}{text}{language}".encode()
         except UnicodeEncodeError:  # Half of a surrogate pair, as JSON can hold it.
             reason = "undecodable text"
-    if reason:
-        drops[reason] += 1
-        return None
-    return image, url or None, text, language
+    return row, reason
 
 
-def _batch(rows: list[Row]) -> pa.RecordBatch:
+def _batch(rows: list[RawPair]) -> pa.RecordBatch:
     columns = zip(*rows, strict=True)
     return pa.RecordBatch.from_arrays(
         [pa.array(c, f.type) for c, f in zip(columns, RAW, strict=True)], schema=RAW
     )
-
-
-def _files(
-    config: SourceConfig, suffixes: tuple[str, ...], recursive: bool = False
-) -> tuple[str, list[str]]:
-    """The root folder of a source and its files, relative to it, in order."""
-    path = config.path
-    if os.path.isdir(path):
-        found = []
-        for folder, folders, names in os.walk(path):
-            if not recursive:
-                folders.clear()
-            here = os.path.relpath(folder, path)
-            found += [os.path.normpath(os.path.join(here, name)) for name in names]
-        found = [name for name in found if name.lower().endswith(suffixes)]
-        root, wanted = path, f"files *{', *'.join(suffixes)}"
-    else:
-        root = path
-        while glob.has_magic(root) or not os.path.isdir(root):
-            parent = os.path.dirname(root)
-            if parent == root or not parent:
-                root = parent or "."
-                break
-            root = parent
-        names = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
-        found = [os.path.relpath(name, root) for name in names if os.path.isfile(name)]
-        wanted = "a file, a folder or a glob that matches files"
-    if not found:
-        raise InputError(f"no files at {path} ({config.kind}); wanted {wanted}")
-    return root, sorted(found)
-
-
-def _list_parquet(config: SourceConfig) -> list[SourceShard]:
-    root, names = _files(config, (".parquet",))
-    shards = []
-    for name in names:
-        path = os.path.join(root, name)
-        file = tables.open_parquet(path)
-        tables.check_parquet(file, path, config.columns)
-        parts = tables.parquet_parts(file)
-        for first, last in parts:
-            part = f"[{first}:{last}]" if len(parts) > 1 else ""
-            shards.append(SourceShard(name + part, path, first, last))
-    if not shards:
-        raise InputError(f"{config.path} holds no rows; wanted at least one")
-    return shards
-
-
-def _read_parquet(config, shard, drops) -> Iterator[Row]:
-    return tables.read_parquet(
-        shard.path, shard.first, shard.last, config.columns, config.language, drops
-    )
-
-
-def _list_csv(config: SourceConfig) -> list[SourceShard]:
-    kinds = [config.kind] if config.kind in DELIMITERS else [*DELIMITERS]
-    suffixes = tuple(f".{kind}{end}" for kind in kinds for end in ("", ".gz"))
-    if config.kind == "folder" and not os.path.isdir(config.path):
-        raise InputError(f"no folder {config.path}; wanted one of pictures and a CSV")
-    root, names = _files(config, suffixes)
-    shards = []
-    for name in names:
-        path = os.path.join(root, name)
-        delimiter = _delimiter(config, path)
-        tables.check_csv(path, delimiter, config.encoding, _columns(config))
-        parts = tables.csv_parts(path, delimiter, config.encoding)
-        for i, (start, rows) in enumerate(parts):
-            part = f"[part {i}]" if len(parts) > 1 else ""
-            shards.append(SourceShard(name + part, path, start, rows))
-    return shards
-
-
-def _read_csv(config, shard, drops) -> Iterator[Row]:
-    return tables.read_csv(
-        shard.path,
-        shard.first,
-        shard.last,
-        _delimiter(config, shard.path),
-        config.encoding,
-        _columns(config),
-        config.language,
-        drops,
-    )
-
-
-def _columns(config: SourceConfig) -> Columns:
-    if config.kind == "folder" and config.image_column == Columns.image:
-        return dataclasses.replace(config.columns, image="path")
-    return config.columns
-
-
-def _delimiter(config: SourceConfig, path: str) -> str:
-    kind = config.kind
-    if kind == "folder":
-        kind = "tsv" if ".tsv" in pathlib.Path(path).suffixes else "csv"
-    return DELIMITERS[kind]
-
-
-def _list_tars(config: SourceConfig) -> list[SourceShard]:
-    root, names = _files(config, (".tar", ".tar.gz", ".tgz"))
-    shards = [SourceShard(name, os.path.join(root, name)) for name in names]
-    for shard in shards:
-        tars.check_tar(shard.path)
-    return shards
-
-
-def _list_img2dataset(config: SourceConfig) -> list[SourceShard]:
-    root, names = _files(config, (".parquet",))
-    shards = [SourceShard(name, os.path.join(root, name)) for name in names]
-    for shard in shards:
-        tars.check_img2dataset(shard.path)
-    return shards
-
-
-def _read_tar(config, shard, drops) -> Iterator[Row]:
-    names = (config.text_column, config.language_column)
-    return tars.read_tar(shard.path, *names, config.language, drops)
-
-
-def _read_img2dataset(config, shard, drops) -> Iterator[Row]:
-    names = (config.text_column, config.language_column)
-    return tars.read_img2dataset(shard.path, *names, config.language, drops)
-
-
-def _list_pages(config: SourceConfig) -> list[SourceShard]:
-    warc = (".warc", ".warc.gz")
-    root, names = _files(config, (".html", ".htm", ".xhtml", *warc), recursive=True)
-    pages = [name for name in names if not name.lower().endswith(warc)]
-    shards = [
-        SourceShard(name, os.path.join(root, name))
-        for name in names
-        if name.lower().endswith(warc)
-    ]
-    for start in range(0, len(pages), PAGES_A_SHARD):
-        part = tuple(pages[start : start + PAGES_A_SHARD])
-        shards.append(SourceShard(f"{part[0]} ... {part[-1]}", root, files=part))
-    return shards
-
-
-def _read_pages(config, shard, drops) -> Iterator[Row]:
-    if shard.files:
-        return html_pages.read_pages(
-            shard.files, shard.path, config.base_url, config.language, drops
-        )
-    return html_pages.read_warc(shard.path, config.language, drops)
-
-
-def _list_tfds(config: SourceConfig) -> list[SourceShard]:
-    from data.sources import tfds_records  # TensorFlow, which no other kind needs.
-
-    shards = tfds_records.count_shards(
-        config.path,
-        config.data_dir,
-        config.split,
-        (config.image_column, config.text_column),
-    )
-    return [
-        SourceShard(f"{config.split}[{n}]", config.path, n, n + 1)
-        for n in range(shards)
-    ]
-
-
-def _read_tfds(config, shard, drops) -> Iterator[Row]:
-    from data.sources import tfds_records
-
-    return tfds_records.read_tfds(
-        shard.path,
-        config.data_dir,
-        f"{config.split}[{shard.first}shard]",
-        config.columns,
-        config.language,
-        drops,
-    )
-
-
-# kind: (lists its shards, reads one).
-READERS: dict[str, tuple[Callable, Callable]] = {
-    "parquet": (_list_parquet, _read_parquet),
-    "csv": (_list_csv, _read_csv),
-    "tsv": (_list_csv, _read_csv),
-    "webdataset": (_list_tars, _read_tar),
-    "img2dataset": (_list_img2dataset, _read_img2dataset),
-    "folder": (_list_csv, _read_csv),
-    "tfds": (_list_tfds, _read_tfds),
-    "html": (_list_pages, _read_pages),
-}

@@ -19,7 +19,7 @@ from data.corpus.engines import ENGINES, DuckDB
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
 from data.doctor.__main__ import diagnose
-from data.sources.source import SourceConfig
+from data.sources.config import SourceConfig
 from tests import tiny
 
 TEXTS = [f"{name} side {n}" for n, name in enumerate(tiny.NAMES)]

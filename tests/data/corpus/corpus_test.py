@@ -22,7 +22,7 @@ from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
 from data.corpus.ingest import identify, normalise
 from data.corpus.rules import RuleBounds
 from data.pictures.images import perceptual_hash
-from data.sources.source import SourceConfig
+from data.sources.config import SourceConfig
 from tests.data.corpus.corpus_oracle import decide
 
 WORDS = [f"word{n}" for n in range(48)]

@@ -23,7 +23,7 @@ from data.corpus.engines import DuckDB
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
 from data.pictures import embeddings, nsfw
-from data.sources.source import SourceConfig
+from data.sources.config import SourceConfig
 from tests import tiny
 from tests.data.corpus.corpus_test import draw, records_of, sentence
 

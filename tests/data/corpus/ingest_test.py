@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.corpus.ingest import PAIRS, identify, ingest_shard, normalise, shuffle_key
-from data.sources.source import SourceConfig, list_shards
+from data.sources.config import SourceConfig
+from data.sources.source import list_shards
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""The config of a source of raw pairs, from the literal fields of a config file."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from align_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TableColumns:
+    """Names of a table's columns, empty where it has none."""
+
+    image: str = "image"
+    url: str = "url"
+    text: str = "alt_text"
+    language: str = "language"
+
+    def among(self, found: Sequence[str], where: str) -> "TableColumns":
+        """The columns that a table has.
+
+        Args:
+          found: names of its columns.
+          where: name of the table, for messages.
+
+        Raises:
+          InputError: the text, both picture columns, or one that is not a default
+            name, hence was asked for, are missing.
+        """
+        missing = []
+        for field in dataclasses.fields(self):
+            name = getattr(self, field.name)
+            asked = field.name == "text" or name not in ("", field.default)
+            if asked and name not in found:
+                missing.append(name)
+        if missing:
+            raise InputError(f"{where} lacks the columns {missing}; it has {[*found]}")
+        present = TableColumns(
+            image=self.image if self.image in found else "",
+            url=self.url if self.url in found else "",
+            text=self.text,
+            language=self.language if self.language in found else "",
+        )
+        if not present.image and not present.url:
+            raise InputError(
+                f"{where} has neither {self.image!r} nor {self.url!r}, so no pictures;"
+                f" it has {[*found]}"
+            )
+        return present
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """A source of raw pairs.
+
+    Attributes:
+      kind: a name in `data.sources.source.SOURCES`.
+      path: file, folder or glob; for TFDS the folder of a prepared dataset's version,
+        or its name with `data_dir`.
+      image_column: of tables: a picture file's bytes, or its path relative to the
+        table's folder; "path" too in a `folder`. May be absent where there are URLs.
+      url_column: of tables.
+      text_column: of tables; field of a .json in tars; feature of TFDS, as in
+        "captions/text".
+      language_column: of tables; field of a .json in tars; feature of TFDS.
+      language: of rows whose source has none.
+      split: of TFDS.
+      data_dir: of TFDS, where `path` is a name.
+      encoding: of CSV and TSV files.
+      base_url: URL under which a folder of HTML pages was served, empty if unknown.
+      max_characters: a longer raw text is cut.
+    """
+
+    kind: str
+    path: str
+    image_column: str = "image"
+    url_column: str = "url"
+    text_column: str = "alt_text"
+    language_column: str = "language"
+    language: str = ""
+    split: str = "train"
+    data_dir: str = ""
+    encoding: str = "utf-8"
+    base_url: str = ""
+    max_characters: int = 10_000
+
+    def __post_init__(self):
+        """Raises InputError for a field out of its range."""
+        if not self.path:
+            raise InputError(f"the path of a {self.kind} source is empty")
+        if self.max_characters < 1:
+            raise InputError(
+                f"max_characters is {self.max_characters}; wanted 1 or more"
+            )
+
+    @property
+    def columns(self) -> TableColumns:
+        """Names of a table's columns."""
+        return TableColumns(
+            image=self.image_column,
+            url=self.url_column,
+            text=self.text_column,
+            language=self.language_column,
+        )

@@ -1,0 +1,186 @@
+"""Pairs in Parquet files, with pictures as bytes or paths."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align_jax.errors import InputError
+from data.sources.config import SourceConfig, TableColumns
+from data.sources.files import RawPair, SourceShard, list_files, read_picture
+
+# A shard of a large file ends with the row group that reaches one of these.
+SHARD_ROWS = 2**16
+SHARD_BYTES = 256 * 2**20
+
+
+class ParquetSource:
+    """Parquet files; a shard is a range of row groups, [first, last)."""
+
+    def __init__(self, config: SourceConfig):
+        """Keeps the config; nothing is read yet."""
+        self.config = config
+
+    def list_shards(self) -> list[SourceShard]:
+        """Cuts the files at row groups, by rows and bytes."""
+        root, names = list_files(self.config, (".parquet",))
+        shards = []
+        for name in names:
+            path = os.path.join(root, name)
+            file = open_parquet(path)
+            check_parquet(file, path, self.config.columns)
+            parts = parquet_parts(file)
+            for first, last in parts:
+                part = f"[{first}:{last}]" if len(parts) > 1 else ""
+                shards.append(SourceShard(name + part, path, first, last))
+        if not shards:
+            raise InputError(f"{self.config.path} holds no rows; wanted at least one")
+        return shards
+
+    def read(
+        self, shard: SourceShard, drops: collections.Counter[str]
+    ) -> Iterator[RawPair]:
+        """Yields the pairs of a shard; one a text where the texts are lists.
+
+        Paths of pictures are relative to the file's folder.
+        """
+        file = open_parquet(shard.path)
+        present = check_parquet(file, shard.path, self.config.columns)
+        paths = present.image and _is_text(
+            _plain(file.schema_arrow.field(present.image).type)
+        )
+        folder = pathlib.Path(shard.path).parent
+        names = dataclasses.astuple(present)
+        rows = read_parquet_columns(shard.path, names, shard.first, shard.last)
+        for image, url, texts, language in rows:
+            if isinstance(image, dict):  # As Hugging Face's datasets store an image.
+                image = image["bytes"]
+            for text in texts if isinstance(texts, list) else [texts]:
+                try:
+                    address = url.decode() if url else None
+                    alt_text = text.decode() if text else ""
+                    spoken = language.decode() if language else self.config.language
+                    location = image.decode() if image and paths else ""
+                except UnicodeDecodeError:
+                    drops["undecodable text"] += 1
+                    continue
+                content = None if paths else image
+                if location:
+                    content = read_picture(folder, location, drops)
+                    if content is None:
+                        continue
+                yield RawPair(content, address, alt_text, spoken)
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """Opens a Parquet file; InputError where it is none."""
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a Parquet file: {reason}") from error
+
+
+def check_parquet(
+    file: pq.ParquetFile, path: str, columns: TableColumns
+) -> TableColumns:
+    """The columns that a Parquet file has.
+
+    Raises:
+      InputError: one is missing or of a type that is not read.
+    """
+    schema = file.schema_arrow
+    present = columns.among(schema.names, path)
+    for name in (present.url, present.text, present.language):
+        kind = _plain(schema.field(name).type) if name else pa.string()
+        lists = name == present.text and _is_list(kind)
+        if not _is_text(_plain(kind.value_type) if lists else kind):
+            raise InputError(f"column {name!r} of {path} is {kind}; wanted string")
+    kind = _plain(schema.field(present.image).type) if present.image else pa.string()
+    embedded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not (_is_text(kind) or _is_binary(kind) or embedded):
+        raise InputError(
+            f"column {present.image!r} of {path} is {kind}; wanted binary (a picture"
+            " file's bytes) or string (its path)"
+        )
+    return present
+
+
+def parquet_parts(file: pq.ParquetFile) -> list[tuple[int, int]]:
+    """Cuts a file into ranges [first, last) of row groups, by rows and bytes."""
+    parts, first, rows, size = [], 0, 0, 0
+    groups = file.metadata.num_row_groups
+    for group in range(groups):
+        metadata = file.metadata.row_group(group)
+        rows += metadata.num_rows
+        size += sum(
+            metadata.column(n).total_compressed_size
+            for n in range(metadata.num_columns)
+        )
+        if rows >= SHARD_ROWS or size >= SHARD_BYTES or group == groups - 1:
+            parts.append((first, group + 1))
+            first, rows, size = group + 1, 0, 0
+    return parts
+
+
+def read_parquet_columns(
+    path: str, names: Sequence[str], first: int = 0, last: int | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Reads columns of row groups [first, last); texts as bytes, UTF-8 unchecked.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    file = open_parquet(path)
+    groups = range(first, file.metadata.num_row_groups if last is None else last)
+    distinct = list(dict.fromkeys(name for name in names if name))
+    batches = file.iter_batches(256, row_groups=groups, columns=distinct)
+    while True:
+        try:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            values = {name: _as_bytes(batch[name]).to_pylist() for name in distinct}
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} is damaged ({reason}); make it anew") from error
+        nothing = [None] * len(batch)
+        columns = [values[name] if name else nothing for name in names]
+        yield from zip(*columns, strict=True)
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Texts as bytes, so that a bad one is met where it can be counted."""
+    kind = _plain(column.type)
+    if kind != column.type:
+        column = column.cast(kind)
+    if _is_text(kind):
+        return column.cast(pa.large_binary())
+    if _is_list(kind) and _is_text(kind.value_type):
+        return column.cast(pa.large_list(pa.large_binary()))
+    return column
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

@@ -1,0 +1,90 @@
+import collections
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align_jax.errors import InputError
+from data.corpus.config import CorpusConfig
+from data.corpus.rules import RuleBounds
+from data.sources.config import SourceConfig
+from data.sources.source import SOURCES, list_shards, read_shard
+from tests.data.sources.reading import PNG, read
+
+# The one file of a new kind of source: a text file a picture of the same name.
+TOY = """
+import pathlib
+
+from data.sources.files import RawPair, SourceShard, list_files, read_picture
+
+
+class NotesSource:
+    def __init__(self, config):
+        self.config = config
+
+    def list_shards(self):
+        root, names = list_files(self.config, (".note",))
+        return [SourceShard(name, root, files=(name,)) for name in names]
+
+    def read(self, shard, drops):
+        for name in shard.files:
+            picture = read_picture(shard.path, name.replace(".note", ".png"), drops)
+            text = (pathlib.Path(shard.path) / name).read_text()
+            yield RawPair(picture, None, text, self.config.language)
+"""
+
+
+def test_an_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(InputError, match="kind is 'zip'; wanted one of parquet, csv"):
+        read("zip", tmp_path)
+    with pytest.raises(InputError, match="kind is 'zip'; wanted one of parquet, csv"):
+        CorpusConfig("x", 0, SourceConfig("zip", "x"), RuleBounds(), 100)
+
+
+def test_a_new_kind_of_source_takes_one_file_and_one_line(tmp_path, monkeypatch):
+    (tmp_path / "toy_source.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    import toy_source
+
+    monkeypatch.setitem(SOURCES, "notes", toy_source.NotesSource)  # the one line
+    monkeypatch.delitem(sys.modules, "toy_source")
+    for name, text in (("a", "a cat"), ("b", "two\0"), ("c", "no picture")):
+        (tmp_path / f"{name}.note").write_text(text)
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(PNG)
+    rows, drops = read("notes", tmp_path, language="en")
+    assert rows == [(PNG, None, "a cat", "en")]
+    assert drops == {"NUL byte": 1, "image file missing": 1, "no image and no url": 1}
+
+
+def test_a_source_that_lacks_a_method_is_refused_before_anything_is_read(monkeypatch):
+    class Half:
+        def __init__(self, config):
+            raise AssertionError("not even made")
+
+        def read(self, shard):
+            yield
+
+    monkeypatch.setitem(SOURCES, "half", Half)
+    message = (
+        r"class Half of SOURCES\['half'\] lacks the method list_shards\(\); it has"
+        r" read\(shard\), wanted read\(shard, drops\) .*data.sources.source.Source\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        list_shards(SourceConfig("half", "x"))
+    with pytest.raises(TypeError, match=message):
+        CorpusConfig("x", 0, SourceConfig("half", "x"), RuleBounds(), 100)
+
+
+def test_batches_are_bounded_by_rows_and_by_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.source.BATCH_BYTES", 1000)
+    images = [b"x" * 300] * 7
+    texts = [f"text {n}" for n in range(7)]
+    pq.write_table(pa.table({"image": images, "alt_text": texts}), tmp_path / "a")
+    config = SourceConfig("parquet", str(tmp_path / "a"))
+    (shard,) = list_shards(config)
+    batches = list(read_shard(config, shard, collections.Counter()))
+    assert [len(batch) for batch in batches] == [4, 3]
+    found = [text for batch in batches for text in batch["alt_text"].to_pylist()]
+    assert found == texts
