@@ -283,7 +283,7 @@ def run_ours(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
 
 def run_lengths(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     """Only the rules on the number of unigrams."""
-    from data.corpus.rules import unigrams_of
+    from data.corpus.ngrams import unigrams_of
 
     build, bounds = _build(folder, out, flags), RuleBounds()
     pairs = build.shards("pairs")

@@ -18,32 +18,32 @@ from typing import Any
 import ibis
 
 from align_jax.errors import InputError
-from data.corpus import rules
+from data.corpus import ngrams, rules
 from data.corpus.config import CorpusConfig
 from data.corpus.dataset import described, write_dataset
-from data.corpus.embedding_rule import (
-    check_embedding,
-    count_not_embedded,
-    index_evaluation,
-)
+from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
-from data.corpus.ingest import PAIRS, ingest_shard
+from data.corpus.ingest import ingest_shard
 from data.corpus.page import write_page
+from data.corpus.picture_rules import judge_pairs, make_picture_rules, scores_schema
 from data.corpus.score import score_shard
 from data.corpus.stage_tables import StageTables
 from data.pictures.evaluation_images import (
     EVALUATION,
-    has_hashes,
     open_evaluation,
     write_evaluation,
 )
-from data.pictures.nsfw import load_scorer
 from data.records.stages import claim, materialise, remove, write_file
 from data.sources.source import list_shards
 
 
 class Build(StageTables):
     """The stages of one corpus, in the order of their methods."""
+
+    def __init__(self, config: CorpusConfig, directory: pathlib.Path):
+        """Opens the engine and makes the rules; see `StageTables`."""
+        super().__init__(config, directory)
+        self.picture_rules = make_picture_rules(config)
 
     def ingest(self) -> None:
         """Normalises the raw pairs and measures their pictures: `pairs`, `images`.
@@ -89,23 +89,22 @@ class Build(StageTables):
             ),
         )
         pairs = self.shards("pairs")
-        kinds = pairs.select("image_id", "text", "language", "key")
-        self.save("distinct", kinds.distinct())
+        self.save("distinct", pairs.select(*rules.PAIR_COLUMNS).distinct())
 
     def ngrams(self) -> int:
         """Counts texts and n-grams and finds texts with rare ones; returns the cut."""
-        self.save("texts", rules.count_texts(self.table("distinct")))
+        self.save("texts", ngrams.count_texts(self.table("distinct")))
         texts = self.table("texts")
-        self.save("ngrams", rules.count_ngrams(texts))
-        ngrams = self.table("ngrams")
+        self.save("ngrams", ngrams.count_ngrams(texts))
+        counted = self.table("ngrams")
         budget = self.config.rules.frequent_ngrams
-        cut = self.engine.execute(rules.vocabulary_cut(ngrams, budget))
+        cut = self.engine.execute(ngrams.vocabulary_cut(counted, budget))
         if cut is None or math.isnan(cut):
             raise InputError(
                 f"config.rules.frequent_ngrams is {budget}, fewer than the n-grams of"
                 " the highest count; raise it"
             )
-        self.save("rare_texts", rules.find_rare_texts(texts, ngrams, int(cut)))
+        self.save("rare_texts", ngrams.find_rare_texts(texts, counted, int(cut)))
         return int(cut)
 
     def flags(self) -> None:
@@ -118,58 +117,51 @@ class Build(StageTables):
             )
             evaluation = self.table("evaluation")
         flagged = rules.flag_pairs(
-            self.table("distinct"),
-            self.table("pictures"),
-            self.table("texts"),
-            self.table("rare_texts"),
-            evaluation.select("image_id"),
-            self.config.rules,
+            pairs=self.table("distinct"),
+            pictures=self.table("pictures"),
+            texts=self.table("texts"),
+            rare_texts=self.table("rare_texts"),
+            evaluation_images=evaluation.select("image_id"),
+            bounds=self.config.rules,
         )
         self.save("flags", flagged)
 
     def score(self) -> None:
         """Looks at the pictures of pairs that break no rule yet: `scores`."""
-        if self.stage("kept").exists() or len(self.off()) == 3:
+        off = self.off()
+        used = {n: rule for n, rule in self.picture_rules.items() if n not in off}
+        if self.stage("kept").exists() or not used:
             return
         survivors = self._unbroken(self.table("flags")).select("image_id").distinct()
         pictures = self.table("pictures").select("image_id", "shard")
         self.save("survivors", pictures.semi_join(survivors, "image_id"))
-        config = self.config.pictures
-        if "near_duplicate" in self.off():
-            config = dataclasses.replace(config, max_hash_distance=-1)
         shards = len(list((self.folder / "images").glob("*.parquet")))
-        if config.embedding_model:
-            index_evaluation(self, shards)
+        for rule in used.values():
+            rule.prepare(stages=self, shards=shards)
         # Where every core has a process, a model's threads would only be in the way.
         threads = None if 1 in (self.config.engine.workers, shards) else 1
         tasks = [
-            functools.partial(score_shard, config, self.folder, index, threads=threads)
+            functools.partial(
+                score_shard,
+                rules=used,
+                schema=scores_schema(self.picture_rules),
+                stages=self.folder,
+                index=index,
+                threads=threads,
+            )
             for index in range(shards)
         ]
         self.engine.map(tasks, "look at pictures", "picture")
 
     def off(self) -> dict[str, str]:
         """The picture rules that are not evaluated, and why."""
-        config, reasons = self.config.pictures, {}
-        if not config.nsfw_model:
-            reasons["pornographic"] = "config.pictures.nsfw_model is empty"
-        if config.max_hash_distance < 0:
-            reasons["near_duplicate"] = "config.pictures.max_hash_distance is below 0"
-        elif not self.config.evaluation_images:
-            reasons["near_duplicate"] = "config.evaluation_images is empty"
-        elif not has_hashes(self.config.evaluation_images):
-            reasons["near_duplicate"] = (
-                f"{self.config.evaluation_images} has neither a column phash nor image"
-            )
-        if not config.embedding_model:
-            reasons["near_embedding"] = "config.pictures.embedding_model is empty"
-        return reasons
+        reasons = {name: rule.off() for name, rule in self.picture_rules.items()}
+        return {name: why for name, why in reasons.items() if why}
 
     def judged(self) -> ibis.Table:
         """All distinct pairs with a column for each rule."""
         scores = self.shards("scores") if (self.folder / "scores").exists() else None
-        max_nsfw = self.config.pictures.max_nsfw
-        return rules.judge_pairs(self.table("flags"), scores, max_nsfw)
+        return judge_pairs(self.table("flags"), scores, self.picture_rules)
 
     def keep(self) -> None:
         """Lists the pairs that break no rule: `kept`."""
@@ -222,7 +214,7 @@ class Build(StageTables):
             counts[f"first {name}"] = first.cast("int64").sum()
             earlier = earlier | flagged[name]
         row = self.engine.execute(flagged.aggregate(**counts)).iloc[0]
-        rules = [
+        rows = [
             {
                 "rule": name,
                 "breaks": int(row[f"breaks {name}"]),
@@ -230,7 +222,7 @@ class Build(StageTables):
             }
             for name in rule_names(flagged)
         ]
-        return int(row["pairs"]), rules
+        return int(row["pairs"]), rows
 
     def records(self, report: dict[str, Any]) -> None:
         """Writes the dataset: `DIR/records`."""
@@ -263,7 +255,7 @@ class Build(StageTables):
 
 def rule_names(flagged: ibis.Table) -> list[str]:
     """Rules of a table of flags, in their order."""
-    return [name for name in flagged.columns if name not in PAIRS.names]
+    return [name for name in flagged.columns if name not in rules.PAIR_COLUMNS]
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -289,12 +281,13 @@ def format_report(report: dict[str, Any]) -> str:
 def check_inputs(config: CorpusConfig) -> None:
     """Raises InputError where a source or model of the config is not to be had."""
     choose_engine(config.engine.kind)
+    rules.check_rules(config.rules)
     list_shards(config.ingest)
     if config.evaluation_images:
         open_evaluation(config.evaluation_images)
-    if config.pictures.nsfw_model:
-        load_scorer(config.pictures.nsfw_model)
-    check_embedding(config)
+    for rule in make_picture_rules(config).values():
+        if not rule.off():
+            rule.check()
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:

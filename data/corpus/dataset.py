@@ -10,8 +10,8 @@ from typing import Any
 
 import ibis
 
-from data.corpus import rules
 from data.corpus.config import CorpusConfig
+from data.corpus.ngrams import unigrams_of
 from data.corpus.stage_tables import StageTables
 from data.records.stages import materialise, write_file
 
@@ -30,7 +30,7 @@ def write_dataset(
       folder: to write, under a name that is not final.
     """
     kept, pairs = stages.table("kept"), report["pairs_kept"]
-    words = kept.select(word=rules.unigrams_of(kept).unnest())
+    words = kept.select(word=unigrams_of(kept).unnest())
     counts = stages.engine.execute(words.group_by("word").agg(n=words.count()))
     exchange = stages.folder / "exchange"
     shards = _count_shards(stages)

@@ -10,12 +10,14 @@ k-means run on the driver's machine, all else on its executors.
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import faiss
+import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ibis.expr.types import BooleanValue
 
 from align_jax.errors import InputError
 from data.corpus.config import CorpusConfig, PictureConfig
@@ -27,68 +29,96 @@ from data.pictures.near_duplicates import NearDuplicates
 from data.records.stages import materialise, remove
 
 TO_EMBED = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
-COMPARED = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("cosine", pa.float32()),
-        ("near_embedding", pa.bool_()),
-    ]
-)
 INDEX = "near_duplicates.npz"
 EVALUATION = "evaluation.parquet"  # beside the shards of pictures to embed
 
 
-def check_embedding(config: CorpusConfig) -> None:
-    """Raises InputError where the rule is on and something it needs is missing."""
-    if not config.pictures.embedding_model:
-        return
-    wanted = "config.pictures.embedding_model needs the evaluation images' files"
-    if not config.evaluation_images:
-        raise InputError(f"{wanted}, but config.evaluation_images is empty")
-    file = open_evaluation(config.evaluation_images)
-    names = file.schema_arrow.names
-    if "image" not in names or not file.metadata.num_rows:
-        raise InputError(
-            f"{wanted}, but {config.evaluation_images} (config.evaluation_images) has"
-            f" {file.metadata.num_rows} rows and the columns {names}; wanted `image`"
-        )
-    check_model(config.pictures.embedding_model)
+class NearEmbeddingRule:
+    """Drops a picture of a cosine above `max_cosine`; see `PictureRule`."""
 
+    meaning = "cosine with an evaluation image more than"
+    bound = "max_cosine"
+    withheld = False
+    columns: tuple[pa.Field, ...] = (
+        pa.field("cosine", pa.float32()),
+        pa.field("near_embedding", pa.bool_()),
+    )
 
-def index_evaluation(stages: StageTables, shards: int) -> None:
-    """Embeds all pictures and indexes the evaluation images: `embeddings`, INDEX.
+    def __init__(self, config: CorpusConfig):
+        """Keeps the fields of the config that it reads."""
+        self.model = config.pictures.embedding_model
+        self.evaluation_images = config.evaluation_images
 
-    Args:
-      stages: of the build, up to `survivors`.
-      shards: of the stage `images`.
+    def off(self) -> str:
+        """Says why the rule is not evaluated; empty if it is."""
+        return "" if self.model else "config.pictures.embedding_model is empty"
 
-    Raises:
-      InputError: the model fails, or no evaluation image can be embedded.
-    """
-    folder, config = stages.folder, stages.config
-    if not (folder / INDEX).exists():
-        tasks = [
-            functools.partial(copy_survivors, folder, index) for index in range(shards)
-        ]
-        stages.engine.map(tasks, "pictures to embed", "picture")
-        materialise(
-            folder / "to_embed" / EVALUATION,
-            lambda path: _copy_evaluation(config.evaluation_images, path),
-        )
-        embed_pictures(
-            config.pictures.embedding_model,
-            folder / "to_embed",
-            folder / "embeddings",
-            config.engine.embedding_batch_size,
-        )
-        _, evaluation = read_embeddings(folder / "embeddings" / EVALUATION)
-        if not len(evaluation):
+    def check(self) -> None:
+        """Raises InputError if the model or an evaluation image's file is missing."""
+        wanted = "config.pictures.embedding_model needs the evaluation images' files"
+        if not self.evaluation_images:
+            raise InputError(f"{wanted}, but config.evaluation_images is empty")
+        file = open_evaluation(self.evaluation_images)
+        names = file.schema_arrow.names
+        if "image" not in names or not file.metadata.num_rows:
             raise InputError(
-                f"none of the pictures of {config.evaluation_images}"
-                " (config.evaluation_images) can be embedded"
+                f"{wanted}, but {self.evaluation_images} (config.evaluation_images) has"
+                f" {file.metadata.num_rows} rows and the columns {names}; wanted"
+                " `image`"
             )
-        _build_index(evaluation, stages, config.pictures).save(folder / INDEX)
-    remove(folder / "to_embed")
+        check_model(self.model)
+
+    def prepare(self, stages: StageTables, shards: int) -> None:
+        """Embeds all pictures and indexes the evaluation images: `embeddings`, INDEX.
+
+        Raises:
+          InputError: the model fails, or no evaluation image can be embedded.
+        """
+        folder, config = stages.folder, stages.config
+        if not (folder / INDEX).exists():
+            tasks = [
+                functools.partial(copy_survivors, folder, index)
+                for index in range(shards)
+            ]
+            stages.engine.map(tasks, "pictures to embed", "picture")
+            materialise(
+                folder / "to_embed" / EVALUATION,
+                lambda path: _copy_evaluation(self.evaluation_images, path),
+            )
+            embed_pictures(
+                self.model,
+                folder / "to_embed",
+                folder / "embeddings",
+                config.engine.embedding_batch_size,
+            )
+            _, evaluation = read_embeddings(folder / "embeddings" / EVALUATION)
+            if not len(evaluation):
+                raise InputError(
+                    f"none of the pictures of {self.evaluation_images}"
+                    " (config.evaluation_images) can be embedded"
+                )
+            _build_index(evaluation, stages, config.pictures).save(folder / INDEX)
+        remove(folder / "to_embed")
+
+    def open_shard(
+        self, stages: pathlib.Path, index: int, threads: int | None
+    ) -> Callable[[pa.Table], list[pa.ChunkedArray]]:
+        """Looks up the cosines of the shard's pictures; null without an embedding."""
+        compared = compare_shard(stages, index)
+
+        def score(images: pa.Table) -> list[pa.ChunkedArray]:
+            rows = pa.compute.index_in(images["image_id"], compared["image_id"])
+            names = [field.name for field in self.columns]
+            return compared.select(names).take(rows).columns
+
+        return score
+
+    def breaks(self, scores: ibis.Table) -> BooleanValue:
+        """The expression that is true where a pair breaks the rule."""
+        return scores.near_embedding
+
+
+COMPARED = pa.schema([("image_id", pa.string()), *NearEmbeddingRule.columns])
 
 
 def copy_survivors(stages: pathlib.Path, index: int) -> int:

@@ -17,7 +17,9 @@ import ibis
 import jinja2
 from PIL import Image
 
+from data.corpus.picture_rules import PICTURE_RULES, PictureRule
 from data.corpus.plots import Execute, draw_cosines, draw_plots
+from data.corpus.rules import RULES, Rule
 from data.pictures.images import UNREADABLE, open_picture
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
@@ -27,25 +29,6 @@ DROPPED_PAIRS = 8  # a rule
 SHOWN_CHARACTERS = 240  # of a text
 THUMBNAIL_SIDE = 144  # pixels
 JPEG_QUALITY = 70
-
-# What it means to break a rule, and the config's bound of it.
-RULES = {
-    "other_language": ("the text is in no language to keep", "languages"),
-    "no_image": ("there is no picture", None),
-    "undecodable": ("the picture cannot be decoded", None),
-    "shorter_side": ("shorter side, pixels, at most", "min_shorter_side"),
-    "aspect_ratio": ("longer side / shorter side at least", "max_aspect_ratio"),
-    "texts_per_image": ("picture's distinct texts more than", "max_texts_per_image"),
-    "evaluation_image": ("the picture is one of an evaluation set", None),
-    "images_per_text": ("text's distinct pictures more than", "max_images_per_text"),
-    "rare_ngram": ("an n-gram outside the most frequent", "frequent_ngrams"),
-    "too_short": ("unigrams fewer than", "min_unigrams"),
-    "too_long": ("unigrams more than", "max_unigrams"),
-    "pornographic": ("the picture is pornographic", None),
-    "near_duplicate": ("the picture is nearly one of an evaluation set", None),
-    "near_embedding": ("cosine with an evaluation image more than", "max_cosine"),
-}
-WITHHELD = ("pornographic",)
 
 
 def write_page(
@@ -109,15 +92,21 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [*figures, ("of the distinct pairs kept", kept)]
 
 
+def list_rules() -> dict[str, Rule | type[PictureRule]]:
+    """All rules by their names: what they mean, their bounds, whether they withhold."""
+    return {**RULES, **PICTURE_RULES}
+
+
 def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the rules' table: meaning, bound, counts and share dropped first."""
     config = report.get("config") or {}
     bounds = {**config.get("pictures", {}), **config.get("rules", {})}
     off = {row["rule"] for row in report.get("off", [])}
+    known = list_rules()
     rows = []
     for row in report["rules"]:
-        meaning, field = RULES.get(row["rule"], ("", None))
-        bound = bounds.get(field, "")
+        rule = known.get(row["rule"])
+        bound = bounds.get(rule.bound, "") if rule else ""
         if isinstance(bound, list | tuple):
             bound = ", ".join(map(str, bound))
         elif isinstance(bound, int):
@@ -125,7 +114,7 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
         rows.append(
             {
                 **row,
-                "meaning": meaning,
+                "meaning": rule.meaning if rule else "",
                 "bound": bound,
                 "share": share(row["first"], report["pairs_in"]),
                 "width": 100 * row["first"] / max(report["pairs_in"], 1),
@@ -206,7 +195,8 @@ def show_pictures(
         )
         rows = execute(known).to_dict("records")
         facts = {row["image_id"]: row for row in rows}
-    hidden = {pair["image_id"] for rule, pair in pairs if rule in WITHHELD}
+    withheld = {name for name, rule in list_rules().items() if rule.withheld}
+    hidden = {pair["image_id"] for rule, pair in pairs if rule in withheld}
     wanted = [name for name in names if name not in hidden]
     files = read_pictures(wanted) if wanted else {}
     thumbnails = {n: thumbnail(files[n]) for n in wanted if files.get(n)}

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data.corpus.rules import unigrams_of
+from data.corpus.ngrams import unigrams_of
 
 LONGEST_TEXT = 41  # unigrams; longer texts share the last bar
 WIDEST_ASPECT = 60  # tenths; wider pictures share the last bar

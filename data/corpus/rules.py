@@ -1,16 +1,41 @@
 """The paper's filters (arXiv 2102.05918, section 3) as Ibis expressions.
 
 Every rule is evaluated on the raw pairs, so the report can say both how many pairs
-break it and for how many it is the first one broken. A unigram is a token of the
-normalised text between white space; a bigram is two neighbours. The paper states
-neither, nor the order of its filters.
+break it and for how many it is the first one broken. The paper states neither what a
+unigram is (see `data.corpus.ngrams`) nor the order of its filters.
+
+Another rule is one `Rule` and one line in `RULES`: its column, counts and place on the
+page follow. A rule that looks at the picture is a class of `data.corpus.picture_rules`.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import ibis
 from ibis import Table
-from ibis.expr.types import BooleanValue
+from ibis.expr.types import BooleanValue, IntegerValue
+
+from data.corpus.ngrams import unigrams_of
+
+PAIR_COLUMNS = ("image_id", "text", "language", "key")  # all others are rules
+
+# What a rule can ask of a pair. The picture's size and error are null where only its
+# address is known; the size is 0 x 0 where it cannot be decoded.
+FACTS = ibis.schema(
+    {
+        "image_id": "string",
+        "text": "string",  # normalised
+        "language": "string",  # null or empty if unknown
+        "key": "int64",  # of the shuffle
+        "width": "int32",  # pixels
+        "height": "int32",  # pixels
+        "error": "string",  # why the picture cannot be decoded, else null
+        "texts": "int64",  # distinct texts of the picture; null up to the bound
+        "images": "int64",  # distinct pictures of the text
+        "evaluated": "boolean",  # the picture is an evaluation image, else null
+        "rare": "boolean",  # the text has an n-gram that is not frequent, else null
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,47 +65,105 @@ class RuleBounds:
     max_unigrams: int = 20
 
 
-def unigrams_of(pairs: Table) -> ibis.expr.types.ArrayValue:
-    """The text's unigrams."""
-    return pairs.text.split(" ")
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A filter that needs no model.
 
-
-def count_texts(pairs: Table) -> Table:
-    """Lists the distinct texts: columns `text`, `pairs`, `images` (distinct ones)."""
-    return pairs.group_by("text").agg(
-        pairs=pairs.count(), images=pairs.image_id.nunique()
-    )
-
-
-def count_ngrams(texts: Table) -> Table:
-    """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`.
-
-    Args:
-      texts: from `count_texts`; an n-gram of it counts once for each of its pairs.
+    Attributes:
+      meaning: the words of the page for what breaks the rule.
+      breaks: function from a table with the columns FACTS and the bounds to an
+        expression on the table, true where a pair breaks the rule; null counts as
+        false. None turns the rule off: the report then has no line for it.
+      bound: field of the config that the page shows after the meaning, if any.
+      withheld: whether the page hides the pictures that the rule dropped.
     """
-    ngrams = _ngrams(texts, "pairs")
-    return ngrams.group_by("ngram").agg(count=ngrams.pairs.sum().cast("int64"))
+
+    meaning: str
+    breaks: Callable[[Table, RuleBounds], BooleanValue | None]
+    bound: str = ""
+    withheld: bool = False
 
 
-def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
-    """Smallest count c such that at most `budget` n-grams are counted c or more times.
+def _is_other_language(facts: Table, bounds: RuleBounds) -> BooleanValue | None:
+    if not bounds.languages:
+        return None
+    return ~facts.language.fill_null("").isin(bounds.languages)
 
-    Ties are kept or dropped together, so every engine finds the same cut.
+
+def _is_too_small(facts: Table, bounds: RuleBounds) -> BooleanValue:
+    return _shorter_side(facts) <= bounds.min_shorter_side
+
+
+def _is_too_narrow(facts: Table, bounds: RuleBounds) -> BooleanValue:
+    longer = ibis.greatest(facts.width, facts.height).cast("int64")
+    return longer >= bounds.max_aspect_ratio * _shorter_side(facts)
+
+
+def _shorter_side(facts: Table) -> IntegerValue:
+    return ibis.least(facts.width, facts.height).cast("int64")
+
+
+def _is_too_short(facts: Table, bounds: RuleBounds) -> BooleanValue:
+    return (facts.text == "") | (unigrams_of(facts).length() < bounds.min_unigrams)
+
+
+# In the order in which the report names the first rule broken.
+RULES: dict[str, Rule] = {
+    "other_language": Rule(
+        "the text is in no language to keep", _is_other_language, "languages"
+    ),
+    "no_image": Rule("there is no picture", lambda facts, _: facts.width.isnull()),
+    "undecodable": Rule(
+        "the picture cannot be decoded", lambda facts, _: facts.error.notnull()
+    ),
+    "shorter_side": Rule(
+        "shorter side, pixels, at most", _is_too_small, "min_shorter_side"
+    ),
+    "aspect_ratio": Rule(
+        "longer side / shorter side at least", _is_too_narrow, "max_aspect_ratio"
+    ),
+    "texts_per_image": Rule(
+        "picture's distinct texts more than",
+        lambda facts, bounds: facts.texts > bounds.max_texts_per_image,
+        "max_texts_per_image",
+    ),
+    "evaluation_image": Rule(
+        "the picture is one of an evaluation set", lambda facts, _: facts.evaluated
+    ),
+    "images_per_text": Rule(
+        "text's distinct pictures more than",
+        lambda facts, bounds: facts.images > bounds.max_images_per_text,
+        "max_images_per_text",
+    ),
+    "rare_ngram": Rule(
+        "an n-gram outside the most frequent",
+        lambda facts, _: facts.rare,
+        "frequent_ngrams",
+    ),
+    "too_short": Rule("unigrams fewer than", _is_too_short, "min_unigrams"),
+    "too_long": Rule(
+        "unigrams more than",
+        lambda facts, bounds: unigrams_of(facts).length() > bounds.max_unigrams,
+        "max_unigrams",
+    ),
+}
+
+
+def check_rules(bounds: RuleBounds) -> None:
+    """Raises TypeError for a rule that gives no expression for each pair.
+
+    A rule that asks for a column that is not in FACTS raises what Ibis raises.
     """
-    by_count = ngrams.group_by("count").agg(ngrams=ngrams.count())
-    window = ibis.window(order_by=by_count["count"].desc(), following=0)
-    kept = by_count.mutate(total=by_count.ngrams.sum().over(window))
-    return kept.filter(kept.total <= budget)["count"].min()
-
-
-def find_rare_texts(texts: Table, ngrams: Table, cut: int) -> Table:
-    """Lists the texts with an n-gram that is counted fewer than `cut` times."""
-    spelled = _ngrams(texts, "text")
-    rare = ngrams.filter(ngrams["count"] < cut)
-    return spelled.semi_join(rare, "ngram").select("text").distinct()
+    for name, expression in _expressions(ibis.table(FACTS), bounds).items():
+        if name in FACTS or not isinstance(expression, BooleanValue):
+            raise TypeError(
+                f"rule {name!r} of RULES gives {type(expression).__name__}; wanted a"
+                f" boolean expression, and a name other than {', '.join(FACTS)}"
+            )
 
 
 def flag_pairs(
+    *,
     pairs: Table,
     pictures: Table,
     texts: Table,
@@ -100,13 +183,13 @@ def flag_pairs(
       bounds: of the rules.
 
     Returns:
-      The pairs with the columns of `rule_columns`, in that order.
+      The pairs with a column for each of RULES that is on, in that order.
     """
     many = pairs.count() > bounds.max_texts_per_image  # else there is nothing to count
     busy = pairs.group_by("image_id").having(many).agg(texts=pairs.text.nunique())
     evaluated = evaluation_images.distinct().mutate(evaluated=True)
     sizes = pictures.select("image_id", "width", "height", "error")
-    joined = (
+    facts = (
         pairs.left_join(sizes, "image_id")
         .drop("image_id_right")
         .left_join(busy, "image_id")
@@ -118,64 +201,14 @@ def flag_pairs(
         .left_join(rare_texts.mutate(rare=True), "text")
         .drop("text_right")
     )
-    rules = rule_columns(joined, bounds)
-    return joined.mutate(**rules).select(*pairs.columns, *rules)
-
-
-def rule_columns(joined: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
-    """The rules in the order in which the report names the first one broken."""
-    shorter = ibis.least(joined.width, joined.height).cast("int64")
-    longer = ibis.greatest(joined.width, joined.height).cast("int64")
-    unigrams = unigrams_of(joined).length()
-    too_small = shorter <= bounds.min_shorter_side
-    many_texts = joined.texts > bounds.max_texts_per_image
-    too_wide = longer >= bounds.max_aspect_ratio * shorter
     rules = {
-        "no_image": joined.width.isnull(),
-        "undecodable": joined.error.notnull(),
-        "shorter_side": too_small.fill_null(False),
-        "aspect_ratio": too_wide.fill_null(False),
-        "texts_per_image": many_texts.fill_null(False),
-        "evaluation_image": joined.evaluated.fill_null(False),
-        "images_per_text": joined.images > bounds.max_images_per_text,
-        "rare_ngram": joined.rare.fill_null(False),
-        "too_short": (joined.text == "") | (unigrams < bounds.min_unigrams),
-        "too_long": unigrams > bounds.max_unigrams,
+        name: expression.fill_null(False)
+        for name, expression in _expressions(facts, bounds).items()
     }
-    if bounds.languages:
-        known = joined.language.fill_null("").isin(bounds.languages)
-        rules = {"other_language": ~known, **rules}
-    return rules
+    return facts.mutate(**rules).select(*pairs.columns, *rules)
 
 
-def judge_pairs(flagged: Table, scores: Table | None, max_nsfw: float) -> Table:
-    """Adds the rules that looked at pictures, which only survivors were scored for.
-
-    Args:
-      flagged: from `flag_pairs`.
-      scores: columns image_id, nsfw, near_duplicate, near_embedding; null where not
-        looked at. None where these rules are off.
-      max_nsfw: a picture of a higher probability is pornographic.
-    """
-    if scores is None:
-        off = ibis.literal(False)
-        return flagged.mutate(pornographic=off, near_duplicate=off, near_embedding=off)
-    judged = flagged.left_join(scores, "image_id")
-    rules = {
-        "pornographic": (judged.nsfw > max_nsfw).fill_null(False),
-        "near_duplicate": judged.near_duplicate.fill_null(False),
-        "near_embedding": judged.near_embedding.fill_null(False),
-    }
-    return judged.select(*flagged.columns, **rules)
-
-
-def _ngrams(texts: Table, column: str) -> Table:
-    """One row an occurrence: `column` of the texts, and `ngram`."""
-    words = texts.mutate(words=unigrams_of(texts))
-    unigrams = words.select(column, ngram=words.words.unnest())
-    neighbours = words.mutate(
-        pair=ibis.range(0, words.words.length() - 1).map(
-            lambda i: words.words[i] + " " + words.words[i + 1]
-        )
-    )
-    return unigrams.union(neighbours.select(column, ngram=neighbours.pair.unnest()))
+def _expressions(facts: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
+    """The rules that are on, in their order."""
+    expressions = {name: rule.breaks(facts, bounds) for name, rule in RULES.items()}
+    return {name: found for name, found in expressions.items() if found is not None}

@@ -4,6 +4,7 @@ The paper (arXiv 2102.05918, section 3) names neither its classifier nor its thr
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -11,8 +12,19 @@ from PIL import Image
 from align_jax.errors import InputError
 from data.pictures.images import UNREADABLE, open_picture
 
-# N pictures' files to (N,) float32 probabilities, NaN where one cannot be decoded.
-Scorer = Callable[[list[bytes]], np.ndarray]
+
+class Scorer(Protocol):
+    """A loaded model of pornography."""
+
+    def __call__(self, images: list[bytes], /) -> np.ndarray:
+        """Scores pictures.
+
+        Args:
+          images: files of N pictures; N may be 0.
+
+        Returns:
+          Probabilities (N,) float32, NaN where a picture cannot be decoded.
+        """
 
 
 def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
@@ -66,10 +78,18 @@ def load_scorer(name: str, threads: int | None = None) -> Scorer:
 
     Raises:
       InputError: there is none of that name, or its package is missing.
+      TypeError: what SCORERS loads is no `Scorer`.
     """
     if name not in SCORERS:
         raise InputError(f"no NSFW model {name!r}; known are {', '.join(SCORERS)}")
-    return SCORERS[name](threads)
+    scorer = SCORERS[name](threads)
+    nothing = scorer([]) if callable(scorer) else scorer
+    if not isinstance(nothing, np.ndarray) or nothing.shape != (0,):
+        raise TypeError(
+            f"SCORERS[{name!r}] gives {nothing!r} for no pictures; wanted an array (0,)"
+            " (the contract is data.pictures.nsfw.Scorer)"
+        )
+    return scorer
 
 
 def _decode(image: bytes) -> Image.Image | None:

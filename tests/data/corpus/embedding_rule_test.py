@@ -208,10 +208,10 @@ def test_a_build_killed_while_it_embeds_goes_on_with_the_next_shard(
 def test_a_build_killed_between_two_shards_of_scores_does_not_embed_again(
     config, built, tmp_path, here, monkeypatch
 ):
-    def killed(config, stages, index, threads):
+    def killed(index, **arguments):
         if index == 1:
             raise KeyboardInterrupt
-        return score.score_shard(config, stages, index, threads)
+        return score.score_shard(index=index, **arguments)
 
     folder = tmp_path / "corpus"
     with monkeypatch.context() as patch:

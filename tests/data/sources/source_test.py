@@ -1,5 +1,4 @@
 import collections
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ from data.corpus.rules import RuleBounds
 from data.sources.config import SourceConfig
 from data.sources.source import SOURCES, list_shards, read_shard
 from tests.data.sources.reading import PNG, read
+from tests.data.toy import write_module
 
 # The one file of a new kind of source: a text file a picture of the same name.
 TOY = """
@@ -43,12 +43,8 @@ def test_an_unknown_kind_is_refused(tmp_path):
 
 
 def test_a_new_kind_of_source_takes_one_file_and_one_line(tmp_path, monkeypatch):
-    (tmp_path / "toy_source.py").write_text(TOY)
-    monkeypatch.syspath_prepend(tmp_path)
-    import toy_source
-
-    monkeypatch.setitem(SOURCES, "notes", toy_source.NotesSource)  # the one line
-    monkeypatch.delitem(sys.modules, "toy_source")
+    toy = write_module(tmp_path / "notes.py", TOY)
+    monkeypatch.setitem(SOURCES, "notes", toy.NotesSource)  # the one line
     for name, text in (("a", "a cat"), ("b", "two\0"), ("c", "no picture")):
         (tmp_path / f"{name}.note").write_text(text)
     for name in "ab":

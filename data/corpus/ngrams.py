@@ -1,0 +1,60 @@
+"""Texts and their n-grams, counted over all pairs as Ibis expressions.
+
+A unigram is a token of the normalised text between white space; a bigram is two
+neighbours.
+"""
+
+import ibis
+from ibis import Table
+
+
+def unigrams_of(pairs: Table) -> ibis.expr.types.ArrayValue:
+    """The text's unigrams."""
+    return pairs.text.split(" ")
+
+
+def count_texts(pairs: Table) -> Table:
+    """Lists the distinct texts: columns `text`, `pairs`, `images` (distinct ones)."""
+    return pairs.group_by("text").agg(
+        pairs=pairs.count(), images=pairs.image_id.nunique()
+    )
+
+
+def count_ngrams(texts: Table) -> Table:
+    """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`.
+
+    Args:
+      texts: from `count_texts`; an n-gram of it counts once for each of its pairs.
+    """
+    ngrams = _ngrams(texts, "pairs")
+    return ngrams.group_by("ngram").agg(count=ngrams.pairs.sum().cast("int64"))
+
+
+def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
+    """Smallest count c such that at most `budget` n-grams are counted c or more times.
+
+    Ties are kept or dropped together, so every engine finds the same cut.
+    """
+    by_count = ngrams.group_by("count").agg(ngrams=ngrams.count())
+    window = ibis.window(order_by=by_count["count"].desc(), following=0)
+    kept = by_count.mutate(total=by_count.ngrams.sum().over(window))
+    return kept.filter(kept.total <= budget)["count"].min()
+
+
+def find_rare_texts(texts: Table, ngrams: Table, cut: int) -> Table:
+    """Lists the texts with an n-gram that is counted fewer than `cut` times."""
+    spelled = _ngrams(texts, "text")
+    rare = ngrams.filter(ngrams["count"] < cut)
+    return spelled.semi_join(rare, "ngram").select("text").distinct()
+
+
+def _ngrams(texts: Table, column: str) -> Table:
+    """One row an occurrence: `column` of the texts, and `ngram`."""
+    words = texts.mutate(words=unigrams_of(texts))
+    unigrams = words.select(column, ngram=words.words.unnest())
+    neighbours = words.mutate(
+        pair=ibis.range(0, words.words.length() - 1).map(
+            lambda i: words.words[i] + " " + words.words[i + 1]
+        )
+    )
+    return unigrams.union(neighbours.select(column, ngram=neighbours.pair.unnest()))
