@@ -30,8 +30,8 @@ def main() -> None:
     config = config_flags.DEFINE_config_file(
         "config", flag_values=known, sys_argv=sys.argv
     )
-    workdir = flags.DEFINE_string("workdir", None, "", flag_values=known)
-    flags.mark_flags_as_required(["config", "workdir"], known)
+    flags.mark_flag_as_required("config", known)
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=known, required=True)
     (fields,) = parse_flags(known, [config], sys.argv)
     corpus = read_config(CorpusConfig, fields or {})
     from data.corpus.builder import build

@@ -20,7 +20,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from align_jax.errors import InputError, run_command
-from data.evaluation_sets.eval_sets_sources import EVALUATION_SETS, Entry, EvaluationSet
+from data.evaluation_sets.eval_sets_sources import (
+    EVALUATION_SETS,
+    CaptionedPicture,
+    EvaluationSet,
+)
 
 SHARD_BYTES = 150 << 20
 QUERIES_ROWS = 64  # pictures in memory until they are written to queries.parquet
@@ -28,7 +32,9 @@ VERSIONED = ("tensorflow", "tensorflow-datasets", "pyarrow", "pillow")
 NAMED = 3  # examples that a message gives
 
 
-def read_source(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[Entry]]:
+def read_source(
+    facts: EvaluationSet, source: pathlib.Path
+) -> dict[str, list[CaptionedPicture]]:
     """Reads the captions of every split and checks all that can be before writing.
 
     Args:
@@ -61,7 +67,9 @@ def read_source(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[En
     return splits
 
 
-def _check_counts(facts: EvaluationSet, split: str, entries: list[Entry]) -> None:
+def _check_counts(
+    facts: EvaluationSet, split: str, entries: list[CaptionedPicture]
+) -> None:
     where = f"split {split!r} of {facts.name}"
     if len(entries) != facts.images[split]:
         raise InputError(
@@ -151,7 +159,7 @@ def _holds(out: pathlib.Path, described: dict[str, Any]) -> bool:
 def _write(
     folder: pathlib.Path,
     facts: EvaluationSet,
-    splits: dict[str, list[Entry]],
+    splits: dict[str, list[CaptionedPicture]],
     described: dict[str, Any],
 ) -> None:
     import pyarrow as pa
@@ -170,7 +178,7 @@ def _write(
         tqdm.tqdm(desc=facts.name, total=total, unit="picture", disable=None) as bar,
     ):
 
-        def examples(entries: list[Entry]) -> Iterator[bytes]:
+        def examples(entries: list[CaptionedPicture]) -> Iterator[bytes]:
             for entry in entries:
                 image, image_id = _read_picture(entry.path)
                 digest.update(image_id.encode())
@@ -193,8 +201,8 @@ def _write(
                 facts.name,
                 split,
                 examples(entries),
-                len(entries),
-                -(-size // SHARD_BYTES),
+                count=len(entries),
+                shards=-(-size // SHARD_BYTES),
             )
         queries.write_table(pa.Table.from_pylist(rows, schema))
     records.write_metadata(folder, facts.name, _features(splits), shards)
@@ -227,14 +235,14 @@ def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
     return image, image_id
 
 
-def _encoded(entry: Entry) -> dict[str, list[bytes]]:
+def _encoded(entry: CaptionedPicture) -> dict[str, list[bytes]]:
     lists = dict(entry.texts)
     if entry.caption_ids:
         lists["caption_ids"] = entry.caption_ids
     return {name: [text.encode() for text in texts] for name, texts in lists.items()}
 
 
-def _features(splits: dict[str, list[Entry]]) -> Any:
+def _features(splits: dict[str, list[CaptionedPicture]]) -> Any:
     import tensorflow_datasets as tfds
 
     from data.records import records

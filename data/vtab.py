@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align_jax.errors import InputError, run_command
-from data.evaluation_sets.vtab_tasks import TASKS, Task
+from data.evaluation_sets.vtab_tasks import TASKS, VtabTask
 
 SIZES = {"train": 800, "validation": 200}
 SHARD_PICTURES = 10_000
@@ -80,7 +80,12 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
             count = wanted[split]
             examples = _examples(name, task, builder, expression)
             shards[split] = records.write_split(
-                temporary, name, split, examples, count, -(-count // SHARD_PICTURES)
+                temporary,
+                name,
+                split,
+                examples,
+                count=count,
+                shards=-(-count // SHARD_PICTURES),
             )
         features = tfds.features.FeaturesDict(
             {
@@ -110,7 +115,7 @@ def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) ->
         )
 
 
-def _examples(name: str, task: Task, builder: Any, split: str) -> Iterator[bytes]:
+def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[bytes]:
     """Serialized records of one split."""
     import tensorflow_datasets as tfds
     import tqdm

@@ -182,7 +182,7 @@ class Build(StageTables):
         drops: collections.Counter[str] = collections.Counter()
         for path in (self.folder / "drops").glob("*.json"):
             drops.update(json.loads(path.read_text()))
-        report = {
+        report: dict[str, Any] = {
             "name": self.config.name,
             "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
             "pairs_in": pairs,

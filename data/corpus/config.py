@@ -30,7 +30,7 @@ class EngineConfig:
     spark_master: str = "local[*]"
     embedding_batch_size: int = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises InputError for a field out of its range."""
         for name, smallest in (("workers", 0), ("embedding_batch_size", 1)):
             value = getattr(self, name)
@@ -78,7 +78,7 @@ class PictureConfig:
     shared_clusters: int = 3
     cluster_sample: int = 262_144
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises InputError for a field out of its range."""
         if not 0 <= self.max_cosine < 1:
             raise InputError(
@@ -135,7 +135,7 @@ class CorpusConfig:
     max_image_side: int = 0
     record_format: str = "tfrecord"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises InputError for a field out of its range."""
         choose_source(self.ingest.kind)
         if self.record_format not in RECORD_FORMATS:

@@ -69,7 +69,7 @@ def described(config: CorpusConfig) -> dict[str, Any]:
 def _write_shards(
     stages: StageTables, folder: pathlib.Path, pairs: int, shards: int
 ) -> list[dict[str, Any]]:
-    """Writes TFDS's files; returns the fields of `records.Shard` of each shard."""
+    """Writes TFDS's files; returns the fields of `records.WrittenShard` of each."""
     from data.records import record_shards, records
 
     name, side = stages.config.name, stages.config.max_image_side

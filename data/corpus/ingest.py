@@ -33,12 +33,8 @@ PAIRS = pa.schema(
 SHARD = pa.field("shard", pa.int32())  # of the source, where a picture was found
 
 # Pictures are compressed already, and no two of a file are the same.
-UNPACKED = {
-    "compression": {
-        name: "NONE" if name == "image" else "SNAPPY" for name in IMAGES.names
-    },
-    "use_dictionary": [name for name in IMAGES.names if name != "image"],
-}
+COMPRESSION = {name: "NONE" if name == "image" else "SNAPPY" for name in IMAGES.names}
+WITH_DICTIONARY = [name for name in IMAGES.names if name != "image"]
 
 
 def normalise(text: str, max_characters: int) -> str:
@@ -92,11 +88,17 @@ def ingest_shard(
     images_temporary = temporary_name(images_path)
     seen: set[str] = set()
 
+    def write_drops(path: pathlib.Path) -> None:
+        path.write_text(json.dumps(drops, sort_keys=True))
+
     def write(path: pathlib.Path) -> None:
         with (
             pq.ParquetWriter(path, PAIRS) as pair_writer,
             pq.ParquetWriter(
-                images_temporary, IMAGES.append(SHARD), **UNPACKED
+                images_temporary,
+                IMAGES.append(SHARD),
+                compression=COMPRESSION,
+                use_dictionary=WITH_DICTIONARY,
             ) as image_writer,
         ):
             for batch in read_shard(source, shard, drops):
@@ -108,10 +110,7 @@ def ingest_shard(
                 shards = pa.array([index] * len(new), SHARD.type)
                 image_writer.write_table(table.append_column(SHARD, shards))
         os.replace(images_temporary, images_path)
-        materialise(
-            stages / "drops" / f"{index:05}.json",
-            lambda path: path.write_text(json.dumps(drops, sort_keys=True)),
-        )
+        materialise(stages / "drops" / f"{index:05}.json", write_drops)
 
     materialise(pairs_path, write)
     return pq.read_metadata(pairs_path).num_rows

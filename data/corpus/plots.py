@@ -136,9 +136,10 @@ def plot(
     _dress(axes, label, log)
     file = io.StringIO()
     # The texts stay texts; the salt keeps ids apart, and every page the same.
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    ):
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")

@@ -48,7 +48,9 @@ class FileChecks:
                 " a build's with records/"
             )
 
-    def note(self, what: str, found: Any, wanted: Any, where: Any, mend="") -> None:
+    def note(
+        self, what: str, found: Any, wanted: Any, where: Any, mend: str = ""
+    ) -> None:
         """Adds a finding; without `mend`, writing the dataset anew mends it."""
         finding = Finding(what, str(found), str(wanted), str(where), mend)
         if not mend:
@@ -132,12 +134,14 @@ class FileChecks:
         of_manifest = {shard["name"]: shard["records"] for shard in listed}
         of_info = {n: c for shards in self.shards.values() for n, c in shards.items()}
         for name in sorted({*of_manifest, *of_info}):
-            found, wanted = of_info.get(name), of_manifest.get(name)
-            if found != wanted:
-                found = "not listed" if found is None else f"{found} records"
-                wanted = "not listed" if wanted is None else f"{wanted} records"
-                where = f"{name} of {info_path}"
-                self.note("dataset_info.json", found, f"{wanted} (manifest)", where)
+            records, promised = of_info.get(name), of_manifest.get(name)
+            if records != promised:
+                self.note(
+                    "dataset_info.json",
+                    _count(records),
+                    f"{_count(promised)} (manifest)",
+                    f"{name} of {info_path}",
+                )
         return True
 
     def files(self) -> None:
@@ -197,6 +201,10 @@ class FileChecks:
         if twice:
             found = f"{len(twice)} tokens twice or more: {twice[:NAMED]}"
             self.note("vocabulary", found, "each token once", path)
+
+
+def _count(records: int | None) -> str:
+    return "not listed" if records is None else f"{records} records"
 
 
 def _is_manifest(content: Any) -> bool:

@@ -182,4 +182,11 @@ def _read_array_record(
             damaged.append((number, " ".join(str(error).split())[:100]))
 
 
-READERS = {"tfrecord": _read_tfrecord, "array_record": _read_array_record}
+# Each yields (place, record) of a shard and notes (place, reason) of damaged records.
+ShardReader = Callable[
+    [pathlib.Path, list[tuple[int, str]]], Iterator[tuple[int, bytes]]
+]
+READERS: dict[str, ShardReader] = {
+    "tfrecord": _read_tfrecord,
+    "array_record": _read_array_record,
+}

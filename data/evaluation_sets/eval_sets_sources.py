@@ -15,7 +15,7 @@ from align_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CaptionedPicture:
     """One picture of an evaluation set.
 
     Attributes:
@@ -49,15 +49,19 @@ class EvaluationSet:
     images: dict[str, int]
     texts: dict[str, dict[str, int]]
     layout: str
-    read: Callable[["EvaluationSet", pathlib.Path], dict[str, list[Entry]]]
+    read: Callable[["EvaluationSet", pathlib.Path], dict[str, list[CaptionedPicture]]]
 
 
-def read_karpathy(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[Entry]]:
+def read_karpathy(
+    facts: EvaluationSet, source: pathlib.Path
+) -> dict[str, list[CaptionedPicture]]:
     """Reads the splits of one of Karpathy's JSON files."""
     path = source / facts.captions[0]
     try:
         images = json.loads(path.read_bytes())["images"]
-        entries: dict[str, list[Entry]] = {split: [] for split in facts.images}
+        entries: dict[str, list[CaptionedPicture]] = {
+            split: [] for split in facts.images
+        }
         for image in images:
             if image["split"] in entries:
                 entries[image["split"]].append(_karpathy_entry(facts, source, image))
@@ -71,18 +75,20 @@ def read_karpathy(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[
 
 def _karpathy_entry(
     facts: EvaluationSet, source: pathlib.Path, image: dict[str, Any]
-) -> Entry:
+) -> CaptionedPicture:
     sentences = image["sentences"]
     # MSCOCO's pictures lie in two folders.
     folder = pathlib.PurePosixPath(image.get("filepath", facts.pictures)).name
-    return Entry(
+    return CaptionedPicture(
         source / folder / pathlib.PurePosixPath(image["filename"]).name,
         {"texts": [sentence["raw"].strip() for sentence in sentences]},
         [str(sentence["sentid"]) for sentence in sentences],
     )
 
 
-def read_multi30k(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[Entry]]:
+def read_multi30k(
+    facts: EvaluationSet, source: pathlib.Path
+) -> dict[str, list[CaptionedPicture]]:
     """Reads Multi30K's list of pictures and, line by line with it, its captions."""
     names, *files = (_lines(source / name) for name in facts.captions)
     texts: list[dict[str, list[str]]] = [{} for _ in names]
@@ -98,7 +104,7 @@ def read_multi30k(facts: EvaluationSet, source: pathlib.Path) -> dict[str, list[
     folder = source / facts.pictures
     return {
         "test": [
-            Entry(folder / pathlib.PurePosixPath(name).name, of_picture, [])
+            CaptionedPicture(folder / pathlib.PurePosixPath(name).name, of_picture, [])
             for name, of_picture in zip(names, texts, strict=True)
         ]
     }

@@ -61,18 +61,18 @@ def make_reading(feature: str) -> Callable[[Record], int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class VtabTask:
     """One task.
 
     Attributes:
       group: "natural", "specialized" or "structured".
       dataset: TFDS's name, with the config where there are several.
-      classes: how many.
+      classes: number of classes.
+      test_pictures: number of pictures that the test must have.
       train: split of the 800 pictures, as an expression of TFDS's.
-      validation: likewise of the 200.
-      test: likewise.
-      test_pictures: that the test must have.
-      label: of a record.
+      validation: split of the 200 pictures, as an expression of TFDS's.
+      test: split of the test, as an expression of TFDS's.
+      label: function from a record to its class.
       grey: brightness by which a picture of one channel is multiplied; 0 where the
         pictures have three and are kept as they are.
     """
@@ -80,97 +80,117 @@ class Task:
     group: str
     dataset: str
     classes: int
-    train: str
-    validation: str
-    test: str
     test_pictures: int
+    train: str = "train[:800]"
+    validation: str = "validation[:200]"
+    test: str = "test"
     label: Callable[[Record], int] = read_label
     grey: int = 0
 
 
-FIRST, NEXT = "train[:800]", "validation[:200]"
-DSPRITES = ("dsprites", 16, FIRST, "train[589824:590024]", "train[663552:]", 73_728)
-CLEVR = (FIRST, "train[63000:63200]", "validation", 15_000)
-SMALLNORB = (FIRST, "test[:200]", "test[12150:]", 12_150)
+CLEVR_COUNT = VtabTask(
+    "structured",
+    "clevr",
+    classes=8,
+    test_pictures=15_000,
+    validation="train[63000:63200]",
+    test="validation",
+    label=count_objects,
+)
+DSPRITES_LOCATION = VtabTask(
+    "structured",
+    "dsprites",
+    classes=16,
+    test_pictures=73_728,
+    validation="train[589824:590024]",
+    test="train[663552:]",
+    label=make_binning("label_x_position", 32, 16),
+    grey=255,
+)
+SMALLNORB_AZIMUTH = VtabTask(
+    "structured",
+    "smallnorb",
+    classes=18,
+    test_pictures=12_150,
+    validation="test[:200]",
+    test="test[12150:]",
+    label=make_reading("label_azimuth"),
+    grey=1,
+)
 
 TASKS = {
-    "caltech101": Task(
-        "natural", "caltech101", 102, FIRST, "train[2754:2954]", "test", 6_084
+    "caltech101": VtabTask(
+        "natural",
+        "caltech101",
+        classes=102,
+        test_pictures=6_084,
+        validation="train[2754:2954]",
     ),
-    "cifar100": Task(
-        "natural", "cifar100", 100, FIRST, "train[45000:45200]", "test", 10_000
+    "cifar100": VtabTask(
+        "natural",
+        "cifar100",
+        classes=100,
+        test_pictures=10_000,
+        validation="train[45000:45200]",
     ),
-    "dtd": Task("natural", "dtd", 47, FIRST, NEXT, "test", 1_880),
-    "flowers": Task("natural", "oxford_flowers102", 102, FIRST, NEXT, "test", 6_149),
-    "pets": Task(
-        "natural", "oxford_iiit_pet", 37, FIRST, "train[2944:3144]", "test", 3_669
+    "dtd": VtabTask("natural", "dtd", classes=47, test_pictures=1_880),
+    "flowers": VtabTask(
+        "natural", "oxford_flowers102", classes=102, test_pictures=6_149
     ),
-    "sun397": Task("natural", "sun397/tfds", 397, FIRST, NEXT, "test", 21_750),
-    "svhn": Task(
-        "natural", "svhn_cropped", 10, FIRST, "train[65931:66131]", "test", 26_032
+    "pets": VtabTask(
+        "natural",
+        "oxford_iiit_pet",
+        classes=37,
+        test_pictures=3_669,
+        validation="train[2944:3144]",
     ),
-    "patch_camelyon": Task(
-        "specialized", "patch_camelyon", 2, FIRST, NEXT, "test", 32_768
+    "sun397": VtabTask("natural", "sun397/tfds", classes=397, test_pictures=21_750),
+    "svhn": VtabTask(
+        "natural",
+        "svhn_cropped",
+        classes=10,
+        test_pictures=26_032,
+        validation="train[65931:66131]",
     ),
-    "eurosat": Task(
+    "patch_camelyon": VtabTask(
+        "specialized", "patch_camelyon", classes=2, test_pictures=32_768
+    ),
+    "eurosat": VtabTask(
         "specialized",
         "eurosat/rgb",
-        10,
-        FIRST,
-        "train[16200:16400]",
-        "train[21600:]",
-        5_400,
+        classes=10,
+        test_pictures=5_400,
+        validation="train[16200:16400]",
+        test="train[21600:]",
     ),
-    "resisc45": Task(
+    "resisc45": VtabTask(
         "specialized",
         "resisc45",
-        45,
-        FIRST,
-        "train[18900:19100]",
-        "train[25200:]",
-        6_300,
+        classes=45,
+        test_pictures=6_300,
+        validation="train[18900:19100]",
+        test="train[25200:]",
     ),
-    "retinopathy": Task(
+    "retinopathy": VtabTask(
         "specialized",
         "diabetic_retinopathy_detection/btgraham-300",
-        5,
-        FIRST,
-        NEXT,
-        "test",
-        42_670,
+        classes=5,
+        test_pictures=42_670,
     ),
-    "clevr_count": Task("structured", "clevr", 8, *CLEVR, count_objects),
-    "clevr_distance": Task("structured", "clevr", 6, *CLEVR, bin_closest_object),
-    "dmlab": Task("structured", "dmlab", 6, FIRST, NEXT, "test", 22_735),
-    "dsprites_location": Task(
-        "structured",
-        *DSPRITES,
-        label=make_binning("label_x_position", 32, 16),
-        grey=255,
+    "clevr_count": CLEVR_COUNT,
+    "clevr_distance": dataclasses.replace(
+        CLEVR_COUNT, classes=6, label=bin_closest_object
     ),
-    "dsprites_orientation": Task(
-        "structured",
-        *DSPRITES,
-        label=make_binning("label_orientation", 40, 16),
-        grey=255,
+    "dmlab": VtabTask("structured", "dmlab", classes=6, test_pictures=22_735),
+    "dsprites_location": DSPRITES_LOCATION,
+    "dsprites_orientation": dataclasses.replace(
+        DSPRITES_LOCATION, label=make_binning("label_orientation", 40, 16)
     ),
-    "kitti_distance": Task(
-        "structured", "kitti", 4, FIRST, NEXT, "test", 711, bin_closest_vehicle
+    "kitti_distance": VtabTask(
+        "structured", "kitti", classes=4, test_pictures=711, label=bin_closest_vehicle
     ),
-    "smallnorb_azimuth": Task(
-        "structured",
-        "smallnorb",
-        18,
-        *SMALLNORB,
-        label=make_reading("label_azimuth"),
-        grey=1,
-    ),
-    "smallnorb_elevation": Task(
-        "structured",
-        "smallnorb",
-        9,
-        *SMALLNORB,
-        label=make_reading("label_elevation"),
-        grey=1,
+    "smallnorb_azimuth": SMALLNORB_AZIMUTH,
+    "smallnorb_elevation": dataclasses.replace(
+        SMALLNORB_AZIMUTH, classes=9, label=make_reading("label_elevation")
     ),
 }

@@ -33,8 +33,8 @@ def crop(picture: Image.Image, random: np.random.Generator) -> Image.Image:
 def resize(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     """Scales to half up to nine tenths."""
     scale = random.uniform(0.5, 0.9)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def compress(picture: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -82,7 +82,9 @@ def calibrate(
     images: list[bytes],
     seed: int = 0,
     precision: float = 0.99,
-    **bounds: int,
+    clusters: int = 4096,
+    nearest: int = 10,
+    share: int = 3,
 ) -> list[dict]:
     """Finds each detector's threshold and measures it on augmented pictures.
 
@@ -98,7 +100,9 @@ def calibrate(
       images: files of different pictures, at least 8.
       seed: of the split, the augmentations and k-means.
       precision: that a threshold must reach.
-      **bounds: `clusters`, `nearest` and `share` of `NearDuplicates.build`.
+      clusters: of k-means; see `NearDuplicates.build`.
+      nearest: clusters that a picture belongs to.
+      share: clusters that two compared pictures have in common.
 
     Returns:
       For each detector, "hash" and "embedding", a row for each augmentation and one
@@ -122,7 +126,9 @@ def calibrate(
     if embed is not None:
         known = embed(trial.indexed)
         sample = np.concatenate([known, embed(trial.others)])
-        index = NearDuplicates.build(known, sample, seed=seed, **bounds)
+        index = NearDuplicates.build(
+            known, sample, clusters=clusters, nearest=nearest, share=share, seed=seed
+        )
         scores["embedding"] = index.query(embed(trial.queries))[0]
     return [
         row
@@ -159,24 +165,24 @@ def make_trial(images: list[bytes], seed: int) -> Trial:
     pictures = [pictures[i] for i in order]
     half = len(pictures) // 2
     plain = [_png(picture) for picture in pictures]
-    queries, kinds, places = [], [], []
-    for place, picture in enumerate(pictures):
-        for number, (kind, augment) in enumerate(AUGMENTATIONS.items()):
-            random = np.random.default_rng([seed, int(order[place]), number])
+    queries, kinds, numbers = [], [], []  # numbers: which picture each query shows
+    for number, picture in enumerate(pictures):
+        for way, (kind, augment) in enumerate(AUGMENTATIONS.items()):
+            random = np.random.default_rng([seed, int(order[number]), way])
             queries.append(_png(augment(picture, random)))
             kinds.append(kind)
-            places.append(place)
+            numbers.append(number)
     queries += plain[half:]
     kinds += ["plain"] * (len(plain) - half)
-    places += range(half, len(plain))
-    place = np.array(places)
+    numbers += range(half, len(plain))
+    shown = np.array(numbers)
     return Trial(
-        plain[:half],
-        plain[half:],
-        queries,
-        np.array(kinds),
-        positive=place < half,
-        chosen_on=place % 2 == 0,
+        indexed=plain[:half],
+        others=plain[half:],
+        queries=queries,
+        augmentation=np.array(kinds),
+        positive=shown < half,
+        chosen_on=shown % 2 == 0,
     )
 
 
@@ -193,7 +199,8 @@ def measure_detector(
     """
     chosen_on = trial.chosen_on
     least = least_score(scores[chosen_on], trial.positive[chosen_on], precision)
-    marked, threshold = np.zeros(len(scores), bool), None
+    marked = np.zeros(len(scores), bool)
+    threshold: float | None = None
     if least is not None:
         marked = scores >= least
         threshold = int(-least)
@@ -242,7 +249,7 @@ def _measure(marked: np.ndarray, positive: np.ndarray) -> dict:
 def _hash(images: list[bytes]) -> np.ndarray:
     """(N,) int64 perceptual hashes, as the image stage computes them."""
     names = [str(i) for i in range(len(images))]
-    return describe_images(names, images).column("phash").to_numpy()
+    return describe_images(names, [*images]).column("phash").to_numpy()
 
 
 def _open(image: bytes, place: int) -> Image.Image:

@@ -9,6 +9,8 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +98,12 @@ def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.n
     return vectors
 
 
+def _chunks(stream: IO[bytes] | None) -> Iterator[bytes]:
+    """What a process writes to a pipe, as it comes."""
+    while stream is not None and (chunk := os.read(stream.fileno(), KEPT_BYTES)):
+        yield chunk
+
+
 def _run(model: str, arguments: list[str]) -> None:
     """Runs align_jax.embed; shows its progress where a person may be looking."""
     root = str(pathlib.Path(__file__).parents[2])
@@ -108,7 +116,7 @@ def _run(model: str, arguments: list[str]) -> None:
         stderr=subprocess.PIPE,
     ) as process:
         try:
-            while chunk := process.stderr.read1():
+            for chunk in _chunks(process.stderr):
                 said = (said + chunk)[-KEPT_BYTES:]
                 if sys.stderr.isatty():
                     sys.stderr.write(chunk.decode(errors="replace"))

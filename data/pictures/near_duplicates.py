@@ -129,7 +129,13 @@ class NearDuplicates:
         kmeans.train(sample)
         centroids = np.array(kmeans.centroids)  # (K, D)
         found = _nearest(centroids, evaluation, nearest)  # (M, nearest)
-        return cls(evaluation, centroids, found, share, threshold)
+        return cls(
+            embeddings=evaluation,
+            centroids=centroids,
+            clusters=found,
+            share=share,
+            threshold=threshold,
+        )
 
     def query(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compares pictures with the evaluation images of their buckets.
@@ -189,8 +195,13 @@ class NearDuplicates:
         arrays = _read_npz(path)
         if set(arrays) != names:
             raise InputError(f"{path}: found {sorted(arrays)}, wanted {sorted(names)}")
-        share, threshold = int(arrays.pop("share")), float(arrays.pop("threshold"))
-        return cls(**arrays, share=share, threshold=threshold)
+        return cls(
+            embeddings=arrays["embeddings"],
+            centroids=arrays["centroids"],
+            clusters=arrays["clusters"],
+            share=int(arrays["share"]),
+            threshold=float(arrays["threshold"]),
+        )
 
     def _membership(self, clusters: np.ndarray) -> sparse.csr_matrix:
         """(N, K), 1 where an image belongs to a cluster; from (N, nearest)."""

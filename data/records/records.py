@@ -28,7 +28,7 @@ from data.records.stages import materialise
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class WrittenShard:
     """One written file."""
 
     name: str
@@ -82,7 +82,7 @@ def write_split(
     examples: Iterable[bytes],
     count: int,
     shards: int,
-) -> list[Shard]:
+) -> list[WrittenShard]:
     """Writes `count` examples, in their order, to `shards` files of equal length."""
     directory.mkdir(parents=True, exist_ok=True)
     source = iter(examples)
@@ -121,18 +121,18 @@ WRITERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def describe_shard(path: pathlib.Path, records: int) -> Shard:
+def describe_shard(path: pathlib.Path, records: int) -> WrittenShard:
     """Size and hash of a written file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, records, path.stat().st_size, digest)
+    return WrittenShard(path.name, records, path.stat().st_size, digest)
 
 
 def write_metadata(
     directory: pathlib.Path,
     name: str,
     features: tfds.features.FeaturesDict,
-    splits: dict[str, list[Shard]],
+    splits: dict[str, list[WrittenShard]],
     file_format: str = "tfrecord",
 ) -> None:
     """Writes features.json and dataset_info.json for shards already in place."""

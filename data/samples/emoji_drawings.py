@@ -112,7 +112,7 @@ def draw(path: pathlib.Path) -> bytes:
     left, top, right, bottom = drawing.getbbox() or (0, 0, side, side)
     half = max(right - left, bottom - top) / 2 * SIDE / (SIDE - 2 * MARGIN)
     x, y = (left + right) / 2, (top + bottom) / 2
-    window = tuple(round(edge) for edge in (x - half, y - half, x + half, y + half))
+    window = (round(x - half), round(y - half), round(x + half), round(y + half))
     file = io.BytesIO()
     drawing.crop(window).resize((SIDE, SIDE), Image.Resampling.BOX).save(file, "PNG")
     return file.getvalue()

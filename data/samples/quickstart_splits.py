@@ -87,7 +87,7 @@ def write_evaluation(
                 )
             )
         splits[split] = records.write_split(
-            folder, "evaluation", split, examples, len(examples), shards=1
+            folder, "evaluation", split, examples, count=len(examples), shards=1
         )
     names = [category["name"] for category in categories["categories"]]
     records.write_metadata(folder, "evaluation", _features(names), splits)

@@ -83,7 +83,7 @@ class SourceConfig:
     base_url: str = ""
     max_characters: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises InputError for a field out of its range."""
         if not self.path:
             raise InputError(f"the path of a {self.kind} source is empty")

@@ -7,7 +7,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
@@ -59,8 +58,8 @@ class _Member(tarfile.TarInfo):
     """A header of a tar: bounds its extensions, and tells the tar of its end."""
 
     @classmethod
-    def frombuf(cls, *arguments: Any) -> "_Member":
-        member = super().frombuf(*arguments)
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
         if member.type in b"LKxgX" and member.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError("too long a header")
         return member

@@ -36,7 +36,7 @@ def test_tfds_dataset_with_several_texts(tmp_path):
         )
         for n in range(3)
     ]
-    shards = write_split(tmp_path, "pairs", "train", iter(examples), 3, 2)
+    shards = write_split(tmp_path, "pairs", "train", iter(examples), count=3, shards=2)
     write_metadata(tmp_path, "pairs", features, {"train": shards})
     config = SourceConfig("tfds", str(tmp_path), text_column="captions/text")
     assert len(list_shards(config)) == 2
