@@ -5,6 +5,7 @@ that a missing method is an error of the first second and not of the last stage.
 """
 
 import inspect
+from typing import Generic, Protocol
 
 
 def check_contract(cls: type, contract: type, where: str) -> None:
@@ -29,13 +30,22 @@ def check_contract(cls: type, contract: type, where: str) -> None:
 
 def _members(contract: type) -> list[str]:
     """Names of a Protocol's public attributes and methods, and of its constructor."""
-    found = {**vars(contract).get("__annotations__", {}), **vars(contract)}
-    return [name for name in found if name == "__init__" or not name.startswith("_")]
+    names: dict[str, None] = {}  # a set in order
+    for base in reversed(contract.__mro__):
+        if base in (object, Generic, Protocol):
+            continue
+        found = [*vars(base).get("__annotations__", {}), *vars(base)]
+        names |= dict.fromkeys(name for name in found if not name.startswith("_"))
+        # A Protocol without a constructor gets one of Python's.
+        made = getattr(vars(base).get("__init__"), "__qualname__", "")
+        if made == f"{base.__qualname__}.__init__":
+            names["__init__"] = None
+    return [*names]
 
 
 def _compare(cls: type, contract: type, name: str) -> str:
     """Says what is wrong with one member of a class; empty if it fits."""
-    wanted = vars(contract).get(name)
+    wanted = getattr(contract, name, None)
     if not inspect.isfunction(wanted):
         return "" if hasattr(cls, name) else f"lacks the attribute {name}"
     _, *arguments = inspect.signature(wanted).parameters

@@ -15,6 +15,19 @@ class Shape(Protocol):
     def area(self, scale: float, unit: str) -> float: ...
 
 
+class Solid(Shape, Protocol):
+    """Inherits a contract and its constructor."""
+
+    @property
+    def volume(self) -> float: ...
+
+
+class Bag(Protocol):
+    """Has no constructor."""
+
+    def size(self) -> int: ...
+
+
 class Square:
     name = "square"
 
@@ -61,3 +74,20 @@ def test_a_class_that_breaks_its_contract_is_named_with_what_it_lacks(cls, messa
 
 def test_a_class_may_offer_more_than_its_contract():
     check_contract(Square, Shape, "SHAPES['x']")
+
+
+def test_a_contract_may_inherit_another_and_have_no_constructor():
+    class Cube(Square):
+        volume = 8.0
+
+        def size(self):
+            return 1
+
+    check_contract(Cube, Solid, "SOLIDS['x']")
+    check_contract(Cube, Bag, "BAGS['x']")
+    with pytest.raises(TypeError, match="class Square .* lacks the attribute volume"):
+        check_contract(Square, Solid, "SOLIDS['x']")
+    with pytest.raises(
+        TypeError, match=r"has __init__\(\), wanted .* attribute volume"
+    ):
+        check_contract(Fixed, Solid, "SOLIDS['x']")
