@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.devices.kernel_choice import TOWER_CHOICES, choose_kernels
+from align_jax.devices.kernel_choice import CHOICES, choose_kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.losses.objective import LossConfig
@@ -74,7 +74,7 @@ def read_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--precision", default="default", help="of the loss's products")
     parser.add_argument("--optimizer", default="lamb")
-    parser.add_argument("--kernels", choices=TOWER_CHOICES, default="auto")
+    parser.add_argument("--kernels", choices=CHOICES, default="auto")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])

@@ -1,4 +1,4 @@
-"""Which program computes what has a kernel of its own beside its plain form."""
+"""Chooses between our Pallas kernels and plain XLA."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,11 +8,9 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from align_jax.devices.mesh import BATCH_AXES
-from align_jax.errors import InputError
 
 CHOICES = ("auto", "plain")
-PLAIN, TRITON, INTERPRET, MOSAIC = "plain", "triton", "interpret", "mosaic"
-TOWER_CHOICES = (*CHOICES, MOSAIC)
+PLAIN, TRITON, INTERPRET = "plain", "triton", "interpret"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +18,8 @@ class Kernels:
     """How a model's kernels run.
 
     Attributes:
-      kind: "plain", for XLA's programs; "triton", for Pallas kernels on NVIDIA GPUs;
-        "interpret", for the same on any device, to test them; or "mosaic", for TPUs'
-        depthwise convolutions.
+      kind: "plain", for XLA's programs; "triton", for Pallas kernels on NVIDIA GPUs; or
+        "interpret", for the same on any device, to test them.
       mesh: the devices that the batch is split over; None for one.
     """
 
@@ -61,20 +58,10 @@ def choose_kernels(choice: str, mesh: Mesh) -> Kernels:
     """The kernels of a run: Triton's where its devices have them, if `auto`.
 
     Args:
-      choice: one of `TOWER_CHOICES`.
+      choice: one of `CHOICES`.
       mesh: the devices.
-
-    Raises:
-      InputError: it is "mosaic" and the devices are no TPUs.
     """
     device = mesh.devices.flat[0]
-    if choice == MOSAIC:
-        if device.platform != "tpu":
-            raise InputError(
-                f"image_tower.kernels is {choice!r}, which is for TPUs; the devices are"
-                f" {device.device_kind!r}"
-            )
-        return Kernels(MOSAIC, mesh)
     capable = "NVIDIA" in device.device_kind and device.platform in ("gpu", "cuda")
     if choice == "auto" and capable and float(device.compute_capability) >= 8.0:
         return Kernels(TRITON, mesh)

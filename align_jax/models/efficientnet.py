@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.devices.kernel_choice import TOWER_CHOICES, Kernels
+from align_jax.devices.kernel_choice import CHOICES, Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.kernels.convolution import PADDINGS
 from align_jax.models.batch_norm import BatchNorm
@@ -71,8 +71,7 @@ class EfficientNetConfig:
       rematerialise: what the backward pass computes again instead of keeping it:
         "none", "pointwise" (all but what convolutions and sums over places return),
         "blocks" (all but each block's input) or "stages".
-      kernels: "auto", for kernels of our own where the devices have them, "plain", or
-        "mosaic", for TPUs' depthwise convolutions, whose time nobody has measured.
+      kernels: "auto", for kernels of our own where the devices have them, or "plain".
     """
 
     width: float = 1.0
@@ -90,7 +89,7 @@ class EfficientNetConfig:
         choices = {
             "padding": PADDINGS,
             "rematerialise": REMATERIALISATIONS,
-            "kernels": TOWER_CHOICES,
+            "kernels": CHOICES,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from align_jax.devices.kernel_choice import INTERPRET, MOSAIC, PLAIN, Kernels
-from align_jax.kernels import depthwise_kernel, depthwise_mosaic
+from align_jax.devices.kernel_choice import INTERPRET, PLAIN, Kernels
+from align_jax.kernels import depthwise_kernel
 from align_jax.kernels.convolution import (
     PADDINGS,
     dense_conv,
@@ -74,16 +74,15 @@ class Convolution(nn.Module):
     def _convolve(self, x, kernel, padding):
         kind, shape = self.kernels.kind, (self.stride, padding)
         if not self.depthwise:
-            if kind in (PLAIN, MOSAIC):
+            if kind == PLAIN:
                 return dense_conv(x, kernel, *shape)
             convolve = partial(gpu_conv, stride=self.stride, padding=padding)
         elif kind == PLAIN:
             return depthwise_conv(x, kernel, *shape)
         else:
-            module = depthwise_mosaic if kind == MOSAIC else depthwise_kernel
 
             def convolve(x, kernel):
-                return module.depthwise(x, kernel, *shape, kind == INTERPRET)
+                return depthwise_kernel.depthwise(x, kernel, *shape, kind == INTERPRET)
 
         return self.kernels.by_batch(convolve, [x], [kernel])
 

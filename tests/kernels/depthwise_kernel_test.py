@@ -4,15 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
 
-from align_jax.devices.kernel_choice import choose_kernels
-from align_jax.errors import InputError
-from align_jax.kernels import depthwise_kernel, depthwise_mosaic
 from align_jax.kernels.convolution import PADDINGS, grouped_conv
 from align_jax.kernels.depthwise_kernel import assembly, convolve, depthwise, divisor
 from align_jax.kernels.depthwise_lanes import Tile, choose_tile
-from align_jax.plan import find_devices
 
 
 def distance(found, expected) -> float:
@@ -28,12 +23,7 @@ def draw(seed: int, batch: int, size: tuple[int, int], channels: int, k: int):
     return x, jax.random.normal(keys[1], (k, k, 1, channels)), keys[2]
 
 
-both_kinds = pytest.mark.parametrize(
-    "module", [depthwise_kernel, depthwise_mosaic], ids=["triton", "mosaic"]
-)
-
-
-def compare(module, x, kernel, key, stride, padding, dtype=jnp.float32):
+def compare(x, kernel, key, stride, padding, dtype=jnp.float32):
     """Distances of the output and both gradients from the plain form in float32."""
 
     def run(form, x, kernel, key):
@@ -44,7 +34,7 @@ def compare(module, x, kernel, key, stride, padding, dtype=jnp.float32):
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     exact = [a.astype(jnp.float32) for a in (x, kernel)]
     expected = jax.jit(partial(run, grouped_conv))(*exact, key)
-    interpreted = partial(module.depthwise, interpret=True)
+    interpreted = partial(depthwise, interpret=True)
     found = jax.jit(partial(run, interpreted))(x, kernel, key)
     assert [a.shape for a in found] == [a.shape for a in expected]
     assert {a.dtype for a in found} == {jnp.dtype(dtype)}
@@ -62,67 +52,23 @@ def compare(module, x, kernel, key, stride, padding, dtype=jnp.float32):
 def test_output_and_gradients_equal_xlas(size, k, stride, rule):
     padding = PADDINGS[rule](size, k, stride)
     drawn = draw(0, 2, size, 24, k)
-    assert max(compare(depthwise_kernel, *drawn, stride, padding)) < 1e-5
+    assert max(compare(*drawn, stride, padding)) < 1e-5
 
 
-@both_kinds
 @pytest.mark.parametrize("seed", [6, 1])
-def test_any_shape_and_padding(module, seed):
+def test_any_shape_and_padding(seed):
     rng = np.random.default_rng(seed)
     k, stride = int(rng.choice([3, 5])), int(rng.choice([1, 2]))
     size = tuple(int(n) for n in rng.integers(k, 12, 2))
     padding = tuple(tuple(int(n) for n in rng.integers(0, k, 2)) for _ in range(2))
     drawn = draw(seed, 3, size, int(rng.choice([8, 40, 136])), k)
-    assert max(compare(module, *drawn, stride, padding)) < 1e-5
+    assert max(compare(*drawn, stride, padding)) < 1e-5
 
 
-@both_kinds
-def test_bfloat16_is_summed_in_float32(module):
+def test_bfloat16_is_summed_in_float32():
     drawn = draw(1, 2, (9, 4), 48, 3)
-    forward, *gradients = compare(module, *drawn, 1, ((1, 1), (1, 1)), jnp.bfloat16)
+    forward, *gradients = compare(*drawn, 1, ((1, 1), (1, 1)), jnp.bfloat16)
     assert forward < 2e-3 and max(gradients) < 5e-3
-
-
-@pytest.mark.parametrize(("batch", "channels"), [(3, 40), (8, 136), (32, 16)])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_strips_of_rows_images_and_channels_change_nothing(
-    monkeypatch, batch, channels, stride
-):
-    monkeypatch.setattr(depthwise_mosaic, "STRIP_BYTES", 2**17)
-    for call in (depthwise_mosaic.convolve, depthwise_mosaic.input_gradient):
-        call.clear_cache()
-    drawn = draw(3, batch, (11, 9), channels, 5)
-    padding = PADDINGS["same"]((11, 9), 5, stride)
-    assert max(compare(depthwise_mosaic, *drawn, stride, padding)) < 1e-5
-
-
-def test_kernels_for_tpus_are_refused_elsewhere(mesh_of):
-    with pytest.raises(InputError, match="'mosaic', which is for TPUs; .* 'cpu'"):
-        choose_kernels("mosaic", mesh_of(1))
-
-
-@pytest.mark.tpu
-@pytest.mark.parametrize(
-    ("target", "size", "channels", "k", "stride"),
-    [
-        ("v3:2x2", 145, 64, 3, 1),
-        ("v5e:2x2", 37, 384, 5, 1),
-        ("v6e:2x2", 73, 288, 5, 2),
-    ],
-)
-def test_kernels_compile_for_tpus(target, size, channels, k, stride):
-    split = SingleDeviceSharding(find_devices(target)[0])
-    padding = PADDINGS["same"]((size, size), k, stride)
-
-    def run(x, kernel):
-        form = depthwise_mosaic.depthwise
-        y, vjp = jax.vjp(lambda x, w: form(x, w, stride, padding), x, kernel)
-        return y, vjp(y)
-
-    shapes = [(16, size, size, channels), (k, k, 1, channels)]
-    like = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=split) for s in shapes]
-    compiled = jax.jit(run).lower(*like).compile()
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
 
 
 @pytest.mark.parametrize("tile", [Tile(1, 16, 2), Tile(3, 40, 1)])

@@ -107,7 +107,7 @@ def test_stochastic_depth_grows_with_the_block():
     np.testing.assert_allclose(rates, 0.2 * np.arange(16) / 16)
 
 
-@pytest.mark.parametrize("field", ["padding", "rematerialise"])
+@pytest.mark.parametrize("field", ["padding", "rematerialise", "kernels"])
 def test_an_unknown_choice_is_refused(field):
     with pytest.raises(ValueError, match=f"image_tower.{field} is 'x'; known: "):
         EfficientNetConfig(**{field: "x"})
