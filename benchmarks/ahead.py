@@ -22,6 +22,7 @@ from align_jax.devices.mesh import make_mesh
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.train_state import abstract_state, compile_create
 from benchmarks import step
+from benchmarks.step_flags import OURS, read_flags
 
 # An H100 SXM as XLA describes it.
 H100 = """
@@ -61,7 +62,7 @@ def compile_ahead(path: str, arguments: list[str]) -> None:
 
 def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> None:
     """Compiles for a device and writes what `run` reads."""
-    flags = step.read_flags(arguments)
+    flags = read_flags(__doc__.splitlines()[0], arguments)
     plan, start = step.make_plan(flags, mesh), time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         compiled = compile_step(plan, step.batch_shapes(flags, mesh))
@@ -89,7 +90,8 @@ def run(path: str, profile: bool) -> None:
     """Loads what `compile_ahead` wrote and times it."""
     with open(path, "rb") as file:
         saved = pickle.load(file)
-    flags = step.read_flags([*saved["arguments"], f"--only={step.OURS}"])
+    arguments = [*saved["arguments"], f"--only={OURS}"]
+    flags = read_flags(__doc__.splitlines()[0], arguments)
     flags.profile = profile
     plan, devices = step.make_plan(flags, make_mesh()), jax.devices()[:1]
     state, batch = abstract_state(plan), step.batch_shapes(flags, plan.mesh)
@@ -100,7 +102,9 @@ def run(path: str, profile: bool) -> None:
 
     first = load(saved["create"], (), state)()
     compiled = load(saved["step"], (state, batch), (state, saved["metrics"]))
-    step.measure(*step.run_ours(plan, compiled, first, flags, saved["seconds"]), flags)
+    seconds = saved["seconds"]
+    program = step.run_ours(plan, compiled, state=first, flags=flags, seconds=seconds)
+    step.measure(program, flags)
 
 
 def main() -> None:

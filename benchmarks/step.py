@@ -20,23 +20,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.devices.kernel_choice import CHOICES, choose_kernels
+from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.losses.objective import LossConfig
-from align_jax.models.bert import SIZES, BertConfig
+from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
-from align_jax.models.efficientnet import (
-    REMATERIALISATIONS,
-    VARIANTS,
-    EfficientNetConfig,
-)
+from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import OptimizerConfig
@@ -44,73 +39,30 @@ from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, create_state
 from benchmarks.kernel_times import print_kernel_times
 from benchmarks.normalise import layers
-
-PEERS = (
-    "timm",
-    "timm_eager",
-    "huggingface",
-    "huggingface_blocks",
-    "huggingface_eager",
+from benchmarks.step_flags import (
+    OURS,
+    VOCABULARY,
+    Program,
+    image_multipliers,
+    read_flags,
+    text_size,
 )
-OURS = "align_jax"
-VOCABULARY = 30_522
+
 MOVES = 8  # of a convolution's output, the fewest that were thought of
 GIB = 2**30
 
 
-def read_flags(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line, or other arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", default="b5", help="a variant, or WIDTHxDEPTH")
-    parser.add_argument("--text", default="base", help="a size, or LAYERSxHIDDEN")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--image_size", type=int, default=289)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--pairs_per_core", type=int, default=16)
-    parser.add_argument("--group", type=int, default=16, help="images of a BatchNorm")
-    parser.add_argument("--microbatches", type=int, default=1)
-    parser.add_argument("--scan", action="store_true", help="repeated blocks as one")
-    parser.add_argument("--rematerialise", choices=REMATERIALISATIONS, default="none")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--precision", default="default", help="of the loss's products")
-    parser.add_argument("--optimizer", default="lamb")
-    parser.add_argument("--kernels", choices=CHOICES, default="auto")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
-    parser.add_argument("--topology", help="as v5e:2x2; a core's counts, nothing else")
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
-def image_multipliers(flags: argparse.Namespace) -> tuple[float, float]:
-    """Width and depth multipliers of the image tower."""
-    if flags.image in VARIANTS:
-        return VARIANTS[flags.image]
-    width, depth = map(float, flags.image.split("x"))
-    return width, depth
-
-
-def text_size(flags: argparse.Namespace) -> tuple[int, int]:
-    """Layers and hidden width of the text tower."""
-    if flags.text in SIZES:
-        return SIZES[flags.text]
-    layers, hidden = map(int, flags.text.split("x"))
-    return layers, hidden
-
-
 def main() -> None:
     """Runs every implementation and prints the table."""
-    flags = read_flags()
+    flags = read_flags(__doc__.splitlines()[0])
     if flags.only == OURS:
-        measure(*prepare_ours(flags), flags)
+        measure(prepare_ours(flags), flags)
     elif flags.topology:
         count_on(flags)
     elif flags.only:
         from benchmarks.step_peers import prepare_peer
 
-        measure(*prepare_peer(flags), flags)
+        measure(prepare_peer(flags), flags)
     else:
         print_table(flags)
 
@@ -154,36 +106,25 @@ def print_table(flags: argparse.Namespace) -> None:
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
 
 
-def measure(
-    take: Callable[[], None],
-    wait: Callable[[], None],
-    finish: Callable[[], dict],
-    flags: argparse.Namespace,
-) -> None:
+def measure(program: Program, flags: argparse.Namespace) -> None:
     """Times steps and prints the result as JSON.
 
     Steps are queued five at a time, since waiting for each costs milliseconds.
-
-    Args:
-      take: queues a step.
-      wait: for all of them.
-      finish: gives peak memory and what else is known, by name.
-      flags: the command line.
     """
     for _ in range(4):
-        take()
-    wait()
+        program.take()
+    program.wait()
     milliseconds = []
     for _ in range(max(flags.steps // 5, 1)):
         start = time.perf_counter()
         for _ in range(5):
-            take()
-        wait()
+            program.take()
+        program.wait()
         milliseconds.append(1e3 * (time.perf_counter() - start) / 5)
     if flags.profile and flags.only == OURS:
-        print_kernel_times(take, wait)
+        print_kernel_times(program.take, program.wait)
     found = {"ms": statistics.median(milliseconds)}
-    print(json.dumps(found | finish()), flush=True)
+    print(json.dumps(found | program.finish()), flush=True)
 
 
 def floor_bytes(flags: argparse.Namespace) -> float:
@@ -259,7 +200,7 @@ def batch_shapes(
     }
 
 
-def prepare_ours(flags: argparse.Namespace):
+def prepare_ours(flags: argparse.Namespace) -> Program:
     """Compiles our step."""
     reuse_memory()
     plan = make_plan(flags, make_mesh())
@@ -275,8 +216,8 @@ def run_ours(
     state: TrainState,
     flags: argparse.Namespace,
     seconds: float,
-):
-    """What `measure` is given for our step, compiled in some seconds."""
+) -> Program:
+    """Our step, compiled in some seconds, on random data."""
     random, metrics = np.random.default_rng(0), {}
     shapes = batch_shapes(flags, plan.mesh)
     batch = {
@@ -309,7 +250,7 @@ def run_ours(
             "loss_is_finite": bool(np.isfinite(metrics["loss"])),
         }
 
-    return take, lambda: jax.block_until_ready(state), finish
+    return Program(take, lambda: jax.block_until_ready(state), finish)
 
 
 if __name__ == "__main__":

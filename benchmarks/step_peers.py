@@ -10,7 +10,12 @@ from transformers import AlignConfig, AlignModel, BertConfig, BertModel
 
 from align_jax.models.bert import HEAD_WIDTH
 from align_jax.models.efficientnet import EfficientNetConfig, pooled_width
-from benchmarks.step import VOCABULARY, image_multipliers, text_size
+from benchmarks.step_flags import (
+    VOCABULARY,
+    Program,
+    image_multipliers,
+    text_size,
+)
 
 SMOOTHING = 0.1
 
@@ -77,7 +82,7 @@ def bert_config(flags: argparse.Namespace) -> BertConfig:
     )
 
 
-def prepare_peer(flags: argparse.Namespace):
+def prepare_peer(flags: argparse.Namespace) -> Program:
     """Makes a peer's step, compiled by torch.compile: autocast, channels_last."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -127,4 +132,4 @@ def prepare_peer(flags: argparse.Namespace):
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
         return {"peak_bytes": peak, "compile_seconds": seconds}
 
-    return take, wait, finish
+    return Program(take, wait, finish)

@@ -1,0 +1,77 @@
+"""The sizes and choices of `benchmarks.step`, which its implementations share."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from align_jax.devices.kernel_choice import CHOICES
+from align_jax.models.bert import SIZES
+from align_jax.models.efficientnet import REMATERIALISATIONS, VARIANTS
+
+PEERS = (
+    "timm",
+    "timm_eager",
+    "huggingface",
+    "huggingface_blocks",
+    "huggingface_eager",
+)
+OURS = "align_jax"
+VOCABULARY = 30_522
+
+
+class Program(NamedTuple):
+    """A step that can be timed.
+
+    Attributes:
+      take: queues a step.
+      wait: waits for all queued steps.
+      finish: returns peak memory and what else is known, by name.
+    """
+
+    take: Callable[[], None]
+    wait: Callable[[], None]
+    finish: Callable[[], dict]
+
+
+def read_flags(
+    description: str, arguments: list[str] | None = None
+) -> argparse.Namespace:
+    """Reads the command line, or other arguments."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--image", default="b5", help="a variant, or WIDTHxDEPTH")
+    parser.add_argument("--text", default="base", help="a size, or LAYERSxHIDDEN")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image_size", type=int, default=289)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--pairs_per_core", type=int, default=16)
+    parser.add_argument("--group", type=int, default=16, help="images of a BatchNorm")
+    parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--scan", action="store_true", help="repeated blocks as one")
+    parser.add_argument("--rematerialise", choices=REMATERIALISATIONS, default="none")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--precision", default="default", help="of the loss's products")
+    parser.add_argument("--optimizer", default="lamb")
+    parser.add_argument("--kernels", choices=CHOICES, default="auto")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
+    parser.add_argument("--topology", help="as v5e:2x2; a core's counts, nothing else")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def image_multipliers(flags: argparse.Namespace) -> tuple[float, float]:
+    """Width and depth multipliers of the image tower."""
+    if flags.image in VARIANTS:
+        return VARIANTS[flags.image]
+    width, depth = map(float, flags.image.split("x"))
+    return width, depth
+
+
+def text_size(flags: argparse.Namespace) -> tuple[int, int]:
+    """Layers and hidden width of the text tower."""
+    if flags.text in SIZES:
+        return SIZES[flags.text]
+    layers, hidden = map(int, flags.text.split("x"))
+    return layers, hidden
