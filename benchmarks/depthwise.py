@@ -7,7 +7,7 @@ and `kernel` (gradient to the kernel). Milliseconds are medians over rounds in w
 ours and XLA's grouped convolution take turns, each round a queue of `--calls` calls.
 `floor` is the time in which the memory moves both large arrays once. `error` is the
 norm of ours less the plain sum in float32 over the norm of that, on a few images.
-`--choices` times some tiles instead.
+`--choices` times some layouts of the lanes instead.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from align_jax.kernels import depthwise_kernel
 from align_jax.kernels.convolution import PADDINGS, Padding, grouped_conv, tap_sum
-from align_jax.kernels.depthwise_lanes import choose_tile
+from align_jax.kernels.depthwise_lanes import choose_layout, column_groups
 from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNetConfig,
@@ -34,7 +34,7 @@ PASSES = ("forward", "input", "kernel")
 CHECKED = 8  # images
 
 
-class Layer(NamedTuple):
+class DepthwiseLayer(NamedTuple):
     """One depthwise convolution: side of input and output, channels, kernel, stride."""
 
     size: int
@@ -48,7 +48,7 @@ class Layer(NamedTuple):
         return f"{self.size}x{self.channels} k{self.k} s{self.stride}"
 
 
-def layers(variant: str, image_size: int, rule: str) -> Counter[Layer]:
+def layers(variant: str, image_size: int, rule: str) -> Counter[DepthwiseLayer]:
     """The different depthwise layers of a tower, and how many of each it has."""
 
     def after(size: int, k: int, stride: int) -> tuple[int, Padding]:
@@ -62,28 +62,29 @@ def layers(variant: str, image_size: int, rule: str) -> Counter[Layer]:
             k, stride = block.kernel, block.stride
             channels = block.channels_in * block.expansion
             size_out, padding = after(size, k, stride)
-            found[Layer(size, size_out, channels, k, stride, padding)] += 1
+            found[DepthwiseLayer(size, size_out, channels, k, stride, padding)] += 1
             size = size_out
     return found
 
 
-def ours(layer: Layer, interpret: bool, **choice) -> dict[str, Callable]:
+def ours(layer: DepthwiseLayer, interpret: bool, **choice) -> dict[str, Callable]:
     """The three passes as functions of (x, kernel, cotangent)."""
-    shape = layer.stride, layer.padding
     size = layer.size, layer.size
-    choice["interpret"] = interpret
+    choice |= {
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "interpret": interpret,
+    }
     return {
-        "forward": lambda x, w, g: depthwise_kernel.convolve(x, w, *shape, **choice),
-        "input": lambda x, w, g: depthwise_kernel.input_gradient(
-            g, w, size, *shape, **choice
-        ),
+        "forward": lambda x, w, g: depthwise_kernel.convolve(x, w, **choice),
+        "input": lambda x, w, g: depthwise_kernel.input_gradient(g, w, size, **choice),
         "kernel": lambda x, w, g: depthwise_kernel.kernel_gradient(
-            x, g, layer.k, *shape, **choice
+            x, g, layer.k, **choice
         ),
     }
 
 
-def gradients(form: Callable, layer: Layer) -> dict[str, Callable]:
+def gradients(form: Callable, layer: DepthwiseLayer) -> dict[str, Callable]:
     """The three passes of a plain form."""
     call = partial(form, stride=layer.stride, padding=layer.padding)
     return {
@@ -93,7 +94,7 @@ def gradients(form: Callable, layer: Layer) -> dict[str, Callable]:
     }
 
 
-def shapes(layer: Layer, batch: int) -> list[tuple[int, ...]]:
+def shapes(layer: DepthwiseLayer, batch: int) -> list[tuple[int, ...]]:
     """Shapes of x, kernel and cotangent."""
     size, size_out, channels, k = layer[:4]
     return [
@@ -103,13 +104,13 @@ def shapes(layer: Layer, batch: int) -> list[tuple[int, ...]]:
     ]
 
 
-def compile_pass(function: Callable, layer: Layer, batch: int):
+def compile_pass(function: Callable, layer: DepthwiseLayer, batch: int):
     """Compiles a pass for bfloat16 arrays."""
     arguments = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes(layer, batch)]
     return jax.jit(function, keep_unused=True).lower(*arguments).compile()
 
 
-def exact_passes(layer: Layer) -> Callable:
+def exact_passes(layer: DepthwiseLayer) -> Callable:
     """All three passes of the plain sum in float32 of some of the images."""
 
     def run(x, kernel, cotangent, picked):
@@ -130,7 +131,7 @@ def distance(found: jax.Array, expected: jax.Array) -> jax.Array:
     return norm(found.astype(jnp.float32) - expected) / norm(expected)
 
 
-def draw(layer: Layer, batch: int) -> list[jax.Array]:
+def draw(layer: DepthwiseLayer, batch: int) -> list[jax.Array]:
     """x, kernel and cotangent."""
     keys = jax.random.split(jax.random.key(0), 3)
     return [
@@ -139,7 +140,7 @@ def draw(layer: Layer, batch: int) -> list[jax.Array]:
     ]
 
 
-def errors(layer: Layer, calls: dict[str, Callable], arguments: list) -> dict:
+def errors(layer: DepthwiseLayer, calls: dict[str, Callable], arguments: list) -> dict:
     """Distance of each pass from the plain sum in float32, on `CHECKED` images.
 
     The cotangent of the others is zero, so that they add nothing to the kernel's
@@ -158,14 +159,14 @@ def errors(layer: Layer, calls: dict[str, Callable], arguments: list) -> dict:
     return found
 
 
-def floor_milliseconds(layer: Layer, flags: argparse.Namespace) -> float:
+def floor_milliseconds(layer: DepthwiseLayer, flags: argparse.Namespace) -> float:
     """Time in which the memory moves both images once."""
     pixels = layer.size**2 + layer.size_out**2
     return 1e3 * 2 * flags.batch * layer.channels * pixels / flags.bandwidth
 
 
 def compare(
-    flags: argparse.Namespace, found: Counter[Layer], pool: ThreadPoolExecutor
+    flags: argparse.Namespace, found: Counter[DepthwiseLayer], pool: ThreadPoolExecutor
 ) -> None:
     """Prints times of ours and of XLA's, layer by layer, and their totals."""
 
@@ -214,7 +215,7 @@ def compare(
             )
 
 
-def choices(layer: Layer, name: str) -> dict[str, dict]:
+def choices(layer: DepthwiseLayer, name: str) -> dict[str, dict]:
     """Ways to run a pass, the module's own first: arguments by a short name."""
     left = layer.padding[1][0]
     columns, width = {
@@ -224,22 +225,22 @@ def choices(layer: Layer, name: str) -> dict[str, dict]:
     }[name]
     if name == "input" and layer.stride > 1:
         columns = depthwise_kernel.SPREAD_COLUMNS
-        width = depthwise_kernel.column_groups(layer.size, left, layer.stride)
-    shape = width, layer.channels, layer.k
-    own = choose_tile(*shape, columns, depthwise_kernel.WARPS)
-    tiles = [own]
-    tiles += [choose_tile(*shape, columns, warps) for warps in (2, 8)]
-    tiles += [choose_tile(*shape, (own.columns + n,), own.warps) for n in (-1, 1)]
-    tiles += [own._replace(slab=min(slab, layer.channels)) for slab in (16, 64)]
-    found = {"/".join(map(str, tile)): {"tile": tile} for tile in tiles}
+        width = column_groups(layer.size, left, layer.stride)
+    choose = partial(choose_layout, width, layer.channels, layer.k)
+    own = choose(columns, depthwise_kernel.WARPS)
+    layouts = [own]
+    layouts += [choose(columns, warps) for warps in (2, 8)]
+    layouts += [choose((own.columns + n,), own.warps) for n in (-1, 1)]
+    layouts += [own._replace(slab=min(slab, layer.channels)) for slab in (16, 64)]
+    found = {"/".join(map(str, layout)): {"layout": layout} for layout in layouts}
     if name == "kernel":
         for programs in (256, 1024, 2048):
-            found[f"{programs} programs"] = {"tile": own, "programs": programs}
+            found[f"{programs} programs"] = {"layout": own, "programs": programs}
     return found
 
 
 def choose(
-    flags: argparse.Namespace, found: Counter[Layer], pool: ThreadPoolExecutor
+    flags: argparse.Namespace, found: Counter[DepthwiseLayer], pool: ThreadPoolExecutor
 ) -> None:
     """Prints what each of some choices takes, the fastest first."""
     jobs = {

@@ -4,8 +4,8 @@
 
 One line for each different normalisation and direction, with what follows it: a swish,
 a swish and a gate, or nothing. `floor` is the time in which the memory moves what two
-walks over the wide arrays read and write. `--choices` times some tiles of the backward
-pass's sums instead.
+walks over the wide arrays read and write. `--choices` times some workloads of the
+backward pass's sums instead.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.devices.kernel_choice import INTERPRET, PLAIN, TRITON, Kernels
-from align_jax.kernels import image_walks
+from align_jax.kernels.image_walks import kernel_sums
+from align_jax.kernels.walk_tiles import WORKLOAD, Workload
 from align_jax.models.batch_norm import Form, normalise
 from align_jax.models.efficientnet import (
     STEM_CHANNELS,
@@ -31,8 +32,8 @@ from benchmarks.layer_timing import make_parser, milliseconds, print_head, resul
 
 FORMS = ("linear", "swish", "gated")
 MOVES = {"forward": (3, 3, 4), "backward": (5, 5, 5)}  # of a wide array, by form
-GRIDS = [
-    image_walks.GRID._replace(**other)
+WORKLOADS = [
+    WORKLOAD._replace(**other)
     for other in (
         {},
         {"warps": 4},
@@ -45,7 +46,7 @@ GRIDS = [
 ]
 
 
-class Layer(NamedTuple):
+class Normalisation(NamedTuple):
     """A normalisation of (batch, size, size, channels)."""
 
     size: int
@@ -54,22 +55,22 @@ class Layer(NamedTuple):
     reduced: int
 
 
-def layers(config: EfficientNetConfig, image_size: int) -> Counter[Layer]:
+def layers(config: EfficientNetConfig, image_size: int) -> Counter[Normalisation]:
     """The different normalisations of a tower, and how many of each it has."""
     size, stem = -(-image_size // 2), round_channels(STEM_CHANNELS, config.width)
-    found = Counter([Layer(size, stem, "swish", 0)])
+    found = Counter([Normalisation(size, stem, "swish", 0)])
     for stage in expand_stages(config):
         for block in stage:
             wide = block.channels_in * block.expansion
             if block.expansion != 1:
-                found[Layer(size, wide, "swish", 0)] += 1
+                found[Normalisation(size, wide, "swish", 0)] += 1
             size = -(-size // block.stride)
-            found[Layer(size, wide, "gated", block.channels_in // 4)] += 1
-            found[Layer(size, block.channels_out, "linear", 0)] += 1
+            found[Normalisation(size, wide, "gated", block.channels_in // 4)] += 1
+            found[Normalisation(size, block.channels_out, "linear", 0)] += 1
     return found
 
 
-def draw(layer: Layer, batch: int) -> tuple:
+def draw(layer: Normalisation, batch: int) -> tuple:
     """Arguments of `normalise`, and a cotangent."""
     keys = iter(jax.random.split(jax.random.key(0), 9))
     shape = (batch, layer.size, layer.size, layer.channels)
@@ -87,7 +88,7 @@ def draw(layer: Layer, batch: int) -> tuple:
     return x, small(channels), small(channels), excite, cotangent
 
 
-def compile_pass(layer: Layer, direction: str, kind: str, flags) -> Callable:
+def compile_pass(layer: Normalisation, direction: str, kind: str, flags) -> Callable:
     """Compiles a direction with one kind of kernels."""
     form = Form(flags.group, layer.form != "linear", Kernels(kind))
 
@@ -101,8 +102,8 @@ def compile_pass(layer: Layer, direction: str, kind: str, flags) -> Callable:
     return jax.jit(run, keep_unused=True).lower(*arguments).compile()
 
 
-def compile_grid(layer: Layer, grid: image_walks.Grid, flags) -> Callable:
-    """Compiles a backward pass's sums of a swish with a grid."""
+def compile_sums(layer: Normalisation, workload: Workload, flags) -> Callable:
+    """Compiles a backward pass's sums of a swish with a workload."""
 
     def visit(arithmetic, x, cotangent, scale, bias):
         value = arithmetic.multiply_add(x, scale, bias)
@@ -111,8 +112,15 @@ def compile_grid(layer: Layer, grid: image_walks.Grid, flags) -> Callable:
         inner = cotangent * slope
         return (inner,), (inner, x)
 
-    def run(*arrays):
-        return image_walks.kernel_sums(visit, arrays, 2, 2, flags.interpret, grid)
+    def run(x, cotangent, small):
+        return kernel_sums(
+            visit,
+            [x, cotangent],
+            small,
+            count=2,
+            workload=workload,
+            interpret=flags.interpret,
+        )
 
     x = jax.ShapeDtypeStruct(
         (flags.batch, layer.size, layer.size, layer.channels), jnp.bfloat16
@@ -169,24 +177,29 @@ def compare(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
 
 
 def choose(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
-    """Prints what each of some grids takes, the fastest first."""
+    """Prints what each of some workloads takes, the fastest first."""
     config = EfficientNetConfig(*VARIANTS[flags.variant])
     wide = [x for x in layers(config, flags.image_size) if x.form == "swish"]
     jobs = {
-        layer: [pool.submit(compile_grid, layer, grid, flags) for grid in GRIDS]
+        layer: [pool.submit(compile_sums, layer, w, flags) for w in WORKLOADS]
         for layer in wide
     }
     for layer, futures in jobs.items():
         x, scale, bias, _, cotangent = draw(layer, flags.batch)
         small = jnp.tile(jnp.stack([scale, bias]), (flags.batch, 1, 1))
-        calls = {g: c for g, f in zip(GRIDS, futures, strict=True) if (c := result(f))}
+        calls = {
+            workload: call
+            for workload, future in zip(WORKLOADS, futures, strict=True)
+            if (call := result(future))
+        }
         times = milliseconds(
             list(calls.values()), [x, cotangent, small], flags.calls, flags.rounds
         )
         floor = 2e3 * x.nbytes / flags.bandwidth
         ranked = sorted(zip(times, calls, strict=True))
         cells = ", ".join(
-            f"{'/'.join(map(str, grid))} {ms / floor:.2f}" for ms, grid in ranked
+            f"{'/'.join(map(str, workload))} {ms / floor:.2f}"
+            for ms, workload in ranked
         )
         print(f"{layer.size}x{layer.channels} {floor:.3f} ms: {cells}", flush=True)
 

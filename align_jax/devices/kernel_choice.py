@@ -1,7 +1,7 @@
 """Chooses between our Pallas kernels and plain XLA."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,26 +32,26 @@ class Kernels:
         return 1 if self.mesh is None else self.mesh.size
 
     def by_batch(
-        self, function: Callable, split: Sequence[jax.Array], whole: Any = ()
+        self, function: Callable[[Any, Any], Any], split: Any, whole: Any = None
     ) -> Any:
-        """Calls function(*split, *whole) on every device's part of the batch.
+        """Calls function(split, whole) on every device's part of the batch.
 
         Args:
           function: returns a tree of arrays (B, ...).
-          split: arrays (B, ...).
-          whole: what every device has.
+          split: a tree of arrays (B, ...), of which a device gets its rows.
+          whole: a tree of arrays that every device gets whole.
         """
         if self.devices == 1:
-            return function(*split, *whole)
+            return function(split, whole)
         rows = PartitionSpec(BATCH_AXES)
         call = jax.shard_map(
             function,
             mesh=self.mesh,
-            in_specs=(rows,) * len(split) + (PartitionSpec(),) * len(whole),
+            in_specs=(rows, PartitionSpec()),
             out_specs=rows,
             check_vma=False,  # a kernel's results do not say over what they vary
         )
-        return call(*split, *whole)
+        return call(split, whole)
 
 
 def choose_kernels(choice: str, mesh: Mesh) -> Kernels:

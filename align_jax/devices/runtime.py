@@ -37,7 +37,7 @@ def start(distributed: bool = False) -> None:
         lambda record: "orbax" not in record.getMessage()
     )
     sys.unraisablehook = functools.partial(_show_unraisable, sys.unraisablehook)
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         cache = pathlib.Path.home() / ".cache" / "align_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if distributed:
@@ -56,7 +56,8 @@ def reuse_memory() -> None:
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices > 1 or "host_platform_device_count" in flags:
+    several = jax.config.values["jax_num_cpu_devices"] > 1
+    if several or "host_platform_device_count" in flags:
         return
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() == "cpu":
@@ -86,7 +87,9 @@ def _join_processes() -> None:
         raise InputError(f"--distributed: {', '.join(absent)} is not set, others are")
     try:
         address, count, index = given
-        jax.distributed.initialize(address, count and int(count), index and int(index))
+        jax.distributed.initialize(
+            address, int(count) if count else None, int(index) if index else None
+        )
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"--distributed: {' '.join(str(error).split())}; where there is no TPU pod,"

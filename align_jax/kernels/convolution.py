@@ -5,7 +5,7 @@ kernel taps, and faster than it on GPUs and TPUs; dense ones are matrix products
 and NVIDIA GPUs. All forms compute the same sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -22,14 +22,20 @@ _MOST_PIECES = 160  # a tile each is enough: an H100 has 132 multiprocessors
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
-    """TensorFlow's SAME rule: output is ceil(size / stride), odd zero at the end."""
+def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
+    """TensorFlow's SAME rule: output is ceil(size / stride), odd zero at the end.
+
+    Args:
+      size: rows and columns of the input.
+      kernel: side of the kernel.
+      stride: step in both directions.
+    """
     totals = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
     top_bottom, left_right = ((t // 2, t - t // 2) for t in totals)
     return top_bottom, left_right
 
 
-def keras_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
+def keras_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
     """Keras' rule for inputs of unknown size: as if `size` were always even.
 
     The open ALIGN weights were trained with it: 289 pixels end in 9 x 9, not 10 x 10.
@@ -71,7 +77,8 @@ def patch_product(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
     """`dense_conv` as one matrix product with what each output position sees."""
-    return _places_product(*_patches(x, kernel, stride, padding))
+    patches, matrix = _patches(x, kernel, stride, padding)
+    return _places_product(patches, matrix)
 
 
 def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Array]:
@@ -106,7 +113,8 @@ def gpu_conv(
     """
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return split_product(x, kernel[0, 0])
-    return split_product(*_patches(x, kernel, stride, padding, multiple=8))
+    patches, matrix = _patches(x, kernel, stride, padding, multiple=8)
+    return split_product(patches, matrix)
 
 
 @jax.custom_vjp
@@ -126,10 +134,12 @@ def _split_product_forward(x, matrix):
 
 def _split_product_backward(residuals, cotangent):
     x, matrix = residuals
-    rows = [v.reshape(-1, v.shape[-1]) for v in (x, cotangent)]
-    pieces = count_pieces(len(rows[0]), *matrix.shape)
-    rows = [v.reshape(pieces, -1, v.shape[-1]) for v in rows]
-    sums = jnp.einsum("prc,prd->pcd", *rows, preferred_element_type=jnp.float32)
+    rows, out_rows = (v.reshape(-1, v.shape[-1]) for v in (x, cotangent))
+    pieces = count_pieces(len(rows), rows.shape[1], out_rows.shape[1])
+    rows, out_rows = (v.reshape(pieces, -1, v.shape[-1]) for v in (rows, out_rows))
+    sums = jnp.einsum(
+        "prc,prd->pcd", rows, out_rows, preferred_element_type=jnp.float32
+    )
     to_x = _places_product(cotangent, matrix.T)
     return to_x, sums.sum(0).astype(matrix.dtype)
 
@@ -183,39 +193,6 @@ def grouped_conv(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
-
-
-def differentiable(
-    convolve: Callable, input_gradient: Callable, kernel_gradient: Callable
-) -> Callable:
-    """A depthwise convolution of its three passes, as kernels of our own have them.
-
-    Args:
-      convolve: (x, kernel, stride, padding, interpret=) to the result.
-      input_gradient: (cotangent, kernel, size, stride, padding, interpret=) to x's.
-      kernel_gradient: (x, cotangent, k, stride, padding, interpret=) to the kernel's.
-
-    Returns:
-      Function of x, kernel, stride and padding, see `depthwise_conv`, whose sums are
-      float32; `interpret` runs it as ordinary JAX, on any platform, slowly.
-    """
-
-    @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-    def depthwise(x, kernel, stride, padding, interpret=False):
-        return convolve(x, kernel, stride, padding, interpret=interpret)
-
-    def forward(x, kernel, stride, padding, interpret):
-        return depthwise(x, kernel, stride, padding, interpret), (x, kernel)
-
-    def backward(stride, padding, interpret, residuals, cotangent):
-        x, kernel = residuals
-        shape = dict(stride=stride, padding=padding, interpret=interpret)
-        to_x = input_gradient(cotangent, kernel, x.shape[1:3], **shape)
-        to_kernel = kernel_gradient(x, cotangent, len(kernel), **shape)
-        return to_x, to_kernel.astype(kernel.dtype)
-
-    depthwise.defvjp(forward, backward)
-    return depthwise
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,10 +1,10 @@
 """How the lanes of a depthwise kernel's programs lie on an image.
 
-A program is a block of lanes. A lane stands for one channel and `Tile.columns` adjacent
-columns of the output: it loads the columns that these see once for each row.
+A program is a block of lanes. A lane stands for one channel and `LaneLayout.columns`
+adjacent columns of the output: it loads the columns that these see once for each row.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ VECTOR = 2  # channels of a thread: its k * k weights each must fit in registers
 OUTSIDE = 1 << 20  # a column beyond every image
 
 
-class Tile(NamedTuple):
+class LaneLayout(NamedTuple):
     """How the lanes of a program are laid out.
 
     Attributes:
@@ -43,10 +43,10 @@ class Tile(NamedTuple):
         return pl.cdiv(channels, self.slab) * pl.cdiv(groups * self.slab, self.block)
 
 
-def choose_tile(
+def choose_layout(
     width: int, channels: int, kernel: int, columns: tuple[int, ...], warps: int
-) -> Tile:
-    """The tile that wastes fewest lanes and loads; its slab is all channels.
+) -> LaneLayout:
+    """The layout that wastes fewest lanes and loads; its slab is all channels.
 
     Args:
       width: columns of the output.
@@ -56,38 +56,51 @@ def choose_tile(
       warps: of a program.
     """
 
-    def cost(tile: Tile) -> float:
-        lanes = tile.programs(width, channels) * tile.block
+    def cost(layout: LaneLayout) -> float:
+        lanes = layout.programs(width, channels) * layout.block
         # Neighbours in a program find each other's columns in the nearest cache.
-        beside = max(tile.block // tile.slab, 1) * tile.columns
+        beside = max(layout.block // layout.slab, 1) * layout.columns
         reads = 1 + (kernel - 1) / min(beside, width)
-        return lanes * tile.columns / (width * channels) + 0.3 * reads
+        return lanes * layout.columns / (width * channels) + 0.3 * reads
 
     fitting = [n for n in columns if n <= width] or [width]
-    return min((Tile(n, channels, warps) for n in fitting), key=cost)
+    return min((LaneLayout(n, channels, warps) for n in fitting), key=cost)
 
 
 class Lanes(NamedTuple):
-    """The lanes of this program, each (block,) int32."""
+    """The lanes of this program.
+
+    Attributes:
+      group: (block,) int32, the group of columns.
+      channel: (block,) int32.
+      column: (block,) int32, the first output column; `OUTSIDE` for lanes without.
+      channels: of the image.
+    """
 
     group: jax.Array
     channel: jax.Array
-    column: jax.Array  # first output column; OUTSIDE for lanes that have none
+    column: jax.Array
+    channels: int
 
 
-def lanes_of(tile: Tile, width: int, channels: int) -> Lanes:
+def lanes_of(layout: LaneLayout, width: int, channels: int) -> Lanes:
     """Channel and columns of this program's lanes for an image of `width` columns."""
-    groups = pl.cdiv(width, tile.columns)
-    parts = pl.cdiv(groups * tile.slab, tile.block)
+    groups = pl.cdiv(width, layout.columns)
+    parts = pl.cdiv(groups * layout.slab, layout.block)
     program = pl.program_id(0)
-    lane = lax.rem(program, parts) * tile.block + jnp.arange(tile.block)
-    group = lax.div(lane, tile.slab)
-    channel = lax.div(program, parts) * tile.slab + lax.rem(lane, tile.slab)
+    lane = lax.rem(program, parts) * layout.block + jnp.arange(layout.block)
+    group = lax.div(lane, layout.slab)
+    channel = lax.div(program, parts) * layout.slab + lax.rem(lane, layout.slab)
     valid = group < groups
-    if channels % tile.slab:
+    if channels % layout.slab:
         valid &= channel < channels
-    column = jnp.where(valid, group * tile.columns, OUTSIDE)
-    return Lanes(group, channel, column)
+    column = jnp.where(valid, group * layout.columns, OUTSIDE)
+    return Lanes(group, channel, column, channels)
+
+
+def column_groups(width: int, left: int, stride: int) -> int:
+    """Groups of `stride` padded columns that `width` columns after `left` touch."""
+    return (left + width - 1) // stride + 1 - left // stride
 
 
 def _inside(index: jax.Array, size: int) -> jax.Array:
@@ -95,7 +108,7 @@ def _inside(index: jax.Array, size: int) -> jax.Array:
     return index.astype(jnp.uint32) < size
 
 
-class Image(NamedTuple):
+class ImageColumns(NamedTuple):
     """Adjacent columns of the rows of an image in memory, for every lane.
 
     Attributes:
@@ -106,7 +119,7 @@ class Image(NamedTuple):
       offset: (block,) place of that column's channel in a row.
     """
 
-    ref: object
+    ref: jax.Ref
     size: tuple[int, int]
     channels: int
     column: jax.Array
@@ -115,7 +128,7 @@ class Image(NamedTuple):
     def _mask(self, row: jax.Array, step: int) -> jax.Array:
         return _inside(row, self.size[0]) & _inside(self.column + step, self.size[1])
 
-    def _place(self, row: jax.Array, step: int, prefix: tuple):
+    def _place(self, row: jax.Array, step: int, prefix: tuple) -> Any:
         return self.ref.at[(*prefix, row, self.offset + step * self.channels)]
 
     def load(self, row: jax.Array, count: int, prefix: tuple = ()) -> list[jax.Array]:
@@ -136,11 +149,21 @@ class Image(NamedTuple):
         )
 
 
-def image_of(ref, size, lanes: Lanes, first, step, channels) -> Image:
-    """The image whose column `first + step * group` is the lane's first."""
+def image_of(
+    ref: jax.Ref, size: tuple[int, int], lanes: Lanes, *, first: int, step: int
+) -> ImageColumns:
+    """Columns of an image in memory; a lane's first is `first + step * group`.
+
+    Args:
+      ref: (H, W * C) or (images, H, W * C).
+      size: (H, W).
+      lanes: of this program.
+      first: column of the first group.
+      step: columns from a group to the next.
+    """
     column = jnp.where(lanes.column < OUTSIDE, lanes.group * step + first, OUTSIDE)
-    offset = (lanes.group * step + first) * channels + lanes.channel
-    return Image(ref, size, channels, column, offset)
+    offset = (lanes.group * step + first) * lanes.channels + lanes.channel
+    return ImageColumns(ref, size, lanes.channels, column, offset)
 
 
 def in_float32(values: list[jax.Array]) -> list[jax.Array]:
@@ -148,7 +171,7 @@ def in_float32(values: list[jax.Array]) -> list[jax.Array]:
     return [value.astype(jnp.float32) for value in values]
 
 
-def load_weights(ref, k: int, lanes: Lanes) -> list[list[jax.Array]]:
+def load_weights(ref: jax.Ref, k: int, lanes: Lanes) -> list[list[jax.Array]]:
     """Each lane's k x k weights, from ref (k * k, C)."""
     mask = lanes.column < OUTSIDE
     flat = [

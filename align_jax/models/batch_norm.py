@@ -88,7 +88,9 @@ class BatchNorm(nn.Module):
         form = Form(self.group_size, self.swish, self.kernels if own else Kernels())
         if not own:
             statistics = (running_mean.value[None], running_var.value[None])
-            return apply_statistics(x, scale, bias, excite, statistics, form)[0]
+            return apply_statistics(
+                x, scale, bias, excite, statistics=statistics, form=form
+            )[0]
         out, statistics = normalise(x, scale, bias, excite, form)
         if not self.is_initializing():
             for running, batch in zip(
@@ -123,7 +125,11 @@ def gate_of(means: jax.Array, excite: dict) -> jax.Array:
 def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of groups of images (B, H, W, C): (G, C) each, float32."""
     group = form.group_size
-    sums = image_sums(lambda _, x: ((x,), (x, x)), [x], None, 2, form.kernels, group)
+
+    def powers(_, x):
+        return (x,), (x, x)
+
+    sums = image_sums(powers, [x], None, 2, form.kernels, images=group)
     means = checkpoint_name(sums, "sums") / (group * x.shape[1] * x.shape[2])
     mean, square = jnp.unstack(means, axis=1)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
@@ -134,10 +140,19 @@ def apply_statistics(
     scale: jax.Array,
     bias: jax.Array,
     excite: dict | None,
+    *,
     statistics: tuple[jax.Array, jax.Array],
     form: Form,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Normalises, activates and gates x (B, H, W, C) by mean and variance, (G, C).
+    """Normalises, activates and gates x (B, H, W, C) by mean and variance.
+
+    Args:
+      x: (B, H, W, C).
+      scale: (C,).
+      bias: (C,).
+      excite: the gate's weights, see `gate_of`; None for no gate.
+      statistics: mean and variance, (G, C) each.
+      form: the rest.
 
     Returns:
       The result, and the means (B, C) that the gate was made of.
@@ -153,7 +168,11 @@ def apply_statistics(
 
     if excite is None:
         return image_map(activate, [x], affine, form.map_kernels), None
-    sums = image_sums(lambda *xs: ((activate(*xs),),), [x], affine, 1, form.kernels)
+
+    def activated(arithmetic, x, factor, shift):
+        return ((activate(arithmetic, x, factor, shift),),)
+
+    sums = image_sums(activated, [x], affine, 1, form.kernels)
     means = checkpoint_name(sums[:, 0], "sums") / (x.shape[1] * x.shape[2])
     gate = gate_of(means, excite)
     small = jnp.concatenate([affine, gate[:, None]], 1)
@@ -195,7 +214,9 @@ def _forward(x, scale, bias, excite, form):
 def _apply_own(x, scale, bias, excite, form):
     """Normalises by the groups' own statistics; returns them, too."""
     statistics = group_statistics(x, form)
-    out, means = apply_statistics(x, scale, bias, excite, statistics, form)
+    out, means = apply_statistics(
+        x, scale, bias, excite, statistics=statistics, form=form
+    )
     return out, statistics, means
 
 
@@ -217,18 +238,17 @@ def _backward(form, residuals, cotangents):
         value *= share  # which is the swish of what it was
         return x, value, arithmetic.multiply_add(value, 1.0 - share, share)
 
-    def terms(arithmetic, x, cotangent, *affine):
-        x, value, slope = revisit(arithmetic, x, *affine)
+    def terms(arithmetic, x, cotangent, mean, factor, bias):
+        x, value, slope = revisit(arithmetic, x, mean, factor, bias)
         inner = cotangent * slope
-        found = (inner,), (inner, x)
         if excite is None:
-            return found
-        return *found, (slope,), (slope, x), (cotangent, value)
+            return (inner,), (inner, x)
+        return (inner,), (inner, x), (slope,), (slope, x), (cotangent, value)
 
     # The gate wants every image's sums.
     count, images = (2, form.group_size) if excite is None else (5, 1)
     affine = lax.optimization_barrier(affine)  # computed once, not at every place
-    sums = image_sums(terms, [x, cotangent], affine, count, form.kernels, images)
+    sums = image_sums(terms, [x, cotangent], affine, count, form.kernels, images=images)
     gate = to_mean = to_excite = None
     if excite is not None:
         gate, pull = jax.vjp(gate_of, means, excite)
@@ -251,7 +271,8 @@ def _backward(form, residuals, cotangents):
         x, _, slope = revisit(arithmetic, x, mean, factor, bias)
         to_out = cotangent * factor
         if gated:
-            to_out = arithmetic.multiply_add(cotangent, *gated)
+            by_cotangent, constant = gated
+            to_out = arithmetic.multiply_add(cotangent, by_cotangent, constant)
         rest = arithmetic.multiply_add(x, by_x, alone)
         return arithmetic.multiply_add(to_out, slope, rest)
 
@@ -267,5 +288,5 @@ normalise.defvjp(_forward, _backward)
 
 def _each(numbers: list[jax.Array], batch: int) -> jax.Array:
     """Numbers of groups' channels, n of (G, C), for every image, (B, n, C)."""
-    numbers = jnp.stack(numbers, 1)
-    return jnp.repeat(numbers, batch // len(numbers), 0)
+    stacked = jnp.stack(numbers, 1)
+    return jnp.repeat(stacked, batch // len(stacked), 0)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.devices.kernel_choice import INTERPRET, PLAIN, Kernels
-from align_jax.kernels import depthwise_kernel
 from align_jax.kernels.convolution import (
     PADDINGS,
+    Padding,
     dense_conv,
     depthwise_conv,
     gpu_conv,
 )
+from align_jax.kernels.depthwise_kernel import depthwise
 from align_jax.models.batch_norm import BatchNorm
 
 SQUEEZE_RATIO = 0.25
@@ -71,20 +72,18 @@ class Convolution(nn.Module):
         padding = PADDINGS[self.padding](x.shape[1:3], self.kernel, self.stride)
         return checkpoint_name(self._convolve(x, kernel, padding), "convolution")
 
-    def _convolve(self, x, kernel, padding):
-        kind, shape = self.kernels.kind, (self.stride, padding)
-        if not self.depthwise:
-            if kind == PLAIN:
-                return dense_conv(x, kernel, *shape)
-            convolve = partial(gpu_conv, stride=self.stride, padding=padding)
-        elif kind == PLAIN:
-            return depthwise_conv(x, kernel, *shape)
-        else:
+    def _convolve(self, x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+        kind, stride = self.kernels.kind, self.stride
+        if kind == PLAIN:
+            plain = depthwise_conv if self.depthwise else dense_conv
+            return plain(x, kernel, stride, padding)
 
-            def convolve(x, kernel):
-                return depthwise_kernel.depthwise(x, kernel, *shape, kind == INTERPRET)
+        def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            if self.depthwise:
+                return depthwise(x, kernel, stride, padding, kind == INTERPRET)
+            return gpu_conv(x, kernel, stride, padding)
 
-        return self.kernels.by_batch(convolve, [x], [kernel])
+        return self.kernels.by_batch(convolve, x, kernel)
 
 
 class SqueezeExcite(nn.Module):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from align_jax.kernels.convolution import PADDINGS, grouped_conv
-from align_jax.kernels.depthwise_kernel import assembly, convolve, depthwise, divisor
-from align_jax.kernels.depthwise_lanes import Tile, choose_tile
+from align_jax.kernels.depthwise_kernel import convolve, depthwise, divisor
+from align_jax.kernels.depthwise_lanes import LaneLayout, choose_layout
+from align_jax.kernels.depthwise_programs import assembly
 
 
 def distance(found, expected) -> float:
@@ -71,12 +72,12 @@ def test_bfloat16_is_summed_in_float32():
     assert forward < 2e-3 and max(gradients) < 5e-3
 
 
-@pytest.mark.parametrize("tile", [Tile(1, 16, 2), Tile(3, 40, 1)])
-def test_tiles_change_nothing(tile):
+@pytest.mark.parametrize("layout", [LaneLayout(1, 16, 2), LaneLayout(3, 40, 1)])
+def test_layouts_change_nothing(layout):
     x, kernel, _ = draw(2, 1, (5, 13), 40, 3)
     padding = ((1, 1), (1, 1))
     expected = grouped_conv(x, kernel, 1, padding)
-    found = convolve(x, kernel, 1, padding, tile, interpret=True)
+    found = convolve(x, kernel, 1, padding, layout, interpret=True)
     assert distance(found, expected) < 1e-5
 
 
@@ -98,13 +99,13 @@ def test_kernels_lower_for_gpus(size, channels, k, stride):
     assert text.count("xla.gpu.triton") + text.count("triton_kernel_call") == 3
 
 
-def test_divisor_and_tile_by_hand():
+def test_divisor_and_layout_by_hand():
     assert [divisor(128, n) for n in (1, 3, 200)] == [1, 2, 128]
     assert divisor(6, 4) == 3
     # 4 groups of 5 columns cover 20 of 19, as 5 groups of 4 do, with fewer loads.
-    assert choose_tile(19, 1056, 5, (4, 5), 4) == Tile(5, 1056, 4)
+    assert choose_layout(19, 1056, 5, (4, 5), 4) == LaneLayout(5, 1056, 4)
     # Lanes of 5 columns cover a width of 10, lanes of 4 would leave two.
-    assert choose_tile(10, 1824, 5, (4, 5), 4).columns == 5
+    assert choose_layout(10, 1824, 5, (4, 5), 4).columns == 5
 
 
 @pytest.mark.parametrize("continued", [False, True])

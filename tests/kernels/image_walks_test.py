@@ -9,19 +9,16 @@ import pytest
 
 from align_jax.devices.kernel_choice import INTERPRET, Kernels
 from align_jax.devices.mesh import batch_split, make_mesh
-from align_jax.kernels import image_walks
+from align_jax.kernels import walk_programs
 from align_jax.kernels.image_walks import (
-    GRID,
-    Cut,
-    Tile,
-    choose_tile,
     image_sums,
     kernel_map,
     kernel_sums,
     plain_sums,
 )
+from align_jax.kernels.walk_tiles import WORKLOAD, Cut, WalkTile, choose_tile
 
-SMALL = GRID._replace(lanes=64, warps=1, programs=8, rounds=3)
+SMALL = WORKLOAD._replace(lanes=64, warps=1, programs=8, rounds=3)
 
 
 def products(arithmetic, x, cotangent, factor, shift):
@@ -35,29 +32,33 @@ def mapped(arithmetic, x, cotangent, factor, shift):
     return arithmetic.multiply_add(x, factor, shift) * arithmetic.sigmoid(cotangent)
 
 
+def powers(arithmetic, x):
+    return (x,), (x, x)
+
+
 def draw(seed, channels, dtype=jnp.float32):
     random = np.random.default_rng(seed)
     batch, height, width = random.integers(1, 9, 3)
     shape = (batch, height, width, channels)
     wide = [jnp.asarray(random.normal(size=shape), dtype) for _ in range(2)]
     small = jnp.asarray(random.normal(size=(batch, 2, channels)), jnp.float32)
-    return [*wide, small]
+    return wide, small
 
 
 @pytest.mark.parametrize(
     ("channels", "abreast"), [(1, 2), (7, 3), (24, 2), (40, 1), (72, 3), (200, 2)]
 )
 def test_sums_and_maps_are_xlas(channels, abreast):
-    grid = SMALL._replace(abreast=abreast)
-    *wide, small = draw(channels, channels)
-    found = kernel_sums(products, [*wide, small], 2, 3, True, grid)
+    options = {"workload": SMALL._replace(abreast=abreast), "interpret": True}
+    wide, small = draw(channels, channels)
+    found = kernel_sums(products, wide, small, 3, **options)
     expected = plain_sums(products, wide, small)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     images = len(small)  # together
-    found = kernel_sums(products, [*wide, small], 2, 3, True, grid, images)
+    found = kernel_sums(products, wide, small, 3, images=images, **options)
     expected = expected.sum(0, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    out = kernel_map(mapped, [*wide, small], 2, True, grid)
+    out = kernel_map(mapped, wide, small, **options)
     x, cotangent = wide
     factor, shift = (small[:, n, None, None] for n in range(2))
     expected = (x * factor + shift) * jax.nn.sigmoid(cotangent)
@@ -73,7 +74,7 @@ def test_images_are_summed_together_wherever_they_lie(images):
     @jax.jit
     def sums(x):
         kernels = Kernels(INTERPRET, mesh)
-        return image_sums(lambda _, x: ((x,), (x, x)), [x], None, 2, kernels, images)
+        return image_sums(powers, [x], None, 2, kernels, images=images)
 
     grouped = x.reshape(-1, images * 15, 24)
     expected = jnp.stack([grouped.sum(1), jnp.square(grouped).sum(1)], 1)
@@ -81,42 +82,43 @@ def test_images_are_summed_together_wherever_they_lie(images):
 
 
 def test_bfloat16_is_summed_and_mapped_in_float32():
-    *wide, small = draw(0, 40, jnp.bfloat16)
-    found = kernel_sums(products, [*wide, small], 2, 3, True, SMALL)
+    options = {"workload": SMALL, "interpret": True}
+    wide, small = draw(0, 40, jnp.bfloat16)
+    found = kernel_sums(products, wide, small, 3, **options)
     assert found.dtype == jnp.float32
     exact = [x.astype(jnp.float32) for x in wide]
     expected = plain_sums(products, exact, small)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    out = kernel_map(mapped, [*wide, small], 2, True, SMALL)
-    expected = kernel_map(mapped, [*exact, small], 2, True, SMALL)
+    out = kernel_map(mapped, wide, small, **options)
+    expected = kernel_map(mapped, exact, small, **options)
     np.testing.assert_array_equal(out, expected.astype(jnp.bfloat16))
 
 
 def test_tiles_by_hand():
     # 7 places of 144 channels are 1008 of 1024 lanes.
-    assert choose_tile(144, 1024) == Tile(144, 7)
+    assert choose_tile(144, 1024) == WalkTile(144, 7)
     # Of 1056 channels a place does not fit; slabs of 176 leave 880 of 1024 lanes, the
     # first that fill 85 %.
-    assert choose_tile(1056, 1024) == Tile(176, 5)
+    assert choose_tile(1056, 1024) == WalkTile(176, 5)
     # 40 of 64 lanes are too few; 8 places of 5 slabs of 8 fill all.
-    assert choose_tile(40, 64) == Tile(8, 8)
+    assert choose_tile(40, 64) == WalkTile(8, 8)
     # Nothing fills 85 % of 16 lanes with 11 channels: 11 do best.
-    assert choose_tile(11, 16) == Tile(11, 1)
-    cut = Cut.of((128, 19, 19, 1056), GRID)
+    assert choose_tile(11, 16) == WalkTile(11, 1)
+    cut = Cut.of((128, 19, 19, 1056), WORKLOAD)
     # 128 images of 6 slabs are 768 programs; 2048 are wanted: strips of 3 that would
     # have 25 of 73 tiles each.
     assert (cut.slabs, cut.strips, cut.rounds) == (6, 3, 25)
     # Of 10 x 10 places 34 tiles are not cut below 16.
-    assert Cut.of((128, 10, 10, 304), GRID)[-2:] == (3, 16)
+    assert Cut.of((128, 10, 10, 304), WORKLOAD)[-2:] == (3, 16)
 
 
 def test_the_short_sigmoid_is_one(monkeypatch):
     """Its instructions, carried out."""
     taken = []
     monkeypatch.setattr(
-        image_walks, "_instruct", lambda text, x: taken.append(text) or x
+        walk_programs, "_instruct", lambda text, x: taken.append(text) or x
     )
-    image_walks.fast_sigmoid(jnp.zeros(1))
+    walk_programs.fast_sigmoid(jnp.zeros(1))
     for x in np.array([-90.0, -20.0, -1.5, 0.0, 0.3, 8.0, 100.0], np.float32):
         values = {"$1": x}
 

@@ -1,0 +1,303 @@
+"""The programs of a depthwise convolution on NVIDIA GPUs, see `depthwise_kernel`.
+
+Each walks down the rows of one image, reads a row once and holds in registers what its
+outputs have gathered so far. Both kernel sides equal k; in the comments
+n = ceil(k / stride) is the number of output rows that one input row feeds.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from align_jax.kernels.depthwise_lanes import (
+    OUTSIDE,
+    LaneLayout,
+    column_groups,
+    image_of,
+    in_float32,
+    lanes_of,
+    load_weights,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The sizes of a depthwise convolution.
+
+    Attributes:
+      k: side of the kernel.
+      stride: step in both directions.
+      low: zeros above the first row and before the first column, (top, left).
+      size: rows and columns of the input, (H, W).
+      size_out: rows and columns of the output, (H', W').
+      channels: C.
+    """
+
+    k: int
+    stride: int
+    low: tuple[int, int]
+    size: tuple[int, int]
+    size_out: tuple[int, int]
+    channels: int
+
+
+def correlate_kernel(
+    x_ref: jax.Ref,
+    w_ref: jax.Ref,
+    y_ref: jax.Ref,
+    *,
+    geometry: Geometry,
+    layout: LaneLayout,
+    interpret: bool,
+) -> None:
+    """Convolution: each row of x is added to the sums of the n rows of y that see it.
+
+    Args:
+      x_ref: (H, W * C) one image.
+      w_ref: (k * k, C) weights.
+      y_ref: (H', W' * C) the output.
+      geometry: the sizes.
+      layout: the lanes of a program, over the columns of y.
+      interpret: compute as ordinary JAX.
+    """
+    k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
+    height, (height_out, width_out) = geometry.size[0], geometry.size_out
+    n = pl.cdiv(k, stride)
+    lanes = lanes_of(layout, width_out, geometry.channels)
+    x = image_of(x_ref, geometry.size, lanes, first=-left, step=stride * layout.columns)
+    y = image_of(y_ref, geometry.size_out, lanes, first=0, step=layout.columns)
+    weights = load_weights(w_ref, k, lanes)
+    seen = (layout.columns - 1) * stride + k
+
+    # Row `stride * m + t` of the padded image is tap `stride * a + t` of output m - a.
+    first = min(max(top // stride, 0), n - 1)
+    last = max((top + height - 1) // stride, height_out - 1)
+
+    def load(m):
+        rows = [stride * m + t - top for t in range(stride)]
+        return [x.load(row, seen) for row in rows]
+
+    def add_rows(m, carry):
+        sums, coming = carry  # sums of outputs m - n + 1, ..., m - 1
+        rows = [in_float32(row) for row in coming]
+        coming = load(m + 1)  # asked for before it is needed
+        begun = []
+        for a in reversed(range(n)):  # in this order no sum moves to another register
+            totals = [
+                _add_products(
+                    sums[n - 1 - a][q] if a else None,
+                    [
+                        (rows[t][q * stride + j], weights[stride * a + t][j])
+                        for t in range(min(stride, k - stride * a))
+                        for j in range(k)
+                    ],
+                    interpret,
+                )
+                for q in range(layout.columns)
+            ]
+            begun.append(totals)
+        y_row, *sums = begun
+        for q, total in enumerate(y_row):
+            y.store(m - n + 1, q, total)
+        return sums, coming
+
+    zeros = jnp.zeros(layout.block, jnp.float32)
+    sums = [[zeros] * layout.columns] * (n - 1)
+    sums, _ = lax.fori_loop(first, last + 1, add_rows, (sums, load(jnp.int32(first))))
+    for place, row in enumerate(sums):
+        if 0 <= (m := last - n + 2 + place) < height_out:
+            for q in range(layout.columns):
+                y.store(jnp.int32(m), q, row[q])
+
+
+def spread_kernel(
+    g_ref: jax.Ref,
+    w_ref: jax.Ref,
+    x_ref: jax.Ref,
+    *,
+    geometry: Geometry,
+    layout: LaneLayout,
+    interpret: bool,
+) -> None:
+    """Transposed convolution: n rows of g are held, each output is one sum of them.
+
+    Of k * k taps, an output sees those of its row's and column's parity.
+
+    Args:
+      g_ref: (H', W' * C) the cotangent of one image.
+      w_ref: (k * k, C) weights.
+      x_ref: (H, W * C) the gradient to the input, which is written.
+      geometry: the sizes.
+      layout: the lanes of a program, over groups of `stride` columns of x.
+      interpret: compute as ordinary JAX.
+    """
+    k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
+    height, width = geometry.size
+    n = pl.cdiv(k, stride)
+    begin = left // stride  # the first group of `stride` padded columns
+    groups = column_groups(width, left, stride)
+    lanes = lanes_of(layout, groups, geometry.channels)
+    g = image_of(
+        g_ref, geometry.size_out, lanes, first=begin - n + 1, step=layout.columns
+    )
+    x = image_of(
+        x_ref,
+        geometry.size,
+        lanes,
+        first=stride * begin - left,
+        step=stride * layout.columns,
+    )
+    weights = load_weights(w_ref, k, lanes)
+    seen = layout.columns + n - 1
+    first = top // stride
+    last = (top + height - 1) // stride
+
+    def write_rows(m, carry):
+        held, coming = carry
+        rows = [in_float32(coming), *held]  # m, m - 1, ..., m - n + 1
+        coming = g.load(m + 1, seen)
+        for t in range(stride):
+            for step in range(stride * layout.columns):
+                factors = _parity(rows, weights, stride, t, step)
+                total = _add_products(None, factors, interpret)
+                x.store(stride * m + t - top, step, total)
+        return rows[:-1], coming
+
+    held = [in_float32(g.load(jnp.int32(first - a), seen)) for a in range(1, n)]
+    coming = g.load(jnp.int32(first), seen)
+    lax.fori_loop(first, last + 1, write_rows, (held, coming))
+
+
+def _parity(
+    rows: list[list[jax.Array]],
+    weights: list[list[jax.Array]],
+    stride: int,
+    t: int,
+    step: int,
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Factors of the output in row t and column `step` of a lane's group."""
+    k, n = len(weights), len(rows)
+    q, u = divmod(step, stride)
+    return [
+        (rows[a][q - b + n - 1], weights[stride * a + t][stride * b + u])
+        for a in range(pl.cdiv(k - t, stride))
+        for b in range(pl.cdiv(k - u, stride))
+    ]
+
+
+def products_kernel(
+    x_ref: jax.Ref,
+    g_ref: jax.Ref,
+    sum_ref: jax.Ref,
+    *,
+    geometry: Geometry,
+    layout: LaneLayout,
+    interpret: bool,
+) -> None:
+    """Sums of products for the kernel's gradient, of each lane over its images.
+
+    n rows of g are held while the rows of x that they see go by.
+
+    Args:
+      x_ref: (images, H, W * C) the input.
+      g_ref: (images, H', W' * C) the cotangent.
+      sum_ref: (k * k, groups * C) the sums by tap, group of columns and channel, which
+        are written.
+      geometry: the sizes.
+      layout: the lanes of a program, over the columns of g.
+      interpret: compute as ordinary JAX.
+    """
+    k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
+    height, (height_out, width_out) = geometry.size[0], geometry.size_out
+    n = pl.cdiv(k, stride)
+    lanes = lanes_of(layout, width_out, geometry.channels)
+    x = image_of(x_ref, geometry.size, lanes, first=-left, step=stride * layout.columns)
+    g = image_of(g_ref, geometry.size_out, lanes, first=0, step=layout.columns)
+    seen = (layout.columns - 1) * stride + k
+    first = min(max(top // stride, 0), n - 1)
+    last = min((top + height - 1) // stride, height_out + n - 2)
+
+    def add_image(image, sums):
+        def load(m):
+            rows = [stride * m + t - top for t in range(stride)]
+            return (
+                g.load(m, layout.columns, (image,)),
+                [x.load(row, seen, (image,)) for row in rows],
+            )
+
+        def add_rows(m, carry):
+            sums, held, (g_row, x_rows) = carry
+            held = [in_float32(g_row), *held]  # m, m - 1, ..., m - n + 1
+            rows = [in_float32(row) for row in x_rows]
+            coming = load(m + 1)
+            sums = [
+                _add_products(
+                    sums[tap],
+                    [
+                        (rows[i % stride][q * stride + j], held[i // stride][q])
+                        for q in range(layout.columns)
+                    ],
+                    interpret,
+                )
+                for tap, (i, j) in enumerate(itertools.product(range(k), repeat=2))
+            ]
+            return sums, held[:-1], coming
+
+        held = [
+            in_float32(g.load(jnp.int32(first - a), layout.columns, (image,)))
+            for a in range(1, n)
+        ]
+        carry = sums, held, load(jnp.int32(first))
+        return lax.fori_loop(first, max(last + 1, first), add_rows, carry)[0]
+
+    sums = [jnp.zeros(layout.block, jnp.float32)] * (k * k)
+    sums = lax.fori_loop(0, x_ref.shape[0], add_image, sums)
+    place = lanes.group * geometry.channels + lanes.channel
+    for tap, total in enumerate(sums):
+        triton.store(sum_ref.at[tap, place], total, mask=lanes.column < OUTSIDE)
+
+
+def _add_products(
+    total: jax.Array | None,
+    factors: list[tuple[jax.Array, jax.Array]],
+    interpret: bool,
+) -> jax.Array:
+    """Adds products a * b in order, to nothing if `total` is None.
+
+    They are one assembly operation to Triton: its passes take a time that grows with
+    more than the square of the number of operations, half a minute for these kernels.
+
+    Args:
+      total: (block,) float32 or None.
+      factors: pairs (a, b) of (block,) float32.
+      interpret: as plain JAX.
+    """
+    if interpret:
+        products = [a * b for a, b in factors]
+        return sum(products[1:], products[0] if total is None else total + products[0])
+    arguments = [] if total is None else [total]
+    arguments += [array for pair in factors for array in pair]
+    shape = jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)
+    (result,) = triton.elementwise_inline_asm(
+        assembly(len(factors), total is not None),
+        args=arguments,
+        # Written before the last argument is read: "&".
+        constraints=",".join(["=&f", *"f" * len(arguments)]),
+        pack=1,
+        result_shape_dtypes=[shape],
+    )
+    return result
+
+
+def assembly(factors: int, continued: bool) -> str:
+    """PTX for $0 = $1 * $2 + $3 * $4 + ..., or $1 + $2 * $3 + ... if continued."""
+    first = 1 + continued
+    lines = ["fma.rn.f32 $0, $2, $3, $1;" if continued else "mul.rn.f32 $0, $1, $2;"]
+    for place in range(first + 2, first + 2 * factors, 2):
+        lines.append(f"fma.rn.f32 $0, ${place}, ${place + 1}, $0;")
+    return " ".join(lines)

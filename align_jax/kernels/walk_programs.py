@@ -1,0 +1,202 @@
+"""The programs of a walk on NVIDIA GPUs, and their arithmetic, see `image_walks`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from align_jax.kernels.walk_tiles import Cut
+
+
+class Arithmetic(NamedTuple):
+    """How a walk computes, elementwise in float32.
+
+    Attributes:
+      sigmoid: of an array.
+      multiply_add: a * b + c.
+    """
+
+    sigmoid: Callable[[jax.Array], jax.Array]
+    multiply_add: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+PLAIN_ARITHMETIC = Arithmetic(jax.nn.sigmoid, lambda a, b, c: a * b + c)
+
+
+def fast_sigmoid(x: jax.Array) -> jax.Array:
+    """1 / (1 + exp(-x)) to 1e-6 of it, in a kernel; numbers below 1e-38 are 0."""
+    instructions = """{
+        .reg .f32 t;
+        mul.f32 t, $1, 0fBFB8AA3B;
+        ex2.approx.ftz.f32 t, t;
+        add.f32 t, t, 0f3F800000;
+        rcp.approx.ftz.f32 $0, t;
+    }"""  # the numbers are -log2(e) and 1
+    return _instruct(instructions, x)
+
+
+def fused_multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    """The sum a * b + c in one instruction, in a kernel."""
+    return _instruct("fma.rn.f32 $0, $1, $2, $3;", *jnp.broadcast_arrays(a, b, c))
+
+
+def _instruct(instructions: str, *arrays: jax.Array) -> jax.Array:
+    """PTX instructions on every number; $0 is the result's register."""
+    (result,) = triton.elementwise_inline_asm(
+        instructions,
+        args=arrays,
+        constraints=",".join(["=f"] + ["f"] * len(arrays)),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(arrays[0].shape, jnp.float32)],
+    )
+    return result
+
+
+KERNEL_ARITHMETIC = Arithmetic(fast_sigmoid, fused_multiply_add)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A walk, as its programs are compiled for it.
+
+    Attributes:
+      visit: elementwise function of an `Arithmetic` and the arrays, see `image_walks`.
+      wide: number of wide arrays, which come first.
+      cut: how images are cut into programs.
+      interpret: compute as ordinary JAX.
+    """
+
+    visit: Callable
+    wide: int
+    cut: Cut
+    interpret: bool
+
+
+class Strip:
+    """A program's part of one image, in a kernel.
+
+    Attributes:
+      walk: the walk.
+      arithmetic: of the kernel.
+      tiles: number of its tiles, the last of which may end after the image.
+      whole: number of those that end before that.
+      known: (lanes,) whether a lane stands for some number.
+      small: (lanes,) each, the lanes' small numbers.
+    """
+
+    def __init__(self, arrays: Sequence[jax.Ref], walk: Walk):
+        """Reads the small numbers.
+
+        Args:
+          arrays: `walk.wide` wide ones (B, H * W * C), then at most one (B, n, C).
+          walk: the walk.
+        """
+        self.walk, cut, tile = walk, walk.cut, walk.cut.tile
+        self.arithmetic = PLAIN_ARITHMETIC if walk.interpret else KERNEL_ARITHMETIC
+        slab, self._image, strip = (pl.program_id(axis) for axis in range(3))
+        self._wide = arrays[: walk.wide]
+        # lax.div and lax.rem of the lanes keep loads whole.
+        lane = jnp.arange(cut.workload.lanes)
+        self._place = strip * cut.rounds * tile.places + lax.div(lane, tile.channels)
+        channel = slab * tile.channels + lax.rem(lane, tile.channels)
+        self._number = self._place * cut.channels + channel  # of the image's
+        self.known = lane < tile.channels * tile.places
+        if cut.slabs * tile.channels != cut.channels:
+            self.known &= channel < cut.channels
+        left = cut.places - strip * cut.rounds * tile.places
+        self.tiles = jnp.minimum(pl.cdiv(left, tile.places), cut.rounds)
+        self.whole = jnp.minimum(left // tile.places, cut.rounds)
+        self.small = [
+            triton.load(x.at[self._image, n, channel], mask=self.known, other=0.0)
+            for x in arrays[walk.wide :]
+            for n in range(x.shape[1])
+        ]
+
+    def inside(self, index: jax.Array) -> jax.Array:
+        """Which of a tile's lanes stand for numbers of the image, (lanes,)."""
+        place = self._place + index * self.walk.cut.tile.places
+        return self.known & (place < self.walk.cut.places)
+
+    def _at(self, ref: jax.Ref, index: jax.Array) -> Any:
+        step = self.walk.cut.tile.places * self.walk.cut.channels
+        return ref.at[self._image, self._number + index * step]
+
+    def load(self, index: jax.Array, mask: jax.Array) -> list[jax.Array]:
+        """A tile's numbers of the wide arrays, (lanes,) each."""
+        return [triton.load(self._at(x, index), mask=mask, other=0) for x in self._wide]
+
+    def visit(self, tile: Sequence[jax.Array]) -> Any:
+        """What `walk.visit` makes of a tile and the small arrays."""
+        tile = [x.astype(jnp.float32) for x in tile]
+        return self.walk.visit(self.arithmetic, *tile, *self.small)
+
+    def store(self, ref: jax.Ref, index: jax.Array, x: jax.Array) -> None:
+        """Writes a tile, (lanes,)."""
+        triton.store(self._at(ref, index), x.astype(ref.dtype), mask=self.inside(index))
+
+
+def sum_strip(*refs: jax.Ref, walk: Walk, count: int) -> None:
+    """The kernel of sums.
+
+    Args:
+      refs: the arrays, see `Strip`, and the output (count, lanes).
+      walk: the walk.
+      count: number of sums.
+    """
+    *arrays, out = refs
+    strip = Strip(arrays, walk)
+    abreast = walk.cut.workload.abreast
+    turns = strip.whole // abreast
+
+    def add(total, factors):
+        if len(factors) == 1:
+            return total + factors[0]
+        a, b = factors
+        return strip.arithmetic.multiply_add(a, b, total)
+
+    def load_abreast(turn):
+        mask = strip.known & (turn < turns)
+        return [strip.load(turn * abreast + place, mask) for place in range(abreast)]
+
+    def add_abreast(turn, carry):
+        sums, tiles = carry
+        coming = load_abreast(turn + 1)  # asked for before it is needed
+        for tile in tiles:
+            sums = tuple(map(add, sums, strip.visit(tile)))
+        return sums, coming
+
+    def add_masked(index, sums):
+        inside = strip.inside(index)
+        products = strip.visit(strip.load(index, inside))
+        products = [(jnp.where(inside, x, 0.0), *others) for x, *others in products]
+        return tuple(map(add, sums, products))
+
+    totals = (jnp.zeros(walk.cut.workload.lanes, jnp.float32),) * count
+    totals, _ = lax.fori_loop(0, turns, add_abreast, (totals, load_abreast(0)))
+    totals = lax.fori_loop(turns * abreast, strip.tiles, add_masked, totals)
+    for n, total in enumerate(totals):
+        out[n] = total
+
+
+def map_strip(*refs: jax.Ref, walk: Walk) -> None:
+    """The kernel of maps.
+
+    Args:
+      refs: the arrays, see `Strip`, and the output (B, H * W * C).
+      walk: the walk.
+    """
+    *arrays, out = refs
+    strip, abreast = Strip(arrays, walk), walk.cut.workload.abreast
+
+    def write_abreast(turn, _):
+        indices = [turn * abreast + place for place in range(abreast)]
+        tiles = [strip.load(index, strip.inside(index)) for index in indices]
+        for index, tile in zip(indices, tiles, strict=True):
+            strip.store(out, index, strip.visit(tile))
+
+    lax.fori_loop(0, pl.cdiv(strip.tiles, abreast), write_abreast, None)
