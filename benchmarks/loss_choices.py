@@ -16,18 +16,19 @@ import jax.numpy as jnp
 
 from align_jax.devices.mesh import make_mesh
 from align_jax.losses import contrastive_gpu
-from align_jax.losses.logit_kernels import LOG2E, Grid, Shape
+from align_jax.losses.logit_kernels import LOG2E, LogitGrid, TileShape
+from align_jax.losses.logits import Directions, Logits
 from align_jax.losses.tiles import WHOLE, make_tiling
 
 SHAPES = (
-    Shape(256, 128, 64, warps=8, stages=3),
-    Shape(256, 128, 64, warps=8, stages=4),
-    Shape(128, 256, 64, warps=8, stages=3),
-    Shape(128, 128, 64, warps=4, stages=3),
-    Shape(128, 128, 64, warps=8, stages=3),
-    Shape(128, 128, 32, warps=4, stages=4),
-    Shape(256, 128, 128, warps=8, stages=2),
-    Shape(128, 64, 64, warps=4, stages=4),
+    TileShape(256, 128, 64, warps=8, stages=3),
+    TileShape(256, 128, 64, warps=8, stages=4),
+    TileShape(128, 256, 64, warps=8, stages=3),
+    TileShape(128, 128, 64, warps=4, stages=3),
+    TileShape(128, 128, 64, warps=8, stages=3),
+    TileShape(128, 128, 32, warps=4, stages=4),
+    TileShape(256, 128, 128, warps=8, stages=2),
+    TileShape(128, 64, 64, warps=4, stages=4),
 )
 # At N = 65,536 the second and fourth fill 132 multiprocessors with tiles of 128 x 128.
 MEBIBYTES = (256, 416, 512, 832, 1024)
@@ -58,16 +59,15 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
         jax.shard_map, mesh=mesh, in_specs=WHOLE, out_specs=WHOLE, check_vma=False
     )
 
-    def statistics_of(shape: Shape) -> Callable:
+    def statistics_of(shape: TileShape) -> Callable:
         def compute(ximg, ytxt, positive, temperature):
-            return contrastive_gpu.statistics(
-                ximg, ytxt, positive, temperature, tiling, shape
-            )
+            logits = Logits(ximg, ytxt, temperature, tiling)
+            return contrastive_gpu.statistics(logits, positive, shape)
 
         return on_mesh(compute)
 
-    def kernel_of(shape: Shape) -> Callable:
-        grid = Grid(n, columns, shape, tiling)
+    def kernel_of(shape: TileShape) -> Callable:
+        grid = LogitGrid(n, columns, shape, tiling)
         return lambda *inputs: contrastive_gpu.logit_gradients(
             grid, numbers, start, inputs, smoothing
         )
@@ -75,15 +75,12 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
     def gradients_of(chunk: int) -> Callable:
         def compute(ximg, ytxt, temperature, lse, one):
             return contrastive_gpu.gradients(
-                ximg,
-                ytxt,
-                temperature,
-                (lse, lse),
-                (one, one),
-                tiling,
+                Logits(ximg, ytxt, temperature, tiling),
+                Directions(lse, lse),
+                Directions(one, one),
                 smoothing,
-                contrastive_gpu.GRADIENTS,
-                chunk,
+                shape=contrastive_gpu.GRADIENTS,
+                chunk_bytes=chunk,
             )
 
         return on_mesh(compute)

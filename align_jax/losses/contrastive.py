@@ -13,6 +13,7 @@ a term is lse - (1 - e) z_ii - e mean, with log-sum-exp and mean of its row or c
 
 import dataclasses
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 from align_jax.devices.kernel_choice import PLAIN
 from align_jax.devices.mesh import BATCH_AXES
 from align_jax.losses import contrastive_gpu
+from align_jax.losses.logits import Directions, Logits, LogitStatistics
 from align_jax.losses.tiles import (
     EXCLUDED,
     KEPT,
@@ -64,7 +66,7 @@ def contrastive_loss(
         see `make_tiling`.
       tile: columns of the logits held at a time; None chooses, see `make_tiling`.
       precision: of the matrix products, a name of `jax.lax.Precision`.
-      kernels: "auto" is those of `loss_kernels` on NVIDIA GPUs at precision "default",
+      kernels: "auto" is those of `logit_kernels` on NVIDIA GPUs at precision "default",
         which round the embeddings to bfloat16; "plain" never.
 
     Returns:
@@ -86,6 +88,24 @@ def contrastive_loss(
     return loss, jax.tree.map(lax.stop_gradient, metrics)
 
 
+class SoftmaxResiduals(NamedTuple):
+    """What the backward pass needs of the forward pass.
+
+    Attributes:
+      ximg: (N, D) images, split by rows.
+      ytxt: (N, D) texts, split by rows.
+      temperature: ().
+      lse: log-sum-exps of the rows and of the columns, (N,) each, split.
+      kept: logits (K, N, T) of the first tiles, see `walk`; () where kernels compute.
+    """
+
+    ximg: Any
+    ytxt: Any
+    temperature: Any
+    lse: Directions[Any]
+    kept: Any
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _directions(ximg, ytxt, temperature, tiling, smoothing):
     """Each direction's loss and accuracy."""
@@ -97,22 +117,26 @@ def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
         partial(_forward_share, tiling=tiling, smoothing=smoothing),
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
-        out_specs=(WHOLE, (ROWS, ROWS, KEPT)),
+        out_specs=(WHOLE, Directions(ROWS, ROWS), KEPT),
         check_vma=tiling.kernels == PLAIN,  # which Pallas cannot follow
     )
-    metrics, found = share(ximg, ytxt, temperature)
-    return metrics, (ximg, ytxt, temperature, found)
+    metrics, lse, kept = share(ximg, ytxt, temperature)
+    return metrics, SoftmaxResiduals(ximg, ytxt, temperature, lse, kept)
 
 
 def _directions_backward(tiling, smoothing, residuals, cotangents):
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling, smoothing=smoothing),
         mesh=tiling.mesh,
-        in_specs=(ROWS, ROWS, WHOLE, (ROWS, ROWS, KEPT), WHOLE, WHOLE),
+        in_specs=(
+            SoftmaxResiduals(ROWS, ROWS, WHOLE, Directions(ROWS, ROWS), KEPT),
+            WHOLE,
+        ),
         out_specs=(ROWS, ROWS, WHOLE),
         check_vma=tiling.kernels == PLAIN,
     )
-    return share(*residuals, cotangents["i2t_loss"], cotangents["t2i_loss"])
+    weights = Directions(cotangents["i2t_loss"], cotangents["t2i_loss"])
+    return share(residuals, weights)
 
 
 _directions.defvjp(_directions_forward, _directions_backward)
@@ -121,34 +145,35 @@ _compiled = jax.jit(_directions, static_argnums=(3, 4))  # for calls outside of 
 
 def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
     """Metrics; the log-sum-exp of this device's rows and columns, (n,); kept logits."""
-    n, kept = len(ximg), ()
+    n = len(ximg)
     if tiling.kernels != PLAIN:
         ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
-    all_texts = gather(ytxt)  # (N, D)
+    logits = Logits(ximg, gather(ytxt), temperature, tiling)
     positive = (ximg / temperature * ytxt).sum(1)  # (n,)
+    kept: jax.Array | tuple[()] = ()
     if tiling.kernels == PLAIN:
-        found, kept = _walk_forward(ximg, all_texts, positive, temperature, tiling)
+        found, kept = _walk_forward(logits, positive)
     else:
-        shared = (ximg, all_texts, positive, temperature, tiling)
-        found = contrastive_gpu.statistics(*shared, contrastive_gpu.STATISTICS)
-    row_lse, best_text, column_lse, best_image = found  # columns of this device's rows
+        found = contrastive_gpu.statistics(logits, positive, contrastive_gpu.STATISTICS)
+    column_lse = found.column_lse  # over this device's rows
 
     shift = lax.pmax(column_lse, BATCH_AXES)  # (N,)
     column_sum = scatter_sum(jnp.exp(column_lse - shift))  # (n,)
     column_lse = jnp.log(column_sum) + shift[own_rows(n)]
 
-    metrics = accuracies(positive, best_text, best_image, temperature)
-    means = _mean_cosines(ximg, ytxt, all_texts, tiling)
-    for direction, lse, mean in zip(
-        ("i2t_loss", "t2i_loss"), (row_lse, column_lse), means, strict=True
-    ):
+    metrics = accuracies(positive, found.best_text, found.best_image, temperature)
+    both = Directions(found.row_lse, column_lse)
+    means = _mean_cosines(logits, ytxt)
+    for direction, lse, mean in zip(("i2t_loss", "t2i_loss"), both, means, strict=True):
         terms = lse - (1.0 - smoothing) * positive - smoothing * mean / temperature
         metrics[direction] = mean_over_pairs(terms)
-    return metrics, (row_lse, column_lse, kept)
+    return metrics, both, kept
 
 
-def _walk_forward(ximg, all_texts, positive, temperature, tiling):
-    """As `contrastive_gpu.statistics`; and the kept logits."""
+def _walk_forward(
+    logits: Logits, positive: jax.Array
+) -> tuple[LogitStatistics, jax.Array]:
+    """As `contrastive_gpu.statistics`; and the kept logits (K, n, T)."""
 
     # A log-sum-exp may be shifted by any number near its maximum: by the larger of the
     # pair's own logit, computed apart up to rounding, and the best of the others.
@@ -165,41 +190,67 @@ def _walk_forward(ximg, all_texts, positive, temperature, tiling):
         column_sum = jnp.exp(block.logits - column_shift).sum(0)
         return (row_sum, best_text), (column_shift, column_sum, best_image)
 
-    start = (jnp.zeros(len(ximg)), jnp.full(len(ximg), EXCLUDED))
+    n = len(logits.ximg)
+    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
     rows, columns, kept = walk(
-        tiling, ximg / temperature, all_texts, visit, start, gather(positive)
+        logits.tiling,
+        logits.ximg / logits.temperature,
+        logits.all_texts,
+        visit,
+        carry=start,
+        columns=gather(positive),
     )
     row_sum, best_text = rows
     column_shift, column_sum, best_image = columns
     row_lse = jnp.log(row_sum) + jnp.maximum(positive, best_text)
-    return (row_lse, best_text, jnp.log(column_sum) + column_shift, best_image), kept
+    column_lse = jnp.log(column_sum) + column_shift
+    return LogitStatistics(row_lse, best_text, column_lse, best_image), kept
 
 
-def _mean_cosines(ximg, ytxt, all_texts, tiling):
+def _mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
     """Mean cosine of this device's images, and of its texts, with their candidates.
 
     The mean of products is the product with the mean: no logits are needed.
+
+    Args:
+      logits: with the images (n, D) and all texts (N, D).
+      ytxt: (n, D), this device's texts.
+
+    Returns:
+      (n,) each.
     """
+    ximg, tiling = logits.ximg, logits.tiling
     group = own_rows(len(ximg)) // tiling.candidates  # (n,)
     split = (tiling.groups, tiling.candidates, -1)
-    mean_text = all_texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
+    mean_text = logits.all_texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
     sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
     mean_image = lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
-    return (ximg * mean_text[group]).sum(1), (ytxt * mean_image[group]).sum(1)
+    return Directions(
+        (ximg * mean_text[group]).sum(1), (ytxt * mean_image[group]).sum(1)
+    )
 
 
-def _backward_share(ximg, ytxt, temperature, found, i2t, t2i, tiling, smoothing):
-    """Gradients of i2t * L_i2t + t2i * L_t2i for this device's rows and temperature."""
-    row_lse, column_lse, kept = found
-    lse, weights = (row_lse, gather(column_lse)), (i2t, t2i)  # (n,), (N,)
+def _backward_share(residuals, weights, tiling, smoothing):
+    """Gradients for this device's rows and the temperature.
+
+    They are those of weights.i2t * L_i2t + weights.t2i * L_t2i.
+    """
+    ximg, ytxt, temperature, lse, kept = residuals
+    lse = Directions(lse.i2t, gather(lse.t2i))  # (n,), (N,)
     if tiling.kernels == PLAIN:
-        shared = (gather(ytxt), temperature, lse, weights, tiling, smoothing)
-        dimg, dtxt = _walk_backward(ximg, *shared, kept)
+        logits = Logits(ximg, gather(ytxt), temperature, tiling)
+        dimg, dtxt = _walk_backward(logits, lse, weights, smoothing, kept)
     else:
         ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
-        shared = (gather(ytxt), temperature, lse, weights, tiling, smoothing)
-        cut = contrastive_gpu.GRADIENTS, contrastive_gpu.CHUNK_BYTES
-        dimg, dtxt = contrastive_gpu.gradients(ximg, *shared, *cut)
+        logits = Logits(ximg, gather(ytxt), temperature, tiling)
+        dimg, dtxt = contrastive_gpu.gradients(
+            logits,
+            lse,
+            weights,
+            smoothing,
+            shape=contrastive_gpu.GRADIENTS,
+            chunk_bytes=contrastive_gpu.CHUNK_BYTES,
+        )
     scale = 1.0 / (tiling.pairs * temperature)
     dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
     # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
@@ -207,22 +258,33 @@ def _backward_share(ximg, ytxt, temperature, found, i2t, t2i, tiling, smoothing)
     return dimg, dtxt, dtemperature
 
 
-def _walk_backward(ximg, all_texts, temperature, lse, weights, tiling, smoothing, kept):
-    """As `contrastive_gpu.gradients`, with the kept logits."""
-    row_lse, column_lse = lse
-    i2t, t2i = weights
+def _walk_backward(
+    logits: Logits,
+    lse: Directions[jax.Array],
+    weights: Directions[jax.Array],
+    smoothing: float,
+    kept: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """As `contrastive_gpu.gradients`, with the kept logits (K, n, T)."""
+    ximg, tiling = logits.ximg, logits.tiling
 
-    def visit(dimg, block, lse):
+    def visit(dimg, block, column_lse):
         # A direction's gradient by a logit is (probability - target) / N.
         target = (1.0 - smoothing) * block.own
         target += smoothing / tiling.candidates * block.candidate
-        dlogits = i2t * (jnp.exp(block.logits - row_lse[:, None]) - target)
-        dlogits += t2i * (jnp.exp(block.logits - lse) - target)  # (n, T)
+        dlogits = weights.i2t * (jnp.exp(block.logits - lse.i2t[:, None]) - target)
+        dlogits += weights.t2i * (jnp.exp(block.logits - column_lse) - target)  # (n, T)
         dimg += tiling.product(dlogits, block.texts)  # (n, D)
         return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
 
     start = jnp.zeros(ximg.shape)
     dimg, dtxt, _ = walk(
-        tiling, ximg / temperature, all_texts, visit, start, column_lse, kept
+        tiling,
+        ximg / logits.temperature,
+        logits.all_texts,
+        visit,
+        carry=start,
+        columns=lse.t2i,
+        kept=kept,
     )
     return dimg, dtxt

@@ -1,7 +1,8 @@
 """The contrastive loss on NVIDIA GPUs, by the kernels of `logit_kernels`.
 
-Of the logits only a chunk of columns of their gradient is ever in memory, in bfloat16.
-Embeddings are rounded to bfloat16, sums are float32. Called under `shard_map`.
+The logits are never stored; their gradient is held one chunk of columns at a time, in
+bfloat16. Embeddings are rounded to bfloat16, sums are float32. Called under
+`shard_map`.
 """
 
 from functools import partial
@@ -20,19 +21,20 @@ from align_jax.devices.kernel_choice import (
 )
 from align_jax.losses.logit_kernels import (
     LOG2E,
-    Grid,
-    Part,
-    Shape,
+    LogitGrid,
+    TileOutput,
+    TileShape,
     gradients_kernel,
     statistics_kernel,
 )
-from align_jax.losses.tiles import Tiling, own_rows
+from align_jax.losses.logits import Directions, Logits, LogitStatistics
+from align_jax.losses.tiles import own_rows
 
 KERNELS = (*CHOICES, TRITON, INTERPRET)
 
 CHUNK_BYTES = 2**29  # of the gradient by the logits that is held at a time
 
-STATISTICS, GRADIENTS = Shape(), Shape()
+STATISTICS, GRADIENTS = TileShape(), TileShape()
 
 
 def choose(kernels: str, precision: str, mesh: Mesh) -> str:
@@ -61,45 +63,35 @@ def rounded(x: jax.Array) -> jax.Array:
 
 
 def statistics(
-    ximg: jax.Array,
-    all_texts: jax.Array,
-    positive: jax.Array,
-    temperature: jax.Array,
-    tiling: Tiling,
-    shape: Shape,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    logits: Logits, positive: jax.Array, shape: TileShape
+) -> LogitStatistics:
     """Log-sum-exps and best wrong candidates.
 
     Args:
-      ximg: (n, D) bfloat16, this device's images.
-      all_texts: (N, D) bfloat16.
+      logits: of bfloat16 embeddings.
       positive: (n,) logits of this device's pairs.
-      temperature: () that the logits are divided by.
-      tiling: N, the groups, and whether the kernel is interpreted.
-      shape: of the kernel.
-
-    Returns:
-      An image's log-sum-exp and best logit with another pair's text, (n,) each; a
-      text's log-sum-exp over this device's images and best logit with another pair's
-      image of this device, (N,) each.
+      shape: of the kernel's tiles.
     """
-    n, pairs, own = len(ximg), len(all_texts), own_rows(len(ximg))
-    grid = Grid(n, pairs, shape, tiling)
-    rows = Part((grid.columns, grid.height), (1, shape.rows), lambda i, j: (j, i))
-    columns = Part((grid.rows, grid.width), (1, shape.columns), lambda i, j: (i, j))
+    n, pairs = len(logits.ximg), len(logits.all_texts)
+    own = own_rows(n)
+    grid = LogitGrid(n, pairs, shape, logits.tiling)
+    rows = TileOutput((grid.columns, grid.height), (1, shape.rows), lambda i, j: (j, i))
+    columns = TileOutput(
+        (grid.rows, grid.width), (1, shape.columns), lambda i, j: (i, j)
+    )
     row_lse, row_best, column_lse, column_best = grid.call(
         statistics_kernel,
         [rows, rows, columns, columns],
-        jnp.stack([LOG2E / temperature]),
+        jnp.stack([LOG2E / logits.temperature]),
         jnp.stack([own[0], 0]),
-        grid.pad(ximg, all_texts),
+        grid.pad(logits.ximg, logits.all_texts),
     )
     # The kernel leaves the pairs' own logits out.
     row_lse = jnp.logaddexp(_join(row_lse)[:n], positive)
     column_lse = _join(column_lse)[:pairs]
     column_lse = column_lse.at[own].set(jnp.logaddexp(column_lse[own], positive))
     best_text, best_image = row_best.max(0)[:n], column_best.max(0)[:pairs]
-    return row_lse, best_text / LOG2E, column_lse, best_image / LOG2E
+    return LogitStatistics(row_lse, best_text / LOG2E, column_lse, best_image / LOG2E)
 
 
 def _join(lse: jax.Array) -> jax.Array:
@@ -109,40 +101,38 @@ def _join(lse: jax.Array) -> jax.Array:
 
 
 def gradients(
-    ximg: jax.Array,
-    all_texts: jax.Array,
-    temperature: jax.Array,
-    lse: tuple[jax.Array, jax.Array],
-    weights: tuple[jax.Array, jax.Array],
-    tiling: Tiling,
+    logits: Logits,
+    lse: Directions[jax.Array],
+    weights: Directions[jax.Array],
     smoothing: float,
-    shape: Shape,
+    *,
+    shape: TileShape,
     chunk_bytes: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients by images and texts, but for 1 / (N temperature).
 
     Args:
-      ximg: (n, D) bfloat16, this device's images.
-      all_texts: (N, D) bfloat16.
-      temperature: () that the logits are divided by.
-      lse: (n,) of this device's images and (N,) of all texts.
-      weights: (), (), of the directions image to text and text to image.
-      tiling: N, the groups, and whether the kernel is interpreted.
+      logits: of bfloat16 embeddings.
+      lse: log-sum-exps of this device's images, (n,), and of all texts, (N,).
+      weights: of the directions, () each.
       smoothing: share of the uniform target.
-      shape: of the kernel.
+      shape: of the kernel's tiles.
       chunk_bytes: of the gradient by the logits that is held at a time.
 
     Returns:
       (n, D), and this device's part of the sum (N, D), float32.
     """
-    (n, width), pairs = ximg.shape, len(all_texts)
-    grid = Grid(n, _chunk(n, pairs, shape.columns, chunk_bytes), shape, tiling)
+    (n, width), pairs = logits.ximg.shape, len(logits.all_texts)
+    chunk = _chunk(n, pairs, shape.columns, chunk_bytes)
+    grid = LogitGrid(n, chunk, shape, logits.tiling)
     beyond = -pairs % grid.texts
     # Images and texts beyond the last are zeros, and so is what they add.
-    ximg, all_texts = grid.pad(ximg, jnp.pad(all_texts, ((0, beyond), (0, 0))))
-    row_lse = jnp.pad(lse[0], (0, len(ximg) - n), mode="edge")
-    column_lse = jnp.pad(lse[1], (0, beyond), mode="edge")
-    numbers = jnp.stack([LOG2E / temperature, *weights])
+    ximg, all_texts = grid.pad(
+        logits.ximg, jnp.pad(logits.all_texts, ((0, beyond), (0, 0)))
+    )
+    row_lse = jnp.pad(lse.i2t, (0, len(ximg) - n), mode="edge")
+    column_lse = jnp.pad(lse.t2i, (0, beyond), mode="edge")
+    numbers = jnp.stack([LOG2E / logits.temperature, weights.i2t, weights.t2i])
     first = own_rows(n)[0]
 
     def visit(dimg, part):
@@ -164,7 +154,7 @@ def gradients(
 
 
 def logit_gradients(
-    grid: Grid,
+    grid: LogitGrid,
     numbers: jax.Array,
     start: jax.Array,
     inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
@@ -181,7 +171,8 @@ def logit_gradients(
     """
     shape = grid.shape
     tile = (shape.rows, shape.columns)
-    whole = Part((grid.height, grid.width), tile, lambda i, j: (i, j), "bfloat16")
+    size = (grid.height, grid.width)
+    whole = TileOutput(size, tile, lambda i, j: (i, j), "bfloat16")
     kernel = partial(gradients_kernel, smoothing=smoothing)
     ximg, texts, row_lse, column_lse = inputs
     inputs = (ximg, texts, LOG2E * row_lse, LOG2E * column_lse)

@@ -13,7 +13,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,8 @@ BAND = 8  # rows of tiles that are walked together: their operands stay in the L
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """How a kernel is cut; the first three are powers of two.
+class TileShape:
+    """How a kernel is cut into tiles; the first three are powers of two.
 
     Attributes:
       rows: images of a tile.
@@ -50,7 +49,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TileOutput:
     """An array of which every tile writes a part.
 
     Attributes:
@@ -62,34 +61,34 @@ class Part:
 
     size: tuple[int, int]
     part: tuple[int, int]
-    place: Callable
+    place: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class LogitGrid:
     """The tiles of n images by T texts.
 
     Attributes:
       images: n.
       texts: T.
-      shape: of a tile.
+      shape: of its tiles.
       tiling: N, the groups, and whether kernels are interpreted.
     """
 
     images: int
     texts: int
-    shape: Shape
+    shape: TileShape
     tiling: Tiling
 
     @property
     def rows(self) -> int:
-        """Of tiles."""
+        """Rows of tiles."""
         return -(-self.images // self.shape.rows)
 
     @property
     def columns(self) -> int:
-        """Of tiles."""
+        """Columns of tiles."""
         return -(-self.texts // self.shape.columns)
 
     @property
@@ -118,8 +117,8 @@ class Grid:
 
     def call(
         self,
-        kernel: Callable,
-        outputs: Sequence[Part],
+        kernel: Callable[..., None],
+        outputs: Sequence[TileOutput],
         numbers: jax.Array,
         start: jax.Array,
         inputs: Sequence[jax.Array],
@@ -127,26 +126,29 @@ class Grid:
         """Runs a kernel on every tile.
 
         Args:
-          kernel: of this grid, numbers, start, and the tile's inputs and outputs.
+          kernel: function of this grid, numbers, start, and the tile's inputs and
+            outputs.
           outputs: what it writes.
           numbers: the same for all tiles.
           start: (2,) ids of the first image and the first text among all N pairs.
           inputs: by turns an array by images and an array by texts, in whole tiles.
         """
 
-        def block(part, place):
-            return pl.BlockSpec(part, lambda step: place(*self.place(step)))
+        def output(x):
+            return pl.BlockSpec(x.part, lambda step: x.place(*self.place(step)))
 
-        in_specs = [pl.BlockSpec(x.shape, lambda step: (0,)) for x in (numbers, start)]
-        for axis, x in zip((0, 1) * len(inputs), inputs, strict=False):
+        def tile_input(axis, x):
             part = (self.shape.rows, self.shape.columns)[axis], *x.shape[1:]
             beyond = (0,) * (x.ndim - 1)
-            in_specs.append(block(part, lambda *ij, a=axis, b=beyond: (ij[a], *b)))
+            return pl.BlockSpec(part, lambda step: (self.place(step)[axis], *beyond))
+
+        in_specs = [pl.BlockSpec(x.shape, lambda step: (0,)) for x in (numbers, start)]
+        in_specs += [tile_input(n % 2, x) for n, x in enumerate(inputs)]
         return pl.pallas_call(
             partial(kernel, self),
             grid=(self.rows * self.columns,),
             in_specs=in_specs,
-            out_specs=[block(x.part, x.place) for x in outputs],
+            out_specs=[output(x) for x in outputs],
             out_shape=[jax.ShapeDtypeStruct(x.size, x.dtype) for x in outputs],
             compiler_params=plgpu.CompilerParams(
                 num_warps=self.shape.warps, num_stages=self.shape.stages
@@ -155,7 +157,7 @@ class Grid:
         )(numbers, start, *inputs)
 
 
-class Tile:
+class LogitTile:
     """One tile of a grid, inside a kernel.
 
     Attributes:
@@ -166,7 +168,14 @@ class Tile:
       ids: (), () the same two among all N pairs.
     """
 
-    def __init__(self, grid: Grid, scale: jax.Array, start: Any, ximg: Any, ytxt: Any):
+    def __init__(
+        self,
+        grid: LogitGrid,
+        scale: jax.Array,
+        start: jax.Ref,
+        ximg: jax.Ref,
+        ytxt: jax.Ref,
+    ):
         """Multiplies images (rows, D) and texts (columns, D)."""
         self.grid, self.scale = grid, scale
         i, j = grid.place(pl.program_id(0))
@@ -225,7 +234,14 @@ class Tile:
         return result
 
 
-def statistics_kernel(grid, numbers, start, ximg, ytxt, *outputs):
+def statistics_kernel(
+    grid: LogitGrid,
+    numbers: jax.Ref,
+    start: jax.Ref,
+    ximg: jax.Ref,
+    ytxt: jax.Ref,
+    *outputs: jax.Ref,
+) -> None:
     """Log-sum-exps and maxima of the logits of wrong candidates.
 
     Args:
@@ -237,7 +253,7 @@ def statistics_kernel(grid, numbers, start, ximg, ytxt, *outputs):
       outputs: (1, rows) log-sum-exp and maximum by image; (1, columns) by text.
     """
     row_lse, row_best, column_lse, column_best = outputs
-    tile = Tile(grid, numbers[0], start, ximg, ytxt)
+    tile = LogitTile(grid, numbers[0], start, ximg, ytxt)
     products, scale = tile.products, tile.scale
     row_most, column_most = scale * products.max(1), scale * products.max(0)
     high = jnp.max(row_most)
@@ -267,8 +283,17 @@ def statistics_kernel(grid, numbers, start, ximg, ytxt, *outputs):
 
 
 def gradients_kernel(
-    grid, numbers, start, ximg, ytxt, row_lse, column_lse, dlogits, smoothing
-):
+    grid: LogitGrid,
+    numbers: jax.Ref,
+    start: jax.Ref,
+    ximg: jax.Ref,
+    ytxt: jax.Ref,
+    row_lse_ref: jax.Ref,
+    column_lse_ref: jax.Ref,
+    dlogits: jax.Ref,
+    *,
+    smoothing: float,
+) -> None:
     """Gradients by the logits, but for 1 / N.
 
     Args:
@@ -277,15 +302,15 @@ def gradients_kernel(
       start: (2,) ids of the first image and the first text among all N pairs.
       ximg: (rows, D).
       ytxt: (columns, D).
-      row_lse: (rows,) in base 2.
-      column_lse: (columns,) in base 2.
+      row_lse_ref: (rows,) in base 2.
+      column_lse_ref: (columns,) in base 2.
       dlogits: (rows, columns), the output.
       smoothing: share of the uniform target.
     """
-    tile = Tile(grid, numbers[0], start, ximg, ytxt)
+    tile = LogitTile(grid, numbers[0], start, ximg, ytxt)
     i2t, t2i = numbers[1], numbers[2]
     products, scale = tile.products, tile.scale
-    row_lse, column_lse = row_lse[...], column_lse[...]
+    row_lse, column_lse = row_lse_ref[...], column_lse_ref[...]
     high = jnp.maximum(jnp.max(row_lse), jnp.max(column_lse))
     low = jnp.minimum(jnp.min(row_lse), jnp.min(column_lse))
     uniform = smoothing / grid.tiling.candidates

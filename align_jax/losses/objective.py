@@ -89,18 +89,41 @@ def compute_loss(
 
     Returns:
       The loss, (), and its metrics, () each.
+
+    Raises:
+      ValueError: cross-entropy without labels.
     """
-    smoothing, reduction = config.label_smoothing, config.reduction
     if config.kind == "cross_entropy":
-        return label_loss(*outputs, labels, smoothing)
-    tiles = (config.negatives, config.tile, config.precision)
+        if labels is None:
+            raise ValueError("loss.kind is 'cross_entropy', but there are no labels")
+        (logits,) = outputs
+        return label_loss(logits, labels, config.label_smoothing)
+    image_embeddings, text_embeddings = outputs
     temperature = temperature_of(params)
     if config.kind == "sigmoid":
         bias = params["logit_bias"]
-        loss, metrics = sigmoid_loss(*outputs, temperature, bias, mesh, *tiles)
+        loss, metrics = sigmoid_loss(
+            image_embeddings,
+            text_embeddings,
+            temperature,
+            bias,
+            mesh,
+            negatives=config.negatives,
+            tile=config.tile,
+            precision=config.precision,
+        )
         return loss, metrics | {"logit_bias": bias, "temperature": temperature}
     loss, metrics = contrastive_loss(
-        *outputs, temperature, mesh, smoothing, reduction, *tiles, config.kernels
+        image_embeddings,
+        text_embeddings,
+        temperature,
+        mesh,
+        label_smoothing=config.label_smoothing,
+        reduction=config.reduction,
+        negatives=config.negatives,
+        tile=config.tile,
+        precision=config.precision,
+        kernels=config.kernels,
     )
     return loss, metrics | {"temperature": temperature}
 

@@ -9,6 +9,7 @@ The paper learns log(1 / s), from log 10, and b, from -10.
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,24 @@ def sigmoid_loss(
     return loss, jax.tree.map(lax.stop_gradient, metrics)
 
 
+class SigmoidResiduals(NamedTuple):
+    """What the backward pass needs of the forward pass.
+
+    Attributes:
+      ximg: (N, D) images, split by rows.
+      ytxt: (N, D) texts, split by rows.
+      temperature: ().
+      bias: ().
+      kept: logits (K, N, T) of the first tiles, see `walk`.
+    """
+
+    ximg: Any
+    ytxt: Any
+    temperature: Any
+    bias: Any
+    kept: Any
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _decisions(ximg, ytxt, temperature, bias, tiling):
     """Loss and accuracy."""
@@ -76,17 +95,17 @@ def _decisions_forward(ximg, ytxt, temperature, bias, tiling):
         out_specs=(WHOLE, KEPT),
     )
     loss_and_accuracy, kept = share(ximg, ytxt, temperature, bias)
-    return loss_and_accuracy, (ximg, ytxt, temperature, bias, kept)
+    return loss_and_accuracy, SigmoidResiduals(ximg, ytxt, temperature, bias, kept)
 
 
 def _decisions_backward(tiling, residuals, cotangents):
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling),
         mesh=tiling.mesh,
-        in_specs=(ROWS, ROWS, WHOLE, WHOLE, KEPT, WHOLE),
+        in_specs=(SigmoidResiduals(ROWS, ROWS, WHOLE, WHOLE, KEPT), WHOLE),
         out_specs=(ROWS, ROWS, WHOLE, WHOLE),
     )
-    return share(*residuals, cotangents[0])
+    return share(residuals, cotangents[0])
 
 
 _decisions.defvjp(_decisions_forward, _decisions_backward)
@@ -108,14 +127,17 @@ def _forward_share(ximg, ytxt, temperature, bias, tiling):
         return (total, best_text), others.max(0)
 
     start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
-    carry, best_image, kept = walk(tiling, scaled_images, gather(ytxt), visit, start)
+    carry, best_image, kept = walk(
+        tiling, scaled_images, gather(ytxt), visit, carry=start
+    )
     total, best_text = carry
     loss = lax.psum((total - positive).sum(), BATCH_AXES) / tiling.pairs
     return (loss, accuracies(positive, best_text, best_image, temperature)), kept
 
 
-def _backward_share(ximg, ytxt, temperature, bias, kept, cotangent, tiling):
+def _backward_share(residuals, cotangent, tiling):
     """Gradients for this device's rows, the temperature and the bias."""
+    ximg, ytxt, temperature, bias, kept = residuals
 
     def visit(carry, block, _):
         dimg, dbias = carry
@@ -126,7 +148,7 @@ def _backward_share(ximg, ytxt, temperature, bias, kept, cotangent, tiling):
 
     start = (jnp.zeros(ximg.shape), jnp.zeros(len(ximg)))
     (dimg, dbias), dtxt, _ = walk(
-        tiling, ximg / temperature, gather(ytxt), visit, start, kept=kept
+        tiling, ximg / temperature, gather(ytxt), visit, carry=start, kept=kept
     )
     scale = cotangent / tiling.pairs
     dimg, dtxt = (scale / temperature) * dimg, (scale / temperature) * scatter_sum(dtxt)

@@ -44,7 +44,8 @@ class Tiling:
       tile: columns T of a block.
       kept: number K of blocks that are kept for the backward pass.
       precision: of the matrix products, a name of `jax.lax.Precision`.
-      kernels: what computes the logits, see `loss_kernels.choose`; "plain" is `walk`.
+      kernels: what computes the logits, see `contrastive_gpu.choose`; "plain" is
+        `walk`.
     """
 
     mesh: Mesh
@@ -102,11 +103,18 @@ def make_tiling(
         raise ValueError(f"tile is {tile}; wanted at least 1")
     tile = min(tile, pairs)
     kept = min(-(-pairs // tile), KEPT_COLUMNS // tile)
-    return Tiling(mesh, pairs, groups, tile, kept, precision)
+    return Tiling(
+        mesh=mesh,
+        pairs=pairs,
+        groups=groups,
+        tile=tile,
+        kept=kept,
+        precision=precision,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class LogitBlock:
     """This device's n images against T texts.
 
     Attributes:
@@ -127,7 +135,7 @@ class Block:
         return jnp.where(self.own, EXCLUDED, self.logits)
 
 
-Visit = Callable[[Any, Block, Any], tuple[Any, Any]]
+Visit = Callable[[Any, LogitBlock, Any], tuple[Any, Any]]
 
 
 def walk(
@@ -176,7 +184,7 @@ def walk(
         if logits is None:
             logits = tiling.product(scaled_images, texts.T)  # (n, T)
             logits = jnp.where(candidate, logits, EXCLUDED)
-        block = Block(logits, texts, rows == ids, candidate)
+        block = LogitBlock(logits, texts, rows == ids, candidate)
         carry, visited = visit(carry, block, columns)
         return carry, (visited, logits)
 

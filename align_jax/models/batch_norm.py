@@ -262,10 +262,10 @@ def _backward(form, residuals, cotangents):
     by_x, alone = (
         -factor * s / (form.group_size * places) for s in (to_scale, to_bias)
     )
-    small = [affine, _each([by_x * inverse, alone], batch)]
-    if gate is not None:
-        small += [affine[:, 1:2] * jnp.stack([gate, to_mean], 1)]
-    small = jnp.concatenate(small, 1)
+    parts = [affine, _each([by_x * inverse, alone], batch)]
+    if gate is not None and to_mean is not None:
+        parts += [affine[:, 1:2] * jnp.stack([gate, to_mean], 1)]
+    small = jnp.concatenate(parts, 1)
 
     def to_input(arithmetic, x, cotangent, mean, factor, bias, by_x, alone, *gated):
         x, _, slope = revisit(arithmetic, x, mean, factor, bias)

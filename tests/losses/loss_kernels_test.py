@@ -15,7 +15,7 @@ from tests.reference import embeddings
 def small_tiles():
     """Few pairs make several tiles, bands and chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        shape = logit_kernels.Shape(rows=16, columns=32, depth=32)
+        shape = logit_kernels.TileShape(rows=16, columns=32, depth=32)
         patch.setattr(contrastive_gpu, "STATISTICS", shape)
         patch.setattr(contrastive_gpu, "GRADIENTS", shape)
         patch.setattr(contrastive_gpu, "CHUNK_BYTES", 2 * 64 * 100)
@@ -99,8 +99,8 @@ def test_logits_far_apart_are_exact(mesh_of):
 )
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_gradient_lowers_for_cuda_without_a_gpu(devices, monkeypatch):
-    monkeypatch.setattr(contrastive_gpu, "STATISTICS", logit_kernels.Shape())
-    monkeypatch.setattr(contrastive_gpu, "GRADIENTS", logit_kernels.Shape())
+    monkeypatch.setattr(contrastive_gpu, "STATISTICS", logit_kernels.TileShape())
+    monkeypatch.setattr(contrastive_gpu, "GRADIENTS", logit_kernels.TileShape())
     mesh = make_mesh(devices=jax.devices()[:devices])
     gradient = jax.value_and_grad(contrastive_loss, (0, 1, 2), has_aux=True)
     x = jax.ShapeDtypeStruct((65536, 640), jnp.float32)

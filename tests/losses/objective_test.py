@@ -50,6 +50,8 @@ def test_cross_entropy_is_scikit_learn_s_and_smoothing_is_uniform(mesh_of):
             wrong = np.append(labels[1:], strange)
             loss, _ = compute_loss((logits,), wrong, {}, config, mesh_of(4))
             assert np.isnan(loss)
+    with pytest.raises(ValueError, match="there are no labels"):
+        compute_loss((logits,), None, {}, config, mesh_of(4))
 
 
 def test_a_temperature_stays_at_or_above_its_floor():
