@@ -29,6 +29,7 @@ from align_jax.losses.tiles import (
     KEPT,
     ROWS,
     WHOLE,
+    Tiling,
     accuracies,
     gather,
     make_tiling,
@@ -89,7 +90,7 @@ def contrastive_loss(
 
 
 class SoftmaxResiduals(NamedTuple):
-    """What the backward pass needs of the forward pass.
+    """What the backward pass needs of the forward pass; or where that lies, as specs.
 
     Attributes:
       ximg: (N, D) images, split by rows.
@@ -143,7 +144,13 @@ _directions.defvjp(_directions_forward, _directions_backward)
 _compiled = jax.jit(_directions, static_argnums=(3, 4))  # for calls outside of a jit
 
 
-def _forward_share(ximg, ytxt, temperature, tiling, smoothing):
+def _forward_share(
+    ximg: jax.Array,
+    ytxt: jax.Array,
+    temperature: jax.Array,
+    tiling: Tiling,
+    smoothing: float,
+) -> tuple[dict[str, jax.Array], Directions[jax.Array], jax.Array | tuple[()]]:
     """Metrics; the log-sum-exp of this device's rows and columns, (n,); kept logits."""
     n = len(ximg)
     if tiling.kernels != PLAIN:
@@ -230,7 +237,12 @@ def _mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
     )
 
 
-def _backward_share(residuals, weights, tiling, smoothing):
+def _backward_share(
+    residuals: SoftmaxResiduals,
+    weights: Directions[jax.Array],
+    tiling: Tiling,
+    smoothing: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients for this device's rows and the temperature.
 
     They are those of weights.i2t * L_i2t + weights.t2i * L_t2i.

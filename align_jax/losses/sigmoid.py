@@ -22,6 +22,7 @@ from align_jax.losses.tiles import (
     KEPT,
     ROWS,
     WHOLE,
+    Tiling,
     accuracies,
     gather,
     make_tiling,
@@ -64,7 +65,7 @@ def sigmoid_loss(
 
 
 class SigmoidResiduals(NamedTuple):
-    """What the backward pass needs of the forward pass.
+    """What the backward pass needs of the forward pass; or where that lies, as specs.
 
     Attributes:
       ximg: (N, D) images, split by rows.
@@ -112,7 +113,13 @@ _decisions.defvjp(_decisions_forward, _decisions_backward)
 _compiled = jax.jit(_decisions, static_argnums=4)  # for calls outside of a jit
 
 
-def _forward_share(ximg, ytxt, temperature, bias, tiling):
+def _forward_share(
+    ximg: jax.Array,
+    ytxt: jax.Array,
+    temperature: jax.Array,
+    bias: jax.Array,
+    tiling: Tiling,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], jax.Array]:
     """Loss and accuracy from one device's rows ximg, ytxt (n, D), and kept logits."""
     n = len(ximg)
     scaled_images = ximg / temperature
@@ -135,7 +142,9 @@ def _forward_share(ximg, ytxt, temperature, bias, tiling):
     return (loss, accuracies(positive, best_text, best_image, temperature)), kept
 
 
-def _backward_share(residuals, cotangent, tiling):
+def _backward_share(
+    residuals: SigmoidResiduals, cotangent: jax.Array, tiling: Tiling
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gradients for this device's rows, the temperature and the bias."""
     ximg, ytxt, temperature, bias, kept = residuals
 
