@@ -11,8 +11,9 @@ from typing import Generic, Protocol
 def check_contract(cls: type, contract: type, where: str) -> None:
     """Raises TypeError for a class that lacks something its Protocol asks for.
 
-    The Protocol's public attributes and methods must exist. A method, and the
-    constructor if the Protocol has one, must take the Protocol's arguments by name.
+    The Protocol's public attributes and methods must exist; a dataclass has its fields.
+    A method, and the constructor and `__call__` if the Protocol has one, must take the
+    Protocol's arguments: by name, or by position if they stand before a "/" there.
 
     Args:
       cls: class that the dict holds.
@@ -29,7 +30,7 @@ def check_contract(cls: type, contract: type, where: str) -> None:
 
 
 def _members(contract: type) -> list[str]:
-    """Names of a Protocol's public attributes and methods, and of its constructor."""
+    """Names of a Protocol's public members, of its constructor and its `__call__`."""
     names: dict[str, None] = {}  # a set in order
     for base in reversed(contract.__mro__):
         if base in (object, Generic, Protocol):
@@ -40,6 +41,8 @@ def _members(contract: type) -> list[str]:
         made = getattr(vars(base).get("__init__"), "__qualname__", "")
         if made == f"{base.__qualname__}.__init__":
             names["__init__"] = None
+        if "__call__" in vars(base):
+            names["__call__"] = None
     return [*names]
 
 
@@ -47,15 +50,20 @@ def _compare(cls: type, contract: type, name: str) -> str:
     """Says what is wrong with one member of a class; empty if it fits."""
     wanted = getattr(contract, name, None)
     if not inspect.isfunction(wanted):
-        return "" if hasattr(cls, name) else f"lacks the attribute {name}"
-    _, *arguments = inspect.signature(wanted).parameters
-    call = f"{name}({', '.join(arguments)})"
-    method = getattr(cls, name, None)
-    if not callable(method):
+        there = hasattr(cls, name) or name in getattr(cls, "__dataclass_fields__", ())
+        return "" if there else f"lacks the attribute {name}"
+    _, *arguments = inspect.signature(wanted).parameters.values()
+    call = f"{name}({', '.join(argument.name for argument in arguments)})"
+    # A class without a `__call__` has that of its type, which makes the instances.
+    defined = any(name in vars(base) for base in cls.__mro__)
+    if not defined or not callable(getattr(cls, name)):
         return f"lacks the method {call}"
     signature = _call_signature(cls, name)
+    only = inspect.Parameter.POSITIONAL_ONLY
+    by_position = [None for argument in arguments if argument.kind is only]
+    by_name = {a.name: None for a in arguments if a.kind is not only}
     try:
-        signature.bind(**dict.fromkeys(arguments))
+        signature.bind(*by_position, **by_name)
     except TypeError:
         return f"has {name}{signature}, wanted {call}"
     return ""

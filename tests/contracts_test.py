@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Protocol
 
 import pytest
@@ -91,3 +92,48 @@ def test_a_contract_may_inherit_another_and_have_no_constructor():
         TypeError, match=r"has __init__\(\), wanted .* attribute volume"
     ):
         check_contract(Fixed, Solid, "SOLIDS['x']")
+
+
+class Filter(Protocol):
+    """Is called with any name for what it takes first."""
+
+    size: int
+
+    def __call__(self, points: list, /, scale: float) -> list: ...
+
+
+@dataclasses.dataclass
+class Kept:
+    size: int  # without a default, so that the class has no such attribute
+
+    def __call__(self, corners, scale):
+        return corners
+
+
+class Silent(Kept):
+    __call__ = None
+
+
+class Hasty(Kept):
+    def __call__(self, scale):
+        return []
+
+
+class Sized:
+    """Has no `__call__` but that of every class, which makes its instances."""
+
+    size = 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Silent, r"lacks the method __call__\(points, scale\)"),
+        (Sized, r"lacks the method __call__\(points, scale\)"),
+        (Hasty, r"has __call__\(scale\), wanted __call__\(points, scale\)"),
+    ],
+)
+def test_a_call_and_its_arguments_by_position_are_checked(cls, message):
+    check_contract(Kept, Filter, "FILTERS['x']")
+    with pytest.raises(TypeError, match=message):
+        check_contract(cls, Filter, "FILTERS['x']")
