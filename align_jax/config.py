@@ -6,11 +6,25 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from align_jax.errors import InputError
 
 T = TypeVar("T")
+
+
+class Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+# Metadata of a field that files of earlier versions lack, see `stored_fields`.
+LATE = {"late": True}
+# Key of a field's metadata: a function (value, dotted path) that reads the field, where
+# its annotation does not say which class its sub-dict is of.
+READER = "reader"
 
 
 def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") -> T:
@@ -36,7 +50,8 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
     values = {}
     for name, field in known.items():
         if name in fields:
-            values[name] = _read_value(hints[name], fields[name], f"{where}.{name}")
+            read = field.metadata.get(READER) or partial(_read_value, hints[name])
+            values[name] = read(fields[name], f"{where}.{name}")
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where} lacks the field {name!r}")
     try:
@@ -49,9 +64,24 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
 
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:
     """Looks a name up in a literal dict; an unknown one lists the known ones."""
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise InputError(f"{where} is {name!r}; {_suggest(name, choices)}")
     return choices[name]
+
+
+def stored_fields(config: Dataclass) -> dict[str, Any]:
+    """The fields of a dataclass as files hold them.
+
+    A field that was added after such files were written stands there only if it is not
+    at its default, so that what earlier versions wrote compares equal.
+    """
+    fields = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata.get("late") or value != field.default:
+            nested = dataclasses.is_dataclass(value)
+            fields[field.name] = stored_fields(value) if nested else value
+    return fields
 
 
 def differing_fields(
@@ -100,7 +130,7 @@ def change(
 
 
 def _suggest(name: str, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}known: {', '.join(known)}"
 

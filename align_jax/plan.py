@@ -21,7 +21,6 @@ import jax
 from align_jax.devices.known import DEVICES
 from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
-from align_jax.models.efficientnet import REMATERIALISATIONS
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.run_config import RunConfig
@@ -85,10 +84,12 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     step = config.make_plan(mesh)
     kind = devices[0].device_kind
     pairs = config.batch_size // len(devices)
+    tower = config.model.image_tower
+    chosen = (f", {name}={getattr(tower, name)}" for name in tower.memory_choices)
     print(
         f"{target}: {len(devices)} x {kind}, {config.batch_size} pairs a step, {pairs}"
-        f" a device, microbatches={config.microbatches}, fsdp={config.fsdp},"
-        f" rematerialise={config.model.image_tower.rematerialise}"
+        f" a device, microbatches={config.microbatches}, fsdp={config.fsdp}"
+        f"{''.join(chosen)}"
     )
     flops = count_model_flops(step, config.batch_shapes(mesh))
     shares = ", ".join(
@@ -150,13 +151,14 @@ def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         if parts != config.microbatches:
             other = dataclasses.replace(config, microbatches=parts)
             yield f"microbatches={parts}", other
-    for policy in REMATERIALISATIONS:
-        tower = config.model.image_tower
-        if policy != tower.rematerialise:
-            tower = dataclasses.replace(tower, rematerialise=policy)
-            model = dataclasses.replace(config.model, image_tower=tower)
-            other = dataclasses.replace(config, model=model)
-            yield f"model.image_tower.rematerialise={policy}", other
+    tower = config.model.image_tower
+    for name, values in tower.memory_choices.items():
+        for value in values:
+            if value != getattr(tower, name):
+                changed = dataclasses.replace(tower, **{name: value})
+                model = dataclasses.replace(config.model, image_tower=changed)
+                other = dataclasses.replace(config, model=model)
+                yield f"model.image_tower.{name}={value}", other
 
 
 def measure(step: StepPlan, config: RunConfig) -> Needs:

@@ -26,8 +26,8 @@ from align_jax.runs.provenance import write_provenance
 from align_jax.runs.results import print_results
 from align_jax.train import train
 from align_jax.training.checkpoint import FOLDER
-from align_jax.training.random_search_config import SEARCH_EXECUTION, SearchConfig
-from align_jax.training.run_config import EXECUTION
+from align_jax.training.random_search_config import SearchConfig, search_execution
+from align_jax.training.run_config import run_execution
 from align_jax.training.training_runs import read_run_config
 
 DIVERGED = -math.inf  # the score of a run that left the finite numbers
@@ -49,7 +49,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     config.check()
     reuse_memory()
     _check_data(config)
-    folder.check(workdir, fields, SEARCH_EXECUTION)
+    folder.check(workdir, fields, search_execution(fields))
     multihost_utils.sync_global_devices("the search is checked")
     # Those that run one trial each begin at once, and do not write the same file.
     if folder.leads() and not (config.only and folder.is_claimed(workdir)):
@@ -121,7 +121,7 @@ def _check_data(config: SearchConfig) -> None:
 
 def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
     """Trains, unless it was done before, and returns the score, or `DIVERGED`."""
-    folder.check(workdir, fields, EXECUTION)
+    folder.check(workdir, fields, run_execution(fields))
     if not folder.is_finished(workdir):
         try:
             train(fields, workdir)

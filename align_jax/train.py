@@ -34,7 +34,7 @@ from align_jax.training.checkpoint import Checkpoints
 from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import check_patterns, trainable
-from align_jax.training.run_config import EXECUTION, RunConfig
+from align_jax.training.run_config import RunConfig, run_execution
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
 
@@ -58,7 +58,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         reuse_memory()
         mesh = make_mesh(config.fsdp)
         plan = config.make_plan(mesh)
-        folder.check(workdir, fields, EXECUTION)
+        folder.check(workdir, fields, run_execution(fields))
         if folder.is_finished(workdir):
             print(f"{workdir} holds this run, finished: nothing to do.")
             print_results(workdir)
@@ -182,9 +182,11 @@ def _check_patterns(config: RunConfig) -> None:
     except ValueError as error:
         raise InputError(f"config.{error}") from error
     moving = trainable(config.optimizer, {name: 0 for name in names})
-    moves = any(moving[name] for name in names if name.startswith("image_tower/"))
-    if not moves and not config.model.image_tower.frozen_statistics:
-        raise InputError(
-            "config.optimizer.frozen keeps the whole image tower, but its BatchNorm"
-            " statistics would move; set config.model.image_tower.frozen_statistics"
-        )
+    for tower, its in config.model.towers.items():
+        moves = any(moving[name] for name in names if name.startswith(f"{tower}/"))
+        if not moves and its.freezing_field:
+            raise InputError(
+                f"config.optimizer.frozen keeps the whole {tower.replace('_', ' ')},"
+                " but its BatchNorm statistics would move; set"
+                f" config.model.{tower}.{its.freezing_field}"
+            )

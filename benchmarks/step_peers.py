@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AlignConfig, AlignModel, BertConfig, BertModel
 
 from align_jax.models.bert import HEAD_WIDTH
-from align_jax.models.efficientnet import EfficientNetConfig, pooled_width
+from align_jax.models.efficientnet import EfficientNetConfig
 from benchmarks.step_flags import (
     VOCABULARY,
     Program,
@@ -57,7 +57,7 @@ class HuggingFaceDualEncoder(nn.Module):
             "depth_coefficient": depth,
             "image_size": flags.image_size,
         }
-        pooled = pooled_width(EfficientNetConfig(width, depth))
+        pooled = EfficientNetConfig(width, depth).output_width
         text = bert_config(flags).to_dict()
         config = AlignConfig(
             text_config=text, vision_config=vision, projection_dim=pooled

@@ -9,7 +9,6 @@ from align_jax.config import read_config
 from align_jax.devices.known import Device
 from align_jax.devices.mesh import SMALL, make_mesh
 from align_jax.errors import InputError
-from align_jax.models.efficientnet import pooled_width
 from align_jax.plan import (
     GIB,
     Needs,
@@ -133,7 +132,7 @@ def test_the_step_of_a_slice_gathers_embeddings_and_holds_no_square_of_them(tmp_
     program = compile_step(step, config.batch_shapes(step.mesh)).as_text()
     gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", program)
     shapes = {shape for found in gathered for shape in re.findall(r"\[(.*?)\]", found)}
-    width = pooled_width(config.model.image_tower)
+    width = config.model.image_tower.output_width
     assert f"{pairs},{width}" in shapes
     assert shapes <= {f"{pairs},{width}", f"{pairs}", f"48,{width}", "48"}
     assert f"[48,{tile}]" in program  # a device's tile of the logits

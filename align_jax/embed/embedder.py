@@ -81,9 +81,9 @@ class Embedder:
         """The devices."""
         return self._mesh
 
-    def load(self, params: dict, batch_stats: dict) -> None:
-        """Sets the parameters and running statistics to embed with."""
-        self._variables = {"params": params, "batch_stats": batch_stats}
+    def load(self, params: dict, batch_stats: dict | None = None) -> None:
+        """Sets the parameters and running statistics, if any, to embed with."""
+        self._variables = {"params": params, "batch_stats": batch_stats or {}}
 
     def encode_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
@@ -213,11 +213,15 @@ def _batches(
     if isinstance(pictures, Sequence):
         for start in range(0, len(pictures), size):
             count = min(size, len(pictures) - start)
-            yield count, lambda row, start=start: pictures[start + row]
+            yield count, partial(_nth, pictures, start)
         return
     waiting = iter(pictures)
     while batch := list(itertools.islice(waiting, size)):
         yield len(batch), batch.__getitem__
+
+
+def _nth(pictures: Sequence[Picture], start: int, row: int) -> Picture:
+    return pictures[start + row]
 
 
 def _join(batches: Iterator[np.ndarray]) -> np.ndarray:

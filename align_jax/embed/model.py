@@ -9,10 +9,10 @@ from align_jax.embed.embedder import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.input.pictures import Picture
 from align_jax.input.tokenizer import Tokenizer
-from align_jax.models.dual_encoder import temperature_of
-from align_jax.models.efficientnet import pooled_width
-from align_jax.models.parameters import MODULES, unflatten
-from align_jax.weights.folder import Weights
+from align_jax.models.classifier import ClassifierConfig
+from align_jax.models.dual_encoder import ModelConfig, temperature_of
+from align_jax.models.parameters import unflatten
+from align_jax.weights.folder import Weights, is_dual_encoder
 from align_jax.weights.source import open_weights
 
 TEMPLATE = "a photo of a {}"
@@ -38,12 +38,11 @@ class Model:
         Raises:
           InputError: the weights are one tower's.
         """
-        if weights.kind != "dual_encoder":
+        if not is_dual_encoder(weights):
             raise InputError(f"wanted a dual encoder, found one {weights.kind}")
         self.weights = weights
         self.temperature = float(temperature_of(unflatten(weights.variables)["params"]))
-        config = weights.config
-        self.width = config.embedding_size or pooled_width(config.image_tower)
+        self.width = weights.config.width
         self.embedder = make_embedder(weights, batch_size)
 
     def encode_images(
@@ -95,15 +94,16 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
     Raises:
       InputError: the weights are one tower's.
     """
-    if weights.preprocess is None:
+    config, preprocess, tokenizer = weights.config, weights.preprocess, None
+    if not isinstance(config, ModelConfig | ClassifierConfig) or preprocess is None:
         raise InputError(
             f"wanted a dual encoder or a classifier, found one {weights.kind}"
         )
-    config, tokenizer = weights.config, None
-    if weights.vocabulary:
+    if isinstance(config, ModelConfig):
         tokenizer = Tokenizer(weights.vocabulary, config.text_tower.max_tokens)
-    model = MODULES[type(config)](config, batch_norm_group=1)
-    embedder = Embedder(model, tokenizer, weights.preprocess, make_mesh(), batch_size)
+    embedder = Embedder(
+        config.build(), tokenizer, preprocess, make_mesh(), batch_size=batch_size
+    )
     embedder.load(**unflatten(weights.variables))
     return embedder
 

@@ -49,7 +49,9 @@ class Tokenizer:
     """BERT's lower-cased WordPiece over a vocabulary.
 
     Attributes:
-      size: tokens in the vocabulary.
+      tokens: tokens by id.
+      size: number of tokens.
+      max_tokens: length of the token sequences, [CLS] and [SEP] included.
       digest: SHA-256 of the tokens, one a line, hex.
     """
 
@@ -73,10 +75,11 @@ class Tokenizer:
                 f" {list(vocabulary[:1])} and it lacks {missing}; wanted {PAD} first"
                 f" and {UNKNOWN}, {CLS}, {SEP} anywhere"
             )
+        self.tokens = tuple(vocabulary)
         self.size = len(vocabulary)
         lines = "".join(token + "\n" for token in vocabulary)
         self.digest = hashlib.sha256(lines.encode()).hexdigest()
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._cls = vocabulary.index(CLS)
         self._sep = vocabulary.index(SEP)
         self._wordpiece = tf_text.FastWordpieceTokenizer(
@@ -96,11 +99,11 @@ class Tokenizer:
         too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
         known = tf.where(too_long, UNKNOWN, words.values)
         pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
-        pieces = pieces[:, : self._max_tokens - 2]
+        pieces = pieces[:, : self.max_tokens - 2]
         rows = tf.shape(texts)[0]
         first, last = (tf.fill((rows, 1), token) for token in (self._cls, self._sep))
         ids = tf.concat([first, pieces, last], 1)
-        return ids.to_tensor(shape=(None, self._max_tokens))
+        return ids.to_tensor(shape=(None, self.max_tokens))
 
 
 def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:

@@ -5,12 +5,16 @@ The pooler on top of [CLS], which ALIGN leaves unused, is never built.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from align_jax.config import LATE
 from align_jax.devices.mesh import Placement
 from align_jax.models.layers import dropout, gathered, scan_blocks, split_batch
 
@@ -45,7 +49,16 @@ class BertConfig:
       rematerialise: layers keep only their input for the backward pass, which computes
         the rest again.
       scan: compile the layers as one body; same parameters, same result.
+      kind: "bert".
     """
+
+    # What the rest of the code asks of a tower, see `models.towers`.
+    execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
+    module_options: ClassVar[tuple[str, ...]] = ()
+    block_prefix: ClassVar[str] = "layer_"
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    optional_modules: ClassVar[tuple[str, ...]] = ()
+    freezing_field: ClassVar[str] = ""
 
     vocabulary_size: int
     max_tokens: int = 64
@@ -56,6 +69,21 @@ class BertConfig:
     init_std: float = 0.02
     rematerialise: bool = False
     scan: bool = False
+    kind: str = dataclasses.field(default="bert", metadata=LATE)
+
+    @property
+    def output_width(self) -> int:
+        """Width of the [CLS] output."""
+        return self.hidden
+
+    def computed_once(self) -> Self:
+        """The same tower, without rematerialisation and with its body once."""
+        return dataclasses.replace(self, rematerialise=False, scan=True)
+
+    @classmethod
+    def smallest(cls) -> Self:
+        """One layer of one head, for six tokens of a vocabulary of sixteen."""
+        return cls(vocabulary_size=16, max_tokens=6, positions=6, layers=1, hidden=64)
 
     def __post_init__(self):
         if self.hidden % HEAD_WIDTH:
@@ -87,7 +115,7 @@ class BertLayer(nn.Module):
         x: jax.Array,
         key: jax.Array | None,
         mask: jax.Array,
-        core_ids: jax.Array,
+        core_ids: jax.Array | None,
     ) -> jax.Array:
         """Maps x (B, L, hidden) to the same shape; mask (B, L) is true on tokens.
 
@@ -96,24 +124,25 @@ class BertLayer(nn.Module):
         config = self.config
         keys = (None, None) if key is None else jax.random.split(key)
         init = nn.initializers.truncated_normal(config.init_std)
-        dense = dict(kernel_init=init, dtype=self.dtype)
+        dense = partial(nn.Dense, kernel_init=init, dtype=self.dtype)
+        by_head = partial(nn.DenseGeneral, kernel_init=init, dtype=self.dtype)
         heads = config.hidden // HEAD_WIDTH
         query, key, value = (
-            nn.DenseGeneral((heads, HEAD_WIDTH), name=name, **dense)(x)
+            by_head((heads, HEAD_WIDTH), name=name)(x)
             for name in ("query", "key", "value")
         )  # (B, L, heads, 64)
         attended = jax.nn.dot_product_attention(
             query, key, value, mask=mask[:, None, None, :]
         )
-        attended = nn.DenseGeneral(
-            config.hidden, axis=(-2, -1), name="attention_output", **dense
-        )(attended)
+        attended = by_head(config.hidden, axis=(-2, -1), name="attention_output")(
+            attended
+        )
         attended = dropout(attended, keys[0], core_ids, config.dropout)
         x = layer_norm("attention_norm", x + attended, self.dtype)
 
-        hidden = nn.Dense(4 * config.hidden, name="intermediate", **dense)(x)
+        hidden = dense(4 * config.hidden, name="intermediate")(x)
         hidden = jax.checkpoint(gelu)(hidden)  # again in the backward pass: not kept
-        hidden = nn.Dense(config.hidden, name="output", **dense)(hidden)
+        hidden = dense(config.hidden, name="output")(hidden)
         hidden = dropout(hidden, keys[1], core_ids, config.dropout)
         return layer_norm("output_norm", x + hidden, self.dtype)
 
@@ -150,13 +179,13 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, core_ids: jax.Array, train: bool
+        self, tokens: jax.Array, core_ids: jax.Array | None, train: bool
     ) -> jax.Array:
         """Encodes texts.
 
         Args:
           tokens: (B, L) token ids, [CLS] first, 0 where padded; L <= max_tokens.
-          core_ids: (V,) global index of the batch's virtual cores.
+          core_ids: (V,) global index of the batch's virtual cores; None if not `train`.
           train: dropout if true.
 
         Returns:
@@ -165,24 +194,30 @@ class Bert(nn.Module):
         config = self.config
         length = tokens.shape[1]
         init = nn.initializers.truncated_normal(config.init_std)
-        embed = dict(features=config.hidden, embedding_init=init)
-        x = nn.Embed(config.vocabulary_size, name="word_embeddings", **embed)(tokens)
         # What all texts share stays small beside the words, whatever init_std is.
-        embed["embedding_init"] = nn.initializers.truncated_normal(PLACE_STD)
-        types = nn.Embed(TOKEN_TYPES, name="token_type_embeddings", **embed)
+        small = nn.initializers.truncated_normal(PLACE_STD)
+        embed = partial(nn.Embed, features=config.hidden)
+        words = embed(
+            config.vocabulary_size, embedding_init=init, name="word_embeddings"
+        )
+        x = words(tokens)
+        types = embed(TOKEN_TYPES, embedding_init=small, name="token_type_embeddings")
         x += types(jnp.zeros((), jnp.int32))
-        positions = nn.Embed(config.positions, name="position_embeddings", **embed)
+        positions = embed(
+            config.positions, embedding_init=small, name="position_embeddings"
+        )
         x += positions(jnp.arange(length))
         x = layer_norm("embeddings_norm", x, self.dtype)
-        keys = [None] * (1 + config.layers)
+        keys: Sequence[jax.Array | None] = [None] * (1 + config.layers)
         if train and config.dropout:
             keys = list(jax.random.split(self.make_rng("dropout"), len(keys)))
-        x = dropout(x, keys.pop(), core_ids, config.dropout)
+        *keys, first = keys
+        x = dropout(x, first, core_ids, config.dropout)
         mask = tokens != PAD_ID
         layer = gathered(BertLayer, self)
         if config.rematerialise:
             layer = nn.remat(layer)
-        names = [f"layer_{index:02}" for index in range(config.layers)]
+        names = [f"{config.block_prefix}{index:02}" for index in range(config.layers)]
         if config.scan and not self.is_initializing():
             body = layer(config, self.dtype, parent=None)
 

@@ -1,13 +1,17 @@
 """An image tower with a linear head, for transfer (arXiv 2102.05918, section 5.3)."""
 
 import dataclasses
+from typing import Self
 
 import flax.linen as nn
 import jax
 
+from align_jax.config import READER
+from align_jax.devices.kernel_choice import Kernels
+from align_jax.devices.mesh import Placement
 from align_jax.models.dual_encoder import DTYPES, ImageModel, unit_length
-from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.models.layers import dropout
+from align_jax.models.towers import ImageTowerConfig, TowerConfig, read_image_tower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +19,15 @@ class ClassifierConfig:
     """The tower and its head.
 
     Attributes:
-      image_tower: EfficientNet's size.
+      image_tower: tower of the kind that its field `kind` names in `IMAGE_TOWERS`.
       classes: how many.
       dropout: rate before the head.
       dtype: compute type of the tower, a key of `DTYPES`.
     """
 
-    image_tower: EfficientNetConfig
+    image_tower: ImageTowerConfig = dataclasses.field(
+        metadata={READER: read_image_tower}
+    )
     classes: int
     dropout: float = 0.0
     dtype: str = "float32"
@@ -36,6 +42,24 @@ class ClassifierConfig:
                 f"model.dtype is {self.dtype!r}; known: {', '.join(DTYPES)}"
             )
 
+    @property
+    def towers(self) -> dict[str, TowerConfig]:
+        """The tower by its name."""
+        return {"image_tower": self.image_tower}
+
+    def computed_once(self) -> Self:
+        """The same model with nothing computed twice, see `TowerConfig`."""
+        return dataclasses.replace(self, image_tower=self.image_tower.computed_once())
+
+    def build(
+        self,
+        batch_norm_group: int = 1,
+        placement: Placement | None = None,
+        kernels: Kernels | None = None,
+    ) -> "Classifier":
+        """Makes the model; see `ImageModel`."""
+        return Classifier(self, batch_norm_group, placement, kernels or Kernels())
+
 
 class Classifier(ImageModel):
     """The tower and a head that starts at zero.
@@ -46,8 +70,7 @@ class Classifier(ImageModel):
 
     config: ClassifierConfig
 
-    inputs = ("images",)
-    towers = ("image_tower",)
+    inputs = ("images",)  # what `__call__` takes of a batch
 
     def setup(self):
         """Names the submodules, which name the parameters."""

@@ -1,22 +1,31 @@
 """The dual encoder of ALIGN (arXiv 2102.05918, section 4.1).
 
-An image's embedding is EfficientNet's pooled output; a text's is BERT's [CLS] output
-through one linear layer to the image's width. Both are scaled to unit length.
+An image's embedding is the output of the image tower, EfficientNet's pooled features in
+the paper; a text's is that of the text tower, BERT's at [CLS], through one linear layer
+to the image's width. Both are scaled to unit length.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from align_jax.config import READER
 from align_jax.devices.kernel_choice import Kernels
 from align_jax.devices.mesh import Placement
-from align_jax.models.bert import Bert, BertConfig
-from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig, pooled_width
+from align_jax.models.towers import (
+    ImageTowerConfig,
+    TextTowerConfig,
+    Tower,
+    TowerConfig,
+    build_tower,
+    read_image_tower,
+    read_text_tower,
+)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEMPERATURE_FORMS = ("direct", "log")
@@ -27,8 +36,8 @@ class ModelConfig:
     """The towers and what joins them.
 
     Attributes:
-      image_tower: EfficientNet's size.
-      text_tower: BERT's size.
+      image_tower: tower of the kind that its field `kind` names in `IMAGE_TOWERS`.
+      text_tower: likewise, in `TEXT_TOWERS`.
       embedding_size: width of a linear layer on the image tower; None for none, the
         paper's choice for B7 and L2 (its ablations set 640, 320, 160 or 80).
       temperature_init: first value of the temperature, which divides the cosines.
@@ -39,8 +48,10 @@ class ModelConfig:
       dtype: compute type, a key of `DTYPES`.
     """
 
-    image_tower: EfficientNetConfig
-    text_tower: BertConfig
+    image_tower: ImageTowerConfig = dataclasses.field(
+        metadata={READER: read_image_tower}
+    )
+    text_tower: TextTowerConfig = dataclasses.field(metadata={READER: read_text_tower})
     embedding_size: int | None = None
     temperature_init: float = 1.0
     temperature_form: str = "direct"
@@ -60,6 +71,33 @@ class ModelConfig:
                 f"model.temperature_init is {self.temperature_init}; wanted above 0"
             )
 
+    @property
+    def towers(self) -> dict[str, TowerConfig]:
+        """The towers by name, in the order of what `DualEncoder` returns."""
+        return {"image_tower": self.image_tower, "text_tower": self.text_tower}
+
+    @property
+    def width(self) -> int:
+        """Width D of the embeddings."""
+        return self.embedding_size or self.image_tower.output_width
+
+    def computed_once(self) -> Self:
+        """The same model with nothing computed twice, see `TowerConfig`."""
+        return dataclasses.replace(
+            self,
+            image_tower=self.image_tower.computed_once(),
+            text_tower=self.text_tower.computed_once(),
+        )
+
+    def build(
+        self,
+        batch_norm_group: int = 1,
+        placement: Placement | None = None,
+        kernels: Kernels | None = None,
+    ) -> "DualEncoder":
+        """Makes the model; see `ImageModel`."""
+        return DualEncoder(self, batch_norm_group, placement, kernels or Kernels())
+
 
 class ImageModel(nn.Module):
     """A model with an image tower.
@@ -68,7 +106,7 @@ class ImageModel(nn.Module):
       config: with the fields `image_tower` and `dtype`.
       batch_norm_group: images that share BatchNorm statistics in training.
       placement: gathers parameters where they are used; None where they are whole.
-      kernels: see `EfficientNet`.
+      kernels: what computes the operations that have kernels of our own.
     """
 
     config: Any
@@ -78,12 +116,18 @@ class ImageModel(nn.Module):
 
     def setup(self):
         """Names the tower, which names its parameters."""
-        self.image_tower = EfficientNet(
-            self.config.image_tower,
-            self.batch_norm_group,
-            DTYPES[self.config.dtype],
-            self.placement,
-            self.kernels,
+        self.image_tower = self.build_tower("image_tower", self.config.image_tower)
+
+    @nn.nowrap
+    def build_tower(self, name: str, config: TowerConfig) -> Tower:
+        """Makes a tower with the model's fields."""
+        return build_tower(
+            name,
+            config,
+            dtype=DTYPES[self.config.dtype],
+            placement=self.placement,
+            batch_norm_group=self.batch_norm_group,
+            kernels=self.kernels,
         )
 
     def image_features(
@@ -92,7 +136,7 @@ class ImageModel(nn.Module):
         core_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """EfficientNet's pooled output (B, W), before any projection, float32.
+        """The image tower's output (B, W), before any projection, float32.
 
         Images (B, H, W, 3) are whole levels, uint8, or floats in [-1, 1], see
         `scale_pixels`. In training, core_ids (V,) is the global index of the batch's
@@ -111,18 +155,15 @@ class DualEncoder(ImageModel):
     config: ModelConfig
 
     inputs = ("images", "tokens")  # what `__call__` takes of a batch
-    towers = ("image_tower", "text_tower")  # whose outputs it returns
 
     def setup(self):
         """Names the submodules, which name the parameters."""
         super().setup()
         config = self.config
-        dtype = DTYPES[config.dtype]
-        self.text_tower = Bert(config.text_tower, dtype, self.placement)
+        self.text_tower = self.build_tower("text_tower", config.text_tower)
         if config.embedding_size is not None:
             self.image_projection = nn.Dense(config.embedding_size)
-        width = config.embedding_size or pooled_width(config.image_tower)
-        self.text_projection = nn.Dense(width)
+        self.text_projection = nn.Dense(config.width)
         scalars = {"temperature": config.temperature_init}
         if config.temperature_form == "log":
             scalars = {"log_temperature": math.log(config.temperature_init)}
@@ -169,7 +210,7 @@ class DualEncoder(ImageModel):
         return self.text_projection(self.text_tower(tokens, core_ids, train))
 
     def text_features(self, tokens: jax.Array) -> jax.Array:
-        """BERT's [CLS] output of token ids (B, L), (B, hidden) float32."""
+        """The text tower's output for token ids (B, L), (B, W) float32."""
         return self.text_tower(tokens, None, False)
 
     def __call__(

@@ -6,11 +6,14 @@ output as the image's features; the classification head is never built.
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from align_jax.config import LATE
 from align_jax.devices.kernel_choice import CHOICES, Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.kernels.convolution import PADDINGS
@@ -72,7 +75,19 @@ class EfficientNetConfig:
         "none", "pointwise" (all but what convolutions and sums over places return),
         "blocks" (all but each block's input) or "stages".
       kernels: "auto", for kernels of our own where the devices have them, or "plain".
+      stages: rows as in `STAGES`, instead of those; () for those.
+      kind: "efficientnet".
     """
+
+    # What the rest of the code asks of a tower, see `models.towers`.
+    execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise", "kernels")
+    memory_choices: ClassVar[Mapping[str, tuple]] = {
+        "rematerialise": REMATERIALISATIONS
+    }
+    module_options: ClassVar[tuple[str, ...]] = ("batch_norm_group", "kernels")
+    block_prefix: ClassVar[str] = "block_"
+    undecayed: ClassVar[tuple[str, ...]] = (".*_norm/",)
+    optional_modules: ClassVar[tuple[str, ...]] = ("top", "top_norm")
 
     width: float = 1.0
     depth: float = 1.0
@@ -84,8 +99,47 @@ class EfficientNetConfig:
     scan: bool = False
     rematerialise: str = "none"
     kernels: str = "auto"
+    stages: tuple[tuple[int, ...], ...] = dataclasses.field(default=(), metadata=LATE)
+    kind: str = dataclasses.field(default="efficientnet", metadata=LATE)
+
+    @property
+    def output_width(self) -> int:
+        """Width of the pooled features: 320 for B0, 640 for B7."""
+        last = TOP_CHANNELS if self.top_conv else self.rows[-1][-1]
+        return round_channels(last, self.width)
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """The stages before scaling, as `STAGES` has them."""
+        return self.stages or STAGES
+
+    @property
+    def freezing_field(self) -> str:
+        """Field that keeps BatchNorm's statistics as they are; "" if it is set."""
+        return "" if self.frozen_statistics else "frozen_statistics"
+
+    def computed_once(self) -> Self:
+        """The same tower, without rematerialisation and with each body once."""
+        return dataclasses.replace(self, rematerialise="none", scan=True)
+
+    @classmethod
+    def smallest(cls) -> Self:
+        """Three blocks with all that occurs in larger ones.
+
+        The first has expansion 1, the second expansion 6 and a kernel of 5 x 5, both
+        have stride 2; the third adds to its input, with stochastic depth.
+        """
+        return cls(width=0.25, stages=((1, 3, 2, 1, 16), (2, 5, 2, 6, 64)))
 
     def __post_init__(self):
+        for row in self.stages:
+            sizes = row if isinstance(row, tuple) else ()
+            whole = all(type(size) is int and size > 0 for size in sizes)
+            if len(sizes) != 5 or not whole:
+                raise ValueError(
+                    f"image_tower.stages has {row!r}; wanted (blocks, kernel, stride,"
+                    " expansion, channels), each a whole number from 1 on"
+                )
         choices = {
             "padding": PADDINGS,
             "rematerialise": REMATERIALISATIONS,
@@ -110,7 +164,7 @@ def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
     """Lists the blocks of each stage of a scaled network in order."""
     channels = round_channels(STEM_CHANNELS, config.width)
     stages = []
-    for count, kernel, stride, expansion, out in STAGES:
+    for count, kernel, stride, expansion, out in config.rows:
         channels_out = round_channels(out, config.width)
         first = Block(kernel, stride, expansion, channels, channels_out, residual=False)
         repeated = Block(kernel, 1, expansion, channels_out, channels_out, True)
@@ -123,12 +177,6 @@ def drop_rates(config: EfficientNetConfig) -> list[float]:
     """Stochastic-depth rate of every block: `drop_rate` * b / blocks."""
     count = sum(map(len, expand_stages(config)))
     return [config.drop_rate * block / count for block in range(count)]
-
-
-def pooled_width(config: EfficientNetConfig) -> int:
-    """Width of the pooled features: 320 for B0, 640 for B7."""
-    last = TOP_CHANNELS if config.top_conv else STAGES[-1][-1]
-    return round_channels(last, config.width)
 
 
 def rematerialised(block_type: type[nn.Module], choice: str) -> type[nn.Module]:
@@ -160,28 +208,29 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, core_ids: jax.Array, train: bool
+        self, images: jax.Array, core_ids: jax.Array | None, train: bool
     ) -> jax.Array:
         """Encodes images.
 
         Args:
           images: (B, H, W, 3) in [-1, 1].
-          core_ids: (V,) global index of the batch's virtual cores.
+          core_ids: (V,) global index of the batch's virtual cores; None if not `train`.
           train: batch statistics and stochastic depth if true.
 
         Returns:
-          (B, pooled_width) mean over the last grid, float32.
+          (B, config.output_width) mean over the last grid, float32.
         """
         config = self.config
         rates = drop_rates(config)
-        survival = [None] * len(rates)
+        survival: Sequence[jax.Array | None] = [None] * len(rates)
         if train and config.drop_rate:
             key = self.make_rng("dropout")
             survival = survival_scales(key, core_ids, images.shape[0], rates)
 
         x = images.astype(self.dtype)
+        stem = round_channels(STEM_CHANNELS, config.width)
         x = self._normalised_conv(
-            x, "stem", round_channels(STEM_CHANNELS, config.width), 3, 2, train
+            x, "stem", features=stem, kernel=3, stride=2, train=train
         )
         run_stage = EfficientNet._run_stage
         if config.rematerialise == "stages":
@@ -192,10 +241,20 @@ class EfficientNet(nn.Module):
             x = run_stage(self, x, first, tuple(stage), survival[first:last], train)
             first = last
         if config.top_conv:
-            x = self._normalised_conv(x, "top", pooled_width(config), 1, 1, train)
+            x = self._normalised_conv(
+                x, "top", features=config.output_width, kernel=1, stride=1, train=train
+            )
         return x.mean((1, 2), dtype=jnp.float32)  # (B, C)
 
-    def _normalised_conv(self, x, name, features, kernel, stride, train):
+    def _normalised_conv(
+        self,
+        x: jax.Array,
+        name: str,
+        features: int,
+        kernel: int,
+        stride: int,
+        train: bool,
+    ) -> jax.Array:
         """Convolution, BatchNorm and swish: the stem and the top."""
         config = self.config
         x = Convolution(
@@ -224,7 +283,7 @@ class EfficientNet(nn.Module):
         x: jax.Array,
         first: int,
         stage: tuple[Block, ...],
-        survival: list[jax.Array | None],
+        survival: Sequence[jax.Array | None],
         train: bool,
     ) -> jax.Array:
         """Runs a stage of n blocks, the first of them block `first` of the network.
@@ -249,7 +308,8 @@ class EfficientNet(nn.Module):
         alone = len(stage)
         if self.config.scan and not self.is_initializing():
             alone = 1
-        names = [f"block_{first + index:02}" for index in range(len(stage))]
+        prefix = self.config.block_prefix
+        names = [f"{prefix}{first + index:02}" for index in range(len(stage))]
         for name, block, scale in zip(names[:alone], stage, survival, strict=False):
             x = block_type(block, **fields, name=name)(x, scale, train)
             x = split_batch(x, self)

@@ -17,7 +17,7 @@ Body = Callable[[dict, jax.Array, Any], tuple[jax.Array, dict]]
 
 
 def keep_mask(
-    key: jax.Array, core_ids: jax.Array, shape: tuple[int, ...], rate: float
+    key: jax.Array, core_ids: jax.Array | None, shape: tuple[int, ...], rate: float
 ) -> jax.Array:
     """Draws a Bernoulli(1 - rate) mask whose rows depend only on their virtual core.
 
@@ -29,7 +29,12 @@ def keep_mask(
 
     Returns:
       Boolean mask of `shape`.
+
+    Raises:
+      ValueError: there are no core_ids.
     """
+    if core_ids is None:
+        raise ValueError("random masks are drawn by virtual core; core_ids is None")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, core_ids)
     per_core = (shape[0] // core_ids.shape[0], *shape[1:])
     draw = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate, per_core))
@@ -37,7 +42,7 @@ def keep_mask(
 
 
 def survival_scales(
-    key: jax.Array, core_ids: jax.Array, batch: int, rates: list[float]
+    key: jax.Array, core_ids: jax.Array | None, batch: int, rates: list[float]
 ) -> list[jax.Array]:
     """Draws stochastic depth (arXiv 1603.09382) for every example and block.
 
@@ -58,7 +63,7 @@ def survival_scales(
 
 
 def dropout(
-    x: jax.Array, key: jax.Array | None, core_ids: jax.Array, rate: float
+    x: jax.Array, key: jax.Array | None, core_ids: jax.Array | None, rate: float
 ) -> jax.Array:
     """Inverted dropout of x (B, ...); the identity without a key."""
     if key is None:

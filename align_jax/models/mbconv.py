@@ -65,11 +65,12 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves x (B, H, W, C) to (B, H', W', features)."""
-        channels_in = 1 if self.depthwise else x.shape[-1]
+        _, height, width, channels = x.shape
+        channels_in = 1 if self.depthwise else channels
         shape = (self.kernel, self.kernel, channels_in, self.features)  # HWIO
         init = depthwise_init if self.depthwise else dense_init
         kernel = self.param("kernel", init, shape).astype(self.dtype)
-        padding = PADDINGS[self.padding](x.shape[1:3], self.kernel, self.stride)
+        padding = PADDINGS[self.padding]((height, width), self.kernel, self.stride)
         return checkpoint_name(self._convolve(x, kernel, padding), "convolution")
 
     def _convolve(self, x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:

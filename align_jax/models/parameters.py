@@ -4,18 +4,25 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_flatten_with_path
 
 from align_jax.errors import InputError
 from align_jax.models.classifier import Classifier, ClassifierConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+from align_jax.models.towers import TowerConfig, build_tower
 
 Path = tuple[str, ...]  # ("params", "image_tower", "stem", "kernel")
 
-MODULES = {ModelConfig: DualEncoder, ClassifierConfig: Classifier}
+# Initial inputs: a module's parameters depend on no size of them.
+FIRST_INPUTS = {
+    "images": np.zeros((1, 64, 64, 3), np.float32),
+    "tokens": np.ones((1, 2), np.int32),
+}
+FIRST_CORES = np.zeros(1, np.int32)
+TOWER_INPUTS = {"image_tower": "images", "text_tower": "tokens"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +46,32 @@ def variable_shapes(
     config: ModelConfig | ClassifierConfig,
 ) -> dict[Path, tuple[int, ...]]:
     """Shapes of a model's parameters and statistics by path."""
-    model = MODULES[type(config)](config, batch_norm_group=1)
+    model = config.build()
     create = partial(model.init, train=False)
     variables = jax.eval_shape(create, jax.random.key(0), *first_inputs(model))
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 
-def first_inputs(model: nn.Module) -> list[np.ndarray]:
-    """What a model is initialised with; its parameters depend on no size of it."""
-    examples = {
-        "images": np.zeros((1, 64, 64, 3), np.float32),
-        "tokens": np.ones((1, 2), np.int32),
+def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
+    """Shapes of one tower's variables by path, as a model names them.
+
+    Args:
+      name: a key of `TOWERS`.
+      config: of the tower.
+    """
+    tower = build_tower(name, config, jnp.float32)
+    inputs = (FIRST_INPUTS[TOWER_INPUTS[name]], FIRST_CORES, False)
+    create = lambda key: tower.init(key, *inputs)  # noqa: E731
+    variables = jax.eval_shape(create, jax.random.key(0))
+    return {
+        (kind, name, *path): leaf.shape
+        for (kind, *path), leaf in flatten(variables).items()
     }
-    return [*(examples[name] for name in model.inputs), np.zeros(1, np.int32)]
+
+
+def first_inputs(model: DualEncoder | Classifier) -> list[np.ndarray]:
+    """Arrays that a model is initialised with."""
+    return [*(FIRST_INPUTS[name] for name in model.inputs), FIRST_CORES]
 
 
 def flatten(tree: Mapping) -> dict[Path, jax.Array]:

@@ -215,10 +215,10 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
     That is where its value is not the one that most runs of its kind have.
     """
-    flat = [
-        _flatten(leave_out(run.fields, [*kind_of(run.fields).execution, "evaluators"]))
-        for run in runs
-    ]
+    flat = []
+    for run in runs:
+        execution = kind_of(run.fields).execution(run.fields)
+        flat.append(_flatten(leave_out(run.fields, [*execution, "evaluators"])))
     changed: list[dict[str, Any]] = [{} for _ in runs]
     for kind in {run.fields.get("run") for run in runs}:
         places = [i for i, run in enumerate(runs) if run.fields.get("run") == kind]

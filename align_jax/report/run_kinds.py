@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from align_jax.config import choose, read_config
 from align_jax.evaluation.runner import EvaluateConfig
-from align_jax.training.random_search_config import SEARCH_EXECUTION, SearchConfig
-from align_jax.training.run_config import EXECUTION
+from align_jax.training.random_search_config import SearchConfig, search_execution
+from align_jax.training.run_config import run_execution
 from align_jax.training.training_runs import TRAINING, read_run_config
 
 
@@ -17,18 +18,18 @@ class Kind:
 
     Attributes:
       check: raises InputError for a config (fields, where) that does not fit.
-      execution: dotted paths of fields that do not change the result.
+      execution: gives the dotted paths of a config's fields that keep its result.
     """
 
     check: Callable[[Mapping[str, Any], str], Any]
-    execution: tuple[str, ...]
+    execution: Callable[[Mapping[str, Any]], list[str]]
 
 
 KINDS = {
-    **{name: Kind(read_run_config, EXECUTION) for name in TRAINING},
-    "evaluate": Kind(lambda f, where: read_config(EvaluateConfig, f, where), ()),
+    **{name: Kind(read_run_config, run_execution) for name in TRAINING},
+    "evaluate": Kind(partial(read_config, EvaluateConfig), lambda fields: []),
     "random_search": Kind(
-        lambda f, where: read_config(SearchConfig, f, where).check(), SEARCH_EXECUTION
+        lambda f, where: read_config(SearchConfig, f, where).check(), search_execution
     ),
 }
 

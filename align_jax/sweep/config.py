@@ -79,7 +79,7 @@ def open_sweep(
         fields = _read(config, workdir).fields
         kind = kind_of(fields, f"config {name}")
         kind.check(fields, f"config {name}")
-        computed = as_json(leave_out(fields, kind.execution))
+        computed = as_json(leave_out(fields, kind.execution(fields)))
         identity = json.dumps(computed, sort_keys=True)
         run_id = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
         place = os.path.join(workdir, run_id)

@@ -29,7 +29,7 @@ from align_jax.sweep.status import (
     log_path,
     read_status,
 )
-from align_jax.training.random_search_config import SEARCH_EXECUTION
+from align_jax.training.random_search_config import search_execution
 
 MAIN = pathlib.Path(__file__).parents[2] / "main.py"
 POLL = 2  # seconds between looks at a run
@@ -116,7 +116,7 @@ def _reason(run: SweepRun, code: int, before: int) -> str:
 
 def _claim(workdir: str, fields: Mapping[str, Any]) -> None:
     """Binds a search's folder to it, as `main.py` would."""
-    folder.check(workdir, fields, SEARCH_EXECUTION)
+    folder.check(workdir, fields, search_execution(fields))
     if not folder.is_claimed(workdir):
         folder.claim(workdir, fields)
 

@@ -52,7 +52,8 @@ def read_status(run: SweepRun) -> Status:
       InputError: the folder holds another run, or storage does not answer.
     """
     try:
-        folder.check(run.workdir, run.fields, kind_of(run.fields).execution)
+        execution = kind_of(run.fields).execution(run.fields)
+        folder.check(run.workdir, run.fields, execution)
         rows = read_last_metrics(run.workdir)
         state = _state(run)
     except tf.errors.OpError as error:

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from align_jax.models.classifier import Classifier
+from align_jax.models.dual_encoder import DualEncoder
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import abstract_state
-from align_jax.training.train_step import encode, score
+from align_jax.training.train_step import Outputs, Part, encode, score
 
 
 def count_model_flops(
@@ -44,13 +46,16 @@ def count_model_flops(
         for name, x in batch.items()
     }
 
-    def embed(params, statistics, batch):
+    def embed(params: dict, statistics: dict, batch: dict) -> Outputs:
         key = jax.random.key(0)
-        return encode(params, statistics, batch, key, cores, towers)[0]
+        return encode(params, statistics, Part(batch, cores), key, towers)[0]
 
     found = {}
-    for index, name in enumerate(plan.model.towers):
-        total = lambda *args, index=index: embed(*args)[index].sum()  # noqa: E731
+    for index, name in enumerate(plan.model.config.towers):
+
+        def total(params: dict, statistics: dict, batch: dict, index=index):
+            return embed(params, statistics, batch)[index].sum()
+
         work = count_flops(
             jax.value_and_grad(total), state.params, state.batch_stats, some
         )
@@ -59,7 +64,10 @@ def count_model_flops(
         jax.ShapeDtypeStruct((groups * pairs, x.shape[1]), x.dtype)
         for x in jax.eval_shape(embed, state.params, state.batch_stats, some)
     )
-    loss = lambda *args: score(*args, plan)[0]  # noqa: E731
+
+    def loss(params: dict, outputs: Outputs, batch: dict) -> jax.Array:
+        return score(params, outputs, batch, plan)[0]
+
     gradient = jax.value_and_grad(loss, (0, 1))
     found["loss"] = count_flops(gradient, state.params, outputs, batch)
     return found
@@ -72,17 +80,9 @@ def count_flops(function: Callable, *arguments: Any) -> float:
     return _count(live)
 
 
-def _plain(plan: StepPlan):
+def _plain(plan: StepPlan) -> DualEncoder | Classifier:
     """The model, with nothing computed twice or gathered."""
-    config = plan.model.config
-    kept = {"image_tower": "none", "text_tower": False}
-    towers = {
-        name: dataclasses.replace(
-            getattr(config, name), rematerialise=kept[name], scan=True
-        )
-        for name in plan.model.towers
-    }
-    config = dataclasses.replace(config, **towers)
+    config = plan.model.config.computed_once()
     return plan.model.clone(config=config, placement=None)
 
 
@@ -93,9 +93,7 @@ def _count(jaxpr: Jaxpr) -> float:
 def _count_equation(equation: JaxprEqn) -> float:
     kind, parameters = equation.primitive.name, equation.params
     if kind in PRODUCTS:
-        return (
-            2.0 * math.prod(equation.outvars[0].aval.shape) * PRODUCTS[kind](equation)
-        )
+        return 2.0 * math.prod(_shape(equation.outvars[0])) * PRODUCTS[kind](equation)
     inner = [_count(jaxpr) for jaxpr in _inner(parameters)]
     if kind == "cond":  # a choice of platform or of one branch
         return max(inner)
@@ -107,15 +105,21 @@ def _count_equation(equation: JaxprEqn) -> float:
     return times * sum(inner)
 
 
+def _shape(operand: Any) -> tuple[int, ...]:
+    """Shape of an operation's operand or result."""
+    return operand.aval.shape
+
+
 def _terms_of_dot(equation: JaxprEqn) -> int:
     """Products that one element of a matrix product sums."""
     (contracted, _), _ = equation.params["dimension_numbers"]
-    return math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    shape = _shape(equation.invars[0])
+    return math.prod(shape[axis] for axis in contracted)
 
 
 def _terms_of_convolution(equation: JaxprEqn) -> float:
     """Products that one element of a convolution sums, without inserted zeros."""
-    kernel = equation.invars[1].aval.shape
+    kernel = _shape(equation.invars[1])
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     inserted = math.prod(equation.params["lhs_dilation"])
     return math.prod(kernel) / features / inserted

@@ -9,15 +9,14 @@ expressions searched in it.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import optax
 
-BATCH_NORM = "^image_tower/.*_norm/"
-
 Mask = Callable[[Any], Any]  # tree of parameters to tree of bools
+Chain = tuple[optax.GradientTransformation, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,9 @@ class OptimizerConfig:
       b1: decay of the first moment; momentum for "sgd".
       b2: decay of the second moment.
       epsilon: added to the second moment's root.
-      undecayed: patterns of parameters without weight decay.
-      unadapted: patterns of parameters without LAMB's trust ratio.
+      undecayed: patterns of parameters without weight decay; None for those that the
+        towers name, BatchNorm's.
+      unadapted: patterns of parameters without LAMB's trust ratio; None likewise.
       frozen: patterns of parameters that keep their values.
       rate_factors: (pattern, factor) pairs; the first that fits a parameter multiplies
         its learning rate.
@@ -55,8 +55,8 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-6
-    undecayed: tuple = (BATCH_NORM,)
-    unadapted: tuple = (BATCH_NORM,)
+    undecayed: tuple | None = None
+    unadapted: tuple | None = None
     frozen: tuple = ()
     rate_factors: tuple = ()
     clip_norm: float | None = None
@@ -98,8 +98,8 @@ class OptimizerConfig:
     def patterns(self) -> dict[str, list[str]]:
         """The patterns of every field that has some."""
         return {
-            "undecayed": list(self.undecayed),
-            "unadapted": list(self.unadapted),
+            "undecayed": list(self.undecayed or ()),
+            "unadapted": list(self.unadapted or ()),
             "frozen": list(self.frozen),
             "rate_factors": [pattern for pattern, _ in self.rate_factors],
         }
@@ -145,7 +145,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, fall], [config.warmup_steps])
 
 
-def _lamb(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+def _lamb(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
     # optax.lamb(mask=) would mask the decay alone.
     return (
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
@@ -154,21 +154,21 @@ def _lamb(config: OptimizerConfig, decayed: Mask, adapted: Mask):
     )
 
 
-def _sgd(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+def _sgd(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
     return (
         optax.add_decayed_weights(config.weight_decay, decayed),
         optax.trace(config.b1),
     )
 
 
-def _adamw(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+def _adamw(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
     return (
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, decayed),
     )
 
 
-def _adafactor(config: OptimizerConfig, decayed: Mask, adapted: Mask):
+def _adafactor(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
     # Without the scaling by a parameter's size, as for vision transformers (arXiv
     # 2106.04560, section 3.5): rates then mean what they mean for Adam.
     return (
@@ -183,15 +183,21 @@ OPTIMIZERS = {"lamb": _lamb, "sgd": _sgd, "adamw": _adamw, "adafactor": _adafact
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, exempt: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Builds the optimizer; frozen parameters have no state in it."""
+    """Builds the optimizer; frozen parameters have no state in it.
+
+    Args:
+      config: of the optimizer.
+      schedule: learning rate by step.
+      exempt: patterns that `undecayed` and `unadapted` stand for where they are None.
+    """
+    undecayed = exempt if config.undecayed is None else config.undecayed
+    unadapted = exempt if config.unadapted is None else config.unadapted
     clip = [] if config.clip_norm is None else [config.clip_norm]
     moving = optax.chain(
         *map(optax.clip_by_global_norm, clip),
-        *OPTIMIZERS[config.kind](
-            config, _outside(config.undecayed), _outside(config.unadapted)
-        ),
+        *OPTIMIZERS[config.kind](config, _outside(undecayed), _outside(unadapted)),
         *(
             optax.masked(optax.scale(factor), _first_fitting(config, index))
             for index, (_, factor) in enumerate(config.rate_factors)
@@ -204,7 +210,7 @@ def make_optimizer(
     return optax.partition(kinds, _outside(config.frozen))
 
 
-def trainable(config: OptimizerConfig, params: dict) -> dict:
+def trainable(config: OptimizerConfig, params: Mapping) -> dict:
     """Marks (True) the parameters that are not frozen."""
     return _outside(config.frozen)(params)
 

@@ -1,12 +1,13 @@
 """A random search over fields of a run, task by task, and what it draws."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from align_jax.config import change
-from align_jax.training.run_config import EXECUTION
+from align_jax.training.run_config import run_execution
 from align_jax.training.training_runs import read_run_config
 
 # Kinds of draws, and whether what follows them will do.
@@ -15,8 +16,10 @@ DRAWS = {
     "one_of": lambda *values: len(values) == 1 and len(values[0]) > 0,
 }
 
-# Fields that change how a search is run, and not its result.
-SEARCH_EXECUTION = (*(f"base.{name}" for name in EXECUTION), "only")
+
+def search_execution(fields: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of fields of a search's literal config that keep its result."""
+    return [*(f"base.{path}" for path in run_execution(fields["base"])), "only"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,40 +8,39 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from align_jax.config import leave_out
+from align_jax.config import leave_out, stored_fields
 from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import FSDP_AXIS, Placement, batch_split
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import InputConfig
 from align_jax.losses.objective import LossConfig
-from align_jax.models.classifier import ClassifierConfig
-from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.parameters import MODULES
+from align_jax.models.classifier import Classifier, ClassifierConfig
+from align_jax.models.dual_encoder import DualEncoder, ModelConfig
+from align_jax.models.towers import execution_fields
 from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.step_plan import StepPlan
 
-# How a model is computed, and how a run is: the result is the same.
-MODEL_EXECUTION = (
-    "image_tower.scan",
-    "image_tower.rematerialise",
-    "image_tower.kernels",
-    "text_tower.scan",
-    "text_tower.rematerialise",
-)
+# Fields that change how a run is computed and not its result; those of its towers come
+# on top, see `run_execution`.
 EXECUTION = (
     "microbatches",
     "fsdp",
     "checkpoint",
     "log_every_steps",
     "profile_steps",
-    *(f"model.{field}" for field in MODEL_EXECUTION),
 )
 
 # A second program, of steps without norms, is about 1 % faster than the one with norms.
 # In a run of at most this many steps, compiling it takes longer than it saves.
 SHORT_RUN = 10_000
+
+
+def run_execution(fields: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of fields of a run's literal config that keep its result."""
+    towers = execution_fields(fields.get("model", {}))
+    return [*EXECUTION, *(f"model.{path}" for path in towers)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +178,11 @@ class RunConfig:
         judged = self.checkpoint.best_metric is not None and self.evaluates(step)
         return judged or step % self.checkpoint.every_steps == 0
 
-    def make_model(self, mesh: Mesh):
+    def make_model(self, mesh: Mesh) -> DualEncoder | Classifier:
         """Builds the model."""
         placement = Placement(mesh) if mesh.shape[FSDP_AXIS] > 1 else None
         kernels = choose_kernels(self.model.image_tower.kernels, mesh)
-        module = MODULES[type(self.model)]
-        return module(self.model, self.batch_norm_group, placement, kernels)
+        return self.model.build(self.batch_norm_group, placement, kernels)
 
     def make_plan(self, mesh: Mesh) -> StepPlan:
         """Puts together what a step is compiled for.
@@ -229,9 +227,10 @@ class RunConfig:
     def check_data(self) -> None:
         """Raises InputError for data that the model does not fit."""
 
-    def identity(self, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
+    def identity(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
         """What a checkpoint of this run fits: its model and vocabulary."""
-        model = leave_out(dataclasses.asdict(self.model), MODEL_EXECUTION)
+        model = stored_fields(self.model)
+        model = leave_out(model, execution_fields(model))
         if tokenizer is None:
             return {"model": model}
         return {"model": model, "vocabulary_sha256": tokenizer.digest}

@@ -10,6 +10,7 @@ from align_jax.losses.objective import LossConfig
 from align_jax.losses.tiles import make_tiling
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
+from align_jax.models.towers import undecayed_parameters
 from align_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 
 
@@ -80,4 +81,5 @@ class StepPlan:
     @property
     def transformation(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return make_optimizer(self.optimizer, self.schedule)
+        exempt = undecayed_parameters(self.model.config.towers)
+        return make_optimizer(self.optimizer, self.schedule, exempt)

@@ -13,8 +13,7 @@ from align_jax.models.parameters import first_inputs
 from align_jax.training.step_plan import StepPlan
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes.
 
     Attributes:
@@ -73,11 +72,13 @@ def _create(plan: StepPlan) -> TrainState:
     variables = plan.model.init(
         jax.random.key(plan.seed), *first_inputs(plan.model), train=False
     )
+    params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})  # a model may have none
     averaged = plan.optimizer.average_decay is not None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        optimizer=plan.transformation.init(variables["params"]),
-        average=dict(variables) if averaged else None,
+        params=params,
+        batch_stats=batch_stats,
+        optimizer=plan.transformation.init(params),
+        average={"params": params, "batch_stats": batch_stats} if averaged else None,
     )

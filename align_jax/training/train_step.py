@@ -1,8 +1,8 @@
 """One training step: state in, state out, on any number of devices."""
 
-import re
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,26 @@ from align_jax.training.optimizer import trainable
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
 
-BLOCKS = "block_|layer_"  # what a tower's blocks are named
+Tree = TypeVar("Tree")  # of arrays
+Metrics = dict[str, jax.Array]  # () each
+Outputs = tuple[jax.Array, ...]  # of the towers, (B, D) each; of a classifier, (B, K)
+
+
+class Part(NamedTuple):
+    """Examples that are encoded at once: the global batch, or a microbatch of it.
+
+    Attributes:
+      batch: images (B, H, W, 3) and tokens (B, L) or labels (B,).
+      core_ids: (V,) global index of their virtual cores.
+    """
+
+    batch: dict[str, jax.Array]
+    core_ids: jax.Array
 
 
 def train_step(
     state: TrainState, batch: dict[str, jax.Array], plan: StepPlan, norms: bool = False
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on the global batch.
 
     Args:
@@ -35,13 +49,12 @@ def train_step(
       The state after the step and its scalar metrics.
     """
     key = jax.random.fold_in(jax.random.key(plan.seed), state.step)
-    core_ids = jnp.arange(plan.virtual_cores)
-    arguments = (state.params, state.batch_stats, batch, key, core_ids, plan)
-    if plan.microbatches > 1:
-        (loss, (metrics, batch_stats)), gradients = accumulate(*arguments)
-    else:
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (metrics, batch_stats)), gradients = gradient(*arguments)
+    part = Part(batch, jnp.arange(plan.virtual_cores))
+    whole = jax.value_and_grad(loss_fn, has_aux=True)
+    gradient = accumulate if plan.microbatches > 1 else whole
+    (loss, (metrics, batch_stats)), gradients = gradient(
+        state.params, state.batch_stats, part, key, plan
+    )
     updates, optimizer_state = plan.transformation.update(
         gradients, state.optimizer, state.params
     )
@@ -60,58 +73,57 @@ def train_step(
         optimizer=optimizer_state,
         average=state.average,
     )
-    if state.average is not None:
-        new_state = new_state.replace(average=_follow(new_state, plan))
+    decay = plan.optimizer.average_decay
+    if state.average is not None and decay is not None:
+        average = _follow(state.average, new_state, decay)
+        new_state = new_state.replace(average=average)
     return new_state, metrics
 
 
-def _norms(gradients: dict, updates: dict, plan: StepPlan) -> dict[str, jax.Array]:
+def _norms(gradients: dict, updates: dict, plan: StepPlan) -> Metrics:
     """Norms of each tower and of all."""
     norms = {}
     for kind, tree in (("gradient", gradients), ("update", updates)):
         squared = {name: optax.tree.norm(x, squared=True) for name, x in tree.items()}
-        for tower in plan.model.towers:
+        for tower in plan.model.config.towers:
             norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
         norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
     return norms
 
 
-def _follow(state: TrainState, plan: StepPlan) -> dict:
+def _follow(average: dict, state: TrainState, decay: float) -> dict:
     """The moving average after a step; early ones weigh recent steps more."""
     step = state.step.astype(jnp.float32)
-    decay = jnp.minimum(plan.optimizer.average_decay, step / (step + 9.0))
+    share = jnp.minimum(decay, step / (step + 9.0))
     return optax.tree.add(
-        optax.tree.scale(decay, state.average),
-        optax.tree.scale(1.0 - decay, state.own_variables),
+        optax.tree.scale(share, average),
+        optax.tree.scale(1.0 - share, state.own_variables),
     )
 
 
 def loss_fn(
-    params: dict,
-    batch_stats: dict,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    core_ids: jax.Array,
-    plan: StepPlan,
-) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
+    params: dict, batch_stats: dict, part: Part, key: jax.Array, plan: StepPlan
+) -> tuple[jax.Array, tuple[Metrics, dict]]:
     """Loss of a batch; returns (loss, (metrics, new running statistics))."""
-    outputs, batch_stats = encode(params, batch_stats, batch, key, core_ids, plan)
-    loss, metrics = score(params, outputs, batch, plan)
+    outputs, batch_stats = encode(params, batch_stats, part, key, plan)
+    loss, metrics = score(params, outputs, part.batch, plan)
     return loss, (metrics, mean_over_groups(batch_stats))
 
 
-def encode(params, batch_stats, batch, key, core_ids, plan):
+def encode(
+    params: dict, batch_stats: dict, part: Part, key: jax.Array, plan: StepPlan
+) -> tuple[Outputs, dict]:
     """The towers' outputs of a batch, (B, D) each, and each group's statistics."""
     params = _gather_outer(_hold_frozen(params, plan), plan)
     outputs, changed = plan.model.apply(
         {"params": params, "batch_stats": batch_stats},
-        *(batch[name] for name in plan.model.inputs),
-        core_ids,
+        *(part.batch[name] for name in plan.model.inputs),
+        part.core_ids,
         train=True,
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )
-    return outputs, changed["batch_stats"]
+    return outputs, changed.get("batch_stats", {})
 
 
 def _gather_outer(params: dict, plan: StepPlan) -> dict:
@@ -119,23 +131,28 @@ def _gather_outer(params: dict, plan: StepPlan) -> dict:
     placement = plan.model.placement
     if placement is None:
         return params
-    towers = plan.model.towers
+    towers = plan.model.config.towers
     outer = {name: x for name, x in params.items() if name not in towers}
     gathered = placement.gather(outer)
-    for tower in towers:
-        blocks = {n: x for n, x in params[tower].items() if re.match(BLOCKS, n)}
-        others = {n: x for n, x in params[tower].items() if n not in blocks}
+    for tower, config in towers.items():
+        prefix, parts = config.block_prefix, params[tower]
+        blocks = {n: x for n, x in parts.items() if prefix and n.startswith(prefix)}
+        others = {n: x for n, x in parts.items() if n not in blocks}
         gathered[tower] = blocks | placement.gather(others)
     return gathered
 
 
-def score(params, outputs, batch, plan):
+def score(
+    params: dict, outputs: Outputs, batch: dict[str, jax.Array], plan: StepPlan
+) -> tuple[jax.Array, Metrics]:
     """Loss and metrics of the towers' outputs of a batch."""
     params, labels = _hold_frozen(params, plan), batch.get("labels")
     return compute_loss(outputs, labels, params, plan.loss, plan.mesh)
 
 
-def accumulate(params, batch_stats, batch, key, core_ids, plan):
+def accumulate(
+    params: dict, batch_stats: dict, whole: Part, key: jax.Array, plan: StepPlan
+) -> tuple[tuple[jax.Array, tuple[Metrics, dict]], dict]:
     """Value, metrics and gradients of `loss_fn`, in the memory of one microbatch.
 
     All outputs are computed first, the loss over all pairs gives their cotangents,
@@ -143,32 +160,30 @@ def accumulate(params, batch_stats, batch, key, core_ids, plan):
     2101.06983). Masks are drawn by virtual core and BatchNorm's groups lie within a
     microbatch, so the result is that of the whole batch, up to rounding.
     """
-    pieces = (_split(batch, plan), _split(core_ids, plan))
+    parts = _split(whole, plan)
 
-    def embed(_, piece):
-        return None, encode(params, batch_stats, piece[0], key, piece[1], plan)
+    def embed(_: None, part: Part) -> tuple[None, tuple[Outputs, dict]]:
+        return None, encode(params, batch_stats, part, key, plan)
 
-    _, (outputs, statistics) = lax.scan(embed, None, pieces)
+    _, (outputs, statistics) = lax.scan(embed, None, parts)
     gradient = jax.value_and_grad(
-        partial(score, batch=batch, plan=plan), (0, 1), has_aux=True
+        partial(score, batch=whole.batch, plan=plan), (0, 1), has_aux=True
     )
     (loss, metrics), (gradients, cotangents) = gradient(params, _join(outputs, plan))
 
-    def pull_back(gradients, piece):
-        (batch, core_ids), cotangent = piece
+    def pull_back(gradients: dict, each: tuple[Part, Outputs]) -> tuple[dict, None]:
+        part, cotangent = each
         _, pull = jax.vjp(
-            lambda params: encode(params, batch_stats, batch, key, core_ids, plan)[0],
-            params,
+            lambda params: encode(params, batch_stats, part, key, plan)[0], params
         )
         return optax.tree.add(gradients, *pull(cotangent)), None
 
-    pieces = (pieces, _split(cotangents, plan))
-    gradients, _ = lax.scan(pull_back, gradients, pieces)
+    gradients, _ = lax.scan(pull_back, gradients, (parts, _split(cotangents, plan)))
     # All started from the same statistics: their mean is one update with all groups.
     return (loss, (metrics, mean_over_groups(statistics))), gradients
 
 
-def _split(tree, plan):
+def _split(tree: Tree, plan: StepPlan) -> Tree:
     """(B, ...) to (microbatches, B / microbatches, ...), a part of each device."""
     shape = (plan.mesh.size, plan.microbatches, -1)
     sharding = NamedSharding(plan.mesh, PartitionSpec(None, BATCH_AXES))
@@ -181,7 +196,7 @@ def _split(tree, plan):
     return jax.tree.map(split, tree)
 
 
-def _join(tree, plan):
+def _join(tree: Tree, plan: StepPlan) -> Tree:
     """Undoes `_split`."""
     shape = (plan.microbatches, plan.mesh.size, -1)
 

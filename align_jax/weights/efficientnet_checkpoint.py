@@ -20,8 +20,8 @@ from align_jax.models.efficientnet import (
     expand_stages,
 )
 from align_jax.models.mbconv import Block
-from align_jax.models.parameters import Path, check_names
-from align_jax.weights.folder import Weights, tower_shapes
+from align_jax.models.parameters import Path, check_names, tower_shapes
+from align_jax.weights.folder import Weights
 
 # Of pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -38,7 +38,7 @@ PARTS = {
 }
 
 
-def read_keras(path: str) -> Weights:
+def read_keras(path: str) -> Weights[EfficientNetConfig]:
     """Reads a weights file of `keras.applications.EfficientNetB0` to B7.
 
     Args:
@@ -70,7 +70,7 @@ def read_keras(path: str) -> Weights:
     return _assemble(found, _keras_layer, variant, path)
 
 
-def read_tensorflow(prefix: str) -> Weights:
+def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
     """Reads a checkpoint of TensorFlow's TPU EfficientNet; averages where it has them.
 
     Args:
@@ -108,7 +108,7 @@ def _assemble(
     layer_name: Callable[[Path, list[Block]], str],
     variant: str,
     source: str,
-) -> Weights:
+) -> Weights[EfficientNetConfig]:
     """Brings their arrays into the tower's variables, the stem adapted to our pixels.
 
     Args:

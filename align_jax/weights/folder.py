@@ -13,36 +13,38 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Generic, TypeGuard, TypeVar
 
 import numpy as np
 import safetensors.numpy
 
-from align_jax.config import choose, read_config
+from align_jax.config import choose, read_config, stored_fields
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import read_vocabulary
-from align_jax.models.bert import BertConfig
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.efficientnet import EfficientNetConfig
-from align_jax.models.parameters import Path, check_names, variable_shapes
+from align_jax.models.parameters import (
+    Path,
+    check_names,
+    tower_shapes,
+    variable_shapes,
+)
+from align_jax.models.towers import TowerConfig, read_image_tower, read_text_tower
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 VOCABULARY_FILE = "vocabulary.txt"
 UNUSED = "unused."  # prefix of the names of tensors kept for another codebase
 
-KINDS = {
-    "dual_encoder": ModelConfig,
-    "classifier": ClassifierConfig,
-    "image_tower": EfficientNetConfig,
-    "text_tower": BertConfig,
-}
+WeightsConfig = ModelConfig | ClassifierConfig | TowerConfig
+OfT = TypeVar("OfT", bound=WeightsConfig, covariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class Weights(Generic[OfT]):
     """A dual encoder, one of its towers, or a classifier.
 
     Attributes:
@@ -57,7 +59,7 @@ class Weights:
     """
 
     kind: str
-    config: ModelConfig | ClassifierConfig | EfficientNetConfig | BertConfig
+    config: OfT
     variables: Mapping[Path, np.ndarray]
     preprocess: PreprocessConfig | None = None
     vocabulary: tuple[str, ...] = ()
@@ -65,21 +67,40 @@ class Weights:
     step: int | None = None
 
 
-def tower_shapes(kind: str, config: EfficientNetConfig | BertConfig) -> dict:
-    """Shapes of one tower's variables by path, as a dual encoder names them."""
-    smallest = {
-        "image_tower": EfficientNetConfig(width=0.1, depth=0.1),
-        "text_tower": BertConfig(vocabulary_size=1, layers=0, hidden=64),
-    }
-    shapes = variable_shapes(ModelConfig(**(smallest | {kind: config})))
-    return {path: shape for path, shape in shapes.items() if path[1] == kind}
+@dataclasses.dataclass(frozen=True)
+class WeightsKind:
+    """What a folder holds.
+
+    Attributes:
+      read: makes the config of the fields in `MODEL_FILE` and their place.
+      shapes: gives the shapes of a config's variables by path.
+      reads_texts: whether it has a vocabulary.
+    """
+
+    read: Callable[[Any, str], WeightsConfig]
+    shapes: Callable[[Any], dict[Path, tuple[int, ...]]]
+    reads_texts: bool
 
 
-def shapes_of(kind: str, config) -> dict[Path, tuple[int, ...]]:
-    """Shapes of the variables of any of `KINDS` by path."""
-    if kind in ("dual_encoder", "classifier"):
-        return variable_shapes(config)
-    return tower_shapes(kind, config)
+KINDS = {
+    "dual_encoder": WeightsKind(
+        partial(read_config, ModelConfig), variable_shapes, True
+    ),
+    "classifier": WeightsKind(
+        partial(read_config, ClassifierConfig), variable_shapes, False
+    ),
+    "image_tower": WeightsKind(
+        read_image_tower, partial(tower_shapes, "image_tower"), False
+    ),
+    "text_tower": WeightsKind(
+        read_text_tower, partial(tower_shapes, "text_tower"), True
+    ),
+}
+
+
+def is_dual_encoder(weights: Weights) -> TypeGuard[Weights[ModelConfig]]:
+    """Whether weights are a whole dual encoder's."""
+    return isinstance(weights.config, ModelConfig)
 
 
 def write_weights(weights: Weights, directory: str) -> None:
@@ -87,11 +108,11 @@ def write_weights(weights: Weights, directory: str) -> None:
     described = {
         "align_jax": 1,  # of this layout
         "kind": weights.kind,
-        "config": dataclasses.asdict(weights.config),
+        "config": stored_fields(weights.config),
         "step": weights.step,
     }
     if weights.preprocess is not None:
-        described["preprocess"] = dataclasses.asdict(weights.preprocess)
+        described["preprocess"] = stored_fields(weights.preprocess)
     arrays = {".".join(path): array for path, array in weights.variables.items()}
     arrays |= {UNUSED + name: array for name, array in weights.unused.items()}
     with new_folder(directory) as folder:
@@ -101,7 +122,7 @@ def write_weights(weights: Weights, directory: str) -> None:
         (folder / MODEL_FILE).write_text(json.dumps(described, indent=2) + "\n")
 
 
-def read_weights(directory: str) -> Weights:
+def read_weights(directory: str) -> Weights[WeightsConfig]:
     """Reads a folder that `write_weights` wrote.
 
     Raises:
@@ -112,7 +133,7 @@ def read_weights(directory: str) -> Weights:
     described = read_json(folder / MODEL_FILE)
     where = str(folder / MODEL_FILE)
     kind = choose(KINDS, described.get("kind", ""), f"{where}: kind")
-    config = read_config(kind, described.get("config", {}), f"{where}: config")
+    config = kind.read(described.get("config", {}), f"{where}: config")
     preprocess = described.get("preprocess")
     if preprocess is not None:
         preprocess = read_config(PreprocessConfig, preprocess, f"{where}: preprocess")
@@ -131,23 +152,22 @@ def read_weights(directory: str) -> Weights:
         for name, array in arrays.items()
         if not name.startswith(UNUSED)
     }
-    wanted = shapes_of(described["kind"], config)
     check_names(
         {".".join(path): array.shape for path, array in own.items()},
-        {".".join(path): shape for path, shape in wanted.items()},
+        {".".join(path): shape for path, shape in kind.shapes(config).items()},
         str(folder / WEIGHTS_FILE),
     )
     vocabulary: tuple[str, ...] = ()
-    if described["kind"] in ("dual_encoder", "text_tower"):
+    if kind.reads_texts:
         vocabulary = tuple(read_vocabulary(str(folder / VOCABULARY_FILE)))
     return Weights(
-        described["kind"],
-        config,
-        own,
-        preprocess,
-        vocabulary,
-        unused,
-        described.get("step"),
+        kind=described["kind"],
+        config=config,
+        variables=own,
+        preprocess=preprocess,
+        vocabulary=vocabulary,
+        unused=unused,
+        step=described.get("step"),
     )
 
 
@@ -155,11 +175,11 @@ def digest(weights: Weights) -> str:
     """Hash of all that a model's output depends on, 32 hex digits."""
     found = hashlib.blake2b(digest_size=16)
     described = [weights.config, weights.preprocess]
-    fields = [part and dataclasses.asdict(part) for part in described]
+    fields = [part and stored_fields(part) for part in described]
     found.update(json.dumps([fields, weights.vocabulary], sort_keys=True).encode())
     for path, array in sorted(weights.variables.items()):
         found.update(".".join(path).encode())
-        found.update(np.ascontiguousarray(array))
+        found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
 
 

@@ -11,13 +11,20 @@ import safetensors.numpy
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
-from align_jax.models.parameters import check_names, to_ours, to_theirs, variable_shapes
-from align_jax.weights import huggingface
+from align_jax.models.bert import BertConfig
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.parameters import (
+    check_names,
+    to_ours,
+    to_theirs,
+    tower_shapes,
+    variable_shapes,
+)
+from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
     new_folder,
     read_json,
-    tower_shapes,
     write_tensors,
     write_vocabulary,
 )
@@ -42,7 +49,7 @@ TEMPERATURE, LOG_TEMPERATURE = ("params", "temperature"), ("params", "log_temper
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
-def read_align(directory: str) -> Weights:
+def read_align(directory: str) -> Weights[ModelConfig]:
     """Reads a folder of an `AlignModel` with its processor.
 
     Raises:
@@ -52,13 +59,13 @@ def read_align(directory: str) -> Weights:
     folder = pathlib.Path(directory)
     path = folder / "config.json"
     preprocess = _read_preprocess(folder)
-    config = huggingface.read_model_config(
+    config = huggingface_config.read_model_config(
         read_json(path), preprocess.image_size, _max_tokens(folder), str(path)
     )
     found, source = read_tensors(folder)
-    tensors = huggingface.list_tensors(config)
+    tensors = huggingface_tensors.list_tensors(config)
     wanted = {tensor.name: tensor.shape for tensor in tensors}
-    optional = huggingface.list_unused(config)
+    optional = huggingface_tensors.list_unused(config)
     optional |= {
         f"text_model.{name}": found[f"text_model.{name}"].shape
         for name in BUFFERS
@@ -69,17 +76,24 @@ def read_align(directory: str) -> Weights:
     check_names({name: a.shape for name, a in found.items()}, wanted, source)
     variables = to_ours(tensors, found, variable_shapes(config))
     vocabulary = _read_vocabulary(folder, config.text_tower.vocabulary_size)
-    return Weights("dual_encoder", config, variables, preprocess, vocabulary, unused)
+    return Weights(
+        kind="dual_encoder",
+        config=config,
+        variables=variables,
+        preprocess=preprocess,
+        vocabulary=vocabulary,
+        unused=unused,
+    )
 
 
-def read_bert(directory: str) -> Weights:
+def read_bert(directory: str) -> Weights[BertConfig]:
     """Reads a folder of a Hugging Face BERT, with any head, as a text tower.
 
     Heads and pooler are left out. Raises InputError as `read_align` does.
     """
     folder = pathlib.Path(directory)
     path = folder / "config.json"
-    config = huggingface.read_bert_config(
+    config = huggingface_config.read_bert_config(
         read_json(path), _max_tokens(folder), str(path)
     )
     found, source = read_tensors(folder)
@@ -89,7 +103,7 @@ def read_bert(directory: str) -> Weights:
         name.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): a
         for name, a in found.items()
     }
-    tensors = huggingface.bert_tensors(config, prefix)
+    tensors = huggingface_tensors.bert_tensors(config, prefix)
     wanted = {tensor.name: tensor.shape for tensor in tensors}
     shapes = {name: a.shape for name, a in found.items() if name in wanted}
     check_names(shapes, wanted, source)
@@ -105,17 +119,17 @@ def write_align(weights: Weights, directory: str) -> None:
       InputError: the model has what an `AlignModel` cannot have, or the folder is
         there already.
     """
-    if weights.kind != "dual_encoder":
-        raise InputError(f"an AlignModel has two towers; this is a {weights.kind}")
     config, preprocess = weights.config, weights.preprocess
-    described = huggingface.write_model_config(config, preprocess.image_size)
+    if not isinstance(config, ModelConfig) or preprocess is None:
+        raise InputError(f"an AlignModel has two towers; this is a {weights.kind}")
+    described = huggingface_config.write_model_config(config, preprocess.image_size)
     variables = dict(weights.variables)
     if LOG_TEMPERATURE in variables:
         variables[TEMPERATURE] = np.exp(variables.pop(LOG_TEMPERATURE))
-    arrays = to_theirs(huggingface.list_tensors(config), variables)
+    arrays = to_theirs(huggingface_tensors.list_tensors(config), variables)
     zeros = {
         name: np.zeros(shape, np.float32 if shape else np.int64)
-        for name, shape in huggingface.list_unused(config).items()
+        for name, shape in huggingface_tensors.list_unused(config).items()
     }
     arrays |= zeros | dict(weights.unused)
     image_processor = IMAGE_PROCESSOR | {

@@ -8,16 +8,18 @@ import numpy as np
 
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer
-from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.parameters import Path, check_names, variable_shapes
+from align_jax.models.parameters import (
+    Path,
+    check_names,
+    tower_shapes,
+    variable_shapes,
+)
 from align_jax.training.checkpoint import Checkpoints, list_steps, split_source
 from align_jax.training.run_config import RunConfig
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, abstract_state, create_state
-from align_jax.weights.folder import Weights, tower_shapes
+from align_jax.weights.folder import Weights
 from align_jax.weights.source import open_weights
-
-TOP = ("top", "top_norm")  # left out where the model has none
 
 
 def first_state(
@@ -92,15 +94,14 @@ def read_initial(
                 f" {weights.kind}; wanted a {config.kind}"
             )
         _check(weights.variables, variable_shapes(model), sources.model)
-        if tokenizer is not None:
-            _check_vocabulary(weights, tokenizer, model, sources.model)
+        _check_vocabulary(weights, tokenizer, sources.model)
         return dict(weights.variables)
     arrays: dict[Path, np.ndarray] = {}
     for kind in ("image_tower", "text_tower"):
         source = getattr(sources, kind)
         if source is None:
             continue
-        if not hasattr(model, kind):
+        if kind not in model.towers:
             raise InputError(f"config.initialize.{kind} is set; a classifier has none")
         weights = open_weights(source)
         own = {path: a for path, a in weights.variables.items() if path[1] == kind}
@@ -108,11 +109,13 @@ def read_initial(
             raise InputError(
                 f"config.initialize.{kind} is {source}, which is one {weights.kind}"
             )
-        wanted = tower_shapes(kind, getattr(model, kind))
-        own = {p: a for p, a in own.items() if p in wanted or p[2] not in TOP}
+        tower = model.towers[kind]
+        wanted = tower_shapes(kind, tower)
+        optional = tower.optional_modules
+        own = {p: a for p, a in own.items() if p in wanted or p[2] not in optional}
         _check(own, wanted, source)
         if kind == "text_tower":
-            _check_vocabulary(weights, tokenizer, model, source)
+            _check_vocabulary(weights, tokenizer, source)
         arrays |= own
     return arrays
 
@@ -130,10 +133,12 @@ def _check(
 
 
 def _check_vocabulary(
-    weights: Weights, tokenizer: Tokenizer, model: ModelConfig, source: str
+    weights: Weights, tokenizer: Tokenizer | None, source: str
 ) -> None:
-    """Raises InputError for another vocabulary than the run's."""
-    theirs = Tokenizer(weights.vocabulary, model.text_tower.max_tokens, source)
+    """Raises InputError for another vocabulary than that of a run with texts."""
+    if tokenizer is None:
+        return
+    theirs = Tokenizer(weights.vocabulary, tokenizer.max_tokens, source)
     if theirs.digest != tokenizer.digest:
         raise InputError(
             f"config.vocabulary has {tokenizer.size} tokens and is not the vocabulary"

@@ -1,25 +1,36 @@
 """Opens weights wherever they are from."""
 
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import read_vocabulary
+from align_jax.models.classifier import ClassifierConfig
+from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import flatten
 from align_jax.training.checkpoint import FOLDER, Checkpoints, split_source
 from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import TRAINING, read_run_config
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
-from align_jax.weights.folder import MODEL_FILE, Weights, read_json, read_weights
+from align_jax.weights.folder import (
+    MODEL_FILE,
+    Weights,
+    WeightsConfig,
+    read_json,
+    read_weights,
+)
 from align_jax.weights.huggingface_folder import read_align, read_bert
 
-HUGGING_FACE = {"align": read_align, "bert": read_bert}
+HUGGING_FACE: dict[str, Callable[[str], Weights[WeightsConfig]]] = {
+    "align": read_align,
+    "bert": read_bert,
+}
 
 
-def open_weights(source: str) -> Weights:
+def open_weights(source: str) -> Weights[WeightsConfig]:
     """Reads a model or a tower.
 
     Args:
@@ -58,7 +69,7 @@ def open_weights(source: str) -> Weights:
     )
 
 
-def read_run(source: str) -> Weights:
+def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
     """Reads a checkpoint of a training run, its average where it has one.
 
     Raises:
@@ -72,10 +83,10 @@ def read_run(source: str) -> Weights:
     state = checkpoints.restore(step, abstract_state(config.make_plan(make_mesh())))
     checkpoints.close()
     return Weights(
-        config.kind,
-        config.model,
-        jax.tree.map(np.asarray, flatten(state.variables)),
-        config.evaluation_preprocess,
-        tuple(read_vocabulary(config.vocabulary)) if tokenizer else (),
+        kind=config.kind,
+        config=config.model,
+        variables=jax.tree.map(np.asarray, flatten(state.variables)),
+        preprocess=config.evaluation_preprocess,
+        vocabulary=tokenizer.tokens if tokenizer else (),
         step=step,
     )

@@ -14,7 +14,6 @@ from align_jax.models.efficientnet import (
     EfficientNetConfig,
     drop_rates,
     expand_stages,
-    pooled_width,
     rematerialised,
 )
 from align_jax.models.mbconv import Block, Convolution, MBConv
@@ -50,7 +49,7 @@ def test_published_sizes(name):
     model = build(*VARIANTS[name])
     params = shapes_of(model)["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert (count, pooled_width(model.config)) == SIZES[name]
+    assert (count, model.config.output_width) == SIZES[name]
 
 
 def test_published_depths_and_statistics():
@@ -97,7 +96,7 @@ def test_published_grids(padding, size, grids):
 def test_the_top_convolution_is_built_when_asked_for():
     params = shapes_of(build(*VARIANTS["b0"], top_conv=True))["params"]
     assert params["top"]["kernel"].shape == (1, 1, 320, 1280)
-    assert pooled_width(EfficientNetConfig(top_conv=True)) == 1280
+    assert EfficientNetConfig(top_conv=True).output_width == 1280
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == 4_007_548  # Keras' B0 without its classifier
 

@@ -20,7 +20,7 @@ from align_jax.sweep import __main__ as sweep
 from align_jax.sweep import launchers
 from align_jax.sweep.config import open_sweep
 from align_jax.sweep.status import Status, format_status, locked_log, read_status
-from align_jax.training.random_search_config import SEARCH_EXECUTION
+from align_jax.training.random_search_config import search_execution
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -295,7 +295,7 @@ def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     assert read_status(runs[0]).state == "done" and place.ran == ["trial_00"]
     argv = ["main.py", "--config=configs/vtab.py:dtd", *flags, f"--workdir={out}"]
     whole = read_command_line(argv)  # the search then finds its folder its own
-    workdir.check(out, whole.fields, SEARCH_EXECUTION)
+    workdir.check(out, whole.fields, search_execution(whole.fields))
 
 
 def test_the_table_tells_what_is_known():

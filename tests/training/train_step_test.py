@@ -10,7 +10,6 @@ import pytest
 from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import SMALL, batch_split, replicated
 from align_jax.errors import InputError
-from align_jax.models.efficientnet import pooled_width
 from align_jax.plan import count_collectives
 from align_jax.training.train_state import create_state
 from tests import steps
@@ -95,7 +94,7 @@ def test_a_step_tells_the_rate_that_it_took(root, one_device, mesh_of):
 
 def test_the_compiled_step_never_holds_all_logits(root, eight_devices):
     config, text = steps.read(root), eight_devices[3]
-    n, width = config.batch_size, pooled_width(config.model.image_tower)
+    n, width = config.batch_size, config.model.image_tower.output_width
     shapes = [
         [int(size) for size in shape.split(",")]
         for shape in re.findall(r"[a-z]\w*\[([\d,]+)\]", text)

@@ -6,11 +6,11 @@ import pytest
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import EfficientNetConfig
-from align_jax.models.parameters import flatten, variable_shapes
+from align_jax.models.parameters import flatten, tower_shapes, variable_shapes
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.run_config import Initial
 from align_jax.training.train_state import create_state
-from align_jax.weights.folder import Weights, tower_shapes, write_weights
+from align_jax.weights.folder import Weights, write_weights
 from align_jax.weights.initialize import place_arrays, read_initial
 from align_jax.weights.source import open_weights
 from tests import tiny

@@ -1,4 +1,4 @@
-"""Hugging Face's ALIGN (`AlignModel`): its tensors' names and its config, both ways."""
+"""The config of Hugging Face's ALIGN (`AlignModel`), both ways."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,18 +12,11 @@ from align_jax.models.efficientnet import (
     STEM_CHANNELS,
     EfficientNetConfig,
     expand_stages,
-    pooled_width,
-    round_channels,
 )
 from align_jax.models.mbconv import SQUEEZE_RATIO
-from align_jax.models.parameters import Path, Tensor
-
-# Axes that bring their order to ours: convolutions are OIHW there and HWIO here, dense
-# layers (out, in) there and (in, out) here.
-CONVOLUTION, DENSE = (2, 3, 1, 0), (1, 0)
 
 # What `AlignTextConfig` and `AlignVisionConfig` take where config.json is silent.
-TEXT_DEFAULTS = {
+TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -36,7 +29,7 @@ TEXT_DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,
 }
-VISION_DEFAULTS = {
+VISION_DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "width_coefficient": 2.0,
     "depth_coefficient": 3.1,
@@ -95,10 +88,10 @@ def read_model_config(
     padding = _read_padding(vision, tower, image_size, source)
     tower = dataclasses.replace(tower, padding=padding)
     width = described.get("projection_dim", 640)
-    if width != pooled_width(tower):
+    if width != tower.output_width:
         raise InputError(
             f"{source}: projection_dim is {width}, but the image tower's width is"
-            f" {pooled_width(tower)}; ALIGN compares them as they are"
+            f" {tower.output_width}; ALIGN compares them as they are"
         )
     return ModelConfig(
         tower, read_bert_config(text, max_tokens, f"{source}: text_config")
@@ -127,24 +120,39 @@ def read_bert_config(
     )
 
 
+def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
+    """A model's towers; raises InputError where they are not those of ALIGN."""
+    image, text = config.image_tower, config.text_tower
+    if isinstance(image, EfficientNetConfig) and isinstance(text, BertConfig):
+        return image, text
+    raise InputError(
+        "an AlignModel has the towers 'efficientnet' and 'bert'; this model has"
+        f" {image.kind!r} and {text.kind!r}"
+    )
+
+
 def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
     """Describes a model as the config.json of an `AlignModel`; undoes the reading.
 
     Raises:
       InputError: the model has what an `AlignModel` cannot have.
     """
-    tower, text = config.image_tower, config.text_tower
+    tower, text = align_towers(config)
     if config.embedding_size is not None or tower.top_conv:
         raise InputError(
             "an AlignModel compares the pooled last block as it is, but this model has"
             f" embedding_size = {config.embedding_size}, top_conv = {tower.top_conv}"
+        )
+    if tower.stages:
+        raise InputError(
+            f"an AlignModel has the paper's stages; this model has {tower.stages}"
         )
     if config.logit_bias_init is not None:
         raise InputError("an AlignModel's logits have no bias, but this model's have")
     return {
         "architectures": ["AlignModel"],
         "model_type": "align",
-        "projection_dim": pooled_width(tower),
+        "projection_dim": tower.output_width,
         "temperature_init_value": config.temperature_init,
         "text_config": TEXT_DEFAULTS
         | {
@@ -167,155 +175,9 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
             "batch_norm_momentum": tower.batch_norm_momentum,
             "drop_connect_rate": tower.drop_rate,
             # There the side of the final pooling's window: beyond any last grid.
-            "hidden_dim": max(pooled_width(tower), image_size),
+            "hidden_dim": max(tower.output_width, image_size),
         },
     }
-
-
-def list_tensors(config: ModelConfig) -> list[Tensor]:
-    """Lists the tensors of an `AlignModel` that our towers have too."""
-    width, hidden = pooled_width(config.image_tower), config.text_tower.hidden
-    projection = ("params", "text_projection")
-    return [
-        *_image_tensors(config.image_tower),
-        *bert_tensors(config.text_tower, "text_model."),
-        *_dense("text_projection", projection, width, hidden),
-        Tensor("temperature", ("params", "temperature"), (), ()),
-    ]
-
-
-def list_unused(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that an `AlignModel` has and never computes with.
-
-    They are the pooler on top of BERT and each BatchNorm's count of batches.
-    """
-    hidden = config.text_tower.hidden
-    counts = [
-        tensor.name.replace("running_mean", "num_batches_tracked")
-        for tensor in _image_tensors(config.image_tower)
-        if tensor.name.endswith("running_mean")
-    ]
-    pooler = "text_model.pooler.dense"
-    return dict.fromkeys(counts, ()) | {
-        f"{pooler}.weight": (hidden, hidden),
-        f"{pooler}.bias": (hidden,),
-    }
-
-
-def bert_tensors(config: BertConfig, prefix: str) -> list[Tensor]:
-    """Lists the tensors of a Hugging Face BERT without its pooler."""
-    tower = ("params", "text_tower")
-    hidden = config.hidden
-
-    def embedding(name: str, rows: int) -> Tensor:
-        full = f"{prefix}embeddings.{name}.weight"
-        return Tensor(full, (*tower, name, "embedding"), (rows, hidden), (0, 1))
-
-    found = [
-        embedding("word_embeddings", config.vocabulary_size),
-        embedding("position_embeddings", config.positions),
-        embedding("token_type_embeddings", TOKEN_TYPES),
-        *_norm(f"{prefix}embeddings.LayerNorm", (*tower, "embeddings_norm"), hidden),
-    ]
-    for index in range(config.layers):
-        theirs, ours = f"{prefix}encoder.layer.{index}", (*tower, f"layer_{index:02}")
-        for name in ("query", "key", "value"):
-            full = f"{theirs}.attention.self.{name}"
-            found += _dense(full, (*ours, name), hidden, hidden)
-        found += [
-            *_dense(
-                f"{theirs}.attention.output.dense",
-                (*ours, "attention_output"),
-                hidden,
-                hidden,
-            ),
-            *_norm(
-                f"{theirs}.attention.output.LayerNorm",
-                (*ours, "attention_norm"),
-                hidden,
-            ),
-            *_dense(
-                f"{theirs}.intermediate.dense",
-                (*ours, "intermediate"),
-                4 * hidden,
-                hidden,
-            ),
-            *_dense(f"{theirs}.output.dense", (*ours, "output"), hidden, 4 * hidden),
-            *_norm(f"{theirs}.output.LayerNorm", (*ours, "output_norm"), hidden),
-        ]
-    return found
-
-
-def _image_tensors(config: EfficientNetConfig) -> list[Tensor]:
-    """Lists the tensors of an `AlignVisionModel`."""
-    tower = ("image_tower",)
-    stem = round_channels(STEM_CHANNELS, config.width)
-    prefix = "vision_model.embeddings"
-    found = [
-        _convolution(f"{prefix}.convolution", (*tower, "stem"), (stem, 3, 3, 3)),
-        *_batch_norm(f"{prefix}.batchnorm", (*tower, "stem_norm"), stem),
-    ]
-    blocks = [block for stage in expand_stages(config) for block in stage]
-    for index, block in enumerate(blocks):
-        theirs = f"vision_model.encoder.blocks.{index}"
-        ours = (*tower, f"block_{index:02}")
-        entering, leaving = block.channels_in, block.channels_out
-        wide = entering * block.expansion
-        narrow = max(1, int(entering * SQUEEZE_RATIO))
-        if block.expansion != 1:
-            name = f"{theirs}.expansion.expand"
-            found += [
-                _convolution(f"{name}_conv", (*ours, "expand"), (wide, entering, 1, 1)),
-                *_batch_norm(f"{name}_bn", (*ours, "expand_norm"), wide),
-            ]
-        name, side = f"{theirs}.depthwise_conv.depthwise", block.kernel
-        found += [
-            _convolution(f"{name}_conv", (*ours, "depthwise"), (wide, 1, side, side)),
-            *_batch_norm(f"{name}_norm", (*ours, "depthwise_norm"), wide),
-        ]
-        for name, shape in (
-            ("reduce", (narrow, wide, 1, 1)),
-            ("expand", (wide, narrow, 1, 1)),
-        ):
-            path = ("params", *ours, "squeeze_excite", name)
-            full = f"{theirs}.squeeze_excite.{name}"
-            found += [
-                Tensor(f"{full}.weight", (*path, "kernel"), shape, CONVOLUTION),
-                Tensor(f"{full}.bias", (*path, "bias"), shape[:1], (0,)),
-            ]
-        name = f"{theirs}.projection.project"
-        found += [
-            _convolution(f"{name}_conv", (*ours, "project"), (leaving, wide, 1, 1)),
-            *_batch_norm(f"{name}_bn", (*ours, "project_norm"), leaving),
-        ]
-    return found
-
-
-def _convolution(name: str, ours: Path, shape: tuple[int, ...]) -> Tensor:
-    return Tensor(f"{name}.weight", ("params", *ours, "kernel"), shape, CONVOLUTION)
-
-
-def _dense(name: str, ours: Path, out: int, entering: int) -> list[Tensor]:
-    return [
-        Tensor(f"{name}.weight", (*ours, "kernel"), (out, entering), DENSE),
-        Tensor(f"{name}.bias", (*ours, "bias"), (out,), (0,)),
-    ]
-
-
-def _norm(name: str, ours: Path, width: int) -> list[Tensor]:
-    return [
-        Tensor(f"{name}.weight", (*ours, "scale"), (width,), (0,)),
-        Tensor(f"{name}.bias", (*ours, "bias"), (width,), (0,)),
-    ]
-
-
-def _batch_norm(name: str, ours: Path, width: int) -> list[Tensor]:
-    statistics = ("batch_stats", *ours)
-    return [
-        *_norm(name, ("params", *ours), width),
-        Tensor(f"{name}.running_mean", (*statistics, "mean"), (width,), (0,)),
-        Tensor(f"{name}.running_var", (*statistics, "var"), (width,), (0,)),
-    ]
 
 
 def _square_blocks(config: EfficientNetConfig, image_size: int) -> list[int]:
