@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from align_jax.config import read_config
+from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
 from align_jax.embed.saved import SavedEmbedder
 from align_jax.evaluation.runner import (
@@ -36,7 +37,7 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
         print_results(workdir)
         return
     weights = open_weights(config.checkpoint)
-    embedder = make_embedder(weights)
+    embedder: Encoder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
     if folder.leads():
         folder.claim(workdir, fields)

@@ -27,6 +27,9 @@ class FixedEncoder:
     def image_features(self, pictures):
         return self.encode_images(pictures)
 
+    def classify_images(self, pictures):
+        raise NotImplementedError  # it has no head
+
     def encode_texts(self, texts):
         return np.float32([self.texts(text) for text in texts])
 

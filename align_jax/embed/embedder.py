@@ -12,6 +12,7 @@ import tensorflow as tf
 from jax.sharding import Mesh
 
 from align_jax.devices.mesh import batch_split, place_array, replicated
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.input.pictures import Picture, read_picture
 from align_jax.input.preprocess import PreprocessConfig, evaluation_image
@@ -236,7 +237,7 @@ def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def class_embeddings(
-    embedder: Embedder, prompts: Sequence[Sequence[str]], unit: bool = True
+    embedder: Encoder, prompts: Sequence[Sequence[str]], unit: bool = True
 ) -> np.ndarray:
     """Embeds K classes, each by its prompts, as (K, D) of unit length.
 

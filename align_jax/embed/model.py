@@ -104,7 +104,8 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
     embedder = Embedder(
         config.build(), tokenizer, preprocess, make_mesh(), batch_size=batch_size
     )
-    embedder.load(**unflatten(weights.variables))
+    variables = unflatten(weights.variables)
+    embedder.load(variables["params"], variables.get("batch_stats"))
     return embedder
 
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.runs import workdir
 
@@ -37,12 +37,12 @@ def content_id(content: bytes) -> str:
 
 
 class SavedEmbedder:
-    """Embeds like `Embedder`, but what was embedded before is read from a folder.
+    """Embeds like another encoder, but reads from a folder what was embedded before.
 
     All processes must see the folder; the first one writes.
     """
 
-    def __init__(self, embedder: Embedder, folder: str, model: str):
+    def __init__(self, embedder: Encoder, folder: str, model: str):
         """Reads which embeddings there are.
 
         Args:
@@ -70,37 +70,39 @@ class SavedEmbedder:
         return self._embedder.mesh
 
     def encode_images(self, pictures: Iterable[bytes]) -> np.ndarray:
-        """As `Embedder.encode_images`, of pictures' files."""
+        """As `Encoder.encode_images`."""
         return np.concatenate(list(self.stream_images(pictures)))
 
     def stream_images(self, pictures: Iterable[bytes]) -> Iterator[np.ndarray]:
-        """As `Embedder.stream_images`, of pictures' files."""
+        """As `Encoder.stream_images`."""
         encode = self._embedder.encode_images
         return self._look_up("images", pictures, content_id, encode)
 
     def image_features(self, pictures: Iterable[bytes]) -> np.ndarray:
-        """As `Embedder.image_features`, of pictures' files."""
+        """As `Encoder.image_features`."""
         encode = self._embedder.image_features
         found = self._look_up("image_features", pictures, content_id, encode)
         return np.concatenate(list(found))
 
     def classify_images(self, pictures: Iterable[bytes]) -> np.ndarray:
-        """As `Embedder.classify_images`; not kept."""
+        """As `Encoder.classify_images`; not kept."""
         return self._embedder.classify_images(pictures)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Embedder.encode_texts`."""
+        """As `Encoder.encode_texts`."""
         return self._of_texts("texts", texts, self._embedder.encode_texts)
 
     def project_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Embedder.project_texts`."""
+        """As `Encoder.project_texts`."""
         return self._of_texts("projected_texts", texts, self._embedder.project_texts)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Embedder.text_features`."""
+        """As `Encoder.text_features`."""
         return self._of_texts("text_features", texts, self._embedder.text_features)
 
-    def _of_texts(self, kind: str, texts: Sequence[str], encode) -> np.ndarray:
+    def _of_texts(
+        self, kind: str, texts: Sequence[str], encode: Callable
+    ) -> np.ndarray:
         return np.concatenate(list(self._look_up(kind, texts, str, encode)))
 
     def _look_up(
@@ -140,15 +142,14 @@ class _Rows:
 
     def __getitem__(self, ids: list[str]) -> np.ndarray:
         places = np.array([self._places[name] for name in ids])
-        found = None
+        order, parts = [], []
         for file in np.unique(places[:, 0]):
             rows = np.flatnonzero(places[:, 0] == file)
             written = file < len(self.files)
             source = _read(self.files[file]) if written else np.concatenate(self._new)
-            if found is None:
-                found = np.empty((len(ids), source.shape[1]), np.float32)
-            found[rows] = source[places[rows, 1]]
-        return found
+            order.append(rows)
+            parts.append(source[places[rows, 1]])
+        return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def add(self, ids: list[str], embeddings: np.ndarray) -> None:
         """Adds embeddings (n, D) of ids that are not there."""

@@ -122,8 +122,10 @@ def _embed_shard(
     """Writes one shard's embeddings; yields (image_id, reason) of unreadable ones."""
     vector = pa.list_(pa.float32(), model.width)
     schema = pa.schema([("image_id", pa.string()), ("embedding", vector)])
-    plain = {"compression": "none", "use_dictionary": False}  # neither saves anything
-    with pq.ParquetWriter(path, schema, **plain) as writer:
+    # Neither compression nor a dictionary saves anything.
+    with pq.ParquetWriter(
+        path, schema, compression="none", use_dictionary=False
+    ) as writer:
         for names, images in _read(shard, batch_size * BATCHES_AT_ONCE):
             reasons: dict[int, str] = {}
             embeddings = model.encode_images(images, reasons)  # (N, D)

@@ -5,7 +5,7 @@ Both are convex, so what is found depends on no seed and no learning rate.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,10 @@ ENOUGH = 8  # pictures a feature that these must have
 BIAS = 100.0  # of ridge, see `fit_ridge`
 
 
-class Linear(NamedTuple):
+ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
+
+
+class Linear(NamedTuple, Generic[ArrayT]):
     """A classifier: the class of features x (D,) is argmax of x W + b.
 
     Attributes:
@@ -37,8 +40,22 @@ class Linear(NamedTuple):
       bias: b (K,), float32.
     """
 
-    weights: np.ndarray
-    bias: np.ndarray
+    weights: ArrayT
+    bias: ArrayT
+
+
+class Weighted(NamedTuple):
+    """Features on the devices that are fitted at once.
+
+    Attributes:
+      rows: X (N, D), float32.
+      labels: y (N,), int32.
+      weights: (N,) of each row's loss, float32; 0 for padding.
+    """
+
+    rows: jax.Array
+    labels: jax.Array
+    weights: jax.Array
 
 
 class LogisticRegression:
@@ -87,16 +104,18 @@ class LogisticRegression:
         values, self._axes = np.linalg.eigh(products * strides[0] / classes)
         least = FLAT * max(values[-1], 1e-30)  # below it is rounding
         self._values = np.maximum(values, least)  # (D,)
-        self._fitted: dict[float, Linear] = {}  # of the centred features, by penalty
+        self._fitted: dict[
+            float, Linear[np.ndarray]
+        ] = {}  # of the centred features, by penalty
 
-    def fit(self, penalty: float) -> Linear:
+    def fit(self, penalty: float) -> Linear[np.ndarray]:
         """Fits with one penalty, starting from the fit of the nearest one so far."""
         if penalty not in self._fitted:
             self._fitted[penalty] = self._fit(penalty)
         weights, bias = self._fitted[penalty]
         return Linear(weights, bias - self._mean @ weights)
 
-    def _fit(self, penalty: float) -> Linear:
+    def _fit(self, penalty: float) -> Linear[np.ndarray]:
         """What `fit` returns, but of the centred features."""
         if self._fitted:
             nearest = min(self._fitted, key=lambda p: abs(np.log(p / penalty)))
@@ -110,7 +129,9 @@ class LogisticRegression:
             found = self._descend(found, part, penalty)
         return found
 
-    def _descend(self, start: Linear, part: tuple, penalty: float) -> Linear:
+    def _descend(
+        self, start: Linear[np.ndarray], part: Weighted, penalty: float
+    ) -> Linear[np.ndarray]:
         """Minimises over a part of the pictures, from a classifier."""
         roots = (self._values + penalty) ** 0.5
         scale = (self._count / self._classes) ** 0.5
@@ -122,8 +143,9 @@ class LogisticRegression:
             for tree in (unknowns, (self._axes / roots, 1.0 / scale))
         )
         tolerance = TOLERANCE if part is self._parts[-1] else ROUGH
-        numbers = (np.float32(x) for x in (penalty, tolerance))
-        found = _minimise(unknowns, maps, *part, *numbers)
+        found = _minimise(
+            unknowns, maps, part, np.float32(penalty), np.float32(tolerance)
+        )
         return jax.tree.map(
             np.asarray, jax.jit(_classifier, out_shardings=whole)(found, maps)
         )
@@ -132,17 +154,26 @@ class LogisticRegression:
 _multiply = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-def _classifier(unknowns: Linear, maps: tuple[jax.Array, jax.Array]) -> Linear:
+def _classifier(
+    unknowns: Linear[jax.Array], maps: tuple[jax.Array, jax.Array]
+) -> Linear[jax.Array]:
     """W and b of the unknowns V and c."""
     to_weights, bias_scale = maps
     return Linear(_multiply(to_weights, unknowns.weights), bias_scale * unknowns.bias)
 
 
 @jax.jit
-def _minimise(start: Linear, maps, rows, labels, weights, penalty, tolerance) -> Linear:
+def _minimise(
+    start: Linear[jax.Array],
+    maps: tuple[jax.Array, jax.Array],
+    part: Weighted,
+    penalty: jax.Array,
+    tolerance: jax.Array,
+) -> Linear[jax.Array]:
     """The unknowns where L-BFGS ends that begins at `start`."""
+    rows, labels, weights = part
 
-    def objective(unknowns: Linear) -> jax.Array:
+    def objective(unknowns: Linear[jax.Array]) -> jax.Array:
         own = _classifier(unknowns, maps)
         losses = optax.softmax_cross_entropy_with_integer_labels(
             _multiply(rows, own.weights) + own.bias, labels
@@ -180,15 +211,13 @@ def _minimise(start: Linear, maps, rows, labels, weights, penalty, tolerance) ->
     return lax.while_loop(goes_on, step, carry)[0]
 
 
-def _split(
-    rows: np.ndarray, labels: np.ndarray, weight: float, mesh: Mesh
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rows (N, D), labels and weights (N,) on all devices; padding weighs nothing."""
+def _split(rows: np.ndarray, labels: np.ndarray, weight: float, mesh: Mesh) -> Weighted:
+    """Rows (N, D), labels (N,) and one weight on all devices; rows are padded."""
     padding, split = -len(rows) % mesh.size, batch_split(mesh)
     weights = np.pad(np.full(len(rows), weight, np.float32), (0, padding))
     labels = np.pad(labels.astype(np.int32), (0, padding))
     rows = np.pad(rows, [(0, padding), (0, 0)])
-    return tuple(place_array(array, split) for array in (rows, labels, weights))
+    return Weighted(*(place_array(array, split) for array in (rows, labels, weights)))
 
 
 def search_penalty(
@@ -218,7 +247,7 @@ def search_penalty(
 
 def fit_ridge(
     features: np.ndarray, labels: np.ndarray, classes: int, penalty: float
-) -> Linear:
+) -> Linear[np.ndarray]:
     """Fits targets of 1 and -1 by least squares with a penalty, in closed form.
 
     The features are scaled to unit deviation, and the bias is the weight of a feature
@@ -249,7 +278,7 @@ def fit_ridge(
     return Linear(weights.astype(np.float32), bias.astype(np.float32))
 
 
-def classify(classifier: Linear, features: np.ndarray) -> np.ndarray:
+def classify(classifier: Linear[np.ndarray], features: np.ndarray) -> np.ndarray:
     """Scores (N, K) of features (N, D)."""
     check_finite(features, "picture")
     return features @ classifier.weights + classifier.bias

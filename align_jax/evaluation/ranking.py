@@ -6,6 +6,7 @@ columns at a time, and each device holds its own columns.
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,46 @@ ROUNDING = 2e-6
 SCORES_BYTES = 8 << 20
 NEAREST_BYTES = 32 << 20
 PAIRS = 1 << 16  # that the host compares at a time
+
+
+class Chunk(NamedTuple):
+    """Some rows, on every device.
+
+    Attributes:
+      rows: (R, D).
+      best: (R,) cosine of each row's best right column.
+      real: (R,) false for padding.
+      known: (P, 2) row and column of pairs that are not wrong; -1 for padding.
+    """
+
+    rows: jax.Array
+    best: jax.Array
+    real: jax.Array
+    known: jax.Array
+
+
+class Columns(NamedTuple):
+    """All columns, each device its own.
+
+    Attributes:
+      columns: (C, D).
+      best: (C,) cosine of each column's best right row.
+    """
+
+    columns: jax.Array
+    best: jax.Array
+
+
+class Nearest(NamedTuple):
+    """The best candidates so far, each device those of its own queries.
+
+    Attributes:
+      cosines: (Q, k), best first.
+      places: (Q, k) among all candidates.
+    """
+
+    cosines: jax.Array
+    places: jax.Array
 
 
 def pair_ranks(
@@ -63,8 +104,10 @@ def pair_ranks(
 
     split, whole = batch_split(mesh), replicated(mesh)
     width = held * mesh.size
-    all_columns = place_array(_pad(columns, width, 0.0), split)
-    all_best = place_array(_pad(column_best, width, np.inf), split)
+    all_columns = Columns(
+        place_array(_pad(columns, width, 0.0), split),
+        place_array(_pad(column_best, width, np.inf), split),
+    )
     column_hits = place_array(np.zeros(width, np.int32), split)
     compare = _make_compare(mesh, count)
     row_hits = []
@@ -77,18 +120,20 @@ def pair_ranks(
             np.arange(size) < len(chunk),
             _pad(inside.astype(np.int32), most, -1),
         )
-        placed = [place_array(array, whole) for array in host]
-        hits, column_hits = compare(*placed, all_columns, all_best, column_hits)
+        placed = Chunk(*(place_array(array, whole) for array in host))
+        hits, column_hits = compare(placed, all_columns, column_hits)
         row_hits.append(hits)
-    found = (np.concatenate([np.asarray(hits) for hits in row_hits]), column_hits)
-    found = (found[0][: len(rows)], np.asarray(_gather(found[1], mesh))[:count])
-    return tuple(
-        np.where(np.isfinite(best), hits, -1)
-        for best, hits in zip((row_best, column_best), found, strict=True)
+    row_ranks = np.concatenate([np.asarray(hits) for hits in row_hits])[: len(rows)]
+    column_ranks = np.asarray(_gather(column_hits, mesh))[:count]
+    return (
+        np.where(np.isfinite(row_best), row_ranks, -1),
+        np.where(np.isfinite(column_best), column_ranks, -1),
     )
 
 
-def _best(rows, columns, pairs) -> tuple[np.ndarray, np.ndarray]:
+def _best(
+    rows: np.ndarray, columns: np.ndarray, pairs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Cosine of each row's and column's best right pair, -inf where there is none."""
     row_best = np.full(len(rows), -np.inf, np.float32)
     column_best = np.full(len(columns), -np.inf, np.float32)
@@ -102,11 +147,15 @@ def _best(rows, columns, pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=8)  # what is made is compiled once
-def _make_compare(mesh: Mesh, count: int):
+def _make_compare(mesh: Mesh, count: int) -> jax.stages.Wrapped:
     """Makes the function that compares some rows with all `count` columns."""
     split = PartitionSpec(BATCH_AXES)
 
-    def compare(rows, row_best, real, known, columns, column_best, column_hits):
+    def compare(
+        chunk: Chunk, all_columns: Columns, column_hits: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        rows, row_best, real, known = chunk
+        columns, column_best = all_columns
         scores = jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST)
         first = lax.axis_index(BATCH_AXES) * len(columns)
         counted = real[:, None] & (first + jnp.arange(len(columns)) < count)
@@ -128,10 +177,10 @@ def _make_compare(mesh: Mesh, count: int):
     sharded = jax.shard_map(
         compare,
         mesh=mesh,
-        in_specs=(here, here, here, here, split, split, split),
+        in_specs=(here, split, split),
         out_specs=(here, split),
     )
-    return jax.jit(sharded, donate_argnums=6)
+    return jax.jit(sharded, donate_argnums=2)
 
 
 def nearest(
@@ -162,31 +211,43 @@ def nearest(
     width, split = held * mesh.size, batch_split(mesh)
     size = max(k, NEAREST_BYTES // (4 * max(held, queries.shape[1])))  # rows at a time
     all_queries = place_array(_pad(queries, width, 0.0), split)
-    best = place_array(np.full((width, k), -np.inf, np.float32), split)
-    places = place_array(np.zeros((width, k), np.int32), split)
+    best = Nearest(
+        place_array(np.full((width, k), -np.inf, np.float32), split),
+        place_array(np.zeros((width, k), np.int32), split),
+    )
     total = 0
     for piece in _pieces(candidates, size):
         check_finite(piece, "candidate", total)
         padded = place_array(_pad(piece, size, 0.0), replicated(mesh))
         first, real = np.int32(total), np.int32(len(piece))
-        best, places = _take_nearest(all_queries, padded, first, real, best, places)
+        best = _take_nearest(all_queries, padded, first, real, best)
         total += len(piece)
     if total < k:
         raise ValueError(f"{total} candidates; wanted at least {k}")
-    return tuple(np.asarray(_gather(x, mesh))[: len(queries)] for x in (best, places))
+    cosines, found = (np.asarray(_gather(x, mesh)) for x in best)
+    return cosines[: len(queries)], found[: len(queries)]
 
 
-@partial(jax.jit, donate_argnums=(4, 5))
-def _take_nearest(queries, candidates, first, real, best, places):
-    """The best of `best` (Q, k), at `places`, and of some more candidates (m, D)."""
-    k = best.shape[1]
+@partial(jax.jit, donate_argnums=4)
+def _take_nearest(
+    queries: jax.Array,
+    candidates: jax.Array,
+    first: jax.Array,
+    real: jax.Array,
+    best: Nearest,
+) -> Nearest:
+    """The nearest of those so far and of some more candidates (m, D).
+
+    The first of these is candidate `first` of all, and `real` of them are no padding.
+    """
+    k = best.cosines.shape[1]
     scores = jnp.matmul(queries, candidates.T, precision=lax.Precision.HIGHEST)
     scores = jnp.where(jnp.arange(len(candidates)) < real, scores, -jnp.inf)
     found, columns = lax.top_k(scores, k)
-    both = jnp.concatenate([best, found], 1)
-    both_places = jnp.concatenate([places, first + columns], 1)
-    best, order = lax.top_k(both, k)
-    return best, jnp.take_along_axis(both_places, order, 1)
+    both = jnp.concatenate([best.cosines, found], 1)
+    both_places = jnp.concatenate([best.places, first + columns], 1)
+    cosines, order = lax.top_k(both, k)
+    return Nearest(cosines, jnp.take_along_axis(both_places, order, 1))
 
 
 def _pieces(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -1,13 +1,13 @@
 """Which evaluators an evaluation has, and running them."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from align_jax.config import choose, read_config
-from align_jax.embed.embedder import Embedder
+from align_jax.contracts import check_contract
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
-from align_jax.evaluation.evaluators import EVALUATORS
+from align_jax.evaluation.evaluators import EVALUATORS, Evaluator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EvaluateConfig:
     evaluators: dict
     embeddings: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.checkpoint:
             raise ValueError(
                 "checkpoint is empty; name what holds a model, as in"
@@ -36,27 +36,34 @@ class EvaluateConfig:
             )
 
 
-def make_evaluators(described: dict[str, dict]) -> dict[str, Any]:
+def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
     """Builds evaluators from {name: {"kind": ..., fields}} and reads their data.
 
     Raises:
       InputError: an unknown kind or field, or missing data.
+      TypeError: the class of a kind breaks its contract.
     """
-    evaluators = {}
+    evaluators: dict[str, Evaluator] = {}
     for name, fields in described.items():
         where = f"config.evaluators.{name}"
         if "kind" not in fields:
             raise InputError(f"{where} lacks the field 'kind', one of {[*EVALUATORS]}")
         kind = choose(EVALUATORS, fields["kind"], f"{where}.kind")
+        check_contract(kind, Evaluator, f"EVALUATORS[{fields['kind']!r}]")
         rest = {key: value for key, value in fields.items() if key != "kind"}
         evaluators[name] = kind(read_config(kind.Config, rest, where))
     return evaluators
 
 
 def run_evaluators(
-    evaluators: dict[str, Any], embedder: Embedder
+    evaluators: Mapping[str, Evaluator], embedder: Encoder
 ) -> Iterator[tuple[str, float]]:
-    """Yields ("eval/<evaluator>/<score>", value) of all evaluators."""
+    """Yields ("eval/<evaluator>/<score>", value) of all evaluators.
+
+    Raises:
+      TypeError: the encoder's class breaks its contract.
+    """
+    check_contract(type(embedder), Encoder, "the evaluation's encoder")
     for name, evaluator in evaluators.items():
         for score, value in evaluator.run(embedder):
             yield f"eval/{name}/{score}", value

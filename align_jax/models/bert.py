@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -85,7 +85,7 @@ class BertConfig:
         """One layer of one head, for six tokens of a vocabulary of sixteen."""
         return cls(vocabulary_size=16, max_tokens=6, positions=6, layers=1, hidden=64)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden % HEAD_WIDTH:
             raise ValueError(
                 f"text_tower.hidden is {self.hidden}; it must be a multiple of"
@@ -221,7 +221,7 @@ class Bert(nn.Module):
         if config.scan and not self.is_initializing():
             body = layer(config, self.dtype, parent=None)
 
-            def run_layer(variables, x, key):
+            def run_layer(variables: dict, x: jax.Array, key: Any) -> Any:
                 return body.apply(variables, x, key, mask, core_ids), {}
 
             x = scan_blocks(self, names, run_layer, x, keys)

@@ -32,7 +32,7 @@ class ClassifierConfig:
     dropout: float = 0.0
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.classes < 2:
             raise ValueError(f"model.classes is {self.classes}; wanted 2 or more")
         if not 0 <= self.dropout < 1:
@@ -72,7 +72,7 @@ class Classifier(ImageModel):
 
     inputs = ("images",)  # what `__call__` takes of a batch
 
-    def setup(self):
+    def setup(self) -> None:
         """Names the submodules, which name the parameters."""
         super().setup()
         self.head = nn.Dense(self.config.classes, kernel_init=nn.initializers.zeros)

@@ -58,7 +58,7 @@ class ModelConfig:
     logit_bias_init: float | None = None
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = {"temperature_form": TEMPERATURE_FORMS, "dtype": tuple(DTYPES)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -114,7 +114,7 @@ class ImageModel(nn.Module):
     placement: Placement | None = None
     kernels: Kernels = Kernels()
 
-    def setup(self):
+    def setup(self) -> None:
         """Names the tower, which names its parameters."""
         self.image_tower = self.build_tower("image_tower", self.config.image_tower)
 
@@ -156,7 +156,7 @@ class DualEncoder(ImageModel):
 
     inputs = ("images", "tokens")  # what `__call__` takes of a batch
 
-    def setup(self):
+    def setup(self) -> None:
         """Names the submodules, which name the parameters."""
         super().setup()
         config = self.config

@@ -7,7 +7,8 @@ output as the image's features; the classification head is never built.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -131,7 +132,7 @@ class EfficientNetConfig:
         """
         return cls(width=0.25, stages=((1, 3, 2, 1, 16), (2, 5, 2, 6, 64)))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for row in self.stages:
             sizes = row if isinstance(row, tuple) else ()
             whole = all(type(size) is int and size > 0 for size in sizes)
@@ -166,8 +167,17 @@ def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
     stages = []
     for count, kernel, stride, expansion, out in config.rows:
         channels_out = round_channels(out, config.width)
-        first = Block(kernel, stride, expansion, channels, channels_out, residual=False)
-        repeated = Block(kernel, 1, expansion, channels_out, channels_out, True)
+        first = Block(
+            kernel=kernel,
+            stride=stride,
+            expansion=expansion,
+            channels_in=channels,
+            channels_out=channels_out,
+            residual=False,
+        )
+        repeated = dataclasses.replace(
+            first, stride=1, channels_in=channels_out, residual=True
+        )
         stages.append([first] + [repeated] * (math.ceil(config.depth * count) - 1))
         channels = channels_out
     return stages
@@ -234,11 +244,13 @@ class EfficientNet(nn.Module):
         )
         run_stage = EfficientNet._run_stage
         if config.rematerialise == "stages":
-            run_stage = nn.remat(run_stage, static_argnums=(2, 3, 5))
+            run_stage = nn.remat(run_stage, static_argnums=(2, 4))
         first = 0
         for stage in expand_stages(config):
             last = first + len(stage)
-            x = run_stage(self, x, first, tuple(stage), survival[first:last], train)
+            names = [f"{config.block_prefix}{index:02}" for index in range(first, last)]
+            named = tuple(zip(names, stage, strict=True))
+            x = run_stage(self, x, named, survival[first:last], train)
             first = last
         if config.top_conv:
             x = self._normalised_conv(
@@ -281,25 +293,23 @@ class EfficientNet(nn.Module):
     def _run_stage(
         self,
         x: jax.Array,
-        first: int,
-        stage: tuple[Block, ...],
+        stage: tuple[tuple[str, Block], ...],
         survival: Sequence[jax.Array | None],
         train: bool,
     ) -> jax.Array:
-        """Runs a stage of n blocks, the first of them block `first` of the network.
+        """Runs a stage of n blocks.
 
         Args:
           x: (B, H, W, C).
-          first: index of the stage's first block, which names its parameters.
-          stage: the blocks' shapes.
+          stage: name of each block's parameters, and its shape.
           survival: n scales (B,) of what a block adds, or None.
           train: as in `__call__`.
 
         Returns:
           (B, H', W', C').
         """
-        block_type = rematerialised(gathered(MBConv, self), self.config.rematerialise)
-        fields = dict(
+        make_block = partial(
+            rematerialised(gathered(MBConv, self), self.config.rematerialise),
             norm=self._norm,
             padding=self.config.padding,
             dtype=self.dtype,
@@ -308,16 +318,15 @@ class EfficientNet(nn.Module):
         alone = len(stage)
         if self.config.scan and not self.is_initializing():
             alone = 1
-        prefix = self.config.block_prefix
-        names = [f"{prefix}{first + index:02}" for index in range(len(stage))]
-        for name, block, scale in zip(names[:alone], stage, survival, strict=False):
-            x = block_type(block, **fields, name=name)(x, scale, train)
+        for (name, block), scale in zip(stage[:alone], survival, strict=False):
+            x = make_block(block, name=name)(x, scale, train)
             x = split_batch(x, self)
         if stage[alone:]:
-            body = block_type(stage[alone], **fields, parent=None)
+            names = [name for name, _ in stage[alone:]]
+            body = make_block(stage[alone][1], parent=None)
 
-            def run_block(variables, x, scale):
+            def run_block(variables: dict, x: jax.Array, scale: Any) -> Any:
                 return body.apply(variables, x, scale, train, mutable=["batch_stats"])
 
-            x = scan_blocks(self, names[alone:], run_block, x, survival[alone:])
+            x = scan_blocks(self, names, run_block, x, survival[alone:])
         return x

@@ -106,7 +106,7 @@ def scan_blocks(
         lambda *leaves: jnp.stack(leaves), *zip(variables, each, strict=True)
     )
 
-    def run(x, block):
+    def run(x: jax.Array, block: tuple[dict, Any]) -> tuple[jax.Array, dict]:
         variables, own = block
         x, changed = body(variables, x, own)
         return split_batch(x, tower), changed

@@ -60,8 +60,11 @@ def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
       config: of the tower.
     """
     tower = build_tower(name, config, jnp.float32)
-    inputs = (FIRST_INPUTS[TOWER_INPUTS[name]], FIRST_CORES, False)
-    create = lambda key: tower.init(key, *inputs)  # noqa: E731
+    inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
+
+    def create(key: jax.Array) -> dict:
+        return tower.init(key, inputs, FIRST_CORES, False)
+
     variables = jax.eval_shape(create, jax.random.key(0))
     return {
         (kind, name, *path): leaf.shape

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import tensorflow as tf
 from matplotlib.axes import Axes
 from PIL import Image
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
+from align_jax.evaluation.evaluators import Evaluator
 from align_jax.evaluation.evaluators.retrieval import Retrieval
 from align_jax.evaluation.examples import spread
 from align_jax.input.pictures import read_picture
@@ -41,8 +43,8 @@ def write_report(
     workdir: str,
     fields: dict[str, Any],
     results: dict[str, float],
-    evaluators: dict[str, Any],
-    embedder: Embedder,
+    evaluators: Mapping[str, Evaluator],
+    embedder: Encoder,
 ) -> str:
     """Writes `<workdir>/report.html`.
 
@@ -130,7 +132,7 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return corpora
 
 
-def describe(evaluator: Any, embedder: Embedder) -> dict[str, Any]:
+def describe(evaluator: Evaluator, embedder: Encoder) -> dict[str, Any]:
     """Lists an evaluator's examples and, of retrieval, plots the similarities."""
     found = {
         title: list(examples)

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from align_jax.errors import InputError
-from align_jax.search.queries import Encoder
+from align_jax.search.queries import TolerantEncoder
 from align_jax.search.uploads import MAX_PIXELS, count_pixels
 
 # Of one batch, whose pictures are decoded side by side. A transparent one is laid over
@@ -30,7 +30,7 @@ class BatchingEncoder:
     have no more than PIXELS_AT_ONCE.
     """
 
-    def __init__(self, model: Encoder, batch_size: int, most: int):
+    def __init__(self, model: TolerantEncoder, batch_size: int, most: int):
         """Starts the thread.
 
         Args:

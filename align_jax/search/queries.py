@@ -25,7 +25,7 @@ class QueryEncoder(Protocol):
         """Embeds texts."""
 
 
-class Encoder(QueryEncoder, Protocol):
+class TolerantEncoder(QueryEncoder, Protocol):
     """As `QueryEncoder`, and reports pictures that cannot be read."""
 
     def encode_images(

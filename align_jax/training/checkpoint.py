@@ -43,7 +43,7 @@ class CheckpointConfig:
     best_metric: str | None = None
     lowest_is_best: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("every_steps", "keep", "keep_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

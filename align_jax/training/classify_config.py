@@ -30,7 +30,7 @@ class ClassifyConfig(RunConfig):
     model: ClassifierConfig
     evaluation: PreprocessConfig | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         texts = [n for n, d in self.input.datasets.items() if not d.label_feature]
         if texts or self.loss.contrasts:

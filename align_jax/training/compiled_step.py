@@ -13,7 +13,7 @@ from align_jax.training.train_state import abstract_state, state_shardings
 from align_jax.training.train_step import train_step
 
 
-def make_train_step(plan: StepPlan, norms: bool = False):
+def make_train_step(plan: StepPlan, norms: bool = False) -> jax.stages.Wrapped:
     """`train_step` of a run, jitted; call as `step(state, batch)`."""
     shardings = state_shardings(plan)
     return jax.jit(

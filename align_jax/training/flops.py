@@ -53,7 +53,9 @@ def count_model_flops(
     found = {}
     for index, name in enumerate(plan.model.config.towers):
 
-        def total(params: dict, statistics: dict, batch: dict, index=index):
+        def total(
+            params: dict, statistics: dict, batch: dict, index: int = index
+        ) -> jax.Array:
             return embed(params, statistics, batch)[index].sum()
 
         work = count_flops(

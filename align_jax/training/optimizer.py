@@ -62,7 +62,7 @@ class OptimizerConfig:
     clip_norm: float | None = None
     average_decay: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (("kind", OPTIMIZERS), ("decay", DECAYS)):
             if getattr(self, name) not in known:
                 raise ValueError(

@@ -26,7 +26,7 @@ class PretrainConfig(RunConfig):
     vocabulary: str
     model: ModelConfig
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         labelled = [n for n, d in self.input.datasets.items() if d.label_feature]
         if labelled or not self.loss.contrasts:

@@ -57,7 +57,7 @@ class SearchConfig:
     seed: int = 0
     only: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.trials < 1 or not self.seeds or not self.tasks:
             raise ValueError("trials, seeds and tasks: wanted one or more of each")
         for draw in self.space:

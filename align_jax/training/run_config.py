@@ -59,7 +59,7 @@ class Initial:
     image_tower: str | None = None
     text_tower: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, source in dataclasses.asdict(self).items():
             if source == "":
                 raise ValueError(f"{name} is empty; name where it comes from")
@@ -133,7 +133,7 @@ class RunConfig:
         """Images that share BatchNorm statistics."""
         return self.batch_norm_cores * self.pairs_per_core
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.optimizer.warmup_steps < self.total_steps:
             raise ValueError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be"

@@ -46,7 +46,7 @@ class StepPlan:
     seed: int
     mesh: Mesh
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         devices, cores = self.mesh.size, self.virtual_cores
         if cores % devices:
             raise InputError(

@@ -176,7 +176,8 @@ def accumulate(
         _, pull = jax.vjp(
             lambda params: encode(params, batch_stats, part, key, plan)[0], params
         )
-        return optax.tree.add(gradients, *pull(cotangent)), None
+        (own,) = pull(cotangent)
+        return optax.tree.add(gradients, own), None
 
     gradients, _ = lax.scan(pull_back, gradients, (parts, _split(cotangents, plan)))
     # All started from the same statistics: their mean is one update with all groups.

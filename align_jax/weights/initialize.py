@@ -155,4 +155,8 @@ def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainS
 
     variables = jax.tree_util.tree_map_with_path(chosen, state.own_variables)
     average = state.average and jax.tree.map(jnp.copy, variables)
-    return state.replace(**variables, average=average)
+    return state.replace(
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        average=average,
+    )

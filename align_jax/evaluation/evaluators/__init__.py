@@ -1,5 +1,13 @@
-"""Evaluators: each embeds a dataset and yields (name, value) pairs."""
+"""Evaluators: each embeds a dataset and yields (name, value) pairs.
 
+Another one is a class that fulfils `Evaluator`, in a file of its own, and one line in
+`EVALUATORS`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.evaluators.classification import Classification
 from align_jax.evaluation.evaluators.crisscrossed import Crisscrossed
 from align_jax.evaluation.evaluators.few_shot import FewShot
@@ -8,8 +16,37 @@ from align_jax.evaluation.evaluators.neighbours import Neighbours
 from align_jax.evaluation.evaluators.retrieval import Retrieval
 from align_jax.evaluation.evaluators.word_similarity import WordSimilarity
 from align_jax.evaluation.evaluators.zero_shot import ZeroShot
+from align_jax.evaluation.examples import Example
 
-EVALUATORS = {
+
+class Evaluator(Protocol):
+    """Scores a model on a dataset.
+
+    Attributes:
+      Config: dataclass of the evaluator's fields in `config.evaluators`, but for
+        "kind".
+    """
+
+    Config: type[Any]
+
+    def __init__(self, config: Any) -> None:
+        """Opens the dataset.
+
+        Args:
+          config: of the class `Config`.
+
+        Raises:
+          InputError: the dataset is missing or is not the one that is wanted.
+        """
+
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
+        """Yields (name, value) of every score and of the counts behind them."""
+
+    def examples(self, embedder: Encoder) -> Mapping[str, Iterator[Example]]:
+        """Some queries with the model's answers, by title, for the report; or {}."""
+
+
+EVALUATORS: dict[str, type[Evaluator]] = {
     "classification": Classification,
     "crisscrossed": Crisscrossed,
     "few_shot": FewShot,

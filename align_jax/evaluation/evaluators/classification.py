@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.scores import mean_per_class, recall_at
@@ -60,7 +60,7 @@ class Classification:
         )
         self.found: Found | None = None
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields accuracies, the majority class's share and the counts."""
         self.found = self.find(embedder)
         logits, labels, ranks = self.found
@@ -71,7 +71,7 @@ class Classification:
         yield "queries", len(labels)
         yield "candidates", logits.shape[1]
 
-    def find(self, embedder: Embedder) -> Found:
+    def find(self, embedder: Encoder) -> Found:
         """Classifies all labelled pictures; ties count against the classifier.
 
         Raises:
@@ -91,7 +91,7 @@ class Classification:
         own = logits[np.arange(len(truth)), truth]
         return Found(logits, truth, (logits >= own[:, None]).sum(1) - 1)
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Pictures of the last run or, before it, of one that is made."""
         logits, labels, ranks = self.found or self.find(embedder)
         known = dict(enumerate(self.data.names or ()))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
@@ -104,8 +104,10 @@ class Crisscrossed:
         records = evaluation_records(config.directory, config.split, wanted)
         self.found: Found | None = None
         self.pictures = [record["image"] for record in records]
-        self.texts, caption_rows, image_rows = [], {}, {}
-        self.captions = []  # first caption of each picture
+        self.texts: list[str] = []
+        caption_rows: dict[str, int] = {}
+        image_rows: dict[str, int] = {}
+        self.captions: list[int] = []  # first caption of each picture
         for row, record in enumerate(records):
             self.captions.append(len(self.texts))
             image_rows[record["file_name"].decode()] = row
@@ -158,7 +160,7 @@ class Crisscrossed:
             pairs = np.concatenate([pairs, pairs[:, ::-1]])
         return np.unique(pairs, axis=0)
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields recalls with their counts, then correlations with their deviations."""
         self.found = self.find(embedder)
         images, texts, tasks = self.found
@@ -182,7 +184,7 @@ class Crisscrossed:
             yield f"{kind}_spearman_std", deviation
             yield f"{kind}_queries", len(np.unique(pairs[:, 0]))
 
-    def find(self, embedder: Embedder) -> Found:
+    def find(self, embedder: Encoder) -> Found:
         """Embeds everything and ranks what is right in every task."""
         images = embedder.encode_images(self.pictures)
         texts = embedder.encode_texts(self.texts)
@@ -199,7 +201,7 @@ class Crisscrossed:
     def _show_picture(self, row: int) -> Item:
         return Item(self.texts[self.captions[row]], self.pictures[row])
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Queries of every task, of the last run or, before it, of one that is made."""
         found = self.found or self.find(embedder)
         sides = {
@@ -210,7 +212,8 @@ class Crisscrossed:
             title: make_examples(
                 sides[name[0]],
                 sides[name[-1]],
-                *found.tasks[name],
+                pairs=found.tasks[name].right,
+                ranks=found.tasks[name].ranks,
                 exclude_itself=name[0] == name[-1],
             )
             for name, title in TASKS.items()

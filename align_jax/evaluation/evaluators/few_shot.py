@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators.linear_probe import read_features
 from align_jax.evaluation.examples import Example
@@ -42,7 +42,7 @@ class FewShotConfig:
     image_feature: str = "image"
     label_feature: str = "label"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("shots", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is (); wanted one or more")
@@ -58,14 +58,21 @@ class FewShot:
     def __init__(self, config: FewShotConfig):
         """Opens both splits; raises InputError where one is missing or another."""
         self._config = config
-        features = (config.image_feature, config.label_feature)
-        expected = config.expected_pictures
-        self.train = LabelledPictures(config.directory, config.train, *features)
-        self.test = LabelledPictures(
-            config.directory, config.split, *features, expected
+        self.train, self.test = (
+            LabelledPictures(
+                config.directory,
+                split,
+                config.image_feature,
+                config.label_feature,
+                expected,
+            )
+            for split, expected in (
+                (config.train, 0),
+                (config.split, config.expected_pictures),
+            )
         )
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields accuracies by shots, their deviations over the seeds, and counts."""
         config = self._config
         labels = self.train.labels()
@@ -89,7 +96,7 @@ class FewShot:
         yield "queries", len(truth)
         yield "candidates", classes
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """None: the zero-shot evaluators show the pictures."""
         return {}
 

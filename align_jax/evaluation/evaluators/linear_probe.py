@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.linear_classifier import (
     LogisticRegression,
@@ -52,30 +52,38 @@ class LinearProbe:
 
     def __init__(self, config: LinearProbeConfig):
         """Opens the splits; raises InputError where one is missing or another."""
-        features = (config.image_feature, config.label_feature)
         splits = (
             (config.train, 0),
             (config.validation, 0),
             (config.split, config.expected_pictures),
         )
         self.parts = [
-            LabelledPictures(config.directory, split, *features, expected)
+            LabelledPictures(
+                config.directory,
+                split,
+                config.image_feature,
+                config.label_feature,
+                expected,
+            )
             for split, expected in splits
         ]
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields accuracies, the penalty's exponent, the chance level and counts."""
         train, validation, test = (read_features(p, embedder) for p in self.parts)
         count = 1 + max(int(part[1].max()) for part in (train, validation, test))
-        probe = LogisticRegression(*train, count, embedder.mesh)
+        features, labels = train
+        probe = LogisticRegression(features, labels, count, embedder.mesh)
 
         def accuracy(penalty: float) -> float:
             found = classify(probe.fit(penalty), validation[0]).argmax(1)
             return float(np.mean(found == validation[1]))
 
         penalty = search_penalty(accuracy)
-        both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
-        final = LogisticRegression(*both, count, embedder.mesh).fit(penalty)
+        features = np.concatenate([train[0], validation[0]])
+        labels = np.concatenate([train[1], validation[1]])
+        both = LogisticRegression(features, labels, count, embedder.mesh)
+        final, training_pictures = both.fit(penalty), len(labels)
         labels = test[1]
         right = classify(final, test[0]).argmax(1) == labels
         yield "top1", float(right.mean())
@@ -85,15 +93,15 @@ class LinearProbe:
         yield "majority", float(np.bincount(labels).max() / len(labels))
         yield "queries", len(labels)
         yield "candidates", count
-        yield "training_pictures", len(both[1])
+        yield "training_pictures", training_pictures
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """None: the zero-shot evaluators show the pictures."""
         return {}
 
 
 def read_features(
-    data: LabelledPictures, embedder: Embedder
+    data: LabelledPictures, embedder: Encoder
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, W) and labels (N,) of all labelled pictures."""
     labels: list[int] = []

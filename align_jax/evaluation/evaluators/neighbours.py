@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.examples import Answer, Example, Item, choose_queries
 from align_jax.evaluation.ranking import nearest
 from align_jax.input.evaluation_records import LabelledPictures
@@ -70,18 +70,23 @@ class Neighbours:
 
     def __init__(self, config: NeighboursConfig):
         """Opens both splits; raises InputError where one is missing or another."""
-        features = (config.image_feature, config.label_feature)
         splits = (
             (config.split, config.expected_queries),
             (config.index_split, config.expected_index),
         )
         self.found: Found | None = None
         self.queries, self.index = (
-            LabelledPictures(config.directory, split, *features, expected)
+            LabelledPictures(
+                config.directory,
+                split,
+                config.image_feature,
+                config.label_feature,
+                expected,
+            )
             for split, expected in splits
         )
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields recalls and the counts."""
         self.found = self.find(embedder)
         same = self.found.near_labels == self.found.labels[:, None]
@@ -90,16 +95,17 @@ class Neighbours:
         yield "queries", len(same)
         yield "candidates", self.found.candidates
 
-    def find(self, embedder: Embedder) -> Found:
+    def find(self, embedder: Encoder) -> Found:
         """Embeds the queries, then the index on the way, and finds the nearest."""
-        asked, held = [], []
+        asked: list[int] = []
+        held: list[int] = []
         queries = embedder.encode_images(self.queries.collect(asked))  # (Q, D)
         index = embedder.stream_images(self.index.collect(held))
         cosines, places = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
         labels, near_labels = np.array(asked), np.array(held)[places]
         return Found(labels, near_labels, places, cosines, len(held))
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Queries of the last run or, before it, of one that is made."""
         found = self.found or self.find(embedder)
         return {"Pictures and the nearest ones": self._examples(found)}

@@ -6,12 +6,12 @@ no flag) are queries. A query is right at k where any of its own is among the fi
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
@@ -95,7 +95,7 @@ class Retrieval:
                     f" wanted {expected}"
                 )
         self.texts = [text for _, text in owned]
-        places = range(len(owned))
+        places: Sequence[int] = range(len(owned))
         if config.merge_texts:
             self.texts = list(dict.fromkeys(self.texts))
             column = {text: place for place, text in enumerate(self.texts)}
@@ -107,7 +107,7 @@ class Retrieval:
         self.text_queries = np.zeros(len(self.texts), bool)
         self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields recalls and their mean, chance levels and the counts behind them."""
         self.found = self.find(embedder)
         sizes = (len(self.pictures), len(self.texts))
@@ -126,14 +126,14 @@ class Retrieval:
             yield f"{name}_candidates", candidates
         yield "mean_recall", float(np.mean(recalls))
 
-    def find(self, embedder: Embedder) -> Found:
+    def find(self, embedder: Encoder) -> Found:
         """Embeds everything and ranks both ways."""
         images = embedder.encode_images(self.pictures)
         texts = embedder.encode_texts(self.texts)
         ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
         return Found(images, texts, ranks)
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Queries both ways, of the last run or, before it, of one that is made."""
         found = self.found or self.find(embedder)
         first = dict(self.pairs[::-1].tolist())  # text of each picture

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from align_jax.embed.embedder import Embedder
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.scores import rank_correlation
@@ -66,7 +66,7 @@ class WordSimilarity:
             self.kinds[f"concreteness_{quarter}"] = kind
         self.kinds["hard"] = np.array([row["SimAssoc333"] == "1" for row in rows])
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields the correlation and the count of every kind of pair."""
         words = list(dict.fromkeys(word for pair in self.pairs for word in pair))
         features = embedder.text_features(words)
@@ -83,6 +83,6 @@ class WordSimilarity:
             )
             yield f"{name}_pairs", int(kind.sum())
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """None: there is nothing to look at."""
         return {}

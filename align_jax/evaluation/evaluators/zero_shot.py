@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from align_jax.embed.embedder import Embedder, class_embeddings
+from align_jax.embed.embedder import class_embeddings
+from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators.prompts import read_prompts, read_subset
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
@@ -49,7 +50,7 @@ class ZeroShotConfig:
     image_feature: str = "image"
     label_feature: str = "label"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.average not in AVERAGES:
             raise ValueError(
                 f"average is {self.average!r}; known: {', '.join(AVERAGES)}"
@@ -103,7 +104,7 @@ class ZeroShot:
                 f" describes {len(every)} classes"
             )
 
-    def run(self, embedder: Embedder) -> Iterator[tuple[str, float]]:
+    def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields accuracies, the majority class's share and the counts."""
         self.found = self.find(embedder)
         images, truth, _, ranks = self.found
@@ -119,21 +120,28 @@ class ZeroShot:
         yield "candidates", len(self.kept)
         yield "prompts", sum(map(len, self._fill(self.prompts.templates)))
 
-    def find(self, embedder: Embedder) -> Found:
+    def find(self, embedder: Encoder) -> Found:
         """Embeds pictures and classes and ranks each picture's own class."""
         labels: list[int] = []
         images = embedder.encode_images(self._pictures(labels))  # (N, D)
         truth, templates = np.array(labels), self.prompts.templates
-        return Found(images, truth, *self._rank(embedder, images, truth, templates))
+        classes, ranks = self._rank(embedder, images, truth, templates)
+        return Found(images, truth, classes, ranks)
 
-    def _rank(self, embedder, images, truth, templates) -> tuple:
+    def _rank(
+        self,
+        embedder: Encoder,
+        images: np.ndarray,
+        truth: np.ndarray,
+        templates: list[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of the classes (K, D) by some templates, and ranks (N,)."""
         unit = self._config.average == "unit"
         classes = class_embeddings(embedder, self._fill(templates), unit)
         pairs = np.stack([np.arange(len(truth)), truth], 1)
         return classes, pair_ranks(images, classes, pairs, embedder.mesh)[0]
 
-    def examples(self, embedder: Embedder) -> dict[str, Iterator[Example]]:
+    def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Pictures of the last run or, before it, of one that is made."""
         found = self.found or self.find(embedder)
         names = [self.prompts.classes[label] for label in self.kept]
