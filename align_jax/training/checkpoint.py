@@ -13,7 +13,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from align_jax.config import differing_fields
 from align_jax.errors import InputError
-from align_jax.runs.workdir import writing
+from align_jax.runs.workdir import as_json, writing
 from align_jax.training.train_state import TrainState
 
 FOLDER = "checkpoints"  # of a workdir
@@ -64,7 +64,7 @@ class Checkpoints:
           identity: what a state fits: the model's config and the vocabulary's hash.
         """
         self._directory = os.path.join(os.path.abspath(workdir), FOLDER)
-        self._identity = identity
+        self._identity = as_json(identity)
         self._best = config.best_metric
         kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep)]
         if config.keep_every_steps is not None:

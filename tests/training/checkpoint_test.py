@@ -14,7 +14,10 @@ from align_jax.training.checkpoint import (
 )
 from align_jax.training.train_state import TrainState
 
-IDENTITY = {"model": {"width": 1.0, "sizes": {"layers": 2}}, "vocabulary_sha256": "ab"}
+IDENTITY = {
+    "model": {"width": 1.0, "sizes": {"layers": 2}, "stages": ((1, 3), (2, 5))},
+    "vocabulary_sha256": "ab",
+}
 
 
 def make_state(mesh, value):
@@ -56,7 +59,7 @@ def test_another_model_or_vocabulary_is_refused_by_field(tmp_path, mesh_of):
     written = Checkpoints(str(tmp_path), CheckpointConfig(), IDENTITY)
     written.save(1, state)
     written.close()
-    other = {"model": {"width": 2.0, "sizes": {"layers": 2}}, "vocabulary_sha256": "c"}
+    other = {"model": {**IDENTITY["model"], "width": 2.0}, "vocabulary_sha256": "c"}
     read = Checkpoints(str(tmp_path), CheckpointConfig(), other)
     with pytest.raises(InputError) as error:
         read.restore(1, shapes_of(state))

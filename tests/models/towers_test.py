@@ -1,0 +1,277 @@
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax.config import stored_fields
+from align_jax.devices.mesh import Placement, global_batch
+from align_jax.embed.model import load
+from align_jax.errors import InputError
+from align_jax.input.preprocess import PreprocessConfig
+from align_jax.models.bert import BertConfig
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.efficientnet import EfficientNetConfig, expand_stages
+from align_jax.models.parameters import (
+    FIRST_INPUTS,
+    TOWER_INPUTS,
+    flatten,
+    tower_shapes,
+)
+from align_jax.models.towers import (
+    IMAGE_TOWERS,
+    TEXT_TOWERS,
+    TOWERS,
+    build_tower,
+    execution_fields,
+    undecayed_parameters,
+)
+from align_jax.plan import plan as print_plan
+from align_jax.training.compiled_step import make_train_step
+from align_jax.training.flops import count_model_flops
+from align_jax.training.train_state import create_state
+from align_jax.training.training_runs import read_run_config
+from align_jax.weights.folder import Weights, digest, read_weights, write_weights
+from align_jax.weights.initialize import read_initial
+from tests import tiny
+
+EVERY = [(name, kind) for name, towers in TOWERS.items() for kind in towers]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    """A linear layer of the mean colour, or of the mean of the words."""
+
+    kind: str
+    channels: int = 4
+    again: bool = False
+    vocabulary_size: int = 16
+    max_tokens: int = 6
+
+    execution_fields: ClassVar[tuple[str, ...]] = ("again",)
+    module_options: ClassVar[tuple[str, ...]] = ()
+    block_prefix: ClassVar[str] = ""
+    undecayed: ClassVar[tuple[str, ...]] = ("layer/bias",)
+    optional_modules: ClassVar[tuple[str, ...]] = ()
+    memory_choices: ClassVar[Mapping[str, tuple]] = {"again": (False, True)}
+    freezing_field: ClassVar[str] = ""
+    kernels: ClassVar[str] = "plain"
+
+    @property
+    def output_width(self):
+        return self.channels
+
+    def computed_once(self):
+        return dataclasses.replace(self, again=False)
+
+    @classmethod
+    def smallest(cls):
+        return cls("toy")
+
+
+class Toy(nn.Module):
+    config: ToyConfig
+    dtype: jnp.dtype
+    placement: Placement | None
+
+    @nn.compact
+    def __call__(self, inputs, core_ids, train):
+        if inputs.ndim == 4:
+            features = inputs.mean((1, 2))  # (B, 3)
+        else:
+            words = nn.Embed(self.config.vocabulary_size, 3, name="words")(inputs)
+            features = words.mean(1)
+        return nn.Dense(self.config.channels, name="layer")(features)
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """The toy in both dicts: one line a tower."""
+    monkeypatch.setitem(IMAGE_TOWERS, "toy", (ToyConfig, Toy))
+    monkeypatch.setitem(TEXT_TOWERS, "toy", (ToyConfig, Toy))
+
+
+TOY_MODEL = {
+    "image_tower": {"kind": "toy", "channels": 5},
+    "text_tower": {"kind": "toy", "channels": 7},
+}
+
+
+def test_a_new_tower_trains_and_its_weights_come_back(toys, tmp_path, mesh_of):
+    fields = tiny.make_run(tmp_path, total_steps=2, model=TOY_MODEL, microbatches=2)
+    fields["optimizer"] = {"learning_rate": 0.1, "warmup_steps": 0}
+    config = read_run_config(fields)
+    plan = config.make_plan(mesh_of(1))
+    state = create_state(plan)
+    before = jax.device_get(state.params)
+    shapes = config.batch_shapes(plan.mesh)
+    batch = {
+        name: np.arange(np.prod(x.shape), dtype=x.dtype).reshape(x.shape) % 16
+        for name, x in shapes.items()
+    }
+    state, metrics = make_train_step(plan, norms=True)(
+        state, global_batch(batch, plan.mesh)
+    )
+    assert np.isfinite(metrics["loss"]) and metrics["image_tower/gradient_norm"] > 0
+    for path, array in flatten(state.params).items():
+        old = flatten(before)[path]
+        assert path == ("temperature",) or np.any(array != old), path
+    flops = count_model_flops(plan, shapes)
+    assert flops["image_tower"] == 2 * 2 * 3 * 5 * config.batch_size  # and its kernel's
+
+    weights = Weights(
+        "dual_encoder",
+        config.model,
+        jax.tree.map(np.asarray, flatten(state.variables)),
+        PreprocessConfig(resize=18, image_size=16),
+        tuple(tiny.WORDS),
+    )
+    write_weights(weights, str(tmp_path / "model"))
+    found = read_weights(str(tmp_path / "model"))
+    assert found.config == config.model and digest(found) == digest(weights)
+    model = load(str(tmp_path / "model"))
+    assert model.encode_texts(["red"]).shape == (1, model.width) == (1, 5)
+    assert model.encode_images([tiny.draw("red left", 0)]).shape == (1, 5)
+
+    again = {**fields, "initialize": {"image_tower": str(tmp_path / "model")}}
+    arrays = read_initial(read_run_config(again), None)
+    assert {path[1:] for path in arrays} == {
+        ("image_tower", "layer", "kernel"),
+        ("image_tower", "layer", "bias"),
+    }
+
+
+def test_the_plan_compares_a_new_tower_s_choices(toys, tmp_path, capsys):
+    fields = tiny.make_run(tmp_path, model=TOY_MODEL)
+    assert print_plan(fields, "here", alternatives=True)
+    printed = capsys.readouterr().out
+    assert "microbatches=1, fsdp=1, again=False\n" in printed
+    assert "\nmodel.image_tower.again=True: " in printed
+
+
+def test_what_a_tower_answers_is_asked_of_it(toys):
+    model = ModelConfig(ToyConfig("toy"), EfficientNetConfig())
+    names = ("^image_tower/layer/bias", "^text_tower/.*_norm/")
+    assert undecayed_parameters(model.towers) == names
+    assert execution_fields(TOY_MODEL) == ["image_tower.again", "text_tower.again"]
+    assert execution_fields({"text_tower": {}}) == [
+        "text_tower.scan",
+        "text_tower.rematerialise",
+    ]
+    assert execution_fields({"text_tower": {"kind": "of another version"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "module", "message"),
+    [
+        (
+            dataclasses.make_dataclass("Bare", [("kind", str)]),
+            Toy,
+            r"class Bare of IMAGE_TOWERS\['toy'\] lacks the attribute execution_fie",
+        ),
+        (
+            ToyConfig,
+            type("Deaf", (nn.Module,), {"__annotations__": Toy.__annotations__}),
+            r"class Deaf of IMAGE_TOWERS\['toy'\] lacks the method __call__",
+        ),
+        (
+            ToyConfig,
+            type("Whole", (nn.Module,), {"__call__": Toy.__call__}),
+            r"class Whole .* lacks the attribute config; .* attribute placement",
+        ),
+    ],
+)
+def test_a_tower_that_breaks_the_contract_fails_when_it_is_chosen(
+    config, module, message, monkeypatch, tmp_path
+):
+    monkeypatch.setitem(IMAGE_TOWERS, "toy", (config, module))
+    fields = tiny.make_run(tmp_path)
+    fields["model"]["image_tower"] = {"kind": "toy"}
+    with pytest.raises(TypeError, match=message):
+        read_run_config(fields)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path):
+    fields = tiny.make_run(tmp_path)
+    fields["model"]["text_tower"]["kind"] = "brt"
+    message = (
+        r"config.model.text_tower.kind is 'brt'; did you mean 'bert'\? known: bert"
+    )
+    with pytest.raises(InputError, match=message):
+        read_run_config(fields)
+    fields["model"]["text_tower"] = "bert"
+    with pytest.raises(InputError, match="text_tower is 'bert'; wanted a sub-dict of"):
+        read_run_config(fields)
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_every_tower_s_answers_are_true_of_it(name, kind):
+    config_class, _ = TOWERS[name][kind]
+    config = config_class.smallest()
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert config.kind == kind and fields >= {"kind", *config.execution_fields}
+    tower = build_tower(name, config, jnp.float32)
+    inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
+    out = jax.eval_shape(
+        lambda key: tower.init_with_output(key, inputs, None, False)[0],
+        jax.random.key(0),
+    )
+    assert (out.shape, out.dtype) == ((1, config.output_width), jnp.float32)
+    shapes = tower_shapes(name, config)
+    assert shapes == tower_shapes(name, config.computed_once())
+    assert all(path[1] == name for path in shapes)
+    below = ["/".join(path[2:]) for path in shapes if path[0] == "params"]
+    assert any(path.startswith(config.block_prefix) for path in below)
+    for pattern in config.undecayed:
+        assert any(re.match(pattern, path) for path in below), pattern
+
+
+def test_the_smallest_efficientnet_has_all_that_larger_ones_have():
+    config = EfficientNetConfig.smallest()
+    first, *rest = expand_stages(config)
+    second, repeated = rest[0]
+    assert len(first) == len(rest) == 1 and config.drop_rate > 0
+    assert (first[0].expansion, first[0].stride) == (1, 2)
+    assert (second.expansion, second.stride, second.kernel) == (6, 2, 5)
+    assert repeated.residual and repeated.stride == 1
+    names = {path[2:] for path in tower_shapes("image_tower", EfficientNetConfig())}
+    small = {path[2:] for path in tower_shapes("image_tower", config)}
+    assert small < names
+    assert {path[1:] for path in small} == {path[1:] for path in names}
+    with pytest.raises(ValueError, match=r"stages has \(1, 3, 0, 1, 8\); wanted"):
+        EfficientNetConfig(stages=((1, 3, 0, 1, 8),))
+    with pytest.raises(ValueError, match=r"stages has \(1, 3, 1\); wanted \(blocks"):
+        EfficientNetConfig(stages=((1, 3, 1),))
+
+
+def test_files_of_earlier_versions_fit():
+    """What they say of a model is what is said of it today, but for what was added."""
+    model = ModelConfig(EfficientNetConfig(0.25, 0.3), BertConfig(16, 6, 6, 1, 64))
+    assert stored_fields(model)["text_tower"] == {
+        "vocabulary_size": 16,
+        "max_tokens": 6,
+        "positions": 6,
+        "layers": 1,
+        "hidden": 64,
+        "dropout": 0.1,
+        "init_std": 0.02,
+        "rematerialise": False,
+        "scan": False,
+    }
+    assert {*stored_fields(model)["image_tower"]}.isdisjoint({"kind", "stages"})
+    weights = Weights(
+        "dual_encoder",
+        model,
+        {("params", "temperature"): np.ones((), np.float32)},
+        PreprocessConfig(resize=18, image_size=16),
+        ("[PAD]", "[UNK]"),
+    )
+    assert digest(weights) == "c709a8105917d1fdfbbab295b4e44bd8"
+    smallest = dataclasses.replace(model, image_tower=EfficientNetConfig.smallest())
+    assert "stages" in stored_fields(smallest)["image_tower"]
+    assert digest(dataclasses.replace(weights, config=smallest)) != digest(weights)
