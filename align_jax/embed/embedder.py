@@ -4,6 +4,7 @@ import concurrent.futures
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +57,10 @@ class Embedder:
         self._variables: dict = {}
         whole, split = replicated(mesh), batch_split(mesh)
 
-        def of_images(variables, images, readable, method):
-            found = model.apply(variables, images, method=method)
+        def of_images(
+            variables: dict, images: jax.Array, readable: jax.Array, method: str
+        ) -> jax.Array:
+            found: Any = model.apply(variables, images, method=method)
             return jnp.where(readable[:, None], found, jnp.nan)
 
         self._of_images = {
@@ -131,7 +134,9 @@ class Embedder:
         split, size = batch_split(self._mesh), self._batch_size
         own, scratch = _own_rows(self._mesh, size), Scratch()
 
-        def prepare(place: int, get: Callable[[int], Picture], row: int):
+        def prepare(
+            place: int, get: Callable[[int], Picture], row: int
+        ) -> np.ndarray | None:
             index = place + row
             try:
                 picture = read_picture(
@@ -190,7 +195,7 @@ class Embedder:
         return _join(self._embed(self._of_texts[method], batches))[: len(texts)]
 
     def _embed(
-        self, encode, batches: Iterator[tuple[int, tuple]]
+        self, encode: Callable, batches: Iterator[tuple[int, tuple]]
     ) -> Iterator[np.ndarray]:
         """What is encoded of each batch's arrays, without the padding's rows."""
         before = None
