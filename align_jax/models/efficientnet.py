@@ -6,7 +6,7 @@ output as the image's features; the classification head is never built.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -278,12 +278,13 @@ class EfficientNet(nn.Module):
             kernels=self.kernels,
             name=name,
         )(x)
-        return BatchNorm(**self._norm, swish=True, name=f"{name}_norm")(x, train)
+        return self._norm(swish=True, name=f"{name}_norm")(x, train)
 
     @property
-    def _norm(self) -> dict:
-        """BatchNorm's fields."""
-        return dict(
+    def _norm(self) -> Callable[..., BatchNorm]:
+        """BatchNorm, of whose fields the tower sets these."""
+        return partial(
+            BatchNorm,
             group_size=self.batch_norm_group,
             momentum=self.config.batch_norm_momentum,
             frozen=self.config.frozen_statistics,

@@ -1,6 +1,7 @@
 """EfficientNet's building block and the convolutions in it (arXiv 1905.11946)."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -128,14 +129,14 @@ class MBConv(nn.Module):
 
     Attributes:
       block: the block's shape.
-      norm: BatchNorm's fields.
+      norm: makes a BatchNorm of its remaining fields.
       padding: a key of `PADDINGS`.
       dtype: compute type.
       kernels: what computes the convolutions.
     """
 
     block: Block
-    norm: dict
+    norm: Callable[..., BatchNorm]
     padding: str = "same"
     dtype: jnp.dtype = jnp.float32
     kernels: Kernels = Kernels()
@@ -154,7 +155,7 @@ class MBConv(nn.Module):
         dense = partial(Convolution, kernel=1, dtype=self.dtype, kernels=self.kernels)
         if block.expansion != 1:
             hidden = dense(expanded, name="expand")(hidden)
-            norm = BatchNorm(**self.norm, swish=True, name="expand_norm")
+            norm = self.norm(swish=True, name="expand_norm")
             hidden = norm(hidden, train)
         hidden = Convolution(
             expanded,
@@ -168,10 +169,10 @@ class MBConv(nn.Module):
         )(hidden)
         reduced = max(1, int(block.channels_in * SQUEEZE_RATIO))
         excite = SqueezeExcite(expanded, reduced, name="squeeze_excite")()
-        norm = BatchNorm(**self.norm, swish=True, name="depthwise_norm")
+        norm = self.norm(swish=True, name="depthwise_norm")
         hidden = norm(hidden, train, excite)
         hidden = dense(block.channels_out, name="project")(hidden)
-        hidden = BatchNorm(**self.norm, name="project_norm")(hidden, train)
+        hidden = self.norm(name="project_norm")(hidden, train)
         if not block.residual:
             return hidden
         if survival is not None:

@@ -8,6 +8,7 @@ import pytest
 
 from align_jax.devices.kernel_choice import INTERPRET, Kernels
 from align_jax.devices.mesh import batch_split, make_mesh
+from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNet,
@@ -171,10 +172,12 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice)
     block = Block(5, stride, 6, 8, 8, residual=stride == 1)
     x = jax.random.normal(jax.random.key(0), (4, 7, 5, 8))
     x = jax.device_put(x, batch_split(mesh))
-    variables = MBConv(block, dict(group_size=2)).init(jax.random.key(1), x, None, True)
+    variables = MBConv(block, partial(BatchNorm, group_size=2)).init(
+        jax.random.key(1), x, None, True
+    )
 
     def run(kernels, choice="none"):
-        norm = dict(group_size=2, kernels=kernels)
+        norm = partial(BatchNorm, group_size=2, kernels=kernels)
         layer = rematerialised(MBConv, choice)(block, norm, kernels=kernels)
 
         def score(params):
@@ -192,7 +195,7 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice)
 
 def test_pointwise_keeps_what_convolutions_return_and_no_other_wide_array(capsys):
     block, x = Block(3, 1, 6, 8, 8, residual=True), jnp.ones((4, 7, 5, 8))
-    layer = rematerialised(MBConv, "pointwise")(block, dict(group_size=2))
+    layer = rematerialised(MBConv, "pointwise")(block, partial(BatchNorm, group_size=2))
     variables = layer.init(jax.random.key(1), x, None, False)
 
     def score(params):
