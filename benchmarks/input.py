@@ -27,6 +27,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -34,12 +35,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from align_jax.input.datasets import DatasetConfig
-from align_jax.input.pictures import read_picture
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.preprocess import PreprocessConfig, evaluation_image
 from align_jax.input.scratch import Scratch
 from align_jax.input.tokenizer import open_tokenizer
 from align_jax.input.training_data import InputConfig, open_training
+from align_jax.pictures import read_picture
 from data.records.records import (
     image_feature,
     make_example,
@@ -185,10 +186,10 @@ def measure_baseline(process: subprocess.Popen, count: int) -> dict:
 def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
     """Medians of all competitors."""
     size = flags.batch_size
-    config, scratch = PreprocessConfig(), Scratch()
+    config, buffer = PreprocessConfig(), partial(Scratch().take, "pixels")
     here = {
         "decode, ours": open_threads(
-            folder, size, lambda e: read_picture(e, scratch=scratch)
+            folder, size, lambda e: read_picture(e, buffer=buffer)
         ),
         "decode, TensorFlow": open_tensorflow(folder, size),
         "train, resampling pil": open_train(folder, size),
@@ -196,7 +197,7 @@ def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
         "evaluate, exact": open_threads(
             folder,
             size,
-            lambda e: evaluation_image(read_picture(e, scratch=scratch), config),
+            lambda e: evaluation_image(read_picture(e, buffer=buffer), config),
         ),
     }
     turns = {

@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from align_jax.devices.mesh import batch_split, place_array, replicated
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
-from align_jax.input.pictures import Picture, read_picture
 from align_jax.input.preprocess import PreprocessConfig, evaluation_image
 from align_jax.input.scratch import Scratch
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
+from align_jax.pictures import Picture, read_picture
 
 
 class Embedder:
@@ -132,7 +132,7 @@ class Embedder:
     ) -> Iterator[np.ndarray]:
         side, limit = self._preprocess.image_size, self._preprocess.max_pixels
         split, size = batch_split(self._mesh), self._batch_size
-        own, scratch = _own_rows(self._mesh, size), Scratch()
+        own, buffer = _own_rows(self._mesh, size), partial(Scratch().take, "pixels")
 
         def prepare(
             place: int, get: Callable[[int], Picture], row: int
@@ -140,7 +140,7 @@ class Embedder:
             index = place + row
             try:
                 picture = read_picture(
-                    get(row), f"picture {index}", limit, scratch=scratch
+                    get(row), f"picture {index}", limit, buffer=buffer
                 )
             except InputError as error:
                 if unreadable is None:

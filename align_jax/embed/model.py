@@ -7,11 +7,11 @@ import numpy as np
 from align_jax.devices.mesh import make_mesh
 from align_jax.embed.embedder import Embedder, class_embeddings
 from align_jax.errors import InputError
-from align_jax.input.pictures import Picture
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig, temperature_of
 from align_jax.models.parameters import unflatten
+from align_jax.pictures import Picture
 from align_jax.weights.folder import Weights, is_dual_encoder
 from align_jax.weights.source import open_weights
 

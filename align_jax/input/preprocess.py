@@ -8,12 +8,13 @@ them to [-1, 1]. Only the pixels of the crop are computed.
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 
-from align_jax.input.pictures import MAX_PIXELS, PictureError, read_picture
 from align_jax.input.resample import resample
 from align_jax.input.scratch import Scratch
+from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
 
 WHITE = (255.0, 255.0, 255.0)
 RESAMPLINGS = ("pil", "tf")
@@ -172,7 +173,11 @@ def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
     if config.random_background:
         background = tuple(255.0 * uniform(key, BACKGROUND + i) for i in range(3))
     pixels = read_picture(
-        encoded, "a record's picture", config.max_pixels, _least_size(config), scratch
+        encoded,
+        "a record's picture",
+        config.max_pixels,
+        _least_size(config),
+        scratch and partial(scratch.take, "pixels"),
     )
     pixels = lay_over(pixels, background)
     side = config.image_size

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from matplotlib.axes import Axes
-from PIL import Image
 
 from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.evaluators import Evaluator
 from align_jax.evaluation.evaluators.retrieval import Retrieval
 from align_jax.evaluation.examples import spread
-from align_jax.input.pictures import read_picture
 from align_jax.input.shards import MANIFEST
+from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import provenance
@@ -112,8 +111,7 @@ def data_uri(picture: bytes) -> str:
     """Turns a picture file, of any format and size, into a small data URI."""
     kind = next((k for magic, k in MIME_TYPES.items() if picture.startswith(magic)), "")
     if not kind or len(picture) > SMALL_BYTES:
-        reduced = Image.fromarray(read_picture(picture))
-        reduced.thumbnail((SIDE, SIDE))
+        reduced = make_thumbnail(picture, SIDE)
         kind = "png" if reduced.mode == "RGBA" else "jpeg"
         file = io.BytesIO()
         reduced.save(file, kind, quality=85)

@@ -6,11 +6,9 @@ import io
 import itertools
 from collections.abc import Callable, Iterable
 
-from PIL import Image
-
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
-from align_jax.input.pictures import read_picture
+from align_jax.pictures import lay_on_white, make_thumbnail
 from align_jax.search.collection import Entry
 from align_jax.search.vector_index import VectorIndex
 from align_jax.weights.folder import digest
@@ -109,15 +107,8 @@ def thumbnail(content: bytes, side: int) -> bytes:
     """A small JPEG of a picture's file, on white; empty for a side of 0."""
     if not side:
         return b""
-    pixels = read_picture(content, least=(side, side))
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side))
-    if picture.mode == "RGBA":
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture.getchannel("A"))
-        picture = white
     file = io.BytesIO()
-    picture.save(file, "jpeg", quality=QUALITY)
+    lay_on_white(make_thumbnail(content, side)).save(file, "jpeg", quality=QUALITY)
     return file.getvalue()
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from align_jax.errors import InputError
-from align_jax.input.pictures import Picture
+from align_jax.pictures import Picture
 
 # What the paper found best where both are in one query; "1:1 also works".
 TEXT_WEIGHT = 2.0

@@ -2,11 +2,10 @@
 
 import base64
 import binascii
-import io
-
-from PIL import Image
+import sys
 
 from align_jax.errors import InputError
+from align_jax.pictures import PictureError, open_picture
 
 MAX_PIXELS = 25_000_000  # of an uploaded picture
 MAX_SCANS = 100  # of a JPEG, each of which is decoded over the whole picture
@@ -40,11 +39,12 @@ def count_pixels(file: bytes) -> int:
       InputError: it is no picture, or one of too many pixels.
     """
     try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as picture:
+        with open_picture(file, max_pixels=sys.maxsize, formats=FORMATS) as picture:
             return picture.width * picture.height
-    except Image.DecompressionBombError as error:
-        raise InputError(f"the picture has more than {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # parsers of untrusted bytes raise anything
+    except PictureError as error:
+        if error.reason == "too large":  # so much so that Pillow does not open it
+            message = f"the picture has more than {MAX_PIXELS:,} pixels"
+            raise InputError(message) from error
         known = ", ".join(FORMATS)
         message = f"the file is no picture that can be read ({known})"
         raise InputError(message) from error

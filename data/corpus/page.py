@@ -15,12 +15,11 @@ from typing import Any
 
 import ibis
 import jinja2
-from PIL import Image
 
+from align_jax.pictures import PictureError, lay_on_white, make_thumbnail
 from data.corpus.picture_rules import PICTURE_RULES, PictureRule
 from data.corpus.plots import Execute, draw_cosines, draw_plots
 from data.corpus.rules import RULES, Rule
-from data.pictures.images import UNREADABLE, open_picture
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
@@ -218,17 +217,9 @@ def show_pictures(
 def thumbnail(picture: bytes) -> str | None:
     """A small JPEG of a picture file as a data URI; None where it cannot be read."""
     try:
-        with open_picture(picture) as opened:
-            side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-            opened.draft("RGB", side)  # a JPEG is decoded near the size wanted
-            plain = opened.mode in ("L", "RGB", "RGBA")
-            small = opened if plain else opened.convert("RGBA")
-            small.thumbnail(side, reducing_gap=2.0)
-            small = small.convert("RGBA")
-    except UNREADABLE:
+        small = make_thumbnail(picture, THUMBNAIL_SIDE)
+    except PictureError:
         return None
-    paper = Image.new("RGBA", small.size, "white")
-    paper.alpha_composite(small)
     file = io.BytesIO()
-    paper.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+    lay_on_white(small).save(file, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from align_jax.errors import InputError
-from data.pictures.images import UNREADABLE, describe_images, open_picture
+from align_jax.pictures import PictureError, lay_on_white, read_picture
+from data.pictures.images import describe_images
 from data.pictures.near_duplicates import NearDuplicates, hash_distances
 
 # N pictures' files to (N, D) float32 unit vectors.
@@ -41,7 +42,7 @@ def compress(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     """Passes through a JPEG of quality 20 to 80."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=int(random.integers(20, 81)))
-    return Image.open(file).convert("RGB")
+    return Image.fromarray(read_picture(file.getvalue()))
 
 
 def flip(picture: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -254,12 +255,9 @@ def _hash(images: list[bytes]) -> np.ndarray:
 
 def _open(image: bytes, place: int) -> Image.Image:
     try:
-        with open_picture(image) as picture:
-            layer = picture.convert("RGBA")
-    except UNREADABLE as error:
+        return lay_on_white(Image.fromarray(read_picture(image)))
+    except PictureError as error:
         raise InputError(f"picture {place} cannot be decoded ({error})") from error
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _png(picture: Image.Image) -> bytes:

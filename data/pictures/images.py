@@ -1,17 +1,17 @@
 """The image stage: what the rules need to know of every picture."""
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import scipy.fft
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-# A header that promises more pixels than this is refused before decoding.
-MAX_PIXELS = 100_000_000
+from align_jax.pictures import (
+    PictureError,
+    open_picture,
+    shown_size,
+    take_eight_bits,
+    turn_upright,
+)
 
 HASH_SIDE = 96  # pixels that are enough for a hash; a JPEG is computed near that size
 GREY_SIDE = 32  # pixels that a hash is computed from
@@ -20,15 +20,6 @@ GREY_SIDE = 32  # pixels that a hash is computed from
 COSINES = np.rint(
     scipy.fft.dct(np.eye(GREY_SIDE), axis=0, norm="ortho")[:8] * 2**14
 ).astype(np.int64)
-
-# What Pillow raises for a file that is broken, cut short or no picture at all.
-UNREADABLE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    ValueError,
-    SyntaxError,
-)
 
 IMAGES = pa.schema(
     [
@@ -44,25 +35,6 @@ IMAGES = pa.schema(
 )
 
 
-@contextlib.contextmanager
-def open_picture(image: bytes) -> Iterator[Image.Image]:
-    """Opens a picture file that may be hostile; pixels are decoded when asked for.
-
-    Args:
-      image: the file's bytes.
-
-    Raises:
-      one of UNREADABLE: it is broken, no picture, or of more than MAX_PIXELS pixels.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(image)) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width} x {height} is too large")
-            yield picture
-
-
 def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Table:
     """Measures pictures; a pure function of its arguments.
 
@@ -75,9 +47,7 @@ def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Tabl
       width and height are 0 and there is no hash. Where there are no bytes, all but
       the name is null.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        measured = [_measure(image) for image in images]
+    measured = [_measure(image) for image in images]
     greys = [grey for *_, grey in measured]
     hashed = [i for i, grey in enumerate(greys) if grey is not None]
     hashes: list[int | None] = [None] * len(images)
@@ -120,14 +90,12 @@ def _measure(image: bytes | None) -> tuple:
         return (None,) * 6
     size = len(image)
     try:
-        with Image.open(io.BytesIO(image)) as picture:
-            width, height = picture.size
-            kind = picture.format
-            if width * height > MAX_PIXELS:
-                return size, 0, 0, kind, f"{width} x {height} is too large", None
+        with open_picture(image) as picture:
+            width, height = shown_size(picture)
             # The whole file is read, so one cut short is found, but a JPEG is computed
             # at an eighth of its size where that is enough.
             picture.draft("L", (HASH_SIDE, HASH_SIDE))
-            return size, width, height, kind, None, _shrink(picture)
-    except UNREADABLE as error:
-        return size, 0, 0, None, f"{type(error).__name__}: {error}"[:200], None
+            grey = _shrink(take_eight_bits(turn_upright(picture)))
+            return size, width, height, picture.format, None, grey
+    except PictureError as error:
+        return size, 0, 0, None, str(error)[:200], None

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from align_jax.errors import InputError
-from data.pictures.images import UNREADABLE, open_picture
+from align_jax.pictures import PictureError, read_picture
 
 
 class Scorer(Protocol):
@@ -94,7 +94,6 @@ def load_scorer(name: str, threads: int | None = None) -> Scorer:
 
 def _decode(image: bytes) -> Image.Image | None:
     try:
-        with open_picture(image) as picture:
-            return picture.convert("RGB")
-    except UNREADABLE:
+        return Image.fromarray(read_picture(image)).convert("RGB")
+    except PictureError:
         return None

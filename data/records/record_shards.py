@@ -2,14 +2,16 @@
 
 import io
 import pathlib
-import warnings
 
 import pyarrow.parquet as pq
 from PIL import Image
 
+from align_jax.pictures import open_picture, take_eight_bits, turn_upright
 from data.records.records import make_example, shard_name, write_shard
 
 JPEG_QUALITY = 95
+# Pillow's modes that a reduced picture keeps, by its file format.
+MODES = {"JPEG": ("L", "RGB", "CMYK"), "PNG": ("1", "L", "LA", "RGB", "RGBA")}
 
 
 def write_record_shard(
@@ -56,19 +58,25 @@ def write_record_shard(
 def reduce_image(image: bytes, max_side: int) -> bytes:
     """Gives a picture file back as it is, or reduced to a side of `max_side` pixels.
 
-    A reduced picture keeps its format where that is JPEG or PNG, else becomes PNG.
+    A reduced picture keeps its format where that is JPEG or PNG, else becomes PNG. It
+    is stored upright.
+
+    Raises:
+      PictureError: it cannot be decoded.
     """
     if not max_side:
         return image
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(image)) as picture:
-            if max(picture.size) <= max_side:
-                return image
-            kind = "JPEG" if picture.format == "JPEG" else "PNG"
-            if picture.mode == "P":
-                picture = picture.convert("RGBA")
-            picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-            file = io.BytesIO()
-            picture.save(file, kind, quality=JPEG_QUALITY)
-            return file.getvalue()
+    with open_picture(image) as picture:
+        if max(picture.size) <= max_side:
+            return image
+        kind = "JPEG" if picture.format == "JPEG" else "PNG"
+        if picture.mode not in MODES[kind]:
+            picture = take_eight_bits(turn_upright(picture))
+        if picture.mode not in MODES[kind]:
+            transparent = picture.mode in ("P", "PA")
+            picture = picture.convert("RGBA" if transparent else "RGB")
+        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        # The new file has no Exif data that would turn it.
+        turn_upright(picture).save(file, kind, quality=JPEG_QUALITY)
+        return file.getvalue()

@@ -104,11 +104,13 @@ def draw(path: pathlib.Path) -> bytes:
     import resvg_py
     from PIL import Image
 
+    from align_jax.pictures import read_picture
+
     side = SIDE * OVERSAMPLING
     png = resvg_py.svg_to_bytes(
         svg_path=str(path), width=side, height=side, skip_system_fonts=True
     )
-    drawing = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    drawing = Image.fromarray(read_picture(bytes(png))).convert("RGBA")
     left, top, right, bottom = drawing.getbbox() or (0, 0, side, side)
     half = max(right - left, bottom - top) / 2 * SIDE / (SIDE - 2 * MARGIN)
     x, y = (left + right) / 2, (top + bottom) / 2

@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from align_jax.input.pictures import read_picture
 from align_jax.input.preprocess import (
     PreprocessConfig,
     evaluation_image,
     train_image,
     uniform,
 )
+from align_jax.pictures import read_picture
 
 # Hugging Face's processor on photographs, see golden/make_preprocess.py.
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden/preprocess.npz")

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from align_jax.errors import InputError, run_command
 from align_jax.input.evaluation_records import LabelledPictures
-from align_jax.input.pictures import read_picture
+from align_jax.pictures import read_picture
 from data import vtab
 from data.evaluation_sets.vtab_tasks import TASKS
 

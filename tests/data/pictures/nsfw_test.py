@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from align_jax.errors import InputError
-from data.pictures import images, nsfw
+from data.pictures import nsfw
 
 
 def picture(seed: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
@@ -68,9 +68,21 @@ def test_scores_stay_in_order_over_batches_and_broken_files_are_nan(fake):
     assert nsfw.load_open_nsfw()([]).shape == (0,)
 
 
-def test_a_picture_beyond_the_pixel_limit_is_not_decoded(fake, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 15)
-    assert np.isnan(nsfw.load_scorer("open_nsfw")([solid(9)])).all()
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_a_picture_beyond_the_pixel_limit_is_not_decoded(fake):
+    file = io.BytesIO()
+    Image.new("1", (10_000, 9_000)).save(file, "PNG")
+    assert np.isnan(nsfw.load_scorer("open_nsfw")([file.getvalue()])).all()
+
+
+def test_a_picture_is_scored_as_it_is_shown(fake):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0, -1, 0] = 51  # the first one once it is turned
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    assert nsfw.load_open_nsfw()([file.getvalue()]) == np.float32(0.2)
 
 
 @pytest.mark.parametrize("threads", [None, 1])

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from align_jax import pictures
 from align_jax.errors import InputError
-from align_jax.input import pictures
-from align_jax.input.pictures import read_picture
+from align_jax.pictures import (
+    PictureError,
+    lay_on_white,
+    make_thumbnail,
+    open_picture,
+    read_picture,
+    shown_size,
+    turn_upright,
+)
 
 DRAW = np.random.default_rng(0)
 SMOOTH = np.add.outer(np.arange(12) * 9, np.arange(16) * 7).astype(np.uint8)
@@ -163,3 +171,90 @@ def test_the_limit_of_pixels_holds_for_every_decoder(kind):
     assert read_picture(encoded, max_pixels=192).shape == (12, 16, 3)
     with pytest.raises(InputError, match="16 x 12 pixels; the limit is 191 in all"):
         read_picture(encoded, max_pixels=191)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_damaged_metadata_harm_no_pixel(kind):
+    options = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 95}}[kind]
+    whole = encode(Image.fromarray(COLOUR), kind, **options)
+    exif = b"\0\x08\0\x02\x01\x12\0\x03"
+    header = b"" if kind == "PNG" else b"Exif\0\0"
+    damaged = encode(Image.fromarray(COLOUR), kind, exif=header + exif, **options)
+    assert exif in damaged
+    np.testing.assert_array_equal(both(damaged), read_picture(whole))
+
+
+def with_orientation(kind: int, count: int, value: bytes) -> bytes:
+    """A JPEG whose Exif orientation has some type and number of values."""
+    tag = struct.pack("<HHHI", 1, 0x112, kind, count) + value + bytes(4)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + tag
+    return encode(Image.fromarray(COLOUR), "JPEG", exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("least", [None, (11, 11)])
+def test_an_orientation_is_a_number_from_1_to_8_or_none(least):
+    turned = with_orientation(3, 1, struct.pack("<HH", 6, 0))
+    assert read_picture(turned, least=least).shape == (16, 12, 3)
+    for odd in (
+        with_orientation(2, 4, b"6\0\0\0"),  # a text
+        with_orientation(3, 1, struct.pack("<HH", 9, 0)),
+    ):
+        assert read_picture(odd, least=least).shape == (12, 16, 3)
+
+
+def test_pixels_are_written_to_the_memory_that_is_given():
+    memory = np.zeros(COLOUR.size, np.uint8)
+    encoded = encode(Image.fromarray(COLOUR), "JPEG")
+    pixels = read_picture(encoded, buffer=lambda size: memory[:size])
+    assert np.shares_memory(pixels, memory)
+    np.testing.assert_array_equal(pixels, read_picture(encoded))
+
+
+def test_no_other_program_is_started_for_a_picture():
+    encoded = encode(Image.fromarray(COLOUR), "EPS")
+    assert Image.open(io.BytesIO(encoded)).format == "EPS"
+    with pytest.raises(PictureError, match="no picture that can be read"):
+        read_picture(encoded)
+    with pytest.raises(PictureError), open_picture(encoded):
+        pass
+
+
+def test_a_picture_is_opened_before_it_is_decoded():
+    encoded = encode(Image.fromarray(COLOUR), "PNG")
+    cut = encoded[: len(encoded) // 2]
+    with open_picture(cut) as opened:
+        assert (opened.size, opened.format) == ((16, 12), "PNG")
+    with pytest.raises(PictureError) as found, open_picture(cut) as opened:
+        opened.load()
+    assert found.value.reason == "cut short"
+    with pytest.raises(PictureError, match="the limit is 191 in all"):
+        with open_picture(encoded, max_pixels=191):
+            pass
+    with pytest.raises(PictureError), open_picture(encoded, formats=("JPEG",)):
+        pass
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_an_opened_picture_is_turned_as_one_that_is_read(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(Image.fromarray(COLOUR), kind, exif=exif)
+    expected = read_picture(encoded)
+    with open_picture(encoded) as opened:
+        assert shown_size(opened) == expected.shape[1::-1]
+        turned = turn_upright(opened)
+        np.testing.assert_array_equal(np.asarray(turned), expected)
+        assert turn_upright(turned).size == turned.size  # only once
+
+
+def test_a_thumbnail_is_upright_and_transparency_laid_on_white():
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    wide = Image.new("RGB", (400, 200), "red")
+    small = make_thumbnail(encode(wide, "JPEG", exif=exif), 100)
+    assert (small.size, small.mode) == ((50, 100), "RGB")
+    assert make_thumbnail(encode(wide, "PNG"), 500).size == (400, 200)
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert lay_on_white(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert lay_on_white(small) is small
