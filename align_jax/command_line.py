@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from align_jax import places
 from align_jax.errors import InputError
 
 
@@ -18,7 +19,7 @@ class CommandLine:
     Attributes:
       fields: the config, literal, with the flags' changes.
       diff: another config to compare it with, or None.
-      workdir: the run's folder, or None.
+      workdir: the run's folder as a place, or None.
       plan: a slice to plan the run for, or None.
       alternatives: whether the plan tells other settings, too.
       distributed: whether to join the other processes of the run.
@@ -54,7 +55,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
     return CommandLine(
         fields,
         diff,
-        known.workdir,
+        None if known.workdir is None else places.resolve(known.workdir),
         known.plan,
         known.alternatives,
         known.distributed,

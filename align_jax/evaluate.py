@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from align_jax import places
 from align_jax.config import read_config
 from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
@@ -50,5 +51,5 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     results |= dict(run_evaluators(evaluators, embedder))
     write_report(workdir, fields, results, evaluators, embedder)
     if folder.leads():
-        folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+        places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
         print_results(workdir)

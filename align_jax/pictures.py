@@ -9,17 +9,17 @@ interpreter lock.
 import contextlib
 import io
 import os
-import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
+from align_jax import places
 from align_jax.errors import InputError
 
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 # A header can promise any number of pixels; all of them would be allocated. The limit
 # is what Pillow warns from: a quarter of a gigabyte as RGB.
@@ -107,15 +107,13 @@ def read_picture(
         _check_size(*picture.size, name, max_pixels)
         with _decoding(name):
             return _to_array(picture, name)
-    if not isinstance(picture, bytes):
-        try:
-            picture, name = pathlib.Path(picture).read_bytes(), str(picture)
-        except FileNotFoundError as error:
-            raise InputError(f"{picture} is missing") from error
-        except OSError as error:
-            raise InputError(f"{picture} cannot be read: {error}") from error
-    pixels = _read_jpeg(picture, name, max_pixels, least, buffer)
-    return _read_with_pillow(picture, name, max_pixels) if pixels is None else pixels
+    if isinstance(picture, bytes):
+        content = picture
+    else:
+        name = os.fspath(picture)
+        content = places.read_bytes(places.resolve(picture))
+    pixels = _read_jpeg(content, name, max_pixels, least, buffer)
+    return _read_with_pillow(content, name, max_pixels) if pixels is None else pixels
 
 
 @contextlib.contextmanager
@@ -123,7 +121,7 @@ def open_picture(
     content: bytes,
     name: str = "picture",
     max_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] = FORMATS,
+    formats: tuple[str, ...] = FORMATS,
 ) -> Iterator[Image.Image]:
     """Opens a picture file that may be hostile, for what pixels alone do not tell.
 

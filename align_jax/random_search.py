@@ -12,9 +12,9 @@ import statistics
 from typing import Any
 
 import jax
-import tensorflow as tf
 from jax.experimental import multihost_utils
 
+from align_jax import places
 from align_jax.config import read_config
 from align_jax.devices.mesh import make_mesh
 from align_jax.devices.runtime import reuse_memory
@@ -81,7 +81,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
         results[f"eval/{group}/mean"] = statistics.fmean(means)
         results[f"eval/{group}/std"] = statistics.pstdev(means)
     if folder.leads():
-        folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+        places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
         print_results(workdir)
 
 
@@ -129,14 +129,12 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
             print(f"{workdir}: {error}", flush=True)
             if folder.leads():
                 path = os.path.join(workdir, folder.RESULTS_FILE)
-                folder.write_json(path, {"diverged": str(error)})
+                places.write_json(path, {"diverged": str(error)})
         multihost_utils.sync_global_devices(workdir)  # the first process wrote it
         jax.clear_caches()  # the next run is another program
     if folder.leads():  # a checkpoint a trial would fill any disk
-        checkpoints = os.path.join(workdir, FOLDER)
-        if tf.io.gfile.exists(checkpoints):
-            tf.io.gfile.rmtree(checkpoints)
-    results = folder.read_json(os.path.join(workdir, folder.RESULTS_FILE))
+        places.remove(os.path.join(workdir, FOLDER))
+    results = places.read_json(os.path.join(workdir, folder.RESULTS_FILE))
     if "diverged" in results:
         return DIVERGED
     if metric not in results:

@@ -9,6 +9,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from align_jax import places
 from align_jax.devices.mesh import global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
@@ -156,7 +157,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         embedder.load(**state.variables)
         write_report(workdir, fields, results, evaluators, embedder)
         if folder.leads():
-            folder.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+            places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
             print_results(workdir)
 
 
@@ -164,7 +165,7 @@ def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:
     """Writes which pairs this process gave to a step."""
     name = f"nonfinite_step_{step}_process_{jax.process_index()}.jsonl"
     lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
-    folder.write_text(os.path.join(workdir, name), lines)
+    places.write_text(os.path.join(workdir, name), lines)
 
 
 def _evaluated(workdir: str, step: int) -> bool:

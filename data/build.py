@@ -6,7 +6,6 @@ Any field can be changed, as in `--config.shards=8`. `data.corpus.builder` says 
 then holds.
 """
 
-import pathlib
 import sys
 
 from align_jax.errors import run_command
@@ -22,6 +21,7 @@ def main() -> None:
     from absl import flags
     from ml_collections import config_flags
 
+    from align_jax import places
     from align_jax.command_line import parse_flags
     from align_jax.config import read_config
     from data.corpus.config import CorpusConfig
@@ -36,7 +36,7 @@ def main() -> None:
     corpus = read_config(CorpusConfig, fields or {})
     from data.corpus.builder import build
 
-    build(corpus, pathlib.Path(workdir.value))
+    build(corpus, places.local_path(workdir.value))
 
 
 if __name__ == "__main__":

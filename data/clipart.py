@@ -14,7 +14,6 @@ description and one for the tags of each drawing) and DIR/summary.json (counts).
 import argparse
 import collections
 import dataclasses
-import json
 import pathlib
 import re
 import sys
@@ -22,8 +21,9 @@ from collections.abc import Iterator
 from pyexpat import version_info as expat_version
 from xml.etree import ElementTree
 
+from align_jax import places
 from align_jax.errors import InputError, run_command
-from data.records.stages import claim, materialise, write_file
+from data.records.stages import claim, materialise
 
 ROOT = pathlib.Path("/usr/share/openclipart")
 PICTURES_A_SHARD = 500
@@ -206,7 +206,7 @@ def _text(element: ElementTree.Element | None) -> str:
 def main() -> None:
     """Writes everything; what is there already is left alone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     parser.add_argument("--root", type=pathlib.Path, default=ROOT, metavar="DIR")
     flags = parser.parse_args()
     if expat_version < (2, 4, 1):
@@ -215,17 +215,18 @@ def main() -> None:
             f"Python's Expat is {found}, which entities can exhaust; wanted 2.4.1 or"
             " newer, as every supported Python brings"
         )
-    list_pictures(flags.root)
+    root = places.local_path(flags.root)
+    list_pictures(root)
     claim(flags.out, {"root": str(flags.root), "pictures_a_shard": PICTURES_A_SHARD})
     pairs, summary = flags.out / "pairs", flags.out / "summary.json"
     counts: collections.Counter[str] = collections.Counter()
 
     def make(folder: pathlib.Path) -> None:
-        write_pairs(folder, flags.root, counts)
-        write_file(summary, json.dumps(dict(counts), indent=2) + "\n")
+        write_pairs(folder, root, counts)
+        places.write_json(summary, dict(counts))
 
     materialise(pairs, make)
-    print(f"{flags.out}: {summary.read_text()}")
+    print(f"{flags.out}: {places.read_text(summary)}")
 
 
 if __name__ == "__main__":

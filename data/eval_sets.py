@@ -13,12 +13,12 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from align_jax import places
 from align_jax.errors import InputError, run_command
 from data.evaluation_sets.eval_sets_sources import (
     EVALUATION_SETS,
@@ -121,7 +121,7 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
     """
     splits = read_source(facts, source)
     described = describe(facts, source)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not places.is_free(out):
         if _holds(out, described):
             print(f"{out} holds {facts.name}, complete: nothing to do.")
             return
@@ -131,15 +131,11 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
         )
 
     # Here, not above: what a user got wrong is told before TensorFlow is imported.
-    from data.records.stages import materialise, remove, temporary_name
+    from data.records.stages import materialise
 
     if out.exists():
         out.rmdir()
-    try:
-        materialise(out, lambda folder: _write(folder, facts, splits, described))
-    except BaseException:
-        remove(temporary_name(out))
-        raise
+    materialise(out, lambda folder: _write(folder, facts, splits, described))
     counts = [
         f"{split} {facts.images[split]} pictures, "
         + ", ".join(f"{n} {name}" for name, n in facts.texts[split].items())
@@ -150,10 +146,10 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
 
 def _holds(out: pathlib.Path, described: dict[str, Any]) -> bool:
     try:
-        manifest = json.loads((out / "manifest.json").read_text())
-    except (OSError, ValueError):
+        manifest = places.read_object(out / "manifest.json")
+    except InputError:
         return False
-    return isinstance(manifest, dict) and manifest.items() >= described.items()
+    return manifest.items() >= described.items()
 
 
 def _write(
@@ -219,7 +215,7 @@ def _write(
         "shards": [dataclasses.asdict(s) for split in shards.values() for s in split],
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    places.write_json(folder / "manifest.json", manifest)
 
 
 def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
@@ -227,7 +223,7 @@ def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
     from data.corpus.ingest import identify
     from data.pictures.images import describe_images
 
-    image = path.read_bytes()
+    image = places.read_bytes(path)
     image_id = identify(image)
     error = describe_images([image_id], [image])["error"][0].as_py()
     if error:
@@ -262,8 +258,10 @@ def main() -> None:
     """Reads the flags and writes the set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", help=", ".join(EVALUATION_SETS))
-    parser.add_argument("--source", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--source", type=places.local_path, required=True, metavar="DIR"
+    )
+    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     flags = parser.parse_args()
     if flags.name not in EVALUATION_SETS:
         known = ", ".join(EVALUATION_SETS)

@@ -19,11 +19,11 @@ writes DIR/pairs.parquet (raw pairs), DIR/evaluation (see
 import argparse
 import concurrent.futures
 import multiprocessing
-import pathlib
 import sys
 
+from align_jax import places
 from align_jax.errors import run_command
-from data.records.stages import claim, materialise, write_file
+from data.records.stages import claim, materialise
 from data.samples.emoji_drawings import draw, list_concepts
 
 ATTRIBUTION = """# Attribution
@@ -41,7 +41,7 @@ ATTRIBUTION = """# Attribution
 def main() -> None:
     """Writes everything; what is there already is left alone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
 
@@ -59,7 +59,7 @@ def main() -> None:
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
         drawn = zip(paths, pool.map(draw, paths, chunksize=64), strict=True)
         pictures = dict(tqdm.tqdm(drawn, "draw", len(paths), disable=None))
-    write_file(flags.out / "ATTRIBUTION.md", ATTRIBUTION)
+    places.write_text(flags.out / "ATTRIBUTION.md", ATTRIBUTION)
     materialise(
         flags.out / "evaluation",
         lambda folder: write_evaluation(folder, concepts, pictures, flags.seed),

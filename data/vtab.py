@@ -9,13 +9,13 @@ on as any other; what is there already is left alone. Without names all are writ
 
 import argparse
 import io
-import os
 import pathlib
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from align_jax import places
 from align_jax.errors import InputError, run_command
 from data.evaluation_sets.vtab_tasks import TASKS, VtabTask
 
@@ -157,17 +157,18 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--source", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--source", type=places.local_path, required=True, metavar="DIR"
+    )
+    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     flags = parser.parse_args()
-    source = pathlib.Path(os.path.expanduser(flags.source))
     names = flags.tasks or [*TASKS]
     for name in names:
         if name not in TASKS:
             raise InputError(f"no task {name!r}; known: {', '.join(TASKS)}")
-        find_dataset(source, TASKS[name].dataset)  # before the first is written
+        find_dataset(flags.source, TASKS[name].dataset)  # before the first is written
     for name in names:
-        write_task(name, source, flags.out)
+        write_task(name, flags.source, flags.out)
 
 
 if __name__ == "__main__":

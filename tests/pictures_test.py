@@ -1,4 +1,5 @@
 import io
+import pathlib
 import struct
 import zlib
 
@@ -258,3 +259,11 @@ def test_a_thumbnail_is_upright_and_transparency_laid_on_white():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert lay_on_white(clear).getpixel((0, 0)) == (255, 255, 255)
     assert lay_on_white(small) is small
+
+
+def test_nothing_else_in_the_house_opens_pictures():
+    root = pathlib.Path(__file__).parents[1]
+    for package in ("align_jax", "data"):
+        for path in (root / package).rglob("*.py"):
+            opens = "Image.open(" in path.read_text()
+            assert opens == (path == root / "align_jax" / "pictures.py"), path

@@ -16,9 +16,9 @@ import pytest
 from align_jax.config import read_config
 from align_jax.devices.mesh import make_mesh
 from align_jax.models.parameters import flatten
+from align_jax.places import read_json
 from align_jax.runs.pace import STARTED
 from align_jax.runs.telemetry import read_metrics
-from align_jax.runs.workdir import read_json
 from align_jax.training.checkpoint import Checkpoints
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.train_state import abstract_state

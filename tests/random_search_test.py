@@ -54,10 +54,10 @@ def fake(monkeypatch):
         program.folder.claim(workdir, fields)
         if scores[name] == "diverges":
             raise FloatingPointError("the loss of step 1 is nan")
-        program.tf.io.gfile.makedirs(f"{workdir}/checkpoints/4")
+        program.places.make_folder(f"{workdir}/checkpoints/4")
         (evaluator,) = fields["evaluators"]
         results = {f"eval/{evaluator}/top1": scores[name]}
-        program.folder.write_json(f"{workdir}/results.json", results)
+        program.places.write_json(f"{workdir}/results.json", results)
 
     monkeypatch.setattr(program, "train", train)
     return ran, scores

@@ -14,6 +14,7 @@ from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.models.parameters import variable_shapes
+from align_jax.pictures import MAX_PIXELS
 from align_jax.weights.folder import Weights, write_weights
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
@@ -142,7 +143,9 @@ def write_vocabulary(path: pathlib.Path) -> str:
     return str(path)
 
 
-def write_model(folder: pathlib.Path, seed: int = 0) -> str:
+def write_model(
+    folder: pathlib.Path, seed: int = 0, max_pixels: int = MAX_PIXELS
+) -> str:
     """A dual encoder of random parameters as a folder that `align_jax.load` reads."""
     image, text = EfficientNetConfig(width=0.25, depth=0.3), BertConfig(16, 6, 6, 1, 64)
     config = ModelConfig(image, text)
@@ -154,7 +157,7 @@ def write_model(folder: pathlib.Path, seed: int = 0) -> str:
         if path[-1] in ("kernel", "embedding"):
             spread = np.sqrt(2 / np.prod(shape[:-1]))
             arrays[path] = random.normal(0, spread, shape).astype(np.float32)
-    sizes = PreprocessConfig(resize=18, image_size=16)
+    sizes = PreprocessConfig(resize=18, image_size=16, max_pixels=max_pixels)
     weights = Weights("dual_encoder", config, arrays, sizes, tuple(WORDS))
     write_weights(weights, str(folder))
     return str(folder)

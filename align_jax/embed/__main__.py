@@ -9,10 +9,10 @@ is there already is left alone, so the same command continues a killed one.
 
 import argparse
 import os
-import pathlib
 import sys
 import time
 
+from align_jax import places
 from align_jax.errors import InputError, run_command
 
 
@@ -73,7 +73,7 @@ def read_flags() -> argparse.Namespace:
         metavar="PARQUET",
         help="a file, a folder or a pattern; may be repeated",
     )
-    parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER")
+    parser.add_argument("--out", type=places.local_path, metavar="FOLDER")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--check", action="store_true", help="only open the model")
     parser.add_argument(

@@ -17,10 +17,10 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from align_jax import places
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.runs import workdir
@@ -54,7 +54,7 @@ class SavedEmbedder:
           InputError: a file is damaged, or processes see different ones.
         """
         self._embedder = embedder
-        self._folder = os.path.join(folder, model)
+        self._folder = os.path.join(places.resolve(folder), model)
         self._saved = {kind: _Rows(os.path.join(self._folder, kind)) for kind in KINDS}
         files = "\n".join(file for rows in self._saved.values() for file in rows.files)
         seen = multihost_utils.process_allgather(np.uint32(zlib.crc32(files.encode())))
@@ -130,25 +130,26 @@ class _Rows:
     def __init__(self, folder: str):
         self._folder = folder
         self.files: list[str] = []
-        self._places: dict[str, tuple[int, int]] = {}  # file and row
+        self._rows: dict[str, tuple[int, int]] = {}  # file and row in it
         self._new: list[np.ndarray] = []  # (n, D) each, of the file to be written
         self._new_ids: list[str] = []
-        for path in sorted(tf.io.gfile.glob(os.path.join(folder, "*.parquet"))):
+        there = places.list_names(folder) if places.is_folder(folder) else []
+        for path in (os.path.join(folder, n) for n in there if n.endswith(".parquet")):
             self._place(_read_column(path, "id").to_pylist())
             self.files.append(path)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._rows
 
     def __getitem__(self, ids: list[str]) -> np.ndarray:
-        places = np.array([self._places[name] for name in ids])
+        located = np.array([self._rows[name] for name in ids])  # (n, 2)
         order, parts = [], []
-        for file in np.unique(places[:, 0]):
-            rows = np.flatnonzero(places[:, 0] == file)
+        for file in np.unique(located[:, 0]):
+            rows = np.flatnonzero(located[:, 0] == file)
             written = file < len(self.files)
             source = _read(self.files[file]) if written else np.concatenate(self._new)
             order.append(rows)
-            parts.append(source[places[rows, 1]])
+            parts.append(source[located[rows, 1]])
         return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def add(self, ids: list[str], embeddings: np.ndarray) -> None:
@@ -174,9 +175,8 @@ class _Rows:
             table = pa.table({"id": pa.array(self._new_ids), "embedding": vectors})
             file = io.BytesIO()
             pq.write_table(table, file, compression="none")
-            with workdir.writing(path):
-                tf.io.gfile.makedirs(self._folder)
-            workdir.write_bytes(path, file.getvalue())
+            places.make_folder(self._folder)
+            places.write_bytes(path, file.getvalue())
         multihost_utils.sync_global_devices(path)
         self.files.append(path)
         self._new, self._new_ids = [], []
@@ -184,7 +184,7 @@ class _Rows:
     def _place(self, ids: list[str], first: int = 0) -> None:
         """Notes that ids are rows of the next file."""
         file = len(self.files)
-        self._places |= {name: (file, first + row) for row, name in enumerate(ids)}
+        self._rows |= {name: (file, first + row) for row, name in enumerate(ids)}
 
 
 @lru_cache(FILES_IN_MEMORY)
@@ -195,9 +195,9 @@ def _read(path: str) -> np.ndarray:
 
 
 def _read_column(path: str, name: str) -> pa.ChunkedArray:
+    content = places.read_bytes(path)
     try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            return pq.read_table(io.BytesIO(file.read()), columns=[name]).column(name)
+        return pq.read_table(io.BytesIO(content), columns=[name]).column(name)
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -6,10 +6,8 @@ order; null where a picture cannot be read. Each is whole or absent, and model.j
 beside them says which model made them.
 """
 
-import contextlib
 import dataclasses
 import glob
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -18,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
-from align_jax.weights.folder import digest, read_json
+from align_jax.weights.folder import digest
 
 MODEL_FILE = "model.json"
 WANTED = {"image_id": "string", "image": "binary"}
@@ -54,10 +53,10 @@ def list_shards(sources: list[str]) -> list[Shard]:
     """
     shards: dict[str, Shard] = {}
     for source in sources:
-        path = pathlib.Path(source)
-        pattern = os.path.join(glob.escape(source), "*.parquet")
-        found = sorted(glob.glob(pattern if path.is_dir() else source))
-        found = [source] if path.is_file() else found
+        path = places.local_path(source)
+        pattern = os.path.join(glob.escape(str(path)), "*.parquet")
+        found = sorted(glob.glob(pattern if path.is_dir() else str(path)))
+        found = [str(path)] if path.is_file() else found
         if not found:
             raise InputError(
                 f"no pictures at {source}; wanted a Parquet file, a folder of"
@@ -104,7 +103,7 @@ def embed_shards(
             _check_rows(target, shard)
             progress(shard.rows)
             continue
-        with _replacing(target) as temporary:
+        with places.replacing(target) as temporary:
             for name, reason in _embed_shard(
                 model, shard, temporary, batch_size, progress
             ):
@@ -115,7 +114,7 @@ def embed_shards(
 def _embed_shard(
     model: Model,
     shard: Shard,
-    path: pathlib.Path,
+    path: str,
     batch_size: int,
     progress: Callable[[int], None],
 ) -> Iterator[tuple[str, str]]:
@@ -173,20 +172,19 @@ def _claim(folder: pathlib.Path, model: Model) -> None:
     found = digest(model.weights)
     path = folder / MODEL_FILE
     if path.exists():
-        if read_json(path).get("digest") != found:
+        if places.read_object(path).get("digest") != found:
             raise InputError(
                 f"{folder} holds embeddings of another model ({path}); give another"
                 " folder, or remove it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not places.is_free(folder, (places.TEMPORARY,)):
         raise InputError(
             f"{folder} is there and holds no embeddings of ours; give a new folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    places.make_folder(folder)
     described = {"digest": found, "width": model.width, "step": model.weights.step}
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(described, indent=2) + "\n")
+    places.write_json(path, described)
 
 
 def _check_rows(target: pathlib.Path, shard: Shard) -> None:
@@ -199,17 +197,6 @@ def _check_rows(target: pathlib.Path, shard: Shard) -> None:
             f"{target} has {rows} embeddings, but {shard.path} {shard.rows} pictures;"
             " remove it"
         )
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A name to write to, which becomes `path` when all went well."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,20 +1,18 @@
 """Folders of datasets and their TFRecord files, checked before anything starts.
 
-A dataset is a folder in TFDS's layout with TFRecord files, of ours or of TFDS. Paths
-may be any that TensorFlow reads, as gs:// ones.
+A dataset is a folder in TFDS's layout with TFRecord files, of ours or of TFDS.
 """
 
 import concurrent.futures
 import dataclasses
-import json
 import os
 import re
 import struct
 from collections.abc import Sequence
 
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from align_jax import places
 from align_jax.errors import InputError
 
 MANIFEST = "manifest.json"  # of a corpus: what its shards' sizes must be
@@ -67,15 +65,15 @@ def list_shards(directory: str, info: tfds.core.DatasetInfo, split: str) -> list
 def is_dataset(directory: str) -> bool:
     """Whether a folder is a dataset's, or that of its versions."""
     path = os.path.join(newest_version(directory), "dataset_info.json")
-    return tf.io.gfile.exists(path)
+    return places.exists(path)
 
 
 def newest_version(directory: str) -> str:
-    """The folder of a dataset's newest version, or the folder itself; ~ is home."""
-    directory = os.path.expanduser(directory)
-    if not tf.io.gfile.isdir(directory):
+    """The folder of a dataset's newest version, or the folder itself."""
+    directory = places.resolve(directory)
+    if not places.is_folder(directory):
         return directory
-    found = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
+    found = places.list_names(directory)
     versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
     if not versions:
         return directory
@@ -85,7 +83,7 @@ def newest_version(directory: str) -> str:
 
 def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
     """Opens a dataset by TFDS; InputError where there is none, or no such split."""
-    if not tf.io.gfile.exists(os.path.join(directory, "dataset_info.json")):
+    if not places.exists(os.path.join(directory, "dataset_info.json")):
         raise InputError(
             f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
             " first, the quickstart's with `make data`, any corpus with `python -m"
@@ -100,15 +98,8 @@ def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
 
 def _sizes(paths: Sequence[str]) -> list[int | None]:
     """Bytes of each file, None where it is missing."""
-
-    def size(path: str) -> int | None:
-        try:
-            return tf.io.gfile.stat(path).length
-        except tf.errors.NotFoundError:
-            return None
-
     with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(size, paths))
+        return list(pool.map(places.size, paths))
 
 
 def _check_sizes(
@@ -121,9 +112,9 @@ def _check_sizes(
     """
     manifest = os.path.join(directory, MANIFEST)
     wanted = {}
-    if tf.io.gfile.exists(manifest):
-        with tf.io.gfile.GFile(manifest) as file:
-            wanted = {s["name"]: s["bytes"] for s in json.load(file).get("shards", [])}
+    if places.exists(manifest):
+        described = places.read_json(manifest).get("shards", [])
+        wanted = {shard["name"]: shard["bytes"] for shard in described}
     for shard, size in zip(shards, sizes, strict=True):
         expected = wanted.get(os.path.basename(shard.path), size)
         if size != expected:
@@ -145,8 +136,8 @@ def _check_sizes(
 
 def count_records(path: str) -> int:
     """Whole records of a TFRecord file, by its framing; the records are not read."""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        size, place, records = file.size(), 0, 0
+    size, place, records = places.size(path) or 0, 0, 0
+    with places.opening(path) as file:
         while place + FRAME <= size:
             file.seek(place)
             place += FRAME + struct.unpack("<Q", file.read(8))[0]

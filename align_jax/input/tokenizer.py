@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tensorflow_text as tf_text
 
+from align_jax import places
 from align_jax.errors import InputError
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -129,10 +130,10 @@ def read_vocabulary(path: str) -> list[str]:
       InputError: the file is missing, holds a token twice, skips an id, or is the
         tokenizer.json of another tokenizer than BERT's uncased one.
     """
-    if not tf.io.gfile.exists(path):
+    place = places.resolve(path)
+    if not places.exists(place):
         raise InputError(f"no vocabulary at {path}; data.build writes one")
-    with tf.io.gfile.GFile(path, "rb") as file:
-        content = file.read()
+    content = places.read_bytes(place)
     try:
         if path.endswith(".json"):
             vocabulary = _tokens_of_json(json.loads(content), path)

@@ -22,11 +22,13 @@ def main() -> None:
     parser.add_argument("--out", metavar="FOLDER")
     flags = parser.parse_args()
 
+    from align_jax import places
     from align_jax.report.found_runs import find_runs
     from align_jax.report.summary import write_summary
 
     runs = find_runs(flags.places)
-    for path in write_summary(runs, flags.out or flags.places[0]):
+    out = places.resolve(flags.out or flags.places[0])
+    for path in write_summary(runs, out):
         print(path)
 
 

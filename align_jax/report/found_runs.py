@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import tensorflow as tf
-
+from align_jax import places
 from align_jax.config import leave_out
 from align_jax.errors import InputError
 from align_jax.models.parameters import variable_shapes
@@ -63,7 +62,7 @@ class FoundRun:
     def report(self) -> str | None:
         """Path of the run's own page, if there is one."""
         path = os.path.join(self.place, REPORT_FILE)
-        return path if tf.io.gfile.exists(path) else None
+        return path if places.exists(path) else None
 
     @cached_property
     def parameters(self) -> dict[str, int]:
@@ -112,7 +111,7 @@ MEASURES = {
 }
 
 
-def find_runs(places: Sequence[str]) -> list[FoundRun]:
+def find_runs(typed: Sequence[str]) -> list[FoundRun]:
     """Finds the runs of some folders, each a run's or one that holds runs.
 
     Scores of an evaluation whose checkpoint is one of the runs become the run's, unless
@@ -122,7 +121,7 @@ def find_runs(places: Sequence[str]) -> list[FoundRun]:
       InputError: a folder holds none.
     """
     found: dict[str, None] = {}
-    for place in places:
+    for place in typed:
         folders = [*_run_folders(_whole_path(place))]
         if not folders:
             raise InputError(
@@ -136,14 +135,14 @@ def find_runs(places: Sequence[str]) -> list[FoundRun]:
 
 def _whole_path(place: str) -> str:
     """One path a folder, whatever it was called."""
-    return place.rstrip("/") if "://" in place else os.path.abspath(place)
+    return places.resolve(place).rstrip("/") or "/"
 
 
-def _short_names(places: Sequence[str]) -> dict[str, str]:
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
     """The last parts of each path, as many as tell them all apart."""
-    longest = max(place.count("/") for place in places) + 1
+    longest = max(path.count("/") for path in paths) + 1
     for count in range(1, longest + 1):
-        names = {place: "/".join(place.split("/")[-count:]) for place in places}
+        names = {path: "/".join(path.split("/")[-count:]) for path in paths}
         if len({*names.values()}) == len(names):
             break
     return names
@@ -152,18 +151,18 @@ def _short_names(places: Sequence[str]) -> dict[str, str]:
 def _run_folders(place: str) -> Iterator[str]:
     """A run's folder itself, else those below, in order; a search's are its own."""
     if folder.is_claimed(place):
-        config = folder.read_json(os.path.join(place, folder.CONFIG_FILE))
+        config = places.read_json(os.path.join(place, folder.CONFIG_FILE))
         if config.get("run") in KINDS:  # a corpus has a config, too
             yield place
-    elif tf.io.gfile.isdir(place):
-        for name in sorted(tf.io.gfile.listdir(place)):
-            yield from _run_folders(os.path.join(place, name.rstrip("/")))
+    elif places.is_folder(place):
+        for name in places.list_names(place):
+            yield from _run_folders(os.path.join(place, name))
 
 
 def _read(place: str, name: str) -> FoundRun:
     def read(file: str, default: Any) -> Any:
         path = os.path.join(place, file)
-        return folder.read_json(path) if tf.io.gfile.exists(path) else default
+        return places.read_json(path) if places.exists(path) else default
 
     # Of a million lines of steps only those of flushes and of evaluations are kept.
     rows: list[dict[str, float]] = []
@@ -221,11 +220,11 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
         flat.append(_flatten(leave_out(run.fields, [*execution, "evaluators"])))
     changed: list[dict[str, Any]] = [{} for _ in runs]
     for kind in {run.fields.get("run") for run in runs}:
-        places = [i for i, run in enumerate(runs) if run.fields.get("run") == kind]
-        for path in sorted({path for i in places for path in flat[i]}):
-            values = [repr(flat[i].get(path, "absent")) for i in places]
+        alike = [i for i, run in enumerate(runs) if run.fields.get("run") == kind]
+        for path in sorted({path for i in alike for path in flat[i]}):
+            values = [repr(flat[i].get(path, "absent")) for i in alike]
             usual = Counter(values).most_common(1)[0][0]  # of equals the first
-            for i, value in zip(places, values, strict=True):
+            for i, value in zip(alike, values, strict=True):
                 if value != usual:
                     changed[i][path] = flat[i].get(path, "absent")
     return changed

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.axes import Axes
 
+from align_jax import places
 from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.evaluators import Evaluator
 from align_jax.evaluation.evaluators.retrieval import Retrieval
@@ -81,7 +81,7 @@ def write_report(
     )
     path = os.path.join(workdir, REPORT_FILE)
     if folder.leads():
-        folder.write_text(path, page)
+        places.write_text(path, page)
     return path
 
 
@@ -123,8 +123,8 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Reads what the rules dropped, of each dataset whose manifest tells."""
     corpora = {}
     for name, dataset in fields.get("input", {}).get("datasets", {}).items():
-        path = os.path.join(dataset["directory"], MANIFEST)
-        manifest = folder.read_json(path) if tf.io.gfile.exists(path) else {}
+        path = os.path.join(places.resolve(dataset["directory"]), MANIFEST)
+        manifest = places.read_json(path) if places.exists(path) else {}
         if "rules" in manifest:
             corpora[name] = manifest
     return corpora

@@ -6,11 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
-
+from align_jax import places
 from align_jax.report.found_runs import MEASURES, FoundRun, changed_fields
 from align_jax.report.pages import plot_lines, plot_points, render
-from align_jax.runs import workdir as folder
 from align_jax.runs.results import PUBLISHED, main_scores, published_columns
 
 PAGE, MARKDOWN = "summary.html", "summary.md"
@@ -62,9 +60,9 @@ def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
     for table in paper:
         parts += [f"## {table.title}", table.markdown()]
     texts = {PAGE: page, MARKDOWN: "\n\n".join(parts) + "\n"}
-    tf.io.gfile.makedirs(out)
+    places.make_folder(out)
     for name, text in texts.items():
-        folder.write_text(os.path.join(out, name), text)
+        places.write_text(os.path.join(out, name), text)
     return [os.path.join(out, name) for name in texts]
 
 

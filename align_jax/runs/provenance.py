@@ -8,7 +8,7 @@ import subprocess
 
 import jax
 
-from align_jax.runs import workdir as folder
+from align_jax import places
 
 PROVENANCE_FILE = "provenance.json"  # in the run's folder, of its last start
 ROOT = pathlib.Path(__file__).parents[2]
@@ -17,7 +17,7 @@ PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 
 def write_provenance(workdir: str) -> None:
     """Writes what this process runs with into a run's folder."""
-    folder.write_json(os.path.join(workdir, PROVENANCE_FILE), provenance())
+    places.write_json(os.path.join(workdir, PROVENANCE_FILE), provenance())
 
 
 def provenance() -> dict[str, str]:

@@ -7,6 +7,7 @@ import pathlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from align_jax import places
 from align_jax.runs import workdir as folder
 from align_jax.runs.telemetry import read_metrics
 
@@ -149,8 +150,8 @@ def _format(value: float | None) -> str:
 def print_results(workdir: str) -> None:
     """Prints a finished run's table and where its files are."""
     path = os.path.join(workdir, folder.RESULTS_FILE)
-    print(format_table(folder.read_json(path)))
+    print(format_table(places.read_json(path)))
     print(f"results: {path}")
     report = os.path.join(workdir, REPORT_FILE)
-    if os.path.exists(report):
+    if places.exists(report):
         print(f"report:  {report}")

@@ -1,5 +1,6 @@
 """Metrics to TensorBoard and JSON lines through clu, a progress bar, and profiles."""
 
+import contextlib
 import json
 import os
 import sys
@@ -12,8 +13,9 @@ import tensorflow as tf
 import tqdm
 from clu import metric_writers
 
+from align_jax import places
 from align_jax.runs.pace import DEVICE_HOURS, STARTED, Pace
-from align_jax.runs.workdir import METRICS_FILE, leads, write_text, writing
+from align_jax.runs.workdir import METRICS_FILE, leads
 
 TAIL = 1 << 20  # bytes: some thousand lines
 
@@ -34,22 +36,23 @@ class JsonLinesWriter(ScalarWriter):
     def __init__(self, path: str):
         """Opens the file for appending."""
         self._path = path
-        self._file = tf.io.gfile.GFile(path, "a")
+        self._closing = contextlib.ExitStack()
+        self._file = self._closing.enter_context(places.appending(path))
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Appends one line."""
         values = {name: float(value) for name, value in scalars.items()}
-        with writing(self._path):
+        with places.writing(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def flush(self) -> None:
         """Hands all lines to the file system."""
-        with writing(self._path):
+        with places.writing(self._path):
             self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        self._closing.close()
 
 
 class CurvesWriter(ScalarWriter):
@@ -61,7 +64,7 @@ class CurvesWriter(ScalarWriter):
     def __init__(self, folder: str):
         """Opens a new file in the folder."""
         self._folder = folder
-        with writing(folder):
+        with places.writing(folder):
             self._writer = tf.summary.create_file_writer(folder)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
@@ -69,12 +72,12 @@ class CurvesWriter(ScalarWriter):
         summary = tf.compat.v1.Summary()
         for name, value in scalars.items():
             summary.value.add(tag=name, simple_value=float(value))
-        with writing(self._folder), self._writer.as_default():
+        with places.writing(self._folder), self._writer.as_default():
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
 
     def flush(self) -> None:
         """Hands all points to the file system."""
-        with writing(self._folder):
+        with places.writing(self._folder):
             self._writer.flush()
 
     def close(self) -> None:
@@ -102,7 +105,7 @@ def open_writers(
         kept = [row for row in kept if STARTED in row]
     spent = max((row.get(DEVICE_HOURS, 0.0) for row in rows), default=0.0)
     kept.append({"step": step, STARTED: time.time(), DEVICE_HOURS: spent})
-    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    places.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     lines = JsonLinesWriter(path)
     curves = CurvesWriter(os.path.join(workdir, "tensorboard"))
     return lines, metric_writers.MultiWriter([lines, curves])
@@ -116,18 +119,19 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
 def stream_metrics(workdir: str) -> Iterator[dict[str, float]]:
     """Yields what `read_metrics` lists."""
     path = os.path.join(workdir, METRICS_FILE)
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
+    if places.exists(path):
+        with places.opening(path) as file:
+            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
 
 
 def read_last_metrics(workdir: str) -> list[dict[str, float]]:
     """The newest lines of `read_metrics`, as many as `TAIL` holds."""
     path = os.path.join(workdir, METRICS_FILE)
-    if not tf.io.gfile.exists(path):
+    size = places.size(path)
+    if size is None:
         return []
-    with tf.io.gfile.GFile(path, "rb") as file:
-        start = max(0, file.size() - TAIL)
+    start = max(0, size - TAIL)
+    with places.opening(path) as file:
         file.seek(start)
         lines = file.read().split(b"\n")[:-1]
     return [json.loads(line) for line in (lines[1:] if start else lines)]

@@ -14,11 +14,11 @@ new or changed and leaves the rest alone; with --prune it deletes what is gone.
 
 import argparse
 import os
-import pathlib
 import secrets
 import sys
 import urllib.parse
 
+from align_jax import places
 from align_jax.errors import InputError, run_command
 
 
@@ -112,8 +112,10 @@ def serve(flags: argparse.Namespace) -> None:
 
 def read_lines(path: str | None) -> list[str]:
     """The lines of a text file that are not blank; none without a file."""
-    lines = _read_file(path).decode("utf-8", "replace").splitlines() if path else []
-    return [line.strip() for line in lines if line.strip()]
+    if not path:
+        return []
+    text = places.read_bytes(places.resolve(path)).decode("utf-8", "replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
@@ -140,15 +142,9 @@ def read_terms(flags: argparse.Namespace) -> list:
         weight = TEXT_WEIGHT if flags.text_weight is None else flags.text_weight
         terms += [Term(text, sign * weight) for text in texts]
         weight = IMAGE_WEIGHT if flags.image_weight is None else flags.image_weight
-        terms += [Term(_read_file(path), sign * weight) for path in images]
+        files = [places.read_bytes(places.resolve(path)) for path in images]
+        terms += [Term(file, sign * weight) for file in files]
     return terms
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def delete(flags: argparse.Namespace) -> None:
@@ -207,6 +203,9 @@ def read_flags() -> argparse.Namespace:
     gone.add_argument("ids", nargs="+", metavar="ID")
 
     flags = parser.parse_args()
+    for name in ("index", "out", "checkpoint"):
+        if getattr(flags, name, None):
+            setattr(flags, name, places.resolve(getattr(flags, name)))
     for name, least in (("batch_size", 1), ("limit", 1), ("thumbnail", 0)):
         if getattr(flags, name, least) < least:
             value = getattr(flags, name)

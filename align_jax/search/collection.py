@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
+from align_jax import places
 from align_jax.embed.saved import content_id
 from align_jax.errors import InputError
 from align_jax.input.evaluation_records import (
@@ -56,10 +56,10 @@ class Folder:
         Raises:
           InputError: there is no such folder, or no picture in it.
         """
-        self._root = pathlib.Path(root)
+        self._root = places.local_path(root)
         if not self._root.is_dir():
             raise InputError(f"{root} is no folder")
-        self.prefix = os.path.join(os.path.abspath(root), "")
+        self.prefix = os.path.join(self._root, "")
         own = self._root.resolve()
         self._paths = sorted(
             path
@@ -85,7 +85,7 @@ class Folder:
             state = f"{found.st_size} {found.st_mtime_ns}"
             name = path.relative_to(self._root).as_posix()
             name = name.encode("utf-8", "backslashreplace").decode()
-            yield Entry(name, state, "", path.read_bytes)
+            yield Entry(name, state, "", partial(places.read_bytes, path))
 
 
 class Records:
@@ -104,9 +104,7 @@ class Records:
         """
         self._directory, self._split = directory, split
         self._count = evaluation_size(directory, split, ("image",))
-        remote = "://" in directory
-        place = directory if remote else os.path.abspath(os.path.expanduser(directory))
-        self.prefix = f"{place}:{split}/"
+        self.prefix = f"{places.resolve(directory)}:{split}/"
         self.labels = label_names(directory, split)
 
     def __len__(self) -> int:
@@ -150,6 +148,6 @@ def open_collection(place: str) -> Folder | Records:
     directory, colon, split = place.rpartition(":")
     if not colon or "/" in split:  # gs://...
         directory, split = place, ""
-    if not split and os.path.isdir(place) and not is_dataset(place):
+    if not split and places.is_folder(places.resolve(place)) and not is_dataset(place):
         return Folder(place)
     return Records(directory, split or "train")

@@ -75,9 +75,9 @@ def _index_batch(
 ) -> None:
     wrong: dict[int, str] = {}
     read = [*pool.map(_read, batch)]
-    contents = [b"" if isinstance(content, OSError) else content for content in read]
+    contents = [b"" if isinstance(found, InputError) else found for found in read]
     embeddings = model.encode_images(contents, wrong)
-    wrong |= {row: str(c) for row, c in enumerate(read) if isinstance(c, OSError)}
+    wrong |= {row: str(e) for row, e in enumerate(read) if isinstance(e, InputError)}
     rows = [row for row in range(len(batch)) if row not in wrong]
     unreadable = {batch[row].id: wrong[row] for row in sorted(wrong)}
     index.delete(unreadable)  # what they were before
@@ -96,10 +96,10 @@ def _index_batch(
     done.added += len(rows)
 
 
-def _read(entry: Entry) -> bytes | OSError:
+def _read(entry: Entry) -> bytes | InputError:
     try:
         return entry.read()
-    except OSError as error:
+    except InputError as error:
         return error
 
 

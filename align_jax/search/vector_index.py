@@ -8,7 +8,6 @@ compared with all of it.
 import dataclasses
 import datetime
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 from lancedb.index import BTree, IvfSq
 from lancedb.query import LanceVectorQueryBuilder
 
+from align_jax import places
 from align_jax.errors import InputError
 
 TABLE = "pictures"
@@ -265,7 +265,7 @@ def open_index(place: str) -> VectorIndex:
     Raises:
       InputError: there is none, or it is not one of ours.
     """
-    if "://" in place or os.path.isdir(place):  # connecting would make the folder
+    if places.is_url(place) or places.is_folder(place):  # connecting would make it
         database = lancedb.connect(place, read_consistency_interval=SOON)
         table = _open_table(database, TABLE)
         if table is not None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from align_jax import places
 from align_jax.errors import run_command
 
 
@@ -58,6 +59,8 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="the SkyPilot task whose command is replaced",
     )
     flags = parser.parse_args(argv[:split])
+    flags.workdir = places.resolve(flags.workdir)
+    flags.jobs = places.resolve(flags.jobs)
     flags.further = [*argv[split + 1 :]]
     return flags
 

@@ -16,6 +16,7 @@ from typing import Any
 import tqdm
 import yaml
 
+from align_jax import places
 from align_jax.errors import STOPPED, InputError, Preempted
 from align_jax.runs import workdir as folder
 from align_jax.sweep.config import SweepRun
@@ -45,7 +46,7 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
       Preempted: told to stop, as the run at work was.
       KeyboardInterrupt: likewise.
     """
-    if "://" in flags.workdir:
+    if places.is_url(flags.workdir):
         raise InputError(
             f"--workdir is {flags.workdir}; the launcher 'local' wants a local folder"
         )
@@ -61,7 +62,7 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
             print(count_states(statuses), flush=True)
     print(format_status(statuses), flush=True)
     failed = {
-        run.id: folder.read_json(failure_path(run))["reason"]
+        run.id: places.read_json(failure_path(run))["reason"]
         for run, status in zip(runs, statuses, strict=True)
         if status.state == "failed"
     }
@@ -79,7 +80,7 @@ def _run(run: SweepRun) -> None:
     with locked_log(run) as log, _Termination():
         if folder.is_finished(run.workdir):  # by the process that had the lock
             return
-        pathlib.Path(failure_path(run)).unlink(missing_ok=True)
+        places.remove(failure_path(run))
         before = log.tell()
         # Not of the terminal's group: Ctrl-C reaches it as a notice to stop.
         process = subprocess.Popen(
@@ -100,7 +101,7 @@ def _run(run: SweepRun) -> None:
         if code:
             reason = _reason(run, code, before)
             failure = {"code": code, "reason": reason}
-            folder.write_json(failure_path(run), failure)
+            places.write_json(failure_path(run), failure)
             print(f"{run.id} failed: {reason}", flush=True)
 
 
@@ -108,9 +109,10 @@ def _reason(run: SweepRun, code: int, before: int) -> str:
     """Why a run failed: a signal, or the last line of what it added to its log."""
     if code < 0:
         return f"killed by signal {-code}; {log_path(run)} has what it printed"
-    with open(log_path(run)) as file:
+    with places.opening(log_path(run)) as file:
         file.seek(before)
-        lines = [line for line in file.read().splitlines() if line.strip()]
+        printed = file.read().decode(errors="replace")
+    lines = [line for line in printed.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit code {code}"
 
 
@@ -172,21 +174,21 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
       InputError: the template is no SkyPilot task, or the runs would end with their
         machines.
     """
-    if "://" not in flags.workdir:
+    if not places.is_url(flags.workdir):
         raise InputError(
             f"--workdir is {flags.workdir}, which ends with a job's machine; wanted a"
             " bucket, as gs://BUCKET/FOLDER"
         )
     try:
-        template = yaml.safe_load(pathlib.Path(flags.template).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        template = yaml.safe_load(places.read_text(places.resolve(flags.template)))
+    except (InputError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--template={flags.template}: {reason}") from error
     if not isinstance(template, dict) or "run" not in template:
         raise InputError(
             f"--template={flags.template} is no SkyPilot task with a field 'run'"
         )
-    os.makedirs(flags.jobs, exist_ok=True)
+    places.make_folder(flags.jobs)
     for run in _to_run(runs, flags.retry):
         name = re.sub("[^a-z0-9]+", "-", run.id.lower())[-LONGEST_NAME:].strip("-")
         flags_of_all = [*run.flags, "--distributed"]  # every host of a slice takes part
@@ -194,7 +196,7 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
         task = {**template, "name": name, "run": command}
         task.pop("envs", None)  # of the command that is replaced
         path = os.path.join(flags.jobs, f"{name}.yaml")
-        folder.write_text(path, yaml.safe_dump(task, sort_keys=False))
+        places.write_text(path, yaml.safe_dump(task, sort_keys=False))
         print(shlex.join(["sky", "jobs", "launch", "--yes", "--detach-run", path]))
 
 

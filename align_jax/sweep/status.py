@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-import tensorflow as tf
-
-from align_jax.errors import InputError
+from align_jax import places
 from align_jax.report.run_kinds import kind_of
 from align_jax.runs import workdir as folder
 from align_jax.runs.results import main_scores
@@ -51,14 +49,10 @@ def read_status(run: SweepRun) -> Status:
     Raises:
       InputError: the folder holds another run, or storage does not answer.
     """
-    try:
-        execution = kind_of(run.fields).execution(run.fields)
-        folder.check(run.workdir, run.fields, execution)
-        rows = read_last_metrics(run.workdir)
-        state = _state(run)
-    except tf.errors.OpError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{run.workdir} cannot be read: {reason}") from error
+    execution = kind_of(run.fields).execution(run.fields)
+    folder.check(run.workdir, run.fields, execution)
+    rows = read_last_metrics(run.workdir)
+    state = _state(run)
     step = max((int(row["step"]) for row in rows), default=0)
     total = run.fields.get("total_steps")
     latest: dict[str, float] = {}
@@ -79,21 +73,19 @@ def _state(run: SweepRun) -> str:
         return "done"
     if is_locked(run):
         return "running"
-    if tf.io.gfile.exists(failure_path(run)):
+    if places.exists(failure_path(run)):
         return "failed"
     if not folder.is_claimed(run.workdir):
         return "waiting"
     # What was not begun by the local launcher tells by its metrics that it runs.
-    silent = 0.0 if os.path.exists(log_path(run)) else _seconds_silent(run)
+    silent = 0.0 if _has_log(run) else _seconds_silent(run)
     return "running" if 0 < silent < SILENCE else "stopped"
 
 
 def _seconds_silent(run: SweepRun) -> float:
     """Seconds since the run's metrics grew; 0 where it has none."""
-    path = os.path.join(run.workdir, folder.METRICS_FILE)
-    if not tf.io.gfile.exists(path):
-        return 0.0
-    return max(time.time() - tf.io.gfile.stat(path).mtime_nsec / 1e9, 1e-3)
+    grew = places.modified(os.path.join(run.workdir, folder.METRICS_FILE))
+    return 0.0 if grew is None else max(time.time() - grew, 1e-3)
 
 
 def failure_path(run: SweepRun) -> str:
@@ -113,8 +105,8 @@ def locked_log(run: SweepRun) -> Iterator[IO]:
     The lock goes on to the process that the log is given to: a run whose sweep was
     killed keeps it until it ends. Waits for another one to end.
     """
-    os.makedirs(os.path.dirname(run.workdir), exist_ok=True)
-    with open(log_path(run), "a") as file:
+    places.make_folder(os.path.dirname(run.workdir))
+    with places.appending(log_path(run)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -123,11 +115,16 @@ def locked_log(run: SweepRun) -> Iterator[IO]:
         yield file
 
 
+def _has_log(run: SweepRun) -> bool:
+    """Whether the local launcher began the run."""
+    return not places.is_url(run.workdir) and places.exists(log_path(run))
+
+
 def is_locked(run: SweepRun) -> bool:
     """Whether a process of this machine has the run."""
-    if not os.path.exists(log_path(run)):  # as in a bucket
+    if not _has_log(run):
         return False
-    with open(log_path(run)) as file:
+    with places.opening(log_path(run)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

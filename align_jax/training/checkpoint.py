@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-import tensorflow as tf
 from orbax.checkpoint import checkpoint_managers as policies
 
+from align_jax import places
 from align_jax.config import differing_fields
 from align_jax.errors import InputError
-from align_jax.runs.workdir import as_json, writing
+from align_jax.runs.workdir import as_json
 from align_jax.training.train_state import TrainState
 
 FOLDER = "checkpoints"  # of a workdir
@@ -63,7 +63,7 @@ class Checkpoints:
           config: when checkpoints are written.
           identity: what a state fits: the model's config and the vocabulary's hash.
         """
-        self._directory = os.path.join(os.path.abspath(workdir), FOLDER)
+        self._directory = os.path.join(places.resolve(workdir), FOLDER)
         self._identity = as_json(identity)
         self._best = config.best_metric
         kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep)]
@@ -83,7 +83,7 @@ class Checkpoints:
             best_fn=score,  # without it, no scores are stored
             preservation_policy=policies.AnyPreservationPolicy(kept),
         )
-        with writing(self._directory):
+        with places.writing(self._directory):
             self._manager = ocp.CheckpointManager(
                 self._directory, options=options, handler_registry=_handlers()
             )
@@ -107,7 +107,7 @@ class Checkpoints:
             identity=ocp.args.JsonSave(self._identity),
         )
         metrics = {self._best: scores[self._best]} if scores and self._best else None
-        with writing(self._directory):
+        with places.writing(self._directory):
             self._manager.save(step, args=items, metrics=metrics)
 
     def check_scores(self, scores: dict[str, float]) -> None:
@@ -147,12 +147,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until everything is written; raises InputError where it cannot be."""
-        with writing(self._directory):
+        with places.writing(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Ends the writing, as `wait` does, and frees what it needed."""
-        with writing(self._directory):
+        with places.writing(self._directory):
             self._manager.close()
 
 
@@ -176,8 +176,8 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 def list_steps(workdir: str) -> list[int]:
     """Steps of a run's whole checkpoints, in order; creates nothing."""
-    directory = os.path.join(os.path.abspath(workdir), FOLDER)
-    if not tf.io.gfile.exists(directory):
+    directory = os.path.join(places.resolve(workdir), FOLDER)
+    if not places.exists(directory):
         return []
     return sorted(ocp.utils.checkpoint_steps(directory))
 
@@ -188,8 +188,8 @@ def split_source(source: str) -> tuple[str, int]:
     Raises:
       InputError: there is no such checkpoint.
     """
-    workdir, step = source, None
-    folder, name = os.path.split(source.rstrip("/"))
+    workdir, step = places.resolve(source), None
+    folder, name = os.path.split(workdir.rstrip("/"))
     if name.isdigit() and os.path.basename(folder) == FOLDER:
         workdir, step = os.path.dirname(folder), int(name)
     steps = list_steps(workdir)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
+from align_jax import places
 from align_jax.errors import InputError
 from align_jax.models.efficientnet import (
     VARIANTS,
@@ -50,6 +51,7 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
     import h5py
     import keras
 
+    path = str(places.local_path(path))
     kernels: list[tuple[int, ...]] = []
     with h5py.File(path) as file:
         file.visititems(

@@ -9,10 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Generic, TypeGuard, TypeVar
@@ -20,6 +17,7 @@ from typing import Any, Generic, TypeGuard, TypeVar
 import numpy as np
 import safetensors.numpy
 
+from align_jax import places
 from align_jax.config import choose, read_config, stored_fields
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
@@ -119,7 +117,7 @@ def write_weights(weights: Weights, directory: str) -> None:
         write_tensors(arrays, folder / WEIGHTS_FILE)
         if weights.vocabulary:
             write_vocabulary(weights.vocabulary, folder / VOCABULARY_FILE)
-        (folder / MODEL_FILE).write_text(json.dumps(described, indent=2) + "\n")
+        places.write_json(folder / MODEL_FILE, described)
 
 
 def read_weights(directory: str) -> Weights[WeightsConfig]:
@@ -129,8 +127,8 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
       InputError: a file is missing or cut short, or a tensor is missing, not known or
         misshapen.
     """
-    folder = pathlib.Path(directory)
-    described = read_json(folder / MODEL_FILE)
+    folder = places.local_path(directory)
+    described = places.read_object(folder / MODEL_FILE)
     where = str(folder / MODEL_FILE)
     kind = choose(KINDS, described.get("kind", ""), f"{where}: kind")
     config = kind.read(described.get("config", {}), f"{where}: config")
@@ -191,20 +189,7 @@ def write_tensors(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
 
 def write_vocabulary(vocabulary: tuple[str, ...], path: pathlib.Path) -> None:
     """Writes a vocabulary file, one token a line."""
-    path.write_bytes("".join(f"{token}\n" for token in vocabulary).encode())
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """Reads a JSON object; a missing or broken file raises InputError."""
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; wanted an object")
-    return found
+    places.write_text(path, "".join(f"{token}\n" for token in vocabulary))
 
 
 @contextlib.contextmanager
@@ -214,15 +199,9 @@ def new_folder(directory: str) -> Iterator[pathlib.Path]:
     Raises:
       InputError: `directory` is there and not empty.
     """
-    target = pathlib.Path(directory).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target = places.local_path(directory)
+    if not places.is_free(target):
         raise InputError(f"{directory} is there already; give a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    filling = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        os.chmod(filling, 0o755)  # mkdtemp's is for its owner alone
+    with places.replacing(target) as filling:
+        places.make_folder(filling)
         yield pathlib.Path(filling)
-        os.replace(filling, target)
-    except BaseException:
-        shutil.rmtree(filling, ignore_errors=True)
-        raise

@@ -1,6 +1,5 @@
 """Folders of Hugging Face's ALIGN and BERT, as transformers 4 and 5 write them."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
@@ -24,7 +24,6 @@ from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
     new_folder,
-    read_json,
     write_tensors,
     write_vocabulary,
 )
@@ -56,11 +55,11 @@ def read_align(directory: str) -> Weights[ModelConfig]:
       InputError: a file is missing, a tensor is missing, not known or misshapen, or
         the config describes what our model cannot be.
     """
-    folder = pathlib.Path(directory)
+    folder = places.local_path(directory)
     path = folder / "config.json"
     preprocess = _read_preprocess(folder)
     config = huggingface_config.read_model_config(
-        read_json(path), preprocess.image_size, _max_tokens(folder), str(path)
+        places.read_object(path), preprocess.image_size, _max_tokens(folder), str(path)
     )
     found, source = read_tensors(folder)
     tensors = huggingface_tensors.list_tensors(config)
@@ -91,10 +90,10 @@ def read_bert(directory: str) -> Weights[BertConfig]:
 
     Heads and pooler are left out. Raises InputError as `read_align` does.
     """
-    folder = pathlib.Path(directory)
+    folder = places.local_path(directory)
     path = folder / "config.json"
     config = huggingface_config.read_bert_config(
-        read_json(path), _max_tokens(folder), str(path)
+        places.read_object(path), _max_tokens(folder), str(path)
     )
     found, source = read_tensors(folder)
     prefix = "bert." if any(name.startswith("bert.") for name in found) else ""
@@ -164,7 +163,7 @@ def write_align(weights: Weights, directory: str) -> None:
         write_tensors(arrays, folder / "model.safetensors")
         write_vocabulary(weights.vocabulary, folder / "vocab.txt")
         for name, content in files.items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+            places.write_json(folder / name, content)
 
 
 def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
@@ -184,7 +183,7 @@ def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
         if whole.exists():
             return _read_file(read, whole), str(whole)
         if index.exists():
-            parts = sorted(set(read_json(index)["weight_map"].values()))
+            parts = sorted(set(places.read_object(index)["weight_map"].values()))
             missing = [part for part in parts if not (folder / part).exists()]
             if missing:
                 raise InputError(f"{index} names {missing[0]}, which is missing")
@@ -226,10 +225,10 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
     """Translates preprocessor_config.json, or processor_config.json's image part."""
     path = folder / "preprocessor_config.json"
     if path.exists():
-        found = read_json(path)
+        found = places.read_object(path)
     else:
         path = folder / "processor_config.json"
-        found = read_json(path).get("image_processor", {})
+        found = places.read_object(path).get("image_processor", {})
     wanted = IMAGE_PROCESSOR | {"resample": BILINEAR}
     for name, value in wanted.items():
         if name not in found or not np.isclose(found[name], value):
@@ -244,7 +243,7 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
 def _max_tokens(folder: pathlib.Path) -> int:
     """The longest text the folder's tokenizer allows, at most the paper's."""
     path = folder / "tokenizer_config.json"
-    described: Mapping[str, Any] = read_json(path) if path.exists() else {}
+    described: Mapping[str, Any] = places.read_object(path) if path.exists() else {}
     return min(MAX_TOKENS, int(described.get("model_max_length", MAX_TOKENS)))
 
 

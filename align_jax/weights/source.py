@@ -1,27 +1,23 @@
 """Opens weights wherever they are from."""
 
-import pathlib
+import os
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from align_jax import places
 from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import flatten
+from align_jax.runs.workdir import CONFIG_FILE
 from align_jax.training.checkpoint import FOLDER, Checkpoints, split_source
 from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import TRAINING, read_run_config
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
-from align_jax.weights.folder import (
-    MODEL_FILE,
-    Weights,
-    WeightsConfig,
-    read_json,
-    read_weights,
-)
+from align_jax.weights.folder import MODEL_FILE, Weights, WeightsConfig, read_weights
 from align_jax.weights.huggingface_folder import read_align, read_bert
 
 HUGGING_FACE: dict[str, Callable[[str], Weights[WeightsConfig]]] = {
@@ -42,27 +38,29 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
     Raises:
       InputError: it is none of these, or not whole.
     """
-    path = pathlib.Path(source)
-    if path.is_file() and path.suffix == ".h5":
-        return read_keras(source)
-    if pathlib.Path(f"{source}.index").is_file():
-        return read_tensorflow(source)
-    if (path / MODEL_FILE).is_file():
-        return read_weights(source)
-    if (path / "config.json").is_file():
-        described = read_json(path / "config.json")
+    place = places.resolve(source)
+    if place.endswith(".h5") and places.exists(place):
+        return read_keras(place)
+    if places.exists(f"{place}.index"):
+        return read_tensorflow(place)
+    if places.exists(os.path.join(place, MODEL_FILE)):
+        return read_weights(place)
+    described_by = os.path.join(place, CONFIG_FILE)
+    if places.exists(described_by):
+        described = places.read_object(described_by)
         if described.get("run") in TRAINING:
-            return read_run(source)
+            return read_run(place)
         kind = described.get("model_type")
         if kind in HUGGING_FACE:
-            return HUGGING_FACE[kind](source)
+            return HUGGING_FACE[kind](place)
         raise InputError(
-            f"{path / 'config.json'} has model_type {kind!r}; wanted one of"
+            f"{described_by} has model_type {kind!r}; wanted one of"
             f" {', '.join(HUGGING_FACE)}"
         )
-    if path.parent.name == FOLDER and path.name.isdigit():
-        return read_run(source)
-    found = "a folder without either" if path.is_dir() else "no folder"
+    folder, name = os.path.split(place)
+    if os.path.basename(folder) == FOLDER and name.isdigit():
+        return read_run(place)
+    found = "a folder without either" if places.is_folder(place) else "no folder"
     raise InputError(
         f"{source} is {found}: wanted one with {MODEL_FILE} or config.json, a Keras .h5"
         " file or the prefix of a TensorFlow checkpoint"
@@ -76,8 +74,8 @@ def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
       InputError: there is no such checkpoint, or it does not fit the run's config.
     """
     workdir, step = split_source(source)
-    path = pathlib.Path(workdir) / "config.json"
-    config = read_run_config(read_json(path), str(path))
+    path = os.path.join(workdir, CONFIG_FILE)
+    config = read_run_config(places.read_object(path), path)
     tokenizer = config.make_tokenizer()
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
     state = checkpoints.restore(step, abstract_state(config.make_plan(make_mesh())))

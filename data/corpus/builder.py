@@ -17,6 +17,7 @@ from typing import Any
 
 import ibis
 
+from align_jax import places
 from align_jax.errors import InputError
 from data.corpus import ngrams, rules
 from data.corpus.config import CorpusConfig
@@ -33,7 +34,7 @@ from data.pictures.evaluation_images import (
     open_evaluation,
     write_evaluation,
 )
-from data.records.stages import claim, materialise, remove, write_file
+from data.records.stages import claim, materialise
 from data.sources.source import list_shards
 
 
@@ -57,9 +58,9 @@ class Build(StageTables):
         found = json.dumps([dataclasses.asdict(shard) for shard in shards], indent=1)
         path = self.folder / "shards.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, found)
-        elif path.read_text() != found:
+            places.make_folder(path.parent)
+            places.write_text(path, found)
+        elif places.read_text(path) != found:
             raise InputError(
                 f"{self.config.ingest.path} has changed since {self.directory} was"
                 f" begun ({path} lists its shards); give another folder"
@@ -181,7 +182,7 @@ class Build(StageTables):
         kept = self.table("kept")
         drops: collections.Counter[str] = collections.Counter()
         for path in (self.folder / "drops").glob("*.json"):
-            drops.update(json.loads(path.read_text()))
+            drops.update(places.read_json(path))
         report: dict[str, Any] = {
             "name": self.config.name,
             "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
@@ -229,7 +230,7 @@ class Build(StageTables):
         materialise(
             self.directory / "records", lambda path: write_dataset(self, report, path)
         )
-        remove(self.folder / "exchange")
+        places.remove(self.folder / "exchange")
 
     def page(self, report: dict[str, Any]) -> None:
         """Writes DIR/report.html."""
@@ -302,7 +303,7 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     claim(directory, described(config))
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
-        print(format_report(json.loads(report_path.read_text())))
+        print(format_report(places.read_json(report_path)))
         return
     with contextlib.closing(Build(config, directory)) as stages:
         stages.ingest()
@@ -314,5 +315,5 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
         report = stages.report(cut)
         stages.records(report)
         stages.page(report)
-    write_file(report_path, json.dumps(report, indent=2) + "\n")
+    places.write_json(report_path, report)
     print(format_report(report))

@@ -4,16 +4,16 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
 import pathlib
 from typing import Any
 
 import ibis
 
+from align_jax import places
 from data.corpus.config import CorpusConfig
 from data.corpus.ngrams import unigrams_of
 from data.corpus.stage_tables import StageTables
-from data.records.stages import materialise, write_file
+from data.records.stages import materialise
 
 VERSIONED = ("duckdb", "ibis-framework", "pyarrow", "tensorflow", "tensorflow-text")
 KEY_RANGES = 1024  # in which pairs are put in order one by one
@@ -47,7 +47,7 @@ def write_dataset(
     tokens = learn_vocabulary(counted, stages.config.vocabulary_size)
     folder.mkdir()
     text = "\n".join(tokens) + "\n"
-    (folder / "vocabulary.txt").write_text(text, encoding="utf-8")
+    places.write_text(folder / "vocabulary.txt", text)
     manifest = {
         **report,
         "vocabulary_size": len(tokens),
@@ -56,7 +56,7 @@ def write_dataset(
         "config": described(stages.config),
         "versions": {n: importlib.metadata.version(n) for n in VERSIONED},
     }
-    write_file(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    places.write_json(folder / "manifest.json", manifest)
 
 
 def described(config: CorpusConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import BooleanValue
 
+from align_jax import places
 from align_jax.errors import InputError
 from data.corpus.config import CorpusConfig, PictureConfig
 from data.corpus.stage_tables import StageTables
@@ -26,7 +27,7 @@ from data.corpus.survivors import read_survivors
 from data.pictures.embeddings import check_model, embed_pictures, read_embeddings
 from data.pictures.evaluation_images import open_evaluation
 from data.pictures.near_duplicates import NearDuplicates
-from data.records.stages import materialise, remove
+from data.records.stages import materialise
 
 TO_EMBED = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 INDEX = "near_duplicates.npz"
@@ -98,7 +99,7 @@ class NearEmbeddingRule:
                     " (config.evaluation_images) can be embedded"
                 )
             _build_index(evaluation, stages, config.pictures).save(folder / INDEX)
-        remove(folder / "to_embed")
+        places.remove(folder / "to_embed")
 
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None

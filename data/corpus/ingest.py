@@ -6,15 +6,15 @@ Texts are normalised once, here, because SQL engines disagree on lower-casing.
 import collections
 import hashlib
 import json
-import os
 import pathlib
 import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align_jax import places
 from data.pictures.images import IMAGES, describe_images
-from data.records.stages import materialise, temporary_name
+from data.records.stages import materialise
 from data.sources.config import SourceConfig
 from data.sources.files import SourceShard
 from data.sources.source import read_shard
@@ -84,15 +84,15 @@ def ingest_shard(
         return pq.read_metadata(pairs_path).num_rows
     images_path = stages / "images" / f"{index:05}.parquet"
     drops: collections.Counter[str] = collections.Counter()
-    images_path.parent.mkdir(parents=True, exist_ok=True)
-    images_temporary = temporary_name(images_path)
+    places.make_folder(images_path.parent)
     seen: set[str] = set()
 
     def write_drops(path: pathlib.Path) -> None:
-        path.write_text(json.dumps(drops, sort_keys=True))
+        places.write_text(path, json.dumps(drops, sort_keys=True))
 
     def write(path: pathlib.Path) -> None:
         with (
+            places.replacing(images_path) as images_temporary,
             pq.ParquetWriter(path, PAIRS) as pair_writer,
             pq.ParquetWriter(
                 images_temporary,
@@ -109,7 +109,6 @@ def ingest_shard(
                 table = describe_images(new, [pictures[name] for name in new])
                 shards = pa.array([index] * len(new), SHARD.type)
                 image_writer.write_table(table.append_column(SHARD, shards))
-        os.replace(images_temporary, images_path)
         materialise(stages / "drops" / f"{index:05}.json", write_drops)
 
     materialise(pairs_path, write)

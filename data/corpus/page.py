@@ -16,6 +16,7 @@ from typing import Any
 import ibis
 import jinja2
 
+from align_jax import places
 from align_jax.pictures import PictureError, lay_on_white, make_thumbnail
 from data.corpus.picture_rules import PICTURE_RULES, PictureRule
 from data.corpus.plots import Execute, draw_cosines, draw_plots
@@ -37,7 +38,7 @@ def write_page(
     path: pathlib.Path,
     execute: Execute,
 ) -> None:
-    """Writes the page of a corpus through a temporary name.
+    """Writes the page of a corpus, whole.
 
     Args:
       report: of the build: `pairs_in`, `pairs_kept` and `rules` (list of {"rule",
@@ -73,9 +74,7 @@ def write_page(
         settings=describe_config(config),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.rename(path)
+    places.write_text(path, page)
 
 
 def headline(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,9 +4,10 @@ import pathlib
 
 import ibis
 
+from align_jax import places
 from data.corpus.config import CorpusConfig
 from data.corpus.engines import Engine, choose_engine
-from data.records.stages import materialise, remove
+from data.records.stages import materialise
 
 
 class StageTables:
@@ -22,8 +23,8 @@ class StageTables:
         self.directory = directory
         self.folder = directory / "stages"
         engine = choose_engine(config.engine.kind)
-        for left in directory.rglob("*.tmp"):  # by a build that was killed
-            remove(left)
+        for left in directory.rglob(f"*{places.TEMPORARY}"):  # by a killed build
+            places.remove(left)
         spill = self.folder / "spill"
         self.engine: Engine = engine(config=config.engine, spill=spill)
 

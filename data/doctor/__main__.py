@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from align_jax import places
 from align_jax.errors import InputError, run_command
 from data.doctor.files import NAMED, FileChecks, Finding
 
@@ -280,11 +281,11 @@ def diagnose(
 def main() -> int:
     """Reads the flags and checks; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("directory", type=places.local_path, metavar="DIR")
     parser.add_argument("--sample", type=int, metavar="N", help="pictures to decode")
     parser.add_argument(
         "--evaluation",
-        type=pathlib.Path,
+        type=places.local_path,
         action="append",
         default=[],
         metavar="PATH",

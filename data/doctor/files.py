@@ -3,11 +3,11 @@
 import collections
 import dataclasses
 import hashlib
-import json
 import pathlib
 import shlex
 from typing import Any
 
+from align_jax import places
 from align_jax.errors import InputError
 
 NAMED = 3  # places that a finding gives
@@ -93,12 +93,12 @@ class FileChecks:
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text())
+            content = places.read_json(path)
             if _is_manifest(content):
                 return content
             found = "other JSON"
-        except ValueError as error:
-            found = str(error)
+        except InputError as error:
+            found = str(error.__cause__ or error)
         self.manifest = {}
         self.note(name, found, "a manifest", path)
         return {}
@@ -183,7 +183,7 @@ class FileChecks:
             if "vocabulary_sha256" in manifest:
                 self.note("vocabulary", "no such file", "the corpus's", path)
             return
-        content = path.read_bytes()
+        content = places.read_bytes(path)
         digest = hashlib.sha256(content).hexdigest()
         if manifest.get("vocabulary_sha256", digest) != digest:
             wanted = manifest["vocabulary_sha256"]

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align_jax import places
 from align_jax.errors import InputError
 
 FIELD = "config.pictures.embedding_model"
@@ -24,7 +25,8 @@ KEPT_BYTES = 10_000  # of what the process says, to find its last line in
 
 def check_model(model: str) -> None:
     """Raises InputError where `model` is nothing that align_jax embeds with."""
-    if not any(map(os.path.exists, (model, f"{model}.index"))):
+    place = places.resolve(model)
+    if not any(map(places.exists, (place, f"{place}.index"))):
         raise InputError(f"{FIELD} is {model!r}, which is not there")
     _run(model, ["--check"])
 

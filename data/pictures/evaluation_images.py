@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align_jax import places
 from align_jax.errors import InputError
 from data.pictures.images import describe_images
 
@@ -20,10 +21,11 @@ def open_evaluation(path: str) -> pq.ParquetFile:
       InputError: it is missing, not Parquet, or has other columns.
     """
     field = "config.evaluation_images"
-    if not pathlib.Path(path).is_file():
+    place = places.local_path(path)
+    if not place.is_file():
         raise InputError(f"no file {path} ({field})")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(place)
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} ({field}) is not a Parquet file: {reason}") from error

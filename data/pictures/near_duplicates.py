@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 from scipy import sparse
 
+from align_jax import places
 from align_jax.errors import InputError
 from data.pictures.embeddings import unit_vectors
 
@@ -177,12 +178,11 @@ class NearDuplicates:
         return similarity, similarity > np.float32(self.threshold)
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes one .npz file through a temporary name."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **dataclasses.asdict(self))
-        temporary.rename(path)
+        """Writes one .npz file, whole."""
+        places.make_folder(path.parent)
+        with places.writing(path), places.replacing(path) as temporary:
+            with pathlib.Path(temporary).open("wb") as file:
+                np.savez(file, **dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "NearDuplicates":

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from align_jax import places
 from data.corpus.ingest import identify
 from data.records import records
 from data.samples.emoji_drawings import (
@@ -95,7 +96,7 @@ def write_evaluation(
     for category in categories["categories"]:
         del category["concepts"]
     prompts = json.dumps(categories, indent=2, ensure_ascii=False)
-    (folder / "categories.json").write_text(prompts + "\n")
+    places.write_text(folder / "categories.json", prompts + "\n")
 
 
 def evaluation_drawings(

@@ -24,14 +24,16 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "x"
 
 
-def test_a_broken_json_file_is_named(tmp_path):
+def test_a_broken_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is not valid JSON"):
-        workdir.read_json(str(tmp_path / "config.json"))
+        workdir.check(str(tmp_path), CONFIG)
 
 
 def test_a_folder_whose_run_was_killed_at_its_start_is_free(tmp_path):
-    (tmp_path / "config.json.tmp").write_text('{"se')
+    for left in ("config.json.tmp", "config.json.01ab23cd.tmp"):
+        (tmp_path / left).write_text('{"se')
     workdir.check(str(tmp_path), CONFIG)
     workdir.claim(str(tmp_path), CONFIG)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with pytest.raises(InputError, match="another config"):
+        workdir.check(str(tmp_path), {"seed": 1})

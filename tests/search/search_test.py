@@ -178,6 +178,6 @@ def test_bad_input_is_refused(source, pictures, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
     create_index(str(tmp_path / "out"), Description("other", source, 4, 0))
     refused("the index is of another model", "query", tmp_path / "out", "--text=a")
-    refused("none.jpg cannot be read", "query", tmp_path / "out", "--image=none.jpg")
+    refused("none.jpg is missing", "query", tmp_path / "out", "--image=none.jpg")
     images = f"--images={pictures}"
     refused("is an index of another kind", "build", model, images, out)

@@ -281,10 +281,10 @@ assert next(iter(task.resources)).use_spot and "main.py --config=" in task.run
 
 def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     flags = ("--config.base.initialize.image_tower=RUN",)
-    runs = open_sweep("configs/vtab.py:dtd", "out", flags)
+    runs = open_sweep("configs/vtab.py:dtd", "/out", flags)
     assert [run.id for run in runs][::49] == ["vtab_dtd/trial_00", "vtab_dtd/trial_49"]
     fields = read_command_line(["main.py", *runs[7].flags])
-    assert fields.workdir == "out" and runs[7].workdir == "out/vtab_dtd/trial_07"
+    assert fields.workdir == "/out" and runs[7].workdir == "/out/vtab_dtd/trial_07"
     assert fields.fields["only"] == "vtab_dtd/trial_07"
     assert runs[7].fields["total_steps"] in (250, 500, 1000, 2500)
     out = str(place.folder / "out")

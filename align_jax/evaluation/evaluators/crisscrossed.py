@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
+from align_jax import places
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
@@ -123,19 +123,19 @@ class Crisscrossed:
     def _read(self, kind: str, rows: dict) -> tuple[np.ndarray, np.ndarray]:
         """The ratings of one kind."""
         config = self._config
-        path = os.path.join(config.ratings, f"{kind}_{config.split}.csv")
-        if not tf.io.gfile.exists(path):
+        folder = places.resolve(config.ratings)
+        path = os.path.join(folder, f"{kind}_{config.split}.csv")
+        if not places.exists(path):
             raise InputError(
                 f"no ratings at {path}; clone"
                 " https://github.com/google-research-datasets/Crisscrossed-Captions and"
                 " name its folder `data`"
             )
-        with tf.io.gfile.GFile(path) as file:
-            reader = csv.DictReader(file.read().splitlines())
-            lacking = {*FILES[kind], "agg_score"} - set(reader.fieldnames or ())
-            if lacking:
-                raise InputError(f"{path} lacks the columns {sorted(lacking)}")
-            lines = list(reader)
+        reader = csv.DictReader(places.read_text(path).splitlines())
+        lacking = {*FILES[kind], "agg_score"} - set(reader.fieldnames or ())
+        if lacking:
+            raise InputError(f"{path} lacks the columns {sorted(lacking)}")
+        lines = list(reader)
         wanted = dict(zip(FILES, config.expected_ratings, strict=False)).get(kind)
         if wanted not in (None, len(lines)):
             raise InputError(f"{path} has {len(lines)} ratings; wanted {wanted}")

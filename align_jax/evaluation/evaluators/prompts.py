@@ -5,8 +5,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import tensorflow as tf
-
+from align_jax import places
 from align_jax.errors import InputError
 
 FOLDER = pathlib.Path(__file__).with_name("prompt_sets")
@@ -49,15 +48,12 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
       InputError: there is no such file, it is damaged, or it has not a class a label.
     """
     shipped = FOLDER / f"{source}.json"
-    path = str(shipped) if shipped.exists() and shipped != SUBSETS else source
-    if not tf.io.gfile.exists(path):
+    is_shipped = shipped.exists() and shipped != SUBSETS
+    path = str(shipped) if is_shipped else places.resolve(source)
+    if not places.exists(path):
         known = sorted(p.stem for p in FOLDER.glob("*.json") if p != SUBSETS)
         raise InputError(f"no prompts at {source}; shipped are {', '.join(known)}")
-    with tf.io.gfile.GFile(path) as file:
-        try:
-            found = json.load(file)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is no JSON: {error}") from error
+    found = places.read_json(path)
     templates = found.get("templates", [])
     if not templates or not all("{}" in template for template in templates):
         raise InputError(

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 
+from align_jax import places
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example
@@ -41,17 +41,18 @@ class WordSimilarity:
 
     def __init__(self, config: WordSimilarityConfig):
         """Reads the file; raises InputError where it is missing or another."""
-        if not tf.io.gfile.exists(config.path):
+        path = places.resolve(config.path)
+        if not places.exists(path):
             raise InputError(
                 f"no SimLex-999 at {config.path}; take SimLex-999.txt from the archive"
                 " on https://fh295.github.io/simlex.html"
             )
-        with tf.io.gfile.GFile(config.path) as file:
-            reader = csv.DictReader(file.read().splitlines(), delimiter="\t")
-            lacking = set(COLUMNS) - set(reader.fieldnames or ())
-            if lacking:
-                raise InputError(f"{config.path} lacks the columns {sorted(lacking)}")
-            rows = list(reader)
+        lines = places.read_text(path).splitlines()
+        reader = csv.DictReader(lines, delimiter="\t")
+        lacking = set(COLUMNS) - set(reader.fieldnames or ())
+        if lacking:
+            raise InputError(f"{config.path} lacks the columns {sorted(lacking)}")
+        rows = list(reader)
         if config.expected_pairs not in (0, len(rows)):
             raise InputError(
                 f"{config.path} has {len(rows)} pairs; wanted {config.expected_pairs}"
