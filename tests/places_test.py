@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from align_jax import places
+from align_jax.command_line import read_command_line
 from align_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,6 +32,15 @@ def test_what_a_user_types_becomes_a_place_once(tmp_path, monkeypatch):
     assert places.local_path("~/c") == tmp_path / "home" / "c"
     with pytest.raises(InputError, match="gs://.* is a URL; wanted a path on this"):
         places.local_path(URL)
+
+
+def test_a_workdir_is_the_same_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = f"--config={ROOT}/configs/quickstart.py"
+    for typed in ("runs/mine", "./runs/mine/", "~/runs/mine"):
+        told = read_command_line(["main.py", config, f"--workdir={typed}"])
+        assert told.workdir == str(tmp_path / "runs" / "mine")
 
 
 def test_nothing_else_in_the_house_resolves_paths():
@@ -176,6 +186,7 @@ class Bucket(MemoryFileSystem):
 
 fsspec.register_implementation("gcs", Bucket, clobber=True)
 from align_jax import places
+from align_jax.command_line import read_command_line
 from align_jax.errors import InputError
 """
 

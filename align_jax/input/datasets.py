@@ -20,8 +20,8 @@ class DatasetConfig:
     """One dataset of training.
 
     Attributes:
-      directory: folder in TFDS's layout, local or any path TensorFlow reads; or the
-        folder of its versions, of which the newest is taken.
+      directory: path or URL of a folder in TFDS's layout; or of the folder of its
+        versions, of which the newest is taken.
       split: split of the dataset.
       image_feature: name of the encoded picture in a record.
       text_feature: name of the text, or of a list of texts of which each visit of the

@@ -60,7 +60,7 @@ class Build(StageTables):
         if not path.exists():
             places.make_folder(path.parent)
             places.write_text(path, found)
-        elif places.read_text(path) != found:
+        elif _resolved(places.read_json(path)) != _resolved(json.loads(found)):
             raise InputError(
                 f"{self.config.ingest.path} has changed since {self.directory} was"
                 f" begun ({path} lists its shards); give another folder"
@@ -257,6 +257,11 @@ class Build(StageTables):
 def rule_names(flagged: ibis.Table) -> list[str]:
     """Rules of a table of flags, in their order."""
     return [name for name in flagged.columns if name not in rules.PAIR_COLUMNS]
+
+
+def _resolved(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Listed shards with absolute paths: some builds began with relative ones."""
+    return [{**shard, "path": places.resolve(shard["path"])} for shard in shards]
 
 
 def format_report(report: dict[str, Any]) -> str:

@@ -5,11 +5,13 @@ is a class that fulfils `Source` and one line in `SOURCES`.
 """
 
 import collections
+import dataclasses
 from collections.abc import Iterator
 from typing import Protocol
 
 import pyarrow as pa
 
+from align_jax import places
 from align_jax.contracts import check_contract
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
@@ -107,7 +109,7 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
     Raises:
       InputError: there are none, or a file lacks a column or is of another type.
     """
-    return choose_source(config.kind)(config=config).list_shards()
+    return _open_source(config).list_shards()
 
 
 def read_shard(
@@ -126,7 +128,7 @@ def read_shard(
     Raises:
       InputError: a file is damaged where what follows cannot be read.
     """
-    source = choose_source(config.kind)(config=config)
+    source = _open_source(config)
     rows: list[RawPair] = []
     size = 0
     for pair in source.read(shard=shard, drops=drops):
@@ -141,6 +143,16 @@ def read_shard(
             rows, size = [], 0
     if rows:
         yield _batch(rows)
+
+
+def _open_source(config: SourceConfig) -> Source:
+    """Makes the source of a config, whose paths become places."""
+    path = places.resolve(config.path)
+    if config.kind == "tfds" and not places.is_folder(path):
+        path = config.path  # the name of a dataset
+    data_dir = config.data_dir and places.resolve(config.data_dir)
+    resolved = dataclasses.replace(config, path=path, data_dir=data_dir)
+    return choose_source(config.kind)(config=resolved)
 
 
 def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:

@@ -211,10 +211,30 @@ def test_spark_writes_the_same_bytes(raw, built, tmp_path):
     assert records_of(tmp_path / "corpus") == records_of(built)
 
 
-def test_a_source_that_changed_is_refused(raw, tmp_path, monkeypatch):
-    def killed(*args):
-        raise KeyboardInterrupt
+def killed(*args):
+    raise KeyboardInterrupt
 
+
+def test_a_build_of_a_relative_path_goes_on(raw, tmp_path, monkeypatch):
+    rows, config = raw
+    source = SourceConfig("parquet", "raw/*.parquet")
+    config = dataclasses.replace(config, ingest=source, engine=EngineConfig(workers=1))
+    (tmp_path / "raw").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "raw" / "one.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Build, "distinct", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(config, tmp_path / "corpus")
+    listed = tmp_path / "corpus" / "stages" / "shards.json"
+    (shard,) = json.loads(listed.read_text())
+    assert shard["path"] == str(tmp_path / "raw" / "one.parquet")
+    # As it is in folders where the path was written down as it was typed.
+    listed.write_text(json.dumps([{**shard, "path": "raw/one.parquet"}]))
+    with pytest.raises(KeyboardInterrupt):
+        build(config, tmp_path / "corpus")
+
+
+def test_a_source_that_changed_is_refused(raw, tmp_path, monkeypatch):
     rows, config = raw
     source = SourceConfig("parquet", str(tmp_path / "*.parquet"))
     config = dataclasses.replace(config, ingest=source, engine=EngineConfig(workers=1))
