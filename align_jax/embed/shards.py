@@ -27,7 +27,7 @@ BATCHES_AT_ONCE = 4  # whose files' bytes are held in memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class PictureShard:
     """Pictures to embed.
 
     Attributes:
@@ -41,7 +41,7 @@ class Shard:
     rows: int
 
 
-def list_shards(sources: list[str]) -> list[Shard]:
+def list_shards(sources: list[str]) -> list[PictureShard]:
     """Lists Parquet files, by name within each source.
 
     Args:
@@ -51,7 +51,7 @@ def list_shards(sources: list[str]) -> list[Shard]:
       InputError: there are none, two have one name, or one is not Parquet or has
         other columns.
     """
-    shards: dict[str, Shard] = {}
+    shards: dict[str, PictureShard] = {}
     for source in sources:
         path = places.local_path(source)
         pattern = os.path.join(glob.escape(str(path)), "*.parquet")
@@ -75,7 +75,7 @@ def list_shards(sources: list[str]) -> list[Shard]:
 
 def embed_shards(
     model: Model,
-    shards: list[Shard],
+    shards: list[PictureShard],
     folder: pathlib.Path,
     batch_size: int,
     progress: Callable[[int], None] = lambda rows: None,
@@ -113,7 +113,7 @@ def embed_shards(
 
 def _embed_shard(
     model: Model,
-    shard: Shard,
+    shard: PictureShard,
     path: str,
     batch_size: int,
     progress: Callable[[int], None],
@@ -139,7 +139,9 @@ def _embed_shard(
                 yield names[place].as_py(), reason.removeprefix(f"picture {place} ")
 
 
-def _read(shard: Shard, rows: int) -> Iterator[tuple[pa.StringArray, list[bytes]]]:
+def _read(
+    shard: PictureShard, rows: int
+) -> Iterator[tuple[pa.StringArray, list[bytes]]]:
     """Names and files, some at a time; no bytes where there is no picture."""
     try:
         batches = pq.ParquetFile(shard.path).iter_batches(rows, columns=[*WANTED])
@@ -150,7 +152,7 @@ def _read(shard: Shard, rows: int) -> Iterator[tuple[pa.StringArray, list[bytes]
         raise InputError(f"{shard.path} is damaged: {_one_line(error)}") from error
 
 
-def _open(path: pathlib.Path) -> Shard:
+def _open(path: pathlib.Path) -> PictureShard:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
@@ -164,7 +166,7 @@ def _open(path: pathlib.Path) -> Shard:
         if str(found).removeprefix("large_") != kind:
             raise InputError(f"column {name!r} of {path} is {found}; wanted {kind}")
     name = path.name.removesuffix(".parquet") + ".parquet"
-    return Shard(path, name, file.metadata.num_rows)
+    return PictureShard(path, name, file.metadata.num_rows)
 
 
 def _claim(folder: pathlib.Path, model: Model) -> None:
@@ -187,7 +189,7 @@ def _claim(folder: pathlib.Path, model: Model) -> None:
     places.write_json(path, described)
 
 
-def _check_rows(target: pathlib.Path, shard: Shard) -> None:
+def _check_rows(target: pathlib.Path, shard: PictureShard) -> None:
     try:
         rows = pq.read_metadata(target).num_rows
     except (OSError, pa.ArrowException) as error:

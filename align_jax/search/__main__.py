@@ -41,7 +41,7 @@ def build(flags: argparse.Namespace) -> None:
     from align_jax.embed.model import load
     from align_jax.search.collection import open_collection
     from align_jax.search.indexing import index_pictures
-    from align_jax.search.vector_index import Description, Source, create_index
+    from align_jax.search.vector_index import Description, IndexSource, create_index
     from align_jax.weights.folder import digest
 
     collection = open_collection(flags.images)
@@ -49,7 +49,7 @@ def build(flags: argparse.Namespace) -> None:
     found = Description(
         digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
     )
-    source = Source(collection.prefix, collection.labels)
+    source = IndexSource(collection.prefix, collection.labels)
     index = create_index(flags.out, found, source)
     with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
         done = index_pictures(model, collection, index, bar.update)

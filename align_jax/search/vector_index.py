@@ -52,7 +52,7 @@ class Description:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class IndexSource:
     """Where an index's pictures are; it may move.
 
     Attributes:
@@ -88,7 +88,7 @@ class VectorIndex:
         self,
         table: lancedb.table.Table,
         description: Description,
-        source: Source,
+        source: IndexSource,
     ):
         """Wraps an open table; see `create_index` and `open_index`."""
         self._table = table
@@ -211,7 +211,7 @@ class VectorIndex:
 
 
 def create_index(
-    place: str, description: Description, source: Source | None = None
+    place: str, description: Description, source: IndexSource | None = None
 ) -> VectorIndex:
     """Makes an empty index at a local path or a bucket's URL, or opens the one there.
 
@@ -253,7 +253,7 @@ def create_index(
         },
         metadata={DESCRIPTION: json.dumps(dataclasses.asdict(description))},
     )
-    source = source or Source()
+    source = source or IndexSource()
     _write_source(database, source)
     table = database.create_table(TABLE, schema=schema)
     return VectorIndex(table, description, source)
@@ -283,10 +283,10 @@ def _read_index(
         raise InputError(
             f"{database.uri} holds a table {TABLE!r} that is no index of ours"
         )
-    source, there = Source(), _open_table(database, SOURCE)
+    source, there = IndexSource(), _open_table(database, SOURCE)
     if there is not None:
         (row,) = there.to_arrow().to_pylist()
-        source = Source(row["prefix"], tuple(row["labels"]))
+        source = IndexSource(row["prefix"], tuple(row["labels"]))
     description = Description(**json.loads(metadata[DESCRIPTION]))
     return VectorIndex(table, description, source)
 
@@ -305,7 +305,7 @@ def _open_table(
         return None
 
 
-def _write_source(database: lancedb.DBConnection, source: Source) -> None:
+def _write_source(database: lancedb.DBConnection, source: IndexSource) -> None:
     """Tells where the pictures are, in place of what was told before."""
     schema = {"prefix": pa.string(), "labels": pa.list_(pa.string())}
     row = pa.table([[source.prefix], [source.labels]], schema=pa.schema(schema))

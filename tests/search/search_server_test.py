@@ -18,7 +18,7 @@ from PIL import Image
 from align_jax.search.batching import BatchingEncoder, Busy
 from align_jax.search.server import make_app
 from align_jax.search.uploads import read_upload
-from align_jax.search.vector_index import Description, Source, create_index
+from align_jax.search.vector_index import Description, IndexSource, create_index
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
 
@@ -136,7 +136,7 @@ def test_captions_are_near_pictures_texts_where_none_are_given(index, encoder):
 
 
 def test_no_path_is_told(index, client):
-    index.source = Source("/home/somebody/")
+    index.source = IndexSource("/home/somebody/")
     body = {"terms": [{"text": "red"}]}
     texts = [client.post("/api/search", json=body).text, client.get("/").text]
     texts += [client.post("/api/classify", json={"image": upload("red top")}).text]

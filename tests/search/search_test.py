@@ -14,7 +14,12 @@ from align_jax.search import __main__ as search
 from align_jax.search import indexing
 from align_jax.search.collection import Folder, Records, open_collection
 from align_jax.search.indexing import index_pictures, thumbnail
-from align_jax.search.vector_index import Description, Source, create_index, open_index
+from align_jax.search.vector_index import (
+    Description,
+    IndexSource,
+    create_index,
+    open_index,
+)
 from align_jax.weights.folder import digest
 from tests import tiny
 
@@ -100,7 +105,7 @@ def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
     assert isinstance(collection, Records) and len(collection) == 2
     model = load(source, batch_size=2)
     found = Description(digest(model.weights), source, model.width, 0)
-    place = Source(collection.prefix, collection.labels)
+    place = IndexSource(collection.prefix, collection.labels)
     index = create_index(str(tmp_path / "index"), found, place)
 
     def build(entries):

@@ -5,7 +5,12 @@ import pytest
 
 from align_jax.errors import InputError
 from align_jax.search import vector_index
-from align_jax.search.vector_index import Description, Source, create_index, open_index
+from align_jax.search.vector_index import (
+    Description,
+    IndexSource,
+    create_index,
+    open_index,
+)
 
 WIDTH = 32
 DESCRIPTION = Description("a model", "runs/a", WIDTH, 8)
@@ -89,12 +94,12 @@ def test_an_index_of_many_finds_what_comparing_with_all_finds(index, monkeypatch
 
 def test_an_index_knows_where_its_pictures_are_now(tmp_path):
     place, rows = str(tmp_path / "index"), embeddings(3)
-    here = Source("/here/", ("cat", "dog"))
+    here = IndexSource("/here/", ("cat", "dog"))
     (name, *_) = put(create_index(place, DESCRIPTION, here), rows)
     assert open_index(place).source == here
     assert create_index(place, DESCRIPTION).source == here
-    create_index(place, DESCRIPTION, Source("/ü/", ()))
-    assert open_index(place).source == Source("/ü/", ())
+    create_index(place, DESCRIPTION, IndexSource("/ü/", ()))
+    assert open_index(place).source == IndexSource("/ü/", ())
     assert open_index(place).search(rows[0], 1)[0].path == f"/ü/{name}"
 
 
@@ -104,7 +109,7 @@ def test_folders_that_a_kill_left_without_a_table_are_as_if_they_were_not(tmp_pa
         (tmp_path / "index" / name).mkdir(parents=True)
     with pytest.raises(InputError, match="no index in"):
         open_index(place)
-    create_index(place, DESCRIPTION, Source("/here/"))
+    create_index(place, DESCRIPTION, IndexSource("/here/"))
     assert (len(open_index(place)), open_index(place).source.prefix) == (0, "/here/")
 
 

@@ -32,7 +32,7 @@ class ClassificationConfig:
     label_feature: str = "label"
 
 
-class Found(NamedTuple):
+class Predictions(NamedTuple):
     """What a classifier makes of the pictures: logits (N, K), labels and ranks (N,)."""
 
     logits: np.ndarray
@@ -58,7 +58,7 @@ class Classification:
             config.label_feature,
             config.expected_pictures,
         )
-        self.found: Found | None = None
+        self.found: Predictions | None = None
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields accuracies, the majority class's share and the counts."""
@@ -71,7 +71,7 @@ class Classification:
         yield "queries", len(labels)
         yield "candidates", logits.shape[1]
 
-    def find(self, embedder: Encoder) -> Found:
+    def find(self, embedder: Encoder) -> Predictions:
         """Classifies all labelled pictures; ties count against the classifier.
 
         Raises:
@@ -89,7 +89,7 @@ class Classification:
         if not np.isfinite(logits).all():
             raise FloatingPointError("logits of pictures are not finite")
         own = logits[np.arange(len(truth)), truth]
-        return Found(logits, truth, (logits >= own[:, None]).sum(1) - 1)
+        return Predictions(logits, truth, (logits >= own[:, None]).sum(1) - 1)
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Pictures of the last run or, before it, of one that is made."""

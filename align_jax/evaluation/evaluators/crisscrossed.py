@@ -74,7 +74,7 @@ class Task(NamedTuple):
     ranks: np.ndarray
 
 
-class Found(NamedTuple):
+class EmbeddedCaptions(NamedTuple):
     """What a model makes of the pictures and captions.
 
     Attributes:
@@ -102,7 +102,7 @@ class Crisscrossed:
         self._config = config
         wanted = ("image", "texts", "caption_ids", "file_name")
         records = evaluation_records(config.directory, config.split, wanted)
-        self.found: Found | None = None
+        self.found: EmbeddedCaptions | None = None
         self.pictures = [record["image"] for record in records]
         self.texts: list[str] = []
         caption_rows: dict[str, int] = {}
@@ -184,7 +184,7 @@ class Crisscrossed:
             yield f"{kind}_spearman_std", deviation
             yield f"{kind}_queries", len(np.unique(pairs[:, 0]))
 
-    def find(self, embedder: Encoder) -> Found:
+    def find(self, embedder: Encoder) -> EmbeddedCaptions:
         """Embeds everything and ranks what is right in every task."""
         images = embedder.encode_images(self.pictures)
         texts = embedder.encode_texts(self.texts)
@@ -196,7 +196,7 @@ class Crisscrossed:
             itself = np.repeat(np.arange(len(found))[:, None], 2, 1)
             ranks, _ = pair_ranks(found, found, right, embedder.mesh, itself)
             tasks[name] = Task(right, ranks)
-        return Found(images, texts, tasks)
+        return EmbeddedCaptions(images, texts, tasks)
 
     def _show_picture(self, row: int) -> Item:
         return Item(self.texts[self.captions[row]], self.pictures[row])

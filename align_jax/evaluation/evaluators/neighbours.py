@@ -41,7 +41,7 @@ class NeighboursConfig:
     label_feature: str = "label"
 
 
-class Found(NamedTuple):
+class NearestPictures(NamedTuple):
     """The nearest pictures of the queries.
 
     Attributes:
@@ -74,7 +74,7 @@ class Neighbours:
             (config.split, config.expected_queries),
             (config.index_split, config.expected_index),
         )
-        self.found: Found | None = None
+        self.found: NearestPictures | None = None
         self.queries, self.index = (
             LabelledPictures(
                 config.directory,
@@ -95,7 +95,7 @@ class Neighbours:
         yield "queries", len(same)
         yield "candidates", self.found.candidates
 
-    def find(self, embedder: Encoder) -> Found:
+    def find(self, embedder: Encoder) -> NearestPictures:
         """Embeds the queries, then the index on the way, and finds the nearest."""
         asked: list[int] = []
         held: list[int] = []
@@ -103,14 +103,14 @@ class Neighbours:
         index = embedder.stream_images(self.index.collect(held))
         cosines, places = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
         labels, near_labels = np.array(asked), np.array(held)[places]
-        return Found(labels, near_labels, places, cosines, len(held))
+        return NearestPictures(labels, near_labels, places, cosines, len(held))
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Queries of the last run or, before it, of one that is made."""
         found = self.found or self.find(embedder)
         return {"Pictures and the nearest ones": self._examples(found)}
 
-    def _examples(self, found: Found) -> Iterator[Example]:
+    def _examples(self, found: NearestPictures) -> Iterator[Example]:
         same = found.near_labels == found.labels[:, None]
         first = np.where(same.any(1), same.argmax(1), same.shape[1])
         chosen = choose_queries(np.ones(len(same), bool), first)

@@ -46,7 +46,7 @@ class RetrievalConfig:
     expected_texts: int = 0
 
 
-class Found(NamedTuple):
+class RankedPairs(NamedTuple):
     """What a model makes of the pairs.
 
     Attributes:
@@ -102,7 +102,7 @@ class Retrieval:
             places = [column[text] for _, text in owned]
         rows = [row for row, _ in owned]
         self.pairs = np.unique(np.stack([rows, places], 1), axis=0)
-        self.found: Found | None = None
+        self.found: RankedPairs | None = None
         self.image_queries = np.array([r.get("query", True) for r in records], bool)
         self.text_queries = np.zeros(len(self.texts), bool)
         self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
@@ -126,12 +126,12 @@ class Retrieval:
             yield f"{name}_candidates", candidates
         yield "mean_recall", float(np.mean(recalls))
 
-    def find(self, embedder: Encoder) -> Found:
+    def find(self, embedder: Encoder) -> RankedPairs:
         """Embeds everything and ranks both ways."""
         images = embedder.encode_images(self.pictures)
         texts = embedder.encode_texts(self.texts)
         ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
-        return Found(images, texts, ranks)
+        return RankedPairs(images, texts, ranks)
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Queries both ways, of the last run or, before it, of one that is made."""

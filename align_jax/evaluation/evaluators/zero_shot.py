@@ -59,7 +59,7 @@ class ZeroShotConfig:
             raise ValueError(f"single is {self.single!r}; wanted a {{}} in it")
 
 
-class Found(NamedTuple):
+class RankedClasses(NamedTuple):
     """What a model makes of the pictures.
 
     Attributes:
@@ -87,7 +87,7 @@ class ZeroShot:
     def __init__(self, config: ZeroShotConfig):
         """Opens pictures and prompts; raises InputError where they do not fit."""
         self._config = config
-        self.found: Found | None = None
+        self.found: RankedClasses | None = None
         self.data = LabelledPictures(
             config.directory,
             config.split,
@@ -120,13 +120,13 @@ class ZeroShot:
         yield "candidates", len(self.kept)
         yield "prompts", sum(map(len, self._fill(self.prompts.templates)))
 
-    def find(self, embedder: Encoder) -> Found:
+    def find(self, embedder: Encoder) -> RankedClasses:
         """Embeds pictures and classes and ranks each picture's own class."""
         labels: list[int] = []
         images = embedder.encode_images(self._pictures(labels))  # (N, D)
         truth, templates = np.array(labels), self.prompts.templates
         classes, ranks = self._rank(embedder, images, truth, templates)
-        return Found(images, truth, classes, ranks)
+        return RankedClasses(images, truth, classes, ranks)
 
     def _rank(
         self,
