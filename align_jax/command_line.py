@@ -53,12 +53,12 @@ def read_command_line(argv: list[str]) -> CommandLine:
     fields, diff = parse_flags(known, configs, argv)
     assert fields is not None  # the flag is required
     return CommandLine(
-        fields,
-        diff,
-        None if known.workdir is None else places.resolve(known.workdir),
-        known.plan,
-        known.alternatives,
-        known.distributed,
+        fields=fields,
+        diff=diff,
+        workdir=None if known.workdir is None else places.resolve(known.workdir),
+        plan=known.plan,
+        alternatives=known.alternatives,
+        distributed=known.distributed,
     )
 
 

@@ -82,9 +82,9 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             data,
             tokenizer,
             config.seed,
-            start,
-            jax.process_index(),
-            jax.process_count(),
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         stack.callback(own_batches.close)
         batches = global_batches(own_batches, mesh)

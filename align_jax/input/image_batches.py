@@ -48,7 +48,9 @@ def augment_batches(
             images = spares.take(
                 (len(encoded), config.image_size, config.image_size, 3)
             )
-            tasks = _start(pool, encoded, keys, config, images, scratch)
+            tasks = _start(
+                pool, encoded, keys, config=config, images=images, scratch=scratch
+            )
             waiting.append((tasks, images, rest))
             if len(waiting) > ahead:
                 yield _finish(*waiting.popleft())

@@ -175,14 +175,14 @@ def _read(place: str, name: str) -> FoundRun:
         if scores or PRODUCTIVE in row:
             rows.append(row)
     return FoundRun(
-        place,
-        name,
-        read(folder.CONFIG_FILE, {}),
-        read(folder.RESULTS_FILE, so_far),
-        rows,
-        latest,
-        read(PROVENANCE_FILE, {}),
-        folder.is_finished(place),
+        place=place,
+        name=name,
+        fields=read(folder.CONFIG_FILE, {}),
+        results=read(folder.RESULTS_FILE, so_far),
+        rows=rows,
+        latest=latest,
+        provenance=read(PROVENANCE_FILE, {}),
+        finished=folder.is_finished(place),
     )
 
 

@@ -84,12 +84,12 @@ def table_rows(results: Mapping[str, float]) -> list[Row]:
         counts = (stem + "queries", stem + "pairs", stem + "i2t_queries")
         known = PUBLISHED["measures"].get(name.removeprefix("eval/"))
         row = Row(
-            name,
-            value,
-            results.get(f"untrained/{name}"),
-            results.get(chance),
-            next((int(results[c]) for c in counts if c in results), None),
-            [x and x / 100 for x in known or [None] * len(columns)],
+            name=name,
+            value=value,
+            untrained=results.get(f"untrained/{name}"),
+            chance=results.get(chance),
+            queries=next((int(results[c]) for c in counts if c in results), None),
+            published=[x and x / 100 for x in known or [None] * len(columns)],
         )
         rows.append(row)
     return rows

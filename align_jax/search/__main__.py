@@ -97,7 +97,15 @@ def serve(flags: argparse.Namespace) -> None:
     token = flags.token or os.environ.get("ALIGN_JAX_TOKEN", "")
     token = token or ("" if local else secrets.token_urlsafe())
     hosts = LOOPBACK if local else (*LOOPBACK, *(flags.name or [flags.host]))
-    app = make_app(index, encoder, model.temperature, labels, captions, token, hosts)
+    app = make_app(
+        index,
+        encoder,
+        model.temperature,
+        labels=labels,
+        captions=captions,
+        token=token,
+        hosts=hosts,
+    )
     path = f"/?token={urllib.parse.quote(token, safe='')}" if token else "/"
     print(f"http://{(flags.name or [flags.host])[0]}:{flags.port}{path}", flush=True)
     # Longer than clients leave a connection idle, so that they close it first.

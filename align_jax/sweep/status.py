@@ -65,7 +65,15 @@ def read_status(run: SweepRun) -> Status:
         left = (total - step) * pairs / speed
     metrics = {n: latest[n] for n in ("train/loss",) if n in latest}
     metrics |= main_scores(latest)
-    return Status(run.id, state, step, total, speed, left, metrics)
+    return Status(
+        id=run.id,
+        state=state,
+        step=step,
+        total=total,
+        pairs_per_second=speed,
+        seconds_left=left,
+        metrics=metrics,
+    )
 
 
 def _state(run: SweepRun) -> str:
