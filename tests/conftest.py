@@ -1,5 +1,6 @@
 """Eight fake CPU devices for every test, set before JAX starts."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -8,6 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
 # Later compilers do not know this flag, and end where they find it.
 os.environ["XLA_FLAGS"] += (
@@ -21,7 +23,17 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
+from align_jax.devices.compiling import ONCE_OPTIONS
 from align_jax.devices.mesh import make_mesh
+
+ONCE_OPTIONS["cpu"] = {"xla_backend_optimization_level": 0}
+
+
+def pytest_collection_finish():
+    """Frees the collector, which JAX often calls, from what the imports made."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,6 +17,7 @@ from data.corpus.builder import build
 from data.corpus.config import CorpusConfig, read_config
 from data.quickstart import draw, list_concepts
 from data.samples.quickstart_splits import write_evaluation, write_pairs
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def fields(root):
     config.vocabulary = str(root / "corpus" / "records" / "vocabulary.txt")
     config.input.datasets.emoji.directory = str(root / "corpus" / "records")
     config.input.preprocess.resize, config.input.preprocess.image_size = 36, 32
-    config.model.image_tower.width, config.model.image_tower.depth = 0.25, 0.3
+    config.model.image_tower = {**tiny.IMAGE_TOWER}
     config.model.text_tower.layers, config.model.text_tower.hidden = 1, 64
     config.optimizer.warmup_steps = 2
     config.checkpoint.every_steps = 3

@@ -1,5 +1,6 @@
 """A tiny dataset on disk and a tiny run on it, for tests of the online side."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -21,6 +22,10 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 SHAPES = ("left", "right", "top", "bottom")
 NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *SHAPES]
+
+# Two blocks with expansion and squeeze-excite, the first of stride 2, the second with a
+# residual connection and so with stochastic depth.
+IMAGE_TOWER = {"width": 0.25, "stages": ((2, 3, 2, 6, 64),)}
 
 
 def draw(name: str, shade: int) -> bytes:
@@ -147,8 +152,7 @@ def write_model(
     folder: pathlib.Path, seed: int = 0, max_pixels: int = MAX_PIXELS
 ) -> str:
     """A dual encoder of random parameters as a folder that `align_jax.load` reads."""
-    image, text = EfficientNetConfig(width=0.25, depth=0.3), BertConfig(16, 6, 6, 1, 64)
-    config = ModelConfig(image, text)
+    config = ModelConfig(EfficientNetConfig(**IMAGE_TOWER), BertConfig.smallest())
 
     random, arrays = np.random.default_rng(seed), {}
     for path, shape in variable_shapes(config).items():
@@ -185,13 +189,8 @@ def make_run(root: pathlib.Path, **changes) -> dict:
             "preprocess": {"resize": 18, "image_size": 16, "flip": False},
         },
         "model": {
-            "image_tower": {"width": 0.25, "depth": 0.3},
-            "text_tower": {
-                "vocabulary_size": 16,
-                "max_tokens": 6,
-                "layers": 1,
-                "hidden": 64,
-            },
+            "image_tower": {**IMAGE_TOWER},
+            "text_tower": dataclasses.asdict(BertConfig.smallest()),
         },
         # Adam's quotient turns rounding into steps where a gradient is zero; a large
         # epsilon keeps runs on different device counts comparable.

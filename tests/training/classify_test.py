@@ -42,7 +42,7 @@ def make_fields(root, **changes):
             "preprocess": {"resize": 18, "image_size": 16, "flip": False},
         },
         "model": {
-            "image_tower": {"width": 0.25, "depth": 0.3},
+            "image_tower": {**tiny.IMAGE_TOWER},
             "classes": len(tiny.COLOURS),
         },
         "evaluation": {"resize": 24, "image_size": 20},
