@@ -1,15 +1,17 @@
 """The shipped configs: every variant is read whole, without its data."""
 
+import dataclasses
 import functools
 import math
 
 import pytest
 
 from align_jax.config import differing_fields, read_config
+from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators import EVALUATORS
 from align_jax.evaluation.runner import EvaluateConfig
-from align_jax.models.parameters import variable_shapes
+from align_jax.models.parameters import tower_shapes, variable_shapes
 from align_jax.runs.results import PUBLISHED
 from align_jax.training.training_runs import read_run_config
 from configs import (
@@ -135,14 +137,52 @@ SWEEPS = {
 }
 
 
-# Towers of Figure 3 that every run of the tests builds; each image and text tower once.
-BUILT = ("b1_mini", "b3_medium", "b5_large", "b7_base", "l2_large", "l2_mini")
+# What changes no parameter, so that towers of many runs are traced once.
+SHAPELESS = {
+    "image_tower": {"drop_rate": 0.0, "batch_norm_momentum": 0.9, "padding": "same"}
+    | {"frozen_statistics": False, "rematerialise": "none", "scan": False},
+    "text_tower": {"dropout": 0.0, "init_std": 0.02, "rematerialise": False}
+    | {"scan": False},
+}
+
+
+def total(shapes):
+    return sum(math.prod(s) for path, s in shapes.items() if path[0] == "params")
 
 
 @functools.cache
+def count_tower(name, config):
+    return total(tower_shapes(name, config))
+
+
+@functools.cache
+def count_rest(model):
+    """Parameters of what is beside the towers of a model, which should be small."""
+    towers = sum(total(tower_shapes(*tower)) for tower in model.towers.items())
+    return total(variable_shapes(model)) - towers
+
+
 def count_parameters(model):
-    shapes = variable_shapes(model)
-    return sum(math.prod(s) for path, s in shapes.items() if path[0] == "params")
+    """Parameters of a model by its parts; the rest is traced beside short towers."""
+    plain = {
+        name: dataclasses.replace(config, **SHAPELESS[name])
+        for name, config in model.towers.items()
+    }
+    short = {
+        name: dataclasses.replace(config, stages=config.rows[-1:], depth=0.1)
+        if name == "image_tower"
+        else dataclasses.replace(config, layers=1)
+        for name, config in plain.items()
+    }
+    towers = sum(count_tower(*tower) for tower in plain.items())
+    return towers + count_rest(dataclasses.replace(model, **short))
+
+
+def test_a_model_has_the_parameters_of_its_parts():
+    for module, variant in ((quickstart, ()), (quickstart_transfer, ("tuned",))):
+        fields = module.get_config(*variant).to_dict() | {"initialize": {}}
+        model = read_run_config(fields).model
+        assert count_parameters(model) == total(variable_shapes(model))
 
 
 def check_evaluators(described):
@@ -171,17 +211,20 @@ def test_a_sweep_s_runs_are_read_and_have_their_models_sizes(sweep):
         config = read_run_config(sweep.get_config(name).to_dict(), name)
         check_evaluators(config.evaluators)
         size = expected[name] if isinstance(expected, dict) else expected
-        if sweep is not towers or name in BUILT:
-            assert size == count_parameters(config.model), name
+        assert size == count_parameters(config.model), name
     with pytest.raises(ValueError, match="no run 'none'; known: "):
         sweep.get_config("none")
 
 
-@pytest.mark.pods
-def test_all_towers_of_the_figure_have_their_sizes():
-    for name in {*SWEEPS[towers]} - {*BUILT}:
-        config = read_run_config(towers.get_config(name).to_dict(), name)
-        assert SWEEPS[towers][name] == count_parameters(config.model), name
+@pytest.mark.parametrize(
+    ("module", "millions"),
+    [(pretrain_align_b7_base, 224.886), (pretrain_align_l2_large, 873.9)],
+)
+def test_the_papers_configs_have_its_parameters(module, millions):
+    config = read_run_config(module.get_config().to_dict())
+    found = count_parameters(config.model) / 1e6
+    assert found == pytest.approx(millions, abs=0.06)
+    config.make_plan(make_mesh())  # the batch divides
 
 
 def test_the_paper_s_tables_name_the_sweeps_runs():

@@ -5,7 +5,6 @@ import re
 import jax
 import pytest
 
-from align_jax.config import read_config
 from align_jax.devices.known import Device
 from align_jax.devices.mesh import SMALL, make_mesh
 from align_jax.errors import InputError
@@ -19,8 +18,6 @@ from align_jax.plan import (
     plan,
 )
 from align_jax.training.compiled_step import compile_step
-from align_jax.training.pretrain_config import PretrainConfig
-from configs import pretrain_align_b7_base, pretrain_align_l2_large
 from tests import steps, tiny
 
 
@@ -104,17 +101,6 @@ class Card:
 def test_a_device_at_hand_has_what_jax_takes_of_it():
     assert memory_limit(Card(), here=True) == 105 * GIB
     assert memory_limit(Card(), here=False) == 141 * GIB
-
-
-@pytest.mark.parametrize(
-    ("module", "millions"),
-    [(pretrain_align_b7_base, 224.886), (pretrain_align_l2_large, 873.9)],
-)
-def test_the_papers_configs_have_its_parameters(module, millions):
-    config = read_config(PretrainConfig, module.get_config().to_dict())
-    sizes = [math.prod(shape) for shape in steps.parameter_shapes(config.model)]
-    assert sum(sizes) / 1e6 == pytest.approx(millions, abs=0.06)
-    config.make_plan(make_mesh())  # the batch divides
 
 
 @pytest.mark.tpu
