@@ -213,7 +213,12 @@ def appending(file: Place) -> Iterator[IO[str]]:
         with writing(file):
             opened = _open_place(file).open("a", encoding="utf-8")
             opened = stack.enter_context(opened)
-        yield opened
+        try:
+            yield opened
+        except GeneratorExit:  # left open, by an error that has been told
+            with contextlib.suppress(Exception):
+                stack.close()
+            raise
 
 
 def make_folder(folder: Place) -> None:
@@ -259,11 +264,12 @@ def _reading(place: Place) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingError(f"{place} is missing") from error
+        raise MissingError(f"{_shown(place)} is missing") from error
     except Exception as error:
         if not _is_refusal(place, error):
             raise
-        raise InputError(f"{place} cannot be read: {_reason(error)}") from error
+        reason = f"{_shown(place)} cannot be read: {_reason(error)}"
+        raise InputError(reason) from error
 
 
 def _is_refusal(place: Place, error: Exception) -> bool:
@@ -274,6 +280,11 @@ def _is_refusal(place: Place, error: Exception) -> bool:
         return re.match("[A-Z_]+: ", str(error)) is not None
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or package in STORAGE
+
+
+def _shown(place: Place) -> str:
+    """A place for a message: bytes that are no UTF-8 are escaped, to be printed."""
+    return os.fspath(place).encode("utf-8", "backslashreplace").decode()
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,5 @@
 import errno
+import gc
 import os
 import pathlib
 import re
@@ -73,6 +74,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match="missing is missing"):
         places.list_names(missing)
     assert places.size(missing) is places.modified(missing) is None
+    with pytest.raises(InputError, match=r"missing.udcff is missing") as found:
+        places.read_bytes(os.fsdecode(os.fsencode(missing) + b"\xff"))
+    assert str(found.value).encode()  # it can be printed
     with pytest.raises(InputError, match="cannot be read: .*Is a directory"):
         places.read_bytes(tmp_path)
     (tmp_path / "broken").write_bytes(b'{"\xff')
@@ -141,6 +145,18 @@ def test_lines_are_added_at_the_end(tmp_path):
     with pytest.raises(OSError, match="of what it is used for"):
         with places.appending(log):
             raise OSError("of what it is used for")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_log_that_is_left_open_says_no_more_than_its_error():
+    context = places.appending("/dev/full")
+    file = context.__enter__()
+    with pytest.raises(InputError, match="/dev/full cannot be written: .*No space"):
+        with places.writing("/dev/full"):
+            file.write("line")
+            file.flush()
+    del file, context  # what this raised would be printed as a warning
+    gc.collect()
 
 
 def test_a_folder_is_free_where_only_names_that_do_not_count_are_in_it(tmp_path):
