@@ -6,7 +6,7 @@ and NVIDIA GPUs. All forms compute the same sum.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Arr
 
     Both have zeros to a multiple of so many numbers.
     """
-    taps = [shifted for _, shifted in _shifts(_pad(x, padding), len(kernel), stride)]
+    taps = [*_shifts(_pad(x, padding), len(kernel), stride)]
     flat = kernel.reshape(-1, kernel.shape[-1])
     if lacking := -len(flat) % multiple:
         taps.append(jnp.zeros((*taps[0].shape[:-1], lacking), x.dtype))
@@ -204,15 +204,14 @@ def tap_sum(
 
 
 def _shifts(padded: jax.Array, k: int, stride: int):
-    """Yields ((i, j), the input each output position sees under tap (i, j))."""
-    height, width = (
-        (n - k) // stride * stride + 1 for n in padded.shape[1:3]
-    )  # span of the first tap
+    """Yields the input that each output position sees under tap (0, 0), (0, 1), ..."""
+    batch, *sizes, channels = padded.shape
+    # Of the first tap. Plain operations of `lax`: a large tower has thousands of taps.
+    height, width = ((n - k) // stride * stride + 1 for n in sizes)
     for i in range(k):
         for j in range(k):
-            rows = slice(i, i + height, stride)
-            columns = slice(j, j + width, stride)
-            yield (i, j), padded[:, rows, columns]
+            last = (batch, i + height, j + width, channels)
+            yield lax.slice(padded, (0, i, j, 0), last, (1, stride, stride, 1))
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
@@ -221,10 +220,11 @@ def _pad(x: jax.Array, padding: Padding) -> jax.Array:
 
 def _tap_sum_forward(x, kernel, stride, padding):
     # With zeros around it x is kept, too: without them it would be written once more.
-    padded = _pad(x, padding)
-    taps = _shifts(padded, kernel.shape[0], stride)
-    out = sum(shifted * kernel[i, j, 0] for (i, j), shifted in taps)
-    return out, (padded, kernel)
+    padded, k = _pad(x, padding), len(kernel)
+    weights = (kernel[divmod(tap, k)][None, None] for tap in range(k * k))
+    taps = zip(_shifts(padded, k, stride), weights, strict=True)
+    scaled = (shifted * weight for shifted, weight in taps)
+    return reduce(lax.add, scaled), (padded, kernel)
 
 
 def _tap_sum_backward(stride, padding, residuals, cotangent):
@@ -244,8 +244,7 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
     def add_chunk(i, total):
         x_i = lax.dynamic_index_in_dim(padded_chunks, i, 1, keepdims=False)
         out_i = lax.dynamic_index_in_dim(out_chunks, i, 1, keepdims=False)
-        shifts = _shifts(x_i, k, stride)
-        taps = [jnp.sum(shifted * out_i, 1) for _, shifted in shifts]
+        taps = [jnp.sum(shifted * out_i, 1) for shifted in _shifts(x_i, k, stride)]
         return total + jnp.stack(taps, 1)  # (chunk, k * k, W', C)
 
     zeros = jnp.zeros((chunk, k * k, *cotangent.shape[2:]), kernel.dtype)
