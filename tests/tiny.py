@@ -25,7 +25,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *SHAPES]
 
 # Two blocks with expansion and squeeze-excite, the first of stride 2, the second with a
 # residual connection and so with stochastic depth.
-IMAGE_TOWER = {"width": 0.25, "stages": ((2, 3, 2, 6, 64),)}
+IMAGE_TOWER = {"width": 0.25, "stages": ((2, 3, 2, 6, 320),)}
 
 
 def draw(name: str, shade: int) -> bytes:
