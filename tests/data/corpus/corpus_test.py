@@ -196,7 +196,7 @@ def test_every_rule_at_every_bound_equals_plain_python(raw, built):
     assert (built / "report.html").stat().st_size < 3e6
 
 
-@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.pods), 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.pods)])
 def test_any_number_of_workers_writes_the_same_bytes(raw, built, tmp_path, workers):
     config = dataclasses.replace(raw[1], engine=EngineConfig(workers=workers))
     build(config, tmp_path / "corpus")
