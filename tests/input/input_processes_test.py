@@ -45,7 +45,14 @@ def read_steps(reader, count):
     return [int(line[0]) for line in lines], [line[1:] for line in lines]
 
 
-@pytest.mark.parametrize("hosts", [1, pytest.param(2, marks=pytest.mark.pods), 4])
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        2,
+        pytest.param(1, marks=pytest.mark.pods),
+        pytest.param(4, marks=pytest.mark.pods),
+    ],
+)
 def test_killed_processes_go_on_with_the_same_global_batches(folder, expected, hosts):
     before = random.randint(5, 30)  # anything must do; pytest shows it on failure
     readers = [start_reader(folder, host, hosts, 0) for host in range(hosts)]
