@@ -9,6 +9,7 @@ import pytest
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig, temperature_of
 from align_jax.models.efficientnet import EfficientNetConfig
+from tests import tiny
 
 IMAGES = jax.random.uniform(jax.random.key(1), (4, 32, 32, 3), minval=-1.0)
 TOKENS = jnp.array([[2, 5, 3, 0], [2, 6, 7, 3], [2, 8, 3, 0], [2, 3, 0, 0]])
@@ -16,7 +17,7 @@ CORES = jnp.arange(2)
 
 
 def build(**fields):
-    image = EfficientNetConfig(width=0.25, depth=0.3, drop_rate=0.0)
+    image = EfficientNetConfig(**tiny.IMAGE_TOWER, drop_rate=0.0)
     text = BertConfig(10, max_tokens=4, positions=4, layers=1, hidden=64, dropout=0.0)
     return DualEncoder(ModelConfig(image, text, **fields), batch_norm_group=2)
 
