@@ -5,7 +5,6 @@ import pytest
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
-from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.models.parameters import flatten, tower_shapes, variable_shapes
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.run_config import Initial
@@ -60,10 +59,11 @@ def test_towers_take_the_place_of_random_ones_and_nothing_else_changes(
 
 
 def test_a_tower_of_another_size_kind_or_vocabulary_is_refused(config, tmp_path):
-    write_tower(tmp_path / "image", "image_tower", EfficientNetConfig(0.5, 0.3))
+    wider = dataclasses.replace(config.model.image_tower, width=0.5)
+    write_tower(tmp_path / "image", "image_tower", wider)
     folder = str(tmp_path / "image")
     with pytest.raises(
-        InputError, match=r"depthwise_norm.mean is \(16,\), wanted \(8,\)"
+        InputError, match=r"depthwise_norm.mean is \(96,\), wanted \(48,\)"
     ):
         read(config, image_tower=folder)
     with pytest.raises(InputError, match="text_tower is .*, which is one image_tower"):
@@ -79,10 +79,14 @@ def test_a_whole_model_takes_the_place_of_everything(config, tmp_path):
     fitting = dataclasses.replace(config, model=open_weights(folder).config)
     arrays = read(fitting, model=folder)
     assert arrays.keys() == variable_shapes(fitting.model).keys()
+    tower = config.model.image_tower
+    wider = dataclasses.replace(
+        config.model, image_tower=dataclasses.replace(tower, width=0.5)
+    )
     with pytest.raises(InputError, match="model does not fit: "):
-        read(config, model=folder)
+        read(dataclasses.replace(config, model=wider), model=folder)
     with pytest.raises(InputError, match="which is one image_tower; wanted a dual_enc"):
-        write_tower(tmp_path / "image", "image_tower", EfficientNetConfig(0.5, 0.3))
+        write_tower(tmp_path / "image", "image_tower", tower)
         read(config, model=str(tmp_path / "image"))
     with pytest.raises(ValueError, match="a whole model, and there are towers"):
         Initial(model=folder, image_tower=folder)
