@@ -10,7 +10,10 @@ stop (SIGTERM, after which the state is saved) in 143.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from align_jax.errors import InputError, run_command
 
 
 def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
@@ -32,7 +35,6 @@ def run(argv: list[str]) -> int:
     from align_jax.command_line import read_command_line
     from align_jax.config import choose, differing_fields
     from align_jax.devices.runtime import start
-    from align_jax.errors import InputError
 
     flags = read_command_line(argv)
     fields = flags.fields
@@ -58,33 +60,7 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return 0
-    try:
-        return run(sys.argv)
-    except ModuleNotFoundError as error:
-        message = (
-            f"package {error.name!r} is missing: run `make .venv`, or `pip install"
-        )
-        return _fail(f"{message} -r requirements.txt`", 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command continues", 130)
-    except Exception as error:
-        return _explain(error)
-
-
-def _explain(error: Exception) -> int:
-    """Prints what a user can mend and returns its exit code; raises any other error."""
-    from align_jax.errors import STOPPED, InputError, Preempted
-
-    if isinstance(error, Preempted):
-        return _fail(f"{error}; the same command continues", STOPPED)
-    if isinstance(error, InputError | FloatingPointError):
-        return _fail(str(error), 2)
-    raise error
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"main.py: {message}", file=sys.stderr)
-    return code
+    return run_command("main.py", partial(run, sys.argv))
 
 
 if __name__ == "__main__":

@@ -18,21 +18,20 @@ class InputError(ValueError):
     """
 
 
-def run_command(name: str, command: Callable[[], None]) -> int:
+def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command; an error that a user can fix is printed as one line.
 
     Args:
       name: name of the command, printed before the error.
-      command: the command, without arguments.
+      command: the command, without arguments; it may return its exit code.
 
     Returns:
-      The exit code: 0, 2 for bad input or a missing package, 130 for Ctrl-C, 143 for a
-      notice to stop.
+      The exit code: the command's, or 0; 2 for bad input, a missing package or a loss
+      that is not finite, 130 for Ctrl-C, 143 for a notice to stop.
     """
     try:
-        command()
-        return 0
-    except InputError as error:
+        return command() or 0
+    except (InputError, FloatingPointError) as error:
         message, code = str(error), 2
     except ImportError as error:
         found = f"package {error.name!r} is missing"
