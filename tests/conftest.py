@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from align_jax.devices.compiling import ONCE_OPTIONS
 from align_jax.devices.mesh import make_mesh
 
+jax.config.update("jax_numpy_rank_promotion", "raise")
 ONCE_OPTIONS["cpu"] = {"xla_backend_optimization_level": 0}
 
 
@@ -34,6 +35,28 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
+
+
+# Where no operation may widen a type unasked. Optax's schedules do, so what trains may.
+STRICT_ROOMS = ("kernels", "losses", "models")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict_types(request):
+    """Forbids implicit changes of type in some rooms."""
+    mode = "strict" if request.path.parent.name in STRICT_ROOMS else "standard"
+    with jax.numpy_dtype_promotion(mode):
+        yield
+
+
+@pytest.fixture
+def mixed_types():
+    """Allows implicit changes of type, for tests of strict rooms.
+
+    Optax's schedules and JAX's attention in bfloat16 change types.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -176,7 +176,7 @@ def _minimise(
     def objective(unknowns: Linear[jax.Array]) -> jax.Array:
         own = _classifier(unknowns, maps)
         losses = optax.softmax_cross_entropy_with_integer_labels(
-            _multiply(rows, own.weights) + own.bias, labels
+            _multiply(rows, own.weights) + own.bias[None], labels
         )
         decay = 0.5 * penalty * jnp.sum(jnp.square(own.weights))
         return jnp.sum(weights * losses) + decay

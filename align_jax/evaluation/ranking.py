@@ -158,10 +158,11 @@ def _make_compare(mesh: Mesh, count: int) -> jax.stages.Wrapped:
         columns, column_best = all_columns
         scores = jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST)
         first = lax.axis_index(BATCH_AXES) * len(columns)
-        counted = real[:, None] & (first + jnp.arange(len(columns)) < count)
+        places = first + jnp.arange(len(columns))
+        counted = real[:, None] & (places < count)[None]
         row_floor, column_floor = row_best - ROUNDING, column_best - ROUNDING
         row_hits = (counted & (scores >= row_floor[:, None])).sum(1)
-        new_hits = (counted & (scores >= column_floor)).sum(0)
+        new_hits = (counted & (scores >= column_floor[None])).sum(0)
         # What is right or excluded was counted like the rest; it is taken out again.
         i, j = known[:, 0], known[:, 1] - first
         held = (known[:, 1] >= 0) & (j >= 0) & (j < len(columns))

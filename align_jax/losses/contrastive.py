@@ -156,7 +156,8 @@ def _forward_share(
     if tiling.kernels != PLAIN:
         ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
     logits = Logits(ximg, gather(ytxt), temperature, tiling)
-    positive = (ximg / temperature * ytxt).sum(1)  # (n,)
+    x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
+    positive = (x / temperature * y).sum(1)  # (n,)
     kept: jax.Array | tuple[()] = ()
     if tiling.kernels == PLAIN:
         found, kept = _walk_forward(logits, positive)
@@ -194,7 +195,7 @@ def _walk_forward(
         row_sum += jnp.exp(block.logits - shift[:, None]).sum(1)
         best_image = others.max(0)  # (T,)
         column_shift = jnp.maximum(column_positive, best_image)
-        column_sum = jnp.exp(block.logits - column_shift).sum(0)
+        column_sum = jnp.exp(block.logits - column_shift[None]).sum(0)
         return (row_sum, best_text), (column_shift, column_sum, best_image)
 
     n = len(logits.ximg)
@@ -232,9 +233,8 @@ def _mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
     mean_text = logits.all_texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
     sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
     mean_image = lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
-    return Directions(
-        (ximg * mean_text[group]).sum(1), (ytxt * mean_image[group]).sum(1)
-    )
+    x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
+    return Directions((x * mean_text[group]).sum(1), (y * mean_image[group]).sum(1))
 
 
 def _backward_share(
@@ -266,7 +266,9 @@ def _backward_share(
     scale = 1.0 / (tiling.pairs * temperature)
     dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
     # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
-    dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature
+    dtemperature = (
+        -lax.psum((ximg.astype(jnp.float32) * dimg).sum(), BATCH_AXES) / temperature
+    )
     return dimg, dtxt, dtemperature
 
 
@@ -282,10 +284,12 @@ def _walk_backward(
 
     def visit(dimg, block, column_lse):
         # A direction's gradient by a logit is (probability - target) / N.
-        target = (1.0 - smoothing) * block.own
-        target += smoothing / tiling.candidates * block.candidate
+        target = (1.0 - smoothing) * block.own.astype(jnp.float32)
+        candidate = block.candidate.astype(jnp.float32)
+        target += smoothing / tiling.candidates * candidate
         dlogits = weights.i2t * (jnp.exp(block.logits - lse.i2t[:, None]) - target)
-        dlogits += weights.t2i * (jnp.exp(block.logits - column_lse) - target)  # (n, T)
+        by_column = jnp.exp(block.logits - column_lse[None])
+        dlogits += weights.t2i * (by_column - target)  # (n, T)
         dimg += tiling.product(dlogits, block.texts)  # (n, D)
         return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
 

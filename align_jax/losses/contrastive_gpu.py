@@ -97,7 +97,7 @@ def statistics(
 def _join(lse: jax.Array) -> jax.Array:
     """Of log-sum-exps of parts, (parts, n) in base 2, those of the whole, (n,)."""
     most = lse.max(0)
-    return (most + jnp.log2(jnp.exp2(lse - most).sum(0))) / LOG2E
+    return (most + jnp.log2(jnp.exp2(lse - most[None]).sum(0))) / LOG2E
 
 
 def gradients(

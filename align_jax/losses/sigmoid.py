@@ -150,7 +150,8 @@ def _backward_share(
 
     def visit(carry, block, _):
         dimg, dbias = carry
-        dlogits = jax.nn.sigmoid(block.logits + bias) - block.own  # (n, T)
+        dlogits = jax.nn.sigmoid(block.logits + bias)
+        dlogits -= block.own.astype(jnp.float32)  # (n, T)
         dimg += tiling.product(dlogits, block.texts)  # (n, D)
         dbias += dlogits.sum(1)
         return (dimg, dbias), tiling.product(dlogits.T, ximg)  # (T, D)

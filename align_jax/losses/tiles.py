@@ -176,7 +176,7 @@ def walk(
 
     def body(carry, tile):
         start, texts, columns, logits = tile
-        ids = start + jnp.arange(tiling.tile)  # (T,)
+        ids = (start + jnp.arange(tiling.tile))[None]  # (1, T)
         candidate = jnp.bool_(True)
         if tiling.groups > 1 or beyond:
             # Beyond the last text the group is one that no image has.

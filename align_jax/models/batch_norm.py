@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
             for running, batch in zip(
                 (running_mean, running_var), statistics, strict=True
             ):
-                kept = self.momentum * running.value
+                kept = self.momentum * running.value[None]
                 running.value = kept + (1.0 - self.momentum) * batch  # (G, C)
         return out
 
@@ -118,8 +118,8 @@ def gate_of(means: jax.Array, excite: dict) -> jax.Array:
       (B, C) in (0, 1).
     """
     reduce, expand = excite["reduce"], excite["expand"]
-    hidden = nn.swish(means @ reduce["kernel"] + reduce["bias"])
-    return nn.sigmoid(hidden @ expand["kernel"] + expand["bias"])
+    hidden = nn.swish(means @ reduce["kernel"] + reduce["bias"][None])
+    return nn.sigmoid(hidden @ expand["kernel"] + expand["bias"][None])
 
 
 def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
@@ -158,8 +158,8 @@ def apply_statistics(
       The result, and the means (B, C) that the gate was made of.
     """
     mean, var = statistics
-    factor = scale * lax.rsqrt(var + EPSILON)  # (G, C)
-    affine = _each([factor, bias - mean * factor], len(x))
+    factor = scale[None] * lax.rsqrt(var + EPSILON)  # (G, C)
+    affine = _each([factor, bias[None] - mean * factor], len(x))
     affine = lax.optimization_barrier(affine)  # computed once, not at every place
 
     def activate(arithmetic, x, factor, shift):
@@ -225,7 +225,7 @@ def _backward(form, residuals, cotangents):
     x, scale, bias, excite, (mean, var), means = residuals
     cotangent, batch, places = cotangents[0], len(x), x.shape[1] * x.shape[2]
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
-    factor = scale * inverse
+    factor = scale[None] * inverse
     affine = _each([mean, factor, jnp.broadcast_to(bias, mean.shape)], batch)
 
     def revisit(arithmetic, x, mean, factor, bias):

@@ -202,11 +202,11 @@ class Bert(nn.Module):
         )
         x = words(tokens)
         types = embed(TOKEN_TYPES, embedding_init=small, name="token_type_embeddings")
-        x += types(jnp.zeros((), jnp.int32))
+        x += types(jnp.zeros((), jnp.int32))[None, None]
         positions = embed(
             config.positions, embedding_init=small, name="position_embeddings"
         )
-        x += positions(jnp.arange(length))
+        x += positions(jnp.arange(length))[None]
         x = layer_norm("embeddings_norm", x, self.dtype)
         keys: Sequence[jax.Array | None] = [None] * (1 + config.layers)
         if train and config.dropout:

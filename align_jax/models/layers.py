@@ -56,7 +56,9 @@ def survival_scales(
       n arrays (B,) float32, 0 where an example skips a block, else 1 / (1 - rate).
     """
     return [
-        keep_mask(jax.random.fold_in(key, block), core_ids, (batch,), rate)
+        keep_mask(jax.random.fold_in(key, block), core_ids, (batch,), rate).astype(
+            jnp.float32
+        )
         / (1.0 - rate)
         for block, rate in enumerate(rates)
     ]

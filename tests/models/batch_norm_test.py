@@ -15,14 +15,15 @@ def plain(x, scale, bias, excite, group_size, swish):
     groups = x.astype(jnp.float32).reshape(-1, group_size, *x.shape[1:])
     axes = (1, 2, 3)
     mean, var = groups.mean(axes, keepdims=True), groups.var(axes, keepdims=True)
+    scale, bias = scale.reshape(1, 1, 1, 1, -1), bias.reshape(1, 1, 1, 1, -1)
     out = (groups - mean) / jnp.sqrt(var + EPSILON) * scale + bias
     out = out.reshape(x.shape)
     out = nn.swish(out) if swish else out
     if excite is None:
         return out
     reduce, expand = excite["reduce"], excite["expand"]
-    hidden = nn.swish(out.mean((1, 2)) @ reduce["kernel"] + reduce["bias"])
-    gate = nn.sigmoid(hidden @ expand["kernel"] + expand["bias"])
+    hidden = nn.swish(out.mean((1, 2)) @ reduce["kernel"] + reduce["bias"][None])
+    gate = nn.sigmoid(hidden @ expand["kernel"] + expand["bias"][None])
     return out * gate[:, None, None]
 
 

@@ -101,7 +101,7 @@ def test_execution_changes_neither_result_nor_gradient(variables, train, fields)
 
         def score(params):
             out = model.apply({"params": params}, TOKENS, CORES, train, rngs=key)
-            return jnp.square(out * jnp.arange(64)).sum(), out
+            return jnp.square(out * jnp.arange(64.0)[None]).sum(), out
 
         return jax.jit(jax.grad(score, has_aux=True))(variables["params"])
 

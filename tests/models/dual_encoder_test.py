@@ -22,7 +22,7 @@ def build(**fields):
     return DualEncoder(ModelConfig(image, text, **fields), batch_norm_group=2)
 
 
-def test_bfloat16_keeps_parameters_statistics_and_embeddings_in_float32():
+def test_bfloat16_keeps_parameters_statistics_and_embeddings_in_float32(mixed_types):
     model = build(dtype="bfloat16")
     inputs = (IMAGES, TOKENS, CORES)
 

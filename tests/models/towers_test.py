@@ -102,7 +102,9 @@ TOY_MODEL = {
 }
 
 
-def test_a_new_tower_trains_and_its_weights_come_back(toys, tmp_path, mesh_of):
+def test_a_new_tower_trains_and_its_weights_come_back(
+    toys, tmp_path, mesh_of, mixed_types
+):
     fields = tiny.make_run(tmp_path, total_steps=2, model=TOY_MODEL, microbatches=2)
     fields["optimizer"] = {"learning_rate": 0.1, "warmup_steps": 0}
     config = read_run_config(fields)
@@ -146,7 +148,7 @@ def test_a_new_tower_trains_and_its_weights_come_back(toys, tmp_path, mesh_of):
     }
 
 
-def test_the_plan_compares_a_new_tower_s_choices(toys, tmp_path, capsys):
+def test_the_plan_compares_a_new_tower_s_choices(toys, tmp_path, capsys, mixed_types):
     fields = tiny.make_run(tmp_path, model=TOY_MODEL)
     assert print_plan(fields, "here", alternatives=True)
     printed = capsys.readouterr().out

@@ -68,7 +68,10 @@ def test_the_stem_takes_our_pixels(checkpoint, monkeypatch):
     ours = dense_conv(pixels / 127.5 - 1, adapted[kernel], 2, inside)
     theirs = dense_conv((pixels / 255 - MEAN) / DEVIATION, before[kernel], 2, inside)
     np.testing.assert_allclose(
-        ours - adapted[mean], theirs - before[mean], rtol=1e-4, atol=1e-5
+        np.subtract(ours, adapted[mean]),
+        np.subtract(theirs, before[mean]),
+        rtol=1e-4,
+        atol=1e-5,
     )
     changed = {
         path for path in before if not np.array_equal(before[path], adapted[path])
