@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -204,7 +205,7 @@ def test_every_measure_of_a_table_is_published():
 
 def test_the_page_and_the_markdown_hold_all_runs(root):
     paths = report.write_summary(find_runs([str(root)]), str(root / "out"))
-    page, markdown = (open(path, encoding="utf-8").read() for path in paths)
+    page, markdown = (Path(path).read_text(encoding="utf-8") for path in paths)
     found = Page(page)
     overview = {row[0]: row for row in cells(found)}
     names = ["baseline-0123abcd", "embedding_320-4567cdef", "third-89abcdef", "vtab"]

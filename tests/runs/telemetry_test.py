@@ -10,7 +10,8 @@ from align_jax.runs.telemetry import StepLog, open_writers, read_metrics
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def open_log(folder, start, total):

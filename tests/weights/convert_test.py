@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from align_jax import convert
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
@@ -281,23 +282,23 @@ def test_a_bert_with_a_head_gives_the_text_tower(folder, tmp_path):
         np.testing.assert_array_equal(array, align.variables[path])
 
 
-def test_the_command_converts_or_leaves_nothing(folder, tmp_path):
-    def run(*flags):
-        command = [sys.executable, "-m", "align_jax.convert", *flags]
-        return subprocess.run(command, capture_output=True, text=True)
-
+def test_the_command_converts_or_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     new = str(tmp_path / "new")
-    done = run("--from", str(folder), "--to", new)
+    command = [sys.executable, "-m", "align_jax.convert", "--from", str(folder)]
+    done = subprocess.run([*command, "--to", new], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{new}: dual encoder of ")
-    again = run("--from", str(folder), "--to", new)
-    assert again.returncode == 2
-    assert (
-        again.stderr.splitlines()[-1]
-        == f"error: {new} is there already; give a new folder"
-    )
+
+    def refused(target):  # as the command is, without its seconds of imports
+        flags = ["--from", str(folder), "--to", target]
+        monkeypatch.setattr(sys, "argv", ["convert", *flags])
+        with pytest.raises(SystemExit) as end:
+            convert.main()
+        assert end.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert refused(new) == f"error: {new} is there already; give a new folder"
     (folder / "vocab.txt").unlink()
-    failed = run("--from", str(folder), "--to", str(tmp_path / "other"))
-    assert failed.returncode == 2
-    assert "has neither vocab.txt nor tokenizer.json" in failed.stderr
+    other = str(tmp_path / "other")
+    assert "has neither vocab.txt nor tokenizer.json" in refused(other)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", folder.name]
