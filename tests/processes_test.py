@@ -11,7 +11,7 @@ import pytest
 from align_jax.models.parameters import unflatten
 from tests import steps
 from tests.reference import contrastive_reference, embeddings
-from tests.two_processes import CASES, embed, open_embedder, rank, score
+from tests.two_processes import CASES, STEPS, embed, open_embedder, rank, score
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_loss_and_gradients_equal_the_equation(results, case):
 
 def test_steps_agree_with_one_device(results, root, mesh_of):
     arrays, rows = results
-    expected = steps.run(steps.read(root / "run"), mesh_of(1))
+    expected = steps.run(steps.read(root / "run"), mesh_of(1), STEPS)
     steps.assert_same(rows, variables_of(arrays), expected)
 
 
