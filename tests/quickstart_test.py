@@ -40,6 +40,7 @@ def fields(root):
 
     corpus = corpus_quickstart.get_config()
     corpus.ingest.path = str(root / "pairs.parquet")
+    corpus.engine = {"workers": 1}  # no other processes, whose imports take seconds
     corpus.evaluation_images = str(root / "evaluation" / "queries.parquet")
     build(read_config(CorpusConfig, corpus.to_dict()), root / "corpus")
 

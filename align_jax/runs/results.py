@@ -13,9 +13,8 @@ from align_jax.runs.telemetry import read_metrics
 
 # Where a run's report lies, beside its results.
 REPORT_FILE = "report.html"
-PUBLISHED = json.loads(
-    (pathlib.Path(__file__).parents[1] / "evaluation/evaluators/published.json").read_text()
-)
+PUBLISHED_FILE = "evaluation/evaluators/published.json"
+PUBLISHED = json.loads((pathlib.Path(__file__).parents[1] / PUBLISHED_FILE).read_text())
 # The end of a measure's name that the table shows; what stands before it is the stem of
 # the names of its counts.
 SCORES = re.compile(

@@ -39,6 +39,13 @@ def start_reader(folder, host, hosts, step):
     )
 
 
+def kill(readers):
+    for reader in readers:
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+
+
 def read_steps(reader, count):
     """The next `count` steps of a reader: numbers and rows."""
     lines = [reader.stdout.readline().split() for _ in range(count)]
@@ -57,14 +64,10 @@ def test_killed_processes_go_on_with_the_same_global_batches(folder, expected, h
     before = random.randint(5, 30)  # anything must do; pytest shows it on failure
     readers = [start_reader(folder, host, hosts, 0) for host in range(hosts)]
     first = [read_steps(reader, before) for reader in readers]
-    for reader in readers:
-        reader.kill()
-        reader.wait()
+    kill(readers)
     readers = [start_reader(folder, host, hosts, before) for host in range(hosts)]
     second = [read_steps(reader, 20) for reader in readers]
-    for reader in readers:
-        reader.kill()
-        reader.wait()
+    kill(readers)
     assert all(numbers == [*range(before)] for numbers, _ in first)
     assert all(numbers == [*range(before, before + 20)] for numbers, _ in second)
     for step in range(before):

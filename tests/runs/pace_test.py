@@ -3,8 +3,8 @@ import types
 import jax
 import pytest
 
-from align_jax.runs import pace
 from align_jax.devices.known import Device
+from align_jax.runs import pace
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE, STARTED, Pace
 
 

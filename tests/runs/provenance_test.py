@@ -1,7 +1,7 @@
 import jax
 
-from align_jax.runs import provenance
 from align_jax.places import read_json
+from align_jax.runs import provenance
 
 
 def test_a_run_s_folder_tells_what_it_ran_with(tmp_path):

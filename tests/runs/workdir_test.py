@@ -1,7 +1,7 @@
 import pytest
 
-from align_jax.runs import workdir
 from align_jax.errors import InputError
+from align_jax.runs import workdir
 
 CONFIG = {"seed": 0, "input": {"sizes": (1, 2)}}
 
