@@ -1,5 +1,5 @@
-# Every target sets up what it needs: .venv is built once from requirements.txt, with
-# the exact versions of constraints.txt. PYTHON picks the interpreter.
+# Every target installs its requirements: .venv is built once from requirements.txt, with
+# the exact versions of constraints.txt. PYTHON chooses the interpreter.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && echo $$p && break; done)
@@ -17,25 +17,25 @@ TEST := $(RUN) -m pytest $(REPORT)
 .PHONY: quickstart data ablations test test-all test-newest lint format clean
 .PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
-quickstart: data  ## train on real pictures and texts and report, about 12 minutes
+quickstart: data  ## train on real pictures and texts and write a report, about 12 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-data: .venv/installed  ## raw pairs, corpus, vocabulary and records of the quickstart
+data: .venv/installed  ## make the quickstart's raw pairs, corpus, vocabulary and records
 	$(RUN) -m data.quickstart --out=runs/quickstart_data
 	$(RUN) -m data.build --config=configs/corpus_quickstart.py \
 		--workdir=runs/quickstart_corpus
 
 MINI := towers embedding_size negatives temperature data
 
-ablations: data  ## the paper's ablations in miniature and a page on them, about an hour
+ablations: data  ## run small versions of the paper's ablations and report, about an hour
 	$(RUN) -m align_jax.sweep --workdir=runs/ablations \
 		$(foreach name,$(MINI),--sweep=configs/sweeps/mini_$(name).py)
 	$(RUN) -m align_jax.report runs/ablations
 
-test test-fast: lint  ## all tests that need seconds, two files at a time
+test test-fast: lint  ## run lint and the fast tests, two files at a time
 	$(TEST) $(SPREAD)
 
-test-all: .venv/installed  ## each suite that this machine can run, and a table of them
+test-all: .venv/installed  ## run each suite that this machine can run, and print a table
 	$(RUN) -m tests.all_suites
 
 lint: .venv/installed
@@ -60,34 +60,34 @@ ready-launch: .venv/installed
 	$(PYTHON) -m venv .venv-launch
 	.venv-launch/bin/pip install --quiet 'skypilot[gcp]==0.14.1'
 
-test-convert: ready-convert  ## beside torch and transformers, which it installs
+test-convert: ready-convert  ## compare with torch and transformers, which it installs
 	$(TEST) -m convert
 
-test-browser: ready-browser quickstart  ## pages in Chromium, which `apt-get` installs
+test-browser: ready-browser quickstart  ## test pages in Chromium, which `apt-get` installs
 	$(TEST) -m browser
 
-test-buckets: ready-buckets  ## an index in a bucket, which is moto's on this machine
+test-buckets: ready-buckets  ## test an index in a bucket of a local moto server
 	$(TEST) -m buckets
 
-test-spark: ready-spark  ## the corpus on local Spark beside DuckDB; needs Java
+test-spark: ready-spark  ## compare corpora of local Spark and DuckDB; needs Java
 	$(TEST) -m spark
 
-test-nsfw: ready-nsfw  ## the NSFW model that the extra ships
+test-nsfw: ready-nsfw  ## test the NSFW model of the extra `nsfw`
 	$(TEST) -m nsfw
 
-test-faults: ready-faults  ## runs killed and told to stop at random moments
+test-faults: ready-faults  ## kill and stop runs at random moments
 	$(TEST) -m faults
 
-test-pods: ready-pods data  ## the quickstart on several processes, devices and parts
+test-pods: ready-pods data  ## run the quickstart on processes, devices and microbatches
 	$(TEST) -m pods
 
-test-tpu: ready-tpu  ## steps compiled for slices of TPUs that are not here
+test-tpu: ready-tpu  ## compile steps for TPU slices, without a TPU
 	$(TEST) -m tpu
 
-test-launch: ready-launch  ## the SkyPilot task by its own parser
+test-launch: ready-launch  ## read the SkyPilot task with SkyPilot
 	$(TEST) -m launch
 
-test-newest:  ## the same tests with the newest releases that requirements.txt admits
+test-newest:  ## run the fast tests with the newest releases that requirements.txt allows
 	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))
 	rm -rf .venv-newest
 	$(NEWEST) -m venv .venv-newest
@@ -103,5 +103,5 @@ test-newest:  ## the same tests with the newest releases that requirements.txt a
 	.venv/bin/pip install --quiet -r requirements.txt -c constraints.txt
 	touch $@
 
-clean:  ## drop the environments, keep the runs
+clean:  ## delete the environments, keep the runs
 	rm -rf .venv .venv-launch .venv-moto .venv-newest

@@ -1,13 +1,13 @@
-"""The index of pictures beside comparing with all, faiss, Chroma and Milvus Lite.
+"""Compares our index with exact search, faiss, Chroma and Milvus Lite.
 
     python -m benchmarks.search --vectors=1000000
 
-Unit vectors of 640 numbers in clusters: each is a walk of 100 small steps from a random
-start. Queries are steps that the collection does not have. Every library runs in a
-process of its own, one after the other, with the same vectors and queries, one query at
-a time. faiss, Chroma and Milvus Lite are measured where they are installed (`pip
-install faiss-cpu chromadb pymilvus milvus-lite`). Memory is the process's peak; Python,
-numpy and the vectors' file, 2.4 GiB of a million, are in it.
+The vectors have unit length and 640 numbers. They form clusters: each is a walk of 100
+small steps from a random start. Queries are steps that the collection does not have.
+Every library runs in a separate process, one after the other, with the same vectors and
+queries, and answers one query at a time. faiss, Chroma and Milvus Lite are measured if
+they are installed (`pip install faiss-cpu chromadb pymilvus milvus-lite`). Memory is
+the process's peak, with Python, numpy and the vectors' file (2.4 GiB for a million).
 """
 
 import argparse
@@ -29,8 +29,8 @@ from align_jax.search.vector_index import Description, create_index
 
 WIDTH = 640
 WALK = 100  # steps of a cluster
-STEP = 0.25  # length of a step beside the vector's own
-LIMIT = 10  # neighbours that are compared
+STEP = 0.25  # length of a step relative to the vector's length
+LIMIT = 10  # neighbours per query
 AT_ONCE = 20_000
 
 Search = Callable[[np.ndarray], list[int]]
@@ -65,7 +65,7 @@ def make_walks(count: int, queries: int, folder: pathlib.Path) -> None:
 
 
 def exact_neighbours(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Places of the nearest vectors (queries, LIMIT), by all products."""
+    """Returns the indices (queries, LIMIT) of the nearest vectors, by all products."""
     best = np.full((len(queries), LIMIT), -np.inf, np.float32)
     places = np.zeros((len(queries), LIMIT), int)
     for start in range(0, len(vectors), AT_ONCE):
@@ -81,7 +81,7 @@ def exact_neighbours(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def build_ours(vectors: np.ndarray, folder: pathlib.Path) -> Search:
-    """The index of `align_jax.search`."""
+    """Builds the index of `align_jax.search`."""
     index = create_index(str(folder), Description("none", "none", WIDTH, 0))
     for start in range(0, len(vectors), AT_ONCE):
         rows = vectors[start : start + AT_ONCE]
@@ -93,7 +93,7 @@ def build_ours(vectors: np.ndarray, folder: pathlib.Path) -> Search:
 
 
 def build_exact(vectors: np.ndarray, folder: pathlib.Path) -> Search:
-    """No index: one product with all vectors in memory."""
+    """Builds no index: a query is one product with all vectors, held in memory."""
     held = np.array(vectors)
 
     def search(query: np.ndarray) -> list[int]:
@@ -104,7 +104,7 @@ def build_exact(vectors: np.ndarray, folder: pathlib.Path) -> Search:
 
 
 def build_faiss(vectors: np.ndarray, folder: pathlib.Path) -> Search:
-    """Faiss' inverted file of 8-bit numbers, probed as widely as ours; in memory."""
+    """Builds faiss' inverted file of 8-bit numbers in memory, probed as ours is."""
     import faiss
 
     lists = max(1, len(vectors) // 4096)
@@ -119,7 +119,7 @@ def build_faiss(vectors: np.ndarray, folder: pathlib.Path) -> Search:
 
 
 def build_chroma(vectors: np.ndarray, folder: pathlib.Path) -> Search:
-    """Chroma's graph on disk, with its own settings."""
+    """Builds Chroma's graph on disk, with Chroma's default settings."""
     import chromadb
 
     client = chromadb.PersistentClient(str(folder))
@@ -137,7 +137,7 @@ def build_chroma(vectors: np.ndarray, folder: pathlib.Path) -> Search:
 
 
 def build_milvus(vectors: np.ndarray, folder: pathlib.Path) -> Search:
-    """Milvus Lite on disk: partitions of 8-bit numbers, probed as widely as ours."""
+    """Builds Milvus Lite's partitions of 8-bit numbers on disk, probed as ours are."""
     import pymilvus
 
     folder.mkdir()
@@ -176,7 +176,7 @@ MODULES = {"faiss": "faiss", "chromadb": "chromadb", "milvus lite": "milvus_lite
 
 
 def measure(library: str, folder: pathlib.Path) -> dict[str, float]:
-    """Builds and asks one library; in a process of its own."""
+    """Builds and queries the index of one library, in this process."""
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     queries = np.load(folder / "queries.npy")
     expected = np.load(folder / "expected.npy")

@@ -1,11 +1,11 @@
-"""The search server under load: 200 clients on this machine for a minute.
+"""Measures the search server under load: 200 clients for a minute, on one machine.
 
     python -m benchmarks.search_server --index=INDEX --clients=200 --seconds=60
 
-Starts the server, asks it by text, by picture and by picture of the index in turn, and
-prints the answers by status, their latency, the server's memory on the way and what
-time of the processors either took. Each client has a connection of its own; one that is
-told to come again (429) waits as long as it is told to.
+Starts the server and queries it by text, by uploaded picture and by indexed picture in
+turn. Prints the number and latency of answers by status, the server's memory over time,
+and the processor time that the server and the clients took. Each client has one
+connection; after status 429 it waits for the time that the answer gives.
 """
 
 import argparse
@@ -28,20 +28,20 @@ WORDS = "red blue dog cat flag face hand clock tree fruit car arrow".split()
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Returns a port that nothing listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def processor_seconds(pid: int) -> float:
-    """Time that a process has computed, on Linux."""
+    """Returns the processor time that a process has taken; Linux only."""
     stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mib(pid: int) -> float:
-    """Memory that a process holds, on Linux."""
+    """Returns the memory that a process holds; Linux only."""
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024
@@ -49,7 +49,7 @@ def memory_mib(pid: int) -> float:
 
 
 def picture(seed: int) -> str:
-    """A random picture of 256 pixels a side, JPEG in base64."""
+    """Returns a random picture of 256 x 256 pixels, as JPEG in base64."""
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((256, 256)).save(file, "jpeg")
@@ -63,7 +63,7 @@ async def ask(
     end: float,
     found: dict[int | str, list[float]],
 ) -> None:
-    """One client: asks until the end, one request after the other."""
+    """Sends one request after the other until `end`, as one client does."""
     turn = first
     async with httpx.AsyncClient(base_url=url, timeout=60, verify=False) as client:
         while time.perf_counter() < end:
@@ -83,7 +83,7 @@ async def ask(
 async def load(
     url: str, pid: int, clients: int, seconds: float
 ) -> tuple[dict[int, list[float]], list[float]]:
-    """Latencies by status, and the server's memory every five seconds."""
+    """Runs the clients; returns latencies by status, and memory every five seconds."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         hits = await client.post("/api/search", json={"terms": [{"text": "red"}]})
     ids = [hit["id"] for hit in hits.json()["hits"]]
@@ -105,7 +105,7 @@ async def load(
 
 
 def main() -> None:
-    """Starts the server, asks it and prints what came of it."""
+    """Starts the server, runs the clients and prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--index", required=True)
     parser.add_argument("--clients", type=int, default=200)

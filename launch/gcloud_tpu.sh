@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A TPU slice on spot by gcloud alone, asked for again whenever it is taken away:
+# Trains on a spot TPU slice by gcloud alone, and requests it again after preemption:
 #
 #   BUCKET=gs://your-bucket ZONE=us-central1-a launch/gcloud_tpu.sh
 #
-# The run ends in BUCKET/runs/RUN; the slice is deleted at the end. docs/tpu.md has more.
+# The run is written to BUCKET/runs/RUN. The slice is deleted at the end. See docs/tpu.md.
 set -euo pipefail
 
 : "${BUCKET:?gs://... that has the records and gets the run}"
@@ -13,8 +13,8 @@ RUNTIME="${RUNTIME:-v2-alpha-tpuv5-lite}"
 CONFIG="${CONFIG:-configs/pretrain_align_b7_base.py}"
 RUN="${RUN:-align_b7_base}"
 NAME="${NAME:-align-${RUN//_/-}}"
-POLL="${POLL:-60}" # seconds between looks at the queue
-TRIES="${TRIES:-3}" # failures in a row, on a slice that is there, before giving up
+POLL="${POLL:-60}" # seconds between checks of the queue
+TRIES="${TRIES:-3}" # failures in a row on an available slice before giving up
 
 cd "$(dirname "$0")/.."
 tpus=(gcloud compute tpus)
@@ -53,7 +53,7 @@ everywhere() {
   "${tpus[@]}" tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
 }
 
-# git archive: the committed files, without environments and runs.
+# git archive packs the committed files only, without environments and runs.
 install() {
   git archive --format=tar.gz --output=/tmp/"$NAME".tar.gz HEAD
   "${tpus[@]}" tpu-vm scp /tmp/"$NAME".tar.gz "$NAME":code.tar.gz \

@@ -1,10 +1,10 @@
-"""Gathers runs into one page and one Markdown file, beside the paper's numbers.
+"""Compares runs with each other and with the paper, as a page and as Markdown.
 
     python -m align_jax.report DIR... --out=FOLDER
 
-Each DIR is a run's workdir or a folder of runs, as a sweep's. FOLDER, by default the
-first DIR, gets `summary.html`, one file that loads nothing from elsewhere, and
-`summary.md`. Scores of an evaluation are shown with the run that it evaluated.
+Each DIR is a run's workdir, or a folder of runs such as the folder of a sweep. The
+command writes `summary.html`, a self-contained page, and `summary.md` into FOLDER,
+by default the first DIR. An evaluation's scores are shown with the run it evaluated.
 """
 
 import argparse

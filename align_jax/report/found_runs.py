@@ -1,4 +1,4 @@
-"""Runs that folders hold, finished or not, and what is known of each."""
+"""Finds the runs in folders, finished or not, and reads what each has recorded."""
 
 import dataclasses
 import math
@@ -21,22 +21,22 @@ from align_jax.runs.results import REPORT_FILE
 from align_jax.runs.telemetry import stream_metrics
 from align_jax.training.training_runs import TRAINING, read_run_config
 
-HASH = re.compile("-[0-9a-f]{8}$")  # that `sweep_config` gives to a run's folder
+HASH = re.compile("-[0-9a-f]{8}$")  # the end of a run's folder in a sweep
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundRun:
-    """A run's folder.
+    """A run, as its folder records it.
 
     Attributes:
-      place: the folder.
-      name: short and, among those found together, of this run alone.
-      fields: its literal config.
-      results: final ones, or those so far.
-      rows: lines of metrics with scores or the measures of a flush, in order.
+      place: path or URL of the run's folder.
+      name: short name, unique among the runs that were found together.
+      fields: the run's literal config.
+      results: the final results; before the end, the last step and the latest scores.
+      rows: metric lines that have scores or the measures of an interval, in order.
       latest: the last value of every metric.
-      provenance: what it ran with; empty where that was not written.
-      finished: whether it ended.
+      provenance: versions and devices of the last start; empty if the file is missing.
+      finished: whether the folder holds final results.
     """
 
     place: str
@@ -50,28 +50,28 @@ class FoundRun:
 
     @property
     def title(self) -> str:
-        """The name without a sweep's hash, as tables of runs have it."""
+        """The folder's name without a sweep's hash, as the paper's tables name runs."""
         return HASH.sub("", os.path.basename(self.place))
 
     @property
     def trains(self) -> bool:
-        """Whether it is a training run."""
+        """Whether this is a training run."""
         return self.fields.get("run") in TRAINING
 
     @property
     def report(self) -> str | None:
-        """Path of the run's own page, if there is one."""
+        """Path of the run's report; None if there is none."""
         path = os.path.join(self.place, REPORT_FILE)
         return path if places.exists(path) else None
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Parameters by part of the model; {} where the config does not tell."""
+        """Parameters of each part of the model; {} if the config cannot be read."""
         if not self.trains:
             return {}
         try:
             model = read_run_config(self.fields).model
-        except InputError:  # a run of another version of this code
+        except InputError:  # written by another version of this code
             return {}
         counts: Counter = Counter()
         for path, shape in variable_shapes(model).items():
@@ -81,7 +81,7 @@ class FoundRun:
 
     @property
     def measures(self) -> dict[str, float]:
-        """What the run took, by `MEASURES`; without what its metrics do not tell."""
+        """Values by the keys of `MEASURES`; a key without a value is left out."""
         found: dict[str, float | None] = {"parameters": sum(self.parameters.values())}
         latest = self.latest
         if self.trains:
@@ -90,7 +90,7 @@ class FoundRun:
             found["pairs_seen"] = pairs_seen
             speed = latest.get("train/pairs_per_second_per_device")
             flops = latest.get("train/tflops_per_second_per_device")
-            if speed and flops:  # operations a pair, by the pairs
+            if speed and flops:  # operations per pair, times pairs
                 found["flops"] = flops / speed * pairs_seen * 1e12
         for name in ("pairs_per_second", "model_flops_utilisation", "goodput"):
             found[name] = latest.get(f"train/{name}")
@@ -112,13 +112,17 @@ MEASURES = {
 
 
 def find_runs(typed: Sequence[str]) -> list[FoundRun]:
-    """Finds the runs of some folders, each a run's or one that holds runs.
+    """Finds the runs in some folders.
 
-    Scores of an evaluation whose checkpoint is one of the runs become the run's, unless
-    it has some of these names itself.
+    An evaluation's scores are attached to the training run that it evaluated, if both
+    are of the same step and the run has no score of these names. Otherwise the
+    evaluation is listed as a run.
+
+    Args:
+      typed: paths or URLs of runs' folders, or of folders that contain runs.
 
     Raises:
-      InputError: a folder holds none.
+      InputError: a folder contains no run.
     """
     found: dict[str, None] = {}
     for place in typed:
@@ -134,12 +138,12 @@ def find_runs(typed: Sequence[str]) -> list[FoundRun]:
 
 
 def _whole_path(place: str) -> str:
-    """One path a folder, whatever it was called."""
+    """Returns the same path for every spelling of a folder."""
     return places.resolve(place).rstrip("/") or "/"
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The last parts of each path, as many as tell them all apart."""
+    """Names each path by its last parts, as few as make all names unique."""
     longest = max(path.count("/") for path in paths) + 1
     for count in range(1, longest + 1):
         names = {path: "/".join(path.split("/")[-count:]) for path in paths}
@@ -149,10 +153,13 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _run_folders(place: str) -> Iterator[str]:
-    """A run's folder itself, else those below, in order; a search's are its own."""
+    """Yields a run's folder itself, or else the runs below it, in order.
+
+    Folders inside a run, such as the trials of a search, are not visited.
+    """
     if folder.is_claimed(place):
         config = places.read_json(os.path.join(place, folder.CONFIG_FILE))
-        if config.get("run") in KINDS:  # a corpus has a config, too
+        if config.get("run") in KINDS:  # a corpus also has a config
             yield place
     elif places.is_folder(place):
         for name in places.list_names(place):
@@ -164,7 +171,7 @@ def _read(place: str, name: str) -> FoundRun:
         path = os.path.join(place, file)
         return places.read_json(path) if places.exists(path) else default
 
-    # Of a million lines of steps only those of flushes and of evaluations are kept.
+    # Runs have up to a million metric lines: keep those of intervals and evaluations.
     rows: list[dict[str, float]] = []
     latest: dict[str, float] = {}
     so_far: dict[str, float] = {}
@@ -187,7 +194,7 @@ def _read(place: str, name: str) -> FoundRun:
 
 
 def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
-    """Adds scores of evaluations to the runs that they are of, which lack them."""
+    """Attaches the scores of evaluations to their runs; see `find_runs`."""
     known = {run.place: run for run in runs if run.trains}
     rest = []
     for run in runs:
@@ -203,16 +210,18 @@ def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
 
 
 def _adds(evaluation: FoundRun, run: FoundRun) -> bool:
-    """Whether an evaluation has new scores, of the step that a run ended with."""
+    """Whether all scores of an evaluation are new to a run and of its last step."""
     scores = {name for name in evaluation.results if name.startswith("eval/")}
     same = evaluation.results.get("step") == run.results.get("step")
     return bool(scores) and same and not scores & {*run.results}
 
 
 def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
-    """For each run, {dotted path: value} of what sets it apart.
+    """Returns {dotted path: value} of the fields that set each run apart.
 
-    That is where its value is not the one that most runs of its kind have.
+    A field is listed if it differs from the most common value among runs of that kind;
+    a field that the run lacks has the value "absent". Evaluators and fields that do not
+    change the result are ignored.
     """
     flat = []
     for run in runs:
@@ -223,7 +232,7 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
         alike = [i for i, run in enumerate(runs) if run.fields.get("run") == kind]
         for path in sorted({path for i in alike for path in flat[i]}):
             values = [repr(flat[i].get(path, "absent")) for i in alike]
-            usual = Counter(values).most_common(1)[0][0]  # of equals the first
+            usual = Counter(values).most_common(1)[0][0]  # the first if tied
             for i, value in zip(alike, values, strict=True):
                 if value != usual:
                     changed[i][path] = flat[i].get(path, "absent")
@@ -231,7 +240,7 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
 
 def _flatten(fields: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Leaves of a config by dotted path."""
+    """Returns the leaves of a config by dotted path."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Pages of one HTML file that load nothing from elsewhere, and the plots on them."""
+"""Renders self-contained HTML pages, and draws the plots on them."""
 
 import base64
 import io
@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 
 TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
-# Okabe and Ito's colours, told apart by the colour-blind too.
+# Okabe and Ito's colours, which colour-blind readers can also distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-DASHES = ("-", "--", ":", "-.")  # of lines beyond as many as there are colours
+DASHES = ("-", "--", ":", "-.")  # the next one whenever all colours are used
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills a template of `templates/`; texts are escaped."""
+    """Fills a template of `templates/` and escapes all texts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
         autoescape=True,
@@ -37,14 +37,14 @@ def plot_lines(
     """Plots named lines of (step, value).
 
     Args:
-      title: of the plot.
-      lines: by name.
-      limits: of the values; default theirs.
-      among: names of the lines of several plots, for equal looks in all of them;
-        default those of this one.
+      title: title of the plot.
+      lines: points (step, value) of each line, by its name.
+      limits: lowest and highest value of the axis; None fits the axis to the lines.
+      among: the names of the lines of several plots, so that a line looks the same in
+        all of them; by default the names of `lines`.
 
     Returns:
-      As `plot`.
+      The dict that `plot` returns.
     """
     looks = {name: i for i, name in enumerate(among or lines)}
 
@@ -76,15 +76,15 @@ def plot_points(
     of: str,
     series: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> dict[str, str]:
-    """Plots values of things against a size of theirs on a logarithmic axis.
+    """Plots labelled points over a size on a logarithmic axis.
 
     Args:
-      title: of the plot.
-      of: the size's name.
-      series: name -> {thing: (size, value)}.
+      title: title of the plot.
+      of: name of the size.
+      series: points of each series, {series name: {label: (size, value)}}.
 
     Returns:
-      As `plot`.
+      The dict that `plot` returns.
     """
 
     def draw(axes: Axes) -> None:
@@ -108,7 +108,7 @@ def plot_points(
 
 
 def plot(title: str, alt: str, draw: Callable[[Axes], None]) -> dict[str, str]:
-    """Returns {"title", "alt", "picture": data URI of what `draw` puts on axes}."""
+    """Draws a plot; returns {"title", "alt", "picture"}, the picture as a data URI."""
     figure = Figure(figsize=(6, 3.4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=COLOURS)
@@ -120,5 +120,5 @@ def plot(title: str, alt: str, draw: Callable[[Axes], None]) -> dict[str, str]:
 
 
 def encode_uri(content: bytes, kind: str) -> str:
-    """Writes a file of a kind, such as "png", as a data URI."""
+    """Encodes a picture file as a data URI; `kind` is its MIME subtype, such as png."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

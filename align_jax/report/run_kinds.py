@@ -1,4 +1,4 @@
-"""Every kind of run that `main.py` has: how its config is checked and compared."""
+"""The kinds of run that `main.py` starts, and how their configs are checked."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,8 +17,10 @@ class Kind:
     """A kind of run.
 
     Attributes:
-      check: raises InputError for a config (fields, where) that does not fit.
-      execution: gives the dotted paths of a config's fields that keep its result.
+      check: function of a literal config and its name in messages, which raises
+        InputError for an invalid config.
+      execution: function of a literal config that returns the dotted paths of the
+        fields that do not change the run's result.
     """
 
     check: Callable[[Mapping[str, Any], str], Any]
@@ -35,5 +37,5 @@ KINDS = {
 
 
 def kind_of(fields: Mapping[str, Any], where: str = "config") -> Kind:
-    """The kind of a config's run; InputError for one that there is not."""
+    """Returns the kind of a config's run; raises InputError for an unknown kind."""
     return choose(KINDS, fields.get("run", "absent"), f"{where}.run")

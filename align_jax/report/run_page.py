@@ -1,4 +1,4 @@
-"""A finished run's report: one HTML page that loads nothing from elsewhere."""
+"""The report of a finished run: one self-contained HTML page."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from align_jax.runs.telemetry import read_metrics
 HISTOGRAM_PICTURES = 1000
 HISTOGRAM_BINS = 60
 
-# Of files that browsers show and that are this small, the page has the very bytes.
+# Picture files of these types, up to this size, are put on the page unchanged.
 SMALL_BYTES = 16 << 10
 MIME_TYPES = {
     b"\x89PNG": "png",
@@ -35,7 +35,7 @@ MIME_TYPES = {
     b"GIF8": "gif",
     b"RIFF": "webp",
 }
-SIDE = 256  # pixels of what others are reduced to
+SIDE = 256  # longer side in pixels to which other pictures are reduced
 
 
 def write_report(
@@ -50,9 +50,9 @@ def write_report(
     Args:
       workdir: folder of the finished run.
       fields: the run's literal config.
-      results: of the run, see `collect_results`.
-      evaluators: by name; some queries of each are shown.
-      embedder: with the final parameters.
+      results: the run's results, see `collect_results`.
+      evaluators: evaluators by name; the page shows some queries of each.
+      embedder: the model with its final parameters.
 
     Returns:
       The page's path.
@@ -86,7 +86,7 @@ def write_report(
 
 
 def training_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
-    """Plots loss, temperature and speed over the steps; see `plot` for the values."""
+    """Plots loss, temperature and speed over the steps; returns dicts of `plot`."""
     return [
         plot_lines(name.replace("_", " "), {name: points})
         for name in ("loss", "temperature", "pairs_per_second")
@@ -108,7 +108,7 @@ def score_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
 
 
 def data_uri(picture: bytes) -> str:
-    """Turns a picture file, of any format and size, into a small data URI."""
+    """Turns a picture file of any format and size into a small data URI."""
     kind = next((k for magic, k in MIME_TYPES.items() if picture.startswith(magic)), "")
     if not kind or len(picture) > SMALL_BYTES:
         reduced = make_thumbnail(picture, SIDE)
@@ -120,7 +120,7 @@ def data_uri(picture: bytes) -> str:
 
 
 def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reads what the rules dropped, of each dataset whose manifest tells."""
+    """Reads the manifests that count the pairs each rule dropped, by dataset."""
     corpora = {}
     for name, dataset in fields.get("input", {}).get("datasets", {}).items():
         path = os.path.join(places.resolve(dataset["directory"]), MANIFEST)
@@ -131,7 +131,7 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def describe(evaluator: Evaluator, embedder: Encoder) -> dict[str, Any]:
-    """Lists an evaluator's examples and, of retrieval, plots the similarities."""
+    """Lists an evaluator's examples; for retrieval, also plots the similarities."""
     found = {
         title: list(examples)
         for title, examples in evaluator.examples(embedder).items()
@@ -146,19 +146,19 @@ def describe(evaluator: Evaluator, embedder: Encoder) -> dict[str, Any]:
 def plot_similarity(
     images: np.ndarray, texts: np.ndarray, pairs: np.ndarray
 ) -> dict[str, str]:
-    """Plots how cosine similarities of matched and unmatched pairs spread.
+    """Plots the distribution of cosine similarity for matched and unmatched pairs.
 
     Args:
-      images: (I, D); of many, some are taken, evenly.
-      texts: (T, D).
-      pairs: (P, 2), picture and text of what belongs together.
+      images: (I, D) embeddings, of which up to HISTOGRAM_PICTURES are used, evenly.
+      texts: (T, D) embeddings.
+      pairs: (P, 2) indices of the image and the text of each matched pair.
     """
     rows = np.array(spread(np.ones(len(images), bool), HISTOGRAM_PICTURES))
     similarity = images[rows] @ texts.T
     pairs = pairs[np.isin(pairs[:, 0], rows)]
     matched = similarity[np.searchsorted(rows, pairs[:, 0]), pairs[:, 1]]
     bounds = (float(similarity.min()), float(similarity.max()))
-    # Unmatched is all less matched: no second array of all pairs is made.
+    # Counting unmatched pairs as all minus matched needs no second (I, T) array.
     both, edges = np.histogram(similarity, HISTOGRAM_BINS, bounds)
     counts, _ = np.histogram(matched, HISTOGRAM_BINS, bounds)
     unmatched = similarity.size - matched.size

@@ -1,4 +1,4 @@
-"""Pages on many runs: tables, curves and plots, beside the paper's numbers."""
+"""The page on many runs: tables, curves and plots, beside the paper's numbers."""
 
 import dataclasses
 import json
@@ -12,20 +12,20 @@ from align_jax.report.pages import plot_lines, plot_points, render
 from align_jax.runs.results import PUBLISHED, main_scores, published_columns
 
 PAGE, MARKDOWN = "summary.html", "summary.md"
-# Sizes that quality is plotted against.
+# Sizes against which the scores are plotted.
 SCALES = ("parameters", "pairs_seen", "flops")
-POINTS = 1000  # most of a curve
+POINTS = 1000  # of a curve, at most
 ABSENT = "–"
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """A table whose cells are texts.
 
     Attributes:
-      title: of the table.
-      head: names of the columns.
-      rows: their cells, the first of which names the row.
+      title: title of the table.
+      head: column names.
+      rows: cells of each row; the first cell names the row.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """The table in GitHub's Markdown."""
+        """Returns the table in GitHub's Markdown."""
         lines = [self.head, ["---", *("---:" for _ in self.head[1:])], *self.rows]
         escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
         return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
@@ -69,7 +69,7 @@ def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
 def overview_table(
     runs: Sequence[FoundRun], changes: Sequence[dict[str, Any]]
 ) -> Table:
-    """What sets each run apart, what it took and its main scores."""
+    """Makes a row per run: changed fields, measures and main scores."""
     scores = [main_scores(run.results) for run in runs]
     names = [*dict.fromkeys(name for found in scores for name in found)]
     shown = [m for m in MEASURES if any(m in run.measures for run in runs)]
@@ -93,7 +93,7 @@ def overview_table(
 
 
 def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
-    """Every table of the paper with the numbers of finished runs, in per cent."""
+    """Makes the paper's tables with the numbers of finished runs, in per cent."""
     ended = [run for run in runs if run.finished]
     return [
         _of_runs(table, ended) if "runs" in table else _of_measures(table, ended)
@@ -102,7 +102,7 @@ def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
 
 
 def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
-    """A row a measure, a column a model."""
+    """Makes a table with one row per measure and one column per model."""
     known = {name: PUBLISHED["measures"][name] for name in table["measures"]}
     columns = published_columns(known.values())
     ours = [run for run in runs if any(f"eval/{name}" in run.results for name in known)]
@@ -121,7 +121,7 @@ def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
 
 
 def _of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
-    """A row a model, two columns a measure."""
+    """Makes a table with one row per model and two columns per measure."""
     names = table["measures"]
     rows = []
     for title, published in table["runs"].items():
@@ -147,7 +147,7 @@ def _published(value: float | None) -> str:
 
 
 def _ours(run: FoundRun | None, measure: str, published: Sequence) -> str:
-    """A run's measure in per cent, with the decimals of the published ones."""
+    """Formats a run's measure in per cent, with as many decimals as published."""
     value = run.results.get(f"eval/{measure}") if run else None
     if value is None:
         return ABSENT
@@ -160,7 +160,7 @@ def _percent(value: float | None) -> str:
 
 
 def show_measure(name: str, value: float | None) -> str:
-    """Formats one of `MEASURES`."""
+    """Formats the value of one of `MEASURES`."""
     if value is None:
         return ABSENT
     if name in ("parameters", "pairs_seen"):
@@ -171,7 +171,7 @@ def show_measure(name: str, value: float | None) -> str:
 
 
 def training_curves(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
-    """Plots the loss and each evaluator's main score of all runs over the steps."""
+    """Plots the loss and each main score over the steps, with a line per run."""
 
     def loss(row: dict) -> dict[str, float]:
         return {"loss": row["train/loss"]} if "train/loss" in row else {}
@@ -194,7 +194,7 @@ def _curves(runs: Sequence[FoundRun], measure: Callable) -> list[dict[str, str]]
 
 
 def scaling_plots(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
-    """Plots main scores against what differs of `SCALES`."""
+    """Plots the main scores against those of `SCALES` that differ between runs."""
     plots = []
     for scale in SCALES:
         series: dict[str, dict[str, tuple[float, float]]] = {}

@@ -1,1 +1,1 @@
-"""Search of pictures by text and by picture."""
+"""Search for pictures by text and by picture."""

@@ -1,4 +1,4 @@
-"""Searches pictures by text, by picture, and by what is added to or taken from either.
+"""Searches for pictures by texts and pictures, which may be added and subtracted.
 
     python -m align_jax.search build --checkpoint=RUN --images=PLACE --out=INDEX
     python -m align_jax.search query INDEX --text='red shoes' --minus='laces'
@@ -7,9 +7,10 @@
     python -m align_jax.search delete INDEX ID...
 
 RUN is anything that `align_jax.load` reads. PLACE is a folder of pictures, or a dataset
-in TFDS's layout, also a corpus, as DATASET:SPLIT. INDEX is a folder or a bucket's URL,
-which many machines may search at once. The same `build` again continues, adds what is
-new or changed and leaves the rest alone; with --prune it deletes what is gone.
+in TFDS's layout, such as a corpus, as DATASET:SPLIT. INDEX is a folder or a bucket's
+URL, which many machines may search at once. The same `build` command, given again,
+continues an interrupted build and adds new or changed pictures. With --prune it also
+deletes the pictures that PLACE does not have.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def serve(flags: argparse.Namespace) -> None:
     )
     path = f"/?token={urllib.parse.quote(token, safe='')}" if token else "/"
     print(f"http://{(flags.name or [flags.host])[0]}:{flags.port}{path}", flush=True)
-    # Longer than clients leave a connection idle, so that they close it first.
+    # Longer than clients keep an idle connection, so that they close it first.
     uvicorn.run(
         app,
         host=flags.host,
@@ -119,7 +120,7 @@ def serve(flags: argparse.Namespace) -> None:
 
 
 def read_lines(path: str | None) -> list[str]:
-    """The lines of a text file that are not blank; none without a file."""
+    """Returns the lines of a text file that are not blank; none if no file is given."""
     if not path:
         return []
     text = places.read_bytes(places.resolve(path)).decode("utf-8", "replace")
@@ -127,7 +128,7 @@ def read_lines(path: str | None) -> list[str]:
 
 
 def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
-    """The flags' index, and its own model or the same from another place."""
+    """Opens the index and its model, of which --checkpoint may name another copy."""
     from align_jax.embed.model import load
     from align_jax.search.indexing import check_model
     from align_jax.search.vector_index import open_index
@@ -139,7 +140,7 @@ def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
 
 
 def read_terms(flags: argparse.Namespace) -> list:
-    """The query's terms, in the flags' order of kinds."""
+    """Reads the query's terms: texts and pictures, then those to subtract."""
     from align_jax.search.queries import IMAGE_WEIGHT, TEXT_WEIGHT, Term
 
     terms = []
@@ -164,7 +165,7 @@ def delete(flags: argparse.Namespace) -> None:
 
 
 def read_flags() -> argparse.Namespace:
-    """The command line's flags."""
+    """Reads and checks the flags of the command line."""
     parser = argparse.ArgumentParser(prog="align_jax.search", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
@@ -173,37 +174,53 @@ def read_flags() -> argparse.Namespace:
     made.add_argument("--checkpoint", required=True, metavar="RUN")
     made.add_argument("--images", required=True, metavar="PLACE")
     made.add_argument("--out", required=True, metavar="INDEX")
-    made.add_argument("--prune", action="store_true", help="delete what is gone")
+    made.add_argument(
+        "--prune", action="store_true", help="delete pictures that PLACE does not have"
+    )
     made.add_argument("--batch_size", type=int, default=128)
     made.add_argument(
-        "--thumbnail", type=int, default=224, help="pixels of a side; 0 for none"
+        "--thumbnail", type=int, default=224, help="longer side in pixels; 0 for none"
     )
 
     asked = commands.add_parser("query", help="print the nearest pictures")
     asked.add_argument("index", metavar="INDEX")
     for name in ("text", "image", "minus", "minus_image"):
-        asked.add_argument(f"--{name}", action="append", default=[], help="repeat")
-    asked.add_argument("--text_weight", type=float, help="of each text, default 2")
-    asked.add_argument("--image_weight", type=float, help="of each image, default 1")
+        asked.add_argument(f"--{name}", action="append", default=[], help="repeatable")
+    asked.add_argument("--text_weight", type=float, help="of each text; default: 2")
+    asked.add_argument("--image_weight", type=float, help="of each image; default: 1")
     asked.add_argument("--limit", type=int, default=10)
-    asked.add_argument("--exact", action="store_true", help="compare with every one")
+    asked.add_argument(
+        "--exact", action="store_true", help="compare with every picture"
+    )
 
-    served = commands.add_parser("serve", help="a page and a JSON interface")
+    served = commands.add_parser("serve", help="serve a page and a JSON interface")
     served.add_argument("index", metavar="INDEX")
-    served.add_argument("--host", default="127.0.0.1", help="any but this has a token")
-    served.add_argument("--name", action="append", help="by which it is asked; repeat")
-    served.add_argument("--port", type=int, default=8000)
-    served.add_argument("--token", help="or ALIGN_JAX_TOKEN; else one is drawn")
     served.add_argument(
-        "--labels", metavar="FILE", help="one a line; default: the dataset's"
+        "--host",
+        default="127.0.0.1",
+        help="address to bind; any address but loopback requires a token",
     )
     served.add_argument(
-        "--captions", metavar="FILE", help="one a line; default: texts of like pictures"
+        "--name",
+        action="append",
+        help="host name by which clients reach the server; repeatable",
+    )
+    served.add_argument("--port", type=int, default=8000)
+    served.add_argument(
+        "--token", help="default: $ALIGN_JAX_TOKEN, or a random one if required"
+    )
+    served.add_argument(
+        "--labels", metavar="FILE", help="one per line; default: the dataset's"
+    )
+    served.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="one per line; default: texts of the nearest pictures",
     )
     served.add_argument("--batch_size", type=int, default=16)
     for command in (asked, served):
         command.add_argument(
-            "--checkpoint", metavar="RUN", help="default: the index's own"
+            "--checkpoint", metavar="RUN", help="default: the RUN of the build"
         )
 
     gone = commands.add_parser("delete", help="delete pictures by id")

@@ -1,4 +1,4 @@
-"""Embeds what many callers ask for together, as few batches on the devices."""
+"""Embeds the texts and pictures of many callers together, in few batches."""
 
 import collections
 import re
@@ -12,31 +12,31 @@ from align_jax.errors import InputError
 from align_jax.search.queries import TolerantEncoder
 from align_jax.search.uploads import MAX_PIXELS, count_pixels
 
-# Of one batch, whose pictures are decoded side by side. A transparent one is laid over
-# its background in some 50 bytes a pixel.
+# The limit of a batch, since its pictures are decoded at the same time. A transparent
+# picture takes some 50 bytes per pixel while it is laid over its background.
 PIXELS_AT_ONCE = MAX_PIXELS
-GATHER_SECONDS = 0.003  # that the first of a batch waits for others
+GATHER_SECONDS = 0.003  # for which an incomplete batch waits for more
 
 
 class Busy(Exception):
-    """More is waiting than is taken; ask again later."""
+    """Too many texts and pictures are waiting; the caller should try again later."""
 
 
 class BatchingEncoder:
-    """An encoder for many threads: one thread of its own has the devices.
+    """An encoder for many threads; a single internal thread uses the devices.
 
-    What is asked for while a batch is computed makes up the next one, of texts and of
-    pictures in turn. More than `most` items are never waiting, and a batch's pictures
-    have no more than PIXELS_AT_ONCE.
+    Requests that arrive while a batch runs form the next batch; text and picture
+    batches alternate. At most `most` items wait at a time. The pictures of a batch have
+    at most PIXELS_AT_ONCE pixels together, unless the batch is a single picture.
     """
 
     def __init__(self, model: TolerantEncoder, batch_size: int, most: int):
         """Starts the thread.
 
         Args:
-          model: embeds; used by one thread only.
-          batch_size: items of a batch.
-          most: items that may wait.
+          model: encoder that only the internal thread calls.
+          batch_size: largest number of items in a batch.
+          most: largest number of items that may wait.
         """
         self._model, self._batch_size, self._most = model, batch_size, most
         self._waiting: dict[str, collections.deque] = {
@@ -49,20 +49,20 @@ class BatchingEncoder:
         self._thread.start()
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts (N) as (N, D); raises Busy."""
+        """Embeds N texts as (N, D); raises Busy."""
         return self._encode("texts", texts, [0] * len(texts))
 
     def encode_images(self, images: Sequence[bytes]) -> np.ndarray:
-        """Embeds pictures' files (N) as (N, D).
+        """Embeds N picture files as (N, D).
 
         Raises:
-          Busy: too much is waiting.
-          InputError: one of them cannot be read.
+          Busy: the queue is full.
+          InputError: one of the pictures cannot be read.
         """
         return self._encode("images", images, [*map(count_pixels, images)])
 
     def close(self) -> None:
-        """Ends the thread after what is waiting."""
+        """Ends the thread once all waiting items are embedded."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -94,7 +94,7 @@ class BatchingEncoder:
                     self._compute(kind, batch)
 
     def _take(self, waiting: collections.deque) -> list[tuple]:
-        """The next batch of what is waiting."""
+        """Takes the next batch from the waiting items."""
         batch: list[tuple] = []
         pixels = 0
         while waiting and len(batch) < self._batch_size:
@@ -112,7 +112,7 @@ class BatchingEncoder:
                 found = self._model.encode_texts(items)
             else:
                 found = self._model.encode_images(items, unreadable)
-        except Exception as error:  # theirs to handle; the thread goes on
+        except Exception as error:  # the callers handle it; the thread goes on
             for _, future, _ in batch:
                 future.set_exception(error)
             return

@@ -1,4 +1,4 @@
-"""What requests to the search server and its answers hold, and how much at most."""
+"""Bodies of requests to the search server and of its answers, with size limits."""
 
 from typing import Annotated
 
@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_BODY = 12 << 20  # bytes of a request
 MAX_TEXT = 1000  # characters
 MAX_TERMS = 16
-MAX_ITEMS = 64  # of one request to embed
+MAX_ITEMS = 64  # texts, pictures or labels in one list of a request
 MAX_LIMIT = 200  # pictures of one answer
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-# A picture's file in base64, a third longer than the file.
+# A picture file in base64, which is a third longer than the file.
 Upload = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
@@ -21,7 +21,7 @@ class _Body(BaseModel):
 
 
 class TermBody(_Body):
-    """A text, an uploaded picture, or a picture of the index; the weight may be < 0."""
+    """A text, a picture file or the id of an indexed picture; the weight may be < 0."""
 
     text: Text | None = None
     image: Upload | None = None
@@ -44,7 +44,7 @@ class SearchBody(_Body):
 
 
 class HitBody(_Body):
-    """A picture that was found, by its cosine with the query."""
+    """A picture of the index, its cosine similarity with the query and its text."""
 
     id: str
     score: float
@@ -58,21 +58,21 @@ class SearchAnswer(_Body):
 
 
 class EmbedBody(_Body):
-    """Texts and pictures' files to embed."""
+    """Texts and picture files to embed."""
 
     texts: Annotated[list[Text], Field(max_length=MAX_ITEMS)] = []
     images: Annotated[list[Upload], Field(max_length=MAX_ITEMS)] = []
 
 
 class EmbedAnswer(_Body):
-    """Vectors of unit length."""
+    """Embeddings of unit length, in the order of the request."""
 
     texts: list[list[float]]
     images: list[list[float]]
 
 
 class ClassifyBody(_Body):
-    """A picture, and labels of one's own instead of the server's."""
+    """A picture, and optionally labels to use instead of the server's."""
 
     image: Upload
     labels: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)] | None = (
@@ -81,16 +81,16 @@ class ClassifyBody(_Body):
 
 
 class Scored(_Body):
-    """A label or caption with its probability or cosine."""
+    """A label with its probability, or a caption with its cosine similarity."""
 
     text: str
     score: float
 
 
 class ClassifyAnswer(_Body):
-    """Labels by probability, and captions by cosine, best first.
+    """The most probable labels and the nearest captions, best first.
 
-    `absent` says of labels or captions that are not there why, and how to have some.
+    `absent` says why there are no labels or captions, and how to provide them.
     """
 
     labels: list[Scored]
@@ -99,6 +99,6 @@ class ClassifyAnswer(_Body):
 
 
 class Problem(_Body):
-    """What is wrong with a request."""
+    """The reason why a request was refused."""
 
     detail: str

@@ -1,4 +1,4 @@
-"""Collections of pictures to be searched: a folder of files, or a dataset's split."""
+"""Collections of pictures to index: a folder of files, or a split of a dataset."""
 
 import dataclasses
 import os
@@ -27,11 +27,11 @@ class Entry:
     """A picture of a collection.
 
     Attributes:
-      id: by which the index knows it: a file's path below the folder, a record's
-        `image_id`, or its split and place.
-      state: changes when the picture does.
-      text: of the picture, where the collection has one.
-      read: returns its encoded file.
+      id: key of the picture in the index: a file's path below the folder, a record's
+        `image_id`, or the record's split and number.
+      state: fingerprint, which differs if the picture or its text has changed.
+      text: the picture's text; "" if it has none.
+      read: function that returns the encoded file.
     """
 
     id: str
@@ -41,11 +41,11 @@ class Entry:
 
 
 class Folder:
-    """The picture files below a folder, by their names' endings.
+    """The picture files below a folder, chosen by the endings of their names.
 
     Attributes:
-      prefix: the folder's own path, which with an id is a picture's.
-      labels: none.
+      prefix: the folder's path, which an id extends to the path of a picture.
+      labels: empty, as a folder has no classes.
     """
 
     labels = ()
@@ -54,7 +54,7 @@ class Folder:
         """Lists the files.
 
         Raises:
-          InputError: there is no such folder, or no picture in it.
+          InputError: the folder is a URL, does not exist or has no picture.
         """
         self._root = places.local_path(root)
         if not self._root.is_dir():
@@ -66,7 +66,7 @@ class Folder:
             for path in self._root.rglob("*")
             if path.suffix.lower() in SUFFIXES
             and path.is_file()
-            and path.resolve().is_relative_to(own)  # no link leads out of it
+            and path.resolve().is_relative_to(own)  # skips links that lead outside
         )
         if not self._paths:
             raise InputError(
@@ -89,18 +89,18 @@ class Folder:
 
 
 class Records:
-    """The pictures of a split in TFDS's layout; equal `image_id`s are one picture.
+    """The pictures of a split in TFDS's layout, one per `image_id`.
 
     Attributes:
-      prefix: dataset and split, which with an id tell a picture from all others.
-      labels: names of the dataset's classes; none where it has no `label`.
+      prefix: dataset and split, which an id extends to a unique name of a picture.
+      labels: class names of the dataset; empty if it has no `label`.
     """
 
     def __init__(self, directory: str, split: str):
         """Opens the split.
 
         Raises:
-          InputError: there is no such dataset or split, or it has no pictures.
+          InputError: the dataset or the split does not exist, or has no pictures.
         """
         self._directory, self._split = directory, split
         self._count = evaluation_size(directory, split, ("image",))
@@ -128,7 +128,7 @@ def _same(content: bytes) -> bytes:
 
 
 def _text(record: dict) -> str:
-    """The record's text, or its first one."""
+    """Returns the record's text, or the first of its texts; "" if it has none."""
     found = record.get("text", record.get("texts", b""))
     if isinstance(found, np.ndarray):
         found = found[0] if len(found) else b""
@@ -140,13 +140,13 @@ def _decode(value: bytes | str) -> str:
 
 
 def open_collection(place: str) -> Folder | Records:
-    """Opens FOLDER, DATASET or DATASET:SPLIT (default: train).
+    """Opens a FOLDER, or a DATASET:SPLIT whose split is "train" by default.
 
     Raises:
-      InputError: it is neither, or holds no pictures.
+      InputError: the folder, dataset or split does not exist, or has no pictures.
     """
     directory, colon, split = place.rpartition(":")
-    if not colon or "/" in split:  # gs://...
+    if not colon or "/" in split:  # as in gs://...
         directory, split = place, ""
     if not split and places.is_folder(places.resolve(place)) and not is_dataset(place):
         return Folder(place)

@@ -1,6 +1,6 @@
-"""What stands before the search server: its token, and limits of what is taken at once.
+"""Checks each request's token, and limits the requests that the server handles at once.
 
-What cannot be answered soon is refused with 429, so that nothing queues up.
+A request over a limit is refused with status 429, so that no queue builds up.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from align_jax.search.bodies import MAX_BODY
 
-MAX_REQUESTS = 16  # that compute at a time; further ones are to come again
-MAX_LOOKUPS = 64  # of pages and thumbnails
-MAX_HELD = 16 * MAX_BODY  # bytes of all bodies that are being read or answered
-BODY_SECONDS = 20  # within which a request has come
+MAX_REQUESTS = 16  # POST requests, which compute, at a time
+MAX_LOOKUPS = 64  # other requests at a time: pages and thumbnails
+MAX_HELD = 16 * MAX_BODY  # bytes of all request bodies being read or answered
+BODY_SECONDS = 20  # for a request to arrive completely
 RETRY = {"Retry-After": "1"}  # seconds
 COOKIE = "align_jax_token"
 HEADERS = (
@@ -27,21 +27,21 @@ HEADERS = (
 
 
 class Guard:
-    """An application around another, which starts no task or thread for a request."""
+    """ASGI middleware that refuses requests before they reach the application."""
 
     def __init__(self, app: ASGIApp, token: str):
         """Wraps an application.
 
         Args:
-          app: answers what is let through.
-          token: that every request must have; "" for none.
+          app: application that answers the accepted requests.
+          token: secret that every request must carry; "" for none.
         """
         self._app, self._token = app, token
         self._running: collections.Counter[bool] = collections.Counter()
         self._held = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or has it answered."""
+        """Refuses a request, or passes it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,7 +60,10 @@ class Guard:
             await answer(scope, receive, send_with_headers)
 
     def _check_token(self, request: Request) -> Response | None:
-        """The answer to a request without the token; None where all is well."""
+        """Returns the refusal of a request without the token; None if it has the token.
+
+        The page's URL may have the token: the answer then redirects and sets a cookie.
+        """
         if not self._token or _is(_sent_token(request), self._token):
             return None
         given = request.query_params.get("token", "")
@@ -72,7 +75,7 @@ class Guard:
         return problem(401, "wanted the token: Authorization: Bearer TOKEN", bearer)
 
     async def _hold(self, request: Request, send: Send) -> None:
-        """Reads a request's body and has it answered, if that much may be held."""
+        """Reads a request's body and passes it on, unless too many bytes are held."""
         scope, receive = request.scope, request.receive
         length = int(request.headers["content-length"]) if _computes(request) else 0
         if self._held + length > MAX_HELD:
@@ -97,8 +100,8 @@ class Guard:
     async def _count(
         self, computes: bool, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Has a request answered, if fewer of its kind are under way than may be."""
-        running = self._running[computes]  # of one event loop
+        """Passes a request on, unless too many of its kind are under way."""
+        running = self._running[computes]  # one event loop: no lock is needed
         if running >= (MAX_REQUESTS if computes else MAX_LOOKUPS):
             answer = problem(429, f"{running} requests are under way", RETRY)
             await answer(scope, receive, send)
@@ -111,13 +114,13 @@ class Guard:
 
 
 def problem(status: int, message: str, headers: dict | None = None) -> JSONResponse:
-    """An answer that says in a line what is wrong."""
+    """Makes an answer that states a problem in one line."""
     told = message.encode("utf-8", "replace").decode()
     return JSONResponse({"detail": told}, status, headers)
 
 
 def _check_head(request: Request) -> JSONResponse | None:
-    """The answer to a request whose body is not taken; None where all is well."""
+    """Returns the refusal of a request with invalid headers; None if they are valid."""
     if not _computes(request):
         return None
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
@@ -136,7 +139,7 @@ def _computes(request: Request) -> bool:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Receives a body that was read already, and then what comes after it."""
+    """Makes a `receive` that gives a body already read, then all later messages."""
     parts = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
@@ -146,11 +149,14 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _drain(request: Request) -> None:
-    """Reads a refused request, so that its sender reads the answer and not a reset."""
+    """Reads a refused request to its end.
+
+    If a part of it stayed unread, the sender would see a reset instead of the answer.
+    """
 
     async def read() -> None:
         async for _ in request.stream():
-            pass  # as long as its Content-Length, which was looked at
+            pass  # at most Content-Length bytes, which was checked
 
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(read(), BODY_SECONDS)

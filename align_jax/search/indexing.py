@@ -1,4 +1,4 @@
-"""Puts a collection's pictures into an index, in parts that are whole or absent."""
+"""Adds a collection's pictures to an index, in batches that are written atomically."""
 
 import concurrent.futures
 import dataclasses
@@ -13,19 +13,19 @@ from align_jax.search.collection import Entry
 from align_jax.search.vector_index import VectorIndex
 from align_jax.weights.folder import digest
 
-AT_ONCE = 256  # pictures of one change of the index
-COMPACT_EVERY = 200  # changes, so that looking pictures up stays fast
-QUALITY = 80  # of the thumbnails' JPEG
+AT_ONCE = 256  # pictures per change of the index
+COMPACT_EVERY = 200  # batches, so that looking pictures up stays fast
+QUALITY = 80  # of JPEG thumbnails
 
 
 @dataclasses.dataclass
 class Indexed:
-    """What came of a collection's pictures.
+    """The outcome of indexing a collection.
 
     Attributes:
-      added: that the index did not have, or had otherwise.
-      kept: that it had as they are.
-      unreadable: what is wrong with others, by id; they are not in the index.
+      added: number of new or changed pictures.
+      kept: number of pictures that the index already had unchanged.
+      unreadable: error message of each unreadable picture, by id; not in the index.
     """
 
     added: int = 0
@@ -39,13 +39,15 @@ def index_pictures(
     index: VectorIndex,
     progress: Callable[[int], None],
 ) -> Indexed:
-    """Embeds what the index does not have yet; a killed call is continued by another.
+    """Embeds new and changed pictures and adds them to the index.
+
+    After an interruption, the same call adds the remaining pictures.
 
     Args:
-      model: embeds them; its digest is the index's.
-      entries: of the collection.
-      index: to put them into.
-      progress: called with the number of pictures that are done.
+      model: the model that the index was made for, see `check_model`.
+      entries: pictures of the collection.
+      index: the index that receives the pictures.
+      progress: function that is called with the size of each finished batch.
     """
     done, waiting = Indexed(), iter(entries)
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -80,7 +82,7 @@ def _index_batch(
     wrong |= {row: str(e) for row, e in enumerate(read) if isinstance(e, InputError)}
     rows = [row for row in range(len(batch)) if row not in wrong]
     unreadable = {batch[row].id: wrong[row] for row in sorted(wrong)}
-    index.delete(unreadable)  # what they were before
+    index.delete(unreadable)  # their earlier versions
     done.unreadable |= unreadable
     if not rows:
         return
@@ -104,7 +106,7 @@ def _read(entry: Entry) -> bytes | InputError:
 
 
 def thumbnail(content: bytes, side: int) -> bytes:
-    """A small JPEG of a picture's file, on white; empty for a side of 0."""
+    """Makes a JPEG on white of at most `side` pixels a side; empty if `side` is 0."""
     if not side:
         return b""
     file = io.BytesIO()
@@ -113,7 +115,7 @@ def thumbnail(content: bytes, side: int) -> bytes:
 
 
 def check_model(index: VectorIndex, model: Model) -> None:
-    """Raises InputError where an index is not of a model."""
+    """Raises InputError if an index was made with another model."""
     found = digest(model.weights)
     if index.description.model != found:
         raise InputError(

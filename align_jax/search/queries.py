@@ -1,4 +1,4 @@
-"""Queries of pictures and texts, added and subtracted (arXiv 2102.05918, section 7)."""
+"""Queries that add and subtract pictures and texts (arXiv 2102.05918, section 7)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import numpy as np
 from align_jax.errors import InputError
 from align_jax.pictures import Picture
 
-# What the paper found best where both are in one query; "1:1 also works".
+# The paper's best weights for a query of a text and a picture; "1:1 also works".
 TEXT_WEIGHT = 2.0
 IMAGE_WEIGHT = 1.0
-CANCELLED = 1e-3  # of the weights' sum: what is left of a query without a direction
+CANCELLED = 1e-3  # share of the weights' sum below which a query has no direction
 
 
 class QueryEncoder(Protocol):
-    """Encodes the files of pictures and texts as (N, D) of unit length."""
+    """Encodes N picture files, or N texts, as (N, D) of unit length."""
 
     def encode_images(self, images: Sequence[bytes]) -> np.ndarray:
         """Embeds pictures."""
@@ -26,7 +26,7 @@ class QueryEncoder(Protocol):
 
 
 class TolerantEncoder(QueryEncoder, Protocol):
-    """As `QueryEncoder`, and reports pictures that cannot be read."""
+    """A `QueryEncoder` that can report unreadable pictures instead of raising."""
 
     def encode_images(
         self, images: Sequence[Picture], unreadable: dict[int, str] | None = None
@@ -36,11 +36,12 @@ class TolerantEncoder(QueryEncoder, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A part of a query: a text, a picture, or an embedding that is there already.
+    """A part of a query: a text, a picture or an embedding.
 
     Attributes:
-      content: the text (str), the picture's file (bytes) or its embedding (D,).
-      weight: below 0 to look for pictures that are not like it; None for the paper's.
+      content: the text (str), the picture's file (bytes) or the embedding (D,).
+      weight: factor of the embedding; a negative one avoids similar pictures; None for
+        the paper's.
     """
 
     content: str | bytes | np.ndarray
@@ -48,14 +49,14 @@ class Term:
 
     @property
     def factor(self) -> float:
-        """The weight."""
+        """The weight, or the paper's if that is None."""
         if self.weight is not None:
             return self.weight
         return TEXT_WEIGHT if isinstance(self.content, str) else IMAGE_WEIGHT
 
 
 def query_embedding(model: QueryEncoder, terms: Sequence[Term]) -> np.ndarray:
-    """Sums the terms' embeddings by weight; (D,) float32 of unit length.
+    """Sums the terms' embeddings by weight and normalises; returns (D,) float32.
 
     q = sum_i w_i e_i / |sum_i w_i e_i|, each e_i of unit length.
 

@@ -1,7 +1,7 @@
 """Search over HTTP: a page for people and a JSON interface for programs.
 
-What is uploaded is decoded in memory, embedded and forgotten. Pictures are shown by the
-thumbnails that the index holds: a request reads that index and no other file.
+Uploads are decoded in memory, embedded and forgotten. The pictures shown are the
+thumbnails of the index: a request reads that index and no other file.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ from align_jax.search.uploads import read_upload
 from align_jax.search.vector_index import VectorIndex
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-SHOWN = 5  # labels and captions of a picture
-NEAR = 24  # pictures whose texts are a picture's captions where none are given
+SHOWN = 5  # labels, and captions, in an answer
+NEAR = 24  # nearest pictures whose texts are candidates if no captions are given
 NO_LABELS = (
     "no labels: the collection has none; start the server with --labels=FILE, or give"
     " some in the request"
@@ -48,7 +48,7 @@ NO_CAPTIONS = (
     "no captions: the pictures near to it have no texts; start the server with"
     " --captions=FILE"
 )
-Responses = dict[int | str, dict[str, Any]]  # by status, as FastAPI describes them
+Responses = dict[int | str, dict[str, Any]]  # OpenAPI descriptions by status
 REFUSALS = {
     408: f"the body took longer than {BODY_SECONDS} seconds",
     411: "no Content-Length",
@@ -60,15 +60,15 @@ REFUSALS = {
 
 
 class Texts:
-    """Texts that pictures are compared with, embedded once."""
+    """Texts to compare pictures with, embedded once."""
 
     def __init__(self, encoder: BatchingEncoder, texts: Sequence[str], template="{}"):
-        """Embeds them.
+        """Embeds the texts.
 
         Args:
-          encoder: of the texts.
-          texts: N of them.
-          template: with a {} for each.
+          encoder: encoder of the texts.
+          texts: N texts.
+          template: prompt in which each text replaces the {}.
         """
         self.texts = list(texts)
         filled = [template.format(text) for text in texts]
@@ -79,7 +79,7 @@ class Texts:
         self.embeddings = np.concatenate(parts) if parts else None  # (N, D)
 
     def cosines(self, image: np.ndarray) -> np.ndarray:
-        """With an image (D,), (N,)."""
+        """Returns the cosine similarity (N,) of an image (D,) with each text."""
         if self.embeddings is None:
             return np.zeros(0, np.float32)
         return self.embeddings @ image
@@ -97,20 +97,21 @@ def make_app(
     """Makes the application.
 
     Args:
-      index: that is searched.
-      encoder: of the index's model.
-      temperature: of its softmax, for labels.
-      labels: that a picture is sorted into unless a request has its own.
-      captions: of which the best are shown for a picture.
-      token: that every request must have, as `Authorization: Bearer TOKEN` or, from
-        the page, as a cookie that `/?token=TOKEN` sets; "" for none.
-      hosts: names by which the server may be asked; others are refused.
+      index: the index to search.
+      encoder: encoder with the index's model.
+      temperature: the model's temperature, for the softmax over labels.
+      labels: classes into which a picture is sorted, unless a request gives labels.
+      captions: candidates for a picture's caption; if there are none, the texts of the
+        nearest pictures.
+      token: secret that every request must carry, as `Authorization: Bearer TOKEN` or,
+        from the page, as the cookie that `/?token=TOKEN` sets; "" for none.
+      hosts: host names that requests may address; other names are refused.
     """
     app = FastAPI(
         title="align_jax search",
         docs_url=None,
         redoc_url=None,
-        # Told here; the guard looks at it.
+        # Only describes the token in OpenAPI; `Guard` checks it.
         dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [],
         responses={401: _told("no token, or a wrong one")} if token else {},
     )
@@ -158,7 +159,7 @@ def make_app(
 
     @app.post("/api/classify", responses=refused)
     def classify(body: ClassifyBody) -> ClassifyAnswer:
-        """Sorts a picture into labels, and finds captions that fit it."""
+        """Returns the labels and the captions that fit a picture best."""
         (image,) = encoder.encode_images([read_upload(body.image)])
         own = Texts(encoder, body.labels, TEMPLATE) if body.labels else known
         logits = own.cosines(image).astype(np.float64) / temperature
@@ -182,7 +183,7 @@ def make_app(
         },
     )
     def thumbnail(id: str) -> Response:
-        """The small JPEG that the index holds of a picture."""
+        """Returns the JPEG thumbnail of a picture in the index."""
         found = index.rows([id], "thumbnail").get(id)
         if found is None or not found["thumbnail"]:
             raise HTTPException(404, "no such picture, or no thumbnail of it")
@@ -192,20 +193,20 @@ def make_app(
 
 
 def _told(description: str) -> dict:
-    """A refusal, as OpenAPI describes it."""
+    """Describes a refusal for OpenAPI."""
     return {"model": Problem, "description": description}
 
 
 def _texts_near(
     image: np.ndarray, index: VectorIndex, encoder: BatchingEncoder
 ) -> Texts:
-    """The different texts of the pictures nearest to one (D,)."""
+    """Embeds the distinct texts of the pictures nearest to an image (D,)."""
     texts = (hit.text for hit in index.search(image, NEAR))
     return Texts(encoder, [*dict.fromkeys(filter(None, texts))])
 
 
 def _add_refusals(app: FastAPI) -> None:
-    """Answers what cannot be used, or not now, in one line."""
+    """Answers invalid requests, and those that come at a busy time, in one line."""
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy):
@@ -213,7 +214,7 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def misshapen(request: Request, error: RequestValidationError):
-        first = error.errors()[0]  # nothing of what was sent is sent back
+        first = error.errors()[0]  # its "input", the value sent, is not echoed
         where = ".".join(str(part)[:40] for part in first["loc"][:4])
         return problem(422, f"{where}: {first['msg']}"[:300])
 

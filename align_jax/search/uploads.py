@@ -1,4 +1,4 @@
-"""Pictures' files that strangers send: what of them is looked at before decoding."""
+"""Checks of untrusted picture files, made before they are decoded."""
 
 import base64
 import binascii
@@ -8,17 +8,18 @@ from align_jax.errors import InputError
 from align_jax.pictures import PictureError, open_picture
 
 MAX_PIXELS = 25_000_000  # of an uploaded picture
-MAX_SCANS = 100  # of a JPEG, each of which is decoded over the whole picture
-# Formats whose header Pillow reads without decoding or starting another program.
+MAX_SCANS = 100  # of a JPEG; each scan costs a pass over the whole picture
+# Formats whose header Pillow reads without decoding and without another program.
 FORMATS = tuple("JPEG PNG GIF WEBP BMP TIFF AVIF".split())
 START_OF_SCAN = b"\xff\xda"
 
 
 def read_upload(content: str) -> bytes:
-    """The picture's file of a base64 text.
+    """Decodes a picture file from base64.
 
     Raises:
-      InputError: it is no base64, no picture, or one of too many pixels.
+      InputError: the text is no base64, the file is no picture, or the picture has too
+        many pixels or scans.
     """
     try:
         file = base64.b64decode(content, validate=True)
@@ -33,16 +34,16 @@ def read_upload(content: str) -> bytes:
 
 
 def count_pixels(file: bytes) -> int:
-    """Height times width, by the header of a picture's file.
+    """Returns height times width from the header of a picture file.
 
     Raises:
-      InputError: it is no picture, or one of too many pixels.
+      InputError: the file is no picture, or Pillow refuses its number of pixels.
     """
     try:
         with open_picture(file, max_pixels=sys.maxsize, formats=FORMATS) as picture:
             return picture.width * picture.height
     except PictureError as error:
-        if error.reason == "too large":  # so much so that Pillow does not open it
+        if error.reason == "too large":  # beyond the size that Pillow opens
             message = f"the picture has more than {MAX_PIXELS:,} pixels"
             raise InputError(message) from error
         known = ", ".join(FORMATS)

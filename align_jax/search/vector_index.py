@@ -1,8 +1,8 @@
-"""An index of embeddings on local disk or in a bucket, by LanceDB.
+"""An index of embeddings on local disk or in a bucket, stored by LanceDB.
 
 One table has each picture's id, state, text, thumbnail and embedding. Every change is
-whole or absent. What was added since the last `optimise` is found too: queries are
-compared with all of it.
+atomic. Pictures added since the last `optimise` are found too, because queries are
+compared with each of them.
 """
 
 import dataclasses
@@ -23,26 +23,28 @@ from align_jax.errors import InputError
 TABLE = "pictures"
 SOURCE = "source"  # a table of one row
 DESCRIPTION = b"align_jax"  # key of the table's metadata
-# Fewer are compared with a query one by one, which is as fast.
+# With fewer embeddings, comparing a query with all of them is as fast.
 LEAST_INDEXED = 100_000
-PARTITION = 4096  # embeddings of one, about
-PROBED = 0.05  # of the partitions, for a query
-REFINE = 10  # times as many as wanted are compared by their whole embeddings
-IDS_AT_ONCE = 500  # in one condition
-MOST_PARTS = 4  # of an index that grew, each of which is probed, before it is made anew
-# When changes of other processes are seen: by what writes, and by what reads.
+PARTITION = 4096  # embeddings per partition, about
+PROBED = 0.05  # share of the partitions that a query searches
+REFINE = 10  # candidates per hit that are compared again by full embeddings
+IDS_AT_ONCE = 500  # in one SQL condition
+# An index that grew has several parts, and a query probes each: with more than these,
+# it is rebuilt.
+MOST_PARTS = 4
+# How soon changes of other processes are seen, by writers and by readers.
 AT_ONCE, SOON = datetime.timedelta(0), datetime.timedelta(seconds=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What an index is of.
+    """The model of an index, and the sizes of its embeddings and thumbnails.
 
     Attributes:
-      model: `weights.digest` of what embedded the pictures.
-      checkpoint: where that was loaded from.
-      width: of the embeddings, D.
-      thumbnail: longer side of the thumbnails in pixels; 0 for none.
+      model: digest of the weights that embed the pictures, see `weights.folder.digest`.
+      checkpoint: source from which `align_jax.load` read the model.
+      width: width of the embeddings, D.
+      thumbnail: the thumbnails' longer side in pixels; 0 for none.
     """
 
     model: str
@@ -53,11 +55,11 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class IndexSource:
-    """Where an index's pictures are; it may move.
+    """The collection of an index; its path may change.
 
     Attributes:
-      prefix: what comes before a picture's id in its path.
-      labels: names of the classes that the collection knows.
+      prefix: text that stands before a picture's id in its path.
+      labels: class names of the collection; empty if it has none.
     """
 
     prefix: str = ""
@@ -66,13 +68,13 @@ class IndexSource:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """A picture that a search returns.
 
     Attributes:
-      id: of the picture.
+      id: the picture's id.
       score: cosine similarity with the query.
-      text: of the picture, or "".
-      path: of the picture's file, or dataset, split and id of its record.
+      text: the picture's text, or "".
+      path: path of the picture's file; for a record, its dataset, split and id.
     """
 
     id: str
@@ -82,7 +84,7 @@ class Hit:
 
 
 class VectorIndex:
-    """Pictures by their embeddings."""
+    """A table of pictures, searched by their embeddings."""
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class VectorIndex:
         return self._table.count_rows()
 
     def ids(self) -> list[str]:
-        """The ids of all pictures."""
+        """Returns the ids of all pictures."""
         found = self._table.search().select(["id"]).limit(None).to_arrow()
         return found["id"].to_pylist()
 
@@ -111,14 +113,14 @@ class VectorIndex:
         thumbnails: Sequence[bytes],
         embeddings: np.ndarray,
     ) -> None:
-        """Adds pictures, and replaces those that are there; all of them or none.
+        """Adds pictures, or replaces those of equal id, in one atomic change.
 
         Args:
-          ids: N different ones.
-          states: of the N.
-          texts: of the N.
-          thumbnails: JPEG files, or empty.
-          embeddings: (N, D) of unit length.
+          ids: N different ids.
+          states: N fingerprints, see `Entry.state`.
+          texts: N texts; "" for none.
+          thumbnails: N JPEG files; b"" for none.
+          embeddings: (N, D) embeddings of unit length.
         """
         rows = pa.table(
             [ids, states, texts, thumbnails, _as_arrow(embeddings)],
@@ -128,22 +130,22 @@ class VectorIndex:
         merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Deletes pictures; returns how many of them were there."""
+        """Deletes pictures by id; returns how many of them the index had."""
         ids, before = list(ids), len(self)
         for start in range(0, len(ids), IDS_AT_ONCE):
             self._table.delete(_among(ids[start : start + IDS_AT_ONCE]))
         return before - len(self)
 
     def compact(self) -> None:
-        """Joins small files, and takes what was added into the indices."""
+        """Merges small files, and adds new pictures to the indices of the columns."""
         if self._index_name("id") is None:
             self._table.create_index("id", config=BTree())
         self._table.optimize()
 
     def optimise(self) -> None:
-        """`compact`, and makes the index of embeddings where the pictures are many.
+        """Compacts the table, and indexes the embeddings if the pictures are many.
 
-        It is made anew once it has grown by several parts.
+        The index of embeddings is rebuilt if it has grown to over MOST_PARTS parts.
         """
         self.compact()
         if len(self) < LEAST_INDEXED:
@@ -157,22 +159,22 @@ class VectorIndex:
         self._table.create_index("embedding", config=kind)
 
     def _index_name(self, column: str = "embedding") -> str | None:
-        """The name of a column's index, if there is one."""
+        """Returns the name of a column's index; None if there is none."""
         indices = self._table.list_indices()
         return next((i.name for i in indices if i.columns == [column]), None)
 
     def search(
         self, embedding: np.ndarray, limit: int, exact: bool = False
     ) -> list[Hit]:
-        """The nearest pictures of a query, best first.
+        """Returns the pictures nearest to a query, best first.
 
         Args:
-          embedding: (D,) of unit length.
-          limit: most that are wanted.
-          exact: compare with every picture, whatever the index says.
+          embedding: (D,) embedding of the query, of unit length.
+          limit: largest number of pictures to return.
+          exact: whether to compare with every picture, without the index of embeddings.
 
         Raises:
-          InputError: the embedding has another width.
+          InputError: the query and the index differ in width.
         """
         if embedding.shape != (self.description.width,):
             raise InputError(
@@ -192,7 +194,7 @@ class VectorIndex:
             query = query.nprobes(max(20, round(PROBED * partitions)))
             query = query.refine_factor(REFINE)
         found = query.to_arrow().to_pylist()
-        # Its distance of products is 1 - x . y.
+        # LanceDB's distance "dot" is 1 - x . y.
         prefix = self.source.prefix
         return [
             Hit(row["id"], 1.0 - row["_distance"], row["text"], prefix + row["id"])
@@ -200,7 +202,7 @@ class VectorIndex:
         ]
 
     def rows(self, ids: Sequence[str], *columns: str) -> dict[str, dict[str, Any]]:
-        """Some columns of some pictures by id, without those that are not there."""
+        """Returns columns of pictures by id; ids that the index lacks are left out."""
         found = {}
         for start in range(0, len(ids), IDS_AT_ONCE):
             condition = _among(ids[start : start + IDS_AT_ONCE])
@@ -213,15 +215,15 @@ class VectorIndex:
 def create_index(
     place: str, description: Description, source: IndexSource | None = None
 ) -> VectorIndex:
-    """Makes an empty index at a local path or a bucket's URL, or opens the one there.
+    """Creates an empty index, or opens an existing one.
 
     Args:
-      place: of the index.
-      description: of what it is of.
-      source: where its pictures are now; None for nowhere, or where they were.
+      place: path or bucket's URL of the index.
+      description: the model and the sizes of the index.
+      source: the current collection; None keeps that of an existing index.
 
     Raises:
-      InputError: the one there is of another model or has other thumbnails.
+      InputError: the existing index is of another model or has other sizes.
     """
     database = lancedb.connect(place, read_consistency_interval=AT_ONCE)
     table = _open_table(database, TABLE)
@@ -263,9 +265,9 @@ def open_index(place: str) -> VectorIndex:
     """Opens an index.
 
     Raises:
-      InputError: there is none, or it is not one of ours.
+      InputError: no index exists there, or `create_index` did not make it.
     """
-    if places.is_url(place) or places.is_folder(place):  # connecting would make it
+    if places.is_url(place) or places.is_folder(place):  # connecting would create it
         database = lancedb.connect(place, read_consistency_interval=SOON)
         table = _open_table(database, TABLE)
         if table is not None:
@@ -294,7 +296,7 @@ def _read_index(
 def _open_table(
     database: lancedb.DBConnection, name: str
 ) -> lancedb.table.Table | None:
-    """A table, if there is one: a kill may leave its folder without it."""
+    """Opens a table; None if there is none, or only the folder that a kill left."""
     if name not in database.list_tables().tables:
         return None
     try:
@@ -306,7 +308,7 @@ def _open_table(
 
 
 def _write_source(database: lancedb.DBConnection, source: IndexSource) -> None:
-    """Tells where the pictures are, in place of what was told before."""
+    """Stores the collection of the index, in place of an earlier one."""
     schema = {"prefix": pa.string(), "labels": pa.list_(pa.string())}
     row = pa.table([[source.prefix], [source.labels]], schema=pa.schema(schema))
     there = _open_table(database, SOURCE) is not None
@@ -319,6 +321,6 @@ def _as_arrow(embeddings: np.ndarray) -> pa.Array:
 
 
 def _among(ids: Sequence[str]) -> str:
-    """The condition that the id is one of some; quotes are doubled, as in SQL."""
+    """Returns the SQL condition that the id is one of these; quotes are doubled."""
     quoted = (f"'{name}'" for name in (name.replace("'", "''") for name in ids))
     return f"id IN ({', '.join(quoted)})"

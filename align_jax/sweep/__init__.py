@@ -1,1 +1,1 @@
-"""Many runs from one file."""
+"""Sweeps: many runs from one file."""

@@ -1,11 +1,12 @@
-"""Runs a sweep, or says what to run elsewhere, and shows how far it is.
+"""Runs a sweep, prints commands or jobs to run it elsewhere, or shows its progress.
 
     python -m align_jax.sweep --sweep=configs/sweeps/X.py --workdir=DIR
 
-The launcher `local` runs one run after the other on this machine, `print` writes a
-command a line for xargs, Slurm or GKE, `skypilot` a managed job a run, `status` shows
-the table only. Runs that are done are left alone, and the same command goes on after
-any interruption. What follows `--` is given to every run: `-- --config.seed=1`.
+The launcher `local` runs one run after the other on this machine. `print` prints one
+command per line, for xargs, Slurm or GKE. `skypilot` writes one managed job per run and
+prints the commands that launch them. `status` only shows the table. Finished runs are
+left alone, so the same command continues after any interruption. Flags after `--` are
+passed to every run: `-- --config.seed=1`.
 """
 
 import argparse
@@ -22,24 +23,27 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags and every run's config, then launches."""
     flags = read_flags(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Here, not above: a missing package ends in one line.
+    # Imported here, so that a missing package is reported in one line.
     from align_jax.sweep.config import open_sweep
     from align_jax.sweep.launchers import LAUNCHERS
 
     runs = {}
     for argument in flags.sweep:
         for run in open_sweep(argument, flags.workdir, flags.further):
-            runs[run.workdir] = run  # those of several sweeps are one
+            runs[run.workdir] = run  # equal runs of several sweeps are one
     LAUNCHERS[flags.launcher]([*runs.values()], flags)
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line's flags."""
+    """Reads the flags of the command line."""
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="align_jax.sweep", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "--sweep", action="append", required=True, help="FILE or FILE:RUN,RUN; repeat"
+        "--sweep",
+        action="append",
+        required=True,
+        help="FILE, or FILE:RUN,RUN for some of its runs; repeatable",
     )
     parser.add_argument("--workdir", required=True, help="folder of all runs")
     parser.add_argument(
@@ -47,16 +51,14 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         default="local",
         choices=("local", "print", "skypilot", "status"),
     )
+    parser.add_argument("--retry", action="store_true", help="run failed runs again")
     parser.add_argument(
-        "--retry", action="store_true", help="run those that failed again"
-    )
-    parser.add_argument(
-        "--jobs", default="jobs", help="folder that skypilot's jobs are written to"
+        "--jobs", default="jobs", help="folder for the jobs of skypilot"
     )
     parser.add_argument(
         "--template",
         default="launch/sky_tpu.yaml",
-        help="the SkyPilot task whose command is replaced",
+        help="SkyPilot task of which each job is a copy with another command",
     )
     flags = parser.parse_args(argv[:split])
     flags.workdir = places.resolve(flags.workdir)

@@ -1,8 +1,8 @@
-"""A sweep: the runs that a file names, each with a folder of its own.
+"""Reads a sweep: the runs that one file lists, each with a separate folder.
 
-The file has `get_sweep()`, which gives {name: (base config, {dotted path: value})}, and
-`get_config(name)`, which gives one of these runs to `main.py`; or it is the config of a
-search, whose runs are its trials.
+The file has `get_sweep()`, which returns {name: (base config, {dotted path: value})},
+and `get_config(name)`, which returns the config of one of these runs to `main.py`. A
+file without `get_sweep()` is the config of a random search, whose trials are the runs.
 """
 
 import dataclasses
@@ -28,12 +28,13 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-      id: the run's name and, of runs of `get_sweep`, a hash of what it computes: equal
-        runs of two sweeps are one.
+      id: the run's name; a run of `get_sweep` adds a hash of the fields that change its
+        result, so that equal runs of two sweeps are one.
       fields: the literal config.
-      flags: what `main.py` is given.
-      workdir: where the run's metrics and results are.
-      search: folder and config of the search whose trial it is; None for other runs.
+      flags: flags for `main.py`.
+      workdir: path or URL of the run's folder.
+      search: folder and config of the search of which the run is a trial; None for runs
+        of `get_sweep`.
     """
 
     id: str
@@ -44,7 +45,7 @@ class SweepRun:
 
     @property
     def command(self) -> str:
-        """The run as a line for a shell."""
+        """The shell command that starts the run."""
         return shlex.join([sys.executable, "main.py", *self.flags])
 
 
@@ -54,13 +55,13 @@ def open_sweep(
     """Reads a sweep and every run's config.
 
     Args:
-      argument: "FILE" or "FILE:NAME,NAME", which takes some of its runs; of a search,
-        the config as `main.py` takes it.
-      workdir: folder of the sweep.
-      flags: further ones of `main.py`, for each run.
+      argument: "FILE", or "FILE:NAME,NAME" for some of its runs; for a search, the
+        value of `main.py`'s flag --config.
+      workdir: path or URL of the sweep's folder.
+      flags: further flags of `main.py` for every run.
 
     Raises:
-      InputError: no such file or run, or a config that does not fit.
+      InputError: the file or a run does not exist, or a config is invalid.
     """
     path, _, chosen = argument.partition(":")
     if not os.path.isfile(path):
@@ -88,7 +89,7 @@ def open_sweep(
 
 
 def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[SweepRun]:
-    """The trials of a search; `main.py` then goes on with them in the same workdir."""
+    """Lists a search's trials; `main.py` can then end the search in that workdir."""
     config = (f"--config={argument}", *flags)
     fields = _read(config, workdir).fields
     if fields.get("run") != "random_search":

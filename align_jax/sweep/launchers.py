@@ -1,4 +1,4 @@
-"""Where a sweep's runs are run: here, by commands that are printed, or by SkyPilot."""
+"""Launchers of a sweep: on this machine, as printed commands, or by SkyPilot."""
 
 import argparse
 import contextlib
@@ -33,18 +33,18 @@ from align_jax.sweep.status import (
 from align_jax.training.random_search_config import search_execution
 
 MAIN = pathlib.Path(__file__).parents[2] / "main.py"
-POLL = 2  # seconds between looks at a run
-# The longest name that clouds take for what a job makes.
+POLL = 2  # seconds between checks of a run
+# The longest job name; clouds limit the names of the resources that a job creates.
 LONGEST_NAME = 50
 
 
 def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
-    """Runs one after the other; a failed one is told and does not stop the others.
+    """Runs one run after the other; a failure is reported and does not stop the others.
 
     Raises:
-      InputError: runs failed, or the folder is not of this machine.
-      Preempted: told to stop, as the run at work was.
-      KeyboardInterrupt: likewise.
+      InputError: the workdir is a URL, or some runs are not done at the end.
+      Preempted: SIGTERM stopped the sweep or its current run.
+      KeyboardInterrupt: Ctrl-C stopped the sweep; its current run got SIGTERM.
     """
     if places.is_url(flags.workdir):
         raise InputError(
@@ -74,15 +74,17 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 
 
 def _run(run: SweepRun) -> None:
-    """Runs one as a process of its own."""
-    if run.search is not None:  # before the log makes its folder look like another's
+    """Runs one run in a separate process, and waits for its end."""
+    if (
+        run.search is not None
+    ):  # before the log: a folder with files and no config is refused
         _claim(*run.search)
     with locked_log(run) as log, _Termination():
-        if folder.is_finished(run.workdir):  # by the process that had the lock
+        if folder.is_finished(run.workdir):  # by the process that held the lock
             return
         places.remove(failure_path(run))
         before = log.tell()
-        # Not of the terminal's group: Ctrl-C reaches it as a notice to stop.
+        # Ctrl-C does not reach another session: the run gets SIGTERM from us instead.
         process = subprocess.Popen(
             [sys.executable, str(MAIN), *run.flags],
             stdout=log,
@@ -106,7 +108,7 @@ def _run(run: SweepRun) -> None:
 
 
 def _reason(run: SweepRun, code: int, before: int) -> str:
-    """Why a run failed: a signal, or the last line of what it added to its log."""
+    """Returns why a run failed: a signal, or the last line that the run logged."""
     if code < 0:
         return f"killed by signal {-code}; {log_path(run)} has what it printed"
     with places.opening(log_path(run)) as file:
@@ -117,14 +119,14 @@ def _reason(run: SweepRun, code: int, before: int) -> str:
 
 
 def _claim(workdir: str, fields: Mapping[str, Any]) -> None:
-    """Binds a search's folder to it, as `main.py` would."""
+    """Binds a folder to the search's config, as `main.py` would."""
     folder.check(workdir, fields, search_execution(fields))
     if not folder.is_claimed(workdir):
         folder.claim(workdir, fields)
 
 
 class _Termination:
-    """Inside, SIGTERM raises Preempted."""
+    """A context in which SIGTERM raises Preempted."""
 
     def __enter__(self) -> None:
         self._before = signal.signal(signal.SIGTERM, self._raise)
@@ -138,13 +140,13 @@ class _Termination:
 
 
 def _follow(run: SweepRun, process: subprocess.Popen) -> int:
-    """Shows a run's progress until it ends; its exit code, -N for signal N."""
+    """Shows a run's progress to its end; returns the exit code, -N for signal N."""
     interval = 1.0 if sys.stderr.isatty() else 60.0
     total = run.fields.get("total_steps")
     with tqdm.tqdm(desc=run.id, total=total, unit="step", mininterval=interval) as bar:
         while process.poll() is None:
             time.sleep(POLL)
-            with contextlib.suppress(InputError):  # a file at the moment it is written
+            with contextlib.suppress(InputError):  # a file that is being written
                 status = read_status(run)
                 bar.set_postfix_str(_measures(status), refresh=False)
                 bar.update(status.step - bar.n)
@@ -159,20 +161,20 @@ def _measures(status: Status) -> str:
 
 
 def print_commands(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
-    """Prints the command of each run that is not done, one a line.
+    """Prints the commands of the stopped and the waiting runs, one per line.
 
-    Those that failed are left out unless they are to be run again.
+    With --retry, the commands of failed runs are printed too.
     """
     for run in _to_run(runs, flags.retry):
         print(run.command)
 
 
 def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
-    """Writes a SkyPilot task a run and prints the command that launches it.
+    """Writes a SkyPilot task for each run, and prints the command that launches it.
 
     Raises:
-      InputError: the template is no SkyPilot task, or the runs would end with their
-        machines.
+      InputError: the template is no SkyPilot task, or the workdir is a local folder,
+        which would be lost with a job's machine.
     """
     if not places.is_url(flags.workdir):
         raise InputError(
@@ -194,19 +196,19 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
         flags_of_all = [*run.flags, "--distributed"]  # every host of a slice takes part
         command = shlex.join([".venv/bin/python", "main.py", *flags_of_all]) + "\n"
         task = {**template, "name": name, "run": command}
-        task.pop("envs", None)  # of the command that is replaced
+        task.pop("envs", None)  # variables of the replaced command
         path = os.path.join(flags.jobs, f"{name}.yaml")
         places.write_text(path, yaml.safe_dump(task, sort_keys=False))
         print(shlex.join(["sky", "jobs", "launch", "--yes", "--detach-run", path]))
 
 
 def show_status(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
-    """Prints the table."""
+    """Prints the table of `format_status`."""
     print(format_status([read_status(run) for run in runs]))
 
 
 def _to_run(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
-    """Runs that are not done and that nobody has; searches get their folders."""
+    """Selects the runs to start, and claims the folders of their searches."""
     wanted = {"stopped", "waiting"} | ({"failed"} if retry else set())
     found = [run for run in runs if read_status(run).state in wanted]
     for search in {run.search[0]: run.search for run in found if run.search}.values():

@@ -1,4 +1,4 @@
-"""How far a sweep's runs are, read from their folders."""
+"""Reads the progress of a sweep's runs from their folders."""
 
 import dataclasses
 import datetime
@@ -16,22 +16,22 @@ from align_jax.runs.results import main_scores
 from align_jax.runs.telemetry import read_last_metrics
 from align_jax.sweep.config import SweepRun
 
-SILENCE = 600  # seconds without metrics after which a run elsewhere is taken as stopped
+SILENCE = 600  # seconds without metrics after which a run elsewhere counts as stopped
 STATES = ("done", "failed", "running", "stopped", "waiting")
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How far a run is; None where nothing tells.
+    """The progress of a run; unknown numbers are None.
 
     Attributes:
-      id: of the run.
-      state: one of `STATES`; "stopped" has begun and can go on.
-      step: the last one with metrics.
-      total: steps of the run.
-      pairs_per_second: of its last measure.
-      seconds_left: at that speed.
-      metrics: by name, what its last lines tell of it.
+      id: the run's id.
+      state: one of `STATES`; a "stopped" run has begun and can continue.
+      step: the last step with metrics.
+      total: number of steps of the whole run.
+      pairs_per_second: the speed that was measured last.
+      seconds_left: time to the end at that speed.
+      metrics: the latest loss and main scores, by name.
     """
 
     id: str
@@ -47,7 +47,7 @@ def read_status(run: SweepRun) -> Status:
     """Reads a run's folder.
 
     Raises:
-      InputError: the folder holds another run, or storage does not answer.
+      InputError: the folder belongs to another run, or the storage does not answer.
     """
     execution = kind_of(run.fields).execution(run.fields)
     folder.check(run.workdir, run.fields, execution)
@@ -85,33 +85,33 @@ def _state(run: SweepRun) -> str:
         return "failed"
     if not folder.is_claimed(run.workdir):
         return "waiting"
-    # What was not begun by the local launcher tells by its metrics that it runs.
+    # A run without a log was started elsewhere: new metrics show that it is running.
     silent = 0.0 if _has_log(run) else _seconds_silent(run)
     return "running" if 0 < silent < SILENCE else "stopped"
 
 
 def _seconds_silent(run: SweepRun) -> float:
-    """Seconds since the run's metrics grew; 0 where it has none."""
+    """Returns the seconds since the run's metrics grew; 0 if there are none."""
     grew = places.modified(os.path.join(run.workdir, folder.METRICS_FILE))
     return 0.0 if grew is None else max(time.time() - grew, 1e-3)
 
 
 def failure_path(run: SweepRun) -> str:
-    """Where a failure of the run is told."""
+    """Returns the path of the file that describes the run's failure."""
     return f"{run.workdir}.failed.json"
 
 
 def log_path(run: SweepRun) -> str:
-    """What the run prints goes here."""
+    """Returns the path of the file that gets the run's output."""
     return f"{run.workdir}.log"
 
 
 @contextmanager
 def locked_log(run: SweepRun) -> Iterator[IO]:
-    """Opens the run's log for appending, which whoever holds it has alone.
+    """Opens the run's log for appending, under an exclusive lock.
 
-    The lock goes on to the process that the log is given to: a run whose sweep was
-    killed keeps it until it ends. Waits for another one to end.
+    A process that inherits the open file shares the lock, so a run whose sweep was
+    killed holds it until the run ends. If another process holds the lock, this waits.
     """
     places.make_folder(os.path.dirname(run.workdir))
     with places.appending(log_path(run)) as file:
@@ -124,12 +124,12 @@ def locked_log(run: SweepRun) -> Iterator[IO]:
 
 
 def _has_log(run: SweepRun) -> bool:
-    """Whether the local launcher began the run."""
+    """Whether the local launcher has started the run."""
     return not places.is_url(run.workdir) and places.exists(log_path(run))
 
 
 def is_locked(run: SweepRun) -> bool:
-    """Whether a process of this machine has the run."""
+    """Whether a process on this machine runs the run."""
     if not _has_log(run):
         return False
     with places.opening(log_path(run)) as file:
@@ -141,7 +141,7 @@ def is_locked(run: SweepRun) -> bool:
 
 
 def format_status(statuses: Sequence[Status]) -> str:
-    """The table for a terminal, and below it `count_states`."""
+    """Formats the table for a terminal, with the line of `count_states` below."""
     width = max(len(status.id) for status in statuses)
     head = f"{'run':<{width}}  state    {'step':>17}  {'pairs/s':>9}  {'left':>8}"
     lines = [head + "  last metrics"]
@@ -161,6 +161,6 @@ def format_status(statuses: Sequence[Status]) -> str:
 
 
 def count_states(statuses: Sequence[Status]) -> str:
-    """A line that counts the runs of each state."""
+    """Counts the runs of each state, in one line of text."""
     counts = {state: sum(s.state == state for s in statuses) for state in STATES}
     return ", ".join(f"{n} {state}" for state, n in counts.items() if n)

@@ -1,4 +1,4 @@
-"""Pages in a real browser."""
+"""The page of many runs, in a real browser."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Many runs on one page: what is found, what sets them apart, where numbers stand."""
+"""The page of many runs: runs found, fields that differ, and numbers in tables."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def write_run(folder, fields, scores, step=20, finished=True, **metrics):
 
 @pytest.fixture
 def root(tmp_path):
-    """A sweep of three runs, one of them under way; evaluations; a search."""
+    """A sweep of two finished and two unfinished runs, three evaluations, a search."""
     fields = quickstart.get_config().to_dict()
     small = json.loads(json.dumps(fields))
     small["model"]["embedding_size"] = 320

@@ -61,7 +61,7 @@ class FakeEmbedder:
 
 
 class Page(html.parser.HTMLParser):
-    """Keeps every element's tag, attributes and text; refuses unbalanced tags."""
+    """Parses a page into elements (tag, attributes, text); refuses unbalanced tags."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -94,7 +94,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a report of a run of four steps; returns the page."""
+    """Returns a function that writes and parses the report of a run of four steps."""
     monkeypatch.setattr(provenance, "ROOT", tmp_path)  # no checkout
     monkeypatch.setattr(sys, "argv", ["main.py", "--config=a b.py"])
     run = tmp_path / "run"
@@ -121,7 +121,7 @@ def write(tmp_path, monkeypatch):
 
 
 def cells(page: Page) -> list[list[str]]:
-    """The text of every table row."""
+    """Returns the cells' texts of every table row."""
     rows = []
     for element in page.elements:
         if element["tag"] == "tr":

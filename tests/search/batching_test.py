@@ -1,4 +1,4 @@
-"""Batches of many callers' texts and pictures."""
+"""Batches of texts and pictures from many callers."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ PIXELS = 12 * 12  # of a drawing
 
 
 class Model:
-    """Embeds a text as its length; remembers its batches, and may be held."""
+    """Embeds a text as its length; counts the items of its batches; can be paused."""
 
     def __init__(self):
         self.pictures, self.batches, self.free = [], [], threading.Event()
@@ -91,11 +91,11 @@ def test_a_batch_s_pictures_have_no_more_pixels_than_are_decoded_at_once(monkeyp
     with ThreadPoolExecutor(20) as pool:
         asked = [pool.submit(encoder.encode_images, [GOOD]) for _ in range(20)]
         while len(encoder._waiting["images"]) < 17:
-            pass  # the thread has one to three
+            pass  # the thread has taken one to three
         model.free.set()
         assert all(future.result() == -len(GOOD) for future in asked)
     assert sum(model.pictures) == 20 and max(model.pictures) == 3
-    monkeypatch.setattr(batching, "PIXELS_AT_ONCE", 1)  # one alone is always taken
+    monkeypatch.setattr(batching, "PIXELS_AT_ONCE", 1)  # a single picture always fits
     assert len(encoder.encode_images([GOOD, GOOD])) == 2
     assert model.pictures[-2:] == [1, 1]
     encoder.close()

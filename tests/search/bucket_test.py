@@ -1,4 +1,4 @@
-"""An index in a bucket, by the same commands; the bucket is moto's, on this machine."""
+"""The search commands on an index in a bucket, which a local moto server imitates."""
 
 import pathlib
 import socket

@@ -1,4 +1,4 @@
-"""Queries: sums of pictures and texts, by hand."""
+"""Queries: sums of pictures and texts, computed by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A build of an index that is killed at random moments, in processes of its own."""
+"""Builds of an index, in separate processes, that are killed at random moments."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ from tests import tiny
 pytestmark = pytest.mark.faults
 TIMES = 4
 COLUMNS = ("state", "text", "thumbnail", "embedding")
-# As the command does, in parts that are small enough for there to be many.
+# The command, with small batches, so that there are many.
 BUILD = (
     "from align_jax import indexing, search; indexing.AT_ONCE = 4;"
     " indexing.COMPACT_EVERY = 3; search.main()"
@@ -26,7 +26,7 @@ BUILD = (
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts a build of 48 pictures into a place."""
+    """Returns a function that starts a build of 48 pictures into a folder."""
     folder = tmp_path_factory.mktemp("search")
     model = tiny.write_model(folder / "model")
     (folder / "pictures").mkdir()
@@ -50,7 +50,7 @@ def start(tmp_path_factory):
 
 
 def content(place):
-    """All rows of an index by id."""
+    """Returns all rows of an index by id."""
     index = open_index(str(place))
     return index.rows(sorted(index.ids()), *COLUMNS)
 

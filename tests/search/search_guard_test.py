@@ -1,4 +1,4 @@
-"""The guard before the server: what is counted comes down again, whatever happens."""
+"""The server's guard: its counts go down again, however a request ends."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ JSON = {"content-type": "application/json"}
 
 
 class Held:
-    """An application whose answers wait until they are let go, or fail."""
+    """An application whose answers wait for `free`, and then succeed or fail."""
 
     def __init__(self):
         self.arrived, self.bodies, self.fails = 0, [], False

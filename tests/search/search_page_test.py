@@ -1,6 +1,6 @@
 """The search page in a real browser, on the quickstart's model and held-out drawings.
 
-With SCREENSHOTS=docs the pictures of docs/search.md are taken anew.
+SCREENSHOTS=docs replaces the pictures of docs/search.md by new screenshots.
 """
 
 import os
@@ -24,7 +24,7 @@ SPLITS = "unseen_drawing+unseen_concept"
 
 @pytest.fixture(scope="module")
 def drawings():
-    """Files of held-out drawings by their names."""
+    """The picture files of held-out drawings, by name."""
     assert RUN.exists() and DRAWINGS.exists(), "run `make quickstart` first"
     records = evaluation_records(str(DRAWINGS), SPLITS)
     return {record["texts"][0].decode(): record["image"] for record in records}
@@ -32,7 +32,7 @@ def drawings():
 
 @pytest.fixture(scope="module")
 def address(drawings, tmp_path_factory):
-    """The server's, over an index of the drawings."""
+    """The address of a server with an index of the drawings."""
     folder = tmp_path_factory.mktemp("search")
     index = folder / "index"
     labels = folder / "labels.txt"
@@ -89,7 +89,7 @@ def upload(page, content):
 
 
 def names(page, count, terms=1):
-    """The first pictures found by a query of so many terms."""
+    """Returns the names of the first pictures, once the page has this many terms."""
     expect = page.expect
     expect(page.locator(".term")).to_have_count(terms)
     expect(page.locator("#status")).to_contain_text("by cosine similarity")
@@ -159,7 +159,7 @@ def test_a_file_that_is_no_picture_is_told(page):
     assert "no picture that can be read" in page.locator("#status").inner_text()
     page.errors[:] = [
         e for e in page.errors if "422" not in e
-    ]  # the browser's own line
+    ]  # the line that the browser logs itself
 
 
 def test_a_dropped_picture_is_searched(page, drawings):

@@ -1,4 +1,4 @@
-"""The server: answers by hand, and all that it must refuse."""
+"""The server: answers computed by hand, and every refusal."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ WIDTH = len([*tiny.COLOURS, *tiny.SHAPES])
 
 
 class Encoder(FixedEncoder):
-    """Knows the drawings, and words of a sentence."""
+    """A `FixedEncoder` with the argument `unreadable`, as a batch encoder passes it."""
 
     def __init__(self):
         super().__init__(perfect, perfect)
@@ -65,12 +65,12 @@ def client(index, encoder):
 
 @pytest.fixture
 def nothing_written(index, tmp_path, monkeypatch):
-    """Checks that no file of the index, the working or the temporary folder changes."""
+    """Checks that no file changes in the index, working and temporary folders."""
     (tmp_path / "work").mkdir()
     (tmp_path / "temporary").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setattr(tempfile, "tempdir", None)  # asks for it anew
+    monkeypatch.setattr(tempfile, "tempdir", None)  # makes `tempfile` read TMPDIR again
 
     def files():
         there = {path: path.lstat() for path in tmp_path.rglob("*")}
@@ -212,7 +212,7 @@ def test_thumbnails_are_the_index_s_and_no_file_is_served(client, tmp_path):
 
 
 def bomb(width=10_000, height=10_000):
-    """A PNG of a few hundred bytes that says it has 100 million pixels."""
+    """Returns a PNG of a few hundred bytes that claims to have 100 million pixels."""
 
     def chunk(kind, data):
         body = kind + data
@@ -225,14 +225,14 @@ def bomb(width=10_000, height=10_000):
 
 
 def scans(count):
-    """A JPEG with more scans than it needs."""
+    """Returns a JPEG with more scans than it needs."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "jpeg")
     return file.getvalue()[:-2] + b"\xff\xda" * count
 
 
 def postscript():
-    """A file for which Pillow would start Ghostscript."""
+    """Returns a file for which Pillow would start Ghostscript."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "eps")
     return file.getvalue()

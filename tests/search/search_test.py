@@ -1,4 +1,4 @@
-"""Search by its command: a folder and a dataset, built, continued, asked, deleted."""
+"""The search commands on a folder and a dataset: build, continue, query, delete."""
 
 import io
 import os

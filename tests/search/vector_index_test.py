@@ -1,4 +1,4 @@
-"""The index: what is put, deleted and found, beside products of all with all."""
+"""The index: pictures added, deleted and found, compared with exact search."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,9 @@ def test_an_index_of_many_finds_what_comparing_with_all_finds(index, monkeypatch
     rows = embeddings(5000)
     names = put(index, rows)
     index.optimise()
-    put(index, embeddings(100, seed=1), first=5000)  # not in it yet
+    put(
+        index, embeddings(100, seed=1), first=5000
+    )  # not in the index of embeddings yet
     both = np.concatenate([rows, embeddings(100, seed=1)])
     found = right = 0
     for query in embeddings(50, seed=2):

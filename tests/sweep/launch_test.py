@@ -1,4 +1,4 @@
-"""The launch files, as far as that goes without a cloud."""
+"""The launch files, as far as they can be tested without a cloud."""
 
 import os
 import pathlib
@@ -9,7 +9,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 
-# Says what gcloud would: STATE of the slice in a file; the n-th training fails as told.
+# Plays gcloud. The file `state` holds the slice's state; each training ends as the next
+# line of the file `outcomes` says.
 FAKE_GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$FOLDER/calls"
 case "$*" in

@@ -1,4 +1,4 @@
-"""Sweeps: what is run, once, and what is told; the runs are a script of the tests."""
+"""Sweeps: each run runs once, and states are reported; a script plays the runs."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def get_config(name):
     return choose_run(get_sweep(), name)
 """
 
-# A run that behaves as `behaviour.json` beside it says of its seed.
+# Plays a run: `behaviour.json` beside it says how the run of each seed behaves.
 MAIN = """
 import json, os, pathlib, signal, sys, time
 sys.path.insert(0, "{root}")
@@ -80,7 +80,7 @@ if behaviour == "is slow":
 
 
 class Place:
-    """A sweep's file and folder, and how its runs behave."""
+    """A sweep's file and folder, and control over the behaviour of its runs."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -98,7 +98,7 @@ class Place:
         return path.read_text().split() if path.exists() else []
 
     def launch(self, *flags, sweeps=None):
-        """What the command does."""
+        """Runs the sweep command."""
         argv = [f"--sweep={name}" for name in sweeps or [self.file]]
         sweep.main([*argv, f"--workdir={self.folder / 'out'}", *flags])
 
@@ -175,7 +175,7 @@ def test_a_notice_to_stop_reaches_the_run_once_and_it_goes_on(place, number, err
         signal.signal(signal.SIGINT, before)
     thread.join()
     signals = (place.folder / "signals").read_text().split()
-    assert signals == [str(signal.SIGTERM.value)]  # on which a run saves
+    assert signals == [str(signal.SIGTERM.value)]  # the signal on which a run saves
     assert place.states() == ["done", "stopped", "waiting"]
     place.behave({})
     place.launch()
@@ -294,7 +294,7 @@ def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     launchers.run_here(runs, given)
     assert read_status(runs[0]).state == "done" and place.ran == ["trial_00"]
     argv = ["main.py", "--config=configs/vtab.py:dtd", *flags, f"--workdir={out}"]
-    whole = read_command_line(argv)  # the search then finds its folder its own
+    whole = read_command_line(argv)  # the search then accepts its folder
     workdir.check(out, whole.fields, search_execution(whole.fields))
 
 
