@@ -176,7 +176,7 @@ MODULES = {"faiss": "faiss", "chromadb": "chromadb", "milvus lite": "milvus_lite
 
 
 def measure(library: str, folder: pathlib.Path) -> dict[str, float]:
-    """Builds and queries the index of one library, in this process."""
+    """Builds and queries one library's index; memory is that of this process."""
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     queries = np.load(folder / "queries.npy")
     expected = np.load(folder / "expected.npy")

@@ -28,7 +28,7 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-      id: the run's name; a run of `get_sweep` adds a hash of the fields that change its
+      id: the run's name, in a sweep followed by a hash of the fields that change the
         result, so that equal runs of two sweeps are one.
       fields: the literal config.
       flags: flags for `main.py`.
@@ -89,7 +89,7 @@ def open_sweep(
 
 
 def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[SweepRun]:
-    """Lists a search's trials; `main.py` can then end the search in that workdir."""
+    """Lists a search's trials; `main.py` can then finish it in the same workdir."""
     config = (f"--config={argument}", *flags)
     fields = _read(config, workdir).fields
     if fields.get("run") != "random_search":

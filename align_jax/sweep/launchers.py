@@ -75,9 +75,7 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 
 def _run(run: SweepRun) -> None:
     """Runs one run in a separate process, and waits for its end."""
-    if (
-        run.search is not None
-    ):  # before the log: a folder with files and no config is refused
+    if run.search is not None:  # first, as a folder with a log alone is refused
         _claim(*run.search)
     with locked_log(run) as log, _Termination():
         if folder.is_finished(run.workdir):  # by the process that held the lock

@@ -78,9 +78,7 @@ def test_an_index_of_many_finds_what_comparing_with_all_finds(index, monkeypatch
     rows = embeddings(5000)
     names = put(index, rows)
     index.optimise()
-    put(
-        index, embeddings(100, seed=1), first=5000
-    )  # not in the index of embeddings yet
+    put(index, embeddings(100, seed=1), first=5000)  # not indexed yet
     both = np.concatenate([rows, embeddings(100, seed=1)])
     found = right = 0
     for query in embeddings(50, seed=2):
