@@ -1,1 +1,1 @@
-"""The train step, its optimizer and checkpoints, and the fields of a run."""
+"""The train step, the optimizer, checkpoints, and the config fields of a run."""

@@ -1,4 +1,8 @@
-"""Checkpoints by Orbax: asynchronous, whole or absent, with what they belong to."""
+"""Checkpoints, written in the background by Orbax.
+
+A checkpoint appears only when it is complete. It holds the state and the identity of
+the run that it fits: the model's config and the vocabulary's hash.
+"""
 
 import dataclasses
 import operator
@@ -16,25 +20,26 @@ from align_jax.errors import InputError
 from align_jax.runs.workdir import as_json
 from align_jax.training.train_state import TrainState
 
-FOLDER = "checkpoints"  # of a workdir
+FOLDER = "checkpoints"  # in a workdir
 
-# Devices that hold copies of an array write a part of it each, if the parts have at
-# least this many bytes. JAX compiles a program for every shape that is cut, so with
-# Orbax's default, any size, the first checkpoint of a small model takes 10 s and more.
+# Devices that hold copies of an array each write a part of it, if the parts have at
+# least this many bytes. JAX compiles a program for every shape of part, so with Orbax's
+# default (any size) the first checkpoint of a small model takes 10 s or more.
 SMALLEST_PART = 4 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are written and which of them stay.
+    """When checkpoints are written and which of them are kept.
 
     Attributes:
-      every_steps: steps between two; the last step always has one.
-      keep: how many of the newest stay.
-      keep_every_steps: those of its multiples stay too; None for none.
-      best_metric: a score, as "eval/coco/t2i_recall@1", by which the best stays too;
-        each evaluation then has a checkpoint. None for none.
-      lowest_is_best: whether the best score is the lowest.
+      every_steps: steps between two checkpoints; the last step always has one.
+      keep: number of newest checkpoints to keep.
+      keep_every_steps: divisor; checkpoints at its multiples are kept as well. None
+        keeps no others.
+      best_metric: score, such as "eval/coco/t2i_recall@1", by which the best checkpoint
+        is kept as well; every evaluation then has a checkpoint. None keeps no best one.
+      lowest_is_best: whether the lowest score is the best.
     """
 
     every_steps: int = 1000
@@ -59,9 +64,10 @@ class Checkpoints:
         """Opens or creates the folder.
 
         Args:
-          workdir: of the run.
-          config: when checkpoints are written.
-          identity: what a state fits: the model's config and the vocabulary's hash.
+          workdir: path or URL of the run's folder.
+          config: schedule of writing, and the checkpoints to keep.
+          identity: fields that a checkpoint must match to be restored: the model's
+            config and the vocabulary's hash.
         """
         self._directory = os.path.join(places.resolve(workdir), FOLDER)
         self._identity = as_json(identity)
@@ -91,16 +97,16 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, scores: dict[str, float] | None = None
     ) -> None:
-        """Starts writing the state after `step` steps; returns before it is written.
+        """Starts writing a state and returns before it is written.
 
         Args:
-          step: names the checkpoint.
-          state: to write.
-          scores: of this state's evaluation, if it had one.
+          step: number of steps taken; it names the checkpoint.
+          state: state to write.
+          scores: scores of this state's evaluation, if it was evaluated. They must pass
+            `check_scores`.
 
         Raises:
-          InputError: the scores lack the best's, or the storage refuses this checkpoint
-            or the one before it.
+          InputError: the storage refuses this checkpoint or the one before it.
         """
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
@@ -111,7 +117,7 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=metrics)
 
     def check_scores(self, scores: dict[str, float]) -> None:
-        """Makes sure that an evaluation has the score that the best is chosen by."""
+        """Raises InputError if the scores lack `best_metric`."""
         if self._best is not None and self._best not in scores:
             raise InputError(
                 f"config.checkpoint.best_metric is {self._best!r}; the scores are"
@@ -122,8 +128,8 @@ class Checkpoints:
         """Reads a state with the shapes, types and shardings of `abstract`.
 
         Raises:
-          InputError: the checkpoint is of another model or vocabulary, or of a state of
-            another form, as another optimizer's.
+          InputError: the checkpoint belongs to another model or vocabulary, or its
+            state has another form, for example that of another optimizer.
         """
         path = os.path.join(self._directory, str(step))
         found = self._manager.restore(
@@ -146,18 +152,18 @@ class Checkpoints:
             ) from error
 
     def wait(self) -> None:
-        """Waits until everything is written; raises InputError where it cannot be."""
+        """Waits until all is written; raises InputError if the storage refuses it."""
         with places.writing(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Ends the writing, as `wait` does, and frees what it needed."""
+        """Waits as `wait` does, then frees the writer's threads and memory."""
         with places.writing(self._directory):
             self._manager.close()
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Returns what writes and reads each part of a checkpoint."""
+    """Returns the handlers that write and read each part of a checkpoint."""
     arrays = ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=SMALLEST_PART
     )
@@ -175,7 +181,7 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 def list_steps(workdir: str) -> list[int]:
-    """Steps of a run's whole checkpoints, in order; creates nothing."""
+    """Returns the steps of a run's complete checkpoints, ascending; creates nothing."""
     directory = os.path.join(places.resolve(workdir), FOLDER)
     if not places.exists(directory):
         return []
@@ -183,10 +189,13 @@ def list_steps(workdir: str) -> list[int]:
 
 
 def split_source(source: str) -> tuple[str, int]:
-    """A run's workdir and step, from RUN/checkpoints/STEP or, for its newest, RUN.
+    """Splits a checkpoint's path into the run's workdir and the step.
+
+    Args:
+      source: path RUN/checkpoints/STEP, or RUN for the newest checkpoint.
 
     Raises:
-      InputError: there is no such checkpoint.
+      InputError: the checkpoint does not exist.
     """
     workdir, step = places.resolve(source), None
     folder, name = os.path.split(workdir.rstrip("/"))

@@ -1,4 +1,4 @@
-"""The fields of a run on labelled pictures: fine-tuning, or a probe by SGD."""
+"""The config of a run on labelled pictures: fine-tuning, or a linear probe by SGD."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -16,13 +16,14 @@ from align_jax.training.run_config import RunConfig
 class ClassifyConfig(RunConfig):
     """A run of an image tower with a linear head (arXiv 2102.05918, section 5.3).
 
-    A probe keeps the tower by `optimizer.frozen` and the tower's `frozen_statistics`.
+    A linear probe keeps the tower's values fixed with `optimizer.frozen` and the
+    tower's `frozen_statistics`.
 
     Attributes:
-      run: "classify".
-      model: the tower and its head.
-      evaluation: sizes of evaluation's pictures, often larger than training's (FixRes,
-        arXiv 1906.06423); by default those of the input.
+      run: the string "classify".
+      model: the image tower and its head.
+      evaluation: picture sizes in evaluation, often larger than in training (FixRes,
+        arXiv 1906.06423); by default the sizes of `input`.
     """
 
     kind: ClassVar[str] = "classifier"
@@ -40,16 +41,16 @@ class ClassifyConfig(RunConfig):
             )
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Labels."""
+        """Returns the name, shape and type of the labels."""
         return {"labels": ((), jnp.int32)}
 
     @property
     def evaluation_preprocess(self) -> PreprocessConfig:
-        """Sizes of evaluation's pictures."""
+        """Picture sizes in evaluation."""
         return self.evaluation or self.input.preprocess
 
     def check_data(self) -> None:
-        """Raises InputError where a dataset has another number of labels."""
+        """Raises InputError if a dataset's number of classes is not the model's."""
         for name, dataset in self.input.datasets.items():
             found = count_labels(dataset)
             if found not in (None, self.model.classes):

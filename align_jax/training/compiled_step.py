@@ -1,4 +1,4 @@
-"""The training step as compiled programs, with and without norms."""
+"""The training step as compiled programs, with and without norms in the metrics."""
 
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from align_jax.training.train_step import train_step
 
 
 def make_train_step(plan: StepPlan, norms: bool = False) -> jax.stages.Wrapped:
-    """`train_step` of a run, jitted; call as `step(state, batch)`."""
+    """Returns a run's jitted `train_step`, to be called as `step(state, batch)`."""
     shardings = state_shardings(plan)
     return jax.jit(
         partial(train_step, plan=plan, norms=norms),
@@ -30,9 +30,9 @@ def compile_step(
     """Compiles a run's step ahead of its first call.
 
     Args:
-      plan: of the step.
-      batch: shapes of the global batch, see `train_step`, with their shardings.
-      norms: whether its metrics have those of gradients and updates.
+      plan: plan of the step.
+      batch: shapes and shardings of the global batch, see `train_step`.
+      norms: whether the metrics include norms of gradients and updates.
     """
     lowered = make_train_step(plan, norms).lower(abstract_state(plan), batch)
     return compile_fast(lowered, plan.mesh)
@@ -41,12 +41,12 @@ def compile_step(
 def compile_steps(
     plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct], kinds: Collection[bool]
 ) -> dict[bool, jax.stages.Compiled]:
-    """Compiles a run's steps of some kinds, without (False) and with norms (True).
+    """Compiles a run's step without norms (False), with norms (True), or both.
 
-    Norms cost a step some percent, so the steps between two that show them have a
-    program without. The compiler works on both at once.
+    Norms slow a step down by some percent, so the steps that do not log them have a
+    program without norms. Both programs are compiled at the same time.
     """
-    abstract_state(plan)  # is traced once
+    abstract_state(plan)  # traced and cached here, so that the threads do not repeat it
     with ThreadPoolExecutor() as pool:
         programs = pool.map(partial(compile_step, plan, batch), kinds)
         return dict(zip(kinds, programs, strict=True))

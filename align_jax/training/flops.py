@@ -1,8 +1,8 @@
-"""How much arithmetic a training step is, counted from its traced program.
+"""The floating-point operations of a training step, counted from its traced program.
 
-Matrix products and convolutions are counted, two operations a multiplication and
-addition; what the towers compute again, by rematerialisation or microbatches, is not,
-as in the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix B).
+Matrix products and convolutions are counted, as two operations for each multiplication
+and addition. Work that is repeated by rematerialisation or microbatches is counted
+once, as in the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix B).
 """
 
 import dataclasses
@@ -28,16 +28,17 @@ def count_model_flops(
     """Counts the floating-point operations of a step, forward and backward.
 
     Args:
-      plan: of the step.
+      plan: plan of the step.
       batch: shapes of the global batch.
 
     Returns:
-      {"image_tower", "text_tower" where there is one, "loss"}: operations of all
-      devices together.
+      A dict with the keys "image_tower", "text_tower" if the model has one, and "loss":
+      operations summed over all devices.
     """
     towers = dataclasses.replace(plan, model=_plain(plan))
     state = abstract_state(plan)
-    # The towers' work goes with the batch: that of one BatchNorm group, so many times.
+    # The towers' work is proportional to the batch: count one BatchNorm group and
+    # multiply.
     pairs = plan.model.batch_norm_group
     cores = jnp.arange(pairs // plan.pairs_per_core)
     groups = plan.virtual_cores // cores.size
@@ -76,14 +77,14 @@ def count_model_flops(
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:
-    """Counts the products of a function of arrays or of their shapes."""
+    """Counts the operations of a function; its arguments are arrays or their shapes."""
     traced = jax.make_jaxpr(function)(*arguments).jaxpr
     live, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
     return _count(live)
 
 
 def _plain(plan: StepPlan) -> DualEncoder | Classifier:
-    """The model, with nothing computed twice or gathered."""
+    """Returns the model without rematerialisation and gathering of parameters."""
     config = plan.model.config.computed_once()
     return plan.model.clone(config=config, placement=None)
 
@@ -97,30 +98,33 @@ def _count_equation(equation: JaxprEqn) -> float:
     if kind in PRODUCTS:
         return 2.0 * math.prod(_shape(equation.outvars[0])) * PRODUCTS[kind](equation)
     inner = [_count(jaxpr) for jaxpr in _inner(parameters)]
-    if kind == "cond":  # a choice of platform or of one branch
+    if kind == "cond":  # only one branch runs
         return max(inner)
     if kind == "while" and any(inner):
         raise ValueError("products in a loop without a known end cannot be counted")
     times = parameters["length"] if kind == "scan" else 1
-    if kind == "shard_map":  # shapes in it are one device's
+    if kind == "shard_map":  # its shapes are those of one device
         times = parameters["mesh"].size
     return times * sum(inner)
 
 
 def _shape(operand: Any) -> tuple[int, ...]:
-    """Shape of an operation's operand or result."""
+    """Returns the shape of an operation's operand or result."""
     return operand.aval.shape
 
 
 def _terms_of_dot(equation: JaxprEqn) -> int:
-    """Products that one element of a matrix product sums."""
+    """Returns the number of products summed in one element of a matrix product."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = _shape(equation.invars[0])
     return math.prod(shape[axis] for axis in contracted)
 
 
 def _terms_of_convolution(equation: JaxprEqn) -> float:
-    """Products that one element of a convolution sums, without inserted zeros."""
+    """Returns the number of products summed in one element of a convolution.
+
+    Products with the zeros that dilation inserts do not count.
+    """
     kernel = _shape(equation.invars[1])
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     inserted = math.prod(equation.params["lhs_dilation"])
@@ -134,7 +138,7 @@ PRODUCTS = {
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
-    """Programs among an operation's parameters."""
+    """Yields the programs among an operation's parameters."""
     for value in parameters.values():
         for part in value if isinstance(value, list | tuple) else (value,):
             if isinstance(part, ClosedJaxpr):

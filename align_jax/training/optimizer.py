@@ -1,10 +1,10 @@
 """Optimizers and schedules, chosen and masked by config.
 
-Pretraining runs LAMB (arXiv 1904.00962) with linear warm-up and decay (ALIGN, arXiv
-2102.05918, section 5); transfer runs SGD with momentum and cosine or staircase decay.
+Pretraining uses LAMB (arXiv 1904.00962) with linear warm-up and decay (ALIGN, arXiv
+2102.05918, section 5). Transfer uses SGD with momentum and cosine or staircase decay.
 
-Parameters are named by their path, "image_tower/stem_norm/scale", and chosen by regular
-expressions searched in it.
+A parameter's name is its path, such as "image_tower/stem_norm/scale". A pattern is a
+regular expression; it fits a parameter if it is found anywhere in the name.
 """
 
 import dataclasses
@@ -15,34 +15,37 @@ from typing import Any
 import jax
 import optax
 
-Mask = Callable[[Any], Any]  # tree of parameters to tree of bools
+Mask = Callable[[Any], Any]  # function from a tree of parameters to a tree of bools
 Chain = tuple[optax.GradientTransformation, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer, its schedule, and what it applies to.
+    """An optimizer, its schedule, and the parameters that it applies to.
 
     Attributes:
-      kind: a key of `OPTIMIZERS`.
-      learning_rate: peak, reached after the warm-up.
-      warmup_steps: linear rise from 0.
-      decay: after the warm-up, a key of `DECAYS`.
-      staircase_steps: steps of a stair, counted from the end of the warm-up.
-      staircase_factor: the rate is multiplied by it at each stair.
-      weight_decay: decoupled decay ratio (paper: 1e-5); L2 gradient for "sgd".
-      b1: decay of the first moment; momentum for "sgd".
+      kind: optimizer, a key of `OPTIMIZERS`.
+      learning_rate: peak learning rate, reached at the end of the warm-up.
+      warmup_steps: steps of the linear rise from 0.
+      decay: schedule after the warm-up, a key of `DECAYS`.
+      staircase_steps: steps of one stair, counted from the end of the warm-up.
+      staircase_factor: factor that multiplies the learning rate at each stair.
+      weight_decay: decoupled decay ratio (paper: 1e-5); for "sgd", the factor of an L2
+        gradient.
+      b1: decay of the first moment; for "sgd", the momentum.
       b2: decay of the second moment.
-      epsilon: added to the second moment's root.
-      undecayed: patterns of parameters without weight decay; None for those that the
-        towers name, BatchNorm's.
-      unadapted: patterns of parameters without LAMB's trust ratio; None likewise.
+      epsilon: constant added to the square root of the second moment.
+      undecayed: patterns of parameters without weight decay; None for the patterns
+        that the towers name.
+      unadapted: patterns of parameters without LAMB's trust ratio; None for the
+        patterns that the towers name.
       frozen: patterns of parameters that keep their values.
-      rate_factors: (pattern, factor) pairs; the first that fits a parameter multiplies
-        its learning rate.
-      clip_norm: gradients of a larger global norm are scaled down to it.
-      average_decay: of an exponential moving average of parameters and running
-        statistics, which is what is evaluated; None for none.
+      rate_factors: (pattern, factor) pairs; the first pattern that fits a parameter
+        gives the factor of its learning rate.
+      clip_norm: largest global norm of the gradients; larger gradients are scaled down
+        to it. None for no clipping.
+      average_decay: decay of an exponential moving average of parameters and running
+        statistics; evaluations use the average. None for no average.
     """
 
     kind: str = "lamb"
@@ -96,7 +99,7 @@ class OptimizerConfig:
                     ) from error
 
     def patterns(self) -> dict[str, list[str]]:
-        """The patterns of every field that has some."""
+        """Returns the patterns of every field that holds patterns."""
         return {
             "undecayed": list(self.undecayed or ()),
             "unadapted": list(self.unadapted or ()),
@@ -106,7 +109,7 @@ class OptimizerConfig:
 
 
 def _linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Falls to 0 over `steps`."""
+    """Falls linearly to 0 over `steps`."""
     return optax.linear_schedule(config.learning_rate, 0.0, steps)
 
 
@@ -116,7 +119,7 @@ def _cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Is multiplied by `staircase_factor` every `staircase_steps`."""
+    """Falls by `staircase_factor` every `staircase_steps`."""
     return optax.exponential_decay(
         config.learning_rate,
         config.staircase_steps,
@@ -126,7 +129,7 @@ def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def _constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Stays."""
+    """Stays at the peak."""
     return optax.constant_schedule(config.learning_rate)
 
 
@@ -139,14 +142,14 @@ DECAYS = {
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Linear rise over `warmup_steps`, then the config's decay until `total_steps`."""
+    """Returns a linear rise over `warmup_steps`, then the decay until `total_steps`."""
     rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     fall = DECAYS[config.decay](config, total_steps - config.warmup_steps)
     return optax.join_schedules([rise, fall], [config.warmup_steps])
 
 
 def _lamb(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
-    # optax.lamb(mask=) would mask the decay alone.
+    # optax.lamb(mask=) would mask the decay but not the trust ratio.
     return (
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, decayed),
@@ -169,8 +172,8 @@ def _adamw(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
 
 
 def _adafactor(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
-    # Without the scaling by a parameter's size, as for vision transformers (arXiv
-    # 2106.04560, section 3.5): rates then mean what they mean for Adam.
+    # No scaling by a parameter's size, as for vision transformers (arXiv 2106.04560,
+    # section 3.5): learning rates then have the same meaning as for Adam.
     return (
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
@@ -188,9 +191,9 @@ def make_optimizer(
     """Builds the optimizer; frozen parameters have no state in it.
 
     Args:
-      config: of the optimizer.
+      config: config of the optimizer.
       schedule: learning rate by step.
-      exempt: patterns that `undecayed` and `unadapted` stand for where they are None.
+      exempt: patterns to use for `undecayed` and `unadapted` if these are None.
     """
     undecayed = exempt if config.undecayed is None else config.undecayed
     unadapted = exempt if config.unadapted is None else config.unadapted
@@ -211,19 +214,19 @@ def make_optimizer(
 
 
 def trainable(config: OptimizerConfig, params: Mapping) -> dict:
-    """Marks (True) the parameters that are not frozen."""
+    """Returns a tree of bools, True for the parameters that are not frozen."""
     return _outside(config.frozen)(params)
 
 
 def check_patterns(config: OptimizerConfig, names: Iterable[str]) -> None:
-    """Makes sure that every pattern of the config fits a parameter.
+    """Checks that every pattern of the config fits a parameter.
 
     Args:
-      config: of the optimizer.
-      names: of all parameters, as paths joined by "/".
+      config: config of the optimizer.
+      names: paths of all parameters, joined by "/".
 
     Raises:
-      ValueError: one fits none; names it.
+      ValueError: a pattern fits no parameter; the message names the pattern.
     """
     names = list(names)
     for field, patterns in config.patterns().items():
@@ -236,13 +239,13 @@ def check_patterns(config: OptimizerConfig, names: Iterable[str]) -> None:
 
 
 def _outside(patterns: Iterable[str]) -> Mask:
-    """True where no pattern fits."""
+    """Returns a mask that is True where no pattern fits."""
     patterns = tuple(patterns)
     return _mask(lambda name: not any(re.search(p, name) for p in patterns))
 
 
 def _first_fitting(config: OptimizerConfig, index: int) -> Mask:
-    """True where the rate factor of this index is the first that fits."""
+    """Returns a mask that is True where this rate factor is the first that fits."""
     patterns = [pattern for pattern, _ in config.rate_factors]
 
     def first(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The fields of a pretraining run."""
+"""The config of a pretraining run."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -13,12 +13,12 @@ from align_jax.training.run_config import RunConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
-    """A run on pairs of pictures and texts: pretraining, or fine-tuning of retrieval.
+    """A run on pairs of pictures and texts: pretraining, or fine-tuning for retrieval.
 
     Attributes:
-      run: "pretrain".
-      vocabulary: WordPiece vocabulary, vocab.txt or tokenizer.json.
-      model: the towers and what joins them.
+      run: the string "pretrain".
+      vocabulary: file of the WordPiece vocabulary, vocab.txt or tokenizer.json.
+      model: the towers, the embedding size and the form of the logits.
     """
 
     kind: ClassVar[str] = "dual_encoder"
@@ -47,14 +47,15 @@ class PretrainConfig(RunConfig):
             )
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Token ids."""
+        """Returns the name, shape and type of the token ids."""
         return {"tokens": ((self.model.text_tower.max_tokens,), jnp.int32)}
 
     def make_tokenizer(self) -> Tokenizer:
         """Reads the vocabulary.
 
         Raises:
-          InputError: it is missing, or larger than the text tower's embedding.
+          InputError: the file is missing, or it has more tokens than the text tower's
+            embedding has rows.
         """
         rows = self.model.text_tower.vocabulary_size
         tokenizer = open_tokenizer(self.vocabulary, self.model.text_tower.max_tokens)

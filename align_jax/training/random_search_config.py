@@ -1,4 +1,4 @@
-"""A random search over fields of a run, task by task, and what it draws."""
+"""The config of a random search over fields of a run, for one or more tasks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from align_jax.config import change
 from align_jax.training.run_config import run_execution
 from align_jax.training.training_runs import read_run_config
 
-# Kinds of draws, and whether what follows them will do.
+# Types of draw, each with a check of the values that follow its name in `space`.
 DRAWS = {
     "log": lambda *ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
     "one_of": lambda *values: len(values) == 1 and len(values[0]) > 0,
@@ -18,30 +18,36 @@ DRAWS = {
 
 
 def search_execution(fields: Mapping[str, Any]) -> list[str]:
-    """Dotted paths of fields of a search's literal config that keep its result."""
+    """Returns the dotted paths of config fields that do not change a search's result.
+
+    Args:
+      fields: the search's literal config.
+    """
     return [*(f"base.{path}" for path in run_execution(fields["base"])), "only"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """Trials of every task, from which the best is run again and tested.
+    """Trials of every task; the best trial of each is run again and tested.
 
     Attributes:
-      run: "random_search".
-      base: fields of a training run, all but those of the tasks.
-      tasks: by name, {dotted path: value} of the fields that are the task's, as pairs.
-      space: (dotted path, "log", lowest, highest) or (dotted path, "one_of", values)
-        of each field that is searched; all tasks have the same trials.
-      trials: how many.
-      metric: that the best trial has most of, as "eval/validation/top1"; of equals the
-        first is the best.
-      final: changes of the best trial's fields when it is run again, as `tasks`.
-      final_metric: that is reported.
-      seeds: of the final runs.
-      groups: name -> tasks whose mean is reported.
-      seed: of the draws.
-      only: "TASK/trial_NN", to run that trial and no more, as one of many processes
-        that share the search's workdir; the search then finds it done. "" for all.
+      run: the string "random_search".
+      base: fields of a training run, without those that the tasks set.
+      tasks: task name -> (dotted path, value) pairs of the fields that the task sets.
+      space: one tuple for each searched field, (dotted path, "log", lowest, highest) or
+        (dotted path, "one_of", values). "log" draws uniformly on a logarithmic scale.
+        All tasks have the same trials.
+      trials: number of trials for each task.
+      metric: score that the best trial maximises, such as "eval/validation/top1"; the
+        first trial wins a tie.
+      final: task name -> (dotted path, value) pairs, the changes to the best trial's
+        fields for the final runs.
+      final_metric: score of the final runs that is reported.
+      seeds: seeds of the final runs, one run each.
+      groups: group name -> tasks whose mean is reported.
+      seed: seed of the draws.
+      only: "TASK/trial_NN" to run that trial alone, so that many processes can share
+        the search's workdir; a search without it finds the trial done. "" for all.
     """
 
     run: str
@@ -82,7 +88,7 @@ class SearchConfig:
             )
 
     def trial_names(self) -> dict[str, tuple[str, int]]:
-        """Task and number of every trial, by its name, that of its folder."""
+        """Returns the task and number of every trial by the name of its folder."""
         return {
             f"{task}/trial_{trial:02}": (task, trial)
             for task in self.tasks
@@ -90,17 +96,17 @@ class SearchConfig:
         }
 
     def trial_fields(self, task: str, trial: int) -> dict[str, Any]:
-        """The literal config of a task's trial."""
+        """Returns the literal config of a task's trial."""
         fields = change(self.base, self.tasks[task])
         return change(fields, draw_trial(self.space, self.seed, trial))
 
     def final_fields(self, task: str, trial: int, seed: int) -> dict[str, Any]:
-        """The literal config of a final run of a task's best trial."""
+        """Returns the literal config of a final run of a task's best trial."""
         fields = change(self.trial_fields(task, trial), self.final[task])
         return fields | {"seed": seed}
 
     def check(self) -> None:
-        """Reads every run's config; InputError where fields do not fit."""
+        """Reads every run's config; raises InputError if a field is wrong."""
         for task in self.tasks:
             for trial in range(self.trials):
                 read_run_config(self.trial_fields(task, trial), f"config {task}")
@@ -108,7 +114,16 @@ class SearchConfig:
 
 
 def draw_trial(space: tuple, seed: int, trial: int) -> list[tuple[str, Any]]:
-    """Values of a trial's fields: a function of the space, the seed and its number."""
+    """Draws the values of a trial's fields; they depend on the arguments only.
+
+    Args:
+      space: searched fields, see `SearchConfig`.
+      seed: seed of the draws.
+      trial: number of the trial.
+
+    Returns:
+      (dotted path, value) pairs.
+    """
     random = np.random.default_rng((seed, trial))
     drawn = []
     for path, kind, *rest in space:

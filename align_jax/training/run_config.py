@@ -1,4 +1,7 @@
-"""What every training run's config has, in virtual cores whatever the hardware is."""
+"""The config fields of every training run.
+
+The batch is given in virtual cores, so that a run does not depend on its hardware.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,8 +25,8 @@ from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.step_plan import StepPlan
 
-# Fields that change how a run is computed and not its result; those of its towers come
-# on top, see `run_execution`.
+# Fields that change how a run is computed but not its result. `run_execution` adds the
+# fields of the towers.
 EXECUTION = (
     "microbatches",
     "fsdp",
@@ -32,27 +35,32 @@ EXECUTION = (
     "profile_steps",
 )
 
-# A second program, of steps without norms, is about 1 % faster than the one with norms.
-# In a run of at most this many steps, compiling it takes longer than it saves.
+# A second program without norms is about 1 % faster than the program with norms. In a
+# run of at most this many steps, compiling it takes longer than it saves.
 SHORT_RUN = 10_000
 
 
 def run_execution(fields: Mapping[str, Any]) -> list[str]:
-    """Dotted paths of fields of a run's literal config that keep its result."""
+    """Returns the dotted paths of config fields that do not change a run's result.
+
+    Args:
+      fields: the run's literal config.
+    """
     towers = execution_fields(fields.get("model", {}))
     return [*EXECUTION, *(f"model.{path}" for path in towers)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """Where a model starts from instead of random parameters.
+    """Sources of a model's initial values, instead of random ones.
 
-    Each is a source of `open_weights`.
+    A source is anything that `open_weights` reads.
 
     Attributes:
-      model: a whole one of the same kind and size, for another corpus or schedule.
-      image_tower: one that has an image tower of the model's size.
-      text_tower: likewise; the run's vocabulary must be its own.
+      model: source of the complete model, of the run's type and size.
+      image_tower: source that has an image tower of the model's size.
+      text_tower: source that has a text tower of the model's size and the run's
+        vocabulary.
     """
 
     model: str | None = None
@@ -75,33 +83,36 @@ class RunConfig:
     """A training run.
 
     Attributes:
-      run: which kind, a key of `TRAINING`.
-      seed: of initial parameters, order of data, augmentation and dropout.
-      total_steps: optimizer steps.
+      run: type of run, a key of `TRAINING`.
+      seed: seed of initial parameters, data order, augmentation and dropout.
+      total_steps: number of optimizer steps.
       virtual_cores: cores of the run's topology (paper: 1024).
-      pairs_per_core: pairs on each (paper: 16); the global batch is their product.
+      pairs_per_core: pairs on each core (paper: 16). The global batch has
+        virtual_cores * pairs_per_core pairs.
       batch_norm_cores: virtual cores that share BatchNorm statistics.
       input: the training data.
       model: the towers.
       optimizer: the optimizer and its schedule.
       loss: the objective.
-      checkpoint: when checkpoints are written.
-      log_every_steps: steps between two flushes of the metrics. Each step has a line;
-        norms of gradients and updates stand in that of a flush and, in a run of at most
-        `SHORT_RUN` steps, in every line.
-      evaluate_every_steps: steps between evaluations; step 0 and the last have one.
+      checkpoint: schedule of the checkpoints.
+      log_every_steps: steps between two flushes of the metrics. Every step has a line.
+        Norms of gradients and updates are in the line of a flush; in a run of at most
+        `SHORT_RUN` steps they are in every line.
+      evaluate_every_steps: steps between evaluations; step 0 and the last step have
+        one.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
-      start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP, whose
-        whole state this run goes on from: a longer schedule, another corpus.
-      initialize: what the model starts from.
-      microbatches: parts that a device computes its share of the batch in, to save
-        memory; the result is the same. A part holds whole BatchNorm groups.
-      fsdp: devices that hold one copy of the state together, to save memory; the
-        result is the same.
+      start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP. This
+        run continues from its full state, for a longer schedule or another corpus.
+      initialize: sources of the model's initial values.
+      microbatches: parts in which a device computes its share of the batch, one after
+        the other, to save memory; the result is the same. A part holds whole BatchNorm
+        groups.
+      fsdp: devices that share one copy of the state, to save memory; the result is the
+        same.
       profile_steps: first and last step to trace into WORKDIR/profile; () for none.
     """
 
-    kind: ClassVar[str]  # of its weights, a key of `weights.KINDS`
+    kind: ClassVar[str]  # type of its weights, a key of `weights.KINDS`
 
     run: str
     seed: int
@@ -161,20 +172,20 @@ class RunConfig:
             )
 
     def flushes(self, step: int) -> bool:
-        """Whether metrics are written after a step."""
+        """Returns whether the metrics are flushed after a step."""
         return step == self.total_steps or step % self.log_every_steps == 0
 
     def measures_norms(self, step: int) -> bool:
-        """Whether norms of gradients and updates are among a step's metrics."""
+        """Returns whether a step's metrics include norms of gradients and updates."""
         return self.total_steps <= SHORT_RUN or self.flushes(step)
 
     def evaluates(self, step: int) -> bool:
-        """Whether a step is followed by an evaluation."""
+        """Returns whether an evaluation follows a step."""
         due = step == self.total_steps or step % self.evaluate_every_steps == 0
         return due and bool(self.evaluators)
 
     def saves(self, step: int) -> bool:
-        """Whether a step is followed by a checkpoint."""
+        """Returns whether a checkpoint follows a step."""
         judged = self.checkpoint.best_metric is not None and self.evaluates(step)
         return judged or step % self.checkpoint.every_steps == 0
 
@@ -185,10 +196,11 @@ class RunConfig:
         return self.model.build(self.batch_norm_group, placement, kernels)
 
     def make_plan(self, mesh: Mesh) -> StepPlan:
-        """Puts together what a step is compiled for.
+        """Collects everything that the training step is compiled for.
 
         Raises:
-          InputError: the batch does not divide over the devices and microbatches.
+          InputError: the batch does not divide over the devices and microbatches, or
+            over the groups and tiles of the loss.
         """
         return StepPlan(
             model=self.make_model(mesh),
@@ -203,7 +215,7 @@ class RunConfig:
         )
 
     def batch_shapes(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the global batch, split over the mesh."""
+        """Returns the shapes of the global batch, split over the mesh."""
         side, split = self.input.preprocess.image_size, batch_split(mesh)
         shapes = {"images": ((side, side, 3), jnp.uint8), **self.target_shape()}
         return {
@@ -212,23 +224,27 @@ class RunConfig:
         }
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """What stands beside a batch's images: its name, shape a pair, and type."""
+        """Returns the name, shape per pair, and type of the token ids or labels."""
         raise NotImplementedError
 
     @property
     def evaluation_preprocess(self) -> PreprocessConfig:
-        """Sizes of evaluation's pictures."""
+        """Picture sizes in evaluation."""
         return self.input.preprocess
 
     def make_tokenizer(self) -> Tokenizer | None:
-        """Reads the vocabulary; None where there is none."""
+        """Reads the vocabulary; returns None for a run without texts."""
         return None
 
     def check_data(self) -> None:
-        """Raises InputError for data that the model does not fit."""
+        """Raises InputError if the data does not fit the model."""
 
     def identity(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """What a checkpoint of this run fits: its model and vocabulary."""
+        """Returns the fields that a checkpoint of this run must match.
+
+        They are the model's config, without fields that only change execution, and the
+        hash of the vocabulary.
+        """
         model = stored_fields(self.model)
         model = leave_out(model, execution_fields(model))
         if tokenizer is None:

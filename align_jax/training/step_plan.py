@@ -1,4 +1,4 @@
-"""What a training step is compiled for: model, objective, optimizer, batch, devices."""
+"""The plan of a training step: its model, objective, optimizer, batch and devices."""
 
 import dataclasses
 
@@ -16,24 +16,26 @@ from align_jax.training.optimizer import OptimizerConfig, make_optimizer, make_s
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What a step is compiled for.
+    """Everything that a training step is compiled for.
 
     Attributes:
-      model: the dual encoder, or a classifier.
+      model: dual encoder or classifier.
       loss: the objective.
       optimizer: the optimizer and its schedule.
-      total_steps: of the schedule.
-      virtual_cores: V; core v holds pairs v B/V to (v+1) B/V - 1.
+      total_steps: length of the schedule in steps.
+      virtual_cores: number V of virtual cores; core v holds pairs v B/V to
+        (v+1) B/V - 1 of the global batch of B.
       pairs_per_core: B / V.
-      microbatches: parts the batch is computed in, one after the other, with the
-        result of the whole; 1 for at once.
-      seed: of the run; masks depend on it, the step and the virtual core only.
+      microbatches: parts in which the batch is computed, one after the other; the
+        result is the same. 1 computes it at once.
+      seed: seed of the run; random masks depend only on it, the step and the virtual
+        core.
       mesh: the devices.
 
     Raises:
       InputError: the virtual cores do not divide over devices and microbatches, a
-        BatchNorm group would be cut by a microbatch, or the loss has no such groups or
-        tiles.
+        microbatch would split a BatchNorm group, or the batch does not divide by the
+        loss's `negatives` or `tile`.
     """
 
     model: DualEncoder | Classifier

@@ -1,4 +1,4 @@
-"""The state of a run: what a step changes, how it starts and how it lies on devices."""
+"""The state that a training step changes: its creation, shapes and shardings."""
 
 from functools import lru_cache, partial
 from typing import Any
@@ -21,7 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: the model's parameters, float32.
       batch_stats: BatchNorm's running statistics, float32.
       optimizer: the optimizer's state.
-      average: moving average of {"params", "batch_stats"}; None where there is none.
+      average: moving average of {"params", "batch_stats"}, or None.
     """
 
     step: jax.Array
@@ -32,29 +32,29 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict:
-        """What is evaluated, {"params", "batch_stats"}: the average where there is."""
+        """{"params", "batch_stats"} for evaluation: the average if there is one."""
         return self.average or self.own_variables
 
     @property
     def own_variables(self) -> dict:
-        """What the last step made, {"params", "batch_stats"}."""
+        """{"params", "batch_stats"} of the last step, without averaging."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(plan: StepPlan) -> TrainState:
-    """Initialises a state at step 0 from the seed, each device its own part."""
+    """Initialises the state of step 0 from the seed, sharded over the devices."""
     return compile_create(plan)()
 
 
 def compile_create(plan: StepPlan) -> jax.stages.Compiled:
-    """Compiles what `create_state` runs."""
+    """Compiles the program that `create_state` runs."""
     create = jax.jit(partial(_create, plan), out_shardings=state_shardings(plan))
     return compile_fast(create.lower(), plan.mesh, ONCE_OPTIONS)
 
 
 @lru_cache(maxsize=1)  # tracing a large model takes seconds
 def abstract_state(plan: StepPlan) -> TrainState:
-    """Shapes, types and shardings of a run's state."""
+    """Returns the shapes, types and shardings of a run's state."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=state_sharding(x.shape, plan.mesh)
@@ -64,7 +64,7 @@ def abstract_state(plan: StepPlan) -> TrainState:
 
 
 def state_shardings(plan: StepPlan) -> TrainState:
-    """How every array of a run's state lies."""
+    """Returns the sharding of every array of a run's state."""
     return jax.tree.map(lambda x: x.sharding, abstract_state(plan))
 
 

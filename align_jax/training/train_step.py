@@ -17,17 +17,17 @@ from align_jax.training.optimizer import trainable
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
 
-Tree = TypeVar("Tree")  # of arrays
+Tree = TypeVar("Tree")  # any tree of arrays
 Metrics = dict[str, jax.Array]  # () each
-Outputs = tuple[jax.Array, ...]  # of the towers, (B, D) each; of a classifier, (B, K)
+Outputs = tuple[jax.Array, ...]  # embeddings (B, D) of both towers, or logits (B, K)
 
 
 class Part(NamedTuple):
-    """Examples that are encoded at once: the global batch, or a microbatch of it.
+    """Examples that are encoded together: the global batch or a microbatch.
 
     Attributes:
       batch: images (B, H, W, 3) and tokens (B, L) or labels (B,).
-      core_ids: (V,) global index of their virtual cores.
+      core_ids: (V,) global indices of the virtual cores that hold the examples.
     """
 
     batch: dict[str, jax.Array]
@@ -40,10 +40,10 @@ def train_step(
     """Takes one optimizer step on the global batch.
 
     Args:
-      state: before the step; donated when compiled.
+      state: state before the step; the compiled step reuses its memory (donation).
       batch: images (B, H, W, 3) and tokens (B, L) or labels (B,), split over the mesh.
-      plan: the rest.
-      norms: whether to measure the gradients' and updates'.
+      plan: plan of the step.
+      norms: whether the metrics include norms of gradients and updates.
 
     Returns:
       The state after the step and its scalar metrics.
@@ -81,7 +81,7 @@ def train_step(
 
 
 def _norms(gradients: dict, updates: dict, plan: StepPlan) -> Metrics:
-    """Norms of each tower and of all."""
+    """Returns the norms of gradients and updates, for each tower and for all."""
     norms = {}
     for kind, tree in (("gradient", gradients), ("update", updates)):
         squared = {name: optax.tree.norm(x, squared=True) for name, x in tree.items()}
@@ -92,7 +92,11 @@ def _norms(gradients: dict, updates: dict, plan: StepPlan) -> Metrics:
 
 
 def _follow(average: dict, state: TrainState, decay: float) -> dict:
-    """The moving average after a step; early ones weigh recent steps more."""
+    """Returns the moving average after a step.
+
+    The decay rises from 0.1 at step 1 to `decay`, so that the average soon forgets the
+    initial values.
+    """
     step = state.step.astype(jnp.float32)
     share = jnp.minimum(decay, step / (step + 9.0))
     return optax.tree.add(
@@ -104,7 +108,7 @@ def _follow(average: dict, state: TrainState, decay: float) -> dict:
 def loss_fn(
     params: dict, batch_stats: dict, part: Part, key: jax.Array, plan: StepPlan
 ) -> tuple[jax.Array, tuple[Metrics, dict]]:
-    """Loss of a batch; returns (loss, (metrics, new running statistics))."""
+    """Returns (loss, (metrics, new running statistics)) of a batch."""
     outputs, batch_stats = encode(params, batch_stats, part, key, plan)
     loss, metrics = score(params, outputs, part.batch, plan)
     return loss, (metrics, mean_over_groups(batch_stats))
@@ -113,7 +117,11 @@ def loss_fn(
 def encode(
     params: dict, batch_stats: dict, part: Part, key: jax.Array, plan: StepPlan
 ) -> tuple[Outputs, dict]:
-    """The towers' outputs of a batch, (B, D) each, and each group's statistics."""
+    """Returns the model's outputs for a batch and its new running statistics.
+
+    Updated statistics have a leading axis of BatchNorm groups; `mean_over_groups`
+    reduces it.
+    """
     params = _gather_outer(_hold_frozen(params, plan), plan)
     outputs, changed = plan.model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -127,7 +135,10 @@ def encode(
 
 
 def _gather_outer(params: dict, plan: StepPlan) -> dict:
-    """Whole parameters, but for those of the blocks, which gather their own."""
+    """Gathers the parameters outside of the towers' blocks.
+
+    A block gathers its parameters where it uses them.
+    """
     placement = plan.model.placement
     if placement is None:
         return params
@@ -145,7 +156,7 @@ def _gather_outer(params: dict, plan: StepPlan) -> dict:
 def score(
     params: dict, outputs: Outputs, batch: dict[str, jax.Array], plan: StepPlan
 ) -> tuple[jax.Array, Metrics]:
-    """Loss and metrics of the towers' outputs of a batch."""
+    """Returns the loss and metrics of the model's outputs for a batch."""
     params, labels = _hold_frozen(params, plan), batch.get("labels")
     return compute_loss(outputs, labels, params, plan.loss, plan.mesh)
 
@@ -153,12 +164,16 @@ def score(
 def accumulate(
     params: dict, batch_stats: dict, whole: Part, key: jax.Array, plan: StepPlan
 ) -> tuple[tuple[jax.Array, tuple[Metrics, dict]], dict]:
-    """Value, metrics and gradients of `loss_fn`, in the memory of one microbatch.
+    """Computes `loss_fn` and its gradients in the memory of one microbatch.
 
-    All outputs are computed first, the loss over all pairs gives their cotangents,
-    then each microbatch is computed again to pull its own back (GradCache, arXiv
-    2101.06983). Masks are drawn by virtual core and BatchNorm's groups lie within a
-    microbatch, so the result is that of the whole batch, up to rounding.
+    First, all outputs are computed. The loss over all pairs then gives their
+    cotangents. Last, each microbatch is computed again for its vector-Jacobian product
+    (GradCache, arXiv 2101.06983). Masks are drawn by virtual core, and each BatchNorm
+    group lies within one microbatch, so the result equals that of the whole batch, up
+    to rounding.
+
+    Returns:
+      ((loss, (metrics, new running statistics)), gradients).
     """
     parts = _split(whole, plan)
 
@@ -180,12 +195,16 @@ def accumulate(
         return optax.tree.add(gradients, own), None
 
     gradients, _ = lax.scan(pull_back, gradients, (parts, _split(cotangents, plan)))
-    # All started from the same statistics: their mean is one update with all groups.
+    # All microbatches start from the same statistics, so the mean of their results is
+    # one update with all groups.
     return (loss, (metrics, mean_over_groups(statistics))), gradients
 
 
 def _split(tree: Tree, plan: StepPlan) -> Tree:
-    """(B, ...) to (microbatches, B / microbatches, ...), a part of each device."""
+    """Reshapes (B, ...) to (microbatches, B / microbatches, ...).
+
+    Each microbatch takes an equal part of every device's share of the batch.
+    """
     shape = (plan.mesh.size, plan.microbatches, -1)
     sharding = NamedSharding(plan.mesh, PartitionSpec(None, BATCH_AXES))
 
@@ -210,7 +229,7 @@ def _join(tree: Tree, plan: StepPlan) -> Tree:
 
 
 def _hold_frozen(params: Mapping, plan: StepPlan) -> dict:
-    """The parameters, without a gradient where the optimizer keeps them."""
+    """Returns the parameters; those that the optimizer freezes get no gradient."""
     return jax.tree.map(
         lambda x, moves: x if moves else lax.stop_gradient(x),
         params,

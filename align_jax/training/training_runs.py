@@ -1,4 +1,4 @@
-"""The kinds of training run."""
+"""The types of training run, chosen by a config's field `run`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +12,6 @@ TRAINING = {"pretrain": PretrainConfig, "classify": ClassifyConfig}
 
 
 def read_run_config(fields: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Builds the config of a run of any kind; InputError for fields that do not fit."""
+    """Builds the config of a training run; raises InputError if a field is wrong."""
     kind = choose(TRAINING, fields.get("run", "absent"), f"{where}.run")
     return read_config(kind, fields, where)

@@ -1,1 +1,1 @@
-"""Weights in folders of ours and of other codebases."""
+"""Reading and writing of weights, in our format and in those of other codebases."""

@@ -1,9 +1,9 @@
-"""EfficientNet checkpoints of Keras and of TensorFlow's TPU models, as image towers.
+"""Reads EfficientNet checkpoints of Keras and of TensorFlow's TPU models.
 
-Both were trained on ImageNet with pixels scaled by channel means and deviations, ours
-takes x / 127.5 - 1. The scale goes into the stem's kernel and the shift into its
-BatchNorm's running mean, which is exact but at the border, where a convolution's zeros
-meant the mean colour and now mean grey.
+Both were trained on ImageNet with pixels normalised by channel means and deviations;
+our tower takes x / 127.5 - 1. The stem's kernel absorbs the scale, and the running mean
+of its BatchNorm absorbs the shift. This is exact except at the border, where the zeros
+that pad the convolution stood for the mean colour and now stand for grey.
 """
 
 import string
@@ -24,11 +24,11 @@ from align_jax.models.mbconv import Block
 from align_jax.models.parameters import Path, check_names, tower_shapes
 from align_jax.weights.folder import Weights
 
-# Of pixels in [0, 1].
+# ImageNet's channel means and deviations, of pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
-# Our names of a layer's variables -> Keras'.
+# Our name of a layer's variable -> the name in Keras.
 PARTS = {
     "kernel": "kernel",
     "bias": "bias",
@@ -43,10 +43,10 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
     """Reads a weights file of `keras.applications.EfficientNetB0` to B7.
 
     Args:
-      path: .h5 or .weights.h5, with or without the classifier, which is left out.
+      path: path of a .h5 or .weights.h5 file; its classifier, if any, is ignored.
 
     Raises:
-      InputError: it is none of the eight networks.
+      InputError: the file holds none of the eight networks.
     """
     import h5py
     import keras
@@ -55,7 +55,8 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
     kernels: list[tuple[int, ...]] = []
     with h5py.File(path) as file:
         file.visititems(
-            lambda _, node: kernels.append(getattr(node, "shape", ()))  # groups: none
+            # A group has no shape.
+            lambda _, node: kernels.append(getattr(node, "shape", ()))
         )
     variant = _recognise(kernels, path)
     classes = [shape[1] for shape in kernels if len(shape) == 2]
@@ -73,18 +74,21 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
 
 
 def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
-    """Reads a checkpoint of TensorFlow's TPU EfficientNet; averages where it has them.
+    """Reads a checkpoint of TensorFlow's TPU EfficientNet.
+
+    A variable that has an exponential moving average is replaced by it.
 
     Args:
-      prefix: the checkpoint's path without ".index".
+      prefix: path of the checkpoint without ".index".
 
     Raises:
-      InputError: it is none of the networks B0 to L2.
+      InputError: the checkpoint holds none of the networks B0 to L2.
     """
     reader = tf.train.load_checkpoint(prefix)
     average = "/ExponentialMovingAverage"
     found: dict[str, np.ndarray] = {}
-    for full in sorted(reader.get_variable_to_shape_map()):  # an average comes after
+    # An average sorts after its variable and so replaces it.
+    for full in sorted(reader.get_variable_to_shape_map()):
         _, _, name = full.removesuffix(average).partition("/")
         found[name.replace("depthwise_kernel", "kernel")] = reader.get_tensor(full)
     variant = _recognise([array.shape for array in found.values()], prefix)
@@ -92,7 +96,7 @@ def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
 
 
 def _recognise(shapes: list[tuple[int, ...]], source: str) -> str:
-    """Finds the variant whose depthwise kernels (k, k, C, 1) are among the shapes."""
+    """Returns the variant that has exactly the depthwise kernels among the shapes."""
     found = Counter(s for s in shapes if len(s) == 4 and s[0] > 1 and s[3] == 1)
     for name, (width, depth) in VARIANTS.items():
         blocks = [b for s in expand_stages(EfficientNetConfig(width, depth)) for b in s]
@@ -111,13 +115,14 @@ def _assemble(
     variant: str,
     source: str,
 ) -> Weights[EfficientNetConfig]:
-    """Brings their arrays into the tower's variables, the stem adapted to our pixels.
+    """Turns a checkpoint's arrays into an image tower that takes our pixels.
 
     Args:
-      found: their arrays by "layer/variable".
-      layer_name: gives their layer for (module path below the tower, all blocks).
+      found: arrays of the checkpoint by "layer/variable".
+      layer_name: function from (module path below the tower, all blocks) to the
+        checkpoint's name of the layer.
       variant: a key of `VARIANTS`.
-      source: where they are from, for messages.
+      source: path of the checkpoint, for messages.
     """
     width, depth = VARIANTS[variant]
     config = EfficientNetConfig(width, depth, top_conv=True)
@@ -145,7 +150,7 @@ def _assemble(
 
 
 def _adapt_stem(variables: dict[Path, np.ndarray]) -> dict[Path, np.ndarray]:
-    """Lets the stem take x / 127.5 - 1 where it took (x / 255 - mean) / deviation."""
+    """Adapts a stem for (x / 255 - mean) / deviation to take x / 127.5 - 1."""
     kernel_path = ("params", "image_tower", "stem", "kernel")
     mean_path = ("batch_stats", "image_tower", "stem_norm", "mean")
     kernel = variables[kernel_path]  # (3, 3, 3, C)
@@ -159,7 +164,7 @@ def _adapt_stem(variables: dict[Path, np.ndarray]) -> dict[Path, np.ndarray]:
 
 
 def _keras_layer(module: Path, blocks: list[Block]) -> str:
-    """Keras' name of one of our layers: block_01/expand is block2a_expand_conv."""
+    """Returns Keras' name of a layer: block_01/expand is block2a_expand_conv."""
     if module[0] in ("stem", "top", "stem_norm", "top_norm"):
         name, _, norm = module[0].partition("_")
         return f"{name}_{'bn' if norm else 'conv'}"
@@ -180,13 +185,17 @@ def _keras_layer(module: Path, blocks: list[Block]) -> str:
 
 
 def _tensorflow_layer(module: Path, blocks: list[Block]) -> str:
-    """TensorFlow's name of one of our layers: they are numbered within a block."""
+    """Returns TensorFlow's name of a layer.
+
+    Layers of one type are numbered within a block: conv2d, conv2d_1, ...
+    """
     norm = "tpu_batch_normalization"
     if module[0] in ("stem", "top", "stem_norm", "top_norm"):
         name, _, is_norm = module[0].partition("_")
         return f"{name.replace('top', 'head')}/{norm if is_norm else 'conv2d'}"
     index = int(module[0].removeprefix("block_"))
-    later = "" if blocks[index].expansion == 1 else "_1"  # nothing is before it
+    # A block with expansion 1 has no expanding layer, so the others' numbers are lower.
+    later = "" if blocks[index].expansion == 1 else "_1"
     last = "_1" if blocks[index].expansion == 1 else "_2"
     names = {
         "expand": "conv2d",

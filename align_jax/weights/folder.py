@@ -1,8 +1,8 @@
-"""A model's weights in a folder of their own, shared by runs, conversions and users.
+"""The folder in which align_jax stores the weights of a model or tower.
 
-model.json            what it is, its config and, for a dual encoder, preprocessing
+model.json            type of the weights, config, and preprocessing except for a tower
 weights.safetensors   float32 arrays; their names are paths joined by "."
-vocabulary.txt        of the text tower, where there is one
+vocabulary.txt        tokens of the text tower, if there is one
 """
 
 import contextlib
@@ -43,17 +43,17 @@ OfT = TypeVar("OfT", bound=WeightsConfig, covariant=True)
 
 @dataclasses.dataclass(frozen=True)
 class Weights(Generic[OfT]):
-    """A dual encoder, one of its towers, or a classifier.
+    """The weights of a dual encoder, of one of its towers, or of a classifier.
 
     Attributes:
-      kind: a key of `KINDS`.
-      config: of that kind's type.
-      variables: float32 arrays by path, as the dual encoder names them.
-      preprocess: of its pictures; None for a tower.
-      vocabulary: tokens by id; empty where there is no text tower.
-      unused: tensors of the codebase it came from that take no part in the model, by
-        their names there; so that it can go back as it came.
-      step: optimizer steps it was trained for, where that is known.
+      kind: type of the weights, a key of `KINDS`.
+      config: config of the model or tower.
+      variables: float32 arrays by path, such as ("params", "image_tower", ...).
+      preprocess: sizes of the pictures; None for a tower.
+      vocabulary: tokens by id; empty if there is no text tower.
+      unused: tensors of another codebase that the model does not use, by their names
+        there; a conversion back needs them.
+      step: number of optimizer steps of the training, or None if unknown.
     """
 
     kind: str
@@ -67,12 +67,13 @@ class Weights(Generic[OfT]):
 
 @dataclasses.dataclass(frozen=True)
 class WeightsKind:
-    """What a folder holds.
+    """How weights of one type are read.
 
     Attributes:
-      read: makes the config of the fields in `MODEL_FILE` and their place.
-      shapes: gives the shapes of a config's variables by path.
-      reads_texts: whether it has a vocabulary.
+      read: function from (fields of `MODEL_FILE`, their dotted path for messages) to
+        the config.
+      shapes: function from a config to the shapes of its variables by path.
+      reads_texts: whether the model has a vocabulary.
     """
 
     read: Callable[[Any, str], WeightsConfig]
@@ -97,14 +98,18 @@ KINDS = {
 
 
 def is_dual_encoder(weights: Weights) -> TypeGuard[Weights[ModelConfig]]:
-    """Whether weights are a whole dual encoder's."""
+    """Returns whether the weights are those of a complete dual encoder."""
     return isinstance(weights.config, ModelConfig)
 
 
 def write_weights(weights: Weights, directory: str) -> None:
-    """Writes a new folder, whole or not at all; raises InputError where one is."""
+    """Writes a new folder; after an error nothing of it remains.
+
+    Raises:
+      InputError: the folder exists and is not empty.
+    """
     described = {
-        "align_jax": 1,  # of this layout
+        "align_jax": 1,  # version of this layout
         "kind": weights.kind,
         "config": stored_fields(weights.config),
         "step": weights.step,
@@ -124,8 +129,8 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
     """Reads a folder that `write_weights` wrote.
 
     Raises:
-      InputError: a file is missing or cut short, or a tensor is missing, not known or
-        misshapen.
+      InputError: a file is missing or truncated, or a tensor is missing, unknown or of
+        the wrong shape.
     """
     folder = places.local_path(directory)
     described = places.read_object(folder / MODEL_FILE)
@@ -170,7 +175,7 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
 
 
 def digest(weights: Weights) -> str:
-    """Hash of all that a model's output depends on, 32 hex digits."""
+    """Returns a hash, 32 hex digits, of everything that a model's output depends on."""
     found = hashlib.blake2b(digest_size=16)
     described = [weights.config, weights.preprocess]
     fields = [part and stored_fields(part) for part in described]
@@ -182,7 +187,7 @@ def digest(weights: Weights) -> str:
 
 
 def write_tensors(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-    """Writes a safetensors file as Hugging Face's libraries read them."""
+    """Writes a safetensors file that Hugging Face's libraries read."""
     contiguous = {name: np.array(a, order="C") for name, a in arrays.items()}
     safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
 
@@ -194,10 +199,10 @@ def write_vocabulary(vocabulary: tuple[str, ...], path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(directory: str) -> Iterator[pathlib.Path]:
-    """Gives a folder to fill, which becomes `directory` when all went well.
+    """Yields a temporary folder, which becomes `directory` if no error occurs.
 
     Raises:
-      InputError: `directory` is there and not empty.
+      InputError: `directory` exists and is not empty.
     """
     target = places.local_path(directory)
     if not places.is_free(target):

@@ -1,4 +1,4 @@
-"""The config of Hugging Face's ALIGN (`AlignModel`), both ways."""
+"""Translation of the config of Hugging Face's ALIGN (`AlignModel`), both ways."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from align_jax.models.efficientnet import (
 )
 from align_jax.models.mbconv import SQUEEZE_RATIO
 
-# What `AlignTextConfig` and `AlignVisionConfig` take where config.json is silent.
+# Defaults of `AlignTextConfig` and `AlignVisionConfig` for fields that config.json
+# lacks.
 TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "hidden_size": 768,
@@ -48,7 +49,7 @@ VISION_DEFAULTS: dict[str, Any] = {
     "batch_norm_momentum": 0.99,
     "drop_connect_rate": 0.2,
 }
-# Fields in which our towers have no choice.
+# Fields that our towers support with their default value only.
 TEXT_FIXED = ("hidden_act", "type_vocab_size", "layer_norm_eps", "pad_token_id")
 VISION_FIXED = tuple(
     VISION_DEFAULTS.keys()
@@ -68,13 +69,15 @@ def read_model_config(
     """Translates the config.json of an `AlignModel`.
 
     Args:
-      described: the parsed file.
-      image_size: side of the pictures, pixels; decides what its padding means.
-      max_tokens: longest text.
-      source: the file, for messages.
+      described: content of the file.
+      image_size: side of the pictures in pixels; the meaning of the file's padding
+        depends on it.
+      max_tokens: largest number of tokens in a text.
+      source: path of the file, for messages.
 
     Raises:
-      InputError: it describes a network that ours is not; names the field.
+      InputError: a field describes a network that our towers cannot be; the message
+        names the field.
     """
     text = TEXT_DEFAULTS | (described.get("text_config") or {})
     vision = VISION_DEFAULTS | (described.get("vision_config") or {})
@@ -101,7 +104,7 @@ def read_model_config(
 def read_bert_config(
     described: Mapping[str, Any], max_tokens: int, where: str
 ) -> BertConfig:
-    """Translates a BERT config; raises InputError where ours cannot be it."""
+    """Translates a BERT config; raises InputError if our tower cannot be that BERT."""
     text = TEXT_DEFAULTS | dict(described)
     _check_fixed(text, TEXT_DEFAULTS, TEXT_FIXED, where)
     hidden = text["hidden_size"]
@@ -121,7 +124,7 @@ def read_bert_config(
 
 
 def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
-    """A model's towers; raises InputError where they are not those of ALIGN."""
+    """Returns a model's towers; raises InputError if they are not those of ALIGN."""
     image, text = config.image_tower, config.text_tower
     if isinstance(image, EfficientNetConfig) and isinstance(text, BertConfig):
         return image, text
@@ -132,10 +135,10 @@ def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
 
 
 def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
-    """Describes a model as the config.json of an `AlignModel`; undoes the reading.
+    """Returns the config.json of an `AlignModel`; the inverse of `read_model_config`.
 
     Raises:
-      InputError: the model has what an `AlignModel` cannot have.
+      InputError: the model has a part that an `AlignModel` cannot have.
     """
     tower, text = align_towers(config)
     if config.embedding_size is not None or tower.top_conv:
@@ -174,14 +177,18 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
             "depthwise_padding": _write_padding(tower, image_size),
             "batch_norm_momentum": tower.batch_norm_momentum,
             "drop_connect_rate": tower.drop_rate,
-            # There the side of the final pooling's window: beyond any last grid.
+            # Hugging Face reads this as the side of the window of the last pooling. It
+            # must cover the whole grid.
             "hidden_dim": max(tower.output_width, image_size),
         },
     }
 
 
 def _square_blocks(config: EfficientNetConfig, image_size: int) -> list[int]:
-    """Blocks that TensorFlow's rule pads alike on both sides: stride 2, odd input."""
+    """Returns the indices of blocks that TensorFlow pads equally on both sides.
+
+    They have stride 2 and an input with an odd side.
+    """
     side, found = -(-image_size // 2), []
     blocks = [block for stage in expand_stages(config) for block in stage]
     for index, block in enumerate(blocks):
@@ -194,7 +201,7 @@ def _square_blocks(config: EfficientNetConfig, image_size: int) -> list[int]:
 def _read_padding(
     vision: Mapping[str, Any], tower: EfficientNetConfig, image_size: int, source: str
 ) -> str:
-    """Our rule for Hugging Face's list of blocks padded alike on both sides."""
+    """Translates Hugging Face's list of equally padded blocks into our padding rule."""
     listed = vision["depthwise_padding"]
     if not listed:
         return "keras"

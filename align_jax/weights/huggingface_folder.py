@@ -1,4 +1,7 @@
-"""Folders of Hugging Face's ALIGN and BERT, as transformers 4 and 5 write them."""
+"""Reads Hugging Face folders of ALIGN and BERT, and writes those of ALIGN.
+
+They are as transformers 4 and 5 write them.
+"""
 
 import pathlib
 from collections.abc import Mapping
@@ -31,7 +34,8 @@ from align_jax.weights.folder import (
 MASK = "[MASK]"
 MAX_TOKENS = 64
 
-# The image processor's fields, but for sizes and resampling, that mean our scaling.
+# Fields of the image processor that give our preprocessing; sizes and resampling are
+# set elsewhere.
 IMAGE_PROCESSOR = {
     "do_resize": True,
     "do_center_crop": True,
@@ -41,7 +45,7 @@ IMAGE_PROCESSOR = {
     "do_normalize": False,
     "include_top": False,
 }
-BILINEAR = 2  # Pillow's number
+BILINEAR = 2  # Pillow's code for bilinear resampling
 TEMPERATURE, LOG_TEMPERATURE = ("params", "temperature"), ("params", "log_temperature")
 
 # Buffers that some versions save; they hold 0, 1, 2, ... and zeros.
@@ -52,8 +56,8 @@ def read_align(directory: str) -> Weights[ModelConfig]:
     """Reads a folder of an `AlignModel` with its processor.
 
     Raises:
-      InputError: a file is missing, a tensor is missing, not known or misshapen, or
-        the config describes what our model cannot be.
+      InputError: a file is missing, a tensor is missing, unknown or of the wrong shape,
+        or the config describes a network that our model cannot be.
     """
     folder = places.local_path(directory)
     path = folder / "config.json"
@@ -86,9 +90,12 @@ def read_align(directory: str) -> Weights[ModelConfig]:
 
 
 def read_bert(directory: str) -> Weights[BertConfig]:
-    """Reads a folder of a Hugging Face BERT, with any head, as a text tower.
+    """Reads a folder of a Hugging Face BERT as a text tower.
 
-    Heads and pooler are left out. Raises InputError as `read_align` does.
+    The head, of any type, and the pooler are ignored.
+
+    Raises:
+      InputError: the same reasons as in `read_align`, except unknown tensors.
     """
     folder = places.local_path(directory)
     path = folder / "config.json"
@@ -97,7 +104,7 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     )
     found, source = read_tensors(folder)
     prefix = "bert." if any(name.startswith("bert.") for name in found) else ""
-    # Early checkpoints call layer norm's scale and shift by TensorFlow's names.
+    # Early checkpoints use TensorFlow's names for the scale and shift of layer norm.
     found = {
         name.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): a
         for name, a in found.items()
@@ -115,8 +122,8 @@ def write_align(weights: Weights, directory: str) -> None:
     """Writes a new folder that `AlignModel` and `AlignProcessor` load.
 
     Raises:
-      InputError: the model has what an `AlignModel` cannot have, or the folder is
-        there already.
+      InputError: the model has a part that an `AlignModel` cannot have, or the folder
+        exists and is not empty.
     """
     config, preprocess = weights.config, weights.preprocess
     if not isinstance(config, ModelConfig) or preprocess is None:
@@ -167,13 +174,14 @@ def write_align(weights: Weights, directory: str) -> None:
 
 
 def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
-    """Reads a checkpoint's arrays by name, in one file or in several.
+    """Reads a checkpoint's arrays by name, from one file or several.
 
     Returns:
-      The arrays, and the file they came from for messages.
+      The arrays, and the path of their file or index for messages.
 
     Raises:
-      InputError: there is none, or it is a pickle and PyTorch is not installed.
+      InputError: the checkpoint is missing or incomplete, or it is a pickle and PyTorch
+        is not installed.
     """
     for name, read in (
         ("model.safetensors", safetensors.numpy.load_file),
@@ -206,7 +214,7 @@ def _read_file(read, path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a PyTorch pickle's tensors; nothing else in it is executed."""
+    """Reads the tensors of a PyTorch pickle without running other code in it."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -241,14 +249,19 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
 
 
 def _max_tokens(folder: pathlib.Path) -> int:
-    """The longest text the folder's tokenizer allows, at most the paper's."""
+    """Returns the longest text of the folder's tokenizer, or the paper's if shorter."""
     path = folder / "tokenizer_config.json"
     described: Mapping[str, Any] = places.read_object(path) if path.exists() else {}
     return min(MAX_TOKENS, int(described.get("model_max_length", MAX_TOKENS)))
 
 
 def _read_vocabulary(folder: pathlib.Path, rows: int) -> tuple[str, ...]:
-    """The tokens of vocab.txt or tokenizer.json; as many as the embedding has rows."""
+    """Returns the tokens of vocab.txt or tokenizer.json.
+
+    Raises:
+      InputError: the folder has neither file, or there are more tokens than `rows`, the
+        rows of the word embedding.
+    """
     paths = [folder / "vocab.txt", folder / "tokenizer.json"]
     present = [path for path in paths if path.exists()]
     if not present:

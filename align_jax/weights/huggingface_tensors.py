@@ -1,4 +1,4 @@
-"""Names, shapes and orders of the tensors of Hugging Face's ALIGN and BERT."""
+"""Names, shapes and axis orders of the tensors of Hugging Face's ALIGN and BERT."""
 
 from align_jax.models.bert import TOKEN_TYPES, BertConfig
 from align_jax.models.dual_encoder import ModelConfig
@@ -12,13 +12,13 @@ from align_jax.models.mbconv import SQUEEZE_RATIO
 from align_jax.models.parameters import Path, Tensor
 from align_jax.weights.huggingface_config import align_towers
 
-# Axes that bring their order to ours: convolutions are OIHW there and HWIO here, dense
-# layers (out, in) there and (in, out) here.
+# Permutations from their axis order to ours: a convolution is OIHW there and HWIO here,
+# a dense layer is (out, in) there and (in, out) here.
 CONVOLUTION, DENSE = (2, 3, 1, 0), (1, 0)
 
 
 def list_tensors(config: ModelConfig) -> list[Tensor]:
-    """Lists the tensors of an `AlignModel` that our towers have too."""
+    """Lists the tensors of an `AlignModel` that our model has too."""
     image, text = align_towers(config)
     projection = ("params", "text_projection")
     return [
@@ -30,7 +30,7 @@ def list_tensors(config: ModelConfig) -> list[Tensor]:
 
 
 def list_unused(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that an `AlignModel` has and never computes with.
+    """Returns names and shapes of tensors that an `AlignModel` has but never uses.
 
     They are the pooler on top of BERT and each BatchNorm's count of batches.
     """

@@ -1,4 +1,4 @@
-"""What a run starts from: its own checkpoint, another run's, weights, or nothing."""
+"""The first state of a run: from its checkpoint, another run, weights, or the seed."""
 
 from collections.abc import Mapping
 
@@ -27,17 +27,18 @@ def first_state(
 ) -> tuple[int, TrainState]:
     """Makes the state that a run starts with; changes no file.
 
-    It is from the first of these that there is:
-      1. the newest checkpoint in the workdir, this run's own;
+    The first of these sources that exists is used:
+      1. the newest checkpoint of this run, in the workdir;
       2. a checkpoint of another run, `config.start_from`;
-      3. a model or towers from weights, `config.initialize`;
+      3. weights of a model or of towers, `config.initialize`;
       4. the seed.
 
     Returns:
-      (steps taken, state after them).
+      (number of steps taken, state after them).
 
     Raises:
-      InputError: the source is missing or does not fit; names what differs.
+      InputError: the source is missing or does not fit; the message names the
+        difference.
     """
     if steps := list_steps(workdir):
         print(f"Continuing {workdir} after step {steps[-1]}.")
@@ -62,7 +63,7 @@ def _restore(
     plan: StepPlan,
     tokenizer: Tokenizer | None,
 ) -> TrainState:
-    """Reads a run's state onto this run's devices."""
+    """Reads a state of a run, this or another one, onto the devices of this run."""
     checkpoints = Checkpoints(run, config.checkpoint, config.identity(tokenizer))
     state = checkpoints.restore(step, abstract_state(plan))
     checkpoints.close()
@@ -72,18 +73,18 @@ def _restore(
 def read_initial(
     config: RunConfig, tokenizer: Tokenizer | None
 ) -> dict[Path, np.ndarray]:
-    """Reads what a run's model starts from.
+    """Reads the weights that `config.initialize` names.
 
     Args:
-      config: the run's.
-      tokenizer: the run's.
+      config: config of the run.
+      tokenizer: tokenizer of the run; None for a run without texts.
 
     Returns:
-      Arrays by path; none for what is random.
+      Arrays by path. Variables that start at random are absent.
 
     Raises:
-      InputError: a source is no weights, lacks the tower, or is of another size or
-        vocabulary; names what differs.
+      InputError: a source holds no weights, lacks the tower, or has another size or
+        vocabulary; the message names the difference.
     """
     sources, model = config.initialize, config.model
     if sources.model is not None:
@@ -125,7 +126,7 @@ def _check(
     wanted: Mapping[Path, tuple[int, ...]],
     source: str,
 ) -> None:
-    """Raises InputError for arrays that are not those that are wanted."""
+    """Raises InputError if the arrays' paths and shapes are not the wanted ones."""
     found = {".".join(path): array.shape for path, array in arrays.items()}
     check_names(
         found, {".".join(path): shape for path, shape in wanted.items()}, source
@@ -135,7 +136,7 @@ def _check(
 def _check_vocabulary(
     weights: Weights, tokenizer: Tokenizer | None, source: str
 ) -> None:
-    """Raises InputError for another vocabulary than that of a run with texts."""
+    """Raises InputError if the weights' vocabulary is not the run's."""
     if tokenizer is None:
         return
     theirs = Tokenizer(weights.vocabulary, tokenizer.max_tokens, source)
@@ -147,7 +148,12 @@ def _check_vocabulary(
 
 
 def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainState:
-    """Puts arrays by path in the place of a state's variables, on its devices."""
+    """Replaces variables of a state; a moving average restarts from the new variables.
+
+    Args:
+      state: state on its devices.
+      arrays: new values by path; variables without one keep their value.
+    """
 
     def chosen(path: tuple, leaf: jax.Array) -> jax.Array:
         array = arrays.get(tuple(key.key for key in path))

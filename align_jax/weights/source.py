@@ -1,4 +1,4 @@
-"""Opens weights wherever they are from."""
+"""Opens weights of any supported format."""
 
 import os
 from collections.abc import Callable
@@ -30,13 +30,13 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
     """Reads a model or a tower.
 
     Args:
-      source: a folder of ours (`write_weights`), the workdir of a training run (its
-        newest checkpoint) or one of its checkpoints (RUN/checkpoints/STEP), a Hugging
-        Face folder of ALIGN or BERT, a Keras EfficientNet's .h5 file, or a TensorFlow
-        EfficientNet checkpoint's prefix.
+      source: a folder that `write_weights` wrote, the workdir of a training run (for
+        its newest checkpoint), one of its checkpoints (RUN/checkpoints/STEP), a Hugging
+        Face folder of ALIGN or BERT, a Keras EfficientNet's .h5 file, or the prefix of
+        a TensorFlow EfficientNet checkpoint.
 
     Raises:
-      InputError: it is none of these, or not whole.
+      InputError: the source is none of these, or it is incomplete.
     """
     place = places.resolve(source)
     if place.endswith(".h5") and places.exists(place):
@@ -68,10 +68,10 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
 
 
 def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
-    """Reads a checkpoint of a training run, its average where it has one.
+    """Reads a checkpoint of a training run: its moving average if it has one.
 
     Raises:
-      InputError: there is no such checkpoint, or it does not fit the run's config.
+      InputError: the checkpoint does not exist, or it does not fit the run's config.
     """
     workdir, step = split_source(source)
     path = os.path.join(workdir, CONFIG_FILE)
