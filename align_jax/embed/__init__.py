@@ -1,1 +1,1 @@
-"""Pictures and texts in, embeddings out."""
+"""Embeds pictures and texts with a trained model."""

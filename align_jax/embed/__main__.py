@@ -2,9 +2,10 @@
 
     python -m align_jax.embed --model=RUN --images='SHARDS/*.parquet' --out=FOLDER
 
-RUN is anything that `align_jax.load` reads. The files have the columns `image_id` and
-`image` (a file's bytes); `align_jax.embed.shards` says what FOLDER then holds. What
-is there already is left alone, so the same command continues a killed one.
+RUN is any source that `align_jax.load` reads. The files have the columns `image_id` and
+`image` (the bytes of a picture's file). FOLDER receives one Parquet file for each, with
+the columns `image_id` and `embedding`; see `align_jax.embed.shards`. Finished files in
+FOLDER are kept, so the same command continues after an interruption.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from align_jax.errors import InputError, run_command
 def main() -> None:
     """Reads the flags, checks the files, then opens the model and embeds."""
     flags = read_flags()
-    # Here, not above: a missing package ends in one line.
+    # Imported here, so that `run_command` reports a missing package in one line.
     import tqdm
 
     from align_jax.devices.runtime import start
@@ -36,7 +37,7 @@ def main() -> None:
     there = sum((flags.out / shard.name).exists() for shard in shards)
     parent, began = os.getppid(), time.perf_counter()
     total = sum(shard.rows for shard in shards)
-    hidden = False if flags.child else None  # None: where there is no terminal
+    hidden = False if flags.child else None  # None hides it unless in a terminal
     with tqdm.tqdm(desc="embed", unit="picture", total=total, disable=hidden) as bar:
 
         def progress(rows: int) -> None:
@@ -55,10 +56,10 @@ def main() -> None:
 
 
 def read_flags() -> argparse.Namespace:
-    """The command line's flags.
+    """Reads the flags of the command line.
 
     Raises:
-      InputError: one is missing or out of its range.
+      InputError: a flag is missing or out of range.
     """
     parser = argparse.ArgumentParser(
         prog="python -m align_jax.embed",
@@ -75,11 +76,15 @@ def read_flags() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=places.local_path, metavar="FOLDER")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--check", action="store_true", help="only open the model")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only open the model and print the width of its embeddings",
+    )
     parser.add_argument(
         "--child",
         action="store_true",
-        help="of another command: always show progress, and end where that one ends",
+        help="set by a parent command: always show progress, and end when it ends",
     )
     flags = parser.parse_args()
     if not flags.check and not (flags.images and flags.out):

@@ -1,4 +1,4 @@
-"""Runs a trained model on pictures and texts, in batches on all devices."""
+"""Runs a trained model on pictures and texts, in batches over all devices."""
 
 import concurrent.futures
 import itertools
@@ -24,11 +24,11 @@ from align_jax.pictures import Picture, read_picture
 
 
 class Embedder:
-    """Pictures and texts in, unit vectors out, with the run's own preprocessing.
+    """Embeds pictures and texts with a model's preprocessing and tokenizer.
 
-    Every process gives the same inputs and gets all embeddings; of a sequence it reads
-    only the pictures that its own devices embed. The last batch is padded, and what is
-    computed of the padding is cut off.
+    Every process passes the same inputs and gets all embeddings. If the pictures are a
+    sequence, a process reads only those that its devices embed. The last batch is
+    padded, and the padding's outputs are dropped.
     """
 
     def __init__(
@@ -39,16 +39,17 @@ class Embedder:
         mesh: Mesh,
         batch_size: int = 128,
     ):
-        """Compiles both encoders on first use.
+        """Prepares the encoders; each compiles on first use.
 
         Args:
-          model: a dual encoder, or a classifier.
-          tokenizer: of its text tower; None for a classifier.
+          model: dual encoder or classifier.
+          tokenizer: tokenizer of the text tower; None for a classifier.
           preprocess: image sizes.
           mesh: the devices.
-          batch_size: pictures or texts at a time, rounded up to the device count.
+          batch_size: pictures or texts in a batch, rounded up to a multiple of the
+            number of devices.
         """
-        # Traced once: a call of the server has a text or two.
+        # Traced once, since the search server sends only one or two texts in a call.
         texts = [tf.TensorSpec([None], tf.string)]
         self._tokenizer = tokenizer and tf.function(tokenizer, input_signature=texts)
         self._preprocess = preprocess
@@ -86,40 +87,40 @@ class Embedder:
         return self._mesh
 
     def load(self, params: dict, batch_stats: dict | None = None) -> None:
-        """Sets the parameters and running statistics, if any, to embed with."""
+        """Sets the parameters and the running statistics, if any, to embed with."""
         self._variables = {"params": params, "batch_stats": batch_stats or {}}
 
     def encode_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
     ) -> np.ndarray:
-        """Embeds N pictures, in any form `read_picture` takes, as (N, D).
+        """Embeds N pictures.
 
         Args:
-          pictures: to embed.
-          unreadable: filled with what is wrong with each picture that this process
-            cannot read, by its place, and the picture's row is NaN on all; None makes
-            it an error.
+          pictures: pictures in any form that `read_picture` takes.
+          unreadable: dict to fill with the reason for each picture that this process
+            cannot read, by the picture's index. The picture's row is then NaN on every
+            process. If None, an unreadable picture raises an error.
 
         Returns:
-          float32 of unit length.
+          (N, D) float32 of unit length.
 
         Raises:
-          InputError: one of them cannot be read; names it.
+          InputError: a picture cannot be read; the message names it.
         """
         return _join(self.stream_images(pictures, unreadable))
 
     def stream_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
     ) -> Iterator[np.ndarray]:
-        """Yields what `encode_images` returns, a batch at a time and in order."""
+        """Yields the rows of `encode_images` in order, one batch at a time."""
         return self._run_images("encode_images", pictures, unreadable)
 
     def image_features(self, pictures: Iterable[Picture]) -> np.ndarray:
-        """The image tower's pooled output before any projection, (N, W) float32."""
+        """Returns the image tower's output before any projection, (N, W) float32."""
         return _join(self._run_images("image_features", pictures, None))
 
     def classify_images(self, pictures: Iterable[Picture]) -> np.ndarray:
-        """A classifier's logits, (N, K) float32."""
+        """Returns a classifier's logits, (N, K) float32."""
         if self._tokenizer is not None:
             raise InputError("a dual encoder has no head; wanted a classifier")
         return _join(self._run_images("classify_images", pictures, None))
@@ -168,7 +169,7 @@ class Embedder:
                 yield count, tuple(arrays)
                 place += count
 
-        # Threads: decoding and resizing let each other run.
+        # Threads suffice: decoding and resizing release the interpreter lock.
         with concurrent.futures.ThreadPoolExecutor() as pool:
             yield from self._embed(self._of_images[method], batches())
 
@@ -177,11 +178,11 @@ class Embedder:
         return self._run_texts("encode_texts", texts)
 
     def project_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts (N) as (N, D) float32, before they are scaled to unit length."""
+        """Embeds texts (N) as (N, D) float32, without scaling to unit length."""
         return self._run_texts("project_texts", texts)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
-        """The text tower's [CLS] output before its projection, (N, hidden) float32."""
+        """Returns the text tower's output before its projection, (N, W) float32."""
         return self._run_texts("text_features", texts)
 
     def _run_texts(self, method: str, texts: Sequence[str]) -> np.ndarray:
@@ -197,11 +198,12 @@ class Embedder:
     def _embed(
         self, encode: Callable, batches: Iterator[tuple[int, tuple]]
     ) -> Iterator[np.ndarray]:
-        """What is encoded of each batch's arrays, without the padding's rows."""
+        """Yields the encoded rows of each batch without those of the padding."""
         before = None
         for count, arrays in batches:
             now = (encode(self._variables, *arrays), count)
-            # Waits for the batch before, so that this one runs while another is read.
+            # Wait for the batch before this one only, so that the devices compute this
+            # batch while the next one is read.
             if before is not None:
                 yield np.asarray(before[0])[: before[1]]
             before = now
@@ -212,9 +214,9 @@ class Embedder:
 def _batches(
     pictures: Iterable[Picture], size: int
 ) -> Iterator[tuple[int, Callable[[int], Picture]]]:
-    """How many pictures the next batch has, and what gives each by its row in it.
+    """Yields the number of pictures in each batch, and a function from row to picture.
 
-    Of a sequence only what is asked for is read.
+    The pictures of a sequence are read only when the function asks for them.
     """
     if isinstance(pictures, Sequence):
         for start in range(0, len(pictures), size):
@@ -235,7 +237,7 @@ def _join(batches: Iterator[np.ndarray]) -> np.ndarray:
 
 
 def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Rows of a batch that this process's devices hold, in order."""
+    """Returns the rows of a batch that this process's devices hold, in order."""
     places = batch_split(mesh).addressable_devices_indices_map((batch_size,))
     held = [np.arange(batch_size)[place] for place in places.values()]
     return np.unique(np.concatenate(held))
@@ -244,13 +246,19 @@ def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def class_embeddings(
     embedder: Encoder, prompts: Sequence[Sequence[str]], unit: bool = True
 ) -> np.ndarray:
-    """Embeds K classes, each by its prompts, as (K, D) of unit length.
+    """Embeds K classes as the mean embeddings of their prompts.
+
+    ALIGN's paper does not say whether prompts are scaled to unit length before they are
+    averaged (arXiv 2102.05918, section 5.2).
 
     Args:
-      embedder: of the prompts.
-      prompts: of each class, one or more.
-      unit: average the prompts' embeddings once they are of unit length, as others do;
-        ALIGN's paper does not say which (arXiv 2102.05918, section 5.2).
+      embedder: encoder of the prompts.
+      prompts: prompts of each class, one or more.
+      unit: whether to scale the prompts' embeddings to unit length before averaging, as
+        others do.
+
+    Returns:
+      (K, D) of unit length.
     """
     encode = embedder.encode_texts if unit else embedder.project_texts
     flat = encode([text for texts in prompts for text in texts])

@@ -1,4 +1,4 @@
-"""A trained dual encoder for use: pictures and texts in, embeddings and classes out."""
+"""A trained dual encoder that embeds pictures and texts and classifies pictures."""
 
 from collections.abc import Sequence
 
@@ -19,24 +19,24 @@ TEMPLATE = "a photo of a {}"
 
 
 class Model:
-    """A dual encoder with its own preprocessing and tokenizer, on all devices.
+    """A dual encoder with its preprocessing and tokenizer, on all devices.
 
     Attributes:
-      weights: what it was made of.
-      width: of the embeddings, D.
+      weights: weights that the model was made from.
+      width: width D of the embeddings.
       temperature: the learned softmax temperature.
-      embedder: with its parameters, as evaluators take it.
+      embedder: encoder with the model's parameters, for evaluators.
     """
 
     def __init__(self, weights: Weights, batch_size: int = 128):
-        """Prepares the towers; they compile when first used.
+        """Prepares the towers; each compiles on first use.
 
         Args:
-          weights: of a dual encoder.
-          batch_size: pictures or texts that all devices embed at a time.
+          weights: weights of a dual encoder.
+          batch_size: pictures or texts that all devices together embed at a time.
 
         Raises:
-          InputError: the weights are one tower's.
+          InputError: the weights are those of a single tower or of a classifier.
         """
         if not is_dual_encoder(weights):
             raise InputError(f"wanted a dual encoder, found one {weights.kind}")
@@ -53,11 +53,12 @@ class Model:
         Args:
           images: N pictures, each a path, a file's bytes, a PIL image or a uint8 array
             (H, W), (H, W, 3) or (H, W, 4).
-          unreadable: filled with what is wrong with each picture that cannot be read,
-            by its place, and the picture's row is NaN; None makes it an error.
+          unreadable: dict to fill with the reason for each picture that cannot be read,
+            by the picture's index; the picture's row is then NaN. If None, an
+            unreadable picture raises an error.
 
         Raises:
-          InputError: one of them cannot be read; names it.
+          InputError: a picture cannot be read; the message names it.
         """
         return self.embedder.encode_images(images, unreadable)
 
@@ -75,8 +76,9 @@ class Model:
 
         Args:
           images: N pictures, as for `encode_images`.
-          class_names: K names.
-          templates: sentences with a {} for the name; a class is the mean of theirs.
+          class_names: the K names of the classes.
+          templates: sentences with a {} for the name; a class is the mean of its
+            sentences' embeddings.
 
         Returns:
           (N, K) float32 probabilities: softmax of cosine / temperature.
@@ -89,10 +91,10 @@ class Model:
 
 
 def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
-    """Makes what evaluators take of a dual encoder or a classifier, on all devices.
+    """Makes the embedder of a dual encoder or a classifier, on all devices.
 
     Raises:
-      InputError: the weights are one tower's.
+      InputError: the weights are those of a single tower.
     """
     config, preprocess, tokenizer = weights.config, weights.preprocess, None
     if not isinstance(config, ModelConfig | ClassifierConfig) or preprocess is None:

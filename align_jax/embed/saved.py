@@ -1,9 +1,9 @@
-"""Embeddings on disk, found again by what was embedded, in any evaluation of a model.
+"""Embeddings saved on disk, so that each picture or text is embedded once for a model.
 
 FOLDER/DIGEST/KIND/*.parquet have the columns `id` and `embedding` (float32). DIGEST
-stands for the model, see `weights.digest`; KIND is one of `KINDS`. A picture's id is
-the hash of its file, see `content_id`; a text's is the text. Each file is whole or
-absent, and none is ever changed.
+is the hash of the model, see `weights.digest`; KIND is one of `KINDS`. The id of a
+picture is the hash of its file, see `content_id`; the id of a text is the text. A file
+appears only when it is complete, and it never changes.
 """
 
 import hashlib
@@ -26,32 +26,32 @@ from align_jax.errors import InputError
 from align_jax.runs import workdir
 
 KINDS = ("images", "image_features", "texts", "projected_texts", "text_features")
-ROWS = 8192  # of a full file
-ITEMS = 1024  # that are looked up at a time
+ROWS = 8192  # rows of a full file
+ITEMS = 1024  # pictures or texts that are looked up at a time
 FILES_IN_MEMORY = 4
 
 
 def content_id(content: bytes) -> str:
-    """BLAKE2b hash, 32 hex digits."""
+    """Returns the BLAKE2b hash of a file's bytes, 32 hex digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 class SavedEmbedder:
-    """Embeds like another encoder, but reads from a folder what was embedded before.
+    """An encoder that reads from a folder the embeddings that were computed before.
 
-    All processes must see the folder; the first one writes.
+    All processes must see the same folder; the first process writes.
     """
 
     def __init__(self, embedder: Encoder, folder: str, model: str):
-        """Reads which embeddings there are.
+        """Lists the saved embeddings.
 
         Args:
-          embedder: of what is not there.
-          folder: of embeddings; made where there is none.
-          model: the embedder's `weights.digest`.
+          embedder: encoder of pictures and texts without a saved embedding.
+          folder: path or URL of the folder; it is made if it is missing.
+          model: hash of the embedder's weights, see `weights.digest`.
 
         Raises:
-          InputError: a file is damaged, or processes see different ones.
+          InputError: a file is damaged, or the processes see different files.
         """
         self._embedder = embedder
         self._folder = os.path.join(places.resolve(folder), model)
@@ -70,34 +70,34 @@ class SavedEmbedder:
         return self._embedder.mesh
 
     def encode_images(self, pictures: Iterable[bytes]) -> np.ndarray:
-        """As `Encoder.encode_images`."""
+        """Works as `Encoder.encode_images`."""
         return np.concatenate(list(self.stream_images(pictures)))
 
     def stream_images(self, pictures: Iterable[bytes]) -> Iterator[np.ndarray]:
-        """As `Encoder.stream_images`."""
+        """Works as `Encoder.stream_images`."""
         encode = self._embedder.encode_images
         return self._look_up("images", pictures, content_id, encode)
 
     def image_features(self, pictures: Iterable[bytes]) -> np.ndarray:
-        """As `Encoder.image_features`."""
+        """Works as `Encoder.image_features`."""
         encode = self._embedder.image_features
         found = self._look_up("image_features", pictures, content_id, encode)
         return np.concatenate(list(found))
 
     def classify_images(self, pictures: Iterable[bytes]) -> np.ndarray:
-        """As `Encoder.classify_images`; not kept."""
+        """Works as `Encoder.classify_images`; the logits are not saved."""
         return self._embedder.classify_images(pictures)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Encoder.encode_texts`."""
+        """Works as `Encoder.encode_texts`."""
         return self._of_texts("texts", texts, self._embedder.encode_texts)
 
     def project_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Encoder.project_texts`."""
+        """Works as `Encoder.project_texts`."""
         return self._of_texts("projected_texts", texts, self._embedder.project_texts)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Encoder.text_features`."""
+        """Works as `Encoder.text_features`."""
         return self._of_texts("text_features", texts, self._embedder.text_features)
 
     def _of_texts(
@@ -108,7 +108,7 @@ class SavedEmbedder:
     def _look_up(
         self, kind: str, items: Iterable, name: Callable, encode: Callable
     ) -> Iterator[np.ndarray]:
-        """Yields the embeddings of items, some at a time; saves those that are new."""
+        """Yields the embeddings of items, `ITEMS` at a time, and saves new ones."""
         saved, waiting = self._saved[kind], iter(items)
         while batch := list(itertools.islice(waiting, ITEMS)):
             ids = [name(item) for item in batch]
@@ -121,17 +121,17 @@ class SavedEmbedder:
 
 
 class _Rows:
-    """Embeddings (D,) of one kind by id: in files, and the newest in memory.
+    """Embeddings (D,) of one of `KINDS` by id: in files, and the newest in memory.
 
     Attributes:
-      files: their paths.
+      files: paths of the files.
     """
 
     def __init__(self, folder: str):
         self._folder = folder
         self.files: list[str] = []
-        self._rows: dict[str, tuple[int, int]] = {}  # file and row in it
-        self._new: list[np.ndarray] = []  # (n, D) each, of the file to be written
+        self._rows: dict[str, tuple[int, int]] = {}  # id -> file and row in it
+        self._new: list[np.ndarray] = []  # (n, D) each, for the next file
         self._new_ids: list[str] = []
         there = places.list_names(folder) if places.is_folder(folder) else []
         for path in (os.path.join(folder, n) for n in there if n.endswith(".parquet")):
@@ -153,7 +153,7 @@ class _Rows:
         return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def add(self, ids: list[str], embeddings: np.ndarray) -> None:
-        """Adds embeddings (n, D) of ids that are not there."""
+        """Adds embeddings (n, D) of new ids."""
         self._place(ids, len(self._new_ids))
         self._new_ids += ids
         self._new.append(embeddings)
@@ -161,14 +161,15 @@ class _Rows:
             self.write()
 
     def write(self) -> None:
-        """Writes what is only in memory."""
+        """Writes the embeddings that are only in memory to a new file."""
         if not self._new:
             return
         embeddings = np.concatenate(self._new)  # (n, D)
         vectors = pa.FixedSizeListArray.from_arrays(
             pa.array(embeddings.ravel()), embeddings.shape[1]
         )
-        # Two evaluations at once write files of other names, or the same file.
+        # The name is a hash of the ids, so that two evaluations at once write different
+        # files, or the same file with the same content.
         name = content_id("\n".join(self._new_ids).encode())
         path = os.path.join(self._folder, f"{name}.parquet")
         if workdir.leads():
@@ -182,14 +183,14 @@ class _Rows:
         self._new, self._new_ids = [], []
 
     def _place(self, ids: list[str], first: int = 0) -> None:
-        """Notes that ids are rows of the next file."""
+        """Records that ids are rows of the next file, from row `first` on."""
         file = len(self.files)
         self._rows |= {name: (file, first + row) for row, name in enumerate(ids)}
 
 
 @lru_cache(FILES_IN_MEMORY)
 def _read(path: str) -> np.ndarray:
-    """A file's embeddings (n, D)."""
+    """Returns a file's embeddings (n, D)."""
     column = _read_column(path, "embedding").combine_chunks()
     return column.flatten().to_numpy().reshape(len(column), -1)
 

@@ -1,9 +1,10 @@
-"""Embeddings of the pictures in Parquet files, shard by shard.
+"""Embeds the pictures of Parquet files, shard by shard.
 
-Of each file with the columns `image_id` and `image` (a file's bytes) one of the same
-name is written with `image_id` and `embedding`, D float32 of unit length, in the same
-order; null where a picture cannot be read. Each is whole or absent, and model.json
-beside them says which model made them.
+A shard has the columns `image_id` and `image` (the bytes of a picture's file). For each
+shard, a file of the same name is written with the columns `image_id` and `embedding`, D
+float32 of unit length, in the same order. The embedding is null if the picture cannot
+be read. A file appears only when it is complete, and model.json beside the files
+identifies the model.
 """
 
 import dataclasses
@@ -23,17 +24,17 @@ from align_jax.weights.folder import digest
 
 MODEL_FILE = "model.json"
 WANTED = {"image_id": "string", "image": "binary"}
-BATCHES_AT_ONCE = 4  # whose files' bytes are held in memory
+BATCHES_AT_ONCE = 4  # batches whose encoded pictures are held in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureShard:
-    """Pictures to embed.
+    """A Parquet file of pictures to embed.
 
     Attributes:
-      path: of the Parquet file.
-      name: of the file to write.
-      rows: pictures.
+      path: path of the Parquet file.
+      name: name of the file to write.
+      rows: number of pictures.
     """
 
     path: pathlib.Path
@@ -42,14 +43,14 @@ class PictureShard:
 
 
 def list_shards(sources: list[str]) -> list[PictureShard]:
-    """Lists Parquet files, by name within each source.
+    """Lists the Parquet files of the sources, sorted by name within each source.
 
     Args:
-      sources: each a file, a folder (its *.parquet) or a pattern.
+      sources: paths of files, folders (for their *.parquet) or glob patterns.
 
     Raises:
-      InputError: there are none, two have one name, or one is not Parquet or has
-        other columns.
+      InputError: a source has no files, two files have the same name, or a file is not
+        Parquet or has other columns.
     """
     shards: dict[str, PictureShard] = {}
     for source in sources:
@@ -84,16 +85,18 @@ def embed_shards(
 
     Args:
       model: the dual encoder.
-      shards: to embed.
-      folder: to write to; new, or of the same model.
+      shards: shards to embed.
+      folder: path of the output folder, which is new or holds files of the same model.
       batch_size: pictures that the model embeds at a time.
-      progress: is told after every few batches how many pictures are done.
+      progress: function called after every few batches with the number of pictures
+        done since its last call.
 
     Returns:
-      What was wrong with each picture that could not be read, by "file: image_id".
+      The reason for each picture that could not be read, by "file: image_id". Shards
+      that were embedded before are not included.
 
     Raises:
-      InputError: the folder holds something else, or a shard is damaged.
+      InputError: the folder holds other files, or a shard is damaged.
     """
     _claim(folder, model)
     unreadable: dict[str, str] = {}
@@ -118,10 +121,10 @@ def _embed_shard(
     batch_size: int,
     progress: Callable[[int], None],
 ) -> Iterator[tuple[str, str]]:
-    """Writes one shard's embeddings; yields (image_id, reason) of unreadable ones."""
+    """Writes a shard's embeddings; yields (image_id, reason) of unreadable pictures."""
     vector = pa.list_(pa.float32(), model.width)
     schema = pa.schema([("image_id", pa.string()), ("embedding", vector)])
-    # Neither compression nor a dictionary saves anything.
+    # Compression or a dictionary would not make the file smaller.
     with pq.ParquetWriter(
         path, schema, compression="none", use_dictionary=False
     ) as writer:
@@ -142,7 +145,7 @@ def _embed_shard(
 def _read(
     shard: PictureShard, rows: int
 ) -> Iterator[tuple[pa.StringArray, list[bytes]]]:
-    """Names and files, some at a time; no bytes where there is no picture."""
+    """Yields ids and encoded pictures, `rows` at a time; a missing one is empty."""
     try:
         batches = pq.ParquetFile(shard.path).iter_batches(rows, columns=[*WANTED])
         for batch in batches:
@@ -170,7 +173,7 @@ def _open(path: pathlib.Path) -> PictureShard:
 
 
 def _claim(folder: pathlib.Path, model: Model) -> None:
-    """Binds a folder to the model; InputError where it is bound to something else."""
+    """Binds a folder to the model; raises InputError if it holds anything else."""
     found = digest(model.weights)
     path = folder / MODEL_FILE
     if path.exists():

@@ -1,1 +1,1 @@
-"""From embeddings to scores."""
+"""Evaluators, and the scores that they compute from embeddings."""

@@ -1,21 +1,21 @@
-"""Some queries of an evaluation with a model's best answers, to be looked at."""
+"""Examples for the report: queries of an evaluation with a model's best answers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-EVENLY = 12  # queries that are shown whatever their answers
-ENDS = 6  # of the worst, and of the best
-ANSWERS = 5
+EVENLY = 12  # queries picked evenly, whatever their ranks
+ENDS = 6  # queries with the worst ranks, and as many with the best
+ANSWERS = 5  # answers shown for each query
 
 
 class Item(NamedTuple):
-    """What is shown of a picture, a text or a class.
+    """A picture, a text or a class as the report shows it.
 
     Attributes:
-      text: it, or one that describes the picture.
-      picture: a picture's file.
+      text: the text, the name of the class, or a text that describes the picture.
+      picture: the picture's file in bytes; None for a text or a class.
     """
 
     text: str
@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A candidate, its cosine with the query or its logit, and whether it is right."""
+    """A candidate, its score (cosine with the query, or logit), and if it is right."""
 
     item: Item
     score: float
@@ -34,11 +34,12 @@ class Example(NamedTuple):
     """A query and its best answers.
 
     Attributes:
-      chosen: why this one is shown.
-      query: what was asked.
-      answers: best first.
-      rank: of the best right answer among all, from 1; None where it is not known.
-      right: the best right answer; None where it is not known.
+      chosen: reason for showing this query.
+      query: the query.
+      answers: best answers, the best one first.
+      rank: rank of the best right answer among all candidates, from 1, or None if
+        unknown.
+      right: the best right answer, or None if unknown.
     """
 
     chosen: str
@@ -49,11 +50,11 @@ class Example(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Queries or candidates.
+    """All queries, or all candidates.
 
     Attributes:
-      embeddings: (N, D).
-      show: gives what is shown of some, by their places.
+      embeddings: (N, D) embeddings.
+      show: function from indices to the items that the report shows, by index.
     """
 
     embeddings: np.ndarray
@@ -68,15 +69,17 @@ def make_examples(
     flags: np.ndarray | None = None,
     exclude_itself: bool = False,
 ) -> Iterator[Example]:
-    """Yields some queries with their best answers, wrong ones first among equals.
+    """Yields some queries with their best answers; in a tie, wrong answers come first.
 
     Args:
-      queries: of which some are shown.
-      candidates: all of them.
-      pairs: (P, 2), query and candidate of all that is right.
-      ranks: (Q,) of each query's best right answer, from 0, see `pair_ranks`.
-      flags: (Q,) which may be shown, where something is right; all of those if None.
-      exclude_itself: where queries and candidates are the same.
+      queries: all queries.
+      candidates: all candidates.
+      pairs: (P, 2) indices of query and candidate of all right pairs.
+      ranks: (Q,) ranks of the best right answers, from 0, see `pair_ranks`; a query
+        with a negative rank is not shown.
+      flags: (Q,) bools, whether a query may be shown; None for all.
+      exclude_itself: whether queries and candidates are the same items, so that a query
+        is not an answer to itself.
     """
     shown = ranks >= 0 if flags is None else flags & (ranks >= 0)
     chosen = choose_queries(shown, ranks)
@@ -95,12 +98,16 @@ def make_examples(
 
 
 def show_each(show: Callable[[int], Item]) -> Callable[[Sequence[int]], dict]:
-    """What a `Side` shows, where one is as easily shown as many."""
+    """Makes the function `show` of a `Side` from a function that shows one item."""
     return lambda places: {place: show(place) for place in places}
 
 
 def choose_queries(flags: np.ndarray, ranks: np.ndarray) -> list[tuple[str, int]]:
-    """Picks flagged queries (N,) evenly, and of the others some worst and best."""
+    """Picks flagged queries (N,) evenly, and the worst and best of the others.
+
+    Returns:
+      (reason, index of the query) pairs.
+    """
     even = spread(flags, EVENLY)
     others = np.setdiff1d(np.flatnonzero(flags), even)
     order = others[np.argsort(ranks[others], kind="stable")].tolist()

@@ -1,6 +1,6 @@
-"""Linear classifiers of features, fitted at once: logistic regression and ridge.
+"""Linear classifiers fitted on features: logistic regression and ridge regression.
 
-Both are convex, so what is found depends on no seed and no learning rate.
+Both problems are convex, so the result depends on no seed and no learning rate.
 """
 
 from collections.abc import Callable
@@ -18,22 +18,22 @@ from align_jax.devices.mesh import batch_split, place_array, replicated
 from align_jax.evaluation.ranking import check_finite
 
 MAX_STEPS = 1000
-TOLERANCE = 1e-4  # of the gradient's norm, relative to that at 0
-ROUGH = 3e-2  # likewise, of the fit of some pictures
-PATIENCE = 10  # steps without a relative decrease of `DECREASE` end a fit
+TOLERANCE = 1e-4  # norm of the gradient that ends a fit, relative to its norm at 0
+ROUGH = 3e-2  # the same for the rough fit of a part of the pictures
+PATIENCE = 10  # steps without a relative decrease of `DECREASE` that end a fit
 DECREASE = 1e-4
-FLAT = 1e-7  # of the largest curvature
+FLAT = 1e-7  # smallest curvature used, relative to the largest
 MEMORY = 10  # steps that L-BFGS remembers
-STRIDE = 8  # every so many pictures are fitted first
-ENOUGH = 8  # pictures a feature that these must have
-BIAS = 100.0  # of ridge, see `fit_ridge`
+STRIDE = 8  # distance between the pictures of the rough fit
+ENOUGH = 8  # pictures for each feature that a rough fit needs
+BIAS = 100.0  # value of the constant feature in `fit_ridge`
 
 
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 
 class Linear(NamedTuple, Generic[ArrayT]):
-    """A classifier: the class of features x (D,) is argmax of x W + b.
+    """A linear classifier: the class of features x (D,) is the argmax of x W + b.
 
     Attributes:
       weights: W (D, K), float32.
@@ -45,12 +45,12 @@ class Linear(NamedTuple, Generic[ArrayT]):
 
 
 class Weighted(NamedTuple):
-    """Features on the devices that are fitted at once.
+    """Features on the devices, with labels and weights.
 
     Attributes:
       rows: X (N, D), float32.
       labels: y (N,), int32.
-      weights: (N,) of each row's loss, float32; 0 for padding.
+      weights: (N,) float32 weights of the rows' losses; 0 for padding.
     """
 
     rows: jax.Array
@@ -65,14 +65,15 @@ class LogisticRegression:
 
         sum_n -log softmax(x_n W + b)[y_n] + penalty / 2 |W|^2,
 
-    scikit-learn's objective with C = 1 / penalty, by L-BFGS. A tower's features vary
-    thousands of times more in some directions than in others, which costs L-BFGS
-    hundreds of steps. So the features are centred and the unknowns are V and c of
+    which is scikit-learn's objective with C = 1 / penalty, by L-BFGS. A tower's
+    features vary thousands of times more in some directions than in others, so L-BFGS
+    would need hundreds of steps. Therefore, the features are centred, and the unknowns
+    are V and c in
 
-        W = P V,  b = (N / K)^(-1/2) c,  (P P^T)^(-1) = X^T X / K + penalty:
+        W = P V,  b = (N / K)^(-1/2) c,  (P P^T)^(-1) = X^T X / K + penalty.
 
-    at 0 the objective's second derivative is about the identity. Of many pictures some
-    are fitted first, where a step costs little.
+    The second derivative of the objective at 0 is then about the identity. If there are
+    many pictures, a rough fit of a part of them comes first, since its steps are cheap.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class LogisticRegression:
         """Puts the features on the devices.
 
         Args:
-          features: (N, D).
-          labels: (N,) whole numbers below `classes`.
-          classes: K.
-          mesh: the devices, which hold a part of the features each.
+          features: (N, D) features.
+          labels: (N,) integers from 0 to below `classes`.
+          classes: number K of classes.
+          mesh: the devices; each holds a part of the features.
 
         Raises:
           FloatingPointError: a feature is not finite.
@@ -95,28 +96,28 @@ class LogisticRegression:
         centred = features - self._mean
         few = len(features) < STRIDE * ENOUGH * features.shape[1]
         strides = [1] if few else [STRIDE, 1]
-        self._parts = [  # fitted one after the other: X, y and the pictures' weights
+        self._parts = [  # fitted one after the other
             _split(centred[::stride], labels[::stride], float(stride), mesh)
             for stride in strides
         ]
         square = jax.jit(lambda x: _multiply(x.T, x), out_shardings=replicated(mesh))
         products = np.asarray(square(self._parts[0][0]), np.float64)
         values, self._axes = np.linalg.eigh(products * strides[0] / classes)
-        least = FLAT * max(values[-1], 1e-30)  # below it is rounding
+        least = FLAT * max(values[-1], 1e-30)  # smaller values are rounding errors
         self._values = np.maximum(values, least)  # (D,)
         self._fitted: dict[
             float, Linear[np.ndarray]
-        ] = {}  # of the centred features, by penalty
+        ] = {}  # penalty -> classifier of the centred features
 
     def fit(self, penalty: float) -> Linear[np.ndarray]:
-        """Fits with one penalty, starting from the fit of the nearest one so far."""
+        """Fits with a penalty, starting from the earlier fit with the nearest one."""
         if penalty not in self._fitted:
             self._fitted[penalty] = self._fit(penalty)
         weights, bias = self._fitted[penalty]
         return Linear(weights, bias - self._mean @ weights)
 
     def _fit(self, penalty: float) -> Linear[np.ndarray]:
-        """What `fit` returns, but of the centred features."""
+        """Fits a classifier of the centred features."""
         if self._fitted:
             nearest = min(self._fitted, key=lambda p: abs(np.log(p / penalty)))
             return self._descend(self._fitted[nearest], self._parts[-1], penalty)
@@ -132,7 +133,7 @@ class LogisticRegression:
     def _descend(
         self, start: Linear[np.ndarray], part: Weighted, penalty: float
     ) -> Linear[np.ndarray]:
-        """Minimises over a part of the pictures, from a classifier."""
+        """Minimises the objective on a part of the pictures, from a classifier on."""
         roots = (self._values + penalty) ** 0.5
         scale = (self._count / self._classes) ** 0.5
         own = (self._axes * roots).T @ start.weights
@@ -157,7 +158,7 @@ _multiply = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 def _classifier(
     unknowns: Linear[jax.Array], maps: tuple[jax.Array, jax.Array]
 ) -> Linear[jax.Array]:
-    """W and b of the unknowns V and c."""
+    """Returns W and b from the unknowns V and c."""
     to_weights, bias_scale = maps
     return Linear(_multiply(to_weights, unknowns.weights), bias_scale * unknowns.bias)
 
@@ -170,7 +171,7 @@ def _minimise(
     penalty: jax.Array,
     tolerance: jax.Array,
 ) -> Linear[jax.Array]:
-    """The unknowns where L-BFGS ends that begins at `start`."""
+    """Returns the unknowns that L-BFGS reaches from `start`."""
     rows, labels, weights = part
 
     def objective(unknowns: Linear[jax.Array]) -> jax.Array:
@@ -212,7 +213,7 @@ def _minimise(
 
 
 def _split(rows: np.ndarray, labels: np.ndarray, weight: float, mesh: Mesh) -> Weighted:
-    """Rows (N, D), labels (N,) and one weight on all devices; rows are padded."""
+    """Splits rows (N, D) and labels (N,) over the devices, padded, with one weight."""
     padding, split = -len(rows) % mesh.size, batch_split(mesh)
     weights = np.pad(np.full(len(rows), weight, np.float32), (0, padding))
     labels = np.pad(labels.astype(np.int32), (0, padding))
@@ -227,11 +228,19 @@ def search_penalty(
     gap: float = 2.0,
     finest: float = 0.125,
 ) -> float:
-    """Looks for the penalty of the highest score among powers of ten.
+    """Searches powers of ten for the penalty with the highest score.
 
-    Tries exponents `gap` apart, then those on both sides of the best, half as far off
-    each time, down to `finest`: the search of CLIP's linear probes (arXiv 2103.00020,
-    appendix A.3). Of equals the larger penalty is the best.
+    First, exponents `gap` apart are tried. Then the two neighbours of the best exponent
+    are tried, at half the distance each time, down to `finest`. This is the search of
+    CLIP's linear probes (arXiv 2103.00020, appendix A.3). The larger penalty wins a
+    tie.
+
+    Args:
+      score: function from a penalty to its score.
+      lowest: smallest exponent.
+      highest: largest exponent.
+      gap: distance of the first exponents.
+      finest: distance at which the search ends.
     """
     found: dict[float, float] = {}
     for exponent in np.arange(highest, lowest - gap / 2, -gap).tolist():
@@ -248,17 +257,18 @@ def search_penalty(
 def fit_ridge(
     features: np.ndarray, labels: np.ndarray, classes: int, penalty: float
 ) -> Linear[np.ndarray]:
-    """Fits targets of 1 and -1 by least squares with a penalty, in closed form.
+    """Fits targets of 1 and -1 by penalised least squares, in closed form.
 
-    The features are scaled to unit deviation, and the bias is the weight of a feature
-    that is always `BIAS`, penalised like the others: the few-shot probe of vision
-    transformers (arXiv 2010.11929, section 4.1), with its numbers.
+    The features are standardised to mean 0 and deviation 1. The bias comes from a
+    constant feature of value `BIAS`, whose weight is penalised like the others. This is
+    the few-shot probe of vision transformers (arXiv 2010.11929, section 4.1), with its
+    numbers.
 
     Args:
-      features: (N, D).
-      labels: (N,) whole numbers below `classes`.
-      classes: K.
-      penalty: of the weights' squares.
+      features: (N, D) features.
+      labels: (N,) integers from 0 to below `classes`.
+      classes: number K of classes.
+      penalty: factor of the squared weights in the objective.
     """
     check_finite(features, "picture")
     mean = features.mean(0, dtype=np.float64)
@@ -279,6 +289,6 @@ def fit_ridge(
 
 
 def classify(classifier: Linear[np.ndarray], features: np.ndarray) -> np.ndarray:
-    """Scores (N, K) of features (N, D)."""
+    """Returns the scores (N, K) of features (N, D)."""
     check_finite(features, "picture")
     return features @ classifier.weights + classifier.bias

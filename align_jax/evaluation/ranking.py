@@ -1,7 +1,6 @@
 """Ranks and nearest neighbours of embeddings, on all devices, in bounded memory.
 
-A matrix of all queries and candidates exists nowhere: some rows are compared with all
-columns at a time, and each device holds its own columns.
+The full matrix of scores is never stored; it is computed one block at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,23 +15,24 @@ from jax.sharding import Mesh, PartitionSpec
 
 from align_jax.devices.mesh import BATCH_AXES, batch_split, place_array, replicated
 
-# Cosines this close are ties: float32 rounds a product of 1,376 numbers so far.
+# Cosines that differ by less are ties: it is the float32 rounding error of a product of
+# 1,376 numbers.
 ROUNDING = 2e-6
-# Of scores that a device holds at a time: few enough for a processor's cache, where all
-# of them are read twice more, and many where the nearest are sought among them.
+# Size of the block of scores on a device. `pair_ranks` reads its block twice more, so
+# the block should fit into a processor's cache. `nearest` searches larger blocks.
 SCORES_BYTES = 8 << 20
 NEAREST_BYTES = 32 << 20
-PAIRS = 1 << 16  # that the host compares at a time
+PAIRS = 1 << 16  # pairs whose cosines the host computes at a time
 
 
 class Chunk(NamedTuple):
-    """Some rows, on every device.
+    """A chunk of rows, replicated on every device.
 
     Attributes:
-      rows: (R, D).
+      rows: (R, D) embeddings.
       best: (R,) cosine of each row's best right column.
-      real: (R,) false for padding.
-      known: (P, 2) row and column of pairs that are not wrong; -1 for padding.
+      real: (R,) bools, false for padding.
+      known: (P, 2) row and column of the right and the excluded pairs; -1 for padding.
     """
 
     rows: jax.Array
@@ -42,10 +42,10 @@ class Chunk(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """All columns, each device its own.
+    """All columns, split over the devices.
 
     Attributes:
-      columns: (C, D).
+      columns: (C, D) embeddings.
       best: (C,) cosine of each column's best right row.
     """
 
@@ -54,11 +54,11 @@ class Columns(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The best candidates so far, each device those of its own queries.
+    """The best candidates so far; the queries are split over the devices.
 
     Attributes:
-      cosines: (Q, k), best first.
-      places: (Q, k) among all candidates.
+      cosines: (Q, k) cosines, best first.
+      places: (Q, k) indices among all candidates.
     """
 
     cosines: jax.Array
@@ -74,18 +74,19 @@ def pair_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks each row's best right column, and each column's best right row.
 
-    A rank is the number of wrong candidates whose cosine is as high as that of the best
-    right one, or higher; 0 is the top. Ties count against the model.
+    A rank is the number of wrong candidates whose cosine is at least that of the best
+    right one; 0 is the top. Ties, up to `ROUNDING`, count against the model.
 
     Args:
-      rows: (R, D) float32 of unit length, such as pictures'.
-      columns: (C, D) float32 of unit length, such as texts'.
-      pairs: (P, 2), the row and the column of all that is right, each once.
+      rows: (R, D) float32 embeddings of unit length, such as those of pictures.
+      columns: (C, D) float32 embeddings of unit length, such as those of texts.
+      pairs: (P, 2) row and column of every right pair, each once.
       mesh: the devices.
-      excluded: (E, 2) more pairs, which are neither right nor wrong, each once.
+      excluded: (E, 2) row and column of pairs that are neither right nor wrong, each
+        once and none of them in `pairs`.
 
     Returns:
-      Ranks of the rows (R,) and of the columns (C,), -1 where nothing is right.
+      Ranks (R,) of the rows and (C,) of the columns; -1 without a right candidate.
 
     Raises:
       FloatingPointError: an embedding is not finite.
@@ -100,7 +101,7 @@ def pair_ranks(
     known = known[known[:, 0].argsort(kind="stable")]
     starts = np.arange(0, len(rows), size)
     bounds = np.searchsorted(known[:, 0], [*starts, len(rows)])
-    most = int(np.diff(bounds).max())  # known pairs of a chunk
+    most = int(np.diff(bounds).max())  # largest number of known pairs in a chunk
 
     split, whole = batch_split(mesh), replicated(mesh)
     width = held * mesh.size
@@ -134,7 +135,7 @@ def pair_ranks(
 def _best(
     rows: np.ndarray, columns: np.ndarray, pairs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine of each row's and column's best right pair, -inf where there is none."""
+    """Returns the cosine of each row's and column's best right pair, -inf if none."""
     row_best = np.full(len(rows), -np.inf, np.float32)
     column_best = np.full(len(columns), -np.inf, np.float32)
     for start in range(0, len(pairs), PAIRS):
@@ -146,9 +147,9 @@ def _best(
     return row_best, column_best
 
 
-@lru_cache(maxsize=8)  # what is made is compiled once
+@lru_cache(maxsize=8)  # so that the function is compiled once
 def _make_compare(mesh: Mesh, count: int) -> jax.stages.Wrapped:
-    """Makes the function that compares some rows with all `count` columns."""
+    """Makes the function that compares a chunk of rows with all `count` columns."""
     split = PartitionSpec(BATCH_AXES)
 
     def compare(
@@ -163,7 +164,7 @@ def _make_compare(mesh: Mesh, count: int) -> jax.stages.Wrapped:
         row_floor, column_floor = row_best - ROUNDING, column_best - ROUNDING
         row_hits = (counted & (scores >= row_floor[:, None])).sum(1)
         new_hits = (counted & (scores >= column_floor[None])).sum(0)
-        # What is right or excluded was counted like the rest; it is taken out again.
+        # The counts include right and excluded pairs; these are subtracted again.
         i, j = known[:, 0], known[:, 1] - first
         held = (known[:, 1] >= 0) & (j >= 0) & (j < len(columns))
         i, j = jnp.where(held, i, len(rows)), jnp.where(held, j, len(columns))
@@ -193,19 +194,19 @@ def nearest(
     """Finds each query's k candidates of highest cosine, best first.
 
     Args:
-      queries: (Q, D) float32 of unit length.
-      candidates: their (m, D) float32 of unit length, in pieces of any size, which are
-        used one after the other: all together they need not fit into memory.
-      k: how many; there must be as many candidates.
-      mesh: the devices, each of which holds its own queries.
+      queries: (Q, D) float32 embeddings of unit length.
+      candidates: pieces (m, D) of float32 embeddings of unit length, of any size. They
+        are used one after the other and need not fit into memory together.
+      k: number of candidates to find for each query.
+      mesh: the devices; the queries are split over them.
 
     Returns:
-      Cosines (Q, k) and places among all candidates (Q, k). Of equals the earlier
+      Cosines (Q, k) and indices among all candidates (Q, k). In a tie, the earlier
       candidate comes first.
 
     Raises:
       FloatingPointError: an embedding is not finite.
-      ValueError: there are less than k candidates.
+      ValueError: fewer than k candidates.
     """
     check_finite(queries, "query")
     held = -(-len(queries) // mesh.size)
@@ -237,9 +238,10 @@ def _take_nearest(
     real: jax.Array,
     best: Nearest,
 ) -> Nearest:
-    """The nearest of those so far and of some more candidates (m, D).
+    """Updates the best candidates with a piece of new candidates (m, D).
 
-    The first of these is candidate `first` of all, and `real` of them are no padding.
+    Row i of the piece is candidate `first` + i of all. Only the first `real` rows are
+    candidates; the rest are padding.
     """
     k = best.cosines.shape[1]
     scores = jnp.matmul(queries, candidates.T, precision=lax.Precision.HIGHEST)
@@ -252,7 +254,7 @@ def _take_nearest(
 
 
 def _pieces(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same rows in pieces of `size`; the last one may have fewer."""
+    """Yields the rows of the chunks in pieces of `size`; the last may be smaller."""
     waiting: list[np.ndarray] = []
     rows = 0
     for chunk in chunks:
@@ -268,7 +270,13 @@ def _pieces(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def check_finite(embeddings: np.ndarray, name: str, first: int = 0) -> None:
-    """Raises FloatingPointError where rows (N, D) are not finite; names the first."""
+    """Raises FloatingPointError if embeddings (N, D) are not finite.
+
+    Args:
+      embeddings: (N, D) embeddings.
+      name: noun for an embedding in the message, such as "query".
+      first: number of the first embedding in the message.
+    """
     good = np.isfinite(embeddings).all(1)
     if not good.all():
         raise FloatingPointError(
@@ -278,11 +286,11 @@ def check_finite(embeddings: np.ndarray, name: str, first: int = 0) -> None:
 
 
 def _pad(array: np.ndarray, size: int, value: float) -> np.ndarray:
-    """Rows of `value` are added until there are `size`."""
+    """Pads an array with rows of `value` to `size` rows."""
     rows = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
     return np.pad(array, rows, constant_values=value)
 
 
 def _gather(array: jax.Array, mesh: Mesh) -> jax.Array:
-    """The whole array on every process."""
+    """Replicates a sharded array on all devices."""
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(array)

@@ -1,4 +1,4 @@
-"""Which evaluators an evaluation has, and running them."""
+"""Builds the evaluators of a config and runs them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,12 @@ class EvaluateConfig:
     """An evaluation of a checkpoint.
 
     Attributes:
-      run: "evaluate".
-      checkpoint: what holds a dual encoder or a classifier, see `open_weights`: the
-        workdir of a training run, a Hugging Face folder, ...
+      run: the string "evaluate".
+      checkpoint: source of a dual encoder or a classifier, see `open_weights`, such as
+        the workdir of a training run or a Hugging Face folder.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
-      embeddings: folder that keeps what is embedded, for evaluators that embed the same
-        and for the next evaluation of this model; "" keeps nothing.
+      embeddings: folder in which embeddings are saved, for evaluators that embed the
+        same pictures or texts and for later evaluations of this model; "" saves none.
     """
 
     run: str
@@ -40,8 +40,8 @@ def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
     """Builds evaluators from {name: {"kind": ..., fields}} and reads their data.
 
     Raises:
-      InputError: an unknown kind or field, or missing data.
-      TypeError: the class of a kind breaks its contract.
+      InputError: a kind or field is unknown, or data is missing.
+      TypeError: the class of a kind does not fulfil `Evaluator`.
     """
     evaluators: dict[str, Evaluator] = {}
     for name, fields in described.items():
@@ -61,7 +61,7 @@ def run_evaluators(
     """Yields ("eval/<evaluator>/<score>", value) of all evaluators.
 
     Raises:
-      TypeError: the encoder's class breaks its contract.
+      TypeError: the encoder's class does not fulfil `Encoder`.
     """
     check_contract(type(embedder), Encoder, "the evaluation's encoder")
     for name, evaluator in evaluators.items():

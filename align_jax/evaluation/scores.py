@@ -1,28 +1,33 @@
-"""Scores of evaluations, from ranks, labels and ratings; on the host."""
+"""Scores of evaluations, computed on the host from ranks, labels and ratings."""
 
 import math
 
 import numpy as np
 import scipy.stats
 
-CUTS = (1, 5, 10)  # at which retrieval is scored
+CUTS = (1, 5, 10)  # values of k in recall at k
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """Share of queries whose best positive is among the first k; ranks (Q,)."""
+    """Returns the share of queries with a right candidate among the first k.
+
+    Args:
+      ranks: (Q,) ranks of each query's best right candidate, from 0.
+      k: number of candidates that count.
+    """
     return float(np.mean(ranks < k))
 
 
 def chance_recall(right: np.ndarray, candidates: int, k: int) -> float:
-    """Expected recall at k of a random order.
+    """Returns the expected recall at k of a random order.
 
-    A query with m right ones among C candidates misses with probability
-    C(C - m, k) / C(C, k).
+    A query with m right ones among n candidates misses with probability
+    binomial(n - m, k) / binomial(n, k).
 
     Args:
-      right: (Q,) right candidates of each query.
-      candidates: how many there are.
-      k: the cut.
+      right: (Q,) number of right candidates of each query.
+      candidates: number n of candidates.
+      k: number of candidates that count.
     """
     k = min(k, candidates)
     every = math.comb(candidates, k)
@@ -32,13 +37,18 @@ def chance_recall(right: np.ndarray, candidates: int, k: int) -> float:
 
 
 def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes that occur of the share that is right; both (N,)."""
+    """Returns the mean accuracy of the classes that occur.
+
+    Args:
+      right: (N,) bools, whether a prediction is right.
+      labels: (N,) class of each picture.
+    """
     _, classes = np.unique(labels, return_inverse=True)
     return float(np.mean(np.bincount(classes, right) / np.bincount(classes)))
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's correlation of (N,) and (N,); 0 where one of them does not vary."""
+    """Returns Spearman's correlation of a (N,) and b (N,); 0 if one is constant."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(scipy.stats.spearmanr(a, b).statistic)
@@ -53,21 +63,22 @@ def sampled_correlation(
 ) -> tuple[float, float]:
     """Sampled Spearman bootstrap correlation (arXiv 2004.15020).
 
-    A query's items were chosen together, so they do not count as independent: each
-    estimate draws half of the queries, one rated item for each, and correlates those.
+    The rated items of one query are not independent, since they were chosen together.
+    Each estimate therefore draws half of the queries, takes one rated item of each, and
+    correlates ratings and scores of these items.
 
     Args:
       queries: (P,) number of the query that a rating belongs to.
-      ratings: (P,) given by people.
-      scores: (P,) given by the model.
-      estimates: how many.
-      seed: of the draws.
+      ratings: (P,) ratings by people.
+      scores: (P,) scores by the model.
+      estimates: number of estimates.
+      seed: seed of the draws.
 
     Returns:
       Mean and standard deviation over the estimates.
 
     Raises:
-      ValueError: there are less than four queries, of which half could be correlated.
+      ValueError: fewer than four queries, the half of which cannot be correlated.
     """
     order = queries.argsort(kind="stable")
     _, starts, counts = np.unique(queries[order], return_index=True, return_counts=True)

@@ -1,6 +1,6 @@
 """Evaluators: each embeds a dataset and yields (name, value) pairs.
 
-Another one is a class that fulfils `Evaluator`, in a file of its own, and one line in
+A new evaluator is one file, with a class that fulfils `Evaluator`, and one line in
 `EVALUATORS`.
 """
 
@@ -23,7 +23,7 @@ class Evaluator(Protocol):
     """Scores a model on a dataset.
 
     Attributes:
-      Config: dataclass of the evaluator's fields in `config.evaluators`, but for
+      Config: dataclass of the evaluator's fields in `config.evaluators`, without
         "kind".
     """
 
@@ -33,17 +33,20 @@ class Evaluator(Protocol):
         """Opens the dataset.
 
         Args:
-          config: of the class `Config`.
+          config: instance of `Config`.
 
         Raises:
-          InputError: the dataset is missing or is not the one that is wanted.
+          InputError: the dataset is missing, or it is not the expected one.
         """
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields (name, value) of every score and of the counts behind them."""
 
     def examples(self, embedder: Encoder) -> Mapping[str, Iterator[Example]]:
-        """Some queries with the model's answers, by title, for the report; or {}."""
+        """Returns some queries with the model's answers, by title, for the report.
+
+        It returns {} if there is nothing to show.
+        """
 
 
 EVALUATORS: dict[str, type[Evaluator]] = {

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier's own head on labelled pictures."""
+"""Accuracy of a trained classifier on labelled pictures."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ class ClassificationConfig:
 
     Attributes:
       directory: dataset in TFDS's layout.
-      split: of the test, or an expression of TFDS's such as "train[90%:]".
-      expected_pictures: another count is refused; 0 takes any.
+      split: test split, or an expression of TFDS such as "train[90%:]".
+      expected_pictures: number of pictures that the split must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; -1 leaves the record out.
+      label_feature: name of the label in a record; a record with label -1 is skipped.
     """
 
     directory: str
@@ -33,7 +33,7 @@ class ClassificationConfig:
 
 
 class Predictions(NamedTuple):
-    """What a classifier makes of the pictures: logits (N, K), labels and ranks (N,)."""
+    """Logits (N, K) of the pictures, labels (N,) and ranks (N,) of the labels."""
 
     logits: np.ndarray
     labels: np.ndarray
@@ -41,16 +41,16 @@ class Predictions(NamedTuple):
 
 
 class Classification:
-    """Top-1 and top-5 accuracy and the mean over the classes.
+    """Top-1 and top-5 accuracy, and the mean of the classes' accuracies.
 
     Attributes:
-      found: what `find` gave to the last run; None before it.
+      found: result of `find` in the last run; None before it.
     """
 
     Config = ClassificationConfig
 
     def __init__(self, config: ClassificationConfig):
-        """Opens the pictures; raises InputError where they are missing or others."""
+        """Opens the split; raises InputError if it is missing or of another size."""
         self.data = LabelledPictures(
             config.directory,
             config.split,
@@ -61,7 +61,7 @@ class Classification:
         self.found: Predictions | None = None
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies, the majority class's share and the counts."""
+        """Yields accuracies, the share of the most frequent class, and counts."""
         self.found = self.find(embedder)
         logits, labels, ranks = self.found
         yield "top1", recall_at(ranks, 1)
@@ -75,7 +75,7 @@ class Classification:
         """Classifies all labelled pictures; ties count against the classifier.
 
         Raises:
-          InputError: a label is none of the classifier's classes.
+          InputError: a label is not below the classifier's number of classes.
           FloatingPointError: a logit is not finite.
         """
         labels: list[int] = []
@@ -92,7 +92,7 @@ class Classification:
         return Predictions(logits, truth, (logits >= own[:, None]).sum(1) - 1)
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Pictures of the last run or, before it, of one that is made."""
+        """Returns pictures of the last run; calls `find` if there was none."""
         logits, labels, ranks = self.found or self.find(embedder)
         known = dict(enumerate(self.data.names or ()))
 
@@ -104,7 +104,7 @@ class Classification:
             return {r: Item(show_class(labels[r]).text, shown[r]) for r in rows}
 
         pictures = Side(logits, show_pictures)
-        # The product of logits and these is the logits.
+        # Logits times the identity are the logits, so they serve as embeddings here.
         own = np.eye(logits.shape[1], dtype=np.float32)
         of_classes = Side(own, show_each(show_class))
         pairs = np.stack([np.arange(len(labels)), labels], 1)

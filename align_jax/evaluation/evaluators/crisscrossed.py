@@ -1,10 +1,11 @@
 """Crisscrossed Captions on MSCOCO's 5,000 test pictures (arXiv 2004.15020).
 
-Ratings from 0 to 5 of pairs of captions (STS), of pictures (SIS) and of a caption and a
-picture (SITS). Retrieval counts as right what is rated at or above `FLOORS`, so the
-original caption of a picture is not right where people rate it lower; a query without
-anything right is left out, and its own row is no candidate. Correlations are sampled
-Spearman bootstraps, see `sampled_correlation`. (ALIGN, arXiv 2102.05918, Tables 2, 3.)
+People rated pairs from 0 to 5: two captions (STS), two pictures (SIS), or a caption and
+a picture (SITS). In retrieval, a pair is right if its rating is at or above `FLOORS`,
+so the original caption of a picture is wrong if people rate it lower. A query without a
+right candidate is left out, and a query is never a candidate for itself. Correlations
+are sampled Spearman bootstraps, see `sampled_correlation`. (ALIGN, arXiv 2102.05918,
+Tables 2, 3.)
 """
 
 import csv
@@ -45,13 +46,13 @@ class CrisscrossedConfig:
 
     Attributes:
       directory: MSCOCO as `python -m data.eval_sets coco` writes it.
-      ratings: the folder `data` of
+      ratings: folder `data` of
         https://github.com/google-research-datasets/Crisscrossed-Captions.
-      split: of both, "test" or "val".
-      expected_ratings: lines of the three files, in the order of `FILES`; other counts
-        are refused; () takes any.
-      estimates: of the bootstrap.
-      seed: of the bootstrap.
+      split: split of pictures and ratings, "test" or "val".
+      expected_ratings: numbers of ratings that the three files must have, in the order
+        of `FILES`; () for any.
+      estimates: number of estimates of the bootstrap.
+      seed: seed of the bootstrap.
     """
 
     directory: str
@@ -63,11 +64,11 @@ class CrisscrossedConfig:
 
 
 class Task(NamedTuple):
-    """What is right in one of `TASKS`, and where it was found.
+    """The right pairs of one of `TASKS`, and the queries' ranks.
 
     Attributes:
-      right: (P, 2), query and candidate of what is right.
-      ranks: (Q,), see `pair_ranks`.
+      right: (P, 2) rows of query and candidate of the right pairs.
+      ranks: (Q,) ranks of the queries, see `pair_ranks`.
     """
 
     right: np.ndarray
@@ -75,12 +76,12 @@ class Task(NamedTuple):
 
 
 class EmbeddedCaptions(NamedTuple):
-    """What a model makes of the pictures and captions.
+    """The embeddings of pictures and captions, and the ranks of each task.
 
     Attributes:
       images: (I, D) embeddings.
       texts: (T, D) embeddings.
-      tasks: by name.
+      tasks: task name -> right pairs and ranks.
     """
 
     images: np.ndarray
@@ -89,16 +90,21 @@ class EmbeddedCaptions(NamedTuple):
 
 
 class Crisscrossed:
-    """Recalls of four retrieval tasks and three correlations.
+    """Recalls of four retrieval tasks, and three correlations.
 
     Attributes:
-      found: what `find` gave to the last run; None before it.
+      found: result of `find` in the last run; None before it.
     """
 
     Config = CrisscrossedConfig
 
     def __init__(self, config: CrisscrossedConfig):
-        """Reads pictures, captions and ratings; raises InputError where they differ."""
+        """Reads pictures, captions and ratings.
+
+        Raises:
+          InputError: a file is missing, lacks columns or has an unexpected number of
+            ratings, or a rated picture or caption is not in the dataset.
+        """
         self._config = config
         wanted = ("image", "texts", "caption_ids", "file_name")
         records = evaluation_records(config.directory, config.split, wanted)
@@ -117,11 +123,11 @@ class Crisscrossed:
                 caption_rows[CAPTION + number.decode()] = len(self.texts)
                 self.texts.append(text.decode())
         rows = {"caption": caption_rows, "image": image_rows}
-        # Of each kind the two rows (P, 2) and the rating (P,).
+        # For each key of `FILES`: the two rows of a pair (P, 2) and its rating (P,).
         self.rated = {kind: self._read(kind, rows) for kind in FILES}
 
     def _read(self, kind: str, rows: dict) -> tuple[np.ndarray, np.ndarray]:
-        """The ratings of one kind."""
+        """Reads one of `FILES`; returns the rows of its pairs and their ratings."""
         config = self._config
         folder = places.resolve(config.ratings)
         path = os.path.join(folder, f"{kind}_{config.split}.csv")
@@ -152,7 +158,7 @@ class Crisscrossed:
         return pairs, np.array([float(line["agg_score"]) for line in lines])
 
     def right(self, kind: str) -> np.ndarray:
-        """Pairs (P, 2) that are rated as right, each once; STS and SIS both ways."""
+        """Returns the right pairs (P, 2), each once; STS and SIS in both orders."""
         pairs, ratings = self.rated[kind]
         pairs = pairs[ratings >= FLOORS[kind]]
         if kind != "sits":
@@ -161,7 +167,7 @@ class Crisscrossed:
         return np.unique(pairs, axis=0)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields recalls with their counts, then correlations with their deviations."""
+        """Yields recalls, then correlations with their deviations, and counts."""
         self.found = self.find(embedder)
         images, texts, tasks = self.found
         for name in TASKS:
@@ -185,7 +191,7 @@ class Crisscrossed:
             yield f"{kind}_queries", len(np.unique(pairs[:, 0]))
 
     def find(self, embedder: Encoder) -> EmbeddedCaptions:
-        """Embeds everything and ranks what is right in every task."""
+        """Embeds all pictures and captions, and ranks the right pairs of every task."""
         images = embedder.encode_images(self.pictures)
         texts = embedder.encode_texts(self.texts)
         right = self.right("sits")  # (P, 2), caption and picture
@@ -202,7 +208,7 @@ class Crisscrossed:
         return Item(self.texts[self.captions[row]], self.pictures[row])
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Queries of every task, of the last run or, before it, of one that is made."""
+        """Returns queries of each task from the last run; calls `find` if none."""
         found = self.found or self.find(embedder)
         sides = {
             "t": Side(found.texts, show_each(lambda row: Item(self.texts[row]))),

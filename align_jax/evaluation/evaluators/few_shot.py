@@ -22,14 +22,15 @@ class FewShotConfig:
 
     Attributes:
       directory: dataset in TFDS's layout.
-      split: of the test.
-      train: split, or an expression of TFDS's, from which pictures are drawn.
-      shots: pictures of each class; a class with fewer gives all that it has.
-      seeds: of the draws; a draw of fewer shots is part of that of more.
-      penalty: of the weights' squares.
-      expected_pictures: of the test; another count is refused; 0 takes any.
+      split: test split.
+      train: split, or an expression of TFDS, from which pictures are drawn.
+      shots: numbers of pictures of each class; a smaller class gives all it has.
+      seeds: seeds of the draws. For one seed, the pictures of fewer shots are among
+        those of more shots.
+      penalty: factor of the squared weights in the objective.
+      expected_pictures: number of pictures that the test must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; -1 leaves the record out.
+      label_feature: name of the label in a record; a record with label -1 is skipped.
     """
 
     directory: str
@@ -51,12 +52,12 @@ class FewShotConfig:
 
 
 class FewShot:
-    """Accuracy of ridge classifiers, mean and deviation over the draws."""
+    """Accuracy of ridge classifiers: mean and deviation over the draws."""
 
     Config = FewShotConfig
 
     def __init__(self, config: FewShotConfig):
-        """Opens both splits; raises InputError where one is missing or another."""
+        """Opens both splits; raises InputError if one is missing or of another size."""
         self._config = config
         self.train, self.test = (
             LabelledPictures(
@@ -97,7 +98,7 @@ class FewShot:
         yield "candidates", classes
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """None: the zero-shot evaluators show the pictures."""
+        """Returns nothing: the zero-shot evaluators show the pictures."""
         return {}
 
 
@@ -107,13 +108,14 @@ def draw_shots(
     """Draws pictures of each class.
 
     Args:
-      labels: (N,), negative where there is none.
-      shots: how many of each class, or all that it has.
-      seed: of the draw.
+      labels: (N,) labels; a negative one marks a picture without a label.
+      shots: number of pictures of each class; a smaller class gives all it has.
+      seed: seed of the draw.
 
     Returns:
-      Their places (M,), ascending, and each one's turn (M,) within its class, from 0:
-      those of a turn below k are a draw of k shots.
+      The indices (M,) of the pictures, ascending, and the position (M,) of each in the
+      order in which its class was drawn, from 0. The pictures with positions below k
+      are a draw of k shots.
     """
     random = np.random.default_rng(seed)
     turns = np.full(len(labels), -1)

@@ -1,8 +1,8 @@
 """Linear probe: logistic regression on a frozen image tower's features.
 
-The protocol of CLIP's linear probes (arXiv 2103.00020, appendix A.3): features before
-any projection, neither scaled nor augmented; the penalty that is best on the validation
-split; then a fit on training and validation pictures together.
+The protocol of CLIP's linear probes (arXiv 2103.00020, appendix A.3): the features are
+taken before any projection, without scaling or augmentation. The penalty is chosen on
+the validation split. The final fit is on training and validation pictures together.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ class LinearProbeConfig:
 
     Attributes:
       directory: dataset in TFDS's layout.
-      split: of the test.
-      train: split, or an expression of TFDS's such as "train[:90%]".
-      validation: likewise, of the choice of the penalty.
-      expected_pictures: of the test; another count is refused; 0 takes any.
+      split: test split.
+      train: split, or an expression of TFDS such as "train[:90%]".
+      validation: split or expression on which the penalty is chosen.
+      expected_pictures: number of pictures that the test must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; -1 leaves the record out.
+      label_feature: name of the label in a record; a record with label -1 is skipped.
     """
 
     directory: str
@@ -46,12 +46,12 @@ class LinearProbeConfig:
 
 
 class LinearProbe:
-    """Accuracy of a linear classifier of the tower's features."""
+    """Accuracy of a linear classifier on the tower's features."""
 
     Config = LinearProbeConfig
 
     def __init__(self, config: LinearProbeConfig):
-        """Opens the splits; raises InputError where one is missing or another."""
+        """Opens the splits; raises InputError if one is missing or of another size."""
         splits = (
             (config.train, 0),
             (config.validation, 0),
@@ -69,7 +69,7 @@ class LinearProbe:
         ]
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies, the penalty's exponent, the chance level and counts."""
+        """Yields accuracies, the penalty's exponent, the majority share and counts."""
         train, validation, test = (read_features(p, embedder) for p in self.parts)
         count = 1 + max(int(part[1].max()) for part in (train, validation, test))
         features, labels = train
@@ -96,14 +96,14 @@ class LinearProbe:
         yield "training_pictures", training_pictures
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """None: the zero-shot evaluators show the pictures."""
+        """Returns nothing: the zero-shot evaluators show the pictures."""
         return {}
 
 
 def read_features(
     data: LabelledPictures, embedder: Encoder
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, W) and labels (N,) of all labelled pictures."""
+    """Returns features (N, W) and labels (N,) of all labelled pictures."""
     labels: list[int] = []
     features = embedder.image_features(data.collect(labels))
     return features, np.array(labels)

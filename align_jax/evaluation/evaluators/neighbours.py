@@ -1,7 +1,7 @@
 """Nearest-neighbour classification, ALIGN's ImageNet KNN (arXiv 2102.05918, section 6).
 
-A query is right at k where one of its k nearest pictures of the index, by cosine of the
-pictures' embeddings, has its label.
+A query is right at k if one of the k pictures of the index with the highest cosine has
+the query's label.
 """
 
 import dataclasses
@@ -20,16 +20,17 @@ CUTS = (1, 5)
 
 @dataclasses.dataclass(frozen=True)
 class NeighboursConfig:
-    """The queries and the pictures among which neighbours are sought.
+    """The queries, and the index of pictures that is searched for neighbours.
 
     Attributes:
       directory: dataset in TFDS's layout.
-      split: of the queries.
-      index_split: of the neighbours, which are embedded on the way and never all held.
-      expected_queries: another count is refused; 0 takes any.
-      expected_index: likewise.
+      split: split of the queries.
+      index_split: split of the index; its embeddings are streamed and never all in
+        memory.
+      expected_queries: number of pictures that `split` must have; 0 for any.
+      expected_index: number of pictures that `index_split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; -1 leaves the record out.
+      label_feature: name of the label in a record; a record with label -1 is skipped.
     """
 
     directory: str
@@ -45,11 +46,11 @@ class NearestPictures(NamedTuple):
     """The nearest pictures of the queries.
 
     Attributes:
-      labels: (Q,) of the queries.
-      near_labels: (Q, k) of their nearest, best first.
-      places: (Q, k) of these in the index.
-      cosines: (Q, k).
-      candidates: pictures of the index.
+      labels: (Q,) labels of the queries.
+      near_labels: (Q, k) labels of the nearest pictures, best first.
+      places: (Q, k) positions of the nearest pictures in the index.
+      cosines: (Q, k) cosines of the nearest pictures.
+      candidates: number of pictures in the index.
     """
 
     labels: np.ndarray
@@ -60,16 +61,16 @@ class NearestPictures(NamedTuple):
 
 
 class Neighbours:
-    """Recall at 1 and 5 of the label by the nearest pictures.
+    """Recall at 1 and 5 of the query's label among the nearest pictures.
 
     Attributes:
-      found: what `find` gave to the last run; None before it.
+      found: result of `find` in the last run; None before it.
     """
 
     Config = NeighboursConfig
 
     def __init__(self, config: NeighboursConfig):
-        """Opens both splits; raises InputError where one is missing or another."""
+        """Opens both splits; raises InputError if one is missing or of another size."""
         splits = (
             (config.split, config.expected_queries),
             (config.index_split, config.expected_index),
@@ -87,7 +88,7 @@ class Neighbours:
         )
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields recalls and the counts."""
+        """Yields recalls and counts."""
         self.found = self.find(embedder)
         same = self.found.near_labels == self.found.labels[:, None]
         for k in CUTS:
@@ -96,7 +97,7 @@ class Neighbours:
         yield "candidates", self.found.candidates
 
     def find(self, embedder: Encoder) -> NearestPictures:
-        """Embeds the queries, then the index on the way, and finds the nearest."""
+        """Embeds the queries, then streams the index and keeps the nearest pictures."""
         asked: list[int] = []
         held: list[int] = []
         queries = embedder.encode_images(self.queries.collect(asked))  # (Q, D)
@@ -106,7 +107,7 @@ class Neighbours:
         return NearestPictures(labels, near_labels, places, cosines, len(held))
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Queries of the last run or, before it, of one that is made."""
+        """Returns queries of the last run; calls `find` if there was none."""
         found = self.found or self.find(embedder)
         return {"Pictures and the nearest ones": self._examples(found)}
 
@@ -127,5 +128,5 @@ class Neighbours:
             yield Example(why, query, answers, None, None)
 
     def _name(self, label: int) -> str:
-        """What a label is called."""
+        """Returns the name of a label, or its number if the dataset has no names."""
         return self.queries.names[label] if self.queries.names else str(label)

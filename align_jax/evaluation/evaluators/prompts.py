@@ -1,4 +1,4 @@
-"""Class names and prompt templates, from files with their sources."""
+"""Reads class names and prompt templates from files, which give their sources."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ SUBSETS = FOLDER / "imagenet_subsets.json"
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What classes are called.
+    """The names of K classes, and templates for sentences about them.
 
     Attributes:
-      classes: (K) names of the classes, in the labels' order.
-      phrases: (K) lists of what each class is called within a template.
+      classes: class names, in the order of the labels.
+      phrases: phrases for each class, to be put into the templates.
       templates: sentences with a {} for the phrase.
     """
 
@@ -27,7 +27,7 @@ class Prompts:
     templates: list[str]
 
     def fill(self, templates: Sequence[str]) -> list[list[str]]:
-        """(K) lists of a class's prompts by some templates."""
+        """Returns the prompts of each class, made from some templates."""
         return [
             [t.format(p) for p in phrases for t in templates]
             for phrases in self.phrases
@@ -38,14 +38,16 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
     """Reads a set of prompts.
 
     Args:
-      source: a set that is shipped, as "imagenet" or "cifar", or the path of a JSON
-        file {"templates": ["a picture of {}"]} with "classes": [name, ...], or with
-        "categories": [{"name": ..., "prompts": [phrase, ...]}, ...] for classes of
-        several phrases; without either, the dataset's own names are taken.
-      label_names: those of the dataset, in the labels' order; None where it has none.
+      source: name of a shipped set, such as "imagenet" or "cifar", or the path of a
+        JSON file {"templates": ["a picture of {}"]}. The file may have "classes":
+        [name, ...], or "categories": [{"name": ..., "prompts": [phrase, ...]}, ...]
+        for several phrases for a class. Without either, `label_names` are used.
+      label_names: class names of the dataset, in the order of the labels; None if it
+        has none.
 
     Raises:
-      InputError: there is no such file, it is damaged, or it has not a class a label.
+      InputError: the file is missing or damaged, or its number of classes is not that
+        of the dataset.
     """
     shipped = FOLDER / f"{source}.json"
     is_shipped = shipped.exists() and shipped != SUBSETS
@@ -81,7 +83,7 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
 
 
 def read_subset(name: str) -> list[int]:
-    """Labels of the ImageNet classes that "imagenet_a" or "imagenet_r" has."""
+    """Returns the ImageNet labels that occur in "imagenet_a" or "imagenet_r"."""
     subsets = json.loads(SUBSETS.read_text(encoding="utf-8"))
     known = [key for key in subsets if key != "source"]
     if name not in known:

@@ -1,8 +1,9 @@
 """Image-text retrieval: recall at 1, 5 and 10 both ways (arXiv 2102.05918, sec. 5.1).
 
-The split's records hold a picture, its texts and, optionally, a flag `query`. Pictures
-and texts of all records are candidates; those of flagged records (all, where there is
-no flag) are queries. A query is right at k where any of its own is among the first k.
+A record holds a picture, its texts and, optionally, a flag `query`. The pictures and
+texts of all records are candidates. Those of records with a true flag, or without the
+flag, are also queries. A query is right at k if any of its partners is among the first
+k candidates.
 """
 
 import dataclasses
@@ -28,12 +29,13 @@ class RetrievalConfig:
       split: split of the dataset.
       image_feature: name of the encoded picture in a record.
       texts_feature: name of the list of texts in a record.
-      texts_per_image: only the first ones of each picture are used (MSCOCO's are often
-        cut to five); 0 for all.
-      merge_texts: whether equal texts are one candidate. Published numbers have every
-        caption by itself.
-      expected_images: another count is refused; 0 takes any.
-      expected_texts: likewise, of the texts that are used, before any are merged.
+      texts_per_image: number of texts of each picture that are used, from the first on
+        (MSCOCO's are often cut to five); 0 for all.
+      merge_texts: whether equal texts are one candidate. Published numbers count every
+        caption separately.
+      expected_images: number of pictures that the split must have; 0 for any.
+      expected_texts: number of used texts, before merging, that the split must have; 0
+        for any.
     """
 
     directory: str
@@ -47,12 +49,12 @@ class RetrievalConfig:
 
 
 class RankedPairs(NamedTuple):
-    """What a model makes of the pairs.
+    """The embeddings of pictures and texts, and their ranks.
 
     Attributes:
       images: (I, D) embeddings.
       texts: (T, D) embeddings.
-      ranks: (I,) and (T,), see `pair_ranks`.
+      ranks: (I,) ranks of pictures and (T,) ranks of texts, see `pair_ranks`.
     """
 
     images: np.ndarray
@@ -66,16 +68,16 @@ class Retrieval:
     Attributes:
       pictures: (I) encoded pictures.
       texts: (T) texts.
-      pairs: (P, 2), picture and text of all that belongs together.
-      image_queries: (I,) whether a picture is a query.
-      text_queries: (T,) whether a text is a query.
-      found: what `find` gave to the last run; None before it.
+      pairs: (P, 2) indices of picture and text of all right pairs.
+      image_queries: (I,) bools, whether a picture is a query.
+      text_queries: (T,) bools, whether a text is a query.
+      found: result of `find` in the last run; None before it.
     """
 
     Config = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig):
-        """Reads the split; raises InputError where it is missing or counts differ."""
+        """Reads the split; raises InputError if it is missing or of another size."""
         wanted = (config.image_feature, config.texts_feature)
         records = evaluation_records(config.directory, config.split, wanted)
         self.pictures = [record[config.image_feature] for record in records]
@@ -108,7 +110,7 @@ class Retrieval:
         self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields recalls and their mean, chance levels and the counts behind them."""
+        """Yields recalls, their mean, chance levels and counts."""
         self.found = self.find(embedder)
         sizes = (len(self.pictures), len(self.texts))
         recalls = []
@@ -127,14 +129,14 @@ class Retrieval:
         yield "mean_recall", float(np.mean(recalls))
 
     def find(self, embedder: Encoder) -> RankedPairs:
-        """Embeds everything and ranks both ways."""
+        """Embeds all pictures and texts, and ranks the right pairs both ways."""
         images = embedder.encode_images(self.pictures)
         texts = embedder.encode_texts(self.texts)
         ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
         return RankedPairs(images, texts, ranks)
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Queries both ways, of the last run or, before it, of one that is made."""
+        """Returns queries of both ways from the last run; calls `find` if none."""
         found = self.found or self.find(embedder)
         first = dict(self.pairs[::-1].tolist())  # text of each picture
 

@@ -1,7 +1,7 @@
 """Similarity of words: SimLex-999 (arXiv 1408.3456; ALIGN, arXiv 2102.05918, sec. 7).
 
-A word by itself is tokenised and encoded; the cosine of two words' [CLS] outputs,
-before the projection to the pictures' width, is correlated with people's ratings.
+Each word is encoded as a text. The cosines of two words' outputs of the text tower,
+before the projection to the pictures' width, are correlated with people's ratings.
 """
 
 import csv
@@ -26,8 +26,9 @@ class WordSimilarityConfig:
     """The rated pairs of words.
 
     Attributes:
-      path: SimLex-999.txt, of SimLex-999.zip on https://fh295.github.io/simlex.html.
-      expected_pairs: another count is refused; 0 takes any.
+      path: path of SimLex-999.txt, from SimLex-999.zip on
+        https://fh295.github.io/simlex.html.
+      expected_pairs: number of pairs that the file must have; 0 for any.
     """
 
     path: str
@@ -35,12 +36,15 @@ class WordSimilarityConfig:
 
 
 class WordSimilarity:
-    """Spearman's correlation with people's ratings, over all pairs and by kind."""
+    """Spearman's correlation with people's ratings, for all pairs and for groups.
+
+    The groups are parts of speech, quarters of concreteness, and SimLex's hard pairs.
+    """
 
     Config = WordSimilarityConfig
 
     def __init__(self, config: WordSimilarityConfig):
-        """Reads the file; raises InputError where it is missing or another."""
+        """Reads the file; raises InputError if it is missing or is not SimLex-999."""
         path = places.resolve(config.path)
         if not places.exists(path):
             raise InputError(
@@ -68,7 +72,7 @@ class WordSimilarity:
         self.kinds["hard"] = np.array([row["SimAssoc333"] == "1" for row in rows])
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields the correlation and the count of every kind of pair."""
+        """Yields the correlation and the number of pairs of every group."""
         words = list(dict.fromkeys(word for pair in self.pairs for word in pair))
         features = embedder.text_features(words)
         if not np.isfinite(features).all():
@@ -85,5 +89,5 @@ class WordSimilarity:
             yield f"{name}_pairs", int(kind.sum())
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """None: there is nothing to look at."""
+        """Returns nothing: words have no pictures to show."""
         return {}

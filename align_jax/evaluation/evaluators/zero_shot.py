@@ -1,7 +1,7 @@
 """Zero-shot classification by prompts (arXiv 2102.05918, section 5.2).
 
-A class's embedding is the mean of its prompts' embeddings, scaled to unit length; a
-picture is given the class of highest cosine.
+The embedding of a class is the mean of its prompts' embeddings, scaled to unit length.
+The prediction for a picture is the class with the highest cosine.
 """
 
 import dataclasses
@@ -29,15 +29,16 @@ class ZeroShotConfig:
     Attributes:
       directory: dataset in TFDS's layout.
       split: split of the dataset.
-      prompts: a shipped set or a file, see `read_prompts`.
-      classes: the classes that compete, where a dataset has pictures of some only:
+      prompts: name of a shipped set of prompts or path of a file, see `read_prompts`.
+      classes: candidate classes, if the dataset has pictures of some classes only:
         "imagenet_a" or "imagenet_r"; "" for all.
-      average: "unit", of the prompts' embeddings of unit length, or "plain", of what
-        the text tower puts out.
-      single: one template whose accuracy stands beside that of all; "" for none.
-      expected_pictures: another count is refused; 0 takes any.
+      average: scale of the prompts' embeddings when they are averaged: "unit" length,
+        or "plain", as the text tower returns them.
+      single: one template whose accuracy is reported beside that of all templates; ""
+        for none.
+      expected_pictures: number of pictures that the split must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; -1 leaves the record out.
+      label_feature: name of the label in a record; a record with label -1 is skipped.
     """
 
     directory: str
@@ -60,13 +61,13 @@ class ZeroShotConfig:
 
 
 class RankedClasses(NamedTuple):
-    """What a model makes of the pictures.
+    """The embeddings of pictures and classes, and the ranks of the right classes.
 
     Attributes:
-      images: (N, D) embeddings.
-      truth: (N,) places of their classes among those that compete.
-      classes: (K, D) embeddings.
-      ranks: (N,), see `pair_ranks`.
+      images: (N, D) embeddings of the pictures.
+      truth: (N,) indices of the right classes among the candidates.
+      classes: (K, D) embeddings of the candidate classes.
+      ranks: (N,) ranks of the right classes, see `pair_ranks`.
     """
 
     images: np.ndarray
@@ -76,16 +77,20 @@ class RankedClasses(NamedTuple):
 
 
 class ZeroShot:
-    """Accuracy against class embeddings made from prompts.
+    """Accuracy with class embeddings made from prompts.
 
     Attributes:
-      found: what `find` gave to the last run; None before it.
+      found: result of `find` in the last run; None before it.
     """
 
     Config = ZeroShotConfig
 
     def __init__(self, config: ZeroShotConfig):
-        """Opens pictures and prompts; raises InputError where they do not fit."""
+        """Opens pictures and prompts.
+
+        Raises:
+          InputError: pictures or prompts are missing, or their classes do not match.
+        """
         self._config = config
         self.found: RankedClasses | None = None
         self.data = LabelledPictures(
@@ -105,7 +110,7 @@ class ZeroShot:
             )
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies, the majority class's share and the counts."""
+        """Yields accuracies, the share of the most frequent class, and counts."""
         self.found = self.find(embedder)
         images, truth, _, ranks = self.found
         yield "top1", recall_at(ranks, 1)
@@ -121,7 +126,7 @@ class ZeroShot:
         yield "prompts", sum(map(len, self._fill(self.prompts.templates)))
 
     def find(self, embedder: Encoder) -> RankedClasses:
-        """Embeds pictures and classes and ranks each picture's own class."""
+        """Embeds pictures and classes, and ranks the right class of each picture."""
         labels: list[int] = []
         images = embedder.encode_images(self._pictures(labels))  # (N, D)
         truth, templates = np.array(labels), self.prompts.templates
@@ -135,14 +140,14 @@ class ZeroShot:
         truth: np.ndarray,
         templates: list[str],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings of the classes (K, D) by some templates, and ranks (N,)."""
+        """Returns class embeddings (K, D) made from some templates, and ranks (N,)."""
         unit = self._config.average == "unit"
         classes = class_embeddings(embedder, self._fill(templates), unit)
         pairs = np.stack([np.arange(len(truth)), truth], 1)
         return classes, pair_ranks(images, classes, pairs, embedder.mesh)[0]
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Pictures of the last run or, before it, of one that is made."""
+        """Returns pictures of the last run; calls `find` if there was none."""
         found = self.found or self.find(embedder)
         names = [self.prompts.classes[label] for label in self.kept]
         truth = found.truth
@@ -158,12 +163,12 @@ class ZeroShot:
         return {title: make_examples(pictures, classes, pairs, found.ranks)}
 
     def _fill(self, templates: list[str]) -> list[list[str]]:
-        """Prompts of the classes that compete."""
+        """Returns the prompts of the candidate classes, made from some templates."""
         filled = self.prompts.fill(templates)
         return [filled[label] for label in self.kept]
 
     def _pictures(self, labels: list[int]) -> Iterator[bytes]:
-        """The pictures; adds each one's place among the classes to `labels`."""
+        """Yields the pictures; appends the index of each one's class to `labels`."""
         place = {label: index for index, label in enumerate(self.kept)}
         config = self._config
         for picture, label in self.data:
