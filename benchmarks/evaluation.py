@@ -1,11 +1,13 @@
-"""Ranks of retrieval and nearest neighbours, beside the plain matrix product.
+"""Times ranks and nearest neighbours beside the plain matrix product.
 
     python -m benchmarks.evaluation --rounds=5 --index=1281167
 
-Random unit vectors of ALIGN's width. "Retrieval" is MSCOCO's 5,000 pictures and 25,010
-captions, both ways; "neighbours" is ImageNet's 50,000 validation pictures among its
-training pictures, which come in pieces that are made on the way. Each runs in a process
-of its own; memory is the process's peak above what it had with the embeddings.
+The embeddings are random unit vectors of ALIGN's width. "Retrieval" ranks as many
+vectors as MSCOCO has pictures and captions, 5,000 and 25,010, both ways. "Neighbours"
+searches as many as ImageNet's training pictures for the nearest ones of its 50,000
+validation pictures; the index is generated in pieces. Each benchmark runs in a separate
+process. The memory of "retrieval" is the process's peak beyond the embeddings; that of
+"neighbours" is the peak in all.
 """
 
 import argparse
@@ -30,30 +32,30 @@ NEIGHBOURS = 5
 
 
 def unit(seed: int, count: int) -> np.ndarray:
-    """Random (count, WIDTH) of unit length."""
+    """Draws random vectors (count, WIDTH) of unit length."""
     vectors = np.random.default_rng(seed).standard_normal((count, WIDTH), np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held."""
+    """Returns the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """What a call takes."""
+    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
 def retrieval(rounds: int) -> None:
-    """Prints time and memory of both directions' ranks."""
+    """Prints time and memory of the ranks in both directions."""
     mesh = make_mesh()
     pictures, captions = unit(0, PICTURES), unit(1, CAPTIONS)
     owner = np.minimum(np.arange(CAPTIONS) // 5, PICTURES - 1)
     pairs = np.stack([owner, np.arange(CAPTIONS)], 1)
-    jax.block_until_ready(jnp.zeros(1))  # what JAX takes for itself
+    jax.block_until_ready(jnp.zeros(1))  # so that JAX has started
     before = peak_mib()
     ours = [seconds(lambda: pair_ranks(pictures, captions, pairs, mesh))]
     memory = peak_mib() - before
@@ -62,7 +64,7 @@ def retrieval(rounds: int) -> None:
     for _ in range(rounds):
         ours.append(seconds(lambda: pair_ranks(pictures, captions, pairs, mesh)))
         plain.append(seconds(lambda: product(pictures, captions)))
-    ours, plain = ours[1:], plain[1:]  # the first ones compile
+    ours, plain = ours[1:], plain[1:]  # the first calls compile
     ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
     print(
         f"retrieval, {CAPTIONS} x {PICTURES}: {statistics.median(ours):.2f} s, the"
@@ -73,7 +75,7 @@ def retrieval(rounds: int) -> None:
 
 
 def neighbours(index: int) -> None:
-    """Prints time and memory of the search."""
+    """Prints time and memory of the search for nearest neighbours."""
     mesh, queries = make_mesh(), unit(0, QUERIES)
     made = 0.0
 
@@ -100,7 +102,7 @@ def neighbours(index: int) -> None:
 
 
 def main() -> None:
-    """Runs both."""
+    """Runs both benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--index", type=int, default=1_281_167)

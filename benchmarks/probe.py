@@ -1,11 +1,12 @@
-"""Logistic regression on features, beside scikit-learn's.
+"""Times logistic regression on features beside scikit-learn's.
 
     python -m benchmarks.probe --pictures=50000 --classes=100
 
-Features are made as a tower's last layer makes them: hidden ones, a class's centre and
-noise, are mixed, go through swish and are averaged over positions. Both fit with the
-same penalty, and both are judged by the same objective and by unseen features.
-scikit-learn runs with its own tolerance, which stops early, and with a third of it.
+The features imitate those of a tower's last layer: hidden features, which are a class's
+centre with noise, are mixed, passed through swish and averaged over positions. Both
+regressions use the same penalty and are compared by the objective and by their accuracy
+on unseen features. scikit-learn runs with its default tolerance, which stops early, and
+with a third of it.
 """
 
 import argparse
@@ -21,11 +22,11 @@ from align_jax.evaluation.linear_classifier import Linear, LogisticRegression, c
 
 WIDTH = 640
 HIDDEN, POSITIONS = 128, 16
-PENALTY = 1 / 0.316  # CLIP's example
+PENALTY = 1 / 0.316  # from CLIP's example code
 
 
 def draw(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features (count, WIDTH) and labels (count,)."""
+    """Draws features (count, WIDTH) and labels (count,)."""
     fixed, random = np.random.default_rng(99), np.random.default_rng(seed)
     centres = fixed.standard_normal((classes, HIDDEN), np.float32)
     mixing = fixed.standard_normal((HIDDEN, WIDTH), np.float32) / HIDDEN**0.5
@@ -40,7 +41,7 @@ def draw(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def objective(found: Linear, features: np.ndarray, labels: np.ndarray) -> float:
-    """What both minimise."""
+    """Returns the objective that both regressions minimise."""
     logits = classify(found, features).astype(np.float64)
     logits -= logits.max(1, keepdims=True)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
@@ -48,7 +49,7 @@ def objective(found: Linear, features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Fits both in turn."""
+    """Fits both in turn and prints their times, objectives and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--classes", type=int, default=100)
@@ -69,7 +70,7 @@ def main() -> None:
     for tolerance in (1e-4, 3e-5):
         fits[f"scikit-learn at {tolerance}"] = partial(theirs, tolerance)
     seconds: dict[str, list[float]] = {name: [] for name in fits}
-    ours()  # compiles
+    ours()  # compile before the first round
     for _ in range(flags.rounds):
         for name, fit in fits.items():
             start = time.perf_counter()

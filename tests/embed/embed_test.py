@@ -44,7 +44,7 @@ def write(path, images, **more):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Three files: one of many batches, one empty, one with pictures that are none."""
+    """Writes three files: one of several batches, one empty, one with bad pictures."""
     folder = tmp_path_factory.mktemp("shards")
     write(folder / "a.parquet", [picture(i) for i in range(41)])
     write(folder / "b.parquet", [])
@@ -101,7 +101,8 @@ def test_a_killed_command_goes_on_at_the_first_file_missing(
     encode, calls = Model.encode_images, itertools.count()
 
     def killed(*arguments):
-        if next(calls) == 2:  # of file a 32 + 9 pictures; then file c
+        # File a takes two calls, with 32 and 9 pictures. The third call is for file c.
+        if next(calls) == 2:
             raise KeyboardInterrupt
         return encode(*arguments)
 

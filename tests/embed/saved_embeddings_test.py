@@ -16,7 +16,7 @@ PICTURES = [tiny.draw(name, 110) for name in tiny.NAMES]
 
 
 class CountingEncoder(FixedEncoder):
-    """Remembers what it was asked for."""
+    """Records the pictures and texts that it embeds."""
 
     def __init__(self):
         super().__init__(perfect, perfect)
@@ -37,7 +37,7 @@ class CountingEncoder(FixedEncoder):
 
 @pytest.fixture
 def open_saved(tmp_path):
-    """Opens the folder with a new encoder; returns both."""
+    """Returns a function that opens the saved embeddings with a new encoder."""
 
     def make(model="m"):
         encoder = CountingEncoder()

@@ -1,4 +1,4 @@
-"""Crisscrossed Captions, in the files' own format, with embeddings set by hand."""
+"""Crisscrossed Captions in the real files' format, with embeddings set by hand."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ from align_jax.evaluation.evaluators.crisscrossed import (
 )
 from tests import tiny
 
-# Four pictures, the last of which has one caption only.
+# Four pictures; the last one has only one caption.
 FILES = [f"COCO_val2014_{i:012}.jpg" for i in (42, 7, 9, 11)]
 CAPTION_IDS = [[770, 771], [33, 34], [50, 51], [60]]
-ANGLES = [0.0, 0.5, 1.0, 1.5]  # of the pictures' embeddings; captions lie a bit further
-AFTER = [0.05, 0.2]
+ANGLES = [0.0, 0.5, 1.0, 1.5]  # angles of the pictures' embeddings
+AFTER = [0.05, 0.2]  # angles from a picture to its captions
 
 
 def caption(number):
@@ -59,7 +59,7 @@ def directory(tmp_path_factory):
     return tiny.write_dataset(folder / "coco", "test", [rows], features)
 
 
-# What lies close together is rated higher, but for the last line of each.
+# Pairs with similar embeddings have higher ratings, except in the last line of each.
 STS = [
     (caption(770), caption(771), 4.5, "c2c_cocaption"),
     (caption(33), caption(771), 3.0, "c2c_isim"),
@@ -69,14 +69,14 @@ STS = [
 ]
 SIS = [
     (FILES[0], FILES[1], 2.5, "i2i_csim"),
-    (FILES[1], FILES[0], 2.5, "i2i_csim"),  # the same pair the other way round
+    (FILES[1], FILES[0], 2.5, "i2i_csim"),  # the same pair in the other order
     (FILES[1], FILES[2], 2.4, "i2i_csim"),
     (FILES[2], FILES[3], 3.5, "i2i_csim"),
     (FILES[3], FILES[0], 0.5, "i2i_csim"),
 ]
 SITS = [
     (caption(770), FILES[0], 5.0, "c2i_original"),
-    (caption(771), FILES[0], 2.0, "c2i_original"),  # its own picture is not right
+    (caption(771), FILES[0], 2.0, "c2i_original"),  # the original picture is not right
     (caption(33), FILES[1], 4.0, "c2i_original"),
     (caption(34), FILES[2], 3.0, "c2i_intrasim"),
     (caption(60), FILES[0], 4.0, "c2i_intrasim"),
@@ -105,21 +105,22 @@ def read(directory, ratings, **changes):
 def test_recalls_and_correlations_by_hand(directory, tmp_path):
     evaluator = read(directory, write_ratings(tmp_path))
     scores = dict(evaluator.run(Encoder()))
-    # Captions with a right picture: 770 and 33 find it first; 34 (at 0.7) is nearer to
-    # the picture at 0.5 than to that at 1.0; 60 (1.55) has all others before 0.0.
+    # Four captions have a right picture. 770 and 33 find it first. 34 (angle 0.7) is
+    # nearer to the picture at 0.5 than to its right one at 1.0. 60 (1.55) is nearer to
+    # all others than to its right one at 0.0.
     assert scores["t2i_queries"] == 4
     assert scores["t2i_recall@1"] == 0.5
-    # Pictures: 0.0 has 770 (0.05) first, 0.5 has 33 (0.55) first, 1.0 has 50 and 51
-    # before 34; the last has nothing right.
+    # The picture at 0.0 finds 770 (0.05) first, and that at 0.5 finds 33 (0.55) first.
+    # The one at 1.0 is nearer to 50 and 51 than to 34. The last has no right caption.
     assert scores["i2t_queries"] == 3
     assert scores["i2t_recall@1"] == pytest.approx(2 / 3)
     assert scores["i2t_recall@5"] == 1.0
-    # 770-771, 33-771 and 60-770 are right: 770 finds 771, 771 finds 770, 33 (0.55) has
-    # 34 before 771, and 60 has all others before 770.
+    # 770-771, 33-771 and 60-770 are right. 770 and 771 find each other first. 33 (0.55)
+    # is nearer to 34 than to 771, and 60 is nearer to all others than to 770.
     assert scores["t2t_queries"] == 4
     assert scores["t2t_recall@1"] == 0.5
     assert scores["t2t_recall@5"] == 0.75
-    # Pictures 0-1 and 2-3: 1 ties between 0 and 2, 2 between 1 and 3.
+    # Pictures 0-1 and 2-3 are right. For 1, pictures 0 and 2 tie; for 2, 1 and 3 do.
     assert scores["i2i_queries"] == 4
     assert scores["i2i_recall@1"] == 0.5
     assert scores["i2i_recall@5"] == 1.0

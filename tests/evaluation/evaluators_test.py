@@ -106,7 +106,7 @@ def test_an_encoder_of_nans_is_an_error_in_every_evaluator(directory, broken):
     )
     evaluators = all_evaluators(directory)
     if broken == "texts":
-        del evaluators["alike"]  # which needs none
+        del evaluators["alike"]  # it embeds no texts
     for evaluator in evaluators.values():
         with pytest.raises(FloatingPointError, match="embeddings are not finite"):
             dict(evaluator.run(encoder))
@@ -131,7 +131,7 @@ def test_scores_depend_on_neither_batch_size_nor_devices(directory, tmp_path, me
 
 @pytest.fixture
 def repeated(tmp_path):
-    """A dataset with a text of two pictures, and one twice on one."""
+    """Writes a dataset: one text on two pictures, another one twice on one picture."""
     rows = [
         {
             "image": tiny._bytes(tiny.draw(name, 110)),

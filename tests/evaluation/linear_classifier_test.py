@@ -17,7 +17,7 @@ from align_jax.evaluation.linear_classifier import (
 
 @pytest.fixture(scope="module")
 def digits():
-    """Features and labels of scikit-learn's digits: training and test."""
+    """Returns (features, labels) of scikit-learn's digits, for training and test."""
     data = load_digits()
     features, labels = data.data.astype(np.float32), data.target
     return (features[:1200], labels[:1200]), (features[1200:], labels[1200:])
@@ -52,7 +52,7 @@ def test_digits_are_classified_as_by_scikit_learn(
     theirs = fit_by_scikit_learn(penalty)
     best = objective(theirs.coef_.T, theirs.intercept_, *train, penalty)
     excess = objective(*ours, *train, penalty) - best
-    assert excess / len(train[1]) < 1e-4  # nats a picture; at 0 there are log(10)
+    assert excess / len(train[1]) < 1e-4  # nats per picture; W = 0 costs log(10)
     accuracy = np.mean(classify(ours, test[0]).argmax(1) == test[1])
     assert accuracy >= theirs.score(*test) - 0.002
 
@@ -88,7 +88,7 @@ def test_fewer_pictures_than_features_are_fitted_at_any_penalty(mesh_of):
 
 def test_ridge_is_scikit_learn_s_with_a_penalised_bias(digits):
     (features, labels), _ = digits
-    for count in (40, 400):  # less and more than features
+    for count in (40, 400):  # fewer and more pictures than features
         rows, targets = features[:count], 2.0 * np.eye(10)[labels[:count]] - 1
         ours = classify(fit_ridge(rows, labels[:count], 10, 1024.0), features)
         mean, deviation = rows.mean(0), rows.std(0) + 1e-5
@@ -108,7 +108,7 @@ def test_the_search_narrows_down_to_the_best_penalty():
     assert np.log10(search_penalty(score)) == pytest.approx(2.625)
     assert tried[:7] == pytest.approx([6, 4, 2, 0, -2, -4, -6])
     assert len(tried) == len(set(tried)) <= 7 + 2 * 4
-    assert search_penalty(lambda penalty: 1.0) == 1e6  # of equals the largest
+    assert search_penalty(lambda penalty: 1.0) == 1e6  # the largest wins a tie
 
 
 def test_features_that_are_no_numbers_are_refused(digits, mesh_of):

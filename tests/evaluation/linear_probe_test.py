@@ -11,7 +11,7 @@ from tests.fixed_encoder import FixedEncoder, perfect
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
-    """Colours as labels; in each split, of all names, and one without a label."""
+    """Writes pictures with colours as labels, and one picture without a label."""
     folder = tmp_path_factory.mktemp("labelled")
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
@@ -40,14 +40,14 @@ def test_a_linear_probe_of_good_features_is_right(directories):
 
 
 def test_the_validation_s_score_is_of_the_training_pictures_fit(directories):
-    """Of which none is blue, as two thirds of the validation are."""
+    """No training picture is blue, but two thirds of the validation pictures are."""
 
-    def by_itself(name):  # each picture in a direction of its own
+    def by_itself(name):  # the features of all pictures are orthogonal
         return np.eye(12)[tiny.NAMES.index(name)]
 
     config = LinearProbeConfig(directories, "train[19:]", "train[13:19]", "train[19:]")
     scores = dict(LinearProbe(config).run(FixedEncoder(by_itself, by_itself)))
-    assert scores["top1"] == 1.0  # the last fit has seen them
+    assert scores["top1"] == 1.0  # the final fit has seen the validation pictures
     assert scores["validation_top1"] <= 1 / 3
 
 

@@ -27,7 +27,8 @@ def test_neighbours_are_sought_in_the_other_split(tmp_path):
     evaluator = Neighbours(NeighboursConfig(queries, "train", "train"))
     evaluator.index = LabelledPictures(index, "train")
 
-    def turned(name):  # its own picture is nearest, then those of its neighbours
+    # The same name is nearest, then the names before and after it.
+    def turned(name):
         angle = tiny.NAMES.index(name) / 12
         return np.array([np.cos(angle), np.sin(angle)])
 

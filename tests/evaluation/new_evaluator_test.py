@@ -16,7 +16,7 @@ class LengthConfig:
 
 
 class Length:
-    """The length of a text's embedding."""
+    """Scores the length of a text's embedding."""
 
     Config = LengthConfig
 

@@ -20,11 +20,11 @@ def positives_of(pairs, rows, columns):
 def test_ranks_by_hand(mesh_of):
     across = np.float32([[1, 0], [0, 1], [-1, 0]])
     columns = np.float32([[1, 0], [1, 0], [0, 1], [0.6, 0.8], [0, -1]])
-    # Cosines: 1 1 0 .6 0 / 0 0 1 .8 -1 / -1 -1 0 -.6 0
+    # The cosines are 1 1 0 .6 0 / 0 0 1 .8 -1 / -1 -1 0 -.6 0.
     pairs = np.array([[0, 1], [1, 3], [1, 0]])
     rows, found = pair_ranks(across, columns, pairs, mesh_of(2))
-    # The first ties with its duplicate, the second's better one is second, the third
-    # has none.
+    # The right column of the first row ties with its duplicate. The better of the two
+    # right columns of the second row is second. The third row has no right column.
     assert rows.tolist() == [1, 1, -1]
     assert found.tolist() == [1, 0, -1, 0, -1]
     without = np.array([[0, 0], [1, 2]])
@@ -48,7 +48,7 @@ def test_ranks_are_those_of_the_whole_matrix(
     excluded = np.array(sorted(set(map(tuple, excluded)) - set(map(tuple, pairs))))
     found = pair_ranks(rows, columns, pairs, mesh_of(devices), excluded)
     scores = rows.astype(np.float64) @ columns.T
-    scores = np.round(scores, 6)  # equal ones are equal, whatever their rounding
+    scores = np.round(scores, 6)  # duplicates tie in spite of rounding errors
     scores[tuple(excluded.T)] = -2
     right = positives_of(pairs, *scores.shape)
     ways = ((scores, right), (scores.T, right.T))

@@ -18,10 +18,10 @@ from tests.reference import positive_ranks
 def test_ranks_by_hand():
     scores = np.array(
         [
-            [0.9, 0.1, 0.5],  # the right one is first
-            [0.4, 0.6, 0.5],  # two right ones: the better is second
+            [0.9, 0.1, 0.5],  # the right candidate is first
+            [0.4, 0.6, 0.5],  # the better of two right candidates is second
             [0.2, 0.2, 0.1],  # a tie counts against the model
-            [0.7, 0.7, 0.7],  # two right ones tie with a wrong one
+            [0.7, 0.7, 0.7],  # two right candidates tie with a wrong one
         ]
     )
     positives = np.array([[1, 0, 0], [1, 0, 1], [1, 0, 0], [1, 1, 0]], bool)
@@ -86,12 +86,12 @@ def test_rank_correlation_by_hand_and_by_scipy():
 
 
 def test_a_sampled_correlation_takes_one_item_of_half_of_the_queries():
-    # All items of a query agree, and queries 0 to 9 are in order: any draw gives 1.
+    # Items of a query are equal and the queries are in order, so any draw gives 1.
     queries = np.repeat(np.arange(10), 3)[::-1]
     ratings = queries * 1.0
     found = sampled_correlation(queries, ratings, ratings**3, 20, 0)
     assert found == pytest.approx((1, 0))
-    # Within a query the order is reversed, which a draw of single items never sees.
+    # The order within a query is reversed, but a draw takes one item of each query.
     inside = np.tile([0.0, 0.1, 0.2], 10)
     found = sampled_correlation(queries, ratings + inside, ratings - inside, 20, 0)
     assert found == pytest.approx((1, 0))
@@ -100,7 +100,7 @@ def test_a_sampled_correlation_takes_one_item_of_half_of_the_queries():
     b = a + rng.normal(size=3000)
     mean, deviation = sampled_correlation(queries, a, b, 300, 0)
     assert mean == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=0.02)
-    # Of 200 independent items, by Fisher's approximation.
+    # Fisher's approximation for 200 independent items.
     assert deviation == pytest.approx((1 - mean**2) / 200**0.5, rel=0.25)
     assert sampled_correlation(queries, a, b, 300, 0) == (mean, deviation)
     with pytest.raises(ValueError, match="3 queries; wanted at least 4"):

@@ -15,7 +15,7 @@ def write_simlex(path, rows):
 
 
 def test_words_are_compared_by_kind(tmp_path):
-    rows = [  # cosines of `perfect`, by shared words: 1, 0, 0.5, 0
+    rows = [  # the cosines of `perfect` count shared words: 1, 0, 0.5, 0
         ("red left", "red left", "A", "9.0", "1", "1"),
         ("red left", "blue right", "A", "1.0", "2", "1"),
         ("red left", "red right", "N", "8.0", "3", "0"),

@@ -35,7 +35,8 @@ def test_class_embeddings_are_means_of_unit_prompts_or_of_plain_ones(directory):
     encoder = FixedEncoder(perfect, perfect)
     for unit, expected in (
         (True, perfect("red") + perfect("red left")),
-        (False, 3 * perfect("red") + 8 * perfect("red left")),  # by their lengths
+        # FixedEncoder scales plain embeddings by the length of the text.
+        (False, 3 * perfect("red") + 8 * perfect("red left")),
     ):
         found = class_embeddings(encoder, prompts, unit)
         expected = expected / np.linalg.norm(expected)
@@ -79,7 +80,7 @@ def test_shipped_prompts_have_their_published_counts():
 
 
 def label(name):
-    """Place of a picture of the tiny drawings among 1,000 classes."""
+    """Returns the label of a tiny drawing among 1,000 classes."""
     return 313 + tiny.NAMES.index(name)
 
 

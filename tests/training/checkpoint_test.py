@@ -77,7 +77,7 @@ def test_the_newest_multiples_and_the_best_stay(tmp_path, mesh_of):
         config = CheckpointConfig(
             keep=2, keep_every_steps=4, best_metric="eval/a", lowest_is_best=lowest
         )
-        for first in (1, 4):  # as an interrupted run
+        for first in (1, 4):  # in two parts, like an interrupted run
             written = Checkpoints(workdir, config, IDENTITY)
             for step, score in [
                 (1, 0.3),

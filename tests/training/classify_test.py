@@ -1,4 +1,4 @@
-"""Runs on labels by the training loop of pretraining."""
+"""Classification runs use the same training loop as pretraining."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ from tests import tiny
 
 
 def make_fields(root, **changes):
-    """A literal config of a run of seconds on the colours of the tiny pictures."""
+    """Makes the literal config of a short run on the colours of the tiny pictures."""
     if not (root / "test").exists():
         tiny.write_evaluation(root / "test")
     data = {"directory": str(root / "test"), "split": "test"}
@@ -68,7 +68,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(root):
-    """The workdir of a finished run."""
+    """Trains a run; returns its workdir."""
     train(make_fields(root), str(root / "run"))
     return root / "run"
 

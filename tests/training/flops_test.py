@@ -48,10 +48,10 @@ def test_convolutions_and_their_gradients_are_counted_by_hand(groups, channels):
     to_x = count_flops(jax.grad(total, 0), x, kernel)
     assert to_x == pytest.approx(
         forward, rel=0.3
-    )  # 81 places of 9 x 9, not 64 of 8 x 8
+    )  # counted for the 9 x 9 positions of x, not for 8 x 8 = 4 x 4 outputs at stride 2
 
 
-# Multiplications and additions of arXiv 1905.11946, table 2, in billions.
+# Billions of multiplications with additions, from arXiv 1905.11946, table 2.
 @pytest.mark.parametrize(
     ("name", "size", "billions"),
     [("b0", 224, 0.39), ("b1", 240, 0.70), ("b4", 380, 4.2), ("b7", 600, 37.0)],

@@ -30,7 +30,7 @@ ONES = jax.tree.map(jnp.ones_like, PARAMS)
 
 
 def nested(prefix):
-    """The golden arrays below a prefix as a tree."""
+    """Returns the golden arrays below a prefix as a tree."""
     tree: dict = {}
     for name in GOLDEN.files:
         if name.startswith(prefix + "/"):
@@ -43,7 +43,7 @@ def nested(prefix):
 
 
 def unstack(tree, step):
-    """One step of arrays (steps, ...)."""
+    """Returns one step of arrays (steps, ...)."""
     return jax.tree.map(lambda x: x[step], tree)
 
 
@@ -72,7 +72,7 @@ def test_lamb_is_that_of_tensorflow_addons(kind, exclusions):
 
 
 def step_of(gradients=ONES, steps=1, **fields):
-    """The change of every parameter by steps at rate 1, without decay."""
+    """Returns the change of every parameter after steps with learning rate 1."""
     fields = {"kind": "sgd", "b1": 0.0, "weight_decay": 0.0} | fields
     optimizer = make_optimizer(OptimizerConfig(**fields), lambda _: 1.0, EXEMPT)
     params, state = PARAMS, optimizer.init(PARAMS)
@@ -116,7 +116,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_momentum_and_weight_decay_by_hand():
-    # Steps of 1 and 1.9; with decay 0.1 the gradient of a weight w is 1 + 0.1 w.
+    # Momentum gives steps of 1 and 1.9. With decay 0.1, the gradient of w is 1 + 0.1 w.
     np.testing.assert_allclose(step_of(steps=2, b1=0.9)["temperature"], -2.9)
     change = step_of(weight_decay=0.1)
     np.testing.assert_allclose(change["temperature"], -1.1)

@@ -22,7 +22,7 @@ def root(tmp_path_factory):
 
 
 def with_towers(config, image, text):
-    """The config with some of its towers' fields changed."""
+    """Returns the config with some of its towers' fields changed."""
     model = dataclasses.replace(
         config.model,
         image_tower=dataclasses.replace(config.model.image_tower, **image),
@@ -32,7 +32,7 @@ def with_towers(config, image, text):
 
 
 def moved_leaves(start, end):
-    """Names of the variables that two states differ in."""
+    """Returns, for each variable's name, whether it differs between two states."""
     differs = jax.tree.map(
         lambda a, b: bool(np.any(a != b)), start.own_variables, end.own_variables
     )
@@ -72,9 +72,9 @@ def test_microbatches_agree_with_the_whole(root, one_device, mesh_of):
 def test_a_split_state_agrees_with_a_whole_one(
     root, one_device, mesh_of, monkeypatch, fsdp, tower
 ):
-    monkeypatch.setattr(mesh, "SMALL", 2**10)  # so that a tiny block is split, too
+    monkeypatch.setattr(mesh, "SMALL", 2**10)  # so that even a tiny block is split
     config, expected = steps.read(root, microbatches=1), one_device
-    if fsdp == 8:  # several repeated blocks, which are scanned as one
+    if fsdp == 8:  # several equal blocks, so that there is something to scan
         config = with_towers(config, {"stages": ((3, 3, 2, 6, 64),)}, {})
         expected = steps.run(config, mesh_of(1))
     text = {"rematerialise": fsdp == 4, "scan": fsdp == 8}
@@ -95,8 +95,8 @@ def test_a_step_moves_every_parameter_and_statistic(one_device):
     _, start, end, _ = one_device
     assert end.step == steps.COUNT
     still = [name for name, moved in moved_leaves(start, end).items() if not moved]
-    # A key's bias shifts all of a query's scores alike: softmax does not see it, so
-    # its gradient is zero up to rounding.
+    # A key's bias shifts all scores of a query equally, which softmax ignores. The
+    # gradient of the bias is therefore zero up to rounding.
     assert [name for name in still if "key/bias" not in name] == []
 
 
@@ -114,7 +114,7 @@ def test_the_compiled_step_never_holds_all_logits(root, eight_devices):
         [int(size) for size in shape.split(",")]
         for shape in re.findall(r"[a-z]\w*\[([\d,]+)\]", text)
     ]
-    assert [n, width] in shapes  # nothing else in the model is N = 56 long
+    assert [n, width] in shapes  # no other axis in the model has length N = 56
     assert not [shape for shape in shapes if shape.count(n) > 1]
     gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
     sizes = [math.prod(map(int, shape.split(","))) for shape in gathers]
@@ -163,7 +163,7 @@ def test_a_frozen_tower_stays_an_average_follows_and_the_sigmoid_loss_trains(
     assert all(np.isfinite(list(row.values())))
     for name, moved in moved_leaves(start, end).items():
         assert moved == (not name.startswith("params/image_tower/")), name
-    # The first step weighs 1 / 10 of the average.
+    # In the first step, the weight of the old average is 1 / 10.
     jax.tree.map(
         lambda average, a, b: np.testing.assert_allclose(
             average, 0.1 * a + 0.9 * b, rtol=1e-6, atol=1e-7

@@ -1,4 +1,4 @@
-"""Beside Hugging Face's own code: `make test-convert` installs it and runs these."""
+"""Comparison with Hugging Face's code, which `make test-convert` installs and runs."""
 
 import pathlib
 
@@ -39,7 +39,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde", "##a", "##b"]
 
 
 def make_model(size: int, width: int, text: dict, vision: dict):
-    """A new `AlignModel` with statistics that are not those of a new one."""
+    """Makes a new `AlignModel` with random instead of initial statistics."""
     import torch
     from transformers import AlignConfig, AlignModel
 
@@ -56,7 +56,7 @@ def make_model(size: int, width: int, text: dict, vision: dict):
 
 
 def make_processor(folder: pathlib.Path, size: int):
-    """The published model's processor at another size."""
+    """Makes the published model's processor for another picture size."""
     from transformers import AlignProcessor, BertTokenizer
     from transformers.models.efficientnet import (
         image_processing_pil_efficientnet as pil,
@@ -74,7 +74,7 @@ def make_processor(folder: pathlib.Path, size: int):
 
 
 def compute(model, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Its embeddings of images and texts and its logits."""
+    """Returns a model's embeddings of images and texts, and its logits."""
     import torch
 
     tokens = torch.tensor(align_arrays.TOKENS)
@@ -151,7 +151,7 @@ def test_pictures_and_texts_end_to_end(tmp_path):
     with torch.no_grad():
         out = theirs(**inputs)
     model = Model(open_weights(str(tmp_path / "theirs")))
-    # One level of 255 in a pixel here and there.
+    # Some pixels differ by one of 255 levels, so the embeddings are not equal.
     images = model.encode_images([picture])
     assert (images * out.image_embeds.numpy()).sum() > 0.9999
     np.testing.assert_allclose(

@@ -30,7 +30,7 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
 
 
 def write_huggingface(folder: pathlib.Path, name: str) -> str:
-    """A golden model's folder, as transformers 5 writes it."""
+    """Writes a golden model's folder as transformers 5 does."""
     golden = MODELS[name]
     folder.mkdir()
     arrays = {
@@ -72,7 +72,7 @@ def tensors_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
 def test_embeddings_are_hugging_faces(name, tmp_path):
     golden = MODELS[name]
     weights = read_align(write_huggingface(tmp_path / name, name))
-    # One body a stage: B7 compiles in a third of the time.
+    # Scanning the blocks of a stage cuts the compile time of B7 to a third.
     tower = dataclasses.replace(weights.config.image_tower, scan=True)
     config = dataclasses.replace(weights.config, image_tower=tower)
     variables = unflatten(weights.variables)
@@ -111,7 +111,7 @@ def test_a_round_trip_gives_the_same_bits_and_names(name, tmp_path):
     for part in ("text_config", "vision_config"):
         expected = MODELS[name]["config"][part]
         kept = {key: described[part][key] for key in expected if key in described[part]}
-        kept.pop("hidden_dim", None)  # beyond any last grid it has no effect
+        kept.pop("hidden_dim", None)  # no effect if it covers the last grid
         assert len(kept) > 10
         assert {k: v for k, v in kept.items() if v != expected[k]} == {}
     assert (back / "vocab.txt").read_text().splitlines() == TOKENS
@@ -289,7 +289,8 @@ def test_the_command_converts_or_leaves_nothing(folder, tmp_path, monkeypatch, c
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{new}: dual encoder of ")
 
-    def refused(target):  # as the command is, without its seconds of imports
+    # Calls `main` instead of the command, whose imports take seconds.
+    def refused(target):
         flags = ["--from", str(folder), "--to", target]
         monkeypatch.setattr(sys, "argv", ["convert", *flags])
         with pytest.raises(SystemExit) as end:

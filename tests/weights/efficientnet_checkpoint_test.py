@@ -19,7 +19,7 @@ from align_jax.weights.efficientnet_checkpoint import (
 
 @pytest.fixture(scope="module")
 def network():
-    """Keras' B0 with statistics that are not those of a new network."""
+    """Makes Keras' B0 with random changes to the initial values of BatchNorm."""
     keras.utils.set_random_seed(0)
     built = keras.applications.EfficientNetB0(weights=None, classes=7)
     draw = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_features_are_keras(network, checkpoint, stem_as_it_was):
     assert weights.config == EfficientNetConfig(1.0, 1.0, top_conv=True)
     variables = unflatten(weights.variables)
     tower = {kind: tree["image_tower"] for kind, tree in variables.items()}
-    # Keras pads by the size it was built for: the rule `same`.
+    # Keras pads for the size that it was built for, which is our rule `same`.
     scaled = np.random.default_rng(1).normal(size=(2, 224, 224, 3)).astype(np.float32)
     theirs = keras.Model(
         network.get_layer("stem_conv_pad").input,
@@ -82,7 +82,7 @@ def test_the_stem_takes_our_pixels(checkpoint, monkeypatch):
 
 
 def tensorflow_name(layer: str, part: str) -> str:
-    """The TPU models' name of a Keras B0 variable."""
+    """Returns the TPU models' name of a Keras B0 variable."""
     norm = "tpu_batch_normalization"
     known = {
         "stem_conv": "stem/conv2d",
@@ -95,7 +95,7 @@ def tensorflow_name(layer: str, part: str) -> str:
         return f"{known[layer]}/{part}"
     block, _, rest = layer.partition("_")
     order = "1a 2a 2b 3a 3b 4a 4b 4c 5a 5b 5c 6a 6b 6c 6d 7a".split()
-    first = block == "block1a"  # which does not expand
+    first = block == "block1a"  # the only block without an expanding layer
     names = {
         "expand_conv": "conv2d",
         "expand_bn": norm,
