@@ -49,7 +49,8 @@ class Embedder:
           batch_size: pictures or texts in a batch, rounded up to a multiple of the
             number of devices.
         """
-        # Traced once, since the search server sends only one or two texts in a call.
+        # Traced once, so that a call with one or two texts, as from the search server,
+        # costs little.
         texts = [tf.TensorSpec([None], tf.string)]
         self._tokenizer = tokenizer and tf.function(tokenizer, input_signature=texts)
         self._preprocess = preprocess

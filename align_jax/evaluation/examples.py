@@ -15,7 +15,7 @@ class Item(NamedTuple):
 
     Attributes:
       text: the text, the name of the class, or a text that describes the picture.
-      picture: the picture's file in bytes; None for a text or a class.
+      picture: bytes of the picture's file; None for a text or a class.
     """
 
     text: str
@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A candidate, its score (cosine with the query, or logit), and if it is right."""
+    """A candidate, its cosine with the query (or logit), and whether it is right."""
 
     item: Item
     score: float

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from align_jax.devices.mesh import BATCH_AXES, batch_split, place_array, replicated
 
-# Cosines that differ by less are ties: it is the float32 rounding error of a product of
-# 1,376 numbers.
+# Cosines that differ by less are ties, since float32 rounding of a product of 1,376
+# numbers makes errors of this size.
 ROUNDING = 2e-6
 # Size of the block of scores on a device. `pair_ranks` reads its block twice more, so
 # the block should fit into a processor's cache. `nearest` searches larger blocks.

@@ -35,8 +35,8 @@ class CheckpointConfig:
     Attributes:
       every_steps: steps between two checkpoints; the last step always has one.
       keep: number of newest checkpoints to keep.
-      keep_every_steps: divisor; checkpoints at its multiples are kept as well. None
-        keeps no others.
+      keep_every_steps: checkpoints at multiples of this step number are kept as well;
+        None keeps no others.
       best_metric: score, such as "eval/coco/t2i_recall@1", by which the best checkpoint
         is kept as well; every evaluation then has a checkpoint. None keeps no best one.
       lowest_is_best: whether the lowest score is the best.
@@ -181,7 +181,7 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 def list_steps(workdir: str) -> list[int]:
-    """Returns the steps of a run's complete checkpoints, ascending; creates nothing."""
+    """Returns the steps of a run's complete checkpoints, ascending; changes no file."""
     directory = os.path.join(places.resolve(workdir), FOLDER)
     if not places.exists(directory):
         return []

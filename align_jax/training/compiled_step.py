@@ -44,7 +44,8 @@ def compile_steps(
     """Compiles a run's step without norms (False), with norms (True), or both.
 
     Norms slow a step down by some percent, so the steps that do not log them have a
-    program without norms. Both programs are compiled at the same time.
+    program without norms. Both programs are compiled at the same time. The result has
+    the `kinds` as keys.
     """
     abstract_state(plan)  # traced and cached here, so that the threads do not repeat it
     with ThreadPoolExecutor() as pool:

@@ -31,12 +31,12 @@ class OptimizerConfig:
       staircase_steps: steps of one stair, counted from the end of the warm-up.
       staircase_factor: factor that multiplies the learning rate at each stair.
       weight_decay: decoupled decay ratio (paper: 1e-5); for "sgd", the factor of an L2
-        gradient.
+        penalty's gradient.
       b1: decay of the first moment; for "sgd", the momentum.
       b2: decay of the second moment.
       epsilon: constant added to the square root of the second moment.
       undecayed: patterns of parameters without weight decay; None for the patterns
-        that the towers name.
+        that the towers name (BatchNorm's).
       unadapted: patterns of parameters without LAMB's trust ratio; None for the
         patterns that the towers name.
       frozen: patterns of parameters that keep their values.

@@ -249,7 +249,7 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
 
 
 def _max_tokens(folder: pathlib.Path) -> int:
-    """Returns the longest text of the folder's tokenizer, or the paper's if shorter."""
+    """Returns the tokenizer's limit of tokens in a text, or the paper's if smaller."""
     path = folder / "tokenizer_config.json"
     described: Mapping[str, Any] = places.read_object(path) if path.exists() else {}
     return min(MAX_TOKENS, int(described.get("model_max_length", MAX_TOKENS)))

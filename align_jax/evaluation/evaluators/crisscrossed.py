@@ -208,7 +208,7 @@ class Crisscrossed:
         return Item(self.texts[self.captions[row]], self.pictures[row])
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns queries of each task from the last run; calls `find` if none."""
+        """Returns queries of each task; calls `find` if there was no run."""
         found = self.found or self.find(embedder)
         sides = {
             "t": Side(found.texts, show_each(lambda row: Item(self.texts[row]))),

@@ -98,7 +98,7 @@ class FewShot:
         yield "candidates", classes
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns nothing: the zero-shot evaluators show the pictures."""
+        """Returns {}: the zero-shot evaluators show the pictures."""
         return {}
 
 

@@ -96,7 +96,7 @@ class LinearProbe:
         yield "training_pictures", training_pictures
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns nothing: the zero-shot evaluators show the pictures."""
+        """Returns {}: the zero-shot evaluators show the pictures."""
         return {}
 
 

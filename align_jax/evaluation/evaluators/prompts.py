@@ -46,8 +46,8 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
         has none.
 
     Raises:
-      InputError: the file is missing or damaged, or its number of classes is not that
-        of the dataset.
+      InputError: the file is missing, damaged or without templates, or its number of
+        classes is not that of the dataset.
     """
     shipped = FOLDER / f"{source}.json"
     is_shipped = shipped.exists() and shipped != SUBSETS

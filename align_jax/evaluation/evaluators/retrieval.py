@@ -136,7 +136,7 @@ class Retrieval:
         return RankedPairs(images, texts, ranks)
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns queries of both ways from the last run; calls `find` if none."""
+        """Returns queries both ways; calls `find` if there was no run."""
         found = self.found or self.find(embedder)
         first = dict(self.pairs[::-1].tolist())  # text of each picture
 

@@ -89,5 +89,5 @@ class WordSimilarity:
             yield f"{name}_pairs", int(kind.sum())
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns nothing: words have no pictures to show."""
+        """Returns {}: there is nothing to look at."""
         return {}
