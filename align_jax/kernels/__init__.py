@@ -1,1 +1,1 @@
-"""Convolutions and walks over images, ours beside XLA's."""
+"""Convolutions and passes over images, as XLA programs and as Pallas kernels."""

@@ -1,8 +1,8 @@
-"""Convolutions in the form that is fast on the platform they run on.
+"""Convolutions in the form that is fastest on each platform.
 
 XLA's grouped convolution is an order of magnitude slower on CPUs than a sum over
-kernel taps, and faster than it on GPUs and TPUs; dense ones are matrix products on CPUs
-and NVIDIA GPUs. All forms compute the same sum.
+kernel taps, but faster than that sum on GPUs and TPUs. Dense convolutions are matrix
+products on CPUs and NVIDIA GPUs. All forms compute the same sum.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Images whose products are summed at a time in the kernel's gradient on CPUs: few
-# enough to stay in the cache (2.5 to 5 times faster than all at once, docs/log.md).
+# Images per turn in the kernel's gradient on CPUs. Eight images stay in the cache,
+# which is 2.5 to 5 times faster than all images at once (docs/log.md).
 _CPU_CHUNK = 8
 
-_READ = 16  # numbers that a piece of a kernel's gradient reads for one that it writes
-_MOST_PIECES = 160  # a tile each is enough: an H100 has 132 multiprocessors
+_READ = 16  # numbers read per number written in a piece of a kernel's gradient
+_MOST_PIECES = 160  # enough with one tile each: an H100 has 132 multiprocessors
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
-    """TensorFlow's SAME rule: output is ceil(size / stride), odd zero at the end.
+    """Returns TensorFlow's SAME padding: the output's size is ceil(size / stride).
+
+    An odd zero goes to the end of its axis.
 
     Args:
       size: rows and columns of the input.
       kernel: side of the kernel.
-      stride: step in both directions.
+      stride: input pixels per output pixel, in both directions.
     """
     totals = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
     top_bottom, left_right = ((t // 2, t - t // 2) for t in totals)
@@ -36,9 +38,9 @@ def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
 
 
 def keras_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
-    """Keras' rule for inputs of unknown size: as if `size` were always even.
+    """Returns Keras' padding for inputs of unknown size: as if `size` were always even.
 
-    The open ALIGN weights were trained with it: 289 pixels end in 9 x 9, not 10 x 10.
+    The open ALIGN weights were trained with it: 289 pixels become 9 x 9, not 10 x 10.
     """
     if stride == 1:
         return same_padding(size, kernel, stride)
@@ -46,7 +48,7 @@ def keras_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
 
 
 def output_size(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> int:
-    """Outputs of a convolution along an axis."""
+    """Returns the number of outputs of a convolution along one axis."""
     return (size + sum(padding) - kernel) // stride + 1
 
 
@@ -76,15 +78,16 @@ def dense_conv(
 def patch_product(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-    """`dense_conv` as one matrix product with what each output position sees."""
+    """Computes `dense_conv` as one matrix product with the patches of x (im2col)."""
     patches, matrix = _patches(x, kernel, stride, padding)
     return _places_product(patches, matrix)
 
 
 def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Array]:
-    """What each output position sees, and the kernel to multiply it with.
+    """Returns the patch of x that each output pixel sees, and the kernel as a matrix.
 
-    Both have zeros to a multiple of so many numbers.
+    Their shapes are (B, H', W', R) and (R, C'), where R is k * k * C, rounded up to
+    `multiple` with zeros.
     """
     taps = [*_shifts(_pad(x, padding), len(kernel), stride)]
     flat = kernel.reshape(-1, kernel.shape[-1])
@@ -95,9 +98,9 @@ def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Arr
 
 
 def _places_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """The product of x (..., C) with (C, C').
+    """Multiplies x (..., C) by a matrix (C, C').
 
-    Of two axes each: the gradient of more would be copied first.
+    x is flattened to two axes, because the gradient would be copied if it had more.
     """
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
@@ -105,11 +108,11 @@ def _places_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
 def gpu_conv(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-    """`dense_conv` as NVIDIA GPUs are fast at it, see `split_product`.
+    """Computes `dense_conv` in the form that is fast on NVIDIA GPUs, a `split_product`.
 
-    A larger kernel's is the product with what each output position sees, with zeros to
-    a multiple of 8 numbers, which the tensor cores' loads want: cuDNN's convolutions
-    of 3 channels take ten times as long.
+    For larger kernels than 1 x 1 the product takes the patches that the output pixels
+    see. They are padded with zeros to a multiple of 8 numbers, which loads for the
+    tensor cores need. cuDNN's convolutions of 3 channels take ten times as long.
     """
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return split_product(x, kernel[0, 0])
@@ -119,11 +122,12 @@ def gpu_conv(
 
 @jax.custom_vjp
 def split_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """The product of x (B, H, W, C) with (C, C').
+    """Multiplies x (B, H, W, C) by a matrix (C, C').
 
-    The gradient to the matrix, a sum over every place of every image, has the few tiles
-    of a small matrix, which leave most of a GPU idle. It is taken in pieces of the sum,
-    each a product, which are summed after.
+    The matrix's gradient is a sum over every pixel of every image. The matrix is small,
+    so one product for the whole sum has few tiles and leaves most of a GPU idle. The
+    sum is therefore split into pieces: each is a product, and the products are added at
+    the end.
     """
     return _places_product(x, matrix)
 
@@ -148,10 +152,12 @@ split_product.defvjp(_split_product_forward, _split_product_backward)
 
 
 def count_pieces(rows: int, columns: int, other_columns: int) -> int:
-    """Pieces of a product (columns, rows) x (rows, other columns), of equal rows.
+    """Returns the number of pieces that the sum of a product is split into.
 
-    As many as read far more than they write. Their rows are a multiple of 8 where there
-    is a choice: XLA has others copied, with zeros behind them.
+    The product is (columns, rows) x (rows, other columns). All pieces have the same
+    number of rows. There are as many as still read far more than they write. Rows per
+    piece are a multiple of 8 if `rows` is, because XLA copies other operands in order
+    to pad them with zeros.
     """
     written = _READ * columns * other_columns
     most = min(rows * (columns + other_columns) // written, _MOST_PIECES)
@@ -162,13 +168,13 @@ def count_pieces(rows: int, columns: int, other_columns: int) -> int:
 def depthwise_conv(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-    """Convolves every channel with its own kernel.
+    """Convolves each channel with a separate kernel.
 
     Args:
       x: (B, H, W, C) input.
       kernel: (k, k, 1, C) weights.
-      stride: step in both directions.
-      padding: ((top, bottom), (left, right)) zeros.
+      stride: input pixels per output pixel, in both directions.
+      padding: ((top, bottom), (left, right)) numbers of zeros.
 
     Returns:
       (B, H', W', C) with H' = (H + top + bottom - k) // stride + 1.
@@ -184,7 +190,7 @@ def depthwise_conv(
 def grouped_conv(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-    """`depthwise_conv` as XLA's convolution with one group a channel."""
+    """Computes `depthwise_conv` as XLA's convolution with one group per channel."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -199,14 +205,14 @@ def grouped_conv(
 def tap_sum(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-    """`depthwise_conv` as a sum over kernel taps of shifted, scaled inputs."""
+    """Computes `depthwise_conv` as a sum over kernel taps of shifted, scaled inputs."""
     return _tap_sum_forward(x, kernel, stride, padding)[0]
 
 
 def _shifts(padded: jax.Array, k: int, stride: int):
-    """Yields the input that each output position sees under tap (0, 0), (0, 1), ..."""
+    """Yields the pixels that the outputs see under tap (0, 0), (0, 1), ..."""
     batch, *sizes, channels = padded.shape
-    # Of the first tap. Plain operations of `lax`: a large tower has thousands of taps.
+    # Spans of a tap. A large tower has thousands of taps, hence plain `lax` operations.
     height, width = ((n - k) // stride * stride + 1 for n in sizes)
     for i in range(k):
         for j in range(k):
@@ -219,7 +225,7 @@ def _pad(x: jax.Array, padding: Padding) -> jax.Array:
 
 
 def _tap_sum_forward(x, kernel, stride, padding):
-    # With zeros around it x is kept, too: without them it would be written once more.
+    # The backward pass gets the padded x: padding x there would write it once more.
     padded, k = _pad(x, padding), len(kernel)
     weights = (kernel[divmod(tap, k)][None, None] for tap in range(k * k))
     taps = zip(_shifts(padded, k, stride), weights, strict=True)
@@ -233,9 +239,10 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
     size = [n - sum(p) for n, p in zip(padded.shape[1:3], padding, strict=True)]
     to_x = _scatter(cotangent, kernel, stride, padding, size)
 
-    # Chunks take every n-th image, so a batch split over devices stays split. Their
-    # images are summed at the end: in the loop that would be a collective a turn. So
-    # are their columns: a sum of rows alone is over whole vectors.
+    # A chunk takes every n-th image, so a batch split over devices stays split. The
+    # loop sums over rows only. Images are summed at the end, because in the loop their
+    # sum would need a collective per turn. Columns are summed at the end, too, because
+    # a sum over rows alone adds whole vectors.
     batch = len(padded)
     chunk = _CPU_CHUNK if batch % _CPU_CHUNK == 0 else batch
     padded_chunks = padded.reshape(chunk, -1, *padded.shape[1:])
@@ -253,7 +260,7 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
 
 
 def _scatter(cotangent, kernel, stride, padding, size):
-    """Gradient to the input (B, *size, C): taps of the mirrored kernel, stride 1."""
+    """Returns the gradient (B, *size, C) of x: a tap sum with the mirrored kernel."""
     k = kernel.shape[0]
     config = [(0, 0, 0)]
     for n, n_out, (low, _) in zip(size, cotangent.shape[1:3], padding, strict=True):

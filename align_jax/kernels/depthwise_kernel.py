@@ -1,9 +1,9 @@
-"""Depthwise convolution as Pallas kernels for NVIDIA GPUs, through Triton.
+"""Depthwise convolution as Pallas kernels for NVIDIA GPUs, compiled by Triton.
 
-XLA's grouped convolution reads and writes a multiple of its arguments. Here each
-program walks down the rows of one image and reads a row once, see `depthwise_programs`.
-A program's lanes, see `depthwise_lanes`, use each column that they load for all taps.
-Row and column sums are in float32. Both kernel sides equal k.
+XLA's grouped convolution reads and writes its arguments several times. Here a program
+walks down the rows of an image and reads each row once, see `depthwise_programs`. A
+lane of a program uses each column that it loads for all taps, see `depthwise_lanes`.
+Sums over rows and columns are float32. Kernels are square: k is their side.
 """
 
 import dataclasses
@@ -24,13 +24,14 @@ from align_jax.kernels.depthwise_programs import (
     spread_kernel,
 )
 
-# Columns that a lane may have in each kernel, and warps of a program.
+# Columns per lane that each kernel chooses from, and warps per program.
 CONVOLVE_COLUMNS = 4, 5
 SPREAD_COLUMNS = 2, 3
 PRODUCTS_COLUMNS = 4, 5
 WARPS = 4
 
-# Programs of the kernel's gradient, at least: more than an H100 holds at a time (396).
+# Minimum number of programs for the kernel's gradient, if the batch is large enough.
+# An H100 runs 396 at a time.
 PROGRAMS = 512
 
 
@@ -42,14 +43,14 @@ def depthwise(
     padding: Padding,
     interpret: bool = False,
 ) -> jax.Array:
-    """`convolution.depthwise_conv`, whose sums are float32.
+    """Computes `convolution.depthwise_conv` with float32 sums.
 
     Args:
       x: (B, H, W, C) input.
       kernel: (k, k, 1, C) weights.
-      stride: step in both directions.
-      padding: ((top, bottom), (left, right)) zeros.
-      interpret: compute as ordinary JAX, on any platform, slowly.
+      stride: input pixels per output pixel, in both directions.
+      padding: ((top, bottom), (left, right)) numbers of zeros.
+      interpret: whether to compute as ordinary JAX: slow, but on any platform.
 
     Returns:
       (B, H', W', C) with H' = (H + top + bottom - k) // stride + 1.
@@ -77,14 +78,14 @@ depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 @dataclasses.dataclass(frozen=True)
 class Slide:
-    """A kernel that slides over every image by itself.
+    """A kernel that processes every image separately.
 
     Attributes:
       body: `correlate_kernel` or `spread_kernel`.
-      geometry: the convolution's sizes.
-      layout: the lanes of a program.
-      covered: columns, or groups of them, that the lanes cover.
-      size: rows and columns of an image that is written.
+      geometry: sizes of the convolution.
+      layout: layout of a program's lanes.
+      covered: number of columns, or groups of columns, that the lanes cover.
+      size: rows and columns of an output image.
     """
 
     body: Callable[..., None]
@@ -94,7 +95,7 @@ class Slide:
     size: tuple[int, int]
 
     def run(self, x: jax.Array, kernel: jax.Array, interpret: bool) -> jax.Array:
-        """Images (B, *size, C) from x (B, h, w, C) and weights (k, k, 1, C)."""
+        """Returns images (B, *size, C) from x (B, h, w, C) and weights (k, k, 1, C)."""
         batch, height, width, channels = x.shape
         rows, columns = self.size
         flat = (height, width * channels), (rows, columns * channels)
@@ -130,7 +131,7 @@ def convolve(
     layout: LaneLayout | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """`depthwise` without a gradient, for a given layout of the lanes."""
+    """Computes `depthwise` without a gradient, with a chosen layout of the lanes."""
     k, _, _, channels = kernel.shape
     _, height, width, _ = x.shape
     size_out = (
@@ -161,7 +162,7 @@ def input_gradient(
     layout: LaneLayout | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Gradient (B, *size, C) to the input from a cotangent (B, H', W', C)."""
+    """Returns the input's gradient (B, *size, C) from a cotangent (B, H', W', C)."""
     k, _, _, channels = kernel.shape
     _, height_out, width_out, _ = cotangent.shape
     low = padding[0][0], padding[1][0]
@@ -198,9 +199,9 @@ def kernel_gradient(
     programs: int = PROGRAMS,
     interpret: bool = False,
 ) -> jax.Array:
-    """Gradient (k, k, 1, C) to the kernel in float32, the same in every run.
+    """Returns the kernel's gradient (k, k, 1, C) in float32, the same in every run.
 
-    A program goes through several images, as many as leave about `programs` of them.
+    A program sums over as many images as leave at least `programs` programs.
     """
     batch, height, width, channels = x.shape
     _, height_out, width_out, _ = cotangent.shape
@@ -235,5 +236,5 @@ def kernel_gradient(
 
 
 def divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number that is no larger than `limit`."""
+    """Returns the largest divisor of a number that is no larger than `limit`."""
     return next(n for n in range(min(limit, number), 0, -1) if number % n == 0)

@@ -1,7 +1,7 @@
-"""How the lanes of a depthwise kernel's programs lie on an image.
+"""Layout of a depthwise kernel's lanes on an image.
 
-A program is a block of lanes. A lane stands for one channel and `LaneLayout.columns`
-adjacent columns of the output: it loads the columns that these see once for each row.
+A program is a block of lanes. A lane handles one channel of `LaneLayout.columns`
+adjacent output columns. For each row it loads the input columns that they see once.
 """
 
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-WARP = 32  # threads
-VECTOR = 2  # channels of a thread: its k * k weights each must fit in registers
+WARP = 32  # threads per warp
+VECTOR = 2  # channels per thread: k * k weights for each must fit in registers
 OUTSIDE = 1 << 20  # a column beyond every image
 
 
 class LaneLayout(NamedTuple):
-    """How the lanes of a program are laid out.
+    """Layout of the lanes of a program.
 
     Attributes:
-      columns: adjacent output columns of a lane (for a transposed convolution, groups
-        of `stride` columns).
-      slab: channels that stay together: lanes go through the slab's channels first,
-        then through the columns, then on to the next slab.
-      warps: of a program, each of 32 * `VECTOR` lanes.
+      columns: number of adjacent output columns per lane (for a transposed convolution,
+        number of adjacent groups of `stride` columns).
+      slab: number of channels that stay together: lanes go through the slab's channels
+        first, then through the columns, then on to the next slab.
+      warps: number of warps per program, each of 32 * `VECTOR` lanes.
     """
 
     columns: int
@@ -34,11 +34,11 @@ class LaneLayout(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Lanes of a program."""
+        """Number of lanes per program."""
         return WARP * VECTOR * self.warps
 
     def programs(self, width: int, channels: int) -> int:
-        """Programs that cover one image of `width` columns."""
+        """Returns the number of programs that cover one image of `width` columns."""
         groups = pl.cdiv(width, self.columns)
         return pl.cdiv(channels, self.slab) * pl.cdiv(groups * self.slab, self.block)
 
@@ -46,19 +46,21 @@ class LaneLayout(NamedTuple):
 def choose_layout(
     width: int, channels: int, kernel: int, columns: tuple[int, ...], warps: int
 ) -> LaneLayout:
-    """The layout that wastes fewest lanes and loads; its slab is all channels.
+    """Returns the layout that wastes the fewest lanes and loads.
+
+    Its slab is all channels.
 
     Args:
       width: columns of the output.
-      channels: of the image.
+      channels: channels of the image.
       kernel: side of the kernel.
-      columns: that a lane may have.
-      warps: of a program.
+      columns: numbers of columns per lane to choose from.
+      warps: number of warps per program.
     """
 
     def cost(layout: LaneLayout) -> float:
         lanes = layout.programs(width, channels) * layout.block
-        # Neighbours in a program find each other's columns in the nearest cache.
+        # Neighbouring lanes of a program share loaded columns in the nearest cache.
         beside = max(layout.block // layout.slab, 1) * layout.columns
         reads = 1 + (kernel - 1) / min(beside, width)
         return lanes * layout.columns / (width * channels) + 0.3 * reads
@@ -68,13 +70,13 @@ def choose_layout(
 
 
 class Lanes(NamedTuple):
-    """The lanes of this program.
+    """The lanes of one program.
 
     Attributes:
-      group: (block,) int32, the group of columns.
-      channel: (block,) int32.
-      column: (block,) int32, the first output column; `OUTSIDE` for lanes without.
-      channels: of the image.
+      group: (block,) int32 group of columns of each lane.
+      channel: (block,) int32 channel of each lane.
+      column: (block,) int32 first output column of each lane; `OUTSIDE` if it has none.
+      channels: channels of the image.
     """
 
     group: jax.Array
@@ -84,7 +86,7 @@ class Lanes(NamedTuple):
 
 
 def lanes_of(layout: LaneLayout, width: int, channels: int) -> Lanes:
-    """Channel and columns of this program's lanes for an image of `width` columns."""
+    """Returns this program's lanes for an image of `width` columns."""
     groups = pl.cdiv(width, layout.columns)
     parts = pl.cdiv(groups * layout.slab, layout.block)
     program = pl.program_id(0)
@@ -99,12 +101,15 @@ def lanes_of(layout: LaneLayout, width: int, channels: int) -> Lanes:
 
 
 def column_groups(width: int, left: int, stride: int) -> int:
-    """Groups of `stride` padded columns that `width` columns after `left` touch."""
+    """Returns the number of groups of `stride` padded columns that an image touches.
+
+    The image has `width` columns, after `left` columns of zeros.
+    """
     return (left + width - 1) // stride + 1 - left // stride
 
 
 def _inside(index: jax.Array, size: int) -> jax.Array:
-    """Whether 0 <= index < size, in one comparison."""
+    """Returns whether 0 <= index < size, from a single comparison."""
     return index.astype(jnp.uint32) < size
 
 
@@ -112,11 +117,11 @@ class ImageColumns(NamedTuple):
     """Adjacent columns of the rows of an image in memory, for every lane.
 
     Attributes:
-      ref: (H, W * C), or (images, H, W * C) with `prefix` (image,).
-      size: (H, W).
-      channels: C.
-      column: (block,) first column, OUTSIDE or more for lanes without.
-      offset: (block,) place of that column's channel in a row.
+      ref: (H, W * C) image, or (images, H, W * C) if `load` gets a `prefix` (image,).
+      size: rows and columns of the image, (H, W).
+      channels: number of channels C.
+      column: (block,) first column of each lane; at least OUTSIDE if it has none.
+      offset: (block,) index in a row of that column's channel.
     """
 
     ref: jax.Ref
@@ -132,7 +137,7 @@ class ImageColumns(NamedTuple):
         return self.ref.at[(*prefix, row, self.offset + step * self.channels)]
 
     def load(self, row: jax.Array, count: int, prefix: tuple = ()) -> list[jax.Array]:
-        """Loads `count` columns of a row, zeros outside the image."""
+        """Loads `count` columns of a row, with zeros outside the image."""
         return [
             triton.load(
                 self._place(row, step, prefix), mask=self._mask(row, step), other=0
@@ -141,7 +146,7 @@ class ImageColumns(NamedTuple):
         ]
 
     def store(self, row: jax.Array, step: int, value: jax.Array) -> None:
-        """Writes one column of a row where it is inside the image."""
+        """Writes one column of a row where it lies inside the image."""
         triton.store(
             self._place(row, step, ()),
             value.astype(self.ref.dtype),
@@ -152,14 +157,16 @@ class ImageColumns(NamedTuple):
 def image_of(
     ref: jax.Ref, size: tuple[int, int], lanes: Lanes, *, first: int, step: int
 ) -> ImageColumns:
-    """Columns of an image in memory; a lane's first is `first + step * group`.
+    """Returns the columns of an image in memory.
+
+    A lane's first column is `first + step * group`.
 
     Args:
-      ref: (H, W * C) or (images, H, W * C).
-      size: (H, W).
-      lanes: of this program.
-      first: column of the first group.
-      step: columns from a group to the next.
+      ref: (H, W * C) image, or (images, H, W * C).
+      size: rows and columns of the image, (H, W).
+      lanes: lanes of this program.
+      first: first column of group 0.
+      step: columns from one group to the next.
     """
     column = jnp.where(lanes.column < OUTSIDE, lanes.group * step + first, OUTSIDE)
     offset = (lanes.group * step + first) * lanes.channels + lanes.channel
@@ -167,12 +174,12 @@ def image_of(
 
 
 def in_float32(values: list[jax.Array]) -> list[jax.Array]:
-    """The values in float32."""
+    """Returns the values in float32."""
     return [value.astype(jnp.float32) for value in values]
 
 
 def load_weights(ref: jax.Ref, k: int, lanes: Lanes) -> list[list[jax.Array]]:
-    """Each lane's k x k weights, from ref (k * k, C)."""
+    """Loads each lane's k x k weights, in float32, from ref (k * k, C)."""
     mask = lanes.column < OUTSIDE
     flat = [
         triton.load(ref.at[tap, lanes.channel], mask=mask, other=0).astype(jnp.float32)

@@ -1,8 +1,8 @@
-"""The programs of a depthwise convolution on NVIDIA GPUs, see `depthwise_kernel`.
+"""Programs of a depthwise convolution on NVIDIA GPUs, see `depthwise_kernel`.
 
-Each walks down the rows of one image, reads a row once and holds in registers what its
-outputs have gathered so far. Both kernel sides equal k; in the comments
-n = ceil(k / stride) is the number of output rows that one input row feeds.
+A program walks down the rows of an image, reads each row once and holds the unfinished
+sums, or the rows that they need, in registers. Kernels are square: k is their side. In
+the comments n = ceil(k / stride) is the number of output rows that one input row feeds.
 """
 
 import dataclasses
@@ -27,15 +27,16 @@ from align_jax.kernels.depthwise_lanes import (
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """The sizes of a depthwise convolution.
+    """Sizes of a depthwise convolution.
 
     Attributes:
       k: side of the kernel.
-      stride: step in both directions.
-      low: zeros above the first row and before the first column, (top, left).
+      stride: input pixels per output pixel, in both directions.
+      low: numbers of zeros above the first row and before the first column, (top,
+        left).
       size: rows and columns of the input, (H, W).
       size_out: rows and columns of the output, (H', W').
-      channels: C.
+      channels: number of channels C.
     """
 
     k: int
@@ -55,15 +56,15 @@ def correlate_kernel(
     layout: LaneLayout,
     interpret: bool,
 ) -> None:
-    """Convolution: each row of x is added to the sums of the n rows of y that see it.
+    """Convolution: adds each row of x to the sums of the n rows of y that see it.
 
     Args:
-      x_ref: (H, W * C) one image.
+      x_ref: (H, W * C) input image.
       w_ref: (k * k, C) weights.
-      y_ref: (H', W' * C) the output.
-      geometry: the sizes.
-      layout: the lanes of a program, over the columns of y.
-      interpret: compute as ordinary JAX.
+      y_ref: (H', W' * C) output image, written here.
+      geometry: sizes of the convolution.
+      layout: layout of a program's lanes, over the columns of y.
+      interpret: whether to compute as ordinary JAX.
     """
     k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
     height, (height_out, width_out) = geometry.size[0], geometry.size_out
@@ -74,7 +75,8 @@ def correlate_kernel(
     weights = load_weights(w_ref, k, lanes)
     seen = (layout.columns - 1) * stride + k
 
-    # Row `stride * m + t` of the padded image is tap `stride * a + t` of output m - a.
+    # Output row m - a sees row `stride * m + t` of the padded image under tap row
+    # `stride * a + t`.
     first = min(max(top // stride, 0), n - 1)
     last = max((top + height - 1) // stride, height_out - 1)
 
@@ -83,11 +85,11 @@ def correlate_kernel(
         return [x.load(row, seen) for row in rows]
 
     def add_rows(m, carry):
-        sums, coming = carry  # sums of outputs m - n + 1, ..., m - 1
+        sums, coming = carry  # sums of output rows m - n + 1, ..., m - 1
         rows = [in_float32(row) for row in coming]
-        coming = load(m + 1)  # asked for before it is needed
+        coming = load(m + 1)  # starts before the rows are needed
         begun = []
-        for a in reversed(range(n)):  # in this order no sum moves to another register
+        for a in reversed(range(n)):  # this order keeps each register
             totals = [
                 _add_products(
                     sums[n - 1 - a][q] if a else None,
@@ -124,22 +126,22 @@ def spread_kernel(
     layout: LaneLayout,
     interpret: bool,
 ) -> None:
-    """Transposed convolution: n rows of g are held, each output is one sum of them.
+    """Transposed convolution: holds n rows of g and sums over them for each output row.
 
-    Of k * k taps, an output sees those of its row's and column's parity.
+    An output sees only the taps that match its row and column modulo `stride`.
 
     Args:
-      g_ref: (H', W' * C) the cotangent of one image.
+      g_ref: (H', W' * C) cotangent of one image.
       w_ref: (k * k, C) weights.
-      x_ref: (H, W * C) the gradient to the input, which is written.
-      geometry: the sizes.
-      layout: the lanes of a program, over groups of `stride` columns of x.
-      interpret: compute as ordinary JAX.
+      x_ref: (H, W * C) gradient of the input, written here.
+      geometry: sizes of the convolution.
+      layout: layout of a program's lanes, over groups of `stride` columns of x.
+      interpret: whether to compute as ordinary JAX.
     """
     k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
     height, width = geometry.size
     n = pl.cdiv(k, stride)
-    begin = left // stride  # the first group of `stride` padded columns
+    begin = left // stride  # index of the first group of `stride` padded columns
     groups = column_groups(width, left, stride)
     lanes = lanes_of(layout, groups, geometry.channels)
     g = image_of(
@@ -180,7 +182,7 @@ def _parity(
     t: int,
     step: int,
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """Factors of the output in row t and column `step` of a lane's group."""
+    """Returns the factors of the output in row t, column `step` of a lane's group."""
     k, n = len(weights), len(rows)
     q, u = divmod(step, stride)
     return [
@@ -199,18 +201,18 @@ def products_kernel(
     layout: LaneLayout,
     interpret: bool,
 ) -> None:
-    """Sums of products for the kernel's gradient, of each lane over its images.
+    """Sums the products of the kernel's gradient over the images of a program.
 
-    n rows of g are held while the rows of x that they see go by.
+    The program holds n rows of g while the rows of x that they see pass by.
 
     Args:
-      x_ref: (images, H, W * C) the input.
-      g_ref: (images, H', W' * C) the cotangent.
-      sum_ref: (k * k, groups * C) the sums by tap, group of columns and channel, which
-        are written.
-      geometry: the sizes.
-      layout: the lanes of a program, over the columns of g.
-      interpret: compute as ordinary JAX.
+      x_ref: (images, H, W * C) input.
+      g_ref: (images, H', W' * C) cotangent.
+      sum_ref: (k * k, groups * C) sums by tap, group of columns and channel, written
+        here.
+      geometry: sizes of the convolution.
+      layout: layout of a program's lanes, over the columns of g.
+      interpret: whether to compute as ordinary JAX.
     """
     k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
     height, (height_out, width_out) = geometry.size[0], geometry.size_out
@@ -267,15 +269,16 @@ def _add_products(
     factors: list[tuple[jax.Array, jax.Array]],
     interpret: bool,
 ) -> jax.Array:
-    """Adds products a * b in order, to nothing if `total` is None.
+    """Adds products a * b to `total` in order; None counts as zero.
 
-    They are one assembly operation to Triton: its passes take a time that grows with
-    more than the square of the number of operations, half a minute for these kernels.
+    All products are one assembly operation to Triton. The time of Triton's passes grows
+    faster than the square of the number of operations, to half a minute for these
+    kernels.
 
     Args:
       total: (block,) float32 or None.
       factors: pairs (a, b) of (block,) float32.
-      interpret: as plain JAX.
+      interpret: whether to compute as ordinary JAX.
     """
     if interpret:
         products = [a * b for a, b in factors]
@@ -286,7 +289,7 @@ def _add_products(
     (result,) = triton.elementwise_inline_asm(
         assembly(len(factors), total is not None),
         args=arguments,
-        # Written before the last argument is read: "&".
+        # "&": the result is written before the last argument is read.
         constraints=",".join(["=&f", *"f" * len(arguments)]),
         pack=1,
         result_shape_dtypes=[shape],
@@ -295,7 +298,7 @@ def _add_products(
 
 
 def assembly(factors: int, continued: bool) -> str:
-    """PTX for $0 = $1 * $2 + $3 * $4 + ..., or $1 + $2 * $3 + ... if continued."""
+    """Returns PTX: $0 = $1 * $2 + $3 * $4 + ..., or $1 + $2 * $3 + ... if continued."""
     first = 1 + continued
     lines = ["fma.rn.f32 $0, $2, $3, $1;" if continued else "mul.rn.f32 $0, $1, $2;"]
     for place in range(first + 2, first + 2 * factors, 2):

@@ -1,8 +1,8 @@
-"""Walks over wide arrays that read them once: sums of an image's places, and maps.
+"""Walks over wide arrays, which read them once: sums over pixels, and elementwise maps.
 
-XLA's own programs are the reference and the default; on NVIDIA GPUs Pallas kernels,
-through Triton, take their place. There XLA's are bound by their instructions, not by
-memory: it neither joins a multiplication with an addition nor takes a short sigmoid.
+XLA's programs are the reference and the default. On NVIDIA GPUs, Pallas kernels
+compiled by Triton replace them. XLA's programs there are limited by instructions, not
+by memory: XLA neither fuses a multiplication with an addition nor uses a short sigmoid.
 """
 
 import math
@@ -24,7 +24,7 @@ from align_jax.kernels.walk_programs import (
 from align_jax.kernels.walk_tiles import WORKLOAD, Cut, Workload
 
 # Elementwise functions of an `Arithmetic` and the arrays in float32, first wide ones,
-# then n small ones: to the one or two factors of each product, and to one array.
+# then n small ones. They return the one or two factors of each product, or one array.
 SumVisit = Callable[..., Sequence[tuple[jax.Array, ...]]]
 MapVisit = Callable[..., jax.Array]
 
@@ -37,17 +37,17 @@ def image_sums(
     kernels: Kernels,
     images: int = 1,
 ) -> jax.Array:
-    """Sums products that `visit` makes of every place, by channel and images.
+    """Sums products over the pixels of images, by channel.
 
     Args:
       visit: elementwise function of an `Arithmetic` and the arrays in float32, first
-        wide ones, then n small ones, to the one or two factors of each of `count`
-        products.
-      wide: arrays (B, H, W, C).
-      small: (B, n, C) n numbers of an image's channels, float32; None for none.
+        the wide ones, then the n small ones. It returns the one or two factors of each
+        of `count` products.
+      wide: (B, H, W, C) arrays.
+      small: (B, n, C) float32, n numbers per channel of each image; None for none.
       count: number of sums.
-      kernels: what computes them.
-      images: adjacent ones that are summed together.
+      kernels: choice between Pallas kernels and XLA.
+      images: number of adjacent images that are summed together.
 
     Returns:
       (B / images, count, C) float32.
@@ -55,7 +55,7 @@ def image_sums(
     if kernels.kind not in (TRITON, INTERPRET):
         return add_images(plain_sums(visit, wide, small), images)
     interpret = kernels.kind == INTERPRET
-    held = math.gcd(images, len(wide[0]) // kernels.devices)  # of them on a device
+    held = math.gcd(images, len(wide[0]) // kernels.devices)  # summed on one device
 
     def sums(arrays, _):
         wide, small = arrays
@@ -65,7 +65,7 @@ def image_sums(
 
 
 def add_images(sums: jax.Array, images: int) -> jax.Array:
-    """Sums of adjacent images (B, ...), (B / images, ...)."""
+    """Sums groups of adjacent images: (B, ...) to (B / images, ...)."""
     return sums.reshape(-1, images, *sums.shape[1:]).sum(1)
 
 
@@ -75,16 +75,16 @@ def image_map(
     small: jax.Array,
     kernels: Kernels,
 ) -> jax.Array:
-    """What `visit` makes of every place.
+    """Applies an elementwise function to every pixel.
 
     Args:
-      visit: elementwise function as that of `image_sums`, to one array.
-      wide: arrays (B, H, W, C).
-      small: (B, n, C) n numbers of an image's channels, float32.
-      kernels: what computes it.
+      visit: elementwise function as in `image_sums`, which returns one array.
+      wide: (B, H, W, C) arrays.
+      small: (B, n, C) float32, n numbers per channel of each image.
+      kernels: choice between Pallas kernels and XLA.
 
     Returns:
-      An array (B, H, W, C) of the first wide one's type.
+      (B, H, W, C) array of the first wide array's type.
     """
     if kernels.kind not in (TRITON, INTERPRET):
         return visit(PLAIN_ARITHMETIC, *_spread(wide, small)).astype(wide[0].dtype)
@@ -98,7 +98,7 @@ def image_map(
 
 
 def _spread(wide: Sequence[jax.Array], small: jax.Array | None) -> list[jax.Array]:
-    """All arrays in float32, as they are broadcast over places."""
+    """Returns all arrays in float32, in shapes that broadcast over pixels."""
     spread = () if small is None else jnp.unstack(small[:, :, None, None], axis=1)
     return [*(x.astype(jnp.float32) for x in wide), *spread]
 
@@ -106,7 +106,7 @@ def _spread(wide: Sequence[jax.Array], small: jax.Array | None) -> list[jax.Arra
 def plain_sums(
     visit: SumVisit, wide: Sequence[jax.Array], small: jax.Array | None
 ) -> jax.Array:
-    """`image_sums` of every image by XLA, (B, count, C)."""
+    """Computes `image_sums` of every single image by XLA, (B, count, C)."""
     products = map(math.prod, visit(PLAIN_ARITHMETIC, *_spread(wide, small)))
     shape = wide[0].shape
     return jnp.stack([jnp.broadcast_to(x, shape).sum((1, 2)) for x in products], 1)
@@ -122,16 +122,16 @@ def kernel_sums(
     workload: Workload = WORKLOAD,
     interpret: bool = False,
 ) -> jax.Array:
-    """`image_sums` by a kernel: a program sums a strip of one image's places.
+    """Computes `image_sums` by a kernel; each program sums a strip of one image.
 
     Args:
-      visit: as there.
-      wide: as there.
-      small: as there.
-      count: as there.
-      images: as there.
-      workload: how much is done at a time.
-      interpret: compute as ordinary JAX, on any platform, slowly.
+      visit: elementwise function as in `image_sums`.
+      wide: (B, H, W, C) arrays.
+      small: (B, n, C) float32, or None.
+      count: number of sums.
+      images: number of adjacent images that are summed together.
+      workload: amount of work per program.
+      interpret: whether to compute as ordinary JAX: slow, but on any platform.
 
     Returns:
       (B / images, count, C) float32.
@@ -154,7 +154,7 @@ def kernel_sums(
     )(*_flatten_images(wide, small))
     tile, parts = cut.tile, images * cut.strips
     sums = sums[..., : tile.places * tile.channels]
-    # What is summed is adjacent: XLA then does it in parallel.
+    # The summed axes are adjacent, so that XLA sums them in parallel.
     shape = (cut.slabs, count, batch // images, parts, tile.places, tile.channels)
     sums = sums.reshape(shape).sum((3, 4))
     sums = sums.transpose(2, 1, 0, 3).reshape(batch // images, count, -1)
@@ -169,7 +169,7 @@ def kernel_map(
     workload: Workload = WORKLOAD,
     interpret: bool = False,
 ) -> jax.Array:
-    """`image_map` by a kernel, see `kernel_sums`."""
+    """Computes `image_map` by a kernel, see `kernel_sums`."""
     cut = Cut.of(wide[0].shape, workload)
     walk = Walk(visit, len(wide), cut, interpret)
     flat = _flatten_images(wide, small)
@@ -186,6 +186,6 @@ def kernel_map(
 def _flatten_images(
     wide: Sequence[jax.Array], small: jax.Array | None
 ) -> list[jax.Array]:
-    """The arrays of a kernel: wide ones as (B, H * W * C), then the small one."""
+    """Returns a kernel's arrays: wide ones as (B, H * W * C), then the small one."""
     flat = [x.reshape(len(x), -1) for x in wide]
     return flat if small is None else [*flat, small]

@@ -1,4 +1,4 @@
-"""The programs of a walk on NVIDIA GPUs, and their arithmetic, see `image_walks`."""
+"""Programs of a walk on NVIDIA GPUs and their arithmetic, see `image_walks`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from align_jax.kernels.walk_tiles import Cut
 
 
 class Arithmetic(NamedTuple):
-    """How a walk computes, elementwise in float32.
+    """Elementwise operations of a walk, in float32.
 
     Attributes:
-      sigmoid: of an array.
-      multiply_add: a * b + c.
+      sigmoid: function of x that returns 1 / (1 + exp(-x)).
+      multiply_add: function of a, b and c that returns a * b + c.
     """
 
     sigmoid: Callable[[jax.Array], jax.Array]
@@ -29,24 +29,27 @@ PLAIN_ARITHMETIC = Arithmetic(jax.nn.sigmoid, lambda a, b, c: a * b + c)
 
 
 def fast_sigmoid(x: jax.Array) -> jax.Array:
-    """1 / (1 + exp(-x)) to 1e-6 of it, in a kernel; numbers below 1e-38 are 0."""
+    """Returns 1 / (1 + exp(-x)) to a relative error of 1e-6, in a kernel.
+
+    Results below 1e-38 become 0.
+    """
     instructions = """{
         .reg .f32 t;
         mul.f32 t, $1, 0fBFB8AA3B;
         ex2.approx.ftz.f32 t, t;
         add.f32 t, t, 0f3F800000;
         rcp.approx.ftz.f32 $0, t;
-    }"""  # the numbers are -log2(e) and 1
+    }"""  # the constants are -log2(e) and 1
     return _instruct(instructions, x)
 
 
 def fused_multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    """The sum a * b + c in one instruction, in a kernel."""
+    """Returns a * b + c from a single instruction, in a kernel."""
     return _instruct("fma.rn.f32 $0, $1, $2, $3;", *jnp.broadcast_arrays(a, b, c))
 
 
 def _instruct(instructions: str, *arrays: jax.Array) -> jax.Array:
-    """PTX instructions on every number; $0 is the result's register."""
+    """Applies PTX to every number: $0 is the result, $1, $2, ... the arguments."""
     (result,) = triton.elementwise_inline_asm(
         instructions,
         args=arrays,
@@ -62,13 +65,13 @@ KERNEL_ARITHMETIC = Arithmetic(fast_sigmoid, fused_multiply_add)
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A walk, as its programs are compiled for it.
+    """A walk with the parameters that its programs are compiled for.
 
     Attributes:
       visit: elementwise function of an `Arithmetic` and the arrays, see `image_walks`.
       wide: number of wide arrays, which come first.
-      cut: how images are cut into programs.
-      interpret: compute as ordinary JAX.
+      cut: division of the images into programs.
+      interpret: whether to compute as ordinary JAX.
     """
 
     visit: Callable
@@ -81,30 +84,30 @@ class Strip:
     """A program's part of one image, in a kernel.
 
     Attributes:
-      walk: the walk.
-      arithmetic: of the kernel.
-      tiles: number of its tiles, the last of which may end after the image.
-      whole: number of those that end before that.
-      known: (lanes,) whether a lane stands for some number.
-      small: (lanes,) each, the lanes' small numbers.
+      walk: parameters of the walk.
+      arithmetic: elementwise operations of the kernel.
+      tiles: number of tiles; the last one may extend beyond the image.
+      whole: number of tiles that end inside the image.
+      known: (lanes,) bool, whether a lane stands for a number.
+      small: list of (lanes,) arrays, the small numbers of each lane.
     """
 
     def __init__(self, arrays: Sequence[jax.Ref], walk: Walk):
-        """Reads the small numbers.
+        """Loads the small numbers.
 
         Args:
-          arrays: `walk.wide` wide ones (B, H * W * C), then at most one (B, n, C).
-          walk: the walk.
+          arrays: `walk.wide` wide arrays (B, H * W * C), then at most one (B, n, C).
+          walk: parameters of the walk.
         """
         self.walk, cut, tile = walk, walk.cut, walk.cut.tile
         self.arithmetic = PLAIN_ARITHMETIC if walk.interpret else KERNEL_ARITHMETIC
         slab, self._image, strip = (pl.program_id(axis) for axis in range(3))
         self._wide = arrays[: walk.wide]
-        # lax.div and lax.rem of the lanes keep loads whole.
+        # lax.div and lax.rem keep the lanes' loads 16 bytes wide; // and % do not.
         lane = jnp.arange(cut.workload.lanes)
         self._place = strip * cut.rounds * tile.places + lax.div(lane, tile.channels)
         channel = slab * tile.channels + lax.rem(lane, tile.channels)
-        self._number = self._place * cut.channels + channel  # of the image's
+        self._number = self._place * cut.channels + channel  # index in the image
         self.known = lane < tile.channels * tile.places
         if cut.slabs * tile.channels != cut.channels:
             self.known &= channel < cut.channels
@@ -118,7 +121,7 @@ class Strip:
         ]
 
     def inside(self, index: jax.Array) -> jax.Array:
-        """Which of a tile's lanes stand for numbers of the image, (lanes,)."""
+        """Returns whether each lane of a tile lies inside the image, (lanes,)."""
         place = self._place + index * self.walk.cut.tile.places
         return self.known & (place < self.walk.cut.places)
 
@@ -127,25 +130,25 @@ class Strip:
         return ref.at[self._image, self._number + index * step]
 
     def load(self, index: jax.Array, mask: jax.Array) -> list[jax.Array]:
-        """A tile's numbers of the wide arrays, (lanes,) each."""
+        """Loads a tile of every wide array, (lanes,) each."""
         return [triton.load(self._at(x, index), mask=mask, other=0) for x in self._wide]
 
     def visit(self, tile: Sequence[jax.Array]) -> Any:
-        """What `walk.visit` makes of a tile and the small arrays."""
+        """Applies `walk.visit` to a tile and the small numbers."""
         tile = [x.astype(jnp.float32) for x in tile]
         return self.walk.visit(self.arithmetic, *tile, *self.small)
 
     def store(self, ref: jax.Ref, index: jax.Array, x: jax.Array) -> None:
-        """Writes a tile, (lanes,)."""
+        """Writes a tile (lanes,) where it lies inside the image."""
         triton.store(self._at(ref, index), x.astype(ref.dtype), mask=self.inside(index))
 
 
 def sum_strip(*refs: jax.Ref, walk: Walk, count: int) -> None:
-    """The kernel of sums.
+    """Sums the products over a strip, as a kernel.
 
     Args:
-      refs: the arrays, see `Strip`, and the output (count, lanes).
-      walk: the walk.
+      refs: input arrays, see `Strip`, and the output (count, lanes).
+      walk: parameters of the walk.
       count: number of sums.
     """
     *arrays, out = refs
@@ -165,7 +168,7 @@ def sum_strip(*refs: jax.Ref, walk: Walk, count: int) -> None:
 
     def add_abreast(turn, carry):
         sums, tiles = carry
-        coming = load_abreast(turn + 1)  # asked for before it is needed
+        coming = load_abreast(turn + 1)  # starts before the tiles are needed
         for tile in tiles:
             sums = tuple(map(add, sums, strip.visit(tile)))
         return sums, coming
@@ -184,11 +187,11 @@ def sum_strip(*refs: jax.Ref, walk: Walk, count: int) -> None:
 
 
 def map_strip(*refs: jax.Ref, walk: Walk) -> None:
-    """The kernel of maps.
+    """Applies the elementwise function to a strip, as a kernel.
 
     Args:
-      refs: the arrays, see `Strip`, and the output (B, H * W * C).
-      walk: the walk.
+      refs: input arrays, see `Strip`, and the output (B, H * W * C).
+      walk: parameters of the walk.
     """
     *arrays, out = refs
     strip, abreast = Strip(arrays, walk), walk.cut.workload.abreast

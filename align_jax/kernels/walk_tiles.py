@@ -1,21 +1,21 @@
-"""How a walk cuts images into programs, and a program's part into tiles."""
+"""Division of images into programs, and of a program's part into tiles."""
 
 from typing import NamedTuple
 
 from jax.experimental import pallas as pl
 
-FILLED = 0.85  # of a tile's lanes, at least, where that can be
+FILLED = 0.85  # minimum share of a tile's lanes in use, if a tile has it
 
 
 class Workload(NamedTuple):
-    """How much is done at a time; `benchmarks.normalise --choices` has tried others.
+    """Amount of work per program; `benchmarks.normalise --choices` tried other values.
 
     Attributes:
-      lanes: numbers of a tile.
-      warps: of a program.
+      lanes: numbers per tile.
+      warps: warps per program.
       abreast: tiles that are loaded at once.
       programs: minimum number of programs, if the images are large enough to split.
-      rounds: minimum number of tiles of a program, whose sums are written and read
+      rounds: minimum number of tiles per program, because its sums are written and read
         again.
     """
 
@@ -30,11 +30,13 @@ WORKLOAD = Workload()
 
 
 class WalkTile(NamedTuple):
-    """Numbers that a program computes at a time, adjacent or nearly so in memory.
+    """Block of numbers that a program computes at a time, nearly adjacent in memory.
 
     Attributes:
-      channels: of a slab, which divides the channels or is 8 times a number.
-      places: consecutive pixels; with the slab's channels they fill at most the lanes.
+      channels: width of a slab of channels: a divisor of the channels or a multiple of
+        8.
+      places: number of consecutive pixels; with a slab's channels they fit in the
+        lanes.
     """
 
     channels: int
@@ -42,16 +44,16 @@ class WalkTile(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """How images are cut into programs.
+    """Division of images into programs.
 
     Attributes:
-      workload: how much a program does at a time.
+      workload: amount of work per program.
       places: pixels of an image.
-      channels: of an image.
-      tile: a program goes through its part by tiles.
-      slabs: of channels.
-      strips: of pixels.
-      rounds: maximum number of tiles of a strip.
+      channels: channels of an image.
+      tile: block of numbers that a program computes at a time.
+      slabs: number of slabs of channels.
+      strips: number of strips of pixels.
+      rounds: maximum number of tiles per strip.
     """
 
     workload: Workload
@@ -64,7 +66,7 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, shape: tuple[int, ...], workload: Workload) -> "Cut":
-        """The cut of arrays (B, H, W, C)."""
+        """Returns the division of arrays (B, H, W, C)."""
         batch, height, width, channels = shape
         places, tile = height * width, choose_tile(channels, workload.lanes)
         slabs = pl.cdiv(channels, tile.channels)
@@ -83,11 +85,11 @@ class Cut(NamedTuple):
 
 
 def choose_tile(channels: int, lanes: int) -> WalkTile:
-    """The tile of the widest slab that fills its lanes well enough, or best.
+    """Returns the tile of the widest slab that fills enough lanes, else of the fullest.
 
     Args:
-      channels: of the image.
-      lanes: numbers that a tile may have.
+      channels: channels of the image.
+      lanes: maximum number of numbers per tile.
     """
     units = pl.cdiv(channels, 8)
     best, most = WalkTile(1, lanes), 0.0
