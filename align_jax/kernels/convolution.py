@@ -155,9 +155,9 @@ def count_pieces(rows: int, columns: int, other_columns: int) -> int:
     """Returns the number of pieces that the sum of a product is split into.
 
     The product is (columns, rows) x (rows, other columns). All pieces have the same
-    number of rows. There are as many as still read far more than they write. Rows per
-    piece are a multiple of 8 if `rows` is, because XLA copies other operands in order
-    to pad them with zeros.
+    number of rows. Their number is the largest with which a piece still reads far more
+    than it writes. A piece has a multiple of 8 rows if `rows` is one, because XLA
+    copies other operands to pad them with zeros.
     """
     written = _READ * columns * other_columns
     most = min(rows * (columns + other_columns) // written, _MOST_PIECES)
@@ -212,7 +212,8 @@ def tap_sum(
 def _shifts(padded: jax.Array, k: int, stride: int):
     """Yields the pixels that the outputs see under tap (0, 0), (0, 1), ..."""
     batch, *sizes, channels = padded.shape
-    # Spans of a tap. A large tower has thousands of taps, hence plain `lax` operations.
+    # Rows and columns that a tap spans. The operations are plain ones of `lax`, because
+    # a large tower has thousands of taps.
     height, width = ((n - k) // stride * stride + 1 for n in sizes)
     for i in range(k):
         for j in range(k):

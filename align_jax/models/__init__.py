@@ -1,1 +1,1 @@
-"""The towers and the dual encoder they form."""
+"""The towers and the models built on them."""

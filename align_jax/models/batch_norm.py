@@ -1,9 +1,10 @@
 """Batch normalisation fused with the activation and the gate that follow it.
 
-EfficientNet's training is bound by memory traffic: nearly all of it is the wide arrays
-around its normalisations. Here the backward pass keeps a convolution's output and what
-is small beside it, and computes the rest again. Each direction walks the output twice:
-once for sums of every image and channel, once to write its result.
+EfficientNet's training is limited by memory traffic, nearly all of which is the wide
+arrays around its normalisations. The backward pass here keeps only the convolution's
+output and small arrays beside it, and computes the rest again. Each direction walks
+over the output twice: once for the sums of every image and channel, once to write its
+result.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ EPSILON = 1e-3  # added to the variance
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What `normalise` computes.
+    """Options of `normalise`.
 
     Attributes:
-      group_size: images that share statistics; the batch is a multiple of it.
-      swish: x * sigmoid(x) of what was normalised.
-      kernels: what computes it.
+      group_size: number of images that share statistics; it divides the batch size.
+      swish: whether to apply swish, x * sigmoid(x), to the normalised array.
+      kernels: choice between Pallas kernels and XLA.
     """
 
     group_size: int
@@ -37,7 +38,11 @@ class Form:
 
     @property
     def map_kernels(self) -> Kernels:
-        """What writes the results: XLA where it joins that with what follows."""
+        """Choice between Pallas kernels and XLA for the walk that writes the result.
+
+        Without a swish it is XLA, which fuses the writing with the operations that
+        follow.
+        """
         return self.kernels if self.swish else Kernels()
 
 
@@ -45,19 +50,20 @@ class BatchNorm(nn.Module):
     """Batch normalisation with statistics over groups of `group_size` images.
 
     In training the batch (B, H, W, C) is seen as (B / group_size, group_size, H, W, C)
-    and each group is normalised by its own mean and variance. Statistics are float32
-    whatever the compute type.
+    and each group is normalised by the mean and variance of that group. Statistics are
+    float32 whatever the compute type.
 
-    The running statistics (C,) become (groups, C) in training, one step of each group;
-    `mean_over_groups` makes them (C,) again. Taking the mean here would be a collective
-    in every layer wherever the groups lie on several devices.
+    In training the running statistics (C,) become (groups, C), with one update per
+    group; `mean_over_groups` makes them (C,) again. Taking the mean here would need a
+    collective in every layer if the groups lie on several devices.
 
     Attributes:
-      group_size: images in a group; B must be a multiple of it in training.
+      group_size: number of images per group; B must be a multiple of it in training.
       momentum: decay of the running statistics (TensorFlow's meaning).
-      frozen: use the running statistics in training too and leave them as they are.
-      swish: activate what was normalised.
-      kernels: what computes it in training.
+      frozen: whether to normalise by the running statistics in training too, and to
+        leave them as they are.
+      swish: whether to apply swish to the normalised array.
+      kernels: choice between Pallas kernels and XLA in training.
     """
 
     group_size: int
@@ -70,10 +76,10 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, excite: dict | None = None
     ) -> jax.Array:
-        """Normalises x (B, H, W, C), and gates it by `excite`, see `gate_of`.
+        """Normalises x (B, H, W, C) and gates it by `excite`, see `gate_of`.
 
         Returns:
-          An array of the same shape and type.
+          An array of x's shape and type.
         """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -102,17 +108,17 @@ class BatchNorm(nn.Module):
 
 
 def mean_over_groups(batch_stats: dict) -> dict:
-    """Running statistics (..., C) as BatchNorm leaves them, by their means, (C,)."""
+    """Averages BatchNorm's running statistics (..., C) to (C,)."""
     return jax.tree.map(lambda x: x.mean(tuple(range(x.ndim - 1))), batch_stats)
 
 
 def gate_of(means: jax.Array, excite: dict) -> jax.Array:
-    """Squeeze-excite's gate of every channel (arXiv 1709.01507).
+    """Returns the squeeze-excite gate of every channel (arXiv 1709.01507).
 
     Args:
-      means: (B, C) over an image's places.
-      excite: {"reduce", "expand"}: {"kernel", "bias"} of two dense layers, from C
-        channels to few and back.
+      means: (B, C) arithmetic means over an image's pixels.
+      excite: weights {"reduce", "expand"}: {"kernel", "bias"} of two dense layers, from
+        C channels to few and back.
 
     Returns:
       (B, C) in (0, 1).
@@ -123,7 +129,7 @@ def gate_of(means: jax.Array, excite: dict) -> jax.Array:
 
 
 def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of groups of images (B, H, W, C): (G, C) each, float32."""
+    """Returns mean and variance (G, C), float32, of groups of images (B, H, W, C)."""
     group = form.group_size
 
     def powers(_, x):
@@ -144,23 +150,23 @@ def apply_statistics(
     statistics: tuple[jax.Array, jax.Array],
     form: Form,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Normalises, activates and gates x (B, H, W, C) by mean and variance.
+    """Normalises x (B, H, W, C) by mean and variance, then activates and gates it.
 
     Args:
-      x: (B, H, W, C).
-      scale: (C,).
-      bias: (C,).
-      excite: the gate's weights, see `gate_of`; None for no gate.
+      x: (B, H, W, C) input.
+      scale: (C,) scale.
+      bias: (C,) bias.
+      excite: weights of the gate, see `gate_of`; None for no gate.
       statistics: mean and variance, (G, C) each.
-      form: the rest.
+      form: group size, activation and kernels.
 
     Returns:
-      The result, and the means (B, C) that the gate was made of.
+      The result, and the means (B, C) that the gate was computed from, if there is one.
     """
     mean, var = statistics
     factor = scale[None] * lax.rsqrt(var + EPSILON)  # (G, C)
     affine = _each([factor, bias[None] - mean * factor], len(x))
-    affine = lax.optimization_barrier(affine)  # computed once, not at every place
+    affine = lax.optimization_barrier(affine)  # computed once, not at every pixel
 
     def activate(arithmetic, x, factor, shift):
         out = arithmetic.multiply_add(x, factor, shift)
@@ -176,7 +182,7 @@ def apply_statistics(
     means = checkpoint_name(sums[:, 0], "sums") / (x.shape[1] * x.shape[2])
     gate = gate_of(means, excite)
     small = jnp.concatenate([affine, gate[:, None]], 1)
-    # The second walk reads x again: what the first one computed is not kept.
+    # The second walk reads x again, so that no result of the first walk is kept.
     x, small = lax.optimization_barrier((x, small))
 
     def activate_and_gate(arithmetic, x, factor, shift, gate):
@@ -189,18 +195,18 @@ def apply_statistics(
 def normalise(
     x: jax.Array, scale: jax.Array, bias: jax.Array, excite: dict | None, form: Form
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Normalises groups of images by their own statistics, then activates and gates.
+    """Normalises groups of images by their statistics, then activates and gates them.
 
     Args:
-      x: (B, H, W, C).
-      scale: (C,).
-      bias: (C,).
-      excite: the gate's weights, see `gate_of`; None for no gate.
-      form: the rest.
+      x: (B, H, W, C) input.
+      scale: (C,) scale.
+      bias: (C,) bias.
+      excite: weights of the gate, see `gate_of`; None for no gate.
+      form: group size, activation and kernels.
 
     Returns:
-      An array like x, and the groups' mean and variance, (G, C) float32. Only the
-      former has a gradient.
+      An array like x, and the groups' mean and variance, (G, C) float32. Only the array
+      has a gradient.
     """
     return _forward(x, scale, bias, excite, form)[0]
 
@@ -212,7 +218,7 @@ def _forward(x, scale, bias, excite, form):
 
 @partial(jax.jit, static_argnames="form")  # layers of one shape are traced once
 def _apply_own(x, scale, bias, excite, form):
-    """Normalises by the groups' own statistics; returns them, too."""
+    """Normalises by the groups' statistics and returns them, too."""
     statistics = group_statistics(x, form)
     out, means = apply_statistics(
         x, scale, bias, excite, statistics=statistics, form=form
@@ -229,13 +235,13 @@ def _backward(form, residuals, cotangents):
     affine = _each([mean, factor, jnp.broadcast_to(bias, mean.shape)], batch)
 
     def revisit(arithmetic, x, mean, factor, bias):
-        """X without its mean, and the activation's value and slope there."""
+        """Returns x minus its mean, and the activation's value and slope there."""
         x -= mean
         value = arithmetic.multiply_add(x, factor, bias)
         if not form.swish:
             return x, value, jnp.float32(1.0)
         share = arithmetic.sigmoid(value)
-        value *= share  # which is the swish of what it was
+        value *= share  # the swish of the former value
         return x, value, arithmetic.multiply_add(value, 1.0 - share, share)
 
     def terms(arithmetic, x, cotangent, mean, factor, bias):
@@ -245,15 +251,15 @@ def _backward(form, residuals, cotangents):
             return (inner,), (inner, x)
         return (inner,), (inner, x), (slope,), (slope, x), (cotangent, value)
 
-    # The gate wants every image's sums.
+    # The gate's gradient needs the sums of every image.
     count, images = (2, form.group_size) if excite is None else (5, 1)
-    affine = lax.optimization_barrier(affine)  # computed once, not at every place
+    affine = lax.optimization_barrier(affine)  # computed once, not at every pixel
     sums = image_sums(terms, [x, cotangent], affine, count, form.kernels, images=images)
     gate = to_mean = to_excite = None
     if excite is not None:
         gate, pull = jax.vjp(gate_of, means, excite)
         to_means, to_excite = pull(sums[:, 4])
-        to_mean = to_means / places  # (B, C), a share of it for every place
+        to_mean = to_means / places  # (B, C), the share of each pixel
         sums = gate[:, None] * sums[:, :2] + to_mean[:, None] * sums[:, 2:4]
         sums = add_images(sums, form.group_size)
     to_bias, to_scale = jnp.unstack(sums, axis=1)  # (G, C)
@@ -276,8 +282,8 @@ def _backward(form, residuals, cotangents):
         rest = arithmetic.multiply_add(x, by_x, alone)
         return arithmetic.multiply_add(to_out, slope, rest)
 
-    # The second walk reads x and the cotangent again, nothing that the first computed,
-    # and what is the same for all of an image's places is computed once before it.
+    # The second walk reads x and the cotangent again and keeps no result of the first.
+    # Numbers that all pixels of an image share are computed once before it.
     x, cotangent, small = lax.optimization_barrier((x, cotangent, small))
     to_x = image_map(to_input, [x, cotangent], small, form.map_kernels)
     return to_x, to_scale.sum(0), to_bias.sum(0), to_excite
@@ -287,6 +293,6 @@ normalise.defvjp(_forward, _backward)
 
 
 def _each(numbers: list[jax.Array], batch: int) -> jax.Array:
-    """Numbers of groups' channels, n of (G, C), for every image, (B, n, C)."""
+    """Repeats n numbers of each group's channels, (G, C) each, by image: (B, n, C)."""
     stacked = jnp.stack(numbers, 1)
     return jnp.repeat(stacked, batch // len(stacked), 0)

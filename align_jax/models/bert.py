@@ -1,6 +1,6 @@
-"""BERT text tower (arXiv 1810.04805), whose [CLS] output is the text's features.
+"""BERT text tower (arXiv 1810.04805); the features of a text are the output at [CLS].
 
-The pooler on top of [CLS], which ALIGN leaves unused, is never built.
+ALIGN does not use the pooler on top of [CLS], so it is never built.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from align_jax.models.layers import dropout, gathered, scan_blocks, split_batch
 
 PAD_ID = 0
 HEAD_WIDTH = 64
-PLACE_STD = 0.02  # initial deviation of position and token type embeddings
-TOKEN_TYPES = 2  # a text is of type 0 throughout; BERT's checkpoints have both
+PLACE_STD = 0.02  # standard deviation of initial position and token type embeddings
+TOKEN_TYPES = 2  # texts use type 0 only; BERT's checkpoints have both
 
 # Layers and hidden width of the published sizes.
 SIZES = {
@@ -38,21 +38,22 @@ class BertConfig:
     """Size and regularisation of a BERT encoder.
 
     Attributes:
-      vocabulary_size: rows of the token embedding.
-      max_tokens: longest sequence, [CLS] and [SEP] included.
-      positions: rows of the position embedding, at least max_tokens.
-      layers: transformer blocks (base: 12; `SIZES` has them all).
-      hidden: width (base: 768), a multiple of 64, which is a head's width.
-      dropout: rate after the embeddings and after each half block.
+      vocabulary_size: number of rows of the token embedding.
+      max_tokens: length of the longest sequence, [CLS] and [SEP] included.
+      positions: number of rows of the position embedding, at least max_tokens.
+      layers: number of transformer blocks (base: 12; `SIZES` has all sizes).
+      hidden: width (base: 768), a multiple of 64, the width of a head.
+      dropout: dropout rate after the embeddings and after each half block.
       init_std: standard deviation of initial words and dense layers (BERT: 0.02, made
         for width 768); positions and types always start with BERT's.
-      rematerialise: layers keep only their input for the backward pass, which computes
-        the rest again.
-      scan: compile the layers as one body; same parameters, same result.
+      rematerialise: whether layers keep only their input for the backward pass, which
+        then computes the rest again.
+      scan: whether to compile the layers as one body; parameters and result are the
+        same.
       kind: "bert".
     """
 
-    # What the rest of the code asks of a tower, see `models.towers`.
+    # The contract of a tower, see `models.towers`.
     execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = "layer_"
@@ -77,12 +78,12 @@ class BertConfig:
         return self.hidden
 
     def computed_once(self) -> Self:
-        """The same tower, without rematerialisation and with its body once."""
+        """Returns the same tower without rematerialisation and with `scan`."""
         return dataclasses.replace(self, rematerialise=False, scan=True)
 
     @classmethod
     def smallest(cls) -> Self:
-        """One layer of one head, for six tokens of a vocabulary of sixteen."""
+        """Returns one layer of one head, for six tokens of a vocabulary of sixteen."""
         return cls(vocabulary_size=16, max_tokens=6, positions=6, layers=1, hidden=64)
 
     def __post_init__(self) -> None:
@@ -102,8 +103,8 @@ class BertLayer(nn.Module):
     """One post-layer-norm transformer block.
 
     Attributes:
-      config: the encoder's size.
-      dtype: compute type; layer norms are float32.
+      config: size of the encoder.
+      dtype: number type of the computation; layer norms are float32.
     """
 
     config: BertConfig
@@ -119,7 +120,7 @@ class BertLayer(nn.Module):
     ) -> jax.Array:
         """Maps x (B, L, hidden) to the same shape; mask (B, L) is true on tokens.
 
-        `key` draws the masks of dropout; None for none.
+        `key` draws the masks of dropout; without a key there is no dropout.
         """
         config = self.config
         keys = (None, None) if key is None else jax.random.split(key)
@@ -141,24 +142,24 @@ class BertLayer(nn.Module):
         x = layer_norm("attention_norm", x + attended, self.dtype)
 
         hidden = dense(4 * config.hidden, name="intermediate")(x)
-        hidden = jax.checkpoint(gelu)(hidden)  # again in the backward pass: not kept
+        hidden = jax.checkpoint(gelu)(hidden)  # recomputed in the backward pass
         hidden = dense(config.hidden, name="output")(hidden)
         hidden = dropout(hidden, keys[1], core_ids, config.dropout)
         return layer_norm("output_norm", x + hidden, self.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Gaussian error linear unit in float32 (arXiv 1606.08415).
+    """Applies the Gaussian error linear unit in float32 (arXiv 1606.08415).
 
-    By the error function, as BERT has it: by its complement, as `jax.nn.gelu` has it,
-    it is twice the work.
+    It uses the error function, as BERT does. `jax.nn.gelu` uses the complementary error
+    function, which is twice the work.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1.0 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Layer normalisation in float32 with BERT's epsilon, cast to `dtype`."""
+    """Applies layer normalisation in float32 with BERT's epsilon; casts to `dtype`."""
     norm = nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name=name)
     return norm(x.astype(jnp.float32)).astype(dtype)
 
@@ -168,9 +169,9 @@ class Bert(nn.Module):
 
     Attributes:
       config: size and regularisation.
-      dtype: compute type; parameters stay float32.
-      placement: gathers a layer's parameters where they are used; None where they are
-        whole.
+      dtype: number type of the computation; parameters stay float32.
+      placement: sharding by which each layer gathers its parameters; None if parameters
+        are not sharded.
     """
 
     config: BertConfig
@@ -184,9 +185,10 @@ class Bert(nn.Module):
         """Encodes texts.
 
         Args:
-          tokens: (B, L) token ids, [CLS] first, 0 where padded; L <= max_tokens.
-          core_ids: (V,) global index of the batch's virtual cores; None if not `train`.
-          train: dropout if true.
+          tokens: (B, L) token ids: [CLS] first, 0 as padding; L <= max_tokens.
+          core_ids: (V,) global indices of the batch's virtual cores; None if not
+            `train`.
+          train: whether to apply dropout.
 
         Returns:
           (B, hidden) output at [CLS], float32.
@@ -194,7 +196,7 @@ class Bert(nn.Module):
         config = self.config
         length = tokens.shape[1]
         init = nn.initializers.truncated_normal(config.init_std)
-        # What all texts share stays small beside the words, whatever init_std is.
+        # Positions and types, which all texts share, start small whatever init_std is.
         small = nn.initializers.truncated_normal(PLACE_STD)
         embed = partial(nn.Embed, features=config.hidden)
         words = embed(

@@ -16,13 +16,13 @@ from align_jax.models.towers import ImageTowerConfig, TowerConfig, read_image_to
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """The tower and its head.
+    """An image tower and its head.
 
     Attributes:
-      image_tower: tower of the kind that its field `kind` names in `IMAGE_TOWERS`.
-      classes: how many.
-      dropout: rate before the head.
-      dtype: compute type of the tower, a key of `DTYPES`.
+      image_tower: config of the tower; its field `kind` is a key of `IMAGE_TOWERS`.
+      classes: number of classes K.
+      dropout: dropout rate before the head.
+      dtype: number type of the tower's computation, a key of `DTYPES`.
     """
 
     image_tower: ImageTowerConfig = dataclasses.field(
@@ -44,11 +44,11 @@ class ClassifierConfig:
 
     @property
     def towers(self) -> dict[str, TowerConfig]:
-        """The tower by its name."""
+        """The tower's config by its name."""
         return {"image_tower": self.image_tower}
 
     def computed_once(self) -> Self:
-        """The same model with nothing computed twice, see `TowerConfig`."""
+        """Returns the same model with nothing computed twice, see `TowerConfig`."""
         return dataclasses.replace(self, image_tower=self.image_tower.computed_once())
 
     def build(
@@ -57,38 +57,38 @@ class ClassifierConfig:
         placement: Placement | None = None,
         kernels: Kernels | None = None,
     ) -> "Classifier":
-        """Makes the model; see `ImageModel`."""
+        """Builds the model, see `ImageModel`."""
         return Classifier(self, batch_norm_group, placement, kernels or Kernels())
 
 
 class Classifier(ImageModel):
-    """The tower and a head that starts at zero.
+    """An image tower and a linear head that starts at zero.
 
     Attributes:
-      config: sizes.
+      config: sizes of the tower and the head.
     """
 
     config: ClassifierConfig
 
-    inputs = ("images",)  # what `__call__` takes of a batch
+    inputs = ("images",)  # arrays of a batch that `__call__` takes
 
     def setup(self) -> None:
-        """Names the submodules, which name the parameters."""
+        """Creates the submodules, whose names are those of the parameters."""
         super().setup()
         self.head = nn.Dense(self.config.classes, kernel_init=nn.initializers.zeros)
 
     def encode_images(self, images: jax.Array) -> jax.Array:
-        """The features, scaled to unit length."""
+        """Returns the image tower's features, scaled to unit length."""
         return unit_length(self.image_features(images))
 
     def classify_images(self, images: jax.Array) -> jax.Array:
-        """Logits (B, K) of images (B, H, W, 3), float32."""
+        """Returns the logits (B, K) of images (B, H, W, 3), float32."""
         return self.head(self.image_features(images))
 
     def __call__(
         self, images: jax.Array, core_ids: jax.Array, train: bool
     ) -> tuple[jax.Array]:
-        """Logits of a batch, (B, K)."""
+        """Returns the logits (B, K) of a batch, as the only item of a tuple."""
         features = self.image_features(images, core_ids, train)
         if train and self.config.dropout:
             key = self.make_rng("dropout")

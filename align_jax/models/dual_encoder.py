@@ -1,8 +1,8 @@
 """The dual encoder of ALIGN (arXiv 2102.05918, section 4.1).
 
-An image's embedding is the output of the image tower, EfficientNet's pooled features in
-the paper; a text's is that of the text tower, BERT's at [CLS], through one linear layer
-to the image's width. Both are scaled to unit length.
+An image's embedding is the output of the image tower (in the paper, EfficientNet's
+pooled features). A text's embedding is the output of the text tower (BERT's at [CLS])
+after one linear layer to the image's width. Both are scaled to unit length.
 """
 
 import dataclasses
@@ -33,19 +33,20 @@ TEMPERATURE_FORMS = ("direct", "log")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The towers and what joins them.
+    """The two towers and the parts that join them.
 
     Attributes:
-      image_tower: tower of the kind that its field `kind` names in `IMAGE_TOWERS`.
-      text_tower: likewise, in `TEXT_TOWERS`.
-      embedding_size: width of a linear layer on the image tower; None for none, the
+      image_tower: config of the image tower; its field `kind` is a key of
+        `IMAGE_TOWERS`.
+      text_tower: config of the text tower; its field `kind` is a key of `TEXT_TOWERS`.
+      embedding_size: width of a linear layer on the image tower; None for no layer, the
         paper's choice for B7 and L2 (its ablations set 640, 320, 160 or 80).
-      temperature_init: first value of the temperature, which divides the cosines.
-      temperature_form: what is learned, the temperature ("direct", as the paper) or
-        its logarithm ("log").
-      logit_bias_init: first value of a bias added to the logits, for the sigmoid loss;
-        None for none.
-      dtype: compute type, a key of `DTYPES`.
+      temperature_init: initial temperature, which divides the cosines.
+      temperature_form: parameter that is learned, the temperature ("direct", as in the
+        paper) or its logarithm ("log").
+      logit_bias_init: initial value of a bias added to the logits, for the sigmoid
+        loss; None for no bias.
+      dtype: number type of the computation, a key of `DTYPES`.
     """
 
     image_tower: ImageTowerConfig = dataclasses.field(
@@ -73,7 +74,7 @@ class ModelConfig:
 
     @property
     def towers(self) -> dict[str, TowerConfig]:
-        """The towers by name, in the order of what `DualEncoder` returns."""
+        """Towers' configs by name, in the order of `DualEncoder`'s embeddings."""
         return {"image_tower": self.image_tower, "text_tower": self.text_tower}
 
     @property
@@ -82,7 +83,7 @@ class ModelConfig:
         return self.embedding_size or self.image_tower.output_width
 
     def computed_once(self) -> Self:
-        """The same model with nothing computed twice, see `TowerConfig`."""
+        """Returns the same model with nothing computed twice, see `TowerConfig`."""
         return dataclasses.replace(
             self,
             image_tower=self.image_tower.computed_once(),
@@ -95,7 +96,7 @@ class ModelConfig:
         placement: Placement | None = None,
         kernels: Kernels | None = None,
     ) -> "DualEncoder":
-        """Makes the model; see `ImageModel`."""
+        """Builds the model, see `ImageModel`."""
         return DualEncoder(self, batch_norm_group, placement, kernels or Kernels())
 
 
@@ -103,10 +104,11 @@ class ImageModel(nn.Module):
     """A model with an image tower.
 
     Attributes:
-      config: with the fields `image_tower` and `dtype`.
-      batch_norm_group: images that share BatchNorm statistics in training.
-      placement: gathers parameters where they are used; None where they are whole.
-      kernels: what computes the operations that have kernels of our own.
+      config: config of the model, with the fields `image_tower` and `dtype`.
+      batch_norm_group: number of images that share BatchNorm statistics in training.
+      placement: sharding by which blocks gather their parameters; None if parameters
+        are not sharded.
+      kernels: choice between Pallas kernels and XLA.
     """
 
     config: Any
@@ -115,12 +117,12 @@ class ImageModel(nn.Module):
     kernels: Kernels = Kernels()
 
     def setup(self) -> None:
-        """Names the tower, which names its parameters."""
+        """Creates the tower, whose name is that of its parameters."""
         self.image_tower = self.build_tower("image_tower", self.config.image_tower)
 
     @nn.nowrap
     def build_tower(self, name: str, config: TowerConfig) -> Tower:
-        """Makes a tower with the model's fields."""
+        """Builds a tower with the model's fields."""
         return build_tower(
             name,
             config,
@@ -136,28 +138,27 @@ class ImageModel(nn.Module):
         core_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """The image tower's output (B, W), before any projection, float32.
+        """Returns the image tower's output (B, W), before any projection, float32.
 
-        Images (B, H, W, 3) are whole levels, uint8, or floats in [-1, 1], see
-        `scale_pixels`. In training, core_ids (V,) is the global index of the batch's
-        virtual cores.
+        Images (B, H, W, 3) are uint8 levels, or floats in [-1, 1], see `scale_pixels`.
+        In training, core_ids (V,) are the global indices of the batch's virtual cores.
         """
         return self.image_tower(scale_pixels(images), core_ids, train)
 
 
 class DualEncoder(ImageModel):
-    """Both towers and the scalars of the logits, see `temperature_of`.
+    """The two towers, their projections and the scalars of the logits.
 
     Attributes:
-      config: the towers and what joins them.
+      config: the two towers and the parts that join them.
     """
 
     config: ModelConfig
 
-    inputs = ("images", "tokens")  # what `__call__` takes of a batch
+    inputs = ("images", "tokens")  # arrays of a batch that `__call__` takes
 
     def setup(self) -> None:
-        """Names the submodules, which name the parameters."""
+        """Creates the submodules, whose names are those of the parameters."""
         super().setup()
         config = self.config
         self.text_tower = self.build_tower("text_tower", config.text_tower)
@@ -180,8 +181,8 @@ class DualEncoder(ImageModel):
     ) -> jax.Array:
         """Embeds images (B, H, W, 3) as unit vectors (B, D), float32.
 
-        Images are whole levels, uint8, or floats in [-1, 1], see `scale_pixels`. In
-        training, core_ids (V,) is the global index of the batch's virtual cores.
+        Images are uint8 levels, or floats in [-1, 1], see `scale_pixels`. In training,
+        core_ids (V,) are the global indices of the batch's virtual cores.
         """
         features = self.image_features(images, core_ids, train)
         if self.config.embedding_size is not None:
@@ -194,9 +195,9 @@ class DualEncoder(ImageModel):
         core_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Embeds token ids (B, L), 0 where padded, as unit vectors (B, D), float32.
+        """Embeds token ids (B, L), 0 as padding, as unit vectors (B, D), float32.
 
-        In training, core_ids (V,) is the global index of the batch's virtual cores.
+        In training, core_ids (V,) are the global indices of the batch's virtual cores.
         """
         return unit_length(self.project_texts(tokens, core_ids, train))
 
@@ -206,17 +207,17 @@ class DualEncoder(ImageModel):
         core_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """What `encode_texts` scales to unit length."""
+        """Returns the text embeddings (B, D) before they are scaled to unit length."""
         return self.text_projection(self.text_tower(tokens, core_ids, train))
 
     def text_features(self, tokens: jax.Array) -> jax.Array:
-        """The text tower's output for token ids (B, L), (B, W) float32."""
+        """Returns the text tower's output (B, W) for token ids (B, L), float32."""
         return self.text_tower(tokens, None, False)
 
     def __call__(
         self, images: jax.Array, tokens: jax.Array, core_ids: jax.Array, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Embeds a batch of pairs: images and texts, (B, D) each."""
+        """Embeds a batch of pairs: returns image and text embeddings, (B, D) each."""
         return (
             self.encode_images(images, core_ids, train),
             self.encode_texts(tokens, core_ids, train),
@@ -224,10 +225,10 @@ class DualEncoder(ImageModel):
 
 
 def scale_pixels(images: jax.Array) -> jax.Array:
-    """Scales levels, uint8, to float32 in [-1, 1]; floats stay as they are.
+    """Scales uint8 levels to float32 in [-1, 1]; floats stay as they are.
 
-    Pictures travel to the device as bytes, a quarter of the memory, and become numbers
-    where they are used.
+    Pictures travel to the device as bytes, a quarter of the memory, and are converted
+    to floats where they are used.
     """
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 127.5 - 1.0
@@ -235,7 +236,7 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 
 def temperature_of(params: Mapping) -> jax.Array:
-    """The temperature () of a dual encoder's parameters, in either form."""
+    """Returns the temperature () of a dual encoder's parameters, in either form."""
     if "log_temperature" in params:
         return jnp.exp(params["log_temperature"])
     return params["temperature"]

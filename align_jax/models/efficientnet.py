@@ -1,7 +1,7 @@
 """EfficientNet image tower (arXiv 1905.11946) without the head's 1x1 convolution.
 
 ALIGN (arXiv 2102.05918, section 4.1) takes the global average of the last block's
-output as the image's features; the classification head is never built.
+output as the image's features, so the classification head is never built.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ VARIANTS = {
     "l2": (4.3, 5.3),
 }
 
-KEPT = ("convolution", "sums")  # what "pointwise" keeps, by the names they are given
+KEPT = ("convolution", "sums")  # names of the arrays that "pointwise" keeps
 REMATERIALISATIONS = ("none", "pointwise", "blocks", "stages")
 
 
@@ -63,24 +63,27 @@ class EfficientNetConfig:
     """Size, regularisation and execution of an EfficientNet.
 
     Attributes:
-      width: channel multiplier (B0: 1.0, B7: 2.0; `VARIANTS` has them all).
+      width: channel multiplier (B0: 1.0, B7: 2.0; `VARIANTS` has all variants).
       depth: block multiplier (B0: 1.0, B7: 3.1).
-      drop_rate: stochastic-depth rate of the last block; block b of n has b / n of it.
+      drop_rate: stochastic-depth rate; block b = 0, 1, ... of n has b / n of it.
       batch_norm_momentum: decay of BatchNorm's running statistics.
-      frozen_statistics: normalise by the running statistics in training too.
-      padding: "same" (TensorFlow's rule) or "keras" (the open ALIGN weights').
-      top_conv: the head's 1x1 convolution to 1280 channels times width, which ALIGN
-        leaves out and ImageNet checkpoints have.
-      scan: compile the repeated blocks of a stage as one body; same parameters.
-      rematerialise: what the backward pass computes again instead of keeping it:
-        "none", "pointwise" (all but what convolutions and sums over places return),
-        "blocks" (all but each block's input) or "stages".
-      kernels: "auto", for kernels of our own where the devices have them, or "plain".
-      stages: rows as in `STAGES`, instead of those; () for those.
+      frozen_statistics: whether to normalise by the running statistics in training too.
+      padding: "same" (TensorFlow's rule) or "keras" (the rule of the open ALIGN
+        weights).
+      top_conv: whether to add the head's 1x1 convolution to 1280 channels times width,
+        which ALIGN leaves out and ImageNet checkpoints have.
+      scan: whether to compile the repeated blocks of a stage as one body; the
+        parameters are the same.
+      rematerialise: arrays that the backward pass computes again instead of keeping:
+        "none", "pointwise" (all but the results of convolutions and of sums over
+        pixels), "blocks" (all but each block's input) or "stages" (all but each stage's
+        input).
+      kernels: "auto" (Pallas kernels if the devices support them) or "plain" (XLA).
+      stages: rows in the form of `STAGES`, which they replace; () for `STAGES`.
       kind: "efficientnet".
     """
 
-    # What the rest of the code asks of a tower, see `models.towers`.
+    # The contract of a tower, see `models.towers`.
     execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise", "kernels")
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
@@ -111,7 +114,7 @@ class EfficientNetConfig:
 
     @property
     def rows(self) -> tuple[tuple[int, ...], ...]:
-        """The stages before scaling, as `STAGES` has them."""
+        """Stages before scaling, in the form of `STAGES`."""
         return self.stages or STAGES
 
     @property
@@ -120,15 +123,15 @@ class EfficientNetConfig:
         return "" if self.frozen_statistics else "frozen_statistics"
 
     def computed_once(self) -> Self:
-        """The same tower, without rematerialisation and with each body once."""
+        """Returns the same tower without rematerialisation and with `scan`."""
         return dataclasses.replace(self, rematerialise="none", scan=True)
 
     @classmethod
     def smallest(cls) -> Self:
-        """Three blocks with all that occurs in larger ones.
+        """Returns a tower of three blocks with all the parts of larger towers.
 
-        The first has expansion 1, the second expansion 6 and a kernel of 5 x 5, both
-        have stride 2; the third adds to its input, with stochastic depth.
+        The first block has expansion 1. The second has expansion 6 and a 5 x 5 kernel.
+        Both have stride 2. The third adds to its input, with stochastic depth.
         """
         return cls(width=0.25, stages=((1, 3, 2, 1, 16), (2, 5, 2, 6, 64)))
 
@@ -162,7 +165,7 @@ def round_channels(channels: int, width: float, divisor: int = 8) -> int:
 
 
 def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
-    """Lists the blocks of each stage of a scaled network in order."""
+    """Lists the blocks of each stage of a scaled network, in order."""
     channels = round_channels(STEM_CHANNELS, config.width)
     stages = []
     for count, kernel, stride, expansion, out in config.rows:
@@ -184,13 +187,13 @@ def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
 
 
 def drop_rates(config: EfficientNetConfig) -> list[float]:
-    """Stochastic-depth rate of every block: `drop_rate` * b / blocks."""
+    """Returns the stochastic-depth rate of every block: `drop_rate` * b / blocks."""
     count = sum(map(len, expand_stages(config)))
     return [config.drop_rate * block / count for block in range(count)]
 
 
 def rematerialised(block_type: type[nn.Module], choice: str) -> type[nn.Module]:
-    """The block's class, computed again as chosen, see `EfficientNetConfig`."""
+    """Returns a block's class, rematerialised as chosen, see `EfficientNetConfig`."""
     if choice not in ("pointwise", "blocks"):
         return block_type
     kept = KEPT if choice == "pointwise" else ()
@@ -203,11 +206,12 @@ class EfficientNet(nn.Module):
 
     Attributes:
       config: size, regularisation and execution.
-      batch_norm_group: images that share BatchNorm statistics.
-      dtype: compute type; parameters and statistics stay float32.
-      placement: gathers a block's parameters where they are used; None where they are
-        whole.
-      kernels: what computes the convolutions and, in training, the normalisations.
+      batch_norm_group: number of images that share BatchNorm statistics.
+      dtype: number type of the computation; parameters and statistics stay float32.
+      placement: sharding by which each block gathers its parameters; None if parameters
+        are not sharded.
+      kernels: choice between Pallas kernels and XLA for the convolutions and, in
+        training, the normalisations.
     """
 
     config: EfficientNetConfig
@@ -223,9 +227,10 @@ class EfficientNet(nn.Module):
         """Encodes images.
 
         Args:
-          images: (B, H, W, 3) in [-1, 1].
-          core_ids: (V,) global index of the batch's virtual cores; None if not `train`.
-          train: batch statistics and stochastic depth if true.
+          images: (B, H, W, 3) pixels in [-1, 1].
+          core_ids: (V,) global indices of the batch's virtual cores; None if not
+            `train`.
+          train: whether to use batch statistics and stochastic depth.
 
         Returns:
           (B, config.output_width) mean over the last grid, float32.
@@ -267,7 +272,7 @@ class EfficientNet(nn.Module):
         stride: int,
         train: bool,
     ) -> jax.Array:
-        """Convolution, BatchNorm and swish: the stem and the top."""
+        """Applies convolution, BatchNorm and swish: the stem and the top."""
         config = self.config
         x = Convolution(
             features,
@@ -282,7 +287,7 @@ class EfficientNet(nn.Module):
 
     @property
     def _norm(self) -> Callable[..., BatchNorm]:
-        """BatchNorm, of whose fields the tower sets these."""
+        """Constructor of BatchNorm with the tower's fields set."""
         return partial(
             BatchNorm,
             group_size=self.batch_norm_group,
@@ -301,10 +306,11 @@ class EfficientNet(nn.Module):
         """Runs a stage of n blocks.
 
         Args:
-          x: (B, H, W, C).
-          stage: name of each block's parameters, and its shape.
-          survival: n scales (B,) of what a block adds, or None.
-          train: as in `__call__`.
+          x: (B, H, W, C) input.
+          stage: name of each block's parameters, and the block's shape.
+          survival: n arrays (B,) that scale the blocks' outputs (stochastic depth), or
+            None for each block.
+          train: whether to use batch statistics.
 
         Returns:
           (B, H', W', C').

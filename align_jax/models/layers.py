@@ -1,8 +1,8 @@
-"""What both towers share: randomness by virtual core, and how blocks are run.
+"""Parts that both towers share: random masks by virtual core, and running of blocks.
 
-A run is defined in virtual cores of `pairs_per_core` pairs each, whatever the
-hardware is. Random masks are drawn per virtual core, so the result does not depend on
-how many of them one device holds.
+A run is defined in virtual cores of `pairs_per_core` pairs each, whatever the hardware
+is. Random masks are drawn per virtual core, so the result does not depend on how many
+virtual cores one device holds.
 """
 
 import operator
@@ -24,14 +24,14 @@ def keep_mask(
     Args:
       key: random key of this step and layer.
       core_ids: (V,) global index of each virtual core in this batch.
-      shape: (B, ...) of the mask; B is a multiple of V.
+      shape: (B, ...) shape of the mask; B is a multiple of V.
       rate: probability of a zero.
 
     Returns:
       Boolean mask of `shape`.
 
     Raises:
-      ValueError: there are no core_ids.
+      ValueError: `core_ids` is None.
     """
     if core_ids is None:
         raise ValueError("random masks are drawn by virtual core; core_ids is None")
@@ -49,7 +49,7 @@ def survival_scales(
     Args:
       key: random key of this step.
       core_ids: (V,) global index of each virtual core in this batch.
-      batch: examples B, a multiple of V.
+      batch: number of examples B, a multiple of V.
       rates: n probabilities of dropping a block's output, in [0, 1).
 
     Returns:
@@ -67,39 +67,39 @@ def survival_scales(
 def dropout(
     x: jax.Array, key: jax.Array | None, core_ids: jax.Array | None, rate: float
 ) -> jax.Array:
-    """Inverted dropout of x (B, ...); the identity without a key."""
+    """Applies inverted dropout to x (B, ...); without a key it returns x."""
     if key is None:
         return x
     return jnp.where(keep_mask(key, core_ids, x.shape, rate), x / (1.0 - rate), 0.0)
 
 
 def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:
-    """The block's class; where its tower has a placement, it gathers its parameters."""
+    """Makes a block's class gather its parameters if its tower has a placement."""
     if tower.placement is None or tower.is_initializing():
         return block
     return nn.map_variables(block, "params", tower.placement.gather)
 
 
 def split_batch(x: jax.Array, tower: nn.Module) -> jax.Array:
-    """Holds x (B, ...) to the batch's split; where nothing else is split, it is."""
+    """Constrains x (B, ...) to the batch sharding if the parameters are sharded."""
     return tower.placement.split(x) if tower.placement else x
 
 
 def scan_blocks(
     tower: nn.Module, names: Sequence[str], body: Body, x: jax.Array, each: Any
 ) -> jax.Array:
-    """Runs a tower's equal blocks one after the other, compiled as one.
+    """Runs a tower's equal blocks one after the other, compiled as one body.
 
     Args:
-      tower: has the blocks' variables, under their names.
-      names: of n blocks, at least one.
-      body: maps (a block's variables, x, its item of `each`) to x and the variables
-        that changed.
-      x: what the first block is given.
-      each: n trees of arrays, one a block.
+      tower: module that holds the blocks' variables under the blocks' names.
+      names: submodule names of n blocks, at least one.
+      body: function of (a block's variables, x, its item of `each`) that returns x and
+        the variables that changed.
+      x: input of the first block.
+      each: n trees of arrays, one per block.
 
     Returns:
-      What the last block returns.
+      The output of the last block.
     """
     variables = [
         {kind: tree[name] for kind, tree in tower.variables.items()} for name in names

@@ -1,4 +1,4 @@
-"""EfficientNet's building block and the convolutions in it (arXiv 1905.11946)."""
+"""EfficientNet's building block and its convolutions (arXiv 1905.11946)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from align_jax.models.batch_norm import BatchNorm
 SQUEEZE_RATIO = 0.25
 
 # Variance 2 / fan_out, as the published implementation initialises convolutions. A
-# depthwise kernel (k, k, 1, C) has one output a channel, so its fan_out is k * k.
+# depthwise kernel (k, k, 1, C) has one output per channel, so its fan_out is k * k.
 dense_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 depthwise_init = nn.initializers.variance_scaling(
     2.0, "fan_out", "truncated_normal", in_axis=-1, out_axis=-2
@@ -32,7 +32,7 @@ depthwise_init = nn.initializers.variance_scaling(
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Shape of one MBConv block; channels are those entering and leaving it."""
+    """Shape of one MBConv block; `channels_in` enter it, `channels_out` leave it."""
 
     kernel: int
     stride: int
@@ -46,13 +46,13 @@ class Convolution(nn.Module):
     """Dense convolution without bias, or a depthwise one.
 
     Attributes:
-      features: output channels; those of the input for a depthwise convolution.
+      features: number of output channels; for a depthwise convolution, the input's.
       kernel: side of the kernel.
-      stride: step in both directions.
-      depthwise: one kernel a channel.
+      stride: input pixels per output pixel, in both directions.
+      depthwise: whether each channel has a separate kernel.
       padding: a key of `PADDINGS`.
-      dtype: compute type.
-      kernels: what computes it.
+      dtype: number type of the computation.
+      kernels: choice between the forms for NVIDIA GPUs and plain XLA.
     """
 
     features: int
@@ -89,10 +89,10 @@ class Convolution(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """The weights of the gate that scales channels, see `gate_of`.
+    """Weights of the gate that scales channels, see `gate_of`.
 
     Attributes:
-      channels: that are gated.
+      channels: number of gated channels.
       reduced: channels of the gate's hidden layer, a quarter of the block's input.
     """
 
@@ -101,7 +101,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict:
-        """{"reduce", "expand"}: {"kernel", "bias"} of its two dense layers."""
+        """Returns {"reduce", "expand"}: {"kernel", "bias"} of its two dense layers."""
         return {
             "reduce": DenseWeights(self.channels, self.reduced, name="reduce")(),
             "expand": DenseWeights(self.reduced, self.channels, name="expand")(),
@@ -116,7 +116,7 @@ class DenseWeights(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, jax.Array]:
-        """{"kernel", "bias"}: (features_in, features) and (features,)."""
+        """Returns {"kernel", "bias"}: (features_in, features) and (features,)."""
         shape = (self.features_in, self.features)
         return {
             "kernel": self.param("kernel", dense_init, shape),
@@ -128,11 +128,11 @@ class MBConv(nn.Module):
     """Inverted bottleneck: expand, depthwise, squeeze-excite, project.
 
     Attributes:
-      block: the block's shape.
-      norm: makes a BatchNorm of its remaining fields.
+      block: shape of the block.
+      norm: constructor of BatchNorm, which takes the fields that are not yet set.
       padding: a key of `PADDINGS`.
-      dtype: compute type.
-      kernels: what computes the convolutions.
+      dtype: number type of the computation.
+      kernels: choice between the forms for NVIDIA GPUs and plain XLA.
     """
 
     block: Block
@@ -147,7 +147,7 @@ class MBConv(nn.Module):
     ) -> jax.Array:
         """Maps x (B, H, W, channels_in) to (B, H', W', channels_out).
 
-        `survival` (B,) scales what the block adds to its input: stochastic depth.
+        `survival` (B,) scales the output that is added to the input: stochastic depth.
         """
         block = self.block
         expanded = block.channels_in * block.expansion

@@ -1,4 +1,4 @@
-"""How another codebase's tensors lie in our parameter tree, both ways, bit for bit."""
+"""Maps another codebase's tensors to our parameter tree and back, bit for bit."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from align_jax.models.towers import TowerConfig, build_tower
 
 Path = tuple[str, ...]  # ("params", "image_tower", "stem", "kernel")
 
-# Initial inputs: a module's parameters depend on no size of them.
+# Inputs for initialisation. A module's parameters do not depend on their sizes.
 FIRST_INPUTS = {
     "images": np.zeros((1, 64, 64, 3), np.float32),
     "tokens": np.ones((1, 2), np.int32),
@@ -30,10 +30,10 @@ class Tensor:
     """One tensor of the other codebase.
 
     Attributes:
-      name: its name there.
-      path: its place in our variables.
-      shape: its shape there.
-      axes: permutation of its axes that gives our order, before our shape.
+      name: name in the other codebase.
+      path: path in our variables.
+      shape: shape in the other codebase.
+      axes: permutation of the axes into our order, before the reshape to our shape.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Tensor:
 def variable_shapes(
     config: ModelConfig | ClassifierConfig,
 ) -> dict[Path, tuple[int, ...]]:
-    """Shapes of a model's parameters and statistics by path."""
+    """Returns the shapes of a model's parameters and statistics by path."""
     model = config.build()
     create = partial(model.init, train=False)
     variables = jax.eval_shape(create, jax.random.key(0), *first_inputs(model))
@@ -53,11 +53,11 @@ def variable_shapes(
 
 
 def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
-    """Shapes of one tower's variables by path, as a model names them.
+    """Returns the shapes of one tower's variables by path, as a model names them.
 
     Args:
       name: a key of `TOWERS`.
-      config: of the tower.
+      config: the tower's config.
     """
     tower = build_tower(name, config, jnp.float32)
     inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
@@ -73,18 +73,18 @@ def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
 
 
 def first_inputs(model: DualEncoder | Classifier) -> list[np.ndarray]:
-    """Arrays that a model is initialised with."""
+    """Returns the arrays that a model is initialised with."""
     return [*(FIRST_INPUTS[name] for name in model.inputs), FIRST_CORES]
 
 
 def flatten(tree: Mapping) -> dict[Path, jax.Array]:
-    """Leaves of a tree of mappings by path."""
+    """Returns the leaves of a tree of mappings by path."""
     leaves, _ = tree_flatten_with_path(dict(tree))
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 
 def unflatten(leaves: Mapping[Path, np.ndarray]) -> dict:
-    """The tree of mappings with these leaves."""
+    """Returns the tree of mappings that has the given leaves."""
     tree: dict = {}
     for path, leaf in leaves.items():
         node = tree
@@ -102,8 +102,8 @@ def check_names(
     """Compares tensors' names and shapes.
 
     Raises:
-      InputError: names the tensors that are missing, not known or of another shape
-        (with both shapes), and the source.
+      InputError: tensors are missing, not known or of another shape. The message names
+        them (with both shapes) and the source.
     """
     problems = [
         f"{name} {wanted[name]} is missing" for name in wanted if name not in found
@@ -126,7 +126,7 @@ def to_ours(
     found: Mapping[str, np.ndarray],
     shapes: Mapping[Path, tuple[int, ...]],
 ) -> dict[Path, np.ndarray]:
-    """Brings the other codebase's arrays, by name, into our shapes, by path."""
+    """Converts the other codebase's arrays, by name, to our shapes, by path."""
     return {
         tensor.path: found[tensor.name]
         .transpose(tensor.axes)

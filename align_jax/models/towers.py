@@ -1,8 +1,8 @@
-"""The towers that a config can choose, and what each of them answers for itself.
+"""Towers that a config can choose, and the contract that each of them keeps.
 
 A tower is a config class and a Flax module. The field `kind` of the tower's sub-dict is
 a key of `IMAGE_TOWERS` or `TEXT_TOWERS`. A new tower is one file and one line in one of
-these dicts: nothing outside of its file knows its fields, parameters or blocks.
+these dicts: no other file knows its fields, parameters or blocks.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,21 +22,21 @@ ConfigT = TypeVar("ConfigT", bound="TowerConfig")
 
 
 class TowerConfig(Dataclass, Protocol):
-    """Fields of a tower's sub-dict, and answers to what the rest of the code asks.
+    """Contract of a tower's config class.
 
-    It is a frozen dataclass. Each field is one of the sub-dict.
+    The class is a frozen dataclass whose fields are those of the tower's sub-dict.
 
     Attributes:
-      execution_fields: fields that change how the tower is computed and not its result.
-      module_options: fields of the module beside those of `Tower`, each a parameter of
+      execution_fields: fields that change how the tower is computed but not its result.
+      module_options: fields of the module beyond those of `Tower`, each a parameter of
         `build_tower`: "batch_norm_group", "kernels".
-      block_prefix: beginning of the names of the submodules that gather their own
-        parameters, see `layers.gathered`; "" where there are none.
+      block_prefix: prefix of the names of submodules that gather their parameters
+        themselves, see `layers.gathered`; "" if there are none.
       undecayed: regular expressions of the parameters without weight decay and without
-        LAMB's trust ratio; each fits the beginning of a path below the tower, such as
-        "stem_norm/scale".
-      optional_modules: submodules that other towers of this kind have. Where this one
-        has none, weights for it may hold them, and they are left out.
+        LAMB's trust ratio; each matches the beginning of a path below the tower, such
+        as "stem_norm/scale".
+      optional_modules: submodules that only some towers of this class have. A tower
+        without them ignores them in the weights that it loads.
     """
 
     execution_fields: ClassVar[tuple[str, ...]]
@@ -47,48 +47,48 @@ class TowerConfig(Dataclass, Protocol):
 
     @property
     def kind(self) -> str:
-        """Key of this class; a field whose default is that key."""
+        """Key of this class in its dict; a field whose default is that key."""
 
     @property
     def output_width(self) -> int:
-        """Width W of what the tower returns."""
+        """Width W of the tower's output."""
 
     @property
     def freezing_field(self) -> str:
-        """Field to set where all parameters are frozen, since the rest would move.
+        """Field to set if all parameters are frozen, as its statistics would still change.
 
-        It is "" where it is set, or where a tower has parameters only.
+        It is "" if the field is set, or if a tower has only parameters.
         """
 
     def computed_once(self) -> Self:
-        """The same tower with nothing computed twice, for counts of its arithmetic."""
+        """Returns the same tower with nothing computed twice, to count operations."""
 
     @classmethod
     def smallest(cls) -> Self:
-        """The smallest tower in which all parts of larger ones occur, for tests."""
+        """Returns the smallest tower with all the parts of larger ones, for tests."""
 
 
 class ImageTowerConfig(TowerConfig, Protocol):
-    """A tower of pictures.
+    """Contract of an image tower's config class.
 
     Attributes:
-      memory_choices: fields that trade time for memory, with their values; `--plan`
-        compares them.
+      memory_choices: fields that trade time for memory, with the values that `--plan`
+        compares.
     """
 
     memory_choices: ClassVar[Mapping[str, tuple]]
 
     @property
     def kernels(self) -> str:
-        """What `choose_kernels` is asked for; "plain" if the module takes none."""
+        """Choice for `choose_kernels`; "plain" if the module takes no kernels."""
 
 
 class TextTowerConfig(TowerConfig, Protocol):
-    """A tower of texts."""
+    """Contract of a text tower's config class."""
 
     @property
     def vocabulary_size(self) -> int:
-        """Token ids are below it; id 0 is padding."""
+        """Number of token ids; id 0 is padding."""
 
     @property
     def max_tokens(self) -> int:
@@ -99,10 +99,10 @@ class Tower(Protocol):
     """A Flax module that encodes pictures or texts.
 
     Attributes:
-      config: of the tower's class.
-      dtype: compute type; parameters are float32.
-      placement: gathers a block's parameters where they are used; None where they are
-        whole.
+      config: instance of the tower's config class.
+      dtype: number type of the computation; parameters are float32.
+      placement: sharding by which each block gathers its parameters; None if parameters
+        are not sharded.
     """
 
     config: Any
@@ -116,7 +116,7 @@ class Tower(Protocol):
 
         Args:
           inputs: images (B, H, W, 3), float32 in [-1, 1], or token ids (B, L), int32.
-          core_ids: (V,) global index of the batch's virtual cores, by which random
+          core_ids: (V,) global indices of the batch's virtual cores, by which random
             masks are drawn, see `models.layers`; None if not `train`.
           train: whether the result is trained on.
 
@@ -125,7 +125,7 @@ class Tower(Protocol):
         """
 
     def init(self, rngs: jax.Array, *args: Any, **kwargs: Any) -> Any:
-        """Flax's."""
+        """Creates the variables; Flax defines it."""
 
 
 IMAGE_TOWERS: dict[str, tuple[type[ImageTowerConfig], type[Tower]]] = {
@@ -139,22 +139,22 @@ TOWERS: dict[str, Mapping[str, tuple[type[TowerConfig], type[Tower]]]] = {
     "image_tower": IMAGE_TOWERS,
     "text_tower": TEXT_TOWERS,
 }
-# Kinds of sub-dicts that name none, as those of earlier versions.
+# Defaults of the field `kind`, which a sub-dict may leave out.
 DEFAULT_KINDS = {"image_tower": "efficientnet", "text_tower": "bert"}
 
 
 def read_image_tower(fields: Any, where: str) -> ImageTowerConfig:
-    """Reads a sub-dict of the class that its `kind` names; see `read_config`.
+    """Reads a sub-dict as the config class that its `kind` names; see `read_config`.
 
     Raises:
-      InputError: an unknown kind, or fields that do not fit it.
+      InputError: the kind is unknown, or the fields do not fit it.
       TypeError: the class or its module breaks its contract.
     """
     return _read(IMAGE_TOWERS, "image_tower", ImageTowerConfig, fields, where)
 
 
 def read_text_tower(fields: Any, where: str) -> TextTowerConfig:
-    """Reads a sub-dict as `read_image_tower` does."""
+    """Reads a text tower's sub-dict in the same way as `read_image_tower`."""
     return _read(TEXT_TOWERS, "text_tower", TextTowerConfig, fields, where)
 
 
@@ -184,16 +184,15 @@ def build_tower(
     batch_norm_group: int = 1,
     kernels: Kernels | None = None,
 ) -> Tower:
-    """Makes the module of a tower.
+    """Builds the module of a tower.
 
     Args:
       name: a key of `TOWERS`.
-      config: of the tower.
-      dtype: compute type.
-      placement: see `Tower`.
-      batch_norm_group: images that share BatchNorm statistics in training.
-      kernels: what computes the operations that have kernels of our own; None for
-        plain XLA.
+      config: the tower's config.
+      dtype: number type of the computation.
+      placement: sharding of the parameters, see `Tower`.
+      batch_norm_group: number of images that share BatchNorm statistics in training.
+      kernels: choice between Pallas kernels and XLA; None for XLA.
     """
     options = {"batch_norm_group": batch_norm_group, "kernels": kernels or Kernels()}
     _, module = choose(TOWERS[name], config.kind, f"model.{name}.kind")
@@ -201,12 +200,12 @@ def build_tower(
         option: choose(options, option, f"{type(config).__name__}.module_options")
         for option in config.module_options
     }
-    make: Callable[..., Tower] = module  # a Protocol says nothing of the constructor
+    make: Callable[..., Tower] = module  # a Protocol does not type the constructor
     return make(config=config, dtype=dtype, placement=placement, **own)
 
 
 def undecayed_parameters(towers: Mapping[str, TowerConfig]) -> tuple[str, ...]:
-    """Patterns of a model's parameters without decay, by what its towers say."""
+    """Returns patterns of the parameters of a model that have no weight decay."""
     return tuple(
         f"^{name}/{pattern}"
         for name, config in towers.items()
@@ -215,9 +214,10 @@ def undecayed_parameters(towers: Mapping[str, TowerConfig]) -> tuple[str, ...]:
 
 
 def execution_fields(model: Mapping[str, Any]) -> list[str]:
-    """Dotted paths of fields of a model's literal config that keep its result.
+    """Returns the dotted paths of config fields that do not change a model's result.
 
-    Unknown kinds and models without a tower have none.
+    `model` is the model's literal config. Unknown kinds and models without a tower have
+    none.
     """
     paths = []
     for name, towers in TOWERS.items():
