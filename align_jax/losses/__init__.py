@@ -1,1 +1,1 @@
-"""The contrastive losses and the choice between objectives."""
+"""Contrastive losses, and the choice between objectives."""

@@ -1,14 +1,7 @@
 """ALIGN's contrastive loss over the global batch (arXiv 2102.05918, section 4.1).
 
-With unit vectors x_i (images) and y_j (texts), temperature s, N pairs and logits
-z_ij = x_i . y_j / s:
-
-    L_i2t = -1/N sum_i log( exp(z_ii) / sum_j exp(z_ij) )
-    L_t2i = -1/N sum_j log( exp(z_jj) / sum_i exp(z_ij) )
-    L     = L_i2t + L_t2i
-
-Label smoothing e mixes the one-hot target with the uniform one over the candidates:
-a term is lse - (1 - e) z_ii - e mean, with log-sum-exp and mean of its row or column.
+`contrastive_loss` has the formula. Each device computes the loss of its pairs under
+`shard_map`, see `tiles`; on NVIDIA GPUs with the kernels of `contrastive_gpu`.
 """
 
 import dataclasses
@@ -54,28 +47,42 @@ def contrastive_loss(
     precision: str = "highest",
     kernels: str = "auto",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the loss over all pairs of all devices in memory linear in N.
+    """Computes ALIGN's loss over all pairs of all devices, in memory linear in N.
+
+    With unit vectors x_i (images) and y_j (texts), temperature s, N pairs and logits
+    z_ij = x_i . y_j / s (arXiv 2102.05918, section 4.1):
+
+        L_i2t = -1/N sum_i log( exp(z_ii) / sum_j exp(z_ij) )
+        L_t2i = -1/N sum_j log( exp(z_jj) / sum_i exp(z_ij) )
+        L     = L_i2t + L_t2i
+
+    Label smoothing e mixes the one-hot target with the uniform one over the candidates.
+    A term is then lse - (1 - e) z_ii - e mean, where lse and mean are the log-sum-exp
+    and the mean of the logits of its row or column.
 
     Args:
-      image_embeddings: (N, D) of unit length, split over the mesh by rows.
-      text_embeddings: (N, D) of unit length, likewise; row i matches image i.
+      image_embeddings: (N, D) unit vectors, split over the mesh by rows.
+      text_embeddings: (N, D) unit vectors, split in the same way; row i matches image
+        i.
       temperature: () positive divisor of the cosine similarities.
-      mesh: the devices; N is a multiple of their number.
+      mesh: mesh of the devices; N is a multiple of their number.
       label_smoothing: e above, in [0, 1).
       reduction: "sum" of the two directions (the paper) or their "mean".
       negatives: share of the batch that a pair is compared with, 1 / a whole number;
         see `make_tiling`.
-      tile: columns of the logits held at a time; None chooses, see `make_tiling`.
-      precision: of the matrix products, a name of `jax.lax.Precision`.
-      kernels: "auto" is those of `logit_kernels` on NVIDIA GPUs at precision "default",
-        which round the embeddings to bfloat16; "plain" never.
+      tile: number of columns of the logits held at a time; None lets `make_tiling`
+        choose.
+      precision: precision of the matrix products, a name of `jax.lax.Precision`.
+      kernels: "auto" uses the kernels of `logit_kernels` on NVIDIA GPUs at precision
+        "default", which round the embeddings to bfloat16; "plain" never does.
 
     Returns:
       The loss, (), and metrics, (): each direction's loss and in-batch accuracy. Only
       the loss has a gradient.
 
     Raises:
-      ValueError: negatives, reduction or kernels is none of the above.
+      ValueError: reduction, negatives, tile or kernels is invalid, or N does not divide
+        over the devices.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
@@ -90,14 +97,14 @@ def contrastive_loss(
 
 
 class SoftmaxResiduals(NamedTuple):
-    """What the backward pass needs of the forward pass; or where that lies, as specs.
+    """Arrays of the forward pass for the backward pass, or their PartitionSpecs.
 
     Attributes:
       ximg: (N, D) images, split by rows.
       ytxt: (N, D) texts, split by rows.
-      temperature: ().
+      temperature: () temperature.
       lse: log-sum-exps of the rows and of the columns, (N,) each, split.
-      kept: logits (K, N, T) of the first tiles, see `walk`; () where kernels compute.
+      kept: logits (K, N, T) of the first tiles, see `walk`; () with Pallas kernels.
     """
 
     ximg: Any
@@ -109,7 +116,7 @@ class SoftmaxResiduals(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _directions(ximg, ytxt, temperature, tiling, smoothing):
-    """Each direction's loss and accuracy."""
+    """Returns each direction's loss and accuracy."""
     return _directions_forward(ximg, ytxt, temperature, tiling, smoothing)[0]
 
 
@@ -119,7 +126,7 @@ def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
         out_specs=(WHOLE, Directions(ROWS, ROWS), KEPT),
-        check_vma=tiling.kernels == PLAIN,  # which Pallas cannot follow
+        check_vma=tiling.kernels == PLAIN,  # Pallas does not support the check
     )
     metrics, lse, kept = share(ximg, ytxt, temperature)
     return metrics, SoftmaxResiduals(ximg, ytxt, temperature, lse, kept)
@@ -151,7 +158,7 @@ def _forward_share(
     tiling: Tiling,
     smoothing: float,
 ) -> tuple[dict[str, jax.Array], Directions[jax.Array], jax.Array | tuple[()]]:
-    """Metrics; the log-sum-exp of this device's rows and columns, (n,); kept logits."""
+    """Returns metrics, this device's log-sum-exps (n,), and the kept logits."""
     n = len(ximg)
     if tiling.kernels != PLAIN:
         ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
@@ -181,10 +188,11 @@ def _forward_share(
 def _walk_forward(
     logits: Logits, positive: jax.Array
 ) -> tuple[LogitStatistics, jax.Array]:
-    """As `contrastive_gpu.statistics`; and the kept logits (K, n, T)."""
+    """Computes `contrastive_gpu.statistics` by a walk, and kept logits (K, n, T)."""
 
-    # A log-sum-exp may be shifted by any number near its maximum: by the larger of the
-    # pair's own logit, computed apart up to rounding, and the best of the others.
+    # A log-sum-exp may be shifted by any number near its maximum. The shift is the
+    # larger of the pair's own logit and the best of the others. The own logit is
+    # computed separately, so it may differ by rounding.
     def visit(carry, block, column_positive):
         row_sum, best_text = carry
         others = block.others()  # (n, T)
@@ -216,13 +224,13 @@ def _walk_forward(
 
 
 def _mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
-    """Mean cosine of this device's images, and of its texts, with their candidates.
+    """Returns mean cosines of a device's images and texts with their candidates.
 
-    The mean of products is the product with the mean: no logits are needed.
+    The mean of products is the product with the mean, so no logits are needed.
 
     Args:
-      logits: with the images (n, D) and all texts (N, D).
-      ytxt: (n, D), this device's texts.
+      logits: images (n, D) and all texts (N, D).
+      ytxt: (n, D) texts of this device.
 
     Returns:
       (n,) each.
@@ -243,9 +251,9 @@ def _backward_share(
     tiling: Tiling,
     smoothing: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients for this device's rows and the temperature.
+    """Returns the gradients of this device's rows and of the temperature.
 
-    They are those of weights.i2t * L_i2t + weights.t2i * L_t2i.
+    They are gradients of weights.i2t * L_i2t + weights.t2i * L_t2i.
     """
     ximg, ytxt, temperature, lse, kept = residuals
     lse = Directions(lse.i2t, gather(lse.t2i))  # (n,), (N,)
@@ -279,11 +287,11 @@ def _walk_backward(
     smoothing: float,
     kept: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `contrastive_gpu.gradients`, with the kept logits (K, n, T)."""
+    """Computes `contrastive_gpu.gradients` by a walk, from kept logits (K, n, T)."""
     ximg, tiling = logits.ximg, logits.tiling
 
     def visit(dimg, block, column_lse):
-        # A direction's gradient by a logit is (probability - target) / N.
+        # The gradient of a direction's loss by a logit is (probability - target) / N.
         target = (1.0 - smoothing) * block.own.astype(jnp.float32)
         candidate = block.candidate.astype(jnp.float32)
         target += smoothing / tiling.candidates * candidate

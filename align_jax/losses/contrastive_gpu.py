@@ -1,8 +1,8 @@
-"""The contrastive loss on NVIDIA GPUs, by the kernels of `logit_kernels`.
+"""The contrastive loss on NVIDIA GPUs, computed by the kernels of `logit_kernels`.
 
 The logits are never stored; their gradient is held one chunk of columns at a time, in
-bfloat16. Embeddings are rounded to bfloat16, sums are float32. Called under
-`shard_map`.
+bfloat16. Embeddings are rounded to bfloat16, sums are float32. The functions are called
+under `shard_map`.
 """
 
 from functools import partial
@@ -32,22 +32,22 @@ from align_jax.losses.tiles import own_rows
 
 KERNELS = (*CHOICES, TRITON, INTERPRET)
 
-CHUNK_BYTES = 2**29  # of the gradient by the logits that is held at a time
+CHUNK_BYTES = 2**29  # size of the logits' gradient that is held at a time
 
 STATISTICS, GRADIENTS = TileShape(), TileShape()
 
 
 def choose(kernels: str, precision: str, mesh: Mesh) -> str:
-    """What computes the loss: "plain", "triton" or, to test that, "interpret".
+    """Chooses what computes the loss: "plain", "triton" or, for tests, "interpret".
 
     Args:
-      kernels: one of `KERNELS`; "auto" is "triton" where bfloat16 products are allowed
-        and the devices have them, see `choose_kernels`.
-      precision: of the matrix products, a name of `jax.lax.Precision`.
-      mesh: the devices.
+      kernels: one of `KERNELS`; "auto" is "triton" if bfloat16 products are allowed and
+        the devices have them, see `choose_kernels`.
+      precision: precision of the matrix products, a name of `jax.lax.Precision`.
+      mesh: mesh of the devices.
 
     Raises:
-      ValueError: kernels is none of the above.
+      ValueError: kernels is not one of `KERNELS`.
     """
     if kernels not in KERNELS:
         raise ValueError(f"kernels is {kernels!r}; known: {', '.join(KERNELS)}")
@@ -57,7 +57,7 @@ def choose(kernels: str, precision: str, mesh: Mesh) -> str:
 
 
 def rounded(x: jax.Array) -> jax.Array:
-    """Embeddings in bfloat16; a cast alone the compiler may take back."""
+    """Rounds embeddings to bfloat16; the compiler might undo a cast alone."""
     x = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return x.astype(jnp.bfloat16)
 
@@ -65,12 +65,12 @@ def rounded(x: jax.Array) -> jax.Array:
 def statistics(
     logits: Logits, positive: jax.Array, shape: TileShape
 ) -> LogitStatistics:
-    """Log-sum-exps and best wrong candidates.
+    """Returns the log-sum-exps and the best wrong candidates.
 
     Args:
-      logits: of bfloat16 embeddings.
+      logits: logits of bfloat16 embeddings.
       positive: (n,) logits of this device's pairs.
-      shape: of the kernel's tiles.
+      shape: size of the kernel's tiles.
     """
     n, pairs = len(logits.ximg), len(logits.all_texts)
     own = own_rows(n)
@@ -86,7 +86,7 @@ def statistics(
         jnp.stack([own[0], 0]),
         grid.pad(logits.ximg, logits.all_texts),
     )
-    # The kernel leaves the pairs' own logits out.
+    # The kernel leaves out the pairs' own logits.
     row_lse = jnp.logaddexp(_join(row_lse)[:n], positive)
     column_lse = _join(column_lse)[:pairs]
     column_lse = column_lse.at[own].set(jnp.logaddexp(column_lse[own], positive))
@@ -95,7 +95,7 @@ def statistics(
 
 
 def _join(lse: jax.Array) -> jax.Array:
-    """Of log-sum-exps of parts, (parts, n) in base 2, those of the whole, (n,)."""
+    """Joins log-sum-exps of parts (parts, n), in base 2, to those of the whole (n,)."""
     most = lse.max(0)
     return (most + jnp.log2(jnp.exp2(lse - most[None]).sum(0))) / LOG2E
 
@@ -109,15 +109,15 @@ def gradients(
     shape: TileShape,
     chunk_bytes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients by images and texts, but for 1 / (N temperature).
+    """Returns gradients of images and texts, without the factor 1 / (N temperature).
 
     Args:
-      logits: of bfloat16 embeddings.
+      logits: logits of bfloat16 embeddings.
       lse: log-sum-exps of this device's images, (n,), and of all texts, (N,).
-      weights: of the directions, () each.
+      weights: weights of the two directions, () each.
       smoothing: share of the uniform target.
-      shape: of the kernel's tiles.
-      chunk_bytes: of the gradient by the logits that is held at a time.
+      shape: size of the kernel's tiles.
+      chunk_bytes: size of the logits' gradient that is held at a time.
 
     Returns:
       (n, D), and this device's part of the sum (N, D), float32.
@@ -126,7 +126,7 @@ def gradients(
     chunk = _chunk(n, pairs, shape.columns, chunk_bytes)
     grid = LogitGrid(n, chunk, shape, logits.tiling)
     beyond = -pairs % grid.texts
-    # Images and texts beyond the last are zeros, and so is what they add.
+    # Images and texts beyond the last are zeros, so they add zeros.
     ximg, all_texts = grid.pad(
         logits.ximg, jnp.pad(logits.all_texts, ((0, beyond), (0, 0)))
     )
@@ -160,13 +160,15 @@ def logit_gradients(
     inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
     smoothing: float,
 ) -> jax.Array:
-    """Gradient by the logits (n, T), bfloat16, but for 1 / N; n and T are whole tiles.
+    """Returns the logits' gradient (n, T), bfloat16, without the factor 1 / N.
+
+    Both n and T are multiples of a tile's size.
 
     Args:
-      grid: the tiles.
+      grid: grid of tiles.
       numbers: (3,) log2(e) / temperature, and the weights of the two directions.
       start: (2,) ids of the first image and the first text among all N pairs.
-      inputs: (n, D) and (T, D) bfloat16, and their log-sum-exps (n,) and (T,).
+      inputs: bfloat16 embeddings (n, D) and (T, D), and their log-sum-exps (n,), (T,).
       smoothing: share of the uniform target.
     """
     shape = grid.shape
@@ -180,7 +182,7 @@ def logit_gradients(
 
 
 def _chunk(n: int, pairs: int, unit: int, chunk_bytes: int) -> int:
-    """Columns of a chunk of bfloat16: as many in each, in whole tiles."""
+    """Returns the columns per chunk: equal chunks of whole tiles, in bfloat16."""
     most = max(chunk_bytes // (2 * n * unit) * unit, unit)
     chunks = -(-pairs // most)
     return -(-pairs // (chunks * unit)) * unit

@@ -1,12 +1,13 @@
-"""Pallas Triton kernels of the contrastive loss: logits that are never written.
+"""Pallas Triton kernels of the contrastive loss, which never write logits to memory.
 
-Each is a product of bfloat16 embeddings, tile by tile, that is finished where its
-float32 logits lie: `statistics_kernel` leaves of a tile the log-sum-exp and the maximum
-of every row and column, `gradients_kernel` the gradient by its logits, in bfloat16.
+Each kernel is a product of bfloat16 embeddings, tile by tile, and finishes a tile where
+its float32 logits lie. `statistics_kernel` writes the log-sum-exp and the maximum of
+every row and column of a tile. `gradients_kernel` writes the gradient of its logits, in
+bfloat16.
 
-Here logits and log-sum-exps are in base 2, as the hardware's exponential is:
-z_ij = x_i . y_j log2(e) / temperature. Where all maxima of a tile (or log-sum-exps) are
-within `SPREAD` of each other, one exponential a logit serves both directions.
+Logits and log-sum-exps are in base 2 here, like the hardware's exponential:
+z_ij = x_i . y_j log2(e) / temperature. If all maxima of a tile (or log-sum-exps) are
+within `SPREAD` of each other, one exponential per logit serves both directions.
 """
 
 import dataclasses
@@ -24,20 +25,20 @@ from align_jax.devices.kernel_choice import INTERPRET
 from align_jax.losses.tiles import EXCLUDED, Tiling
 
 LOG2E = math.log2(math.e)
-# An exponential ends at 2^-126, which beside a sum of at least 2^-SPREAD is nothing.
+# Exponentials below 2^-126 are 0; that is negligible in a sum of at least 2^-SPREAD.
 SPREAD = 80.0
-BAND = 8  # rows of tiles that are walked together: their operands stay in the L2 cache
+BAND = 8  # rows of tiles per band, few enough that operands stay in the L2 cache
 
 
 @dataclasses.dataclass(frozen=True)
 class TileShape:
-    """How a kernel is cut into tiles; the first three are powers of two.
+    """Size of a kernel's tiles; rows, columns and depth are powers of two.
 
     Attributes:
-      rows: images of a tile.
-      columns: texts of a tile.
+      rows: images per tile.
+      columns: texts per tile.
       depth: numbers of an embedding that are multiplied at a time.
-      warps: of 32 threads, that share a tile.
+      warps: number of warps, of 32 threads each, that share a tile.
       stages: parts of the embeddings in shared memory, one in use, the others loading.
     """
 
@@ -53,10 +54,10 @@ class TileOutput:
     """An array of which every tile writes a part.
 
     Attributes:
-      size: of the array.
+      size: size of the array.
       part: size of a part.
-      place: row and column of a tile to the part's place, counted in parts.
-      dtype: of the numbers.
+      place: function from a tile's row and column to the part's position, in parts.
+      dtype: number type of the array.
     """
 
     size: tuple[int, int]
@@ -70,10 +71,10 @@ class LogitGrid:
     """The tiles of n images by T texts.
 
     Attributes:
-      images: n.
-      texts: T.
-      shape: of its tiles.
-      tiling: N, the groups, and whether kernels are interpreted.
+      images: number of images n.
+      texts: number of texts T.
+      shape: size of a tile.
+      tiling: number of pairs N, groups, and whether kernels are interpreted.
     """
 
     images: int
@@ -83,32 +84,35 @@ class LogitGrid:
 
     @property
     def rows(self) -> int:
-        """Rows of tiles."""
+        """Number of rows of tiles."""
         return -(-self.images // self.shape.rows)
 
     @property
     def columns(self) -> int:
-        """Columns of tiles."""
+        """Number of columns of tiles."""
         return -(-self.texts // self.shape.columns)
 
     @property
     def height(self) -> int:
-        """Images, with zeros up to whole tiles."""
+        """Number of images, padded to whole tiles."""
         return self.rows * self.shape.rows
 
     @property
     def width(self) -> int:
-        """Texts, with zeros up to whole tiles."""
+        """Number of texts, padded to whole tiles."""
         return self.columns * self.shape.columns
 
     def pad(self, ximg: jax.Array, ytxt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images (n, D) and texts (any number, D) with zeros up to whole tiles."""
+        """Pads images (n, D) and texts (any number, D) with zeros to whole tiles."""
         depth = (0, -ximg.shape[1] % self.shape.depth)
         ximg = jnp.pad(ximg, ((0, self.height - len(ximg)), depth))
         return ximg, jnp.pad(ytxt, ((0, -len(ytxt) % self.shape.columns), depth))
 
     def place(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Row and column of a step's tile: a band after the other, column by column."""
+        """Returns the row and column of the tile of a grid step.
+
+        Steps go from band to band, and within a band column by column.
+        """
         band = lax.div(step, BAND * self.columns)
         within = step - band * (BAND * self.columns)
         height = jnp.minimum(self.rows - band * BAND, BAND)
@@ -128,10 +132,10 @@ class LogitGrid:
         Args:
           kernel: function of this grid, numbers, start, and the tile's inputs and
             outputs.
-          outputs: what it writes.
-          numbers: the same for all tiles.
+          outputs: arrays that the kernel writes.
+          numbers: vector that all tiles share.
           start: (2,) ids of the first image and the first text among all N pairs.
-          inputs: by turns an array by images and an array by texts, in whole tiles.
+          inputs: arrays in whole tiles, alternately by images and by texts.
         """
 
         def output(x):
@@ -161,11 +165,11 @@ class LogitTile:
     """One tile of a grid, inside a kernel.
 
     Attributes:
-      products: (rows, columns), the logits but for the scale.
-      scale: () above 0.
+      products: (rows, columns) logits without the scale.
+      scale: () positive factor of the products.
       row: () id of the first image among the grid's.
       column: () id of the first text among the grid's.
-      ids: (), () the same two among all N pairs.
+      ids: ids of the same image and text among all N pairs, () each.
     """
 
     def __init__(
@@ -176,7 +180,7 @@ class LogitTile:
         ximg: jax.Ref,
         ytxt: jax.Ref,
     ):
-        """Multiplies images (rows, D) and texts (columns, D)."""
+        """Multiplies images (rows, D) by texts (columns, D)."""
         self.grid, self.scale = grid, scale
         i, j = grid.place(pl.program_id(0))
         self.row, self.column = i * grid.shape.rows, j * grid.shape.columns
@@ -205,7 +209,7 @@ class LogitTile:
         return rows_fit & (self.column + grid.shape.columns <= grid.texts)
 
     def relations(self) -> tuple[jax.Array, jax.Array]:
-        """Who is a pair, and who is a candidate; (rows, columns) each."""
+        """Returns masks (rows, columns) of the logits of pairs and of candidates."""
         shape, candidates = self.grid.shape, self.grid.tiling.candidates
         row = self.ids[0] + jnp.arange(shape.rows)
         column = self.ids[1] + jnp.arange(shape.columns)
@@ -214,11 +218,11 @@ class LogitTile:
         return own, candidate
 
     def exp2(self, x: jax.Array) -> jax.Array:
-        """2^x in one instruction."""
+        """Returns 2^x from one instruction."""
         return self._approximate("ex2", jnp.exp2, x)
 
     def log2(self, x: jax.Array) -> jax.Array:
-        """Its inverse, to 2^-22."""
+        """Returns the base-2 logarithm of x to 2^-22, from one instruction."""
         return self._approximate("lg2", jnp.log2, x)
 
     def _approximate(self, name: str, function: Callable, x: jax.Array) -> jax.Array:
@@ -242,14 +246,14 @@ def statistics_kernel(
     ytxt: jax.Ref,
     *outputs: jax.Ref,
 ) -> None:
-    """Log-sum-exps and maxima of the logits of wrong candidates.
+    """Writes log-sum-exps and maxima of the logits of wrong candidates.
 
     Args:
-      grid: the tiles.
+      grid: grid of tiles.
       numbers: (1,) log2(e) / temperature.
       start: (2,) ids of the first image and the first text among all N pairs.
-      ximg: (rows, D).
-      ytxt: (columns, D).
+      ximg: (rows, D) images.
+      ytxt: (columns, D) texts.
       outputs: (1, rows) log-sum-exp and maximum by image; (1, columns) by text.
     """
     row_lse, row_best, column_lse, column_best = outputs
@@ -294,17 +298,17 @@ def gradients_kernel(
     *,
     smoothing: float,
 ) -> None:
-    """Gradients by the logits, but for 1 / N.
+    """Writes the gradients of the logits, without the factor 1 / N.
 
     Args:
-      grid: the tiles.
+      grid: grid of tiles.
       numbers: (3,) log2(e) / temperature, and the weights of the two directions.
       start: (2,) ids of the first image and the first text among all N pairs.
-      ximg: (rows, D).
-      ytxt: (columns, D).
-      row_lse_ref: (rows,) in base 2.
-      column_lse_ref: (columns,) in base 2.
-      dlogits: (rows, columns), the output.
+      ximg: (rows, D) images.
+      ytxt: (columns, D) texts.
+      row_lse_ref: (rows,) log-sum-exps of the images, in base 2.
+      column_lse_ref: (columns,) log-sum-exps of the texts, in base 2.
+      dlogits: (rows, columns) output.
       smoothing: share of the uniform target.
     """
     tile = LogitTile(grid, numbers[0], start, ximg, ytxt)
@@ -316,7 +320,7 @@ def gradients_kernel(
     uniform = smoothing / grid.tiling.candidates
     simple = tile.has_others_only & (high - low < SPREAD)
 
-    # A direction's gradient by a logit is probability - target.
+    # The gradient of a direction's loss by a logit is probability - target.
     @pl.when(simple)
     def _():
         by_row = i2t * tile.exp2(high - row_lse)

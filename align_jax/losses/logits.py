@@ -1,4 +1,4 @@
-"""What the contrastive loss computes from a device's logits, and what it is given."""
+"""Arguments and results of the contrastive loss's passes over a device's logits."""
 
 import dataclasses
 from typing import Generic, NamedTuple, TypeVar
@@ -15,10 +15,10 @@ class Logits:
     """The logits z_ij = x_i . y_j / temperature of this device's images and all texts.
 
     Attributes:
-      ximg: (n, D), this device's images.
-      all_texts: (N, D).
-      temperature: (), which divides the products.
-      tiling: how they are walked.
+      ximg: (n, D) images of this device.
+      all_texts: (N, D) texts of all devices.
+      temperature: () divisor of the products.
+      tiling: division of the logits into tiles.
     """
 
     ximg: jax.Array
@@ -31,8 +31,8 @@ class Directions(NamedTuple, Generic[Value]):
     """A value for each direction of the loss.
 
     Attributes:
-      i2t: of image to text, which sees the rows of the logits.
-      t2i: of text to image, which sees their columns.
+      i2t: value for image to text, along the rows of the logits.
+      t2i: value for text to image, along their columns.
     """
 
     i2t: Value
@@ -40,13 +40,13 @@ class Directions(NamedTuple, Generic[Value]):
 
 
 class LogitStatistics(NamedTuple):
-    """What the loss and its metrics need of the logits.
+    """Statistics of the logits that the loss and its metrics need.
 
     Attributes:
-      row_lse: (n,) an image's log-sum-exp.
-      best_text: (n,) an image's best logit with another pair's text.
-      column_lse: (N,) a text's log-sum-exp over this device's images.
-      best_image: (N,) a text's best logit with another pair's image of this device.
+      row_lse: (n,) log-sum-exp of each image.
+      best_text: (n,) best logit of each image with another pair's text.
+      column_lse: (N,) log-sum-exp of each text over this device's images.
+      best_image: (N,) best logit of each text with another pair's image of this device.
     """
 
     row_lse: jax.Array

@@ -1,4 +1,4 @@
-"""The objective of a run, chosen by config, from embeddings and parameters."""
+"""A run's objective, chosen by config: from embeddings and parameters to the loss."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ PRECISIONS = ("default", "high", "highest")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The objective.
+    """Options of the objective.
 
     Attributes:
-      kind: "softmax", ALIGN's; "sigmoid", which wants `model.logit_bias_init`; or
-        "cross_entropy" of labels, which has only the next field.
-      label_smoothing: share of the uniform target (paper: 0.1); not of "sigmoid".
+      kind: "softmax" (ALIGN's); "sigmoid", which needs `model.logit_bias_init`; or
+        "cross_entropy" of labels, which uses only the next field.
+      label_smoothing: share of the uniform target (paper: 0.1); not for "sigmoid".
       reduction: "sum" of both directions (paper) or "mean"; softmax only.
       negatives: share of the batch that a pair is compared with (paper's ablation:
         1, 0.5, 0.25); see `make_tiling`.
-      tile: texts whose logits are held at a time; None chooses by memory.
-      precision: of the logits' products, a name of `jax.lax.Precision`.
+      tile: number of texts whose logits are held at a time; None chooses by memory.
+      precision: precision of the logits' products, a name of `jax.lax.Precision`.
       kernels: "auto" or "plain", see `contrastive_loss`; softmax only.
-      temperature_floor: the learned temperature is kept at or above it.
+      temperature_floor: lower bound of the learned temperature.
     """
 
     kind: str = "softmax"
@@ -80,18 +80,18 @@ def compute_loss(
     """Computes a run's loss.
 
     Args:
-      outputs: embeddings of images and texts, (N, D) each of unit length, of which row
-        i of one matches row i of the other; or a classifier's logits (N, K).
-      labels: (N,) of the logits, else None.
-      params: the model's, for the temperature and the bias.
-      config: the objective.
-      mesh: the devices.
+      outputs: unit embeddings of images and texts, (N, D) each, where row i of one
+        matches row i of the other; or a classifier's logits (N, K).
+      labels: (N,) labels of the logits; None for embeddings.
+      params: parameters of the model, for the temperature and the bias.
+      config: options of the objective.
+      mesh: mesh of the devices.
 
     Returns:
       The loss, (), and its metrics, () each.
 
     Raises:
-      ValueError: cross-entropy without labels.
+      ValueError: the objective is cross-entropy and there are no labels.
     """
     if config.kind == "cross_entropy":
         if labels is None:
@@ -131,9 +131,9 @@ def compute_loss(
 def label_loss(
     logits: jax.Array, labels: jax.Array, smoothing: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean cross-entropy of logits (N, K) with labels (N,), and their accuracy.
+    """Returns mean cross-entropy of logits (N, K) with labels (N,), and the accuracy.
 
-    A label that is none of the K makes the loss NaN, which ends the run.
+    A label that is none of the K classes makes the loss NaN, which ends the run.
     """
     classes = logits.shape[1]
     known = (labels >= 0) & (labels < classes)
@@ -145,7 +145,7 @@ def label_loss(
 
 
 def hold_temperature(params: dict, floor: float) -> dict:
-    """The parameters with the temperature at or above the floor."""
+    """Returns the parameters with the temperature at or above the floor."""
     for name, lowest in (("temperature", floor), ("log_temperature", jnp.log(floor))):
         if name in params:
             params = params | {name: jnp.maximum(params[name], lowest)}

@@ -1,12 +1,4 @@
-"""The pairwise sigmoid loss (SigLIP, arXiv 2303.15343), on the tiles of ALIGN's loss.
-
-With unit vectors x_i and y_j, temperature s, bias b, logits z_ij = x_i . y_j / s + b
-and N pairs, every image and text is one decision, pair or not:
-
-    L = -1/N sum_i ( log sigmoid(z_ii) + sum_{j != i} log sigmoid(-z_ij) )
-
-The paper learns log(1 / s), from log 10, and b, from -10.
-"""
+"""The pairwise sigmoid loss (SigLIP, arXiv 2303.15343) on the tiles of ALIGN's loss."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,17 +33,27 @@ def sigmoid_loss(
     tile: int | None = None,
     precision: str = "highest",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the loss over all pairs of all devices in memory linear in N.
+    """Computes SigLIP's loss over all pairs of all devices, in memory linear in N.
+
+    With unit vectors x_i and y_j, temperature s, bias b, N pairs and logits
+    z_ij = x_i . y_j / s + b, every image with every text is one decision, whether they
+    are a pair (arXiv 2303.15343):
+
+        L = -1/N sum_i ( log sigmoid(z_ii) + sum_{j != i} log sigmoid(-z_ij) )
+
+    The paper learns log(1 / s), from log 10, and b, from -10.
 
     Args:
-      image_embeddings: (N, D) of unit length, split over the mesh by rows.
-      text_embeddings: (N, D) of unit length, likewise; row i matches image i.
+      image_embeddings: (N, D) unit vectors, split over the mesh by rows.
+      text_embeddings: (N, D) unit vectors, split in the same way; row i matches image
+        i.
       temperature: () positive divisor of the cosine similarities.
-      bias: () added to the logits.
-      mesh: the devices; N is a multiple of their number.
-      negatives: as in `contrastive_loss`.
-      tile: as in `contrastive_loss`.
-      precision: as in `contrastive_loss`.
+      bias: () bias that is added to the logits.
+      mesh: mesh of the devices; N is a multiple of their number.
+      negatives: share of the batch that a pair is compared with, see `make_tiling`.
+      tile: number of columns of the logits held at a time; None lets `make_tiling`
+        choose.
+      precision: precision of the matrix products, a name of `jax.lax.Precision`.
 
     Returns:
       The loss, (), and metrics, (): in-batch accuracy of each direction. Only the loss
@@ -65,13 +67,13 @@ def sigmoid_loss(
 
 
 class SigmoidResiduals(NamedTuple):
-    """What the backward pass needs of the forward pass; or where that lies, as specs.
+    """Arrays of the forward pass for the backward pass, or their PartitionSpecs.
 
     Attributes:
       ximg: (N, D) images, split by rows.
       ytxt: (N, D) texts, split by rows.
-      temperature: ().
-      bias: ().
+      temperature: () temperature.
+      bias: () bias of the logits.
       kept: logits (K, N, T) of the first tiles, see `walk`.
     """
 
@@ -84,7 +86,7 @@ class SigmoidResiduals(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _decisions(ximg, ytxt, temperature, bias, tiling):
-    """Loss and accuracy."""
+    """Returns the loss and the accuracies."""
     return _decisions_forward(ximg, ytxt, temperature, bias, tiling)[0]
 
 
@@ -120,7 +122,7 @@ def _forward_share(
     bias: jax.Array,
     tiling: Tiling,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], jax.Array]:
-    """Loss and accuracy from one device's rows ximg, ytxt (n, D), and kept logits."""
+    """Returns loss, accuracies and kept logits for a device's ximg, ytxt (n, D)."""
     n = len(ximg)
     scaled_images = ximg / temperature
     positive = (scaled_images * ytxt).sum(1) + bias  # (n,)
@@ -145,7 +147,7 @@ def _forward_share(
 def _backward_share(
     residuals: SigmoidResiduals, cotangent: jax.Array, tiling: Tiling
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Gradients for this device's rows, the temperature and the bias."""
+    """Returns the gradients of this device's rows, the temperature and the bias."""
     ximg, ytxt, temperature, bias, kept = residuals
 
     def visit(carry, block, _):

@@ -1,11 +1,11 @@
 """Contrastive objectives on one device, tile by tile; called under `shard_map`.
 
-A device holds n of the N pairs. It gathers all texts and walks them in tiles of T
-columns, so that of the N x N logits only a block (n, T) is held at a time. The blocks
+A device holds n of the N pairs. It gathers all texts and walks over them in tiles of T
+columns, so that only a block (n, T) of the N x N logits is held at a time. The blocks
 of the first columns are kept for the backward pass, which computes the others again:
-time is traded for memory that stays linear in N. One product serves both directions: a
-device sees whole rows (image to text), while columns (text to image) are combined over
-the devices by a maximum and a sum of N numbers each.
+this trades time for memory that stays linear in N. One product serves both directions.
+A device sees whole rows (image to text); columns (text to image) are combined over the
+devices by a maximum and a sum of N numbers each.
 """
 
 import dataclasses
@@ -21,30 +21,31 @@ from align_jax.devices.kernel_choice import PLAIN
 from align_jax.devices.mesh import BATCH_AXES
 
 ROWS, WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec()
-KEPT = PartitionSpec(None, BATCH_AXES)  # of logits (K, n, T)
+KEPT = PartitionSpec(None, BATCH_AXES)  # for kept logits (K, n, T)
 
-# Stands for a logit that is no candidate; finite, since inf - inf is not a number.
+# Stands for the logit of no candidate. It is finite, because inf - inf is NaN.
 EXCLUDED = -1e30
 MARGIN = 1e-5  # cosine; more than a tensor core's rounding of a product of unit vectors
 
 # A block of float32 logits is at most this large on a device.
 BLOCK_BYTES = 32 * 2**20
-KEPT_COLUMNS = 4096  # of the logits, for the backward pass
-LANES = 128  # a tile is a multiple of this where it can be
+KEPT_COLUMNS = 4096  # maximum columns of the logits kept for the backward pass
+LANES = 128  # a tile is a multiple of this, if memory allows
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How the logits are walked, fixed when a loss is compiled.
+    """Division of the logits into tiles, fixed when a loss is compiled.
 
     Attributes:
-      mesh: the devices.
-      pairs: N, of all devices.
-      groups: a pair's candidates are the N / groups consecutive pairs it is in.
-      tile: columns T of a block.
+      mesh: mesh of the devices.
+      pairs: number of pairs N on all devices.
+      groups: number of groups; a pair's candidates are the N / groups consecutive pairs
+        of its group.
+      tile: number of columns T of a block.
       kept: number K of blocks that are kept for the backward pass.
-      precision: of the matrix products, a name of `jax.lax.Precision`.
-      kernels: what computes the logits, see `contrastive_gpu.choose`; "plain" is
+      precision: precision of the matrix products, a name of `jax.lax.Precision`.
+      kernels: implementation of the logits, see `contrastive_gpu.choose`; "plain" is
         `walk`.
     """
 
@@ -58,11 +59,11 @@ class Tiling:
 
     @property
     def candidates(self) -> int:
-        """Texts that an image is compared with, its own among them."""
+        """Number of texts that an image is compared with, its pair's text included."""
         return self.pairs // self.groups
 
     def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """The matrix product of a and b in float32."""
+        """Returns the matrix product of a and b in float32."""
         return jnp.matmul(
             a, b, precision=self.precision, preferred_element_type=jnp.float32
         )
@@ -71,22 +72,23 @@ class Tiling:
 def make_tiling(
     pairs: int, mesh: Mesh, negatives: float, tile: int | None, precision: str
 ) -> Tiling:
-    """Chooses how the logits are walked.
+    """Chooses the division of the logits into tiles.
 
     The paper's ablation (arXiv 2102.05918, Table 8) trains with 50 % and 25 % of the
     in-batch negatives and does not say which. Here the batch is cut into 2 or 4 groups
-    of consecutive pairs, and a pair is compared with its own group: both directions
-    have N / groups candidates, and each is a whole softmax over fewer pairs.
+    of consecutive pairs, and a pair is compared with the pairs of its group: both
+    directions have N / groups candidates, and each is a whole softmax over fewer pairs.
 
     Args:
-      pairs: N.
-      mesh: the devices, which share the N rows.
-      negatives: 1 / groups.
-      tile: T, or None for the largest whose block takes `BLOCK_BYTES`.
-      precision: of the matrix products.
+      pairs: number of pairs N.
+      mesh: mesh of the devices, which share the N rows.
+      negatives: share of the batch that a pair is compared with, 1 / groups.
+      tile: number of columns T; None for the most that fit in `BLOCK_BYTES`.
+      precision: precision of the matrix products.
 
     Raises:
-      ValueError: the batch has no such groups, or does not divide over the devices.
+      ValueError: N does not divide into the groups or over the devices, or tile is
+        below 1.
     """
     groups = round(1.0 / negatives) if 0 < negatives <= 1 else 0
     if not groups or abs(groups * negatives - 1.0) > 1e-6 or pairs % groups:
@@ -115,14 +117,14 @@ def make_tiling(
 
 @dataclasses.dataclass(frozen=True)
 class LogitBlock:
-    """This device's n images against T texts.
+    """Logits of this device's n images with T texts.
 
     Attributes:
-      logits: (n, T), `EXCLUDED` where the text is no candidate.
-      texts: (T, D), zeros beyond the last text.
-      own: (n, T), true where image and text are a pair.
-      candidate: (n, T), true where the text is a candidate of the image; () where all
-        are.
+      logits: (n, T) logits, `EXCLUDED` where the text is no candidate.
+      texts: (T, D) texts, zeros beyond the last one.
+      own: (n, T) bool, true where image and text are a pair.
+      candidate: (n, T) bool, true where the text is a candidate of the image; () if all
+        texts are.
     """
 
     logits: jax.Array
@@ -131,7 +133,7 @@ class LogitBlock:
     candidate: jax.Array
 
     def others(self) -> jax.Array:
-        """The logits (n, T) without the pairs' own."""
+        """Returns the logits (n, T) with those of pairs excluded."""
         return jnp.where(self.own, EXCLUDED, self.logits)
 
 
@@ -150,17 +152,19 @@ def walk(
     """Visits every column tile in order.
 
     Args:
-      tiling: N and T.
-      scaled_images: (n, D), this device's images divided by the temperature.
-      all_texts: (N, D).
-      visit: (carry, block, columns of the tile) to (carry, columns of the tile).
-      carry: of the first visit.
+      tiling: division of the logits into tiles.
+      scaled_images: (n, D) images of this device, divided by the temperature.
+      all_texts: (N, D) texts of all devices.
+      visit: function of (carry, block, columns of the tile) that returns (carry,
+        columns of the tile).
+      carry: carry of the first visit.
       columns: pytree of (N,) arrays, of which a visit gets (T,).
-      kept: logits (K, n, T) that an earlier walk over the same embeddings returned.
+      kept: logits (K, n, T) that an earlier walk over the same embeddings returned;
+        None to compute them.
 
     Returns:
-      The last carry, what the visits returned joined to (N, ...), and the logits of the
-      first K tiles, (K, n, T).
+      The last carry, the columns that the visits returned, joined to (N, ...), and the
+      logits (K, n, T) of the first K tiles.
     """
     tiles = -(-tiling.pairs // tiling.tile)
     beyond = tiles * tiling.tile - tiling.pairs
@@ -179,7 +183,7 @@ def walk(
         ids = (start + jnp.arange(tiling.tile))[None]  # (1, T)
         candidate = jnp.bool_(True)
         if tiling.groups > 1 or beyond:
-            # Beyond the last text the group is one that no image has.
+            # Columns beyond the last text are in a group that no image has.
             candidate = rows // tiling.candidates == ids // tiling.candidates
         if logits is None:
             logits = tiling.product(scaled_images, texts.T)  # (n, T)
@@ -204,22 +208,22 @@ def walk(
 
 
 def own_rows(n: int) -> jax.Array:
-    """Global indices (n,) of this device's pairs."""
+    """Returns the global indices (n,) of this device's pairs."""
     return lax.axis_index(BATCH_AXES) * n + jnp.arange(n)
 
 
 def gather(x: jax.Array) -> jax.Array:
-    """All devices' rows of x (n, ...) as (N, ...)."""
+    """Gathers all devices' rows of x (n, ...) to (N, ...)."""
     return lax.all_gather(x, BATCH_AXES, tiled=True)
 
 
 def scatter_sum(x: jax.Array) -> jax.Array:
-    """This device's rows (n, ...) of the sum of all devices' x (N, ...)."""
+    """Returns this device's rows (n, ...) of the sum of all devices' x (N, ...)."""
     return lax.psum_scatter(x, BATCH_AXES, tiled=True)
 
 
 def mean_over_pairs(x: jax.Array) -> jax.Array:
-    """Mean () of all devices' x (n,)."""
+    """Returns the mean () of all devices' x (n,)."""
     return lax.pmean(x.mean(), BATCH_AXES)
 
 
@@ -229,16 +233,16 @@ def accuracies(
     best_image: jax.Array,
     temperature: jax.Array,
 ) -> dict[str, jax.Array]:
-    """In-batch accuracy of both directions.
+    """Returns the in-batch accuracy of both directions.
 
-    A pair must be ahead by a cosine of `MARGIN`: a tie counts as wrong, whatever the
-    rounding of two equal products.
+    A pair must be ahead by a cosine of `MARGIN`, so that a tie counts as wrong,
+    whatever the rounding of two equal products.
 
     Args:
       positive: (n,) logits of this device's pairs.
-      best_text: (n,) an image's best logit with another pair's text.
-      best_image: (N,) a text's best logit with another image of this device.
-      temperature: () that the logits are divided by.
+      best_text: (n,) best logit of each image with another pair's text.
+      best_image: (N,) best logit of each text with another pair's image of this device.
+      temperature: () divisor of the logits.
 
     Returns:
       `i2t_accuracy` and `t2i_accuracy`, (), over all pairs.

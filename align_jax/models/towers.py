@@ -55,7 +55,7 @@ class TowerConfig(Dataclass, Protocol):
 
     @property
     def freezing_field(self) -> str:
-        """Field to set if all parameters are frozen, as its statistics would still change.
+        """Field to set if all parameters are frozen, as statistics would still change.
 
         It is "" if the field is set, or if a tower has only parameters.
         """
