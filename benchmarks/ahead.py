@@ -1,13 +1,13 @@
-"""Compiles our step for a GPU where there is none, and times it where there is.
+"""Compiles our step for a GPU on a machine without one, and times it on a GPU.
 
     python -m benchmarks.ahead compile b5.step --image=b5 --text=base --optimizer=adamw
     python -m benchmarks.ahead run b5.step
 
-A step takes minutes to compile and seconds to load: that spares a GPU that is hired by
-the minute. Both need the same version of JAX with its plugin for CUDA, the first also
-`ptxas` (jax[cuda13] has it). Flags are those of `benchmarks.step`. The step is compiled
-for an H100, whose programs an H200 runs, too. `run --profile` sums the time of a step's
-kernels by their kind.
+A step takes minutes to compile and seconds to load, so this saves time on a GPU that is
+hired by the minute. Both commands need the same version of JAX with its CUDA plugin;
+`compile` also needs `ptxas` (jax[cuda13] has it). The other flags are those of
+`benchmarks.step`. The step is compiled for an H100; an H200 runs it, too.
+`run --profile` sums the time of a step's kernels by type.
 """
 
 import argparse
@@ -54,14 +54,14 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def compile_ahead(path: str, arguments: list[str]) -> None:
-    """Compiles a step and what makes its first state for an H100, and writes both."""
+    """Compiles a step and its first state's program for an H100, and writes both."""
     jax.config.update("jax_platforms", "cpu")
     topology = get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
     compile_for(make_mesh(devices=topology.devices), path, arguments)
 
 
 def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> None:
-    """Compiles for a device and writes what `run` reads."""
+    """Compiles for a device and writes the file that `run` reads."""
     flags = read_flags(__doc__.splitlines()[0], arguments)
     plan, start = step.make_plan(flags, mesh), time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -87,7 +87,7 @@ def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> Non
 
 
 def run(path: str, profile: bool) -> None:
-    """Loads what `compile_ahead` wrote and times it."""
+    """Loads the programs that `compile_ahead` wrote and times the step."""
     with open(path, "rb") as file:
         saved = pickle.load(file)
     arguments = [*saved["arguments"], f"--only={OURS}"]

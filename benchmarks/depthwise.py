@@ -1,13 +1,13 @@
-"""Depthwise convolutions of an EfficientNet: the kernels beside XLA's.
+"""Times the depthwise convolutions of an EfficientNet: our kernels beside XLA's.
 
     python -m benchmarks.depthwise --variant=b5 --batch=128 --image_size=289
 
-One line for each different layer and pass: `forward`, `input` (gradient to the input)
-and `kernel` (gradient to the kernel). Milliseconds are medians over rounds in which
-ours and XLA's grouped convolution take turns, each round a queue of `--calls` calls.
-`floor` is the time in which the memory moves both large arrays once. `error` is the
-norm of ours less the plain sum in float32 over the norm of that, on a few images.
-`--choices` times some layouts of the lanes instead.
+It prints one line for each different layer and pass: `forward`, `input` (gradient of
+the input) and `kernel` (gradient of the kernel). Milliseconds are medians over rounds
+in which our kernels and XLA's grouped convolution take turns; a round is a queue of
+`--calls` calls. `floor` is the time that the memory needs to move both large arrays
+once. `error` is the norm of our result minus the plain float32 sum, over the norm of
+that sum, on a few images. `--choices` times some layouts of the lanes instead.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from align_jax.models.efficientnet import (
 from benchmarks.layer_timing import make_parser, milliseconds, print_head, result
 
 PASSES = ("forward", "input", "kernel")
-CHECKED = 8  # images
+CHECKED = 8  # images of the batch
 
 
 class DepthwiseLayer(NamedTuple):
@@ -49,7 +49,7 @@ class DepthwiseLayer(NamedTuple):
 
 
 def layers(variant: str, image_size: int, rule: str) -> Counter[DepthwiseLayer]:
-    """The different depthwise layers of a tower, and how many of each it has."""
+    """Returns the different depthwise layers of a tower with their numbers."""
 
     def after(size: int, k: int, stride: int) -> tuple[int, Padding]:
         padding = PADDINGS[rule]((size, size), k, stride)
@@ -68,7 +68,7 @@ def layers(variant: str, image_size: int, rule: str) -> Counter[DepthwiseLayer]:
 
 
 def ours(layer: DepthwiseLayer, interpret: bool, **choice) -> dict[str, Callable]:
-    """The three passes as functions of (x, kernel, cotangent)."""
+    """Returns our three passes as functions of (x, kernel, cotangent)."""
     size = layer.size, layer.size
     choice |= {
         "stride": layer.stride,
@@ -85,7 +85,7 @@ def ours(layer: DepthwiseLayer, interpret: bool, **choice) -> dict[str, Callable
 
 
 def gradients(form: Callable, layer: DepthwiseLayer) -> dict[str, Callable]:
-    """The three passes of a plain form."""
+    """Returns the three passes of a plain form."""
     call = partial(form, stride=layer.stride, padding=layer.padding)
     return {
         "forward": lambda x, w, g: call(x, w),
@@ -95,7 +95,7 @@ def gradients(form: Callable, layer: DepthwiseLayer) -> dict[str, Callable]:
 
 
 def shapes(layer: DepthwiseLayer, batch: int) -> list[tuple[int, ...]]:
-    """Shapes of x, kernel and cotangent."""
+    """Returns the shapes of x, kernel and cotangent."""
     size, size_out, channels, k = layer[:4]
     return [
         (batch, size, size, channels),
@@ -111,7 +111,7 @@ def compile_pass(function: Callable, layer: DepthwiseLayer, batch: int):
 
 
 def exact_passes(layer: DepthwiseLayer) -> Callable:
-    """All three passes of the plain sum in float32 of some of the images."""
+    """Returns all passes of the plain sum in float32, for some of the images."""
 
     def run(x, kernel, cotangent, picked):
         x, cotangent = x[picked], cotangent[picked]
@@ -126,13 +126,13 @@ def exact_passes(layer: DepthwiseLayer) -> Callable:
 
 @jax.jit
 def distance(found: jax.Array, expected: jax.Array) -> jax.Array:
-    """Norm of the difference over the norm of what is expected."""
+    """Returns the norm of the difference over the norm of the expected array."""
     norm = jnp.linalg.norm
     return norm(found.astype(jnp.float32) - expected) / norm(expected)
 
 
 def draw(layer: DepthwiseLayer, batch: int) -> list[jax.Array]:
-    """x, kernel and cotangent."""
+    """Draws x, kernel and cotangent."""
     keys = jax.random.split(jax.random.key(0), 3)
     return [
         jax.random.normal(key, shape, jnp.bfloat16)
@@ -141,9 +141,9 @@ def draw(layer: DepthwiseLayer, batch: int) -> list[jax.Array]:
 
 
 def errors(layer: DepthwiseLayer, calls: dict[str, Callable], arguments: list) -> dict:
-    """Distance of each pass from the plain sum in float32, on `CHECKED` images.
+    """Returns each pass's distance from the plain sum in float32, on `CHECKED` images.
 
-    The cotangent of the others is zero, so that they add nothing to the kernel's
+    The cotangent of all other images is zero, so that they add nothing to the kernel's
     gradient.
     """
     x, kernel, cotangent = arguments
@@ -160,7 +160,7 @@ def errors(layer: DepthwiseLayer, calls: dict[str, Callable], arguments: list) -
 
 
 def floor_milliseconds(layer: DepthwiseLayer, flags: argparse.Namespace) -> float:
-    """Time in which the memory moves both images once."""
+    """Returns the time that the memory needs to move both images once."""
     pixels = layer.size**2 + layer.size_out**2
     return 1e3 * 2 * flags.batch * layer.channels * pixels / flags.bandwidth
 
@@ -168,7 +168,7 @@ def floor_milliseconds(layer: DepthwiseLayer, flags: argparse.Namespace) -> floa
 def compare(
     flags: argparse.Namespace, found: Counter[DepthwiseLayer], pool: ThreadPoolExecutor
 ) -> None:
-    """Prints times of ours and of XLA's, layer by layer, and their totals."""
+    """Prints our times and XLA's, layer by layer, and their totals."""
 
     def start(functions, layer):
         return {
@@ -216,7 +216,7 @@ def compare(
 
 
 def choices(layer: DepthwiseLayer, name: str) -> dict[str, dict]:
-    """Ways to run a pass, the module's own first: arguments by a short name."""
+    """Returns arguments of a pass by a short name, the module's choice first."""
     left = layer.padding[1][0]
     columns, width = {
         "forward": (depthwise_kernel.CONVOLVE_COLUMNS, layer.size_out),
@@ -242,7 +242,7 @@ def choices(layer: DepthwiseLayer, name: str) -> dict[str, dict]:
 def choose(
     flags: argparse.Namespace, found: Counter[DepthwiseLayer], pool: ThreadPoolExecutor
 ) -> None:
-    """Prints what each of some choices takes, the fastest first."""
+    """Prints the time of each choice, the fastest first."""
     jobs = {
         (layer, name): {
             choice: pool.submit(

@@ -1,10 +1,10 @@
-"""Compile time, step time and memory of an EfficientNet, by how it is executed.
+"""Compile time, step time and memory of an EfficientNet, by mode of execution.
 
     python -m benchmarks.efficientnet_execution --variant=b3 --image_size=96 --batch=8
 
-One line for each choice of `scan` and `rematerialise`: forward and backward pass in
-training mode with BatchNorm groups of `--group`, no compilation cache. Ratios are to
-the first line, unrolled and nothing computed twice.
+It prints one line for each choice of `scan` and `rematerialise`: forward and backward
+pass in training mode with BatchNorm groups of `--group`, without a compilation cache.
+Ratios are to the first line, which is unrolled and computes nothing twice.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from align_jax.models.efficientnet import VARIANTS, EfficientNet, EfficientNetCo
 
 
 def measure(config: EfficientNetConfig, flags: argparse.Namespace) -> tuple:
-    """Returns seconds to compile, median seconds a step, and temporary bytes."""
+    """Returns seconds to compile, median seconds per step, and temporary bytes."""
     dtype = jnp.dtype(flags.dtype)
     model = EfficientNet(config, flags.group, dtype)
     images = jnp.zeros((flags.batch, flags.image_size, flags.image_size, 3))

@@ -1,4 +1,4 @@
-"""Sums the device time of a step's kernels from a profile of it."""
+"""Sums the device time of a step's kernels from a profile of the step."""
 
 import collections
 import glob
@@ -18,8 +18,8 @@ def print_kernel_times(take: Callable[[], None], wait: Callable[[], None]) -> No
     """Takes steps under JAX's profiler and prints the kernels that take longest.
 
     Args:
-      take: queues a step.
-      wait: for all of them.
+      take: function that queues a step.
+      wait: function that waits for all queued steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

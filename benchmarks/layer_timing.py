@@ -1,4 +1,4 @@
-"""What the benchmarks of single layers share: their flags, and how they are timed."""
+"""Flags and timing that the benchmarks of single layers share."""
 
 import argparse
 import statistics
@@ -11,7 +11,7 @@ from align_jax.models.efficientnet import VARIANTS
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """The flags of all of them."""
+    """Returns a parser of the flags that all of them have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--variant", choices=VARIANTS, default="b5")
     parser.add_argument("--batch", type=int, default=128)
@@ -26,7 +26,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def print_head(flags: argparse.Namespace) -> None:
-    """Prints what is measured, and on what."""
+    """Prints the tower, the batch and the device that are measured."""
     print(
         f"{flags.variant}, {flags.image_size} px, batch {flags.batch}, bfloat16,"
         f" {jax.devices()[0].device_kind}",
@@ -35,7 +35,7 @@ def print_head(flags: argparse.Namespace) -> None:
 
 
 def milliseconds(calls: list, arguments: list, repeat: int, rounds: int) -> list[float]:
-    """Median time of each of some compiled functions, which take turns."""
+    """Returns the median time of each of some compiled functions, which take turns."""
     taken = [[] for _ in calls]
     for turn in range(rounds + 1):
         for times, call in zip(taken, calls, strict=True):
@@ -49,9 +49,9 @@ def milliseconds(calls: list, arguments: list, repeat: int, rounds: int) -> list
 
 
 def result(future: Future):
-    """What a compilation gave, or None after one line about its error."""
+    """Returns a compiled program; None if it failed, after one line about the error."""
     try:
         return future.result()
-    except Exception as error:  # one kernel that fails leaves the others to measure
+    except Exception as error:  # a kernel that fails must not stop the others
         print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
         return None

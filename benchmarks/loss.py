@@ -2,12 +2,12 @@
 
     python -m benchmarks.loss --sizes 4096 8192 16384 --json loss.json
     python -m benchmarks.loss --size 65536            # on a GPU; beside PyTorch's
-    python -m benchmarks.loss --size 65536 --choices  # how its kernels may be cut
+    python -m benchmarks.loss --size 65536 --choices  # tile sizes of its kernels
 
-Forward pass and all gradients on one device, label smoothing 0.1. With --sizes the two
-implementations take turns, so that a busy machine slows both; milliseconds are medians,
-memory is what the compiled program allocates beside inputs and outputs. With --size
-memory counts inputs and outputs too, as PyTorch's does.
+It measures the forward pass and all gradients on one device, with label smoothing 0.1.
+With --sizes the two implementations take turns, so that a busy machine slows both.
+Milliseconds are medians; memory is the bytes that the compiled program allocates beside
+inputs and outputs. With --size, memory includes inputs and outputs, as PyTorch's does.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from benchmarks import loss_choices
 
 SMOOTHING = 0.1
 TEMPERATURE = 1 / 64
-TORCH_SECONDS = 60  # that the peer may take
+TORCH_SECONDS = 60  # time limit of the peer
 
 
 def dense_loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.Array:
-    """The same loss written plainly; holds all logits."""
+    """Computes the same loss in plain operations, which hold all logits."""
     logits = ximg @ ytxt.T / temperature  # (N, N)
     positive = logits.diagonal()
     loss = 0.0
@@ -46,14 +46,14 @@ def dense_loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.
 
 
 def tiled_loss(flags: argparse.Namespace, **options) -> Callable:
-    """Ours, of images, texts and temperature."""
+    """Returns our loss as a function of images, texts and temperature."""
     mesh = make_mesh(devices=jax.devices()[:1])
     options = {"tile": flags.tile, "precision": flags.precision} | options
     return lambda *a: contrastive_loss(*a, mesh, SMOOTHING, **options)[0]
 
 
 def compile_gradient(loss: Callable, n: int, width: int) -> jax.stages.Compiled:
-    """The program of value and all gradients."""
+    """Compiles the loss's value and all gradients."""
     rows = jax.ShapeDtypeStruct((n, width), jnp.float32)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
@@ -61,14 +61,14 @@ def compile_gradient(loss: Callable, n: int, width: int) -> jax.stages.Compiled:
 
 
 def make_arguments(n: int, width: int) -> tuple[jax.Array, ...]:
-    """Random unit images and texts, and the temperature."""
+    """Returns random unit images and texts, and the temperature."""
     embeddings = jax.random.normal(jax.random.key(0), (2, n, width))
     embeddings /= jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
     return (*embeddings, jnp.float32(TEMPERATURE))
 
 
 def median_milliseconds(program: Callable, arguments: tuple, repeats: int) -> float:
-    """Of the calls after the first."""
+    """Returns the median time of the calls after the first."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -78,7 +78,7 @@ def median_milliseconds(program: Callable, arguments: tuple, repeats: int) -> fl
 
 
 def measure(n: int, flags: argparse.Namespace) -> list[dict]:
-    """One row an implementation."""
+    """Returns one row per implementation."""
     with jax.default_matmul_precision(flags.precision):
         compiled = {
             name: compile_gradient(loss, n, flags.width)
@@ -124,7 +124,7 @@ def compare_sizes(flags: argparse.Namespace) -> list[dict]:
 
 
 def measure_torch(flags: argparse.Namespace) -> Iterator[dict]:
-    """PyTorch's rows, from a process that ends before JAX takes the GPU's memory."""
+    """Yields PyTorch's rows; its process ends before JAX takes the GPU's memory."""
     if not importlib.util.find_spec("torch"):
         raise ModuleNotFoundError("PyTorch is not installed")
     command = [sys.executable, "-m", "benchmarks.loss_torch", f"--size={flags.size}"]
@@ -140,7 +140,7 @@ def measure_torch(flags: argparse.Namespace) -> Iterator[dict]:
 
 
 def measure_ours(flags: argparse.Namespace, kernels: str) -> Iterator[dict]:
-    """Our row, by kernels or by the plain walk."""
+    """Yields our row, by kernels or by the plain walk."""
     start = time.perf_counter()
     loss = tiled_loss(flags, kernels=kernels)
     program = compile_gradient(loss, flags.size, flags.width)
@@ -157,7 +157,7 @@ def measure_ours(flags: argparse.Namespace, kernels: str) -> Iterator[dict]:
 
 
 def measure_error(flags: argparse.Namespace) -> Iterator[dict]:
-    """Relative error of our gradients, against plain float32 ones of fewer pairs."""
+    """Yields our gradients' relative errors against plain float32, on fewer pairs."""
     n = min(flags.size, 8192)
     arguments = make_arguments(n, flags.width)
     mine, exact = (
@@ -172,7 +172,7 @@ def measure_error(flags: argparse.Namespace) -> Iterator[dict]:
 
 
 def compare_at_size(flags: argparse.Namespace) -> list[dict]:
-    """Prints a line an implementation; what fails is a line too."""
+    """Prints a line for each implementation, and a line for each that fails."""
     rows: list[dict] = []
 
     def report(row: dict) -> None:
@@ -195,7 +195,7 @@ def compare_at_size(flags: argparse.Namespace) -> list[dict]:
 
 
 def describe(row: dict, rows: list[dict]) -> str:
-    """A row, in a line, with its ratios to compiled PyTorch, if that is among rows."""
+    """Returns a row as a line, with ratios to compiled PyTorch if `rows` has it."""
     line = f"{row['implementation']:<16}"
     if "error" in row:
         return f"{line} {row['error']}"
@@ -213,7 +213,7 @@ def describe(row: dict, rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Prints the tables that are asked for."""
+    """Prints the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--size", type=int, help="N, beside PyTorch")

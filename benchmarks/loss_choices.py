@@ -1,7 +1,7 @@
-"""How the loss's GPU kernels may be cut: `python -m benchmarks.loss --choices`.
+"""Times tile sizes of the loss's GPU kernels: `python -m benchmarks.loss --choices`.
 
-Times each kernel alone for several shapes, and the whole backward pass for several
-chunks. The fastest belong into `contrastive_gpu.STATISTICS`, `GRADIENTS` and
+It times each kernel alone for several shapes, and the whole backward pass for several
+chunks. The fastest belong in `contrastive_gpu.STATISTICS`, `GRADIENTS` and
 `CHUNK_BYTES`.
 """
 
@@ -32,17 +32,17 @@ SHAPES = (
 )
 # At N = 65,536 the second and fourth fill 132 multiprocessors with tiles of 128 x 128.
 MEBIBYTES = (256, 416, 512, 832, 1024)
-COLUMNS = 8192  # of the kernel of the gradient, whose time grows with them
-THREADS = 8  # that compile
+COLUMNS = 8192  # texts of the gradient's kernel, whose time is proportional to them
+THREADS = 8  # for compilation
 
 
 def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
-    """What is timed: its name, function and arguments, products, and calls a step.
+    """Returns the timed programs: name, function, arguments, products, calls per step.
 
     Args:
-      n: N, on one device.
+      n: number of pairs N, on one device.
       arguments: images and texts (N, D), and the temperature.
-      smoothing: of the labels.
+      smoothing: label smoothing.
     """
     mesh = make_mesh(devices=jax.devices()[:1])
     tiling = make_tiling(n, mesh, 1.0, None, "default")
@@ -101,13 +101,13 @@ def programs(n: int, arguments: tuple, smoothing: float) -> list[tuple]:
 def sweep(
     n: int, arguments: tuple, smoothing: float, milliseconds: Callable
 ) -> list[dict]:
-    """Prints a line a choice, after all are compiled; what fails is a line too.
+    """Prints a line for each choice, after all are compiled, and for each that fails.
 
     Args:
-      n: N, on one device.
+      n: number of pairs N, on one device.
       arguments: images and texts (N, D), and the temperature.
-      smoothing: of the labels.
-      milliseconds: of a program and its arguments.
+      smoothing: label smoothing.
+      milliseconds: function that times a program with its arguments.
     """
     found = programs(n, arguments, smoothing)
     rows = []

@@ -1,9 +1,10 @@
-"""The contrastive loss written plainly in PyTorch, beside `benchmarks.loss`.
+"""The contrastive loss in plain PyTorch, for comparison in `benchmarks.loss`.
 
     python -m benchmarks.loss_torch --size 65536
 
-Value and all gradients in bfloat16 autocast on one GPU, eager and compiled. Prints one
-line of JSON an implementation; an error is one line too, and the next one runs.
+It times value and all gradients in bfloat16 autocast on one GPU, eager and compiled. It
+prints one line of JSON per implementation. An error is a line, too, and the next
+implementation runs.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def loss_of(
     temperature: torch.Tensor,
     smoothing: float,
 ) -> torch.Tensor:
-    """The loss of unit embeddings (N, D); holds all logits."""
+    """Returns the loss of unit embeddings (N, D); holds all logits."""
     with torch.autocast("cuda", torch.bfloat16):
         logits = ximg @ ytxt.T / temperature  # (N, N)
         own = torch.arange(len(logits), device=logits.device)
@@ -30,7 +31,7 @@ def loss_of(
 
 
 def measure(loss, flags: argparse.Namespace) -> dict:
-    """Milliseconds, median, and the most bytes that were allocated."""
+    """Returns median milliseconds and the peak of allocated bytes."""
     embeddings = torch.randn(2, flags.size, flags.width, device="cuda")
     embeddings /= embeddings.norm(dim=-1, keepdim=True)
     inputs = [x.clone().requires_grad_() for x in embeddings]

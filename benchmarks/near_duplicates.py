@@ -3,10 +3,10 @@
     python -m data.quickstart --out=DIR
     python -m benchmarks.near_duplicates --pairs=DIR/pairs.parquet --model=RUN
 
-Half of the pictures play evaluation images, their augmented copies are to be found
-among the other half; see `data.pictures.calibration`. RUN is anything that
-`align_jax.load` reads; without it, only the perceptual hash is measured. The thresholds
-printed are those to put into a corpus config for that model and pictures like these:
+Half of the pictures stand for evaluation images. A detector has to separate augmented
+copies of them from the other half, see `data.pictures.calibration`. RUN is anything
+that `align_jax.load` reads; without it, only the perceptual hash is measured. The
+printed thresholds belong in a corpus config for that model and similar pictures:
 `config.pictures.max_hash_distance` and `config.pictures.max_cosine`.
 """
 

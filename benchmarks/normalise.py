@@ -1,11 +1,11 @@
-"""The normalisations of an EfficientNet: the kernel's sums beside XLA's.
+"""Times the normalisations of an EfficientNet: our kernels' sums beside XLA's.
 
     python -m benchmarks.normalise --variant=b5 --batch=128 --image_size=289
 
-One line for each different normalisation and direction, with what follows it: a swish,
-a swish and a gate, or nothing. `floor` is the time in which the memory moves what two
-walks over the wide arrays read and write. `--choices` times some workloads of the
-backward pass's sums instead.
+It prints one line for each different normalisation and direction. A normalisation is
+followed by a swish, by a swish and a gate, or by nothing. `floor` is the time that the
+memory needs for the reads and writes of two walks over the wide arrays. `--choices`
+times some workloads of the backward pass's sums instead.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from align_jax.models.efficientnet import (
 from benchmarks.layer_timing import make_parser, milliseconds, print_head, result
 
 FORMS = ("linear", "swish", "gated")
-MOVES = {"forward": (3, 3, 4), "backward": (5, 5, 5)}  # of a wide array, by form
+MOVES = {"forward": (3, 3, 4), "backward": (5, 5, 5)}  # moves of a wide array, by form
 WORKLOADS = [
     WORKLOAD._replace(**other)
     for other in (
@@ -56,7 +56,7 @@ class Normalisation(NamedTuple):
 
 
 def layers(config: EfficientNetConfig, image_size: int) -> Counter[Normalisation]:
-    """The different normalisations of a tower, and how many of each it has."""
+    """Returns the different normalisations of a tower with their numbers."""
     size, stem = -(-image_size // 2), round_channels(STEM_CHANNELS, config.width)
     found = Counter([Normalisation(size, stem, "swish", 0)])
     for stage in expand_stages(config):
@@ -71,7 +71,7 @@ def layers(config: EfficientNetConfig, image_size: int) -> Counter[Normalisation
 
 
 def draw(layer: Normalisation, batch: int) -> tuple:
-    """Arguments of `normalise`, and a cotangent."""
+    """Draws arguments of `normalise` and a cotangent."""
     keys = iter(jax.random.split(jax.random.key(0), 9))
     shape = (batch, layer.size, layer.size, layer.channels)
     x, cotangent = (jax.random.normal(next(keys), shape, jnp.bfloat16) for _ in "xc")
@@ -89,7 +89,7 @@ def draw(layer: Normalisation, batch: int) -> tuple:
 
 
 def compile_pass(layer: Normalisation, direction: str, kind: str, flags) -> Callable:
-    """Compiles a direction with one kind of kernels."""
+    """Compiles a direction for one value of `Kernels.kind`."""
     form = Form(flags.group, layer.form != "linear", Kernels(kind))
 
     def run(x, scale, bias, excite, cotangent):
@@ -103,7 +103,7 @@ def compile_pass(layer: Normalisation, direction: str, kind: str, flags) -> Call
 
 
 def compile_sums(layer: Normalisation, workload: Workload, flags) -> Callable:
-    """Compiles a backward pass's sums of a swish with a workload."""
+    """Compiles the sums of a swish's backward pass with a workload."""
 
     def visit(arithmetic, x, cotangent, scale, bias):
         value = arithmetic.multiply_add(x, scale, bias)
@@ -130,7 +130,7 @@ def compile_sums(layer: Normalisation, workload: Workload, flags) -> Callable:
 
 
 def difference(found, wanted) -> float:
-    """The largest relative distance of two trees' arrays."""
+    """Returns the largest relative distance between two trees of arrays."""
 
     def of(a, b):
         a, b = (v.astype(jnp.float32) for v in (a, b))
@@ -177,7 +177,7 @@ def compare(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
 
 
 def choose(flags: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
-    """Prints what each of some workloads takes, the fastest first."""
+    """Prints the time of each workload, the fastest first."""
     config = EfficientNetConfig(*VARIANTS[flags.variant])
     wide = [x for x in layers(config, flags.image_size) if x.form == "swish"]
     jobs = {

@@ -3,14 +3,14 @@
     python -m benchmarks.step --image=b5 --text=base --batch=128 --peers timm
     python -m benchmarks.step --image=b7 --text=base --batch=128 --peers huggingface
 
-Forward pass, loss, backward pass and optimizer in bfloat16. Each implementation is a
-process of its own, one after the other, so that none disturbs the other's compiler. The
-peers, where torch, timm and transformers are installed: timm's EfficientNet with BERT,
-compiled as a whole, and Hugging Face's AlignModel, compiled as a whole or by blocks.
-The floor is the time in which a device's memory moves every output of the image tower's
-convolutions eight times. --topology=v5e:2x2 prints the TPU compiler's counts for one
-core instead (with the extra `tpu`; no scan, whose loops count once). --profile sums
-the time of one step's kernels by their kind.
+A step is the forward pass, loss, backward pass and optimizer in bfloat16. Each
+implementation runs in a separate process, one after the other, so that none disturbs
+another's compiler. The peers need torch, timm and transformers: timm's EfficientNet
+with BERT, compiled as a whole, and Hugging Face's AlignModel, compiled as a whole or by
+blocks. The floor is the time that a device's memory needs to move every output of the
+image tower's convolutions eight times. --topology=v5e:2x2 prints the TPU compiler's
+counts for one core instead (with the extra `tpu`; without --scan, because loops count
+once). --profile sums the time of one step's kernels by type.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from benchmarks.step_flags import (
     text_size,
 )
 
-MOVES = 8  # of a convolution's output, the fewest that were thought of
+MOVES = 8  # of a convolution's output: the fewest of all schemes that we considered
 GIB = 2**30
 
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def print_table(flags: argparse.Namespace) -> None:
-    """Measures one implementation after the other, each in its own process."""
+    """Measures one implementation after the other, each in a separate process."""
     floor = 1e3 * floor_bytes(flags) / flags.bandwidth
     print(
         f"{flags.image} and {flags.text}, batch {flags.batch}, {flags.image_size} px,"
@@ -109,7 +109,7 @@ def print_table(flags: argparse.Namespace) -> None:
 def measure(program: Program, flags: argparse.Namespace) -> None:
     """Times steps and prints the result as JSON.
 
-    Steps are queued five at a time, since waiting for each costs milliseconds.
+    Steps are queued five at a time, because waiting for each one costs milliseconds.
     """
     for _ in range(4):
         program.take()
@@ -128,14 +128,14 @@ def measure(program: Program, flags: argparse.Namespace) -> None:
 
 
 def floor_bytes(flags: argparse.Namespace) -> float:
-    """Bytes of a step if every convolution's output moved `MOVES` times in bfloat16."""
+    """Returns a step's bytes if convolutions' bfloat16 outputs move `MOVES` times."""
     found = layers(EfficientNetConfig(*image_multipliers(flags)), flags.image_size)
     elements = sum(n * x.size**2 * x.channels for x, n in found.items())
     return flags.batch * elements * 2 * MOVES
 
 
 def make_plan(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> StepPlan:
-    """What our step is compiled for."""
+    """Returns the plan that our step is compiled for."""
     layers, hidden = text_size(flags)
     model = ModelConfig(
         EfficientNetConfig(
@@ -168,7 +168,7 @@ def make_plan(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> StepPlan:
 
 
 def count_on(flags: argparse.Namespace) -> None:
-    """Prints what the TPU compiler counts for one core of a slice."""
+    """Prints the TPU compiler's counts for one core of a slice."""
     from align_jax.plan import find_devices
 
     mesh = make_mesh(devices=find_devices(flags.topology)[:1])
@@ -191,7 +191,7 @@ def count_on(flags: argparse.Namespace) -> None:
 def batch_shapes(
     flags: argparse.Namespace, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch's arrays."""
+    """Returns the shapes of the batch's arrays."""
     side, split = flags.image_size, batch_split(mesh)
     images, tokens = (flags.batch, side, side, 3), (flags.batch, flags.tokens)
     return {
@@ -217,7 +217,7 @@ def run_ours(
     flags: argparse.Namespace,
     seconds: float,
 ) -> Program:
-    """Our step, compiled in some seconds, on random data."""
+    """Returns our step on random data; `seconds` is the time of its compilation."""
     random, metrics = np.random.default_rng(0), {}
     shapes = batch_shapes(flags, plan.mesh)
     batch = {

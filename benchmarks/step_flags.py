@@ -1,4 +1,4 @@
-"""The sizes and choices of `benchmarks.step`, which its implementations share."""
+"""Sizes and choices of `benchmarks.step`, which its implementations share."""
 
 import argparse
 from collections.abc import Callable
@@ -23,9 +23,9 @@ class Program(NamedTuple):
     """A step that can be timed.
 
     Attributes:
-      take: queues a step.
-      wait: waits for all queued steps.
-      finish: returns peak memory and what else is known, by name.
+      take: function that queues a step.
+      wait: function that waits for all queued steps.
+      finish: function that returns peak memory and further results by name.
     """
 
     take: Callable[[], None]
@@ -62,7 +62,7 @@ def read_flags(
 
 
 def image_multipliers(flags: argparse.Namespace) -> tuple[float, float]:
-    """Width and depth multipliers of the image tower."""
+    """Returns the width and depth multipliers of the image tower."""
     if flags.image in VARIANTS:
         return VARIANTS[flags.image]
     width, depth = map(float, flags.image.split("x"))
@@ -70,7 +70,7 @@ def image_multipliers(flags: argparse.Namespace) -> tuple[float, float]:
 
 
 def text_size(flags: argparse.Namespace) -> tuple[int, int]:
-    """Layers and hidden width of the text tower."""
+    """Returns the layers and the hidden width of the text tower."""
     if flags.text in SIZES:
         return SIZES[flags.text]
     layers, hidden = map(int, flags.text.split("x"))

@@ -39,7 +39,7 @@ class TimmDualEncoder(nn.Module):
         self.temperature = nn.Parameter(torch.ones(()))
 
     def forward(self, images, tokens):
-        """Both towers' unit vectors (B, D) and the temperature."""
+        """Returns both towers' unit vectors (B, D) and the temperature."""
         image = self.image_tower(images)
         text = self.text_tower(tokens).last_hidden_state[:, 0]
         pair = image, self.projection(text)
@@ -65,13 +65,13 @@ class HuggingFaceDualEncoder(nn.Module):
         self.model = AlignModel(config)
 
     def forward(self, images, tokens):
-        """Both towers' unit vectors (B, D) and the temperature."""
+        """Returns both towers' unit vectors (B, D) and the temperature."""
         found = self.model(input_ids=tokens, pixel_values=images)
         return found.image_embeds, found.text_embeds, self.model.temperature
 
 
 def bert_config(flags: argparse.Namespace) -> BertConfig:
-    """BERT of a published size."""
+    """Returns the config of a BERT of the chosen size."""
     layers, hidden = text_size(flags)
     return BertConfig(
         vocab_size=VOCABULARY,
@@ -83,7 +83,7 @@ def bert_config(flags: argparse.Namespace) -> BertConfig:
 
 
 def prepare_peer(flags: argparse.Namespace) -> Program:
-    """Makes a peer's step, compiled by torch.compile: autocast, channels_last."""
+    """Builds a peer's step with autocast and channels_last, compiled by choice."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     timm = flags.only.startswith("timm")

@@ -1,17 +1,20 @@
-"""What metrics, norms, logging and measuring add to a training step.
+"""The time that metrics, norms, logging and measuring add to a training step.
 
     python -m benchmarks.telemetry --steps=800 --pixels=32
 
-A bare step, which returns the state alone, and a run's, which returns all metrics, take
-turns on the quickstart's model and batch, with pictures of any size; the latter's are
-written to JSON lines and TensorBoard as often as the config says. What writing takes is
-clocked by itself. What the metrics add inside the step is the median of the pairs'
-differences, beside the interval that holds the true one in 95 of 100 such measurements;
-steps that measure norms have a median of their own and their share of the sum. The
-memory traffic that it adds does not grow with the pictures, so its share is that of
-runs with as much work for each parameter. The compiler's own counts, as if every step
-measured norms, are shown, too: no other work on the machine disturbs them. --slice has
-them alone, for the open model on TPUs (with the extra `tpu`).
+Two steps take turns on the quickstart's model and batch, with pictures of any size: a
+bare step, which returns only the state, and a run's step, which returns all metrics.
+The metrics are written to JSON lines and TensorBoard as often as the config says. The
+time of writing is measured separately.
+
+The time that metrics add inside a step is the median of the pairs' differences. The
+printed interval holds the true value in 95 of 100 measurements like this one. Steps
+that measure norms have a separate median, which enters the sum by their share.
+
+The added memory traffic does not grow with the pictures, so its share is that of runs
+with as much work per parameter. The compiler's counts, as if every step measured norms,
+are printed, too: no other work on the machine disturbs them. --slice prints only them,
+for the open model on TPUs (with the extra `tpu`).
 """
 
 import argparse
@@ -42,7 +45,7 @@ from configs import pretrain_align_b7_base, quickstart
 
 
 def compile_bare(plan: StepPlan, batch: dict) -> jax.stages.Compiled:
-    """A step that returns the state alone."""
+    """Compiles a step that returns only the state."""
     step = jax.jit(
         lambda state, batch: train_step(state, batch, plan)[0],
         out_shardings=state_shardings(plan),
@@ -52,7 +55,7 @@ def compile_bare(plan: StepPlan, batch: dict) -> jax.stages.Compiled:
 
 
 class Bare:
-    """A loop of steps that return the state alone."""
+    """A loop of steps that return only the state."""
 
     def __init__(self, plan: StepPlan, batch: dict[str, jax.Array]):
         self.step = compile_bare(plan, batch)
@@ -97,13 +100,13 @@ class Logged:
         jax.block_until_ready((self._state, metrics))
 
     def write(self) -> None:
-        """Writes the metrics of the steps since the last time, if it is time to."""
+        """Writes the metrics of the steps since the last write, if it is due."""
         if self._flushes(self._taken):
             self._log.flush()
 
 
 def make_batch(config: PretrainConfig, mesh: jax.sharding.Mesh) -> dict:
-    """Random pictures and words."""
+    """Returns random pictures and words."""
     random = np.random.default_rng(0)
     highest = {"images": 256, "tokens": config.model.text_tower.vocabulary_size}
     return {
@@ -116,14 +119,14 @@ def make_batch(config: PretrainConfig, mesh: jax.sharding.Mesh) -> dict:
 
 
 def clocked(call: Callable[[], None]) -> float:
-    """Milliseconds that a call takes."""
+    """Returns the milliseconds that a call takes."""
     start = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - start)
 
 
 def median_within(values: list[float]) -> tuple[float, float, float]:
-    """The median and its 95 % interval, by the ranks of a sign test."""
+    """Returns the median and its 95 % interval, by the ranks of a sign test."""
     values, reach = sorted(values), 0.98 * len(values) ** 0.5
     middle = (len(values) - 1) / 2
     ranks = (math.floor(middle - reach), math.ceil(middle + reach))
@@ -132,7 +135,7 @@ def median_within(values: list[float]) -> tuple[float, float, float]:
 
 
 def print_counts(bare: jax.stages.Compiled, logged: jax.stages.Compiled) -> None:
-    """Prints what the compiler counts more for a step with metrics and norms."""
+    """Prints how much more the compiler counts for a step with metrics and norms."""
     counts = [step.cost_analysis() for step in (bare, logged)]
     traffic, operations = (
         100 * (counts[1][name] / counts[0][name] - 1)
@@ -145,7 +148,7 @@ def print_counts(bare: jax.stages.Compiled, logged: jax.stages.Compiled) -> None
 
 
 def count_on(topology: str) -> None:
-    """Prints the counts of the open model's step on a slice that is not here."""
+    """Prints the counts of the open model's step on a slice, without any TPU."""
     fields = pretrain_align_b7_base.get_config().to_dict()
     config = read_config(PretrainConfig, fields)
     mesh = make_mesh(config.fsdp, find_devices(topology))

@@ -65,7 +65,7 @@ def rounded(x: jax.Array) -> jax.Array:
 def statistics(
     logits: Logits, positive: jax.Array, shape: TileShape
 ) -> LogitStatistics:
-    """Returns the log-sum-exps and the best wrong candidates.
+    """Returns log-sum-exps, and the best logits of wrong candidates.
 
     Args:
       logits: logits of bfloat16 embeddings.

@@ -1,4 +1,4 @@
-"""Weights and inputs of the golden comparison, made anew wherever they are needed."""
+"""Weights and inputs of the golden comparison, computed wherever they are needed."""
 
 import math
 import zlib
@@ -11,7 +11,7 @@ TOKENS = np.array(
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A tensor of an `AlignModel`, a function of its name, far from a new model's."""
+    """Draws a tensor of an `AlignModel` by its name, far from a new model's."""
     draw = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("num_batches_tracked"):
         return np.array(draw.integers(1, 1000))
@@ -29,6 +29,6 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def pixels(size: int) -> np.ndarray:
-    """Three pictures (3, size, size, 3) in [-1, 1]."""
+    """Draws three pictures (3, size, size, 3) in [-1, 1]."""
     draw = np.random.default_rng(size)
     return draw.uniform(-1.0, 1.0, (3, size, size, 3)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Writes align.json.gz: what Hugging Face's `AlignModel` computes, and its formats.
+"""Writes align.json.gz: the results and the formats of Hugging Face's `AlignModel`.
 
     python tests/golden/make_align.py
 
-Needs torch and transformers, which the tests do not.
+Needs torch and transformers, which the tests do not need.
 """
 
 import gzip
@@ -37,14 +37,14 @@ MODELS = {
         TEXT | {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
         {"width_coefficient": 0.75, "depth_coefficient": 0.3},
     ),
-    # Padded as TensorFlow pads 66 pixels: these blocks see an odd side.
+    # Padded as TensorFlow pads 66 pixels: the listed blocks get an odd side.
     "square": (66, 80, TEXT, SMALL | {"depthwise_padding": [1, 2, 3, 7]}),
     "published": (289, 640, {}, {}),
 }
 
 
 def compute(size: int, width: int, text: dict, vision: dict) -> dict:
-    """Embeddings and logits of a model, its config.json and its tensors' shapes."""
+    """Returns a model's embeddings, logits, config.json and tensor shapes."""
     vision = vision | {"image_size": size}
     config = AlignConfig(text_config=text, vision_config=vision, projection_dim=width)
     model = AlignModel(config).eval()

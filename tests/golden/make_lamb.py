@@ -1,6 +1,6 @@
 """Writes lamb.npz: 20 steps of LAMB as TensorFlow Addons runs it, in float64.
 
-Python 3.11, in an environment of its own (TensorFlow Addons ended with 0.23):
+Run it with Python 3.11 in a separate environment (TensorFlow Addons ended with 0.23):
 
     pip install tensorflow-cpu==2.15.1 tensorflow-addons==0.23.0 "numpy<2"
     python tests/golden/make_lamb.py tests/golden/lamb.npz
@@ -25,7 +25,7 @@ RATE, DECAY = 0.05, 0.01
 
 
 def run(start: dict, gradients: dict, excluded: list[str]) -> dict:
-    """Parameters after every step; excluded ones get no decay and no trust ratio."""
+    """Returns parameters by step; `excluded` ones get no decay and no trust ratio."""
     variables = {
         name: tf.Variable(value, dtype=tf.float64, name=name)
         for name, value in start.items()

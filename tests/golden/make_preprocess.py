@@ -1,8 +1,8 @@
-"""Writes preprocess.npz: what Hugging Face's image processor makes of photographs.
+"""Writes preprocess.npz: photographs and the output of Hugging Face's image processor.
 
     python tests/golden/make_preprocess.py
 
-Needs transformers, scikit-image and scikit-learn, which the tests do not.
+Needs scikit-learn, and transformers and scikit-image, which the tests do not need.
 """
 
 import io
@@ -16,7 +16,7 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import (
     EfficientNetImageProcessorPil,
 )
 
-# name -> (photograph, size to keep of it, resize, crop)
+# name -> (photograph, size that it is reduced to, resize, crop)
 CASES = {
     "china_289": (load_sample_image("china.jpg"), (213, 320), 346, 289),
     "coffee_odd": (data.coffee(), (161, 243), 98, 65),
@@ -27,7 +27,7 @@ CASES = {
 
 
 def process(picture: Image.Image, resize: int, crop: int) -> np.ndarray:
-    """Runs the processor of the published model at other sizes; (crop, crop, 3)."""
+    """Runs the published model's processor at other sizes; returns (crop, crop, 3)."""
     processor = EfficientNetImageProcessorPil(
         size={"height": resize, "width": resize},
         crop_size={"height": crop, "width": crop},

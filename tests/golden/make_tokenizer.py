@@ -1,11 +1,11 @@
-"""Writes what Hugging Face's BERT tokenizer does, for the tests and for the library.
+"""Writes the results of Hugging Face's BERT tokenizer, for the tests and the library.
 
 Usage: python tests/golden/make_tokenizer.py
 
-Needs transformers 5.23 with tokenizers 0.23, and for its texts emoji 2.16 (names of
-emoji in 14 languages) and babel 2.18 (CLDR's names in 300 locales). It writes
+Needs transformers 5.23 with tokenizers 0.23. Its texts need emoji 2.16 (names of emoji
+in 14 languages) and babel 2.18 (CLDR's names in 300 locales). It writes
 
-* align_jax/bert_characters.txt: what becomes of each code point,
+* align_jax/bert_characters.txt: the normalised form of each code point,
 * tests/golden/tokenizer.json.gz: a vocabulary, texts and their ids.
 """
 
@@ -39,7 +39,7 @@ BACKEND = BertTokenizer(do_lower_case=True).backend_tokenizer
 normalize = BACKEND.normalizer.normalize_str
 
 NASTY = [
-    # Nothing, and nothing but white space or what is dropped.
+    # The empty text, and texts of only white space or dropped characters.
     "",
     " ",
     "\t\n\r ",
@@ -150,13 +150,13 @@ NASTY = [
 
 
 def split_words(text: str) -> list[str]:
-    """Words of a text, as WordPiece gets them."""
+    """Returns the words of a text that WordPiece gets."""
     pairs = BACKEND.pre_tokenizer.pre_tokenize_str(normalize(text))
     return [word for word, _ in pairs]
 
 
 def spell(point: int) -> str:
-    """What a code point becomes, punctuation between spaces."""
+    """Returns the normalised form of a code point, with punctuation between spaces."""
     spelled = ""
     for character in normalize(chr(point)):
         words = split_words(f"a{character}b")
@@ -169,7 +169,7 @@ def spell(point: int) -> str:
 
 
 def write_characters() -> dict[int, str]:
-    """Writes align_jax/bert_characters.txt; returns what it says."""
+    """Writes align_jax/bert_characters.txt; returns its content by code point."""
     spelled = {point: spell(point) for point in POINTS}
     lines = [
         "# What BERT's uncased normalisation makes of each code point, measured by",
@@ -196,7 +196,7 @@ def write_characters() -> dict[int, str]:
 
 
 def digests() -> list[str]:
-    """Digest of the words of a{c}b for every code point c, one for each block."""
+    """Returns a digest per block of the words of a{c}b for every code point c in it."""
     blocks = []
     for start in range(0, 0x110000, BLOCK):
         points = [p for p in range(start, start + BLOCK) if not 0xD800 <= p < 0xE000]
@@ -206,15 +206,15 @@ def digests() -> list[str]:
 
 
 def sorted_marks(spelled: dict[int, str]) -> list[str]:
-    """Marks that are kept and that Hugging Face sorts among their neighbours."""
-    # U+0345 has the highest combining class: any mark of another one goes before it.
+    """Returns the kept marks that Hugging Face sorts among their neighbours."""
+    # U+0345 has the highest combining class: marks of all other classes go before it.
     nfd = normalizers.NFD().normalize_str
     kept = sorted(set("".join(spelled.values())))
     return [c for c in kept if nfd(f"a\u0345{c}") != f"a\u0345{c}"]
 
 
 def collect_texts(marks: list[str]) -> list[str]:
-    """Hand-written, real and random texts."""
+    """Returns hand-written, real and random texts."""
     draw = random.Random(0)
     texts = list(NASTY)
     data = {c: d for c, d in emoji.EMOJI_DATA.items() if d["status"] <= 2}
@@ -246,7 +246,7 @@ def collect_texts(marks: list[str]) -> list[str]:
 
 
 def assemble_vocabulary(texts: list[str]) -> list[str]:
-    """Nearly all characters of the texts and their most frequent pieces."""
+    """Returns nearly all characters of the texts, and their most frequent pieces."""
     words = collections.Counter(w for text in texts for w in split_words(text))
     characters = sorted(set("".join(words)))
     known = [c for c in characters if c.isascii() or ord(c) % 16]  # others: [UNK]

@@ -15,7 +15,7 @@ from align_jax.kernels.convolution import (
 
 
 def run(convolve, x, weights, cotangent):
-    """A convolution's result and its gradients, of one compiled program."""
+    """Returns a convolution's result and its gradients, from one compiled program."""
 
     @jax.jit
     def passes(x, weights, cotangent):
@@ -90,13 +90,13 @@ def difference(found, wanted):
 
 
 def test_pieces_by_hand():
-    # 128 images of 145 x 145 places: the most that divide an eighth of the places.
+    # 128 images of 145 x 145 pixels: the largest divisor of an eighth of them to 160.
     assert count_pieces(128 * 145**2, 24, 144) == 145
     # 46,208 x (768 + 128) numbers are 26 times 16 times 768 x 128; 19 divides 5,776.
     assert count_pieces(128 * 19**2, 768, 128) == 19
-    # As much is read as written: one product.
+    # The product reads as much as it writes, so it is one piece.
     assert count_pieces(12_800, 3072, 512) == 1
-    # No multiple of 8, and 11 times more read than written: the largest divisor to 11.
+    # The rows are no multiple of 8. At most 11 pieces read enough; 7 divides the rows.
     assert count_pieces(15 * 49, 8, 8) == 7
     assert count_pieces(1, 8, 8) == 1
 

@@ -12,20 +12,20 @@ from align_jax.kernels.depthwise_programs import assembly
 
 
 def distance(found, expected) -> float:
-    """Norm of the difference over the norm of what is expected."""
+    """Returns the norm of the difference over the norm of the expected array."""
     found, expected = (np.asarray(a, np.float32) for a in (found, expected))
     return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-6)
 
 
 def draw(seed: int, batch: int, size: tuple[int, int], channels: int, k: int):
-    """x, kernel and a key for the cotangent."""
+    """Returns x, a kernel, and a key for the cotangent."""
     keys = jax.random.split(jax.random.key(seed), 3)
     x = jax.random.normal(keys[0], (batch, *size, channels))
     return x, jax.random.normal(keys[1], (k, k, 1, channels)), keys[2]
 
 
 def compare(x, kernel, key, stride, padding, dtype=jnp.float32):
-    """Distances of the output and both gradients from the plain form in float32."""
+    """Returns distances of output and both gradients from the plain form in float32."""
 
     def run(form, x, kernel, key):
         y, vjp = jax.vjp(lambda x, w: form(x, w, stride, padding), x, kernel)
@@ -102,9 +102,10 @@ def test_kernels_lower_for_gpus(size, channels, k, stride):
 def test_divisor_and_layout_by_hand():
     assert [divisor(128, n) for n in (1, 3, 200)] == [1, 2, 128]
     assert divisor(6, 4) == 3
-    # 4 groups of 5 columns cover 20 of 19, as 5 groups of 4 do, with fewer loads.
+    # 4 groups of 5 columns cover 19 with one to spare, as 5 groups of 4 do, but load
+    # less.
     assert choose_layout(19, 1056, 5, (4, 5), 4) == LaneLayout(5, 1056, 4)
-    # Lanes of 5 columns cover a width of 10, lanes of 4 would leave two.
+    # Lanes of 5 columns fit a width of 10; lanes of 4 columns would waste two.
     assert choose_layout(10, 1824, 5, (4, 5), 4).columns == 5
 
 

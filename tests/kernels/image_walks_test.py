@@ -1,4 +1,4 @@
-"""Walks over images by kernels, interpreted, against the same by XLA."""
+"""Compares walks over images by interpreted kernels with the same walks by XLA."""
 
 import struct
 
@@ -22,7 +22,7 @@ SMALL = WORKLOAD._replace(lanes=64, warps=1, programs=8, rounds=3)
 
 
 def products(arithmetic, x, cotangent, factor, shift):
-    """Three sums: of one number, of a product, of what is not 0 where all is 0."""
+    """Returns the factors of three sums; the third is not 0 where x is 0."""
     value = arithmetic.multiply_add(x, factor, shift)
     share = arithmetic.sigmoid(value)
     return (cotangent * share,), (cotangent, value), (share, factor)
@@ -54,7 +54,7 @@ def test_sums_and_maps_are_xlas(channels, abreast):
     found = kernel_sums(products, wide, small, 3, **options)
     expected = plain_sums(products, wide, small)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    images = len(small)  # together
+    images = len(small)  # summed together
     found = kernel_sums(products, wide, small, 3, images=images, **options)
     expected = expected.sum(0, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -65,7 +65,7 @@ def test_sums_and_maps_are_xlas(channels, abreast):
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("images", [2, 4, 8])  # within a device, all of it, of two
+@pytest.mark.parametrize("images", [2, 4, 8])  # half a device, one device, both
 def test_images_are_summed_together_wherever_they_lie(images):
     random, mesh = np.random.default_rng(0), make_mesh(devices=jax.devices()[:2])
     x = jnp.asarray(random.normal(size=(8, 3, 5, 24)), jnp.float32)
@@ -95,25 +95,25 @@ def test_bfloat16_is_summed_and_mapped_in_float32():
 
 
 def test_tiles_by_hand():
-    # 7 places of 144 channels are 1008 of 1024 lanes.
+    # 7 pixels of 144 channels fill 1008 of 1024 lanes.
     assert choose_tile(144, 1024) == WalkTile(144, 7)
-    # Of 1056 channels a place does not fit; slabs of 176 leave 880 of 1024 lanes, the
-    # first that fill 85 %.
+    # A pixel of 1056 channels does not fit. The widest slabs that fill 85 % have 176
+    # channels: 5 pixels of them fill 880 of 1024 lanes.
     assert choose_tile(1056, 1024) == WalkTile(176, 5)
-    # 40 of 64 lanes are too few; 8 places of 5 slabs of 8 fill all.
+    # 40 of 64 lanes are too few. With slabs of 8 channels, 8 pixels fill all lanes.
     assert choose_tile(40, 64) == WalkTile(8, 8)
-    # Nothing fills 85 % of 16 lanes with 11 channels: 11 do best.
+    # No tile of 11 channels fills 85 % of 16 lanes; one slab of 11 does best.
     assert choose_tile(11, 16) == WalkTile(11, 1)
     cut = Cut.of((128, 19, 19, 1056), WORKLOAD)
-    # 128 images of 6 slabs are 768 programs; 2048 are wanted: strips of 3 that would
-    # have 25 of 73 tiles each.
+    # 128 images of 6 slabs are 768 programs, fewer than 2048. So each slab has 3
+    # strips, of at most 25 of the 73 tiles.
     assert (cut.slabs, cut.strips, cut.rounds) == (6, 3, 25)
-    # Of 10 x 10 places 34 tiles are not cut below 16.
+    # 10 x 10 pixels are 34 tiles, whose strips must have at least 16 tiles.
     assert Cut.of((128, 10, 10, 304), WORKLOAD)[-2:] == (3, 16)
 
 
 def test_the_short_sigmoid_is_one(monkeypatch):
-    """Its instructions, carried out."""
+    """Carries out the sigmoid's instructions in numpy."""
     taken = []
     monkeypatch.setattr(
         walk_programs, "_instruct", lambda text, x: taken.append(text) or x

@@ -13,7 +13,7 @@ from tests.reference import embeddings
 
 @pytest.fixture(scope="module", autouse=True)
 def small_tiles():
-    """Few pairs make several tiles, bands and chunks."""
+    """Shrinks tiles, bands and chunks, so that few pairs make several of each."""
     with pytest.MonkeyPatch.context() as patch:
         shape = logit_kernels.TileShape(rows=16, columns=32, depth=32)
         patch.setattr(contrastive_gpu, "STATISTICS", shape)
@@ -24,7 +24,7 @@ def small_tiles():
 
 
 def value_and_gradients(mesh, arguments, **options):
-    """Loss, metrics and the gradients by images, texts and temperature."""
+    """Returns loss, metrics, and the gradients of images, texts and temperature."""
     gradient = jax.value_and_grad(contrastive_loss, (0, 1, 2), has_aux=True)
     arguments = [jnp.asarray(a, jnp.float32) for a in arguments]
     return jax.jit(lambda *a: gradient(*a, mesh, **options))(*arguments)
@@ -87,7 +87,7 @@ def test_rounding_the_embeddings_changes_little(mesh_of):
 
 
 def test_logits_far_apart_are_exact(mesh_of):
-    # At this temperature no shift serves a whole tile.
+    # At this temperature no single shift works for a whole tile.
     ximg, ytxt = rounded(embeddings(64, 80))
     ytxt[:32] = -ytxt[:32]
     assert_kernels_equal_walk(mesh_of(1), ximg, ytxt, 1e-3, label_smoothing=0.1)

@@ -16,15 +16,15 @@ from tests.reference import contrastive_reference, embeddings
 
 
 def value_and_gradients(mesh, ximg, ytxt, temperature, **options):
-    """Loss, metrics and the gradients by images, texts and temperature."""
+    """Returns loss, metrics, and the gradients of images, texts and temperature."""
     gradient = jax.value_and_grad(contrastive_loss, (0, 1, 2), has_aux=True)
     arguments = [jnp.asarray(a, jnp.float32) for a in (ximg, ytxt, temperature)]
     return jax.jit(lambda *a: gradient(*a, mesh, **options))(*arguments)
 
 
-@functools.cache  # in float64 large ones take seconds
+@functools.cache  # large references take seconds in float64
 def duplicated_pairs(n, temperature, smoothing, groups=1):
-    """Embeddings with a text that occurs twice, and what the equation says of them."""
+    """Returns embeddings with a text that occurs twice, and the equation's results."""
     ximg, ytxt = embeddings(n)
     ytxt[-1] = ytxt[0]
     return ximg, ytxt, contrastive_reference(ximg, ytxt, temperature, smoothing, groups)
@@ -87,7 +87,7 @@ def test_negatives_are_limited_to_groups_of_pairs(mesh_of, devices, groups):
 
 @pytest.fixture
 def loss_of(mesh_of):
-    """Loss and metrics of float64 embeddings on 8 devices in tiles of 5."""
+    """Returns a function to the loss and metrics on 8 devices, in tiles of 5."""
 
     def compute(ximg, ytxt, temperature=0.2, **options):
         arguments = [jnp.asarray(a, jnp.float32) for a in (ximg, ytxt, temperature)]
@@ -143,7 +143,7 @@ def test_aligning_a_pair_lowers_the_loss(loss_of):
 
 
 def test_accuracies_by_hand(loss_of):
-    # Image 1 prefers text 0; text 1 has its own image ahead; six pairs are right.
+    # Image 1 is nearest to text 0, text 1 to image 1; the other pairs are right.
     ximg, ytxt = np.eye(8, 8), np.eye(8, 8)
     ximg[1] = [0.8, 0.6, 0, 0, 0, 0, 0, 0]
     _, metrics = loss_of(ximg, ytxt)
@@ -183,7 +183,7 @@ def test_the_compiled_loss_never_holds_all_logits(mesh_of):
     text = compiled_gradient(mesh_of(8), n, d).as_text()
     shapes = re.findall(r"[a-z]\w*\[([\d,]+)\]", text)
     sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
-    # A device's block is its 512 rows by one tile, here all columns: N x N / 8.
+    # A device's block is 512 rows by one tile, here all columns: N x N / 8 logits.
     assert max(sizes) < n * n
     gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
     assert gathers

@@ -1,4 +1,4 @@
-"""Normalisation, activation and gate in one, against the same written plainly."""
+"""Compares fused normalisation, activation and gate with the same written plainly."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from align_jax.models.batch_norm import EPSILON, Form, normalise
 
 
 def plain(x, scale, bias, excite, group_size, swish):
-    """`normalise` in float32, its gradient left to JAX."""
+    """Computes `normalise` in float32, with its gradient left to JAX."""
     groups = x.astype(jnp.float32).reshape(-1, group_size, *x.shape[1:])
     axes = (1, 2, 3)
     mean, var = groups.mean(axes, keepdims=True), groups.var(axes, keepdims=True)
@@ -28,7 +28,7 @@ def plain(x, scale, bias, excite, group_size, swish):
 
 
 def make_case(seed, dtype):
-    """Random arguments of random sizes, and a cotangent."""
+    """Draws arguments of random sizes and a cotangent."""
     random = np.random.default_rng(seed)
     group_size, groups = random.integers(1, 4, 2)
     height, width, channels = random.integers(1, 14, 3)
@@ -52,7 +52,7 @@ def make_case(seed, dtype):
 
 
 def difference(found, wanted):
-    """The largest of the arrays' relative distances."""
+    """Returns the largest relative distance between two trees of arrays."""
 
     def of(a, b):
         a, b = (np.asarray(v, np.float64) for v in (a, b))

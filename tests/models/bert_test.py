@@ -65,7 +65,7 @@ def test_a_width_that_does_not_divide_into_heads_is_refused():
         BertConfig(vocabulary_size=10, max_tokens=8, hidden=100)
 
 
-# Published parameters, with the pooler that ALIGN leaves out.
+# Published numbers of parameters, including the pooler that ALIGN leaves out.
 @pytest.mark.parametrize(
     ("name", "vocabulary", "millions"),
     [

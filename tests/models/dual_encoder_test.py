@@ -39,7 +39,7 @@ def test_bfloat16_keeps_parameters_statistics_and_embeddings_in_float32(mixed_ty
     np.testing.assert_allclose(jnp.linalg.norm(images, axis=1), 1.0, rtol=1e-6)
     for narrow, wide in zip(half, whole, strict=True):
         assert (narrow * wide).sum(1).min() > 0.999  # cosine
-        assert np.abs(narrow - wide).max() > 1e-5  # it was computed in bfloat16
+        assert np.abs(narrow - wide).max() > 1e-5  # so it was computed in bfloat16
 
 
 @pytest.mark.parametrize("width", [640, 320, 160, 80])

@@ -31,7 +31,7 @@ def shapes_of(model, size=64, **arguments):
     return jax.eval_shape(init)
 
 
-# Trainable parameters and pooled width of the published networks, without the head.
+# Trainable parameters and pooled widths of the published networks without their head.
 SIZES = {
     "b0": (3_595_388, 320),
     "b1": (6_101_024, 320),
@@ -77,7 +77,8 @@ def test_published_depths_and_statistics():
     ],
 )
 def test_published_grids(padding, size, grids):
-    # Only the first block of a stage has a stride: all are traced for one size.
+    # Only the first block of a stage has a stride, so one size is enough for all
+    # blocks.
     depth = VARIANTS["b7"][1] if size == 289 else 0.1
     model = build(VARIANTS["b7"][0], depth, padding=padding)
     seen = shapes_of(
@@ -117,7 +118,7 @@ def test_an_unknown_choice_is_refused(field):
 
 @pytest.fixture(scope="module")
 def run_small():
-    """Loss, statistics and gradients of a training step of 4 blocks, by config."""
+    """Returns a function from config to a step's loss, statistics and gradients."""
     stages = ((1, 3, 2, 1, 16), (3, 5, 2, 6, 24))  # two blocks are scanned as one
     config = EfficientNetConfig(width=0.25, drop_rate=0.5, stages=stages)
     images = jax.random.normal(jax.random.key(1), (4, 33, 33, 3))
@@ -142,7 +143,7 @@ def run_small():
 
         step = jax.jit(jax.value_and_grad(score, has_aux=True))
         compiled = step.lower(variables["params"]).compile(
-            {"xla_backend_optimization_level": 3}  # as outside of the tests
+            {"xla_backend_optimization_level": 3}  # XLA's default; the tests set 0
         )
         return compiled(variables["params"])
 
@@ -223,7 +224,7 @@ def test_a_depthwise_kernel_starts_as_the_published_one():
 
 @pytest.fixture(scope="module")
 def smallest():
-    """A network of four blocks, the last two of them alike, and its variables."""
+    """Returns a network of four blocks, the last two equal, and its variables."""
     last = (1, 3, 1, 6, 64)
     stages = (*EfficientNetConfig.smallest().stages, last)
     model = build(0.25, 1.0, drop_rate=0.0, stages=stages)
@@ -275,7 +276,7 @@ def test_an_image_is_encoded_alone_in_evaluation_and_with_its_group_in_training(
 def test_a_shift_before_a_pointwise_convolution_and_its_batch_norm_is_taken_out(
     smallest,
 ):
-    # So the gradient of these biases is zero but for rounding, see pods_test.py.
+    # Hence the gradient of these biases is zero up to rounding, see pods_test.py.
     model, variables = smallest
     images = jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
 

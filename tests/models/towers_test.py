@@ -45,7 +45,7 @@ EVERY = [(name, kind) for name, towers in TOWERS.items() for kind in towers]
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    """A linear layer of the mean colour, or of the mean of the words."""
+    """A linear layer on the mean colour of a picture, or on the mean word of a text."""
 
     kind: str
     channels: int = 4
@@ -91,7 +91,7 @@ class Toy(nn.Module):
 
 @pytest.fixture
 def toys(monkeypatch):
-    """The toy in both dicts: one line a tower."""
+    """Adds the toy to both dicts, with one line per tower."""
     monkeypatch.setitem(IMAGE_TOWERS, "toy", (ToyConfig, Toy))
     monkeypatch.setitem(TEXT_TOWERS, "toy", (ToyConfig, Toy))
 
@@ -124,7 +124,8 @@ def test_a_new_tower_trains_and_its_weights_come_back(
         old = flatten(before)[path]
         assert path == ("temperature",) or np.any(array != old), path
     flops = count_model_flops(plan, shapes)
-    assert flops["image_tower"] == 2 * 2 * 3 * 5 * config.batch_size  # and its kernel's
+    # The forward pass and the kernel's gradient, two operations per product.
+    assert flops["image_tower"] == 2 * 2 * 3 * 5 * config.batch_size
 
     weights = Weights(
         "dual_encoder",
@@ -252,7 +253,7 @@ def test_the_smallest_efficientnet_has_all_that_larger_ones_have():
 
 
 def test_files_of_earlier_versions_fit():
-    """What they say of a model is what is said of it today, but for what was added."""
+    """Earlier files describe a model as today's do, apart from added fields."""
     model = ModelConfig(EfficientNetConfig(0.25, 0.3), BertConfig(16, 6, 6, 1, 64))
     assert stored_fields(model)["text_tower"] == {
         "vocabulary_size": 16,
