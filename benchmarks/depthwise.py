@@ -49,7 +49,7 @@ class DepthwiseLayer(NamedTuple):
 
 
 def layers(variant: str, image_size: int, rule: str) -> Counter[DepthwiseLayer]:
-    """Returns the different depthwise layers of a tower with their numbers."""
+    """Counts the different depthwise layers of a tower."""
 
     def after(size: int, k: int, stride: int) -> tuple[int, Padding]:
         padding = PADDINGS[rule]((size, size), k, stride)
@@ -203,7 +203,7 @@ def compare(
                 )
                 for place, value in enumerate((floor, *times)):
                     totals[name][place] += found[layer] * value
-        except Exception as error:  # as above
+        except Exception as error:  # a layer that fails must not stop the others
             print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
     everything = [sum(column) for column in zip(*totals.values(), strict=True)]
     for name, (floor, mine, theirs) in {**totals, "all": everything}.items():
@@ -265,7 +265,7 @@ def choose(
             times = milliseconds(
                 list(calls.values()), arguments, flags.calls, flags.rounds
             )
-        except Exception as error:  # as above
+        except Exception as error:  # a layer that fails must not stop the others
             print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
             continue
         ranked = sorted(zip(times, calls, strict=True))

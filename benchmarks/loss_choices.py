@@ -30,7 +30,8 @@ SHAPES = (
     TileShape(256, 128, 128, warps=8, stages=2),
     TileShape(128, 64, 64, warps=4, stages=4),
 )
-# At N = 65,536 the second and fourth fill 132 multiprocessors with tiles of 128 x 128.
+# Sizes of a chunk. At N = 65,536 the second and the fourth fill 132 multiprocessors
+# with tiles of 128 x 128.
 MEBIBYTES = (256, 416, 512, 832, 1024)
 COLUMNS = 8192  # texts of the gradient's kernel, whose time is proportional to them
 THREADS = 8  # for compilation

@@ -56,7 +56,7 @@ class Normalisation(NamedTuple):
 
 
 def layers(config: EfficientNetConfig, image_size: int) -> Counter[Normalisation]:
-    """Returns the different normalisations of a tower with their numbers."""
+    """Counts the different normalisations of a tower."""
     size, stem = -(-image_size // 2), round_channels(STEM_CHANNELS, config.width)
     found = Counter([Normalisation(size, stem, "swish", 0)])
     for stage in expand_stages(config):

@@ -83,7 +83,7 @@ def bert_config(flags: argparse.Namespace) -> BertConfig:
 
 
 def prepare_peer(flags: argparse.Namespace) -> Program:
-    """Builds a peer's step with autocast and channels_last, compiled by choice."""
+    """Builds the step of the peer `flags.only`, with autocast and channels_last."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     timm = flags.only.startswith("timm")

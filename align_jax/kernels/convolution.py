@@ -212,8 +212,8 @@ def tap_sum(
 def _shifts(padded: jax.Array, k: int, stride: int):
     """Yields the pixels that the outputs see under tap (0, 0), (0, 1), ..."""
     batch, *sizes, channels = padded.shape
-    # Rows and columns that a tap spans. The operations are plain ones of `lax`, because
-    # a large tower has thousands of taps.
+    # Rows and columns that a tap spans. Plain `lax` operations, because a large tower
+    # has thousands of taps to trace.
     height, width = ((n - k) // stride * stride + 1 for n in sizes)
     for i in range(k):
         for j in range(k):

@@ -131,7 +131,7 @@ def convolve(
     layout: LaneLayout | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes `depthwise` without a gradient, with a chosen layout of the lanes."""
+    """Computes `depthwise` without a gradient; None chooses the layout of the lanes."""
     k, _, _, channels = kernel.shape
     _, height, width, _ = x.shape
     size_out = (
@@ -201,7 +201,8 @@ def kernel_gradient(
 ) -> jax.Array:
     """Returns the kernel's gradient (k, k, 1, C) in float32, the same in every run.
 
-    A program sums over as many images as leave at least `programs` programs.
+    Each program sums over several images: as many as leave at least `programs`
+    programs.
     """
     batch, height, width, channels = x.shape
     _, height_out, width_out, _ = cotangent.shape

@@ -1,7 +1,7 @@
 """Layout of a depthwise kernel's lanes on an image.
 
 A program is a block of lanes. A lane handles one channel of `LaneLayout.columns`
-adjacent output columns. For each row it loads the input columns that they see once.
+adjacent output columns. For each row it loads once the input columns that these see.
 """
 
 from typing import Any, NamedTuple

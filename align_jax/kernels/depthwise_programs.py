@@ -89,7 +89,8 @@ def correlate_kernel(
         rows = [in_float32(row) for row in coming]
         coming = load(m + 1)  # starts before the rows are needed
         begun = []
-        for a in reversed(range(n)):  # this order keeps each register
+        # In this order no sum moves to another register.
+        for a in reversed(range(n)):
             totals = [
                 _add_products(
                     sums[n - 1 - a][q] if a else None,

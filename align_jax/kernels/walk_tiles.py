@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jax.experimental import pallas as pl
 
-FILLED = 0.85  # minimum share of a tile's lanes in use, if a tile has it
+FILLED = 0.85  # minimum share of a tile's lanes in use, where possible
 
 
 class Workload(NamedTuple):
@@ -89,7 +89,7 @@ def choose_tile(channels: int, lanes: int) -> WalkTile:
 
     Args:
       channels: channels of the image.
-      lanes: maximum number of numbers per tile.
+      lanes: number of lanes of a tile.
     """
     units = pl.cdiv(channels, 8)
     best, most = WalkTile(1, lanes), 0.0

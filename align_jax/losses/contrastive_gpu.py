@@ -182,7 +182,11 @@ def logit_gradients(
 
 
 def _chunk(n: int, pairs: int, unit: int, chunk_bytes: int) -> int:
-    """Returns the columns per chunk: equal chunks of whole tiles, in bfloat16."""
+    """Returns the number of columns per chunk.
+
+    Chunks are equal, of whole tiles, and in bfloat16 at most `chunk_bytes` large if
+    that is enough for a tile.
+    """
     most = max(chunk_bytes // (2 * n * unit) * unit, unit)
     chunks = -(-pairs // most)
     return -(-pairs // (chunks * unit)) * unit

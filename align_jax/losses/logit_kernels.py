@@ -1,9 +1,9 @@
 """Pallas Triton kernels of the contrastive loss, which never write logits to memory.
 
-Each kernel is a product of bfloat16 embeddings, tile by tile, and finishes a tile where
-its float32 logits lie. `statistics_kernel` writes the log-sum-exp and the maximum of
-every row and column of a tile. `gradients_kernel` writes the gradient of its logits, in
-bfloat16.
+Each kernel multiplies bfloat16 embeddings tile by tile, and finishes a tile before its
+float32 logits leave the chip. `statistics_kernel` writes the log-sum-exp and the
+maximum of every row and column of a tile. `gradients_kernel` writes the gradient of its
+logits, in bfloat16.
 
 Logits and log-sum-exps are in base 2 here, like the hardware's exponential:
 z_ij = x_i . y_j log2(e) / temperature. If all maxima of a tile (or log-sum-exps) are

@@ -169,7 +169,7 @@ def spell(point: int) -> str:
 
 
 def write_characters() -> dict[int, str]:
-    """Writes align_jax/bert_characters.txt; returns its content by code point."""
+    """Writes align_jax/bert_characters.txt; returns the forms of all code points."""
     spelled = {point: spell(point) for point in POINTS}
     lines = [
         "# What BERT's uncased normalisation makes of each code point, measured by",

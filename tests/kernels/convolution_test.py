@@ -90,11 +90,11 @@ def difference(found, wanted):
 
 
 def test_pieces_by_hand():
-    # 128 images of 145 x 145 pixels: the largest divisor of an eighth of them to 160.
+    # 128 images of 145 x 145 pixels: the largest divisor up to 160 of pixels / 8.
     assert count_pieces(128 * 145**2, 24, 144) == 145
-    # 46,208 x (768 + 128) numbers are 26 times 16 times 768 x 128; 19 divides 5,776.
+    # 46,208 x (768 + 128) numbers read allow 26 pieces; 19 divides 46,208 / 8 = 5,776.
     assert count_pieces(128 * 19**2, 768, 128) == 19
-    # The product reads as much as it writes, so it is one piece.
+    # The product reads only 29 numbers per number written, too few for two pieces.
     assert count_pieces(12_800, 3072, 512) == 1
     # The rows are no multiple of 8. At most 11 pieces read enough; 7 divides the rows.
     assert count_pieces(15 * 49, 8, 8) == 7

@@ -87,7 +87,7 @@ def test_negatives_are_limited_to_groups_of_pairs(mesh_of, devices, groups):
 
 @pytest.fixture
 def loss_of(mesh_of):
-    """Returns a function to the loss and metrics on 8 devices, in tiles of 5."""
+    """Returns a function that computes loss and metrics on 8 devices in tiles of 5."""
 
     def compute(ximg, ytxt, temperature=0.2, **options):
         arguments = [jnp.asarray(a, jnp.float32) for a in (ximg, ytxt, temperature)]
