@@ -38,7 +38,7 @@ STATISTICS, GRADIENTS = TileShape(), TileShape()
 
 
 def choose(kernels: str, precision: str, mesh: Mesh) -> str:
-    """Chooses what computes the loss: "plain", "triton" or, for tests, "interpret".
+    """Chooses how the loss is computed: "plain", "triton" or, for tests, "interpret".
 
     Args:
       kernels: one of `KERNELS`; "auto" is "triton" if bfloat16 products are allowed and
