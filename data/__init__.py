@@ -1,5 +1,5 @@
-"""Offline: raw image-text pairs to corpus, vocabulary and records.
+"""The offline half: makes a corpus, a vocabulary and records from raw pairs.
 
-Training never imports this package, nor does this package import training; they share
+Training never imports this package, and this package never imports training. Both use
 the format on disk that `data.records.records` describes.
 """

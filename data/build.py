@@ -1,9 +1,9 @@
-"""Builds a corpus: raw pairs to rules, vocabulary and records.
+"""Builds a corpus from raw pairs: filters them, learns a vocabulary, writes records.
 
     python -m data.build --config=configs/corpus_X.py --workdir=DIR
 
-Any field can be changed, as in `--config.shards=8`. `data.corpus.builder` says what DIR
-then holds.
+Any field of the config can be changed, as in `--config.shards=8`. The docstring of
+`data.corpus.builder` lists the contents of DIR.
 """
 
 import sys
@@ -16,8 +16,8 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return
-    # Here, not above: a missing package ends in one line, and TensorFlow, which logs
-    # while it is imported, comes after the flags are known to be right.
+    # Imports inside `main` let a missing package end in a one-line error. TensorFlow
+    # logs while it is imported, so it is imported after the flags are checked.
     from absl import flags
     from ml_collections import config_flags
 

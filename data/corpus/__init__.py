@@ -1,1 +1,1 @@
-"""From raw pairs to a filtered corpus."""
+"""Makes a filtered corpus from raw pairs."""

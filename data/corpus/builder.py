@@ -1,9 +1,9 @@
-"""The stages of a corpus: raw pairs to rules, vocabulary and records.
+"""Builds a corpus in stages: raw pairs to rules, vocabulary and records.
 
-Stages are materialised in DIR/stages one after the other, each whole or absent, so a
-killed build goes on at the first one missing; those of many shards at the first shard
-missing. DIR/records holds the dataset with its vocabulary and manifest, DIR/report.json
-and DIR/report.html what each rule dropped.
+Each stage is written to DIR/stages atomically, one after the other. A killed build
+resumes at the first missing stage, or at the missing shards of a stage that has shards.
+DIR/records holds the dataset with its vocabulary and manifest. DIR/report.json and
+DIR/report.html say how many pairs each rule dropped.
 """
 
 import collections
@@ -47,10 +47,10 @@ class Build(StageTables):
         self.picture_rules = make_picture_rules(config)
 
     def ingest(self) -> None:
-        """Normalises the raw pairs and measures their pictures: `pairs`, `images`.
+        """Writes `pairs`, normalised, and `images`, the pictures and their measures.
 
         Raises:
-          InputError: the source has other shards than when the build began.
+          InputError: the source's shards differ from those the build began with.
         """
         if self.stage("distinct").exists():
             return
@@ -80,7 +80,7 @@ class Build(StageTables):
         self.engine.map(tasks, "ingest", "pair")
 
     def distinct(self) -> None:
-        """Pairs without repetition, and pictures: `distinct`, `pictures`."""
+        """Writes `distinct` and `pictures`: every pair and every picture once."""
         images = self.shards("images")
         measured = ["bytes", "width", "height", "format", "phash", "error"]
         self.save(
@@ -93,7 +93,7 @@ class Build(StageTables):
         self.save("distinct", pairs.select(*rules.PAIR_COLUMNS).distinct())
 
     def ngrams(self) -> int:
-        """Counts texts and n-grams and finds texts with rare ones; returns the cut."""
+        """Writes `texts`, `ngrams`, `rare_texts`; returns the least count to keep."""
         self.save("texts", ngrams.count_texts(self.table("distinct")))
         texts = self.table("texts")
         self.save("ngrams", ngrams.count_ngrams(texts))
@@ -109,7 +109,7 @@ class Build(StageTables):
         return int(cut)
 
     def flags(self) -> None:
-        """Evaluates the rules that need no model on every pair: `flags`."""
+        """Writes `flags`: the rules that need no model, evaluated on every pair."""
         evaluation = ibis.memtable(EVALUATION.empty_table())
         if self.config.evaluation_images:
             materialise(
@@ -128,7 +128,7 @@ class Build(StageTables):
         self.save("flags", flagged)
 
     def score(self) -> None:
-        """Looks at the pictures of pairs that break no rule yet: `scores`."""
+        """Writes `scores`: the picture rules on the pairs that break no rule yet."""
         off = self.off()
         used = {n: rule for n, rule in self.picture_rules.items() if n not in off}
         if self.stage("kept").exists() or not used:
@@ -139,7 +139,7 @@ class Build(StageTables):
         shards = len(list((self.folder / "images").glob("*.parquet")))
         for rule in used.values():
             rule.prepare(stages=self, shards=shards)
-        # Where every core has a process, a model's threads would only be in the way.
+        # If every core runs a process, more threads per model only compete.
         threads = None if 1 in (self.config.engine.workers, shards) else 1
         tasks = [
             functools.partial(
@@ -155,17 +155,17 @@ class Build(StageTables):
         self.engine.map(tasks, "look at pictures", "picture")
 
     def off(self) -> dict[str, str]:
-        """The picture rules that are not evaluated, and why."""
+        """Returns the picture rules that are off, with the reason of each."""
         reasons = {name: rule.off() for name, rule in self.picture_rules.items()}
         return {name: why for name, why in reasons.items() if why}
 
     def judged(self) -> ibis.Table:
-        """All distinct pairs with a column for each rule."""
+        """Returns all distinct pairs with a boolean column for each rule."""
         scores = self.shards("scores") if (self.folder / "scores").exists() else None
         return judge_pairs(self.table("flags"), scores, self.picture_rules)
 
     def keep(self) -> None:
-        """Lists the pairs that break no rule: `kept`."""
+        """Writes `kept`, the pairs that break no rule."""
         kept = self._unbroken(self.judged())
         self.save("kept", kept.select("image_id", "text", "key").distinct())
 
@@ -173,10 +173,10 @@ class Build(StageTables):
         return flagged.filter(~ibis.or_(*(flagged[n] for n in rule_names(flagged))))
 
     def report(self, cut: int) -> dict[str, Any]:
-        """Counts what each rule dropped, alone and first.
+        """Returns the report: how many pairs each rule drops, at all and first.
 
         Raises:
-          InputError: nothing is left; the message holds the counts.
+          InputError: no pair is left; the message gives the counts.
         """
         pairs, rows = self._count_rules()
         kept = self.table("kept")
@@ -205,7 +205,7 @@ class Build(StageTables):
         return report
 
     def _count_rules(self) -> tuple[int, list[dict[str, Any]]]:
-        """Counts pairs, and those that break each rule, at all and first."""
+        """Counts all pairs, and per rule those that break it, at all and first."""
         flagged = self.judged()
         counts: dict[str, Any] = {"pairs": flagged.count()}
         earlier = ibis.literal(False)
@@ -226,7 +226,7 @@ class Build(StageTables):
         return int(row["pairs"]), rows
 
     def records(self, report: dict[str, Any]) -> None:
-        """Writes the dataset: `DIR/records`."""
+        """Writes the dataset to DIR/records."""
         materialise(
             self.directory / "records", lambda path: write_dataset(self, report, path)
         )
@@ -255,17 +255,17 @@ class Build(StageTables):
 
 
 def rule_names(flagged: ibis.Table) -> list[str]:
-    """Rules of a table of flags, in their order."""
+    """Returns the names of the rules of a table of flags, in order."""
     return [name for name in flagged.columns if name not in rules.PAIR_COLUMNS]
 
 
 def _resolved(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Listed shards with absolute paths: some builds began with relative ones."""
+    """Makes the paths of listed shards absolute; a build may list relative ones."""
     return [{**shard, "path": places.resolve(shard["path"])} for shard in shards]
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Lays the rules' table out for a terminal."""
+    """Formats the table of rules for a terminal."""
     lines = [f"{'rule':<20}{'breaks':>10}{'dropped first':>15}"]
     lines += [
         f"{r['rule']:<20}{r['breaks']:>10}{r['first']:>15}" for r in report["rules"]
@@ -285,7 +285,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def check_inputs(config: CorpusConfig) -> None:
-    """Raises InputError where a source or model of the config is not to be had."""
+    """Raises InputError if a source, model or other input of the config is missing."""
     choose_engine(config.engine.kind)
     rules.check_rules(config.rules)
     list_shards(config.ingest)
@@ -297,10 +297,10 @@ def check_inputs(config: CorpusConfig) -> None:
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:
-    """Builds the corpus, or what is missing of it.
+    """Builds the corpus, or the stages that are still missing.
 
     Raises:
-      InputError: bad input, another config's folder, or an empty corpus.
+      InputError: bad input, a folder of another config, or an empty corpus.
     """
     report_path = directory / "report.json"
     if not report_path.exists():

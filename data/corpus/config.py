@@ -1,4 +1,4 @@
-"""The config of a corpus, from the literal fields of a config file."""
+"""The config of a corpus: typed classes for the literal fields of a config file."""
 
 import dataclasses
 import re
@@ -13,15 +13,15 @@ RECORD_FORMATS = ("tfrecord", "array_record")
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """Where the corpus is computed.
+    """Settings of the engine that computes the corpus.
 
     Attributes:
       kind: a name in `data.corpus.engines.ENGINES`.
-      workers: processes and threads; 0 takes one a core.
-      memory_limit: of the SQL engine, as in "4GB"; beyond it, it spills to disk.
-      spark_master: of Spark, where no session is active.
-      embedding_batch_size: pictures that `config.pictures.embedding_model` embeds at a
-        time, on this machine or Spark's driver.
+      workers: number of processes and of threads; 0 means one per core.
+      memory_limit: memory of the SQL engine, as in "4GB"; it spills the rest to disk.
+      spark_master: address of Spark's master, used if no session is active.
+      embedding_batch_size: number of pictures that `config.pictures.embedding_model`
+        embeds at a time, on this machine or on Spark's driver.
     """
 
     kind: str = "duckdb"
@@ -31,7 +31,7 @@ class EngineConfig:
     embedding_batch_size: int = 128
 
     def __post_init__(self) -> None:
-        """Raises InputError for a field out of its range."""
+        """Raises InputError if a field is out of range."""
         for name, smallest in (("workers", 0), ("embedding_batch_size", 1)):
             value = getattr(self, name)
             if value < smallest:
@@ -47,25 +47,26 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PictureConfig:
-    """Rules that look at the pictures which survive all others.
+    """Settings of the rules that look at pictures which no other rule dropped.
 
     Attributes:
       nsfw_model: a name in `data.pictures.nsfw.SCORERS`; empty turns the rule off.
-      max_nsfw: a picture of a higher probability is dropped; the paper states neither
+      max_nsfw: probability above which a picture is dropped; the paper states neither
         its classifier nor its threshold.
-      max_hash_distance: a picture whose perceptual hash differs in at most this many
-        of 64 bits from an evaluation image's is dropped; -1 turns the rule off.
-      embedding_model: what `align_jax.load` reads: a run, a folder of weights; empty
-        turns the rule off.
-      max_cosine: a picture whose embedding has a greater cosine with an evaluation
-        image's is dropped. The paper's 0.975 is of a model of its own: see
-        `benchmarks.near_duplicates` for one that fits yours.
-      clusters: of k-means; the paper says 4K.
-      nearest_clusters: that a picture belongs to.
-      shared_clusters: that a picture and an evaluation image must both belong to, to
-        be compared at all.
-      cluster_sample: pictures that k-means sees; the paper takes all. 4 bytes x the
-        embedding's width each in memory.
+      max_hash_distance: number of bits, of 64. A picture is dropped if its perceptual
+        hash differs from an evaluation image's in at most this many bits; -1 turns
+        the rule off.
+      embedding_model: path of a run or of a folder of weights, for `align_jax.load`;
+        empty turns the rule off.
+      max_cosine: cosine with an evaluation image's embedding above which a picture is
+        dropped. The paper's 0.975 holds for the paper's model; measure the bound for
+        your model with `benchmarks.near_duplicates`.
+      clusters: number of k-means clusters; the paper says 4K.
+      nearest_clusters: number of clusters that each picture belongs to.
+      shared_clusters: number of clusters that a picture and an evaluation image must
+        share to be compared.
+      cluster_sample: number of pictures that k-means uses; the paper uses all. Each
+        takes 4 bytes of memory times the width of the embedding.
     """
 
     nsfw_model: str = ""
@@ -79,7 +80,7 @@ class PictureConfig:
     cluster_sample: int = 262_144
 
     def __post_init__(self) -> None:
-        """Raises InputError for a field out of its range."""
+        """Raises InputError if a field is out of range."""
         if not 0 <= self.max_cosine < 1:
             raise InputError(
                 f"config.pictures.max_cosine is {self.max_cosine}; wanted 0 to less"
@@ -101,23 +102,24 @@ class PictureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """A corpus.
+    """The whole config of a corpus.
 
     Attributes:
-      name: of the dataset; first part of the shards' names.
-      seed: of the shuffle.
-      ingest: where raw pairs come from.
+      name: name of the dataset; the shards' names start with it.
+      seed: seed of the shuffle and of k-means.
+      ingest: source of the raw pairs.
       rules: bounds of the paper's filters.
       vocabulary_size: upper bound of the WordPiece vocabulary (paper: 100,000).
-      evaluation_images: Parquet file of pictures that must not be trained on: columns
-        `image_id`, and `phash` or `image` to find near-duplicates; empty for none.
-      pictures: rules that look at the pictures.
-      engine: where it is computed.
-      max_characters: a longer text is cut after normalisation.
-      shards: record files; 0 makes as many as fill `shard_megabytes`.
-      shard_megabytes: of a record file, about.
-      max_image_side: pixels; a picture with a longer side is reduced and encoded anew;
-        0 leaves all pictures as they are.
+      evaluation_images: Parquet file of pictures that must not be trained on, with the
+        column `image_id`, and `phash` or `image` to find near-duplicates; empty for
+        none.
+      pictures: settings of the rules that look at pictures.
+      engine: settings of the engine.
+      max_characters: length at which a text is cut after normalisation.
+      shards: number of record files; 0 makes files of about `shard_megabytes`.
+      shard_megabytes: approximate size of a record file.
+      max_image_side: longest side in pixels; a larger picture is reduced and encoded
+        again. 0 keeps all pictures as they are.
       record_format: "tfrecord", which training reads, or "array_record" for Grain.
     """
 
@@ -136,7 +138,7 @@ class CorpusConfig:
     record_format: str = "tfrecord"
 
     def __post_init__(self) -> None:
-        """Raises InputError for a field out of its range."""
+        """Raises InputError if a field is out of range."""
         choose_source(self.ingest.kind)
         if self.record_format not in RECORD_FORMATS:
             raise InputError(

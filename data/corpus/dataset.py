@@ -1,4 +1,4 @@
-"""The kept pairs as a dataset: vocabulary, shards and manifest."""
+"""Writes the kept pairs as a dataset: vocabulary, shards and manifest."""
 
 import dataclasses
 import functools
@@ -16,18 +16,18 @@ from data.corpus.stage_tables import StageTables
 from data.records.stages import materialise
 
 VERSIONED = ("duckdb", "ibis-framework", "pyarrow", "tensorflow", "tensorflow-text")
-KEY_RANGES = 1024  # in which pairs are put in order one by one
+KEY_RANGES = 1024  # pairs are sorted one range at a time
 
 
 def write_dataset(
     stages: StageTables, report: dict[str, Any], folder: pathlib.Path
 ) -> None:
-    """Learns the vocabulary and writes a new folder with the records of `kept`.
+    """Learns the vocabulary and writes the pairs of `kept` as a new dataset.
 
     Args:
-      stages: of the build, up to `kept`.
-      report: of the rules, for the manifest.
-      folder: to write, under a name that is not final.
+      stages: stages of the build, up to `kept`.
+      report: the counts of the rules, copied into the manifest.
+      folder: new folder under a temporary name; the caller renames it.
     """
     kept, pairs = stages.table("kept"), report["pairs_kept"]
     words = kept.select(word=unigrams_of(kept).unnest())
@@ -40,7 +40,7 @@ def write_dataset(
         lambda path: stages.engine.save_split(placed, path, "part", "exchange"),
     )
 
-    # TensorFlow takes a gigabyte, which the engine had until here.
+    # Imported late: TensorFlow takes a gigabyte that the engine needed until here.
     from data.corpus.vocabulary import learn_vocabulary
 
     counted = zip(counts["word"], map(int, counts["n"]), strict=True)
@@ -60,7 +60,7 @@ def write_dataset(
 
 
 def described(config: CorpusConfig) -> dict[str, Any]:
-    """What the corpus depends on: the config without where it is computed."""
+    """Returns the fields that decide the corpus: the config without `engine`."""
     fields = dataclasses.asdict(config)
     del fields["engine"]
     return fields
@@ -69,7 +69,7 @@ def described(config: CorpusConfig) -> dict[str, Any]:
 def _write_shards(
     stages: StageTables, folder: pathlib.Path, pairs: int, shards: int
 ) -> list[dict[str, Any]]:
-    """Writes TFDS's files; returns the fields of `records.WrittenShard` of each."""
+    """Writes the files of a TFDS dataset; returns the `WrittenShard` fields of each."""
     from data.records import record_shards, records
 
     name, side = stages.config.name, stages.config.max_image_side
@@ -110,10 +110,10 @@ def _count_shards(stages: StageTables) -> int:
 
 
 def _place(stages: StageTables, pairs: int, shards: int) -> ibis.Table:
-    """The kept pairs with their pictures and `part`, the shard of each.
+    """Returns the kept pairs with their pictures and `part`, the shard of each pair.
 
-    Pair r in the order of the keys goes to the shard whose range holds r. Ranges
-    of keys are put in order one by one, since no engine sorts all at once well.
+    The rank of a pair in the order of the keys decides its shard. Pairs are sorted
+    one range of keys at a time, because no engine sorts all pairs at once well.
     """
     kept = stages.table("kept")
     share = (kept.key.cast("float64") / 2.0**63 + 1.0) / 2.0

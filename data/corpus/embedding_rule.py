@@ -1,10 +1,10 @@
-"""Near-duplicates of evaluation images by embedding, as stages of a build.
+"""A rule that drops near-duplicates of evaluation images, by embedding.
 
-The paper's Appendix A (arXiv 2102.05918) with any image tower: the surviving pictures
-and the evaluation images are embedded together in one process, `embeddings`; then
-`near_duplicates.npz` indexes the evaluation images by clusters of the survivors, and
-each shard's pictures are compared with them. With the engine Spark, the process and
-k-means run on the driver's machine, all else on its executors.
+The method is the paper's Appendix A (arXiv 2102.05918), with any image tower. One
+process embeds the surviving pictures and the evaluation images: stage `embeddings`.
+Then `near_duplicates.npz` indexes the evaluation images by clusters of the survivors,
+and each shard's pictures are compared with them. With the engine Spark, embedding and
+k-means run on the driver's machine, everything else on its executors.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from data.records.stages import materialise
 
 TO_EMBED = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 INDEX = "near_duplicates.npz"
-EVALUATION = "evaluation.parquet"  # beside the shards of pictures to embed
+EVALUATION = "evaluation.parquet"  # file name, beside those of the shards
 
 
 class NearEmbeddingRule:
-    """Drops a picture of a cosine above `max_cosine`; see `PictureRule`."""
+    """Drops pictures whose cosine is above `max_cosine`; see `PictureRule`."""
 
     meaning = "cosine with an evaluation image more than"
     bound = "max_cosine"
@@ -46,16 +46,16 @@ class NearEmbeddingRule:
     )
 
     def __init__(self, config: CorpusConfig):
-        """Keeps the fields of the config that it reads."""
+        """Stores the fields of the config that the rule needs."""
         self.model = config.pictures.embedding_model
         self.evaluation_images = config.evaluation_images
 
     def off(self) -> str:
-        """Says why the rule is not evaluated; empty if it is."""
+        """Returns why the rule is off, or an empty string if it is on."""
         return "" if self.model else "config.pictures.embedding_model is empty"
 
     def check(self) -> None:
-        """Raises InputError if the model or an evaluation image's file is missing."""
+        """Raises InputError if the model or the files to compare with are missing."""
         wanted = "config.pictures.embedding_model needs the evaluation images' files"
         if not self.evaluation_images:
             raise InputError(f"{wanted}, but config.evaluation_images is empty")
@@ -70,7 +70,7 @@ class NearEmbeddingRule:
         check_model(self.model)
 
     def prepare(self, stages: StageTables, shards: int) -> None:
-        """Embeds all pictures and indexes the evaluation images: `embeddings`, INDEX.
+        """Embeds all pictures and indexes the evaluation images in the file INDEX.
 
         Raises:
           InputError: the model fails, or no evaluation image can be embedded.
@@ -104,7 +104,7 @@ class NearEmbeddingRule:
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None
     ) -> Callable[[pa.Table], list[pa.ChunkedArray]]:
-        """Looks up the cosines of the shard's pictures; null without an embedding."""
+        """Returns a scorer of the shard's pictures; null if one has no embedding."""
         compared = compare_shard(stages, index)
 
         def score(images: pa.Table) -> list[pa.ChunkedArray]:
@@ -115,7 +115,7 @@ class NearEmbeddingRule:
         return score
 
     def breaks(self, scores: ibis.Table) -> BooleanValue:
-        """The expression that is true where a pair breaks the rule."""
+        """Returns an expression that is true where a pair breaks the rule."""
         return scores.near_embedding
 
 
@@ -123,11 +123,11 @@ COMPARED = pa.schema([("image_id", pa.string()), *NearEmbeddingRule.columns])
 
 
 def copy_survivors(stages: pathlib.Path, index: int) -> int:
-    """Writes the files of a shard's surviving pictures, whole or not at all.
+    """Copies a shard's surviving pictures to one Parquet file, atomically.
 
     Args:
       stages: folder of the stages.
-      index: of the shard.
+      index: index of the shard.
 
     Returns:
       The number of pictures.
@@ -148,7 +148,7 @@ def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:
 
     Args:
       stages: folder of the stages, up to INDEX.
-      index: of the shard.
+      index: index of the shard.
 
     Returns:
       A table of schema COMPARED, without the pictures that could not be embedded.
@@ -163,7 +163,7 @@ def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:
 
 
 def count_not_embedded(stages: StageTables) -> dict[str, int]:
-    """Counts pictures that were not compared since they could not be embedded."""
+    """Counts pictures that were not compared because they could not be embedded."""
     scores = stages.shards("scores")
     missing = stages.engine.execute(scores.cosine.isnull().sum())
     evaluation = pq.read_table(stages.folder / "embeddings" / EVALUATION)
@@ -187,7 +187,7 @@ def _build_index(
     sample = _read_sample(stages, config.cluster_sample)
     return NearDuplicates.build(
         evaluation,
-        sample if len(sample) else evaluation,  # no picture is left to compare
+        sample if len(sample) else evaluation,  # if empty, none is compared
         clusters=config.clusters,
         nearest=config.nearest_clusters,
         share=config.shared_clusters,
@@ -197,10 +197,10 @@ def _build_index(
 
 
 def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
-    """Embeddings (N, D) of the survivors of the lowest image_ids, at most `bound`.
+    """Returns embeddings (N, D) of at most `bound` survivors, of lowest image_id.
 
-    An image_id is a hash, so these are random pictures; and they are the same in the
-    same order however many processes there were.
+    An image_id is a hash, so these pictures are a random sample. The sample and its
+    order do not depend on the number of processes.
     """
     lowest = stages.table("survivors").order_by("image_id").limit(bound)
     last = stages.engine.execute(lowest.aggregate(last=lowest.image_id.max()))
@@ -221,7 +221,7 @@ def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps faiss to one thread: each core may have a process, and all count alike."""
+    """Limits faiss to one thread, because each core may already run a process."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

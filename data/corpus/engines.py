@@ -1,8 +1,8 @@
-"""Where a corpus is computed: DuckDB and processes here, or Spark on a cluster.
+"""Engines that compute a corpus: DuckDB with local processes, or Spark on a cluster.
 
 Both run the same Ibis expressions over the same Parquet stages, and the same function
-over every shard. Nothing outside of this file knows which one it is. Another engine is
-a class that fulfils `Engine` and one line in `ENGINES`.
+over every shard. Code outside this file does not depend on the engine. To add an
+engine, write a class that fulfils `Engine` and add one line to `ENGINES`.
 """
 
 import concurrent.futures
@@ -23,19 +23,19 @@ from align_jax.contracts import check_contract
 from align_jax.errors import InputError
 from data.corpus.config import EngineConfig
 
-# Of the memory that the config allows: what DuckDB takes beyond its limit is the rest.
+# DuckDB exceeds its memory limit, so the limit is this share of the configured memory.
 DUCKDB_SHARE = 0.8
 
-# Does its part and returns the number of rows it did. A task is sent to other
-# processes and machines: a `functools.partial` of a function of a module, for example.
+# A task returns the number of rows it processed. Tasks are pickled and sent to other
+# processes and machines; a `functools.partial` of a module's function can be pickled.
 Task = Callable[[], int]
 
 
 class Engine(Protocol):
-    """Where the expressions and the tasks of a build run.
+    """Runs the expressions and the tasks of a build.
 
-    Tables are Ibis expressions of any columns. An engine reads and writes Parquet, and
-    the rows of a table have no order unless the expression has one. All engines give
+    Tables are Ibis expressions of any columns. An engine reads and writes Parquet. The
+    rows of a table have no order unless the expression defines one. All engines return
     the same rows for the same expression.
     """
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
 
         Args:
           config: fields of config.engine.
-          spill: folder for what does not fit in memory; it may not exist yet.
+          spill: folder for data that does not fit in memory; it may not exist yet.
 
         Raises:
           InputError: a package is missing.
@@ -54,52 +54,52 @@ class Engine(Protocol):
         """Reads a Parquet file, a folder of them, or all that match a pattern."""
 
     def execute(self, expression: ibis.Expr) -> Any:
-        """Evaluates an expression: a table to a data frame, a scalar to a number."""
+        """Evaluates an expression; a table gives a data frame, a scalar a number."""
 
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
-        """Writes a table to `path`, which `read` reads again.
+        """Writes a table to `path`, where `read` can read it.
 
         Args:
           table: rows to write.
           path: file or folder that does not exist.
-          label: name of the work, to show how far it is.
+          label: name of the work, for the progress display.
         """
 
     def save_split(
         self, table: ibis.Table, path: pathlib.Path, by: str, label: str
     ) -> None:
-        """Writes a folder with a folder `by`=value for each value of a column.
+        """Writes a folder with one subfolder `by`=value for each value of a column.
 
         Args:
           table: rows to write.
           path: folder that does not exist.
           by: name of the column.
-          label: name of the work, to show how far it is.
+          label: name of the work, for the progress display.
         """
 
     def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
-        """Runs tasks, in any order and several at a time.
+        """Runs tasks in parallel, in any order.
 
-        The first error of a task is raised here, and no task starts after it.
+        If a task fails, its error is raised here and no other task is started.
 
         Args:
           tasks: functions without arguments, which can be pickled.
-          label: name of the work, to show how far it is.
-          unit: name of a row.
+          label: name of the work, for the progress display.
+          unit: name of a row, for the progress display.
 
         Returns:
-          The sum of what the tasks returned.
+          The total number of rows.
         """
 
     def close(self) -> None:
-        """Ends what the engine started; tables cannot be used after it."""
+        """Frees the engine's resources; tables cannot be used afterwards."""
 
 
 class DuckDB:
-    """One machine: bounded memory that spills to disk, and a pool of processes."""
+    """One machine: DuckDB with bounded memory, and a pool of processes."""
 
     def __init__(self, config: EngineConfig, spill: pathlib.Path):
-        """Opens a database in memory; `spill` is a folder for what does not fit."""
+        """Opens a database in memory; it spills to the folder `spill`."""
         self.workers = config.workers or len(os.sched_getaffinity(0))
         number = config.memory_limit.rstrip("KMGTiB ")
         unit = config.memory_limit.removeprefix(number).strip()
@@ -113,19 +113,19 @@ class DuckDB:
             "enable_progress_bar = true",
             "enable_progress_bar_print = false",
         ):
-            self._connection.raw_sql(f"SET {setting}")  # it is read, not printed
+            self._connection.raw_sql(f"SET {setting}")  # read by `_watch`, not printed
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
-        """A Parquet file, or all that a pattern matches."""
+        """Reads a Parquet file, or all that match a pattern."""
         return self._connection.read_parquet(str(path))
 
     def execute(self, expression: ibis.Expr) -> Any:
-        """The value of an expression, a table as a data frame."""
+        """Evaluates an expression; a table gives a data frame."""
         return self._connection.execute(expression)
 
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
-        """Writes a Parquet file and shows how far it is and the rows a second."""
+        """Writes a Parquet file and shows the progress and the rows per second."""
         with tqdm.tqdm(desc=label, unit="row", unit_scale=True, disable=None) as bar:
             self._watch(lambda: self._connection.to_parquet(table, path), bar)
             bar.update(pq.read_metadata(path).num_rows)
@@ -133,7 +133,7 @@ class DuckDB:
     def save_split(
         self, table: ibis.Table, path: pathlib.Path, by: str, label: str
     ) -> None:
-        """Writes a folder with a folder `by`=value for each value of a column."""
+        """Writes a folder with one subfolder `by`=value for each value of a column."""
         with tqdm.tqdm(desc=label, unit="row", unit_scale=True, disable=None) as bar:
             self._watch(
                 lambda: self._connection.to_parquet(table, path, partition_by=by), bar
@@ -142,14 +142,14 @@ class DuckDB:
             bar.update(sum(pq.read_metadata(file).num_rows for file in files))
 
     def close(self) -> None:
-        """Ends the processes and forgets the tables."""
+        """Ends the processes and closes the database."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
         self._connection.disconnect()
 
     def _watch(self, query: Callable[[], None], bar: tqdm.tqdm) -> None:
-        """Runs a query and shows the percentage that DuckDB tells."""
+        """Runs a query and shows the percentage that DuckDB reports."""
         if bar.disable:
             query()
             return
@@ -161,7 +161,7 @@ class DuckDB:
             running.result()
 
     def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
-        """Runs tasks over all processes; returns the sum of what they returned."""
+        """Runs tasks in the pool of processes; returns the total number of rows."""
         with tqdm.tqdm(desc=label, unit=unit, disable=None) as bar:
             done = 0
             for rows in self._run(tasks):
@@ -187,13 +187,13 @@ class DuckDB:
 
 
 class Spark:
-    """A cluster, or Spark's local mode; extra `spark`.
+    """A Spark cluster, or Spark's local mode; needs the extra `spark`.
 
-    Stages must lie where every machine reads and writes them.
+    Every machine must be able to read and write the folder of the stages.
     """
 
     def __init__(self, config: EngineConfig, spill: pathlib.Path):
-        """Takes the active session, else starts one at `config.spark_master`."""
+        """Uses the active session, or starts one at `config.spark_master`."""
         try:
             from pyspark.sql import SparkSession
         except ImportError as error:
@@ -203,7 +203,7 @@ class Spark:
             ) from error
         session = SparkSession.getActiveSession()
         if session is None:
-            # Local executors run this Python, with this package on its path.
+            # Local executors must run this Python and find this package.
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             root = str(pathlib.Path(__file__).parents[2])
             os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -221,27 +221,27 @@ class Spark:
         self._connection = ibis.pyspark.from_connection(session)
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
-        """A Parquet file or folder, or all that a pattern matches."""
+        """Reads a Parquet file or folder, or all that match a pattern."""
         return self._connection.read_parquet(str(path))
 
     def execute(self, expression: ibis.Expr) -> Any:
-        """The value of an expression, a table as a data frame."""
+        """Evaluates an expression; a table gives a data frame."""
         return self._connection.execute(expression)
 
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
-        """Writes a folder of Parquet files; Spark shows how far it is by `label`."""
+        """Writes a folder of Parquet files; Spark shows the progress under `label`."""
         self._session.sparkContext.setJobDescription(label)
         self._frame(table).write.parquet(str(path))
 
     def save_split(
         self, table: ibis.Table, path: pathlib.Path, by: str, label: str
     ) -> None:
-        """Writes a folder with a folder `by`=value for each value of a column."""
+        """Writes a folder with one subfolder `by`=value for each value of a column."""
         self._session.sparkContext.setJobDescription(label)
         self._frame(table).repartition(by).write.partitionBy(by).parquet(str(path))
 
     def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
-        """Runs tasks, a partition each; returns the sum of what they returned."""
+        """Runs each task in a partition; returns the total number of rows."""
         if not tasks:
             return 0
 
@@ -255,7 +255,7 @@ class Spark:
         return sum(row.rows for row in done.collect())
 
     def close(self) -> None:
-        """Leaves the session to its owner."""
+        """Does nothing: the session may belong to somebody else."""
 
     def _frame(self, table: ibis.Table) -> Any:
         return self._session.sql(self._connection.compile(table))
@@ -265,7 +265,7 @@ ENGINES: dict[str, type[Engine]] = {"duckdb": DuckDB, "spark": Spark}
 
 
 def choose_engine(kind: str) -> type[Engine]:
-    """The engine's class.
+    """Returns the class of an engine.
 
     Raises:
       InputError: no engine has this name.
@@ -279,5 +279,5 @@ def choose_engine(kind: str) -> type[Engine]:
 
 
 def _ignore_interrupt() -> None:
-    """Leaves Ctrl-C to the parent, which ends its children."""
+    """Leaves Ctrl-C to the parent process, which ends its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Raw image-text pairs to normalised tables, one source shard at a time.
+"""Writes raw image-text pairs as normalised tables, one source shard at a time.
 
 Texts are normalised once, here, because SQL engines disagree on lower-casing.
 """
@@ -30,15 +30,15 @@ PAIRS = pa.schema(
     ]
 )
 
-SHARD = pa.field("shard", pa.int32())  # of the source, where a picture was found
+SHARD = pa.field("shard", pa.int32())  # source shard of the picture
 
-# Pictures are compressed already, and no two of a file are the same.
+# Pictures are compressed already, and a file holds each picture once.
 COMPRESSION = {name: "NONE" if name == "image" else "SNAPPY" for name in IMAGES.names}
 WITH_DICTIONARY = [name for name in IMAGES.names if name != "image"]
 
 
 def normalise(text: str, max_characters: int) -> str:
-    """NFKC, case folding, control characters to spaces, single spaces, cut."""
+    """Normalises a text (NFKC, case folding, single spaces, no controls); cuts it."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Folding can undo the composition (as for the Turkish dotted capital I).
     folded = unicodedata.normalize("NFKC", folded)
@@ -47,12 +47,12 @@ def normalise(text: str, max_characters: int) -> str:
 
 
 def identify(image: bytes) -> str:
-    """Names a picture by its bytes: the first 32 hex digits of their SHA-256."""
+    """Returns a picture's id: the first 32 hex digits of the SHA-256 of its bytes."""
     return hashlib.sha256(image).hexdigest()[:32]
 
 
 def shuffle_key(seed: int, image_id: str, text: str) -> int:
-    """A signed 64-bit key: sorting by it shuffles the pairs, for every seed anew."""
+    """Returns a signed 64-bit key; sorting by it shuffles the pairs, by the seed."""
     content = f"{seed}\0{image_id}\0{text}".encode()
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
@@ -66,15 +66,15 @@ def ingest_shard(
     stages: pathlib.Path,
     index: int,
 ) -> int:
-    """Writes a source shard's pairs, pictures and counted drops, whole or not at all.
+    """Writes the pairs, pictures and drop counts of a source shard, atomically.
 
     Args:
-      source: what the shard belongs to.
-      shard: to read.
-      seed: of the shuffle keys.
-      max_characters: a longer text is cut after normalisation.
+      source: config of the source.
+      shard: part of the source to read.
+      seed: seed of the shuffle keys.
+      max_characters: length at which a text is cut after normalisation.
       stages: folder of the stages.
-      index: of the shard among all.
+      index: index of the shard among all shards.
 
     Returns:
       The number of pairs.
@@ -118,7 +118,7 @@ def ingest_shard(
 def _normalise_batch(
     batch: pa.RecordBatch, seed: int, max_characters: int
 ) -> tuple[pa.Table, dict[str, bytes | None]]:
-    """A table of schema PAIRS, and the pictures' bytes by image_id."""
+    """Returns a table of schema PAIRS, and the pictures' bytes by image_id."""
     pictures: dict[str, bytes | None] = {}
     rows = []
     for row in batch.to_pylist():

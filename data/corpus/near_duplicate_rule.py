@@ -1,4 +1,4 @@
-"""Near-duplicates of evaluation images by perceptual hash."""
+"""A rule that drops near-duplicates of evaluation images, by perceptual hash."""
 
 import pathlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from data.pictures.near_duplicates import hash_distances
 
 
 class NearDuplicateRule:
-    """Drops a picture within `max_hash_distance` bits; see `PictureRule`."""
+    """Drops pictures within `max_hash_distance` bits; see `PictureRule`."""
 
     meaning = "the picture is nearly one of an evaluation set"
     bound = ""
@@ -22,12 +22,12 @@ class NearDuplicateRule:
     columns: tuple[pa.Field, ...] = (pa.field("near_duplicate", pa.bool_()),)
 
     def __init__(self, config: CorpusConfig):
-        """Keeps the fields of the config that it reads."""
+        """Stores the fields of the config that the rule needs."""
         self.max_distance = config.pictures.max_hash_distance
         self.evaluation_images = config.evaluation_images
 
     def off(self) -> str:
-        """Says why the rule is not evaluated; empty if it is."""
+        """Returns why the rule is off, or an empty string if it is on."""
         if self.max_distance < 0:
             return "config.pictures.max_hash_distance is below 0"
         if not self.evaluation_images:
@@ -37,7 +37,7 @@ class NearDuplicateRule:
         return ""
 
     def check(self) -> None:
-        """Needs nothing that `off` does not ask for."""
+        """Does nothing: `off` checks all that the rule needs."""
 
     def prepare(self, stages: StageTables, shards: int) -> None:
         """Does nothing: the stage `evaluation` holds the hashes."""
@@ -45,7 +45,7 @@ class NearDuplicateRule:
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None
     ) -> Callable[[pa.Table], list[pa.Array]]:
-        """Compares pictures with the hashes of the stage `evaluation`."""
+        """Returns a scorer that compares pictures with the stage `evaluation`."""
         hashes = read_hashes(stages / "evaluation.parquet")
 
         def score(images: pa.Table) -> list[pa.Array]:
@@ -55,5 +55,5 @@ class NearDuplicateRule:
         return score
 
     def breaks(self, scores: ibis.Table) -> BooleanValue:
-        """The expression that is true where a pair breaks the rule."""
+        """Returns an expression that is true where a pair breaks the rule."""
         return scores.near_duplicate

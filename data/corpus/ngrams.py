@@ -1,7 +1,7 @@
-"""Texts and their n-grams, counted over all pairs as Ibis expressions.
+"""Ibis expressions that count texts and their n-grams over all pairs.
 
-A unigram is a token of the normalised text between white space; a bigram is two
-neighbours.
+A unigram is a token between white space in the normalised text. A bigram is two
+neighbouring unigrams.
 """
 
 import ibis
@@ -9,12 +9,12 @@ from ibis import Table
 
 
 def unigrams_of(pairs: Table) -> ibis.expr.types.ArrayValue:
-    """The text's unigrams."""
+    """Returns the unigrams of each text."""
     return pairs.text.split(" ")
 
 
 def count_texts(pairs: Table) -> Table:
-    """Lists the distinct texts: columns `text`, `pairs`, `images` (distinct ones)."""
+    """Lists the distinct texts: columns `text`, `pairs`, `images` (distinct images)."""
     return pairs.group_by("text").agg(
         pairs=pairs.count(), images=pairs.image_id.nunique()
     )
@@ -24,14 +24,15 @@ def count_ngrams(texts: Table) -> Table:
     """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`.
 
     Args:
-      texts: from `count_texts`; an n-gram of it counts once for each of its pairs.
+      texts: table from `count_texts`; an n-gram of a text counts once for each pair
+        that has the text.
     """
     ngrams = _ngrams(texts, "pairs")
     return ngrams.group_by("ngram").agg(count=ngrams.pairs.sum().cast("int64"))
 
 
 def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
-    """Smallest count c such that at most `budget` n-grams are counted c or more times.
+    """Returns the smallest count c that at most `budget` n-grams reach.
 
     Ties are kept or dropped together, so every engine finds the same cut.
     """
@@ -42,14 +43,14 @@ def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
 
 
 def find_rare_texts(texts: Table, ngrams: Table, cut: int) -> Table:
-    """Lists the texts with an n-gram that is counted fewer than `cut` times."""
+    """Lists the texts with an n-gram whose count is below `cut`: column `text`."""
     spelled = _ngrams(texts, "text")
     rare = ngrams.filter(ngrams["count"] < cut)
     return spelled.semi_join(rare, "ngram").select("text").distinct()
 
 
 def _ngrams(texts: Table, column: str) -> Table:
-    """One row an occurrence: `column` of the texts, and `ngram`."""
+    """Returns a row per occurrence of an n-gram: `column` of its text, and `ngram`."""
     words = texts.mutate(words=unigrams_of(texts))
     unigrams = words.select(column, ngram=words.words.unnest())
     neighbours = words.mutate(

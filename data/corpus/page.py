@@ -1,9 +1,9 @@
-"""A finished corpus's page: what each rule dropped, with pictures.
+"""The report page of a finished corpus: counts and sample pictures of each rule.
 
-The page is one HTML file without scripts that loads nothing from elsewhere. Texts and
-pictures of a crawl are hostile: texts are escaped, pictures are decoded and written
-anew as small JPEG files, and the pornographic ones are withheld. Counts are made by
-the engine; the samples are the pairs of the lowest shuffle keys, hence random ones.
+The page is one HTML file that has no scripts and loads nothing from elsewhere. Texts
+and pictures of a crawl can be hostile. So texts are escaped, pictures are decoded and
+encoded again as small JPEG files, and pornographic pictures are withheld. The engine
+computes the counts. The samples are the pairs of lowest shuffle key, hence random.
 """
 
 import base64
@@ -25,7 +25,7 @@ from data.corpus.rules import RULES, Rule
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
 KEPT_PAIRS = 24
-DROPPED_PAIRS = 8  # a rule
+DROPPED_PAIRS = 8  # per rule
 SHOWN_CHARACTERS = 240  # of a text
 THUMBNAIL_SIDE = 144  # pixels
 JPEG_QUALITY = 70
@@ -38,18 +38,19 @@ def write_page(
     path: pathlib.Path,
     execute: Execute,
 ) -> None:
-    """Writes the page of a corpus, whole.
+    """Writes the report page of a corpus.
 
     Args:
-      report: of the build: `pairs_in`, `pairs_kept` and `rules` (list of {"rule",
-        "breaks", "first"}, in their order); where known `name`, `config`,
-        `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count}) and `off`
-        (list of {"rule", "reason"}) and `not_embedded` ({what: count}).
-      tables: the stages `pictures`, `ngrams` and `kept`, and `flags` with all rules;
-        `scores` where pictures were compared by their embeddings.
-      read_pictures: gives the files' bytes by image_id; it may leave some out.
-      path: of the page.
-      execute: evaluates an expression on the engine of the tables.
+      report: the build's report: `pairs_in`, `pairs_kept` and `rules` (list of
+        {"rule", "breaks", "first"}, in order). Optional: `name`, `config`,
+        `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count}), `off`
+        (list of {"rule", "reason"}) and `not_embedded` ({label: count}).
+      tables: the stages `pictures`, `ngrams` and `kept`; `flags` with a column for
+        every rule; `scores` if pictures were compared by their embeddings.
+      read_pictures: function from image ids to the files' bytes by image id; some
+        pictures may be missing from its result.
+      path: path of the page.
+      execute: function that evaluates an expression on the engine of the tables.
     """
     config = report.get("config") or {}
     samples = sample_pairs(report, tables, execute)
@@ -78,7 +79,7 @@ def write_page(
 
 
 def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The counts on top of the page, as (what, number)."""
+    """Returns the counts at the top of the page, as (label, number)."""
     names = {
         "pairs_raw": "raw pairs",
         "pairs_in": "distinct pairs",
@@ -91,12 +92,12 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def list_rules() -> dict[str, Rule | type[PictureRule]]:
-    """All rules by their names: what they mean, their bounds, whether they withhold."""
+    """Returns all rules by name; each has `meaning`, `bound` and `withheld`."""
     return {**RULES, **PICTURE_RULES}
 
 
 def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the rules' table: meaning, bound, counts and share dropped first."""
+    """Returns the rows of the table of rules: meaning, bound, counts and share."""
     config = report.get("config") or {}
     bounds = {**config.get("pictures", {}), **config.get("rules", {})}
     off = {row["rule"] for row in report.get("off", [])}
@@ -123,7 +124,7 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage that is 0 or 100 only where it is so exactly."""
+    """Formats a percentage; only an exact 0 or 100 is shown as 0.0 % or 100.0 %."""
     percent = 100 * part / max(whole, 1)
     if 0 < percent < 0.1:
         return "< 0.1 %"
@@ -133,7 +134,7 @@ def share(part: int, whole: int) -> str:
 
 
 def describe_config(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """The config's plain fields, cut, as (name, value); rules have their table."""
+    """Returns the config's scalar fields as (name, value); long values are cut."""
     return [
         (name, str(value)[:SHOWN_CHARACTERS])
         for name, value in config.items()
@@ -144,7 +145,7 @@ def describe_config(config: dict[str, Any]) -> list[tuple[str, str]]:
 def sample_pairs(
     report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
 ) -> dict[str, list[dict[str, Any]]]:
-    """Picks pairs by lowest key: "kept", and for each rule pairs it dropped first."""
+    """Samples kept pairs, as "kept", and per rule pairs that it was first to drop."""
     kept, flags = tables["kept"], tables["flags"]
     samples = {"kept": _lowest(kept, KEPT_PAIRS, execute)}
     earlier = ibis.literal(False)
@@ -168,7 +169,7 @@ def _lowest(pairs: ibis.Table, count: int, execute: Execute) -> list[dict[str, A
 
 
 def printable(text: str) -> str:
-    """The text's start, controls as spaces; an ellipsis where it goes on."""
+    """Replaces control characters by spaces and cuts a long text, with an ellipsis."""
     clean = "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in text)
     return clean[:SHOWN_CHARACTERS] + "…" * (len(clean) > SHOWN_CHARACTERS)
 
@@ -179,7 +180,7 @@ def show_pictures(
     read_pictures: Callable[[list[str]], dict[str, bytes]],
     execute: Execute,
 ) -> None:
-    """Adds to each pair its `thumbnail`, a data URI or None, and a `note` on it."""
+    """Adds to each pair a `thumbnail` (data URI or None) and a `note` about it."""
     pairs = [(rule, pair) for rule, sample in samples.items() for pair in sample]
     names = sorted({pair["image_id"] for _, pair in pairs if pair["image_id"]})
     facts: dict[str, dict[str, Any]] = {}
@@ -214,7 +215,7 @@ def show_pictures(
 
 
 def thumbnail(picture: bytes) -> str | None:
-    """A small JPEG of a picture file as a data URI; None where it cannot be read."""
+    """Returns a small JPEG as a data URI, or None if the picture cannot be decoded."""
     try:
         small = make_thumbnail(picture, THUMBNAIL_SIDE)
     except PictureError:

@@ -1,7 +1,7 @@
-"""Rules that look at pictures; they see only those that break no rule of `RULES`.
+"""Rules that look at pictures, only at those that no rule of `RULES` drops.
 
-Another such rule is a class that fulfils `PictureRule` and one line in `PICTURE_RULES`:
-its columns, counts, place on the page and "NOT EVALUATED" line follow.
+To add a rule, write a class that fulfils `PictureRule` and add one line to
+`PICTURE_RULES`; its columns, counts, part of the page and "NOT EVALUATED" line follow.
 """
 
 import pathlib
@@ -20,23 +20,23 @@ from data.corpus.pornographic_rule import PornographicRule
 from data.corpus.rules import FACTS, RULES
 from data.corpus.stage_tables import StageTables
 
-# N pictures, columns image_id, image and phash, to a rule's columns, (N,) each.
+# Function from N pictures (columns image_id, image, phash) to a rule's columns, (N,).
 PictureScorer = Callable[[pa.Table], Sequence[pa.Array | pa.ChunkedArray]]
 
 
 class PictureRule(Protocol):
     """A rule that looks at the pictures of the pairs that break no cheaper rule.
 
-    A build makes one object. If the rule is off, no picture is scored and `breaks`
-    finds null. The object is sent to other processes and machines, so what it holds
-    can be pickled.
+    A build makes one object of each rule. If the rule is off, no picture is scored and
+    `breaks` sees nulls. The object is pickled to be sent to other processes and
+    machines, so its attributes must allow that.
 
     Attributes:
-      meaning: the words of the page for what breaks the rule.
-      bound: field of config.pictures that the page shows after them; empty for none.
+      meaning: description of a pair that breaks the rule, for the page.
+      bound: field of config.pictures that the page shows after it; empty for none.
       withheld: whether the page hides the pictures that the rule dropped.
-      columns: fields that the rule adds to the stage `scores`, of names that no other
-        rule has; null where a picture was not scored.
+      columns: fields that the rule adds to the stage `scores`, null where a picture
+        was not scored; no two rules may share a name.
     """
 
     meaning: str
@@ -45,25 +45,25 @@ class PictureRule(Protocol):
     columns: tuple[pa.Field, ...]
 
     def __init__(self, config: CorpusConfig) -> None:
-        """Takes the config and opens nothing."""
+        """Stores the fields of the config that the rule needs; opens nothing."""
 
     def off(self) -> str:
-        """Says why the rule is not evaluated; empty if it is."""
+        """Returns why the rule is off, or an empty string if it is on."""
 
     def check(self) -> None:
         """Raises InputError if something that the rule needs is missing.
 
-        It is called before anything is written.
+        The build calls it before anything is written, if the rule is on.
         """
 
     def prepare(self, stages: StageTables, shards: int) -> None:
-        """Makes what all shards need, once, on the driver's machine.
+        """Makes the files that all shards need, once, on the driver's machine.
 
-        A file that it writes into the folder of the stages must appear whole or not at
-        all, and one that is there must be left alone: a killed build goes on.
+        A killed build is resumed. So files must be written to the folder of the stages
+        atomically, and existing files must be kept.
 
         Args:
-          stages: of the build, up to `survivors`.
+          stages: stages of the build, up to `survivors`.
           shards: number of shards of the stage `images`.
         """
 
@@ -74,23 +74,23 @@ class PictureRule(Protocol):
 
         Args:
           stages: folder of the stages.
-          index: number of the shard.
-          threads: threads of a model; None takes one a core.
+          index: index of the shard.
+          threads: number of threads of a model; None means one per core.
 
         Returns:
-          A function from at least one picture to the arrays of `columns`.
+          A function from one or more pictures to the arrays of `columns`.
         """
 
     def breaks(self, scores: ibis.Table) -> BooleanValue:
-        """The expression that is true where a pair breaks the rule.
+        """Returns an expression that is true where a pair breaks the rule.
 
         Args:
           scores: pairs with the columns of this rule, null where a picture was not
-            scored; null counts as false.
+            scored. A null of the expression counts as false.
         """
 
 
-# In the order in which the report names the first rule broken, after those of RULES.
+# The report counts the first rule that a pair breaks: first RULES, then these in order.
 PICTURE_RULES: dict[str, type[PictureRule]] = {
     "pornographic": PornographicRule,
     "near_duplicate": NearDuplicateRule,
@@ -99,10 +99,10 @@ PICTURE_RULES: dict[str, type[PictureRule]] = {
 
 
 def make_picture_rules(config: CorpusConfig) -> dict[str, PictureRule]:
-    """Makes all rules, those that are off among them.
+    """Makes an object of each picture rule, including those that are off.
 
     Raises:
-      TypeError: a class does not fulfil `PictureRule`, or a name is taken.
+      TypeError: a class does not fulfil `PictureRule`, or a name is not unique.
     """
     taken = {*FACTS, *RULES}
     for name, rule in PICTURE_RULES.items():
@@ -118,7 +118,7 @@ def make_picture_rules(config: CorpusConfig) -> dict[str, PictureRule]:
 
 
 def scores_schema(rules: Mapping[str, PictureRule]) -> pa.Schema:
-    """The schema of the stage `scores`."""
+    """Returns the schema of the stage `scores`."""
     columns = [field for rule in rules.values() for field in rule.columns]
     return pa.schema([("image_id", pa.string()), *columns])
 
@@ -128,13 +128,13 @@ def judge_pairs(
     scores: ibis.Table | None,
     rules: Mapping[str, PictureRule],
 ) -> ibis.Table:
-    """Adds a column for each rule that looked at pictures.
+    """Adds a boolean column for each picture rule, true where a pair breaks it.
 
     Args:
-      flagged: from `flag_pairs`.
-      scores: columns of `scores_schema`; pictures that were not looked at are missing.
-        None where all rules are off.
-      rules: all of them, in their order.
+      flagged: table from `flag_pairs`.
+      scores: table with the columns of `scores_schema`, without the pictures that were
+        not scored; None if all picture rules are off.
+      rules: all picture rules, in order.
     """
     if scores is None:
         return flagged.mutate(**{name: ibis.literal(False) for name in rules})

@@ -1,4 +1,4 @@
-"""Histograms of a finished corpus, as drawings for its page."""
+"""Draws the histograms of a corpus for its report page."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +18,7 @@ WIDEST_ASPECT = 60  # tenths; wider pictures share the last bar
 
 # Okabe and Ito's blue, and a grey that shows on white and on black.
 KEPT_COLOUR, ALL_COLOUR, BOUND_COLOUR = "#0072b2", "#9aa0a8", "#d55e00"
-INK = "#010203"  # becomes the page's own ink, light or dark
+INK = "#010203"  # replaced by the page's text colour, light or dark
 
 Execute = Callable[[ibis.Expr], pd.DataFrame]
 
@@ -79,7 +79,7 @@ def draw_plots(
 def draw_cosines(
     report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
 ) -> list[dict[str, str]]:
-    """Draws the cosines with evaluation images, where there are any."""
+    """Draws the histogram of cosines with evaluation images, if `scores` exists."""
     if "scores" not in tables:
         return []
     cosines = tables["scores"].cosine
@@ -104,18 +104,18 @@ def plot(
     bound: float | None = None,
     log: str = "",
 ) -> dict[str, str]:
-    """Draws histograms over one another.
+    """Draws overlaid histograms.
 
     Args:
-      title: of the plot.
-      label: of the values' axis.
-      series: by name, values (N,) and how often each occurs (N,).
-      edges: (E,) of the bars; values beyond fall into the outer bars.
-      bound: of a rule, marked by a line; None for none.
-      log: names of the logarithmic axes, as "xy".
+      title: title of the plot.
+      label: label of the value axis.
+      series: values (N,) and their counts (N,), by the name "all" or "kept".
+      edges: (E,) edges of the bars; values outside go to the first or last bar.
+      bound: bound of a rule, drawn as a line; None for none.
+      log: axes with a logarithmic scale, as in "xy".
 
     Returns:
-      {"title", "alt", "svg"}, the last one an <svg> element.
+      {"title", "alt", "svg"}; "svg" is an <svg> element.
     """
     figure = Figure(figsize=(5.2, 3), layout="constrained")
     axes = figure.add_subplot()
@@ -135,7 +135,7 @@ def plot(
         axes.axvline(bound, color=BOUND_COLOUR, linestyle="--", label=f"bound {bound}")
     _dress(axes, label, log)
     file = io.StringIO()
-    # The texts stay texts; the salt keeps ids apart, and every page the same.
+    # Texts stay texts. The salt makes ids differ between plots and not between runs.
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
@@ -147,7 +147,7 @@ def plot(
 
 
 def _dress(axes: Axes, label: str, log: str) -> None:
-    """Labels the axes, in the page's ink."""
+    """Labels and styles the axes, in the page's text colour."""
     if "x" in log:
         axes.set_xscale("log", base=10 if "y" in log else 2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -165,7 +165,7 @@ def _dress(axes: Axes, label: str, log: str) -> None:
 def _counts(
     table: ibis.Table, value: ibis.Value, execute: Execute
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values (N,) of an expression and how often each occurs (N,)."""
+    """Returns the distinct values (N,) of an expression and their counts (N,)."""
     values = table.select(value=value.cast("int64"))
     rows = execute(values.group_by("value").agg(rows=values.count()))
     rows = rows.dropna().sort_values("value")
@@ -177,7 +177,7 @@ def _shorter(pictures: ibis.Table) -> ibis.Value:
 
 
 def _aspect(pictures: ibis.Table) -> ibis.Value:
-    """Longer over shorter side in whole tenths, by integers alone."""
+    """Returns longer / shorter side in whole tenths, in integer arithmetic."""
     longer = ibis.greatest(pictures.width, pictures.height).cast("int64")
     shorter = ibis.least(pictures.width, pictures.height).cast("int64")
     return ibis.least(longer * 10 // shorter, WIDEST_ASPECT)
@@ -189,7 +189,7 @@ def _length(pairs: ibis.Table) -> ibis.Value:
 
 
 def _tenths(counted: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tenths as numbers in the middle of their bars."""
+    """Converts whole tenths to the middles of their bars."""
     values, counts = counted
     return (values + 0.5) / 10, counts
 

@@ -1,4 +1,4 @@
-"""Pornographic pictures, by a model that the config names."""
+"""A rule that drops pornographic pictures, scored by a model of the config."""
 
 import functools
 import pathlib
@@ -14,7 +14,7 @@ from data.pictures.nsfw import Scorer, load_scorer
 
 
 class PornographicRule:
-    """Drops a picture whose probability is above `max_nsfw`; see `PictureRule`."""
+    """Drops pictures scored above `max_nsfw`; see `PictureRule`."""
 
     meaning = "the picture is pornographic"
     bound = ""
@@ -22,11 +22,11 @@ class PornographicRule:
     columns: tuple[pa.Field, ...] = (pa.field("nsfw", pa.float32()),)
 
     def __init__(self, config: CorpusConfig):
-        """Keeps the fields of config.pictures."""
+        """Stores `config.pictures`."""
         self.config = config.pictures
 
     def off(self) -> str:
-        """Says why the rule is not evaluated; empty if it is."""
+        """Returns why the rule is off, or an empty string if it is on."""
         return "" if self.config.nsfw_model else "config.pictures.nsfw_model is empty"
 
     def check(self) -> None:
@@ -34,12 +34,12 @@ class PornographicRule:
         load_scorer(self.config.nsfw_model)
 
     def prepare(self, stages: StageTables, shards: int) -> None:
-        """Does nothing: every process loads the model."""
+        """Does nothing: every process loads the model itself."""
 
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None
     ) -> Callable[[pa.Table], list[pa.Array]]:
-        """Scores pictures; NaN of the model, which cannot decode one, becomes null."""
+        """Returns a scorer; it gives null for a picture that cannot be decoded."""
 
         def score(images: pa.Table) -> list[pa.Array]:
             scores = _scorer(self.config.nsfw_model, threads)
@@ -49,11 +49,11 @@ class PornographicRule:
         return score
 
     def breaks(self, scores: ibis.Table) -> BooleanValue:
-        """The expression that is true where a pair breaks the rule."""
+        """Returns an expression that is true where a pair breaks the rule."""
         return scores.nsfw > self.config.max_nsfw
 
 
 @functools.cache
 def _scorer(name: str, threads: int | None) -> Scorer:
-    """The model, loaded once a process."""
+    """Returns the model, loaded once per process."""
     return load_scorer(name, threads)

@@ -1,11 +1,11 @@
 """The paper's filters (arXiv 2102.05918, section 3) as Ibis expressions.
 
-Every rule is evaluated on the raw pairs, so the report can say both how many pairs
-break it and for how many it is the first one broken. The paper states neither what a
-unigram is (see `data.corpus.ngrams`) nor the order of its filters.
+Every rule is evaluated on every distinct pair. So the report can say how many pairs
+break a rule, and how many break it before any other. The paper defines neither a
+unigram (see `data.corpus.ngrams`) nor the order of its filters.
 
-Another rule is one `Rule` and one line in `RULES`: its column, counts and place on the
-page follow. A rule that looks at the picture is a class of `data.corpus.picture_rules`.
+To add a rule, add one `Rule` to `RULES`; its column, counts and part of the page
+follow. A rule that looks at pictures is a class; see `data.corpus.picture_rules`.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from ibis.expr.types import BooleanValue, IntegerValue
 
 from data.corpus.ngrams import unigrams_of
 
-PAIR_COLUMNS = ("image_id", "text", "language", "key")  # all others are rules
+PAIR_COLUMNS = ("image_id", "text", "language", "key")  # all other columns are rules
 
-# What a rule can ask of a pair. The picture's size and error are null where only its
-# address is known; the size is 0 x 0 where it cannot be decoded.
+# The facts about a pair that a rule can use. The picture's size and error are null if
+# only its address is known; the size is 0 x 0 if it cannot be decoded.
 FACTS = ibis.schema(
     {
         "image_id": "string",
         "text": "string",  # normalised
         "language": "string",  # null or empty if unknown
-        "key": "int64",  # of the shuffle
+        "key": "int64",  # shuffle key
         "width": "int32",  # pixels
         "height": "int32",  # pixels
         "error": "string",  # why the picture cannot be decoded, else null
-        "texts": "int64",  # distinct texts of the picture; null up to the bound
+        "texts": "int64",  # distinct texts of the picture; null if within the bound
         "images": "int64",  # distinct pictures of the text
         "evaluated": "boolean",  # the picture is an evaluation image, else null
         "rare": "boolean",  # the text has an n-gram that is not frequent, else null
@@ -45,14 +45,14 @@ class RuleBounds:
     Attributes:
       languages: languages of the alt-texts to keep; empty keeps all, as the paper's
         multilingual corpus does.
-      min_shorter_side: pixels; the shorter side must be greater.
-      max_aspect_ratio: longer side / shorter side must be smaller.
-      max_texts_per_image: distinct alt-texts of one image.
-      max_images_per_text: distinct images that share an alt-text.
-      frequent_ngrams: a text may hold only the most frequent unigrams and bigrams,
-        at most this many of both together.
-      min_unigrams: of an alt-text.
-      max_unigrams: of an alt-text.
+      min_shorter_side: pixels that the shorter side must exceed.
+      max_aspect_ratio: ratio that longer side / shorter side must stay below.
+      max_texts_per_image: maximum number of distinct alt-texts of one image.
+      max_images_per_text: maximum number of distinct images that share an alt-text.
+      frequent_ngrams: maximum number of frequent unigrams and bigrams, counted
+        together; a text with any other n-gram is dropped.
+      min_unigrams: minimum number of unigrams of an alt-text.
+      max_unigrams: maximum number of unigrams of an alt-text.
     """
 
     languages: tuple[str, ...] = ("en",)
@@ -70,11 +70,11 @@ class Rule:
     """A filter that needs no model.
 
     Attributes:
-      meaning: the words of the page for what breaks the rule.
-      breaks: function from a table with the columns FACTS and the bounds to an
-        expression on the table, true where a pair breaks the rule; null counts as
-        false. None turns the rule off: the report then has no line for it.
-      bound: field of the config that the page shows after the meaning, if any.
+      meaning: description of a pair that breaks the rule, for the page.
+      breaks: function from a table with the columns FACTS and the bounds to a boolean
+        expression, true where a pair breaks the rule; null counts as false. If it
+        returns None, the rule is off and the report has no line for it.
+      bound: field of the config that the page shows after the meaning; empty for none.
       withheld: whether the page hides the pictures that the rule dropped.
     """
 
@@ -107,7 +107,7 @@ def _is_too_short(facts: Table, bounds: RuleBounds) -> BooleanValue:
     return (facts.text == "") | (unigrams_of(facts).length() < bounds.min_unigrams)
 
 
-# In the order in which the report names the first rule broken.
+# If a pair breaks several rules, the report counts the first one in this order.
 RULES: dict[str, Rule] = {
     "other_language": Rule(
         "the text is in no language to keep", _is_other_language, "languages"
@@ -150,9 +150,9 @@ RULES: dict[str, Rule] = {
 
 
 def check_rules(bounds: RuleBounds) -> None:
-    """Raises TypeError for a rule that gives no expression for each pair.
+    """Raises TypeError if a rule returns no boolean expression or has a fact's name.
 
-    A rule that asks for a column that is not in FACTS raises what Ibis raises.
+    If a rule uses a column that is not in FACTS, the error is the one of Ibis.
     """
     for name, expression in _expressions(ibis.table(FACTS), bounds).items():
         if name in FACTS or not isinstance(expression, BooleanValue):
@@ -171,21 +171,21 @@ def flag_pairs(
     evaluation_images: Table,
     bounds: RuleBounds,
 ) -> Table:
-    """Adds a boolean column per rule that needs no model, true where a pair breaks it.
+    """Adds a boolean column for each of RULES, true where a pair breaks the rule.
 
     Args:
       pairs: columns image_id, text, language.
-      pictures: columns image_id, width, height, error; null where only an address is
+      pictures: columns image_id, width, height, error; null if only an address is
         known.
       texts: columns text, images, from `count_texts`.
       rare_texts: column text, from `find_rare_texts`.
       evaluation_images: column image_id.
-      bounds: of the rules.
+      bounds: bounds of the rules.
 
     Returns:
       The pairs with a column for each of RULES that is on, in that order.
     """
-    many = pairs.count() > bounds.max_texts_per_image  # else there is nothing to count
+    many = pairs.count() > bounds.max_texts_per_image  # else too few texts
     busy = pairs.group_by("image_id").having(many).agg(texts=pairs.text.nunique())
     evaluated = evaluation_images.distinct().mutate(evaluated=True)
     sizes = pictures.select("image_id", "width", "height", "error")
@@ -209,6 +209,6 @@ def flag_pairs(
 
 
 def _expressions(facts: Table, bounds: RuleBounds) -> dict[str, BooleanValue]:
-    """The rules that are on, in their order."""
+    """Returns the expressions of the rules that are on, in order."""
     expressions = {name: rule.breaks(facts, bounds) for name, rule in RULES.items()}
     return {name: found for name, found in expressions.items() if found is not None}

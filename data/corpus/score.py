@@ -1,4 +1,4 @@
-"""The models' look at the pictures that survived every cheaper rule."""
+"""Scores the pictures that survived every cheaper rule, one shard at a time."""
 
 import pathlib
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def score_shard(
     index: int,
     threads: int | None = None,
 ) -> int:
-    """Writes the scores of a shard's surviving pictures, whole or not at all.
+    """Writes the scores of a shard's surviving pictures, atomically.
 
     Args:
-      rules: those that are on.
-      schema: of the scores, from `scores_schema` of all rules.
-      stages: folder of the stages; reads `images`, `survivors` and what the rules read.
-      index: of the shard.
-      threads: of a model; None takes one a core.
+      rules: picture rules that are on.
+      schema: schema of the scores, from `scores_schema` of all picture rules.
+      stages: folder of the stages; `images` and `survivors` must exist.
+      index: index of the shard.
+      threads: number of threads of a model; None means one per core.
 
     Returns:
       The number of pictures.
@@ -55,12 +55,12 @@ def score_images(
 
     Args:
       images: columns image_id, image, phash.
-      rules: those that are on.
-      scorers: of the same rules, opened for the shard of the pictures.
-      schema: of the result.
+      rules: picture rules that are on.
+      scorers: scorers of the same rules, opened for the shard of the pictures.
+      schema: schema of the result.
 
     Returns:
-      A table of the schema, null where a rule is off or found nothing.
+      A table of the schema, null where a rule is off or could not score a picture.
     """
     columns = {"image_id": images["image_id"]}
     for name, rule in rules.items() if len(images) else ():

@@ -1,4 +1,4 @@
-"""Stages on disk as tables of the engine that computes them."""
+"""The stages of a build on disk, as tables of the engine that computes them."""
 
 import pathlib
 
@@ -11,13 +11,13 @@ from data.records.stages import materialise
 
 
 class StageTables:
-    """The stages of a build as tables of its engine."""
+    """Reads and writes the stages of a build through its engine."""
 
     def __init__(self, config: CorpusConfig, directory: pathlib.Path):
         """Opens the engine; its spill folder is inside `directory`.
 
         Raises:
-          InputError: no such engine.
+          InputError: no engine has the configured name.
         """
         self.config = config
         self.directory = directory
@@ -29,21 +29,21 @@ class StageTables:
         self.engine: Engine = engine(config=config.engine, spill=spill)
 
     def stage(self, name: str) -> pathlib.Path:
-        """Path of a stage."""
+        """Returns the path of a stage."""
         return self.folder / f"{name}.parquet"
 
     def table(self, name: str) -> ibis.Table:
-        """A stage as an expression."""
+        """Returns a stage as an expression."""
         return self.engine.read(self.stage(name))
 
     def shards(self, name: str) -> ibis.Table:
-        """A stage of many shards as an expression."""
+        """Returns a stage of many shards as an expression."""
         return self.engine.read(self.folder / name / "*.parquet")
 
     def save(self, name: str, table: ibis.Table) -> None:
-        """Materialises an expression as a stage."""
+        """Computes an expression and writes it as a stage, unless the stage exists."""
         materialise(self.stage(name), lambda path: self.engine.save(table, path, name))
 
     def close(self) -> None:
-        """Ends the engine."""
+        """Closes the engine."""
         self.engine.close()

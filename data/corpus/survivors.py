@@ -1,4 +1,4 @@
-"""The pictures that no cheaper rule dropped, shard by shard."""
+"""Reads the pictures that no cheaper rule dropped, one shard at a time."""
 
 import pathlib
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ BATCH_ROWS = 256
 def read_survivors(
     stages: pathlib.Path, index: int, columns: list[str]
 ) -> Iterator[pa.Table]:
-    """Yields columns of a shard's surviving pictures, some hundred rows at a time.
+    """Yields the surviving pictures of a shard, up to 256 rows at a time.
 
     Args:
-      stages: folder of the stages; reads `survivors` and `images`.
-      index: of the shard.
-      columns: of the stage `images`.
+      stages: folder of the stages; `survivors` and `images` must exist.
+      index: index of the shard.
+      columns: columns of the stage `images` to read, beside image_id.
     """
     survivors = pq.read_table(
         stages / "survivors.parquet", filters=[("shard", "=", index)]

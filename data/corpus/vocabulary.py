@@ -1,4 +1,4 @@
-"""WordPiece vocabulary from the corpus's own word counts, by tensorflow-text."""
+"""Learns a WordPiece vocabulary from the word counts, with tensorflow-text."""
 
 import bisect
 import collections
@@ -15,17 +15,17 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
     """Learns the largest vocabulary of at most `size` tokens.
 
-    The learner keeps pieces counted at least some threshold. Its own search never
-    looks below a threshold of 10 and may return more tokens than asked, so the
-    threshold is searched here: the smallest one whose vocabulary fits.
+    The learner of tensorflow-text keeps the pieces whose count reaches a threshold. It
+    searches no threshold below 10 and may return more tokens than asked. So this
+    function searches for the smallest threshold whose vocabulary fits.
 
     Args:
       words: white-space separated words of the normalised texts and their counts.
-      size: upper bound of the vocabulary.
+      size: maximum number of tokens.
 
     Returns:
-      Tokens, the special ones first; [PAD] is token 0. Equal counts give an equal
-      vocabulary whatever their order.
+      The tokens, special ones first; [PAD] is token 0. The order of `words` does not
+      matter.
 
     Raises:
       InputError: the alphabet and the special tokens alone are more than `size`.
@@ -54,7 +54,7 @@ def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
 
 
 def _split_words(words: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Splits words as BERT does (punctuation, CJK); most frequent first."""
+    """Splits words as BERT does (punctuation, CJK); sorts by count, highest first."""
     counted = sorted(words)
     spelled = [word for word, _ in counted]
     pieces = BasicTokenizer(lower_case=True).tokenize(spelled).to_list()

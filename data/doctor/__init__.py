@@ -1,1 +1,1 @@
-"""Checks of a dataset."""
+"""Checks an existing dataset."""

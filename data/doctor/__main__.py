@@ -1,9 +1,9 @@
-"""Checks an existing dataset of image-text records and says what mends it.
+"""Checks a dataset of image-text records and names the commands that repair it.
 
     python -m data.doctor DIR [--sample N] [--evaluation PATH]...
 
 DIR is a build's folder, its `records`, or any folder in TFDS's layout. The exit code is
-0 where the dataset is sound, 1 where something was found, 2 for bad usage.
+0 if the dataset is sound, 1 if there are findings and 2 for bad usage.
 """
 
 import argparse
@@ -22,15 +22,15 @@ DAMAGED = "damaged records"
 
 
 class Doctor(FileChecks):
-    """All checks of one dataset, in the order of their methods."""
+    """All checks of one dataset; the methods are called in this order."""
 
     def __init__(self, directory: pathlib.Path):
-        """Raises InputError where `directory` holds no dataset and no build."""
+        """Raises InputError if `directory` holds no dataset and no build."""
         super().__init__(directory)
         self.scans: dict[str, list[ShardScan]] = {}
 
     def read(self, sample: int | None) -> None:
-        """Reads every record; decodes `sample` pictures, all for None."""
+        """Reads every record; decodes `sample` pictures, or all if it is None."""
         from data.doctor.records import READERS, scan_shard
 
         if self.file_format not in READERS:
@@ -80,7 +80,7 @@ class Doctor(FileChecks):
         self.note(what, len(places), wanted, where, mend)
 
     def order(self) -> None:
-        """Checks that the keys ascend over all shards of a split."""
+        """Checks that keys ascend through all shards of a split."""
         for split, scans in self.scans.items():
             before = None
             for scan in scans:
@@ -98,7 +98,7 @@ class Doctor(FileChecks):
                 before = scan.last_key
 
     def duplicates(self) -> None:
-        """Finds repeated pairs within a split and pictures in two splits."""
+        """Finds pairs repeated within a split, and pictures in two splits."""
         import numpy as np
 
         pictures = {}
@@ -125,7 +125,7 @@ class Doctor(FileChecks):
                     self.note("leakage", found, wanted, f"split {other!r}, {where}")
 
     def leakage(self, evaluation: pathlib.Path) -> None:
-        """Finds pictures of an evaluation set: Parquet, or another dataset's folder."""
+        """Finds pictures of an evaluation set, a Parquet file or a dataset's folder."""
         import numpy as np
 
         held_out = read_held_out(evaluation)
@@ -144,7 +144,7 @@ class Doctor(FileChecks):
             )
 
     def pictures_of(self, split: str) -> Any:
-        """Hashes of a split's image ids and of its pictures' bytes, each once."""
+        """Returns distinct hashes of a split's image ids and pictures, (N,) uint64."""
         import numpy as np
 
         scans = self.scans[split]
@@ -159,7 +159,7 @@ class Doctor(FileChecks):
         return f"first {self.locate(split, np.flatnonzero(hit))}"
 
     def locate(self, split: str, indices: Any) -> str:
-        """The first few of a split's records, as shard and place."""
+        """Names the shard and the place of the first few of a split's records."""
         named = []
         for index in sorted(int(index) for index in indices)[:NAMED]:
             for scan in self.scans[split]:
@@ -170,7 +170,7 @@ class Doctor(FileChecks):
         return ", ".join(named)
 
     def counts(self) -> None:
-        """Compares the manifest's totals with what was read, where all of it was."""
+        """Compares the manifest's totals with the records of a sound, single split."""
         if len(self.scans) != 1 or self.findings:
             return
         import numpy as np
@@ -184,7 +184,7 @@ class Doctor(FileChecks):
                 self.note(name, found, wanted, self.folder / "manifest.json")
 
     def summary(self) -> str:
-        """The findings, or what was read of a sound dataset."""
+        """Formats the findings, the skipped checks and the numbers of records read."""
         lines = [
             f"{number}. {f.what}\n   found   {f.found}\n   wanted  {f.wanted}\n"
             f"   where   {f.where}\n   mend    {f.mend}"
@@ -202,7 +202,7 @@ class Doctor(FileChecks):
 
 
 def join(arrays: Any) -> Any:
-    """Concatenates 64-bit arrays, (N,) uint64."""
+    """Concatenates arrays of 64-bit hashes to one, (N,) uint64."""
     import numpy as np
 
     parts = [np.frombuffer(part, np.uint64) for part in arrays if part]
@@ -210,10 +210,11 @@ def join(arrays: Any) -> Any:
 
 
 def read_held_out(path: pathlib.Path) -> Any:
-    """Hashes of an evaluation set's image ids and pictures, (N,) uint64.
+    """Returns hashes of an evaluation set's image ids and pictures, (N,) uint64.
 
     Raises:
-      InputError: neither a Parquet file with a column image_id nor a sound dataset.
+      InputError: the path is neither a Parquet file with a column image_id nor a
+        sound dataset.
     """
     import numpy as np
 
@@ -248,18 +249,18 @@ def diagnose(
     sample: int | None = None,
     evaluations: tuple[pathlib.Path, ...] = (),
 ) -> list[Finding]:
-    """Checks a dataset and prints what is found.
+    """Checks a dataset and prints the findings.
 
     Args:
-      directory: a build's folder, or a dataset's.
-      sample: pictures to decode, evenly spread; None for all.
-      evaluations: Parquet files or datasets whose pictures must not be in it.
+      directory: folder of a build or of a dataset.
+      sample: number of pictures to decode, evenly spread; None for all.
+      evaluations: Parquet files or datasets whose pictures the dataset must not hold.
 
     Returns:
       The findings.
 
     Raises:
-      InputError: there is no dataset, or no such evaluation set.
+      InputError: the dataset or an evaluation set is missing.
     """
     doctor = Doctor(directory)
     for path in evaluations:

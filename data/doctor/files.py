@@ -10,13 +10,13 @@ from typing import Any
 from align_jax import places
 from align_jax.errors import InputError
 
-NAMED = 3  # places that a finding gives
-WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # anywhere; [PAD] is token 0
+NAMED = 3  # examples that a finding gives
+WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # at any position; [PAD] is token 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that is wrong."""
+    """One fault of a dataset: found and wanted values, and the command to repair it."""
 
     what: str
     found: str
@@ -26,10 +26,10 @@ class Finding:
 
 
 class FileChecks:
-    """What can be said of a dataset without opening its records."""
+    """Checks a dataset without opening its records."""
 
     def __init__(self, directory: pathlib.Path):
-        """Raises InputError where `directory` holds no dataset and no build."""
+        """Raises InputError if `directory` holds no dataset and no build."""
         inner = directory / "records"
         build = inner if (directory / "config.json").is_file() else directory
         self.folder = inner if inner.is_dir() else build
@@ -51,14 +51,14 @@ class FileChecks:
     def note(
         self, what: str, found: Any, wanted: Any, where: Any, mend: str = ""
     ) -> None:
-        """Adds a finding; without `mend`, writing the dataset anew mends it."""
+        """Adds a finding; its default repair is to write the dataset again."""
         finding = Finding(what, str(found), str(wanted), str(where), mend)
         if not mend:
             finding = dataclasses.replace(finding, mend=self.rewrite())
         self.findings.append(finding)
 
     def rewrite(self) -> str:
-        """The command that writes the dataset anew from what it was made of."""
+        """Returns the command that writes the dataset again from its sources."""
         folder, parent = shlex.quote(str(self.folder)), self.folder.parent
         workdir = shlex.quote(str(parent))
         if self.folder.name == "records" and (parent / "config.json").exists():
@@ -77,7 +77,7 @@ class FileChecks:
         return f"rm -rf {folder}, then the command that wrote it, or copy it again"
 
     def again(self) -> str:
-        """The command that mends what is wrong inside the records."""
+        """Returns the command that repairs the contents of the records."""
         changed = any("shard" in finding.what for finding in self.findings)
         is_build = "data.build" in self.rewrite()
         if changed or not is_build or not (self.manifest or {}).get("shards"):
@@ -88,7 +88,7 @@ class FileChecks:
         )
 
     def _json(self, name: str) -> Any:
-        """The manifest, {} where it is damaged (a finding), None where absent."""
+        """Returns the manifest; {} and a finding if it is damaged; None if missing."""
         path = self.folder / name
         if not path.exists():
             return None
@@ -104,7 +104,7 @@ class FileChecks:
         return {}
 
     def metadata(self) -> bool:
-        """Compares dataset_info.json and manifest; False: nothing more can be read."""
+        """Compares dataset_info.json and manifest; False if no more can be checked."""
         info_path = self.folder / "dataset_info.json"
         if not self.folder.is_dir() or not info_path.exists():
             self.note("dataset_info.json", "no such file", "the dataset's", info_path)
@@ -118,7 +118,7 @@ class FileChecks:
                 names = [pathlib.Path(str(path)).name for path in of_split.filepaths]
                 lengths = map(int, of_split.shard_lengths)
                 self.shards[split] = dict(zip(names, lengths, strict=True))
-        except Exception as error:  # TFDS and protobuf have no error of their own
+        except Exception as error:  # TFDS and protobuf have no common error class
             found = " ".join(str(error).split())[:200]
             wanted = "what tfds.builder_from_directory opens"
             self.note("dataset_info.json", found, wanted, info_path)
@@ -177,7 +177,7 @@ class FileChecks:
                 self.note("changed shard", f"sha256 {digest}", shard["sha256"], path)
 
     def vocabulary(self) -> None:
-        """Checks vocabulary.txt against the manifest and what a tokenizer needs."""
+        """Checks vocabulary.txt against the manifest and the needs of a tokenizer."""
         path, manifest = self.folder / "vocabulary.txt", self.manifest or {}
         if not path.exists():
             if "vocabulary_sha256" in manifest:
@@ -208,7 +208,7 @@ def _count(records: int | None) -> str:
 
 
 def _is_manifest(content: Any) -> bool:
-    """Whether it is an object whose shards, if it lists any, are described."""
+    """Whether JSON content is an object that describes every shard it lists."""
     if not isinstance(content, dict):
         return False
     fields = {"name", "records", "bytes", "sha256"}

@@ -1,6 +1,6 @@
-"""What the doctor reads of a dataset's shards: framing, records, their contents.
+"""Reads a dataset's shards for the doctor: framing, records and their contents.
 
-Per record it keeps 32 bytes, hashes and a place, whatever the record's size.
+The doctor keeps 32 bytes per record of any size: three hashes and a place.
 """
 
 import array
@@ -24,21 +24,21 @@ TEXT_NAMES = ("text", "texts", "caption", "captions")
 
 @dataclasses.dataclass
 class ShardScan:
-    """What was read of one shard; the arrays have an element a readable record.
+    """Facts about one shard; the arrays have one element per readable record.
 
     Attributes:
-      name: of the file.
-      places: byte offset of the record (ArrayRecord: its number).
-      ids: hash of `image_id`, or of the picture where there is none.
-      pictures: hash of the picture's bytes.
-      pairs: hash of picture and texts.
-      decoded: pictures that were decoded.
-      damaged: (place, reason) of what could not be read.
-      undecodable: (place, reason) of pictures.
-      empty_texts: places of records with an empty text or none.
-      unordered: place of the first record whose key is below the one before.
-      first_key: of the shard, None without keys.
-      last_key: of the shard.
+      name: name of the file.
+      places: byte offset of each record (ArrayRecord: its number).
+      ids: hash of each `image_id`, or of the picture if it has none.
+      pictures: hash of each picture's bytes.
+      pairs: hash of each picture and its texts.
+      decoded: number of pictures that were decoded.
+      damaged: list of (place, reason), for each record that could not be read.
+      undecodable: list of (place, reason), for each picture that cannot be decoded.
+      empty_texts: places of the records that have an empty text or no text.
+      unordered: place of the first record whose key is below the key before it.
+      first_key: first key of the shard; None without keys.
+      last_key: last key of the shard; None without keys.
     """
 
     name: str
@@ -62,17 +62,17 @@ def scan_shard(
     earlier: int,
     progress: Callable[[int], object],
 ) -> ShardScan:
-    """Reads a shard to its end, past damaged records where that is possible.
+    """Reads a shard to its end, past damaged records if possible.
 
     Args:
-      path: of the shard.
+      path: path of the shard.
       file_format: a key of READERS.
-      decode_every: decode each so manieth picture; 0 for none.
-      earlier: records of the dataset before this shard.
-      progress: is told of every record read.
+      decode_every: distance in records between decoded pictures; 0 decodes none.
+      earlier: number of records in the shards before this one.
+      progress: function that is called with 1 for every record.
 
     Returns:
-      What was found.
+      The facts about the shard.
     """
     scan = ShardScan(path.name)
     waiting: list[tuple[int, bytes]] = []
@@ -94,12 +94,12 @@ def scan_shard(
 
 
 def hash_of(content: bytes) -> int:
-    """A 64-bit hash."""
+    """Returns a 64-bit hash."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def _add(scan: ShardScan, place: int, features: dict) -> bytes:
-    """Takes a record's hashes, key and texts down; returns its picture."""
+    """Adds a record's hashes, key and texts to the scan; returns its picture."""
     image = b"".join(features["image"].bytes_list.value[:1])
     content_id = identify(image).encode()
     image_id = b"".join(features["image_id"].bytes_list.value[:1]) or content_id
@@ -125,7 +125,7 @@ def _add(scan: ShardScan, place: int, features: dict) -> bytes:
 
 
 def _decode(scan: ShardScan, waiting: list[tuple[int, bytes]]) -> None:
-    """Decodes the pictures that wait, and empties their list."""
+    """Decodes the waiting pictures and empties their list."""
     table = describe_images([""] * len(waiting), [image for _, image in waiting])
     for (place, _), error in zip(waiting, table["error"].to_pylist(), strict=True):
         if error:
@@ -137,7 +137,7 @@ def _decode(scan: ShardScan, waiting: list[tuple[int, bytes]]) -> None:
 def _read_tfrecord(
     path: pathlib.Path, damaged: list[tuple[int, str]]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields (offset, record); a record of a wrong CRC is noted and passed over."""
+    """Yields (offset, record); notes and skips a record whose CRC is wrong."""
     size, offset = path.stat().st_size, 0
     reader = tf_record.tf_record_random_reader(str(path))
     with path.open("rb") as file:
@@ -164,7 +164,7 @@ def _read_tfrecord(
 def _read_array_record(
     path: pathlib.Path, damaged: list[tuple[int, str]]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, record); a damaged record is noted and passed over."""
+    """Yields (number, record); notes and skips a damaged record."""
     from array_record.python import array_record_module
 
     try:
@@ -182,7 +182,7 @@ def _read_array_record(
             damaged.append((number, " ".join(str(error).split())[:100]))
 
 
-# Each yields (place, record) of a shard and notes (place, reason) of damaged records.
+# A reader yields (place, record) of a shard and lists (place, reason) of damaged ones.
 ShardReader = Callable[
     [pathlib.Path, list[tuple[int, str]]], Iterator[tuple[int, bytes]]
 ]

@@ -1,1 +1,1 @@
-"""What is measured of pictures, and what must not be trained on."""
+"""Measures pictures and finds those that must not be trained on."""

@@ -1,8 +1,8 @@
-"""Thresholds of the near-duplicate detectors, measured on augmented pictures.
+"""Chooses thresholds of the near-duplicate detectors, from augmented pictures.
 
 The paper's threshold of 0.975 comes from human ratings and from synthetic pairs with
-random augmentations (arXiv 2102.05918, Appendix A); only the latter are made here. A
-threshold fits one model and pictures of one kind.
+random augmentations (arXiv 2102.05918, Appendix A). This module makes only synthetic
+pairs. A threshold is valid for one model and for similar pictures.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from align_jax.pictures import PictureError, lay_on_white, read_picture
 from data.pictures.images import describe_images
 from data.pictures.near_duplicates import NearDuplicates, hash_distances
 
-# N pictures' files to (N, D) float32 unit vectors.
+# Function from the files of N pictures to (N, D) float32 unit vectors.
 Embed = Callable[[list[bytes]], np.ndarray]
 
 LEAST_PICTURES = 8
@@ -32,21 +32,21 @@ def crop(picture: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def resize(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Scales to half up to nine tenths."""
+    """Scales both sides by 0.5 to 0.9."""
     scale = random.uniform(0.5, 0.9)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def compress(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Passes through a JPEG of quality 20 to 80."""
+    """Encodes as JPEG of quality 20 to 80 and decodes again."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=int(random.integers(20, 81)))
     return Image.fromarray(read_picture(file.getvalue()))
 
 
 def flip(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Mirrors left and right."""
+    """Swaps left and right."""
     return ImageOps.mirror(picture)
 
 
@@ -58,7 +58,7 @@ def recolour(picture: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def write_over(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Writes a word across, an eighth of the picture high."""
+    """Writes a word over the picture, an eighth of its height tall."""
     picture = picture.copy()
     width, height = picture.size
     place = random.uniform(0, 0.3) * width, random.uniform(0, 0.85) * height
@@ -87,34 +87,35 @@ def calibrate(
     nearest: int = 10,
     share: int = 3,
 ) -> list[dict]:
-    """Finds each detector's threshold and measures it on augmented pictures.
+    """Chooses each detector's threshold and measures it on augmented pictures.
 
-    Half of the pictures play evaluation images. Positives are their augmented copies,
-    negatives the other pictures, plain and under the same augmentations; precision
-    therefore supposes about as many copies as others and falls where copies are rarer,
-    while `false_positive_rate` does not depend on it. The loosest threshold of the
-    stated precision is chosen on half of the queried pictures; the table is of the
-    other half, so its precision may differ. Transparent pictures are laid on white.
+    Half of the pictures act as evaluation images. Positives are augmented copies of
+    them. Negatives are the other pictures, plain and with the same augmentations. The
+    measured precision holds if copies and others are about equally frequent; it falls
+    if copies are rarer. `false_positive_rate` does not depend on that. The loosest
+    threshold that reaches `precision` is chosen on one half of the queries. The table
+    measures the other half, so its precision may differ. Transparent pictures are laid
+    on white.
 
     Args:
-      embed: a tower, or None to measure the perceptual hash alone.
-      images: files of different pictures, at least 8.
-      seed: of the split, the augmentations and k-means.
-      precision: that a threshold must reach.
-      clusters: of k-means; see `NearDuplicates.build`.
-      nearest: clusters that a picture belongs to.
-      share: clusters that two compared pictures have in common.
+      embed: embedding function of a tower; None measures the perceptual hash alone.
+      images: files of at least 8 different pictures.
+      seed: seed of the split, the augmentations and k-means.
+      precision: precision that a threshold must reach.
+      clusters: number of k-means clusters; see `NearDuplicates.build`.
+      nearest: number of clusters that a picture belongs to.
+      share: number of clusters that two compared pictures must share.
 
     Returns:
-      For each detector, "hash" and "embedding", a row for each augmentation and one
-      for "all": detector, augmentation, threshold (a hash is near-duplicate where its
-      distance is at most that, an embedding where its cosine is greater; None where
-      no threshold reaches the precision, so that nothing is marked), positives,
-      negatives, precision (None where nothing was marked), recall and
-      false_positive_rate.
+      A row for each detector ("hash", "embedding") and each augmentation or "all":
+      detector, augmentation, threshold, positives, negatives, precision, recall and
+      false_positive_rate. A picture is marked as a near-duplicate if the distance of
+      its hash is at most the threshold, or the cosine of its embedding is greater. If
+      no threshold reaches the precision, the threshold is None and no picture is
+      marked. If no picture is marked, the precision is None.
 
     Raises:
-      InputError: too few pictures, or one cannot be decoded.
+      InputError: fewer than 8 pictures are given, or one cannot be decoded.
     """
     if len(images) < LEAST_PICTURES:
         raise InputError(
@@ -140,15 +141,15 @@ def calibrate(
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Pictures to tell copies from others on; files are PNG.
+    """Pictures on which a detector must separate copies from others; PNG files.
 
     Attributes:
-      indexed: files that play evaluation images.
-      others: files of other pictures, as many.
-      queries: N files to compare with those indexed.
-      augmentation: (N,) name of what was done to each query, "plain" for nothing.
+      indexed: files that act as evaluation images.
+      others: files of the other half of the pictures.
+      queries: N files to compare with the indexed ones.
+      augmentation: (N,) name of each query's augmentation, "plain" for none.
       positive: (N,) bool, whether a query is a copy of an indexed picture.
-      chosen_on: (N,) bool, whether a query serves to choose the threshold.
+      chosen_on: (N,) bool, whether a query is used to choose the threshold.
     """
 
     indexed: list[bytes]
@@ -160,13 +161,13 @@ class Trial:
 
 
 def make_trial(images: list[bytes], seed: int) -> Trial:
-    """Splits pictures and augments each in every way; the same for the same seed."""
+    """Splits pictures and applies every augmentation to each; the seed decides all."""
     pictures = [_open(image, i) for i, image in enumerate(images)]
     order = np.random.default_rng(seed).permutation(len(pictures))
     pictures = [pictures[i] for i in order]
     half = len(pictures) // 2
     plain = [_png(picture) for picture in pictures]
-    queries, kinds, numbers = [], [], []  # numbers: which picture each query shows
+    queries, kinds, numbers = [], [], []  # numbers: the picture of each query
     for number, picture in enumerate(pictures):
         for way, (kind, augment) in enumerate(AUGMENTATIONS.items()):
             random = np.random.default_rng([seed, int(order[number]), way])
@@ -190,13 +191,13 @@ def make_trial(images: list[bytes], seed: int) -> Trial:
 def measure_detector(
     detector: str, scores: np.ndarray, trial: Trial, precision: float
 ) -> list[dict]:
-    """Chooses a threshold and measures it; the rows that `calibrate` returns.
+    """Chooses a threshold and measures it; returns rows as `calibrate` does.
 
     Args:
       detector: "hash" or "embedding".
-      scores: (N,) of the trial's queries, greater is more alike.
-      trial: the queries.
-      precision: that the threshold must reach.
+      scores: (N,) scores of the trial's queries; greater means more alike.
+      trial: pictures that the scores belong to.
+      precision: precision that the threshold must reach.
     """
     chosen_on = trial.chosen_on
     least = least_score(scores[chosen_on], trial.positive[chosen_on], precision)
@@ -218,19 +219,21 @@ def measure_detector(
 def least_score(
     scores: np.ndarray, positive: np.ndarray, precision: float
 ) -> float | None:
-    """Least score s such that marking all scores >= s reaches the precision.
+    """Returns the least score that reaches the precision if used as a threshold.
+
+    A threshold marks all scores that are equal or greater.
 
     Args:
-      scores: (N,), greater is more alike.
-      positive: (N,) bool.
-      precision: wanted, positives marked / marked.
+      scores: (N,) scores; greater means more alike.
+      positive: (N,) bool, whether a score belongs to a copy.
+      precision: lower bound of marked positives / marked.
 
     Returns:
-      One of the scores, or None where none reaches it.
+      One of the scores, or None if none reaches the precision.
     """
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(positive[order])
-    last = np.append(scores[order][1:] != scores[order][:-1], True)  # of equal scores
+    last = np.append(scores[order][1:] != scores[order][:-1], True)  # of equal ones
     enough = last & (hits >= precision * np.arange(1, len(order) + 1))
     return scores[order][np.flatnonzero(enough)[-1]] if enough.any() else None
 
@@ -248,7 +251,7 @@ def _measure(marked: np.ndarray, positive: np.ndarray) -> dict:
 
 
 def _hash(images: list[bytes]) -> np.ndarray:
-    """(N,) int64 perceptual hashes, as the image stage computes them."""
+    """Returns perceptual hashes (N,) int64, as the image stage computes them."""
     names = [str(i) for i in range(len(images))]
     return describe_images(names, [*images]).column("phash").to_numpy()
 

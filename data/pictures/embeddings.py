@@ -1,7 +1,7 @@
-"""Embeddings of pictures: computed by align_jax in a process of its own, read here.
+"""Embeddings of pictures, computed by align_jax in a separate process.
 
-The corpus builder imports nothing of training; `python -m align_jax.embed` is all that
-it knows of it. The process runs on this machine, on all of its accelerators.
+The corpus builder imports no training code; it runs `python -m align_jax.embed`. The
+process runs on this machine and uses all of its accelerators.
 """
 
 import os
@@ -20,11 +20,11 @@ from align_jax import places
 from align_jax.errors import InputError
 
 FIELD = "config.pictures.embedding_model"
-KEPT_BYTES = 10_000  # of what the process says, to find its last line in
+KEPT_BYTES = 10_000  # end of the process's output, for its last line
 
 
 def check_model(model: str) -> None:
-    """Raises InputError where `model` is nothing that align_jax embeds with."""
+    """Raises InputError if align_jax cannot embed pictures with `model`."""
     place = places.resolve(model)
     if not any(map(places.exists, (place, f"{place}.index"))):
         raise InputError(f"{FIELD} is {model!r}, which is not there")
@@ -37,23 +37,23 @@ def embed_pictures(
     """Embeds the pictures of all Parquet files of a folder.
 
     Args:
-      model: what `align_jax.load` reads.
+      model: path of a run or of a folder of weights, for `align_jax.load`.
       pictures: folder of files with the columns `image_id` and `image`.
-      folder: to write files of the same names to; those there already are kept.
-      batch_size: pictures that the model embeds at a time.
+      folder: output folder, for files of the same names; existing files are kept.
+      batch_size: number of pictures that the model embeds at a time.
 
     Raises:
-      InputError: the process failed; holds the last line it wrote.
+      InputError: the process failed; the message holds the last line it wrote.
     """
     arguments = [f"--images={pictures}", f"--out={folder}"]
     _run(model, [*arguments, f"--batch_size={batch_size}", "--child"])
 
 
 def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
-    """Reads a file that `embed_pictures` wrote, without pictures that have none.
+    """Reads a file of `embed_pictures`, without the pictures that have no embedding.
 
     Returns:
-      image_ids (N,) and float32 unit vectors (N, D).
+      The image ids (N,) and float32 unit vectors (N, D).
 
     Raises:
       InputError: the file is missing, damaged or holds something else.
@@ -75,15 +75,15 @@ def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
 
 
 def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.ndarray:
-    """Gives vectors (N, D) back as contiguous float32.
+    """Checks for unit vectors (N, D) and returns them as contiguous float32.
 
     Args:
-      found: the vectors.
-      name: what to call them in messages.
-      width: D where it must be that of other vectors.
+      found: vectors to check.
+      name: name of the vectors, for messages.
+      width: required D; None allows any.
 
     Raises:
-      InputError: they have another shape, or one is not of unit length.
+      InputError: the vectors have another shape, or one is not of unit length.
     """
     if found.ndim != 2 or (width is not None and found.shape[1] != width):
         raise InputError(
@@ -101,13 +101,13 @@ def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.n
 
 
 def _chunks(stream: IO[bytes] | None) -> Iterator[bytes]:
-    """What a process writes to a pipe, as it comes."""
+    """Yields the output of a process as it comes."""
     while stream is not None and (chunk := os.read(stream.fileno(), KEPT_BYTES)):
         yield chunk
 
 
 def _run(model: str, arguments: list[str]) -> None:
-    """Runs align_jax.embed; shows its progress where a person may be looking."""
+    """Runs align_jax.embed; shows its progress if stderr is a terminal."""
     root = str(pathlib.Path(__file__).parents[2])
     paths = filter(None, (root, os.environ.get("PYTHONPATH")))
     command = [sys.executable, "-m", "align_jax.embed", f"--model={model}", *arguments]

@@ -1,4 +1,4 @@
-"""Pictures that must not be trained on, and how near a raw picture is to one."""
+"""The table of evaluation images: pictures that must not be trained on."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ def open_evaluation(path: str) -> pq.ParquetFile:
     """Opens the table that `config.evaluation_images` names.
 
     Raises:
-      InputError: it is missing, not Parquet, or has other columns.
+      InputError: the file is missing, not Parquet, or has other columns.
     """
     field = "config.evaluation_images"
     place = places.local_path(path)
@@ -44,12 +44,15 @@ def open_evaluation(path: str) -> pq.ParquetFile:
 
 
 def has_hashes(path: str) -> bool:
-    """Whether near-duplicates can be looked for: there are hashes or pictures."""
+    """Whether the table has hashes, or pictures from which to compute them."""
     return bool({"phash", "image"} & {*open_evaluation(path).schema_arrow.names})
 
 
 def write_evaluation(source: str, target: pathlib.Path) -> None:
-    """Writes a table of schema EVALUATION; no hash where there is none to be had."""
+    """Writes the evaluation images as a table of schema EVALUATION.
+
+    Missing hashes are computed from the pictures; without pictures they are null.
+    """
     file = open_evaluation(source)
     names = [name for name in COLUMNS if name in file.schema_arrow.names]
     with pq.ParquetWriter(target, EVALUATION) as writer:
@@ -66,5 +69,5 @@ def write_evaluation(source: str, target: pathlib.Path) -> None:
 
 
 def read_hashes(path: pathlib.Path) -> np.ndarray:
-    """The hashes, (M,) int64, of a table that `write_evaluation` wrote."""
+    """Returns the hashes (M,) int64 of a table that `write_evaluation` wrote."""
     return pq.read_table(path)["phash"].drop_null().to_numpy()

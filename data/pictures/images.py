@@ -1,4 +1,4 @@
-"""The image stage: what the rules need to know of every picture."""
+"""The image stage: measures every picture for the rules."""
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,10 @@ from align_jax.pictures import (
     turn_upright,
 )
 
-HASH_SIDE = 96  # pixels that are enough for a hash; a JPEG is computed near that size
-GREY_SIDE = 32  # pixels that a hash is computed from
-# The lowest 8 rows of a cosine transform, in whole numbers: a hash is then exact, the
-# same on every machine and for every number of pictures computed together.
+HASH_SIDE = 96  # pixels that suffice for a hash; a JPEG is decoded near this size
+GREY_SIDE = 32  # side in pixels of the grey picture that is hashed
+# The lowest 8 rows of a cosine transform, as integers. So a hash is exact: the same on
+# every machine and in every batch size.
 COSINES = np.rint(
     scipy.fft.dct(np.eye(GREY_SIDE), axis=0, norm="ortho")[:8] * 2**14
 ).astype(np.int64)
@@ -36,16 +36,16 @@ IMAGES = pa.schema(
 
 
 def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Table:
-    """Measures pictures; a pure function of its arguments.
+    """Measures pictures.
 
     Args:
-      image_ids: names of the pictures.
-      images: their files' bytes; None where only an address is known.
+      image_ids: ids of the pictures.
+      images: bytes of the pictures' files; None if only an address is known.
 
     Returns:
-      A table of schema IMAGES. Where a picture cannot be decoded, `error` says why,
-      width and height are 0 and there is no hash. Where there are no bytes, all but
-      the name is null.
+      A table of schema IMAGES. If a picture cannot be decoded, `error` says why, width
+      and height are 0 and the hash is null. If a picture has no bytes, all columns but
+      its id are null.
     """
     measured = [_measure(image) for image in images]
     greys = [grey for *_, grey in measured]
@@ -62,17 +62,17 @@ def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Tabl
 
 
 def perceptual_hash(picture: Image.Image) -> int:
-    """The 64-bit hash of a picture, as a signed integer.
+    """Returns the 64-bit hash of a picture, as a signed integer.
 
-    Of its lowest 8 x 8 frequencies (a DCT of 32 x 32 grey pixels), which are above
-    their median. Pictures that look alike differ in few bits:
-    `data.pictures.near_duplicates`.
+    Each bit says whether one of the picture's lowest 8 x 8 frequencies (by a DCT of
+    32 x 32 grey pixels) is above their median. Pictures that look alike differ in few
+    bits; `data.pictures.near_duplicates` compares them.
     """
     return int(hash_greys([_shrink(picture)])[0])
 
 
 def hash_greys(greys: list[np.ndarray]) -> np.ndarray:
-    """The hashes, (N,) int64, of N uint8 pictures (32, 32)."""
+    """Returns the hashes (N,) int64 of N grey uint8 pictures (32, 32)."""
     pixels = np.array(greys, np.int64).reshape(-1, GREY_SIDE, GREY_SIDE)
     frequencies = (COSINES @ pixels @ COSINES.T).reshape(-1, 64)
     bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
@@ -85,15 +85,15 @@ def _shrink(picture: Image.Image) -> np.ndarray:
 
 
 def _measure(image: bytes | None) -> tuple:
-    """Bytes, width, height, format, error and grey pixels of one file."""
+    """Returns bytes, width, height, format, error and grey pixels of one file."""
     if image is None:
         return (None,) * 6
     size = len(image)
     try:
         with open_picture(image) as picture:
             width, height = shown_size(picture)
-            # The whole file is read, so one cut short is found, but a JPEG is computed
-            # at an eighth of its size where that is enough.
+            # The file is read to its end, so a cut file is noticed. A JPEG is decoded
+            # at down to an eighth of its size if that suffices for the hash.
             picture.draft("L", (HASH_SIDE, HASH_SIDE))
             grey = _shrink(take_eight_bits(turn_upright(picture)))
             return size, width, height, picture.format, None, grey

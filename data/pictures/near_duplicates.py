@@ -1,13 +1,12 @@
-"""Near-duplicates of evaluation images, by perceptual hash and by embedding.
+"""Finds near-duplicates of evaluation images, by perceptual hash and by embedding.
 
 The hash finds copies that were resized, compressed or recoloured and needs no model.
-The embeddings follow the paper's Appendix A (arXiv 2102.05918) with any image tower:
-k-means clusters of training images; of each image the 10 nearest clusters; each of
-the C(10,3) = 120 sets of three among them is a bucket; a training image is compared
-with the evaluation images of its buckets and dropped where cosine > 0.975. Two images
-have a bucket in common exactly where their nearest clusters share at least 3, which
-is how it is computed here. `data.pictures.calibration` measures both on augmented
-pictures.
+The embeddings follow the paper's Appendix A (arXiv 2102.05918) with any image tower.
+K-means clusters the training images, and each image belongs to its 10 nearest clusters.
+Each of the C(10,3) = 120 sets of three of them is a bucket. A training image is
+compared with the evaluation images of its buckets and dropped if a cosine > 0.975. This
+module counts shared clusters instead: two images have a bucket in common exactly if
+they share at least 3. `data.pictures.calibration` measures both on augmented pictures.
 """
 
 import dataclasses
@@ -23,25 +22,25 @@ from align_jax.errors import InputError
 from data.pictures.embeddings import unit_vectors
 
 HASH_BITS = 64
-FAR = HASH_BITS + 1  # the distance to an evaluation image where there is none
-POINTS_PER_CLUSTER = 39  # below this, faiss warns, a k-means centre is mostly noise
+FAR = HASH_BITS + 1  # the distance if there is no evaluation image
+POINTS_PER_CLUSTER = 39  # with fewer, faiss warns that a k-means centre is mostly noise
 ITERATIONS = 25  # of k-means
 PAIRS_AT_ONCE = 4_000_000  # counts of shared clusters held in memory, 12 bytes each
 COSINES_AT_ONCE = 16_384  # rows gathered for their dot products
 
 
 def hash_distances(hashes: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
-    """Smallest Hamming distance of each picture to an evaluation image.
+    """Returns the smallest Hamming distance of each picture to an evaluation image.
 
     Args:
       hashes: (N,) int64, from `data.pictures.images.perceptual_hash`.
-      evaluation: (M,) int64.
+      evaluation: (M,) int64 hashes of the evaluation images.
 
     Returns:
-      (N,) int32 from 0 to 64; 65 where there are no evaluation images.
+      (N,) int32 from 0 to 64; 65 if there are no evaluation images.
 
     Raises:
-      InputError: the hashes are no vector of int64.
+      InputError: the hashes are not a vector of int64.
     """
     for name, array in (("pictures", hashes), ("evaluation images", evaluation)):
         if array.ndim != 1 or array.dtype != np.int64:
@@ -63,10 +62,10 @@ class NearDuplicates:
 
     Attributes:
       embeddings: (M, D) float32 unit vectors of the evaluation images.
-      centroids: (K, D) float32 of the clusters.
+      centroids: (K, D) float32 centres of the clusters.
       clusters: (M, nearest) int32, the clusters nearest to each evaluation image.
-      share: how many of them an image must have in common to be compared.
-      threshold: a near-duplicate's cosine is greater.
+      share: number of nearest clusters that two images must share to be compared.
+      threshold: cosine above which a picture is a near-duplicate.
     """
 
     embeddings: np.ndarray
@@ -88,22 +87,22 @@ class NearDuplicates:
     ) -> "NearDuplicates":
         """Clusters a sample of the training images and indexes the evaluation images.
 
-        A small sample gets fewer clusters: one for each 39 of its rows, yet `nearest`,
-        or one for each row of a still smaller one; then every pair shares all clusters
-        and is compared.
+        A small sample gets fewer clusters: one per 39 rows, but at least `nearest`, or
+        one per row if the rows are fewer still. If an image belongs to all clusters,
+        every pair shares them and is compared.
 
         Args:
           evaluation_embeddings: (M, D) unit vectors.
-          training_sample: (N, D) unit vectors; the paper takes all training images.
-          clusters: K of k-means; the paper says 4K.
-          nearest: clusters that an image belongs to.
-          share: clusters that two compared images have in common.
-          threshold: of the cosine; see `calibrate` for one that fits the tower.
-          seed: of k-means; the same seed and sample give the same clusters.
+          training_sample: (N, D) unit vectors; the paper uses all training images.
+          clusters: number K of k-means clusters; the paper says 4K.
+          nearest: number of clusters that an image belongs to.
+          share: number of clusters that two compared images must share.
+          threshold: bound of the cosine; `calibrate` finds one that fits the tower.
+          seed: seed of k-means; the same seed and sample give the same clusters.
 
         Raises:
-          InputError: embeddings are no unit vectors of one length, or there is no
-            sample.
+          InputError: the embeddings are not unit vectors of one width, or the sample
+            is empty.
         """
         if not 1 <= share <= nearest <= clusters:
             raise InputError(
@@ -141,19 +140,20 @@ class NearDuplicates:
     def query(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compares pictures with the evaluation images of their buckets.
 
-        Memory beside the arguments is bounded: chunks of pictures are cut so that at
-        most 4M pairs, or one picture's, are looked at together.
+        Memory is bounded: pictures are processed in chunks of at most 4M pairs, or of
+        one picture if it has more.
 
         Args:
           embeddings: (N, D) unit vectors.
 
         Returns:
-          (N,) float32, the largest cosine to an evaluation image that shares enough
-          clusters, 0 where there is none or it is negative; and (N,) bool, whether it
-          is greater than the threshold.
+          (N,) float32, the largest cosine with an evaluation image that shares enough
+          clusters, or 0 if there is none or it is negative; and (N,) bool, whether
+          the cosine is greater than the threshold.
 
         Raises:
-          InputError: embeddings are no unit vectors of the evaluation images' length.
+          InputError: the embeddings are not unit vectors of the evaluation images'
+            width.
         """
         width = self.embeddings.shape[1]
         queries = unit_vectors(embeddings, "embeddings", width)
@@ -163,7 +163,7 @@ class NearDuplicates:
                 _nearest(self.centroids, queries, self.clusters.shape[1])
             )  # (N, K)
             members = self._membership(self.clusters).T.tocsr()  # (K, M)
-            # The pairs that share any cluster are at most these.
+            # Upper bounds of the number of pairs that share a cluster, summed up.
             pairs = np.cumsum(mine @ np.diff(members.indptr).astype(np.int64))  # (N,)
             start = 0
             while start < len(queries):
@@ -178,7 +178,7 @@ class NearDuplicates:
         return similarity, similarity > np.float32(self.threshold)
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes one .npz file, whole."""
+        """Writes one .npz file, atomically."""
         places.make_folder(path.parent)
         with places.writing(path), places.replacing(path) as temporary:
             with pathlib.Path(temporary).open("wb") as file:
@@ -186,7 +186,7 @@ class NearDuplicates:
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "NearDuplicates":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
           InputError: the file is missing, damaged or something else.
@@ -204,7 +204,7 @@ class NearDuplicates:
         )
 
     def _membership(self, clusters: np.ndarray) -> sparse.csr_matrix:
-        """(N, K), 1 where an image belongs to a cluster; from (N, nearest)."""
+        """Turns clusters (N, nearest) to (N, K), 1 where an image is in a cluster."""
         count, nearest = clusters.shape
         starts = np.arange(0, clusters.size + 1, nearest)
         ones = np.ones(clusters.size, np.int32)
@@ -218,7 +218,7 @@ class NearDuplicates:
         columns: np.ndarray,
         similarity: np.ndarray,
     ) -> None:
-        """Raises `similarity` (N,) to the cosines of the pairs (rows, columns)."""
+        """Updates `similarity` (N,) with larger cosines of pairs (rows, columns)."""
         for start in range(0, len(rows), COSINES_AT_ONCE):
             part = slice(start, start + COSINES_AT_ONCE)
             found = np.einsum(
@@ -236,7 +236,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _nearest(centroids: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
-    """(N, count) int32, the clusters nearest to each of N vectors."""
+    """Returns (N, count) int32, the clusters nearest to each of N vectors."""
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)
     if not len(vectors):

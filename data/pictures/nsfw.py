@@ -1,4 +1,4 @@
-"""Pornographic pictures: one probability a picture, from a model of choice.
+"""Probabilities that pictures are pornographic, from a model of the user's choice.
 
 The paper (arXiv 2102.05918, section 3) names neither its classifier nor its threshold.
 """
@@ -14,7 +14,7 @@ from align_jax.pictures import PictureError, read_picture
 
 
 class Scorer(Protocol):
-    """A loaded model of pornography."""
+    """A loaded model that detects pornography."""
 
     def __call__(self, images: list[bytes], /) -> np.ndarray:
         """Scores pictures.
@@ -30,12 +30,12 @@ class Scorer(Protocol):
 def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
     """Loads Yahoo's open_nsfw, a ResNet-50, from the package that ships it.
 
-    It runs on a GPU where the installed onnxruntime has one (`onnxruntime-gpu` in the
-    place of `onnxruntime`), else on the CPU.
+    The model runs on a GPU if the installed onnxruntime supports it (`onnxruntime-gpu`
+    instead of `onnxruntime`), else on the CPU.
 
     Args:
-      batch_size: pictures that the model sees at once; bounds the memory.
-      threads: of the model on a CPU; None takes one a core.
+      batch_size: number of pictures that the model scores at once; bounds the memory.
+      threads: number of CPU threads of the model; None means one per core.
 
     Raises:
       InputError: the package is missing.
@@ -63,7 +63,7 @@ def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
     return score
 
 
-# Each takes the model's threads, None for one a core.
+# A loader takes the model's number of threads, None for one per core.
 SCORERS: dict[str, Callable[[int | None], Scorer]] = {
     "open_nsfw": lambda threads: load_open_nsfw(threads=threads)
 }
@@ -73,12 +73,13 @@ def load_scorer(name: str, threads: int | None = None) -> Scorer:
     """Loads a scorer by its name in SCORERS.
 
     Args:
-      name: of the model.
-      threads: of the model; one where every core has a process of its own.
+      name: name of the model.
+      threads: number of threads of the model, None for one per core; 1 if every core
+        runs a process.
 
     Raises:
-      InputError: there is none of that name, or its package is missing.
-      TypeError: what SCORERS loads is no `Scorer`.
+      InputError: no model has this name, or its package is missing.
+      TypeError: the loaded object is not a `Scorer`.
     """
     if name not in SCORERS:
         raise InputError(f"no NSFW model {name!r}; known are {', '.join(SCORERS)}")

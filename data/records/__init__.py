@@ -1,1 +1,1 @@
-"""Records on disk, and files that are written whole."""
+"""The record format on disk, and stages that are written atomically."""

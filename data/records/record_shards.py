@@ -1,4 +1,4 @@
-"""One shard of records from its rows, in whichever process it falls to."""
+"""Writes one shard of records from its rows; runs in any process."""
 
 import io
 import pathlib
@@ -10,7 +10,7 @@ from align_jax.pictures import open_picture, take_eight_bits, turn_upright
 from data.records.records import make_example, shard_name, write_shard
 
 JPEG_QUALITY = 95
-# Pillow's modes that a reduced picture keeps, by its file format.
+# Pillow modes that a reduced picture keeps, by file format.
 MODES = {"JPEG": ("L", "RGB", "CMYK"), "PNG": ("1", "L", "LA", "RGB", "RGBA")}
 
 
@@ -23,15 +23,15 @@ def write_record_shard(
     max_image_side: int,
     file_format: str,
 ) -> int:
-    """Sorts a shard's rows by their keys and writes them.
+    """Sorts a shard's rows by key and writes them as records.
 
     Args:
       rows: folder of Parquet files with the columns key, text, image_id and image.
-      folder: of the dataset.
-      name: of the dataset.
-      index: of the shard.
-      shards: number of all.
-      max_image_side: pixels; a picture with a longer side is reduced. 0 keeps all.
+      folder: folder of the dataset.
+      name: name of the dataset.
+      index: index of the shard.
+      shards: number of all shards.
+      max_image_side: longest side in pixels; a larger picture is reduced. 0 keeps all.
       file_format: a name in `records.WRITERS`.
 
     Returns:
@@ -56,13 +56,13 @@ def write_record_shard(
 
 
 def reduce_image(image: bytes, max_side: int) -> bytes:
-    """Gives a picture file back as it is, or reduced to a side of `max_side` pixels.
+    """Returns a picture file as it is, or reduced to `max_side` pixels.
 
-    A reduced picture keeps its format where that is JPEG or PNG, else becomes PNG. It
-    is stored upright.
+    A picture whose longer side is greater than `max_side` is reduced, unless that is 0.
+    A reduced JPEG stays a JPEG; any other picture becomes a PNG. It is stored upright.
 
     Raises:
-      PictureError: it cannot be decoded.
+      PictureError: the picture cannot be decoded.
     """
     if not max_side:
         return image
@@ -77,6 +77,6 @@ def reduce_image(image: bytes, max_side: int) -> bytes:
             picture = picture.convert("RGBA" if transparent else "RGB")
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        # The new file has no Exif data that would turn it.
+        # The new file has no Exif orientation, so the pixels are turned.
         turn_upright(picture).save(file, kind, quality=JPEG_QUALITY)
         return file.getvalue()

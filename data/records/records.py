@@ -1,17 +1,18 @@
-"""The record format: what this package writes and training reads.
+"""The record format, which this package writes and training reads.
 
-A dataset is a folder in TFDS's own layout, so `tfds.builder_from_directory` opens it:
+A dataset is a folder in TFDS's layout, so `tfds.builder_from_directory` opens it:
 
     features.json, dataset_info.json
     <name>-<split>.tfrecord-00000-of-00016, ...    tf.train.Example records
 
-A corpus record is one pair: `image` (the picture file's bytes, untouched), `text`
-(normalised), `image_id` and `key`, the 64-bit number by which all pairs are sorted,
-hence shuffled, over all shards. Beside it stand `vocabulary.txt` and `manifest.json`
-(shards with counts and hashes, the rules' report, config and versions).
+A record of a corpus is one pair: `image` (the bytes of the picture file, unchanged
+unless `max_image_side` reduces it), `text` (normalised), `image_id` and `key`. The key
+is a random 64-bit number. Pairs are sorted by key over all shards, hence shuffled. The
+folder of a corpus also holds `vocabulary.txt` and `manifest.json` (shards with counts
+and hashes, the rules' report, config and versions).
 
 Training reads TFRecord files. ArrayRecord files, for Grain (`tfds.data_source`), hold
-the same records under names with `array_record` in the place of `tfrecord`.
+the same records; their names have `array_record` instead of `tfrecord`.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from data.records.stages import materialise
 
 @dataclasses.dataclass(frozen=True)
 class WrittenShard:
-    """One written file."""
+    """Name, number of records, size and hash of a written shard."""
 
     name: str
     records: int
@@ -38,12 +39,12 @@ class WrittenShard:
 
 
 def image_feature() -> tfds.features.Image:
-    """A picture of any size and file format, decoded as RGB by TFDS."""
+    """Returns the feature of a picture of any size, which TFDS decodes as RGB."""
     return tfds.features.Image(shape=(None, None, 3))
 
 
 def corpus_features() -> tfds.features.FeaturesDict:
-    """Features of a corpus record."""
+    """Returns the features of a corpus record."""
     return tfds.features.FeaturesDict(
         {
             "image": image_feature(),
@@ -55,7 +56,7 @@ def corpus_features() -> tfds.features.FeaturesDict:
 
 
 def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
-    """Serializes a record: bytes, a list of bytes, or an integer a feature."""
+    """Serializes a record; each feature is bytes, a list of bytes, or an integer."""
     features = {}
     for name, value in values.items():
         if isinstance(value, int):
@@ -71,7 +72,7 @@ def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
 def shard_name(
     name: str, split: str, index: int, shards: int, file_format: str = "tfrecord"
 ) -> str:
-    """File name of a shard, as TFDS wants it."""
+    """Returns the file name of a shard, as TFDS expects it."""
     return f"{name}-{split}.{file_format}-{index:05}-of-{shards:05}"
 
 
@@ -83,7 +84,7 @@ def write_split(
     count: int,
     shards: int,
 ) -> list[WrittenShard]:
-    """Writes `count` examples, in their order, to `shards` files of equal length."""
+    """Writes `count` examples, in order, to `shards` files of nearly equal length."""
     directory.mkdir(parents=True, exist_ok=True)
     source = iter(examples)
     written = []
@@ -98,7 +99,7 @@ def write_split(
 def write_shard(
     path: pathlib.Path, examples: Iterable[bytes], file_format: str = "tfrecord"
 ) -> None:
-    """Writes a file of examples through a temporary name."""
+    """Writes a file of examples atomically, unless it exists."""
 
     def write(temporary: pathlib.Path) -> None:
         with contextlib.closing(WRITERS[file_format](str(temporary))) as writer:
@@ -109,7 +110,7 @@ def write_shard(
 
 
 def _array_record_writer(path: str) -> Any:
-    """Of one record a group, so that any can be read alone, as Grain does."""
+    """Returns a writer of one record per group, so Grain can read records alone."""
     from array_record.python import array_record_module
 
     return array_record_module.ArrayRecordWriter(path, "group_size:1")
@@ -122,7 +123,7 @@ WRITERS: dict[str, Callable[[str], Any]] = {
 
 
 def describe_shard(path: pathlib.Path, records: int) -> WrittenShard:
-    """Size and hash of a written file."""
+    """Measures a written file of `records` records: size and hash."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return WrittenShard(path.name, records, path.stat().st_size, digest)
@@ -135,7 +136,7 @@ def write_metadata(
     splits: dict[str, list[WrittenShard]],
     file_format: str = "tfrecord",
 ) -> None:
-    """Writes features.json and dataset_info.json for shards already in place."""
+    """Writes features.json and dataset_info.json for shards that are written."""
     infos = [
         tfds.core.SplitInfo(
             name=split,
@@ -154,6 +155,6 @@ def write_metadata(
         data_dir=str(directory),
         features=features,
         split_infos=infos,
-        filename_template=None,  # as the files are named
-        check_data=file_format == "tfrecord",  # TFDS has no tf.data of the other
+        filename_template=None,  # TFDS's default names
+        check_data=file_format == "tfrecord",  # TFDS has no tf.data for ArrayRecord
     )

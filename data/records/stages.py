@@ -1,4 +1,4 @@
-"""Stages of a build: each is one file or folder, whole or absent."""
+"""Stages of a build: files and folders that are written atomically."""
 
 import json
 import pathlib
@@ -11,11 +11,11 @@ from align_jax.errors import InputError
 
 
 def claim(directory: pathlib.Path, arguments: dict[str, Any]) -> None:
-    """Binds a folder to what it is built from.
+    """Binds a folder to the arguments it is built from: writes or checks config.json.
 
     Raises:
-      InputError: it was built from something else (the message names the differing
-        fields), or holds files that no build wrote.
+      InputError: the folder was built from other arguments (the message names the
+        differing fields), or holds files that no build wrote.
     """
     path = directory / "config.json"
     wanted = json.loads(json.dumps(arguments))
@@ -48,9 +48,9 @@ def claim(directory: pathlib.Path, arguments: dict[str, Any]) -> None:
 
 
 def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
-    """Makes a file or folder under a temporary name, then puts it in place.
+    """Makes a file or folder under a temporary name, then renames it to `target`.
 
-    One that is there already is left alone.
+    An existing target is kept, and `make` is not called.
     """
     if target.exists():
         return
