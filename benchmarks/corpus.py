@@ -1,14 +1,14 @@
-"""Time and memory of the corpus rules, beside other ways to compute them.
+"""Time and memory of the corpus rules, compared with other implementations.
 
     python -m benchmarks.corpus --pairs 500000 --json corpus.json
 
-The rows are Zipf-like, made from a seed and kept in --folder. `ours` is the rule stages
-of `data.corpus.builder.Build`, all of them written to disk; `sql` is DuckDB by hand,
-which writes only the pairs kept; `oracle` is plain Python. The three must keep
-identical rows and agree on every count. data-juicer counts words and characters only;
-`lengths` is what of ours compares with it. Each run is a process of its own:
-milliseconds are medians without imports, memory is the largest resident one of a
-process. They take turns, so that a busy machine slows all of them.
+The rows are Zipf-like, generated from a seed and kept in --folder. `ours` is the rule
+stages of `data.corpus.builder.Build`, which all write to disk. `sql` is hand-written
+SQL on DuckDB, which writes only the kept pairs. `oracle` is plain Python. These three
+must keep identical rows and agree on every count. data-juicer only counts words and
+characters; `lengths` is the comparable part of ours. Each run is a separate process.
+Milliseconds are medians without imports; memory is the largest resident memory of a
+process. The implementations take turns, so that a busy machine slows all of them.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from data.corpus.rules import RuleBounds
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process.
+    """Returns the largest resident memory of this process.
 
-    Not ru_maxrss, which starts at what the parent held when it started us.
+    ru_maxrss would start at the parent's memory at the time it started this process.
     """
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -40,7 +40,7 @@ def peak_bytes() -> int:
 
 
 def run_child(name: str, folder: pathlib.Path, out: pathlib.Path, flags) -> None:
-    """Runs one implementation here and prints what it took."""
+    """Runs one implementation in this process and prints its time and memory."""
     if name in ("ours", "lengths"):  # imports are not timed, but need memory
         import data.corpus.builder  # noqa: F401
     else:
@@ -71,7 +71,7 @@ def start(command: list[str], **arguments) -> dict:
 
 
 def run_once(name: str, folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
-    """One run of one implementation in a new process."""
+    """Runs one implementation once, in a new process."""
     shutil.rmtree(out, ignore_errors=True)
     if name.startswith("data-juicer"):
         out.mkdir(parents=True)
@@ -91,7 +91,7 @@ def run_once(name: str, folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
 
 
 def check_same(results: dict[str, dict], out: pathlib.Path) -> None:
-    """Ends the benchmark where implementations differ in rows or counts."""
+    """Ends the benchmark if implementations differ in rows or counts."""
     names = [name for name in ("ours", "sql", "oracle") if name in results]
     order = [(n, "ascending") for n in ("image_id", "text", "key")]
     first = None
@@ -107,7 +107,7 @@ def check_same(results: dict[str, dict], out: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Reads the flags, runs the implementations and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=0)

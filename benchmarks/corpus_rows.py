@@ -1,4 +1,4 @@
-"""Zipf-like rows, made from a seed, for `benchmarks.corpus`."""
+"""Zipf-like rows, generated from a seed, for `benchmarks.corpus`."""
 
 import pathlib
 import shutil
@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-CHUNK = 250_000  # rows of a file
+CHUNK = 250_000  # rows per file
 WORDS = 200_000
 LONGEST = 28  # unigrams
 UNIT = 2.0**-53
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
-    """Random-looking uint64 of any integers (the finaliser of splitmix64)."""
+    """Hashes integers to random-looking uint64 (the finaliser of splitmix64)."""
     with np.errstate(over="ignore"):
         x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -24,12 +24,12 @@ def mix(numbers: np.ndarray) -> np.ndarray:
 
 
 def rank(uniform: np.ndarray, n: int) -> np.ndarray:
-    """Ranks 0 to n - 1, rank r as often as 1 / (r + 1), of uniform numbers."""
+    """Turns uniform numbers into ranks 0 to n - 1, rank r as often as 1 / (r + 1)."""
     return (np.exp(uniform * np.log(n + 1)) - 1).astype(np.int64)
 
 
 def spell_words() -> pa.Array:
-    """WORDS different words, frequent ones short."""
+    """Returns WORDS different words; frequent words are short."""
     syllables = [c + v for c in "bcdfghklmnprstvz" for v in "aeiou"]
     words = []
     for number in range(WORDS):
@@ -42,7 +42,7 @@ def spell_words() -> pa.Array:
 
 
 def spell_ids(numbers: np.ndarray) -> pa.Array:
-    """32 hex digits of each number."""
+    """Returns 32 hex digits for each number."""
     halves = np.stack([mix(numbers), mix(numbers + (1 << 40))], 1)  # (N, 2)
     content = halves.view(np.uint8)  # (N, 16)
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
@@ -53,7 +53,7 @@ def spell_ids(numbers: np.ndarray) -> pa.Array:
 
 
 def draw_texts(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Words (n, LONGEST) that mostly follow from the one before, and lengths (n,)."""
+    """Draws words (n, LONGEST), mostly decided by the word before; lengths (n,)."""
     words = np.empty((n, LONGEST), np.int64)
     words[:, 0] = rank(rng.random(n), WORDS)
     for i in range(1, LONGEST):
@@ -69,7 +69,7 @@ def draw_texts(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray
 def draw_pairs(
     seed: int, chunk: int, n: int, images: int, pool: tuple, spelled: pa.Array
 ) -> pa.Table:
-    """Pairs of one file; 30 % share a text of the pool, 3 % are repeated."""
+    """Draws the pairs of one file; 30 % share a text of the pool, 3 % are repeated."""
     rng = np.random.default_rng((seed, 2, chunk))
     words, lengths = draw_texts(rng, n)
     shared = rng.random(n) < 0.3
@@ -105,7 +105,7 @@ def draw_pairs(
 
 
 def draw_pictures(seed: int, chunk: int, numbers: np.ndarray) -> pa.Table:
-    """Pictures of one file: 2 % are absent, 1 % broken."""
+    """Draws the pictures of one file; 2 % are missing, 1 % are broken."""
     rng = np.random.default_rng((seed, 3, chunk))
     numbers = numbers[rng.random(len(numbers)) > 0.02]
     n = len(numbers)
@@ -129,7 +129,7 @@ def draw_pictures(seed: int, chunk: int, numbers: np.ndarray) -> pa.Table:
 
 
 def generate(folder: pathlib.Path, pairs: int, seed: int) -> None:
-    """Writes folder/pairs and folder/images, unless they are there."""
+    """Writes folder/pairs and folder/images, unless the folder exists."""
     if folder.exists():
         return
     temporary = folder.with_name(folder.name + ".tmp")

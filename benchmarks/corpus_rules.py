@@ -1,7 +1,7 @@
-"""The corpus rules by several programs, for `benchmarks.corpus`.
+"""Several implementations of the corpus rules, for `benchmarks.corpus`.
 
-Each reads folder/pairs and folder/images, writes the rows it keeps to out/kept.parquet
-and returns how many pairs break a rule, and how many break it first.
+Each one reads folder/pairs and folder/images and writes the rows it keeps to
+out/kept.parquet. It returns how many pairs break each rule, at all and first.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def _build(folder: pathlib.Path, out: pathlib.Path, flags: argparse.Namespace):
 
 
 def run_ours(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
-    """The stages of `data.corpus.builder.Build`."""
+    """Runs the stages of `data.corpus.builder.Build`."""
     build = _build(folder, out, flags)
     build.distinct()
     cut = build.ngrams()
@@ -127,7 +127,7 @@ def run_ours(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
 
 
 def run_lengths(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
-    """Only the rules on the number of unigrams."""
+    """Applies only bounds on the numbers of unigrams and of characters."""
     from data.corpus.ngrams import unigrams_of
 
     build, bounds = _build(folder, out, flags), RuleBounds()
@@ -141,7 +141,7 @@ def run_lengths(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
 
 
 def run_sql(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
-    """DuckDB by hand."""
+    """Runs hand-written SQL on DuckDB."""
     import duckdb
 
     out.mkdir()
@@ -170,7 +170,7 @@ def run_sql(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
 
 
 def run_oracle(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
-    """Plain Python."""
+    """Runs the tests' oracle, in plain Python."""
     from tests.data.corpus import corpus_oracle
 
     out.mkdir()

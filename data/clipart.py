@@ -1,14 +1,14 @@
-"""A real noisy crawl from two Debian packages: drawings of the Open Clip Art Library.
+"""Makes a real, noisy crawl from two Debian packages: the Open Clip Art Library.
 
-`openclipart-png` holds the pictures, `openclipart-svg` the same drawings with their
-authors' titles, descriptions and tags as RDF; all of it is in the public domain. Titles
-are what alt-texts of a crawl are: many name a collection, an author or a file.
+`openclipart-png` holds the pictures. `openclipart-svg` holds the same drawings with
+their authors' titles, descriptions and tags as RDF. All of it is in the public domain.
+The titles resemble alt-texts of a crawl: many name a collection, an author or a file.
 
     apt-get install openclipart-png openclipart-svg
     python -m data.clipart --out=DIR
 
-writes DIR/pairs/00000.parquet and on (raw pairs: up to one for the title, one for the
-description and one for the tags of each drawing) and DIR/summary.json (counts).
+writes DIR/pairs/00000.parquet and so on (raw pairs: at most one each for the title, the
+description and the tags of a drawing) and DIR/summary.json (counts).
 """
 
 import argparse
@@ -30,11 +30,11 @@ PICTURES_A_SHARD = 500
 MANY_PICTURES = 10  # the paper's bound on the pictures of one text, for the summary
 PACKAGES = "openclipart-png openclipart-svg"
 
-# As the authors wrote them; every other language is None.
+# Names in place of a code. Other texts must start with a two-letter code, or give None.
 LANGUAGES = {"english": "en", "eng": "en"}
 LANGUAGE = re.compile(r"([a-z]{2})(?![a-z/])")
 
-# What ElementTree raises for a file that is not XML, or in no encoding it knows.
+# Errors of ElementTree for a file that is not XML or has an unknown encoding.
 BROKEN = (ElementTree.ParseError, LookupError, ValueError)
 
 
@@ -45,10 +45,10 @@ class Drawing:
     Attributes:
       picture: the PNG file.
       url: the picture's path below the root, with slashes.
-      title: of the author; empty where there is none, as the next two.
-      description: of the author.
-      tags: of the author, joined by commas.
-      language: two letters, or None where it is not known.
+      title: title by the author; empty if there is none.
+      description: description by the author; empty if there is none.
+      tags: tags by the author, joined by commas; empty if there are none.
+      language: code of two letters; None if unknown.
     """
 
     picture: pathlib.Path
@@ -60,16 +60,16 @@ class Drawing:
 
     @property
     def alt_texts(self) -> list[str]:
-        """Its distinct texts."""
+        """The distinct non-empty texts of the drawing."""
         texts = dict.fromkeys([self.title, self.description, self.tags])
         return [text for text in texts if text]
 
 
 def list_pictures(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Lists (SVG file, PNG file) below a root, by path.
+    """Lists (SVG file, PNG file) of every drawing below a root, sorted by path.
 
     Raises:
-      InputError: there are none, or one of the two packages is missing.
+      InputError: no drawing exists, or one of the two packages is missing.
     """
     for kind in ("svg", "png"):
         if not (root / kind).is_dir():
@@ -85,7 +85,7 @@ def list_pictures(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]
 
 
 def read_drawings(root: pathlib.Path, counts: collections.Counter) -> Iterator[Drawing]:
-    """Yields the drawings by path; counts those that it leaves out, by reason."""
+    """Yields the drawings, sorted by path; counts the skipped ones by reason."""
     for svg, png in list_pictures(root):
         counts["drawings"] += 1
         if not (svg.is_file() and png.is_file()):
@@ -117,14 +117,14 @@ def read_drawings(root: pathlib.Path, counts: collections.Counter) -> Iterator[D
 
 
 def read_work(svg: pathlib.Path) -> ElementTree.Element | None:
-    """Reads an SVG file's first RDF `Work`, and nothing after it; None without one.
+    """Reads an SVG file up to its first RDF `Work`; returns None if it has none.
 
-    Hostile XML ends in an error, too: ElementTree opens no external entity, and Expat
-    (2.4.1 on, see `main`) stops where entities swell the text a hundredfold.
-    Declarations alone are no fault: Illustrator writes them for its namespaces.
+    Hostile XML cannot do harm: ElementTree opens no external entity, and Expat (2.4.1
+    or newer, see `main`) raises an error if entities expand the text a hundredfold.
+    Entity declarations are allowed, because Illustrator writes them for its namespaces.
 
     Raises:
-      ParseError, LookupError, ValueError: the file is no XML up to there.
+      ParseError, LookupError, ValueError: the part that was read is not XML.
     """
     with svg.open("rb") as file:
         for _, element in ElementTree.iterparse(file):
@@ -136,12 +136,12 @@ def read_work(svg: pathlib.Path) -> ElementTree.Element | None:
 def write_pairs(
     folder: pathlib.Path, root: pathlib.Path, counts: collections.Counter
 ) -> None:
-    """Writes the raw pairs, `PICTURES_A_SHARD` drawings a Parquet file.
+    """Writes the raw pairs to Parquet files of `PICTURES_A_SHARD` drawings each.
 
     Args:
-      folder: to make.
-      root: of the packages' files.
-      counts: filled with what was found.
+      folder: output folder, which does not exist yet.
+      root: folder of the packages' files.
+      counts: counter that receives the numbers for the summary.
 
     Raises:
       InputError: a package is missing, or no drawing has a text.
@@ -189,7 +189,7 @@ def _write_shard(
         for image in [d.picture.read_bytes()]
         for text in d.alt_texts
     ]
-    # A dictionary without a bound: a picture is stored once for all its texts.
+    # With an unbounded dictionary, a picture is stored once for all of its texts.
     pq.write_table(
         pa.Table.from_pylist(rows, schema),
         folder / f"{counts['shards']:05}.parquet",
@@ -204,7 +204,7 @@ def _text(element: ElementTree.Element | None) -> str:
 
 
 def main() -> None:
-    """Writes everything; what is there already is left alone."""
+    """Writes the pairs and the summary, unless they exist."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     parser.add_argument("--root", type=pathlib.Path, default=ROOT, metavar="DIR")

@@ -2,11 +2,11 @@
 
     python -m data.eval_sets NAME --source DIR --out DIR
 
-The dataset has a record a picture: `image` (the file's bytes, untouched), `texts` (its
-captions; Multi30K has `texts_en`, `texts_de`, `texts_fr` and `texts_cs`), `image_id`,
-`file_name` and, of Karpathy's splits, `caption_ids` (the captions' `sentid`). Beside it
-stand `queries.parquet` (`image_id` and `image` of every picture, for
-`config.evaluation_images` of a corpus) and `manifest.json`.
+The dataset has one record per picture: `image` (the unchanged bytes of the file),
+`texts` (its captions; Multi30K has `texts_en`, `texts_de`, `texts_fr` and `texts_cs`),
+`image_id`, `file_name` and, in Karpathy's splits, `caption_ids` (the captions'
+`sentid`). The folder also holds `queries.parquet` (`image_id` and `image` of every
+picture, for `config.evaluation_images` of a corpus) and `manifest.json`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from data.evaluation_sets.eval_sets_sources import (
 )
 
 SHARD_BYTES = 150 << 20
-QUERIES_ROWS = 64  # pictures in memory until they are written to queries.parquet
+QUERIES_ROWS = 64  # pictures that are written to queries.parquet together
 VERSIONED = ("tensorflow", "tensorflow-datasets", "pyarrow", "pillow")
 NAMED = 3  # examples that a message gives
 
@@ -35,17 +35,17 @@ NAMED = 3  # examples that a message gives
 def read_source(
     facts: EvaluationSet, source: pathlib.Path
 ) -> dict[str, list[CaptionedPicture]]:
-    """Reads the captions of every split and checks all that can be before writing.
+    """Reads the captions of every split; checks their counts and the picture files.
 
     Args:
-      facts: of the evaluation set.
-      source: the user's downloads.
+      facts: facts of the evaluation set.
+      source: folder of the user's downloads.
 
     Returns:
-      Entries of every split, in the source's order.
+      The entries of every split, in the order of the source.
 
     Raises:
-      InputError: a file is missing or damaged, or a count is not the set's.
+      InputError: a file is missing or damaged, or a count differs from the facts.
     """
     for name in facts.captions:
         if not (source / name).is_file():
@@ -94,7 +94,7 @@ def _check_counts(
 
 
 def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
-    """The part of the manifest that follows from the set and the caption files."""
+    """Returns the part of the manifest that the facts and the captions decide."""
     return {
         "name": facts.name,
         "splits": {
@@ -109,12 +109,12 @@ def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
 
 
 def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes the dataset, or says that it is there; it appears whole or not at all.
+    """Writes the dataset atomically, or says that it exists.
 
     Args:
-      facts: of the evaluation set.
-      source: the user's downloads.
-      out: folder of the dataset; absent, empty, or holding this same set.
+      facts: facts of the evaluation set.
+      source: folder of the user's downloads.
+      out: folder of the dataset, which is missing, empty, or holds the same set.
 
     Raises:
       InputError: bad input, or `out` holds something else.
@@ -130,7 +130,7 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
             " another --out or remove it"
         )
 
-    # Here, not above: what a user got wrong is told before TensorFlow is imported.
+    # Imported late, so that wrong input is reported before TensorFlow starts.
     from data.records.stages import materialise
 
     if out.exists():
@@ -219,7 +219,7 @@ def _write(
 
 
 def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
-    """The bytes and the id of a picture file; InputError where it cannot be decoded."""
+    """Returns the bytes and the id of a picture; InputError if it is not decodable."""
     from data.corpus.ingest import identify
     from data.pictures.images import describe_images
 

@@ -1,13 +1,13 @@
-"""Real raw pairs from packages alone: drawings of emoji and their names.
+"""Makes the quickstart's raw pairs from Python packages: emoji and their names.
 
 Twemoji (72 x 72 PNG, CC-BY 4.0) and OpenMoji (SVG, CC-BY-SA 4.0, drawn at 72 x 72
-without its margin) give two drawings of each concept; the `emoji` package gives its
-names in 14 languages and English aliases. The pairs look as a crawl would give them:
-several alt-texts a picture, with a boilerplate text of the whole site and a
-keyword-stuffed text among them for the rules to drop.
+without its margin) give two drawings of each concept. The `emoji` package gives its
+names in 14 languages and English aliases. The pairs look like a crawl: a picture has
+several alt-texts, among them a boilerplate text of the whole site and a text of stuffed
+keywords, which the rules should drop.
 
-Split by a hash of the seed and the concept: 15 % of the concepts are held out
-entirely; of the rest, 20 % are trained on one drawing only. Skin tones, flags and
+A hash of the seed and the concept decides the splits. 15 % of the concepts are held
+out entirely; 20 % of the others are trained on one drawing only. Skin tones, flags and
 joined sequences are not trained on; they are the evaluation split `composed`.
 
     python -m data.quickstart --out=DIR
@@ -39,7 +39,7 @@ ATTRIBUTION = """# Attribution
 
 
 def main() -> None:
-    """Writes everything; what is there already is left alone."""
+    """Writes the pairs and the evaluation sets, unless they exist."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)

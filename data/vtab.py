@@ -2,9 +2,10 @@
 
     python -m data.vtab --source ~/tensorflow_datasets --out evaluation/vtab [TASK ...]
 
-Each task becomes a dataset DIR/TASK with records of `image` and `label` in the splits
-`train` (800 pictures), `validation` (200) and `test`, so that it is trained and tested
-on as any other; what is there already is left alone. Without names all are written.
+Each task becomes a dataset TASK in the folder --out. Its features are `image` and
+`label`; its splits are `train` (800 pictures), `validation` (200) and `test`. Training
+and evaluation read it like any other dataset. An existing dataset is kept. Without a
+TASK, all tasks are written.
 """
 
 import argparse
@@ -28,7 +29,7 @@ MANUAL = {
 
 
 def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
-    """The folder of a dataset's newest version; InputError where there is none."""
+    """Returns the folder of a dataset's newest version; InputError if it is missing."""
     folder = source / name
     versions = [
         path
@@ -46,16 +47,16 @@ def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes a task's dataset, whole or not at all.
+    """Writes the dataset of a task atomically, unless it exists.
 
     Args:
       name: a key of `TASKS`.
-      source: folder of TFDS's datasets.
-      out: folder of the tasks.
+      source: folder of prepared TFDS datasets.
+      out: folder of all tasks.
 
     Raises:
-      InputError: the dataset is missing or of other counts, or a label is none of the
-        task's.
+      InputError: the dataset is missing or has other counts, or a label is not one of
+        the task's classes.
     """
     import tensorflow_datasets as tfds
 
@@ -100,7 +101,7 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) -> None:
-    """Raises InputError for a part of a dataset that has other counts."""
+    """Raises InputError if a part of a dataset has another number of pictures."""
     base, known = split.split("[")[0], builder.info.splits
     if base not in known:
         raise InputError(f"{folder} has no split {base!r}; it has {[*known]}")
@@ -116,7 +117,7 @@ def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) ->
 
 
 def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[bytes]:
-    """Serialized records of one split."""
+    """Yields the serialized records of one split."""
     import tensorflow_datasets as tfds
     import tqdm
 
@@ -141,7 +142,7 @@ def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[b
 
 
 def _encode_grey(pixels: Any, brightness: int) -> bytes:
-    """A PNG of one channel from uint8 (H, W, 1)."""
+    """Encodes uint8 pixels (H, W, 1), times `brightness`, as a PNG of one channel."""
     from PIL import Image
 
     file = io.BytesIO()

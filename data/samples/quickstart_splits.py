@@ -1,13 +1,13 @@
 """The quickstart's raw training pairs and its evaluation dataset.
 
-The evaluation dataset has a record a picture: `image`, `texts` (its English name),
-`image_id`, `query` (false for pictures that are candidates only), `label` (of
+The evaluation dataset has one record per picture: `image`, `texts` (the English name),
+`image_id`, `query` (false if the picture is only a candidate), `label` (index in
 `categories.json`, -1 for none), `concept` and `style`. Its splits:
 
-* unseen_drawing: one drawing of every trained concept, the one not trained on where
-  there is one (query), else a trained one (a candidate only);
-* unseen_concept: both drawings of every concept held out entirely;
-* composed: skin tones, flags and joined sequences, none of them trained on.
+* unseen_drawing: one drawing of every trained concept. A drawing that was not trained
+  on is a query; if there is none, a trained drawing is a candidate;
+* unseen_concept: both drawings of every concept that is held out entirely;
+* composed: skin tones, flags and joined sequences, none of which is trained on.
 """
 
 import json
@@ -38,7 +38,7 @@ Pictures = dict[pathlib.Path, bytes]
 def write_pairs(
     path: pathlib.Path, concepts: list[Concept], pictures: Pictures, seed: int
 ) -> None:
-    """Writes the raw pairs of all trained drawings, with their attribution."""
+    """Writes the raw pairs of all trained drawings, with their licenses."""
     rows = [
         {
             "image": pictures[concept.drawings[style]],
@@ -60,7 +60,7 @@ def write_pairs(
 def write_evaluation(
     folder: pathlib.Path, concepts: list[Concept], pictures: Pictures, seed: int
 ) -> None:
-    """Writes the evaluation dataset, its queries' ids and the categories' prompts."""
+    """Writes the evaluation dataset, the ids of its queries and the prompts."""
     categories = json.loads(CATEGORIES.read_text())
     label_of = {
         code: label
@@ -102,7 +102,7 @@ def write_evaluation(
 def evaluation_drawings(
     concepts: list[Concept], seed: int
 ) -> dict[str, list[tuple[Concept, str, bool]]]:
-    """(concept, style, is a query) of every picture of every split."""
+    """Returns (concept, style, whether it is a query) of each picture, by split."""
     splits: dict[str, list[tuple[Concept, str, bool]]] = {
         "unseen_drawing": [],
         "unseen_concept": [],

@@ -1,1 +1,1 @@
-"""Where raw pairs come from."""
+"""Readers of raw pairs, one for each type of source."""

@@ -8,7 +8,7 @@ from align_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class TableColumns:
-    """Names of a table's columns, empty where it has none."""
+    """Names of a table's columns; an empty name means no column."""
 
     image: str = "image"
     url: str = "url"
@@ -16,15 +16,15 @@ class TableColumns:
     language: str = "language"
 
     def among(self, found: Sequence[str], where: str) -> "TableColumns":
-        """The columns that a table has.
+        """Returns the columns that a table has; a missing one gets an empty name.
 
         Args:
-          found: names of its columns.
+          found: column names of the table.
           where: name of the table, for messages.
 
         Raises:
-          InputError: the text, both picture columns, or one that is not a default
-            name, hence was asked for, are missing.
+          InputError: the text column or both picture columns are missing, or a column
+            whose name differs from the default.
         """
         missing = []
         for field in dataclasses.fields(self):
@@ -55,19 +55,20 @@ class SourceConfig:
     Attributes:
       kind: a name in `data.sources.source.SOURCES`.
       path: file, folder or glob; for TFDS the folder of a prepared dataset's version,
-        or its name with `data_dir`.
-      image_column: of tables: a picture file's bytes, or its path relative to the
-        table's folder; "path" too in a `folder`. May be absent where there are URLs.
-      url_column: of tables.
-      text_column: of tables; field of a .json in tars; feature of TFDS, as in
-        "captions/text".
-      language_column: of tables; field of a .json in tars; feature of TFDS.
-      language: of rows whose source has none.
-      split: of TFDS.
-      data_dir: of TFDS, where `path` is a name.
-      encoding: of CSV and TSV files.
-      base_url: URL under which a folder of HTML pages was served, empty if unknown.
-      max_characters: a longer raw text is cut.
+        or the name of a dataset in `data_dir`.
+      image_column: column of a table with a picture file's bytes, or its path relative
+        to the table's folder; feature of TFDS. In a `folder` the default is "path". It
+        may be missing if there are URLs.
+      url_column: column of a table, or feature of TFDS.
+      text_column: column of a table, field of a .json in a tar, or feature of TFDS, as
+        in "captions/text".
+      language_column: column of a table, field of a .json in a tar, or feature of TFDS.
+      language: language of pairs whose source gives none.
+      split: split of a TFDS dataset.
+      data_dir: folder of TFDS datasets, if `path` is a name.
+      encoding: encoding of CSV and TSV files.
+      base_url: URL under which a folder of HTML pages was served; empty if unknown.
+      max_characters: length at which a raw text is cut.
     """
 
     kind: str
@@ -84,7 +85,7 @@ class SourceConfig:
     max_characters: int = 10_000
 
     def __post_init__(self) -> None:
-        """Raises InputError for a field out of its range."""
+        """Raises InputError if a field is out of range."""
         if not self.path:
             raise InputError(f"the path of a {self.kind} source is empty")
         if self.max_characters < 1:
@@ -94,7 +95,7 @@ class SourceConfig:
 
     @property
     def columns(self) -> TableColumns:
-        """Names of a table's columns."""
+        """The names of a table's columns."""
         return TableColumns(
             image=self.image_column,
             url=self.url_column,

@@ -1,4 +1,4 @@
-"""Pairs in CSV and TSV files with a header line, and in folders that have one."""
+"""Pairs in CSV and TSV files with a header line, alone or in a folder of pictures."""
 
 import collections
 import csv
@@ -16,25 +16,25 @@ from data.sources.config import SourceConfig, TableColumns
 from data.sources.files import RawPair, SourceShard, list_files, read_picture
 
 MAX_FIELD_CHARACTERS = 2**25
-SHARD_ROWS = 2**14  # may name pictures of any size
+SHARD_ROWS = 2**14  # few, because they may name pictures of any size
 
 
 class CsvSource:
     """CSV files, perhaps gzipped (`.gz`).
 
-    A shard is a part of a file: `first` is the place for `seek` of the file opened as
-    text, `last` the number of its rows, 0 for all that follow.
+    A shard is a part of a file. `first` is a position for `seek` in the file opened as
+    text; `last` is the number of rows, 0 for all that follow.
     """
 
     suffixes: tuple[str, ...] = (".csv", ".csv.gz")
 
     def __init__(self, config: SourceConfig):
-        """Keeps the config; nothing is read yet."""
+        """Stores the config; reads nothing yet."""
         self.config = config
         self.columns = config.columns
 
     def list_shards(self) -> list[SourceShard]:
-        """Cuts the files after their headers, by rows."""
+        """Cuts the files into shards of a bounded number of rows."""
         root, names = list_files(self.config, self.suffixes)
         shards = []
         for name in names:
@@ -51,7 +51,7 @@ class CsvSource:
     ) -> Iterator[RawPair]:
         """Yields the pairs of a shard; paths are relative to the file's folder.
 
-        A row with bytes that are not of the encoding is dropped.
+        A row that cannot be decoded in the file's encoding is dropped.
         """
         folder = pathlib.Path(shard.path).parent
         delimiter = self.delimiter(shard.path)
@@ -80,11 +80,11 @@ class CsvSource:
                     yield RawPair(content, url or None, text, language)
 
     def delimiter(self, path: str) -> str:
-        """The character between the fields of a file."""
+        """Returns the character between the fields of a file."""
         return ","
 
     def _check(self, path: str) -> None:
-        """Raises InputError where a file cannot be read or a column is missing."""
+        """Raises InputError if a file cannot be read or a column is missing."""
         encoding, delimiter = self.config.encoding, self.delimiter(path)
         try:
             with _open_text(path, encoding) as file:
@@ -104,7 +104,7 @@ class CsvSource:
             raise
 
     def _cut(self, path: str) -> list[tuple[int, int]]:
-        """Where each part of a file begins, and its rows; 0 for the last part's."""
+        """Returns the start and number of rows of each part; 0 rows for the rest."""
         parts: list[tuple[int, int]] = []
         with _open_text(path, self.config.encoding) as file:
             rows = _csv_rows(file, self.delimiter(path), collections.Counter())
@@ -122,7 +122,7 @@ class TsvSource(CsvSource):
     suffixes = (".tsv", ".tsv.gz")
 
     def delimiter(self, path: str) -> str:
-        """The character between the fields of a file."""
+        """Returns the character between the fields of a file."""
         return "\t"
 
 
@@ -132,13 +132,13 @@ class FolderSource(CsvSource):
     suffixes = CsvSource.suffixes + TsvSource.suffixes
 
     def __init__(self, config: SourceConfig):
-        """Keeps the config; nothing is read yet."""
+        """Stores the config; reads nothing yet."""
         super().__init__(config)
         if self.columns.image == TableColumns.image:
             self.columns = dataclasses.replace(self.columns, image="path")
 
     def list_shards(self) -> list[SourceShard]:
-        """Cuts the folder's tables after their headers, by rows."""
+        """Cuts the folder's tables into shards of a bounded number of rows."""
         if not os.path.isdir(self.config.path):
             raise InputError(
                 f"no folder {self.config.path}; wanted one of pictures and a CSV"
@@ -146,7 +146,7 @@ class FolderSource(CsvSource):
         return super().list_shards()
 
     def delimiter(self, path: str) -> str:
-        """The character between the fields of a file."""
+        """Returns the character between the fields of a file."""
         return "\t" if ".tsv" in pathlib.Path(path).suffixes else ","
 
 

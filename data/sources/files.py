@@ -1,7 +1,7 @@
-"""The files of a source: how they are found, and what their readers share.
+"""Lists the files of a source, and defines pairs and shards for all readers.
 
-A crawl is not to be trusted: a path that it names is only followed inside the root
-folder, and no field or file is read beyond a bound.
+A crawl is not trusted: a path in it is followed only inside the root folder, and no
+field or file is read beyond a bound.
 """
 
 import collections
@@ -19,13 +19,13 @@ MAX_IMAGE_BYTES = 64 * 2**20
 
 
 class RawPair(NamedTuple):
-    """A pair as its source has it.
+    """A pair as its source gives it.
 
     Attributes:
       image: bytes of the picture's file, or None.
       url: address of the picture, or None.
-      alt_text: the text; None and the empty text are the same.
-      language: the text's language, empty if unknown.
+      alt_text: text of the pair; None means empty.
+      language: language of the text; empty if unknown.
     """
 
     image: bytes | None
@@ -39,11 +39,12 @@ class SourceShard:
     """A part of a source that one process reads.
 
     Attributes:
-      name: of it, for messages.
-      path: of its file, or the root folder of `files`.
-      first: row group, TFDS shard or place in a CSV file where it begins.
-      last: where it ends, exclusive; of a CSV file its rows, 0 for all that follow.
-      files: pages, relative to `path`.
+      name: name of the shard, for messages.
+      path: path of the shard's file, or the root folder of `files`.
+      first: index of the first row group or TFDS shard, or a position in a CSV file.
+      last: index of the end, exclusive; in a CSV file the number of rows, 0 for all
+        that follow.
+      files: HTML pages of the shard, relative to `path`.
     """
 
     name: str
@@ -59,15 +60,15 @@ def list_files(
     """Lists the files of a source.
 
     Args:
-      config: of the source; its `path` is a file, a folder or a glob.
-      suffixes: endings of the files that are read of a folder.
-      recursive: whether folders inside the folder are read.
+      config: config of the source; its `path` is a file, a folder or a glob.
+      suffixes: endings of the files to list, if `path` is a folder.
+      recursive: whether to list subfolders too.
 
     Returns:
-      The root folder and the files, relative to it and sorted.
+      The root folder, and the files relative to it, sorted.
 
     Raises:
-      InputError: there are none.
+      InputError: no file matches.
     """
     path = config.path
     if os.path.isdir(path):
@@ -98,15 +99,15 @@ def list_files(
 def read_picture(
     root: str | os.PathLike, path: str, drops: collections.Counter[str]
 ) -> bytes | None:
-    """Reads a picture file, which must lie inside a folder, links resolved.
+    """Reads a picture file that lies inside a folder, also after resolving links.
 
     Args:
-      root: the folder.
-      path: of the file, relative to it.
-      drops: counts why a file was not read.
+      root: folder that must contain the file.
+      path: path of the file, relative to `root`.
+      drops: counter of the reasons why files were not read.
 
     Returns:
-      Its bytes, or None where it was not read.
+      The bytes of the file, or None if it was not read.
     """
     try:
         folder = os.path.realpath(root)
@@ -121,6 +122,6 @@ def read_picture(
             drops["image too large"] += 1
         else:
             return pathlib.Path(target).read_bytes()
-    except (OSError, ValueError):  # ValueError: a NUL in the path.
+    except (OSError, ValueError):  # ValueError: NUL in the path
         drops["image file missing"] += 1
     return None

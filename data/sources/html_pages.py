@@ -1,8 +1,8 @@
 """Pairs in HTML pages: the `src` and `alt` of every `<img>`.
 
-A page of a crawl may be a bomb: lexbor's tree of 39 KB of unclosed `<font>` took 735
-MiB, that of 100,000 nested `<div>` over 12 s. So a scan in linear time cuts out the
-`<img>` tags, as a browser's tokenizer finds them, and lexbor parses each one alone.
+A page of a crawl may be an attack: lexbor's tree of 39 KB of unclosed `<font>` took 735
+MiB, and its tree of 100,000 nested `<div>` took over 12 s. So a linear-time scan cuts
+out the `<img>` tags, as a browser's tokenizer does, and lexbor parses each tag alone.
 """
 
 import base64
@@ -31,7 +31,7 @@ MAX_PAGE_BYTES = 10_000_000
 MAX_IMAGES = 10_000
 MAX_ATTRIBUTES = 200
 
-# Names that pages declare, and what browsers read under them (WHATWG Encoding).
+# Names that pages declare, and the encodings browsers use for them (WHATWG Encoding).
 CHARSETS = {
     "ascii": "cp1252",
     "us-ascii": "cp1252",
@@ -79,15 +79,15 @@ _LAZY = ("data-src", "data-original", "data-lazy-src")
 class HtmlSource:
     """HTML pages, and WARC files of them, perhaps gzipped.
 
-    A shard is a WARC file, or the pages that it lists in `files` of the folder `path`.
+    A shard is a WARC file, or the pages `files` of the folder `path`.
     """
 
     def __init__(self, config: SourceConfig):
-        """Keeps the config; nothing is read yet."""
+        """Stores the config; reads nothing yet."""
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
-        """Lists the WARC files, then the pages, some hundred in a shard."""
+        """Lists the WARC files, then the pages, up to PAGES_A_SHARD in a shard."""
         warc = (".warc", ".warc.gz")
         suffixes = (".html", ".htm", ".xhtml", *warc)
         root, names = list_files(self.config, suffixes, recursive=True)
@@ -105,7 +105,7 @@ class HtmlSource:
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
     ) -> Iterator[RawPair]:
-        """Yields the pairs of a shard; those of a WARC file have no pictures."""
+        """Yields the pairs of a shard; a WARC file gives URLs and embedded pictures."""
         rows = self._read_files if shard.files else _read_warc
         for image, url, text in rows(shard, drops):
             yield RawPair(image, url, text, self.config.language)
@@ -113,7 +113,7 @@ class HtmlSource:
     def _read_files(
         self, shard: SourceShard, drops: collections.Counter[str]
     ) -> Iterator[tuple[bytes | None, str | None, str]]:
-        """Yields (image, url, alt_text); pages and pictures lie in the shard's root."""
+        """Yields (image, url, alt_text); all files must lie inside the root folder."""
         base_url, root = self.config.base_url, pathlib.Path(shard.path)
         for name in shard.files:
             page = read_picture(root, name, drops)
@@ -127,7 +127,7 @@ class HtmlSource:
 def _read_warc(
     shard: SourceShard, drops: collections.Counter[str]
 ) -> Iterator[tuple[bytes | None, str | None, str]]:
-    """Yields (image, url, alt_text) of the HTML responses, up to a damaged place."""
+    """Yields (image, url, alt_text) of the HTML responses, up to a damaged record."""
     from warcio.archiveiterator import ArchiveIterator
 
     with open(shard.path, "rb") as file:
@@ -145,7 +145,7 @@ def _read_warc(
                 page = record.content_stream().read(MAX_PAGE_BYTES + 1)
                 if record.raw_stream.limit > 0 and len(page) <= MAX_PAGE_BYTES:
                     raise EOFError("the record is cut")
-            except Exception:  # warcio documents no set of errors for bad bytes.
+            except Exception:  # warcio does not document its errors
                 drops["truncated warc"] += 1
                 return
             charset = kind.lower().partition("charset=")[2].partition(";")[0]
@@ -156,11 +156,11 @@ def decode_page(page: bytes, charset: str = "") -> str:
     """Decodes a page by its byte-order mark, a declared charset, or as UTF-8.
 
     Args:
-      page: its bytes.
-      charset: as the server declared it, if it did.
+      page: bytes of the page.
+      charset: charset that the server declared; empty if none.
 
     Returns:
-      Its text, with U+FFFD for what cannot be decoded.
+      The text, with U+FFFD for bytes that cannot be decoded.
     """
     for mark, encoding in (
         (codecs.BOM_UTF8, "utf-8"),
@@ -177,11 +177,11 @@ def decode_page(page: bytes, charset: str = "") -> str:
 def image_tags(page: str) -> Iterator[str]:
     """Finds the `<img>` tags and the first `<base>` tag of a page, in linear time.
 
-    Comments and the contents of scripts, titles and the like are no tags; a tag, a
-    comment or a script that never ends swallows the rest, as in a browser.
+    Tags inside comments, scripts, titles and similar elements are ignored. A tag, a
+    comment or a script that never ends hides the rest of the page, as in a browser.
 
     Args:
-      page: its text.
+      page: text of the page.
 
     Yields:
       The tags as they are written.
@@ -203,7 +203,7 @@ def image_tags(page: str) -> Iterator[str]:
                 place = closing.start() if closing else 0
         else:
             return
-        if place <= start:  # Nothing was found that ends it.
+        if place <= start:  # it never ends
             return
 
 
@@ -217,14 +217,15 @@ def read_page(
     """Reads the pairs of one page.
 
     Args:
-      page: its bytes.
-      charset: as the server declared it, if it did.
-      url: where the page was found, empty if that is not known.
-      local: (root folder, the page's folder) where relative pictures may lie.
-      drops: counts pages and pictures that are no pairs by their reason.
+      page: bytes of the page.
+      charset: charset that the server declared; empty if none.
+      url: URL of the page; empty if unknown.
+      local: tuple (root folder, the page's folder) to find relative pictures in; None
+        to read no files.
+      drops: counter of the reasons why pages and pictures give no pair.
 
     Yields:
-      (image, url, alt_text); an empty alt-text is one.
+      (image, url, alt_text); an empty alt-text also gives a pair.
     """
     if len(page) > MAX_PAGE_BYTES:
         drops["page too large"] += 1
@@ -253,7 +254,7 @@ def read_page(
 
 
 def _attributes(tag: str) -> dict[str, str | None] | None:
-    """Attributes of one tag; None where it has too many."""
+    """Returns the attributes of one tag; None if it has too many."""
     for count, _ in enumerate(_ATTRIBUTES.finditer(tag)):
         if count > MAX_ATTRIBUTES:
             return None
@@ -268,7 +269,7 @@ def _picture(
     local: tuple[pathlib.Path, pathlib.Path] | None,
     drops: collections.Counter[str],
 ) -> tuple[bytes | None, str | None] | None:
-    """Bytes or URL of what a `src` names; None where it is dropped."""
+    """Returns the bytes or the URL of a `src`; None if it is dropped."""
     if source[:5].lower() == "data:":
         return _embedded(source, drops)
     try:

@@ -1,4 +1,4 @@
-"""Pairs in the output folder of img2dataset, in any of its formats."""
+"""Pairs in the output folder of img2dataset, in any of its output formats."""
 
 import collections
 import os
@@ -15,10 +15,10 @@ from data.sources.tars import IMAGE_SUFFIXES, read_tar
 
 
 class Img2datasetSource:
-    """The output of img2dataset; a shard is the metadata of one, NNNNN.parquet."""
+    """The output of img2dataset; a shard is one metadata table, NNNNN.parquet."""
 
     def __init__(self, config: SourceConfig):
-        """Keeps the config; nothing is read yet."""
+        """Stores the config; reads nothing yet."""
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
@@ -35,7 +35,7 @@ class Img2datasetSource:
         """Yields the pairs of a shard.
 
         The text is the column `text_column`, else "caption" or "txt". A picture that
-        img2dataset did not get is counted by its status.
+        img2dataset could not download is counted by its status.
         """
         table = pathlib.Path(shard.path)
         names = open_parquet(shard.path).schema_arrow.names
@@ -73,7 +73,7 @@ class Img2datasetSource:
 
 
 def _check(path: str) -> None:
-    """Raises InputError where a file is no metadata table of img2dataset."""
+    """Raises InputError if a file is not a metadata table of img2dataset."""
     try:
         found = open_parquet(path).schema_arrow.names
     except InputError as error:
@@ -91,7 +91,7 @@ def _check(path: str) -> None:
 
 
 def _packing(path: pathlib.Path, names: list[str]) -> str:
-    """How img2dataset packed the pictures of a shard: its `output_format`."""
+    """Returns the `output_format` in which img2dataset wrote a shard's pictures."""
     if any(name in names for name in IMAGE_SUFFIXES):
         return "parquet"
     for packing, name in (
@@ -130,7 +130,7 @@ def _table_rows(
 def _tfrecord_rows(
     path: pathlib.Path, drops: collections.Counter[str]
 ) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    import tensorflow as tf  # Slow, and no other kind of source needs it.
+    import tensorflow as tf  # slow to import, and only for this format
 
     records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
     while True:

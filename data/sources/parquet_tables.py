@@ -1,4 +1,4 @@
-"""Pairs in Parquet files, with pictures as bytes or paths."""
+"""Pairs in Parquet files, with pictures as bytes, paths or URLs."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ from align_jax.errors import InputError
 from data.sources.config import SourceConfig, TableColumns
 from data.sources.files import RawPair, SourceShard, list_files, read_picture
 
-# A shard of a large file ends with the row group that reaches one of these.
+# A shard of a large file ends with the row group that reaches one of these bounds.
 SHARD_ROWS = 2**16
 SHARD_BYTES = 256 * 2**20
 
@@ -23,11 +23,11 @@ class ParquetSource:
     """Parquet files; a shard is a range of row groups, [first, last)."""
 
     def __init__(self, config: SourceConfig):
-        """Keeps the config; nothing is read yet."""
+        """Stores the config; reads nothing yet."""
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
-        """Cuts the files at row groups, by rows and bytes."""
+        """Cuts the files at row groups into shards of bounded rows and bytes."""
         root, names = list_files(self.config, (".parquet",))
         shards = []
         for name in names:
@@ -45,7 +45,7 @@ class ParquetSource:
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
     ) -> Iterator[RawPair]:
-        """Yields the pairs of a shard; one a text where the texts are lists.
+        """Yields the pairs of a shard; a list of texts gives one pair per text.
 
         Paths of pictures are relative to the file's folder.
         """
@@ -58,7 +58,7 @@ class ParquetSource:
         names = dataclasses.astuple(present)
         rows = read_parquet_columns(shard.path, names, shard.first, shard.last)
         for image, url, texts, language in rows:
-            if isinstance(image, dict):  # As Hugging Face's datasets store an image.
+            if isinstance(image, dict):  # Hugging Face's form of an image
                 image = image["bytes"]
             for text in texts if isinstance(texts, list) else [texts]:
                 try:
@@ -78,7 +78,7 @@ class ParquetSource:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """Opens a Parquet file; InputError where it is none."""
+    """Opens a Parquet file; InputError if it is not one."""
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -89,10 +89,10 @@ def open_parquet(path: str) -> pq.ParquetFile:
 def check_parquet(
     file: pq.ParquetFile, path: str, columns: TableColumns
 ) -> TableColumns:
-    """The columns that a Parquet file has.
+    """Returns the columns that a Parquet file has.
 
     Raises:
-      InputError: one is missing or of a type that is not read.
+      InputError: a column is missing or has an unsupported type.
     """
     schema = file.schema_arrow
     present = columns.among(schema.names, path)
@@ -112,7 +112,7 @@ def check_parquet(
 
 
 def parquet_parts(file: pq.ParquetFile) -> list[tuple[int, int]]:
-    """Cuts a file into ranges [first, last) of row groups, by rows and bytes."""
+    """Cuts a file into ranges [first, last) of row groups of bounded rows and bytes."""
     parts, first, rows, size = [], 0, 0, 0
     groups = file.metadata.num_row_groups
     for group in range(groups):
@@ -131,7 +131,7 @@ def parquet_parts(file: pq.ParquetFile) -> list[tuple[int, int]]:
 def read_parquet_columns(
     path: str, names: Sequence[str], first: int = 0, last: int | None = None
 ) -> Iterator[tuple[Any, ...]]:
-    """Reads columns of row groups [first, last); texts as bytes, UTF-8 unchecked.
+    """Yields the rows of row groups [first, last); texts are bytes, not checked.
 
     Raises:
       InputError: the file is damaged.
@@ -155,7 +155,7 @@ def read_parquet_columns(
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
-    """Texts as bytes, so that a bad one is met where it can be counted."""
+    """Turns texts into bytes, so that bad UTF-8 is found where it can be counted."""
     kind = _plain(column.type)
     if kind != column.type:
         column = column.cast(kind)

@@ -1,7 +1,7 @@
-"""Where raw image-text pairs come from: files cut into shards, read as batches.
+"""Sources of raw image-text pairs: files, cut into shards and read as batches.
 
-Nothing is ever fetched from a URL: that is img2dataset's job. Another kind of source
-is a class that fulfils `Source` and one line in `SOURCES`.
+Nothing is ever fetched from a URL; img2dataset does that. To add a type of source,
+write a class that fulfils `Source` and add one line to `SOURCES`.
 """
 
 import collections
@@ -37,24 +37,24 @@ MAX_URL_CHARACTERS = 8192
 
 
 class Source(Protocol):
-    """A kind of source of raw pairs: how its shards are listed and how one is read.
+    """A type of source of raw pairs: lists its shards and reads each of them.
 
     An object belongs to one source. It is made on every machine that reads a shard, so
-    making it opens nothing.
+    making it must not open anything.
     """
 
     def __init__(self, config: SourceConfig) -> None:
-        """Takes the fields of the source."""
+        """Stores the fields of the source."""
 
     def list_shards(self) -> list[SourceShard]:
         """Cuts the source into shards, in an order that depends on the files only.
 
-        A shard is what one process reads: it should hold some thousand pairs and no
-        more than some hundred megabytes. The source decides what its fields mean, for
-        `read` alone; a build that goes on later finds the same shards.
+        One process reads a shard, so it should hold some thousand pairs and no more
+        than some hundred megabytes. Only `read` uses the fields of a shard, so each
+        class defines their meaning. A resumed build must find the same shards.
 
         Raises:
-          InputError: there are none, or a file lacks a column or is of another type.
+          InputError: no shard exists, or a file lacks a column or has another type.
         """
 
     def read(
@@ -62,19 +62,18 @@ class Source(Protocol):
     ) -> Iterator[RawPair]:
         """Reads a shard in the order of its files.
 
-        Pairs need no check: what is too large, has neither picture nor URL or cannot be
-        stored is dropped and counted by `read_shard`.
+        Pairs need no check. `read_shard` drops and counts pairs that are too large,
+        have neither picture nor URL, or cannot be stored.
 
         Args:
           shard: one of `list_shards`.
-          drops: counts by its reason what cannot become a pair; a file that is cut
-            counts once.
+          drops: counter of the reasons why rows give no pair; a cut file counts once.
 
         Yields:
-          The pairs. One without a language has the config's `language`.
+          The pairs. A pair without a language has the config's `language`.
 
         Raises:
-          InputError: a file is damaged where what follows cannot be read.
+          InputError: a file is damaged and the rest cannot be read.
         """
 
 
@@ -91,7 +90,7 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def choose_source(kind: str) -> type[Source]:
-    """The class of a kind of source.
+    """Returns the class of a type of source.
 
     Raises:
       InputError: no source has this name.
@@ -107,7 +106,7 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
     """Lists the shards of a source, in an order that depends on the files only.
 
     Raises:
-      InputError: there are none, or a file lacks a column or is of another type.
+      InputError: no shard exists, or a file lacks a column or has another type.
     """
     return _open_source(config).list_shards()
 
@@ -115,18 +114,18 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
 def read_shard(
     config: SourceConfig, shard: SourceShard, drops: collections.Counter[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Reads a shard.
+    """Reads the usable pairs of a shard.
 
     Args:
-      config: of the source.
+      config: config of the source.
       shard: one of `list_shards(config)`.
-      drops: counts what cannot become a pair by the reason.
+      drops: counter of the reasons why rows and pairs are dropped.
 
     Yields:
-      Batches of schema RAW of at most 256 rows.
+      Batches of schema RAW, of at most 256 rows.
 
     Raises:
-      InputError: a file is damaged where what follows cannot be read.
+      InputError: a file is damaged and the rest cannot be read.
     """
     source = _open_source(config)
     rows: list[RawPair] = []
@@ -146,7 +145,7 @@ def read_shard(
 
 
 def _open_source(config: SourceConfig) -> Source:
-    """Makes the source of a config, whose paths become places."""
+    """Makes the source of a config, after resolving its paths."""
     path = places.resolve(config.path)
     if config.kind == "tfds" and not places.is_folder(path):
         path = config.path  # the name of a dataset
@@ -156,7 +155,7 @@ def _open_source(config: SourceConfig) -> Source:
 
 
 def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:
-    """Cuts a pair's texts; the second value says why it is dropped, or is empty."""
+    """Returns a pair with its texts cut, and why it is dropped; empty if it is not."""
     image, url = pair.image, pair.url
     text, language = (pair.alt_text or "")[:max_characters], pair.language[:64]
     if url and len(url) > MAX_URL_CHARACTERS:
@@ -171,7 +170,7 @@ def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:
     else:
         try:
             f"{url}{text}{language}".encode()
-        except UnicodeEncodeError:  # Half of a surrogate pair, as JSON can hold it.
+        except UnicodeEncodeError:  # half of a surrogate pair, from JSON
             reason = "undecodable text"
     return row, reason
 

@@ -21,10 +21,10 @@ _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, Valu
 
 
 class WebdatasetSource:
-    """Tars, perhaps compressed; a shard is a file."""
+    """Tar files, perhaps compressed; a shard is one file."""
 
     def __init__(self, config: SourceConfig):
-        """Keeps the config; nothing is read yet."""
+        """Stores the config; reads nothing yet."""
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
@@ -46,8 +46,8 @@ class _Tar(tarfile.TarFile):
     """A tar that is read as a stream.
 
     Attributes:
-      members: headers that were read; a stream keeps every one.
-      marked_end: whether a block of zeros, which ends a tar, was read.
+      members: headers that were read; tarfile keeps all of them.
+      marked_end: whether the block of zeros that ends a tar was read.
     """
 
     members: list[tarfile.TarInfo]
@@ -55,7 +55,7 @@ class _Tar(tarfile.TarFile):
 
 
 class _Member(tarfile.TarInfo):
-    """A header of a tar: bounds its extensions, and tells the tar of its end."""
+    """A header of a tar; bounds its extensions and sets the tar's `marked_end`."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
@@ -79,18 +79,18 @@ def read_tar(
 ) -> Iterator[RawPair]:
     """Reads pairs from a tar of WebDataset's layout.
 
-    Members that follow each other and share a name up to its first dot are a pair: a
-    picture, its text in .txt or .json, its url in .json. The text is the .json's
-    field `text_column`, else the .txt, else the .json's "caption" or "text".
+    Consecutive members whose names agree up to the first dot form a pair: a picture,
+    its text in .txt or .json, its URL in .json. The text is the .json's field
+    `text_column`, else the .txt, else the .json's "caption" or "text".
 
     Args:
-      path: of the tar, perhaps compressed.
-      config: names the fields of the .json that hold the text and the language, and
-        the language of pairs that have none.
-      drops: counts what is no pair by its reason, a damaged tar once.
+      path: path of the tar, perhaps compressed.
+      config: config with the .json's fields of text and language, and the language of
+        pairs that have none.
+      drops: counter of the reasons why members give no pair; a damaged tar counts once.
 
     Yields:
-      Pairs up to where a tar is cut.
+      The pairs, up to the point where the tar is cut.
     """
     key: tuple[str, str] | None = None
     sample: dict[str, bytes | None] = {}
@@ -105,13 +105,13 @@ def read_tar(
         kind = "image" if suffix in IMAGE_SUFFIXES else suffix
         if kind in ("image", "txt", "json"):
             sample.setdefault(kind, content)
-    if drops["truncated tar"] > cuts:  # What the last pair lacks is counted by that.
+    if drops["truncated tar"] > cuts:  # a cut last pair is counted
         drops = collections.Counter()
     yield from _pair(sample, config, drops)
 
 
 def _check_tar(path: str) -> None:
-    """Raises InputError where a file is no tar at all."""
+    """Raises InputError if a file is not a tar."""
     try:
         with tarfile.open(path, "r|*"):
             pass
@@ -122,7 +122,7 @@ def _check_tar(path: str) -> None:
 def _members(
     path: str, drops: collections.Counter[str]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Names and bytes of the plain files of a tar; None for one that is too large."""
+    """Yields (name, bytes) of a tar's regular files; None for a file too large."""
     try:
         with _Tar.open(path, "r|*", tarinfo=_Member) as tar:
             tar.marked_end = False
@@ -151,7 +151,7 @@ def _pair(
     drops: collections.Counter[str],
 ) -> Iterator[RawPair]:
     parts = {kind: content for kind, content in sample.items() if content is not None}
-    if not sample or len(parts) < len(sample):  # The latter is counted already.
+    if not sample or len(parts) < len(sample):  # too large: counted already
         return
     fields = {}
     try:

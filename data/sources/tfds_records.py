@@ -1,4 +1,4 @@
-"""Pairs in a TFDS dataset that is prepared already; pictures stay encoded."""
+"""Pairs in a prepared TFDS dataset; pictures stay encoded."""
 
 import collections
 import os
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 class TfdsSource:
     """A split of a TFDS dataset; a shard is one of its TFRecord files.
 
-    TensorFlow, which no other source needs, is imported when it is used.
+    TensorFlow is imported only when it is used, because most sources do not need it.
     """
 
     def __init__(self, config: SourceConfig):
-        """Keeps the config; nothing is read yet."""
+        """Stores the config; reads nothing yet."""
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
-        """Lists the files of the split; `first` is the number of one."""
+        """Lists the files of the split; `first` is the index of the file."""
         path, split = self.config.path, self.config.split
         info = self._open().info
         if split not in info.splits:
@@ -40,7 +40,7 @@ class TfdsSource:
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
     ) -> Iterator[RawPair]:
-        """Yields the pairs of a shard; one a text where a record has several."""
+        """Yields the pairs of a shard; several texts of a record give one pair each."""
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
@@ -79,7 +79,7 @@ class TfdsSource:
                     drops["undecodable text"] += 1
 
     def _open(self) -> "tfds.core.DatasetBuilder":
-        """Opens the dataset; InputError where there is none or it is not prepared."""
+        """Opens the dataset; InputError if it is missing or not prepared."""
         import tensorflow_datasets as tfds
 
         path, data_dir = self.config.path, self.config.data_dir

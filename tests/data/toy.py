@@ -1,4 +1,4 @@
-"""Modules that a test writes, as somebody would add one file to the package."""
+"""Modules that a test writes, as a user would add a file to the package."""
 
 import importlib.util
 import pathlib

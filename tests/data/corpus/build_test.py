@@ -59,7 +59,7 @@ def test_raw_pairs_become_a_dataset_that_tfds_opens(config, tmp_path):
     dataset = tfds.builder_from_directory(str(records)).as_dataset(split="train")
     found = {row["text"].decode(): row for row in dataset.as_numpy_iterator()}
     wanted = dict(zip(TEXTS, tiny.NAMES, strict=True))
-    del wanted[TEXTS[2]]  # its picture is an evaluation's
+    del wanted[TEXTS[2]]  # its picture is an evaluation image
     assert set(found) == set(wanted)
     for text, name in wanted.items():
         assert found[text]["image_id"].decode() == identify(tiny.draw(name, 3))

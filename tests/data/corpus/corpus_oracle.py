@@ -1,4 +1,4 @@
-"""The rules of data/corpus/rules.py once more, in plain Python with counters."""
+"""An independent version of data/corpus/rules.py, in plain Python with counters."""
 
 import collections
 import itertools
@@ -22,13 +22,13 @@ RULES = (
 
 
 def ngrams_of(text: str) -> list[str]:
-    """Unigrams, then bigrams."""
+    """Returns the unigrams, then the bigrams, of a text."""
     words = text.split(" ")
     return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def vocabulary_cut(counts: Mapping[str, int], budget: int) -> int | None:
-    """Smallest count that at most `budget` n-grams reach; None where there is none."""
+    """Returns the least count that at most `budget` n-grams reach, or None."""
     by_count = collections.Counter(counts.values())
     cut, total = None, 0
     for count in sorted(by_count, reverse=True):
@@ -45,17 +45,17 @@ def decide(
     bounds: RuleBounds,
     evaluation: Iterable[str] = (),
 ) -> dict[tuple[str, str, str | None], set[str]]:
-    """Names of the broken rules of every distinct pair.
+    """Finds the rules that each distinct pair breaks.
 
     Args:
-      pairs: (image_id, text, language); repeated ones count once.
-      pictures: image_id to (width, height, error), None where unknown; any
-        other image has none of the three.
-      bounds: of the rules.
+      pairs: tuples (image_id, text, language); a repeated pair counts once.
+      pictures: tuples (width, height, error) by image_id, each value None if unknown;
+        for an image that is missing here, all three are unknown.
+      bounds: bounds of the rules.
       evaluation: image ids that must not be trained on.
 
     Returns:
-      (image_id, text, language) to the names.
+      The names of the broken rules by (image_id, text, language).
     """
     pairs = set(pairs)
     evaluation = set(evaluation)
@@ -86,7 +86,7 @@ def decide(
 
 
 def count_rules(found: Mapping[tuple, set[str]]) -> dict[str, tuple[int, int]]:
-    """Rule to the pairs that break it, and those for which it is the first."""
+    """Counts per rule the pairs that break it, and those that break it first."""
     breaks, first = collections.Counter(), collections.Counter()
     for broken in found.values():
         breaks.update(broken)

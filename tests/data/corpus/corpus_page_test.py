@@ -116,7 +116,7 @@ def test_every_rule_shows_the_pairs_it_dropped_first(tmp_path, engine):
     assert ">cut<" not in parts["too_short"] and "no picture" in parts["too_short"]
     assert "the nude" in parts["pornographic"] and "withheld" in parts["pornographic"]
     assert "<img" not in dropped
-    # By key: the hostile text first, then the red thing.
+    # Pairs are sorted by key: the hostile text comes before the red thing.
     assert kept.count("<img src=") == 2
     assert kept.index("&lt;script") < kept.index("<bdi>a red thing")
 

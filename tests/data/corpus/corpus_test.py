@@ -1,4 +1,4 @@
-"""A corpus with every rule broken at its bound, built by each engine."""
+"""A corpus in which every rule is broken at its bound, built by each engine."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ WORDS = [f"word{n}" for n in range(48)]
 
 
 def draw(number: int, size: tuple[int, int] = (201, 201)) -> bytes:
-    """A picture of its own, whatever its size."""
+    """Draws a picture that depends on `number` and differs from all others."""
     pixels = np.random.default_rng(number).integers(0, 255, (4, 4, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(file, "PNG")
@@ -37,19 +37,19 @@ def draw(number: int, size: tuple[int, int] = (201, 201)) -> bytes:
 
 
 def resized(picture: bytes) -> bytes:
-    """A near-duplicate."""
+    """Makes a near-duplicate of a picture."""
     file = io.BytesIO()
     Image.open(io.BytesIO(picture)).resize((230, 230)).save(file, "JPEG", quality=80)
     return file.getvalue()
 
 
 def sentence(count: int, start: int = 0) -> str:
-    """`count` words, all frequent and so their neighbours."""
+    """Returns `count` words that are frequent, as are their bigrams."""
     return " ".join(WORDS[(start + n) % len(WORDS)] for n in range(count))
 
 
 def planted() -> list[dict]:
-    """Raw rows: every bound from both sides, and the paper's own examples."""
+    """Returns raw rows on both sides of every bound, and the paper's examples."""
     number = itertools.count()
     rows = []
 
@@ -57,7 +57,7 @@ def planted() -> list[dict]:
         picture = draw(next(number)) if picture is None else picture
         rows.append({"image": picture, "alt_text": text, "language": "en", **more})
 
-    for start in range(48):  # makes the sentences' words and neighbours frequent
+    for start in range(48):  # makes the sentences' words and bigrams frequent
         for count in (3, 5, 9, 18, 20):
             add(sentence(count, start))
     for count in (0, 1, 2, 3, 20, 21):
@@ -78,12 +78,12 @@ def planted() -> list[dict]:
         "cristina",
     ):
         add(text)
-    add("  WORD3   Word4\tword5 ")  # normalised to what is frequent
+    add("  WORD3   Word4\tword5 ")  # frequent once normalised
     add(sentence(5, 3), language="de")
     add(sentence(5, 4), language=None)
     add(sentence(5, 5), draw(1)[:100])
-    add(sentence(5, 6), draw(10_000))  # an evaluation's own picture
-    add(sentence(5, 8), resized(draw(10_001)))  # nearly one
+    add(sentence(5, 6), draw(10_000))  # an evaluation image
+    add(sentence(5, 8), resized(draw(10_001)))  # a near-duplicate of one
     rows.append(rows[0])
     return rows
 
@@ -93,7 +93,7 @@ HASH_DISTANCE = 4
 
 
 def oracle(rows: list[dict]) -> dict[tuple[str, str, str], set[str]]:
-    """Rules that each distinct English pair breaks, in plain Python."""
+    """Finds the rules that each distinct pair breaks, in plain Python."""
     pairs, pictures = set(), {}
     for row in rows:
         name, text = identify(row["image"]), normalise(row["alt_text"], 1000)
@@ -117,14 +117,14 @@ def oracle(rows: list[dict]) -> dict[tuple[str, str, str], set[str]]:
         near = sizes[name] and any(
             (hashes[name] ^ h).bit_count() <= HASH_DISTANCE for h in known
         )
-        if near and not broken:  # only survivors are looked at
+        if near and not broken:  # picture rules see only survivors
             broken.add("near_duplicate")
     return decided
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """The rows as a source of three shards, and the config of their corpus."""
+    """The planted rows as a source of three shards, and the config of their corpus."""
     folder = tmp_path_factory.mktemp("raw")
     rows = planted()
     for n in range(3):
@@ -178,7 +178,7 @@ def records_of(folder):
 
 @pytest.fixture(scope="module")
 def built(raw, tmp_path_factory):
-    """The corpus as one process builds it."""
+    """The folder of the corpus, built by one process."""
     folder = tmp_path_factory.mktemp("built") / "corpus"
     build(dataclasses.replace(raw[1], engine=EngineConfig(workers=1)), folder)
     return folder
@@ -228,7 +228,7 @@ def test_a_build_of_a_relative_path_goes_on(raw, tmp_path, monkeypatch):
     listed = tmp_path / "corpus" / "stages" / "shards.json"
     (shard,) = json.loads(listed.read_text())
     assert shard["path"] == str(tmp_path / "raw" / "one.parquet")
-    # As it is in folders where the path was written down as it was typed.
+    # A folder may list the path as the user typed it.
     listed.write_text(json.dumps([{**shard, "path": "raw/one.parquet"}]))
     with pytest.raises(KeyboardInterrupt):
         build(config, tmp_path / "corpus")

@@ -27,7 +27,7 @@ from data.sources.config import SourceConfig
 from tests import tiny
 from tests.data.corpus.corpus_test import draw, records_of, sentence
 
-MIRRORED, CROPPED = 10_048, 10_195  # whose copies the tiny model finds alike
+MIRRORED, CROPPED = 10_048, 10_195  # the tiny model sees that their copies are alike
 MAX_COSINE = 0.92
 
 
@@ -38,7 +38,7 @@ def changed(number: int, change) -> bytes:
 
 
 def large() -> bytes:
-    """A picture that has a hash but no embedding: it is too large for the model."""
+    """Draws a picture with a hash but no embedding: it is too large for the model."""
     return draw(60, (250, 250))
 
 
@@ -57,10 +57,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(model, tmp_path_factory):
-    """Three shards of pictures, two of them copies of evaluation images."""
+    """Three shards of pictures; two pictures are copies of evaluation images."""
     folder = tmp_path_factory.mktemp("raw")
     pictures = [*map(draw, range(34)), *COPIES, large()]
-    dropped = draw(50)  # by a cheaper rule, so that it is not looked at
+    dropped = draw(50)  # by a cheaper rule, so no picture rule sees it
     rows = [(picture, sentence(4, i)) for i, picture in enumerate(pictures)]
     rows += [(dropped, "")]
     for n in range(3):
@@ -86,7 +86,7 @@ def config(model, tmp_path_factory):
 
 
 def run_here(model, arguments):
-    """The model in this process, which saves the seconds of another one's imports."""
+    """Runs the model in this process, which saves the imports of another process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["embed", f"--model={model}", *arguments])
         embed.main()
@@ -94,7 +94,7 @@ def run_here(model, arguments):
 
 @pytest.fixture(scope="module")
 def built(config, tmp_path_factory):
-    """The corpus, with the model that embeds in a process of its own."""
+    """The folder of the corpus; a separate process embedded the pictures."""
     folder, run = tmp_path_factory.mktemp("built") / "corpus", embeddings._run
 
     def check_here(model, arguments):
@@ -108,7 +108,7 @@ def built(config, tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Runs the model in this process; the list of what it was asked."""
+    """Makes the model run in this process; returns the list of its arguments."""
     asked = []
 
     def run(model, arguments):
@@ -167,7 +167,7 @@ def test_copies_of_evaluation_images_are_dropped_and_all_else_is_kept(built):
 
 
 def test_scores_hold_the_cosine_with_the_nearest_evaluation_image(model, built):
-    """So few pictures have fewer clusters than are shared: all are compared."""
+    """With so few pictures, all images share all clusters, so all are compared."""
     scores = scores_of(built)
     pictures = [draw(i) for i in range(34)] + COPIES
     encode = align_jax.load(model).encode_images
@@ -175,7 +175,7 @@ def test_scores_hold_the_cosine_with_the_nearest_evaluation_image(model, built):
     found = [scores[identify(picture)]["cosine"] for picture in pictures]
     np.testing.assert_allclose(found, cosines.max(1).clip(0), atol=1e-5)
     assert scores[identify(large())]["cosine"] is None
-    # The planted ones are told apart by a margin that rounding does not reach.
+    # No cosine is so near the bound that rounding could move it across.
     assert np.abs(np.array(found) - MAX_COSINE).min() > 1e-3
 
 
@@ -187,11 +187,11 @@ def test_files_to_embed_are_removed_and_embeddings_kept(built):
 
 
 def test_two_workers_write_the_same_bytes(config, built, tmp_path, here, monkeypatch):
-    # Records of the same pairs are the same by any number of workers, see corpus_test.
+    # corpus_test proves that the records do not depend on the number of workers.
     monkeypatch.setattr(Build, "records", lambda self, report: None)
     config = dataclasses.replace(config, engine=EngineConfig(workers=2))
     build(config, tmp_path / "corpus")
-    assert len(here) == 2  # to check the model and to embed, whatever the shards
+    assert len(here) == 2  # a check and one run, for any number of shards
     assert_same_stages(tmp_path / "corpus", built)
 
 
@@ -244,7 +244,7 @@ def test_a_build_killed_between_two_shards_of_scores_does_not_embed_again(
     }
     before = len(here)
     build(config, folder)
-    assert [*map(len, here[before:])] == [1]  # the check alone
+    assert [*map(len, here[before:])] == [1]  # only the check
     assert_same(folder, built)
 
 
@@ -284,7 +284,7 @@ def test_a_model_of_pornography_drives_the_build(
     pictures = dataclasses.replace(config.pictures, nsfw_model="fake", max_nsfw=0.5)
     config = dataclasses.replace(config, pictures=pictures)
     build(config, tmp_path / "corpus")
-    assert loaded == [None, None]  # to check, and to score with every core's threads
+    assert loaded == [None, None]  # the check, then scores with a thread per core
     assert len(scored) == 37 and draw(50) not in scored
     assert "NOT EVALUATED" not in capsys.readouterr().out
     kept = pq.read_table(tmp_path / "corpus" / "stages" / "kept.parquet")

@@ -50,7 +50,7 @@ def test_pairs_and_pictures_are_written(tmp_path):
     pq.write_table(pa.table(table), tmp_path / "raw.parquet")
     source = SourceConfig("parquet", str(tmp_path / "raw.parquet"))
     (shard,) = list_shards(source)
-    for _ in range(2):  # the second finds it done
+    for _ in range(2):  # the second call finds the files
         assert ingest_shard(source, shard, 0, 100, tmp_path / "stages", 7) == 3
     pairs = pq.read_table(tmp_path / "stages" / "pairs" / "00007.parquet")
     assert pairs.schema == PAIRS

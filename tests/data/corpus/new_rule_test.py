@@ -1,4 +1,4 @@
-"""A rule added as one file and one line, through a whole build."""
+"""A rule that is added by one file and one line takes part in a whole build."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ class HeavyRule:
 
 @pytest.fixture
 def config(tmp_path):
-    """Five pairs of five pictures, the last of which has the largest file."""
+    """Five pairs with five pictures; the last picture has the largest file."""
     pictures = [tiny.draw(name, 3) for name in tiny.NAMES[: len(TEXTS)]]
     pictures[-1] += b"\0" * 1000
     table = {"image": pictures, "alt_text": TEXTS, "language": ["en"] * len(TEXTS)}
@@ -98,7 +98,7 @@ def test_a_new_rule_takes_one_file_and_one_line(config, tmp_path, monkeypatch, c
     monkeypatch.setitem(RULES, "question", toy.QUESTION)  # the one line
     build(config, tmp_path / "corpus")
     rules = rules_of(tmp_path / "corpus")
-    # Three texts ask; one of them is dropped before, since it is too short.
+    # Three texts are questions; one of them is too short, which an earlier rule drops.
     assert rules["question"] == (3, 2) and rules["too_short"] == (1, 1)
     assert [*rules] == [*RULES, *PICTURE_RULES]
     assert texts_of(tmp_path / "corpus") == {"a red thing", "one blue thing"}

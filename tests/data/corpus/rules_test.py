@@ -11,7 +11,7 @@ ENGINE = ibis.duckdb.connect()
 
 
 def decide(pairs, sizes=None, evaluation=(), **bounds):
-    """Names of the broken rules of every (image, text[, language]) pair."""
+    """Returns the names of the rules that each (image, text[, language]) breaks."""
     rows = [(*pair, "en")[:3] for pair in pairs]
     names = ("image_id", "text", "language")
     table = ibis.memtable(

@@ -34,7 +34,7 @@ def make_rows(numbers):
 
 
 def write(folder, splits, **manifest):
-    """Writes a build's folder with a dataset of {split: rows}, two shards each."""
+    """Writes a build's folder; each split of {split: rows} has two shards."""
     records_folder = folder / "records"
     records_folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")

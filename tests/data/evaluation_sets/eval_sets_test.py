@@ -38,7 +38,7 @@ TINY_MULTI30K = dataclasses.replace(
 
 
 def download(source, facts):
-    """A miniature of the files that Karpathy and the pictures' owners offer."""
+    """Writes a miniature of the caption file and the pictures of a download."""
     images = []
     (source / facts.pictures).mkdir(parents=True)
     for number, split in enumerate(["train", "test", "val", "test"]):
@@ -49,7 +49,7 @@ def download(source, facts):
             for n, text in enumerate(texts)
         ]
         images.append({"split": split, "filename": name, "sentences": sentences})
-        if split != "train":  # whose pictures nobody needs
+        if split != "train":  # this set needs no training pictures
             picture = tiny.draw(tiny.NAMES[number], 1)
             (source / facts.pictures / name).write_bytes(picture)
     (source / facts.captions[0]).write_text(json.dumps({"images": images}))
@@ -80,7 +80,7 @@ def test_the_true_counts_are_karpathys_and_multi30ks():
     assert FLICKR30K_TRAIN.texts == {"train": {"texts": 5 * 29_000}}
     assert COCO_TRAIN.images == {"train": 82_783, "restval": 30_504}
     captions = [of_split["texts"] for of_split in COCO_TRAIN.texts.values()]
-    assert sum(captions) == 566_747  # of 113,287 pictures, as others count
+    assert sum(captions) == 566_747  # of 113,287 pictures, the usual numbers
     assert FLICKR30K.images == {"test": 1000, "val": 1014}
     assert FLICKR30K.texts["test"] == {"texts": 5000}
     assert FLICKR30K.texts["val"] == {"texts": 5 * 1014}
@@ -236,7 +236,7 @@ def test_a_missing_source_says_where_it_is_from(tmp_path):
 
 def test_a_finished_folder_stays_and_a_foreign_one_is_refused(source, tmp_path, capsys):
     out = tmp_path / "out"
-    out.mkdir()  # an empty one will do
+    out.mkdir()  # an empty folder is accepted
     write_set(TINY_FLICKR, source, out)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     write_set(TINY_FLICKR, source, out)

@@ -1,4 +1,4 @@
-"""VTAB-1k: labels by hand, and tasks written from data in TFDS's own features."""
+"""VTAB-1k: labels computed by hand, and tasks written from data in TFDS's features."""
 
 import dataclasses
 import sys
@@ -110,7 +110,7 @@ def test_dsprites_has_sixteen_bins_and_smallnorb_its_own_labels():
 
 
 def store(root, name, features, rows):
-    """Writes 30 rows of training and 5 of test, encoded by TFDS's own features."""
+    """Writes 30 training rows and 5 test rows, encoded by TFDS's features."""
     folder = root / name / "2.0.1"
     folder.mkdir(parents=True)
     kinds, infos = tfds.features.FeaturesDict(features), []

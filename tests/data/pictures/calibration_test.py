@@ -9,7 +9,7 @@ from data.pictures.calibration import AUGMENTATIONS, calibrate, least_score
 
 
 def picture(seed: int) -> bytes:
-    """Smooth noise, different for each seed; every third one is half transparent."""
+    """Draws smooth noise from a seed; every third picture is half transparent."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 4), np.uint8)
     pixels[..., 3] = 255 if seed % 3 else np.tri(6) * 255
     file = io.BytesIO()
@@ -23,7 +23,7 @@ def test_least_score_is_the_loosest_of_the_precision():
     assert least_score(scores, positive, 1.0) == 8
     assert least_score(scores, positive, 0.75) == 5
     assert least_score(scores, positive, 0.7) == 4
-    # Equal scores stand or fall together.
+    # Equal scores are marked together or not at all.
     assert least_score(np.array([5, 5]), np.array([True, False]), 0.9) is None
 
 
@@ -38,7 +38,7 @@ def test_augmentations_change_the_picture_and_depend_on_the_seed_alone():
 
 
 def mean_colours(images: list[bytes]) -> np.ndarray:
-    """A tower that a flip does not change: the colours of 4 x 4 patches, both ways."""
+    """Embeds the colours of 4 x 4 patches, plus their mirror: flips change nothing."""
     small = []
     for image in images:
         with Image.open(io.BytesIO(image)) as file:
@@ -58,7 +58,7 @@ def test_calibration_finds_copies_and_reports_both_detectors():
     assert len(rows) == len(found) == 2 * 7
     for detector in ("hash", "embedding"):
         every = found[detector, "all"]
-        # 20 of 40 evaluation images and 20 of 40 others are not chosen on.
+        # 20 of 40 evaluation images and 20 of 40 others serve to measure.
         assert (every["positives"], every["negatives"]) == (120, 140)
         assert found[detector, "crop"]["negatives"] == 20
         assert every["precision"] > 0.95 and every["recall"] > 0.5

@@ -71,7 +71,7 @@ def test_the_last_line_of_a_failed_process_is_the_error(tmp_path):
 
 
 def test_a_process_gets_the_paths_and_is_ended_with_us(tmp_path, monkeypatch):
-    """A stand-in for the interpreter tells its arguments, then goes on for ever."""
+    """A stand-in for the interpreter prints its arguments, then sleeps."""
     stand_in = tmp_path / "python"
     stand_in.write_text('#!/bin/sh\necho "$*" >&2\necho $$ >&2\nexec sleep 600\n')
     stand_in.chmod(0o755)

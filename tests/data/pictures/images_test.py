@@ -20,7 +20,7 @@ def save(picture, kind, **options):
 
 
 def draw():
-    """A picture of 90 x 60 pixels with spots."""
+    """Draws a picture of 90 x 60 pixels with spots."""
     spots = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(spots).resize((90, 60))
 

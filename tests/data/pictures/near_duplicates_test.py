@@ -34,7 +34,7 @@ def test_hash_distances_are_the_smallest_count_of_differing_bits():
 
 
 def oracle(index: NearDuplicates, queries: np.ndarray) -> list[float]:
-    """The paper's words: every 3-combination of the nearest clusters is a bucket."""
+    """Computes largest cosines by buckets, as in the paper: sets of 3 clusters."""
     nearest = index.clusters.shape[1]
 
     def buckets(vector):
@@ -73,7 +73,7 @@ def test_a_pair_is_compared_exactly_where_it_has_a_bucket_in_common(
     np.testing.assert_allclose(similarity, expected, atol=1e-5)
     assert near.tolist() == [value > 0.97 for value in expected]
     assert near[:20].sum() >= 15
-    # Some pairs are left out: the test of sharing does something.
+    # Some more alike pairs share no bucket, so the buckets make a difference.
     best = (queries @ evaluation.T).max(1)
     assert (similarity < best - 1e-3).sum() > 10
 

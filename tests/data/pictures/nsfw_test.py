@@ -18,7 +18,7 @@ def picture(seed: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
 
 
 class FakeClassifier:
-    """Red of the first pixel / 255; remembers how long its batches were."""
+    """Scores the red of the first pixel / 255; records the lengths of its batches."""
 
     lengths: list[int] = []
     threads = 0
@@ -77,7 +77,7 @@ def test_a_picture_beyond_the_pixel_limit_is_not_decoded(fake):
 
 def test_a_picture_is_scored_as_it_is_shown(fake):
     pixels = np.zeros((4, 6, 3), np.uint8)
-    pixels[0, -1, 0] = 51  # the first one once it is turned
+    pixels[0, -1, 0] = 51  # the first pixel after the Exif orientation
     exif = Image.Exif()
     exif[0x0112] = 2
     file = io.BytesIO()

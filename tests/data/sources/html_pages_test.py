@@ -33,7 +33,7 @@ def test_html_folder(tmp_path):
         "no alt": 1,
         "path outside its folder": 1,
         "image file missing": 1,
-        "no image and no url": 2,  # Of no scheme, and javascript:.
+        "no image and no url": 2,  # a URL without a scheme, and javascript:
     }
     rows, _ = read("html", root, base_url="https://h/x/")
     assert rows[0][:2] == (PNG, "https://h/x/sub/b.png")

@@ -1,4 +1,4 @@
-"""Reads whole sources, and writes what they are read from."""
+"""Reads whole sources, and writes tar files for them."""
 
 import collections
 import io
@@ -12,7 +12,7 @@ PNG = b"\x89PNG picture"
 
 
 def read(kind: str, path: pathlib.Path | str, **fields):
-    """The rows of all shards of a source, and the counted drops."""
+    """Returns the rows of all shards of a source, and the counted drops."""
     config = SourceConfig(kind, str(path), **fields)
     drops, rows = collections.Counter(), []
     for shard in list_shards(config):
@@ -23,7 +23,7 @@ def read(kind: str, path: pathlib.Path | str, **fields):
 
 
 def write_tar(path: pathlib.Path, members, mode: str = "w") -> None:
-    """Writes (name, content) as the members of a tar."""
+    """Writes a tar whose members are pairs (name, content)."""
     with tarfile.open(path, mode) as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)

@@ -12,7 +12,7 @@ from data.sources.source import SOURCES, list_shards, read_shard
 from tests.data.sources.reading import PNG, read
 from tests.data.toy import write_module
 
-# The one file of a new kind of source: a text file a picture of the same name.
+# The one file that adds a type of source: a text file for each picture of its name.
 TOY = """
 import pathlib
 

@@ -24,7 +24,7 @@ def test_tfds_dataset_with_several_texts(tmp_path):
         {"image": image_feature(), "captions": texts, "language": tfds.features.Text()}
     )
     pictures = []
-    for n in range(3):  # Real ones: TFDS decodes the first to describe the dataset.
+    for n in range(3):  # TFDS decodes the first picture
         file = io.BytesIO()
         Image.new("RGB", (2, 2), (n, 0, 0)).save(file, "png")
         pictures.append(file.getvalue())
