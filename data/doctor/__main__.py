@@ -283,7 +283,7 @@ def main() -> int:
     """Reads the flags and checks; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=places.local_path, metavar="DIR")
-    parser.add_argument("--sample", type=int, metavar="N", help="pictures to decode")
+    parser.add_argument("--sample", type=int, metavar="N", help="number of pictures to decode; all if left out")
     parser.add_argument(
         "--evaluation",
         type=places.local_path,
