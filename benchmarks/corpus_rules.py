@@ -1,7 +1,8 @@
 """Several implementations of the corpus rules, for `benchmarks.corpus`.
 
 Each one reads folder/pairs and folder/images and writes the rows it keeps to
-out/kept.parquet. It returns how many pairs break each rule, at all and first.
+out/kept.parquet. It returns, per rule, how many pairs break it and how many break it
+before any other.
 """
 
 import argparse

@@ -30,7 +30,8 @@ PICTURES_A_SHARD = 500
 MANY_PICTURES = 10  # the paper's bound on the pictures of one text, for the summary
 PACKAGES = "openclipart-png openclipart-svg"
 
-# Names in place of a code. Other texts must start with a two-letter code, or give None.
+# Language names that are not codes. Any other language that does not start with a code
+# of two letters becomes None.
 LANGUAGES = {"english": "en", "eng": "en"}
 LANGUAGE = re.compile(r"([a-z]{2})(?![a-z/])")
 
@@ -40,7 +41,7 @@ BROKEN = (ElementTree.ParseError, LookupError, ValueError)
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """One drawing: its PNG file and what its author wrote about it.
+    """One drawing: its PNG file and the texts of its author.
 
     Attributes:
       picture: the PNG file.

@@ -109,7 +109,7 @@ def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
 
 
 def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes the dataset atomically, or says that it exists.
+    """Writes the dataset atomically, or prints that it exists.
 
     Args:
       facts: facts of the evaluation set.
@@ -219,7 +219,7 @@ def _write(
 
 
 def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
-    """Returns the bytes and the id of a picture; InputError if it is not decodable."""
+    """Returns a picture's bytes and id; InputError if it cannot be decoded."""
     from data.corpus.ingest import identify
     from data.pictures.images import describe_images
 

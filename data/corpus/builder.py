@@ -47,7 +47,7 @@ class Build(StageTables):
         self.picture_rules = make_picture_rules(config)
 
     def ingest(self) -> None:
-        """Writes `pairs`, normalised, and `images`, the pictures and their measures.
+        """Writes `pairs` (normalised) and `images` (pictures with measurements).
 
         Raises:
           InputError: the source's shards differ from those the build began with.
@@ -93,7 +93,10 @@ class Build(StageTables):
         self.save("distinct", pairs.select(*rules.PAIR_COLUMNS).distinct())
 
     def ngrams(self) -> int:
-        """Writes `texts`, `ngrams`, `rare_texts`; returns the least count to keep."""
+        """Writes `texts`, `ngrams` and `rare_texts`; returns the cut.
+
+        An n-gram is frequent if its count is at least the cut.
+        """
         self.save("texts", ngrams.count_texts(self.table("distinct")))
         texts = self.table("texts")
         self.save("ngrams", ngrams.count_ngrams(texts))
@@ -128,7 +131,7 @@ class Build(StageTables):
         self.save("flags", flagged)
 
     def score(self) -> None:
-        """Writes `scores`: the picture rules on the pairs that break no rule yet."""
+        """Writes `scores`, for the pictures of the pairs that break no rule yet."""
         off = self.off()
         used = {n: rule for n, rule in self.picture_rules.items() if n not in off}
         if self.stage("kept").exists() or not used:
@@ -173,7 +176,7 @@ class Build(StageTables):
         return flagged.filter(~ibis.or_(*(flagged[n] for n in rule_names(flagged))))
 
     def report(self, cut: int) -> dict[str, Any]:
-        """Returns the report: how many pairs each rule drops, at all and first.
+        """Returns the report, with the counts of pairs that break each rule.
 
         Raises:
           InputError: no pair is left; the message gives the counts.
@@ -205,7 +208,7 @@ class Build(StageTables):
         return report
 
     def _count_rules(self) -> tuple[int, list[dict[str, Any]]]:
-        """Counts all pairs, and per rule those that break it, at all and first."""
+        """Counts all pairs, and per rule those that break it, or break it first."""
         flagged = self.judged()
         counts: dict[str, Any] = {"pairs": flagged.count()}
         earlier = ibis.literal(False)

@@ -53,9 +53,9 @@ class PictureConfig:
       nsfw_model: a name in `data.pictures.nsfw.SCORERS`; empty turns the rule off.
       max_nsfw: probability above which a picture is dropped; the paper states neither
         its classifier nor its threshold.
-      max_hash_distance: number of bits, of 64. A picture is dropped if its perceptual
-        hash differs from an evaluation image's in at most this many bits; -1 turns
-        the rule off.
+      max_hash_distance: number of bits out of 64. A picture is dropped if its hash
+        differs from an evaluation image's in at most this many bits; -1 turns the rule
+        off.
       embedding_model: path of a run or of a folder of weights, for `align_jax.load`;
         empty turns the rule off.
       max_cosine: cosine with an evaluation image's embedding above which a picture is

@@ -16,7 +16,7 @@ from data.corpus.stage_tables import StageTables
 from data.records.stages import materialise
 
 VERSIONED = ("duckdb", "ibis-framework", "pyarrow", "tensorflow", "tensorflow-text")
-KEY_RANGES = 1024  # pairs are sorted one range at a time
+KEY_RANGES = 1024  # ranges of keys; pairs are sorted one range at a time
 
 
 def write_dataset(

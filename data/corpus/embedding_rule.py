@@ -31,7 +31,7 @@ from data.records.stages import materialise
 
 TO_EMBED = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 INDEX = "near_duplicates.npz"
-EVALUATION = "evaluation.parquet"  # file name, beside those of the shards
+EVALUATION = "evaluation.parquet"  # the evaluation images, beside the shards
 
 
 class NearEmbeddingRule:
@@ -55,7 +55,7 @@ class NearEmbeddingRule:
         return "" if self.model else "config.pictures.embedding_model is empty"
 
     def check(self) -> None:
-        """Raises InputError if the model or the files to compare with are missing."""
+        """Raises InputError if the model or the evaluation pictures are missing."""
         wanted = "config.pictures.embedding_model needs the evaluation images' files"
         if not self.evaluation_images:
             raise InputError(f"{wanted}, but config.evaluation_images is empty")
@@ -104,7 +104,7 @@ class NearEmbeddingRule:
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None
     ) -> Callable[[pa.Table], list[pa.ChunkedArray]]:
-        """Returns a scorer of the shard's pictures; null if one has no embedding."""
+        """Returns a scorer; a picture without an embedding gets nulls."""
         compared = compare_shard(stages, index)
 
         def score(images: pa.Table) -> list[pa.ChunkedArray]:
@@ -187,7 +187,7 @@ def _build_index(
     sample = _read_sample(stages, config.cluster_sample)
     return NearDuplicates.build(
         evaluation,
-        sample if len(sample) else evaluation,  # if empty, none is compared
+        sample if len(sample) else evaluation,  # no pictures are left to compare
         clusters=config.clusters,
         nearest=config.nearest_clusters,
         share=config.shared_clusters,
@@ -197,7 +197,7 @@ def _build_index(
 
 
 def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
-    """Returns embeddings (N, D) of at most `bound` survivors, of lowest image_id.
+    """Returns embeddings (N, D) of the `bound` survivors of lowest image_id, or fewer.
 
     An image_id is a hash, so these pictures are a random sample. The sample and its
     order do not depend on the number of processes.
@@ -221,7 +221,10 @@ def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Limits faiss to one thread, because each core may already run a process."""
+    """Limits faiss to one thread.
+
+    Each core may already run a process, and any number of processes must compute alike.
+    """
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

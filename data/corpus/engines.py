@@ -255,7 +255,7 @@ class Spark:
         return sum(row.rows for row in done.collect())
 
     def close(self) -> None:
-        """Does nothing: the session may belong to somebody else."""
+        """Does nothing; the Spark session stays open for its owner."""
 
     def _frame(self, table: ibis.Table) -> Any:
         return self._session.sql(self._connection.compile(table))

@@ -30,7 +30,7 @@ PAIRS = pa.schema(
     ]
 )
 
-SHARD = pa.field("shard", pa.int32())  # source shard of the picture
+SHARD = pa.field("shard", pa.int32())  # index of the picture's source shard
 
 # Pictures are compressed already, and a file holds each picture once.
 COMPRESSION = {name: "NONE" if name == "image" else "SNAPPY" for name in IMAGES.names}
@@ -52,7 +52,7 @@ def identify(image: bytes) -> str:
 
 
 def shuffle_key(seed: int, image_id: str, text: str) -> int:
-    """Returns a signed 64-bit key; sorting by it shuffles the pairs, by the seed."""
+    """Returns a signed 64-bit key; sorting by it shuffles, differently per seed."""
     content = f"{seed}\0{image_id}\0{text}".encode()
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

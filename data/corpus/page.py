@@ -145,7 +145,7 @@ def describe_config(config: dict[str, Any]) -> list[tuple[str, str]]:
 def sample_pairs(
     report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
 ) -> dict[str, list[dict[str, Any]]]:
-    """Samples kept pairs, as "kept", and per rule pairs that it was first to drop."""
+    """Returns sample pairs: "kept", and for each rule pairs that it dropped first."""
     kept, flags = tables["kept"], tables["flags"]
     samples = {"kept": _lowest(kept, KEPT_PAIRS, execute)}
     earlier = ibis.literal(False)

@@ -1,4 +1,4 @@
-"""Rules that look at pictures, only at those that no rule of `RULES` drops.
+"""Rules that look at the pictures that no rule of `RULES` drops.
 
 To add a rule, write a class that fulfils `PictureRule` and add one line to
 `PICTURE_RULES`; its columns, counts, part of the page and "NOT EVALUATED" line follow.
@@ -29,14 +29,14 @@ class PictureRule(Protocol):
 
     A build makes one object of each rule. If the rule is off, no picture is scored and
     `breaks` sees nulls. The object is pickled to be sent to other processes and
-    machines, so its attributes must allow that.
+    machines, so its attributes must be picklable.
 
     Attributes:
       meaning: description of a pair that breaks the rule, for the page.
       bound: field of config.pictures that the page shows after it; empty for none.
       withheld: whether the page hides the pictures that the rule dropped.
       columns: fields that the rule adds to the stage `scores`, null where a picture
-        was not scored; no two rules may share a name.
+        was not scored; no two rules may share a field name.
     """
 
     meaning: str
@@ -90,7 +90,7 @@ class PictureRule(Protocol):
         """
 
 
-# The report counts the first rule that a pair breaks: first RULES, then these in order.
+# The first broken rule is searched in RULES, then in these rules, in order.
 PICTURE_RULES: dict[str, type[PictureRule]] = {
     "pornographic": PornographicRule,
     "near_duplicate": NearDuplicateRule,

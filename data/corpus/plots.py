@@ -135,7 +135,8 @@ def plot(
         axes.axvline(bound, color=BOUND_COLOUR, linestyle="--", label=f"bound {bound}")
     _dress(axes, label, log)
     file = io.StringIO()
-    # Texts stay texts. The salt makes ids differ between plots and not between runs.
+    # Texts stay texts, not outlines. The salt makes ids differ between plots, but not
+    # between runs.
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}

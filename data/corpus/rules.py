@@ -152,7 +152,7 @@ RULES: dict[str, Rule] = {
 def check_rules(bounds: RuleBounds) -> None:
     """Raises TypeError if a rule returns no boolean expression or has a fact's name.
 
-    If a rule uses a column that is not in FACTS, the error is the one of Ibis.
+    If a rule uses a column that is not in FACTS, Ibis raises its error.
     """
     for name, expression in _expressions(ibis.table(FACTS), bounds).items():
         if name in FACTS or not isinstance(expression, BooleanValue):
@@ -185,7 +185,8 @@ def flag_pairs(
     Returns:
       The pairs with a column for each of RULES that is on, in that order.
     """
-    many = pairs.count() > bounds.max_texts_per_image  # else too few texts
+    # A picture in no more pairs than the bound cannot have more texts than the bound.
+    many = pairs.count() > bounds.max_texts_per_image
     busy = pairs.group_by("image_id").having(many).agg(texts=pairs.text.nunique())
     evaluated = evaluation_images.distinct().mutate(evaluated=True)
     sizes = pictures.select("image_id", "width", "height", "error")

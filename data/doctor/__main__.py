@@ -22,7 +22,7 @@ DAMAGED = "damaged records"
 
 
 class Doctor(FileChecks):
-    """All checks of one dataset; the methods are called in this order."""
+    """All checks of one dataset, in the order in which `diagnose` calls them."""
 
     def __init__(self, directory: pathlib.Path):
         """Raises InputError if `directory` holds no dataset and no build."""
@@ -170,7 +170,7 @@ class Doctor(FileChecks):
         return ", ".join(named)
 
     def counts(self) -> None:
-        """Compares the manifest's totals with the records of a sound, single split."""
+        """Compares the manifest's totals with a single split that has no findings."""
         if len(self.scans) != 1 or self.findings:
             return
         import numpy as np
@@ -283,7 +283,9 @@ def main() -> int:
     """Reads the flags and checks; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=places.local_path, metavar="DIR")
-    parser.add_argument("--sample", type=int, metavar="N", help="number of pictures to decode; all if left out")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="pictures to decode; default: all"
+    )
     parser.add_argument(
         "--evaluation",
         type=places.local_path,

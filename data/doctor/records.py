@@ -31,7 +31,7 @@ class ShardScan:
       places: byte offset of each record (ArrayRecord: its number).
       ids: hash of each `image_id`, or of the picture if it has none.
       pictures: hash of each picture's bytes.
-      pairs: hash of each picture and its texts.
+      pairs: hash of each image id together with the texts.
       decoded: number of pictures that were decoded.
       damaged: list of (place, reason), for each record that could not be read.
       undecodable: list of (place, reason), for each picture that cannot be decoded.

@@ -21,7 +21,7 @@ class CaptionedPicture:
     Attributes:
       path: path of the picture's file.
       texts: feature name -> captions.
-      caption_ids: ids of the captions in the source; empty if it has none.
+      caption_ids: ids of the first feature's captions in the source; empty if none.
     """
 
     path: pathlib.Path

@@ -22,7 +22,7 @@ FEWEST_OBJECTS = 3  # in a picture of CLEVR
 
 
 def read_label(record: Record) -> int:
-    """Returns the label of the dataset."""
+    """Returns the label of a record."""
     return int(record["label"])
 
 

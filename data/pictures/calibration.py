@@ -2,7 +2,7 @@
 
 The paper's threshold of 0.975 comes from human ratings and from synthetic pairs with
 random augmentations (arXiv 2102.05918, Appendix A). This module makes only synthetic
-pairs. A threshold is valid for one model and for similar pictures.
+pairs. A threshold is valid for one model and one type of pictures.
 """
 
 import dataclasses
@@ -233,7 +233,7 @@ def least_score(
     """
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(positive[order])
-    last = np.append(scores[order][1:] != scores[order][:-1], True)  # of equal ones
+    last = np.append(scores[order][1:] != scores[order][:-1], True)  # among equals
     enough = last & (hits >= precision * np.arange(1, len(order) + 1))
     return scores[order][np.flatnonzero(enough)[-1]] if enough.any() else None
 

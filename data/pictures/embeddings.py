@@ -20,7 +20,7 @@ from align_jax import places
 from align_jax.errors import InputError
 
 FIELD = "config.pictures.embedding_model"
-KEPT_BYTES = 10_000  # end of the process's output, for its last line
+KEPT_BYTES = 10_000  # of a process's output, kept to find its last line
 
 
 def check_model(model: str) -> None:
@@ -50,7 +50,7 @@ def embed_pictures(
 
 
 def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
-    """Reads a file of `embed_pictures`, without the pictures that have no embedding.
+    """Reads a file that `embed_pictures` wrote; skips pictures without an embedding.
 
     Returns:
       The image ids (N,) and float32 unit vectors (N, D).

@@ -88,7 +88,7 @@ class NearDuplicates:
         """Clusters a sample of the training images and indexes the evaluation images.
 
         A small sample gets fewer clusters: one per 39 rows, but at least `nearest`, or
-        one per row if the rows are fewer still. If an image belongs to all clusters,
+        one per row if there are fewer rows. If each image belongs to all clusters,
         every pair shares them and is compared.
 
         Args:
@@ -163,7 +163,7 @@ class NearDuplicates:
                 _nearest(self.centroids, queries, self.clusters.shape[1])
             )  # (N, K)
             members = self._membership(self.clusters).T.tocsr()  # (K, M)
-            # Upper bounds of the number of pairs that share a cluster, summed up.
+            # Cumulative upper bounds of the numbers of pairs that share a cluster.
             pairs = np.cumsum(mine @ np.diff(members.indptr).astype(np.int64))  # (N,)
             start = 0
             while start < len(queries):
@@ -204,7 +204,7 @@ class NearDuplicates:
         )
 
     def _membership(self, clusters: np.ndarray) -> sparse.csr_matrix:
-        """Turns clusters (N, nearest) to (N, K), 1 where an image is in a cluster."""
+        """Returns (N, K), 1 where an image belongs to a cluster, from (N, nearest)."""
         count, nearest = clusters.shape
         starts = np.arange(0, clusters.size + 1, nearest)
         ones = np.ones(clusters.size, np.int32)

@@ -1,4 +1,4 @@
-"""Writes one shard of records from its rows; runs in any process."""
+"""Writes one shard of records from its rows, in any process of the engine."""
 
 import io
 import pathlib
@@ -58,8 +58,8 @@ def write_record_shard(
 def reduce_image(image: bytes, max_side: int) -> bytes:
     """Returns a picture file as it is, or reduced to `max_side` pixels.
 
-    A picture whose longer side is greater than `max_side` is reduced, unless that is 0.
-    A reduced JPEG stays a JPEG; any other picture becomes a PNG. It is stored upright.
+    Only a picture with a longer side is reduced, and none if `max_side` is 0. A reduced
+    JPEG stays a JPEG, any other picture becomes a PNG. It is stored upright.
 
     Raises:
       PictureError: the picture cannot be decoded.

@@ -7,8 +7,8 @@ A dataset is a folder in TFDS's layout, so `tfds.builder_from_directory` opens i
 
 A record of a corpus is one pair: `image` (the bytes of the picture file, unchanged
 unless `max_image_side` reduces it), `text` (normalised), `image_id` and `key`. The key
-is a random 64-bit number. Pairs are sorted by key over all shards, hence shuffled. The
-folder of a corpus also holds `vocabulary.txt` and `manifest.json` (shards with counts
+is a pseudo-random 64-bit number. Pairs are sorted by key over all shards, hence
+shuffled. The folder also holds `vocabulary.txt` and `manifest.json` (shards with counts
 and hashes, the rules' report, config and versions).
 
 Training reads TFRecord files. ArrayRecord files, for Grain (`tfds.data_source`), hold
@@ -110,7 +110,7 @@ def write_shard(
 
 
 def _array_record_writer(path: str) -> Any:
-    """Returns a writer of one record per group, so Grain can read records alone."""
+    """Returns a writer with one record per group, so Grain can read each alone."""
     from array_record.python import array_record_module
 
     return array_record_module.ArrayRecordWriter(path, "group_size:1")
@@ -123,7 +123,7 @@ WRITERS: dict[str, Callable[[str], Any]] = {
 
 
 def describe_shard(path: pathlib.Path, records: int) -> WrittenShard:
-    """Measures a written file of `records` records: size and hash."""
+    """Returns the facts about a written file of `records` records."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return WrittenShard(path.name, records, path.stat().st_size, digest)
@@ -136,7 +136,7 @@ def write_metadata(
     splits: dict[str, list[WrittenShard]],
     file_format: str = "tfrecord",
 ) -> None:
-    """Writes features.json and dataset_info.json for shards that are written."""
+    """Writes features.json and dataset_info.json for shards that exist already."""
     infos = [
         tfds.core.SplitInfo(
             name=split,

@@ -23,8 +23,8 @@ class TableColumns:
           where: name of the table, for messages.
 
         Raises:
-          InputError: the text column or both picture columns are missing, or a column
-            whose name differs from the default.
+          InputError: the text column, both picture columns, or a column whose name is
+            not the default are missing.
         """
         missing = []
         for field in dataclasses.fields(self):
@@ -56,9 +56,9 @@ class SourceConfig:
       kind: a name in `data.sources.source.SOURCES`.
       path: file, folder or glob; for TFDS the folder of a prepared dataset's version,
         or the name of a dataset in `data_dir`.
-      image_column: column of a table with a picture file's bytes, or its path relative
-        to the table's folder; feature of TFDS. In a `folder` the default is "path". It
-        may be missing if there are URLs.
+      image_column: column of a table with the picture files' bytes, or their paths
+        relative to the table's folder; feature of TFDS. A `folder` reads "path" instead
+        of the default. The column may be missing if there are URLs.
       url_column: column of a table, or feature of TFDS.
       text_column: column of a table, field of a .json in a tar, or feature of TFDS, as
         in "captions/text".

@@ -104,7 +104,7 @@ class CsvSource:
             raise
 
     def _cut(self, path: str) -> list[tuple[int, int]]:
-        """Returns the start and number of rows of each part; 0 rows for the rest."""
+        """Returns (start, rows) of each part; the last has 0 rows, for all the rest."""
         parts: list[tuple[int, int]] = []
         with _open_text(path, self.config.encoding) as file:
             rows = _csv_rows(file, self.delimiter(path), collections.Counter())

@@ -99,7 +99,7 @@ def list_files(
 def read_picture(
     root: str | os.PathLike, path: str, drops: collections.Counter[str]
 ) -> bytes | None:
-    """Reads a picture file that lies inside a folder, also after resolving links.
+    """Reads a picture file that, after links are resolved, lies inside a folder.
 
     Args:
       root: folder that must contain the file.

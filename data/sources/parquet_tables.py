@@ -27,7 +27,7 @@ class ParquetSource:
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
-        """Cuts the files at row groups into shards of bounded rows and bytes."""
+        """Cuts the files at row groups, by their numbers of rows and bytes."""
         root, names = list_files(self.config, (".parquet",))
         shards = []
         for name in names:
@@ -112,7 +112,7 @@ def check_parquet(
 
 
 def parquet_parts(file: pq.ParquetFile) -> list[tuple[int, int]]:
-    """Cuts a file into ranges [first, last) of row groups of bounded rows and bytes."""
+    """Cuts a file into ranges [first, last) of row groups, by rows and bytes."""
     parts, first, rows, size = [], 0, 0, 0
     groups = file.metadata.num_row_groups
     for group in range(groups):

@@ -85,8 +85,8 @@ def read_tar(
 
     Args:
       path: path of the tar, perhaps compressed.
-      config: config with the .json's fields of text and language, and the language of
-        pairs that have none.
+      config: config of the source; it names the .json's fields of text and language,
+        and the language of pairs that have none.
       drops: counter of the reasons why members give no pair; a damaged tar counts once.
 
     Yields:
@@ -105,7 +105,8 @@ def read_tar(
         kind = "image" if suffix in IMAGE_SUFFIXES else suffix
         if kind in ("image", "txt", "json"):
             sample.setdefault(kind, content)
-    if drops["truncated tar"] > cuts:  # a cut last pair is counted
+    # The cut may have damaged the last pair, which must not be counted twice.
+    if drops["truncated tar"] > cuts:
         drops = collections.Counter()
     yield from _pair(sample, config, drops)
 

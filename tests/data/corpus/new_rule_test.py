@@ -98,7 +98,7 @@ def test_a_new_rule_takes_one_file_and_one_line(config, tmp_path, monkeypatch, c
     monkeypatch.setitem(RULES, "question", toy.QUESTION)  # the one line
     build(config, tmp_path / "corpus")
     rules = rules_of(tmp_path / "corpus")
-    # Three texts are questions; one of them is too short, which an earlier rule drops.
+    # Three texts are questions; an earlier rule drops one, because it is too short.
     assert rules["question"] == (3, 2) and rules["too_short"] == (1, 1)
     assert [*rules] == [*RULES, *PICTURE_RULES]
     assert texts_of(tmp_path / "corpus") == {"a red thing", "one blue thing"}

@@ -34,7 +34,7 @@ def test_hash_distances_are_the_smallest_count_of_differing_bits():
 
 
 def oracle(index: NearDuplicates, queries: np.ndarray) -> list[float]:
-    """Computes largest cosines by buckets, as in the paper: sets of 3 clusters."""
+    """Compares by buckets, as in the paper: sets of `share` nearest clusters."""
     nearest = index.clusters.shape[1]
 
     def buckets(vector):
