@@ -1,11 +1,13 @@
 """Runs a config: `python main.py --config=configs/X.py --workdir=DIR`.
 
-`--plan=v5e:16x16` instead of a workdir prints what the run needs on that slice, with
-`--alternatives` also what other settings would; `--diff=configs/Y.py` prints the fields
-in which Y differs; `--distributed` joins the processes of a pod or a cluster.
-Any field can be changed on the command line, as in `--config.total_steps=100`. Bad
-input ends in one line on stderr and exit code 2, an interruption in 130, a notice to
-stop (SIGTERM, after which the state is saved) in 143.
+Any field can be changed on the command line, as in `--config.total_steps=100`.
+`--plan=v5e:16x16` instead of `--workdir` prints the memory and the work of a training
+step on that TPU slice; `--alternatives` adds the needs of other settings.
+`--diff=configs/Y.py` prints the fields in which Y differs. `--distributed` joins the
+processes of a pod or a cluster.
+
+Bad input prints one line on stderr and ends with exit code 2. Ctrl-C ends with 130, and
+a notice to stop (SIGTERM, after which the state is saved) with 143.
 """
 
 import sys
@@ -17,7 +19,10 @@ from align_jax.errors import InputError, run_command
 
 
 def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
-    """Returns the programs by the value of `config.run`; imports them only here."""
+    """Returns the program of each value of `config.run`.
+
+    The imports stand here because they load TensorFlow, which `start` must precede.
+    """
     from align_jax.evaluate import evaluate
     from align_jax.random_search import random_search
     from align_jax.train import train
@@ -31,7 +36,7 @@ def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
 
 
 def run(argv: list[str]) -> int:
-    """Starts the run that the config's field `run` names; returns the exit code."""
+    """Runs, plans or compares a config, as the flags say; returns the exit code."""
     from align_jax.command_line import read_command_line
     from align_jax.config import choose, differing_fields
     from align_jax.devices.runtime import start
@@ -41,7 +46,7 @@ def run(argv: list[str]) -> int:
     if flags.diff is not None:
         print("\n".join(differing_fields(fields, flags.diff)))
         return 0
-    start(flags.distributed)  # before TensorFlow is imported, which logs then
+    start(flags.distributed)  # before the import of TensorFlow, which writes logs
     programs = kinds_of_runs()
     program = choose(programs, fields.get("run", "absent"), "config.run")
     if flags.workdir is not None:
@@ -56,7 +61,7 @@ def run(argv: list[str]) -> int:
 
 
 def main() -> int:
-    """Runs with the command line's flags; returns the exit code."""
+    """Runs the command line, or prints the help; returns the exit code."""
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return 0

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def load(source: str):
     """Loads a trained dual encoder; see `align_jax.embed.model.load`."""
     from align_jax.embed.model import (
-        load,  # TensorFlow, which training's core never needs
+        load,  # needs TensorFlow, which the core of training does without
     )
 
     return load(source)

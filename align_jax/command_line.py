@@ -14,14 +14,14 @@ from align_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
-    """What the flags say.
+    """The values of `main.py`'s flags.
 
     Attributes:
-      fields: the config, literal, with the flags' changes.
-      diff: another config to compare it with, or None.
-      workdir: the run's folder as a place, or None.
-      plan: a slice to plan the run for, or None.
-      alternatives: whether the plan tells other settings, too.
+      fields: the literal config, with the changes made by flags.
+      diff: the literal config to compare `fields` with, or None.
+      workdir: absolute path or URL of the run's folder, or None.
+      plan: TPU slice, or "here", to plan the run for; or None.
+      alternatives: whether the plan also covers other settings.
       distributed: whether to join the other processes of the run.
     """
 
@@ -37,7 +37,8 @@ def read_command_line(argv: list[str]) -> CommandLine:
     """Reads `main.py`'s flags; argv[0] is the program's name.
 
     Raises:
-      InputError: a flag, config or field that there is not, or a value of another type.
+      InputError: an unknown or missing flag, an unknown config or field, or a value of
+        the wrong type.
     """
     known = flags.FlagValues()
     configs = [
@@ -68,15 +69,15 @@ def parse_flags(
     """Parses a command line whose flags may change fields of configs.
 
     Args:
-      known: the flags that the command has.
-      configs: those of them that name a config file.
-      argv: the program's name, and its arguments.
+      known: the flags of the command.
+      configs: the flags in `known` that name a config file.
+      argv: the program's name and its arguments.
 
     Returns:
-      The literal fields of each config, or None where its flag is not given.
+      The literal fields of each config, or None if its flag is not given.
 
     Raises:
-      InputError: an unknown flag, config or field, or a value of another type.
+      InputError: an unknown flag, config or field, or a value of the wrong type.
     """
     try:
         known(argv)
@@ -89,5 +90,5 @@ def parse_flags(
         raise InputError(f"the config has no field {name!r}; {hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # of a config file
+        reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # from the config file
         raise InputError(f"bad flags: {reason}") from error

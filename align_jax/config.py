@@ -1,4 +1,4 @@
-"""Turns a run's literal config into typed dataclasses, refusing what does not fit."""
+"""Reads literal configs into typed dataclasses, compares them and changes them."""
 
 import copy
 import dataclasses
@@ -20,10 +20,10 @@ class Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
-# Metadata of a field that files of earlier versions lack, see `stored_fields`.
+# Metadata of a field that files of earlier versions lack; see `stored_fields`.
 LATE = {"late": True}
-# Key of a field's metadata: a function (value, dotted path) that reads the field, where
-# its annotation does not say which class its sub-dict is of.
+# Metadata key of a function (value, dotted path) that reads a field. It is for fields
+# whose annotation does not name the dataclass of their sub-dict.
 READER = "reader"
 
 
@@ -32,14 +32,11 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
 
     Args:
       cls: a dataclass whose fields are scalars, tuples, mappings or dataclasses.
-      fields: their values; those with a default may be left out.
+      fields: values by field name; fields with a default may be absent.
       where: dotted path of the mapping, for messages.
 
-    Returns:
-      The dataclass.
-
     Raises:
-      InputError: an unknown or missing field, a wrong type, or a value the
+      InputError: an unknown or missing field, a wrong type, or a value that the
         dataclass refuses; the message names the field's path.
     """
     known = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
@@ -57,23 +54,32 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
     try:
         return cls(**values)
     except InputError:
-        raise  # it names the field already
+        raise  # its message has the field's path already
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 
 
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:
-    """Looks a name up in a literal dict; an unknown one lists the known ones."""
+    """Looks a name up in a literal dict; the error for an unknown name lists them all.
+
+    Args:
+      choices: values by name.
+      name: name of the value that a config chooses.
+      where: dotted path of the config's field, for the message.
+
+    Raises:
+      InputError: an unknown name.
+    """
     if not isinstance(name, str) or name not in choices:
         raise InputError(f"{where} is {name!r}; {_suggest(name, choices)}")
     return choices[name]
 
 
 def stored_fields(config: Dataclass) -> dict[str, Any]:
-    """The fields of a dataclass as files hold them.
+    """Returns the fields of a dataclass as files store them.
 
-    A field that was added after such files were written stands there only if it is not
-    at its default, so that what earlier versions wrote compares equal.
+    A field with the metadata `LATE` is stored only if its value is not the default.
+    Files of earlier versions, which lack the field, therefore compare equal.
     """
     fields = {}
     for field in dataclasses.fields(config):
@@ -100,7 +106,7 @@ def differing_fields(
 
 
 def leave_out(fields: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    """A config without the fields at some dotted paths."""
+    """Returns a config without the fields at the given dotted paths."""
     kept = dict(fields)
     for path in paths:
         name, _, rest = path.partition(".")
@@ -114,7 +120,11 @@ def leave_out(fields: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]
 def change(
     fields: Mapping[str, Any], changes: Iterable[tuple[str, Any]]
 ) -> dict[str, Any]:
-    """A copy of a config with the values at some dotted paths changed."""
+    """Returns a copy of a config with new values at the given dotted paths.
+
+    Raises:
+      InputError: a path through a value that is not a sub-dict.
+    """
     changed = copy.deepcopy(dict(fields))
     for path, value in changes:
         *parents, name = path.split(".")
@@ -136,7 +146,7 @@ def _suggest(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _read_value(hint: Any, value: Any, where: str) -> Any:
-    """Checks one value against its annotation."""
+    """Checks a value against its annotation and builds dataclasses from sub-dicts."""
     if isinstance(hint, types.UnionType):
         if value is None and type(None) in hint.__args__:
             return None
@@ -162,7 +172,7 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _as_tuple(value: Any) -> Any:
-    """Lists, which JSON has instead of tuples, as tuples all the way down."""
+    """Converts nested lists, which JSON has instead of tuples, to nested tuples."""
     if isinstance(value, list):
         return tuple(_as_tuple(part) for part in value)
     return value

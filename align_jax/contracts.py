@@ -1,7 +1,7 @@
 """Checks that a class fulfils the Protocol of the literal dict that holds it.
 
-A config's `kind` is a key of such a dict. The class is checked when it is chosen, so
-that a missing method is an error of the first second and not of the last stage.
+A config chooses a class by its key in the dict. The class is checked when it is chosen,
+so that a missing method is an error in the first second and not in the last stage.
 """
 
 import inspect
@@ -9,16 +9,17 @@ from typing import Generic, Protocol
 
 
 def check_contract(cls: type, contract: type, where: str) -> None:
-    """Raises TypeError for a class that lacks something its Protocol asks for.
+    """Raises TypeError if a class lacks a member that its Protocol requires.
 
-    The Protocol's public attributes and methods must exist; a dataclass has its fields.
-    A method, and the constructor and `__call__` if the Protocol has one, must take the
-    Protocol's arguments: by name, or by position if they stand before a "/" there.
+    The Protocol's public attributes and methods must exist in the class; the fields of
+    a dataclass count as attributes. Methods must accept the Protocol's arguments: by
+    position if they stand before a "/" in the Protocol, else by name. The same holds
+    for the constructor and `__call__` if the Protocol defines them.
 
     Args:
       cls: class that the dict holds.
       contract: Protocol of the dict's values.
-      where: place of the class, for the message, such as "ENGINES['duckdb']".
+      where: dict and key of the class, for the message, such as "ENGINES['duckdb']".
     """
     problems = [_compare(cls, contract, name) for name in _members(contract)]
     broken = [problem for problem in problems if problem]
@@ -30,14 +31,14 @@ def check_contract(cls: type, contract: type, where: str) -> None:
 
 
 def _members(contract: type) -> list[str]:
-    """Names of a Protocol's public members, of its constructor and its `__call__`."""
-    names: dict[str, None] = {}  # a set in order
+    """Lists a Protocol's public members, and `__init__` and `__call__` if it has them."""
+    names: dict[str, None] = {}  # an ordered set
     for base in reversed(contract.__mro__):
         if base in (object, Generic, Protocol):
             continue
         found = [*vars(base).get("__annotations__", {}), *vars(base)]
         names |= dict.fromkeys(name for name in found if not name.startswith("_"))
-        # A Protocol without a constructor gets one of Python's.
+        # Python gives a Protocol without a constructor a default one.
         made = getattr(vars(base).get("__init__"), "__qualname__", "")
         if made == f"{base.__qualname__}.__init__":
             names["__init__"] = None
@@ -47,14 +48,14 @@ def _members(contract: type) -> list[str]:
 
 
 def _compare(cls: type, contract: type, name: str) -> str:
-    """Says what is wrong with one member of a class; empty if it fits."""
+    """Describes the fault of one member of a class; returns "" if it fits."""
     wanted = getattr(contract, name, None)
     if not inspect.isfunction(wanted):
         there = hasattr(cls, name) or name in getattr(cls, "__dataclass_fields__", ())
         return "" if there else f"lacks the attribute {name}"
     _, *arguments = inspect.signature(wanted).parameters.values()
     call = f"{name}({', '.join(argument.name for argument in arguments)})"
-    # A class without a `__call__` has that of its type, which makes the instances.
+    # `getattr` also finds the metaclass's `__call__`, which makes instances.
     defined = any(name in vars(base) for base in cls.__mro__)
     if not defined or not callable(getattr(cls, name)):
         return f"lacks the method {call}"
@@ -70,7 +71,7 @@ def _compare(cls: type, contract: type, name: str) -> str:
 
 
 def _call_signature(cls: type, name: str) -> inspect.Signature:
-    """The arguments of a method or of the constructor, without `self`."""
+    """Returns the signature of a method or of the constructor, without `self`."""
     if name == "__init__":
         return inspect.signature(cls)
     signature = inspect.signature(getattr(cls, name))

@@ -1,4 +1,4 @@
-"""Converts weights: python -m align_jax.convert --from SOURCE --to DIR."""
+"""Converts weights: `python -m align_jax.convert --from SOURCE --to DIR`."""
 
 import argparse
 import sys
@@ -13,12 +13,15 @@ FORMATS = {"align_jax": write_weights, "huggingface": write_align}
 
 
 def main() -> None:
-    """Reads any source, writes a new folder; bad input ends in one line and exit 2."""
+    """Reads weights from any source and writes them to a new folder.
+
+    Bad input prints one line on stderr and ends with exit code 2.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m align_jax.convert", description=open_weights.__doc__
     )
     parser.add_argument("--from", dest="source", required=True, metavar="SOURCE")
-    parser.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--format", choices=FORMATS, default="align_jax")
     flags = parser.parse_args()
     start()
@@ -32,7 +35,7 @@ def main() -> None:
 
 
 def describe(weights: Weights) -> str:
-    """Says in a line what weights are."""
+    """Describes weights in one line: their type of model and number of parameters."""
     count = sum(
         array.size for path, array in weights.variables.items() if path[0] == "params"
     )

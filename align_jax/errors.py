@@ -4,11 +4,11 @@ import signal
 import sys
 from collections.abc import Callable
 
-STOPPED = 128 + signal.SIGTERM  # exit code of a run that was told to stop
+STOPPED = 128 + signal.SIGTERM  # exit code of a run that stopped after SIGTERM
 
 
 class Preempted(Exception):
-    """The run was told to stop and did."""
+    """The run stopped early because it received a notice to stop."""
 
 
 class InputError(ValueError):
@@ -26,8 +26,8 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
       command: the command, without arguments; it may return its exit code.
 
     Returns:
-      The exit code: the command's, or 0; 2 for bad input, a missing package or a loss
-      that is not finite, 130 for Ctrl-C, 143 for a notice to stop.
+      The exit code: the command's result, or 0; 2 for bad input, a missing package or a
+      loss that is not finite; 130 for Ctrl-C; 143 for a notice to stop.
     """
     try:
         return command() or 0

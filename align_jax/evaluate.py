@@ -1,4 +1,4 @@
-"""Evaluation of a finished run by itself."""
+"""Evaluates a trained model outside a training run."""
 
 import os
 from typing import Any
@@ -22,14 +22,14 @@ from align_jax.weights.source import open_weights
 
 
 def evaluate(fields: dict[str, Any], workdir: str) -> None:
-    """Evaluates the newest checkpoint of a run into a workdir of its own.
+    """Evaluates a trained model and writes its scores and report to a new workdir.
 
     Args:
-      fields: the literal config, see `EvaluateConfig`.
-      workdir: folder of this evaluation alone.
+      fields: the literal config; see `EvaluateConfig`.
+      workdir: path or URL of the evaluation's folder, which nothing else may use.
 
     Raises:
-      InputError: bad input, found before anything compiles.
+      InputError: bad input; raised before anything compiles.
     """
     config = read_config(EvaluateConfig, fields)
     folder.check(workdir, fields)

@@ -1,9 +1,9 @@
-"""Pictures as pixels: any file format, upright, 8 bits, alpha kept, size checked first.
+"""Reads picture files of any format as upright 8-bit pixels, and keeps their alpha.
 
 The corpus, training, evaluation and export read pictures here, so they agree on which
-are broken and see the same pixels. `read_picture` decodes plain JPEG files by
-libjpeg-turbo through simplejpeg, all else by Pillow; both decode without the
-interpreter lock.
+pictures are broken and see the same pixels. The size in the header is checked before
+anything is decoded. Plain JPEG files are decoded by libjpeg-turbo through simplejpeg,
+all others by Pillow; both decode without the interpreter lock.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from align_jax.errors import InputError
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-# A header can promise any number of pixels; all of them would be allocated. The limit
-# is what Pillow warns from: a quarter of a gigabyte as RGB.
+# A header can claim any number of pixels, and a decoder allocates all of them. The
+# limit is the size from which Pillow warns: a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
 
-# What Pillow reads by itself: for EPS and WMF it starts other programs.
+# The formats that Pillow reads by itself. For EPS and WMF it starts other programs.
 Image.init()
 FORMATS = tuple(name for name in Image.ID if name not in ("EPS", "WMF"))
 
 JPEG, EXIF = b"\xff\xd8\xff", b"Exif\0\0"
-HEADER = 4096  # bytes in which Exif data is looked for: it is the first or second part
+HEADER = 4096  # bytes searched for Exif data, which is the first or second segment
 CUT_SHORT = ("truncated", "premature", "unexpected end", "incomplete")
-# What turns a picture of each Exif orientation upright: rows and columns of pixels, or
-# a picture of Pillow's.
+# The operation that turns a picture of each Exif orientation upright: `UPRIGHT` for
+# arrays of pixels, `TURNS` for Pillow's images.
 UPRIGHT = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -52,11 +52,11 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Where Pillow keeps what tells an orientation.
+# The keys under which Pillow keeps metadata that may hold an orientation.
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
-# Pillow warns of large pictures, for which there is a limit of our own, and of every
-# oddity of a file. Set once: `catch_warnings` a picture would not be safe in threads.
+# Pillow warns of large pictures, which our limit refuses, and of any oddity of a file.
+# The filter is set once, because `catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -64,8 +64,8 @@ class PictureError(InputError):
     """A picture that cannot be read.
 
     Attributes:
-      reason: why in a word or two, for counts: "empty", "not a picture", "too large",
-        "cut short", "broken" or "unsupported".
+      reason: one of "empty", "not a picture", "too large", "cut short", "broken" and
+        "unsupported", for counts.
     """
 
     def __init__(self, message: str, reason: str):
@@ -83,22 +83,23 @@ def read_picture(
     """Reads one picture.
 
     Args:
-      picture: a path, a file's bytes, a PIL image or a uint8 array (H, W), (H, W, 3)
-        or (H, W, 4).
-      name: what to call it in messages where it has no path.
-      max_pixels: larger ones are refused before they are decoded.
-      least: height and width; JPEG files may be decoded at 1/2, 1/4 or 1/8 of their
-        size as long as they stay that large. None for the exact pixels.
-      buffer: function of a number of bytes that gives memory for the pixels, uint8
-        (bytes,), which then hold until that memory is used again. None for new memory.
+      picture: a path or URL, a file's bytes, a PIL image or a uint8 array (H, W),
+        (H, W, 3) or (H, W, 4).
+      name: name of the picture in messages, unless it has a path.
+      max_pixels: largest number of pixels that is decoded; a larger picture is refused.
+      least: smallest height and width needed. A JPEG file may be decoded at 1/2, 1/4 or
+        1/8 of its size as long as it stays that large. None for the exact pixels.
+      buffer: function from a number of bytes to uint8 memory (bytes,) for the pixels of
+        a JPEG file, valid until that memory is used again. None for new memory.
 
     Returns:
-      uint8 (H, W, 3), or (H, W, 4) where it has transparency; the first frame, turned
-      as its Exif orientation says.
+      uint8 (H, W, 3), or (H, W, 4) for a picture with transparency; the first frame,
+      turned as its Exif orientation says.
 
     Raises:
-      InputError: it is missing, broken, cut short, too large or no picture; all but the
-        first are `PictureError`s.
+      InputError: a missing file, or an array of another type or shape.
+      PictureError: an empty, broken or too large file, one that is cut short or of an
+        unsupported type, or no picture at all.
     """
     if isinstance(picture, np.ndarray):
         return _check_array(picture, name)
@@ -123,20 +124,20 @@ def open_picture(
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
 ) -> Iterator[Image.Image]:
-    """Opens a picture file that may be hostile, for what pixels alone do not tell.
+    """Opens a picture file that may be hostile, to read its size, format or metadata.
 
-    Its size and format are known; its pixels are decoded when they are asked for. They
-    lie as in the file: see `turn_upright`.
+    Its pixels are decoded when they are first used. They are not turned upright; that
+    is the task of `turn_upright`.
 
     Args:
-      content: the file's bytes.
-      name: what to call it in messages.
-      max_pixels: larger ones are refused.
-      formats: those that are tried, by Pillow's names.
+      content: bytes of the file.
+      name: name of the picture in messages.
+      max_pixels: largest number of pixels that is accepted.
+      formats: Pillow's names of the formats to try.
 
     Raises:
-      PictureError: it is no picture or too large, or anything that decodes it inside
-        the `with` statement fails.
+      PictureError: a file that is no picture or too large, or a failure to decode it
+        inside the `with` statement.
     """
     try:
         opened = Image.open(io.BytesIO(content), formats=formats)
@@ -154,9 +155,9 @@ def open_picture(
 
 
 def shown_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened picture as `turn_upright` will give it."""
+    """Returns width and height that an opened picture has after `turn_upright`."""
     width, height = picture.size
-    # Pillow gives a TIFF's size as it is shown.
+    # For a TIFF, Pillow reports the size after turning.
     turned = picture.format != "TIFF" and _orientation(picture) >= 5
     return (height, width) if turned else (width, height)
 
@@ -164,23 +165,23 @@ def shown_size(picture: Image.Image) -> tuple[int, int]:
 def turn_upright(picture: Image.Image) -> Image.Image:
     """Decodes an opened picture and turns it as its Exif orientation says.
 
-    An orientation that is damaged, or no number from 1 to 8, says nothing.
+    A damaged orientation, or one outside 1 to 8, is ignored.
     """
-    picture.load()  # before its Exif data are read: it turns a TIFF by itself
+    picture.load()  # before Exif data are read: loading a TIFF turns it
     turn = TURNS.get(_orientation(picture))
     if turn is None:
         return picture
     turned = picture.transpose(turn)
-    for name in METADATA:  # they do not fit it
+    for name in METADATA:  # their orientation does not fit the turned picture
         turned.info.pop(name, None)
     return turned
 
 
 def take_eight_bits(picture: Image.Image, name: str = "picture") -> Image.Image:
-    """Takes the upper 8 of a grey picture's 16 bits; others are given back.
+    """Reduces a grey picture of 16 bits to its upper 8 bits; returns others unchanged.
 
     Raises:
-      PictureError: its pixels are of a kind whose range is unknown.
+      PictureError: pixels of mode I or F, whose range is unknown.
     """
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -194,13 +195,13 @@ def take_eight_bits(picture: Image.Image, name: str = "picture") -> Image.Image:
 
 
 def make_thumbnail(content: bytes, side: int) -> Image.Image:
-    """Reads a picture file and reduces it to a longer side of at most `side` pixels.
+    """Reads a picture file and shrinks its longer side to at most `side` pixels.
 
     Returns:
-      RGB, or RGBA where it has transparency.
+      An RGB image, or an RGBA image for a picture with transparency.
 
     Raises:
-      PictureError: as `read_picture`.
+      PictureError: the errors of `read_picture`.
     """
     picture = Image.fromarray(read_picture(content, least=(side, side)))
     picture.thumbnail((side, side))
@@ -208,7 +209,7 @@ def make_thumbnail(content: bytes, side: int) -> Image.Image:
 
 
 def lay_on_white(picture: Image.Image) -> Image.Image:
-    """Lays an RGBA picture on white; an RGB one is given back."""
+    """Blends an RGBA picture onto white; returns an RGB one unchanged."""
     if picture.mode == "RGB":
         return picture
     white = Image.new("RGBA", picture.size, "white")
@@ -216,7 +217,7 @@ def lay_on_white(picture: Image.Image) -> Image.Image:
 
 
 def _read_jpeg(content, name, max_pixels, least, buffer) -> np.ndarray | None:
-    """Pixels of a JPEG file in grey or three colours; None where Pillow must look."""
+    """Decodes a JPEG file in grey or three colours; None leaves the file to Pillow."""
     if not content.startswith(JPEG):
         return None
     try:
@@ -235,26 +236,26 @@ def _read_jpeg(content, name, max_pixels, least, buffer) -> np.ndarray | None:
     except PictureError:
         raise
     except ValueError:
-        # Any oddity of the file; Pillow says whether it can be read and what is wrong.
+        # The file is unusual or damaged. Pillow reads it or says what is wrong.
         return None
     return UPRIGHT[orientation](pixels) if orientation in UPRIGHT else pixels
 
 
 def _file_orientation(content: bytes) -> int | None:
-    """The Exif orientation of a file; None where Pillow cannot open it."""
+    """Returns the Exif orientation of a file, or None if Pillow cannot open it."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return _orientation(opened)
-    except Exception:  # a parser of untrusted bytes; the whole file is judged later
+    except Exception:  # parsers of untrusted bytes raise anything; Pillow reports it
         return None
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The Exif orientation, 1 to 8; 1 where there is none or it is damaged."""
+    """Returns the Exif orientation, 1 to 8; 1 if it is absent or damaged."""
     try:
         found = picture.getexif().get(ExifTags.Base.Orientation, 1)
         return int(found) if found in range(1, 9) else 1
-    except Exception:  # a parser of untrusted bytes; damaged metadata harm no pixel
+    except Exception:  # damaged metadata, which do not affect the pixels
         return 1
 
 
@@ -273,7 +274,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 
 @contextlib.contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Turns whatever a decoder raises into a PictureError."""
+    """Turns every error of a decoder into a PictureError."""
     try:
         yield
     except PictureError:
@@ -287,14 +288,14 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _to_array(picture: Image.Image, name: str) -> np.ndarray:
-    """Pixels of an opened picture, which is decoded here; see `read_picture`."""
+    """Decodes an opened picture to upright 8-bit pixels; see `read_picture`."""
     picture = take_eight_bits(turn_upright(picture), name)
     transparent = "A" in picture.getbands() or "transparency" in picture.info
     return np.asarray(picture.convert("RGBA" if transparent else "RGB"))
 
 
 def _check_array(pixels: np.ndarray, name: str) -> np.ndarray:
-    """An array of pixels with its channels, three or four."""
+    """Checks an array of pixels and gives grey pixels (H, W) three equal channels."""
     shape = pixels.shape
     known = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
     if pixels.dtype != np.uint8 or not known or 0 in shape:

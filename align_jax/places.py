@@ -1,13 +1,13 @@
-"""Places: files and folders, local ones by their paths and those in buckets by URLs.
+"""Reads and writes places: absolute paths of local files, and URLs of files in buckets.
 
-What a user types becomes a place once, by `resolve` or `local_path`; everything else
-here takes a place. A file or folder is written whole: under a temporary name that then
-becomes its own, so an interruption leaves what was there before.
+`resolve` or `local_path` turns a user's text into a place once; all other functions
+take a place. Files and folders are written under a temporary name and then renamed, so
+that an interruption leaves the earlier version intact.
 
-A URL's scheme is gs, s3, az or hf. Where TensorFlow is installed, it reads and writes
-them, and it brings gs by itself. Without TensorFlow, or with EPATH_USE_TF=0 in the
-environment, fsspec does, with the scheme's own package: gcsfs, s3fs, adlfs or
-huggingface_hub.
+The scheme of a URL is gs, s3, az or hf. If TensorFlow is installed, it reads and writes
+URLs; its support of gs needs no other package. Without TensorFlow, or with
+EPATH_USE_TF=0 in the environment, fsspec reads and writes them with the package of the
+scheme: gcsfs, s3fs, adlfs or huggingface_hub.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from align_jax.errors import InputError
 
 Place = str | os.PathLike[str]
 
-TEMPORARY = ".tmp"  # how a name ends under which something is being written
-# Packages whose errors say that storage failed.
+TEMPORARY = ".tmp"  # ending of the name of a file or folder that is being written
+# Packages whose errors mean that storage failed.
 STORAGE = (
     *("tensorflow", "fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub"),
     *("google", "azure", "botocore"),
@@ -33,14 +33,14 @@ STORAGE = (
 
 
 class MissingError(InputError):
-    """There is nothing at a place."""
+    """No file or folder exists at a place."""
 
 
 def resolve(typed: Place) -> str:
-    """Turns what a user typed into a place.
+    """Turns a path or URL that a user typed into a place.
 
     Returns:
-      A URL as it is; of a local path the absolute one, ~ being the home folder.
+      A URL unchanged; a local path as an absolute path, with ~ as the home folder.
     """
     if is_url(typed):
         return os.fspath(typed)
@@ -48,35 +48,35 @@ def resolve(typed: Place) -> str:
 
 
 def local_path(typed: Place) -> pathlib.Path:
-    """As `resolve`, for what must be on this machine; InputError for a URL."""
+    """Turns a path that a user typed into an absolute one; InputError for a URL."""
     if is_url(typed):
         raise InputError(f"{typed} is a URL; wanted a path on this machine")
     return pathlib.Path(resolve(typed))
 
 
 def is_url(place: Place) -> bool:
-    """Whether a place has a scheme, as gs://bucket/folder."""
+    """Returns whether a place has a scheme, as gs://bucket/folder."""
     return "://" in os.fspath(place)
 
 
 def exists(place: Place) -> bool:
-    """Whether there is a file or folder."""
+    """Returns whether a file or folder exists."""
     with _reading(place):
         return _open_place(place).exists()
 
 
 def is_folder(place: Place) -> bool:
-    """Whether there is a folder."""
+    """Returns whether a folder exists."""
     with _reading(place):
         return _open_place(place).is_dir()
 
 
 def is_free(folder: Place, besides: tuple[str, ...] = ()) -> bool:
-    """Whether a folder can be taken: it is not there, or empty.
+    """Returns whether a folder can be used for something new: it is absent or empty.
 
     Args:
-      folder: to look into.
-      besides: endings of the names that do not count.
+      folder: path or URL of the folder.
+      besides: endings of names that do not count as content.
     """
     if not exists(folder):
         return True
@@ -86,7 +86,7 @@ def is_free(folder: Place, besides: tuple[str, ...] = ()) -> bool:
 
 
 def list_names(folder: Place) -> list[str]:
-    """The names of all that is in a folder, in order."""
+    """Lists the names of a folder's files and folders, sorted."""
     with _reading(folder):
         if not is_url(folder):
             return sorted(os.listdir(folder))
@@ -94,7 +94,7 @@ def list_names(folder: Place) -> list[str]:
 
 
 def size(file: Place) -> int | None:
-    """A file's bytes; None where there is none."""
+    """Returns a file's size in bytes, or None if it does not exist."""
     try:
         with _reading(file):
             found: Any = _open_place(file).stat()
@@ -104,7 +104,7 @@ def size(file: Place) -> int | None:
 
 
 def modified(file: Place) -> float | None:
-    """When a file was written last, in seconds as of `time.time`; None without one."""
+    """Returns when a file was last written, in Unix seconds, or None without a file."""
     try:
         with _reading(file):
             found: Any = _open_place(file).stat()
@@ -115,19 +115,19 @@ def modified(file: Place) -> float | None:
 
 @contextlib.contextmanager
 def opening(file: Place) -> Iterator[IO[bytes]]:
-    """Opens a file to read it in parts."""
+    """Opens a file for reading in parts."""
     with _reading(file), _open_place(file).open("rb") as opened:
         yield opened
 
 
 def read_bytes(file: Place) -> bytes:
-    """Reads a file; InputError where it is missing or cannot be read."""
+    """Reads a file; raises InputError if it is missing or cannot be read."""
     with opening(file) as opened:
         return opened.read()
 
 
 def read_text(file: Place) -> str:
-    """Reads a text file; InputError where it is missing, unreadable or not UTF-8."""
+    """Reads a text file; raises InputError if it is missing, broken or not UTF-8."""
     try:
         return read_bytes(file).decode()
     except UnicodeDecodeError as error:
@@ -135,7 +135,7 @@ def read_text(file: Place) -> str:
 
 
 def read_json(file: Place) -> Any:
-    """Reads a JSON file; InputError where it is missing, unreadable or broken."""
+    """Reads a JSON file; raises InputError if it is missing, unreadable or broken."""
     try:
         return json.loads(read_bytes(file))
     except InputError:
@@ -145,7 +145,7 @@ def read_json(file: Place) -> Any:
 
 
 def read_object(file: Place) -> dict[str, Any]:
-    """Reads a JSON object as `read_json`; InputError where the file holds another."""
+    """Reads a JSON file as `read_json`; raises InputError if it holds no object."""
     found = read_json(file)
     if not isinstance(found, dict):
         raise InputError(f"{file} holds a {type(found).__name__}; wanted an object")
@@ -154,11 +154,11 @@ def read_object(file: Place) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing(place: Place) -> Iterator[str]:
-    """Gives a name to write a file or folder under, which then becomes the place.
+    """Yields a temporary path to write to, and renames it to `place` at the end.
 
-    It is beside the place, and no other process has it. What was written there is
-    removed where an error ends the writing, and the place is as it was before. A file
-    at the place is replaced, and so is an empty folder.
+    The temporary path is beside `place`, and no other process uses it. After an error
+    its content is removed and `place` is unchanged. An earlier file or an empty folder
+    at `place` is replaced.
     """
     place = os.fspath(place).rstrip("/")
     temporary = f"{place}.{secrets.token_hex(4)}{TEMPORARY}"
@@ -173,7 +173,7 @@ def replacing(place: Place) -> Iterator[str]:
 
 @contextlib.contextmanager
 def writing(place: Place) -> Iterator[None]:
-    """Says what could not be written where the storage refuses it.
+    """Turns failures to write inside the `with` statement into InputErrors.
 
     Raises:
       InputError: the disk is full, the folder read-only or the bucket out of reach.
@@ -190,45 +190,45 @@ def writing(place: Place) -> Iterator[None]:
 
 
 def write_bytes(file: Place, content: bytes) -> None:
-    """Writes a file whole."""
+    """Writes a file completely or not at all."""
     with writing(file), replacing(file) as temporary:
         with _open_place(temporary).open("wb") as opened:
             opened.write(content)
 
 
 def write_text(file: Place, text: str) -> None:
-    """Writes a text file whole."""
+    """Writes a text file completely or not at all."""
     write_bytes(file, text.encode())
 
 
 def write_json(file: Place, value: Any) -> None:
-    """Writes a JSON file whole."""
+    """Writes a JSON file completely or not at all."""
     write_text(file, json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def appending(file: Place) -> Iterator[IO[str]]:
-    """Opens a text file to write at its end; it is made where there is none."""
+    """Opens a text file for appending; creates it if it does not exist."""
     with contextlib.ExitStack() as stack:
         with writing(file):
             opened = _open_place(file).open("a", encoding="utf-8")
             opened = stack.enter_context(opened)
         try:
             yield opened
-        except GeneratorExit:  # left open, by an error that has been told
+        except GeneratorExit:  # left open after an error, which has been reported
             with contextlib.suppress(Exception):
                 stack.close()
             raise
 
 
 def make_folder(folder: Place) -> None:
-    """Makes a folder, and those above it, unless it is there."""
+    """Makes a folder and the folders above it, unless it exists."""
     with writing(folder):
         _open_place(folder).mkdir(parents=True, exist_ok=True)
 
 
 def remove(place: Place) -> None:
-    """Removes a file, a link, or a folder with all in it, if there is one."""
+    """Removes a file, a link, or a folder with its content, if it exists."""
     path: Any = _open_place(place)
     try:
         if os.path.islink(place) or not path.is_dir():
@@ -244,7 +244,7 @@ def remove(place: Place) -> None:
 
 
 def _open_place(place: Place) -> pathlib.Path:
-    """What reads and writes a place: a path, or etils' with the same methods."""
+    """Returns a pathlib path, or for a URL an etils path with the same methods."""
     if not is_url(place):
         return pathlib.Path(place)
     from etils import epath
@@ -260,7 +260,7 @@ def _open_place(place: Place) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _reading(place: Place) -> Iterator[None]:
-    """Says what could not be read where the storage refuses it."""
+    """Turns failures to read inside the `with` statement into InputErrors."""
     try:
         yield
     except FileNotFoundError as error:
@@ -273,23 +273,23 @@ def _reading(place: Place) -> Iterator[None]:
 
 
 def _is_refusal(place: Place, error: Exception) -> bool:
-    """Whether an error is of the storage, and not of this code."""
+    """Returns whether an error comes from the storage and not from this code."""
     if isinstance(error, ImportError):  # fsspec lacks the scheme's package
         return is_url(place)
-    if isinstance(error, ValueError):  # Orbax's storage, with the name of gRPC's code
+    if isinstance(error, ValueError):  # Orbax's storage; the name of a gRPC code first
         return re.match("[A-Z_]+: ", str(error)) is not None
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or package in STORAGE
 
 
 def _shown(place: Place) -> str:
-    """A place for a message: bytes that are no UTF-8 are escaped, to be printed."""
+    """Formats a place for a message; bytes that are not UTF-8 are escaped."""
     return os.fspath(place).encode("utf-8", "backslashreplace").decode()
 
 
 def _reason(error: Exception) -> str:
-    """An error's message in one line, shortened where it is long."""
+    """Formats an error's message in one line, shortened if it is long."""
     reason = " ".join(str(error).split())
     if len(reason) <= 500:
         return reason
-    return f"{reason[:100]} ... {reason[-400:]}"  # the cause stands last
+    return f"{reason[:100]} ... {reason[-400:]}"  # the cause is at the end

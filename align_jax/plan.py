@@ -1,9 +1,10 @@
-"""What a run's step needs on a slice of TPUs, told by the compiler, without the slice.
+"""Finds the memory and work of a training step on a TPU slice, without the slice.
 
     python main.py --config=configs/X.py --plan=v5e:16x16
 
-The TPU compiler (the extra `tpu`) compiles the real training step for a topology that
-this machine does not have. `--plan=here` compiles it for the devices at hand.
+The TPU compiler (pip's extra `tpu`) compiles the real training step for a topology that
+this machine does not have, and reports its needs. `--plan=here` compiles the step for
+this machine's devices.
 """
 
 import collections
@@ -42,14 +43,14 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What one device needs for a step.
+    """Memory, traffic and communication of one device in a training step.
 
     Attributes:
-      parts: bytes by what they hold; they add up to the peak.
-      traffic: bytes read and written in memory a step, as the compiler counts them.
-      collectives: kind -> (operations, bytes of their results) in the program. What
-        stands in a loop counts once, here and in the traffic.
-      seconds: that compiling took.
+      parts: bytes of memory by content ("parameters", ...); their sum is the peak.
+      traffic: bytes that a step reads from and writes to memory, as the compiler counts
+        them. The body of a loop counts once, here and in `collectives`.
+      collectives: collective, as "all-gather" -> (operations, bytes of their results).
+      seconds: duration of the compilation.
     """
 
     parts: dict[str, float]
@@ -59,24 +60,24 @@ class Needs:
 
     @property
     def peak(self) -> float:
-        """Bytes in all."""
+        """Largest number of bytes in use at a time."""
         return sum(self.parts.values())
 
 
 def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> bool:
-    """Prints what a training run needs on each device.
+    """Prints the memory and work of a training step on each device.
 
     Args:
-      fields: the literal config, see `TRAINING`.
-      target: a topology as "v3:16x32", or "here".
-      alternatives: print what other parts of the batch and other rematerialisations
-        would need, too; each is compiled for it.
+      fields: the literal config of a run in `TRAINING`.
+      target: topology such as "v3:16x32", or "here".
+      alternatives: whether to print the needs of other numbers of microbatches and
+        other rematerialisations too; the step is compiled for each of them.
 
     Returns:
-      Whether the run fits into the memory.
+      Whether the step fits into a device's memory; True if its size is not known.
 
     Raises:
-      InputError: bad fields, an unknown topology, or the compiler is missing.
+      InputError: bad fields, an unknown topology, or a missing TPU compiler.
     """
     config = read_run_config(fields)
     devices = find_devices(target)
@@ -105,14 +106,14 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     for changes, other in _alternatives(config) if alternatives else ():
         try:
             step = other.make_plan(mesh)
-        except InputError:  # the batch does not divide so
+        except InputError:  # the batch does not divide into these parts
             continue
         print(f"{changes}: {_verdict(_try(step, other), limit)}", flush=True)
     return _fits(found, limit)
 
 
 def _try(step: StepPlan, config: RunConfig) -> Needs | str:
-    """What a step needs, or the compiler's refusal."""
+    """Returns the needs of a step, or the compiler's message if memory is too small."""
     try:
         return measure(step, config)
     except jax.errors.JaxRuntimeError as error:
@@ -122,9 +123,14 @@ def _try(step: StepPlan, config: RunConfig) -> Needs | str:
 
 
 def memory_limit(device: jax.Device, here: bool) -> float | None:
-    """Bytes that a device, here or described, has for a program; None if not known."""
+    """Returns the bytes of a device's memory, or None if they are not known.
+
+    Args:
+      device: a device of this machine or of a slice.
+      here: whether the device is of this machine, so that it can be asked.
+    """
     stats = device.memory_stats() if here else None
-    if stats and "bytes_limit" in stats:  # what JAX takes of it
+    if stats and "bytes_limit" in stats:  # the part of the memory that JAX uses
         return stats["bytes_limit"]
     known = DEVICES.get(device.device_kind)
     return known.memory_gib * GIB if known else None
@@ -135,7 +141,7 @@ def _fits(found: Needs | str, limit: float | None) -> bool:
 
 
 def _verdict(found: Needs | str, limit: float | None) -> str:
-    """Says in a line whether what was found fits."""
+    """Says in one line whether the measured step fits into the memory."""
     if isinstance(found, str):
         return f"does not fit: {found}"
     needed = f"{found.peak / GIB:.2f} GiB"
@@ -146,7 +152,7 @@ def _verdict(found: Needs | str, limit: float | None) -> str:
 
 
 def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Configs with the same result and other needs, and what they change."""
+    """Yields (changed fields, config) with the same result and other needs."""
     for parts in {max(config.microbatches // 2, 1), config.microbatches * 2}:
         if parts != config.microbatches:
             other = dataclasses.replace(config, microbatches=parts)
@@ -162,19 +168,19 @@ def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 
 def measure(step: StepPlan, config: RunConfig) -> Needs:
-    """Compiles a step with norms and asks the compiler."""
+    """Compiles a step with norms and reads its needs from the compiler's analysis."""
     state = abstract_state(step)
     start = time.perf_counter()
     compiled = compile_step(step, config.batch_shapes(step.mesh), norms=True)
     seconds = time.perf_counter() - start
-    memory = cast(Any, compiled.memory_analysis())  # None from no compiler we have
+    memory = cast(Any, compiled.memory_analysis())  # never None here
     costs = cast(dict[str, float], compiled.cost_analysis())
     held: dict[str, float] = {
         "parameters": _bytes_held(state.params),
         "optimizer": _bytes_held(state.optimizer),
         "average and statistics": _bytes_held((state.average, state.batch_stats)),
     }
-    # The new state takes the old one's place, as far as they are aliased.
+    # Aliased results take no memory: the new state overwrites the old one.
     arguments = memory.argument_size_in_bytes
     held["batch"] = max(arguments - sum(held.values()), 0)
     unshared = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -189,7 +195,11 @@ def measure(step: StepPlan, config: RunConfig) -> Needs:
 
 
 def count_collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Counts a compiled program's collectives: kind -> (operations, bytes)."""
+    """Counts a compiled program's collectives: name -> (operations, bytes of results).
+
+    Args:
+      program: text of the compiled program (HLO).
+    """
     found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
     pattern = rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\("
     for results, kind, started in re.findall(pattern, program):
@@ -198,7 +208,7 @@ def count_collectives(program: str) -> dict[str, tuple[int, int]]:
             BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)
             for dtype, shape in arrays
         ]
-        # A started collective returns its operands too, before its results.
+        # An asynchronous collective returns its operands before its results.
         size = sum(sizes[len(sizes) // 2 :]) if started else sum(sizes)
         count, total = found[kind]
         found[kind] = count + 1, total + size
@@ -206,7 +216,7 @@ def count_collectives(program: str) -> dict[str, tuple[int, int]]:
 
 
 def print_needs(needs: Needs, pairs: int) -> None:
-    """Prints the table of a device that has `pairs` pairs a step."""
+    """Prints the needs of a device that holds `pairs` pairs of the batch."""
     for name, size in needs.parts.items():
         print(f"  {name:<46}{size / GIB:>8.2f} GiB")
     print(f"  {'peak':<46}{needs.peak / GIB:>8.2f} GiB")
@@ -217,7 +227,7 @@ def print_needs(needs: Needs, pairs: int) -> None:
 
 
 def _bytes_held(tree: Any) -> int:
-    """Bytes of a tree of abstract arrays on one device."""
+    """Returns the bytes of a tree of abstract arrays on one device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -225,10 +235,10 @@ def _bytes_held(tree: Any) -> int:
 
 
 def find_devices(target: str) -> list[jax.Device]:
-    """The devices of a slice that is not here, or those at hand.
+    """Returns a TPU slice's devices, described without the slice; or this machine's.
 
     Raises:
-      InputError: the slice is not known, or the TPU compiler is missing.
+      InputError: an unknown slice, or a missing TPU compiler.
     """
     if target == HERE:
         return jax.devices()
@@ -239,7 +249,7 @@ def find_devices(target: str) -> list[jax.Device]:
             topology = topologies.get_topology_desc(
                 platform="tpu", topology_name=target
             )
-    except Exception as error:  # the plugin raises anything for what it does not know
+    except Exception as error:  # the plugin raises any error for an unknown slice
         raise InputError(
             f"--plan={target}: the TPU compiler is missing (`pip install -e '.[tpu]'`)"
             " or knows no such slice; wanted one as v3:16x32, v5e:16x16, v6e:8x8, or"
@@ -250,11 +260,11 @@ def find_devices(target: str) -> list[jax.Device]:
 
 @contextlib.contextmanager
 def _compiler_only() -> Iterator[None]:
-    """Keeps the TPU library from asking for a pod's metadata and the machine's TPUs."""
+    """Keeps the TPU library from querying a pod's metadata and this machine's TPUs."""
     wanted = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside a run, or another plan
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a run or plan may hold it
     }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)

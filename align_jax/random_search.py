@@ -2,8 +2,8 @@
 
     python main.py --config=configs/vtab.py --workdir=DIR ...
 
-Every trial and every final run is a training run with a workdir of its own, so a search
-that was killed goes on with the run that it was in, and none is made twice.
+Every trial and every final run is a training run with a separate workdir. A search that
+was killed therefore continues inside the interrupted run and repeats no finished one.
 """
 
 import math
@@ -30,20 +30,21 @@ from align_jax.training.random_search_config import SearchConfig, search_executi
 from align_jax.training.run_config import run_execution
 from align_jax.training.training_runs import read_run_config
 
-DIVERGED = -math.inf  # the score of a run that left the finite numbers
+DIVERGED = -math.inf  # score of a run whose loss or temperature was not finite
 
 
 def random_search(fields: dict[str, Any], workdir: str) -> None:
     """Runs or continues a search; see `SearchConfig`.
 
-    Writes results.json: "eval/<task>/<score>" the median over the seeds, ".../std"
-    their deviation, ".../trial" the best trial; "eval/<group>/mean" the mean over the
-    seeds of the mean over the group's tasks, ".../std" its deviation.
+    Writes results.json, whose scores are taken over the seeds of the final runs.
+    "eval/<task>/<score>" is their median, ".../std" their standard deviation and
+    ".../trial" the number of the best trial. "eval/<group>/mean" and ".../std" are mean
+    and standard deviation of the mean over the group's tasks.
 
     Raises:
-      InputError: bad input, found before the first trial begins; or no trial of a task,
-        or not all of its final runs, stayed within the finite numbers.
-      Preempted: told to stop; the same command continues.
+      InputError: bad input, found before the first trial begins; or all trials of a
+        task diverged, or one of its final runs did.
+      Preempted: the search received a notice to stop; the same command continues it.
     """
     config = read_config(SearchConfig, fields)
     config.check()
@@ -51,7 +52,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     _check_data(config)
     folder.check(workdir, fields, search_execution(fields))
     multihost_utils.sync_global_devices("the search is checked")
-    # Those that run one trial each begin at once, and do not write the same file.
+    # With `only`, many commands start at once, and they must not write the same file.
     if folder.leads() and not (config.only and folder.is_claimed(workdir)):
         folder.claim(workdir, fields)
         write_provenance(workdir)
@@ -60,7 +61,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
         _run(chosen, os.path.join(workdir, config.only), config.metric)
         return
     results: dict[str, float] = {}
-    finals: dict[str, list[float]] = {}  # by task, one a seed
+    finals: dict[str, list[float]] = {}  # scores by task, one a seed
     score = config.final_metric.rpartition("/")[2]
     for task in config.tasks:
         trial, finals[task] = _choose(config, task, workdir), []
@@ -86,7 +87,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
 
 
 def _choose(config: SearchConfig, task: str, workdir: str) -> int:
-    """Runs a task's trials and returns the best one's number."""
+    """Runs a task's trials and returns the number of the best one."""
     scores = []
     for trial in range(config.trials):
         place = os.path.join(workdir, task, f"trial_{trial:02}")
@@ -101,7 +102,7 @@ def _choose(config: SearchConfig, task: str, workdir: str) -> int:
 
 
 def _check_data(config: SearchConfig) -> None:
-    """Opens what the runs will need; raises InputError where one cannot begin."""
+    """Opens all data of the runs; raises InputError if one of them cannot begin."""
     for task in config.tasks:
         for fields, metric in (
             (config.trial_fields(task, 0), config.metric),
@@ -120,19 +121,19 @@ def _check_data(config: SearchConfig) -> None:
 
 
 def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
-    """Trains, unless it was done before, and returns the score, or `DIVERGED`."""
+    """Trains, unless the run is finished; returns its score, or `DIVERGED`."""
     folder.check(workdir, fields, run_execution(fields))
     if not folder.is_finished(workdir):
         try:
             train(fields, workdir)
-        except FloatingPointError as error:  # every process sees it
+        except FloatingPointError as error:  # every process raises it
             print(f"{workdir}: {error}", flush=True)
             if folder.leads():
                 path = os.path.join(workdir, folder.RESULTS_FILE)
                 places.write_json(path, {"diverged": str(error)})
-        multihost_utils.sync_global_devices(workdir)  # the first process wrote it
-        jax.clear_caches()  # the next run is another program
-    if folder.leads():  # a checkpoint a trial would fill any disk
+        multihost_utils.sync_global_devices(workdir)  # until the first one wrote it
+        jax.clear_caches()  # the next run compiles another program
+    if folder.leads():  # the checkpoints of all trials would fill the disk
         places.remove(os.path.join(workdir, FOLDER))
     results = places.read_json(os.path.join(workdir, folder.RESULTS_FILE))
     if "diverged" in results:

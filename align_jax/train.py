@@ -1,4 +1,4 @@
-"""Training: from records to a trained model, its results and its report."""
+"""Trains a model: from records to checkpoints, results and a report."""
 
 import contextlib
 import json
@@ -39,20 +39,21 @@ from align_jax.training.run_config import RunConfig, run_execution
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
 
-COMPILING = 7200  # seconds that the processes' compilers may be apart
+COMPILING = 7200  # seconds that one process may compile longer than another
 
 
 def train(fields: dict[str, Any], workdir: str) -> None:
-    """Runs or continues the training run of a workdir, to its results and report.
+    """Starts or continues a training run, and writes its results and report.
 
     Args:
-      fields: the literal config, see `TRAINING`.
-      workdir: folder of this run alone.
+      fields: the literal config of a run in `TRAINING`.
+      workdir: path or URL of the run's folder, which nothing else may use.
 
     Raises:
-      InputError: bad input, found before anything compiles.
-      FloatingPointError: the loss left the finite numbers; names the step.
-      Preempted: the run was told to stop; its state is saved.
+      InputError: bad input; raised before anything compiles.
+      FloatingPointError: a loss or temperature is not finite; the message names the
+        step.
+      Preempted: the run received a notice to stop; its state is saved.
     """
     with Notice() as notice, contextlib.ExitStack() as stack:
         config = read_run_config(fields)
@@ -70,14 +71,14 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         config.check_data()
         _check_patterns(config)
         start, state = first_state(config, plan, tokenizer, workdir)
-        if folder.leads():  # nothing is written before all input was seen
+        if folder.leads():  # nothing is written until all input is checked
             folder.claim(workdir, fields)
             write_provenance(workdir)
 
         checkpoints = Checkpoints(
             workdir, config.checkpoint, config.identity(tokenizer)
         )
-        stack.callback(checkpoints.close)  # whatever ends the run, what it saved stays
+        stack.callback(checkpoints.close)  # finishes a save, even after an error
         own_batches = TrainBatches(
             data,
             tokenizer,
@@ -101,7 +102,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             try:
                 log.flush()
             except NonFiniteError as error:
-                # Step n is taken with the batch that the order gives at n - 1.
+                # Batches count from 0, steps from 1: step n uses batch n - 1.
                 _write_pairs(workdir, error.step, own_batches.describe(error.step - 1))
                 raise
 
@@ -120,8 +121,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         programs = {config.measures_norms(step) for step in steps}
         train_steps = compile_steps(plan, config.batch_shapes(mesh), programs)
         wait_for_all = multihost.get_barrier_sync_fn()
-        # Only the first process reads a CPU's compiled programs from the cache, and on
-        # CPUs a first collective waits for half a minute only.
+        # On CPUs a first collective waits only half a minute for the other processes,
+        # and only the first process reads its compiled programs from the cache.
         wait_for_all(key="step compiled", timeout_ms=COMPILING * 1000)
         notice.leaves_at_once = False
         pace.restart()
@@ -140,11 +141,11 @@ def train(fields: dict[str, Any], workdir: str) -> None:
                 flush()
                 try:
                     scores = evaluate(step)
-                except Preempted:  # evaluated when the run goes on
+                except Preempted:  # the run evaluates this step when it continues
                     stops = True
                 pace.restart()
             if step == config.total_steps or stops or config.saves(step):
-                flush()  # a checkpoint never runs ahead of the metrics
+                flush()  # the metrics of a checkpoint's steps are written before it
                 checkpoints.save(step, state, scores)
             if stops:
                 raise Preempted(f"told to stop; saved after step {step}")
@@ -162,20 +163,24 @@ def train(fields: dict[str, Any], workdir: str) -> None:
 
 
 def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:
-    """Writes which pairs this process gave to a step."""
+    """Writes a file that lists the pairs this process gave to a step."""
     name = f"nonfinite_step_{step}_process_{jax.process_index()}.jsonl"
     lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
     places.write_text(os.path.join(workdir, name), lines)
 
 
 def _evaluated(workdir: str, step: int) -> bool:
-    """Whether the metrics hold scores of a step."""
+    """Returns whether the metrics hold scores of a step."""
     rows = (row for row in read_metrics(workdir) if row["step"] == step)
     return any(name.startswith("eval/") for row in rows for name in row)
 
 
 def _check_patterns(config: RunConfig) -> None:
-    """Compares the optimizer's patterns with the model's parameters."""
+    """Checks the optimizer's patterns against the model's parameters.
+
+    Raises:
+      InputError: a bad pattern, or a frozen tower whose BatchNorm statistics move.
+    """
     shapes = variable_shapes(config.model)
     names = ["/".join(path[1:]) for path in shapes if path[0] == "params"]
     try:
