@@ -31,7 +31,7 @@ def check_contract(cls: type, contract: type, where: str) -> None:
 
 
 def _members(contract: type) -> list[str]:
-    """Lists a Protocol's public members, and `__init__` and `__call__` if it has them."""
+    """Lists a Protocol's public members, also `__init__` and `__call__` if defined."""
     names: dict[str, None] = {}  # an ordered set
     for base in reversed(contract.__mro__):
         if base in (object, Generic, Protocol):

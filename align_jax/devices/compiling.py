@@ -1,29 +1,35 @@
-"""Compilation of programs with the options that each platform wants."""
+"""Compiles programs with the compiler options of each platform."""
 
 from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
 
-# CPUs: no sums by YNNPACK: its kernels have every number that is the same for many
-# places written to memory for each of them, ones among them. GPUs: products as cuBLAS
-# picks them, not by timing them, which takes minutes and may pick others the next time,
-# with other last bits: a resumed run would not go on exactly (docs/performance.md).
+# On CPUs we turn YNNPACK reductions off: they materialise every broadcast operand, even
+# constants. On GPUs cuBLAS picks the algorithms of matrix products, and XLA times none:
+# timing takes minutes and may pick other algorithms at the next start, with other last
+# bits, so that a resumed run would not continue exactly (docs/performance.md).
 COMPILER_OPTIONS = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
     "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
 }
-# A program that runs once: it is compiled in half the time, to the same numbers.
+# For a program that runs once: it compiles in half the time and gives the same numbers.
 ONCE_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
 
 
 def compile_fast(
     lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping = COMPILER_OPTIONS
 ) -> jax.stages.Compiled:
-    """Compiles for a mesh with its platform's options, by default a step's."""
+    """Compiles a program with the options of the mesh's platform.
+
+    Args:
+      lowered: the program.
+      mesh: devices that the program runs on.
+      options: compiler options by platform; the default is for training steps.
+    """
     try:
         return lowered.compile(options.get(mesh.devices.flat[0].platform))
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
-        return lowered.compile()  # by a compiler that knows an option no more
+        return lowered.compile()  # this compiler lacks one of the options

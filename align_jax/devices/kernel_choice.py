@@ -15,12 +15,12 @@ PLAIN, TRITON, INTERPRET = "plain", "triton", "interpret"
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """How a model's kernels run.
+    """The implementation of a model's kernels, and the devices that run them.
 
     Attributes:
-      kind: "plain", for XLA's programs; "triton", for Pallas kernels on NVIDIA GPUs; or
-        "interpret", for the same on any device, to test them.
-      mesh: the devices that the batch is split over; None for one.
+      kind: "plain" for XLA's programs, "triton" for Pallas kernels on NVIDIA GPUs, or
+        "interpret" for the same kernels on any device, in tests.
+      mesh: devices that the batch is split over; None for one device.
     """
 
     kind: str = PLAIN
@@ -28,18 +28,19 @@ class Kernels:
 
     @property
     def devices(self) -> int:
-        """Over how many the batch is split."""
+        """Number of devices that the batch is split over."""
         return 1 if self.mesh is None else self.mesh.size
 
     def by_batch(
         self, function: Callable[[Any, Any], Any], split: Any, whole: Any = None
     ) -> Any:
-        """Calls function(split, whole) on every device's part of the batch.
+        """Calls function(split, whole) on every device with its rows of the batch.
 
         Args:
-          function: returns a tree of arrays (B, ...).
-          split: a tree of arrays (B, ...), of which a device gets its rows.
-          whole: a tree of arrays that every device gets whole.
+          function: function of two trees of arrays; its result is a tree of arrays
+            (B, ...).
+          split: tree of arrays (B, ...); a device gets its rows of each.
+          whole: tree of arrays; every device gets all of each.
         """
         if self.devices == 1:
             return function(split, whole)
@@ -49,17 +50,18 @@ class Kernels:
             mesh=self.mesh,
             in_specs=(rows, PartitionSpec()),
             out_specs=rows,
-            check_vma=False,  # a kernel's results do not say over what they vary
+            check_vma=False,  # kernels do not declare over which axes they vary
         )
         return call(split, whole)
 
 
 def choose_kernels(choice: str, mesh: Mesh) -> Kernels:
-    """The kernels of a run: Triton's where its devices have them, if `auto`.
+    """Chooses the kernels of a run.
 
     Args:
-      choice: one of `CHOICES`.
-      mesh: the devices.
+      choice: "auto" for Triton's kernels on NVIDIA GPUs from compute capability 8.0 on
+        and plain ones elsewhere, or "plain".
+      mesh: devices of the run.
     """
     device = mesh.devices.flat[0]
     capable = "NVIDIA" in device.device_kind and device.platform in ("gpu", "cuda")

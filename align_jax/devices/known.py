@@ -1,14 +1,14 @@
-"""What the devices are known for: their memory and their arithmetic."""
+"""Memory and arithmetic speed of TPUs and GPUs."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One device as JAX names it: a core on TPU v2 and v3, a chip elsewhere.
+    """One device as JAX counts them: a core on TPU v2 and v3, a chip elsewhere.
 
     Attributes:
-      memory_gib: of its own.
+      memory_gib: memory of the device, GiB.
       peak_flops: multiplications and additions a second on dense bfloat16 matrices.
     """
 
@@ -16,8 +16,8 @@ class Device:
     peak_flops: float
 
 
-# By `jax.Device.device_kind`, from Cloud TPU's pages of system architecture and
-# NVIDIA's data sheets.
+# Keyed by `jax.Device.device_kind`. The values are from Cloud TPU's pages on system
+# architecture and from NVIDIA's data sheets.
 DEVICES = {
     "TPU v2": Device(8, 22.5e12),
     "TPU v3": Device(16, 61.5e12),

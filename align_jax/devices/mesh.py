@@ -1,8 +1,9 @@
-"""The device mesh and how arrays lie on it.
+"""The device mesh and the sharding of arrays over it.
 
-Everything with a batch axis is split over all devices. The state (parameters, moments,
-moving average) is split over the `fsdp` axis by one rule, `state_sharding`, and whole
-where that axis is 1; a block's parameters are gathered where they are used.
+Arrays with a batch axis are split over all devices. The state (parameters, moments,
+moving average) is split over the `fsdp` axis by one rule, `state_sharding`; if that
+axis is 1, every device holds all of it. A block's parameters are gathered where they
+are used.
 """
 
 import collections
@@ -21,21 +22,21 @@ from align_jax.errors import InputError
 FSDP_AXIS = "fsdp"
 BATCH_AXES = ("data", FSDP_AXIS)  # the batch is split over both
 
-SMALL = 2**14  # numbers; a smaller array is kept whole, its gathering would cost more
+SMALL = 2**14  # elements; smaller arrays are not split, gathering them would cost more
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of devices / fsdp times fsdp.
+    """Makes a mesh of shape (devices / fsdp, fsdp).
 
     The axis types are Auto: under Explicit axes, `jax.make_mesh`'s default, Linen's
     Embed and Dropout raise.
 
     Args:
-      fsdp: devices that hold one state together.
-      devices: by default all there are.
+      fsdp: number of devices that one copy of the state is split over.
+      devices: devices of the mesh; None for all.
 
     Raises:
-      InputError: the devices do not divide.
+      InputError: the number of devices is not a multiple of `fsdp`.
     """
     count = len(devices or jax.devices())
     if fsdp < 1 or count % fsdp:
@@ -47,20 +48,21 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_split(mesh: Mesh) -> NamedSharding:
-    """The first axis is split over all devices."""
+    """Returns the sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def state_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """How an array of the state lies: its largest axis that divides is split.
+    """Returns the sharding of an array of the state.
 
-    The optimizer's moments and the moving average have their parameters' shapes, so
-    they lie as these do.
+    Its largest axis that divides by `fsdp` is split; an array without one, or a small
+    array, is not split. The optimizer's moments and the moving average have the shapes
+    of their parameters and therefore the same sharding.
     """
     parts = mesh.shape[FSDP_AXIS]
     fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
@@ -72,20 +74,20 @@ def state_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a model's arrays lie while its parameters are split over `fsdp`.
+    """Prescribes a model's shardings while its parameters are split over `fsdp`.
 
-    Left alone, the partitioner splits activations as parameters are split, and on the
+    Without it, the partitioner splits activations as it splits parameters. On the
     paper's model that took three times the memory of no splitting at all.
     """
 
     mesh: Mesh
 
     def gather(self, params: Any) -> Any:
-        """Whole parameters; their gradients are summed into parts, never whole."""
+        """Gathers whole parameters; their gradients are summed in split form only."""
         return jax.tree.map(partial(_gather, mesh=self.mesh), params)
 
     def split(self, x: jax.Array) -> jax.Array:
-        """Activations (B, ...) split by the batch."""
+        """Splits activations (B, ...) by the batch."""
         return lax.with_sharding_constraint(x, batch_split(self.mesh))
 
 
@@ -103,12 +105,12 @@ def _gather(x: jax.Array, mesh: Mesh) -> jax.Array:
 
 
 def place_array(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process has on the devices."""
+    """Puts an array that every process holds on the devices, with a sharding."""
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def global_batch(batch: dict, mesh: Mesh) -> dict:
-    """Joins each process's rows of a batch (dict of numpy arrays) to global arrays."""
+    """Joins every process's rows of a batch (dict of numpy arrays) to global arrays."""
     sharding = batch_split(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
@@ -119,10 +121,10 @@ def global_batch(batch: dict, mesh: Mesh) -> dict:
 def global_batches(
     batches: Iterator[dict], mesh: Mesh, ahead: int = 1
 ) -> Iterator[dict]:
-    """Joins batches while the devices are at work on the ones before.
+    """Yields global batches, copied to the devices while these use the one before.
 
-    The copy of a batch to the devices begins `ahead` batches before it is needed, so
-    that `ahead` + 1 of them lie there at a time.
+    The copy of a batch begins `ahead` batches before the batch is used, so the devices
+    hold `ahead` + 1 batches at a time.
     """
     waiting: collections.deque[dict] = collections.deque()
     for batch in batches:

@@ -1,4 +1,4 @@
-"""What a process needs before it computes: quiet logs, devices, compilation cache."""
+"""Prepares a process before it computes: quiet logs, devices, compilation cache."""
 
 import ctypes
 import functools
@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 
-# Of glibc's mallopt.
+# Names of parameters of glibc's mallopt.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
@@ -18,20 +18,21 @@ def start(distributed: bool = False) -> None:
     are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/align_jax.
 
     Args:
-      distributed: join the run's other processes. JAX finds them on TPU pods, under
-        Slurm, Open MPI and Kubernetes; elsewhere JAX_COORDINATOR_ADDRESS (host:port of
-        the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where they are.
+      distributed: whether to join the run's other processes. JAX finds them on TPU
+        pods and under Slurm, Open MPI and Kubernetes. Elsewhere the environment must
+        give JAX_COORDINATOR_ADDRESS (host:port of the first process),
+        JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      InputError: there are none, or they do not answer.
+      InputError: the other processes cannot be found, or do not answer.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
-    # What fails while a checkpoint is written is raised too; Orbax logs it many times,
-    # itself and by tasks that it leaves to asyncio.
+    # Orbax logs a failed write of a checkpoint many times, also through tasks that it
+    # leaves to asyncio. The failure is raised too, so these logs are dropped.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(
         lambda record: "orbax" not in record.getMessage()
@@ -45,13 +46,13 @@ def start(distributed: bool = False) -> None:
 
 
 def reuse_memory() -> None:
-    """Has memory used again where JAX computes on one CPU device; call before it does.
+    """Keeps freed memory for reuse if JAX runs on one CPU device; call before it runs.
 
-    XLA allocates all temporaries of a step at once. By default glibc maps them anew
-    each time, which costs a page fault for every 4 KiB, a fourth of a small step. The
-    main thread's memory can be kept instead, so programs run in the thread that calls
-    them. Those of several devices run in other threads all the same: they and other C
-    libraries stay as they are.
+    XLA allocates all temporaries of a step at once. By default glibc maps new memory
+    for them each time, which costs a page fault for every 4 KiB, a fourth of a small
+    step. glibc can keep the main thread's memory instead, so programs are made to run
+    in the thread that calls them. Programs for several devices always run in other
+    threads; for them, and with other C libraries, nothing changes.
     """
     import jax
 
@@ -63,13 +64,14 @@ def reuse_memory() -> None:
     if jax.default_backend() == "cpu":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
+        mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
 
 
 def _show_unraisable(show, unraisable) -> None:
-    """Shows what no code can catch, but for writes that end after one has failed.
+    """Shows an error that no code can catch, unless it follows a failed write.
 
-    TensorStore's threads then tell an event loop that Orbax has closed.
+    After a failed write, other writes of TensorStore's threads end, and they report to
+    an event loop that Orbax has closed.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         show(unraisable)

@@ -1,1 +1,1 @@
-"""From records on disk to batches."""
+"""The input pipeline: from records on disk to batches."""

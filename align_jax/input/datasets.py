@@ -1,4 +1,4 @@
-"""Datasets of training: which part of them is used, and how a record is read."""
+"""Opens training datasets: the part of them that is used, and a parser of records."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,17 +20,17 @@ class DatasetConfig:
     """One dataset of training.
 
     Attributes:
-      directory: path or URL of a folder in TFDS's layout; or of the folder of its
-        versions, of which the newest is taken.
-      split: split of the dataset.
+      directory: path or URL of a folder in TFDS's layout, or of a folder that holds its
+        versions; the newest one is used.
+      split: name of the dataset's split.
       image_feature: name of the encoded picture in a record.
-      text_feature: name of the text, or of a list of texts of which each visit of the
-        record takes one; "captions/text" is the field `text` of a list `captions`.
-      label_feature: name of a class number that takes the text's place; "" for none.
-      fraction: part of the records that is used, the first ones of the files. Records
-        lie in a random order, so they are a random sample, and smaller ones are parts
-        of larger ones.
-      max_pairs: most records that are used, the first ones too; 0 for all.
+      text_feature: name of the text, or of a list of texts; each visit of a record uses
+        one of them. "captions/text" is the field `text` of a list `captions`.
+      label_feature: name of a class number that replaces the text; "" for none.
+      fraction: fraction of the records that is used, the first ones of the files. The
+        files are in random order, so these are a random sample, and a smaller sample is
+        part of a larger one.
+      max_pairs: largest number of records that is used, the first ones; 0 for all.
     """
 
     directory: str
@@ -53,9 +53,9 @@ class Dataset:
     """The part of a dataset that is used.
 
     Attributes:
-      shards: files in order, none without records.
-      parse: a function of a serialized record, () bytes: the picture's file, () bytes,
-        and its text, () bytes, or texts, (texts,) bytes, or label, () int64.
+      shards: files in order, each with one record or more.
+      parse: function from a serialized record () bytes to the picture's file () bytes
+        and its text () bytes, texts (texts,) bytes or label () int64.
     """
 
     shards: list[Shard]
@@ -66,8 +66,8 @@ def open_dataset(config: DatasetConfig) -> Dataset:
     """Opens the part of a dataset that is used.
 
     Raises:
-      InputError: as `open_shards`, there are no records, or they have no such features
-        or ones of another type.
+      InputError: an error of `open_shards`, no records to use, or a feature that is
+        missing or of another type.
     """
     directory = newest_version(config.directory)
     builder = open_builder(directory, config.split)
@@ -91,7 +91,7 @@ def open_dataset(config: DatasetConfig) -> Dataset:
 
 
 def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
-    """Makes `Dataset.parse`, or raises InputError for features that do not fit."""
+    """Makes `Dataset.parse`; raises InputError for missing or unfit features."""
     known = features.tf_example_spec
     target = config.label_feature or config.text_feature
     target_type, description = tf.string, "a text or a list of texts"
@@ -127,7 +127,7 @@ def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
 
 
 def count_labels(config: DatasetConfig) -> int | None:
-    """Classes that a dataset's labels are of; None where it does not say."""
+    """Returns the number of classes of a dataset's labels, or None if not stated."""
     directory = newest_version(config.directory)
     feature = open_builder(directory, config.split).info.features
     for name in config.label_feature.split("/"):

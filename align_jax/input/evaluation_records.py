@@ -1,4 +1,4 @@
-"""Records of evaluation: whole splits in the order of their files."""
+"""Reads records for evaluation: whole splits in the order of their files."""
 
 import array
 import itertools
@@ -18,16 +18,17 @@ def evaluation_records(
     """Reads a whole evaluation split in the order of its files.
 
     Args:
-      directory: dataset in TFDS's layout, or the folder of its versions.
-      split: of the dataset.
-      wanted: features that its records must have.
+      directory: path or URL of a dataset in TFDS's layout, or of the folder of its
+        versions.
+      split: name of the split, or an expression of TFDS such as "train[:90%]".
+      wanted: feature names that the records must have.
 
     Returns:
-      One dict a record, as the dataset's features describe it, but with the picture
-      left encoded (bytes).
+      One dict a record, as the dataset's features describe it, but with pictures left
+      encoded (bytes).
 
     Raises:
-      InputError: there is no such dataset, split or feature, or it is empty.
+      InputError: the dataset, the split or a feature is missing, or the split is empty.
     """
     return list(stream_records(directory, split, wanted))
 
@@ -35,31 +36,29 @@ def evaluation_records(
 def stream_records(
     directory: str, split: str, wanted: Sequence[str] = ()
 ) -> Iterator[dict]:
-    """Yields what `evaluation_records` lists, one at a time."""
+    """Yields the records of `evaluation_records` one at a time."""
     return _stream(_open_evaluation(directory, split, wanted), split)
 
 
 def evaluation_size(directory: str, split: str, wanted: Sequence[str] = ()) -> int:
-    """How many records `stream_records` yields; raises the same errors."""
+    """Returns the number of records of a split; raises as `stream_records` does."""
     builder = _open_evaluation(directory, split, wanted)
     return builder.info.splits[split].num_examples
 
 
 def label_names(directory: str, split: str, feature: str = "label") -> tuple[str, ...]:
-    """Names of a dataset's classes; none where it has no such feature, or no names."""
+    """Returns the names of a dataset's classes, or () if it has no feature or names."""
     features = _open_evaluation(directory, split, ()).info.features
     label = features[feature] if feature in features else None
     return tuple(getattr(label, "names", None) or ())
 
 
 class LabelledPictures:
-    """Encoded pictures and their labels, read again each time they are iterated over.
-
-    A split may be one of TFDS's expressions, such as "train[:90%]".
+    """Encoded pictures and their labels, read from the files in every iteration.
 
     Attributes:
-      count: of the split's records.
-      names: of the labels; None where the dataset has none.
+      count: number of the split's records, with those that have no label.
+      names: label names; None if the dataset has none.
     """
 
     def __init__(
@@ -73,20 +72,23 @@ class LabelledPictures:
         """Opens the split.
 
         Args:
-          directory: dataset in TFDS's layout, or the folder of its versions.
-          split: of the dataset.
+          directory: path or URL of a dataset in TFDS's layout, or of the folder of its
+            versions.
+          split: name of the split, or an expression of TFDS such as "train[:90%]".
           image_feature: name of the encoded picture in a record.
-          label_feature: name of the label, a whole number; -1 leaves a record out.
-          expected: records that the split must have; 0 for any number.
+          label_feature: name of the label, a whole number. A record with a negative
+            label is left out.
+          expected: number of records that the split must have; 0 for any number.
 
         Raises:
-          InputError: there is no such dataset, split or feature, or another count.
+          InputError: the dataset, the split or a feature is missing, or the number of
+            records is not the expected one.
         """
         wanted = (image_feature, label_feature)
         self._builder = _open_evaluation(directory, split, wanted)
         self._directory, self._split = directory, split
         self._image, self._label = wanted
-        self._places = array.array("q")  # in the split, of those that were given
+        self._places = array.array("q")  # indices in the split of the yielded pictures
         self.count = self._builder.info.splits[split].num_examples
         if expected not in (0, self.count):
             raise InputError(
@@ -104,10 +106,10 @@ class LabelledPictures:
                 yield record[self._image], int(record[self._label])
 
     def collect(self, labels: list[int]) -> Iterator[bytes]:
-        """The pictures alone; each one's label is added to `labels` on the way.
+        """Yields the pictures alone and appends the label of each to `labels`.
 
         Raises:
-          InputError: there are none.
+          InputError: the split has no labelled picture.
         """
         for picture, label in self:
             labels.append(label)
@@ -118,13 +120,13 @@ class LabelledPictures:
             )
 
     def some(self, indices: Iterable[int]) -> dict[int, bytes]:
-        """Pictures that the newest iteration gave, by their places in it."""
+        """Reads pictures again by their indices in the newest iteration."""
         order = sorted({*map(int, indices)})
         places = [self._places[index] for index in order]
         return dict(zip(order, self.pictures(places), strict=True))
 
     def pictures(self, places: Sequence[int]) -> Iterator[bytes]:
-        """The pictures of some of the split's records, by their places, ascending."""
+        """Yields the pictures of records by their indices in the split, ascending."""
         start, passed = places[0], 0
         dataset = _open_stream(self._builder, self._split).skip(start)
         records = dataset.take(places[-1] + 1 - start).as_numpy_iterator()
@@ -134,7 +136,7 @@ class LabelledPictures:
             yield record[self._image]
 
     def labels(self) -> np.ndarray:
-        """Labels of all records (count,), -1 where there is none."""
+        """Returns the labels of all records, (count,) int64; -1 stands for no label."""
         wanted = tfds.decode.PartialDecoding({self._label: True})
         dataset = self._builder.as_dataset(
             split=self._split, decoders=wanted, shuffle_files=False
@@ -146,9 +148,9 @@ class LabelledPictures:
 def _open_evaluation(
     directory: str, split: str, wanted: Sequence[str]
 ) -> tfds.core.DatasetBuilder:
-    """Opens a split's newest version, checked as `evaluation_records` says."""
+    """Opens a split of the newest version; raises as `evaluation_records` does."""
     directory = newest_version(directory)
-    for part in split.split("+"):  # as "train[:90%]+validation"
+    for part in split.split("+"):  # for example "train[:90%]+validation"
         open_shards(directory, part.split("[")[0].strip())
     builder = tfds.builder_from_directory(directory)
     try:
@@ -168,12 +170,12 @@ def _open_evaluation(
 
 
 def _stream(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
-    """A split's records with their pictures left encoded, in the order of the files."""
+    """Yields a split's records in the order of the files, with encoded pictures."""
     return iter(_open_stream(builder, split).as_numpy_iterator())
 
 
 def _open_stream(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
-    """What `_stream` gives, as TensorFlow's."""
+    """Returns the records of `_stream` as a dataset of TensorFlow."""
     pictures_encoded = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()

@@ -1,8 +1,8 @@
-"""Batches of encoded pictures to batches of pixels, on all processors.
+"""Turns batches of encoded pictures into batches of pixels, on all processors.
 
 Python threads fill one array a batch. Decoding and resizing run without the interpreter
 lock, which a picture needs for tens of microseconds only, so one process keeps dozens
-of processors busy. What is computed does not depend on the number of threads.
+of processors busy. The result does not depend on the number of threads.
 """
 
 import collections
@@ -18,8 +18,8 @@ from align_jax.input.scratch import Scratch, Spares
 
 Rest = TypeVar("Rest")
 
-AHEAD = 2  # batches that are computed while one is used
-TASK = 4  # pictures that a thread takes at a time
+AHEAD = 2  # batches that are computed while the caller uses one
+TASK = 4  # pictures in one task of a thread
 
 
 def augment_batches(
@@ -31,14 +31,14 @@ def augment_batches(
     """Runs `train_image` on every picture of every batch, some batches ahead.
 
     Args:
-      batches: of encoded pictures (B,), keys (B, 2) and anything that goes with them.
+      batches: batches of encoded pictures (B,), keys (B, 2) and any further data.
       config: sizes and augmentations.
-      threads: processors to use, by default all that this process may use.
-      ahead: batches that are computed while the caller uses one.
+      threads: number of threads; by default one a processor of this process.
+      ahead: number of batches that are computed while the caller uses one.
 
     Yields:
-      In the same order: images (B, image_size, image_size, 3) uint8, a reason for each
-      (B,) that is "" where the picture is good, and what came with the batch.
+      In the same order: images (B, image_size, image_size, 3) uint8, reasons (B,) why a
+      picture is bad ("" for a good one), and the further data of the batch.
     """
     threads = threads or _processors()
     spares, scratch = Spares(), Scratch()
@@ -59,14 +59,14 @@ def augment_batches(
 
 
 def _processors() -> int:
-    """Processors this process may use, where the system tells; else all there are."""
+    """Returns the number of processors this process may use, or of all if unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _start(pool, encoded, keys, config, images, scratch) -> list[Future]:
-    """Begins a batch; the images are complete when all the futures are."""
+    """Starts a batch; `images` is complete when all returned futures are done."""
 
     def fill(first: int) -> list[str]:
         reasons = []

@@ -1,8 +1,8 @@
-"""Training batches that are a function of (seed, step), whatever the hosts and workers.
+"""Yields training batches that depend on (seed, step), not on hosts and workers.
 
 tf.data reads records in the order of `align_jax.input.record_order` and tokenizes
-texts; threads decode and augment the pictures, some batches ahead. A host reads its
-share of the streams. Nothing needs to be saved to resume.
+texts. Threads decode and augment the pictures, some batches ahead. Each host reads its
+share of the streams. Resuming needs no saved state of the input.
 """
 
 import collections
@@ -22,20 +22,20 @@ from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import TrainingData
 
 GREY = 127
-FEW_PAIRS = 1000  # the share of replaced pairs is taken of at least so many
+FEW_PAIRS = 1000  # smallest number that the share of replaced pairs is taken of
 
 
 class TrainBatches(Iterator):
-    """This host's rows of every global batch from a step on, without end.
+    """An endless iterator over this host's rows of the global batches.
 
-    A batch is images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L) int32, or
-    labels (B / hosts,) int32 where the datasets have them. A pair that cannot be
-    decoded, or has no text, is replaced by the next good one of its stream in the
-    batch; where there is none, its picture is grey.
+    A batch is a dict of images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L)
+    int32, or labels (B / hosts,) int32 if the datasets have labels. A pair that cannot
+    be decoded, or has no text or label, is replaced by the next good pair of its stream
+    in the batch. If there is none, its picture is grey.
 
     Attributes:
-      pairs: of this host so far.
-      replaced: how many of them were replaced, by reason.
+      pairs: number of pairs of this host so far.
+      replaced: number of replaced pairs by reason.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class TrainBatches(Iterator):
         """Begins to read.
 
         Args:
-          data: from `open_training` with the same process count.
-          tokenizer: of the text tower; None for labels.
-          seed: of order and augmentation.
-          start_step: first step to give.
-          process_index: this host among `process_count`.
-          process_count: hosts; divides the streams.
+          data: result of `open_training` with the same process count.
+          tokenizer: tokenizer of the text tower; None for labels.
+          seed: seed of the order and of augmentation.
+          start_step: number of the first batch, counted from 0.
+          process_index: index of this host, 0 to `process_count` - 1.
+          process_count: number of hosts, which divides the number of streams.
         """
         config = data.config
         per_host = config.streams // process_count
@@ -76,15 +76,15 @@ class TrainBatches(Iterator):
         self.replaced: collections.Counter[str] = collections.Counter()
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          InputError: more pairs than `max_replaced` allows cannot be decoded.
+          InputError: the share of replaced pairs is above `max_replaced`.
         """
         images, reasons, records = next(self._batches)
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
-        targets = records["target"].astype(np.int32)  # a copy, which may be written
+        targets = records["target"].astype(np.int32)  # a writable copy
         if self._data.labelled:
             for row in map(int, np.flatnonzero(targets < 0)):
                 reasons[row] = reasons[row] or "no label"
@@ -95,11 +95,14 @@ class TrainBatches(Iterator):
         return {"images": images, name: targets}
 
     def describe(self, step: int) -> list[dict]:
-        """Reads which pairs this host has at a step: the order needs no other state.
+        """Reads the pairs of one batch again, to say where each is from.
+
+        Args:
+          step: number of the batch, counted from 0.
 
         Returns:
-          For each row its dataset, shard, the SHA-256 of its picture's file and its
-          tokens or label.
+          For each of this host's rows its dataset, its shard, the SHA-256 of its
+          picture's file, and its tokens or label.
         """
         data = self._data
         records = read_records(data, self._seed, self._streams, step, self._tokenizer)
@@ -117,17 +120,17 @@ class TrainBatches(Iterator):
         ]
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         self._batches.close()
 
     def _keys(self, seed: int, step: int) -> np.ndarray:
-        """A key (2,) for each of this host's rows: seed and step, and its place."""
+        """Returns keys (rows, 2): seed and step, and the row in the global batch."""
         draws = self._data.draws_a_step
         rows = np.arange(draws * self._streams.start, draws * self._streams.stop)
         return np.stack([np.full(len(rows), seed * 2**32 + step), rows], 1)
 
     def _replace(self, records, images, targets, reasons) -> None:
-        """Fills the rows that have a reason, and counts them."""
+        """Replaces the pairs that have a reason, and counts them."""
         draws = self._data.draws_a_step
         for row in [row for row, reason in enumerate(reasons) if reason]:
             stream = row // draws * draws
@@ -161,12 +164,12 @@ def read_records(
     start_step: int,
     tokenizer: Tokenizer | None,
 ) -> tf.data.Dataset:
-    """Records of some streams, a batch a step.
+    """Reads the records of some streams, one batch a step.
 
     Returns:
-      A dataset of image (rows,) encoded, target (rows, L) int32 tokens or (rows,) int64
-      labels, texts (rows,) the number of texts (or labels) to choose from, dataset and
-      shard (rows,) int64, without end.
+      An endless dataset of batches: image (rows,) encoded pictures; target (rows, L)
+      int32 tokens or (rows,) int64 labels; texts (rows,) numbers of texts (or labels)
+      of the records; dataset and shard (rows,) int64 indices.
     """
     start, draws = start_step * data.draws_a_step, data.draws_a_step
     parts, taken = [], {s: data.mixture.drawn(seed, s, start) for s in streams}
@@ -177,7 +180,7 @@ def read_records(
         ]
 
     def choices() -> Iterator[np.ndarray]:
-        """Which part each row of a step is from, (rows,)."""
+        """Yields the index of the part that each row of a step is from, (rows,)."""
         datasets = [data.mixture.draws(seed, stream, start) for stream in streams]
         while True:
             yield np.array(
@@ -189,7 +192,7 @@ def read_records(
             )
 
     rows = draws * len(streams)
-    if len(data.datasets) == 1:  # the same without asking Python
+    if len(data.datasets) == 1:  # the same without calls to Python
         order = tf.data.Dataset.from_tensors(np.repeat(np.arange(len(streams)), draws))
         order = order.repeat()
     else:
@@ -208,7 +211,7 @@ def read_records(
 def _stream(
     data: TrainingData, index: int, seed: int, stream: int, taken: int
 ) -> tf.data.Dataset:
-    """Records of one dataset in one stream after its first `taken`, without end."""
+    """Returns the endless records of a dataset in a stream after the first `taken`."""
     config, shards = data.config, data.datasets[index].shards
     number = zlib.crc32([*config.datasets][index].encode())
     lengths = [shard.records for shard in shards]
@@ -245,7 +248,7 @@ def _stream(
         record, place = content
         image, target = data.datasets[index].parse(record)
         count = tf.size(target)
-        if target.shape.rank:  # several, of which this visit takes one
+        if target.shape.rank:  # several texts; this visit uses one
             key = tf.stack([seed * 2**32 + number, stream * 2**40 + draw])
             chosen = tf.random.stateless_uniform(
                 (), key, 0, tf.maximum(count, 1), tf.int32

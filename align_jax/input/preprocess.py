@@ -1,9 +1,9 @@
-"""Image preprocessing, one specification for training, evaluation and export.
+"""Preprocesses pictures by one specification for training, evaluation and export.
 
 The paper (arXiv 2102.05918, section 5) resizes to 346 x 346 without keeping the aspect
 ratio, crops 289 x 289 at random in training and from the centre in evaluation, and
-flips at random in training. Pictures stay whole levels, uint8, until the model scales
-them to [-1, 1]. Only the pixels of the crop are computed.
+flips at random in training. Pixels stay uint8 until the model scales them to [-1, 1].
+Only the pixels of the crop are computed.
 """
 
 import dataclasses
@@ -21,34 +21,39 @@ RESAMPLINGS = ("pil", "tf")
 CROPS = ("random", "inception")
 DECODINGS = ("fast", "exact")
 
-# An inception crop's width / height, and how often one is tried; arXiv 1409.4842.
+# Limits of an inception crop's width / height, and the number of attempts to draw one;
+# arXiv 1409.4842.
 LEAST_ASPECT, MOST_ASPECT = 3 / 4, 4 / 3
 ATTEMPTS = 10
 
-# Which of a key's numbers decides what, so that no choice moves another.
+# Indices of a key's random numbers, fixed for each choice, so that switching one choice
+# on or off does not change another.
 CROP, FLIP, BACKGROUND, COLOUR, SHAPE = 0, 2, 3, 6, 9
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessConfig:
-    """Sizes and augmentations.
+    """Sizes and augmentations of pictures.
 
     Attributes:
       resize: side of the squashed picture before the crop, pixels (paper: 346).
       image_size: side of the crop, pixels (paper: 289).
       resampling: "pil" (antialiased, rounded as Pillow does) or "tf" (bilinear without
-        antialiasing, what the open model was trained with).
-      decode: of training, "fast" (JPEG files at least twice as large as needed are
-        decoded at 1/2, 1/4 or 1/8, where `resampling` is "pil") or "exact".
-      crop: of training, "random" (a window of the squashed picture) or "inception" (a
-        window of the whole picture of random area and shape; arXiv 1409.4842).
-      crop_area: smallest part of the picture that an inception crop may show.
-      flip: mirror half of the training pictures.
-      random_background: lay transparent training pictures over a random colour
-        instead of white.
-      colour_jitter: brightness, contrast and saturation of training pictures change by
-        up to this part.
-      max_pixels: larger pictures are refused before they are decoded.
+        antialiasing, as in the training of the open model).
+      decode: decoding in training. "fast" decodes JPEG files that are at least twice as
+        large as needed at 1/2, 1/4 or 1/8 of their size, if `resampling` is "pil";
+        "exact" does not.
+      crop: crop in training. "random" takes a window of the squashed picture,
+        "inception" a window of random area and shape of the whole picture
+        (arXiv 1409.4842).
+      crop_area: smallest fraction of the picture that an inception crop may show.
+      flip: whether to mirror half of the training pictures.
+      random_background: whether to lay transparent training pictures over a random
+        colour instead of white.
+      colour_jitter: largest relative change of brightness, contrast and saturation in
+        training.
+      max_pixels: largest number of pixels; a larger picture is refused before it is
+        decoded.
     """
 
     resize: int = 346
@@ -89,18 +94,18 @@ def train_image(
     out: np.ndarray | None = None,
     scratch: Scratch | None = None,
 ) -> tuple[np.ndarray, str]:
-    """Decodes and augments one picture; a bad one gives black and a reason.
+    """Decodes and augments one picture; a bad one gives black pixels and a reason.
 
     Args:
       encoded: bytes of a picture file.
-      key: the result is a pure function of it and the picture.
+      key: seed of all random choices; the result depends on it and the picture alone.
       config: sizes and augmentations.
-      out: array that the result is written to, by default a new one.
-      scratch: memory that is used meanwhile.
+      out: array for the result; None for a new one.
+      scratch: memory for intermediate results; None for new memory.
 
     Returns:
-      uint8 (image_size, image_size, 3), and "" or why the picture cannot be used, see
-      `PictureError.reason`.
+      uint8 (image_size, image_size, 3), and the reason why the picture cannot be used
+      ("" if it can), see `PictureError.reason`.
     """
     if out is None:
         out = np.empty((config.image_size, config.image_size, 3), np.uint8)
@@ -112,14 +117,14 @@ def train_image(
     except MemoryError:
         raise
     except Exception:
-        # Decoders of untrusted bytes fail in any way (struct.error, KeyError, ...).
+        # Decoders of untrusted bytes raise anything (struct.error, KeyError, ...).
         reason = "broken"
     out[:] = 0
     return out, reason
 
 
 def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """Squashes a picture and takes the centre.
+    """Squashes a picture and crops its centre.
 
     Args:
       pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
@@ -138,7 +143,12 @@ def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray
 
 
 def lay_over(pixels: np.ndarray, background: tuple[float, ...]) -> np.ndarray:
-    """Lays uint8 (H, W, 3 or 4) over a colour (3,), 0 to 255; uint8 (H, W, 3)."""
+    """Lays pixels over a background and returns uint8 (H, W, 3).
+
+    Args:
+      pixels: uint8 (H, W, 3) or (H, W, 4) with alpha.
+      background: colour (3,) in [0, 255].
+    """
     if pixels.shape[2] == 3:
         return pixels
     alpha = pixels[..., 3:] / np.float32(255.0)
@@ -147,14 +157,15 @@ def lay_over(pixels: np.ndarray, background: tuple[float, ...]) -> np.ndarray:
     return np.rint(mixed).astype(np.uint8)
 
 
-GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64 - 1  # of SplitMix64
+GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64 - 1  # constants of SplitMix64
 
 
 def uniform(key: tuple[int, int], index: int) -> float:
-    """The number `index` of a key, in [0, 1).
+    """Returns random number `index` of a key, in [0, 1).
 
-    SplitMix64 (Steele et al., Fast splittable pseudorandom number generators, 2014)
-    with the key's first half as its seed after mixing and the second as its place.
+    The generator is SplitMix64 (Steele et al., Fast splittable pseudorandom number
+    generators, 2014). The mixed first half of the key seeds one sequence, in which the
+    second half is a position. The output there seeds the sequence of the key's numbers.
     """
     state = _mix(_mix(int(key[0]) + GOLDEN) + int(key[1]) * GOLDEN)
     return (_mix(state + (index + 1) * GOLDEN) >> 11) * 2.0**-53
@@ -168,7 +179,7 @@ def _mix(x: int) -> int:
 
 
 def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
-    """What `train_image` does with a good picture."""
+    """Writes an augmented picture to `out`; raises PictureError for a bad one."""
     background: tuple[float, ...] = WHITE
     if config.random_background:
         background = tuple(255.0 * uniform(key, BACKGROUND + i) for i in range(3))
@@ -205,20 +216,21 @@ def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
 
 
 def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:
-    """Size below which a picture must not be decoded; None for the exact size."""
+    """Returns the smallest size to decode a picture at, or None for its exact size."""
     if config.decode == "exact" or config.resampling == "tf":
-        return None  # what would not be filtered must not be filtered by the decoder
+        return None  # the decoder would filter, which "tf" resampling does not
     side: float = config.resize
-    if config.crop == "inception":  # the smallest window is enlarged by no more
+    if config.crop == "inception":  # the smallest window must still have all its pixels
         smallest = math.sqrt(config.crop_area * LEAST_ASPECT)
         side = min(config.image_size / max(smallest, 1e-3), 2**16)
     return math.ceil(side), math.ceil(side)
 
 
 def _inception_window(height: int, width: int, key, least: float) -> tuple:
-    """Top, left, height and width of a window of random area and shape, in pixels.
+    """Returns top, left, height and width of a window of random area and shape.
 
-    Fractions of a pixel count, so that it is the same at any scale of decoding.
+    They are in pixels, but not rounded, so that the window is the same at any scale of
+    decoding.
     """
     for attempt in range(ATTEMPTS):
         aspect = uniform(key, SHAPE + 2 * attempt)
@@ -236,7 +248,7 @@ def _inception_window(height: int, width: int, key, least: float) -> tuple:
 
 
 def _jitter(image: np.ndarray, key, most: float) -> np.ndarray:
-    """Scales saturation, contrast and brightness of (H, W, 3), each by 1 +- most."""
+    """Scales saturation, contrast and brightness, each by a factor in 1 +- `most`."""
     saturation, contrast, brightness = (
         np.float32(1.0 - most + 2.0 * most * uniform(key, COLOUR + i)) for i in range(3)
     )

@@ -1,13 +1,14 @@
-"""Which record stands at each place of training: a pure function of (seed, place).
+"""Assigns a record to each position of training, as a pure function of the seed.
 
-A dataset of N records is an endless sequence: epoch after epoch, each with all shards
-in a new order. Its places are dealt to S streams, place g to stream g mod S, and a
-batch of B takes the next B / S places of every stream. So step s holds places s B to (s
-+ 1) B - 1, and places e N to (e + 1) N - 1 are epoch e: each record once. Within an
-epoch a stream's records lie side by side, so it reads few shards. Several datasets take
-turns in a stream by their weights; each goes on with its own sequence.
+A dataset of N records is read as an endless sequence of epochs, each with the shards in
+a new order. The sequence's positions are dealt to S streams, position g to stream
+g mod S, and a batch of B takes the next B / S positions of every stream. So step s
+holds positions s B to (s + 1) B - 1, and positions e N to (e + 1) N - 1 are epoch e,
+which has each record once. Within an epoch a stream reads neighbouring records, so it
+opens few shards. Several datasets take turns in a stream by their weights, and each
+continues its sequence.
 
-Nothing here reads a file; nothing needs to be saved to resume.
+No file is read here, and resuming needs no saved state.
 """
 
 import dataclasses
@@ -15,18 +16,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-CYCLE = 1000  # draws of a stream in which each dataset has its share exactly
+CYCLE = 1000  # draws of a stream in which each dataset has exactly its share
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Records of one shard that a stream reads in one go.
+    """Consecutive records of one shard that a stream reads.
 
     Attributes:
-      epoch: of the dataset.
-      shard: index in the dataset.
-      first: place of the first of them in the shard, as it is permuted in that epoch.
-      records: how many.
+      epoch: number of the dataset's epoch, from 0.
+      shard: index of the shard in the dataset.
+      first: index of the first record in the shard, as permuted in that epoch.
+      records: number of records.
     """
 
     epoch: int
@@ -38,22 +39,23 @@ class Piece:
 def epoch_order(
     lengths: Sequence[int], key: Sequence[int], epoch: int
 ) -> tuple[np.ndarray, int]:
-    """How an epoch goes through a dataset.
+    """Returns the order in which an epoch reads a dataset.
 
     Returns:
-      The order of the shards, (shards,) indices, and the record of it, counted through
-      all shards in that order, that the epoch begins at; it ends before the same. So a
-      record is as likely at every place, whatever the lengths of the shards are.
+      The order of the shards, (shards,) indices, and the index of the epoch's first
+      record, counted through the shards in that order. The epoch wraps around and ends
+      before this record. So a record is equally likely at every position, whatever the
+      lengths of the shards.
     """
     rng = np.random.default_rng((*key, epoch))
     return rng.permutation(len(lengths)), int(rng.integers(sum(lengths)))
 
 
 def stream_span(records: int, streams: int, stream: int, epoch: int) -> range:
-    """Places of an epoch's sequence that a stream reads in it.
+    """Returns the positions of an epoch's records that a stream reads.
 
-    The streams' spans cover the epoch's `records` places, each once; their lengths
-    differ by at most 1, and so do their sums over any number of epochs.
+    The spans of all streams cover the epoch's `records` positions, each once. Their
+    lengths differ by at most 1, and so do their sums over any number of epochs.
     """
     first = _ceil(epoch * records - np.arange(stream + 1), streams)  # (stream + 1,)
     last = _ceil((epoch + 1) * records - np.arange(stream + 1), streams)
@@ -64,14 +66,14 @@ def stream_span(records: int, streams: int, stream: int, epoch: int) -> range:
 def pieces(
     lengths: Sequence[int], key: Sequence[int], streams: int, stream: int, taken: int
 ) -> Iterator[Piece]:
-    """Yields what a stream reads after its first `taken` records, without end.
+    """Yields the pieces that a stream reads after its first `taken` records, endlessly.
 
     Args:
-      lengths: records of each shard of the dataset.
-      key: integers of the shuffle: seed and dataset.
-      streams: S.
-      stream: 0 to S - 1.
-      taken: records that it has given.
+      lengths: number of records of each shard of the dataset.
+      key: integers that seed the shuffle: seed and dataset.
+      streams: number of streams, S.
+      stream: index of the stream, 0 to S - 1.
+      taken: number of records that the stream has read before.
     """
     records = sum(lengths)
     epoch = (taken * streams + stream) // records
@@ -93,11 +95,11 @@ def pieces(
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Which dataset each draw of a stream is from.
+    """Assigns a dataset to each draw of a stream.
 
     Attributes:
-      phases: (first draw, share of each dataset in CYCLE draws), in order; the first
-        begins at draw 0.
+      phases: tuples (first draw, share of each dataset in CYCLE draws), in order; the
+        first begins at draw 0.
     """
 
     phases: tuple[tuple[int, tuple[int, ...]], ...]
@@ -109,15 +111,15 @@ class Mixture:
         """Rounds weights to shares of CYCLE draws, by largest remainder.
 
         Args:
-          phases: (first step, weight of each dataset), in order.
-          draws_a_step: of a stream.
+          phases: tuples (first step, weight of each dataset), in order.
+          draws_a_step: number of draws of a stream in a step.
         """
         return cls(
             tuple((step * draws_a_step, _shares(weights)) for step, weights in phases)
         )
 
     def drawn(self, seed: int, stream: int, draws: int) -> np.ndarray:
-        """How many of a stream's first `draws` draws are from each dataset."""
+        """Counts the draws from each dataset among a stream's first `draws` draws."""
         counts = np.zeros(len(self.phases[0][1]), np.int64)
         starts = [first for first, _ in self.phases]
         for phase, (first, shares) in enumerate(self.phases):
@@ -151,7 +153,7 @@ class Mixture:
 def _cycle(
     shares: Sequence[int], seed: int, stream: int, phase: int, cycle: int
 ) -> np.ndarray:
-    """Datasets of one cycle's draws, (CYCLE,), in an order of its own."""
+    """Returns the datasets of one cycle's draws, (CYCLE,), in random order."""
     rng = np.random.default_rng((seed, stream, phase, cycle))
     return rng.permutation(np.repeat(np.arange(len(shares)), shares))
 

@@ -1,11 +1,11 @@
-"""Bilinear resizing of 8-bit pictures, bit for bit Pillow's, several times faster.
+"""Resizes 8-bit pictures bilinearly, bit for bit as Pillow, several times faster.
 
 Pillow computes an antialiased bilinear resize in integers: every output pixel is a sum
-of input pixels times weights of 22 bits, rounded to whole levels after the horizontal
-and again after the vertical pass (its Resample.c). The same sums are computed here on
-all lanes of the processor, compiled by numba, and only for the window that is kept. The
-interpreter lock is not held meanwhile, so threads scale; the result does not depend on
-their number.
+of input pixels times weights of 22 bits, rounded to 8 bits after the horizontal pass
+and again after the vertical one (Pillow's Resample.c). The same sums are computed here
+on all vector lanes of the processor, compiled by numba, and only for the window that is
+kept. The interpreter lock is not held meanwhile, so several threads run at full speed;
+the result does not depend on their number.
 """
 
 import math
@@ -15,11 +15,11 @@ import numpy as np
 
 from align_jax.input.scratch import Scratch
 
-BITS = 22  # of a weight: 32 less 8 of the pixel less 2 of headroom
+BITS = 22  # bits of a weight: 32 minus 8 of the pixel minus 2 of headroom
 HALF = 1 << (BITS - 1)
-LANES = 64  # rows that are computed side by side: their tile stays in the cache
+LANES = 64  # rows computed side by side; few enough that their tile stays in the cache
 
-# Without the interpreter lock; kept on disk, since compiling takes seconds.
+# Runs without the interpreter lock. Cached on disk, because compiling takes seconds.
 compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
@@ -37,16 +37,17 @@ def resample(
 
     Args:
       pixels: uint8 (H, W, 3).
-      size: height and width that `part` is resized to, pixels.
-      window: top, left, height and width of what is returned, in the resized picture;
-        all of it by default.
-      part: top, left, height and width of what is resized, in `pixels`, fractions too
-        (Pillow's `box`); all of it by default.
-      antialias: filter with a triangle as wide as the reduction, as Pillow's
-        BILINEAR does; otherwise between the two nearest pixels, as tf.image.resize.
-      mirror: left and right of the returned window are exchanged.
-      out: array that the result is written to.
-      scratch: memory for what lies between the passes.
+      size: height and width that `part` is resized to, in pixels.
+      window: top, left, height and width of the returned window in the resized picture;
+        None for all of it.
+      part: top, left, height and width of the part of `pixels` to resize, fractions
+        allowed (Pillow's `box`); None for all of it.
+      antialias: whether to filter with a triangle as wide as the reduction, as Pillow's
+        BILINEAR does. False interpolates between the two nearest pixels, as
+        tf.image.resize does.
+      mirror: whether to exchange left and right of the returned window.
+      out: array for the result; None for a new one.
+      scratch: memory for the pixels between the passes; None for new memory.
 
     Returns:
       uint8 (window height, window width, 3).
@@ -57,7 +58,7 @@ def resample(
     top, left, height, width = window
     if out is None:
         out = np.empty((height, width, 3), np.uint8)
-    groups = (width + 3) // 4  # four pixels are three words of memory
+    groups = (width + 3) // 4  # four pixels are three int32 words
     between = (scratch or Scratch()).take("between", rows * groups * 12)
     flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     _resample(
@@ -90,21 +91,21 @@ def resample(
 
 @compiled
 def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
-    """Weights of one direction.
+    """Computes the weights of one direction.
 
     Args:
       size: number of input pixels.
-      begin: where the part that is resized begins, in input pixels.
-      extent: how many input pixels it has.
-      out_size: pixels that it becomes.
-      first: first output pixel wanted.
+      begin: begin of the part that is resized, in input pixels.
+      extent: length of this part, in input pixels.
+      out_size: number of pixels that the part is resized to.
+      first: index of the first output pixel wanted.
       count: number of output pixels wanted.
-      antialias: widen the triangle by the reduction.
-      backwards: the last output pixel comes first.
+      antialias: whether to widen the triangle by the reduction.
+      backwards: whether the last output pixel comes first.
 
     Returns:
-      First input pixel (count,) of each output pixel, how many it uses (count,), and
-      their weights (count, most) in units of 2**-BITS.
+      For each output pixel the index of its first input pixel (count,), the number of
+      its input pixels (count,) and their weights (count, most) in units of 2**-BITS.
     """
     scale = extent / out_size
     support = max(scale, 1.0) if antialias else 1.0
@@ -119,7 +120,7 @@ def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
         row = np.empty(number)
         total = 0.0
         for k in range(number):
-            # The product with 1 / support and the order of sums are Pillow's.
+            # As in Pillow: a product with 1 / support, and this order of the sum.
             distance = abs((k + start - centre + 0.5) * (1.0 / support))
             row[k] = max(1.0 - distance, 0.0)
             total += row[k]
@@ -131,14 +132,14 @@ def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
 
 @compiled
 def _resample(pixels, rows, columns, between, out):
-    """Both passes.
+    """Runs the horizontal and the vertical pass.
 
     Args:
       pixels: (H, W * 3) uint8.
       rows: weights of the vertical pass, see `_weigh`.
-      columns: weights of the horizontal pass.
-      between: (H, words) int32, overwritten: what lies between the passes.
-      out: (rows, columns * 3) uint8, written.
+      columns: weights of the horizontal pass, see `_weigh`.
+      between: (H, words) int32 memory for the pixels between the passes, overwritten.
+      out: (rows, columns * 3) uint8 array for the result.
     """
     row_starts, row_numbers, _ = rows
     starts, numbers, _ = columns
@@ -158,7 +159,7 @@ def _resample(pixels, rows, columns, between, out):
 
 @compiled
 def _gather(pixels, left, tile):
-    """Stands rows of pixels (rows, W * 3) side by side: tile (columns, LANES)."""
+    """Copies rows of pixels (rows, W * 3) to lanes of tile (columns, LANES), packed."""
     for x in range(len(tile)):
         i = 3 * (left + x)
         for lane in range(len(pixels)):
@@ -172,7 +173,7 @@ def _gather(pixels, left, tile):
 
 @compiled
 def _reduce_width(tile, left, columns, narrow):
-    """Weighs columns of tile (columns, LANES) into narrow (new columns, LANES)."""
+    """Sums weighted columns of tile (columns, LANES) to narrow (new columns, LANES)."""
     starts, numbers, weights = columns
     red, green, blue = (
         np.empty(LANES, np.int32),
@@ -202,7 +203,7 @@ def _reduce_width(tile, left, columns, narrow):
 
 @compiled
 def _scatter(narrow, rows):
-    """Lays the lanes of narrow (columns, LANES) down as rows (rows, bytes / 4)."""
+    """Copies the lanes of narrow (columns, LANES) back to rows (rows, bytes / 4)."""
     for group in range(rows.shape[1] // 3):
         for lane in range(len(rows)):
             one, two = narrow[4 * group, lane], narrow[4 * group + 1, lane]
@@ -214,7 +215,7 @@ def _scatter(narrow, rows):
 
 @compiled
 def _reduce_height(between, rows, out):
-    """Weighs rows of between (rows, bytes) into out (new rows, bytes)."""
+    """Sums weighted rows of between (rows, bytes) to out (new rows, bytes)."""
     starts, numbers, weights = rows
     length = out.shape[1]
     total = np.empty(length, np.int32)

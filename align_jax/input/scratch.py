@@ -1,7 +1,7 @@
-"""Memory that is used again.
+"""Memory that is reused for many pictures.
 
-New memory costs its first writer a page fault every 4 KiB, which for a small picture is
-as much time as decoding it.
+The first write to new memory costs a page fault for every 4 KiB. For a small picture
+this takes as much time as decoding it.
 """
 
 import sys
@@ -9,22 +9,22 @@ import threading
 
 import numpy as np
 
-KEPT = 64 * 2**20  # bytes; larger pieces are seldom and not kept
-UNUSED = 3  # references to an array in `Spares.take`: list, loop and `getrefcount`
+KEPT = 64 * 2**20  # bytes; larger pieces are rare and not kept
+UNUSED = 3  # references to a free array: list, loop variable and `getrefcount`
 
 
 class Scratch(threading.local):
-    """Memory of a thread that each use overwrites."""
+    """Named pieces of memory of one thread, which each use overwrites."""
 
     def __init__(self):
         self._pieces: dict[str, np.ndarray] = {}
 
     def take(self, name: str, size: int) -> np.ndarray:
-        """Gives uint8 (size,) with any content, the same memory at each call.
+        """Returns uint8 (size,) with any content, the same memory at each call.
 
         Args:
-          name: of the piece; others are not overwritten.
-          size: in bytes.
+          name: name of the piece; pieces of other names are not overwritten.
+          size: number of bytes.
         """
         piece = self._pieces.get(name)
         if piece is None or len(piece) < size:
@@ -35,15 +35,16 @@ class Scratch(threading.local):
 
 
 class Spares:
-    """Arrays of one shape that are given again when nobody refers to them any more."""
+    """Arrays of one shape, each reused as soon as nothing refers to it."""
 
     def __init__(self):
         self._arrays: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Gives a uint8 array with any content that nobody else refers to.
+        """Returns a uint8 array with any content, to which nothing else refers.
 
-        CPython counts references; views and devices that read an array hold one.
+        CPython's counts of references tell which arrays are free: views and devices
+        that read an array hold a reference.
         """
         for array in self._arrays:
             if array.shape == shape and sys.getrefcount(array) == UNUSED:

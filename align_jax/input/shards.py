@@ -1,6 +1,6 @@
-"""Folders of datasets and their TFRecord files, checked before anything starts.
+"""Opens dataset folders and checks their TFRecord files before a run starts.
 
-A dataset is a folder in TFDS's layout with TFRecord files, of ours or of TFDS.
+A dataset is a folder in TFDS's layout with TFRecord files, written by us or by TFDS.
 """
 
 import concurrent.futures
@@ -15,9 +15,9 @@ import tensorflow_datasets as tfds
 from align_jax import places
 from align_jax.errors import InputError
 
-MANIFEST = "manifest.json"  # of a corpus: what its shards' sizes must be
+MANIFEST = "manifest.json"  # file of a corpus that states the sizes of its shards
 FRAME = 16  # bytes of TFRecord's framing around a record
-REQUESTS = 32  # files that are asked for their size at a time
+REQUESTS = 32  # files whose size is requested at the same time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Shard:
 
 
 def open_shards(directory: str, split: str) -> list[Shard]:
-    """Lists a split's shards in order, those without records left out.
+    """Lists a split's shards in order, without those that have no records.
 
     Raises:
-      InputError: there is no dataset or split, it is not of TFRecord files, or a shard
-        is missing, cut short or of another size than the manifest says.
+      InputError: the dataset, the split or a shard is missing, the files are no
+        TFRecord files, or a shard is cut short or not of the size in the manifest.
     """
     return list_shards(directory, open_builder(directory, split).info, split)
 
 
 def list_shards(directory: str, info: tfds.core.DatasetInfo, split: str) -> list[Shard]:
-    """Lists the shards of a dataset that is open; see `open_shards`."""
+    """Lists the shards of an open dataset; see `open_shards`."""
     if info.file_format is not None and info.file_format.value != "tfrecord":
         raise InputError(
             f"{directory} holds {info.file_format.value} files; wanted tfrecord"
@@ -63,13 +63,13 @@ def list_shards(directory: str, info: tfds.core.DatasetInfo, split: str) -> list
 
 
 def is_dataset(directory: str) -> bool:
-    """Whether a folder is a dataset's, or that of its versions."""
+    """Returns whether a folder holds a dataset or the versions of one."""
     path = os.path.join(newest_version(directory), "dataset_info.json")
     return places.exists(path)
 
 
 def newest_version(directory: str) -> str:
-    """The folder of a dataset's newest version, or the folder itself."""
+    """Returns the folder of a dataset's newest version, or the folder itself."""
     directory = places.resolve(directory)
     if not places.is_folder(directory):
         return directory
@@ -82,7 +82,7 @@ def newest_version(directory: str) -> str:
 
 
 def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
-    """Opens a dataset by TFDS; InputError where there is none, or no such split."""
+    """Opens a dataset with TFDS; raises InputError if it or the split is missing."""
     if not places.exists(os.path.join(directory, "dataset_info.json")):
         raise InputError(
             f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
@@ -97,7 +97,7 @@ def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
 
 
 def _sizes(paths: Sequence[str]) -> list[int | None]:
-    """Bytes of each file, None where it is missing."""
+    """Returns the size of each file in bytes, None for a missing file."""
     with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(places.size, paths))
 
@@ -105,10 +105,11 @@ def _sizes(paths: Sequence[str]) -> list[int | None]:
 def _check_sizes(
     directory: str, shards: Sequence[Shard], sizes: Sequence[int], total: int
 ) -> None:
-    """Raises InputError for a shard whose size is not what the metadata say.
+    """Raises InputError for a shard whose size differs from the dataset's metadata.
 
-    A corpus of ours has a manifest with every size. TFDS states only the sum of all
-    records; where the files are smaller, they are read to find the one cut short.
+    A corpus of ours has a manifest with the size of every shard. TFDS states only the
+    sum over all records. If the files are smaller than the sum, their records are
+    counted to find the file that is cut short.
     """
     manifest = os.path.join(directory, MANIFEST)
     wanted = {}
@@ -135,7 +136,7 @@ def _check_sizes(
 
 
 def count_records(path: str) -> int:
-    """Whole records of a TFRecord file, by its framing; the records are not read."""
+    """Counts the complete records of a TFRecord file by its framing alone."""
     size, place, records = places.size(path) or 0, 0, 0
     with places.opening(path) as file:
         while place + FRAME <= size:

@@ -1,15 +1,16 @@
-"""BERT's uncased tokenization inside tf.data, id for id that of Hugging Face.
+"""Tokenizes texts as BERT's uncased models do, inside tf.data.
 
-What becomes of a character (dropped, lower-cased without accents, set apart, ...) is
-looked up in bert_characters.txt, which holds what Hugging Face's `tokenizers` 0.23 does
-to each code point; so ids depend on nobody's version of Unicode. Two differences stay:
+The ids equal those of Hugging Face. A table, bert_characters.txt, holds the change that
+Hugging Face's `tokenizers` 0.23 makes to each character (dropped, lower-cased without
+accents, set apart, ...). So ids do not depend on any library's version of Unicode. Two
+differences remain:
 
-* A text cannot hold special tokens: "[SEP]" in it is three words, as with Hugging
-  Face's `split_special_tokens=True`. Its default reads the token's id there, so that
-  texts of the web could end the sequence or hold padding.
-* Hugging Face also sorts combining marks that follow one another. Nearly all are then
-  dropped; the order of the 83 that are not (in Glagolitic, musical notation, ...) stays
-  here as written.
+* A text cannot hold special tokens: "[SEP]" in a text is three words, as with Hugging
+  Face's `split_special_tokens=True`. By default Hugging Face reads it as the special
+  token, so that a text from the web could end the sequence or hold padding.
+* Hugging Face also sorts consecutive combining marks. Nearly all of them are dropped
+  afterwards; the 83 others (Glagolitic, musical notation, ...) keep their written order
+  here.
 """
 
 import collections
@@ -30,12 +31,12 @@ PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # characters; a longer one is unknown
 CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
 
-# What a tokenizer.json must state to be the tokenizer of this file.
+# Settings that a tokenizer.json must have, because this file implements no others.
 NORMALIZER = {
     "type": "BertNormalizer",
     "clean_text": True,
     "handle_chinese_chars": True,
-    "strip_accents": None,  # None: where lower-cased
+    "strip_accents": None,  # None: if lower-cased
     "lowercase": True,
 }
 MODEL = {
@@ -47,13 +48,13 @@ MODEL = {
 
 
 class Tokenizer:
-    """BERT's lower-cased WordPiece over a vocabulary.
+    """BERT's lower-casing WordPiece tokenizer for a vocabulary.
 
     Attributes:
-      tokens: tokens by id.
+      tokens: tokens in the order of their ids.
       size: number of tokens.
       max_tokens: length of the token sequences, [CLS] and [SEP] included.
-      digest: SHA-256 of the tokens, one a line, hex.
+      digest: SHA-256 of the tokens, one a line, in hexadecimal digits.
     """
 
     def __init__(
@@ -62,12 +63,13 @@ class Tokenizer:
         """Prepares the vocabulary.
 
         Args:
-          vocabulary: tokens by id, the first of them [PAD].
+          vocabulary: tokens in the order of their ids, [PAD] first.
           max_tokens: length of the token sequences, [CLS] and [SEP] included.
-          source: where the vocabulary is from, for messages.
+          source: origin of the vocabulary, for messages.
 
         Raises:
-          InputError: one of BERT's special tokens is not in it.
+          InputError: the vocabulary lacks one of BERT's special tokens, or its first
+            token is not [PAD].
         """
         missing = [t for t in (PAD, UNKNOWN, CLS, SEP) if t not in vocabulary]
         if missing or vocabulary[0] != PAD:
@@ -91,7 +93,7 @@ class Tokenizer:
         )
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Tokenizes UTF-8 texts (B,) to ids (B, max_tokens), 0 only after [SEP].
+        """Tokenizes UTF-8 texts (B,) to ids (B, max_tokens), padded with 0 after [SEP].
 
         A text longer than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are
         dropped.
@@ -108,23 +110,24 @@ class Tokenizer:
 
 
 def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
-    """Makes a tokenizer of a vocabulary file, see `read_vocabulary`."""
+    """Makes a tokenizer from a vocabulary file; see `read_vocabulary`."""
     return Tokenizer(read_vocabulary(path), max_tokens, path)
 
 
 def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
-    """Splits texts (B,) into BERT's words (B, words): normalised, punctuation apart."""
+    """Splits texts (B,) into BERT's words (B, words), normalised, punctuation apart."""
     points = tf.strings.unicode_decode(texts, "UTF-8")  # (B, characters)
     characters = tf.gather(_characters(), points)
     return tf.strings.split(tf.strings.reduce_join(characters, -1))
 
 
 def read_vocabulary(path: str) -> list[str]:
-    """Reads the tokens of a vocabulary file, a token's place being its id.
+    """Reads the tokens of a vocabulary file, in the order of their ids.
 
     Args:
-      path: Hugging Face's tokenizer.json where it ends in .json, whose special and
-        added tokens are not read; else BERT's vocab.txt, one token a line.
+      path: path or URL of the file. If it ends in .json, the file is a tokenizer.json
+        of Hugging Face, whose special and added tokens are not read; else it is a
+        vocab.txt of BERT, one token a line.
 
     Raises:
       InputError: the file is missing, holds a token twice, skips an id, or is the
@@ -150,7 +153,7 @@ def read_vocabulary(path: str) -> list[str]:
 
 
 def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
-    """Tokens of a parsed tokenizer.json by id."""
+    """Returns the tokens of a parsed tokenizer.json in the order of their ids."""
     normalizer = tokenizer.get("normalizer") or {}
     model = tokenizer.get("model") or {}
     model.setdefault("type", "WordPiece")  # early files lack it
@@ -172,9 +175,9 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
 
 @functools.cache
 def _characters() -> tf.Tensor:
-    """What each code point becomes, (0x110000,) strings."""
+    """Returns the replacement of each code point, (0x110000,) strings."""
     characters = [chr(point) for point in range(0x110000)]
-    for point in range(0xAC00, 0xD7A4):  # Hangul, the same in every Unicode
+    for point in range(0xAC00, 0xD7A4):  # Hangul, equal in all Unicode versions
         characters[point] = unicodedata.normalize("NFD", chr(point))
     for line in CHARACTERS.read_text().splitlines():
         if line.startswith("#"):
@@ -187,5 +190,5 @@ def _characters() -> tf.Tensor:
                 special[code] if code in special else chr(int(code, 16))
                 for code in rule.split()
             )
-    with tf.init_scope():  # cached, so never a tensor of the graph being traced
+    with tf.init_scope():  # the cached tensor must not belong to a traced graph
         return tf.constant(characters)

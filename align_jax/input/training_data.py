@@ -1,4 +1,4 @@
-"""The training data: which datasets, mixed how, opened and checked before the start."""
+"""Opens the mixture of training datasets and checks it before a run starts."""
 
 import dataclasses
 
@@ -10,20 +10,21 @@ from align_jax.input.preprocess import PreprocessConfig
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:
-    """The training data and how it is read.
+    """The training datasets, their mixture and the way they are read.
 
     Attributes:
-      datasets: by name, which is part of the seed of its order.
+      datasets: datasets by name; the name is part of the seed of a dataset's order.
       preprocess: image sizes and augmentations.
-      weights: ((step, {dataset: weight, ...}), ...): shares of the pairs from a step
-        on, in thousandths; the first step is 0. Empty mixes in proportion to the
-        datasets' pairs.
-      streams: independent readers of records; a multiple of every host count used.
-      shuffle_window: records of a shard that are permuted together, and held in memory
-        by each stream; a shard of at most so many is permuted whole.
-      workers: threads that prepare pictures on a host; 0 takes one a core.
-      max_replaced: share of a host's pairs that may be replaced because they cannot be
-        decoded; above it the run stops.
+      weights: phases ((step, {dataset: weight, ...}), ...). From its step on, a phase
+        gives each dataset a share of the pairs, rounded to thousandths. The first step
+        is 0. An empty tuple mixes in proportion to the datasets' pairs.
+      streams: number of independent readers of records, a multiple of every number of
+        hosts used.
+      shuffle_window: number of a shard's records that are permuted together, which each
+        stream holds in memory. A shard that is not larger is permuted as a whole.
+      workers: number of threads that prepare pictures on a host; 0 for one a core.
+      max_replaced: largest share of a host's pairs that may be replaced because they
+        cannot be used; above it the run stops.
     """
 
     datasets: dict[str, DatasetConfig]
@@ -55,13 +56,13 @@ class InputConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The datasets, opened and checked.
+    """The training datasets, opened and checked.
 
     Attributes:
-      config: of the input.
-      datasets: in the config's order.
-      draws_a_step: pairs that a stream gives to a global batch.
-      mixture: which dataset they are from.
+      config: config of the input.
+      datasets: opened datasets in the config's order.
+      draws_a_step: number of pairs that a stream gives to a global batch.
+      mixture: assignment of a dataset to each of these pairs.
     """
 
     config: InputConfig
@@ -71,12 +72,12 @@ class TrainingData:
 
     @property
     def pairs(self) -> int:
-        """Records of all datasets that are used."""
+        """Number of records that are used, over all datasets."""
         return sum(_sizes(self.datasets))
 
     @property
     def labelled(self) -> bool:
-        """Whether the pairs have labels in the place of texts."""
+        """Whether the pairs have labels instead of texts."""
         return any(d.label_feature for d in self.config.datasets.values())
 
 
@@ -86,8 +87,8 @@ def open_training(
     """Opens the training data.
 
     Raises:
-      InputError: sizes do not divide, or a dataset is missing, damaged or lacks a
-        feature.
+      InputError: the batch does not divide by the streams or these by the hosts, or a
+        dataset is missing, damaged or lacks a feature.
     """
     if batch_size % config.streams:
         raise InputError(
@@ -110,12 +111,12 @@ def open_training(
 
 
 def _sizes(datasets: list[Dataset]) -> list[int]:
-    """Records of each dataset."""
+    """Returns the number of used records of each dataset."""
     return [sum(shard.records for shard in dataset.shards) for dataset in datasets]
 
 
 def _check_weights(weights: tuple, names: list[str]) -> None:
-    """Raises ValueError for weights that are not those of `InputConfig`."""
+    """Raises ValueError for weights of another form than `InputConfig` describes."""
     steps = [-1]
     for phase in weights:
         if not (

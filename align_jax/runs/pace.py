@@ -1,4 +1,4 @@
-"""Where a run's time goes: speed, waiting for input, utilisation, goodput, memory."""
+"""Measures a run's speed, waiting for input, utilisation, goodput and memory."""
 
 import contextlib
 import resource
@@ -11,18 +11,18 @@ import jax
 from align_jax.devices.known import DEVICES
 
 GIB = 2**30
-PRODUCTIVE = "train/productive_seconds"  # in all, of the steps that were kept
-DEVICE_HOURS = "train/device_hours"  # in all, over restarts
+PRODUCTIVE = "train/productive_seconds"  # total of the steps that were kept
+DEVICE_HOURS = "train/device_hours"  # total over all restarts
 STARTED = "run/started_unix_seconds"
 
 
 class Pace:
     """Measures the steps between two flushes of the metrics.
 
-    Productive is the time of the steps that a run kept: not that of compiling,
-    evaluating, of steps lost to an interruption or of the interruption itself. Device
-    hours count all that until the last flush, on every device, but nothing between two
-    processes of a run.
+    Productive time is the time of the steps that a run kept. It excludes compiling,
+    evaluating, steps lost to an interruption, and the interruption itself. Device hours
+    count all time of a run's processes up to their last flush, on every device; only
+    the time between two processes does not count.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Pace:
         Args:
           batch_size: pairs a step.
           flops: operations a step on all devices, by part of the model.
-          past: the run's metric lines so far.
-          clock: seconds since 1970.
+          past: metric lines of the run so far.
+          clock: function that returns the time in Unix seconds.
         """
         self._batch_size = batch_size
         self._flops = sum(flops.values())
@@ -51,19 +51,19 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Leaves the time since the last interval out, as that of an evaluation."""
+        """Starts a new interval; ignores the time since the last, as of an evaluation."""
         self._since = self._clock()
         self._waited = 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts what happens inside as waiting for input."""
+        """Counts the time inside the `with` statement as waiting for input."""
         start = self._clock()
         yield
         self._waited += self._clock() - start
 
     def end_interval(self, steps: int) -> dict[str, float]:
-        """Ends an interval of some steps; its measures."""
+        """Ends an interval of some steps and returns its measures by name."""
         now, waited = self._clock(), self._waited
         seconds = now - self._since
         self._productive += seconds
@@ -85,13 +85,13 @@ class Pace:
         if kind in DEVICES:
             measures["model_flops_utilisation"] = flops / DEVICES[kind].peak_flops
         held = [device.memory_stats() for device in self._devices]
-        if all(held):  # CPUs tell nothing
+        if all(held):  # CPUs report nothing
             peak = max(stats["peak_bytes_in_use"] for stats in held)
             measures["device_memory_peak_gib"] = peak / GIB
         return measures
 
 
 def _host_memory_peak() -> int:
-    """The most bytes that this process has held."""
+    """Returns the largest memory of this process so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

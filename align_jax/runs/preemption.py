@@ -1,7 +1,7 @@
-"""A run that is told to stop: SIGTERM, or the pod's notice that becomes one.
+"""Notices to stop a run: SIGTERM, or a pod's notice, which arrives as SIGTERM.
 
-A run of one process notices the signal itself. In a run of several, JAX's preemption
-service agrees on a step after which all of them save and leave.
+A run of one process handles the signal itself. In a run of several processes, JAX's
+preemption service agrees on a step after which all of them save and end.
 """
 
 import os
@@ -19,28 +19,33 @@ GRACE = 20  # seconds; clouds give 30 from the signal to the kill
 
 
 class Notice:
-    """Listens for SIGTERM while it is entered.
+    """Listens for SIGTERM inside a `with` statement.
 
     Attributes:
-      leaves_at_once: what runs now may be left by an exception: nothing of the state
-        changes, as while opening data or evaluating. One process only.
+      leaves_at_once: whether the signal raises `Preempted` at once. This is safe while
+        the state does not change, as during an evaluation. It has an effect in runs of
+        one process only.
     """
 
     def __init__(self, grace: float = GRACE):
-        """After `grace` seconds the process ends wherever it is, as in a compiler."""
+        """Prepares to listen.
+
+        Args:
+          grace: seconds from the signal until the process ends, even in a compiler.
+        """
         self.leaves_at_once = True
         self._grace = grace
         self._told = threading.Event()
         self._left = threading.Event()
         self._alone = jax.process_count() == 1
         main_thread = threading.current_thread() is threading.main_thread()
-        self._listens = self._alone and main_thread  # others cannot
+        self._listens = self._alone and main_thread  # other threads cannot
 
     def __enter__(self) -> "Notice":
         """Begins to listen, in the main thread."""
         if self._listens:
-            # Python's own handler waits for the C code that runs, such as the compiler;
-            # bytes on this pipe do not.
+            # A handler in Python waits for C code to return, such as the compiler. The
+            # byte that the signal writes to this pipe does not wait.
             read, self._pipe = os.pipe()
             os.set_blocking(self._pipe, False)
             threading.Thread(target=self._watch, args=(read,), daemon=True).start()
@@ -62,7 +67,7 @@ class Notice:
             os.close(self._pipe)
 
     def reached(self, step: int) -> bool:
-        """Whether the run is to stop after this step; the same on all processes."""
+        """Returns whether the run must stop after this step; all processes agree."""
         if self._alone:
             return self._told.is_set()
         return multihost_utils.reached_preemption_sync_point(step)
@@ -74,7 +79,7 @@ class Notice:
             raise Preempted("told to stop; nothing new to save")
 
     def _watch(self, pipe: int) -> None:
-        """Ends the process where the main thread does not in time."""
+        """Ends the process if the main thread does not end it in time."""
         with os.fdopen(pipe, "rb", 0) as file:
             while signals := file.read(1):
                 if signals[0] == signal.SIGTERM and not self._left.wait(self._grace):

@@ -1,4 +1,4 @@
-"""What a run ran with: the code's revision, packages and devices."""
+"""Records a run's provenance: the code's revision, packages and devices."""
 
 import importlib.metadata
 import os
@@ -10,18 +10,18 @@ import jax
 
 from align_jax import places
 
-PROVENANCE_FILE = "provenance.json"  # in the run's folder, of its last start
+PROVENANCE_FILE = "provenance.json"  # in the run's folder; describes its last start
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 
 
 def write_provenance(workdir: str) -> None:
-    """Writes what this process runs with into a run's folder."""
+    """Writes the provenance of this process to a run's folder."""
     places.write_json(os.path.join(workdir, PROVENANCE_FILE), provenance())
 
 
 def provenance() -> dict[str, str]:
-    """Names the code's revision, the packages' versions and the devices."""
+    """Returns the code's revision, the packages' versions and the devices, by name."""
     found = {"git revision": git_revision() or "not known"}
     for name in PACKAGES:
         try:
@@ -34,7 +34,7 @@ def provenance() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The checkout's commit, with "-dirty" where files were changed; None without."""
+    """Returns the checkout's commit, or None outside one; "-dirty" marks changes."""
     if not (ROOT / ".git").exists():
         return None
     command = "git --no-optional-locks describe --always --dirty --abbrev=40"

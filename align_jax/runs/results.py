@@ -11,18 +11,18 @@ from align_jax import places
 from align_jax.runs import workdir as folder
 from align_jax.runs.telemetry import read_metrics
 
-# Where a run's report lies, beside its results.
+# Name of a run's report, beside its results.
 REPORT_FILE = "report.html"
 PUBLISHED_FILE = "evaluation/evaluators/published.json"
 PUBLISHED = json.loads((pathlib.Path(__file__).parents[1] / PUBLISHED_FILE).read_text())
-# The end of a measure's name that the table shows; what stands before it is the stem of
-# the names of its counts.
+# Endings of the measures that the table shows. The text before the ending is also the
+# beginning of the names of the measure's counts.
 SCORES = re.compile(
     r"(recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|ensemble_gain"
     r"|spearman|(?<=/)mean)$"
 )
 
-# Of the scores of one evaluator, the first of these stands for it.
+# The first of these scores that an evaluator has is its main score.
 MAIN_SCORES = ("mean_recall", "top1", "mean", "recall@1")
 
 
@@ -30,8 +30,8 @@ def collect_results(workdir: str) -> dict[str, float]:
     """Gathers a finished run's results from its metrics.
 
     Returns:
-      {"step": last step, "eval/...": its scores, "untrained/eval/...": those of step
-      0, "train/...": the last step's metrics}.
+      {"step": last step, "eval/...": its scores, "train/...": its metrics,
+      "untrained/eval/...": the scores at step 0}.
     """
     rows = read_metrics(workdir)
     last = max(row["step"] for row in rows)
@@ -47,15 +47,15 @@ def collect_results(workdir: str) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A measure of the table; None where there is no such number.
+    """One measure of the table; None stands for a number that does not exist.
 
     Attributes:
       name: "eval/<evaluator>/<score>".
-      value: of the run.
-      untrained: at step 0.
-      chance: of a random order; of top1 the share of the largest class.
-      queries: pictures, texts or pairs behind the value.
-      published: of the same measure, one a column of `PUBLISHED`.
+      value: score of the run.
+      untrained: score at step 0.
+      chance: score of a random order; for top1 the share of the largest class.
+      queries: number of pictures, texts or pairs that the value is computed from.
+      published: published scores of the measure, one a column of `PUBLISHED`.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Row:
 
 
 def table_rows(results: Mapping[str, float]) -> list[Row]:
-    """Lists every recall, accuracy and correlation."""
+    """Lists every recall, accuracy and correlation among the results."""
     columns = PUBLISHED["columns"]
     rows = []
     for name, value in results.items():
@@ -95,7 +95,10 @@ def table_rows(results: Mapping[str, float]) -> list[Row]:
 
 
 def main_scores(results: Mapping[str, float]) -> dict[str, float]:
-    """Each evaluator's one score that stands for it, {"<evaluator>/<score>": value}."""
+    """Returns each evaluator's main score, {"<evaluator>/<score>": value}.
+
+    It is the first of `MAIN_SCORES` that the evaluator has, or else its first score.
+    """
     by_evaluator: dict[str, dict[str, float]] = {}
     for row in table_rows(results):
         evaluator, _, score = row.name.removeprefix("eval/").rpartition("/")
@@ -109,7 +112,7 @@ def main_scores(results: Mapping[str, float]) -> dict[str, float]:
 
 
 def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
-    """Places in `PUBLISHED` of the columns that have a number in one of the rows."""
+    """Returns the indices of the columns that have a number in one of the rows."""
     return [
         i
         for i in range(len(PUBLISHED["columns"]))
@@ -118,7 +121,7 @@ def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
 
 
 def format_table(results: dict[str, float]) -> str:
-    """Lays the table out for a terminal; columns without a number are left out."""
+    """Formats the table for a terminal, without columns that have no number."""
     rows = table_rows(results)
     columns: dict[str, list[float | None]] = {
         "trained": [row.value for row in rows],
@@ -147,7 +150,7 @@ def _format(value: float | None) -> str:
 
 
 def print_results(workdir: str) -> None:
-    """Prints a finished run's table and where its files are."""
+    """Prints a finished run's table and the paths of its files."""
     path = os.path.join(workdir, folder.RESULTS_FILE)
     print(format_table(places.read_json(path)))
     print(f"results: {path}")

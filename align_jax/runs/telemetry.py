@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard and JSON lines through clu, a progress bar, and profiles."""
+"""Writes metrics through clu to TensorBoard and JSON lines; progress bar; profiles."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ from align_jax import places
 from align_jax.runs.pace import DEVICE_HOURS, STARTED, Pace
 from align_jax.runs.workdir import METRICS_FILE, leads
 
-TAIL = 1 << 20  # bytes: some thousand lines
+TAIL = 1 << 20  # bytes, which hold some thousand lines
 
 
 class ScalarWriter(metric_writers.MetricWriter):
-    """A writer of scalars and nothing else."""
+    """A clu writer that accepts scalars only."""
 
     def _refuse(self, *args, **kwargs):
         raise NotImplementedError(f"{type(self).__name__} writes scalars only")
@@ -56,9 +56,9 @@ class JsonLinesWriter(ScalarWriter):
 
 
 class CurvesWriter(ScalarWriter):
-    """Writes scalars for TensorBoard, a call's as one record.
+    """Writes scalars for TensorBoard, one record a call.
 
-    clu's SummaryWriter makes a record of each, which takes 25 times as long.
+    clu's SummaryWriter writes one record a scalar, which takes 25 times as long.
     """
 
     def __init__(self, folder: str):
@@ -88,20 +88,21 @@ class CurvesWriter(ScalarWriter):
 def open_writers(
     workdir: str, step: int
 ) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter]:
-    """Opens the writers of a run that continues after `step`; one process has them.
+    """Opens the writers of a run that continues after `step`.
 
-    Lines of later steps, written before an interruption, are dropped: they will be
-    written again. A line tells when the run was started.
+    Lines of later steps, written before an interruption, are dropped, because these
+    steps run again. A new line holds the time of the start. On all processes but the
+    first, the writers do nothing.
 
     Returns:
-      (writer of JSON lines, writer of these and to TensorBoard, which is the slower).
+      (writer of JSON lines, slower writer of JSON lines and TensorBoard).
     """
     if not leads():
         return (metric_writers.MultiWriter([]),) * 2
     path = os.path.join(workdir, METRICS_FILE)
     rows = read_metrics(workdir)
     kept = [row for row in rows if row["step"] <= step]
-    if not step:  # an evaluation at step 0 is made again
+    if not step:  # the evaluation at step 0 runs again
         kept = [row for row in kept if STARTED in row]
     spent = max((row.get(DEVICE_HOURS, 0.0) for row in rows), default=0.0)
     kept.append({"step": step, STARTED: time.time(), DEVICE_HOURS: spent})
@@ -112,12 +113,12 @@ def open_writers(
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """Reads a run's metric lines in order; a half-written last line is left out."""
+    """Reads a run's metric lines in order, without a half-written last line."""
     return list(stream_metrics(workdir))
 
 
 def stream_metrics(workdir: str) -> Iterator[dict[str, float]]:
-    """Yields what `read_metrics` lists."""
+    """Yields the lines of `read_metrics` one at a time."""
     path = os.path.join(workdir, METRICS_FILE)
     if places.exists(path):
         with places.opening(path) as file:
@@ -125,7 +126,7 @@ def stream_metrics(workdir: str) -> Iterator[dict[str, float]]:
 
 
 def read_last_metrics(workdir: str) -> list[dict[str, float]]:
-    """The newest lines of `read_metrics`, as many as `TAIL` holds."""
+    """Reads the newest of a run's metric lines, at most `TAIL` bytes of them."""
     path = os.path.join(workdir, METRICS_FILE)
     size = places.size(path)
     if size is None:
@@ -141,7 +142,7 @@ class NonFiniteError(FloatingPointError):
     """The loss or temperature of a step is not finite.
 
     Attributes:
-      step: the step.
+      step: number of the step.
     """
 
     def __init__(self, message: str, step: int):
@@ -153,8 +154,8 @@ class StepLog:
     """Writes every step's metrics and shows a bar with loss, pairs/s and time left.
 
     Metrics stay on the devices until `flush`, so that a step never waits for the one
-    before it; TensorBoard gets those of the last step. Without a terminal the bar is a
-    line a minute.
+    before it. TensorBoard gets the last step of each flush. Without a terminal the bar
+    is one line a minute.
     """
 
     def __init__(
@@ -165,14 +166,14 @@ class StepLog:
         start: int,
         total: int,
     ):
-        """Logs what follows step `start`.
+        """Starts a log of the steps after step `start`.
 
         Args:
-          lines: gets the steps between two flushes.
-          writer: gets a flush's last step.
-          pace: each flush ends one of its intervals.
-          start: the steps taken.
-          total: those of the run.
+          lines: writer for all steps of a flush but the last.
+          writer: writer for the last step of a flush.
+          pace: clock of the steps; each flush ends one of its intervals.
+          start: number of steps taken before.
+          total: number of steps of the run.
         """
         self._lines = lines
         self._writer = writer
@@ -190,14 +191,14 @@ class StepLog:
         )
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step, still on the devices."""
+        """Adds the metrics of a step, which may still be computed on the devices."""
         self._pending.append((step, metrics))
 
     def flush(self) -> None:
-        """Writes what was added; the last step's line has the measures of pace.
+        """Writes the added metrics, and the measures of pace with the last step's.
 
         Raises:
-          NonFiniteError: a loss or temperature is not finite; names the step.
+          NonFiniteError: a loss or temperature is not finite.
         """
         if not self._pending:
             return
@@ -225,38 +226,38 @@ class StepLog:
         self._bar.update(step - self._bar.n)
 
     def end_bar(self) -> None:
-        """Ends the bar's line, so that what follows has a line of its own."""
+        """Ends the bar's line, so that later text starts on a new line."""
         self._bar.close()
 
     def close(self) -> None:
-        """Writes what is left and ends the bar."""
+        """Flushes, ends the bar and closes the writer."""
         self.flush()
         self.end_bar()
         self._writer.close()
 
 
 class Profile:
-    """Traces some steps, on one process, for TensorBoard's profiler."""
+    """Traces some steps on the first process, for TensorBoard's profiler."""
 
     def __init__(self, workdir: str, steps: tuple[int, int] | tuple[()]):
-        """Traces from the first to the last of `steps`, both inside; () for none."""
+        """Sets the steps to trace: (first, last), both included, or () for none."""
         self._folder = os.path.join(workdir, "profile")
         self._first, self._last = steps if steps and leads() else (0, 0)
         self._traces = False
 
     def before(self, step: int) -> None:
-        """Starts where a step is the first or, after an interruption, a later one."""
+        """Starts the trace at its first step, or later if the run was interrupted."""
         if self._first <= step <= self._last and not self._traces:
             jax.profiler.start_trace(self._folder)
             self._traces = True
 
     def after(self, step: int, outputs: dict[str, jax.Array]) -> None:
-        """Ends with the last step, once its outputs are there."""
+        """Ends the trace with the last step, once its outputs are computed."""
         if self._traces and step >= self._last:
             self.close(outputs)
 
     def close(self, outputs: dict[str, jax.Array] | None = None) -> None:
-        """Writes what is traced."""
+        """Ends the trace, if there is one, and writes it."""
         if self._traces:
             jax.block_until_ready(outputs)
             jax.profiler.stop_trace()

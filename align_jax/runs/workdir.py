@@ -1,4 +1,4 @@
-"""A run's folder: it belongs to one config, and files appear in it whole or not."""
+"""A run's folder: it belongs to one config, and no file in it is ever half written."""
 
 import json
 import os
@@ -17,17 +17,17 @@ RESULTS_FILE = "results.json"
 
 
 def leads() -> bool:
-    """Whether this is the process that writes the folder's files."""
+    """Returns whether this process writes the folder's files."""
     return jax.process_index() == 0
 
 
 def check(workdir: str, config: Mapping[str, Any], free: Iterable[str] = ()) -> None:
-    """Makes sure that a folder is free or belongs to this config; changes nothing.
+    """Checks that a folder is unused or belongs to this config; changes nothing.
 
     Args:
-      workdir: the folder.
-      config: of the run.
-      free: dotted paths of fields that may differ, as they leave the result alone.
+      workdir: path or URL of the folder.
+      config: literal config of the run.
+      free: dotted paths of fields that may differ, because they do not change results.
 
     Raises:
       InputError: the folder holds a run of another config (the message names the
@@ -43,7 +43,7 @@ def check(workdir: str, config: Mapping[str, Any], free: Iterable[str] = ()) -> 
                 f"{workdir} holds a run of another config ({'; '.join(differing)});"
                 " give another --workdir or go back to that config"
             )
-    # Another process may write the config at this moment, or was killed at that.
+    # Another process may be writing the config now, or was killed while it did.
     elif not places.is_free(workdir, (CONFIG_FILE, places.TEMPORARY)):
         raise InputError(
             f"{workdir} is not empty and holds no {CONFIG_FILE}, so no run of ours"
@@ -58,15 +58,15 @@ def claim(workdir: str, config: Mapping[str, Any]) -> None:
 
 
 def is_claimed(workdir: str) -> bool:
-    """Whether the folder belongs to a config."""
+    """Returns whether the folder belongs to a config."""
     return places.exists(os.path.join(workdir, CONFIG_FILE))
 
 
 def is_finished(workdir: str) -> bool:
-    """Whether the folder holds a run's results."""
+    """Returns whether the folder holds a run's results."""
     return places.exists(os.path.join(workdir, RESULTS_FILE))
 
 
 def as_json(value: Any) -> Any:
-    """The value as a JSON file gives it back: tuples are lists, keys are strings."""
+    """Returns a value as JSON reads it back: tuples as lists, keys as strings."""
     return json.loads(json.dumps(value))
