@@ -1,4 +1,4 @@
-"""A real noisy crawl: Open Clip Art, public domain, from Debian's packages.
+"""The corpus of a real, noisy crawl: Open Clip Art, public domain, packaged by Debian.
 
     apt-get install openclipart-png openclipart-svg
     python -m data.clipart --out=runs/openclipart_data
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The corpus, one line a field; rules left out keep the paper's bounds."""
+    """Returns the corpus's config; rules that are not set keep the paper's bounds."""
     config = ConfigDict()
     config.name = "openclipart"
     config.seed = 0
@@ -22,10 +22,10 @@ def get_config() -> ConfigDict:
     config.ingest.path = "runs/openclipart_data/pairs/*.parquet"
 
     config.rules = ConfigDict()
-    config.rules.languages = ()  # few drawings say which one their texts are in
-    config.rules.frequent_ngrams = 5_000  # the paper's 100 million would keep all
+    config.rules.languages = ()  # few drawings state the language of their texts
+    config.rules.frequent_ngrams = 5_000  # the paper's 100 million would keep all texts
 
     config.vocabulary_size = 4096
     config.max_image_side = 512  # pixels; some drawings are 10,000 wide
-    config.shard_megabytes = 20  # the paper's size of corpus asks for 150
+    config.shard_megabytes = 20  # a corpus of the paper's size needs 150
     return config

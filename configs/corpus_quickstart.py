@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The corpus, one line a field; rules left out keep the paper's bounds."""
+    """Returns the corpus's config; rules that are not set keep the paper's bounds."""
     config = ConfigDict()
     config.name = "quickstart"
     config.seed = 0
@@ -26,18 +26,20 @@ def get_config() -> ConfigDict:
 
     config.rules = ConfigDict()
     config.rules.languages = ("en",)  # the paper's main corpus is English too
-    config.rules.min_shorter_side = 64  # pixels; Twemoji's are 72, the paper asks 200
+    config.rules.min_shorter_side = 64  # pixels; Twemoji has 72, the paper wants 200
     config.rules.min_unigrams = 1  # half of all names are one word
-    # The default budget of 100 million n-grams keeps all: in a corpus this small nearly
-    # every name is rare.
+    # The default budget of 100 million n-grams keeps every text. A lower one would drop
+    # most of them, because nearly every name is rare in a corpus this small.
 
     config.evaluation_images = "runs/quickstart_data/evaluation/queries.parquet"
     config.pictures = ConfigDict()
-    # Many emoji differ from each other in a detail, as clock faces do, so only the
-    # evaluation's own pictures are dropped.
+    # Many emoji differ in a detail only, as clock faces do, so pictures that are near
+    # an evaluation picture are kept.
     config.pictures.max_hash_distance = -1
     config.pictures.embedding_model = ""  # a trained run, to compare embeddings too
-    config.pictures.max_cosine = 0.975  # docs/corpus.md says what a small tower makes
+    config.pictures.max_cosine = (
+        0.975  # the paper's; for small towers see docs/corpus.md
+    )
 
     config.vocabulary_size = 4096
     config.shards = 16  # two for each of the eight streams

@@ -1,17 +1,19 @@
-"""Flowers, Pets, Cars and Food101 (Table 7): first a head alone, then all.
+"""Fine-tunes an image tower on Flowers, Pets, Cars or Food101 (Table 7), in two stages.
 
     python main.py --config=configs/finetune_fine_grained.py:pets,head \
         --workdir=runs/pets/head --config.initialize.image_tower=RUN
     python main.py --config=configs/finetune_fine_grained.py:pets,all \
         --workdir=runs/pets/all --config.initialize.model=runs/pets/head
 
-RUN is a pretraining run or any other source of an image tower of this size. The paper's
+Stage `head` trains a classifier on the frozen tower, stage `all` then trains both. RUN
+is a pretraining run or any other source of an image tower of this size. The paper's
 numbers are means of three runs: --config.seed=1 and 2 give the others.
 
 Hardware: 16 virtual cores of 16 pictures on any slice that holds them.
-Expected, from the paper (arXiv 2102.05918) with its own L2 tower: 99.65 (Flowers),
-96.19 (Pets), 96.13 (Cars), 95.88 (Food101); it does not say whether of pictures or of
-classes, so `top1` and `mean_per_class` are both printed. Not run here.
+Expected, from the paper (arXiv 2102.05918) with the paper's L2 tower: 99.65 (Flowers),
+96.19 (Pets), 96.13 (Cars), 95.88 (Food101). The paper does not say whether these are
+means over pictures or over classes, so `top1` and `mean_per_class` are both printed.
+Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 from configs import finetune_imagenet
 from configs.zero_shot import TFDS
 
-# Folder, classes, splits to train on, split to test on and its pictures.
+# Folder, classes, splits to train on, split to test on, number of test pictures.
 DATASETS = {
     "flowers": ("oxford_flowers102", 102, ("train", "validation"), "test", 6_149),
     "pets": ("oxford_iiit_pet", 37, ("train",), "test", 3_669),
@@ -30,7 +32,7 @@ STAGES = {"head": 1e-2, "all": 1e-3}  # learning rates
 
 
 def get_config(arguments: str = "pets,head") -> ConfigDict:
-    """The run, as ImageNet's but for what follows."""
+    """Returns the run of a dataset and a stage: ImageNet's with the changes below."""
     name, _, stage = arguments.partition(",")
     if name not in DATASETS or stage not in STAGES:
         raise ValueError(
@@ -43,7 +45,7 @@ def get_config(arguments: str = "pets,head") -> ConfigDict:
     config.total_steps = 20_000
     config.virtual_cores = 16  # 256 pictures a step
     config.initialize = ConfigDict()
-    config.initialize["image_tower" if stage == "head" else "model"] = ""  # to be given
+    config.initialize["image_tower" if stage == "head" else "model"] = ""  # required
 
     config.input.datasets = ConfigDict()
     for split in splits:

@@ -1,15 +1,15 @@
-"""ImageNet with an image tower: its features kept, or all fine-tuned (Table 5).
+"""Trains an ImageNet classifier on an image tower, frozen or fine-tuned (Table 5).
 
     python main.py --config=configs/finetune_imagenet.py:frozen --workdir=DIR \
         --config.initialize.image_tower=RUN
 
-RUN is a pretraining run or any other source of an image tower of this size; `full`
-instead of `frozen` trains all of it. A small tower is fine-tuned with
---config.model.image_tower.width=2.0 --config.model.image_tower.depth=3.1 (B7).
+RUN is a pretraining run or any other source of an image tower of this size. `full`
+instead of `frozen` trains the tower too. A tower of another size needs its fields: for
+B7, --config.model.image_tower.width=2.0 --config.model.image_tower.depth=3.1.
 
 Hardware: 64 virtual cores of 16 pictures on any slice that holds them.
-Expected, from the paper (arXiv 2102.05918) with its own L2 tower: top-1 of 85.5 frozen,
-of 88.64 fine-tuned (top-5 98.67). Not run here.
+Expected, from the paper (arXiv 2102.05918) with the paper's L2 tower: top-1 of 85.5
+frozen, of 88.64 fine-tuned (top-5 98.67). Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs.zero_shot import TFDS
 
 IMAGENET = f"{TFDS}/imagenet2012"
-EPOCH = 1_251  # steps: 1,281,167 pictures by 1,024
+EPOCH = 1_251  # steps: 1,281,167 pictures in batches of 1,024
 STAGES = {  # pixels of training and evaluation, learning rate
     "frozen": (289, 360, 0.1),
     "full": (475, 600, 0.01),
@@ -25,7 +25,7 @@ STAGES = {  # pixels of training and evaluation, learning rate
 
 
 def get_config(stage: str = "frozen") -> ConfigDict:
-    """The run, one line a field."""
+    """Returns the run's config, one line a field."""
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}; known: {', '.join(STAGES)}")
     train_size, test_size, learning_rate = STAGES[stage]
@@ -39,7 +39,7 @@ def get_config(stage: str = "frozen") -> ConfigDict:
     config.microbatches = 1
     config.fsdp = 1
     config.initialize = ConfigDict()
-    config.initialize.image_tower = ""  # to be given
+    config.initialize.image_tower = ""  # required
 
     config.input = ConfigDict()
     config.input.datasets = ConfigDict()
@@ -59,7 +59,7 @@ def get_config(stage: str = "frozen") -> ConfigDict:
     config.model.image_tower = ConfigDict()
     config.model.image_tower.width = 4.3
     config.model.image_tower.depth = 5.3
-    config.model.image_tower.scan = True  # one body a stage, to compile less
+    config.model.image_tower.scan = True  # one body a stage, which compiles faster
     config.model.image_tower.rematerialise = "blocks"
     config.model.classes = 1000
     config.model.dtype = "bfloat16"
@@ -76,7 +76,7 @@ def get_config(stage: str = "frozen") -> ConfigDict:
     if stage == "frozen":
         config.optimizer.frozen = ("^image_tower/",)
         config.model.image_tower.frozen_statistics = True
-        config.model.image_tower.drop_rate = 0.0  # the features are the tower's own
+        config.model.image_tower.drop_rate = 0.0  # frozen features stay deterministic
     else:
         config.optimizer.rate_factors = (("^image_tower/", 0.1),)
 

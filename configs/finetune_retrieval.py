@@ -1,36 +1,36 @@
-"""Retrieval fine-tuned on Flickr30k or MSCOCO (Table 1), as pretraining but for this.
+"""Fine-tunes a dual encoder on Flickr30k or MSCOCO for retrieval (Table 1).
 
     python main.py --config=configs/finetune_retrieval.py:coco --workdir=runs/coco \
         --config.initialize.model=RUN --config.vocabulary=VOCABULARY
 
-RUN is a pretraining run of the model's size, VOCABULARY its own. Other sizes are set by
---config.model..., as in pretraining. docs/evaluation_sets.md says how the data come to
-their place.
+RUN is a pretraining run of the model's size, VOCABULARY the vocabulary of that run.
+Other sizes are set by --config.model..., as in pretraining. docs/evaluation_sets.md
+says how to prepare the data.
 
 Hardware: 128 virtual cores of 16 pairs on any slice that holds them.
-Expected, from the paper (arXiv 2102.05918) with its own L2 and Large: recall@1 of 95.3
-and 84.9 (text and image retrieval) on Flickr30k, of 77.0 and 59.9 on MSCOCO. Not run
-here.
+Expected, from the paper (arXiv 2102.05918) with the paper's L2 and Large: recall@1 of
+95.3 and 84.9 (text and image retrieval) on Flickr30k, of 77.0 and 59.9 on MSCOCO. Not
+run here.
 """
 
 from ml_collections import ConfigDict
 
 from configs import pretrain_align_l2_large, zero_shot
 
-# Steps, and splits that are trained on.
+# Number of steps, and splits to train on.
 DATASETS = {"flickr30k": (3_000, ("train",)), "coco": (6_000, ("train", "restval"))}
 
 
 def get_config(name: str = "coco") -> ConfigDict:
-    """The run of one of these datasets."""
+    """Returns the run of a dataset: that of pretraining with the changes below."""
     if name not in DATASETS:
         raise ValueError(f"no dataset {name!r}; known: {', '.join(DATASETS)}")
     steps, splits = DATASETS[name]
     config = pretrain_align_l2_large.get_config()
     config.total_steps = steps
-    config.virtual_cores = 128  # 2,048 pairs: in a large batch are other captions' own
+    config.virtual_cores = 128  # 2,048 pairs: a large batch has false negatives
     config.initialize = ConfigDict()
-    config.initialize.model = ""  # to be given
+    config.initialize.model = ""  # required
 
     config.input.datasets = ConfigDict()
     for split in splits:

@@ -3,10 +3,10 @@
     python main.py --config=configs/linear_probe.py:pets_probe,imagenet_few_shot \
         --workdir=runs/probes --config.checkpoint=DIR
 
-Names after the colon choose among `PROBES`; without them all run. DIR is whatever
-docs/weights.md names. The penalty of a linear probe is chosen on a validation split;
-where a dataset has none, it is the last tenth of its training split. Datasets are
-TFDS's; docs/evaluation_sets.md says how they come to their place.
+Names after the colon choose among `PROBES`; without names all run. DIR is any source of
+weights in docs/weights.md. The penalty of a linear probe is chosen on a validation
+split; if a dataset has none, this is the last tenth of its training split. The datasets
+are those of TFDS; docs/evaluation_sets.md says how to prepare them.
 
 Hardware: any.
 Expected: no published numbers of ALIGN follow this protocol. Not run here.
@@ -19,7 +19,7 @@ from configs.zero_shot import TFDS
 
 
 def linear(name: str, split: str, pictures: int, validation: str = "") -> dict:
-    """A linear probe of a TFDS dataset."""
+    """Returns the fields of a linear probe on a TFDS dataset."""
     parts = ("train", validation) if validation else ("train[:90%]", "train[90%:]")
     return {
         "kind": "linear_probe",
@@ -49,5 +49,5 @@ PROBES = {
 
 
 def get_config(names: str = "") -> ConfigDict:
-    """The probes of some names, joined by commas; all without any."""
+    """Returns the probes of some names, joined by commas; without names all of them."""
     return zero_shot.choose(names, PROBES)

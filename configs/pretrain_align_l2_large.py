@@ -1,12 +1,12 @@
-"""The paper's own run: EfficientNet-L2 and BERT-Large (arXiv 2102.05918, section 5).
+"""Pretrains EfficientNet-L2 and BERT-Large as the paper (arXiv 2102.05918, section 5).
 
     python main.py --config=configs/pretrain_align_l2_large.py --workdir=DIR \
         --config.input.datasets.corpus.directory=gs://BUCKET/corpus/records \
         --config.vocabulary=gs://BUCKET/corpus/records/vocabulary.txt
 
-Hardware: v3:16x32, 1024 TPU v3 cores, as the paper; docs/plans.md: what a core needs.
-Expected, from the paper on its own 1.8 billion pairs: zero-shot recall@1 on MSCOCO of
-58.6 and 45.6 (text and image retrieval), on Flickr30k of 88.6 and 75.7. Not run here.
+Hardware: v3:16x32, 1024 TPU v3 cores, as the paper; docs/plans.md has a core's needs.
+Expected, from the paper on 1.8 billion pairs: zero-shot recall@1 on MSCOCO of 58.6 and
+45.6 (text and image retrieval), on Flickr30k of 88.6 and 75.7. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs import pretrain_align_b7_base
 
 
 def get_config() -> ConfigDict:
-    """The run, as B7 and Base but for the towers and the split state."""
+    """Returns the run of B7 and Base with larger towers and a split state."""
     config = pretrain_align_b7_base.get_config()
     config.model.image_tower.width = 4.3
     config.model.image_tower.depth = 5.3

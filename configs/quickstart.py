@@ -18,16 +18,16 @@ EVALUATION = "runs/quickstart_data/evaluation"
 
 
 def get_config() -> ConfigDict:
-    """The run, one line a field."""
+    """Returns the run's config, one line a field."""
     config = ConfigDict()
     config.run = "pretrain"
     config.seed = 0
     config.total_steps = 2100
     config.virtual_cores = 8  # the paper has 1024
-    config.pairs_per_core = 16  # as the paper; 128 pairs a step
+    config.pairs_per_core = 16  # as in the paper; 128 pairs a step
     config.batch_norm_cores = 8  # groups of 16 are too noisy for so short a run
-    config.microbatches = 1  # parts of the batch, and fsdp: devices that share a state;
-    config.fsdp = 1  # the result is the same, see docs/pods.md
+    config.microbatches = 1  # parts that the batch is computed in, see docs/pods.md
+    config.fsdp = 1  # devices that share a state; neither field changes the result
     config.vocabulary = f"{RECORDS}/vocabulary.txt"
 
     config.input = ConfigDict()
@@ -35,21 +35,21 @@ def get_config() -> ConfigDict:
     config.input.datasets.emoji = ConfigDict()
     config.input.datasets.emoji.directory = RECORDS
     config.input.streams = 8
-    config.input.shuffle_window = 1024  # longer than a shard: shards are permuted whole
+    config.input.shuffle_window = 1024  # larger than a shard: all of it is permuted
     config.input.preprocess = ConfigDict()
-    config.input.preprocess.resize = 36  # pixels, of which evaluation sees the centre
+    config.input.preprocess.resize = 36  # pixels; evaluation crops the centre
     config.input.preprocess.image_size = 32
-    config.input.preprocess.crop = "inception"  # drawings differ in size and place,
+    config.input.preprocess.crop = "inception"  # drawings differ in size and position
     config.input.preprocess.crop_area = 0.5
-    config.input.preprocess.colour_jitter = 0.5  # and in colour, from style to style
-    config.input.preprocess.flip = True  # as the paper, at the cost of some arrows
+    config.input.preprocess.colour_jitter = 0.5  # each style has other colours
+    config.input.preprocess.flip = True  # as in the paper, although arrows turn round
     config.input.preprocess.random_background = False
 
     config.model = ConfigDict()
     config.model.image_tower = ConfigDict()
     config.model.image_tower.width = 0.75
     config.model.image_tower.depth = 0.3
-    config.model.image_tower.drop_rate = 0.1  # half the paper's, for a small tower
+    config.model.image_tower.drop_rate = 0.1  # half of the paper's, for a small tower
     config.model.image_tower.batch_norm_momentum = 0.97  # 0.99 lags in a short run
     config.model.text_tower = ConfigDict()
     config.model.text_tower.vocabulary_size = 4096  # rows; the vocabulary has fewer
@@ -58,21 +58,21 @@ def get_config() -> ConfigDict:
     config.model.text_tower.layers = 2
     config.model.text_tower.hidden = 128
     config.model.text_tower.dropout = 0.0  # small towers underfit here
-    config.model.text_tower.init_std = 0.08  # 0.02 is made for width 768
+    config.model.text_tower.init_std = 0.08  # 0.02 fits a width of 768
     config.model.temperature_init = 0.2  # 1.0 takes thousands of steps to fall
     config.model.dtype = "float32"
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 40
-    config.optimizer.weight_decay = 1e-5  # as the paper
+    config.optimizer.weight_decay = 1e-5  # as in the paper
     config.optimizer.b2 = 0.98  # 0.999 remembers more steps than the run has
-    # At the full rate the text tower fits half as fast.
+    # With the full rate the text tower learns half as fast.
     config.optimizer.rate_factors = (("^text_tower/layer_", 0.15),)
-    config.optimizer.average_decay = 0.99  # of what is evaluated
+    config.optimizer.average_decay = 0.99  # evaluation uses the moving average
 
     config.loss = ConfigDict()
-    config.loss.label_smoothing = 0.1  # as the paper
+    config.loss.label_smoothing = 0.1  # as in the paper
     config.loss.temperature_floor = 0.01
 
     config.checkpoint = ConfigDict()

@@ -1,10 +1,10 @@
-"""Evaluates a trained quickstart again, or another run on the quickstart's pictures.
+"""Evaluates a trained quickstart again, or another model on the quickstart's pictures.
 
     python main.py --config=configs/quickstart_evaluate.py \
         --workdir=runs/quickstart_evaluation --config.checkpoint=runs/quickstart
 
 Hardware: 2 CPU cores, half a minute.
-Expected: the same scores as in the run's own results.json.
+Expected: the same scores as in the results.json of the run.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from configs import quickstart
 
 
 def get_config() -> ConfigDict:
-    """The evaluation, one line a field."""
+    """Returns the evaluation's config, one line a field."""
     config = ConfigDict()
     config.run = "evaluate"
     config.checkpoint = "runs/quickstart"

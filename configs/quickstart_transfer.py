@@ -1,16 +1,17 @@
-"""The quickstart's tower on labels that it never saw: probed, fine-tuned, untrained.
+"""Classifies emoji with the quickstart's tower: probed, fine-tuned or from scratch.
 
     for how in probe tuned scratch; do
       python main.py --config=configs/quickstart_transfer.py:$how --workdir=runs/$how
     done
 
-21 kinds of emoji (animals, tools, ...), labels that pretraining did not use. Trains on
-772 drawings of the concepts that it showed and tests on 258 of others. `probe` is a
-logistic regression, the others train a head and all of the tower.
+The labels are 21 categories (animals, tools, ...), which pretraining did not use.
+Training uses 772 drawings of concepts that were in pretraining; the test uses 258
+drawings of other concepts. `probe` fits a logistic regression, `tuned` and `scratch`
+train a head and the whole tower.
 
 Hardware: 2 CPU cores, under three minutes each.
-Expected: top-1 of 0.53 (probe), 0.57 (tuned) and 0.28 (scratch); the largest kind has
-0.16.
+Expected: top-1 of 0.53 (probe), 0.57 (tuned) and 0.28 (scratch); the largest category
+has 0.16.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ TRAIN, TEST = "unseen_drawing", "unseen_concept"
 
 
 def get_config(how: str = "tuned") -> ConfigDict:
-    """The run of one of these names."""
+    """Returns the run of a name: probe, tuned or scratch."""
     if how not in ("probe", "tuned", "scratch"):
         raise ValueError(f"no run {how!r}; known: probe, tuned, scratch")
     config = ConfigDict()
@@ -51,7 +52,7 @@ def get_config(how: str = "tuned") -> ConfigDict:
         config.initialize.image_tower = "runs/quickstart"
 
     config.input = base.input
-    config.input.max_replaced = 0.4  # 419 of the 1,191 drawings are of no such kind
+    config.input.max_replaced = 0.4  # 419 of the 1,191 drawings have no label
     config.input.datasets = {
         "emoji": {"split": TRAIN, "label_feature": "label", **DATA}
     }

@@ -1,18 +1,18 @@
-"""VTAB-1k: 19 tasks of 1,000 pictures, one search for all (Table 6).
+"""Fine-tunes on VTAB-1k, 19 tasks of 1,000 pictures, with one search for all (Table 6).
 
     python main.py --config=configs/vtab.py:pets,dtd --workdir=runs/vtab_pets \
         --config.base.initialize.image_tower=RUN
 
 Names after the colon choose among the tasks that `python -m data.vtab` wrote; without
-them all 19 run. 50 trials train on 800 pictures and are judged on 200; the best is
-trained on all 1,000 with three seeds and tested. The paper searched as appendix I of
-VTAB's paper does, of which no copy was found: the ranges below are ours, and the same
-for all tasks, as VTAB demands. RUN is a pretraining run or any other source of an image
-tower of B7's size.
+names all 19 run. 50 trials train on 800 pictures and are scored on 200. The settings of
+the best trial are trained on all 1,000 pictures with three seeds, and tested. The paper
+searched as appendix I of VTAB's paper does. We found no copy of it, so the ranges below
+are ours, the same for all tasks, as VTAB demands. RUN is a pretraining run or any other
+source of an image tower of B7's size.
 
 Hardware: 16 virtual cores of 16 pictures on any slice that holds them; 53 runs a task.
-Expected, from the paper (arXiv 2102.05918) with its own L2 tower: 79.99 on all, 83.38
-natural, 87.56 specialized, 73.25 structured. Not run here.
+Expected, from the paper (arXiv 2102.05918) with the paper's L2 tower: 79.99 on all,
+83.38 natural, 87.56 specialized, 73.25 structured. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from configs import finetune_imagenet
 
 FOLDER = "evaluation/vtab"
-# Classes of each task, as in data/evaluation_sets/vtab_tasks.py.
+# Number of classes of each task, as in data/evaluation_sets/vtab_tasks.py.
 GROUPS = {
     "natural": {
         "caltech101": 102,
@@ -52,12 +52,12 @@ CLASSES = {task: n for tasks in GROUPS.values() for task, n in tasks.items()}
 
 
 def dataset(task: str, split: str) -> dict:
-    """A split of a task to train on."""
+    """Returns the fields of a dataset that trains on a task's split."""
     return {"directory": f"{FOLDER}/{task}", "split": split, "label_feature": "label"}
 
 
 def evaluator(task: str, split: str) -> dict:
-    """A split of a task to judge by."""
+    """Returns an evaluator on a task's split, {name of the split: its fields}."""
     return {
         split: {
             "kind": "classification",
@@ -68,7 +68,7 @@ def evaluator(task: str, split: str) -> dict:
 
 
 def get_config(names: str = "") -> ConfigDict:
-    """The search over some tasks, joined by commas; over all without any."""
+    """Returns the search over some tasks, joined by commas; without names over all."""
     chosen = names.split(",") if names else [*CLASSES]
     unknown = [name for name in chosen if name not in CLASSES]
     if unknown:
@@ -79,17 +79,17 @@ def get_config(names: str = "") -> ConfigDict:
     base.model.image_tower.width = 2.0
     base.model.image_tower.depth = 3.1
     for preprocess in (base.input.preprocess, base.evaluation):
-        preprocess.resize = 289  # squashed, nothing cut off, as VTAB
+        preprocess.resize = 289  # squashed, nothing cut off, as in VTAB
         preprocess.image_size = 289
     base.optimizer.decay = "cosine"
     base.checkpoint.every_steps = 500
-    base.evaluate_every_steps = 100_000  # at the start and the end alone
+    base.evaluate_every_steps = 100_000  # at the start and the end only
 
     config = ConfigDict()
     config.run = "random_search"
     config.seed = 0
     config.trials = 50
-    config.only = ""  # one of them, where `align_jax.sweep` spreads them over machines
+    config.only = ""  # name of one trial, if `align_jax.sweep` spreads them
     config.seeds = (0, 1, 2)
     config.base = base
     config.space = (
@@ -102,7 +102,7 @@ def get_config(names: str = "") -> ConfigDict:
         ("input.preprocess.crop", "one_of", ("random", "inception")),
         ("input.preprocess.flip", "one_of", (True, False)),
     )
-    # In results, `pets` would be the name of another evaluation.
+    # The prefix is needed because `pets` in results names another evaluation.
     config.tasks = {
         f"vtab_{task}": (
             ("model.classes", CLASSES[task]),

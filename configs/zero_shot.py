@@ -1,25 +1,25 @@
-"""Evaluates a trained dual encoder as the paper does, without training on the sets.
+"""Evaluates a trained dual encoder as the paper does, without training on the datasets.
 
     python main.py --config=configs/zero_shot.py:imagenet,coco --workdir=runs/scores \
         --config.checkpoint=DIR
 
-Names after the colon choose among `EVALUATIONS`; without them all run. DIR is whatever
-`align_jax.load` reads: a run's workdir, a Hugging Face folder. docs/evaluation_sets.md
-says how each dataset comes to its place, which `--config.evaluators.NAME.directory`
-changes.
+Names after the colon choose among `EVALUATIONS`; without names all run. DIR is any
+model that `align_jax.load` reads, such as a run's workdir or a Hugging Face folder.
+docs/evaluation_sets.md says how to prepare each dataset, and
+`--config.evaluators.NAME.directory` changes its path.
 
 Hardware: any.
-Expected: see the table's columns of published numbers.
+Expected: the printed table has published numbers beside the scores.
 """
 
 from ml_collections import ConfigDict
 
 TFDS = "~/tensorflow_datasets"
-SINGLE = "a photo of {}."  # of which align-base's accuracy is known
+SINGLE = "a photo of {}."  # the prompt of align-base's published accuracy
 
 
 def classification(name: str, split: str, pictures: int, prompts: str, **more) -> dict:
-    """Classification of a TFDS dataset, whose count of pictures is checked."""
+    """Returns the fields of a zero-shot classification of a TFDS dataset."""
     return {
         "kind": "zero_shot",
         "directory": f"{TFDS}/{name}",
@@ -31,7 +31,7 @@ def classification(name: str, split: str, pictures: int, prompts: str, **more) -
 
 
 def retrieval(name: str, images: int, texts: int, feature: str = "texts") -> dict:
-    """Retrieval of a set that `python -m data.eval_sets` wrote."""
+    """Returns the fields of retrieval on a set that `data.eval_sets` wrote."""
     return {
         "kind": "retrieval",
         "directory": f"evaluation/{name}",
@@ -82,19 +82,19 @@ EVALUATIONS = {
 
 
 def get_config(names: str = "") -> ConfigDict:
-    """The evaluations of some names, joined by commas; all without any."""
+    """Returns the evaluations of some names, joined by commas; without names all."""
     return choose(names, EVALUATIONS)
 
 
 def choose(names: str, known: dict[str, dict]) -> ConfigDict:
-    """Some of the known evaluations, or all."""
+    """Returns a config of some of the known evaluations, or of all."""
     chosen = names.split(",") if names else [*known]
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise ValueError(f"no evaluation {unknown[0]!r}; known: {', '.join(known)}")
     config = ConfigDict()
     config.run = "evaluate"
-    config.checkpoint = ""  # to be given
-    config.embeddings = ""  # a folder to keep them in, for the next evaluation
+    config.checkpoint = ""  # required
+    config.embeddings = ""  # folder that keeps embeddings for the next evaluation
     config.evaluators = {name: known[name] for name in chosen}
     return config

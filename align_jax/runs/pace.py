@@ -51,7 +51,7 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Starts a new interval; ignores the time since the last, as of an evaluation."""
+        """Starts a new interval; the time before it (as of evaluating) is ignored."""
         self._since = self._clock()
         self._waited = 0.0
 

@@ -1,8 +1,8 @@
-"""What the paper's ablations share (arXiv 2102.05918, section 6).
+"""The base config of the paper's ablations (arXiv 2102.05918, section 6).
 
-A million steps instead of 1.2, and every run is judged by retrieval on MSCOCO and by
-nearest neighbours on ImageNet. `python -m align_jax.sweep` runs the sweeps beside this
-file; it passes flags on, as those that say where the data is:
+Every run has 1 million steps instead of 1.2 million, and is scored by retrieval on
+MSCOCO and by nearest neighbours on ImageNet. `python -m align_jax.sweep` runs the
+sweeps of this folder. Flags after `--` are for the runs, such as the data's paths:
 
     python -m align_jax.sweep --sweep=configs/sweeps/towers.py --workdir=DIR \
         --launcher=print -- --distributed \
@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from align_jax.models import bert, efficientnet
 from configs import pretrain_align_b7_base, zero_shot
 
-EMBEDDING_SIZE = 640  # B7's own; the others have a linear layer to it
+EMBEDDING_SIZE = 640  # width of B7; other towers are projected to it
 
 
 def get_config(image: str = "b5", text: str = "base") -> ConfigDict:
-    """A run of two towers by name; B5 and Base are Table 8's baseline."""
+    """Returns the run of two towers by name; B5 and Base are Table 8's baseline."""
     config = pretrain_align_b7_base.get_config()
     config.total_steps = 1_000_000
     tower = config.model.image_tower

@@ -1,4 +1,4 @@
-"""One run of a sweep as a config of its own."""
+"""Makes a config of one run of a sweep."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from align_jax.config import change
 def choose_run(
     runs: Mapping[str, tuple[ConfigDict, Mapping[str, Any]]], name: str
 ) -> ConfigDict:
-    """The config of the run of some name.
+    """Returns the config of one run of a sweep.
 
     Args:
-      runs: of the sweep, name -> (base config, {dotted path: changed value}).
-      name: of the run.
+      runs: all runs of the sweep, name -> (base config, {dotted path: changed value}).
+      name: name of the run.
     """
     if name not in runs:
         raise ValueError(f"no run {name!r}; known: {', '.join(runs)}")

@@ -2,8 +2,8 @@
 
     python -m align_jax.sweep --sweep=configs/sweeps/data.py --workdir=DIR ...
 
-CC3M's runs take a tenth of the steps, as in the paper; so do those of as many pairs of
-the noisy corpus and of two and four times as many, of which it does not say so.
+The runs on CC3M take a tenth of the steps, as in the paper. So do the runs on 3, 6 and
+12 million pairs of the noisy corpus, for which the paper does not state the steps.
 
 Hardware: 9 runs of 1024 virtual cores each; docs/ablations.md.
 Expected, from the paper, recall@1 on MSCOCO of texts and of images, and neighbours: B7
@@ -28,7 +28,7 @@ TENTH = {"total_steps": 100_000, "evaluate_every_steps": 10_000}
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     runs = {}
     for image, text in (("b7", "base"), ("b3", "mini")):
         base = ablation.get_config(image, text)
@@ -43,5 +43,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)

@@ -1,4 +1,4 @@
-"""Table 9 in miniature: all of the quickstart's pairs (the baseline), half, ...
+"""Table 9 in miniature: 100 (the baseline), 50, 25 and 10 % of the quickstart's pairs.
 
     python -m align_jax.sweep --sweep=configs/sweeps/mini_data.py \
         --workdir=runs/ablations
@@ -16,7 +16,7 @@ SHARES = (50, 25, 10)  # per cent
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     base = mini.get_config()
     return {"baseline": (base, {})} | {
         f"data_{share}": (base, {"input.datasets.emoji.fraction": share / 100})
@@ -25,5 +25,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)

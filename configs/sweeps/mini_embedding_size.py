@@ -16,7 +16,7 @@ SIZES = (60, 15, 4)
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     base = mini.get_config()
     return {"baseline": (base, {})} | {
         f"embedding_{size}": (base, {"model.embedding_size": size}) for size in SIZES
@@ -24,5 +24,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)

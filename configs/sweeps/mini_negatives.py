@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from configs.sweeps import mini
 from configs.sweeps.choose_run import choose_run
 
-PARTS = (4, 16)  # of the batch: 32 and 8 pairs
+PARTS = (4, 16)  # parts of the batch, of 32 and of 8 pairs
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     base = mini.get_config()
     return {"baseline": (base, {})} | {
         f"negatives_1_{part}": (base, {"loss.negatives": 1 / part}) for part in PARTS
@@ -24,5 +24,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)

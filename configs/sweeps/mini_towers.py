@@ -1,4 +1,4 @@
-"""Figure 3 in miniature: two sizes of image tower by two of text tower.
+"""Figure 3 in miniature: two sizes of the image tower by two sizes of the text tower.
 
     python -m align_jax.sweep --sweep=configs/sweeps/mini_towers.py \
         --workdir=runs/ablations
@@ -17,9 +17,9 @@ SMALL_TEXT = {"model.text_tower.layers": 1, "model.text_tower.hidden": 64}
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     base = mini.get_config()
-    # The smaller image tower is brought to the other's width, as in the paper.
+    # The smaller image tower is projected to the width of the other, as in the paper.
     small = SMALL_IMAGE | {"model.embedding_size": mini.EMBEDDING_SIZE}
     return {
         "baseline": (base, {}),
@@ -30,5 +30,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)

@@ -17,7 +17,7 @@ SHARES = (50, 25)  # per cent
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     base = ablation.get_config()
     return {"baseline": (base, {})} | {
         f"negatives_{share}": (base, {"loss.negatives": share / 100})
@@ -26,5 +26,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)

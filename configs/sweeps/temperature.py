@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from configs.sweeps import ablation
 from configs.sweeps.choose_run import choose_run
 
-FIXED = (128, 64, 32)  # one part of
+FIXED = (128, 64, 32)  # temperatures of 1 / these
 FROZEN = {"optimizer.frozen": ("^temperature$",)}
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     base = ablation.get_config()
     return {"baseline": (base, {})} | {
         f"temperature_1_{part}": (base, {"model.temperature_init": 1 / part} | FROZEN)
@@ -27,5 +27,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)

@@ -1,10 +1,10 @@
-"""The paper's Figure 3: five image towers and four text towers.
+"""The paper's Figure 3: five image towers by four text towers.
 
     python -m align_jax.sweep --sweep=configs/sweeps/towers.py --workdir=DIR ...
 
 Hardware: 20 runs of 1024 virtual cores each; docs/ablations.md.
-Expected, from the paper: better with larger towers; the text tower matters as much as
-the image tower for retrieval, less for neighbours. The figure gives no numbers, but
+Expected, from the paper: larger towers are better; the text tower matters as much as
+the image tower for retrieval, but less for neighbours. The figure has no numbers, but
 Tables 9 and 10 have `b7_base`: 55.4 and 41.7 on MSCOCO, 69.3 neighbours, and `b3_mini`:
 37.4, 24.5, 56.5. Not run here.
 """
@@ -19,7 +19,7 @@ TEXT = ("mini", "medium", "base", "large")
 
 
 def get_sweep() -> dict:
-    """The runs by name, each a base config and its changed fields."""
+    """Returns the runs by name, each as a base config and its changed fields."""
     return {
         f"{image}_{text}": (ablation.get_config(image, text), {})
         for image in IMAGE
@@ -28,5 +28,5 @@ def get_sweep() -> dict:
 
 
 def get_config(name: str) -> ConfigDict:
-    """One run."""
+    """Returns the config of one run."""
     return choose_run(get_sweep(), name)
