@@ -1,17 +1,20 @@
-"""Pictures a second and core of the corpus's image stage.
+"""Measures the corpus's image stage: pictures per second and core.
 
     python -m benchmarks.images --pictures 10000 --json images.json
 
 The pictures are JPEG files of 640 x 480 pixels and quality 85, made from a seed and
-kept in --folder. They are noise whose amplitude falls with the frequency so that a file
-is as large as one of a photograph (scikit-learn's and scikit-image's took 40, 42 and 85
-kB). `decode` only decodes, at the scale that the hash needs: the ceiling. `plain`
-decodes the whole picture for the same hash. `hash` is
-`data.pictures.images.describe_images`: size, format and hash. `stage` is
-`data.corpus.builder.Build.ingest` on --workers processes: it reads Parquet, names the
-pictures by their bytes, does what `hash` does and writes Parquet. The first three are
-one process; they take turns, and figures are medians. `busy` is the share of the
-processors of all workers that was used, start of the processes included.
+kept in --folder. They are noise whose amplitude falls with the frequency, so that a
+file is as large as a photograph's (scikit-learn's and scikit-image's took 40, 42 and 85
+kB). Four measures are compared:
+
+* `decode` decodes at the scale that the hash needs, and does nothing else: the ceiling.
+* `plain` decodes the whole picture for the same hash.
+* `hash` is `data.pictures.images.describe_images`: size, format and hash.
+* `stage` is `data.corpus.builder.Build.ingest` on --workers processes. It reads
+  Parquet, names pictures by their bytes, does the work of `hash` and writes Parquet.
+
+The first three run in one process and take turns; figures are medians. `busy` is the
+used share of all workers' processors, with the start of the processes.
 """
 
 import argparse
@@ -32,19 +35,19 @@ from PIL import Image
 from data.pictures.images import HASH_SIDE, describe_images, perceptual_hash
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 85
-SLOPE = 1.6  # of the amplitude over the frequency
-DIFFERENT = 100  # pictures drawn; the others are copies with a comment of their own
+SLOPE = 1.6  # the amplitude falls as frequency to this power
+DIFFERENT = 100  # pictures drawn; the others are copies, each with another comment
 ROWS_A_SHARD = 500
-FIRST = 500  # pictures that one process measures at a time
+FIRST = 500  # pictures that the measures of one process use
 
 
 def draw_picture(rng: np.random.Generator) -> bytes:
-    """A JPEG file of noise whose amplitude falls with the frequency."""
+    """Draws a JPEG file of noise whose amplitude falls with the frequency."""
     y = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
     x = np.fft.rfftfreq(WIDTH)[None] * WIDTH
     amplitude = np.maximum(np.hypot(x, y), 1) ** -SLOPE
     layers = []
-    for strength in (1.0, 0.3, 0.3):  # luma and two of chroma
+    for strength in (1.0, 0.3, 0.3):  # luma and two chroma layers
         phase = np.exp(2j * np.pi * rng.random(amplitude.shape))
         noise = np.fft.irfft2(phase * amplitude, (HEIGHT, WIDTH))
         layers.append(128 + 55 * strength * noise / noise.std())
@@ -55,12 +58,12 @@ def draw_picture(rng: np.random.Generator) -> bytes:
 
 
 def number(file: bytes, index: int) -> bytes:
-    """The same picture with a comment that no other has."""
+    """Returns the same picture with its number as a comment, so that bytes differ."""
     return file[:2] + b"\xff\xfe\x00\x06" + index.to_bytes(4, "big") + file[2:]
 
 
 def generate(folder: pathlib.Path, count: int, seed: int) -> None:
-    """Writes raw pairs in Parquet shards, unless they are there."""
+    """Writes raw pairs in Parquet shards, unless the folder exists."""
     if folder.exists():
         return
     rng = np.random.default_rng(seed)
@@ -80,7 +83,7 @@ def generate(folder: pathlib.Path, count: int, seed: int) -> None:
 
 
 def decode(files: list[bytes]) -> None:
-    """Decodes at the scale of the hash."""
+    """Decodes pictures at the scale of the hash."""
     for file in files:
         with Image.open(io.BytesIO(file)) as picture:
             picture.draft("L", (HASH_SIDE, HASH_SIDE))
@@ -88,19 +91,19 @@ def decode(files: list[bytes]) -> None:
 
 
 def plain(files: list[bytes]) -> None:
-    """Size, format and hash of the picture decoded whole."""
+    """Computes size, format and hash of pictures that are decoded at full size."""
     for file in files:
         with Image.open(io.BytesIO(file)) as picture:
             _ = (picture.size, picture.format, perceptual_hash(picture))
 
 
 def measure_hash(files: list[bytes]) -> None:
-    """What the image stage does with every picture."""
+    """Computes size, format and hash as the image stage does."""
     describe_images([""] * len(files), files)
 
 
 def measure_stage(source: pathlib.Path, out: pathlib.Path, workers: int) -> dict:
-    """Runs the stage; returns seconds and processor seconds of all processes."""
+    """Runs the image stage; returns its seconds and the processes' CPU seconds."""
     from data.corpus.builder import Build
     from data.corpus.config import CorpusConfig, EngineConfig
     from data.corpus.rules import RuleBounds
@@ -132,7 +135,7 @@ def measure_stage(source: pathlib.Path, out: pathlib.Path, workers: int) -> dict
 
 
 def main() -> None:
-    """Prints the table."""
+    """Runs the measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

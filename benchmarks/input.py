@@ -1,17 +1,17 @@
-"""Pairs a second of the training input, beside decoding alone and a torch baseline.
+"""Measures the training input's pairs per second beside decoding and a torch baseline.
 
     python -m benchmarks.input --folder DATA --baseline PYTHON --json input.json
     python -m benchmarks.input --folder DATA --memory --batch_size 8
     python -m benchmarks.input --folder DATA --resume
 
-The pictures are noise with the spectrum of photographs, 500 x 375, JPEG of quality 85,
-written once to DATA as a dataset in TFDS's layout and as tars. `train` is the real
-`TrainBatches` (decode, resize to 346, crop 289, flip, tokens, batch); `decode` does
-nothing but read and decode, by our decoder and by TensorFlow's. The baseline reads the
-tars as open_clip does, in PYTHON, which has torch, torchvision and webdataset. All take
-turns, so that a busy machine slows all of them; figures are medians over the rounds.
-`--memory` draws many batches and prints the resident memory; `--resume` times the first
-batch at step 1,000,000.
+The pictures are noise with the spectrum of photographs, JPEG files of 500 x 375 pixels
+and quality 85. They are written once to DATA, as a dataset in TFDS's layout and as
+tars. `train` is the real `TrainBatches` (decode, resize to 346, crop 289, flip, tokens,
+batch). `decode` only reads and decodes, with our decoder and with TensorFlow's. The
+baseline reads the tars as open_clip does; it runs in PYTHON, an interpreter that has
+torch, torchvision and webdataset. All take turns, so that a busy machine slows all of
+them; figures are medians over the rounds. `--memory` draws many batches and prints the
+resident memory; `--resume` times the first batch at step 1,000,000.
 """
 
 import argparse
@@ -51,12 +51,12 @@ from data.records.records import (
 HEIGHT, WIDTH, QUALITY = 375, 500, 85
 PICTURES, PAIRS, SHARDS, WORDS = 256, 4096, 16, 3000
 REFERENCES = ("decode_ours", "decode_tensorflow", "baseline")
-DEEP = 6  # batches that a pipeline may have ready when its turn comes
-SETTLE = 1.5  # seconds
+DEEP = 6  # batches that a pipeline may have ready when its turn starts
+SETTLE = 1.5  # seconds between two turns
 
 
 def draw_photograph(draw: np.random.Generator) -> bytes:
-    """A JPEG file of noise whose amplitude falls as frequency to the power 1.5."""
+    """Draws a JPEG file of noise; its amplitude falls as frequency to the power 1.5."""
     rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
     columns = np.fft.rfftfreq(WIDTH) * WIDTH
     frequency = np.maximum(np.hypot(rows, columns), 1.0)
@@ -74,7 +74,7 @@ def draw_photograph(draw: np.random.Generator) -> bytes:
 
 
 def write_data(folder: pathlib.Path) -> None:
-    """Writes records/, tars/ and vocabulary.txt, the latter last."""
+    """Writes tars/, records/ and at last vocabulary.txt, which marks complete data."""
     draw = np.random.default_rng(0)
     pictures = [draw_photograph(draw) for _ in range(PICTURES)]
     letters = list("abcdefghijklmnopqrstuvwxyz")
@@ -105,7 +105,7 @@ def write_data(folder: pathlib.Path) -> None:
 def open_train(
     folder: pathlib.Path, batch_size: int, start: int = 0, **preprocess
 ) -> Iterator:
-    """The real pipeline."""
+    """Opens the real training input."""
     datasets = {"photographs": DatasetConfig(str(folder / "records"))}
     config = InputConfig(datasets, PreprocessConfig(**preprocess))
     tokenizer = open_tokenizer(str(folder / "vocabulary.txt"), 64)
@@ -114,7 +114,7 @@ def open_train(
 
 
 def open_encoded(folder: pathlib.Path) -> tf.data.Dataset:
-    """Encoded pictures without end."""
+    """Returns an endless dataset of encoded pictures."""
     files = sorted(map(str, (folder / "records").glob("*.tfrecord-*")))
     records = tf.data.Dataset.from_tensor_slices(files).interleave(
         tf.data.TFRecordDataset, cycle_length=8
@@ -126,7 +126,7 @@ def open_encoded(folder: pathlib.Path) -> tf.data.Dataset:
 
 
 def open_tensorflow(folder: pathlib.Path, batch_size: int) -> Iterator:
-    """Decodes by TensorFlow and keeps the shapes only."""
+    """Yields batches of shapes of pictures that TensorFlow decoded."""
     shapes = open_encoded(folder).map(
         lambda encoded: tf.shape(tf.io.decode_jpeg(encoded, 3)), tf.data.AUTOTUNE
     )
@@ -134,7 +134,7 @@ def open_tensorflow(folder: pathlib.Path, batch_size: int) -> Iterator:
 
 
 def open_threads(folder: pathlib.Path, batch_size: int, work) -> Iterator:
-    """Does `work` on every encoded picture in a thread a processor."""
+    """Yields batches of `work`'s results on pictures, with one thread a processor."""
     batches = open_encoded(folder).batch(batch_size).prefetch(2).as_numpy_iterator()
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -150,7 +150,7 @@ def open_threads(folder: pathlib.Path, batch_size: int, work) -> Iterator:
 
 
 def measure_here(batches: Iterator, batch_size: int, count: int) -> dict:
-    """Times `count` batches; what is ready already is drawn before."""
+    """Times `count` batches, after drawing those that may be ready already."""
     for _ in range(DEEP):
         next(batches)
     start, used = time.perf_counter(), time.process_time()
@@ -164,7 +164,7 @@ def measure_here(batches: Iterator, batch_size: int, count: int) -> dict:
 
 
 def start_baseline(folder: pathlib.Path, flags: argparse.Namespace):
-    """A process that measures when asked."""
+    """Starts the process of the baseline, which measures on request."""
     script = pathlib.Path(__file__).with_name("input_baseline.py")
     tars = str(folder / "tars" / f"{{00000..{SHARDS - 1:05}}}.tar")
     command = [flags.baseline, script, tars, "2", str(flags.batch_size)]
@@ -177,14 +177,14 @@ def start_baseline(folder: pathlib.Path, flags: argparse.Namespace):
 
 
 def measure_baseline(process: subprocess.Popen, count: int) -> dict:
-    """What `measure_here` does, in the other process."""
+    """Measures the baseline as `measure_here` does, in the other process."""
     process.stdin.write(f"{DEEP} {count}\n")
     process.stdin.flush()
     return json.loads(process.stdout.readline())
 
 
 def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
-    """Medians of all competitors."""
+    """Measures all competitors in turns and returns their rows of the table."""
     size = flags.batch_size
     config, buffer = PreprocessConfig(), partial(Scratch().take, "pixels")
     here = {
@@ -211,7 +211,7 @@ def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
     for _ in range(flags.rounds):
         for name, turn in turns.items():
             found[name].append(turn())
-            time.sleep(SETTLE)  # until its processes and threads have filled up
+            time.sleep(SETTLE)  # until its processes and threads have refilled
     if flags.baseline:
         baseline.stdin.close()
         baseline.wait()
@@ -219,7 +219,7 @@ def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
 
 
 def summarise(name: str, rounds: list[dict], found: dict) -> dict:
-    """One line of the table; ratios are medians of each round's ratio."""
+    """Returns one row of the table; a ratio is the median of the rounds' ratios."""
 
     def ratio(other: str) -> float | None:
         if other not in found:
@@ -242,7 +242,7 @@ def summarise(name: str, rounds: list[dict], found: dict) -> dict:
 
 
 def watch_memory(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
-    """Resident memory of this process at ten points of many batches."""
+    """Prints this process's resident memory at ten points of many batches."""
     batches = open_train(folder, flags.batch_size)
     rows = []
     for index in range(flags.memory_batches + 1):
@@ -256,7 +256,7 @@ def watch_memory(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
 
 
 def time_resume(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
-    """Seconds until the first batch at step 1,000,000, datasets opened anew."""
+    """Times the first batch at step 1,000,000, with the opening of the datasets."""
     rows = []
     for _ in range(flags.rounds):
         start = time.perf_counter()
@@ -270,15 +270,17 @@ def time_resume(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Measures and prints the table, the memory or the time to resume."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True)
-    parser.add_argument("--baseline", metavar="PYTHON", help="one that has webdataset")
+    parser.add_argument(
+        "--baseline", metavar="PYTHON", help="interpreter with webdataset"
+    )
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=16, help="timed each round")
+    parser.add_argument("--batches", type=int, default=16, help="batches per round")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--memory", action="store_true", help="watch memory instead")
-    parser.add_argument("--resume", action="store_true", help="time it instead")
+    parser.add_argument("--memory", action="store_true", help="print memory instead")
+    parser.add_argument("--resume", action="store_true", help="time resuming instead")
     parser.add_argument("--memory_batches", type=int, default=20_000)
     parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
     flags = parser.parse_args()

@@ -3,10 +3,10 @@
     pip install torch torchvision webdataset
     python benchmarks/input_baseline.py TARS WORKERS BATCH
 
-Pillow decodes in worker processes; Resize, RandomCrop, RandomHorizontalFlip, ToTensor
-and Normalize follow, float32 batches come to the main process. Texts stay strings. For
-each line "SKIP COUNT" on standard input it draws SKIP batches untimed, then times
-COUNT, and prints the pairs, the seconds and the processor's seconds.
+Worker processes decode with Pillow and apply Resize, RandomCrop, RandomHorizontalFlip,
+ToTensor and Normalize; the main process receives float32 batches. Texts stay strings.
+For each line "SKIP COUNT" on standard input the program draws SKIP batches, then times
+COUNT batches and prints their pairs, seconds and CPU seconds.
 """
 
 import json
@@ -19,7 +19,7 @@ from torchvision import transforms
 
 
 def make_loader(pattern: str, workers: int, batch_size: int) -> wds.WebLoader:
-    """The pipeline of open_clip's `get_wds_dataset`, without tokens."""
+    """Builds the pipeline of open_clip's `get_wds_dataset`, without tokens."""
     augment = transforms.Compose(
         [
             transforms.Resize((346, 346)),
@@ -43,7 +43,7 @@ def make_loader(pattern: str, workers: int, batch_size: int) -> wds.WebLoader:
 
 
 def processor_seconds() -> float:
-    """Of this process and its live children."""
+    """Returns the CPU seconds of this process and its live children."""
     total = sum(os.times()[:2])
     for task in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{task}/children") as file:
@@ -56,7 +56,7 @@ def processor_seconds() -> float:
 
 
 def main() -> None:
-    """Answers lines of standard input."""
+    """Measures once for each line of standard input."""
     pattern, workers, batch_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     batches = iter(make_loader(pattern, workers, batch_size))
     next(batches)

@@ -37,9 +37,7 @@ def get_config() -> ConfigDict:
     # an evaluation picture are kept.
     config.pictures.max_hash_distance = -1
     config.pictures.embedding_model = ""  # a trained run, to compare embeddings too
-    config.pictures.max_cosine = (
-        0.975  # the paper's; for small towers see docs/corpus.md
-    )
+    config.pictures.max_cosine = 0.975  # the paper's; see docs/corpus.md for others
 
     config.vocabulary_size = 4096
     config.shards = 16  # two for each of the eight streams

@@ -1,4 +1,4 @@
-"""Runs every suite that this machine can run, and tells what ran: `make test-all`."""
+"""Runs every suite that this machine can run and prints a table: `make test-all`."""
 
 import dataclasses
 import pathlib
@@ -9,8 +9,9 @@ import tempfile
 import time
 from xml.etree import ElementTree
 
-# Each suite is `make test-NAME` and, but for the first, the marker of that name; and
-# programs of which it needs one. What pip can install, `make ready-NAME` installs.
+# Suites by name, each with alternative programs, one of which it needs. `make
+# ready-NAME` installs the packages of a suite and `make test-NAME` runs it. All but
+# `fast` consist of the tests with the marker NAME.
 SUITES: dict[str, tuple[str, ...]] = {
     "fast": (),
     "convert": (),
@@ -27,14 +28,14 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a suite.
+    """The outcome of a suite.
 
     Attributes:
-      passed: number of tests.
+      passed: number of tests that passed.
       failed: number of tests that failed or could not be set up.
-      seconds: of the whole suite.
-      missing: why the suite, or one of its tests, was skipped; "" if none was.
-      broken: why the suite counts as failed although no test did; "" if it does not.
+      seconds: duration of the suite.
+      missing: reason why the suite, or one of its tests, was skipped; "" for none.
+      broken: reason why the suite fails although no test failed; "" for none.
     """
 
     passed: int = 0
@@ -49,7 +50,7 @@ class Outcome:
 
 
 def read_outcome(report: pathlib.Path, code: int, seconds: float) -> Outcome:
-    """The outcome of `make test-NAME`: its tests' JUnit report and its exit code."""
+    """Reads the outcome of a suite from its JUnit report and the exit code of make."""
     outcome = Outcome(seconds=seconds)
     if report.exists():
         for case in ElementTree.parse(report).iter("testcase"):
@@ -68,7 +69,7 @@ def read_outcome(report: pathlib.Path, code: int, seconds: float) -> Outcome:
 
 
 def run_suite(name: str, folder: pathlib.Path) -> Outcome:
-    """Prepares and runs a suite; its output goes where ours does."""
+    """Prepares and runs a suite; its output goes to our standard output."""
     programs = SUITES[name]
     if programs and not any(map(shutil.which, programs)):
         return Outcome(missing=f"this machine has no {' or '.join(programs)}")
@@ -86,7 +87,7 @@ def run_suite(name: str, folder: pathlib.Path) -> Outcome:
 
 
 def format_table(outcomes: dict[str, Outcome]) -> str:
-    """One line a suite: tests run, passed and failed, seconds, what is wrong."""
+    """Formats one line a suite: tests run, passed and failed, seconds, the problem."""
     lines = [f"{'suite':<9}{'run':>6}{'passed':>8}{'failed':>8}{'seconds':>9}"]
     for name, outcome in outcomes.items():
         skipped = f"skipped: {outcome.missing}" if outcome.missing else ""
@@ -103,7 +104,7 @@ def format_table(outcomes: dict[str, Outcome]) -> str:
 
 
 def main() -> int:
-    """Returns 1 if a suite failed; one that this machine cannot run did not."""
+    """Runs all suites; returns 1 if one failed, which a skipped suite does not."""
     with tempfile.TemporaryDirectory() as folder:
         outcomes = {name: run_suite(name, pathlib.Path(folder)) for name in SUITES}
     print(format_table(outcomes))

@@ -70,7 +70,7 @@ def test_the_table_names_what_failed_and_what_is_missing():
 
 @pytest.mark.parametrize("broken", ["", "ready", "test", "program"])
 def test_a_missing_package_skips_and_a_failing_suite_fails(monkeypatch, capsys, broken):
-    """`make` is played by a function; only the suite `spark` is touched by `broken`."""
+    """A function replaces `make`; `broken` is the failing part of the suite `spark`."""
     ran = []
 
     def make(command, **options):

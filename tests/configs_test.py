@@ -1,4 +1,4 @@
-"""The shipped configs: every variant is read whole, without its data."""
+"""Tests of the shipped configs: every variant is read completely, without its data."""
 
 import dataclasses
 import functools
@@ -40,7 +40,8 @@ from configs.sweeps import (
     towers,
 )
 
-# Parameters and width of EfficientNet without its head, by arXiv 1905.11946's rules.
+# Parameters and width of EfficientNet without its head, by the rules of
+# arXiv 1905.11946.
 IMAGE = {
     "b1": (6_101_024, 320),
     "b3": (10_103_336, 384),
@@ -53,14 +54,14 @@ TEXT = {"mini": (4, 256), "medium": (8, 512), "base": (12, 768), "large": (24, 1
 
 
 def text_size(layers, hidden, words, positions=512):
-    """Parameters of a text tower, by hand."""
-    embeddings = (words + positions + 2 + 2) * hidden  # the last two: a LayerNorm's
+    """Counts the parameters of a text tower by hand."""
+    embeddings = (words + positions + 2 + 2) * hidden  # the last 2 are of a LayerNorm
     layer = 4 * (hidden + 1) * hidden + (8 * hidden + 5) * hidden + 2 * 2 * hidden
     return embeddings + layers * layer
 
 
 def pair_size(image, text, projected=None, words=100_000):
-    """Parameters of two towers, what joins them and the temperature, by hand."""
+    """Counts two towers, the layers that join them and the temperature by hand."""
     parameters, width = IMAGE[image]
     layers, hidden = TEXT[text]
     if projected:
@@ -69,7 +70,7 @@ def pair_size(image, text, projected=None, words=100_000):
     return parameters + text_size(layers, hidden, words) + joint + 1
 
 
-# The quickstart: its image tower as built, its text tower and what joins them by hand.
+# The quickstart: the image tower is counted as built, all other parts by hand.
 MINI_TOWER = 1_034_334
 MINI_TEXT = text_size(2, 128, words=4096, positions=12)
 SMALL_TEXT = text_size(1, 64, words=4096, positions=12)
@@ -104,7 +105,7 @@ TRAINING = {
 }
 
 BASELINE = pair_size("b5", "base", 640)
-# Parameters of each run, or of all.
+# Number of parameters by run, or one number for all runs.
 SWEEPS = {
     towers: {
         f"{i}_{t}": pair_size(i, t, None if i == "b7" else 640)
@@ -137,7 +138,7 @@ SWEEPS = {
 }
 
 
-# What changes no parameter, so that towers of many runs are traced once.
+# Values for fields that change no parameter, so that runs share traced towers.
 SHAPELESS = {
     "image_tower": {"drop_rate": 0.0, "batch_norm_momentum": 0.9, "padding": "same"}
     | {"frozen_statistics": False, "rematerialise": "none", "scan": False},
@@ -157,13 +158,13 @@ def count_tower(name, config):
 
 @functools.cache
 def count_rest(model):
-    """Parameters of what is beside the towers of a model, which should be small."""
+    """Counts a model's parameters outside its towers, which should be small."""
     towers = sum(total(tower_shapes(*tower)) for tower in model.towers.items())
     return total(variable_shapes(model)) - towers
 
 
 def count_parameters(model):
-    """Parameters of a model by its parts; the rest is traced beside short towers."""
+    """Counts a model by its parts; all but the towers is traced with short towers."""
     plain = {
         name: dataclasses.replace(config, **SHAPELESS[name])
         for name, config in model.towers.items()

@@ -1,17 +1,17 @@
-"""Eight fake CPU devices for every test, set before JAX starts."""
+"""Gives every test eight fake CPU devices, before JAX starts."""
 
 import gc
 import importlib.metadata
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The compiler's last passes cost more time here than what they speed up.
+# The compiler's last passes take more time here than they save.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_parallel_codegen_split_count=1"
 )
-# Later compilers do not know this flag, and end where they find it.
+# Later compilers do not know this flag and refuse to start with it.
 os.environ["XLA_FLAGS"] += (
     " --xla_cpu_use_fusion_emitters=false"
     if importlib.metadata.version("jaxlib").startswith("0.10.")
@@ -31,19 +31,20 @@ ONCE_OPTIONS["cpu"] = {"xla_backend_optimization_level": 0}
 
 
 def pytest_collection_finish():
-    """Frees the collector, which JAX often calls, from what the imports made."""
+    """Hides imported objects from the garbage collector, which JAX often calls."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
 
 
-# Where no operation may widen a type unasked. Optax's schedules do, so what trains may.
+# Rooms whose operations must not change a type implicitly. Optax's schedules do it, so
+# the rooms that train are not among them.
 STRICT_ROOMS = ("kernels", "losses", "models")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def strict_types(request):
-    """Forbids implicit changes of type in some rooms."""
+    """Forbids implicit changes of type in the strict rooms."""
     mode = "strict" if request.path.parent.name in STRICT_ROOMS else "standard"
     with jax.numpy_dtype_promotion(mode):
         yield
@@ -51,9 +52,9 @@ def strict_types(request):
 
 @pytest.fixture
 def mixed_types():
-    """Allows implicit changes of type, for tests of strict rooms.
+    """Allows implicit changes of type in a test of a strict room.
 
-    Optax's schedules and JAX's attention in bfloat16 change types.
+    Optax's schedules and JAX's attention in bfloat16 need them.
     """
     with jax.numpy_dtype_promotion("standard"):
         yield
@@ -61,7 +62,7 @@ def mixed_types():
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Tests that compile the same program, in any worker, compile it once."""
+    """Shares compiled programs among all tests and workers."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = str(shared / "compilation_cache")
@@ -70,7 +71,7 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mesh_of():
-    """Makes a mesh of the first n devices."""
+    """A function that makes a mesh of the first n devices."""
 
     def make(devices: int, fsdp: int = 1) -> Mesh:
         return make_mesh(fsdp, jax.devices()[:devices])

@@ -7,7 +7,7 @@ from align_jax.contracts import check_contract
 
 
 class Shape(Protocol):
-    """What the classes below are held to."""
+    """The contract of the classes below."""
 
     name: str
 
@@ -17,14 +17,14 @@ class Shape(Protocol):
 
 
 class Solid(Shape, Protocol):
-    """Inherits a contract and its constructor."""
+    """A contract that inherits another with its constructor."""
 
     @property
     def volume(self) -> float: ...
 
 
 class Bag(Protocol):
-    """Has no constructor."""
+    """A contract without a constructor."""
 
     def size(self) -> int: ...
 
@@ -95,7 +95,7 @@ def test_a_contract_may_inherit_another_and_have_no_constructor():
 
 
 class Filter(Protocol):
-    """Is called with any name for what it takes first."""
+    """A contract whose first argument may have any name."""
 
     size: int
 
@@ -104,7 +104,7 @@ class Filter(Protocol):
 
 @dataclasses.dataclass
 class Kept:
-    size: int  # without a default, so that the class has no such attribute
+    size: int  # without a default, so the class has no attribute `size`
 
     def __call__(self, corners, scale):
         return corners
@@ -120,7 +120,7 @@ class Hasty(Kept):
 
 
 class Sized:
-    """Has no `__call__` but that of every class, which makes its instances."""
+    """A class whose only `__call__` is that of every class, which makes instances."""
 
     size = 1
 

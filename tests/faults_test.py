@@ -1,4 +1,4 @@
-"""Runs that are killed or told to stop, in processes of their own."""
+"""Tests of runs that are killed or stopped, each run in a separate process."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def start(data, workdir, *flags, devices=1, **variables):
 
 
 def rows(workdir):
-    """The metric lines of a run, without what depends on the clock."""
+    """Reads the metric lines of a run, without the metrics that depend on the clock."""
     clocked = {STARTED, *(f"train/{name}" for name in Pace(1, {}, []).end_interval(1))}
     rows = [
         {name: value for name, value in row.items() if name not in clocked}
@@ -58,7 +58,7 @@ def rows(workdir):
 
 def steps_saved(workdir):
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
-    return [int(name) for name in names if name.isdigit()]  # others are being written
+    return [int(name) for name in names if name.isdigit()]  # other names are unfinished
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_runs_hit_at_random_moments_go_on_to_the_same_metrics(
     hits, finished, workdir = 0, 0, tmp_path / "run_0"
     while hits < TIMES or workdir.exists():
         process = start(data, workdir)
-        # Once all hits are spent, the last run goes on to its end.
+        # After the last hit, the run continues to its end.
         moment = random.uniform(0, duration) if hits < TIMES else 500
         try:
             _, errors = process.communicate(timeout=moment)
@@ -157,7 +157,7 @@ def test_runs_hit_at_random_moments_go_on_to_the_same_metrics(
 
 
 def run_on_a_disk(data, mount, script):
-    """Runs a shell script with a disk of its own at `mount`; `$TRAIN` trains there."""
+    """Runs a shell script that may mount a disk at `mount`; `$TRAIN` trains there."""
     train = f"{sys.executable} -m tests.run_tiny {data} {mount}/run"
     return subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script],
@@ -174,7 +174,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     data, whole_run, whole, tmp_path
 ):
     folder = next((whole_run / "checkpoints").iterdir())
-    # Room for the first checkpoint while it is written, not for a third beside two.
+    # The disk holds the first checkpoint while it is written, but not a third one.
     size = sum(512 * path.stat().st_blocks for path in folder.rglob("*"))
     mount = tmp_path / "disk"
     mount.mkdir()
@@ -220,7 +220,7 @@ def test_a_disk_that_cannot_be_written_stops_the_run_at_once(data, whole, tmp_pa
 
 
 def start_two(data, workdir):
-    """Two processes of four devices each that train together."""
+    """Starts two processes of four devices each that train together."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -256,7 +256,7 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
 def test_a_sweep_that_is_killed_twice_goes_on_to_the_same_results(
     data, whole_run, tmp_path
 ):
-    """Two runs of the whole run's config and seeds 0 and 1, killed with their sweep."""
+    """The sweep has two runs of the whole run's config, with seeds 0 and 1."""
     sweep, out = tmp_path / "sweep.py", tmp_path / "out"
     sweep.write_text(f"""
 import json, runpy
@@ -288,7 +288,7 @@ def get_config(name):
         ):
             assert process.poll() is None and time.time() < deadline
             time.sleep(0.05)
-        process.kill()  # the run at work goes on
+        process.kill()  # the sweep only: its current run continues
         process.communicate()
         subprocess.run(["pkill", "-9", "-f", f"workdir={out}/"], check=True)
     process = launch()

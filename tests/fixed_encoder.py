@@ -5,11 +5,11 @@ import numpy as np
 from align_jax.devices.mesh import make_mesh
 from tests import tiny
 
-SHADES = (90, 110)  # of the pictures that a FixedEncoder knows
+SHADES = (90, 110)  # shades of the pictures that a FixedEncoder knows
 
 
 class FixedEncoder:
-    """Maps a picture of a name, and a text, to chosen vectors."""
+    """Maps pictures, by their names, and texts to vectors that a test chooses."""
 
     mesh = make_mesh()
 
@@ -40,7 +40,7 @@ class FixedEncoder:
 
 
 def perfect(name):
-    """Colour in the first three axes, side in the others."""
+    """Returns a unit vector: colour in the first three axes, side in the others."""
     words = name.split()
     axes = [*tiny.COLOURS, *tiny.SHAPES]
     vector = np.array([axis in words for axis in axes], float)

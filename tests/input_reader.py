@@ -1,4 +1,4 @@
-"""One host of several reading training batches: python -m tests.input_reader ..."""
+"""Reads training batches as one of several hosts: python -m tests.input_reader ..."""
 
 import hashlib
 import sys
@@ -17,7 +17,7 @@ PREPROCESS = PreprocessConfig(resize=18, image_size=16, crop="inception")
 def read_hashes(
     folder: str, host: int, hosts: int, step: int, workers: int = 0
 ) -> Iterator[list[str]]:
-    """A hash of each row's pixels and tokens of this host's batches from a step on."""
+    """Yields hashes of the rows (pixels and tokens) of this host's batches."""
     part = {"tiny": DatasetConfig(f"{folder}/train")}
     config = InputConfig(
         part, PREPROCESS, streams=STREAMS, shuffle_window=8, workers=workers
@@ -31,7 +31,7 @@ def read_hashes(
 
 
 def main(folder: str, host: str, hosts: str, step: str) -> None:
-    """Prints a line a step until killed: its number and the rows' hashes."""
+    """Prints one line a step until killed: the step's number and the rows' hashes."""
     hashes = read_hashes(folder, int(host), int(hosts), int(step))
     for number, rows in enumerate(hashes, int(step)):
         print(number, *rows, flush=True)

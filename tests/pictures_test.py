@@ -31,7 +31,7 @@ def encode(picture: Image.Image, kind: str, **options) -> bytes:
 
 
 def both(encoded: bytes) -> np.ndarray:
-    """The pixels of a file, which Pillow by itself must give alike."""
+    """Reads the pixels of a file and asserts that Pillow alone reads the same."""
     pixels = read_picture(encoded)
     assert pixels.dtype == np.uint8
     expected = pictures._read_with_pillow(encoded, "picture", 10**6)
@@ -186,7 +186,7 @@ def test_damaged_metadata_harm_no_pixel(kind):
 
 
 def with_orientation(kind: int, count: int, value: bytes) -> bytes:
-    """A JPEG whose Exif orientation has some type and number of values."""
+    """Makes a JPEG file whose Exif orientation has a type and a number of values."""
     tag = struct.pack("<HHHI", 1, 0x112, kind, count) + value + bytes(4)
     exif = b"Exif\0\0II*\0\x08\0\0\0" + tag
     return encode(Image.fromarray(COLOUR), "JPEG", exif=exif, quality=95)

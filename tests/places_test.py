@@ -155,7 +155,7 @@ def test_a_log_that_is_left_open_says_no_more_than_its_error():
         with places.writing("/dev/full"):
             file.write("line")
             file.flush()
-    del file, context  # what this raised would be printed as a warning
+    del file, context  # an error here would be printed as a warning
     gc.collect()
 
 
@@ -186,7 +186,7 @@ def test_an_unknown_scheme_is_refused():
         places.exists("ftp://x")
 
 
-# A bucket in memory in the place of gs, and no TensorFlow.
+# A program's begin that replaces gs by a bucket in memory and hides TensorFlow.
 BUCKET = """
 import os, sys
 os.environ["EPATH_USE_TF"] = "0"

@@ -44,9 +44,9 @@ def test_a_step_is_planned_for_the_devices_at_hand(tmp_path, mesh_of):
     held = [size // 8 if size >= SMALL else size for size in sizes]
     assert parts.parts["parameters"] == 4 * sum(held) < 4 * sum(sizes)
     moments = parts.parts["optimizer"] - 2 * parts.parts["parameters"]
-    assert 0 <= moments < 64  # and the count of steps
+    assert 0 <= moments < 64  # bytes of the count of steps
     assert whole.traffic > 0
-    # The loss gathers the texts' embeddings, and the log-sum-exps; nothing else is.
+    # The loss gathers the texts' embeddings and the log-sum-exps, and nothing else.
     width = 8 * 4 * 7 * config.model.text_tower.hidden
     assert whole.collectives["all-gather"][1] < 4 * width
     assert parts.collectives["all-gather"][0] > whole.collectives["all-gather"][0]
@@ -70,7 +70,7 @@ def test_planning_here_prints_what_it_found(tmp_path, capsys, monkeypatch):
 def test_alternatives_are_compiled_and_told(
     tmp_path, capsys, monkeypatch, virtual_cores, parts
 ):
-    def need(step, config):  # in place of the compiler, which takes long
+    def need(step, config):  # replaces the compiler, which takes long
         if config.model.image_tower.rematerialise == "stages":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out\n of memory")
         return Needs({"activations": 2 * GIB / step.microbatches}, 0.0, {}, 0.0)
@@ -84,7 +84,7 @@ def test_alternatives_are_compiled_and_told(
     told = capsys.readouterr().out.splitlines()
     tower = "model.image_tower.rematerialise"
     assert told[told.index("2.00 GiB of 1: does not fit") + 1 :] == [
-        *parts,  # as far as they divide a device's virtual cores
+        *parts,  # only if they divide a device's virtual cores
         f"{tower}=pointwise: 2.00 GiB of 1: does not fit",
         f"{tower}=blocks: 2.00 GiB of 1: does not fit",
         f"{tower}=stages: does not fit: RESOURCE_EXHAUSTED: out of memory",
@@ -121,7 +121,7 @@ def test_the_step_of_a_slice_gathers_embeddings_and_holds_no_square_of_them(tmp_
     width = config.model.image_tower.output_width
     assert f"{pairs},{width}" in shapes
     assert shapes <= {f"{pairs},{width}", f"{pairs}", f"48,{width}", "48"}
-    assert f"[48,{tile}]" in program  # a device's tile of the logits
+    assert f"[48,{tile}]" in program  # one device's tile of the logits
     for rows in (48, pairs):
         assert f"[{rows},{pairs}]" not in program
 

@@ -1,4 +1,4 @@
-"""The shipped quickstart on several processes, devices and parts; after `make data`."""
+"""Tests the quickstart on several processes, devices and parts; needs `make data`."""
 
 import os
 import pathlib
@@ -25,8 +25,8 @@ from align_jax.training.train_state import abstract_state
 
 pytestmark = pytest.mark.pods
 ROOT = pathlib.Path(__file__).parents[1]
-# Five steps are saved, more follow, at the rates of the quickstart's own first steps.
-# Groups of 16 pictures fit into every part.
+# A checkpoint after five steps, then six more, at rates as in the quickstart's first
+# steps. BatchNorm's groups of 16 pictures fit into every part.
 FLAGS = {
     "total_steps": 11,
     "optimizer.warmup_steps": 10,
@@ -37,18 +37,18 @@ FLAGS = {
     "evaluate_every_steps": 100,
 }
 
-# The next block's BatchNorm takes these shifts out again (tested in efficientnet_test):
-# their gradients are rounding, of which Adam's quotient makes whole steps.
+# The next block's BatchNorm removes these shifts (tested in efficientnet_test). Their
+# gradients are rounding errors, which Adam's quotient turns into full steps.
 WITHOUT_GRADIENT = re.compile("^params/image_tower/block_0[0-6]/project_norm/bias$")
 
-# Moments of gradients that are rounding are smaller; all others' largest is 1000 times
-# as large or more.
+# Moments of gradients that are rounding errors are smaller than this. The largest of
+# any other moment is 1000 times as large or more.
 ROUNDING = {"mu": 1e-8, "nu": 1e-16}
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """Trains the quickstart in some processes, into a workdir that it returns."""
+    """A function that trains the quickstart in some processes; returns the workdir."""
     cache = tmp_path_factory.mktemp("compiled")
 
     def run(workdir, processes, devices, **changes):
@@ -100,7 +100,7 @@ def losses(workdir):
 
 
 def saved_state(workdir, step):
-    """A run's state in its checkpoint."""
+    """Reads a run's state from its checkpoint."""
     config = read_config(PretrainConfig, read_json(str(workdir / "config.json")))
     plan = config.make_plan(make_mesh(1, jax.devices()[:1]))
     identity = config.identity(config.make_tokenizer())
@@ -134,7 +134,7 @@ def test_five_steps_end_in_the_same_parameters(
             np.testing.assert_allclose(
                 found[path], wanted, rtol=1e-5, atol=1e-5, err_msg=name
             )
-    # A wrong scale of the gradients LAMB would hide from parameters, not from moments.
+    # With LAMB, gradients of a wrong scale change the moments but not the parameters.
     for moment in ("mu", "nu"):
         found = flatten(optax.tree.get(mine.optimizer, moment))
         for path, wanted in flatten(optax.tree.get(theirs.optimizer, moment)).items():

@@ -21,8 +21,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(root):
-    """What two processes of four devices each computed: arrays and metrics."""
-    steps.read(root / "run")  # writes the data that both read
+    """The arrays and metrics that two processes of four devices each computed."""
+    steps.read(root / "run")  # writes the data that both processes read
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""The shipped quickstart, shrunk to seconds, from raw pairs to the report."""
+"""Tests the shipped quickstart, shrunk to seconds, from raw pairs to the report."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def fields(root):
 
     corpus = corpus_quickstart.get_config()
     corpus.ingest.path = str(root / "pairs.parquet")
-    corpus.engine = {"workers": 1}  # no other processes, whose imports take seconds
+    corpus.engine = {"workers": 1}  # one process: imports of others would take seconds
     corpus.evaluation_images = str(root / "evaluation" / "queries.parquet")
     build(read_config(CorpusConfig, corpus.to_dict()), root / "corpus")
 
@@ -88,7 +88,7 @@ def test_a_run_leaves_results_checkpoints_and_a_report(finished):
             assert 0 < results[f"eval/{split}/{way}_chance@5"] < 1
     assert {"eval/category/top1", "eval/category/majority"} <= set(results)
     assert results["step"] == 4 and sorted(losses(finished)) == [1, 2, 3, 4]
-    for kind in ("gradient", "update"):  # of every step, since the run is short
+    for kind in ("gradient", "update"):  # in every step, as in all short runs
         norms = values(finished, f"train/{kind}_norm")
         towers = [
             values(finished, f"train/{tower}/{kind}_norm")
@@ -108,7 +108,7 @@ def test_a_run_leaves_results_checkpoints_and_a_report(finished):
 def test_a_long_run_measures_norms_where_it_writes_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(run_config, "SHORT_RUN", 2)
     fields = tiny.make_run(tmp_path, total_steps=3, log_every_steps=2, evaluators={})
-    fields["optimizer"]["kind"] = "sgd"  # of the fewest operations
+    fields["optimizer"]["kind"] = "sgd"  # the fewest operations to compile
     train.train(fields, str(tmp_path / "run"))
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
     assert [*values(tmp_path / "run", "train/update_norm")] == [2, 3]

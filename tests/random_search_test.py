@@ -1,4 +1,4 @@
-"""Searches: draws, what is run again, what is reported."""
+"""Tests of searches: draws, runs that are repeated or not, reported scores."""
 
 import json
 
@@ -22,7 +22,7 @@ SPACE = (
 
 
 def make_search(root, **changes):
-    """Two tasks of the tiny pictures, three trials each."""
+    """Makes a search's config: two tasks of the tiny pictures, three trials each."""
     base = make_fields(root, evaluators={}, checkpoint={"every_steps": 9})
     colour = {"kind": "classification", "directory": str(root / "test")}
     evaluator = {"validation": {**colour, "split": "test[:6]"}}
@@ -43,7 +43,7 @@ def make_search(root, **changes):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Replaces training by scores of the test's choice; remembers what was run."""
+    """Replaces training by scores that a test chooses; lists the runs that it made."""
     ran, scores = [], {}
 
     def train(fields, workdir):

@@ -1,10 +1,10 @@
-"""Objectives and ranks in float64 numpy, from their equations with whole matrices."""
+"""Computes objectives and ranks in float64 numpy, with whole matrices, by equations."""
 
 import numpy as np
 
 
 def embeddings(n, d=24, seed=0):
-    """Unit images and texts (2, n, d), a pair being somewhat alike."""
+    """Draws unit embeddings of images and texts (2, n, d); pairs are somewhat alike."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(2, n, d))
     x[1] += 0.5 * x[0]
@@ -12,9 +12,10 @@ def embeddings(n, d=24, seed=0):
 
 
 def contrastive_reference(ximg, ytxt, temperature, smoothing, groups=1):
-    """L_i2t, L_t2i (arXiv 2102.05918, section 4.1) and the gradients of their sum.
+    """Returns L_i2t, L_t2i (arXiv 2102.05918, section 4.1) and their sum's gradients.
 
-    A pair's candidates are the n / groups consecutive pairs that it is one of.
+    The n pairs are cut into groups of consecutive pairs; a pair's candidates are the
+    pairs of its group.
     """
     n = len(ximg)
     z = ximg @ ytxt.T / temperature
@@ -41,7 +42,7 @@ def contrastive_reference(ximg, ytxt, temperature, smoothing, groups=1):
 
 
 def sigmoid_reference(ximg, ytxt, temperature, bias):
-    """The loss (arXiv 2303.15343) and its gradients by all four arguments."""
+    """Returns the loss (arXiv 2303.15343) and its gradients by all four arguments."""
     n = len(ximg)
     z = ximg @ ytxt.T / temperature + bias
     sign = 2 * np.eye(n) - 1
@@ -57,9 +58,10 @@ def sigmoid_reference(ximg, ytxt, temperature, bias):
 
 
 def positive_ranks(scores, positives):
-    """Wrong candidates (Q,) that score as high as a query's best right one, or higher.
+    """Counts the wrong candidates that score no lower than the best right one, (Q,).
 
-    Scores and whether a candidate is right are (Q, C); each query has a right one.
+    `scores` and `positives`, which marks right candidates, are (Q, C). Every query has
+    a right candidate.
     """
     best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
     return np.count_nonzero(~positives & (scores >= best), axis=1)

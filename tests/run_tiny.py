@@ -1,4 +1,4 @@
-"""A tiny run by the command line's own path: python -m tests.run_tiny DATA WORKDIR."""
+"""Makes a tiny run through `main.py`: python -m tests.run_tiny DATA WORKDIR [FLAGS]."""
 
 import json
 import os
@@ -9,7 +9,7 @@ STEPS = 24
 
 
 def main(data: str, workdir: str, *flags: str) -> int:
-    """Trains, continues or tells that the run is finished; returns the exit code."""
+    """Trains, or continues a run; returns the exit code of `main.py`."""
     from tests import tiny
 
     fields = tiny.make_run(

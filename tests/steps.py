@@ -1,4 +1,4 @@
-"""A few training steps on tiny data, and what must hold between two such runs."""
+"""Runs a few training steps on tiny data, and compares the results of two runs."""
 
 import itertools
 
@@ -22,7 +22,7 @@ AGREEING = ("loss", "i2t_loss", "t2i_loss", "temperature")
 
 
 def read(root, **changes):
-    """A config whose BatchNorm groups hold pictures enough to be well conditioned."""
+    """Makes a config whose BatchNorm groups are large enough to be well conditioned."""
     fields = tiny.make_run(root, pairs_per_core=7, batch_norm_cores=1)
     fields["input"]["preprocess"] = {"resize": 36, "image_size": 32, "flip": False}
     fields["optimizer"]["learning_rate"] = 1e-3
@@ -32,13 +32,13 @@ def read(root, **changes):
 
 
 def parameter_shapes(model):
-    """Shapes of a dual encoder's parameters."""
+    """Lists the shapes of a dual encoder's parameters."""
     shapes = variable_shapes(model)
     return [shape for path, shape in shapes.items() if path[0] == "params"]
 
 
 def run(config, mesh, count=COUNT):
-    """Metrics of the steps, the states before and after, and the compiled text."""
+    """Returns metrics of the steps, states before and after, and the compiled text."""
     plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
     state = create_state(plan)
     start = jax.device_get(state)
@@ -58,7 +58,7 @@ def run(config, mesh, count=COUNT):
 
 
 def assert_same(rows, variables, expected):
-    """Losses, parameters and statistics are those of what `run` returned."""
+    """Asserts that losses, parameters and statistics equal those returned by `run`."""
     expected_rows, _, end, _ = expected
     for mine, theirs in zip(rows, expected_rows, strict=True):
         for name in AGREEING:

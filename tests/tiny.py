@@ -1,4 +1,4 @@
-"""A tiny dataset on disk and a tiny run on it, for tests of the online side."""
+"""Writes a tiny dataset and makes a tiny run on it, for tests of `align_jax`."""
 
 import dataclasses
 import io
@@ -23,13 +23,13 @@ SHAPES = ("left", "right", "top", "bottom")
 NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *SHAPES]
 
-# Two blocks with expansion and squeeze-excite, the first of stride 2, the second with a
-# residual connection and so with stochastic depth.
+# Two blocks with expansion and squeeze-excite. The first has stride 2, the second a
+# residual connection and therefore stochastic depth.
 IMAGE_TOWER = {"width": 0.25, "stages": ((2, 3, 2, 6, 320),)}
 
 
 def draw(name: str, shade: int) -> bytes:
-    """A 12 x 12 PNG with one half coloured, the other transparent."""
+    """Draws a 12 x 12 PNG file with one half coloured and the other transparent."""
     colour, shape = name.split()
     pixels = np.zeros((12, 12, 4), np.uint8)
     half = {
@@ -51,12 +51,12 @@ PAIR_FEATURES = {
 
 
 def picture(number: int) -> tf.train.Feature:
-    """A drawing of its own for each of some hundred numbers."""
+    """Makes a drawing, different for each of some hundred numbers, for a record."""
     return _bytes(draw(NAMES[number % len(NAMES)], number % 100))
 
 
 def text(*values: str | bytes) -> tf.train.Feature:
-    """Texts, or a file, as a record holds them."""
+    """Converts texts, or a file's bytes, to the form that a record holds."""
     return _bytes(*(v.encode() if isinstance(v, str) else v for v in values))
 
 
@@ -101,7 +101,7 @@ def write_dataset(
 
 
 def write_training(folder: pathlib.Path, lengths: list[int]) -> str:
-    """Pairs whose texts are their number, '<colour> <shape> <i>', in shards."""
+    """Writes shards of pairs whose texts are '<colour> <shape> <i>', i their number."""
     numbers = iter(range(sum(lengths)))
     shards = [
         [
@@ -117,7 +117,7 @@ def write_training(folder: pathlib.Path, lengths: list[int]) -> str:
 
 
 def write_evaluation(folder: pathlib.Path) -> str:
-    """One labelled picture a name, in a shade that training lacks, and prompts."""
+    """Writes one labelled picture a name, in a shade not in training, and prompts."""
     rows = [
         {
             "image": _bytes(draw(name, 110)),
@@ -143,7 +143,7 @@ def write_evaluation(folder: pathlib.Path) -> str:
 
 
 def write_vocabulary(path: pathlib.Path) -> str:
-    """The tiny datasets' words."""
+    """Writes the vocabulary of the tiny datasets."""
     path.write_text("\n".join(WORDS) + "\n")
     return str(path)
 
@@ -151,7 +151,7 @@ def write_vocabulary(path: pathlib.Path) -> str:
 def write_model(
     folder: pathlib.Path, seed: int = 0, max_pixels: int = MAX_PIXELS
 ) -> str:
-    """A dual encoder of random parameters as a folder that `align_jax.load` reads."""
+    """Writes a random dual encoder as a folder that `align_jax.load` reads."""
     config = ModelConfig(EfficientNetConfig(**IMAGE_TOWER), BertConfig.smallest())
 
     random, arrays = np.random.default_rng(seed), {}
@@ -168,7 +168,7 @@ def write_model(
 
 
 def make_run(root: pathlib.Path, **changes) -> dict:
-    """A literal config of a run of seconds; writes its data below `root` once."""
+    """Makes the literal config of a run of seconds; writes its data to `root` once."""
     train, test = root / "train", root / "test"
     if not train.exists():
         write_training(train, [30, 20, 25, 21])
@@ -192,8 +192,8 @@ def make_run(root: pathlib.Path, **changes) -> dict:
             "image_tower": {**IMAGE_TOWER},
             "text_tower": dataclasses.asdict(BertConfig.smallest()),
         },
-        # Adam's quotient turns rounding into steps where a gradient is zero; a large
-        # epsilon keeps runs on different device counts comparable.
+        # Adam's quotient turns the rounding errors of zero gradients into steps. With a
+        # large epsilon, runs on different numbers of devices stay comparable.
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1, "epsilon": 1e-3},
         "loss": {"label_smoothing": 0.1, "temperature_floor": 0.01},
         "checkpoint": {"every_steps": 2, "keep": 2},

@@ -1,4 +1,4 @@
-"""One of two processes with four devices each: python -m tests.two_processes ..."""
+"""Runs one of two processes of four devices each: python -m tests.two_processes ..."""
 
 import json
 import pathlib
@@ -22,13 +22,13 @@ from align_jax.models.parameters import flatten
 from tests import steps, tiny
 from tests.reference import embeddings
 
-# Pairs, label smoothing and temperature; loss_test.py has all their combinations.
+# Pairs, label smoothing and temperature. loss_test.py tests all their combinations.
 CASES = [(8, 0.1, 1.0), (256, 0.0, 1 / 128)]
 STEPS = 3
 
 
 class Pictures(Sequence):
-    """Thirteen pictures, the fifth of them broken, that remember which were read."""
+    """Thirteen pictures, the fifth of them broken; lists the indices that were read."""
 
     def __init__(self):
         self.read = []
@@ -42,7 +42,7 @@ class Pictures(Sequence):
 
 
 def open_embedder(root: str, mesh: Mesh, variables: dict) -> Embedder:
-    """The tiny run's embedder, of eight at a time."""
+    """Makes the embedder of the tiny run, with batches of eight."""
     config = steps.read(pathlib.Path(root) / "run")
     embedder = Embedder(
         config.make_model(mesh),
@@ -56,7 +56,7 @@ def open_embedder(root: str, mesh: Mesh, variables: dict) -> Embedder:
 
 
 def embed(embedder: Embedder) -> tuple[np.ndarray, list[int]]:
-    """Embeddings of `Pictures` and which of them were read here."""
+    """Returns embeddings of `Pictures` and the indices that this process read."""
     pictures, unreadable = Pictures(), {}
     found = embedder.encode_images(pictures, unreadable)
     assert set(unreadable) == {4} & {*pictures.read}
@@ -64,7 +64,7 @@ def embed(embedder: Embedder) -> tuple[np.ndarray, list[int]]:
 
 
 def rank(mesh: Mesh) -> dict[str, np.ndarray]:
-    """Ranks, neighbours and a linear classifier of random embeddings."""
+    """Computes ranks, neighbours and a linear classifier of random embeddings."""
     images, texts = embeddings(64)
     images, texts = images[:61].astype(np.float32), texts.astype(np.float32)
     pairs = np.stack([np.arange(64) % 61, np.arange(64)], 1)
@@ -76,7 +76,7 @@ def rank(mesh: Mesh) -> dict[str, np.ndarray]:
 
 
 def score(root: str, embedder: Embedder) -> list[dict[str, float]]:
-    """Scores of the tiny evaluation set: embedded, then by what was saved of that."""
+    """Scores the tiny evaluation set twice: by embedding, then by saved embeddings."""
     data = {"directory": f"{root}/run/test", "split": "test"}
     described = {
         "pairs": {"kind": "retrieval", **data},
@@ -92,7 +92,7 @@ def score(root: str, embedder: Embedder) -> list[dict[str, float]]:
 
 
 def main(root: str, address: str, index: str) -> None:
-    """Writes losses, gradients and a few steps' results into `root`."""
+    """Writes losses, gradients, scores and the results of a few steps to `root`."""
     jax.distributed.initialize(address, 2, int(index))
     mesh = make_mesh()
     arrays = {}

@@ -25,7 +25,7 @@ print(statistics.median(found))
 
 
 def test_a_programs_temporaries_stay_mapped():
-    # Mapped anew they are 35,000 page faults of 4 KiB, as in the first call or two.
+    # New memory costs 35,000 page faults of 4 KiB, as in the first one or two calls.
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"XLA_FLAGS": ""},  # one device

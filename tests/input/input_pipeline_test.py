@@ -25,7 +25,7 @@ PREPROCESS = PreprocessConfig(resize=18, image_size=16, random_background=True)
 
 
 class NumberReader:
-    """Stands in for the tokenizer: keeps the number at the end of every text."""
+    """Replaces the tokenizer: its token is the number at the end of a text."""
 
     def __call__(self, texts):
         last = tf.strings.regex_replace(texts, ".* ", "")
@@ -68,7 +68,7 @@ def assert_equal(found, expected):
 
 @pytest.fixture(scope="module")
 def whole(directory):
-    """Five epochs, read from the first step on."""
+    """The batches of five epochs, read from the first step on."""
     return batches(directory, 60)
 
 
@@ -107,7 +107,7 @@ def test_places_within_an_epoch_are_evenly_spread(tmp_path):
     config = InputConfig({"t": DatasetConfig(folder)}, PREPROCESS, streams=2)
     data = open_training(config, 12, 1)
     records = read_records(data, 0, range(2), 0, NumberReader()).take(600)
-    counts = np.zeros((12, 12))  # pair, place
+    counts = np.zeros((12, 12))  # pair, position
     for batch in records.as_numpy_iterator():
         counts[batch["target"][:, 0], range(12)] += 1
     for pair in counts:
@@ -168,7 +168,7 @@ def test_datasets_are_mixed_by_weights_that_change(two):
     np.testing.assert_array_equal(joined, [b["tokens"] for b in found[95:107]])
     counted = collections.Counter(numbers(found[:96]))
     mine = [counted[i] for i in range(96)]
-    assert max(mine) - min(mine) <= 3  # 12 epochs, which streams begin apart
+    assert max(mine) - min(mine) <= 3  # 12 epochs; streams begin them apart
 
 
 def test_without_weights_every_pair_is_as_frequent(two):
@@ -214,7 +214,7 @@ def test_one_of_several_captions_is_taken_each_time(tmp_path):
 
 
 def encode(kind, mode, frames=1):
-    """A file of grey pictures, each frame a little brighter."""
+    """Makes a file of grey frames, each a little brighter than the one before."""
     first, *others = (
         Image.new("L", (20, 20), 40 * i).convert(mode) for i in range(frames)
     )

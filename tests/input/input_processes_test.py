@@ -47,7 +47,7 @@ def kill(readers):
 
 
 def read_steps(reader, count):
-    """The next `count` steps of a reader: numbers and rows."""
+    """Reads the next `count` steps of a reader: their numbers and their rows."""
     lines = [reader.stdout.readline().split() for _ in range(count)]
     return [int(line[0]) for line in lines], [line[1:] for line in lines]
 
@@ -61,7 +61,7 @@ def read_steps(reader, count):
     ],
 )
 def test_killed_processes_go_on_with_the_same_global_batches(folder, expected, hosts):
-    before = random.randint(5, 30)  # anything must do; pytest shows it on failure
+    before = random.randint(5, 30)  # any number must work; pytest shows a failing one
     readers = [start_reader(folder, host, hosts, 0) for host in range(hosts)]
     first = [read_steps(reader, before) for reader in readers]
     kill(readers)

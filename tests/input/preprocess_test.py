@@ -15,7 +15,7 @@ from align_jax.input.preprocess import (
 )
 from align_jax.pictures import read_picture
 
-# Hugging Face's processor on photographs, see golden/make_preprocess.py.
+# Results of Hugging Face's processor on photographs, see golden/make_preprocess.py.
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden/preprocess.npz")
 PHOTOGRAPHS = sorted({name.split("/")[0] for name in GOLDEN.files})
 
@@ -38,7 +38,7 @@ def test_every_pixel_is_hugging_faces(name):
     pixels = read_picture(GOLDEN[f"{name}/file"].tobytes())
     found = evaluation_image(pixels, PreprocessConfig(resize, size))
     apart = np.abs(found.astype(int) - GOLDEN[f"{name}/levels"])
-    # Pillow 13 resizes some tall pictures' height first and so rounds in other places.
+    # Pillow 13 resizes the height of some tall pictures first, and rounds differently.
     assert apart.max() <= (1 if name == "rocket_tall" else 0)
 
 
@@ -56,7 +56,8 @@ def test_the_other_resampling_is_tensorflows(name):
     for side in (31, 346):
         expected = tf.image.resize(pixels, (side, side)).numpy()
         found = evaluation_image(pixels, PreprocessConfig(side, side, "tf"))
-        assert np.abs(found - expected).max() <= 1.0  # rounded twice, not never
+        # We round twice, TensorFlow does not round.
+        assert np.abs(found - expected).max() <= 1.0
         assert np.abs(found - expected).mean() < 0.35
     antialiased = evaluation_image(pixels, PreprocessConfig(31, 31))
     found = evaluation_image(pixels, PreprocessConfig(31, 31, "tf"))
@@ -181,7 +182,7 @@ def test_one_choice_does_not_move_another():
 
 
 def photograph(height, width, seed=0):
-    """A JPEG of a golden photograph, enlarged, with grain."""
+    """Makes a JPEG file of a golden photograph, enlarged, with grain."""
     pixels = read_picture(GOLDEN["china_289/file"].tobytes())
     large = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     grain = np.random.default_rng(seed).normal(0, 4, (height, width, 1))
@@ -189,7 +190,7 @@ def photograph(height, width, seed=0):
     return encode(noisy, "JPEG")
 
 
-# Largest mean and maximum of the distance, levels of 255.
+# Limits of the mean and the maximum of the distance, in levels of 255.
 @pytest.mark.parametrize(
     ("size", "mean", "most"),
     [((600, 690), 0, 0), ((692, 1000), 1.5, 20), ((1500, 2100), 1.5, 20)],

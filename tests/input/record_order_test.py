@@ -13,7 +13,7 @@ from align_jax.input.record_order import (
 
 
 def take(lengths, streams, stream, count, taken=0, key=(0,)):
-    """(epoch, shard, place) of a stream's records after its first `taken`."""
+    """Lists (epoch, shard, index) of a stream's records after its first `taken`."""
     rows = (
         (piece.epoch, piece.shard, piece.first + i)
         for piece in pieces(lengths, key, streams, stream, taken)
@@ -23,7 +23,7 @@ def take(lengths, streams, stream, count, taken=0, key=(0,)):
 
 
 def sequence(lengths, streams, count, key=(0,)):
-    """Records at the dataset's first `count` places, where stream g mod S reads g."""
+    """Lists the records at the first `count` positions; stream g mod S reads g."""
     each = -(-count // streams)
     columns = [take(lengths, streams, s, each, key=key) for s in range(streams)]
     return [columns[g % streams][g // streams] for g in range(count)]
@@ -54,7 +54,7 @@ def test_a_stream_goes_on_wherever_it_was_left(taken):
 
 
 def test_spans_by_hand():
-    # 7 records over 3 streams: places 0 to 6 go to streams 0 1 2 0 1 2 0.
+    # 7 records over 3 streams: positions 0 to 6 go to streams 0 1 2 0 1 2 0.
     spans = [stream_span(7, 3, stream, 0) for stream in range(3)]
     assert [*map(list, spans)] == [[0, 1, 2], [3, 4], [5, 6]]
     # The next epoch begins with stream 1.

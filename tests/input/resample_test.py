@@ -14,7 +14,7 @@ def draw(height, width):
 
 
 def pillow(pixels, size):
-    """Pillow's, the width first whatever the shape."""
+    """Resizes with Pillow, always the width first."""
     height, width = size
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image = image.resize((width, image.height), Image.Resampling.BILINEAR)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import open_tokenizer, read_vocabulary, split_words
 
-# Hugging Face's vocabulary, texts and ids, see golden/make_tokenizer.py.
+# Vocabulary, texts and ids of Hugging Face's tokenizer, see golden/make_tokenizer.py.
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/tokenizer.json.gz"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "##s", "red", "cafe", ",", "猫"]
 
