@@ -60,7 +60,7 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
 
 
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:
-    """Looks a name up in a literal dict; the error for an unknown name lists them all.
+    """Returns the value of a name in a literal dict.
 
     Args:
       choices: values by name.
@@ -68,7 +68,7 @@ def choose(choices: Mapping[str, T], name: str, where: str) -> T:
       where: dotted path of the config's field, for the message.
 
     Raises:
-      InputError: an unknown name.
+      InputError: an unknown name; the message lists the known ones.
     """
     if not isinstance(name, str) or name not in choices:
         raise InputError(f"{where} is {name!r}; {_suggest(name, choices)}")

@@ -22,7 +22,7 @@ from align_jax.weights.source import open_weights
 
 
 def evaluate(fields: dict[str, Any], workdir: str) -> None:
-    """Evaluates a trained model and writes its scores and report to a new workdir.
+    """Evaluates a trained model and writes its scores and report to a workdir.
 
     Args:
       fields: the literal config; see `EvaluateConfig`.

@@ -1,8 +1,8 @@
 """Reads and writes places: absolute paths of local files, and URLs of files in buckets.
 
 `resolve` or `local_path` turns a user's text into a place once; all other functions
-take a place. Files and folders are written under a temporary name and then renamed, so
-that an interruption leaves the earlier version intact.
+take a place. Except by `appending`, files and folders are written under a temporary
+name and then renamed, so that an interruption leaves the earlier version intact.
 
 The scheme of a URL is gs, s3, az or hf. If TensorFlow is installed, it reads and writes
 URLs; its support of gs needs no other package. Without TensorFlow, or with
@@ -127,7 +127,7 @@ def read_bytes(file: Place) -> bytes:
 
 
 def read_text(file: Place) -> str:
-    """Reads a text file; raises InputError if it is missing, broken or not UTF-8."""
+    """Reads a text; raises InputError if it is missing, unreadable or not UTF-8."""
     try:
         return read_bytes(file).decode()
     except UnicodeDecodeError as error:

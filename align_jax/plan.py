@@ -49,7 +49,7 @@ class Needs:
       parts: bytes of memory by content ("parameters", ...); their sum is the peak.
       traffic: bytes that a step reads from and writes to memory, as the compiler counts
         them. The body of a loop counts once, here and in `collectives`.
-      collectives: collective, as "all-gather" -> (operations, bytes of their results).
+      collectives: name, as "all-gather" -> (operations, bytes of their results).
       seconds: duration of the compilation.
     """
 
@@ -235,7 +235,7 @@ def _bytes_held(tree: Any) -> int:
 
 
 def find_devices(target: str) -> list[jax.Device]:
-    """Returns a TPU slice's devices, described without the slice; or this machine's.
+    """Returns the devices of a TPU slice, which need not exist, or of this machine.
 
     Raises:
       InputError: an unknown slice, or a missing TPU compiler.
@@ -264,7 +264,7 @@ def _compiler_only() -> Iterator[None]:
     wanted = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a run or plan may hold it
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # others may have loaded it
     }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)

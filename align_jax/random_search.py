@@ -131,7 +131,7 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
             if folder.leads():
                 path = os.path.join(workdir, folder.RESULTS_FILE)
                 places.write_json(path, {"diverged": str(error)})
-        multihost_utils.sync_global_devices(workdir)  # until the first one wrote it
+        multihost_utils.sync_global_devices(workdir)  # until process 0 wrote them
         jax.clear_caches()  # the next run compiles another program
     if folder.leads():  # the checkpoints of all trials would fill the disk
         places.remove(os.path.join(workdir, FOLDER))

@@ -121,8 +121,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         programs = {config.measures_norms(step) for step in steps}
         train_steps = compile_steps(plan, config.batch_shapes(mesh), programs)
         wait_for_all = multihost.get_barrier_sync_fn()
-        # On CPUs a first collective waits only half a minute for the other processes,
-        # and only the first process reads its compiled programs from the cache.
+        # On CPUs only the first process reads compiled programs from the cache, so the
+        # others compile longer, but a first collective waits only half a minute.
         wait_for_all(key="step compiled", timeout_ms=COMPILING * 1000)
         notice.leaves_at_once = False
         pace.restart()

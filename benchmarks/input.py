@@ -273,14 +273,12 @@ def main() -> None:
     """Measures and prints the table, the memory or the time to resume."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True)
-    parser.add_argument(
-        "--baseline", metavar="PYTHON", help="interpreter with webdataset"
-    )
+    parser.add_argument("--baseline", metavar="PYTHON", help="one that has webdataset")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=16, help="batches per round")
+    parser.add_argument("--batches", type=int, default=16, help="timed each round")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--memory", action="store_true", help="print memory instead")
-    parser.add_argument("--resume", action="store_true", help="time resuming instead")
+    parser.add_argument("--memory", action="store_true", help="watch memory instead")
+    parser.add_argument("--resume", action="store_true", help="time it instead")
     parser.add_argument("--memory_batches", type=int, default=20_000)
     parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
     flags = parser.parse_args()

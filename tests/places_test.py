@@ -186,7 +186,7 @@ def test_an_unknown_scheme_is_refused():
         places.exists("ftp://x")
 
 
-# A program's begin that replaces gs by a bucket in memory and hides TensorFlow.
+# The first lines of programs that use a bucket in memory as gs, without TensorFlow.
 BUCKET = """
 import os, sys
 os.environ["EPATH_USE_TF"] = "0"

@@ -1,4 +1,4 @@
-"""The files that tell other programs about the project agree with it."""
+"""Tests that the citation and the workflows agree with the project."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 def make_targets() -> set[str]:
-    """The targets of the Makefile, `test-NAME` of every suite among them."""
+    """Reads the targets of the Makefile, with the `test-NAME` of every suite."""
     text = (ROOT / "Makefile").read_text()
     lines = re.findall(r"^([a-z][a-z -]*):(?!=)", text, re.MULTILINE)
     return {target for line in lines for target in line.split()}

@@ -60,15 +60,15 @@ def batch_split(mesh: Mesh) -> NamedSharding:
 def state_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array of the state.
 
-    Its largest axis that divides by `fsdp` is split; an array without one, or a small
-    array, is not split. The optimizer's moments and the moving average have the shapes
-    of their parameters and therefore the same sharding.
+    The largest axis whose size is a multiple of `fsdp` is split. Small arrays, and
+    arrays without an axis of that size, stay whole. The optimizer's moments and the
+    moving average have their parameters' shapes and therefore the same sharding.
     """
     parts = mesh.shape[FSDP_AXIS]
     fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or np.prod(shape) < SMALL or not fitting:
         return replicated(mesh)
-    largest = max(fitting, key=lambda axis: shape[axis])  # the first of equal ones
+    largest = max(fitting, key=lambda axis: shape[axis])  # the first of equal axes
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, FSDP_AXIS))
 
 
@@ -83,7 +83,7 @@ class Placement:
     mesh: Mesh
 
     def gather(self, params: Any) -> Any:
-        """Gathers whole parameters; their gradients are summed in split form only."""
+        """Gathers whole parameters; their gradients are summed into parts at once."""
         return jax.tree.map(partial(_gather, mesh=self.mesh), params)
 
     def split(self, x: jax.Array) -> jax.Array:
@@ -121,7 +121,7 @@ def global_batch(batch: dict, mesh: Mesh) -> dict:
 def global_batches(
     batches: Iterator[dict], mesh: Mesh, ahead: int = 1
 ) -> Iterator[dict]:
-    """Yields global batches, copied to the devices while these use the one before.
+    """Yields global batches, and copies later ones to the devices meanwhile.
 
     The copy of a batch begins `ahead` batches before the batch is used, so the devices
     hold `ahead` + 1 batches at a time.

@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 
-# Names of parameters of glibc's mallopt.
+# Numbers of two parameters of glibc's mallopt.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 

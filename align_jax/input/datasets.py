@@ -27,9 +27,9 @@ class DatasetConfig:
       text_feature: name of the text, or of a list of texts; each visit of a record uses
         one of them. "captions/text" is the field `text` of a list `captions`.
       label_feature: name of a class number that replaces the text; "" for none.
-      fraction: fraction of the records that is used, the first ones of the files. The
-        files are in random order, so these are a random sample, and a smaller sample is
-        part of a larger one.
+      fraction: fraction of the records that is used, the first ones of the files.
+        Records are in random order, so these are a random sample, and a smaller sample
+        is part of a larger one.
       max_pairs: largest number of records that is used, the first ones; 0 for all.
     """
 

@@ -47,7 +47,7 @@ def evaluation_size(directory: str, split: str, wanted: Sequence[str] = ()) -> i
 
 
 def label_names(directory: str, split: str, feature: str = "label") -> tuple[str, ...]:
-    """Returns the names of a dataset's classes, or () if it has no feature or names."""
+    """Returns the names of a dataset's classes, or () without the feature or names."""
     features = _open_evaluation(directory, split, ()).info.features
     label = features[feature] if feature in features else None
     return tuple(getattr(label, "names", None) or ())
@@ -120,7 +120,7 @@ class LabelledPictures:
             )
 
     def some(self, indices: Iterable[int]) -> dict[int, bytes]:
-        """Reads pictures again by their indices in the newest iteration."""
+        """Reads pictures again, {index in the newest iteration: encoded picture}."""
         order = sorted({*map(int, indices)})
         places = [self._places[index] for index in order]
         return dict(zip(order, self.pictures(places), strict=True))

@@ -22,7 +22,7 @@ from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import TrainingData
 
 GREY = 127
-FEW_PAIRS = 1000  # smallest number that the share of replaced pairs is taken of
+FEW_PAIRS = 1000  # while there are fewer, replaced pairs are a share of this number
 
 
 class TrainBatches(Iterator):

@@ -220,7 +220,7 @@ def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:
     if config.decode == "exact" or config.resampling == "tf":
         return None  # the decoder would filter, which "tf" resampling does not
     side: float = config.resize
-    if config.crop == "inception":  # the smallest window must still have all its pixels
+    if config.crop == "inception":  # the smallest window must have image_size pixels
         smallest = math.sqrt(config.crop_area * LEAST_ASPECT)
         side = min(config.image_size / max(smallest, 1e-3), 2**16)
     return math.ceil(side), math.ceil(side)

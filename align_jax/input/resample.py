@@ -95,7 +95,7 @@ def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
 
     Args:
       size: number of input pixels.
-      begin: begin of the part that is resized, in input pixels.
+      begin: position where the part that is resized begins, in input pixels.
       extent: length of this part, in input pixels.
       out_size: number of pixels that the part is resized to.
       first: index of the first output pixel wanted.

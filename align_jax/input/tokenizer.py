@@ -28,7 +28,7 @@ from align_jax import places
 from align_jax.errors import InputError
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
-LONGEST_WORD = 100  # characters; a longer one is unknown
+LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
 CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
 
 # Settings that a tokenizer.json must have, because this file implements no others.
@@ -36,7 +36,7 @@ NORMALIZER = {
     "type": "BertNormalizer",
     "clean_text": True,
     "handle_chinese_chars": True,
-    "strip_accents": None,  # None: if lower-cased
+    "strip_accents": None,  # None means: if `lowercase`
     "lowercase": True,
 }
 MODEL = {
@@ -156,7 +156,7 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
     """Returns the tokens of a parsed tokenizer.json in the order of their ids."""
     normalizer = tokenizer.get("normalizer") or {}
     model = tokenizer.get("model") or {}
-    model.setdefault("type", "WordPiece")  # early files lack it
+    model.setdefault("type", "WordPiece")  # early files lack the type
     for name, part, wanted in (
         ("normalizer", normalizer, NORMALIZER),
         ("model", model, MODEL),

@@ -1,4 +1,4 @@
-"""Writes metrics through clu to TensorBoard and JSON lines; progress bar; profiles."""
+"""Writes metrics to TensorBoard and JSON lines, shows progress, and takes profiles."""
 
 import contextlib
 import json

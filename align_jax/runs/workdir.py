@@ -1,4 +1,4 @@
-"""A run's folder: it belongs to one config, and no file in it is ever half written."""
+"""A run's folder, which belongs to one config."""
 
 import json
 import os

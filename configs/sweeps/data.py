@@ -5,8 +5,8 @@
 The runs on CC3M take a tenth of the steps, as in the paper. So do the runs on 3, 6 and
 12 million pairs of the noisy corpus, for which the paper does not state the steps.
 
-Hardware: 9 runs of 1024 virtual cores each; docs/ablations.md.
-Expected, from the paper, recall@1 on MSCOCO of texts and of images, and neighbours: B7
+Hardware: 9 runs of 1024 virtual cores each; see docs/ablations.md.
+Expected, from the paper: recall@1 of texts and images (MSCOCO) and of neighbours: B7
 and Base 55.4, 41.7, 69.3 (full), 52.0, 39.2, 68.8 (tenth), 18.9, 15.5, 48.7 (CC3M),
 23.8, 17.5, 51.4 (12 million noisy pairs), 15.8, 11.9, 47.9 (6 million), 8.1, 6.3, 41.3
 (3 million); B3 and Mini 37.4, 24.5, 56.5 (full), 36.7, 24.4, 55.8 (tenth), 22.1, 17.3,

@@ -2,8 +2,8 @@
 
     python -m align_jax.sweep --sweep=configs/sweeps/embedding_size.py --workdir=DIR ...
 
-Hardware: 4 runs of 1024 virtual cores each; docs/ablations.md.
-Expected, from the paper, recall@1 on MSCOCO of texts and of images, and neighbours:
+Hardware: 4 runs of 1024 virtual cores each; see docs/ablations.md.
+Expected, from the paper: recall@1 of texts and images (MSCOCO) and of neighbours:
 51.7, 37.5, 64.6 (640); 50.3, 34.1, 64.0 (320); 47.0, 34.4, 63.7 (160); 42.0, 29.3, 61.9
 (80). Not run here.
 """

@@ -2,8 +2,8 @@
 
     python -m align_jax.sweep --sweep=configs/sweeps/negatives.py --workdir=DIR ...
 
-Hardware: 3 runs of 1024 virtual cores each; docs/ablations.md.
-Expected, from the paper, recall@1 on MSCOCO of texts and of images, and neighbours:
+Hardware: 3 runs of 1024 virtual cores each; see docs/ablations.md.
+Expected, from the paper: recall@1 of texts and images (MSCOCO) and of neighbours:
 51.7, 37.5, 64.6 (all); 50.2, 37.0, 63.8 (half); 48.7, 35.8, 63.3 (quarter). Not run
 here.
 """

@@ -2,8 +2,8 @@
 
     python -m align_jax.sweep --sweep=configs/sweeps/temperature.py --workdir=DIR ...
 
-Hardware: 4 runs of 1024 virtual cores each; docs/ablations.md.
-Expected, from the paper, recall@1 on MSCOCO of texts and of images, and neighbours:
+Hardware: 4 runs of 1024 virtual cores each; see docs/ablations.md.
+Expected, from the paper: recall@1 of texts and images (MSCOCO) and of neighbours:
 51.7, 37.5, 64.6 (learned, ends at about 1/64); 52.2, 36.5, 64.8 (1/128); 52.2, 37.3,
 64.8 (1/64); 39.6, 26.9, 61.2 (1/32). Not run here.
 """

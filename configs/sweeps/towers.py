@@ -2,7 +2,7 @@
 
     python -m align_jax.sweep --sweep=configs/sweeps/towers.py --workdir=DIR ...
 
-Hardware: 20 runs of 1024 virtual cores each; docs/ablations.md.
+Hardware: 20 runs of 1024 virtual cores each; see docs/ablations.md.
 Expected, from the paper: larger towers are better; the text tower matters as much as
 the image tower for retrieval, but less for neighbours. The figure has no numbers, but
 Tables 9 and 10 have `b7_base`: 55.4 and 41.7 on MSCOCO, 69.3 neighbours, and `b3_mini`:
