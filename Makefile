@@ -14,7 +14,7 @@ EXTRAS := browser convert nsfw spark tpu
 SUITES := fast buckets faults launch pods $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
-.PHONY: quickstart data ablations test test-all test-newest lint format clean
+.PHONY: quickstart data ablations docs test test-all test-newest lint format clean
 .PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
 quickstart: data  ## train on real pictures and texts and write a report, about 12 minutes
@@ -31,6 +31,9 @@ ablations: data  ## run small versions of the paper's ablations and report, abou
 	$(RUN) -m align_jax.sweep --workdir=runs/ablations \
 		$(foreach name,$(MINI),--sweep=configs/sweeps/mini_$(name).py)
 	$(RUN) -m align_jax.report runs/ablations
+
+docs: .venv-docs/installed  ## build docs/ as a site in site/; broken links are errors
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 test test-fast: lint  ## run lint and the fast tests, two files at a time
 	$(TEST) $(SPREAD)
@@ -103,5 +106,10 @@ test-newest:  ## run the fast tests with the newest releases that requirements.t
 	.venv/bin/pip install --quiet -r requirements.txt -c constraints.txt
 	touch $@
 
+.venv-docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet -e '.[docs]' -c constraints.txt
+	touch $@
+
 clean:  ## delete the environments, keep the runs
-	rm -rf .venv .venv-launch .venv-moto .venv-newest
+	rm -rf .venv .venv-docs .venv-launch .venv-moto .venv-newest
