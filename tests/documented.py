@@ -1,0 +1,150 @@
+"""Checks that a documented command could work, without doing its work."""
+
+import argparse
+import ast
+import functools
+import importlib
+import importlib.util
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import main
+from align_jax.command_line import read_command_line
+from align_jax.errors import InputError
+from align_jax.report.run_kinds import kind_of
+from align_jax.sweep.__main__ import read_flags as read_sweep_flags
+from align_jax.sweep.config import open_sweep
+
+ROOT = pathlib.Path(__file__).parents[1]
+OURS = ("align_jax", "benchmarks", "configs", "data", "docs", "launch", "tests")
+FILE = re.compile(rf"(?:^|=)((?:{'|'.join(OURS)})/[^:]*)")
+PYTHON = ("python", ".venv/bin/python")
+PIP = ("pip", ".venv/bin/pip")
+# Programs of others. Only the names of our files in their arguments are checked.
+OTHERS = """
+    apt-get export gcloud hf img2dataset sbatch sky source tensorboard tfds
+""".split()
+
+
+class Captured(BaseException):
+    """Ends a program at the point where its work would begin."""
+
+
+def capture(*arguments: Any) -> None:
+    raise Captured(*arguments)
+
+
+def start(module: str, arguments: Sequence[str] = ()) -> Any:
+    """Runs `python -m module` up to its flags' parser or the build; returns that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("parse_args", "parse_known_args"):
+            patch.setattr(argparse.ArgumentParser, method, capture)
+        builder = types.SimpleNamespace(build=capture)
+        patch.setitem(sys.modules, "data.corpus.builder", builder)
+        patch.setattr(sys, "argv", [module, *arguments])
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except Captured as captured:
+            return captured.args[0]
+    raise InputError(f"{module} reads no flags")
+
+
+@functools.cache
+def parser_of(module: str) -> argparse.ArgumentParser:
+    return start(module)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    flags = {*parser._option_string_actions}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            flags |= {f for p in action.choices.values() for f in flags_of(p)}
+    return flags
+
+
+def check_main(arguments: Sequence[str]) -> None:
+    """Compares two configs, or reads a run's config with its changes."""
+    if any(argument.startswith("--diff") for argument in arguments):
+        assert main.run(["main.py", *arguments]) == 0
+        return
+    fields = read_command_line(["main.py", *arguments]).fields
+    kind_of(fields).check(fields, "config")
+
+
+def check_module(module: str, arguments: Sequence[str], whole: bool) -> None:
+    """Parses a command's flags by its parser, or looks up the names of its flags."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"no module {module}")
+    given = {a.partition("=")[0] for a in arguments if a.startswith("--")}
+    if module.partition(".")[0] not in OURS:
+        return
+    if module == "data.build":  # its flags are absl's
+        if whole:
+            start(module, arguments)
+    elif module == "benchmarks.ahead":  # gives the flags of others to the step
+        if unknown := given - flags_of(parser_of(module)):
+            check_module("benchmarks.step", sorted(unknown), whole=False)
+    elif module == "align_jax.sweep" and whole:
+        flags = read_sweep_flags(arguments)
+        for sweep in flags.sweep:
+            open_sweep(sweep, flags.workdir, flags.further)
+    elif whole:
+        parser_of(module).parse_args(arguments)
+    elif unknown := given - flags_of(parser_of(module)):
+        raise InputError(f"{module} has no flag {', '.join(unknown)}")
+
+
+def check_file(word: str) -> None:
+    """Raises InputError for the name of a file of ours that there is not."""
+    if (found := FILE.search(word)) and not (ROOT / found[1]).exists():
+        raise InputError(f"no file {found[1]}")
+
+
+def check_command(words: Sequence[str], whole: bool = True) -> None:
+    """Raises an error for a command that cannot work on any machine.
+
+    Args:
+      words: the command.
+      whole: whether it can be typed as it is; else required flags may be missing.
+    """
+    while re.match(r"\w+=", words[0]):
+        check_file(words[0])
+        words = words[1:]
+    program, *arguments = words
+    for word in words:
+        check_file(word)
+    if program == "make":
+        subprocess.run(["make", "-n", *arguments], check=True, capture_output=True)
+    elif program in PYTHON and arguments[0] == "-m":
+        check_module(arguments[1], arguments[2:], whole)
+    elif program in PYTHON and arguments[0] == "-c":
+        ast.parse(arguments[1])
+    elif program in PYTHON and arguments[0] == "main.py":
+        check_main(arguments[1:])
+    elif program in PIP:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extra in re.findall(r"\.\[(\w+)\]", " ".join(arguments)):
+            if extra not in project["optional-dependencies"]:
+                raise InputError(f"no extra {extra}")
+    elif program not in OTHERS and not os.access(ROOT / program, os.X_OK):
+        raise InputError(f"no program {program}")
+
+
+def check_python(source: str, imports: bool = True) -> None:
+    """Compiles a block, and imports the names of ours that it imports."""
+    for node in ast.walk(ast.parse(source)):
+        if imports and isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    raise InputError(f"{node.module} has no {alias.name}")
