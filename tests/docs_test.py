@@ -47,7 +47,7 @@ def check_link(path: pathlib.Path, target: str) -> None:
 
 
 def checks(path: pathlib.Path, page: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What a page says, and what raises an error if it is wrong."""
+    """Yields each statement of a page, and a call that fails if it is wrong."""
     for language, block in FENCED.findall(page):
         if language == "sh":
             for line in block.replace("\\\n", " ").splitlines():
@@ -64,6 +64,8 @@ def checks(path: pathlib.Path, page: str) -> Iterator[tuple[str, Callable[[], An
         if re.match(r"make \w|python -m ", code):
             words = shlex.split(code)
             yield code, functools.partial(documented.check_command, words, whole=False)
+        elif field := re.match(r"(?:--)?config\.([\w.]*\w)", code):
+            yield code, functools.partial(documented.check_field, field[1])
         elif not re.search(r"[\s*<]", code):
             yield code, functools.partial(documented.check_file, code)
 
@@ -127,6 +129,8 @@ def test_a_wrong_command_is_a_fault(wrong, capsys):
         "[a](../README.md)",
         "`align_jax/no_room/no_file.py`",
         "`make no-target`",
+        "`config.loss.negative = 0.5`",
+        "`--config.input.datasets.coco.folder`",
         "`python -m align_jax.search --no_flag`",
         "```python\nfrom align_jax.errors import NoError\n```",
         "```python\nif:\n```",
@@ -148,7 +152,8 @@ def entries(nav: Any) -> Iterator[str]:
 
 def test_the_site_has_every_page_once():
     nav = [*entries(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])]
-    pages = {*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")}
+    notebooks = {path.with_suffix(".md") for path in DOCS.rglob("*.ipynb")}
+    pages = {*DOCS.rglob("*.md"), *notebooks}
     assert sorted(nav) == sorted(str(path.relative_to(DOCS)) for path in pages)
     assert nav[0] == "index.md"
 

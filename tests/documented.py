@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import types
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +23,16 @@ import pytest
 import main
 from align_jax.command_line import read_command_line
 from align_jax.errors import InputError
+from align_jax.evaluation.runner import EvaluateConfig
+from align_jax.models.bert import BertConfig
+from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.report.run_kinds import kind_of
 from align_jax.sweep.__main__ import read_flags as read_sweep_flags
 from align_jax.sweep.config import open_sweep
+from align_jax.training.classify_config import ClassifyConfig
+from align_jax.training.pretrain_config import PretrainConfig
+from align_jax.training.random_search_config import SearchConfig
+from data.corpus.config import CorpusConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 OURS = ("align_jax", "benchmarks", "configs", "data", "docs", "launch", "tests")
@@ -34,6 +43,9 @@ PIP = ("pip", ".venv/bin/pip")
 OTHERS = """
     apt-get export gcloud hf img2dataset sbatch sky source tensorboard tfds
 """.split()
+
+CONFIGS = (PretrainConfig, ClassifyConfig, EvaluateConfig, SearchConfig, CorpusConfig)
+TOWERS = {"image_tower": EfficientNetConfig, "text_tower": BertConfig}
 
 
 class Captured(BaseException):
@@ -108,6 +120,27 @@ def check_file(word: str) -> None:
     """Raises InputError for the name of a file of ours that there is not."""
     if (found := FILE.search(word)) and not (ROOT / found[1]).exists():
         raise InputError(f"no file {found[1]}")
+
+
+def has_field(config: Any, names: Sequence[str]) -> bool:
+    """Whether a config of some class can have the field of a dotted path."""
+    if not names or config is dict:
+        return True
+    if not dataclasses.is_dataclass(config):
+        return False
+    kind = typing.get_type_hints(config).get(names[0])
+    kind = TOWERS.get(names[0], kind)
+    if kind is None:
+        return False
+    if typing.get_origin(kind) is dict:  # of named sub-configs
+        return has_field(typing.get_args(kind)[1], names[2:])
+    return any(has_field(part, names[1:]) for part in typing.get_args(kind) or [kind])
+
+
+def check_field(path: str) -> None:
+    """Raises InputError for a dotted path that is no field of any config."""
+    if not any(has_field(config, path.split(".")) for config in CONFIGS):
+        raise InputError(f"no config has the field {path}")
 
 
 def check_command(words: Sequence[str], whole: bool = True) -> None:
