@@ -182,7 +182,12 @@ def _adafactor(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
     )
 
 
-OPTIMIZERS = {"lamb": _lamb, "sgd": _sgd, "adamw": _adamw, "adafactor": _adafactor}
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Mask, Mask], Chain]] = {
+    "lamb": _lamb,
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+}
 
 
 def make_optimizer(

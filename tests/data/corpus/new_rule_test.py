@@ -1,4 +1,4 @@
-"""A rule that is added by one file and one line takes part in a whole build."""
+"""A picture rule added by one line, through a whole build, and rules that are none."""
 
 import dataclasses
 import json
@@ -14,30 +14,14 @@ from data.corpus.picture_rules import PICTURE_RULES, make_picture_rules
 from data.corpus.rules import RULES, Rule, RuleBounds
 from data.sources.config import SourceConfig
 from tests import tiny
-from tests.data.toy import write_module
 
 TEXTS = ["a red thing", "is this red?", "is it blue?", "what?", "one blue thing"]
-
-TOY_RULE = """
-from data.corpus.rules import Rule
-
-MAX_QUESTIONS = 0
-
-QUESTION = Rule(
-    f"question marks more than {MAX_QUESTIONS}",
-    lambda facts, bounds: facts.text.replace("?", "") != facts.text,
-    withheld=True,
-)
-"""
-
-TOY_PICTURE_RULE = """
-import pyarrow as pa
 
 
 class HeavyRule:
     meaning = "the picture's file is the heaviest"
     bound = ""
-    withheld = False
+    withheld = True
     columns = (pa.field("file_bytes", pa.int64()),)
 
     def __init__(self, config):
@@ -59,7 +43,6 @@ class HeavyRule:
 
     def breaks(self, scores):
         return scores.file_bytes > self.bound_bytes
-"""
 
 
 @pytest.fixture
@@ -93,32 +76,18 @@ def texts_of(folder) -> set[str]:
     return set(kept["text"].to_pylist())
 
 
-def test_a_new_rule_takes_one_file_and_one_line(config, tmp_path, monkeypatch, capsys):
-    toy = write_module(tmp_path / "toy_rule.py", TOY_RULE)
-    monkeypatch.setitem(RULES, "question", toy.QUESTION)  # the one line
-    build(config, tmp_path / "corpus")
-    rules = rules_of(tmp_path / "corpus")
-    # Three texts are questions; an earlier rule drops one, because it is too short.
-    assert rules["question"] == (3, 2) and rules["too_short"] == (1, 1)
-    assert [*rules] == [*RULES, *PICTURE_RULES]
-    assert texts_of(tmp_path / "corpus") == {"a red thing", "one blue thing"}
-    assert "question                     3              2" in capsys.readouterr().out
-    page = (tmp_path / "corpus" / "report.html").read_text()
-    assert "question marks more than 0" in page and page.count("withheld") == 2
-    manifest = (tmp_path / "corpus" / "records" / "manifest.json").read_text()
-    assert json.loads(manifest)["rules"][-4]["rule"] == "question"
-
-
-def test_a_new_picture_rule_takes_one_file_and_one_line(
-    config, tmp_path, monkeypatch, capsys
-):
-    toy = write_module(tmp_path / "heavy_rule.py", TOY_PICTURE_RULE)
-    monkeypatch.setitem(PICTURE_RULES, "heavy", toy.HeavyRule)  # the one line
+def test_a_new_picture_rule_takes_one_line(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PICTURE_RULES, "heavy", HeavyRule)
     build(config, tmp_path / "corpus")
     rules = rules_of(tmp_path / "corpus")
     assert rules["heavy"] == (1, 1) and [*rules] == [*RULES, *PICTURE_RULES]
     assert "one blue thing" not in texts_of(tmp_path / "corpus")
-    assert "is the heaviest" in (tmp_path / "corpus" / "report.html").read_text()
+    line = "heavy                        1              1"
+    assert line in capsys.readouterr().out
+    page = (tmp_path / "corpus" / "report.html").read_text()
+    assert "is the heaviest" in page and page.count("withheld") == 1
+    manifest = (tmp_path / "corpus" / "records" / "manifest.json").read_text()
+    assert json.loads(manifest)["rules"][-1]["rule"] == "heavy"
     scores = pq.read_table(tmp_path / "corpus" / "stages" / "scores")
     assert scores.column_names[-1] == "file_bytes" and len(scores) == 4
 

@@ -9,30 +9,7 @@ from data.corpus.config import CorpusConfig
 from data.corpus.rules import RuleBounds
 from data.sources.config import SourceConfig
 from data.sources.source import SOURCES, list_shards, read_shard
-from tests.data.sources.reading import PNG, read
-from tests.data.toy import write_module
-
-# The one file that adds a type of source: a text file for each picture of its name.
-TOY = """
-import pathlib
-
-from data.sources.files import RawPair, SourceShard, list_files, read_picture
-
-
-class NotesSource:
-    def __init__(self, config):
-        self.config = config
-
-    def list_shards(self):
-        root, names = list_files(self.config, (".note",))
-        return [SourceShard(name, root, files=(name,)) for name in names]
-
-    def read(self, shard, drops):
-        for name in shard.files:
-            picture = read_picture(shard.path, name.replace(".note", ".png"), drops)
-            text = (pathlib.Path(shard.path) / name).read_text()
-            yield RawPair(picture, None, text, self.config.language)
-"""
+from tests.data.sources.reading import read
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
@@ -40,18 +17,6 @@ def test_an_unknown_kind_is_refused(tmp_path):
         read("zip", tmp_path)
     with pytest.raises(InputError, match="kind is 'zip'; wanted one of parquet, csv"):
         CorpusConfig("x", 0, SourceConfig("zip", "x"), RuleBounds(), 100)
-
-
-def test_a_new_kind_of_source_takes_one_file_and_one_line(tmp_path, monkeypatch):
-    toy = write_module(tmp_path / "notes.py", TOY)
-    monkeypatch.setitem(SOURCES, "notes", toy.NotesSource)  # the one line
-    for name, text in (("a", "a cat"), ("b", "two\0"), ("c", "no picture")):
-        (tmp_path / f"{name}.note").write_text(text)
-    for name in "ab":
-        (tmp_path / f"{name}.png").write_bytes(PNG)
-    rows, drops = read("notes", tmp_path, language="en")
-    assert rows == [(PNG, None, "a cat", "en")]
-    assert drops == {"NUL byte": 1, "image file missing": 1, "no image and no url": 1}
 
 
 def test_a_source_that_lacks_a_method_is_refused_before_anything_is_read(monkeypatch):
