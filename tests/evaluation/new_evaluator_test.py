@@ -8,15 +8,7 @@ from tests.fixed_encoder import FixedEncoder, perfect
 class Whole:
     """Has all that the contract asks for."""
 
-<<<<<<< HEAD
-
-class Length:
-    """Scores the length of a text's embedding."""
-
-    Config = LengthConfig
-=======
     Config = dict
->>>>>>> fccf349 (Recipes: how to add a tower, an evaluator, a rule, a source, a dataset, an optimizer)
 
     def __init__(self, config):
         raise AssertionError("not even made")

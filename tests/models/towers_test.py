@@ -106,27 +106,8 @@ def test_a_new_tower_s_weights_come_back(toys, tmp_path, mesh_of, mixed_types):
     config = read_run_config(fields)
     plan = config.make_plan(mesh_of(1))
     state = create_state(plan)
-<<<<<<< HEAD
-    before = jax.device_get(state.params)
-    shapes = config.batch_shapes(plan.mesh)
-    batch = {
-        name: np.arange(np.prod(x.shape), dtype=x.dtype).reshape(x.shape) % 16
-        for name, x in shapes.items()
-    }
-    state, metrics = make_train_step(plan, norms=True)(
-        state, global_batch(batch, plan.mesh)
-    )
-    assert np.isfinite(metrics["loss"]) and metrics["image_tower/gradient_norm"] > 0
-    for path, array in flatten(state.params).items():
-        old = flatten(before)[path]
-        assert path == ("temperature",) or np.any(array != old), path
-    flops = count_model_flops(plan, shapes)
-    # The forward pass and the kernel's gradient, two operations per product.
-    assert flops["image_tower"] == 2 * 2 * 3 * 5 * config.batch_size
-=======
     flops = count_model_flops(plan, config.batch_shapes(plan.mesh))
     assert flops["image_tower"] == 2 * 2 * 3 * 5 * config.batch_size  # and its kernel's
->>>>>>> fccf349 (Recipes: how to add a tower, an evaluator, a rule, a source, a dataset, an optimizer)
 
     weights = Weights(
         "dual_encoder",
