@@ -23,9 +23,10 @@ CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
-def makes_files(path: pathlib.Path) -> bool:
-    """Whether a page names files that are not here: the reader's, or past ones."""
-    return path.parent.name == "recipes" or path == DOCS / "log.md"
+def files_made(page: str) -> set[str]:
+    """The files that a page's blocks are, by a comment in the first line."""
+    blocks = [block for _, block in FENCED.findall(page)]
+    return {m[1] for block in blocks if (m := re.match(r"# (\S+/\S+\.\w+)\n", block))}
 
 
 def anchors(page: str) -> set[str]:
@@ -48,26 +49,30 @@ def check_link(path: pathlib.Path, target: str) -> None:
 
 def checks(path: pathlib.Path, page: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yields each statement of a page, and a call that fails if it is wrong."""
+    made = files_made(page)
     for language, block in FENCED.findall(page):
         if language == "sh":
             for line in block.replace("\\\n", " ").splitlines():
                 if words := shlex.split(line, comments=True):
-                    yield line, functools.partial(documented.check_command, words)
+                    yield line, functools.partial(documented.check_command, words, made)
         elif language == "python":
-            imports = not makes_files(path)
-            check = functools.partial(documented.check_python, block, imports)
-            yield block, check
+            yield block, functools.partial(documented.check_python, block, made)
     prose = FENCED.sub("", page)
     for target in LINK.findall(CODE.sub("code", prose)):
         yield target, functools.partial(check_link, path, target)
-    for code in CODE.findall(prose) if not makes_files(path) else ():
+    if path == DOCS / "log.md":
+        return  # its files and flags are those of its days
+    for code in CODE.findall(prose):
         if re.match(r"make \w|python -m ", code):
             words = shlex.split(code)
-            yield code, functools.partial(documented.check_command, words, whole=False)
+            yield (
+                code,
+                functools.partial(documented.check_command, words, made, whole=False),
+            )
         elif field := re.match(r"(?:--)?config\.([\w.]*\w)", code):
             yield code, functools.partial(documented.check_field, field[1])
         elif not re.search(r"[\s*<]", code):
-            yield code, functools.partial(documented.check_file, code)
+            yield code, functools.partial(documented.check_file, code, made)
 
 
 def faults(path: pathlib.Path, page: str) -> list[str]:

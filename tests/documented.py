@@ -15,7 +15,8 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -58,12 +59,13 @@ def capture(*arguments: Any) -> None:
 
 def start(module: str, arguments: Sequence[str] = ()) -> Any:
     """Runs `python -m module` up to its flags' parser or the build; returns that."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         for method in ("parse_args", "parse_known_args"):
             patch.setattr(argparse.ArgumentParser, method, capture)
         builder = types.SimpleNamespace(build=capture)
         patch.setitem(sys.modules, "data.corpus.builder", builder)
         patch.setattr(sys, "argv", [module, *arguments])
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except Captured as captured:
@@ -116,9 +118,17 @@ def check_module(module: str, arguments: Sequence[str], whole: bool) -> None:
         raise InputError(f"{module} has no flag {', '.join(unknown)}")
 
 
-def check_file(word: str) -> None:
-    """Raises InputError for the name of a file of ours that there is not."""
-    if (found := FILE.search(word)) and not (ROOT / found[1]).exists():
+@functools.cache
+def check_target(*targets: str) -> None:
+    """Lets make print what it would run."""
+    command = ["make", "-n", "PYTHON=python3", "NEWEST=python3", *targets]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def check_file(word: str, made: Collection[str] = ()) -> None:
+    """Raises InputError for a file of ours that neither is here nor is made."""
+    found = FILE.search(word)
+    if found and found[1] not in made and not (ROOT / found[1]).exists():
         raise InputError(f"no file {found[1]}")
 
 
@@ -143,21 +153,23 @@ def check_field(path: str) -> None:
         raise InputError(f"no config has the field {path}")
 
 
-def check_command(words: Sequence[str], whole: bool = True) -> None:
+def check_command(
+    words: Sequence[str], made: Collection[str] = (), whole: bool = True
+) -> None:
     """Raises an error for a command that cannot work on any machine.
 
     Args:
       words: the command.
+      made: files that the reader makes before.
       whole: whether it can be typed as it is; else required flags may be missing.
     """
+    for word in words:
+        check_file(word, made)
     while re.match(r"\w+=", words[0]):
-        check_file(words[0])
         words = words[1:]
     program, *arguments = words
-    for word in words:
-        check_file(word)
     if program == "make":
-        subprocess.run(["make", "-n", *arguments], check=True, capture_output=True)
+        check_target(*arguments)
     elif program in PYTHON and arguments[0] == "-m":
         check_module(arguments[1], arguments[2:], whole)
     elif program in PYTHON and arguments[0] == "-c":
@@ -173,11 +185,16 @@ def check_command(words: Sequence[str], whole: bool = True) -> None:
         raise InputError(f"no program {program}")
 
 
-def check_python(source: str, imports: bool = True) -> None:
-    """Compiles a block, and imports the names of ours that it imports."""
+def check_python(source: str, made: Collection[str] = ()) -> None:
+    """Compiles a block, and looks up the names that it imports."""
+    modules = {name.removesuffix(".py").replace("/", ".") for name in made}
     for node in ast.walk(ast.parse(source)):
-        if imports and isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module or "")
-            for alias in node.names:
-                if not hasattr(module, alias.name):
-                    raise InputError(f"{node.module} has no {alias.name}")
+        if not isinstance(node, ast.ImportFrom) or node.module in {None, *modules}:
+            continue
+        module = importlib.import_module(str(node.module))
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            if name in modules or hasattr(module, alias.name):
+                continue
+            if not hasattr(module, "__path__") or not importlib.util.find_spec(name):
+                raise InputError(f"there is no {name}")
