@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from align_jax import places
@@ -13,8 +12,7 @@ from align_jax.runs.telemetry import read_metrics
 
 # Name of a run's report, beside its results.
 REPORT_FILE = "report.html"
-PUBLISHED_FILE = "evaluation/evaluators/published.json"
-PUBLISHED = json.loads((pathlib.Path(__file__).parents[1] / PUBLISHED_FILE).read_text())
+PUBLISHED = json.loads(pathlib.Path(__file__).with_name("published.json").read_text())
 # Endings of the measures that the table shows. The text before the ending is also the
 # beginning of the names of the measure's counts.
 SCORES = re.compile(
