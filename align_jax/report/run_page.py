@@ -13,15 +13,20 @@ from matplotlib.axes import Axes
 
 from align_jax import places
 from align_jax.embed.encoder import Encoder
-from align_jax.evaluation.evaluators import Evaluator
-from align_jax.evaluation.evaluators.retrieval import Retrieval
+from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
 from align_jax.input.shards import MANIFEST
 from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import provenance
-from align_jax.runs.results import PUBLISHED, REPORT_FILE, published_columns, table_rows
+from align_jax.runs.results import (
+    PUBLISHED,
+    REPORT_FILE,
+    is_score,
+    published_columns,
+    table_rows,
+)
 from align_jax.runs.telemetry import read_metrics
 
 HISTOGRAM_PICTURES = 1000
@@ -95,16 +100,19 @@ def training_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
 
 
 def score_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
-    """Plots every evaluator's recalls and accuracies over the steps."""
+    """Plots every evaluator's scores over the steps."""
     lines: dict[str, dict[str, list]] = {}
     for row in rows:
-        for name, value in row.items():
+        for name in filter(is_score, row):
             evaluator, _, score = name.removeprefix("eval/").rpartition("/")
-            shown = "_recall@" in score or score in ("top1", "top5")
-            if name.startswith("eval/") and shown:
-                points = lines.setdefault(evaluator, {}).setdefault(score, [])
-                points.append((row["step"], value))
-    return [plot_lines(name, series, (0, 1)) for name, series in lines.items()]
+            points = lines.setdefault(evaluator, {}).setdefault(score, [])
+            points.append((row["step"], row[name]))
+    plots = []
+    for evaluator, series in lines.items():
+        values = [value for points in series.values() for _, value in points]
+        limits = (0, 1) if 0 <= min(values) and max(values) <= 1 else None
+        plots.append(plot_lines(evaluator, series, limits))
+    return plots
 
 
 def data_uri(picture: bytes) -> str:
@@ -131,15 +139,15 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def describe(evaluator: Evaluator, embedder: Encoder) -> dict[str, Any]:
-    """Lists an evaluator's examples; for retrieval, also plots the similarities."""
+    """Lists an evaluator's examples, and plots the similarities of matched pairs."""
     found = {
         title: list(examples)
         for title, examples in evaluator.examples(embedder).items()
     }
     histogram = None
-    if isinstance(evaluator, Retrieval):
-        images, texts, _ = evaluator.found or evaluator.find(embedder)
-        histogram = plot_similarity(images, texts, evaluator.pairs)
+    if isinstance(evaluator, PairEvaluator):
+        images, texts, pairs = evaluator.matched_pairs(embedder)
+        histogram = plot_similarity(images, texts, pairs)
     return {"examples": found, "histogram": histogram}
 
 

@@ -13,15 +13,11 @@ from align_jax.runs.telemetry import read_metrics
 # Name of a run's report, beside its results.
 REPORT_FILE = "report.html"
 PUBLISHED = json.loads(pathlib.Path(__file__).with_name("published.json").read_text())
-# Endings of the measures that the table shows. The text before the ending is also the
-# beginning of the names of the measure's counts.
-SCORES = re.compile(
-    r"(recall@\d+|mean_recall|(single_prompt_)?top1|top5|mean_per_class|ensemble_gain"
-    r"|spearman|(?<=/)mean)$"
-)
-
-# The first of these scores that an evaluator has is its main score.
-MAIN_SCORES = ("mean_recall", "top1", "mean", "recall@1")
+# Last words of the names of values that an evaluator yields beside its scores; see
+# `Evaluator.run`. All other values are scores.
+BESIDE = (
+    "queries pairs candidates pictures prompts chance majority std exponent trial"
+).split()
 
 
 def collect_results(workdir: str) -> dict[str, float]:
@@ -64,27 +60,36 @@ class Row:
     published: list[float | None]
 
 
+def is_score(name: str) -> bool:
+    """Returns whether a result's name is that of an evaluator's score."""
+    measure, _ = _split_last_word(name)
+    return name.startswith("eval/") and measure not in BESIDE
+
+
+def _split_last_word(name: str) -> tuple[str, str]:
+    """Returns ("recall", "@5") for a name like "eval/coco/i2t_recall@5"."""
+    word = name.rpartition("/")[2].rpartition("_")[2]
+    measure, at, cut = word.partition("@")
+    return measure, at + cut
+
+
 def table_rows(results: Mapping[str, float]) -> list[Row]:
-    """Lists every recall, accuracy and correlation among the results."""
+    """Lists every score among the results."""
     columns = PUBLISHED["columns"]
     rows = []
-    for name, value in results.items():
-        score = SCORES.search(name)
-        if not name.startswith("eval/") or not score:
-            continue
-        stem = name[: score.start()]
-        chance = stem + "majority"
-        if "recall@" in name:
-            chance = name.replace("recall@", "chance@")
-        elif not name.endswith("/top1"):
-            chance = ""
-        counts = (stem + "queries", stem + "pairs", stem + "i2t_queries")
+    for name in filter(is_score, results):
+        measure, cut = _split_last_word(name)
+        stem = name.removesuffix(measure + cut)
+        evaluator = name.rpartition("/")[0] + "/"
+        chance = "majority" if name == f"{evaluator}top1" else f"chance{cut}"
+        counts = [f"{stem}queries", f"{stem}pairs"]
+        counts += [f"{evaluator}queries", f"{evaluator}i2t_queries"]
         known = PUBLISHED["measures"].get(name.removeprefix("eval/"))
         row = Row(
             name=name,
-            value=value,
+            value=results[name],
             untrained=results.get(f"untrained/{name}"),
-            chance=results.get(chance),
+            chance=results.get(stem + chance),
             queries=next((int(results[c]) for c in counts if c in results), None),
             published=[x and x / 100 for x in known or [None] * len(columns)],
         )
@@ -95,18 +100,14 @@ def table_rows(results: Mapping[str, float]) -> list[Row]:
 def main_scores(results: Mapping[str, float]) -> dict[str, float]:
     """Returns each evaluator's main score, {"<evaluator>/<score>": value}.
 
-    It is the first of `MAIN_SCORES` that the evaluator has, or else its first score.
+    It is the score `mean_recall`, or else the evaluator's first score.
     """
-    by_evaluator: dict[str, dict[str, float]] = {}
-    for row in table_rows(results):
-        evaluator, _, score = row.name.removeprefix("eval/").rpartition("/")
-        by_evaluator.setdefault(evaluator, {})[score] = row.value
-    found = {}
-    for evaluator, scores in by_evaluator.items():
-        known = [name for name in MAIN_SCORES if name in scores]
-        name = known[0] if known else next(iter(scores))
-        found[f"{evaluator}/{name}"] = scores[name]
-    return found
+    names: dict[str, str] = {}
+    for name in filter(is_score, results):
+        evaluator, _, score = name.rpartition("/")
+        if evaluator not in names or score == "mean_recall":
+            names[evaluator] = name
+    return {name.removeprefix("eval/"): results[name] for name in names.values()}
 
 
 def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:

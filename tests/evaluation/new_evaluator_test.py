@@ -1,8 +1,62 @@
+import dataclasses
+import json
+
 import pytest
 
+from align_jax.evaluate import evaluate
 from align_jax.evaluation.evaluators import EVALUATORS
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
+from align_jax.report.run_page import score_plots
+from align_jax.runs.results import main_scores
+from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
+from tests.report.run_page_test import Page, cells
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthConfig:
+    text: str
+
+
+class Length:
+    """Scores the length of a text's embedding, a score of a name that is new."""
+
+    Config = LengthConfig
+
+    def __init__(self, config):
+        self._text = config.text
+
+    def run(self, embedder):
+        (embedding,) = embedder.encode_texts([self._text])
+        yield "length", float((embedding**2).sum() ** 0.5)
+        yield "queries", 1
+
+    def examples(self, embedder):
+        return {}
+
+
+def test_a_new_evaluator_s_score_is_in_results_tables_and_curves(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(EVALUATORS, "length", Length)
+    fields = {
+        "run": "evaluate",
+        "checkpoint": tiny.write_model(tmp_path / "model"),
+        "evaluators": {"mine": {"kind": "length", "text": "red left"}},
+    }
+    evaluate(fields, str(tmp_path / "out"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    length = pytest.approx(1.0, abs=1e-5)
+    assert results == {"eval/mine/length": length, "eval/mine/queries": 1}
+    head, row, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["measure", "trained", "queries"]
+    assert row.split() == ["eval/mine/length", "1.000", "1"]
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert ["eval/mine/length", "1.000", "–", "–", "1"] in cells(page)
+    assert main_scores(results) == {"mine/length": length}
+    (plot,) = score_plots([{"step": step, **results} for step in (0, 4)])
+    assert plot["title"] == "mine"
+    assert plot["alt"] == "length from 1 at step 0 to 1 at step 4"
 
 
 class Whole:

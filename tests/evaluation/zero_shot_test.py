@@ -11,7 +11,7 @@ from align_jax.evaluation.evaluators.prompts import read_prompts, read_subset
 from align_jax.evaluation.evaluators.zero_shot import ZeroShot, ZeroShotConfig
 from align_jax.evaluation.runner import make_evaluators
 from align_jax.evaluation.scores import CUTS
-from align_jax.runs.results import PUBLISHED, SCORES
+from align_jax.runs.results import PUBLISHED, is_score
 from configs import (
     finetune_fine_grained,
     finetune_imagenet,
@@ -159,7 +159,7 @@ def test_published_numbers_are_of_measures_that_there_are():
     for name, values in measures.items():
         evaluation = name.partition("/")[0]
         assert evaluation in evaluations
-        assert SCORES.search(name)
+        assert is_score(f"eval/{name}")
         assert len(values) == len(PUBLISHED["columns"])
 
 

@@ -11,7 +11,7 @@ from align_jax.report import summary as report
 from align_jax.report.found_runs import changed_fields, find_runs
 from align_jax.runs.results import PUBLISHED, main_scores
 from configs import quickstart, vtab
-from tests.report.run_report_test import Page, cells
+from tests.report.run_page_test import Page, cells
 
 COCO = ("coco/i2t_recall@1", "coco/t2i_recall@1", "neighbours/recall@1")
 
@@ -151,12 +151,14 @@ def test_a_score_stands_for_each_evaluator():
         "step": 3,
         "eval/coco/i2t_recall@1": 0.5,
         "eval/coco/mean_recall": 0.25,
-        "eval/imagenet/top5": 0.5,
         "eval/imagenet/top1": 0.125,
+        "eval/imagenet/top5": 0.5,
         "eval/neighbours/recall@1": 0.75,
         "eval/simlex/all_spearman": 0.375,
         "eval/vtab_all/mean": 0.625,
         "eval/vtab_all/std": 0.1,
+        "eval/new/queries": 9,
+        "eval/new/margin": -0.5,
     }
     assert main_scores(results) == {
         "coco/mean_recall": 0.25,
@@ -164,6 +166,7 @@ def test_a_score_stands_for_each_evaluator():
         "neighbours/recall@1": 0.75,
         "simlex/all_spearman": 0.375,
         "vtab_all/mean": 0.625,
+        "new/margin": -0.5,
     }
 
 

@@ -85,3 +85,51 @@ def test_the_table_has_counts_and_published_numbers_where_there_are_some():
     assert head == ["measure", "trained", "queries", "ALIGN", "align-base"]
     assert retrieval == ["eval/coco/t2i_recall@1", "0.500", "25,010", "0.456", "0.421"]
     assert sorting == ["eval/sorting/top1", "0.250"]
+
+
+def test_a_score_stands_beside_its_own_counts_and_chance_levels():
+    results = {
+        "step": 5,
+        "train/loss": 1.0,
+        "untrained/eval/coco/i2t_recall@5": 0.25,
+        "eval/coco/i2t_recall@5": 0.5,
+        "eval/coco/i2t_chance@5": 0.125,
+        "eval/coco/i2t_queries": 8,
+        "eval/coco/i2t_candidates": 9,
+        "eval/coco/t2i_recall@5": 0.75,
+        "eval/coco/t2i_queries": 7,
+        "eval/coco/mean_recall": 0.625,
+        "eval/simlex/nouns_spearman": -0.5,
+        "eval/simlex/nouns_pairs": 6,
+        "eval/probe/top1": 0.5,
+        "eval/probe/mean_per_class": 0.25,
+        "eval/probe/validation_top1": 0.75,
+        "eval/probe/validation_queries": 4,
+        "eval/probe/penalty_exponent": -2.0,
+        "eval/probe/majority": 0.375,
+        "eval/probe/queries": 5,
+        "eval/probe/training_pictures": 40,
+        "eval/shots/5_shot_top1": 0.5,
+        "eval/shots/5_shot_std": 0.1,
+        "eval/shots/queries": 3,
+        "eval/new/margin": 1.5,
+        "eval/new/chance": 0.0,
+        "eval/dtd/top1": 0.875,
+        "eval/dtd/std": 0.01,
+        "eval/dtd/trial": 7,
+    }
+    rows = table_rows(results)
+    assert [(r.name.removeprefix("eval/"), r.queries, r.chance) for r in rows] == [
+        ("coco/i2t_recall@5", 8, 0.125),
+        ("coco/t2i_recall@5", 7, None),
+        ("coco/mean_recall", 8, None),
+        ("simlex/nouns_spearman", 6, None),
+        ("probe/top1", 5, 0.375),
+        ("probe/mean_per_class", 5, None),
+        ("probe/validation_top1", 4, None),
+        ("shots/5_shot_top1", 3, None),
+        ("new/margin", None, 0.0),
+        ("dtd/top1", None, None),
+    ]
+    assert [row.value for row in rows] == [results[row.name] for row in rows]
+    assert rows[0].untrained == 0.25 and rows[1].untrained is None

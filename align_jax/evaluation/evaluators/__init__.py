@@ -5,7 +5,9 @@ A new evaluator is one file, with a class that fulfils `Evaluator`, and one line
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.evaluators.classification import Classification
@@ -40,13 +42,31 @@ class Evaluator(Protocol):
         """
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) of every score and of the counts behind them."""
+        """Yields (name, value) of every score and of the values beside them.
+
+        Tables and curves show all values as scores, except those whose last word, after
+        "_", is in `align_jax.runs.results.BESIDE`. The main score is `mean_recall`, or
+        else the first one.
+
+        In the table, the count of `i2t_recall@5` is `i2t_queries` or `i2t_pairs`, or
+        else `queries`, and its chance level is `i2t_chance@5`.
+        """
 
     def examples(self, embedder: Encoder) -> Mapping[str, Iterator[Example]]:
         """Returns some queries with the model's answers, by title, for the report.
 
         It returns {} if there is nothing to show.
         """
+
+
+@runtime_checkable
+class PairEvaluator(Protocol):
+    """An evaluator of matched pairs, whose similarities the report plots, too."""
+
+    def matched_pairs(
+        self, embedder: Encoder
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns embeddings (I, D) and (T, D), and the indices (P, 2) of the pairs."""
 
 
 EVALUATORS: dict[str, type[Evaluator]] = {

@@ -89,6 +89,7 @@ class LinearProbe:
         yield "top1", float(right.mean())
         yield "mean_per_class", mean_per_class(right, labels)
         yield "validation_top1", accuracy(penalty)
+        yield "validation_queries", len(validation[1])
         yield "penalty_exponent", math.log10(penalty)
         yield "majority", float(np.bincount(labels).max() / len(labels))
         yield "queries", len(labels)

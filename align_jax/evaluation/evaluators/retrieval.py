@@ -135,6 +135,13 @@ class Retrieval:
         ranks = pair_ranks(images, texts, self.pairs, embedder.mesh)
         return RankedPairs(images, texts, ranks)
 
+    def matched_pairs(
+        self, embedder: Encoder
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns embeddings of pictures and texts, and their right pairs."""
+        found = self.found or self.find(embedder)
+        return found.images, found.texts, self.pairs
+
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Returns queries both ways; calls `find` if there was no run."""
         found = self.found or self.find(embedder)

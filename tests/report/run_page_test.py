@@ -169,6 +169,34 @@ def test_every_picture_has_a_text_and_every_header_a_scope(write):
     assert "pairs: i2t recall@1 from 0.1875 at step 0 to 0.3125 at step 4" in plots
 
 
+def test_similarities_are_plotted_of_an_evaluator_that_has_matched_pairs(write):
+    class Pairs:
+        """An evaluator that is no retrieval."""
+
+        def examples(self, embedder):
+            return {"Pictures": []}
+
+        def matched_pairs(self, embedder):
+            return SIMILARITY, np.eye(4, dtype=np.float32), FakeRetrieval().pairs
+
+    class Alone:
+        examples = Pairs.examples
+
+    page = write(evaluators={"pairs": Pairs(), "alone": Alone()})
+    (plot,) = [e["alt"] for e in page.all("img") if "cosine" in e["alt"]]
+    assert "3 matched pairs have a mean cosine similarity of 0.717" in plot
+    assert "9 unmatched pairs one of 0.281" in plot
+
+
+def test_scores_outside_of_0_to_1_are_not_cut_off(monkeypatch):
+    monkeypatch.setattr(report, "plot_lines", lambda *arguments: arguments)
+    rows = [{"step": 0, "eval/a/recall@1": 0.5, "eval/b/margin": -0.25}]
+    assert report.score_plots(rows) == [
+        ("a", {"recall@1": [(0, 0.5)]}, (0, 1)),
+        ("b", {"margin": [(0, -0.25)]}, None),
+    ]
+
+
 def test_right_answers_are_marked_at_their_place(write):
     pictures, texts = [], []
     for element in write().elements:
