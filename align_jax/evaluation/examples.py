@@ -99,7 +99,7 @@ def make_examples(
 
 def show_each(show: Callable[[int], Item]) -> Callable[[Sequence[int]], dict]:
     """Makes the function `show` of a `Side` from a function that shows one item."""
-    return lambda places: {place: show(place) for place in places}
+    return lambda indices: {index: show(index) for index in indices}
 
 
 def choose_queries(flags: np.ndarray, ranks: np.ndarray) -> list[tuple[str, int]]:

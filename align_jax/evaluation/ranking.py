@@ -58,11 +58,11 @@ class Nearest(NamedTuple):
 
     Attributes:
       cosines: (Q, k) cosines, best first.
-      places: (Q, k) indices among all candidates.
+      indices: (Q, k) indices among all candidates.
     """
 
     cosines: jax.Array
-    places: jax.Array
+    indices: jax.Array
 
 
 def pair_ranks(
@@ -159,8 +159,8 @@ def _make_compare(mesh: Mesh, count: int) -> jax.stages.Wrapped:
         columns, column_best = all_columns
         scores = jnp.matmul(rows, columns.T, precision=lax.Precision.HIGHEST)
         first = lax.axis_index(BATCH_AXES) * len(columns)
-        places = first + jnp.arange(len(columns))
-        counted = real[:, None] & (places < count)[None]
+        indices = first + jnp.arange(len(columns))
+        counted = real[:, None] & (indices < count)[None]
         row_floor, column_floor = row_best - ROUNDING, column_best - ROUNDING
         row_hits = (counted & (scores >= row_floor[:, None])).sum(1)
         new_hits = (counted & (scores >= column_floor[None])).sum(0)
@@ -248,9 +248,9 @@ def _take_nearest(
     scores = jnp.where(jnp.arange(len(candidates)) < real, scores, -jnp.inf)
     found, columns = lax.top_k(scores, k)
     both = jnp.concatenate([best.cosines, found], 1)
-    both_places = jnp.concatenate([best.places, first + columns], 1)
+    both_indices = jnp.concatenate([best.indices, first + columns], 1)
     cosines, order = lax.top_k(both, k)
-    return Nearest(cosines, jnp.take_along_axis(both_places, order, 1))
+    return Nearest(cosines, jnp.take_along_axis(both_indices, order, 1))
 
 
 def _pieces(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

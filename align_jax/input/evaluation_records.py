@@ -88,7 +88,7 @@ class LabelledPictures:
         self._builder = _open_evaluation(directory, split, wanted)
         self._directory, self._split = directory, split
         self._image, self._label = wanted
-        self._places = array.array("q")  # indices in the split of the yielded pictures
+        self._indices = array.array("q")  # records of the yielded pictures
         self.count = self._builder.info.splits[split].num_examples
         if expected not in (0, self.count):
             raise InputError(
@@ -99,10 +99,10 @@ class LabelledPictures:
         self.names = getattr(label, "names", None)
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        self._places = array.array("q")
-        for place, record in enumerate(_stream(self._builder, self._split)):
+        self._indices = array.array("q")
+        for index, record in enumerate(_stream(self._builder, self._split)):
             if record[self._label] >= 0:
-                self._places.append(place)
+                self._indices.append(index)
                 yield record[self._image], int(record[self._label])
 
     def collect(self, labels: list[int]) -> Iterator[bytes]:
@@ -122,17 +122,19 @@ class LabelledPictures:
     def some(self, indices: Iterable[int]) -> dict[int, bytes]:
         """Reads pictures again, {index in the newest iteration: encoded picture}."""
         order = sorted({*map(int, indices)})
-        places = [self._places[index] for index in order]
-        return dict(zip(order, self.pictures(places), strict=True))
+        records = [self._indices[index] for index in order]
+        return dict(zip(order, self.pictures(records), strict=True))
 
-    def pictures(self, places: Sequence[int]) -> Iterator[bytes]:
+    def pictures(self, indices: Sequence[int]) -> Iterator[bytes]:
         """Yields the pictures of records by their indices in the split, ascending."""
-        start, passed = places[0], 0
+        if not indices:
+            return
+        start, passed = indices[0], 0
         dataset = _open_stream(self._builder, self._split).skip(start)
-        records = dataset.take(places[-1] + 1 - start).as_numpy_iterator()
-        for place in places:
-            record = next(itertools.islice(records, place - start - passed, None))
-            passed = place - start + 1
+        records = dataset.take(indices[-1] + 1 - start).as_numpy_iterator()
+        for index in indices:
+            record = next(itertools.islice(records, index - start - passed, None))
+            passed = index - start + 1
             yield record[self._image]
 
     def labels(self) -> np.ndarray:
@@ -143,6 +145,26 @@ class LabelledPictures:
         )
         labels = (record[self._label] for record in dataset.as_numpy_iterator())
         return np.fromiter(labels, np.int64, self.count)
+
+
+class LabelledSplits:
+    """Base of the configs that name splits of labelled pictures.
+
+    Attributes:
+      directory: dataset in TFDS's layout.
+      image_feature: name of the encoded picture in a record.
+      label_feature: name of the label in a record.
+    """
+
+    directory: str
+    image_feature: str
+    label_feature: str
+
+    def open(self, split: str, expected: int = 0) -> LabelledPictures:
+        """Opens a split, see `LabelledPictures`."""
+        return LabelledPictures(
+            self.directory, split, self.image_feature, self.label_feature, expected
+        )
 
 
 def _open_evaluation(

@@ -27,7 +27,7 @@ def at(angles):
     return np.float32([[np.cos(angle), np.sin(angle)] for angle in angles])
 
 
-class Encoder:
+class AngleEncoder:
     mesh = make_mesh()
 
     def encode_images(self, pictures):
@@ -104,7 +104,7 @@ def read(directory, ratings, **changes):
 
 def test_recalls_and_correlations_by_hand(directory, tmp_path):
     evaluator = read(directory, write_ratings(tmp_path))
-    scores = dict(evaluator.run(Encoder()))
+    scores = dict(evaluator.run(AngleEncoder()))
     # Four captions have a right picture. 770 and 33 find it first. 34 (angle 0.7) is
     # nearer to the picture at 0.5 than to its right one at 1.0. 60 (1.55) is nearer to
     # all others than to its right one at 0.0.
@@ -138,9 +138,9 @@ def test_a_reversed_pair_counts_once(directory, tmp_path):
 
 def test_examples_of_alike_pictures_leave_out_the_query(directory, tmp_path):
     evaluator = read(directory, write_ratings(tmp_path))
-    shown = evaluator.examples(Encoder())
+    shown = evaluator.examples(AngleEncoder())
     assert [len(list(examples)) for examples in shown.values()][:3] == [3, 4, 4]
-    alike = [*evaluator.examples(Encoder()).values()][3]
+    alike = [*evaluator.examples(AngleEncoder()).values()][3]
     for example in alike:
         others = [answer.item.picture for answer in example.answers[:3]]
         assert example.query.picture not in others and len(set(others)) == 3

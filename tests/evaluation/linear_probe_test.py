@@ -33,7 +33,7 @@ def test_a_linear_probe_of_good_features_is_right(directories):
     config = LinearProbeConfig(directories, "train[13:]", "train[:13]", "train[13:]")
     scores = dict(LinearProbe(config).run(FixedEncoder(perfect, perfect)))
     assert scores["top1"] == scores["mean_per_class"] == 1.0
-    assert scores["validation_top1"] == 1.0
+    assert (scores["validation_top1"], scores["validation_queries"]) == (1.0, 12)
     assert (scores["queries"], scores["candidates"]) == (12, 3)
     assert scores["training_pictures"] == 24
     assert scores["majority"] == pytest.approx(1 / 3)
@@ -69,12 +69,12 @@ def test_few_shots_of_good_features_are_nearly_right(directories):
 
 def test_draws_hold_each_class_so_often_and_smaller_ones_are_part_of_larger():
     labels = np.array([2, 0, -1, 2, 2, 0, 1, 2, 2, -1])
-    places, turns = draw_shots(labels, 3, 0)
-    assert (np.diff(places) > 0).all()
+    indices, turns = draw_shots(labels, 3, 0)
+    assert (np.diff(indices) > 0).all()
     for shots, counts in ((1, [1, 1, 1]), (2, [2, 1, 2]), (3, [2, 1, 3])):
-        assert np.bincount(labels[places[turns < shots]]).tolist() == counts
+        assert np.bincount(labels[indices[turns < shots]]).tolist() == counts
     again, _ = draw_shots(labels, 3, 0)
-    np.testing.assert_array_equal(again, places)
+    np.testing.assert_array_equal(again, indices)
     drawn = {tuple(draw_shots(labels, 1, seed)[0]) for seed in range(20)}
     assert len(drawn) > 3
 

@@ -56,10 +56,11 @@ def test_the_newest_version_in_a_folder_is_taken(tmp_path):
     assert LabelledPictures(str(tmp_path / "9.0.0"), "train").count == 2
 
 
-def test_a_picture_is_read_again_by_its_place_among_the_labelled(tmp_path):
+def test_a_picture_is_read_again_by_its_index_among_the_labelled(tmp_path):
     labels = [0, -1, 1, 1, -1, 2] * 2
     path = write_labelled(tmp_path / "d", 110, labels)
     data = LabelledPictures(path, "train")
     given = [picture for picture, _ in data]
     assert len(given) == 8
     assert data.some([6, 1, 6, 4]) == {i: given[i] for i in (1, 4, 6)}
+    assert data.some([]) == {} and list(data.pictures([])) == []

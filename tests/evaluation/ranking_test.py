@@ -77,11 +77,11 @@ def test_nearest_are_those_of_the_whole_matrix(
     queries, candidates = unit(rng, 37, 16), unit(rng, 211, 16)
     candidates[150:200] = candidates[:50]
     pieces = np.split(candidates, [3, 90, 91, 205])
-    cosines, places = nearest(queries, pieces, 7, mesh_of(devices))
+    cosines, indices = nearest(queries, pieces, 7, mesh_of(devices))
     scores = queries.astype(np.float64) @ candidates.T
     order = np.argsort(-np.round(scores, 6), axis=1, kind="stable")[:, :7]
     np.testing.assert_allclose(cosines, np.take_along_axis(scores, order, 1), atol=1e-6)
-    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(indices, order)
 
 
 def test_what_is_not_finite_or_too_few_is_an_error(mesh_of):

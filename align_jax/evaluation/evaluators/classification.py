@@ -10,11 +10,11 @@ from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.scores import mean_per_class, recall_at
-from align_jax.input.evaluation_records import LabelledPictures
+from align_jax.input.evaluation_records import LabelledSplits
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationConfig:
+class ClassificationConfig(LabelledSplits):
     """The labelled pictures.
 
     Attributes:
@@ -51,13 +51,7 @@ class Classification:
 
     def __init__(self, config: ClassificationConfig):
         """Opens the split; raises InputError if it is missing or of another size."""
-        self.data = LabelledPictures(
-            config.directory,
-            config.split,
-            config.image_feature,
-            config.label_feature,
-            config.expected_pictures,
-        )
+        self.data = config.open(config.split, config.expected_pictures)
         self.found: Predictions | None = None
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:

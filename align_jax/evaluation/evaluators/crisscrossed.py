@@ -63,7 +63,7 @@ class CrisscrossedConfig:
     seed: int = 0
 
 
-class Task(NamedTuple):
+class RankedTask(NamedTuple):
     """The right pairs of one of `TASKS`, and the queries' ranks.
 
     Attributes:
@@ -86,7 +86,7 @@ class EmbeddedCaptions(NamedTuple):
 
     images: np.ndarray
     texts: np.ndarray
-    tasks: dict[str, Task]
+    tasks: dict[str, RankedTask]
 
 
 class Crisscrossed:
@@ -148,13 +148,13 @@ class Crisscrossed:
         pairs = np.zeros((len(lines), 2), np.int64)
         for i, line in enumerate(lines):
             for side, column in enumerate(FILES[kind]):
-                place = rows[column.rstrip("12")].get(line[column])
-                if place is None:
+                row = rows[column.rstrip("12")].get(line[column])
+                if row is None:
                     raise InputError(
                         f"{path}, line {i + 2}: {config.directory} {config.split} has"
                         f" no {column} {line[column]!r}"
                     )
-                pairs[i, side] = place
+                pairs[i, side] = row
         return pairs, np.array([float(line["agg_score"]) for line in lines])
 
     def right(self, kind: str) -> np.ndarray:
@@ -196,12 +196,15 @@ class Crisscrossed:
         texts = embedder.encode_texts(self.texts)
         right = self.right("sits")  # (P, 2), caption and picture
         by_text, by_image = pair_ranks(texts, images, right, embedder.mesh)
-        tasks = {"t2i": Task(right, by_text), "i2t": Task(right[:, ::-1], by_image)}
+        tasks = {
+            "t2i": RankedTask(right, by_text),
+            "i2t": RankedTask(right[:, ::-1], by_image),
+        }
         for name, kind, found in (("t2t", "sts", texts), ("i2i", "sis", images)):
             right = self.right(kind)
             itself = np.repeat(np.arange(len(found))[:, None], 2, 1)
             ranks, _ = pair_ranks(found, found, right, embedder.mesh, itself)
-            tasks[name] = Task(right, ranks)
+            tasks[name] = RankedTask(right, ranks)
         return EmbeddedCaptions(images, texts, tasks)
 
     def _show_picture(self, row: int) -> Item:

@@ -13,11 +13,11 @@ from align_jax.errors import InputError
 from align_jax.evaluation.evaluators.linear_probe import read_features
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.linear_classifier import classify, fit_ridge
-from align_jax.input.evaluation_records import LabelledPictures
+from align_jax.input.evaluation_records import LabelledSplits
 
 
 @dataclasses.dataclass(frozen=True)
-class FewShotConfig:
+class FewShotConfig(LabelledSplits):
     """The labelled pictures and how many of them are used.
 
     Attributes:
@@ -59,19 +59,8 @@ class FewShot:
     def __init__(self, config: FewShotConfig):
         """Opens both splits; raises InputError if one is missing or of another size."""
         self._config = config
-        self.train, self.test = (
-            LabelledPictures(
-                config.directory,
-                split,
-                config.image_feature,
-                config.label_feature,
-                expected,
-            )
-            for split, expected in (
-                (config.train, 0),
-                (config.split, config.expected_pictures),
-            )
-        )
+        self.train = config.open(config.train)
+        self.test = config.open(config.split, config.expected_pictures)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields accuracies by shots, their deviations over the seeds, and counts."""
@@ -80,15 +69,15 @@ class FewShot:
         if labels.max() < 0:
             raise InputError(f"{config.directory} {config.train} has no labels")
         draws = [draw_shots(labels, max(config.shots), seed) for seed in config.seeds]
-        places = np.unique(np.concatenate([place for place, _ in draws]))
-        features = embedder.image_features(self.train.pictures(places.tolist()))
+        indices = np.unique(np.concatenate([drawn for drawn, _ in draws]))
+        features = embedder.image_features(self.train.pictures(indices.tolist()))
         tests, truth = read_features(self.test, embedder)
         classes = 1 + int(max(labels.max(), truth.max()))
         for shots in config.shots:
             found = []
             for drawn, order in draws:
                 chosen = drawn[order < shots]
-                rows = features[np.searchsorted(places, chosen)]
+                rows = features[np.searchsorted(indices, chosen)]
                 ridge = fit_ridge(rows, labels[chosen], classes, config.penalty)
                 found.append(np.mean(classify(ridge, tests).argmax(1) == truth))
             yield f"{shots}_shot_top1", float(np.mean(found))
@@ -120,7 +109,7 @@ def draw_shots(
     random = np.random.default_rng(seed)
     turns = np.full(len(labels), -1)
     for label in np.unique(labels[labels >= 0]):
-        places = random.permutation(np.flatnonzero(labels == label))[:shots]
-        turns[places] = np.arange(len(places))
+        indices = random.permutation(np.flatnonzero(labels == label))[:shots]
+        turns[indices] = np.arange(len(indices))
     drawn = np.flatnonzero(turns >= 0)
     return drawn, turns[drawn]

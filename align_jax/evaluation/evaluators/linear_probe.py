@@ -19,11 +19,11 @@ from align_jax.evaluation.linear_classifier import (
     search_penalty,
 )
 from align_jax.evaluation.scores import mean_per_class
-from align_jax.input.evaluation_records import LabelledPictures
+from align_jax.input.evaluation_records import LabelledPictures, LabelledSplits
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbeConfig:
+class LinearProbeConfig(LabelledSplits):
     """The labelled pictures.
 
     Attributes:
@@ -52,20 +52,10 @@ class LinearProbe:
 
     def __init__(self, config: LinearProbeConfig):
         """Opens the splits; raises InputError if one is missing or of another size."""
-        splits = (
-            (config.train, 0),
-            (config.validation, 0),
-            (config.split, config.expected_pictures),
-        )
         self.parts = [
-            LabelledPictures(
-                config.directory,
-                split,
-                config.image_feature,
-                config.label_feature,
-                expected,
-            )
-            for split, expected in splits
+            config.open(config.train),
+            config.open(config.validation),
+            config.open(config.split, config.expected_pictures),
         ]
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:

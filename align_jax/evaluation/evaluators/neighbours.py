@@ -13,13 +13,13 @@ import numpy as np
 from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.examples import Answer, Example, Item, choose_queries
 from align_jax.evaluation.ranking import nearest
-from align_jax.input.evaluation_records import LabelledPictures
+from align_jax.input.evaluation_records import LabelledSplits
 
 CUTS = (1, 5)
 
 
 @dataclasses.dataclass(frozen=True)
-class NeighboursConfig:
+class NeighboursConfig(LabelledSplits):
     """The queries, and the index of pictures that is searched for neighbours.
 
     Attributes:
@@ -48,14 +48,14 @@ class NearestPictures(NamedTuple):
     Attributes:
       labels: (Q,) labels of the queries.
       near_labels: (Q, k) labels of the nearest pictures, best first.
-      places: (Q, k) positions of the nearest pictures in the index.
+      indices: (Q, k) indices of the nearest pictures in the index.
       cosines: (Q, k) cosines of the nearest pictures.
       candidates: number of pictures in the index.
     """
 
     labels: np.ndarray
     near_labels: np.ndarray
-    places: np.ndarray
+    indices: np.ndarray
     cosines: np.ndarray
     candidates: int
 
@@ -71,21 +71,9 @@ class Neighbours:
 
     def __init__(self, config: NeighboursConfig):
         """Opens both splits; raises InputError if one is missing or of another size."""
-        splits = (
-            (config.split, config.expected_queries),
-            (config.index_split, config.expected_index),
-        )
         self.found: NearestPictures | None = None
-        self.queries, self.index = (
-            LabelledPictures(
-                config.directory,
-                split,
-                config.image_feature,
-                config.label_feature,
-                expected,
-            )
-            for split, expected in splits
-        )
+        self.queries = config.open(config.split, config.expected_queries)
+        self.index = config.open(config.index_split, config.expected_index)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields recalls and counts."""
@@ -102,9 +90,9 @@ class Neighbours:
         held: list[int] = []
         queries = embedder.encode_images(self.queries.collect(asked))  # (Q, D)
         index = embedder.stream_images(self.index.collect(held))
-        cosines, places = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
-        labels, near_labels = np.array(asked), np.array(held)[places]
-        return NearestPictures(labels, near_labels, places, cosines, len(held))
+        cosines, indices = nearest(queries, index, max(CUTS), embedder.mesh)  # (Q, k)
+        labels, near_labels = np.array(asked), np.array(held)[indices]
+        return NearestPictures(labels, near_labels, indices, cosines, len(held))
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Returns queries of the last run; calls `find` if there was none."""
@@ -117,11 +105,11 @@ class Neighbours:
         chosen = choose_queries(np.ones(len(same), bool), first)
         rows = [row for _, row in chosen]
         asked = self.queries.some(rows)
-        near = self.index.some(found.places[rows].ravel())
+        near = self.index.some(found.indices[rows].ravel())
         for why, row in chosen:
             answers = []
-            for column, place in enumerate(found.places[row].tolist()):
-                item = Item(self._name(found.near_labels[row, column]), near[place])
+            for column, index in enumerate(found.indices[row].tolist()):
+                item = Item(self._name(found.near_labels[row, column]), near[index])
                 score, right = found.cosines[row, column], same[row, column]
                 answers.append(Answer(item, float(score), bool(right)))
             query = Item(self._name(found.labels[row]), asked[row])

@@ -97,13 +97,13 @@ class Retrieval:
                     f" wanted {expected}"
                 )
         self.texts = [text for _, text in owned]
-        places: Sequence[int] = range(len(owned))
+        indices: Sequence[int] = range(len(owned))
         if config.merge_texts:
             self.texts = list(dict.fromkeys(self.texts))
-            column = {text: place for place, text in enumerate(self.texts)}
-            places = [column[text] for _, text in owned]
+            index = {text: i for i, text in enumerate(self.texts)}
+            indices = [index[text] for _, text in owned]
         rows = [row for row, _ in owned]
-        self.pairs = np.unique(np.stack([rows, places], 1), axis=0)
+        self.pairs = np.unique(np.stack([rows, indices], 1), axis=0)
         self.found: RankedPairs | None = None
         self.image_queries = np.array([r.get("query", True) for r in records], bool)
         self.text_queries = np.zeros(len(self.texts), bool)

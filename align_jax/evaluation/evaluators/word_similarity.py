@@ -78,8 +78,8 @@ class WordSimilarity:
         if not np.isfinite(features).all():
             raise FloatingPointError("features of words are not finite")
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        place = {word: index for index, word in enumerate(words)}
-        first, second = np.array([[place[w] for w in pair] for pair in self.pairs]).T
+        index = {word: i for i, word in enumerate(words)}
+        first, second = np.array([[index[w] for w in pair] for pair in self.pairs]).T
         cosines = np.einsum("pd,pd->p", features[first], features[second])
         for name, kind in self.kinds.items():
             yield (

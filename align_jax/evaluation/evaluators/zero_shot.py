@@ -17,13 +17,13 @@ from align_jax.evaluation.evaluators.prompts import read_prompts, read_subset
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import mean_per_class, recall_at
-from align_jax.input.evaluation_records import LabelledPictures
+from align_jax.input.evaluation_records import LabelledSplits
 
 AVERAGES = ("unit", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShotConfig:
+class ZeroShotConfig(LabelledSplits):
     """The labelled pictures and the classes' prompts.
 
     Attributes:
@@ -93,13 +93,7 @@ class ZeroShot:
         """
         self._config = config
         self.found: RankedClasses | None = None
-        self.data = LabelledPictures(
-            config.directory,
-            config.split,
-            config.image_feature,
-            config.label_feature,
-            config.expected_pictures,
-        )
+        self.data = config.open(config.split, config.expected_pictures)
         self.prompts = read_prompts(config.prompts, self.data.names)
         every = range(len(self.prompts.classes))
         self.kept = read_subset(config.classes) if config.classes else [*every]
@@ -169,16 +163,16 @@ class ZeroShot:
 
     def _pictures(self, labels: list[int]) -> Iterator[bytes]:
         """Yields the pictures; appends the index of each one's class to `labels`."""
-        place = {label: index for index, label in enumerate(self.kept)}
+        index = {label: i for i, label in enumerate(self.kept)}
         config = self._config
         for picture, label in self.data:
-            if label not in place:
+            if label not in index:
                 raise InputError(
                     f"{config.directory} {config.split} has a picture of label {label},"
-                    f" which is none of the {len(place)} classes of"
+                    f" which is none of the {len(index)} classes of"
                     f" {config.classes or config.prompts}"
                 )
-            labels.append(place[label])
+            labels.append(index[label])
             yield picture
         if not labels:
             raise InputError(
