@@ -19,17 +19,17 @@ from align_jax.errors import InputError, run_command
 
 
 def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
-    """Returns the program of each value of `config.run`.
+    """Returns the program of each of `RUN_KINDS`, a value of `config.run`.
 
     The imports stand here because they load TensorFlow, which `start` must precede.
     """
     from align_jax.evaluate import evaluate
     from align_jax.random_search import random_search
     from align_jax.train import train
+    from align_jax.training.training_runs import TRAINING
 
     return {
-        "pretrain": train,
-        "classify": train,
+        **dict.fromkeys(TRAINING, train),
         "evaluate": evaluate,
         "random_search": random_search,
     }
@@ -47,13 +47,14 @@ def run(argv: list[str]) -> int:
         print("\n".join(differing_fields(fields, flags.diff)))
         return 0
     start(flags.distributed)  # before the import of TensorFlow, which writes logs
-    programs = kinds_of_runs()
-    program = choose(programs, fields.get("run", "absent"), "config.run")
+    program = choose(kinds_of_runs(), fields.get("run", "absent"), "config.run")
     if flags.workdir is not None:
         program(fields, flags.workdir)
     if flags.plan is None:
         return 0
-    if program is not programs["pretrain"]:
+    from align_jax.training.training_runs import TRAINING
+
+    if fields["run"] not in TRAINING:
         raise InputError(f"--plan is for training, not for {fields['run']!r}")
     from align_jax.plan import plan
 

@@ -13,7 +13,7 @@ from align_jax import places
 from align_jax.config import leave_out
 from align_jax.errors import InputError
 from align_jax.models.parameters import variable_shapes
-from align_jax.report.run_kinds import KINDS, kind_of
+from align_jax.report.run_kinds import RUN_KINDS, kind_of
 from align_jax.runs import workdir as folder
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE
 from align_jax.runs.provenance import PROVENANCE_FILE
@@ -159,7 +159,7 @@ def _run_folders(place: str) -> Iterator[str]:
     """
     if folder.is_claimed(place):
         config = places.read_json(os.path.join(place, folder.CONFIG_FILE))
-        if config.get("run") in KINDS:  # a corpus also has a config
+        if config.get("run") in RUN_KINDS:  # a corpus also has a config
             yield place
     elif places.is_folder(place):
         for name in places.list_names(place):
@@ -200,8 +200,9 @@ def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
     for run in runs:
         if run.trains:
             continue
-        of = known.get(_whole_path(str(run.fields.get("checkpoint", ""))))
-        if of and run.fields["run"] == "evaluate" and _adds(run, of):
+        checkpoint = run.fields.get("checkpoint")
+        of = known.get(_whole_path(str(checkpoint))) if checkpoint else None
+        if of and _adds(run, of):
             joined = dataclasses.replace(of, results={**run.results, **of.results})
             known[of.place] = joined
         else:

@@ -13,7 +13,7 @@ from align_jax.training.training_runs import TRAINING, read_run_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class RunKind:
     """A kind of run.
 
     Attributes:
@@ -27,15 +27,15 @@ class Kind:
     execution: Callable[[Mapping[str, Any]], list[str]]
 
 
-KINDS = {
-    **{name: Kind(read_run_config, run_execution) for name in TRAINING},
-    "evaluate": Kind(partial(read_config, EvaluateConfig), lambda fields: []),
-    "random_search": Kind(
+RUN_KINDS = {
+    **{name: RunKind(read_run_config, run_execution) for name in TRAINING},
+    "evaluate": RunKind(partial(read_config, EvaluateConfig), lambda fields: []),
+    "random_search": RunKind(
         lambda f, where: read_config(SearchConfig, f, where).check(), search_execution
     ),
 }
 
 
-def kind_of(fields: Mapping[str, Any], where: str = "config") -> Kind:
+def kind_of(fields: Mapping[str, Any], where: str = "config") -> RunKind:
     """Returns the kind of a config's run; raises InputError for an unknown kind."""
-    return choose(KINDS, fields.get("run", "absent"), f"{where}.run")
+    return choose(RUN_KINDS, fields.get("run", "absent"), f"{where}.run")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+import main
 from align_jax.errors import InputError
 from align_jax.report import summary as report
 from align_jax.report.found_runs import changed_fields, find_runs
+from align_jax.report.run_kinds import RUN_KINDS
 from align_jax.runs.results import PUBLISHED, main_scores
+from align_jax.training.training_runs import TRAINING
 from configs import quickstart, vtab
 from tests.report.run_page_test import Page, cells
 
@@ -81,6 +84,10 @@ def root(tmp_path):
     trial = tmp_path / "vtab" / "vtab_dtd" / "trial_00"
     write_run(trial, fields, {"shapes/mean_recall": 0.9})
     return tmp_path
+
+
+def test_reports_and_sweeps_know_every_kind_of_run_that_main_starts():
+    assert {*main.kinds_of_runs()} == {*RUN_KINDS} > {*TRAINING}
 
 
 def test_runs_are_found_and_evaluations_are_of_their_runs(root):
