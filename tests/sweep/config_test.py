@@ -1,0 +1,40 @@
+import pytest
+
+from align_jax.errors import InputError
+from align_jax.sweep.config import open_sweep
+
+
+def test_ids_are_of_what_is_computed(place):
+    ids = [run.id for run in place.runs()]
+    assert len({*ids}) == 3 and ids == [run.id for run in place.runs()]
+    assert ids == [run.id for run in place.runs("--config.microbatches=2")]
+    changed = place.runs("--config.loss.label_smoothing=0.2")
+    assert not {*ids} & {run.id for run in changed}
+    assert changed[1].fields["loss"]["label_smoothing"] == 0.2
+
+
+def test_evaluations_of_two_checkpoints_are_two_runs(place):
+    place.file.write_text(
+        place.file.read_text()
+        .replace("quickstart.get_config()", "zero_shot.get_config('simlex')")
+        .replace("base.total_steps = 100", "")
+        .replace("import quickstart", "import zero_shot")
+        .replace('{"seed": i}', '{"embeddings": name}')
+    )
+    one = place.runs("--config.checkpoint=runs/one")
+    other = place.runs("--config.checkpoint=runs/other")
+    assert not {run.id for run in one} & {run.id for run in other}
+
+
+def test_bad_sweeps_are_refused(place):
+    def refused(message, argument, *flags):
+        with pytest.raises(InputError, match=message):
+            open_sweep(str(argument), "out", flags)
+
+    refused("'none.py', which is no file", "none.py")
+    refused("'frist'; did you mean 'first'", f"{place.file}:frist")
+    refused("no field 'sed'; did you mean 'seed'", place.file, "--config.sed=1")
+    refused("label_smoothing is 2.0", place.file, "--config.loss.label_smoothing=2.0")
+    refused("no get_sweep.* of run = 'pretrain'", "configs/quickstart.py")
+    (place.folder / "none.py").write_text("def get_sweep():\n    return {}")
+    refused("has no runs", place.folder / "none.py")
