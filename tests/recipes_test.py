@@ -16,6 +16,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.english_test import (
+    comments,
+    docstrings,
+    faults_of_arguments,
+    faults_of_text,
+)
+
 ROOT = pathlib.Path(__file__).parents[1]
 COPIED = ("align_jax", "configs", "data", "tests")
 PAGES = ("dataset", "evaluator", "optimizer", "rule", "source", "tower")
@@ -41,7 +48,7 @@ def named_blocks(page: str, language: str) -> Iterator[tuple[str, str]]:
         yield first.removeprefix("# "), rest
 
 
-def tests_of(page: str) -> list[str]:
+def listed_tests(page: str) -> list[str]:
     """The arguments of the page's pytest commands."""
     joined = (block.replace("\\\n", " ") for block in blocks(page, "sh"))
     commands = [shlex.split(command) for command in joined]
@@ -81,7 +88,7 @@ def house(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def outcomes(house) -> tuple[list[ElementTree.Element], str]:
     """The cases of all recipes' tests, run by one process, and what that printed."""
-    tests = [ORDER_OF_ROOMS, *(test for page in PAGES for test in tests_of(page))]
+    tests = [ORDER_OF_ROOMS, *(test for page in PAGES for test in listed_tests(page))]
     report, temporary = (house.parent / name for name in ("cases.xml", "temporary"))
     options = [f"--junitxml={report}", f"--basetemp={temporary}", "-pno:cacheprovider"]
     done = subprocess.run(
@@ -100,8 +107,8 @@ def assert_passed(test: str, outcomes: tuple[list[ElementTree.Element], str]) ->
     module = test.partition("::")[0].removesuffix(".py").replace("/", ".")
     own = [case for case in cases if case.get("classname") == module]
     assert own, f"{test} did not run:\n{printed}"
-    failed = [case.get("name") for case in own if len(case)]
-    assert not failed, f"{failed} of {test}:\n{printed}"
+    failed = [f"{c.get('name')}\n{what.text}" for c in own for what in c]
+    assert not failed, "\n".join(failed)
 
 
 def test_every_page_is_followed():
@@ -111,7 +118,7 @@ def test_every_page_is_followed():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_recipe_s_own_tests_pass(page, outcomes):
-    for test in tests_of(page):
+    for test in listed_tests(page):
         assert_passed(test, outcomes)
 
 
@@ -131,3 +138,13 @@ def test_a_recipe_s_code_passes_the_lint(page, house):
             text=True,
         )
         assert not done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_recipe_s_code_is_in_plain_english(page):
+    for name, source in named_blocks(page, "python"):
+        described = [text for _, text in docstrings(source)]
+        found = [fault for text in described for _, fault in faults_of_arguments(text)]
+        texts = [*described, *(text for _, text in comments(source))]
+        found += [fault for text in texts for fault in faults_of_text(text)]
+        assert not found, f"{page}.md: {name}: {found}"

@@ -109,11 +109,12 @@ class DuckDB:
             threads=self.workers,
             preserve_insertion_order=False,
         )
-        for setting in (
-            "enable_progress_bar = true",
-            "enable_progress_bar_print = false",
-        ):
-            self._connection.raw_sql(f"SET {setting}")  # read by `_watch`, not printed
+        if sys.stderr.isatty():  # else no bar is shown, and Jupyter refuses the setting
+            for setting in (
+                "enable_progress_bar = true",
+                "enable_progress_bar_print = false",  # `_watch` reads it
+            ):
+                self._connection.raw_sql(f"SET {setting}")
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:

@@ -255,6 +255,13 @@ def test_an_engine_that_lacks_a_method_is_refused_before_anything_is_written(
     assert not (tmp_path / "corpus").exists()
 
 
+def test_duckdb_counts_no_progress_where_no_bar_is_shown(tmp_path, capsys):
+    engine = DuckDB(EngineConfig(workers=1), tmp_path)  # as in Jupyter
+    setting = "SELECT current_setting('enable_progress_bar')"
+    assert engine._connection.con.execute(setting).fetchone() == (False,)
+    engine.close()
+
+
 def test_an_unknown_model_is_refused_before_anything_is_written(config, tmp_path):
     pictures = PictureConfig(nsfw_model="nudenet")
     config = dataclasses.replace(config, pictures=pictures)
