@@ -1,6 +1,5 @@
-"""Maps another codebase's tensors to our parameter tree and back, bit for bit."""
+"""Shapes, paths and first inputs of a model's variables."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_flatten_with_path
 
-from align_jax.errors import InputError
 from align_jax.models.classifier import Classifier, ClassifierConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.models.towers import TowerConfig, build_tower
@@ -23,23 +21,6 @@ FIRST_INPUTS = {
 }
 FIRST_CORES = np.zeros(1, np.int32)
 TOWER_INPUTS = {"image_tower": "images", "text_tower": "tokens"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One tensor of the other codebase.
-
-    Attributes:
-      name: name in the other codebase.
-      path: path in our variables.
-      shape: shape in the other codebase.
-      axes: permutation of the axes into our order, before the reshape to our shape.
-    """
-
-    name: str
-    path: Path
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
 
 
 def variable_shapes(
@@ -92,57 +73,3 @@ def unflatten(leaves: Mapping[Path, np.ndarray]) -> dict:
             node = node.setdefault(name, {})
         node[path[-1]] = leaf
     return tree
-
-
-def check_names(
-    found: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, tuple[int, ...]],
-    source: str,
-) -> None:
-    """Compares tensors' names and shapes.
-
-    Raises:
-      InputError: tensors are missing, not known or of another shape. The message names
-        them (with both shapes) and the source.
-    """
-    problems = [
-        f"{name} {wanted[name]} is missing" for name in wanted if name not in found
-    ]
-    problems += [
-        f"{name} {found[name]} is not known" for name in found if name not in wanted
-    ]
-    problems += [
-        f"{name} is {tuple(found[name])}, wanted {tuple(shape)}"
-        for name, shape in wanted.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    if problems:
-        rest = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"{source} does not fit: {'; '.join(problems[:5])}{rest}")
-
-
-def to_ours(
-    tensors: list[Tensor],
-    found: Mapping[str, np.ndarray],
-    shapes: Mapping[Path, tuple[int, ...]],
-) -> dict[Path, np.ndarray]:
-    """Converts the other codebase's arrays, by name, to our shapes, by path."""
-    return {
-        tensor.path: found[tensor.name]
-        .transpose(tensor.axes)
-        .reshape(shapes[tensor.path])
-        for tensor in tensors
-    }
-
-
-def to_theirs(
-    tensors: list[Tensor], ours: Mapping[Path, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Undoes `to_ours`."""
-    theirs = {}
-    for tensor in tensors:
-        permuted = tuple(tensor.shape[axis] for axis in tensor.axes)
-        back = np.argsort(tensor.axes)
-        array = np.asarray(ours[tensor.path]).reshape(permuted).transpose(back)
-        theirs[tensor.name] = array.copy(order="C")
-    return theirs

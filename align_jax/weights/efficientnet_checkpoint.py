@@ -21,8 +21,9 @@ from align_jax.models.efficientnet import (
     expand_stages,
 )
 from align_jax.models.mbconv import Block
-from align_jax.models.parameters import Path, check_names, tower_shapes
+from align_jax.models.parameters import Path, tower_shapes
 from align_jax.weights.folder import Weights
+from align_jax.weights.tensors import check_names
 
 # ImageNet's channel means and deviations, of pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)

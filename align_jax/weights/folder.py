@@ -24,13 +24,9 @@ from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import read_vocabulary
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.parameters import (
-    Path,
-    check_names,
-    tower_shapes,
-    variable_shapes,
-)
+from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.models.towers import TowerConfig, read_image_tower, read_text_tower
+from align_jax.weights.tensors import check_names
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"

@@ -16,13 +16,7 @@ from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.parameters import (
-    check_names,
-    to_ours,
-    to_theirs,
-    tower_shapes,
-    variable_shapes,
-)
+from align_jax.models.parameters import tower_shapes, variable_shapes
 from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
@@ -30,6 +24,7 @@ from align_jax.weights.folder import (
     write_tensors,
     write_vocabulary,
 )
+from align_jax.weights.tensors import check_names, to_ours, to_theirs
 
 MASK = "[MASK]"
 MAX_TOKENS = 64

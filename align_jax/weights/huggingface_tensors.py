@@ -9,8 +9,9 @@ from align_jax.models.efficientnet import (
     round_channels,
 )
 from align_jax.models.mbconv import SQUEEZE_RATIO
-from align_jax.models.parameters import Path, Tensor
+from align_jax.models.parameters import Path
 from align_jax.weights.huggingface_config import align_towers
+from align_jax.weights.tensors import Tensor
 
 # Permutations from their axis order to ours: a convolution is OIHW there and HWIO here,
 # a dense layer is (out, in) there and (in, out) here.

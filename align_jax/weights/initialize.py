@@ -8,18 +8,14 @@ import numpy as np
 
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer
-from align_jax.models.parameters import (
-    Path,
-    check_names,
-    tower_shapes,
-    variable_shapes,
-)
+from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.training.checkpoint import Checkpoints, list_steps, split_source
 from align_jax.training.run_config import RunConfig
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, abstract_state, create_state
 from align_jax.weights.folder import Weights
 from align_jax.weights.source import open_weights
+from align_jax.weights.tensors import check_names
 
 
 def first_state(
