@@ -60,7 +60,7 @@ def layers(variant: str, image_size: int, rule: str) -> Counter[DepthwiseLayer]:
     for stage in expand_stages(EfficientNetConfig(*VARIANTS[variant])):
         for block in stage:
             k, stride = block.kernel, block.stride
-            channels = block.channels_in * block.expansion
+            channels = block.expanded
             size_out, padding = after(size, k, stride)
             found[DepthwiseLayer(size, size_out, channels, k, stride, padding)] += 1
             size = size_out

@@ -61,11 +61,10 @@ def layers(config: EfficientNetConfig, image_size: int) -> Counter[Normalisation
     found = Counter([Normalisation(size, stem, "swish", 0)])
     for stage in expand_stages(config):
         for block in stage:
-            wide = block.channels_in * block.expansion
             if block.expansion != 1:
-                found[Normalisation(size, wide, "swish", 0)] += 1
+                found[Normalisation(size, block.expanded, "swish", 0)] += 1
             size = -(-size // block.stride)
-            found[Normalisation(size, wide, "gated", block.channels_in // 4)] += 1
+            found[Normalisation(size, block.expanded, "gated", block.reduced)] += 1
             found[Normalisation(size, block.channels_out, "linear", 0)] += 1
     return found
 

@@ -77,6 +77,10 @@ class BertConfig:
         """Width of the [CLS] output."""
         return self.hidden
 
+    def block_names(self) -> list[str]:
+        """Returns the names of the layers' parameters, in order."""
+        return [f"{self.block_prefix}{index:02}" for index in range(self.layers)]
+
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
         return dataclasses.replace(self, rematerialise=False, scan=True)
@@ -219,7 +223,7 @@ class Bert(nn.Module):
         layer = gathered(BertLayer, self)
         if config.rematerialise:
             layer = nn.remat(layer)
-        names = [f"{config.block_prefix}{index:02}" for index in range(config.layers)]
+        names = config.block_names()
         if config.scan and not self.is_initializing():
             body = layer(config, self.dtype, parent=None)
 

@@ -122,6 +122,11 @@ class EfficientNetConfig:
         """Field that keeps BatchNorm's statistics as they are; "" if it is set."""
         return "" if self.frozen_statistics else "frozen_statistics"
 
+    def block_names(self) -> list[str]:
+        """Returns the names of the blocks' parameters, in order."""
+        count = sum(map(len, expand_stages(self)))
+        return [f"{self.block_prefix}{index:02}" for index in range(count)]
+
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
         return dataclasses.replace(self, rematerialise="none", scan=True)
@@ -188,7 +193,7 @@ def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
 
 def drop_rates(config: EfficientNetConfig) -> list[float]:
     """Returns the stochastic-depth rate of every block: `drop_rate` * b / blocks."""
-    count = sum(map(len, expand_stages(config)))
+    count = len(config.block_names())
     return [config.drop_rate * block / count for block in range(count)]
 
 
@@ -250,11 +255,10 @@ class EfficientNet(nn.Module):
         run_stage = EfficientNet._run_stage
         if config.rematerialise == "stages":
             run_stage = nn.remat(run_stage, static_argnums=(2, 4))
-        first = 0
+        names, first = config.block_names(), 0
         for stage in expand_stages(config):
             last = first + len(stage)
-            names = [f"{config.block_prefix}{index:02}" for index in range(first, last)]
-            named = tuple(zip(names, stage, strict=True))
+            named = tuple(zip(names[first:last], stage, strict=True))
             x = run_stage(self, x, named, survival[first:last], train)
             first = last
         if config.top_conv:

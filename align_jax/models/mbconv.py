@@ -41,6 +41,16 @@ class Block:
     channels_out: int
     residual: bool
 
+    @property
+    def expanded(self) -> int:
+        """Channels of the depthwise convolution."""
+        return self.channels_in * self.expansion
+
+    @property
+    def reduced(self) -> int:
+        """Channels of the hidden layer of the squeeze-excite gate."""
+        return max(1, int(self.channels_in * SQUEEZE_RATIO))
+
 
 class Convolution(nn.Module):
     """Dense convolution without bias, or a depthwise one.
@@ -93,7 +103,7 @@ class SqueezeExcite(nn.Module):
 
     Attributes:
       channels: number of gated channels.
-      reduced: channels of the gate's hidden layer, a quarter of the block's input.
+      reduced: channels of the gate's hidden layer.
     """
 
     channels: int
@@ -150,15 +160,14 @@ class MBConv(nn.Module):
         `survival` (B,) scales the output that is added to the input: stochastic depth.
         """
         block = self.block
-        expanded = block.channels_in * block.expansion
         hidden = x
         dense = partial(Convolution, kernel=1, dtype=self.dtype, kernels=self.kernels)
         if block.expansion != 1:
-            hidden = dense(expanded, name="expand")(hidden)
+            hidden = dense(block.expanded, name="expand")(hidden)
             norm = self.norm(swish=True, name="expand_norm")
             hidden = norm(hidden, train)
         hidden = Convolution(
-            expanded,
+            block.expanded,
             block.kernel,
             block.stride,
             depthwise=True,
@@ -167,8 +176,7 @@ class MBConv(nn.Module):
             kernels=self.kernels,
             name="depthwise",
         )(hidden)
-        reduced = max(1, int(block.channels_in * SQUEEZE_RATIO))
-        excite = SqueezeExcite(expanded, reduced, name="squeeze_excite")()
+        excite = SqueezeExcite(block.expanded, block.reduced, name="squeeze_excite")()
         norm = self.norm(swish=True, name="depthwise_norm")
         hidden = norm(hidden, train, excite)
         hidden = dense(block.channels_out, name="project")(hidden)

@@ -2,7 +2,8 @@
 
 A tower is a config class and a Flax module. The field `kind` of the tower's sub-dict is
 a key of `IMAGE_TOWERS` or `TEXT_TOWERS`. A new tower is one file and one line in one of
-these dicts: no other file knows its fields, parameters or blocks.
+these dicts: no other file but the converters in weights/ knows its fields, parameters
+or blocks.
 """
 
 from collections.abc import Callable, Mapping

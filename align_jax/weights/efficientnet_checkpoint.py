@@ -101,7 +101,7 @@ def _recognise(shapes: list[tuple[int, ...]], source: str) -> str:
     found = Counter(s for s in shapes if len(s) == 4 and s[0] > 1 and s[3] == 1)
     for name, (width, depth) in VARIANTS.items():
         blocks = [b for s in expand_stages(EfficientNetConfig(width, depth)) for b in s]
-        kernels = [(b.kernel, b.kernel, b.channels_in * b.expansion, 1) for b in blocks]
+        kernels = [(b.kernel, b.kernel, b.expanded, 1) for b in blocks]
         if Counter(kernels) == found:
             return name
     raise InputError(
@@ -169,7 +169,7 @@ def _keras_layer(module: Path, blocks: list[Block]) -> str:
     if module[0] in ("stem", "top", "stem_norm", "top_norm"):
         name, _, norm = module[0].partition("_")
         return f"{name}_{'bn' if norm else 'conv'}"
-    index = int(module[0].removeprefix("block_"))
+    index = int(module[0].removeprefix(EfficientNetConfig.block_prefix))
     firsts = [i for i, block in enumerate(blocks) if not block.residual]
     stage = max(number for number, first in enumerate(firsts) if first <= index)
     prefix = f"block{stage + 1}{string.ascii_lowercase[index - firsts[stage]]}_"
@@ -194,7 +194,7 @@ def _tensorflow_layer(module: Path, blocks: list[Block]) -> str:
     if module[0] in ("stem", "top", "stem_norm", "top_norm"):
         name, _, is_norm = module[0].partition("_")
         return f"{name.replace('top', 'head')}/{norm if is_norm else 'conv2d'}"
-    index = int(module[0].removeprefix("block_"))
+    index = int(module[0].removeprefix(EfficientNetConfig.block_prefix))
     # A block with expansion 1 has no expanding layer, so the others' numbers are lower.
     later = "" if blocks[index].expansion == 1 else "_1"
     last = "_1" if blocks[index].expansion == 1 else "_2"

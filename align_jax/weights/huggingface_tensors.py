@@ -8,7 +8,6 @@ from align_jax.models.efficientnet import (
     expand_stages,
     round_channels,
 )
-from align_jax.models.mbconv import SQUEEZE_RATIO
 from align_jax.models.parameters import Path
 from align_jax.weights.huggingface_config import align_towers
 from align_jax.weights.tensors import Tensor
@@ -63,8 +62,8 @@ def bert_tensors(config: BertConfig, prefix: str) -> list[Tensor]:
         embedding("token_type_embeddings", TOKEN_TYPES),
         *_norm(f"{prefix}embeddings.LayerNorm", (*tower, "embeddings_norm"), hidden),
     ]
-    for index in range(config.layers):
-        theirs, ours = f"{prefix}encoder.layer.{index}", (*tower, f"layer_{index:02}")
+    for index, layer in enumerate(config.block_names()):
+        theirs, ours = f"{prefix}encoder.layer.{index}", (*tower, layer)
         for name in ("query", "key", "value"):
             full = f"{theirs}.attention.self.{name}"
             found += _dense(full, (*ours, name), hidden, hidden)
@@ -101,13 +100,12 @@ def _image_tensors(config: EfficientNetConfig) -> list[Tensor]:
         _convolution(f"{prefix}.convolution", (*tower, "stem"), (stem, 3, 3, 3)),
         *_batch_norm(f"{prefix}.batchnorm", (*tower, "stem_norm"), stem),
     ]
+    names = config.block_names()
     blocks = [block for stage in expand_stages(config) for block in stage]
-    for index, block in enumerate(blocks):
-        theirs = f"vision_model.encoder.blocks.{index}"
-        ours = (*tower, f"block_{index:02}")
+    for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
+        theirs, ours = f"vision_model.encoder.blocks.{index}", (*tower, name)
         entering, leaving = block.channels_in, block.channels_out
-        wide = entering * block.expansion
-        narrow = max(1, int(entering * SQUEEZE_RATIO))
+        wide, narrow = block.expanded, block.reduced
         if block.expansion != 1:
             name = f"{theirs}.expansion.expand"
             found += [
