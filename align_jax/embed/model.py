@@ -8,11 +8,10 @@ from align_jax.devices.mesh import make_mesh
 from align_jax.embed.embedder import Embedder, class_embeddings
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer
-from align_jax.models.classifier import ClassifierConfig
-from align_jax.models.dual_encoder import ModelConfig, temperature_of
+from align_jax.models.dual_encoder import temperature_of
 from align_jax.models.parameters import unflatten
 from align_jax.pictures import Picture
-from align_jax.weights.folder import Weights, is_dual_encoder
+from align_jax.weights.folder import Weights, is_dual_encoder, is_model
 from align_jax.weights.source import open_weights
 
 TEMPLATE = "a photo of a {}"
@@ -96,15 +95,20 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
     Raises:
       InputError: the weights are those of a single tower.
     """
-    config, preprocess, tokenizer = weights.config, weights.preprocess, None
-    if not isinstance(config, ModelConfig | ClassifierConfig) or preprocess is None:
+    if not is_model(weights) or weights.preprocess is None:
         raise InputError(
             f"wanted a dual encoder or a classifier, found one {weights.kind}"
         )
-    if isinstance(config, ModelConfig):
-        tokenizer = Tokenizer(weights.vocabulary, config.text_tower.max_tokens)
+    tokenizer = None
+    if is_dual_encoder(weights):
+        max_tokens = weights.config.text_tower.max_tokens
+        tokenizer = Tokenizer(weights.vocabulary, max_tokens)
     embedder = Embedder(
-        config.build(), tokenizer, preprocess, make_mesh(), batch_size=batch_size
+        weights.config.build(),
+        tokenizer,
+        weights.preprocess,
+        make_mesh(),
+        batch_size=batch_size,
     )
     variables = unflatten(weights.variables)
     embedder.load(variables["params"], variables.get("batch_stats"))

@@ -112,7 +112,7 @@ class RunConfig:
       profile_steps: first and last step to trace into WORKDIR/profile; () for none.
     """
 
-    kind: ClassVar[str]  # type of its weights, a key of `weights.KINDS`
+    kind: ClassVar[str]  # type of its weights, a key of `WEIGHTS_KINDS`
 
     run: str
     seed: int

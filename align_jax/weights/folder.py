@@ -42,7 +42,7 @@ class Weights(Generic[OfT]):
     """The weights of a dual encoder, of one of its towers, or of a classifier.
 
     Attributes:
-      kind: type of the weights, a key of `KINDS`.
+      kind: type of the weights, a key of `WEIGHTS_KINDS`.
       config: config of the model or tower.
       variables: float32 arrays by path, such as ("params", "image_tower", ...).
       preprocess: sizes of the pictures; None for a tower.
@@ -69,33 +69,54 @@ class WeightsKind:
       read: function from (fields of `MODEL_FILE`, their dotted path for messages) to
         the config.
       shapes: function from a config to the shapes of its variables by path.
-      reads_texts: whether the model has a vocabulary.
+      is_model: whether the weights are those of a complete model, not of a tower.
+      reads_texts: whether they have a text tower, and so a vocabulary.
     """
 
     read: Callable[[Any, str], WeightsConfig]
     shapes: Callable[[Any], dict[Path, tuple[int, ...]]]
+    is_model: bool
     reads_texts: bool
 
 
-KINDS = {
+WEIGHTS_KINDS = {
     "dual_encoder": WeightsKind(
-        partial(read_config, ModelConfig), variable_shapes, True
+        partial(read_config, ModelConfig),
+        variable_shapes,
+        is_model=True,
+        reads_texts=True,
     ),
     "classifier": WeightsKind(
-        partial(read_config, ClassifierConfig), variable_shapes, False
+        partial(read_config, ClassifierConfig),
+        variable_shapes,
+        is_model=True,
+        reads_texts=False,
     ),
     "image_tower": WeightsKind(
-        read_image_tower, partial(tower_shapes, "image_tower"), False
+        read_image_tower,
+        partial(tower_shapes, "image_tower"),
+        is_model=False,
+        reads_texts=False,
     ),
     "text_tower": WeightsKind(
-        read_text_tower, partial(tower_shapes, "text_tower"), True
+        read_text_tower,
+        partial(tower_shapes, "text_tower"),
+        is_model=False,
+        reads_texts=True,
     ),
 }
 
 
-def is_dual_encoder(weights: Weights) -> TypeGuard[Weights[ModelConfig]]:
+def is_model(
+    weights: Weights[Any],
+) -> TypeGuard[Weights[ModelConfig | ClassifierConfig]]:
+    """Returns whether the weights are those of a dual encoder or a classifier."""
+    return WEIGHTS_KINDS[weights.kind].is_model
+
+
+def is_dual_encoder(weights: Weights[Any]) -> TypeGuard[Weights[ModelConfig]]:
     """Returns whether the weights are those of a complete dual encoder."""
-    return isinstance(weights.config, ModelConfig)
+    return is_model(weights) and WEIGHTS_KINDS[weights.kind].reads_texts
 
 
 def write_weights(weights: Weights, directory: str) -> None:
@@ -131,7 +152,7 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
     folder = places.local_path(directory)
     described = places.read_object(folder / MODEL_FILE)
     where = str(folder / MODEL_FILE)
-    kind = choose(KINDS, described.get("kind", ""), f"{where}: kind")
+    kind = choose(WEIGHTS_KINDS, described.get("kind", ""), f"{where}: kind")
     config = kind.read(described.get("config", {}), f"{where}: config")
     preprocess = described.get("preprocess")
     if preprocess is not None:

@@ -20,6 +20,7 @@ from align_jax.models.parameters import tower_shapes, variable_shapes
 from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
+    is_dual_encoder,
     new_folder,
     write_tensors,
     write_vocabulary,
@@ -120,9 +121,9 @@ def write_align(weights: Weights, directory: str) -> None:
       InputError: the model has a part that an `AlignModel` cannot have, or the folder
         exists and is not empty.
     """
-    config, preprocess = weights.config, weights.preprocess
-    if not isinstance(config, ModelConfig) or preprocess is None:
+    if not is_dual_encoder(weights) or weights.preprocess is None:
         raise InputError(f"an AlignModel has two towers; this is a {weights.kind}")
+    config, preprocess = weights.config, weights.preprocess
     described = huggingface_config.write_model_config(config, preprocess.image_size)
     variables = dict(weights.variables)
     if LOG_TEMPERATURE in variables:
