@@ -1,7 +1,7 @@
 """A run's objective, chosen by config: from embeddings and parameters to the loss."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from align_jax.losses.contrastive import REDUCTIONS, contrastive_loss
 from align_jax.losses.sigmoid import sigmoid_loss
 from align_jax.models.dual_encoder import temperature_of
 
-KINDS = ("softmax", "sigmoid", "cross_entropy")
 PRECISIONS = ("default", "high", "highest")
+
+Metrics = dict[str, jax.Array]  # () each
+Outputs = tuple[jax.Array, ...]  # embeddings (B, D) of both towers, or logits (B, K)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +24,9 @@ class LossConfig:
     """Options of the objective.
 
     Attributes:
-      kind: "softmax" (ALIGN's); "sigmoid", which needs `model.logit_bias_init`; or
-        "cross_entropy" of labels, which uses only the next field.
+      kind: a key of `LOSSES`: "softmax" (ALIGN's); "sigmoid", which needs
+        `model.logit_bias_init`; or "cross_entropy" of labels, which uses only the next
+        field.
       label_smoothing: share of the uniform target (paper: 0.1); not for "sigmoid".
       reduction: "sum" of both directions (paper) or "mean"; softmax only.
       negatives: share of the batch that a pair is compared with (paper's ablation:
@@ -46,11 +49,16 @@ class LossConfig:
     @property
     def contrasts(self) -> bool:
         """Whether pairs are compared with each other."""
-        return self.kind != "cross_entropy"
+        return LOSSES[self.kind].contrasts
+
+    @property
+    def wants_bias(self) -> bool:
+        """Whether the logits have a learned bias."""
+        return LOSSES[self.kind].wants_bias
 
     def __post_init__(self):
         choices = {
-            "kind": KINDS,
+            "kind": LOSSES,
             "reduction": REDUCTIONS,
             "precision": PRECISIONS,
             "kernels": CHOICES,
@@ -71,12 +79,12 @@ class LossConfig:
 
 
 def compute_loss(
-    outputs: tuple[jax.Array, ...],
+    outputs: Outputs,
     labels: jax.Array | None,
     params: Mapping,
     config: LossConfig,
     mesh: Mesh,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Computes a run's loss.
 
     Args:
@@ -93,26 +101,19 @@ def compute_loss(
     Raises:
       ValueError: the objective is cross-entropy and there are no labels.
     """
-    if config.kind == "cross_entropy":
-        if labels is None:
-            raise ValueError("loss.kind is 'cross_entropy', but there are no labels")
-        (logits,) = outputs
-        return label_loss(logits, labels, config.label_smoothing)
+    return LOSSES[config.kind].compute(outputs, labels, params, config, mesh)
+
+
+def softmax_objective(
+    outputs: Outputs,
+    labels: jax.Array | None,
+    params: Mapping,
+    config: LossConfig,
+    mesh: Mesh,
+) -> tuple[jax.Array, Metrics]:
+    """Computes `contrastive_loss` with a run's options, see `compute_loss`."""
     image_embeddings, text_embeddings = outputs
     temperature = temperature_of(params)
-    if config.kind == "sigmoid":
-        bias = params["logit_bias"]
-        loss, metrics = sigmoid_loss(
-            image_embeddings,
-            text_embeddings,
-            temperature,
-            bias,
-            mesh,
-            negatives=config.negatives,
-            tile=config.tile,
-            precision=config.precision,
-        )
-        return loss, metrics | {"logit_bias": bias, "temperature": temperature}
     loss, metrics = contrastive_loss(
         image_embeddings,
         text_embeddings,
@@ -128,20 +129,72 @@ def compute_loss(
     return loss, metrics | {"temperature": temperature}
 
 
-def label_loss(
-    logits: jax.Array, labels: jax.Array, smoothing: float
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns mean cross-entropy of logits (N, K) with labels (N,), and the accuracy.
+def sigmoid_objective(
+    outputs: Outputs,
+    labels: jax.Array | None,
+    params: Mapping,
+    config: LossConfig,
+    mesh: Mesh,
+) -> tuple[jax.Array, Metrics]:
+    """Computes `sigmoid_loss` with a run's options, see `compute_loss`."""
+    image_embeddings, text_embeddings = outputs
+    temperature, bias = temperature_of(params), params["logit_bias"]
+    loss, metrics = sigmoid_loss(
+        image_embeddings,
+        text_embeddings,
+        temperature,
+        bias,
+        mesh,
+        negatives=config.negatives,
+        tile=config.tile,
+        precision=config.precision,
+    )
+    return loss, metrics | {"logit_bias": bias, "temperature": temperature}
+
+
+def label_objective(
+    outputs: Outputs,
+    labels: jax.Array | None,
+    params: Mapping,
+    config: LossConfig,
+    mesh: Mesh,
+) -> tuple[jax.Array, Metrics]:
+    """Computes mean cross-entropy and the accuracy, see `compute_loss`.
 
     A label that is none of the K classes makes the loss NaN, which ends the run.
     """
+    if labels is None:
+        raise ValueError(f"loss.kind is {config.kind!r}, but there are no labels")
+    (logits,) = outputs  # (N, K)
     classes = logits.shape[1]
     known = (labels >= 0) & (labels < classes)
     targets = jnp.where(known[:, None], jax.nn.one_hot(labels, classes), jnp.nan)
-    targets = optax.smooth_labels(targets, smoothing)
+    targets = optax.smooth_labels(targets, config.label_smoothing)
     right = jnp.argmax(logits, 1) == labels
     loss = optax.softmax_cross_entropy(logits, targets).mean()
     return loss, {"accuracy": right.mean(dtype=jnp.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss that a config can choose.
+
+    Attributes:
+      compute: function with the arguments and results of `compute_loss`.
+      contrasts: whether pairs are compared with each other.
+      wants_bias: whether the logits have a learned bias.
+    """
+
+    compute: Callable[..., tuple[jax.Array, Metrics]]
+    contrasts: bool = True
+    wants_bias: bool = False
+
+
+LOSSES = {
+    "softmax": Loss(softmax_objective),
+    "sigmoid": Loss(sigmoid_objective, wants_bias=True),
+    "cross_entropy": Loss(label_objective, contrasts=False),
+}
 
 
 def hold_temperature(params: dict, floor: float) -> dict:

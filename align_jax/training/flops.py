@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from align_jax.losses.objective import Outputs
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import abstract_state
-from align_jax.training.train_step import Outputs, Part, encode, score
+from align_jax.training.train_step import Part, encode, score
 
 
 def count_model_flops(

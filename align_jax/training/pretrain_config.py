@@ -34,7 +34,7 @@ class PretrainConfig(RunConfig):
                 f"input.datasets {labelled} have a label_feature and loss.kind is"
                 f" {self.loss.kind!r}; pretraining wants texts and compares pairs"
             )
-        if (self.loss.kind == "sigmoid") != (self.model.logit_bias_init is not None):
+        if self.loss.wants_bias != (self.model.logit_bias_init is not None):
             raise ValueError(
                 f"loss.kind is {self.loss.kind!r} and model.logit_bias_init is"
                 f" {self.model.logit_bias_init}; the sigmoid loss wants a bias, the"

@@ -11,15 +11,18 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax.devices.mesh import BATCH_AXES, batch_split
-from align_jax.losses.objective import compute_loss, hold_temperature
+from align_jax.losses.objective import (
+    Metrics,
+    Outputs,
+    compute_loss,
+    hold_temperature,
+)
 from align_jax.models.batch_norm import mean_over_groups
 from align_jax.training.optimizer import trainable
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
 
 Tree = TypeVar("Tree")  # any tree of arrays
-Metrics = dict[str, jax.Array]  # () each
-Outputs = tuple[jax.Array, ...]  # embeddings (B, D) of both towers, or logits (B, K)
 
 
 class Part(NamedTuple):
