@@ -57,7 +57,8 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
         folder.claim(workdir, fields)
         write_provenance(workdir)
     if config.only:
-        chosen = config.trial_fields(*config.trial_names()[config.only])
+        task, trial = config.trial_names()[config.only]
+        chosen = config.trial_fields(task, trial)
         _run(chosen, os.path.join(workdir, config.only), config.metric)
         return
     results: dict[str, float] = {}

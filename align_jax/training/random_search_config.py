@@ -1,7 +1,7 @@
 """The config of a random search over fields of a run, for one or more tasks."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,30 @@ from align_jax.config import change
 from align_jax.training.run_config import run_execution
 from align_jax.training.training_runs import read_run_config
 
-# Types of draw, each with a check of the values that follow its name in `space`.
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A distribution of a field's values.
+
+    Attributes:
+      fits: function from the values that follow the distribution's name in `space` to
+        whether they define it.
+      draw: function from a random generator and these values to a value of the field.
+    """
+
+    fits: Callable[[Sequence[Any]], bool]
+    draw: Callable[[np.random.Generator, Sequence[Any]], Any]
+
+
 DRAWS = {
-    "log": lambda *ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
-    "one_of": lambda *values: len(values) == 1 and len(values[0]) > 0,
+    "log": Draw(
+        fits=lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
+        draw=lambda random, ends: float(np.exp(random.uniform(*np.log(ends)))),
+    ),
+    "one_of": Draw(
+        fits=lambda values: len(values) == 1 and len(values[0]) > 0,
+        draw=lambda random, values: values[0][random.integers(len(values[0]))],
+    ),
 }
 
 
@@ -68,7 +88,7 @@ class SearchConfig:
             raise ValueError("trials, seeds and tasks: wanted one or more of each")
         for draw in self.space:
             known = len(draw) > 2 and draw[1] in DRAWS
-            if not known or not DRAWS[draw[1]](*draw[2:]):
+            if not known or not DRAWS[draw[1]].fits(draw[2:]):
                 raise ValueError(
                     f"space holds {draw!r}; wanted (path, 'log', lowest, highest) above"
                     " 0, or (path, 'one_of', values)"
@@ -125,11 +145,4 @@ def draw_trial(space: tuple, seed: int, trial: int) -> list[tuple[str, Any]]:
       (dotted path, value) pairs.
     """
     random = np.random.default_rng((seed, trial))
-    drawn = []
-    for path, kind, *rest in space:
-        if kind == "log":
-            value = float(np.exp(random.uniform(*np.log(rest))))
-        else:
-            value = rest[0][random.integers(len(rest[0]))]
-        drawn.append((path, value))
-    return drawn
+    return [(path, DRAWS[kind].draw(random, values)) for path, kind, *values in space]
