@@ -43,9 +43,9 @@ def compile_steps(
 ) -> dict[bool, jax.stages.Compiled]:
     """Compiles a run's step without norms (False), with norms (True), or both.
 
-    Norms slow a step down by some percent, so the steps that do not log them have a
-    program without norms. Both programs are compiled at the same time. The result has
-    the `kinds` as keys.
+    Norms slow a step down by about 1 %, so in a long run the steps that do not log them
+    have a program without norms, see `RunConfig.measures_norms`. Both programs are
+    compiled at the same time. The result has the `kinds` as keys.
     """
     abstract_state(plan)  # traced and cached here, so that the threads do not repeat it
     with ThreadPoolExecutor() as pool:
