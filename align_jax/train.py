@@ -108,7 +108,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
 
         def evaluate(step: int) -> dict[str, float]:
             notice.leaves_at_once = True
-            embedder.load(**state.variables)
+            embedder.load(state.variables)
             scores = dict(run_evaluators(evaluators, embedder))
             checkpoints.check_scores(scores)
             writer.write_scalars(step, scores)
@@ -155,7 +155,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
 
         multihost_utils.sync_global_devices("all metrics are written")
         results = collect_results(workdir)
-        embedder.load(**state.variables)
+        embedder.load(state.variables)
         write_report(workdir, fields, results, evaluators, embedder)
         if folder.leads():
             places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)

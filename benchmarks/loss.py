@@ -49,7 +49,13 @@ def tiled_loss(flags: argparse.Namespace, **options) -> Callable:
     """Returns our loss as a function of images, texts and temperature."""
     mesh = make_mesh(devices=jax.devices()[:1])
     options = {"tile": flags.tile, "precision": flags.precision} | options
-    return lambda *a: contrastive_loss(*a, mesh, SMOOTHING, **options)[0]
+
+    def loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.Array:
+        return contrastive_loss(
+            ximg, ytxt, temperature, mesh, label_smoothing=SMOOTHING, **options
+        )[0]
+
+    return loss
 
 
 def compile_gradient(loss: Callable, n: int, width: int) -> jax.stages.Compiled:

@@ -55,15 +55,17 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
-    train = draw(flags.pictures, flags.classes, 0)
-    test = draw(10_000, flags.classes, 1)
+    features, labels = draw(flags.pictures, flags.classes, 0)
+    test_features, test_labels = draw(10_000, flags.classes, 1)
     mesh = make_mesh()
 
     def ours() -> Linear:
-        return LogisticRegression(*train, flags.classes, mesh).fit(PENALTY)
+        regression = LogisticRegression(features, labels, flags.classes, mesh)
+        return regression.fit(PENALTY)
 
     def theirs(tolerance: float) -> Linear:
-        model = Sklearn(C=1 / PENALTY, max_iter=1000, tol=tolerance).fit(*train)
+        model = Sklearn(C=1 / PENALTY, max_iter=1000, tol=tolerance)
+        model.fit(features, labels)
         return Linear(model.coef_.T, model.intercept_)
 
     fits = {"ours": ours}
@@ -76,10 +78,11 @@ def main() -> None:
             start = time.perf_counter()
             found = fit()
             seconds[name].append(time.perf_counter() - start)
-            accuracy = np.mean(classify(found, test[0]).argmax(1) == test[1])
+            chosen = classify(found, test_features).argmax(1)
+            accuracy = np.mean(chosen == test_labels)
             print(
                 f"{name}: {seconds[name][-1]:.2f} s, objective"
-                f" {objective(found, *train):.2f}, accuracy {accuracy:.4f}",
+                f" {objective(found, features, labels):.2f}, accuracy {accuracy:.4f}",
                 flush=True,
             )
     own = seconds.pop("ours")

@@ -51,7 +51,7 @@ def open_embedder(root: str, mesh: Mesh, variables: dict) -> Embedder:
         mesh,
         8,
     )
-    embedder.load(**variables)
+    embedder.load(variables)
     return embedder
 
 

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,9 +87,9 @@ class Embedder:
         """The devices."""
         return self._mesh
 
-    def load(self, params: dict, batch_stats: dict | None = None) -> None:
-        """Sets the parameters and the running statistics, if any, to embed with."""
-        self._variables = {"params": params, "batch_stats": batch_stats or {}}
+    def load(self, variables: Mapping[str, Any]) -> None:
+        """Sets the variables to embed with: "params" and, if any, "batch_stats"."""
+        self._variables = {"batch_stats": {}, **variables}
 
     def encode_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None

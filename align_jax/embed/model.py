@@ -110,8 +110,7 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
         make_mesh(),
         batch_size=batch_size,
     )
-    variables = unflatten(weights.variables)
-    embedder.load(variables["params"], variables.get("batch_stats"))
+    embedder.load(unflatten(weights.variables))
     return embedder
 
 

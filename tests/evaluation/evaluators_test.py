@@ -123,7 +123,7 @@ def test_scores_depend_on_neither_batch_size_nor_devices(directory, tmp_path, me
             mesh_of(devices),
             batch_size,
         )
-        embedder.load(**unflatten(weights.variables))
+        embedder.load(unflatten(weights.variables))
         found.append(dict(run_evaluators(all_evaluators(directory), embedder)))
     assert found[0] == found[1]
     assert len(set(found[0].values())) > 5
