@@ -60,7 +60,7 @@ def dense_conv(
 ) -> jax.Array:
     """Convolves x (B, H, W, C) with a kernel (k, k, C, C') to (B, H', W', C')."""
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        return _places_product(x, kernel[0, 0])
+        return _pixel_product(x, kernel[0, 0])
     return lax.platform_dependent(
         x,
         kernel,
@@ -80,7 +80,7 @@ def patch_product(
 ) -> jax.Array:
     """Computes `dense_conv` as one matrix product with the patches of x (im2col)."""
     patches, matrix = _patches(x, kernel, stride, padding)
-    return _places_product(patches, matrix)
+    return _pixel_product(patches, matrix)
 
 
 def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Array]:
@@ -97,7 +97,7 @@ def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Arr
     return jnp.concatenate(taps, -1), flat
 
 
-def _places_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+def _pixel_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """Multiplies x (..., C) by a matrix (C, C').
 
     x is flattened to two axes, because the gradient would be copied if it had more.
@@ -129,7 +129,7 @@ def split_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     sum is therefore split into pieces: each is a product, and the products are added at
     the end.
     """
-    return _places_product(x, matrix)
+    return _pixel_product(x, matrix)
 
 
 def _split_product_forward(x, matrix):
@@ -144,7 +144,7 @@ def _split_product_backward(residuals, cotangent):
     sums = jnp.einsum(
         "prc,prd->pcd", rows, out_rows, preferred_element_type=jnp.float32
     )
-    to_x = _places_product(cotangent, matrix.T)
+    to_x = _pixel_product(cotangent, matrix.T)
     return to_x, sums.sum(0).astype(matrix.dtype)
 
 

@@ -133,14 +133,14 @@ class ImageColumns(NamedTuple):
     def _mask(self, row: jax.Array, step: int) -> jax.Array:
         return _inside(row, self.size[0]) & _inside(self.column + step, self.size[1])
 
-    def _place(self, row: jax.Array, step: int, prefix: tuple) -> Any:
+    def _at(self, row: jax.Array, step: int, prefix: tuple) -> Any:
         return self.ref.at[(*prefix, row, self.offset + step * self.channels)]
 
     def load(self, row: jax.Array, count: int, prefix: tuple = ()) -> list[jax.Array]:
         """Loads `count` columns of a row, with zeros outside the image."""
         return [
             triton.load(
-                self._place(row, step, prefix), mask=self._mask(row, step), other=0
+                self._at(row, step, prefix), mask=self._mask(row, step), other=0
             )
             for step in range(count)
         ]
@@ -148,7 +148,7 @@ class ImageColumns(NamedTuple):
     def store(self, row: jax.Array, step: int, value: jax.Array) -> None:
         """Writes one column of a row where it lies inside the image."""
         triton.store(
-            self._place(row, step, ()),
+            self._at(row, step, ()),
             value.astype(self.ref.dtype),
             mask=self._mask(row, step),
         )

@@ -153,9 +153,9 @@ def kernel_sums(
         interpret=interpret,
     )(*_flatten_images(wide, small))
     tile, parts = cut.tile, images * cut.strips
-    sums = sums[..., : tile.places * tile.channels]
+    sums = sums[..., : tile.pixels * tile.channels]
     # The summed axes are adjacent, so that XLA sums them in parallel.
-    shape = (cut.slabs, count, batch // images, parts, tile.places, tile.channels)
+    shape = (cut.slabs, count, batch // images, parts, tile.pixels, tile.channels)
     sums = sums.reshape(shape).sum((3, 4))
     sums = sums.transpose(2, 1, 0, 3).reshape(batch // images, count, -1)
     return sums[..., :channels]

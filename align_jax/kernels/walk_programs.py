@@ -105,15 +105,15 @@ class Strip:
         self._wide = arrays[: walk.wide]
         # lax.div and lax.rem keep the lanes' loads 16 bytes wide; // and % do not.
         lane = jnp.arange(cut.workload.lanes)
-        self._place = strip * cut.rounds * tile.places + lax.div(lane, tile.channels)
+        self._pixel = strip * cut.rounds * tile.pixels + lax.div(lane, tile.channels)
         channel = slab * tile.channels + lax.rem(lane, tile.channels)
-        self._number = self._place * cut.channels + channel  # index in the image
-        self.known = lane < tile.channels * tile.places
+        self._number = self._pixel * cut.channels + channel  # index in the image
+        self.known = lane < tile.channels * tile.pixels
         if cut.slabs * tile.channels != cut.channels:
             self.known &= channel < cut.channels
-        left = cut.places - strip * cut.rounds * tile.places
-        self.tiles = jnp.minimum(pl.cdiv(left, tile.places), cut.rounds)
-        self.whole = jnp.minimum(left // tile.places, cut.rounds)
+        left = cut.pixels - strip * cut.rounds * tile.pixels
+        self.tiles = jnp.minimum(pl.cdiv(left, tile.pixels), cut.rounds)
+        self.whole = jnp.minimum(left // tile.pixels, cut.rounds)
         self.small = [
             triton.load(x.at[self._image, n, channel], mask=self.known, other=0.0)
             for x in arrays[walk.wide :]
@@ -122,11 +122,11 @@ class Strip:
 
     def inside(self, index: jax.Array) -> jax.Array:
         """Returns whether each lane of a tile lies inside the image, (lanes,)."""
-        place = self._place + index * self.walk.cut.tile.places
-        return self.known & (place < self.walk.cut.places)
+        pixel = self._pixel + index * self.walk.cut.tile.pixels
+        return self.known & (pixel < self.walk.cut.pixels)
 
     def _at(self, ref: jax.Ref, index: jax.Array) -> Any:
-        step = self.walk.cut.tile.places * self.walk.cut.channels
+        step = self.walk.cut.tile.pixels * self.walk.cut.channels
         return ref.at[self._image, self._number + index * step]
 
     def load(self, index: jax.Array, mask: jax.Array) -> list[jax.Array]:
@@ -164,7 +164,7 @@ def sum_strip(*refs: jax.Ref, walk: Walk, count: int) -> None:
 
     def load_abreast(turn):
         mask = strip.known & (turn < turns)
-        return [strip.load(turn * abreast + place, mask) for place in range(abreast)]
+        return [strip.load(turn * abreast + offset, mask) for offset in range(abreast)]
 
     def add_abreast(turn, carry):
         sums, tiles = carry
@@ -197,7 +197,7 @@ def map_strip(*refs: jax.Ref, walk: Walk) -> None:
     strip, abreast = Strip(arrays, walk), walk.cut.workload.abreast
 
     def write_abreast(turn, _):
-        indices = [turn * abreast + place for place in range(abreast)]
+        indices = [turn * abreast + offset for offset in range(abreast)]
         tiles = [strip.load(index, strip.inside(index)) for index in indices]
         for index, tile in zip(indices, tiles, strict=True):
             strip.store(out, index, strip.visit(tile))

@@ -35,12 +35,12 @@ class WalkTile(NamedTuple):
     Attributes:
       channels: width of a slab of channels: a divisor of the channels or a multiple of
         8.
-      places: number of consecutive pixels; with a slab's channels they fit in the
+      pixels: number of consecutive pixels; with a slab's channels they fit in the
         lanes.
     """
 
     channels: int
-    places: int
+    pixels: int
 
 
 class Cut(NamedTuple):
@@ -48,7 +48,7 @@ class Cut(NamedTuple):
 
     Attributes:
       workload: amount of work per program.
-      places: pixels of an image.
+      pixels: number of pixels of an image.
       channels: channels of an image.
       tile: block of numbers that a program computes at a time.
       slabs: number of slabs of channels.
@@ -57,7 +57,7 @@ class Cut(NamedTuple):
     """
 
     workload: Workload
-    places: int
+    pixels: int
     channels: int
     tile: WalkTile
     slabs: int
@@ -68,14 +68,14 @@ class Cut(NamedTuple):
     def of(cls, shape: tuple[int, ...], workload: Workload) -> "Cut":
         """Returns the division of arrays (B, H, W, C)."""
         batch, height, width, channels = shape
-        places, tile = height * width, choose_tile(channels, workload.lanes)
+        pixels, tile = height * width, choose_tile(channels, workload.lanes)
         slabs = pl.cdiv(channels, tile.channels)
-        tiles = pl.cdiv(places, tile.places)
+        tiles = pl.cdiv(pixels, tile.pixels)
         rounds = pl.cdiv(tiles, pl.cdiv(workload.programs, batch * slabs))
         rounds = max(rounds, min(tiles, workload.rounds))
         return cls(
             workload=workload,
-            places=places,
+            pixels=pixels,
             channels=channels,
             tile=tile,
             slabs=slabs,

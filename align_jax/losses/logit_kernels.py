@@ -56,13 +56,13 @@ class TileOutput:
     Attributes:
       size: size of the array.
       part: size of a part.
-      place: function from a tile's row and column to the part's position, in parts.
+      offset: function from a tile's row and column to the part's offset, in parts.
       dtype: number type of the array.
     """
 
     size: tuple[int, int]
     part: tuple[int, int]
-    place: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    offset: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     dtype: str = "float32"
 
 
@@ -108,7 +108,7 @@ class LogitGrid:
         ximg = jnp.pad(ximg, ((0, self.height - len(ximg)), depth))
         return ximg, jnp.pad(ytxt, ((0, -len(ytxt) % self.shape.columns), depth))
 
-    def place(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def tile_at(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the row and column of the tile of a grid step.
 
         Steps go from band to band, and within a band column by column.
@@ -139,12 +139,12 @@ class LogitGrid:
         """
 
         def output(x):
-            return pl.BlockSpec(x.part, lambda step: x.place(*self.place(step)))
+            return pl.BlockSpec(x.part, lambda step: x.offset(*self.tile_at(step)))
 
         def tile_input(axis, x):
             part = (self.shape.rows, self.shape.columns)[axis], *x.shape[1:]
             beyond = (0,) * (x.ndim - 1)
-            return pl.BlockSpec(part, lambda step: (self.place(step)[axis], *beyond))
+            return pl.BlockSpec(part, lambda step: (self.tile_at(step)[axis], *beyond))
 
         in_specs = [pl.BlockSpec(x.shape, lambda step: (0,)) for x in (numbers, start)]
         in_specs += [tile_input(n % 2, x) for n, x in enumerate(inputs)]
@@ -182,7 +182,7 @@ class LogitTile:
     ):
         """Multiplies images (rows, D) by texts (columns, D)."""
         self.grid, self.scale = grid, scale
-        i, j = grid.place(pl.program_id(0))
+        i, j = grid.tile_at(pl.program_id(0))
         self.row, self.column = i * grid.shape.rows, j * grid.shape.columns
         self.ids = start[0] + self.row, start[1] + self.column
         depth = grid.shape.depth

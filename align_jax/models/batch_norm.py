@@ -229,7 +229,7 @@ def _apply_own(x, scale, bias, excite, form):
 @partial(jax.jit, static_argnames="form")
 def _backward(form, residuals, cotangents):
     x, scale, bias, excite, (mean, var), means = residuals
-    cotangent, batch, places = cotangents[0], len(x), x.shape[1] * x.shape[2]
+    cotangent, batch, pixels = cotangents[0], len(x), x.shape[1] * x.shape[2]
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
     factor = scale[None] * inverse
     affine = _each([mean, factor, jnp.broadcast_to(bias, mean.shape)], batch)
@@ -259,14 +259,14 @@ def _backward(form, residuals, cotangents):
     if excite is not None:
         gate, pull = jax.vjp(gate_of, means, excite)
         to_means, to_excite = pull(sums[:, 4])
-        to_mean = to_means / places  # (B, C), the share of each pixel
+        to_mean = to_means / pixels  # (B, C), the share of each pixel
         sums = gate[:, None] * sums[:, :2] + to_mean[:, None] * sums[:, 2:4]
         sums = add_images(sums, form.group_size)
     to_bias, to_scale = jnp.unstack(sums, axis=1)  # (G, C)
     to_scale *= inverse
 
     by_x, alone = (
-        -factor * s / (form.group_size * places) for s in (to_scale, to_bias)
+        -factor * s / (form.group_size * pixels) for s in (to_scale, to_bias)
     )
     parts = [affine, _each([by_x * inverse, alone], batch)]
     if gate is not None and to_mean is not None:

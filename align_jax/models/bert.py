@@ -20,7 +20,7 @@ from align_jax.models.layers import dropout, gathered, scan_blocks, split_batch
 
 PAD_ID = 0
 HEAD_WIDTH = 64
-PLACE_STD = 0.02  # standard deviation of initial position and token type embeddings
+POSITION_STD = 0.02  # standard deviation of initial position and token type embeddings
 TOKEN_TYPES = 2  # texts use type 0 only; BERT's checkpoints have both
 
 # Layers and hidden width of the published sizes.
@@ -201,7 +201,7 @@ class Bert(nn.Module):
         length = tokens.shape[1]
         init = nn.initializers.truncated_normal(config.init_std)
         # Positions and types, which all texts share, start small whatever init_std is.
-        small = nn.initializers.truncated_normal(PLACE_STD)
+        small = nn.initializers.truncated_normal(POSITION_STD)
         embed = partial(nn.Embed, features=config.hidden)
         words = embed(
             config.vocabulary_size, embedding_init=init, name="word_embeddings"

@@ -171,9 +171,9 @@ def _read(
         raise InputError(f"{where} is {fields!r}; wanted a sub-dict of fields")
     kind = fields.get("kind", DEFAULT_KINDS[name])
     config, module = choose(towers, kind, f"{where}.kind")
-    place = f"{name.upper()}S[{kind!r}]"
-    check_contract(config, contract, place)
-    check_contract(module, Tower, place)
+    entry = f"{name.upper()}S[{kind!r}]"
+    check_contract(config, contract, entry)
+    check_contract(module, Tower, entry)
     return read_config(config, fields, where)
 
 
