@@ -21,8 +21,18 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.kernels import depthwise_kernel
-from align_jax.kernels.convolution import PADDINGS, Padding, grouped_conv, tap_sum
-from align_jax.kernels.depthwise_lanes import choose_layout, column_groups
+from align_jax.kernels.convolution import (
+    PADDINGS,
+    Padding,
+    grouped_conv,
+    output_size,
+    tap_sum,
+)
+from align_jax.kernels.depthwise_lanes import (
+    LaneLayout,
+    choose_layout,
+    column_groups,
+)
 from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNetConfig,
@@ -53,35 +63,66 @@ def layers(variant: str, image_size: int, rule: str) -> Counter[DepthwiseLayer]:
 
     def after(size: int, k: int, stride: int) -> tuple[int, Padding]:
         padding = PADDINGS[rule]((size, size), k, stride)
-        return (size + sum(padding[0]) - k) // stride + 1, padding
+        return output_size(size, k, stride, padding[0]), padding
 
     size, _ = after(image_size, 3, 2)
     found = Counter()
     for stage in expand_stages(EfficientNetConfig(*VARIANTS[variant])):
         for block in stage:
-            k, stride = block.kernel, block.stride
-            channels = block.expanded
-            size_out, padding = after(size, k, stride)
-            found[DepthwiseLayer(size, size_out, channels, k, stride, padding)] += 1
+            size_out, padding = after(size, block.kernel, block.stride)
+            layer = DepthwiseLayer(
+                size=size,
+                size_out=size_out,
+                channels=block.expanded,
+                k=block.kernel,
+                stride=block.stride,
+                padding=padding,
+            )
+            found[layer] += 1
             size = size_out
     return found
 
 
-def ours(layer: DepthwiseLayer, interpret: bool, **choice) -> dict[str, Callable]:
+class Choice(NamedTuple):
+    """Work of a program; by default our kernels choose it."""
+
+    layout: LaneLayout | None = None
+    programs: int = depthwise_kernel.PROGRAMS
+
+
+DEFAULT = Choice()
+
+
+def ours(
+    layer: DepthwiseLayer, interpret: bool, choice: Choice = DEFAULT
+) -> dict[str, Callable]:
     """Returns our three passes as functions of (x, kernel, cotangent)."""
-    size = layer.size, layer.size
-    choice |= {
-        "stride": layer.stride,
-        "padding": layer.padding,
-        "interpret": interpret,
-    }
-    return {
-        "forward": lambda x, w, g: depthwise_kernel.convolve(x, w, **choice),
-        "input": lambda x, w, g: depthwise_kernel.input_gradient(g, w, size, **choice),
-        "kernel": lambda x, w, g: depthwise_kernel.kernel_gradient(
-            x, g, layer.k, **choice
-        ),
-    }
+    size, stride, padding = (layer.size, layer.size), layer.stride, layer.padding
+    layout = choice.layout
+
+    def forward(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return depthwise_kernel.convolve(
+            x, kernel, stride, padding, layout=layout, interpret=interpret
+        )
+
+    def to_input(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return depthwise_kernel.input_gradient(
+            cotangent, kernel, size, stride, padding, layout=layout, interpret=interpret
+        )
+
+    def to_kernel(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return depthwise_kernel.kernel_gradient(
+            x,
+            cotangent,
+            layer.k,
+            stride,
+            padding,
+            layout=layout,
+            programs=choice.programs,
+            interpret=interpret,
+        )
+
+    return {"forward": forward, "input": to_input, "kernel": to_kernel}
 
 
 def gradients(form: Callable, layer: DepthwiseLayer) -> dict[str, Callable]:
@@ -201,8 +242,8 @@ def compare(
                     f" error {wrong[name]:.1e}",
                     flush=True,
                 )
-                for place, value in enumerate((floor, *times)):
-                    totals[name][place] += found[layer] * value
+                for column, value in enumerate((floor, *times)):
+                    totals[name][column] += found[layer] * value
         except Exception as error:  # a layer that fails must not stop the others
             print(f"  failed: {str(error).splitlines()[0][:160]}", flush=True)
     everything = [sum(column) for column in zip(*totals.values(), strict=True)]
@@ -215,8 +256,8 @@ def compare(
             )
 
 
-def choices(layer: DepthwiseLayer, name: str) -> dict[str, dict]:
-    """Returns arguments of a pass by a short name, the module's choice first."""
+def choices(layer: DepthwiseLayer, name: str) -> dict[str, Choice]:
+    """Returns choices for a pass by a short name, the module's choice first."""
     left = layer.padding[1][0]
     columns, width = {
         "forward": (depthwise_kernel.CONVOLVE_COLUMNS, layer.size_out),
@@ -232,10 +273,10 @@ def choices(layer: DepthwiseLayer, name: str) -> dict[str, dict]:
     layouts += [choose(columns, warps) for warps in (2, 8)]
     layouts += [choose((own.columns + n,), own.warps) for n in (-1, 1)]
     layouts += [own._replace(slab=min(slab, layer.channels)) for slab in (16, 64)]
-    found = {"/".join(map(str, layout)): {"layout": layout} for layout in layouts}
+    found = {"/".join(map(str, layout)): Choice(layout) for layout in layouts}
     if name == "kernel":
         for programs in (256, 1024, 2048):
-            found[f"{programs} programs"] = {"layout": own, "programs": programs}
+            found[f"{programs} programs"] = Choice(own, programs)
     return found
 
 
@@ -245,13 +286,13 @@ def choose(
     """Prints the time of each choice, the fastest first."""
     jobs = {
         (layer, name): {
-            choice: pool.submit(
+            label: pool.submit(
                 compile_pass,
-                ours(layer, flags.interpret, **arguments)[name],
+                ours(layer, flags.interpret, choice)[name],
                 layer,
                 flags.batch,
             )
-            for choice, arguments in choices(layer, name).items()
+            for label, choice in choices(layer, name).items()
         }
         for layer in found
         for name in flags.passes

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from align_jax.kernels.convolution import Padding, output_size
+from align_jax.kernels.convolution import Padding
 from align_jax.kernels.depthwise_lanes import LaneLayout, choose_layout, column_groups
 from align_jax.kernels.depthwise_programs import (
     Geometry,
@@ -132,21 +132,10 @@ def convolve(
     interpret: bool = False,
 ) -> jax.Array:
     """Computes `depthwise` without a gradient; None chooses the layout of the lanes."""
-    k, _, _, channels = kernel.shape
-    _, height, width, _ = x.shape
-    size_out = (
-        output_size(height, k, stride, padding[0]),
-        output_size(width, k, stride, padding[1]),
-    )
-    geometry = Geometry(
-        k=k,
-        stride=stride,
-        low=(padding[0][0], padding[1][0]),
-        size=(height, width),
-        size_out=size_out,
-        channels=channels,
-    )
-    columns = size_out[1]
+    _, height, width, channels = x.shape
+    k = len(kernel)
+    geometry = Geometry.of((height, width), channels, k, stride, padding)
+    size_out, columns = geometry.size_out, geometry.size_out[1]
     layout = layout or choose_layout(columns, channels, k, CONVOLVE_COLUMNS, WARPS)
     slide = Slide(correlate_kernel, geometry, layout, covered=columns, size=size_out)
     return slide.run(x, kernel, interpret)
@@ -176,9 +165,7 @@ def input_gradient(
         return convolve(
             cotangent, mirrored, 1, (rows, columns), layout=layout, interpret=interpret
         )
-    geometry = Geometry(
-        k=k, stride=stride, low=low, size=size, size_out=size_out, channels=channels
-    )
+    geometry = Geometry.of(size, channels, k, stride, padding)
     groups = column_groups(size[1], low[1], stride)
     layout = layout or choose_layout(groups, channels, k, SPREAD_COLUMNS, WARPS)
     slide = Slide(spread_kernel, geometry, layout, covered=groups, size=size)
@@ -205,15 +192,8 @@ def kernel_gradient(
     programs.
     """
     batch, height, width, channels = x.shape
-    _, height_out, width_out, _ = cotangent.shape
-    geometry = Geometry(
-        k=k,
-        stride=stride,
-        low=(padding[0][0], padding[1][0]),
-        size=(height, width),
-        size_out=(height_out, width_out),
-        channels=channels,
-    )
+    geometry = Geometry.of((height, width), channels, k, stride, padding)
+    height_out, width_out = geometry.size_out
     layout = layout or choose_layout(width_out, channels, k, PRODUCTS_COLUMNS, WARPS)
     each = layout.programs(width_out, channels)
     images = divisor(batch, max(each * batch // programs, 1))

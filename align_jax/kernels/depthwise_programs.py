@@ -14,9 +14,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from align_jax.kernels.convolution import Padding, output_size
 from align_jax.kernels.depthwise_lanes import (
     OUTSIDE,
+    ImageColumns,
     LaneLayout,
+    Lanes,
     column_groups,
     image_of,
     in_float32,
@@ -46,6 +49,52 @@ class Geometry:
     size_out: tuple[int, int]
     channels: int
 
+    @classmethod
+    def of(
+        cls, size: tuple[int, int], channels: int, k: int, stride: int, padding: Padding
+    ) -> "Geometry":
+        """Returns the sizes for an input of `size` pixels."""
+        rows, columns = (
+            output_size(n, k, stride, zeros)
+            for n, zeros in zip(size, padding, strict=True)
+        )
+        return cls(
+            k=k,
+            stride=stride,
+            low=(padding[0][0], padding[1][0]),
+            size=size,
+            size_out=(rows, columns),
+            channels=channels,
+        )
+
+
+def _lanes_and_images(
+    x_ref: jax.Ref, y_ref: jax.Ref, geometry: Geometry, layout: LaneLayout
+) -> tuple[Lanes, ImageColumns, ImageColumns]:
+    """Returns a program's lanes over the columns of y, and both images for them."""
+    stride, left = geometry.stride, geometry.low[1]
+    lanes = lanes_of(layout, geometry.size_out[1], geometry.channels)
+    x = image_of(x_ref, geometry.size, lanes, first=-left, step=stride * layout.columns)
+    y = image_of(y_ref, geometry.size_out, lanes, first=0, step=layout.columns)
+    return lanes, x, y
+
+
+def _load_rows(
+    x: ImageColumns,
+    m: jax.Array,
+    geometry: Geometry,
+    layout: LaneLayout,
+    prefix: tuple = (),
+) -> list[list[jax.Array]]:
+    """Loads the columns that a lane's outputs see, of `stride` rows of the padded x.
+
+    The first of these rows is `stride * m`.
+    """
+    stride, top = geometry.stride, geometry.low[0]
+    seen = (layout.columns - 1) * stride + geometry.k
+    rows = [stride * m + t - top for t in range(stride)]
+    return [x.load(row, seen, prefix) for row in rows]
+
 
 def correlate_kernel(
     x_ref: jax.Ref,
@@ -66,28 +115,21 @@ def correlate_kernel(
       layout: layout of a program's lanes, over the columns of y.
       interpret: whether to compute as ordinary JAX.
     """
-    k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
-    height, (height_out, width_out) = geometry.size[0], geometry.size_out
+    k, stride, top = geometry.k, geometry.stride, geometry.low[0]
+    height, height_out = geometry.size[0], geometry.size_out[0]
     n = pl.cdiv(k, stride)
-    lanes = lanes_of(layout, width_out, geometry.channels)
-    x = image_of(x_ref, geometry.size, lanes, first=-left, step=stride * layout.columns)
-    y = image_of(y_ref, geometry.size_out, lanes, first=0, step=layout.columns)
+    lanes, x, y = _lanes_and_images(x_ref, y_ref, geometry, layout)
     weights = load_weights(w_ref, k, lanes)
-    seen = (layout.columns - 1) * stride + k
 
     # Output row m - a sees row `stride * m + t` of the padded image under tap row
     # `stride * a + t`.
     first = min(max(top // stride, 0), n - 1)
     last = max((top + height - 1) // stride, height_out - 1)
 
-    def load(m):
-        rows = [stride * m + t - top for t in range(stride)]
-        return [x.load(row, seen) for row in rows]
-
     def add_rows(m, carry):
         sums, coming = carry  # sums of output rows m - n + 1, ..., m - 1
         rows = [in_float32(row) for row in coming]
-        coming = load(m + 1)  # starts before the rows are needed
+        coming = _load_rows(x, m + 1, geometry, layout)  # starts before its use
         begun = []
         # In this order no sum moves to another register.
         for a in reversed(range(n)):
@@ -111,9 +153,10 @@ def correlate_kernel(
 
     zeros = jnp.zeros(layout.block, jnp.float32)
     sums = [[zeros] * layout.columns] * (n - 1)
-    sums, _ = lax.fori_loop(first, last + 1, add_rows, (sums, load(jnp.int32(first))))
-    for place, row in enumerate(sums):
-        if 0 <= (m := last - n + 2 + place) < height_out:
+    rows = _load_rows(x, jnp.int32(first), geometry, layout)
+    sums, _ = lax.fori_loop(first, last + 1, add_rows, (sums, rows))
+    for m, row in enumerate(sums, last - n + 2):
+        if 0 <= m < height_out:
             for q in range(layout.columns):
                 y.store(jnp.int32(m), q, row[q])
 
@@ -215,23 +258,17 @@ def products_kernel(
       layout: layout of a program's lanes, over the columns of g.
       interpret: whether to compute as ordinary JAX.
     """
-    k, stride, (top, left) = geometry.k, geometry.stride, geometry.low
-    height, (height_out, width_out) = geometry.size[0], geometry.size_out
+    k, stride, top = geometry.k, geometry.stride, geometry.low[0]
+    height, height_out = geometry.size[0], geometry.size_out[0]
     n = pl.cdiv(k, stride)
-    lanes = lanes_of(layout, width_out, geometry.channels)
-    x = image_of(x_ref, geometry.size, lanes, first=-left, step=stride * layout.columns)
-    g = image_of(g_ref, geometry.size_out, lanes, first=0, step=layout.columns)
-    seen = (layout.columns - 1) * stride + k
+    lanes, x, g = _lanes_and_images(x_ref, g_ref, geometry, layout)
     first = min(max(top // stride, 0), n - 1)
     last = min((top + height - 1) // stride, height_out + n - 2)
 
     def add_image(image, sums):
         def load(m):
-            rows = [stride * m + t - top for t in range(stride)]
-            return (
-                g.load(m, layout.columns, (image,)),
-                [x.load(row, seen, (image,)) for row in rows],
-            )
+            g_row = g.load(m, layout.columns, (image,))
+            return g_row, _load_rows(x, m, geometry, layout, (image,))
 
         def add_rows(m, carry):
             sums, held, (g_row, x_rows) = carry
@@ -260,9 +297,9 @@ def products_kernel(
 
     sums = [jnp.zeros(layout.block, jnp.float32)] * (k * k)
     sums = lax.fori_loop(0, x_ref.shape[0], add_image, sums)
-    place = lanes.group * geometry.channels + lanes.channel
+    column = lanes.group * geometry.channels + lanes.channel
     for tap, total in enumerate(sums):
-        triton.store(sum_ref.at[tap, place], total, mask=lanes.column < OUTSIDE)
+        triton.store(sum_ref.at[tap, column], total, mask=lanes.column < OUTSIDE)
 
 
 def _add_products(
@@ -302,6 +339,6 @@ def assembly(factors: int, continued: bool) -> str:
     """Returns PTX: $0 = $1 * $2 + $3 * $4 + ..., or $1 + $2 * $3 + ... if continued."""
     first = 1 + continued
     lines = ["fma.rn.f32 $0, $2, $3, $1;" if continued else "mul.rn.f32 $0, $1, $2;"]
-    for place in range(first + 2, first + 2 * factors, 2):
-        lines.append(f"fma.rn.f32 $0, ${place}, ${place + 1}, $0;")
+    for argument in range(first + 2, first + 2 * factors, 2):
+        lines.append(f"fma.rn.f32 $0, ${argument}, ${argument + 1}, $0;")
     return " ".join(lines)
