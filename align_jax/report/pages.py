@@ -17,15 +17,15 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":", "-.")  # the next one whenever all colours are used
 
 
-def render(template: str, **values: Any) -> str:
-    """Fills a template of `templates/` and escapes all texts."""
+def render(template: pathlib.Path, **values: Any) -> str:
+    """Fills a template, which may import others of its folder; escapes all texts."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        loader=jinja2.FileSystemLoader(template.parent, encoding="utf-8"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template(template).render(values)
+    return environment.get_template(template.name).render(values)
 
 
 def plot_lines(

@@ -17,7 +17,7 @@ from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
 from align_jax.input.shards import MANIFEST
 from align_jax.pictures import make_thumbnail
-from align_jax.report.pages import encode_uri, plot, plot_lines, render
+from align_jax.report.pages import TEMPLATES, encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import provenance
 from align_jax.runs.results import (
@@ -64,7 +64,7 @@ def write_report(
     """
     rows, table = read_metrics(workdir), table_rows(results)
     page = render(
-        "run.html.jinja",
+        TEMPLATES / "run.html.jinja",
         run=os.path.basename(os.path.normpath(workdir)),
         workdir=workdir,
         results=results,

@@ -8,7 +8,7 @@ from typing import Any
 
 from align_jax import places
 from align_jax.report.found_runs import MEASURES, FoundRun, changed_fields
-from align_jax.report.pages import plot_lines, plot_points, render
+from align_jax.report.pages import TEMPLATES, plot_lines, plot_points, render
 from align_jax.runs.results import PUBLISHED, main_scores, published_columns
 
 PAGE, MARKDOWN = "summary.html", "summary.md"
@@ -44,7 +44,7 @@ def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
     changes = changed_fields(runs)
     overview, paper = overview_table(runs, changes), paper_tables(runs)
     page = render(
-        "summary.html.jinja",
+        TEMPLATES / "summary.html.jinja",
         overview=overview,
         paper=paper,
         source=PUBLISHED["source"],

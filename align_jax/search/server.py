@@ -4,6 +4,8 @@ Uploads are decoded in memory, embedded and forgotten. The pictures shown are th
 thumbnails of the index: a request reads that index and no other file.
 """
 
+import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +40,7 @@ from align_jax.search.uploads import read_upload
 from align_jax.search.vector_index import VectorIndex
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+PAGE = pathlib.Path(__file__).with_name("search.html.jinja")
 SHOWN = 5  # labels, and captions, in an answer
 NEAR = 24  # nearest pictures whose texts are candidates if no captions are given
 NO_LABELS = (
@@ -85,6 +88,100 @@ class Texts:
         return self.embeddings @ image
 
 
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """Answers requests from an index and its model.
+
+    Attributes:
+      index: index to search.
+      encoder: encoder with the index's model.
+      temperature: the model's temperature, for the softmax over labels.
+      labels: classes into which a picture is sorted, unless a request gives labels.
+      captions: candidates for a picture's caption; if there are none, the texts of the
+        nearest pictures.
+    """
+
+    index: VectorIndex
+    encoder: BatchingEncoder
+    temperature: float
+    labels: Texts
+    captions: Texts
+
+    def page(self) -> HTMLResponse:
+        """Returns the page."""
+        text = render(
+            PAGE,
+            count=len(self.index),
+            text_weight=TEXT_WEIGHT,
+            image_weight=IMAGE_WEIGHT,
+            max_bytes=MAX_BODY * 3 // 4 - 4096,
+        )
+        policy = (
+            "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline';"
+            " script-src 'unsafe-inline'; connect-src 'self'; form-action 'none';"
+            " base-uri 'none'; frame-ancestors 'none'"
+        )
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    def search(self, body: SearchBody) -> SearchAnswer:
+        """Finds the pictures nearest to a sum of texts and pictures."""
+        terms = [self._read_term(term) for term in body.terms]
+        query = query_embedding(self.encoder, terms)
+        hits = self.index.search(query, body.limit, body.exact)
+        return SearchAnswer(
+            hits=[HitBody(id=h.id, score=h.score, text=h.text) for h in hits]
+        )
+
+    def embed(self, body: EmbedBody) -> EmbedAnswer:
+        """Embeds texts and pictures."""
+        images = [read_upload(image) for image in body.images]
+        encoder = self.encoder
+        return EmbedAnswer(
+            texts=encoder.encode_texts(body.texts).tolist() if body.texts else [],
+            images=encoder.encode_images(images).tolist() if images else [],
+        )
+
+    def classify(self, body: ClassifyBody) -> ClassifyAnswer:
+        """Returns the labels and the captions that fit a picture best."""
+        (image,) = self.encoder.encode_images([read_upload(body.image)])
+        labels, captions = self.labels, self.captions
+        if body.labels:
+            labels = Texts(self.encoder, body.labels, TEMPLATE)
+        if not captions.texts:
+            captions = self._texts_near(image)
+        logits = labels.cosines(image).astype(np.float64) / self.temperature
+        odds = np.exp(logits - logits.max(initial=-np.inf))
+        absent = [NO_LABELS] * (not labels.texts) + [NO_CAPTIONS] * (not captions.texts)
+        return ClassifyAnswer(
+            labels=_best(labels.texts, odds / max(odds.sum(), 1e-300)),
+            captions=_best(captions.texts, captions.cosines(image)),
+            absent=absent,
+        )
+
+    def thumbnail(self, id: str) -> Response:
+        """Returns the JPEG thumbnail of a picture in the index."""
+        found = self.index.rows([id], "thumbnail").get(id)
+        if found is None or not found["thumbnail"]:
+            raise HTTPException(404, "no such picture, or no thumbnail of it")
+        return Response(found["thumbnail"], media_type="image/jpeg")
+
+    def _texts_near(self, image: np.ndarray) -> Texts:
+        """Embeds the distinct texts of the pictures nearest to an image (D,)."""
+        texts = (hit.text for hit in self.index.search(image, NEAR))
+        return Texts(self.encoder, [*dict.fromkeys(filter(None, texts))])
+
+    def _read_term(self, term: TermBody) -> Term:
+        if term.text is not None:
+            return Term(term.text, term.weight)
+        if term.image is not None:
+            return Term(read_upload(term.image), term.weight)
+        found = self.index.rows([term.id], "embedding") if term.id is not None else {}
+        if term.id not in found:
+            raise InputError(f"the index has no picture {term.id!r}")
+        embedding = np.asarray(found[term.id]["embedding"], np.float32)
+        return Term(embedding, term.weight)
+
+
 def make_app(
     index: VectorIndex,
     encoder: BatchingEncoder,
@@ -99,10 +196,9 @@ def make_app(
     Args:
       index: the index to search.
       encoder: encoder with the index's model.
-      temperature: the model's temperature, for the softmax over labels.
-      labels: classes into which a picture is sorted, unless a request gives labels.
-      captions: candidates for a picture's caption; if there are none, the texts of the
-        nearest pictures.
+      temperature: the model's temperature, see `Service`.
+      labels: classes into which a picture is sorted, see `Service`.
+      captions: candidates for a picture's caption, see `Service`.
       token: secret that every request must carry, as `Authorization: Bearer TOKEN` or,
         from the page, as the cookie that `/?token=TOKEN` sets; "" for none.
       hosts: host names that requests may address; other names are refused.
@@ -113,96 +209,39 @@ def make_app(
         redoc_url=None,
         # Only describes the token in OpenAPI; `Guard` checks it.
         dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [],
-        responses={401: _told("no token, or a wrong one")} if token else {},
+        responses={401: _refusal("no token, or a wrong one")} if token else {},
     )
     app.add_middleware(Guard, token=token)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
     _add_refusals(app)
-    known = Texts(encoder, labels, TEMPLATE)
-    told = Texts(encoder, captions)
-    refused: Responses = {s: _told(reason) for s, reason in REFUSALS.items()}
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page() -> HTMLResponse:
-        text = render(
-            "search.html.jinja",
-            count=len(index),
-            text_weight=TEXT_WEIGHT,
-            image_weight=IMAGE_WEIGHT,
-            max_bytes=MAX_BODY * 3 // 4 - 4096,
-        )
-        policy = (
-            "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline';"
-            " script-src 'unsafe-inline'; connect-src 'self'; form-action 'none';"
-            " base-uri 'none'; frame-ancestors 'none'"
-        )
-        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
-
-    @app.post("/api/search", responses=refused)
-    def search(body: SearchBody) -> SearchAnswer:
-        """Finds the pictures nearest to a sum of texts and pictures."""
-        terms = [_read_term(term, index) for term in body.terms]
-        query = query_embedding(encoder, terms)
-        hits = index.search(query, body.limit, body.exact)
-        return SearchAnswer(
-            hits=[HitBody(id=h.id, score=h.score, text=h.text) for h in hits]
-        )
-
-    @app.post("/api/embed", responses=refused)
-    def embed(body: EmbedBody) -> EmbedAnswer:
-        """Embeds texts and pictures."""
-        images = [read_upload(image) for image in body.images]
-        return EmbedAnswer(
-            texts=encoder.encode_texts(body.texts).tolist() if body.texts else [],
-            images=encoder.encode_images(images).tolist() if images else [],
-        )
-
-    @app.post("/api/classify", responses=refused)
-    def classify(body: ClassifyBody) -> ClassifyAnswer:
-        """Returns the labels and the captions that fit a picture best."""
-        (image,) = encoder.encode_images([read_upload(body.image)])
-        own = Texts(encoder, body.labels, TEMPLATE) if body.labels else known
-        logits = own.cosines(image).astype(np.float64) / temperature
-        odds = np.exp(logits - logits.max(initial=-np.inf))
-        fitting = told if told.texts else _texts_near(image, index, encoder)
-        absent = [NO_LABELS] * (not own.texts) + [NO_CAPTIONS] * (not fitting.texts)
-        return ClassifyAnswer(
-            labels=_best(own.texts, odds / max(odds.sum(), 1e-300)),
-            captions=_best(fitting.texts, fitting.cosines(image)),
-            absent=absent,
-        )
-
-    @app.get(
+    service = Service(
+        index,
+        encoder,
+        temperature,
+        labels=Texts(encoder, labels, TEMPLATE),
+        captions=Texts(encoder, captions),
+    )
+    refused: Responses = {s: _refusal(reason) for s, reason in REFUSALS.items()}
+    app.get("/", response_class=HTMLResponse, include_in_schema=False)(service.page)
+    app.post("/api/search", responses=refused)(service.search)
+    app.post("/api/embed", responses=refused)(service.embed)
+    app.post("/api/classify", responses=refused)(service.classify)
+    app.get(
         "/api/thumbnail",
         response_class=Response,
         responses={
             200: {"content": {"image/jpeg": {}}},
-            404: _told("no such picture, or no thumbnail of it"),
+            404: _refusal("no such picture, or no thumbnail of it"),
             422: refused[422],
             429: refused[429],
         },
-    )
-    def thumbnail(id: str) -> Response:
-        """Returns the JPEG thumbnail of a picture in the index."""
-        found = index.rows([id], "thumbnail").get(id)
-        if found is None or not found["thumbnail"]:
-            raise HTTPException(404, "no such picture, or no thumbnail of it")
-        return Response(found["thumbnail"], media_type="image/jpeg")
-
+    )(service.thumbnail)
     return app
 
 
-def _told(description: str) -> dict:
+def _refusal(description: str) -> dict:
     """Describes a refusal for OpenAPI."""
     return {"model": Problem, "description": description}
-
-
-def _texts_near(
-    image: np.ndarray, index: VectorIndex, encoder: BatchingEncoder
-) -> Texts:
-    """Embeds the distinct texts of the pictures nearest to an image (D,)."""
-    texts = (hit.text for hit in index.search(image, NEAR))
-    return Texts(encoder, [*dict.fromkeys(filter(None, texts))])
 
 
 def _add_refusals(app: FastAPI) -> None:
@@ -221,18 +260,6 @@ def _add_refusals(app: FastAPI) -> None:
     @app.exception_handler(InputError)
     async def bad(request: Request, error: InputError):
         return problem(422, str(error))
-
-
-def _read_term(term: TermBody, index: VectorIndex) -> Term:
-    if term.text is not None:
-        return Term(term.text, term.weight)
-    if term.image is not None:
-        return Term(read_upload(term.image), term.weight)
-    found = index.rows([term.id], "embedding") if term.id is not None else {}
-    if term.id not in found:
-        raise InputError(f"the index has no picture {term.id!r}")
-    embedding = np.asarray(found[term.id]["embedding"], np.float32)
-    return Term(embedding, term.weight)
 
 
 def _best(texts: Sequence[str], scores: np.ndarray) -> list[Scored]:
