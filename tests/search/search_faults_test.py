@@ -19,8 +19,8 @@ TIMES = 4
 COLUMNS = ("state", "text", "thumbnail", "embedding")
 # The command, with small batches, so that there are many.
 BUILD = (
-    "from align_jax import indexing, search; indexing.AT_ONCE = 4;"
-    " indexing.COMPACT_EVERY = 3; search.main()"
+    "from align_jax.search import __main__ as command, indexing;"
+    " indexing.AT_ONCE = 4; indexing.COMPACT_EVERY = 3; command.main()"
 )
 
 
