@@ -39,7 +39,7 @@ class Square:
         return self.size**2 * scale
 
 
-class Bare(Square):
+class Flat(Square):
     area = None
 
 
@@ -61,7 +61,7 @@ class Fixed:
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (Bare, r"class Bare of SHAPES\['x'\] lacks the method area\(scale, unit\) "),
+        (Flat, r"class Flat of SHAPES\['x'\] lacks the method area\(scale, unit\) "),
         (Narrow, r"class Narrow .* has area\(scale\), wanted area\(scale, unit\)"),
         (Renamed, r"has area\(scale, units\), wanted area\(scale, unit\)"),
         (Fixed, r"lacks the attribute name; it has __init__\(\), wanted __init__\(siz"),

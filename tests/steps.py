@@ -44,8 +44,14 @@ def run(config, mesh, count=COUNT):
     start = jax.device_get(state)
     hosts = jax.process_count()
     data = open_training(config.input, config.batch_size, hosts)
-    host = jax.process_index()
-    batches = TrainBatches(data, tokenizer, config.seed, 0, host, hosts)
+    batches = TrainBatches(
+        data,
+        tokenizer,
+        config.seed,
+        start_step=0,
+        process_index=jax.process_index(),
+        process_count=hosts,
+    )
     rows, program = [], None
     for batch in itertools.islice(batches, count):
         batch = global_batch(batch, mesh)

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from align_jax.embed import __main__ as embed
-from align_jax.embed import shards as embedding_shards
 from align_jax.embed.model import Model, load
-from align_jax.embed.shards import embed_shards, list_shards
+from align_jax.embed.shards import BATCHES_AT_ONCE, embed_shards, list_shards
 from align_jax.errors import InputError, run_command
 from tests import tiny
 
@@ -237,4 +236,4 @@ def test_memory_is_bounded_by_a_few_batches(model, shards, tmp_path, monkeypatch
     monkeypatch.setattr(Model, "encode_images", noted)
     listed = list_shards([str(shards / "a.parquet")])
     embed_shards(model, listed, tmp_path / "out", 8)
-    assert lengths == [8 * embedding_shards.BATCHES_AT_ONCE, 9]
+    assert lengths == [8 * BATCHES_AT_ONCE, 9]

@@ -82,7 +82,7 @@ def test_logits_are_kept_or_computed_again(mesh_of, monkeypatch, devices, kept):
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("groups", [2, 4, 16])
 def test_negatives_are_limited_to_groups_of_pairs(mesh_of, devices, groups):
-    assert_equals_reference(mesh_of(devices), 64, 0.2, 0.1, 12, groups)
+    assert_equals_reference(mesh_of(devices), 64, 0.2, 0.1, tile=12, groups=groups)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ GOOD, BAD, BREAKS = (tiny.draw(name, 90) for name in tiny.NAMES[:3])
 PIXELS = 12 * 12  # of a drawing
 
 
-class Model:
+class LengthModel:
     """Embeds a text as its length; counts the items of its batches; can be paused."""
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Model:
 
 
 def test_many_callers_share_batches_and_each_gets_its_own():
-    model = Model()
+    model = LengthModel()
     encoder = BatchingEncoder(model, batch_size=8, most=1000)
     model.free.clear()
     with ThreadPoolExecutor(100) as pool:
@@ -53,7 +53,7 @@ def test_many_callers_share_batches_and_each_gets_its_own():
 
 
 def test_more_than_may_wait_is_refused_and_nothing_else():
-    model = Model()
+    model = LengthModel()
     encoder = BatchingEncoder(model, batch_size=2, most=4)
     model.free.clear()
     with ThreadPoolExecutor(3) as pool:
@@ -74,7 +74,7 @@ def test_more_than_may_wait_is_refused_and_nothing_else():
 
 
 def test_what_is_wrong_with_one_is_told_to_its_caller_alone():
-    encoder = BatchingEncoder(Model(), batch_size=4, most=100)
+    encoder = BatchingEncoder(LengthModel(), batch_size=4, most=100)
     with pytest.raises(InputError, match="no picture"):
         encoder.encode_images([BAD])
     with pytest.raises(RuntimeError, match="the device is gone"):
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_one_is_told_to_its_caller_alone():
 
 def test_a_batch_s_pictures_have_no_more_pixels_than_are_decoded_at_once(monkeypatch):
     monkeypatch.setattr(batching, "PIXELS_AT_ONCE", 3 * PIXELS + 1)
-    model = Model()
+    model = LengthModel()
     encoder = BatchingEncoder(model, batch_size=8, most=100)
     model.free.clear()
     with ThreadPoolExecutor(20) as pool:

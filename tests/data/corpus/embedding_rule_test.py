@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 import align_jax
 from align_jax.embed import __main__ as embed
-from align_jax.embed import shards as embedding_shards
+from align_jax.embed import shards
 from align_jax.errors import InputError
 from data.corpus import builder, score
 from data.corpus.builder import Build, build, check_inputs, format_report
@@ -182,8 +182,8 @@ def test_scores_hold_the_cosine_with_the_nearest_evaluation_image(model, built):
 def test_files_to_embed_are_removed_and_embeddings_kept(built):
     assert not (built / "stages" / "to_embed").exists()
     names = {path.name for path in (built / "stages" / "embeddings").iterdir()}
-    shards = {f"{i:05}.parquet" for i in range(3)}
-    assert names == shards | {"evaluation.parquet", "model.json"}
+    written = {f"{i:05}.parquet" for i in range(3)}
+    assert names == written | {"evaluation.parquet", "model.json"}
 
 
 def test_two_workers_write_the_same_bytes(config, built, tmp_path, here, monkeypatch):
@@ -205,7 +205,7 @@ def test_spark_drops_the_same_pictures(config, built, tmp_path, here):
 def test_a_build_killed_while_it_embeds_goes_on_with_the_next_shard(
     config, built, tmp_path, here, monkeypatch
 ):
-    embed_shard = embedding_shards._embed_shard
+    embed_shard = shards._embed_shard
 
     def killed(model, shard, *arguments):
         if shard.name == "00001.parquet":
@@ -214,7 +214,7 @@ def test_a_build_killed_while_it_embeds_goes_on_with_the_next_shard(
 
     folder = tmp_path / "corpus"
     with monkeypatch.context() as patch:
-        patch.setattr(embedding_shards, "_embed_shard", killed)
+        patch.setattr(shards, "_embed_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             build(config, folder)
     first = folder / "stages" / "embeddings" / "00000.parquet"

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from align_jax.embed import saved as saved_embeddings
+from align_jax.embed import saved
 from align_jax.embed.saved import SavedEmbedder, content_id
 from align_jax.errors import InputError
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
@@ -47,37 +47,37 @@ def open_saved(tmp_path):
 
 
 def test_nothing_is_embedded_twice_and_the_numbers_stay(open_saved):
-    saved, encoder = open_saved()
-    first = saved.encode_images(PICTURES[:5] + PICTURES[2:4])
+    embedder, encoder = open_saved()
+    first = embedder.encode_images(PICTURES[:5] + PICTURES[2:4])
     assert encoder.asked == NAMES[:5]
     np.testing.assert_array_equal(
         first, encoder.encode_images(PICTURES[:5] + PICTURES[2:4])
     )
 
-    saved, encoder = open_saved()
-    again = saved.encode_images(PICTURES[3:7])
+    embedder, encoder = open_saved()
+    again = embedder.encode_images(PICTURES[3:7])
     assert encoder.asked == NAMES[5:7]
     np.testing.assert_array_equal(again, encoder.encode_images(PICTURES[3:7]))
 
 
 def test_kinds_and_models_are_kept_apart(open_saved):
-    saved, encoder = open_saved()
-    unit, projected = saved.encode_texts(["red"]), saved.project_texts(["red"])
+    embedder, encoder = open_saved()
+    unit, projected = embedder.encode_texts(["red"]), embedder.project_texts(["red"])
     np.testing.assert_array_equal(projected, 3 * unit)
     assert encoder.asked == ["red", "red"]
     for model, asked in (("m", []), ("other", ["red"])):
-        saved, encoder = open_saved(model)
-        saved.encode_texts(["red"])
+        embedder, encoder = open_saved(model)
+        embedder.encode_texts(["red"])
         assert encoder.asked == asked
 
 
 def test_many_are_written_as_several_files_that_others_can_read(
     open_saved, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(saved_embeddings, "ITEMS", 3)
-    monkeypatch.setattr(saved_embeddings, "ROWS", 5)
-    few = functools.lru_cache(1)(saved_embeddings._read.__wrapped__)
-    monkeypatch.setattr(saved_embeddings, "_read", few)
+    monkeypatch.setattr(saved, "ITEMS", 3)
+    monkeypatch.setattr(saved, "ROWS", 5)
+    few = functools.lru_cache(1)(saved._read.__wrapped__)
+    monkeypatch.setattr(saved, "_read", few)
     found = np.concatenate(list(open_saved()[0].stream_images(PICTURES)))
     files = sorted((tmp_path / "saved" / "m" / "images").iterdir())
     tables = [pq.read_table(file).to_pydict() for file in files]
@@ -89,20 +89,20 @@ def test_many_are_written_as_several_files_that_others_can_read(
     }
     for picture, row in zip(PICTURES, found, strict=True):
         np.testing.assert_array_equal(np.float32(read[content_id(picture)]), row)
-    saved, encoder = open_saved()
-    np.testing.assert_array_equal(saved.encode_images(PICTURES), found)
+    embedder, encoder = open_saved()
+    np.testing.assert_array_equal(embedder.encode_images(PICTURES), found)
     assert encoder.asked == []
 
 
 def test_what_was_written_before_a_run_ended_is_used(open_saved, monkeypatch):
-    monkeypatch.setattr(saved_embeddings, "ITEMS", 3)
-    monkeypatch.setattr(saved_embeddings, "ROWS", 3)
-    saved, _ = open_saved()
-    stream = saved.stream_images(PICTURES)
+    monkeypatch.setattr(saved, "ITEMS", 3)
+    monkeypatch.setattr(saved, "ROWS", 3)
+    embedder, _ = open_saved()
+    stream = embedder.stream_images(PICTURES)
     next(stream), next(stream)
     stream.close()
-    saved, encoder = open_saved()
-    saved.encode_images(PICTURES)
+    embedder, encoder = open_saved()
+    embedder.encode_images(PICTURES)
     assert encoder.asked == NAMES[6:]
 
 
@@ -123,10 +123,10 @@ def test_evaluators_share_what_is_saved(open_saved, tmp_path):
         "alike": {"kind": "neighbours", "index_split": "test", **data},
     }
     evaluators = make_evaluators(described)
-    saved, encoder = open_saved()
+    embedder, encoder = open_saved()
     expected = dict(run_evaluators(evaluators, FixedEncoder(perfect, perfect)))
-    assert dict(run_evaluators(evaluators, saved)) == expected
+    assert dict(run_evaluators(evaluators, embedder)) == expected
     assert sorted(encoder.asked) == sorted(set(encoder.asked))
-    saved, encoder = open_saved()
-    assert dict(run_evaluators(evaluators, saved)) == expected
+    embedder, encoder = open_saved()
+    assert dict(run_evaluators(evaluators, embedder)) == expected
     assert encoder.asked == []
