@@ -5,7 +5,7 @@ Usage: python tests/golden/make_tokenizer.py
 Needs transformers 5.23 with tokenizers 0.23. Its texts need emoji 2.16 (names of emoji
 in 14 languages) and babel 2.18 (CLDR's names in 300 locales). It writes
 
-* align_jax/bert_characters.txt: the normalised form of each code point,
+* align_jax/input/bert_characters.txt: the normalised form of each code point,
 * tests/golden/tokenizer.json.gz: a vocabulary, texts and their ids.
 """
 
@@ -25,7 +25,7 @@ from tokenizers import normalizers
 from transformers import BertTokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
-CHARACTERS = ROOT / "align_jax/bert_characters.txt"
+CHARACTERS = ROOT / "align_jax/input/bert_characters.txt"
 GOLDEN = ROOT / "tests/golden/tokenizer.json.gz"
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -169,7 +169,7 @@ def spell(point: int) -> str:
 
 
 def write_characters() -> dict[int, str]:
-    """Writes align_jax/bert_characters.txt; returns the forms of all code points."""
+    """Writes `CHARACTERS`; returns the forms of all code points."""
     spelled = {point: spell(point) for point in POINTS}
     lines = [
         "# What BERT's uncased normalisation makes of each code point, measured by",
