@@ -1,12 +1,21 @@
 """align_jax: the open ALIGN (arXiv 2102.05918) for JAX."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align_jax.embed.model import Model
+
 __version__ = "0.1.0"
 
 
-def load(source: str):
-    """Loads a trained dual encoder; see `align_jax.embed.model.load`."""
-    from align_jax.embed.model import (
-        load,  # needs TensorFlow, which the core of training does without
-    )
+def load(source: str, batch_size: int = 128) -> "Model":
+    """Loads a trained dual encoder.
 
-    return load(source)
+    Args:
+      source: any source that `align_jax.weights.source.open_weights` reads, such as the
+        workdir of a run.
+      batch_size: pictures or texts that all devices together embed at a time.
+    """
+    from align_jax.embed import model  # imports TensorFlow, unlike the core
+
+    return model.load(source, batch_size)
