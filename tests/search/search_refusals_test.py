@@ -1,4 +1,4 @@
-"""What the server refuses: bad requests, strangers, and more than it can do."""
+"""Refusals of bad requests, of strangers and of too many requests."""
 
 import base64
 import io
