@@ -20,7 +20,7 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError, run_command
-from data.evaluation_sets.eval_sets_sources import (
+from data.evaluation_sets.captioned_sets import (
     EVALUATION_SETS,
     CaptionedPicture,
     EvaluationSet,

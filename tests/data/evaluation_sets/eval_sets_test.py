@@ -14,7 +14,7 @@ from align_jax.evaluation.evaluators.retrieval import Retrieval, RetrievalConfig
 from data import eval_sets
 from data.corpus.ingest import identify
 from data.eval_sets import write_set
-from data.evaluation_sets.eval_sets_sources import (
+from data.evaluation_sets.captioned_sets import (
     COCO,
     COCO_TRAIN,
     EVALUATION_SETS,
