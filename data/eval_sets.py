@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align_jax import places
+from align_jax.config import choose
 from align_jax.errors import InputError, run_command
 from data.evaluation_sets.captioned_sets import (
     EVALUATION_SETS,
@@ -263,10 +264,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     flags = parser.parse_args()
-    if flags.name not in EVALUATION_SETS:
-        known = ", ".join(EVALUATION_SETS)
-        raise InputError(f"no evaluation set {flags.name!r}; known: {known}")
-    write_set(EVALUATION_SETS[flags.name], flags.source, flags.out)
+    facts = choose(EVALUATION_SETS, flags.name, "NAME")
+    write_set(facts, flags.source, flags.out)
 
 
 if __name__ == "__main__":

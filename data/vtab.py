@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align_jax import places
+from align_jax.config import choose
 from align_jax.errors import InputError, run_command
 from data.evaluation_sets.vtab_tasks import TASKS, VtabTask
 
@@ -165,9 +166,8 @@ def main() -> None:
     flags = parser.parse_args()
     names = flags.tasks or [*TASKS]
     for name in names:
-        if name not in TASKS:
-            raise InputError(f"no task {name!r}; known: {', '.join(TASKS)}")
-        find_dataset(flags.source, TASKS[name].dataset)  # before the first is written
+        task = choose(TASKS, name, "TASK")
+        find_dataset(flags.source, task.dataset)  # before the first is written
     for name in names:
         write_task(name, flags.source, flags.out)
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tqdm
 
+from align_jax.config import choose
 from align_jax.contracts import check_contract
 from align_jax.errors import InputError
 from data.corpus.config import EngineConfig
@@ -272,11 +273,9 @@ def choose_engine(kind: str) -> type[Engine]:
       InputError: no engine has this name.
       TypeError: the class does not fulfil `Engine`.
     """
-    if kind not in ENGINES:
-        known = ", ".join(ENGINES)
-        raise InputError(f"config.engine.kind is {kind!r}; known: {known}")
-    check_contract(ENGINES[kind], Engine, f"ENGINES[{kind!r}]")
-    return ENGINES[kind]
+    engine = choose(ENGINES, kind, "config.engine.kind")
+    check_contract(engine, Engine, f"ENGINES[{kind!r}]")
+    return engine
 
 
 def _ignore_interrupt() -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from align_jax.config import choose
 from align_jax.errors import InputError
 from align_jax.pictures import PictureError, read_picture
 
@@ -81,9 +82,7 @@ def load_scorer(name: str, threads: int | None = None) -> Scorer:
       InputError: no model has this name, or its package is missing.
       TypeError: the loaded object is not a `Scorer`.
     """
-    if name not in SCORERS:
-        raise InputError(f"no NSFW model {name!r}; known are {', '.join(SCORERS)}")
-    scorer = SCORERS[name](threads)
+    scorer = choose(SCORERS, name, "config.pictures.nsfw_model")(threads)
     nothing = scorer([]) if callable(scorer) else scorer
     if not isinstance(nothing, np.ndarray) or nothing.shape != (0,):
         raise TypeError(

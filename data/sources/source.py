@@ -12,8 +12,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from align_jax import places
+from align_jax.config import choose
 from align_jax.contracts import check_contract
-from align_jax.errors import InputError
 from data.sources.config import SourceConfig
 from data.sources.csv_tables import CsvSource, FolderSource, TsvSource
 from data.sources.files import MAX_IMAGE_BYTES, RawPair, SourceShard
@@ -96,10 +96,9 @@ def choose_source(kind: str) -> type[Source]:
       InputError: no source has this name.
       TypeError: the class does not fulfil `Source`.
     """
-    if kind not in SOURCES:
-        raise InputError(f"source kind is {kind!r}; wanted one of {', '.join(SOURCES)}")
-    check_contract(SOURCES[kind], Source, f"SOURCES[{kind!r}]")
-    return SOURCES[kind]
+    source = choose(SOURCES, kind, "source kind")
+    check_contract(source, Source, f"SOURCES[{kind!r}]")
+    return source
 
 
 def list_shards(config: SourceConfig) -> list[SourceShard]:

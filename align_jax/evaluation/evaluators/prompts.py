@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from align_jax import places
+from align_jax.config import choose
 from align_jax.errors import InputError
 
 FOLDER = pathlib.Path(__file__).with_name("prompt_sets")
@@ -85,7 +86,5 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
 def read_subset(name: str) -> list[int]:
     """Returns the ImageNet labels that occur in "imagenet_a" or "imagenet_r"."""
     subsets = json.loads(SUBSETS.read_text(encoding="utf-8"))
-    known = [key for key in subsets if key != "source"]
-    if name not in known:
-        raise InputError(f"no classes {name!r}; known: {', '.join(known)}")
-    return subsets[name]
+    del subsets["source"]
+    return choose(subsets, name, "classes")

@@ -265,9 +265,7 @@ def test_duckdb_counts_no_progress_where_no_bar_is_shown(tmp_path, capsys):
 def test_an_unknown_model_is_refused_before_anything_is_written(config, tmp_path):
     pictures = PictureConfig(nsfw_model="nudenet")
     config = dataclasses.replace(config, pictures=pictures)
-    with pytest.raises(
-        InputError, match="no NSFW model 'nudenet'; known are open_nsfw"
-    ):
+    with pytest.raises(InputError, match="nsfw_model is 'nudenet'; known: open_nsfw"):
         build(config, tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
 

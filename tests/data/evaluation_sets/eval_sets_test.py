@@ -255,13 +255,13 @@ def test_a_finished_folder_stays_and_a_foreign_one_is_refused(source, tmp_path, 
 
 
 def test_an_unknown_name_lists_the_known_ones(monkeypatch, tmp_path, capsys):
-    arguments = ["eval_sets", "flickr8k", "--source", "x", "--out", "y"]
+    arguments = ["eval_sets", "flikr30k", "--source", "x", "--out", "y"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert run_command("data.eval_sets", eval_sets.main) == 2
     error = capsys.readouterr().err
     assert error == (
-        "data.eval_sets: no evaluation set 'flickr8k'; known: flickr30k, coco,"
-        " multi30k, flickr30k_train, coco_train\n"
+        "data.eval_sets: NAME is 'flikr30k'; did you mean 'flickr30k'? known:"
+        " flickr30k, coco, multi30k, flickr30k_train, coco_train\n"
     )
 
 

@@ -245,7 +245,7 @@ def test_missing_and_other_datasets_are_refused(tmp_path, monkeypatch, capsys):
     arguments = ["vtab", "--source", str(tmp_path), "--out", "x", "mnist"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert run_command("data.vtab", vtab.main) == 2
-    assert "no task 'mnist'; known: caltech101" in capsys.readouterr().err
+    assert "TASK is 'mnist'; known: caltech101" in capsys.readouterr().err
 
 
 def test_a_task_is_read_from_the_newest_version(tmp_path):

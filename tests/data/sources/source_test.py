@@ -13,9 +13,9 @@ from tests.data.sources.reading import read
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(InputError, match="kind is 'zip'; wanted one of parquet, csv"):
+    with pytest.raises(InputError, match="kind is 'zip'; known: parquet, csv"):
         read("zip", tmp_path)
-    with pytest.raises(InputError, match="kind is 'zip'; wanted one of parquet, csv"):
+    with pytest.raises(InputError, match="kind is 'zip'; known: parquet, csv"):
         CorpusConfig("x", 0, SourceConfig("zip", "x"), RuleBounds(), 100)
 
 
