@@ -3,12 +3,12 @@
 import dataclasses
 import re
 
+from align_jax.config import choose
 from align_jax.errors import InputError
 from data.corpus.rules import RuleBounds
+from data.records.formats import RECORD_FORMATS
 from data.sources.config import SourceConfig
 from data.sources.source import choose_source
-
-RECORD_FORMATS = ("tfrecord", "array_record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +140,8 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         """Raises InputError if a field is out of range."""
         choose_source(self.ingest.kind)
-        if self.record_format not in RECORD_FORMATS:
-            raise InputError(
-                f"config.record_format is {self.record_format!r}; known:"
-                f" {', '.join(RECORD_FORMATS)}"
-            )
+        formats = dict.fromkeys(RECORD_FORMATS)
+        choose(formats, self.record_format, "config.record_format")
         least = {
             "vocabulary_size": 1,
             "max_characters": 1,

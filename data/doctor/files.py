@@ -9,6 +9,7 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
+from data.records.formats import RECORD_FORMATS
 
 NAMED = 3  # examples that a finding gives
 WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # at any position; [PAD] is token 0
@@ -151,7 +152,7 @@ class FileChecks:
         present = {
             path.name
             for path in self.folder.iterdir()
-            if any(f".{kind}-" in path.name for kind in ("tfrecord", "array_record"))
+            if any(f".{kind}-" in path.name for kind in RECORD_FORMATS)
         }
         for name in sorted({*expected, *listed} - present):
             self.note("missing shard", "no such file", name, self.folder / name)

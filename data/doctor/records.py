@@ -66,7 +66,7 @@ def scan_shard(
 
     Args:
       path: path of the shard.
-      file_format: a key of READERS.
+      file_format: a name in `RECORD_FORMATS`.
       decode_every: distance in records between decoded pictures; 0 decodes none.
       earlier: number of records in the shards before this one.
       progress: function that is called with 1 for every record.

@@ -32,7 +32,7 @@ def write_record_shard(
       index: index of the shard.
       shards: number of all shards.
       max_image_side: longest side in pixels; a larger picture is reduced. 0 keeps all.
-      file_format: a name in `records.WRITERS`.
+      file_format: a name in `RECORD_FORMATS`.
 
     Returns:
       The number of records.

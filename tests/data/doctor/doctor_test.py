@@ -13,7 +13,9 @@ from align_jax.errors import InputError
 from data.corpus.ingest import identify
 from data.doctor import __main__ as doctor
 from data.doctor.__main__ import diagnose
+from data.doctor.records import READERS
 from data.records import records
+from data.records.formats import RECORD_FORMATS
 from tests import tiny
 
 PICTURES = [tiny.draw(name, 2) for name in tiny.NAMES]
@@ -247,6 +249,10 @@ def test_leakage_from_an_evaluation_parquet_or_dataset(corpus, tmp_path):
     shard_of(other, 0, "test").unlink()
     with pytest.raises(InputError, match="is damaged; run `python -m data.doctor"):
         diagnose(corpus, evaluations=(other,))
+
+
+def test_every_format_has_a_writer_and_a_reader():
+    assert (*records.WRITERS,) == (*READERS,) == RECORD_FORMATS
 
 
 def test_array_record_files_are_read(tmp_path):

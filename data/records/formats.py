@@ -1,0 +1,3 @@
+"""The file formats of records, as TFDS names them."""
+
+RECORD_FORMATS = ("tfrecord", "array_record")
