@@ -10,6 +10,7 @@ import glob
 import os
 import pathlib
 import stat
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from align_jax.errors import InputError
@@ -32,6 +33,20 @@ class RawPair(NamedTuple):
     url: str | None
     alt_text: str | None
     language: str
+
+
+def decode_pair(
+    image: bytes,
+    url: bytes,
+    text: bytes,
+    language: bytes,
+    drops: collections.Counter[str],
+) -> Iterator[RawPair]:
+    """Yields the pair of a picture and UTF-8 texts, or drops it for a bad text."""
+    try:
+        yield RawPair(image, url.decode() or None, text.decode(), language.decode())
+    except (UnicodeDecodeError, AttributeError):  # AttributeError: not bytes
+        drops["undecodable text"] += 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,13 @@ from typing import Any
 
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
-from data.sources.files import RawPair, SourceShard, list_files, read_picture
+from data.sources.files import (
+    RawPair,
+    SourceShard,
+    decode_pair,
+    list_files,
+    read_picture,
+)
 from data.sources.parquet_tables import open_parquet, read_parquet_columns
 from data.sources.tars import IMAGE_SUFFIXES, read_tar
 
@@ -53,6 +59,7 @@ class Img2datasetSource:
         else:
             rows = _table_rows(table, names, packing, drops)
         wanted = (self.config.text_column, "caption", "txt")
+        default = self.config.language.encode()
         for image, fields in rows:
             texts = [fields.get(name) for name in wanted]
             text = next((value for value in texts if value is not None), None)
@@ -60,16 +67,8 @@ class Img2datasetSource:
                 drops["no text"] += 1
                 continue
             url = fields.get("url") or b""
-            language = fields.get(self.config.language_column) or b""
-            try:
-                yield RawPair(
-                    image,
-                    url.decode() or None,
-                    text.decode(),
-                    language.decode() or self.config.language,
-                )
-            except (UnicodeDecodeError, AttributeError):
-                drops["undecodable text"] += 1
+            language = fields.get(self.config.language_column) or default
+            yield from decode_pair(image, url, text, language, drops)
 
 
 def _check(path: str) -> None:

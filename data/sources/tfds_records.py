@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
-from data.sources.files import RawPair, SourceShard
+from data.sources.files import RawPair, SourceShard, decode_pair
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -45,6 +45,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         builder, columns = self._open(), self.config.columns
+        default = self.config.language.encode()
         decoders = {}
         if isinstance(builder.info.features[columns.image], tfds.features.Image):
             decoders[columns.image] = tfds.decode.SkipDecoding()
@@ -68,15 +69,7 @@ class TfdsSource:
             )
             image = record[columns.image].numpy()
             for text in texts:
-                try:
-                    yield RawPair(
-                        image,
-                        url.decode() or None,
-                        text.decode(),
-                        language.decode() or self.config.language,
-                    )
-                except UnicodeDecodeError:
-                    drops["undecodable text"] += 1
+                yield from decode_pair(image, url, text, language or default, drops)
 
     def _open(self) -> "tfds.core.DatasetBuilder":
         """Opens the dataset; InputError if it is missing or not prepared."""
