@@ -4,7 +4,7 @@
     python -m benchmarks.near_duplicates --pairs=DIR/pairs.parquet --model=RUN
 
 Half of the pictures stand for evaluation images. A detector has to separate augmented
-copies of them from the other half, see `data.pictures.calibration`. RUN is anything
+copies of them from the other half, see `benchmarks.calibration`. RUN is anything
 that `align_jax.load` reads; without it, only the perceptual hash is measured. The
 printed thresholds belong in a corpus config for that model and similar pictures:
 `config.pictures.max_hash_distance` and `config.pictures.max_cosine`.
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from align_jax.errors import InputError, run_command
-from data.pictures.calibration import calibrate
+from benchmarks.calibration import calibrate
 
 
 def read_pictures(path: pathlib.Path, count: int, seed: int) -> list[bytes]:

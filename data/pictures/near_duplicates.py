@@ -6,7 +6,7 @@ K-means clusters the training images, and each image belongs to its 10 nearest c
 Each of the C(10,3) = 120 sets of three of them is a bucket. A training image is
 compared with the evaluation images of its buckets and dropped if a cosine > 0.975. This
 module counts shared clusters instead: two images have a bucket in common exactly if
-they share at least 3. `data.pictures.calibration` measures both on augmented pictures.
+they share at least 3. `benchmarks.near_duplicates` measures both on augmented pictures.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ class NearDuplicates:
           clusters: number K of k-means clusters; the paper says 4K.
           nearest: number of clusters that an image belongs to.
           share: number of clusters that two compared images must share.
-          threshold: bound of the cosine; `calibrate` finds one that fits the tower.
+          threshold: bound of the cosine; measure one with `benchmarks.near_duplicates`.
           seed: seed of k-means; the same seed and sample give the same clusters.
 
         Raises:

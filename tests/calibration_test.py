@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from align_jax.errors import InputError
-from data.pictures.calibration import AUGMENTATIONS, calibrate, least_score
+from benchmarks.calibration import AUGMENTATIONS, calibrate, least_score
 
 
 def picture(seed: int) -> bytes:
