@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data.pictures.images import HASH_SIDE, describe_images, perceptual_hash
+from data.pictures.images import HASH_SIDE, describe_images, hash_greys, shrink
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 85
 SLOPE = 1.6  # the amplitude falls as frequency to this power
@@ -94,7 +94,7 @@ def plain(files: list[bytes]) -> None:
     """Computes size, format and hash of pictures that are decoded at full size."""
     for file in files:
         with Image.open(io.BytesIO(file)) as picture:
-            _ = (picture.size, picture.format, perceptual_hash(picture))
+            _ = (picture.size, picture.format, hash_greys([shrink(picture)]))
 
 
 def measure_hash(files: list[bytes]) -> None:

@@ -61,25 +61,24 @@ def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Tabl
     return pa.Table.from_arrays(arrays, schema=IMAGES)
 
 
-def perceptual_hash(picture: Image.Image) -> int:
-    """Returns the 64-bit hash of a picture, as a signed integer.
-
-    Each bit says whether one of the picture's lowest 8 x 8 frequencies (by a DCT of
-    32 x 32 grey pixels) is above their median. Pictures that look alike differ in few
-    bits; `data.pictures.near_duplicates` compares them.
-    """
-    return int(hash_greys([_shrink(picture)])[0])
-
-
 def hash_greys(greys: list[np.ndarray]) -> np.ndarray:
-    """Returns the hashes (N,) int64 of N grey uint8 pictures (32, 32)."""
+    """Returns the 64-bit perceptual hashes (N,) of N pictures, as signed integers.
+
+    Each bit says whether one of the picture's lowest 8 x 8 frequencies, by a DCT, is
+    above their median. Pictures that look alike differ in few bits;
+    `data.pictures.near_duplicates` compares them.
+
+    Args:
+      greys: N pictures as `shrink` returns them.
+    """
     pixels = np.array(greys, np.int64).reshape(-1, GREY_SIDE, GREY_SIDE)
     frequencies = (COSINES @ pixels @ COSINES.T).reshape(-1, 64)
     bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">i8")[:, 0].astype(np.int64)
 
 
-def _shrink(picture: Image.Image) -> np.ndarray:
+def shrink(picture: Image.Image) -> np.ndarray:
+    """Returns the grey uint8 pixels (32, 32) that stand for a picture in its hash."""
     size = (GREY_SIDE, GREY_SIDE)
     return np.asarray(picture.convert("L").resize(size, Image.Resampling.BILINEAR))
 
@@ -95,7 +94,7 @@ def _measure(image: bytes | None) -> tuple:
             # The file is read to its end, so a cut file is noticed. A JPEG is decoded
             # at down to an eighth of its size if that suffices for the hash.
             picture.draft("L", (HASH_SIDE, HASH_SIDE))
-            grey = _shrink(take_eight_bits(turn_upright(picture)))
+            grey = shrink(take_eight_bits(turn_upright(picture)))
             return size, width, height, picture.format, None, grey
     except PictureError as error:
         return size, 0, 0, None, str(error)[:200], None

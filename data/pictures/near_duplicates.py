@@ -33,7 +33,7 @@ def hash_distances(hashes: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
     """Returns the smallest Hamming distance of each picture to an evaluation image.
 
     Args:
-      hashes: (N,) int64, from `data.pictures.images.perceptual_hash`.
+      hashes: (N,) int64, from `data.pictures.images.hash_greys`.
       evaluation: (M,) int64 hashes of the evaluation images.
 
     Returns:

@@ -21,7 +21,7 @@ from data.corpus.builder import Build, build
 from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
 from data.corpus.ingest import identify, normalise
 from data.corpus.rules import RuleBounds
-from data.pictures.images import perceptual_hash
+from data.pictures.images import hash_greys, shrink
 from data.sources.config import SourceConfig
 from tests.data.corpus.corpus_oracle import decide
 
@@ -104,7 +104,8 @@ def oracle(rows: list[dict]) -> dict[tuple[str, str, str], set[str]]:
         try:
             with Image.open(io.BytesIO(picture)) as image:
                 image.load()
-                sizes[name], hashes[name] = image.size, perceptual_hash(image)
+                sizes[name] = image.size
+                (hashes[name],) = hash_greys([shrink(image)]).tolist()
         except OSError:
             sizes[name] = None
     measured = {
@@ -112,7 +113,8 @@ def oracle(rows: list[dict]) -> dict[tuple[str, str, str], set[str]]:
     }
     held_out = [draw(10_000), draw(10_001)]
     decided = decide(pairs, measured, BOUNDS, {identify(held_out[0])})
-    known = [perceptual_hash(Image.open(io.BytesIO(p))) for p in held_out]
+    greys = [shrink(Image.open(io.BytesIO(p))) for p in held_out]
+    known = hash_greys(greys).tolist()
     for (name, _, _), broken in decided.items():
         near = sizes[name] and any(
             (hashes[name] ^ h).bit_count() <= HASH_DISTANCE for h in known
