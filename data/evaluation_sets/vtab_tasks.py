@@ -65,7 +65,6 @@ class VtabTask:
     """One task of VTAB-1k.
 
     Attributes:
-      group: "natural", "specialized" or "structured".
       dataset: name in TFDS, with the config if there are several.
       classes: number of classes.
       test_pictures: number of pictures that the test split must have.
@@ -77,7 +76,6 @@ class VtabTask:
         three channels and are kept as they are.
     """
 
-    group: str
     dataset: str
     classes: int
     test_pictures: int
@@ -89,7 +87,6 @@ class VtabTask:
 
 
 CLEVR_COUNT = VtabTask(
-    "structured",
     "clevr",
     classes=8,
     test_pictures=15_000,
@@ -98,7 +95,6 @@ CLEVR_COUNT = VtabTask(
     label=count_objects,
 )
 DSPRITES_LOCATION = VtabTask(
-    "structured",
     "dsprites",
     classes=16,
     test_pictures=73_728,
@@ -108,7 +104,6 @@ DSPRITES_LOCATION = VtabTask(
     grey=255,
 )
 SMALLNORB_AZIMUTH = VtabTask(
-    "structured",
     "smallnorb",
     classes=18,
     test_pictures=12_150,
@@ -120,43 +115,34 @@ SMALLNORB_AZIMUTH = VtabTask(
 
 TASKS = {
     "caltech101": VtabTask(
-        "natural",
         "caltech101",
         classes=102,
         test_pictures=6_084,
         validation="train[2754:2954]",
     ),
     "cifar100": VtabTask(
-        "natural",
         "cifar100",
         classes=100,
         test_pictures=10_000,
         validation="train[45000:45200]",
     ),
-    "dtd": VtabTask("natural", "dtd", classes=47, test_pictures=1_880),
-    "flowers": VtabTask(
-        "natural", "oxford_flowers102", classes=102, test_pictures=6_149
-    ),
+    "dtd": VtabTask("dtd", classes=47, test_pictures=1_880),
+    "flowers": VtabTask("oxford_flowers102", classes=102, test_pictures=6_149),
     "pets": VtabTask(
-        "natural",
         "oxford_iiit_pet",
         classes=37,
         test_pictures=3_669,
         validation="train[2944:3144]",
     ),
-    "sun397": VtabTask("natural", "sun397/tfds", classes=397, test_pictures=21_750),
+    "sun397": VtabTask("sun397/tfds", classes=397, test_pictures=21_750),
     "svhn": VtabTask(
-        "natural",
         "svhn_cropped",
         classes=10,
         test_pictures=26_032,
         validation="train[65931:66131]",
     ),
-    "patch_camelyon": VtabTask(
-        "specialized", "patch_camelyon", classes=2, test_pictures=32_768
-    ),
+    "patch_camelyon": VtabTask("patch_camelyon", classes=2, test_pictures=32_768),
     "eurosat": VtabTask(
-        "specialized",
         "eurosat/rgb",
         classes=10,
         test_pictures=5_400,
@@ -164,7 +150,6 @@ TASKS = {
         test="train[21600:]",
     ),
     "resisc45": VtabTask(
-        "specialized",
         "resisc45",
         classes=45,
         test_pictures=6_300,
@@ -172,7 +157,6 @@ TASKS = {
         test="train[25200:]",
     ),
     "retinopathy": VtabTask(
-        "specialized",
         "diabetic_retinopathy_detection/btgraham-300",
         classes=5,
         test_pictures=42_670,
@@ -181,13 +165,13 @@ TASKS = {
     "clevr_distance": dataclasses.replace(
         CLEVR_COUNT, classes=6, label=bin_closest_object
     ),
-    "dmlab": VtabTask("structured", "dmlab", classes=6, test_pictures=22_735),
+    "dmlab": VtabTask("dmlab", classes=6, test_pictures=22_735),
     "dsprites_location": DSPRITES_LOCATION,
     "dsprites_orientation": dataclasses.replace(
         DSPRITES_LOCATION, label=make_binning("label_orientation", 40, 16)
     ),
     "kitti_distance": VtabTask(
-        "structured", "kitti", classes=4, test_pictures=711, label=bin_closest_vehicle
+        "kitti", classes=4, test_pictures=711, label=bin_closest_vehicle
     ),
     "smallnorb_azimuth": SMALLNORB_AZIMUTH,
     "smallnorb_elevation": dataclasses.replace(

@@ -11,41 +11,48 @@ import tensorflow_datasets as tfds
 from align_jax.errors import InputError, run_command
 from align_jax.input.evaluation_records import LabelledPictures
 from align_jax.pictures import read_picture
+from configs.vtab import GROUPS
 from data import vtab
 from data.evaluation_sets.vtab_tasks import TASKS
 
-PLAIN = ["natural", "specialized"]
 CLASSES = {
-    "caltech101": 102,
-    "cifar100": 100,
-    "dtd": 47,
-    "flowers": 102,
-    "pets": 37,
-    "sun397": 397,
-    "svhn": 10,
-    "patch_camelyon": 2,
-    "eurosat": 10,
-    "resisc45": 45,
-    "retinopathy": 5,
-    "clevr_count": 8,
-    "clevr_distance": 6,
-    "dmlab": 6,
-    "dsprites_location": 16,
-    "dsprites_orientation": 16,
-    "kitti_distance": 4,
-    "smallnorb_azimuth": 18,
-    "smallnorb_elevation": 9,
+    "natural": {
+        "caltech101": 102,
+        "cifar100": 100,
+        "dtd": 47,
+        "flowers": 102,
+        "pets": 37,
+        "sun397": 397,
+        "svhn": 10,
+    },
+    "specialized": {
+        "patch_camelyon": 2,
+        "eurosat": 10,
+        "resisc45": 45,
+        "retinopathy": 5,
+    },
+    "structured": {
+        "clevr_count": 8,
+        "clevr_distance": 6,
+        "dmlab": 6,
+        "dsprites_location": 16,
+        "dsprites_orientation": 16,
+        "kitti_distance": 4,
+        "smallnorb_azimuth": 18,
+        "smallnorb_elevation": 9,
+    },
 }
+PLAIN = [*CLASSES["natural"], *CLASSES["specialized"]]
 
 
 def test_there_are_7_4_and_8_tasks_of_so_many_classes():
-    groups = [task.group for task in TASKS.values()]
-    counts = [groups.count(g) for g in ("natural", "specialized", "structured")]
-    assert counts == [7, 4, 8]
-    assert {name: task.classes for name, task in TASKS.items()} == CLASSES
+    assert [len(tasks) for tasks in CLASSES.values()] == [7, 4, 8]
+    assert GROUPS == CLASSES
+    classes = {name: n for tasks in CLASSES.values() for name, n in tasks.items()}
+    assert {name: task.classes for name, task in TASKS.items()} == classes
 
 
-@pytest.mark.parametrize("name", [n for n, t in TASKS.items() if t.group in PLAIN])
+@pytest.mark.parametrize("name", PLAIN)
 def test_natural_and_specialized_tasks_have_the_dataset_s_label(name):
     assert TASKS[name].label({"label": np.int64(3)}) == 3
 
