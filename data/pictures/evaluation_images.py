@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from align_jax import places
 from align_jax.errors import InputError
 from data.pictures.images import describe_images
+from data.sources.parquet_tables import open_parquet
 
 EVALUATION = pa.schema([("image_id", pa.string()), ("phash", pa.int64())])
 COLUMNS = {"image_id": pa.string(), "phash": pa.int64(), "image": pa.binary()}
@@ -24,11 +25,7 @@ def open_evaluation(path: str) -> pq.ParquetFile:
     place = places.local_path(path)
     if not place.is_file():
         raise InputError(f"no file {path} ({field})")
-    try:
-        file = pq.ParquetFile(place)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} ({field}) is not a Parquet file: {reason}") from error
+    file = open_parquet(place, f"{path} ({field})")
     schema = file.schema_arrow
     if "image_id" not in schema.names:
         raise InputError(

@@ -77,13 +77,18 @@ class ParquetSource:
                 yield RawPair(content, address, alt_text, spoken)
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Opens a Parquet file; InputError if it is not one."""
+def open_parquet(path: str | os.PathLike[str], name: str = "") -> pq.ParquetFile:
+    """Opens a Parquet file; InputError if it is not one.
+
+    Args:
+      path: path of the file.
+      name: name of the file for the message; its path by default.
+    """
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a Parquet file: {reason}") from error
+        raise InputError(f"{name or path} is not a Parquet file: {reason}") from error
 
 
 def check_parquet(
