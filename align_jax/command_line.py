@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from align_jax import places
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,6 @@ def parse_flags(
         hint = f"did you mean {meant[1]!r}?" if meant else "see the config file"
         raise InputError(f"the config has no field {name!r}; {hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # from the config file
         raise InputError(f"bad flags: {reason}") from error

@@ -18,6 +18,11 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: Exception) -> str:
+    """Returns an error's message with every run of white space as one space."""
+    return " ".join(str(error).split())
+
+
 def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command; an error that a user can fix is printed as one line.
 

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 Place = str | os.PathLike[str]
 
@@ -289,7 +289,7 @@ def _shown(place: Place) -> str:
 
 def _reason(error: Exception) -> str:
     """Formats an error's message in one line, shortened if it is long."""
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     if len(reason) <= 500:
         return reason
     return f"{reason[:100]} ... {reason[-400:]}"  # the cause is at the end

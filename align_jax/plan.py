@@ -21,7 +21,7 @@ import jax
 
 from align_jax.devices.known import DEVICES
 from align_jax.devices.mesh import make_mesh
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.run_config import RunConfig
@@ -119,7 +119,7 @@ def _try(step: StepPlan, config: RunConfig) -> Needs | str:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return " ".join(str(error).split())[:600]
+        return one_line(error)[:600]
 
 
 def memory_limit(device: jax.Device, here: bool) -> float | None:
@@ -253,7 +253,7 @@ def find_devices(target: str) -> list[jax.Device]:
         raise InputError(
             f"--plan={target}: the TPU compiler is missing (`pip install -e '.[tpu]'`)"
             " or knows no such slice; wanted one as v3:16x32, v5e:16x16, v6e:8x8, or"
-            f" {HERE!r}. It says: {' '.join(str(error).split())[:300]}"
+            f" {HERE!r}. It says: {one_line(error)[:300]}"
         ) from error
     return list(topology.devices)
 

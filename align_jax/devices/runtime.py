@@ -80,7 +80,7 @@ def _show_unraisable(show, unraisable) -> None:
 def _join_processes() -> None:
     import jax
 
-    from align_jax.errors import InputError
+    from align_jax.errors import InputError, one_line
 
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [os.environ.get(name) for name in names]
@@ -94,6 +94,6 @@ def _join_processes() -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"--distributed: {' '.join(str(error).split())}; where there is no TPU pod,"
+            f"--distributed: {one_line(error)}; where there is no TPU pod,"
             f" Slurm, Open MPI or Kubernetes, set {', '.join(names)}"
         ) from error

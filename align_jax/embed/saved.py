@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from align_jax import places
 from align_jax.embed.encoder import Encoder
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.runs import workdir
 
 KINDS = ("images", "image_features", "texts", "projected_texts", "text_features")
@@ -200,7 +200,6 @@ def _read_column(path: str, name: str) -> pa.ChunkedArray:
     try:
         return pq.read_table(io.BytesIO(content), columns=[name]).column(name)
     except (OSError, KeyError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"{path} is damaged: {reason}; remove it, and it is made again"
+            f"{path} is damaged: {one_line(error)}; remove it, and it is made again"
         ) from error

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from align_jax import places
 from align_jax.embed.model import Model
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.weights.folder import digest
 
 MODEL_FILE = "model.json"
@@ -152,14 +152,14 @@ def _read(
             images = [image or b"" for image in batch.column("image").to_pylist()]
             yield batch.column("image_id").cast(pa.string()), images
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{shard.path} is damaged: {_one_line(error)}") from error
+        raise InputError(f"{shard.path} is damaged: {one_line(error)}") from error
 
 
 def _open(path: pathlib.Path) -> PictureShard:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is not a Parquet file: {_one_line(error)}") from error
+        raise InputError(f"{path} is not a Parquet file: {one_line(error)}") from error
     schema = file.schema_arrow
     lacking = [name for name in WANTED if name not in schema.names]
     if lacking:
@@ -196,13 +196,9 @@ def _check_rows(target: pathlib.Path, shard: PictureShard) -> None:
     try:
         rows = pq.read_metadata(target).num_rows
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{target} is damaged: {_one_line(error)}") from error
+        raise InputError(f"{target} is damaged: {one_line(error)}") from error
     if rows != shard.rows:
         raise InputError(
             f"{target} has {rows} embeddings, but {shard.path} {shard.rows} pictures;"
             " remove it"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -17,7 +17,7 @@ import tqdm
 import yaml
 
 from align_jax import places
-from align_jax.errors import STOPPED, InputError, Preempted
+from align_jax.errors import STOPPED, InputError, Preempted, one_line
 from align_jax.runs import workdir as folder
 from align_jax.sweep.config import SweepRun
 from align_jax.sweep.status import (
@@ -182,7 +182,7 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
     try:
         template = yaml.safe_load(places.read_text(places.resolve(flags.template)))
     except (InputError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"--template={flags.template}: {reason}") from error
     if not isinstance(template, dict) or "run" not in template:
         raise InputError(

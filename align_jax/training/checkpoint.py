@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from align_jax import places
 from align_jax.config import differing_fields
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.runs.workdir import as_json
 from align_jax.training.train_state import TrainState
 
@@ -145,10 +145,9 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)["state"]
         except (ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
             raise InputError(
                 f"{path} holds a state of another form, as another optimizer's or with"
-                f" another average: {reason[:300]}"
+                f" another average: {one_line(error)[:300]}"
             ) from error
 
     def wait(self) -> None:

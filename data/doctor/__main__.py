@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from align_jax import places
-from align_jax.errors import InputError, run_command
+from align_jax.errors import InputError, one_line, run_command
 from data.doctor.files import NAMED, FileChecks, Finding
 
 if TYPE_CHECKING:
@@ -235,10 +235,9 @@ def read_held_out(path: pathlib.Path) -> Any:
     try:
         ids = pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path} ({reason}): wanted a Parquet file with a column image_id, or a"
-            " dataset's folder"
+            f"{path} ({one_line(error)[:200]}): wanted a Parquet file with a column"
+            " image_id, or a dataset's folder"
         ) from error
     hashes = [hash_of(str(image_id).encode()) for image_id in ids]
     return np.array(hashes, np.uint64)

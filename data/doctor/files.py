@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from align_jax import places
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from data.records.formats import RECORD_FORMATS
 
 NAMED = 3  # examples that a finding gives
@@ -120,7 +120,7 @@ class FileChecks:
                 lengths = map(int, of_split.shard_lengths)
                 self.shards[split] = dict(zip(names, lengths, strict=True))
         except Exception as error:  # TFDS and protobuf have no common error class
-            found = " ".join(str(error).split())[:200]
+            found = one_line(error)[:200]
             wanted = "what tfds.builder_from_directory opens"
             self.note("dataset_info.json", found, wanted, info_path)
             return False

@@ -14,6 +14,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.python.lib.io import tf_record
 
+from align_jax.errors import one_line
 from data.corpus.ingest import identify
 from data.pictures.images import describe_images
 
@@ -171,7 +172,7 @@ def _read_array_record(
         reader = array_record_module.ArrayRecordReader(str(path))
         count = reader.num_records()
     except (RuntimeError, ValueError) as error:
-        damaged.append((0, " ".join(str(error).split())[:100]))
+        damaged.append((0, one_line(error)[:100]))
         return
     if not count and path.stat().st_size:
         damaged.append((0, "cut short: its index is not there"))
@@ -179,7 +180,7 @@ def _read_array_record(
         try:
             yield number, reader.read([number])[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            damaged.append((number, " ".join(str(error).split())[:100]))
+            damaged.append((number, one_line(error)[:100]))
 
 
 # A reader yields (place, record) of a shard and lists (place, reason) of damaged ones.

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align_jax import places
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 
 FIELD = "config.pictures.embedding_model"
 KEPT_BYTES = 10_000  # of a process's output, kept to find its last line
@@ -66,10 +66,9 @@ def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
         found = flat.reshape(len(table), column.type.list_size)
         names = table["image_id"].combine_chunks().cast(pa.string())
     except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
             f"{path} has no columns `image_id` and `embedding`, a list of as many"
-            f" numbers for each picture ({reason})"
+            f" numbers for each picture ({one_line(error)})"
         ) from error
     return names, unit_vectors(found, str(path))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from data.sources.config import SourceConfig, TableColumns
 from data.sources.files import RawPair, SourceShard, list_files, read_picture
 
@@ -87,7 +87,7 @@ def open_parquet(path: str | os.PathLike[str], name: str = "") -> pq.ParquetFile
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{name or path} is not a Parquet file: {reason}") from error
 
 
@@ -152,7 +152,7 @@ def read_parquet_columns(
                 return
             values = {name: _as_bytes(batch[name]).to_pylist() for name in distinct}
         except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"{path} is damaged ({reason}); make it anew") from error
         nothing = [None] * len(batch)
         columns = [values[name] if name else nothing for name in names]
