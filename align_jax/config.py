@@ -75,6 +75,25 @@ def choose(choices: Mapping[str, T], name: str, where: str) -> T:
     return choices[name]
 
 
+def check_choices(
+    config: Dataclass, choices: Mapping[str, Iterable[str]], prefix: str = ""
+) -> None:
+    """Checks the fields of a dataclass that hold one of several names.
+
+    Args:
+      config: dataclass to check.
+      choices: known names by field.
+      prefix: text before a field's name in the message, as in "model.".
+
+    Raises:
+      ValueError: a field holds an unknown name; the message lists the known ones.
+    """
+    for field, known in choices.items():
+        name = getattr(config, field)
+        if name not in known:
+            raise ValueError(f"{prefix}{field} is {name!r}; {_suggest(name, known)}")
+
+
 def stored_fields(config: Dataclass) -> dict[str, Any]:
     """Returns the fields of a dataclass as files store them.
 
@@ -139,8 +158,8 @@ def change(
     return changed
 
 
-def _suggest(name: str, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(str(name), known, n=1)
+def _suggest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(str(name), [*known], n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}known: {', '.join(known)}"
 

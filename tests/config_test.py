@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from align_jax.config import choose, differing_fields, read_config
+from align_jax.config import check_choices, choose, differing_fields, read_config
 from align_jax.errors import InputError
 
 
@@ -21,6 +21,11 @@ class Outer:
     def __post_init__(self):
         if self.steps < 0:
             raise ValueError("steps is negative")
+
+
+@dataclasses.dataclass
+class Loss:
+    reduction: str
 
 
 def test_sub_dicts_become_dataclasses_and_defaults_hold():
@@ -53,6 +58,14 @@ def test_what_does_not_fit_is_refused_by_path(fields, message):
 def test_an_unknown_choice_lists_the_known_ones():
     with pytest.raises(InputError, match="did you mean 'retrieval'.*zero_shot"):
         choose({"retrieval": 1, "zero_shot": 2}, "retrival", "config.kind")
+
+
+def test_an_unknown_name_in_a_field_lists_the_known_ones():
+    choices = {"reduction": ("sum", "mean")}
+    check_choices(Loss("mean"), choices)
+    message = r"^loss.reduction is 'meam'; did you mean 'mean'\? known: sum, mean$"
+    with pytest.raises(ValueError, match=message):
+        check_choices(Loss("meam"), choices, "loss.")
 
 
 def test_differing_fields_are_named_with_both_values():

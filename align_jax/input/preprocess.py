@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from align_jax.config import check_choices
 from align_jax.input.resample import resample
 from align_jax.input.scratch import Scratch
 from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
@@ -74,12 +75,7 @@ class PreprocessConfig:
                 f" {self.image_size}"
             )
         choices = {"resampling": RESAMPLINGS, "decode": DECODINGS, "crop": CROPS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"preprocess.{name} is {getattr(self, name)!r}; known:"
-                    f" {', '.join(known)}"
-                )
+        check_choices(self, choices, "preprocess.")
         for name in ("crop_area", "colour_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from align_jax.config import check_choices
 from align_jax.devices.kernel_choice import CHOICES
 from align_jax.losses.contrastive import REDUCTIONS, contrastive_loss
 from align_jax.losses.sigmoid import sigmoid_loss
@@ -63,11 +64,7 @@ class LossConfig:
             "precision": PRECISIONS,
             "kernels": CHOICES,
         }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"loss.{name} is {getattr(self, name)!r}; known: {', '.join(known)}"
-                )
+        check_choices(self, choices, "loss.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"loss.label_smoothing is {self.label_smoothing}; wanted 0 to below 1"

@@ -6,7 +6,7 @@ from typing import Self
 import flax.linen as nn
 import jax
 
-from align_jax.config import READER
+from align_jax.config import READER, check_choices
 from align_jax.devices.kernel_choice import Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.models.dual_encoder import DTYPES, ImageModel, unit_length
@@ -37,10 +37,7 @@ class ClassifierConfig:
             raise ValueError(f"model.classes is {self.classes}; wanted 2 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; wanted 0 to below 1")
-        if self.dtype not in DTYPES:
-            raise ValueError(
-                f"model.dtype is {self.dtype!r}; known: {', '.join(DTYPES)}"
-            )
+        check_choices(self, {"dtype": DTYPES}, "model.")
 
     @property
     def towers(self) -> dict[str, TowerConfig]:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import READER
+from align_jax.config import READER, check_choices
 from align_jax.devices.kernel_choice import Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.models.towers import (
@@ -60,13 +60,8 @@ class ModelConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        choices = {"temperature_form": TEMPERATURE_FORMS, "dtype": tuple(DTYPES)}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"model.{name} is {getattr(self, name)!r}; known:"
-                    f" {', '.join(known)}"
-                )
+        choices = {"temperature_form": TEMPERATURE_FORMS, "dtype": DTYPES}
+        check_choices(self, choices, "model.")
         if self.temperature_init <= 0:
             raise ValueError(
                 f"model.temperature_init is {self.temperature_init}; wanted above 0"

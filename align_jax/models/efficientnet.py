@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import LATE
+from align_jax.config import LATE, check_choices
 from align_jax.devices.kernel_choice import CHOICES, Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.kernels.convolution import PADDINGS
@@ -154,12 +154,7 @@ class EfficientNetConfig:
             "rematerialise": REMATERIALISATIONS,
             "kernels": CHOICES,
         }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"image_tower.{name} is {getattr(self, name)!r}; known:"
-                    f" {', '.join(known)}"
-                )
+        check_choices(self, choices, "image_tower.")
 
 
 def round_channels(channels: int, width: float, divisor: int = 8) -> int:

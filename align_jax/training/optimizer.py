@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import optax
 
+from align_jax.config import check_choices
+
 Mask = Callable[[Any], Any]  # function from a tree of parameters to a tree of bools
 Chain = tuple[optax.GradientTransformation, ...]
 
@@ -66,12 +68,7 @@ class OptimizerConfig:
     average_decay: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", OPTIMIZERS), ("decay", DECAYS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"optimizer.{name} is {getattr(self, name)!r}; known:"
-                    f" {', '.join(known)}"
-                )
+        check_choices(self, {"kind": OPTIMIZERS, "decay": DECAYS}, "optimizer.")
         if self.decay == "staircase" and self.staircase_steps < 1:
             raise ValueError(
                 f"optimizer.staircase_steps is {self.staircase_steps}; the staircase"

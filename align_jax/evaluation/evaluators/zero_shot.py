@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from align_jax.config import check_choices
 from align_jax.embed.embedder import class_embeddings
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
@@ -52,10 +53,7 @@ class ZeroShotConfig(LabelledSplits):
     label_feature: str = "label"
 
     def __post_init__(self) -> None:
-        if self.average not in AVERAGES:
-            raise ValueError(
-                f"average is {self.average!r}; known: {', '.join(AVERAGES)}"
-            )
+        check_choices(self, {"average": AVERAGES})
         if self.single and "{}" not in self.single:
             raise ValueError(f"single is {self.single!r}; wanted a {{}} in it")
 
