@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from align_jax import places
+from align_jax.config import choose
 from align_jax.errors import run_command
 
 
@@ -27,11 +28,12 @@ def main(argv: Sequence[str]) -> None:
     from align_jax.sweep.config import open_sweep
     from align_jax.sweep.launchers import LAUNCHERS
 
+    launch = choose(LAUNCHERS, flags.launcher, "--launcher")
     runs = {}
     for argument in flags.sweep:
         for run in open_sweep(argument, flags.workdir, flags.further):
             runs[run.workdir] = run  # equal runs of several sweeps are one
-    LAUNCHERS[flags.launcher]([*runs.values()], flags)
+    launch([*runs.values()], flags)
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -49,7 +51,8 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--launcher",
         default="local",
-        choices=("local", "print", "skypilot", "status"),
+        metavar="NAME",
+        help="name of a launcher; local by default",
     )
     parser.add_argument("--retry", action="store_true", help="run failed runs again")
     parser.add_argument(

@@ -186,6 +186,12 @@ def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     workdir.check(out, whole.fields, search_execution(whole.fields))
 
 
+def test_an_unknown_launcher_is_refused_before_the_sweep_is_read():
+    message = "--launcher is 'slurm'; known: local, print, skypilot, status"
+    with pytest.raises(InputError, match=message):
+        sweep.main(["--sweep=nowhere", "--workdir=/out", "--launcher=slurm"])
+
+
 def test_the_local_launcher_wants_a_local_folder():
     flags = sweep.read_flags(["--sweep=x", "--workdir=gs://bucket/x"])
     with pytest.raises(InputError, match="'local' wants a local folder"):
