@@ -1,15 +1,20 @@
-"""Reads literal configs into typed dataclasses, compares them and changes them."""
+"""Reads literal configs as dataclasses, compares them and binds folders to them."""
 
 import copy
 import dataclasses
 import difflib
+import json
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+from align_jax import places
 from align_jax.errors import InputError
+
+CONFIG_FILE = "config.json"  # a folder with it belongs to that config
 
 T = TypeVar("T")
 
@@ -156,6 +161,65 @@ def change(
                 )
         node[name] = copy.deepcopy(value)
     return changed
+
+
+def check_folder(
+    folder: places.Place, config: Mapping[str, Any], free: Iterable[str] = ()
+) -> None:
+    """Checks that a folder is unused or belongs to this config; changes nothing.
+
+    Args:
+      folder: path or URL of the folder.
+      config: literal config of the run or build.
+      free: dotted paths of fields that may differ, because they do not change results.
+
+    Raises:
+      InputError: the folder belongs to another config (the message names the differing
+        fields), holds files that no run or build wrote, or is a file.
+    """
+    path = os.path.join(folder, CONFIG_FILE)
+    if places.exists(path):
+        differing = differing_fields(
+            leave_out(places.read_object(path), free), leave_out(as_json(config), free)
+        )
+        if differing:
+            raise InputError(
+                f"{folder} belongs to another config ({'; '.join(differing)});"
+                " give another folder or go back to that config"
+            )
+    # Another process may be writing the config now, or was killed while it did.
+    elif not places.is_free(folder, (CONFIG_FILE, places.TEMPORARY)):
+        if not places.is_folder(folder):
+            raise InputError(f"{folder} is a file; wanted a folder")
+        raise InputError(
+            f"{folder} is not empty and holds no {CONFIG_FILE}, so no run or build of"
+            " ours wrote it; give another folder"
+        )
+
+
+def claim_folder(
+    folder: places.Place, config: Mapping[str, Any], free: Iterable[str] = ()
+) -> None:
+    """Binds a folder to a config unless it is bound already; see `check_folder`."""
+    check_folder(folder, config, free)
+    if not is_claimed(folder):
+        write_config(folder, config)
+
+
+def write_config(folder: places.Place, config: Mapping[str, Any]) -> None:
+    """Binds a folder that passed `check_folder` to a config."""
+    places.make_folder(folder)
+    places.write_json(os.path.join(folder, CONFIG_FILE), config)
+
+
+def is_claimed(folder: places.Place) -> bool:
+    """Returns whether a folder belongs to a config."""
+    return places.exists(os.path.join(folder, CONFIG_FILE))
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value as JSON reads it back: tuples as lists, keys as strings."""
+    return json.loads(json.dumps(value))
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

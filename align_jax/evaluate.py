@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from align_jax import places
-from align_jax.config import read_config
+from align_jax.config import check_folder, read_config, write_config
 from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
 from align_jax.embed.saved import SavedEmbedder
@@ -32,7 +32,7 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
       InputError: bad input; raised before anything compiles.
     """
     config = read_config(EvaluateConfig, fields)
-    folder.check(workdir, fields)
+    check_folder(workdir, fields)
     if folder.is_finished(workdir):
         print(f"{workdir} holds this evaluation, finished: nothing to do.")
         print_results(workdir)
@@ -41,7 +41,7 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     embedder: Encoder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
     if folder.leads():
-        folder.claim(workdir, fields)
+        write_config(workdir, fields)
         write_provenance(workdir)
     results: dict[str, float] = {}
     if weights.step is not None:

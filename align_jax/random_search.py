@@ -15,7 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from align_jax import places
-from align_jax.config import read_config
+from align_jax.config import check_folder, is_claimed, read_config, write_config
 from align_jax.devices.mesh import make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.errors import InputError
@@ -50,11 +50,11 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     config.check()
     reuse_memory()
     _check_data(config)
-    folder.check(workdir, fields, search_execution(fields))
+    check_folder(workdir, fields, search_execution(fields))
     multihost_utils.sync_global_devices("the search is checked")
     # With `only`, many commands start at once, and they must not write the same file.
-    if folder.leads() and not (config.only and folder.is_claimed(workdir)):
-        folder.claim(workdir, fields)
+    if folder.leads() and not (config.only and is_claimed(workdir)):
+        write_config(workdir, fields)
         write_provenance(workdir)
     if config.only:
         task, trial = config.trial_names()[config.only]
@@ -123,7 +123,7 @@ def _check_data(config: SearchConfig) -> None:
 
 def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
     """Trains, unless the run is finished; returns its score, or `DIVERGED`."""
-    folder.check(workdir, fields, run_execution(fields))
+    check_folder(workdir, fields, run_execution(fields))
     if not folder.is_finished(workdir):
         try:
             train(fields, workdir)

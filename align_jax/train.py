@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from align_jax import places
+from align_jax.config import check_folder, write_config
 from align_jax.devices.mesh import global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
@@ -60,7 +61,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         reuse_memory()
         mesh = make_mesh(config.fsdp)
         plan = config.make_plan(mesh)
-        folder.check(workdir, fields, run_execution(fields))
+        check_folder(workdir, fields, run_execution(fields))
         if folder.is_finished(workdir):
             print(f"{workdir} holds this run, finished: nothing to do.")
             print_results(workdir)
@@ -72,7 +73,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         _check_patterns(config)
         start, state = first_state(config, plan, tokenizer, workdir)
         if folder.leads():  # nothing is written until all input is checked
-            folder.claim(workdir, fields)
+            write_config(workdir, fields)
             write_provenance(workdir)
 
         checkpoints = Checkpoints(

@@ -22,8 +22,9 @@ from pyexpat import version_info as expat_version
 from xml.etree import ElementTree
 
 from align_jax import places
+from align_jax.config import claim_folder
 from align_jax.errors import InputError, run_command
-from data.records.stages import claim, materialise
+from data.records.stages import materialise
 
 ROOT = pathlib.Path("/usr/share/openclipart")
 PICTURES_A_SHARD = 500
@@ -218,7 +219,9 @@ def main() -> None:
         )
     root = places.local_path(flags.root)
     list_pictures(root)
-    claim(flags.out, {"root": str(flags.root), "pictures_a_shard": PICTURES_A_SHARD})
+    claim_folder(
+        flags.out, {"root": str(flags.root), "pictures_a_shard": PICTURES_A_SHARD}
+    )
     pairs, summary = flags.out / "pairs", flags.out / "summary.json"
     counts: collections.Counter[str] = collections.Counter()
 

@@ -22,8 +22,9 @@ import multiprocessing
 import sys
 
 from align_jax import places
+from align_jax.config import claim_folder
 from align_jax.errors import run_command
-from data.records.stages import claim, materialise
+from data.records.stages import materialise
 from data.samples.emoji_drawings import draw, list_concepts
 
 ATTRIBUTION = """# Attribution
@@ -49,7 +50,7 @@ def main() -> None:
 
     from data.samples.quickstart_splits import write_evaluation, write_pairs
 
-    claim(flags.out, {"seed": flags.seed})
+    claim_folder(flags.out, {"seed": flags.seed})
     if all((flags.out / name).exists() for name in ("evaluation", "pairs.parquet")):
         print(f"{flags.out} holds the raw pairs and evaluation sets: nothing to do.")
         return

@@ -2,8 +2,19 @@ import dataclasses
 
 import pytest
 
-from align_jax.config import check_choices, choose, differing_fields, read_config
+from align_jax.config import (
+    check_choices,
+    check_folder,
+    choose,
+    claim_folder,
+    differing_fields,
+    is_claimed,
+    read_config,
+    write_config,
+)
 from align_jax.errors import InputError
+
+CONFIG = {"seed": 0, "input": {"sizes": (1, 2)}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +86,41 @@ def test_differing_fields_are_named_with_both_values():
         "config.b.c: 2 -> 4",
         "config.b.d: 3 -> 'absent'",
     ]
+
+
+def test_a_folder_belongs_to_its_config(tmp_path):
+    folder = tmp_path / "run"
+    check_folder(folder, CONFIG)
+    assert not folder.exists()
+    claim_folder(folder, CONFIG)
+    check_folder(folder, CONFIG)  # tuples come back as lists
+    for refuse in (check_folder, claim_folder):
+        with pytest.raises(InputError, match="another config .*config.seed: 0 -> 1"):
+            refuse(folder, {**CONFIG, "seed": 1})
+    claim_folder(folder, {**CONFIG, "seed": 1}, free=["seed"])
+    check_folder(folder, CONFIG)  # the first config stays
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="not empty and holds no config.json"):
+        claim_folder(tmp_path, CONFIG)
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+    assert not is_claimed(tmp_path)
+    with pytest.raises(InputError, match="thesis.tex is a file; wanted a folder"):
+        claim_folder(tmp_path / "thesis.tex", CONFIG)
+
+
+def test_a_broken_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is not valid JSON"):
+        claim_folder(tmp_path, CONFIG)
+
+
+def test_a_folder_whose_run_was_killed_at_its_start_is_free(tmp_path):
+    for left in ("config.json.tmp", "config.json.01ab23cd.tmp"):
+        (tmp_path / left).write_text('{"se')
+    check_folder(tmp_path, CONFIG)
+    write_config(tmp_path, CONFIG)
+    with pytest.raises(InputError, match="another config"):
+        check_folder(tmp_path, {"seed": 1})

@@ -51,7 +51,7 @@ def fake(monkeypatch):
         if scores.get(name) is None:
             raise Preempted(f"told to stop in {name}")
         ran.append((name, fields))
-        program.folder.claim(workdir, fields)
+        program.write_config(workdir, fields)
         if scores[name] == "diverges":
             raise FloatingPointError("the loss of step 1 is nan")
         program.places.make_folder(f"{workdir}/checkpoints/4")

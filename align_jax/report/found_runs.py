@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from align_jax import places
-from align_jax.config import leave_out
+from align_jax.config import CONFIG_FILE, is_claimed, leave_out
 from align_jax.errors import InputError
 from align_jax.models.parameters import variable_shapes
 from align_jax.report.run_kinds import RUN_KINDS, kind_of
@@ -129,7 +129,7 @@ def find_runs(typed: Sequence[str]) -> list[FoundRun]:
         folders = [*_run_folders(_whole_path(place))]
         if not folders:
             raise InputError(
-                f"{place} holds no run: no {folder.CONFIG_FILE} in it or below; name"
+                f"{place} holds no run: no {CONFIG_FILE} in it or below; name"
                 " workdirs, or a sweep's"
             )
         found |= dict.fromkeys(folders)
@@ -157,8 +157,8 @@ def _run_folders(place: str) -> Iterator[str]:
 
     Folders inside a run, such as the trials of a search, are not visited.
     """
-    if folder.is_claimed(place):
-        config = places.read_json(os.path.join(place, folder.CONFIG_FILE))
+    if is_claimed(place):
+        config = places.read_json(os.path.join(place, CONFIG_FILE))
         if config.get("run") in RUN_KINDS:  # a corpus also has a config
             yield place
     elif places.is_folder(place):
@@ -184,7 +184,7 @@ def _read(place: str, name: str) -> FoundRun:
     return FoundRun(
         place=place,
         name=name,
-        fields=read(folder.CONFIG_FILE, {}),
+        fields=read(CONFIG_FILE, {}),
         results=read(folder.RESULTS_FILE, so_far),
         rows=rows,
         latest=latest,

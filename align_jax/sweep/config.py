@@ -16,11 +16,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_jax.command_line import CommandLine, read_command_line
-from align_jax.config import choose, leave_out, read_config
+from align_jax.config import as_json, choose, leave_out, read_config
 from align_jax.errors import InputError
 from align_jax.report.run_kinds import kind_of
-from align_jax.runs.workdir import as_json
 from align_jax.training.random_search_config import SearchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A random search whose trials are the runs: its folder and its literal config."""
+
+    workdir: str
+    fields: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +40,14 @@ class SweepRun:
       fields: the literal config.
       flags: flags for `main.py`.
       workdir: path or URL of the run's folder.
-      search: folder and config of the search of which the run is a trial; None for runs
-        of `get_sweep`.
+      search: search of which the run is a trial; None for runs of `get_sweep`.
     """
 
     id: str
     fields: Mapping[str, Any]
     flags: tuple[str, ...]
     workdir: str
-    search: tuple[str, Mapping[str, Any]] | None = None
+    search: Search | None = None
 
     @property
     def command(self) -> str:
@@ -107,7 +113,7 @@ def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[Swee
             search.trial_fields(task, trial),
             (*config, f"--config.only={name}", f"--workdir={workdir}"),
             os.path.join(workdir, name),
-            (workdir, fields),
+            Search(workdir, fields),
         )
         for name, (task, trial) in search.trial_names().items()
     ]

@@ -10,16 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import tqdm
 import yaml
 
 from align_jax import places
+from align_jax.config import claim_folder
 from align_jax.errors import STOPPED, InputError, Preempted, one_line
 from align_jax.runs import workdir as folder
-from align_jax.sweep.config import SweepRun
+from align_jax.sweep.config import Search, SweepRun
 from align_jax.sweep.status import (
     Status,
     count_states,
@@ -76,7 +76,7 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 def _run(run: SweepRun) -> None:
     """Runs one run in a separate process, and waits for its end."""
     if run.search is not None:  # first, as a folder with a log alone is refused
-        _claim(*run.search)
+        _claim(run.search)
     with locked_log(run) as log, _Termination():
         if folder.is_finished(run.workdir):  # by the process that held the lock
             return
@@ -114,13 +114,6 @@ def _reason(run: SweepRun, code: int, before: int) -> str:
         printed = file.read().decode(errors="replace")
     lines = [line for line in printed.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit code {code}"
-
-
-def _claim(workdir: str, fields: Mapping[str, Any]) -> None:
-    """Binds a folder to the search's config, as `main.py` would."""
-    folder.check(workdir, fields, search_execution(fields))
-    if not folder.is_claimed(workdir):
-        folder.claim(workdir, fields)
 
 
 class _Termination:
@@ -209,9 +202,16 @@ def _to_run(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
     """Selects the runs to start, and claims the folders of their searches."""
     wanted = {"stopped", "waiting"} | ({"failed"} if retry else set())
     found = [run for run in runs if read_status(run).state in wanted]
-    for search in {run.search[0]: run.search for run in found if run.search}.values():
-        _claim(*search)
+    searches = {run.search.workdir: run.search for run in found if run.search}
+    for search in searches.values():
+        _claim(search)
     return found
+
+
+def _claim(search: Search) -> None:
+    """Binds a search's folder to its config, as `main.py` would."""
+    execution = search_execution(search.fields)
+    claim_folder(search.workdir, search.fields, execution)
 
 
 LAUNCHERS: dict[str, Callable[[Sequence[SweepRun], argparse.Namespace], None]] = {

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from align_jax import places
+from align_jax.config import check_folder, is_claimed
 from align_jax.report.run_kinds import kind_of
 from align_jax.runs import workdir as folder
 from align_jax.runs.results import main_scores
@@ -50,7 +51,7 @@ def read_status(run: SweepRun) -> Status:
       InputError: the folder belongs to another run, or the storage does not answer.
     """
     execution = kind_of(run.fields).execution(run.fields)
-    folder.check(run.workdir, run.fields, execution)
+    check_folder(run.workdir, run.fields, execution)
     rows = read_last_metrics(run.workdir)
     state = _state(run)
     step = max((int(row["step"]) for row in rows), default=0)
@@ -83,7 +84,7 @@ def _state(run: SweepRun) -> str:
         return "running"
     if places.exists(failure_path(run)):
         return "failed"
-    if not folder.is_claimed(run.workdir):
+    if not is_claimed(run.workdir):
         return "waiting"
     # A run without a log was started elsewhere: new metrics show that it is running.
     silent = 0.0 if _has_log(run) else _seconds_silent(run)

@@ -15,9 +15,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from align_jax import places
-from align_jax.config import differing_fields
+from align_jax.config import as_json, differing_fields
 from align_jax.errors import InputError, one_line
-from align_jax.runs.workdir import as_json
 from align_jax.training.train_state import TrainState
 
 FOLDER = "checkpoints"  # in a workdir

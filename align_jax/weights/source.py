@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from align_jax import places
+from align_jax.config import CONFIG_FILE
 from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import flatten
-from align_jax.runs.workdir import CONFIG_FILE
 from align_jax.training.checkpoint import FOLDER, Checkpoints, split_source
 from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import TRAINING, read_run_config

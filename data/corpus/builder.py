@@ -18,6 +18,7 @@ from typing import Any
 import ibis
 
 from align_jax import places
+from align_jax.config import claim_folder
 from align_jax.errors import InputError
 from data.corpus import ngrams, rules
 from data.corpus.config import CorpusConfig
@@ -34,7 +35,7 @@ from data.pictures.evaluation_images import (
     open_evaluation,
     write_evaluation,
 )
-from data.records.stages import claim, materialise
+from data.records.stages import materialise
 from data.sources.source import list_shards
 
 
@@ -308,7 +309,7 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(config)
-    claim(directory, described(config))
+    claim_folder(directory, described(config))
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(places.read_json(report_path)))

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from align_jax.command_line import read_command_line
+from align_jax.config import check_folder
 from align_jax.errors import InputError, Preempted
-from align_jax.runs import workdir
 from align_jax.sweep import __main__ as sweep
 from align_jax.sweep import launchers
 from align_jax.sweep.config import open_sweep
@@ -183,7 +183,7 @@ def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     assert read_status(runs[0]).state == "done" and place.ran == ["trial_00"]
     argv = ["main.py", "--config=configs/vtab.py:dtd", *flags, f"--workdir={out}"]
     whole = read_command_line(argv)  # the search then accepts its folder
-    workdir.check(out, whole.fields, search_execution(whole.fields))
+    check_folder(out, whole.fields, search_execution(whole.fields))
 
 
 def test_an_unknown_launcher_is_refused_before_the_sweep_is_read():

@@ -300,7 +300,7 @@ def test_a_file_or_a_damaged_config_in_place_of_a_workdir_is_refused(config, tmp
         build(config, tmp_path / "file")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is damaged"):
+    with pytest.raises(InputError, match="config.json is not valid JSON"):
         build(config, tmp_path / "corpus")
 
 
