@@ -93,6 +93,17 @@ def list_names(folder: Place) -> list[str]:
         return sorted(path.name for path in _open_place(folder).iterdir())
 
 
+def newest_version(directory: Place) -> str:
+    """Returns the folder of a dataset's newest version, or the folder itself."""
+    folder = resolve(directory)
+    found = list_names(folder) if is_folder(folder) else []
+    versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    if not versions:
+        return folder
+    newest = max(versions, key=lambda name: [*map(int, name.split("."))])
+    return os.path.join(folder, newest)
+
+
 def size(file: Place) -> int | None:
     """Returns a file's size in bytes, or None if it does not exist."""
     try:

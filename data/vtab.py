@@ -11,7 +11,6 @@ TASK, all tasks are written.
 import argparse
 import io
 import pathlib
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -31,20 +30,14 @@ MANUAL = {
 
 def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
     """Returns the folder of a dataset's newest version; InputError if it is missing."""
-    folder = source / name
-    versions = [
-        path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
-        and (path / "dataset_info.json").is_file()
-    ]
-    if not versions:
+    folder = pathlib.Path(places.newest_version(source / name))
+    if not (folder / "dataset_info.json").exists():
         note = MANUAL.get(name)
         raise InputError(
             f"no dataset {name!r} in {source}; `tfds build {name}` prepares it"
             + (f" and {note}" if note else "")
         )
-    return max(versions, key=lambda path: [*map(int, path.name.split("."))])
+    return folder
 
 
 def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:

@@ -6,13 +6,9 @@ from collections.abc import Callable
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.shards import (
-    Shard,
-    list_shards,
-    newest_version,
-    open_builder,
-)
+from align_jax.input.shards import Shard, list_shards, open_builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +65,7 @@ def open_dataset(config: DatasetConfig) -> Dataset:
       InputError: an error of `open_shards`, no records to use, or a feature that is
         missing or of another type.
     """
-    directory = newest_version(config.directory)
+    directory = places.newest_version(config.directory)
     builder = open_builder(directory, config.split)
     shards = list_shards(directory, builder.info, config.split)
     total = sum(shard.records for shard in shards)
@@ -128,7 +124,7 @@ def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
 
 def count_labels(config: DatasetConfig) -> int | None:
     """Returns the number of classes of a dataset's labels, or None if not stated."""
-    directory = newest_version(config.directory)
+    directory = places.newest_version(config.directory)
     feature = open_builder(directory, config.split).info.features
     for name in config.label_feature.split("/"):
         feature = feature[name]

@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.shards import newest_version, open_shards
+from align_jax.input.shards import open_shards
 
 
 def evaluation_records(
@@ -171,7 +172,7 @@ def _open_evaluation(
     directory: str, split: str, wanted: Sequence[str]
 ) -> tfds.core.DatasetBuilder:
     """Opens a split of the newest version; raises as `evaluation_records` does."""
-    directory = newest_version(directory)
+    directory = places.newest_version(directory)
     for part in split.split("+"):  # for example "train[:90%]+validation"
         open_shards(directory, part.split("[")[0].strip())
     builder = tfds.builder_from_directory(directory)

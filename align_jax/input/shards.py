@@ -6,7 +6,6 @@ A dataset is a folder in TFDS's layout with TFRecord files, written by us or by 
 import concurrent.futures
 import dataclasses
 import os
-import re
 import struct
 from collections.abc import Sequence
 
@@ -64,21 +63,8 @@ def list_shards(directory: str, info: tfds.core.DatasetInfo, split: str) -> list
 
 def is_dataset(directory: str) -> bool:
     """Returns whether a folder holds a dataset or the versions of one."""
-    path = os.path.join(newest_version(directory), "dataset_info.json")
+    path = os.path.join(places.newest_version(directory), "dataset_info.json")
     return places.exists(path)
-
-
-def newest_version(directory: str) -> str:
-    """Returns the folder of a dataset's newest version, or the folder itself."""
-    directory = places.resolve(directory)
-    if not places.is_folder(directory):
-        return directory
-    found = places.list_names(directory)
-    versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
-    if not versions:
-        return directory
-    newest = max(versions, key=lambda name: [*map(int, name.split("."))])
-    return os.path.join(directory, newest)
 
 
 def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
