@@ -208,6 +208,13 @@ def make_thumbnail(content: bytes, side: int) -> Image.Image:
     return picture
 
 
+def small_jpeg(content: bytes, side: int, quality: int) -> bytes:
+    """Makes a JPEG of a picture file by `make_thumbnail`, on white, of some quality."""
+    file = io.BytesIO()
+    lay_on_white(make_thumbnail(content, side)).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
 def lay_on_white(picture: Image.Image) -> Image.Image:
     """Blends an RGBA picture onto white; returns an RGB one unchanged."""
     if picture.mode == "RGB":

@@ -2,13 +2,12 @@
 
 import concurrent.futures
 import dataclasses
-import io
 import itertools
 from collections.abc import Callable, Iterable
 
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
-from align_jax.pictures import lay_on_white, make_thumbnail
+from align_jax.pictures import small_jpeg
 from align_jax.search.collection import Entry
 from align_jax.search.vector_index import VectorIndex
 from align_jax.weights.folder import digest
@@ -107,11 +106,7 @@ def _read(entry: Entry) -> bytes | InputError:
 
 def thumbnail(content: bytes, side: int) -> bytes:
     """Makes a JPEG on white of at most `side` pixels a side; empty if `side` is 0."""
-    if not side:
-        return b""
-    file = io.BytesIO()
-    lay_on_white(make_thumbnail(content, side)).save(file, "jpeg", quality=QUALITY)
-    return file.getvalue()
+    return small_jpeg(content, side, QUALITY) if side else b""
 
 
 def check_model(index: VectorIndex, model: Model) -> None:

@@ -7,7 +7,6 @@ computes the counts. The samples are the pairs of lowest shuffle key, hence rand
 """
 
 import base64
-import io
 import json
 import pathlib
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import ibis
 import jinja2
 
 from align_jax import places
-from align_jax.pictures import PictureError, lay_on_white, make_thumbnail
+from align_jax.pictures import PictureError, small_jpeg
 from data.corpus.picture_rules import PICTURE_RULES, PictureRule
 from data.corpus.plots import Execute, draw_cosines, draw_plots
 from data.corpus.rules import RULES, Rule
@@ -217,9 +216,7 @@ def show_pictures(
 def thumbnail(picture: bytes) -> str | None:
     """Returns a small JPEG as a data URI, or None if the picture cannot be decoded."""
     try:
-        small = make_thumbnail(picture, THUMBNAIL_SIDE)
+        small = small_jpeg(picture, THUMBNAIL_SIDE, JPEG_QUALITY)
     except PictureError:
         return None
-    file = io.BytesIO()
-    lay_on_white(small).save(file, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
