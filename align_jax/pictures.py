@@ -209,7 +209,7 @@ def make_thumbnail(content: bytes, side: int) -> Image.Image:
 
 
 def small_jpeg(content: bytes, side: int, quality: int) -> bytes:
-    """Makes a JPEG of a picture file by `make_thumbnail`, on white, of some quality."""
+    """Shrinks a picture file as `make_thumbnail` does; returns a JPEG on white."""
     file = io.BytesIO()
     lay_on_white(make_thumbnail(content, side)).save(file, "JPEG", quality=quality)
     return file.getvalue()

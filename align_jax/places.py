@@ -71,6 +71,12 @@ def is_folder(place: Place) -> bool:
         return _open_place(place).is_dir()
 
 
+def is_file(place: Place) -> bool:
+    """Returns whether a regular file exists."""
+    with _reading(place):
+        return _open_place(place).is_file()
+
+
 def is_free(folder: Place, besides: tuple[str, ...] = ()) -> bool:
     """Returns whether a folder can be used for something new: it is absent or empty.
 

@@ -128,7 +128,7 @@ def read_work(svg: pathlib.Path) -> ElementTree.Element | None:
     Raises:
       ParseError, LookupError, ValueError: the part that was read is not XML.
     """
-    with svg.open("rb") as file:
+    with places.opening(svg) as file:
         for _, element in ElementTree.iterparse(file):
             if element.tag.endswith("}Work"):
                 return element
@@ -188,7 +188,7 @@ def _write_shard(
     rows = [
         {"image": image, "alt_text": text, "language": d.language, "url": d.url}
         for d in drawings
-        for image in [d.picture.read_bytes()]
+        for image in [places.read_bytes(d.picture)]
         for text in d.alt_texts
     ]
     # With an unbounded dictionary, a picture is stored once for all of its texts.

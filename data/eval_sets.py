@@ -103,7 +103,7 @@ def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
             for split in facts.images
         },
         "sources": {
-            name: hashlib.sha256((source / name).read_bytes()).hexdigest()
+            name: hashlib.sha256(places.read_bytes(source / name)).hexdigest()
             for name in facts.captions
         },
     }

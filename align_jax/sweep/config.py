@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_jax import places
 from align_jax.command_line import CommandLine, read_command_line
 from align_jax.config import as_json, choose, leave_out, read_config
 from align_jax.errors import InputError
@@ -70,7 +71,7 @@ def open_sweep(
       InputError: the file or a run does not exist, or a config is invalid.
     """
     path, _, chosen = argument.partition(":")
-    if not os.path.isfile(path):
+    if not places.is_file(path):
         raise InputError(f"--sweep is {path!r}, which is no file")
     contents = runpy.run_path(path)
     if "get_sweep" not in contents:

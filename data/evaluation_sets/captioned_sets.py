@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from align_jax import places
 from align_jax.errors import InputError
 
 
@@ -58,7 +59,7 @@ def read_karpathy(
     """Reads the splits of one of Karpathy's JSON files."""
     path = source / facts.captions[0]
     try:
-        images = json.loads(path.read_bytes())["images"]
+        images = json.loads(places.read_bytes(path))["images"]
         entries: dict[str, list[CaptionedPicture]] = {
             split: [] for split in facts.images
         }
@@ -113,7 +114,7 @@ def read_multi30k(
 def _lines(path: pathlib.Path) -> list[str]:
     """Splits a file at newlines only, because captions may hold Unicode separators."""
     try:
-        content = path.read_bytes()
+        content = places.read_bytes(path)
         if path.suffix == ".gz":
             content = gzip.decompress(content)
         return content.decode().removesuffix("\n").split("\n")

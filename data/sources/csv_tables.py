@@ -1,16 +1,19 @@
 """Pairs in CSV and TSV files with a header line, alone or in a folder of pictures."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import gzip
+import io
 import itertools
 import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
+from align_jax import places
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig, TableColumns
 from data.sources.files import RawPair, SourceShard, list_files, read_picture
@@ -60,7 +63,7 @@ class CsvSource:
             file.seek(shard.first)
             rows = _csv_rows(file, delimiter, drops)
             present = self.columns.among(header, shard.path)
-            places = [
+            columns = [
                 header.index(name) if name else None
                 for name in dataclasses.astuple(present)
             ]
@@ -69,7 +72,7 @@ class CsvSource:
                     drops["fields do not match the header"] += 1
                     continue
                 image, url, text, language = (
-                    "" if place is None else row[place] for place in places
+                    "" if column is None else row[column] for column in columns
                 )
                 if "\ufffd" in text + url + image:
                     drops["undecodable text"] += 1
@@ -91,8 +94,6 @@ class CsvSource:
                 header = next(_csv_rows(file, delimiter, collections.Counter()), [])
         except LookupError as error:
             raise InputError(f"{path}: unknown encoding {encoding!r}") from error
-        except (OSError, EOFError, UnicodeError, zlib.error) as error:
-            raise InputError(f"{path} cannot be read as {encoding}: {error}") from error
         if not header:
             raise InputError(f"{path} is empty; wanted a first line with column names")
         try:
@@ -139,7 +140,7 @@ class FolderSource(CsvSource):
 
     def list_shards(self) -> list[SourceShard]:
         """Cuts the folder's tables into shards of a bounded number of rows."""
-        if not os.path.isdir(self.config.path):
+        if not places.local_path(self.config.path).is_dir():
             raise InputError(
                 f"no folder {self.config.path}; wanted one of pictures and a CSV"
             )
@@ -150,11 +151,16 @@ class FolderSource(CsvSource):
         return "\t" if ".tsv" in pathlib.Path(path).suffixes else ","
 
 
-def _open_text(path: str, encoding: str) -> TextIO:
+@contextlib.contextmanager
+def _open_text(path: str, encoding: str) -> Iterator[TextIO]:
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"
-    opener = gzip.open if path.endswith(".gz") else open
-    return opener(path, "rt", encoding=encoding, errors="replace", newline="")
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(places.opening(path))
+        if path.endswith(".gz"):
+            file = stack.enter_context(gzip.open(file))
+        text = io.TextIOWrapper(file, encoding, errors="replace", newline="")
+        yield stack.enter_context(text)
 
 
 def _csv_rows(

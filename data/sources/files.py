@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from align_jax import places
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
 
@@ -85,8 +86,8 @@ def list_files(
     Raises:
       InputError: no file matches.
     """
-    path = config.path
-    if os.path.isdir(path):
+    path = str(places.local_path(config.path))
+    if places.is_folder(path):
         found = []
         for folder, folders, names in os.walk(path):
             if not recursive:
@@ -97,14 +98,14 @@ def list_files(
         root, wanted = path, f"files *{', *'.join(suffixes)}"
     else:
         root = path
-        while glob.has_magic(root) or not os.path.isdir(root):
+        while glob.has_magic(root) or not places.is_folder(root):
             parent = os.path.dirname(root)
             if parent == root or not parent:
                 root = parent or "."
                 break
             root = parent
-        names = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
-        found = [os.path.relpath(name, root) for name in names if os.path.isfile(name)]
+        names = [path] if places.is_file(path) else glob.glob(path, recursive=True)
+        found = [os.path.relpath(name, root) for name in names if places.is_file(name)]
         wanted = "a file, a folder or a glob that matches files"
     if not found:
         raise InputError(f"no files at {path} ({config.kind}); wanted {wanted}")

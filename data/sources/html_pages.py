@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from selectolax.lexbor import LexborHTMLParser
 
+from align_jax import places
 from data.sources.config import SourceConfig
 from data.sources.files import (
     MAX_IMAGE_BYTES,
@@ -130,7 +131,7 @@ def _read_warc(
     """Yields (image, url, alt_text) of the HTML responses, up to a damaged record."""
     from warcio.archiveiterator import ArchiveIterator
 
-    with open(shard.path, "rb") as file:
+    with places.opening(shard.path) as file:
         records = iter(ArchiveIterator(file))
         while True:
             try:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from align_jax import places
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
 from data.sources.files import RawPair, SourceShard, decode_pair
@@ -76,8 +77,8 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         path, data_dir = self.config.path, self.config.data_dir
-        if os.path.isdir(path):
-            if not os.path.isfile(os.path.join(path, "dataset_info.json")):
+        if places.is_folder(path):
+            if not places.exists(os.path.join(path, "dataset_info.json")):
                 raise InputError(
                     f"{path} holds no dataset_info.json; wanted the folder of a"
                     " prepared TFDS dataset's version, as in NAME/1.0.0"

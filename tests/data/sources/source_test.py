@@ -19,6 +19,12 @@ def test_an_unknown_kind_is_refused(tmp_path):
         CorpusConfig("x", 0, SourceConfig("zip", "x"), RuleBounds(), 100)
 
 
+@pytest.mark.parametrize("kind", ["csv", "folder"])
+def test_files_at_a_url_are_refused(kind):
+    with pytest.raises(InputError, match="gs://bucket is a URL; wanted a path on this"):
+        read(kind, "gs://bucket")
+
+
 def test_a_source_that_lacks_a_method_is_refused_before_anything_is_read(monkeypatch):
     class Half:
         def __init__(self, config):
