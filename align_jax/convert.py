@@ -1,46 +1,41 @@
-"""Converts weights: `python -m align_jax.convert --from SOURCE --to DIR`."""
+"""Converts weights: python -m align_jax.convert --from SOURCE --to DIR."""
 
 import argparse
 import sys
 
-from align_jax.devices.runtime import start
-from align_jax.errors import InputError
-from align_jax.weights.folder import Weights, write_weights
-from align_jax.weights.huggingface_folder import write_align
-from align_jax.weights.source import open_weights
-
-FORMATS = {"align_jax": write_weights, "huggingface": write_align}
+from align_jax.errors import run_command
 
 
 def main() -> None:
-    """Reads weights from any source and writes them to a new folder.
+    """Reads any source of weights and writes them to a new folder.
 
-    Bad input prints one line on stderr and ends with exit code 2.
+    Raises:
+      InputError: the source cannot be read, the folder exists, or the weights do not
+        fit the format.
     """
+    # Imported here, so that `run_command` reports a missing package in one line.
+    from align_jax.devices.runtime import start
+    from align_jax.weights.folder import write_weights
+    from align_jax.weights.huggingface_folder import write_align
+    from align_jax.weights.source import open_weights
+
+    writers = {"align_jax": write_weights, "huggingface": write_align}
     parser = argparse.ArgumentParser(
         prog="python -m align_jax.convert", description=open_weights.__doc__
     )
     parser.add_argument("--from", dest="source", required=True, metavar="SOURCE")
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--format", choices=FORMATS, default="align_jax")
+    parser.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--format", choices=writers, default="align_jax")
     flags = parser.parse_args()
     start()
-    try:
-        weights = open_weights(flags.source)
-        FORMATS[flags.format](weights, flags.to)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{flags.to}: {describe(weights)}, as {flags.format}")
-
-
-def describe(weights: Weights) -> str:
-    """Describes weights in one line: their type of model and number of parameters."""
+    weights = open_weights(flags.source)
+    writers[flags.format](weights, flags.to)
     count = sum(
         array.size for path, array in weights.variables.items() if path[0] == "params"
     )
-    return f"{weights.kind.replace('_', ' ')} of {count:,} parameters"
+    kind = weights.kind.replace("_", " ")
+    print(f"{flags.to}: {kind} of {count:,} parameters, as {flags.format}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("align_jax.convert", main))
