@@ -140,7 +140,7 @@ def generate(folder: pathlib.Path, pairs: int, seed: int) -> None:
     pool = draw_texts(np.random.default_rng((seed, 1)), max(10, pairs // 20))
     for chunk, start in enumerate(range(0, pairs, CHUNK)):
         n = min(CHUNK, pairs - start)
-        table = draw_pairs(seed, chunk, n, images, pool, spelled)
+        table = draw_pairs(seed, chunk, n, images, pool=pool, spelled=spelled)
         pq.write_table(table, temporary / "pairs" / f"{chunk:05}.parquet")
     for chunk, start in enumerate(range(0, images, CHUNK)):
         numbers = np.arange(start, min(start + CHUNK, images))

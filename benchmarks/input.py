@@ -92,7 +92,9 @@ def write_data(folder: pathlib.Path) -> None:
                     tar.addfile(info, io.BytesIO(content))
     records = folder / "records"
     examples = (make_example(image=i, text=t.encode()) for i, t in pairs)
-    shards = write_split(records, "photographs", "train", examples, PAIRS, SHARDS)
+    shards = write_split(
+        records, "photographs", "train", examples, count=PAIRS, shards=SHARDS
+    )
     features = {"image": image_feature(), "text": tfds.features.Text()}
     features = tfds.features.FeaturesDict(features)
     write_metadata(records, "photographs", features, {"train": shards})

@@ -10,7 +10,7 @@ from tests.all_suites import SUITES, Outcome, format_table, read_outcome
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def write_report(path, *children):
+def write_report(path, children):
     cases = "".join(f"<testcase>{child}</testcase>" for child in children)
     path.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
     return path
@@ -33,17 +33,20 @@ def test_every_marker_is_a_suite_with_its_targets():
 
 def test_outcomes_are_counted(tmp_path):
     skipped = '<skipped message="no such card"/>'
-    path = write_report(tmp_path / "a", "", "", "<failure/>", "<error/>", skipped)
+    children = ["", "", "<failure/>", "<error/>", skipped]
+    path = write_report(tmp_path / "a", children)
     outcome = read_outcome(path, 2, 7.0)
     assert outcome == Outcome(2, 2, 7.0, missing="no such card") and outcome.fails
-    assert not read_outcome(write_report(tmp_path / "b", "", skipped), 0, 1.0).fails
+    assert not read_outcome(write_report(tmp_path / "b", ["", skipped]), 0, 1.0).fails
 
 
 def test_a_suite_without_tests_or_report_fails(tmp_path):
-    assert read_outcome(write_report(tmp_path / "a"), 0, 1.0).broken == "no test ran"
+    assert (
+        read_outcome(write_report(tmp_path / "a", []), 0, 1.0).broken == "no test ran"
+    )
     assert read_outcome(tmp_path / "none", 0, 1.0).broken == "no test ran"
     assert read_outcome(tmp_path / "none", 2, 1.0).broken == "make ended with 2"
-    passing = write_report(tmp_path / "b", "")
+    passing = write_report(tmp_path / "b", [""])
     assert read_outcome(passing, 2, 1.0).broken == "make ended with 2"
 
 
@@ -78,7 +81,7 @@ def test_a_missing_package_skips_and_a_failing_suite_fails(monkeypatch, capsys, 
         ran.append(target)
         fails = broken and target == f"{broken}-spark"
         if target.startswith("test-") and not fails:
-            write_report(pathlib.Path(command[2].rpartition("=")[2]), "")
+            write_report(pathlib.Path(command[2].rpartition("=")[2]), [""])
         message = "ERROR: no matching version\nmake: *** [x] Error 1\n"
         return subprocess.CompletedProcess(command, 2 * bool(fails), stderr=message)
 

@@ -24,7 +24,14 @@ def read_hashes(
     )
     data = open_training(config, BATCH, hosts)
     tokenizer = open_tokenizer(f"{folder}/vocabulary.txt", 6)
-    batches = TrainBatches(data, tokenizer, 0, step, host, hosts)
+    batches = TrainBatches(
+        data,
+        tokenizer,
+        seed=0,
+        start_step=step,
+        process_index=host,
+        process_count=hosts,
+    )
     for batch in batches:
         rows = zip(batch["images"], batch["tokens"], strict=True)
         yield [hashlib.sha256(i.tobytes() + t.tobytes()).hexdigest() for i, t in rows]

@@ -50,17 +50,21 @@ def test_pairs_and_pictures_are_written(tmp_path):
     pq.write_table(pa.table(table), tmp_path / "raw.parquet")
     source = SourceConfig("parquet", str(tmp_path / "raw.parquet"))
     (shard,) = list_shards(source)
+    stages = tmp_path / "stages"
     for _ in range(2):  # the second call finds the files
-        assert ingest_shard(source, shard, 0, 100, tmp_path / "stages", 7) == 3
-    pairs = pq.read_table(tmp_path / "stages" / "pairs" / "00007.parquet")
+        written = ingest_shard(
+            source, shard, seed=0, max_characters=100, stages=stages, index=7
+        )
+        assert written == 3
+    pairs = pq.read_table(stages / "pairs" / "00007.parquet")
     assert pairs.schema == PAIRS
     assert pairs["text"].to_pylist() == ["a cat", "cat!", ""]
     assert pairs["alt_text"].to_pylist() == ["A cat", "Cat!", ""]
     addressed = identify(b"http://x/y.png")
     assert pairs["image_id"].to_pylist() == [identify(b"one")] * 2 + [addressed]
-    images = pq.read_table(tmp_path / "stages" / "images" / "00007.parquet")
+    images = pq.read_table(stages / "images" / "00007.parquet")
     assert images["image"].to_pylist() == [b"one", None]
     assert images["shard"].to_pylist() == [7, 7]
-    drops = (tmp_path / "stages" / "drops" / "00007.json").read_text()
+    drops = (stages / "drops" / "00007.json").read_text()
     assert json.loads(drops) == {"no image and no url": 1}
-    assert not list((tmp_path / "stages").rglob("*.tmp"))
+    assert not list(stages.rglob("*.tmp"))
