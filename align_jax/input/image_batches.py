@@ -9,7 +9,7 @@ import collections
 import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,14 @@ Rest = TypeVar("Rest")
 
 AHEAD = 2  # batches that are computed while the caller uses one
 TASK = 4  # pictures in one task of a thread
+
+
+class StartedBatch(NamedTuple):
+    """A batch whose pixels `images` are complete when all of its tasks are done."""
+
+    tasks: list[Future]
+    images: np.ndarray
+    rest: Any
 
 
 def augment_batches(
@@ -43,7 +51,7 @@ def augment_batches(
     threads = threads or _processors()
     spares, scratch = Spares(), Scratch()
     with ThreadPoolExecutor(threads) as pool:
-        waiting: collections.deque = collections.deque()
+        waiting: collections.deque[StartedBatch] = collections.deque()
         for encoded, keys, rest in batches:
             images = spares.take(
                 (len(encoded), config.image_size, config.image_size, 3)
@@ -51,11 +59,11 @@ def augment_batches(
             tasks = _start(
                 pool, encoded, keys, config=config, images=images, scratch=scratch
             )
-            waiting.append((tasks, images, rest))
+            waiting.append(StartedBatch(tasks, images, rest))
             if len(waiting) > ahead:
-                yield _finish(*waiting.popleft())
+                yield _finish(waiting.popleft())
         while waiting:
-            yield _finish(*waiting.popleft())
+            yield _finish(waiting.popleft())
 
 
 def _processors() -> int:
@@ -78,6 +86,6 @@ def _start(pool, encoded, keys, config, images, scratch) -> list[Future]:
     return [pool.submit(fill, i) for i in range(0, len(encoded), TASK)]
 
 
-def _finish(futures, images, rest):
-    reasons = [reason for future in futures for reason in future.result()]
-    return images, reasons, rest
+def _finish(batch: StartedBatch) -> tuple[np.ndarray, list[str], Any]:
+    reasons = [reason for task in batch.tasks for reason in task.result()]
+    return batch.images, reasons, batch.rest

@@ -6,6 +6,7 @@ share of the streams. Resuming needs no saved state of the input.
 """
 
 import collections
+import functools
 import hashlib
 import itertools
 import logging
@@ -212,54 +213,21 @@ def _stream(
     data: TrainingData, index: int, seed: int, stream: int, taken: int
 ) -> tf.data.Dataset:
     """Returns the endless records of a dataset in a stream after the first `taken`."""
-    config, shards = data.config, data.datasets[index].shards
-    number = zlib.crc32([*config.datasets][index].encode())
-    lengths = [shard.records for shard in shards]
+    number = zlib.crc32([*data.config.datasets][index].encode())
 
-    def walk():
-        key = (seed, number)
-        for piece in record_order.pieces(lengths, key, config.streams, stream, taken):
-            shuffle = np.random.default_rng((*key, piece.epoch, piece.shard))
-            shuffle_key = shuffle.integers(2**62, size=2)
-            shard = shards[piece.shard]
-            yield (
-                (shard.path, shard.records, piece.shard),
-                shuffle_key,
-                (piece.first, piece.records),
-            )
-
-    def read(shard, shuffle_key, span):
-        path, records, place = shard
-        first, count = span
-        window = config.shuffle_window
-
-        def permute(index: tf.Tensor, window: tf.Tensor):
-            window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), index])
-            return tf.data.Dataset.from_tensor_slices(
-                tf.random.experimental.stateless_shuffle(window, window_key)
-            )
-
-        windows = tf.data.TFRecordDataset(path).take(records).batch(window)
-        found = windows.enumerate().skip(first // window).flat_map(permute)
-        found = found.skip(first % window).take(count)
-        return found.map(lambda record: (record, place))
-
-    def choose(draw, content):
-        record, place = content
+    def parse(draw, content):
+        record, shard = content
         image, target = data.datasets[index].parse(record)
-        count = tf.size(target)
-        if target.shape.rank:  # several texts; this visit uses one
+        texts = tf.size(target)
+        if target.shape.rank:
             key = tf.stack([seed * 2**32 + number, stream * 2**40 + draw])
-            chosen = tf.random.stateless_uniform(
-                (), key, 0, tf.maximum(count, 1), tf.int32
-            )
-            target = tf.concat([target, [""]], 0)[chosen]
+            target = _choose_text(target, texts, key)
         return {
             "image": image,
             "target": target,
-            "texts": count,
+            "texts": texts,
             "dataset": tf.constant(index, tf.int64),
-            "shard": place,
+            "shard": shard,
         }
 
     integer = tf.TensorSpec((), tf.int64)
@@ -268,6 +236,61 @@ def _stream(
         tf.TensorSpec((2,), tf.int64),
         (integer, integer),
     )
-    found = tf.data.Dataset.from_generator(walk, output_signature=signature)
-    found = found.flat_map(read).enumerate(taken).map(choose)
-    return found.prefetch(data.draws_a_step)
+    found = tf.data.Dataset.from_generator(
+        functools.partial(_pieces, data, index, (seed, number), stream, taken),
+        output_signature=signature,
+    )
+    window = data.config.shuffle_window
+    found = found.flat_map(
+        lambda shard, shuffle_key, span: _read_piece(shard, shuffle_key, span, window)
+    )
+    return found.enumerate(taken).map(parse).prefetch(data.draws_a_step)
+
+
+def _pieces(
+    data: TrainingData, index: int, key: tuple[int, int], stream: int, taken: int
+) -> Iterator[tuple[tuple, np.ndarray, tuple[int, int]]]:
+    """Yields the parts of a dataset's shards that a stream reads, without end.
+
+    Args:
+      data: datasets that `open_training` opened.
+      index: index of the dataset.
+      key: seed of the order.
+      stream: number of the stream.
+      taken: number of records that the stream has read already.
+
+    Yields:
+      (path, number of records, index) of a shard, the key (2,) of its shuffle, and
+      (first record, number of records) of the part.
+    """
+    shards = data.datasets[index].shards
+    lengths, streams = [shard.records for shard in shards], data.config.streams
+    for piece in record_order.pieces(lengths, key, streams, stream, taken):
+        shuffle = np.random.default_rng((*key, piece.epoch, piece.shard))
+        shuffle_key = shuffle.integers(2**62, size=2)
+        shard = shards[piece.shard]
+        span = (piece.first, piece.records)
+        yield (shard.path, shard.records, piece.shard), shuffle_key, span
+
+
+def _read_piece(shard, shuffle_key, span, window: int) -> tf.data.Dataset:
+    """Reads one value of `_pieces`, shuffled by windows, as (record, shard's index)."""
+    path, records, index = shard
+    first, count = span
+
+    def permute(number: tf.Tensor, examples: tf.Tensor):
+        window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), number])
+        return tf.data.Dataset.from_tensor_slices(
+            tf.random.experimental.stateless_shuffle(examples, window_key)
+        )
+
+    windows = tf.data.TFRecordDataset(path).take(records).batch(window)
+    found = windows.enumerate().skip(first // window).flat_map(permute)
+    found = found.skip(first % window).take(count)
+    return found.map(lambda record: (record, index))
+
+
+def _choose_text(texts: tf.Tensor, count: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Returns the text of a record that this visit uses, or "" if it has none."""
+    chosen = tf.random.stateless_uniform((), key, 0, tf.maximum(count, 1), tf.int32)
+    return tf.concat([texts, [""]], 0)[chosen]
