@@ -16,7 +16,7 @@ import importlib.metadata
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align_jax import places
 from align_jax.config import choose
@@ -26,6 +26,9 @@ from data.evaluation_sets.captioned_sets import (
     CaptionedPicture,
     EvaluationSet,
 )
+
+if TYPE_CHECKING:
+    from data.records.records import WrittenShard
 
 SHARD_BYTES = 150 << 20
 QUERIES_ROWS = 64  # pictures that are written to queries.parquet together
@@ -159,20 +162,48 @@ def _write(
     splits: dict[str, list[CaptionedPicture]],
     described: dict[str, Any],
 ) -> None:
+    from data.records import records
+
+    folder.mkdir()
+    shards, image_ids = _write_pictures(folder, facts.name, splits)
+    records.write_metadata(folder, facts.name, _features(splits), shards)
+    manifest = {
+        **described,
+        "empty_captions": sum(
+            not text
+            for entries in splits.values()
+            for entry in entries
+            for texts in entry.texts.values()
+            for text in texts
+        ),
+        "image_ids_sha256": image_ids,
+        "shards": [dataclasses.asdict(s) for split in shards.values() for s in split],
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+    }
+    places.write_json(folder / "manifest.json", manifest)
+
+
+def _write_pictures(
+    folder: pathlib.Path, name: str, splits: dict[str, list[CaptionedPicture]]
+) -> "tuple[dict[str, list[WrittenShard]], str]":
+    """Writes the records and queries.parquet.
+
+    Returns:
+      The shards by split, and the SHA-256 of the pictures' ids in order.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
     import tqdm
 
     from data.records import records
 
-    folder.mkdir()
     digest = hashlib.sha256()
     schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
     rows: list[dict[str, Any]] = []
     shards, total = {}, sum(map(len, splits.values()))
     with (
         pq.ParquetWriter(folder / "queries.parquet", schema) as queries,
-        tqdm.tqdm(desc=facts.name, total=total, unit="picture", disable=None) as bar,
+        tqdm.tqdm(desc=name, total=total, unit="picture", disable=None) as bar,
     ):
 
         def examples(entries: list[CaptionedPicture]) -> Iterator[bytes]:
@@ -195,28 +226,14 @@ def _write(
             size = sum(entry.path.stat().st_size for entry in entries)
             shards[split] = records.write_split(
                 folder,
-                facts.name,
+                name,
                 split,
                 examples(entries),
                 count=len(entries),
                 shards=-(-size // SHARD_BYTES),
             )
         queries.write_table(pa.Table.from_pylist(rows, schema))
-    records.write_metadata(folder, facts.name, _features(splits), shards)
-    manifest = {
-        **described,
-        "empty_captions": sum(
-            not text
-            for entries in splits.values()
-            for entry in entries
-            for texts in entry.texts.values()
-            for text in texts
-        ),
-        "image_ids_sha256": digest.hexdigest(),
-        "shards": [dataclasses.asdict(s) for split in shards.values() for s in split],
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
-    }
-    places.write_json(folder / "manifest.json", manifest)
+    return shards, digest.hexdigest()
 
 
 def _read_picture(path: pathlib.Path) -> tuple[bytes, str]:
