@@ -22,7 +22,7 @@ from align_jax.embed.model import Model
 from align_jax.errors import InputError, one_line
 from align_jax.weights.folder import digest
 
-MODEL_FILE = "model.json"
+DIGEST_FILE = "model.json"
 WANTED = {"image_id": "string", "image": "binary"}
 BATCHES_AT_ONCE = 4  # batches whose encoded pictures are held in memory
 
@@ -175,7 +175,7 @@ def _open(path: pathlib.Path) -> PictureShard:
 def _claim(folder: pathlib.Path, model: Model) -> None:
     """Binds a folder to the model; raises InputError if it holds anything else."""
     found = digest(model.weights)
-    path = folder / MODEL_FILE
+    path = folder / DIGEST_FILE
     if path.exists():
         if places.read_object(path).get("digest") != found:
             raise InputError(

@@ -31,7 +31,7 @@ from data.corpus.picture_rules import judge_pairs, make_picture_rules, scores_sc
 from data.corpus.score import score_shard
 from data.corpus.stage_tables import StageTables
 from data.pictures.evaluation_images import (
-    EVALUATION,
+    EVALUATION_IMAGES,
     open_evaluation,
     write_evaluation,
 )
@@ -114,7 +114,7 @@ class Build(StageTables):
 
     def flags(self) -> None:
         """Writes `flags`: the rules that need no model, evaluated on every pair."""
-        evaluation = ibis.memtable(EVALUATION.empty_table())
+        evaluation = ibis.memtable(EVALUATION_IMAGES.empty_table())
         if self.config.evaluation_images:
             materialise(
                 self.stage("evaluation"),

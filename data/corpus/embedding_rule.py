@@ -31,7 +31,7 @@ from data.records.stages import materialise
 
 TO_EMBED = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 INDEX = "near_duplicates.npz"
-EVALUATION = "evaluation.parquet"  # the evaluation images, beside the shards
+EVALUATION_FILE = "evaluation.parquet"  # the evaluation images, beside the shards
 
 
 class NearEmbeddingRule:
@@ -83,7 +83,7 @@ class NearEmbeddingRule:
             ]
             stages.engine.map(tasks, "pictures to embed", "picture")
             materialise(
-                folder / "to_embed" / EVALUATION,
+                folder / "to_embed" / EVALUATION_FILE,
                 lambda path: _copy_evaluation(self.evaluation_images, path),
             )
             embed_pictures(
@@ -92,7 +92,7 @@ class NearEmbeddingRule:
                 folder / "embeddings",
                 config.engine.embedding_batch_size,
             )
-            _, evaluation = read_embeddings(folder / "embeddings" / EVALUATION)
+            _, evaluation = read_embeddings(folder / "embeddings" / EVALUATION_FILE)
             if not len(evaluation):
                 raise InputError(
                     f"none of the pictures of {self.evaluation_images}"
@@ -166,7 +166,7 @@ def count_not_embedded(stages: StageTables) -> dict[str, int]:
     """Counts pictures that were not compared because they could not be embedded."""
     scores = stages.shards("scores")
     missing = stages.engine.execute(scores.cosine.isnull().sum())
-    evaluation = pq.read_table(stages.folder / "embeddings" / EVALUATION)
+    evaluation = pq.read_table(stages.folder / "embeddings" / EVALUATION_FILE)
     return {
         "pictures": int(missing or 0),
         "evaluation_images": evaluation["embedding"].null_count,
@@ -207,7 +207,7 @@ def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
     last = last["last"].iloc[0]
     names, vectors = [], []
     for path in sorted((stages.folder / "embeddings").glob("*.parquet")):
-        if path.name == EVALUATION or not isinstance(last, str):
+        if path.name == EVALUATION_FILE or not isinstance(last, str):
             continue
         found, embeddings = read_embeddings(path)
         low = pa.compute.less_equal(found, last).to_numpy(zero_copy_only=False)

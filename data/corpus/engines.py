@@ -29,7 +29,7 @@ DUCKDB_SHARE = 0.8
 
 # A task returns the number of rows it processed. Tasks are pickled and sent to other
 # processes and machines; a `functools.partial` of a module's function can be pickled.
-Task = Callable[[], int]
+ShardTask = Callable[[], int]
 
 
 class Engine(Protocol):
@@ -78,7 +78,7 @@ class Engine(Protocol):
           label: name of the work, for the progress display.
         """
 
-    def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
+    def map(self, tasks: Sequence[ShardTask], label: str, unit: str) -> int:
         """Runs tasks in parallel, in any order.
 
         If a task fails, its error is raised here and no other task is started.
@@ -162,7 +162,7 @@ class DuckDB:
                 bar.set_postfix_str(f"{percent:.0f} %" if percent >= 0 else "")
             running.result()
 
-    def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
+    def map(self, tasks: Sequence[ShardTask], label: str, unit: str) -> int:
         """Runs tasks in the pool of processes; returns the total number of rows."""
         with tqdm.tqdm(desc=label, unit=unit, disable=None) as bar:
             done = 0
@@ -171,7 +171,7 @@ class DuckDB:
                 done += rows
         return done
 
-    def _run(self, tasks: Sequence[Task]) -> Iterator[int]:
+    def _run(self, tasks: Sequence[ShardTask]) -> Iterator[int]:
         if self.workers == 1 or len(tasks) == 1:
             yield from (task() for task in tasks)
             return
@@ -242,7 +242,7 @@ class Spark:
         self._session.sparkContext.setJobDescription(label)
         self._frame(table).repartition(by).write.partitionBy(by).parquet(str(path))
 
-    def map(self, tasks: Sequence[Task], label: str, unit: str) -> int:
+    def map(self, tasks: Sequence[ShardTask], label: str, unit: str) -> int:
         """Runs each task in a partition; returns the total number of rows."""
         if not tasks:
             return 0

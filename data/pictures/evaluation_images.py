@@ -11,7 +11,7 @@ from align_jax.errors import InputError
 from data.pictures.images import describe_images
 from data.sources.parquet_tables import open_parquet
 
-EVALUATION = pa.schema([("image_id", pa.string()), ("phash", pa.int64())])
+EVALUATION_IMAGES = pa.schema([("image_id", pa.string()), ("phash", pa.int64())])
 COLUMNS = {"image_id": pa.string(), "phash": pa.int64(), "image": pa.binary()}
 
 
@@ -46,13 +46,13 @@ def has_hashes(path: str) -> bool:
 
 
 def write_evaluation(source: str, target: pathlib.Path) -> None:
-    """Writes the evaluation images as a table of schema EVALUATION.
+    """Writes the evaluation images as a table of schema EVALUATION_IMAGES.
 
     Missing hashes are computed from the pictures; without pictures they are null.
     """
     file = open_evaluation(source)
     names = [name for name in COLUMNS if name in file.schema_arrow.names]
-    with pq.ParquetWriter(target, EVALUATION) as writer:
+    with pq.ParquetWriter(target, EVALUATION_IMAGES) as writer:
         for batch in file.iter_batches(256, columns=names):
             ids = batch.column("image_id").to_pylist()
             if "phash" in names:
@@ -62,7 +62,9 @@ def write_evaluation(source: str, target: pathlib.Path) -> None:
                 hashes = describe_images(ids, images)["phash"].combine_chunks()
             else:
                 hashes = pa.nulls(len(ids), pa.int64())
-            writer.write_batch(pa.record_batch([pa.array(ids), hashes], EVALUATION))
+            writer.write_batch(
+                pa.record_batch([pa.array(ids), hashes], EVALUATION_IMAGES)
+            )
 
 
 def read_hashes(path: pathlib.Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from align_jax import places
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig, TableColumns
-from data.sources.files import RawPair, SourceShard, list_files, read_picture
+from data.sources.files import RawPair, SourceShard, list_files, read_inside
 
 MAX_FIELD_CHARACTERS = 2**25
 SHARD_ROWS = 2**14  # few, because they may name pictures of any size
@@ -77,7 +77,7 @@ class CsvSource:
                 if "\ufffd" in text + url + image:
                     drops["undecodable text"] += 1
                     continue
-                content = read_picture(folder, image, drops) if image else None
+                content = read_inside(folder, image, drops) if image else None
                 if content is not None or not image:
                     language = language or self.config.language
                     yield RawPair(content, url or None, text, language)

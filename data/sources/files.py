@@ -112,10 +112,10 @@ def list_files(
     return root, sorted(found)
 
 
-def read_picture(
+def read_inside(
     root: str | os.PathLike, path: str, drops: collections.Counter[str]
 ) -> bytes | None:
-    """Reads a picture file that, after links are resolved, lies inside a folder.
+    """Reads a file that, after links are resolved, lies inside a folder.
 
     Args:
       root: folder that must contain the file.

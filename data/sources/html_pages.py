@@ -24,7 +24,7 @@ from data.sources.files import (
     RawPair,
     SourceShard,
     list_files,
-    read_picture,
+    read_inside,
 )
 
 PAGES_A_SHARD = 1000
@@ -117,7 +117,7 @@ class HtmlSource:
         """Yields (image, url, alt_text); all files must lie inside the root folder."""
         base_url, root = self.config.base_url, pathlib.Path(shard.path)
         for name in shard.files:
-            page = read_picture(root, name, drops)
+            page = read_inside(root, name, drops)
             if page is None:
                 continue
             url = urllib.parse.urljoin(base_url, urllib.parse.quote(name))
@@ -287,7 +287,7 @@ def _picture(
         path = urllib.parse.unquote(parts.path)
         place = root / path.lstrip("/") if path.startswith("/") else folder / path
         missing: collections.Counter[str] = collections.Counter()
-        image = read_picture(root, str(place.absolute()), missing)
+        image = read_inside(root, str(place.absolute()), missing)
         if image is None and not served:
             drops.update(missing)
             return None

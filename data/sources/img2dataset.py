@@ -14,7 +14,7 @@ from data.sources.files import (
     SourceShard,
     decode_pair,
     list_files,
-    read_picture,
+    read_inside,
 )
 from data.sources.parquet_tables import open_parquet, read_parquet_columns
 from data.sources.tars import IMAGE_SUFFIXES, read_tar
@@ -118,7 +118,7 @@ def _table_rows(
         if packing == "files":
             key = (fields["key"] or b"").decode(errors="replace")
             found = [s for s in IMAGE_SUFFIXES if (folder / f"{key}.{s}").exists()]
-            image = read_picture(folder, f"{key}.{[*found, 'jpg'][0]}", drops)
+            image = read_inside(folder, f"{key}.{[*found, 'jpg'][0]}", drops)
         else:
             image = next((fields[n] for n in images if fields[n] is not None), None)
             drops["image file missing"] += image is None

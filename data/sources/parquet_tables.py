@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from align_jax.errors import InputError, one_line
 from data.sources.config import SourceConfig, TableColumns
-from data.sources.files import RawPair, SourceShard, list_files, read_picture
+from data.sources.files import RawPair, SourceShard, list_files, read_inside
 
 # A shard of a large file ends with the row group that reaches one of these bounds.
 SHARD_ROWS = 2**16
@@ -71,7 +71,7 @@ class ParquetSource:
                     continue
                 content = None if paths else image
                 if location:
-                    content = read_picture(folder, location, drops)
+                    content = read_inside(folder, location, drops)
                     if content is None:
                         continue
                 yield RawPair(content, address, alt_text, spoken)

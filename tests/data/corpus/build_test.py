@@ -238,17 +238,18 @@ def test_an_unknown_engine_is_refused(config, tmp_path):
 def test_an_engine_that_lacks_a_method_is_refused_before_anything_is_written(
     config, tmp_path, monkeypatch
 ):
-    class Half(DuckDB):
+    class HalfEngine(DuckDB):
         save_split = None
 
         def map(self, tasks, label):
             return 0
 
-    monkeypatch.setitem(ENGINES, "half", Half)
+    monkeypatch.setitem(ENGINES, "half", HalfEngine)
     config = dataclasses.replace(config, engine=EngineConfig(kind="half"))
     message = (
-        r"class Half of ENGINES\['half'\] lacks the method save_split\(table, path, by,"
-        r" label\); it has map\(tasks, label\), wanted map\(tasks, label, unit\)"
+        r"class HalfEngine of ENGINES\['half'\] lacks the method"
+        r" save_split\(table, path, by, label\);"
+        r" it has map\(tasks, label\), wanted map\(tasks, label, unit\)"
     )
     with pytest.raises(TypeError, match=message):
         build(config, tmp_path / "corpus")

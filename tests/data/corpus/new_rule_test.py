@@ -129,16 +129,16 @@ def test_a_rule_that_is_none_is_refused_at_the_start(
 def test_a_picture_rule_that_lacks_a_method_is_refused_at_the_start(
     config, monkeypatch
 ):
-    class Half:
+    class HalfRule:
         meaning, bound, withheld, columns = "", "", False, ()
 
         def off(self):
             raise AssertionError("not even asked")
 
-    monkeypatch.setitem(PICTURE_RULES, "half", Half)
+    monkeypatch.setitem(PICTURE_RULES, "half", HalfRule)
     message = (
-        r"class Half of PICTURE_RULES\['half'\] lacks the method check\(\); it lacks"
-        r" the method prepare\(stages, shards\); .* it has __init__\(\), wanted"
+        r"class HalfRule of PICTURE_RULES\['half'\] lacks the method check\(\); it"
+        r" lacks the method prepare\(stages, shards\); .* it has __init__\(\), wanted"
         r" __init__\(config\) .*data.corpus.picture_rules.PictureRule\)"
     )
     with pytest.raises(TypeError, match=message):

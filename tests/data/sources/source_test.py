@@ -26,17 +26,18 @@ def test_files_at_a_url_are_refused(kind):
 
 
 def test_a_source_that_lacks_a_method_is_refused_before_anything_is_read(monkeypatch):
-    class Half:
+    class HalfSource:
         def __init__(self, config):
             raise AssertionError("not even made")
 
         def read(self, shard):
             yield
 
-    monkeypatch.setitem(SOURCES, "half", Half)
+    monkeypatch.setitem(SOURCES, "half", HalfSource)
     message = (
-        r"class Half of SOURCES\['half'\] lacks the method list_shards\(\); it has"
-        r" read\(shard\), wanted read\(shard, drops\) .*data.sources.source.Source\)"
+        r"class HalfSource of SOURCES\['half'\] lacks the method list_shards\(\);"
+        r" it has read\(shard\), wanted read\(shard, drops\)"
+        r" .*data.sources.source.Source\)"
     )
     with pytest.raises(TypeError, match=message):
         list_shards(SourceConfig("half", "x"))
