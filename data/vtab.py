@@ -122,11 +122,11 @@ def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[b
     rows = tqdm.tqdm(
         dataset.as_numpy_iterator(), f"{name} {split}", unit="picture", disable=None
     )
-    for place, record in enumerate(rows):
+    for index, record in enumerate(rows):
         label = task.label(record)
         if not 0 <= label < task.classes:
             raise InputError(
-                f"picture {place} of {split} of {task.dataset} has the label {label};"
+                f"picture {index} of {split} of {task.dataset} has the label {label};"
                 f" wanted 0 to {task.classes - 1}"
             )
         image = record["image"]

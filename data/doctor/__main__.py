@@ -55,29 +55,29 @@ class Doctor(FileChecks):
                     earlier += records
 
     def _shard(self, scan: "ShardScan", path: pathlib.Path, records: int) -> None:
-        count = len(scan.places) + len(scan.damaged)
+        count = len(scan.offsets) + len(scan.damaged)
         if count != records:
             self.note("records", count, f"{records} (dataset_info.json)", path)
         if scan.damaged:
-            self._places(DAMAGED, scan.damaged, "none", path)
+            self._note_records(DAMAGED, scan.damaged, "none", path)
         if scan.undecodable:
             wanted = "pictures that can be decoded"
-            self._places("undecodable pictures", scan.undecodable, wanted, path)
+            self._note_records("undecodable pictures", scan.undecodable, wanted, path)
         if scan.empty_texts:
-            places = [(place, "") for place in scan.empty_texts]
-            self._places("empty texts", places, "a text in every record", path)
+            offsets = [(offset, "") for offset in scan.empty_texts]
+            self._note_records("empty texts", offsets, "a text in every record", path)
 
-    def _places(
-        self, what: str, places: list[tuple[int, str]], wanted: str, path: pathlib.Path
+    def _note_records(
+        self, what: str, offsets: list[tuple[int, str]], wanted: str, path: pathlib.Path
     ) -> None:
         named = ", ".join(
-            f"{at}" + f" ({why})" * bool(why) for at, why in places[:NAMED]
+            f"{at}" + f" ({why})" * bool(why) for at, why in offsets[:NAMED]
         )
-        more = ", ..." * (len(places) > NAMED)
+        more = ", ..." * (len(offsets) > NAMED)
         unit = "offset" if self.file_format == "tfrecord" else "record"
         where = f"{path}, {unit} {named}{more}"
         mend = self.rewrite() if what == DAMAGED else self.again()
-        self.note(what, len(places), wanted, where, mend)
+        self.note(what, len(offsets), wanted, where, mend)
 
     def order(self) -> None:
         """Checks that keys ascend through all shards of a split."""
@@ -86,11 +86,11 @@ class Doctor(FileChecks):
             for scan in scans:
                 if scan.first_key is None:
                     continue
-                place = scan.unordered
+                offset = scan.unordered
                 if before is not None and scan.first_key < before:
-                    place = scan.places[0]
-                if place is not None:
-                    where = f"split {split!r}, {scan.name}, record at {place}"
+                    offset = scan.offsets[0]
+                if offset is not None:
+                    where = f"split {split!r}, {scan.name}, record at {offset}"
                     self.note(
                         "order", "a lower key", "keys that ascend", where, self.again()
                     )
@@ -159,14 +159,14 @@ class Doctor(FileChecks):
         return f"first {self.locate(split, np.flatnonzero(hit))}"
 
     def locate(self, split: str, indices: Any) -> str:
-        """Names the shard and the place of the first few of a split's records."""
+        """Names the shard and the offset of the first few of a split's records."""
         named = []
         for index in sorted(int(index) for index in indices)[:NAMED]:
             for scan in self.scans[split]:
-                if index < len(scan.places):
-                    named.append(f"{scan.name} at {scan.places[index]}")
+                if index < len(scan.offsets):
+                    named.append(f"{scan.name} at {scan.offsets[index]}")
                     break
-                index -= len(scan.places)
+                index -= len(scan.offsets)
         return ", ".join(named)
 
     def counts(self) -> None:
@@ -195,7 +195,7 @@ class Doctor(FileChecks):
         lines.append(
             f"{self.folder}: {len(self.findings) or 'no'} finding"
             f"{'s' * (len(self.findings) != 1)}; splits {', '.join(self.shards)};"
-            f" {len(scans)} shards, {sum(len(s.places) for s in scans)} records read,"
+            f" {len(scans)} shards, {sum(len(s.offsets) for s in scans)} records read,"
             f" {sum(s.decoded for s in scans)} pictures decoded"
         )
         return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Reads a dataset's shards for the doctor: framing, records and their contents.
 
-The doctor keeps 32 bytes per record of any size: three hashes and a place.
+The doctor keeps 32 bytes per record of any size: three hashes and an offset.
 """
 
 import array
@@ -29,21 +29,21 @@ class ShardScan:
 
     Attributes:
       name: name of the file.
-      places: byte offset of each record (ArrayRecord: its number).
+      offsets: offset of each record in bytes (ArrayRecord: its number).
       ids: hash of each `image_id`, or of the picture if it has none.
       pictures: hash of each picture's bytes.
       pairs: hash of each image id together with the texts.
       decoded: number of pictures that were decoded.
-      damaged: list of (place, reason), for each record that could not be read.
-      undecodable: list of (place, reason), for each picture that cannot be decoded.
-      empty_texts: places of the records that have an empty text or no text.
-      unordered: place of the first record whose key is below the key before it.
+      damaged: list of (offset, reason), for each record that could not be read.
+      undecodable: list of (offset, reason), for each picture that cannot be decoded.
+      empty_texts: offsets of the records that have an empty text or no text.
+      unordered: offset of the first record whose key is below the key before it.
       first_key: first key of the shard; None without keys.
       last_key: last key of the shard; None without keys.
     """
 
     name: str
-    places: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    offsets: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
     ids: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
     pictures: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
     pairs: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
@@ -77,17 +77,17 @@ def scan_shard(
     """
     scan = ShardScan(path.name)
     waiting: list[tuple[int, bytes]] = []
-    for place, record in READERS[file_format](path, scan.damaged):
+    for offset, record in READERS[file_format](path, scan.damaged):
         try:
             features = tf.train.Example.FromString(record).features.feature
         except DecodeError:
-            scan.damaged.append((place, "not a tf.train.Example"))
+            scan.damaged.append((offset, "not a tf.train.Example"))
             continue
-        image = _add(scan, place, features)
+        image = _add(scan, offset, features)
         progress(1)
-        number = earlier + len(scan.places) - 1
+        number = earlier + len(scan.offsets) - 1
         if decode_every and number % decode_every == 0:
-            waiting.append((place, image))
+            waiting.append((offset, image))
         if len(waiting) == DECODED_TOGETHER:
             _decode(scan, waiting)
     _decode(scan, waiting)
@@ -99,7 +99,7 @@ def hash_of(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
-def _add(scan: ShardScan, place: int, features: dict) -> bytes:
+def _add(scan: ShardScan, offset: int, features: dict) -> bytes:
     """Adds a record's hashes, key and texts to the scan; returns its picture."""
     image = b"".join(features["image"].bytes_list.value[:1])
     content_id = identify(image).encode()
@@ -110,17 +110,17 @@ def _add(scan: ShardScan, place: int, features: dict) -> bytes:
         if name.split("/")[-1] in TEXT_NAMES or name.startswith("texts_")
         for text in features[name].bytes_list.value
     ]
-    scan.places.append(place)
+    scan.offsets.append(offset)
     scan.ids.append(hash_of(image_id))
     scan.pictures.append(hash_of(content_id))
     scan.pairs.append(hash_of(b"\0".join([image_id, *texts])))
     if not texts or not all(text.strip() for text in texts):
-        scan.empty_texts.append(place)
+        scan.empty_texts.append(offset)
     for key in features["key"].int64_list.value[:1]:
         if scan.first_key is None:
             scan.first_key = key
         elif key < scan.last_key and scan.unordered is None:
-            scan.unordered = place
+            scan.unordered = offset
         scan.last_key = key
     return image
 
@@ -128,9 +128,9 @@ def _add(scan: ShardScan, place: int, features: dict) -> bytes:
 def _decode(scan: ShardScan, waiting: list[tuple[int, bytes]]) -> None:
     """Decodes the waiting pictures and empties their list."""
     table = describe_images([""] * len(waiting), [image for _, image in waiting])
-    for (place, _), error in zip(waiting, table["error"].to_pylist(), strict=True):
+    for (offset, _), error in zip(waiting, table["error"].to_pylist(), strict=True):
         if error:
-            scan.undecodable.append((place, error))
+            scan.undecodable.append((offset, error))
     scan.decoded += len(waiting)
     waiting.clear()
 
@@ -183,7 +183,7 @@ def _read_array_record(
             damaged.append((number, one_line(error)[:100]))
 
 
-# A reader yields (place, record) of a shard and lists (place, reason) of damaged ones.
+# A reader yields (offset, record), and lists (offset, reason) of damaged records.
 ShardReader = Callable[
     [pathlib.Path, list[tuple[int, str]]], Iterator[tuple[int, bytes]]
 ]

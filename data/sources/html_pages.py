@@ -187,24 +187,24 @@ def image_tags(page: str) -> Iterator[str]:
     Yields:
       The tags as they are written.
     """
-    place, based = 0, False
-    while opening := _OPENING.search(page, place):
+    position, based = 0, False
+    while opening := _OPENING.search(page, position):
         start = opening.start()
         if opening[0] == "<!--":
-            place = page.find("-->", start + 2) + 3
+            position = page.find("-->", start + 2) + 3
         elif opening[0][1] in "!?/":
-            place = page.find(">", start) + 1
+            position = page.find(">", start) + 1
         elif tag := _TAG.match(page, start):
-            name, place = tag[1].lower(), tag.end()
+            name, position = tag[1].lower(), tag.end()
             if name == "img" or (name == "base" and not based):
                 based |= name == "base"
                 yield tag[0]
             elif name in _RAW:
-                closing = _RAW[name].search(page, place)
-                place = closing.start() if closing else 0
+                closing = _RAW[name].search(page, position)
+                position = closing.start() if closing else 0
         else:
             return
-        if place <= start:  # it never ends
+        if position <= start:  # it never ends
             return
 
 
