@@ -1,0 +1,161 @@
+import collections
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from align_jax.config import read_config
+from align_jax.errors import InputError
+from align_jax.input.datasets import DatasetConfig
+from align_jax.input.evaluation_records import evaluation_records
+from align_jax.input.shards import open_shards
+from align_jax.input.training_data import InputConfig
+from tests import tiny
+from tests.input.batches import LENGTHS, assert_equal, batches, numbers, open_batches
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.write_training(tmp_path_factory.mktemp("data") / "train", LENGTHS)
+
+
+def test_parts_of_a_dataset_are_nested(directory):
+    def used(**fields):
+        part = {"tiny": DatasetConfig(directory, **fields)}
+        return set(numbers(batches(part, 36)))
+
+    half, tenth = used(fraction=0.5), used(fraction=0.1)
+    assert (len(half), len(tenth)) == (48, 10)
+    assert tenth < half == set(range(48))
+    assert used(max_pairs=33) == set(range(33))
+    with pytest.raises(InputError, match="0.001 of the 96 records .* are none"):
+        used(fraction=0.001)
+
+
+@pytest.fixture(scope="module")
+def two(directory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "other"
+    rows = [
+        [{"image": tiny.picture(i), "text": tiny.text(f"other {1000 + i}")}]
+        for i in range(12)
+    ]
+    other = tiny.write_dataset(folder, "train", rows, tiny.PAIR_FEATURES)
+    return {"tiny": directory, "other": other}
+
+
+def test_datasets_are_mixed_by_weights_that_change(two):
+    weights = ((0, {"tiny": 3, "other": 1}), (100, {"other": 1}))
+    found = batches(two, 130, batch=16, weights=weights)
+    share = np.array([(np.array(numbers([b])) >= 1000).mean() for b in found])
+    assert abs(share[:100].mean() - 0.25) < 0.03 and 0 < share[0] < 0.75
+    assert (share[100:] == 1).all()
+    assert_equal(batches(two, 12, 95, batch=16, weights=weights), found[95:107])
+    parts = [
+        batches(two, 12, 95, batch=16, weights=weights, host=h, hosts=2) for h in (0, 1)
+    ]
+    joined = [
+        np.concatenate([p["tokens"] for p in s]) for s in zip(*parts, strict=True)
+    ]
+    np.testing.assert_array_equal(joined, [b["tokens"] for b in found[95:107]])
+    counted = collections.Counter(numbers(found[:96]))
+    mine = [counted[i] for i in range(96)]
+    assert max(mine) - min(mine) <= 3  # 12 epochs; streams begin them apart
+
+
+def test_without_weights_every_pair_is_as_frequent(two):
+    counted = collections.Counter(numbers(batches(two, 270)))
+    assert len(counted) == 108
+    assert min(counted.values()) >= 17 and max(counted.values()) <= 23
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (((0, {"tinny": 1}),), "names .'tinny'., but datasets has tiny, other"),
+        (((0, {"tiny": -1}),), "are {'tiny': -1}; wanted 0 or more"),
+        (((0, {"tiny": 0}),), "are {'tiny': 0}; wanted 0 or more"),
+        (((5, {"tiny": 1}),), "begins phases at steps .5.; wanted 0 first"),
+        (((0, {"tiny": 1}), (0, {"tiny": 1})), "at steps .0, 0.; wanted 0 first"),
+        ((3,), "weights holds 3; wanted .step, {dataset: weight}"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(two, weights, message):
+    with pytest.raises(ValueError, match=message):
+        open_batches(two, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"streams": 3}, "batch of 8 pairs does not divide over input.streams = 3"),
+        ({"hosts": 3}, "input.streams is 4, not a multiple of the 3 hosts"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(directory, arguments, message):
+    with pytest.raises(InputError, match=message):
+        batches(directory, 1, **arguments)
+
+
+def test_a_missing_dataset_split_feature_or_shard_is_named(directory, tmp_path):
+    with pytest.raises(InputError, match="no TFDS dataset in .*nowhere"):
+        open_shards(str(tmp_path / "nowhere"), "train")
+    with pytest.raises(InputError, match="no split 'val'; it has .*train"):
+        open_shards(directory, "val")
+    with pytest.raises(InputError, match="no feature 'caption'; it has image, text"):
+        open_batches({"t": DatasetConfig(directory, text_feature="caption")})
+    with pytest.raises(InputError, match="no feature 'picture'; it has image, text"):
+        open_batches({"t": DatasetConfig(directory, image_feature="picture")})
+    broken = pathlib.Path(tiny.write_training(tmp_path / "broken", [3, 3]))
+    (broken / "tiny-train.tfrecord-00001-of-00002").unlink()
+    with pytest.raises(
+        InputError, match="1 of 2 shards .* missing, the first is .*-00001"
+    ):
+        open_shards(str(broken), "train")
+
+
+def test_a_shard_cut_short_is_named(tmp_path):
+    folder = pathlib.Path(tiny.write_training(tmp_path / "cut", [3, 3]))
+    path = folder / "dataset_info.json"
+    paths = sorted(folder.glob("*.tfrecord-*"))
+    info = json.loads(path.read_text())
+    info["splits"][0]["numBytes"] = str(sum(p.stat().st_size for p in paths))
+    path.write_text(json.dumps(info))
+    assert len(open_shards(str(folder), "train")) == 2
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    with pytest.raises(InputError, match="00001-of-00002 is cut short: it has 2 whole"):
+        open_shards(str(folder), "train")
+    shards = [{"name": path.name, "bytes": 7} for path in paths]
+    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
+    with pytest.raises(InputError, match="00000-of-00002 has .* bytes, but .* says 7;"):
+        open_shards(str(folder), "train")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"datasets": {}}, "config: datasets is empty"),
+        ({"streams": 0}, "config: streams is 0; wanted 1 or more"),
+        ({"max_replaced": 2.0}, "config: max_replaced is 2.0; wanted 0 to 1"),
+        (
+            {"datasets": {"a": {"directory": "x", "fraction": 0.0}}},
+            "datasets.a: fracti",
+        ),
+        (
+            {"datasets": {"a": {"folder": "x"}}},
+            "config.datasets.a has no field 'folder'",
+        ),
+    ],
+)
+def test_fields_out_of_range_are_refused(fields, message):
+    whole = {"datasets": {"a": {"directory": "x"}}, "preprocess": {}}
+    with pytest.raises(InputError, match=message):
+        read_config(InputConfig, whole | fields)
+
+
+def test_evaluation_records_keep_the_files_bytes(tmp_path):
+    directory = tiny.write_evaluation(tmp_path / "test")
+    records = evaluation_records(directory, "test")
+    assert len(records) == len(tiny.NAMES)
+    assert records[0]["image"] == tiny.draw(tiny.NAMES[0], 110)
+    assert [r["texts"][0].decode() for r in records] == tiny.NAMES
