@@ -17,7 +17,7 @@ from align_jax.training import run_config
 from configs import corpus_quickstart, quickstart, quickstart_evaluate
 from data.corpus.builder import build
 from data.corpus.config import CorpusConfig
-from data.quickstart import draw, list_concepts
+from data.samples.emoji_drawings import draw, list_concepts
 from data.samples.quickstart_splits import write_evaluation, write_pairs
 from tests import tiny
 

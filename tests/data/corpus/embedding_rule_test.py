@@ -1,51 +1,32 @@
 """A corpus built with the rule that compares embeddings, through all its stages."""
 
 import dataclasses
-import io
 import json
 import shutil
-import sys
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageOps
 
 import align_jax
-from align_jax.embed import __main__ as embed
 from align_jax.embed import shards
-from align_jax.errors import InputError
 from data.corpus import builder, score
-from data.corpus.builder import Build, build, check_inputs, format_report
-from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
+from data.corpus.builder import Build, build, format_report
+from data.corpus.config import EngineConfig
 from data.corpus.engines import DuckDB
 from data.corpus.ingest import identify
-from data.corpus.rules import RuleBounds
-from data.pictures import embeddings, nsfw
-from data.sources.config import SourceConfig
+from data.pictures import embeddings
 from tests import tiny
-from tests.data.corpus.corpus_test import draw, records_of, sentence
-
-MIRRORED, CROPPED = 10_048, 10_195  # the tiny model sees that their copies are alike
-MAX_COSINE = 0.92
-
-
-def changed(number: int, change) -> bytes:
-    file = io.BytesIO()
-    change(Image.open(io.BytesIO(draw(number)))).save(file, "PNG")
-    return file.getvalue()
-
-
-def large() -> bytes:
-    """Draws a picture with a hash but no embedding: it is too large for the model."""
-    return draw(60, (250, 250))
-
-
-COPIES = [
-    changed(MIRRORED, ImageOps.mirror),
-    changed(CROPPED, lambda picture: picture.crop((9, 9, 192, 192)).resize((201, 201))),
-]
+from tests.data.corpus.copied_pictures import (
+    COPIES,
+    CROPPED,
+    MAX_COSINE,
+    MIRRORED,
+    large,
+    make_config,
+    run_here,
+)
+from tests.data.corpus.corpus_test import draw, records_of
 
 
 @pytest.fixture(scope="module")
@@ -57,39 +38,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(model, tmp_path_factory):
-    """Three shards of pictures; two pictures are copies of evaluation images."""
-    folder = tmp_path_factory.mktemp("raw")
-    pictures = [*map(draw, range(34)), *COPIES, large()]
-    dropped = draw(50)  # by a cheaper rule, so no picture rule sees it
-    rows = [(picture, sentence(4, i)) for i, picture in enumerate(pictures)]
-    rows += [(dropped, "")]
-    for n in range(3):
-        image, text = zip(*rows[n::3], strict=True)
-        table = {"image": image, "alt_text": text, "language": ["en"] * len(image)}
-        pq.write_table(pa.table(table), folder / f"{n}.parquet")
-    held_out = {
-        "image_id": ["mirrored", "cropped", "broken"],
-        "image": [draw(MIRRORED), draw(CROPPED), b"no picture"],
-    }
-    pq.write_table(pa.table(held_out), folder / "held_out")
-    return CorpusConfig(
-        name="planted",
-        seed=3,
-        ingest=SourceConfig("parquet", str(folder / "*.parquet")),
-        rules=RuleBounds(),
-        vocabulary_size=100,
-        evaluation_images=str(folder / "held_out"),
-        pictures=PictureConfig(embedding_model=model, max_cosine=MAX_COSINE),
-        engine=EngineConfig(workers=1),
-        shards=2,
-    )
-
-
-def run_here(model, arguments):
-    """Runs the model in this process, which saves the imports of another process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["embed", f"--model={model}", *arguments])
-        embed.main()
+    return make_config(model, tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +131,8 @@ def test_scores_hold_the_cosine_with_the_nearest_evaluation_image(model, built):
 def test_files_to_embed_are_removed_and_embeddings_kept(built):
     assert not (built / "stages" / "to_embed").exists()
     names = {path.name for path in (built / "stages" / "embeddings").iterdir()}
-    written = {f"{i:05}.parquet" for i in range(3)}
-    assert names == written | {"evaluation.parquet", "model.json"}
+    wanted = {f"{i:05}.parquet" for i in range(3)}
+    assert names == wanted | {"evaluation.parquet", "model.json"}
 
 
 def test_two_workers_write_the_same_bytes(config, built, tmp_path, here, monkeypatch):
@@ -266,31 +215,6 @@ def test_a_small_sample_for_the_clusters_is_one_of_the_lowest_names(
     stages.close()
 
 
-def test_a_model_of_pornography_drives_the_build(
-    config, tmp_path, here, monkeypatch, capsys
-):
-    loaded, scored = [], []
-
-    def load(threads):
-        loaded.append(threads)
-
-        def scorer(images):
-            scored.extend(images)
-            return np.array([image == draw(5) for image in images], np.float32)
-
-        return scorer
-
-    monkeypatch.setitem(nsfw.SCORERS, "fake", load)
-    pictures = dataclasses.replace(config.pictures, nsfw_model="fake", max_nsfw=0.5)
-    config = dataclasses.replace(config, pictures=pictures)
-    build(config, tmp_path / "corpus")
-    assert loaded == [None, None]  # the check, then scores with a thread per core
-    assert len(scored) == 37 and draw(50) not in scored
-    assert "NOT EVALUATED" not in capsys.readouterr().out
-    kept = pq.read_table(tmp_path / "corpus" / "stages" / "kept.parquet")
-    assert len(kept) == 34 and identify(draw(5)) not in kept["image_id"].to_pylist()
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_models_take_one_thread_where_there_are_many_processes(
     config, built, tmp_path, here, monkeypatch, workers
@@ -307,50 +231,3 @@ def test_models_take_one_thread_where_there_are_many_processes(
     stages.close()
     threads = [task.keywords["threads"] for task in given]
     assert threads == [None if workers == 1 else 1] * 3
-
-
-def test_what_the_rule_needs_is_checked_before_anything_is_written(
-    config, model, tmp_path, here
-):
-    def refused(message, folder=tmp_path / "new", **changes):
-        with pytest.raises(InputError, match=message) as caught:
-            build(dataclasses.replace(config, **changes), folder)
-        assert "\n" not in str(caught.value)
-        assert not folder.exists()
-
-    refused(
-        "config.pictures.embedding_model needs .* config.evaluation_images is empty",
-        evaluation_images="",
-    )
-    hashes = tmp_path / "hashes"
-    pq.write_table(pa.table({"image_id": ["x"], "phash": [1]}), hashes)
-    refused(
-        r"1 rows and the columns \['image_id', 'phash'\]; wanted `image`",
-        evaluation_images=str(hashes),
-    )
-    nowhere = PictureConfig(embedding_model=str(tmp_path / "nowhere"))
-    refused("embedding_model is '.*nowhere', which is not there", pictures=nowhere)
-    with pytest.raises(InputError, match="max_cosine is 1.0; wanted 0 to less than 1"):
-        PictureConfig(max_cosine=1.0)
-    with pytest.raises(InputError, match="shared_clusters=11, nearest_clusters=10"):
-        PictureConfig(shared_clusters=11)
-    with pytest.raises(InputError, match="shared_clusters=0"):
-        PictureConfig(shared_clusters=0)
-    with pytest.raises(InputError, match="clusters=4096, cluster_sample=100"):
-        PictureConfig(cluster_sample=100)
-    with pytest.raises(InputError, match="config.engine.embedding_batch_size is 0"):
-        EngineConfig(embedding_batch_size=0)
-    check_inputs(config)
-    assert here == [["--check"]]
-
-
-def test_evaluation_images_of_which_none_can_be_embedded_are_an_error(
-    config, tmp_path, here
-):
-    broken = tmp_path / "broken"
-    pq.write_table(pa.table({"image_id": ["x"], "image": [b"no picture"]}), broken)
-    with pytest.raises(InputError, match="none of the pictures of .*broken .* can be"):
-        build(
-            dataclasses.replace(config, evaluation_images=str(broken)),
-            tmp_path / "corpus",
-        )
