@@ -1,7 +1,7 @@
 """A run's objective, chosen by config: from embeddings and parameters to the loss."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class LossConfig:
         return LOSSES[self.kind].wants_bias
 
     def __post_init__(self):
-        choices = {
+        choices: dict[str, Iterable[str]] = {
             "kind": LOSSES,
             "reduction": REDUCTIONS,
             "precision": PRECISIONS,
