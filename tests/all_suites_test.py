@@ -89,7 +89,7 @@ def test_a_missing_package_skips_and_a_failing_suite_fails(monkeypatch, capsys, 
     java = None if broken == "program" else "/bin/java"
     known = {"java": java}
     monkeypatch.setattr(all_suites.shutil, "which", lambda name: known.get(name, name))
-    assert all_suites.main() == (broken == "test")
+    assert all_suites.main([]) == (broken == "test")
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "spark  " in x]
     assert {
         "": "1       1       0" in line,

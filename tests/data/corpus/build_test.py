@@ -4,10 +4,12 @@ import pathlib
 import subprocess
 import sys
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+from ibis.backends.duckdb import Backend
 
 from align_jax.config import read_config
 from align_jax.errors import InputError, run_command
@@ -256,11 +258,22 @@ def test_an_engine_that_lacks_a_method_is_refused_before_anything_is_written(
     assert not (tmp_path / "corpus").exists()
 
 
-def test_duckdb_counts_no_progress_where_no_bar_is_shown(tmp_path, capsys):
-    engine = DuckDB(EngineConfig(workers=1), tmp_path)  # as in Jupyter
-    setting = "SELECT current_setting('enable_progress_bar')"
-    assert engine._connection.con.execute(setting).fetchone() == (False,)
+def test_no_progress_bar_is_set_where_none_is_shown(tmp_path, monkeypatch):
+    run = Backend.raw_sql
+
+    def refuse(self, query, **kwargs):
+        """As DuckDB does in Jupyter without ipywidgets, for both values."""
+        if "progress_bar" in str(query):
+            raise duckdb.InvalidInputException("requires ipywidgets")
+        return run(self, query, **kwargs)
+
+    monkeypatch.setattr(Backend, "raw_sql", refuse)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    engine = DuckDB(EngineConfig(workers=1), tmp_path)
     engine.close()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(duckdb.InvalidInputException):
+        DuckDB(EngineConfig(workers=1), tmp_path)
 
 
 def test_an_unknown_model_is_refused_before_anything_is_written(config, tmp_path):
