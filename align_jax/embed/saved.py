@@ -108,7 +108,17 @@ class SavedEmbedder:
     def _look_up(
         self, kind: str, items: Iterable, name: Callable, encode: Callable
     ) -> Iterator[np.ndarray]:
-        """Yields the embeddings of items, `ITEMS` at a time, and saves new ones."""
+        """Yields the embeddings of items, (n, D) for at most `ITEMS` items at a time.
+
+        Items without a saved embedding are encoded. New embeddings are kept in memory.
+        They are written whenever `ROWS` of them are new and after the last item.
+
+        Args:
+          kind: kind of embedding, one of `KINDS`.
+          items: files of pictures, or texts.
+          name: function from an item to its id in the saved files.
+          encode: function from a list of n items to their embeddings (n, D).
+        """
         saved, waiting = self._saved[kind], iter(items)
         while batch := list(itertools.islice(waiting, ITEMS)):
             ids = [name(item) for item in batch]

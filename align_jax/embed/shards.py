@@ -96,7 +96,8 @@ def embed_shards(
       that were embedded before are not included.
 
     Raises:
-      InputError: the folder holds other files, or a shard is damaged.
+      InputError: the folder belongs to another model, a folder without a digest holds
+        other files, or a shard is damaged.
     """
     _claim(folder, model)
     unreadable: dict[str, str] = {}
@@ -173,7 +174,14 @@ def _open(path: pathlib.Path) -> PictureShard:
 
 
 def _claim(folder: pathlib.Path, model: Model) -> None:
-    """Binds a folder to the model; raises InputError if it holds anything else."""
+    """Binds a folder to the model: creates it and writes the model's digest into it.
+
+    If the folder has the digest of this model, its other files are not checked.
+
+    Raises:
+      InputError: the folder has another model's digest, or it has none but holds files
+        that are not temporary.
+    """
     found = digest(model.weights)
     path = folder / DIGEST_FILE
     if path.exists():

@@ -110,7 +110,11 @@ class LogisticRegression:
         ] = {}  # penalty -> classifier of the centred features
 
     def fit(self, penalty: float) -> Linear[np.ndarray]:
-        """Fits with a penalty, starting from the earlier fit with the nearest one."""
+        """Returns the classifier of one penalty, which must be positive.
+
+        The fit starts from the earlier fit whose penalty is nearest in logarithm, or
+        from zeros. A penalty that was fitted before is not fitted again.
+        """
         if penalty not in self._fitted:
             self._fitted[penalty] = self._fit(penalty)
         weights, bias = self._fitted[penalty]
@@ -158,7 +162,12 @@ _multiply = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 def _classifier(
     unknowns: Linear[jax.Array], maps: tuple[jax.Array, jax.Array]
 ) -> Linear[jax.Array]:
-    """Returns W and b from the unknowns V and c."""
+    """Returns W = P V and b = s c, see `LogisticRegression`.
+
+    Args:
+      unknowns: V (D, K) and c (K,), the variables of L-BFGS.
+      maps: P (D, D) and the scale s = (N / K)^(-1/2), ().
+    """
     to_weights, bias_scale = maps
     return Linear(_multiply(to_weights, unknowns.weights), bias_scale * unknowns.bias)
 

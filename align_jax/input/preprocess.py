@@ -94,7 +94,8 @@ def train_image(
 
     Args:
       encoded: bytes of a picture file.
-      key: seed of all random choices; the result depends on it and the picture alone.
+      key: seed of all random choices; the result depends only on it, the picture and
+        `config`.
       config: sizes and augmentations.
       out: array for the result; None for a new one.
       scratch: memory for intermediate results; None for new memory.
@@ -212,7 +213,10 @@ def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
 
 
 def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:
-    """Returns the smallest size to decode a picture at, or None for its exact size."""
+    """Returns the height and width below which a JPEG decoder must not shrink pictures.
+
+    None means that the decoder must not shrink them at all.
+    """
     if config.decode == "exact" or config.resampling == "tf":
         return None  # the decoder would filter, which "tf" resampling does not
     side: float = config.resize

@@ -41,7 +41,10 @@ class Spares:
         self._arrays: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns a uint8 array with any content, to which nothing else refers.
+        """Returns a uint8 array of `shape` to which nothing else refers.
+
+        Its content is undefined. If a new array is made, kept arrays of other shapes
+        are dropped.
 
         CPython's counts of references tell which arrays are free: views and devices
         that read an array hold a reference.

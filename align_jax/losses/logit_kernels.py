@@ -246,15 +246,18 @@ def statistics_kernel(
     ytxt: jax.Ref,
     *outputs: jax.Ref,
 ) -> None:
-    """Writes log-sum-exps and maxima of the logits of wrong candidates.
+    """Writes one tile's log-sum-exps and maxima over the logits of wrong candidates.
+
+    All outputs are in base 2: a natural log-sum-exp, or a logit, times log2(e).
 
     Args:
       grid: grid of tiles.
       numbers: (1,) log2(e) / temperature.
       start: (2,) ids of the first image and the first text among all N pairs.
-      ximg: (rows, D) images.
-      ytxt: (columns, D) texts.
-      outputs: (1, rows) log-sum-exp and maximum by image; (1, columns) by text.
+      ximg: (rows, D) images of the tile.
+      ytxt: (columns, D) texts of the tile.
+      outputs: log-sum-exp and maximum by image, (1, rows) each; then log-sum-exp and
+        maximum by text, (1, columns) each.
     """
     row_lse, row_best, column_lse, column_best = outputs
     tile = LogitTile(grid, numbers[0], start, ximg, ytxt)

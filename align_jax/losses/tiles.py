@@ -75,20 +75,21 @@ def make_tiling(
     """Chooses the division of the logits into tiles.
 
     The paper's ablation (arXiv 2102.05918, Table 8) trains with 50 % and 25 % of the
-    in-batch negatives and does not say which. Here the batch is cut into 2 or 4 groups
-    of consecutive pairs, and a pair is compared with the pairs of its group: both
-    directions have N / groups candidates, and each is a whole softmax over fewer pairs.
+    in-batch negatives and does not say which. Here the batch is cut into groups of
+    consecutive pairs: 2 for 50 %, 4 for 25 %, and 1 for all negatives. A pair is
+    compared only with the N / groups pairs of its group, in both directions.
 
     Args:
       pairs: number of pairs N.
       mesh: mesh of the devices, which share the N rows.
       negatives: share of the batch that a pair is compared with, 1 / groups.
-      tile: number of columns T; None for the most that fit in `BLOCK_BYTES`.
-      precision: precision of the matrix products.
+      tile: number of columns T, reduced to N if it is larger. None chooses the most
+        that fit in `BLOCK_BYTES`, rounded down to a multiple of `LANES` if possible.
+      precision: precision of the matrix products, a name of `jax.lax.Precision`.
 
     Raises:
-      ValueError: N does not divide into the groups or over the devices, or tile is
-        below 1.
+      ValueError: `negatives` is not 1 / a whole number of groups that divides N, N does
+        not divide over the devices, or `tile` is below 1.
     """
     groups = round(1.0 / negatives) if 0 < negatives <= 1 else 0
     if not groups or abs(groups * negatives - 1.0) > 1e-6 or pairs % groups:

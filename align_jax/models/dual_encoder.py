@@ -78,7 +78,10 @@ class ModelConfig:
         return self.embedding_size or self.image_tower.output_width
 
     def computed_once(self) -> Self:
-        """Returns the same model with nothing computed twice, see `TowerConfig`."""
+        """Returns the same model without rematerialisation, to count its operations.
+
+        The towers' blocks are in a scan, see `TowerConfig`.
+        """
         return dataclasses.replace(
             self,
             image_tower=self.image_tower.computed_once(),

@@ -21,7 +21,12 @@ def write_provenance(workdir: str) -> None:
 
 
 def provenance() -> dict[str, str]:
-    """Returns the code's revision, the packages' versions and the devices, by name."""
+    """Describes the code and the machine of a run.
+
+    Returns:
+      "git revision", the version of "python" and of each of `PACKAGES`, and "devices".
+      A version that cannot be read is described in words.
+    """
     found = {"git revision": git_revision() or "not known"}
     for name in PACKAGES:
         try:

@@ -40,8 +40,8 @@ class Term:
 
     Attributes:
       content: the text (str), the picture's file (bytes) or the embedding (D,).
-      weight: factor of the embedding; a negative one avoids similar pictures; None for
-        the paper's.
+      weight: factor of the embedding; a negative one avoids similar pictures. None
+        means `TEXT_WEIGHT` for a text and `IMAGE_WEIGHT` for a picture or an embedding.
     """
 
     content: str | bytes | np.ndarray

@@ -245,7 +245,11 @@ def _refusal(description: str) -> dict:
 
 
 def _add_refusals(app: FastAPI) -> None:
-    """Answers invalid requests, and those that come at a busy time, in one line."""
+    """Adds handlers that answer with one line of text.
+
+    The status is 422 for an invalid request, and 429 if too many texts and pictures are
+    waiting.
+    """
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy):

@@ -154,7 +154,11 @@ def _measures(status: Status) -> str:
 def print_commands(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
     """Prints the commands of the stopped and the waiting runs, one per line.
 
-    With --retry, the commands of failed runs are printed too.
+    With --retry, the commands of failed runs are printed too. If a run belongs to a
+    search, the search's folder is created and bound to its config.
+
+    Raises:
+      InputError: a folder belongs to another run or search, or cannot be written.
     """
     for run in _to_run(runs, flags.retry):
         print(run.command)

@@ -98,14 +98,18 @@ class Checkpoints:
     ) -> None:
         """Starts writing a state and returns before it is written.
 
+        Nothing is written if the newest checkpoint has this step or a later one.
+
         Args:
           step: number of steps taken; it names the checkpoint.
           state: state to write.
-          scores: scores of this state's evaluation, if it was evaluated. They must pass
-            `check_scores`.
+          scores: scores of this state's evaluation, or None if it was not evaluated.
+            Only the score `best_metric` is stored, to find the best checkpoint. The
+            scores must pass `check_scores`.
 
         Raises:
-          InputError: the storage refuses this checkpoint or the one before it.
+          InputError: the storage refuses this checkpoint, or the background writing of
+            the one before it failed.
         """
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),

@@ -41,7 +41,7 @@ class ClassifyConfig(RunConfig):
             )
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns the name, shape and type of the labels."""
+        """Returns the name of the labels, and their shape per picture and type."""
         return {"labels": ((), jnp.int32)}
 
     @property

@@ -47,7 +47,7 @@ class PretrainConfig(RunConfig):
             )
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns the name, shape and type of the token ids."""
+        """Returns the name of the token ids, and their shape per pair and type."""
         return {"tokens": ((self.model.text_tower.max_tokens,), jnp.int32)}
 
     def make_tokenizer(self) -> Tokenizer:

@@ -201,7 +201,17 @@ def _square_blocks(config: EfficientNetConfig, image_size: int) -> list[int]:
 def _read_padding(
     vision: Mapping[str, Any], tower: EfficientNetConfig, image_size: int, source: str
 ) -> str:
-    """Translates Hugging Face's list of equally padded blocks into our padding rule."""
+    """Translates Hugging Face's `depthwise_padding` into our padding rule.
+
+    The list has the indices of blocks that are padded equally on both sides. Indices of
+    blocks with stride 1 have no effect.
+
+    Returns:
+      "keras" for an empty list, else "same".
+
+    Raises:
+      InputError: the list is neither empty nor that of "same" at an even `image_size`.
+    """
     listed = vision["depthwise_padding"]
     if not listed:
         return "keras"

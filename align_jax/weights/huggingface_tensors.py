@@ -92,7 +92,7 @@ def bert_tensors(config: BertConfig, prefix: str) -> list[Tensor]:
 
 
 def _image_tensors(config: EfficientNetConfig) -> list[Tensor]:
-    """Lists the tensors of an `AlignVisionModel`."""
+    """Lists the tensors of an `AlignModel`'s image tower that our model has too."""
     tower = ("image_tower",)
     stem = round_channels(STEM_CHANNELS, config.width)
     prefix = "vision_model.embeddings"

@@ -163,7 +163,11 @@ def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:
 
 
 def count_not_embedded(stages: StageTables) -> dict[str, int]:
-    """Counts pictures that were not compared because they could not be embedded."""
+    """Counts what was not compared because it could not be embedded.
+
+    Returns:
+      The numbers of "pictures" of the corpus and of "evaluation_images".
+    """
     scores = stages.shards("scores")
     missing = stages.engine.execute(scores.cosine.isnull().sum())
     evaluation = pq.read_table(stages.folder / "embeddings" / EVALUATION_FILE)

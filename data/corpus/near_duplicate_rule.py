@@ -14,7 +14,10 @@ from data.pictures.near_duplicates import hash_distances
 
 
 class NearDuplicateRule:
-    """Drops pictures within `max_hash_distance` bits; see `PictureRule`."""
+    """Drops pictures whose hash is nearly that of an evaluation image.
+
+    The hashes differ in at most `max_hash_distance` bits; see `PictureRule`.
+    """
 
     meaning = "the picture is nearly one of an evaluation set"
     bound = ""
@@ -37,7 +40,7 @@ class NearDuplicateRule:
         return ""
 
     def check(self) -> None:
-        """Does nothing: `off` checks all that the rule needs."""
+        """Does nothing, because the method `off` checks all that the rule needs."""
 
     def prepare(self, stages: StageTables, shards: int) -> None:
         """Does nothing: the stage `evaluation` holds the hashes."""
@@ -45,7 +48,16 @@ class NearDuplicateRule:
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None
     ) -> Callable[[pa.Table], list[pa.Array]]:
-        """Returns a scorer that compares pictures with the stage `evaluation`."""
+        """Returns a function that finds near-duplicates of evaluation images by hash.
+
+        It takes a table of N pictures with the column `phash`. It returns one boolean
+        array (N,), true where an evaluation image is within `max_hash_distance` bits.
+
+        Args:
+          stages: folder of the stages; its `evaluation.parquet` has the hashes.
+          index: index of the shard, not used.
+          threads: number of threads, not used.
+        """
         hashes = read_hashes(stages / "evaluation.parquet")
 
         def score(images: pa.Table) -> list[pa.Array]:

@@ -19,6 +19,9 @@ def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
     searches no threshold below 10 and may return more tokens than asked. So this
     function searches for the smallest threshold whose vocabulary fits.
 
+    The learner ignores words of more than 50 characters, and words with a character
+    that is not among the 1,000 most frequent ones, which are the alphabet.
+
     Args:
       words: white-space separated words of the normalised texts and their counts.
       size: maximum number of tokens.

@@ -126,7 +126,12 @@ def _add(scan: ShardScan, offset: int, features: dict) -> bytes:
 
 
 def _decode(scan: ShardScan, waiting: list[tuple[int, bytes]]) -> None:
-    """Decodes the waiting pictures and empties their list."""
+    """Decodes pictures, adds the failures and their number to `scan`.
+
+    Args:
+      scan: facts about the shard, which are updated.
+      waiting: offset of the record and bytes of each picture's file; emptied.
+    """
     table = describe_images([""] * len(waiting), [image for _, image in waiting])
     for (offset, _), error in zip(waiting, table["error"].to_pylist(), strict=True):
         if error:

@@ -46,9 +46,18 @@ def has_hashes(path: str) -> bool:
 
 
 def write_evaluation(source: str, target: pathlib.Path) -> None:
-    """Writes the evaluation images as a table of schema EVALUATION_IMAGES.
+    """Writes the ids and hashes of the evaluation images, schema EVALUATION_IMAGES.
 
-    Missing hashes are computed from the pictures; without pictures they are null.
+    If the source has no column `phash`, the hashes are computed from its pictures. A
+    hash is null if the picture cannot be decoded, if the source has no pictures either,
+    or if it is null in the column `phash`.
+
+    Args:
+      source: path of the Parquet file that `config.evaluation_images` names.
+      target: path of the Parquet file to write.
+
+    Raises:
+      InputError: the source is missing, not Parquet, or has other columns.
     """
     file = open_evaluation(source)
     names = [name for name in COLUMNS if name in file.schema_arrow.names]

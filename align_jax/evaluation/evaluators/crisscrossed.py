@@ -67,8 +67,9 @@ class RankedTask(NamedTuple):
     """The right pairs of one of `TASKS`, and the queries' ranks.
 
     Attributes:
-      right: (P, 2) rows of query and candidate of the right pairs.
-      ranks: (Q,) ranks of the queries, see `pair_ranks`.
+      right: (P, 2) right pairs: the row of the query and the row of the candidate.
+      ranks: (Q,) rank of the best right candidate of every query; 0 is the top, and -1
+        means that no candidate is right. See `pair_ranks`.
     """
 
     right: np.ndarray

@@ -76,7 +76,7 @@ class Neighbours:
         self.index = config.open(config.index_split, config.expected_index)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields recalls and counts."""
+        """Yields recalls in [0, 1], and the numbers of queries and of pictures."""
         self.found = self.find(embedder)
         same = self.found.near_labels == self.found.labels[:, None]
         for k in CUTS:

@@ -42,13 +42,15 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
       source: name of a shipped set, such as "imagenet" or "cifar", or the path of a
         JSON file {"templates": ["a picture of {}"]}. The file may have "classes":
         [name, ...], or "categories": [{"name": ..., "prompts": [phrase, ...]}, ...]
-        for several phrases for a class. Without either, `label_names` are used.
+        for several phrases for a class. If the file has neither, `label_names` are
+        used, with spaces for underscores; if it has both, "categories" is used.
       label_names: class names of the dataset, in the order of the labels; None if it
         has none.
 
     Raises:
-      InputError: the file is missing, damaged or without templates, or its number of
-        classes is not that of the dataset.
+      InputError: the file is missing or damaged, has no templates or one without {},
+        has no classes while there are no `label_names`, or has another number of
+        classes than the dataset.
     """
     shipped = FOLDER / f"{source}.json"
     is_shipped = shipped.exists() and shipped != SUBSETS
