@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_refused_by_path(fields, message):
 
 
 def test_an_unknown_choice_lists_the_known_ones():
-    with pytest.raises(InputError, match="did you mean 'retrieval'.*zero_shot"):
+    with pytest.raises(InputError, match=r"did you mean 'retrieval'.*zero_shot"):
         choose({"retrieval": 1, "zero_shot": 2}, "retrival", "config.kind")
 
 
@@ -95,7 +95,7 @@ def test_a_folder_belongs_to_its_config(tmp_path):
     claim_folder(folder, CONFIG)
     check_folder(folder, CONFIG)  # tuples come back as lists
     for refuse in (check_folder, claim_folder):
-        with pytest.raises(InputError, match="another config .*config.seed: 0 -> 1"):
+        with pytest.raises(InputError, match=r"another config .*config\.seed: 0 -> 1"):
             refuse(folder, {**CONFIG, "seed": 1})
     claim_folder(folder, {**CONFIG, "seed": 1}, free=["seed"])
     check_folder(folder, CONFIG)  # the first config stays
@@ -103,17 +103,17 @@ def test_a_folder_belongs_to_its_config(tmp_path):
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(InputError, match="not empty and holds no config.json"):
+    with pytest.raises(InputError, match=r"not empty and holds no config\.json"):
         claim_folder(tmp_path, CONFIG)
     assert (tmp_path / "thesis.tex").read_text() == "x"
     assert not is_claimed(tmp_path)
-    with pytest.raises(InputError, match="thesis.tex is a file; wanted a folder"):
+    with pytest.raises(InputError, match=r"thesis\.tex is a file; wanted a folder"):
         claim_folder(tmp_path / "thesis.tex", CONFIG)
 
 
 def test_a_broken_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is not valid JSON"):
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
         claim_folder(tmp_path, CONFIG)
 
 

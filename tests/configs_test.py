@@ -264,5 +264,5 @@ def test_an_evaluation_config_is_read(module):
     "module", [finetune_fine_grained, finetune_imagenet, finetune_retrieval]
 )
 def test_an_unknown_variant_is_refused(module):
-    with pytest.raises(ValueError, match="no .* 'none'; "):
+    with pytest.raises(ValueError, match=r"no .* 'none'; "):
         module.get_config("none")

@@ -86,7 +86,7 @@ def test_a_contract_may_inherit_another_and_have_no_constructor():
 
     check_contract(Cube, Solid, "SOLIDS['x']")
     check_contract(Cube, Bag, "BAGS['x']")
-    with pytest.raises(TypeError, match="class Square .* lacks the attribute volume"):
+    with pytest.raises(TypeError, match=r"class Square .* lacks the attribute volume"):
         check_contract(Square, Solid, "SOLIDS['x']")
     with pytest.raises(
         TypeError, match=r"has __init__\(\), wanted .* attribute volume"

@@ -108,7 +108,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_metrics(
 def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(tmp_path):
     fields = tiny.make_run(tmp_path, total_steps=6, evaluators={})
     fields["optimizer"] |= {"kind": "sgd", "learning_rate": 1e38, "decay": "constant"}
-    with pytest.raises(FloatingPointError, match="of step .* is nan") as error:
+    with pytest.raises(FloatingPointError, match=r"of step .* is nan") as error:
         train(fields, str(tmp_path / "run"))
     step = error.value.step
     (path,) = (tmp_path / "run").glob("nonfinite_*")

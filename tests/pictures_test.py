@@ -136,13 +136,13 @@ def test_a_file_cut_short_is_refused_by_name(kind, tmp_path):
     encoded = encode(noise, kind)
     path = tmp_path / "cut.bin"
     path.write_bytes(encoded[: len(encoded) * 2 // 3])
-    with pytest.raises(InputError, match="cut.bin is ") as found:
+    with pytest.raises(InputError, match=r"cut\.bin is ") as found:
         read_picture(path)
     assert found.value.reason in ("cut short", "not a picture")
 
 
 def test_what_is_no_picture_is_refused(tmp_path):
-    with pytest.raises(InputError, match="nowhere.png is missing"):
+    with pytest.raises(InputError, match=r"nowhere\.png is missing"):
         read_picture(tmp_path / "nowhere.png")
     with pytest.raises(InputError, match="picture 3 is no picture that can be read"):
         read_picture(b"<html>", "picture 3")
@@ -161,7 +161,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     bomb += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
     bomb += struct.pack(">I", zlib.crc32(b"IDAT"))
     with pytest.raises(
-        InputError, match="picture is too large: Image size .3000000000"
+        InputError, match=r"picture is too large: Image size \(3000000000"
     ):
         read_picture(bomb)
 

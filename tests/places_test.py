@@ -31,7 +31,7 @@ def test_what_a_user_types_becomes_a_place_once(tmp_path, monkeypatch):
     assert [places.resolve(place) for place in found] == found
     assert places.resolve(URL) == URL and places.is_url(URL)
     assert places.local_path("~/c") == tmp_path / "home" / "c"
-    with pytest.raises(InputError, match="gs://.* is a URL; wanted a path on this"):
+    with pytest.raises(InputError, match=r"gs://.* is a URL; wanted a path on this"):
         places.local_path(URL)
 
 
@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"missing.udcff is missing") as found:
         places.read_bytes(os.fsdecode(os.fsencode(missing) + b"\xff"))
     assert str(found.value).encode()  # it can be printed
-    with pytest.raises(InputError, match="cannot be read: .*Is a directory"):
+    with pytest.raises(InputError, match=r"cannot be read: .*Is a directory"):
         places.read_bytes(tmp_path)
     (tmp_path / "broken").write_bytes(b'{"\xff')
     with pytest.raises(InputError, match="broken is not valid JSON"):
@@ -119,7 +119,9 @@ def test_a_folder_is_replaced_where_it_is_empty(tmp_path):
 
 
 def test_a_full_disk_ends_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="f cannot be written: .*space.*was written b"):
+    with pytest.raises(
+        InputError, match=r"f cannot be written: .*space.*was written b"
+    ):
         with places.writing("f"):
             raise OSError(errno.ENOSPC, "no space")
     with pytest.raises(InputError, match=r"written: UNAVAILABLE: x{87} \.\.\. x{400};"):
@@ -151,7 +153,7 @@ def test_lines_are_added_at_the_end(tmp_path):
 def test_a_log_that_is_left_open_says_no_more_than_its_error():
     context = places.appending("/dev/full")
     file = context.__enter__()
-    with pytest.raises(InputError, match="/dev/full cannot be written: .*No space"):
+    with pytest.raises(InputError, match=r"/dev/full cannot be written: .*No space"):
         with places.writing("/dev/full"):
             file.write("line")
             file.flush()

@@ -128,5 +128,5 @@ def test_the_step_of_a_slice_gathers_embeddings_and_holds_no_square_of_them(tmp_
 
 @pytest.mark.tpu
 def test_an_unknown_slice_is_named(tmp_path):
-    with pytest.raises(InputError, match="--plan=v9:2x2: .* knows no such slice"):
+    with pytest.raises(InputError, match=r"--plan=v9:2x2: .* knows no such slice"):
         plan(tiny.make_run(tmp_path), "v9:2x2")

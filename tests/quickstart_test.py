@@ -244,5 +244,5 @@ def test_a_damaged_workdir_is_named(root, fields, finished):
     copy = root / "damaged"
     shutil.copytree(finished, copy)
     (copy / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is not valid JSON"):
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
         train.train(fields, str(copy))

@@ -116,7 +116,7 @@ def test_a_trial_that_diverges_is_the_worst_and_is_not_run_again(tmp_path, fake)
     scores |= {f"one/seed_{i}": 0.5 for i in range(3)}
     scores |= {f"two/trial_0{i}": "diverges" for i in range(3)}
     for _ in range(2):
-        with pytest.raises(InputError, match="all 3 trials of two in .* diverged"):
+        with pytest.raises(InputError, match=r"all 3 trials of two in .* diverged"):
             random_search(make_search(tmp_path), str(tmp_path / "out"))
     assert len(ran) == 3 + 3 + 3
     assert {name for name, _ in ran} >= {"one/seed_2", "two/trial_02"}
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path, fake):
 def test_a_score_that_is_not_there_lists_those_that_are(tmp_path, fake):
     fake[1]["one/trial_00"] = 0.5
     fields = make_search(tmp_path, metric="eval/validation/top2")
-    with pytest.raises(InputError, match="no score .*top2'; it has eval/validation/t"):
+    with pytest.raises(InputError, match=r"no score .*top2'; it has eval/validation/t"):
         random_search(fields, str(tmp_path / "out"))
 
 

@@ -132,7 +132,7 @@ def test_a_folder_of_something_else_is_left_alone(model, shards, embedded, tmp_p
     shutil.copytree(embedded[0], copy)
     write(tmp_path / "a.parquet", [picture(0)])
     changed = list_shards([str(tmp_path / "a.parquet")])
-    with pytest.raises(InputError, match="has 41 embeddings, but .* 1 pictures"):
+    with pytest.raises(InputError, match=r"has 41 embeddings, but .* 1 pictures"):
         embed_shards(model, changed, copy, 8)
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_file_ends_in_an_error_and_leaves_nothing(model, shards, tmp_p
     content[200:4000] = bytes(3800)
     (tmp_path / "a.parquet").write_bytes(content)
     listed = list_shards([str(tmp_path / "a.parquet")])
-    with pytest.raises(InputError, match="a.parquet is damaged"):
+    with pytest.raises(InputError, match=r"a\.parquet is damaged"):
         embed_shards(model, listed, tmp_path / "out", 8)
     assert os.listdir(tmp_path / "out") == ["model.json"]
 

@@ -149,7 +149,7 @@ def test_examples_of_alike_pictures_leave_out_the_query(directory, tmp_path):
 
 def test_other_counts_names_and_files_are_refused(directory, tmp_path):
     ratings = write_ratings(tmp_path)
-    with pytest.raises(InputError, match="sts_test.csv has 5 ratings; wanted 44045"):
+    with pytest.raises(InputError, match=r"sts_test\.csv has 5 ratings; wanted 44045"):
         Crisscrossed(CrisscrossedConfig(directory, ratings))
     strange = [(caption(770), "COCO_val2014_000000000001.jpg", 1.0, "c2i_original")]
     write_ratings(tmp_path, sits=strange)
@@ -159,5 +159,7 @@ def test_other_counts_names_and_files_are_refused(directory, tmp_path):
     with pytest.raises(InputError, match=r"lacks the columns \['agg_score'\]"):
         read(directory, ratings)
     (tmp_path / "sits_test.csv").unlink()
-    with pytest.raises(InputError, match="no ratings at .*sits_test.csv; clone https"):
+    with pytest.raises(
+        InputError, match=r"no ratings at .*sits_test\.csv; clone https"
+    ):
         read(directory, ratings)

@@ -176,10 +176,10 @@ def test_counts_that_differ_are_refused(repeated, directory):
 
 def test_an_unknown_evaluator_or_field_is_refused():
     with pytest.raises(
-        InputError, match="evaluators.a.kind is 'zeroshot'; did you mean"
+        InputError, match=r"evaluators\.a\.kind is 'zeroshot'; did you mean"
     ):
         make_evaluators({"a": {"kind": "zeroshot"}})
-    with pytest.raises(InputError, match="evaluators.a has no field 'splt'"):
+    with pytest.raises(InputError, match=r"evaluators\.a has no field 'splt'"):
         make_evaluators({"a": {"kind": "retrieval", "splt": "test"}})
-    with pytest.raises(InputError, match="evaluators.a lacks the field 'kind'"):
+    with pytest.raises(InputError, match=r"evaluators\.a lacks the field 'kind'"):
         make_evaluators({"a": {}})

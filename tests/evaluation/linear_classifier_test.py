@@ -115,7 +115,9 @@ def test_features_that_are_no_numbers_are_refused(digits, mesh_of):
     (features, labels), _ = digits
     features = features.copy()
     features[7, 3] = np.nan
-    with pytest.raises(FloatingPointError, match="1 of 1200 .* the first is picture 7"):
+    with pytest.raises(
+        FloatingPointError, match=r"1 of 1200 .* the first is picture 7"
+    ):
         LogisticRegression(features, labels, 10, mesh_of(1))
     with pytest.raises(FloatingPointError, match="1 of 1200"):
         fit_ridge(features, labels, 10, 1.0)

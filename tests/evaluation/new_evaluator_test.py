@@ -102,5 +102,7 @@ def test_an_encoder_that_lacks_a_method_is_refused_before_the_first_evaluator():
     class Deaf(FixedEncoder):
         encode_texts = None
 
-    with pytest.raises(TypeError, match="class Deaf of .* lacks the method encode_tex"):
+    with pytest.raises(
+        TypeError, match=r"class Deaf of .* lacks the method encode_tex"
+    ):
         next(run_evaluators({}, Deaf(perfect, perfect)))

@@ -88,7 +88,7 @@ def test_what_is_not_finite_or_too_few_is_an_error(mesh_of):
     rows = np.eye(4, dtype=np.float32)
     bad = rows.copy()
     bad[2, 1] = np.nan
-    with pytest.raises(FloatingPointError, match="1 of 4 .* the first is column 2"):
+    with pytest.raises(FloatingPointError, match=r"1 of 4 .* the first is column 2"):
         pair_ranks(rows, bad, np.array([[0, 0]]), mesh_of(1))
     with pytest.raises(FloatingPointError, match="the first is candidate 6"):
         nearest(rows, [rows, bad], 1, mesh_of(1))

@@ -36,5 +36,5 @@ def test_words_are_compared_by_kind(tmp_path):
     with pytest.raises(InputError, match="no SimLex-999 at nowhere; take SimLex"):
         make_evaluators({"words": fields | {"path": "nowhere"}})
     (tmp_path / "bad.txt").write_text("word1\tword2\n")
-    with pytest.raises(InputError, match="lacks the columns .*'POS'"):
+    with pytest.raises(InputError, match=r"lacks the columns .*'POS'"):
         make_evaluators({"words": fields | {"path": str(tmp_path / "bad.txt")}})

@@ -47,7 +47,7 @@ def test_prompts_that_do_not_fit_the_labels_are_refused(directory, tmp_path):
     path = tmp_path / "prompts.json"
     prompts = {"templates": ["{}"], "categories": [{"name": "red", "prompts": ["red"]}]}
     path.write_text(json.dumps(prompts))
-    with pytest.raises(InputError, match="describes 1 classes, .* has labels of 3"):
+    with pytest.raises(InputError, match=r"describes 1 classes, .* has labels of 3"):
         ZeroShot(ZeroShotConfig(directory, "test", str(path)))
     with pytest.raises(InputError, match="no prompts at nowhere; shipped are cars196"):
         ZeroShot(ZeroShotConfig(directory, "test", "nowhere"))

@@ -29,7 +29,7 @@ def test_parts_of_a_dataset_are_nested(directory):
     assert (len(half), len(tenth)) == (48, 10)
     assert tenth < half == set(range(48))
     assert used(max_pairs=33) == set(range(33))
-    with pytest.raises(InputError, match="0.001 of the 96 records .* are none"):
+    with pytest.raises(InputError, match=r"0\.001 of the 96 records .* are none"):
         used(fraction=0.001)
 
 
@@ -98,9 +98,9 @@ def test_sizes_that_do_not_fit_are_refused(directory, arguments, message):
 
 
 def test_a_missing_dataset_split_feature_or_shard_is_named(directory, tmp_path):
-    with pytest.raises(InputError, match="no TFDS dataset in .*nowhere"):
+    with pytest.raises(InputError, match=r"no TFDS dataset in .*nowhere"):
         open_shards(str(tmp_path / "nowhere"), "train")
-    with pytest.raises(InputError, match="no split 'val'; it has .*train"):
+    with pytest.raises(InputError, match=r"no split 'val'; it has .*train"):
         open_shards(directory, "val")
     with pytest.raises(InputError, match="no feature 'caption'; it has image, text"):
         open_batches({"t": DatasetConfig(directory, text_feature="caption")})
@@ -109,7 +109,7 @@ def test_a_missing_dataset_split_feature_or_shard_is_named(directory, tmp_path):
     broken = pathlib.Path(tiny.write_training(tmp_path / "broken", [3, 3]))
     (broken / "tiny-train.tfrecord-00001-of-00002").unlink()
     with pytest.raises(
-        InputError, match="1 of 2 shards .* missing, the first is .*-00001"
+        InputError, match=r"1 of 2 shards .* missing, the first is .*-00001"
     ):
         open_shards(str(broken), "train")
 
@@ -127,7 +127,9 @@ def test_a_shard_cut_short_is_named(tmp_path):
         open_shards(str(folder), "train")
     shards = [{"name": path.name, "bytes": 7} for path in paths]
     (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
-    with pytest.raises(InputError, match="00000-of-00002 has .* bytes, but .* says 7;"):
+    with pytest.raises(
+        InputError, match=r"00000-of-00002 has .* bytes, but .* says 7;"
+    ):
         open_shards(str(folder), "train")
 
 

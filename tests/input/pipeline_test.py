@@ -157,7 +157,7 @@ def test_too_many_broken_pairs_end_the_run_with_the_shards_name(tmp_path):
     shards = [[good] * 16, [good | {"image": tiny.text(b"x")}] * 16]
     folder = tiny.write_dataset(tmp_path / "b", "train", shards, tiny.PAIR_FEATURES)
     with pytest.raises(
-        InputError, match="more than input.max_replaced = 0.01; .*00001"
+        InputError, match=r"more than input\.max_replaced = 0\.01; .*00001"
     ):
         batches(folder, 9)
 
@@ -181,11 +181,11 @@ def test_labels_take_the_place_of_texts(tmp_path):
     np.testing.assert_array_equal(
         [b["labels"] for b in found[2:]], [b["labels"] for b in later]
     )
-    with pytest.raises(InputError, match="feature 'label' of .*wanted a text or a"):
+    with pytest.raises(InputError, match=r"feature 'label' of .*wanted a text or a"):
         open_batches({"t": DatasetConfig(folder, text_feature="label")})
-    with pytest.raises(InputError, match="feature 'image' of .*wanted one whole num"):
+    with pytest.raises(InputError, match=r"feature 'image' of .*wanted one whole num"):
         open_batches({"t": DatasetConfig(folder, label_feature="image")})
     with pytest.raises(
-        ValueError, match="'classes'. have a label_feature, and the oth"
+        ValueError, match=r"'classes'\] have a label_feature, and the oth"
     ):
         open_batches(part | {"texts": DatasetConfig(folder)})

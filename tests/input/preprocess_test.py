@@ -138,7 +138,7 @@ def test_flips_mirror_half_of_the_pictures():
 
 
 def test_a_crop_larger_than_the_picture_is_refused():
-    with pytest.raises(ValueError, match="preprocess.resize is 10, below .* 12"):
+    with pytest.raises(ValueError, match=r"preprocess\.resize is 10, below .* 12"):
         PreprocessConfig(resize=10, image_size=12)
 
 

@@ -62,7 +62,7 @@ def test_size_and_digest_are_the_files(vocabulary):
 
 
 def test_what_is_no_vocabulary_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no vocabulary at .*none.txt"):
+    with pytest.raises(InputError, match=r"no vocabulary at .*none\.txt"):
         open_tokenizer(str(tmp_path / "none.txt"), 8)
     path = tmp_path / "wrong.txt"
     path.write_text("cat\n[UNK]\n")
@@ -175,7 +175,7 @@ def test_broken_vocabulary_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"more than once: \['a'\]"):
         read_vocabulary(str(path))
     path.write_bytes(b"a\n\xff\n")
-    with pytest.raises(InputError, match="no vocabulary: .*0xff"):
+    with pytest.raises(InputError, match=r"no vocabulary: .*0xff"):
         read_vocabulary(str(path))
     path = tmp_path / "tokenizer.json"
     path.write_text("{")

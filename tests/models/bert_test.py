@@ -88,7 +88,7 @@ def test_published_sizes(name, vocabulary, millions):
 
 
 def test_position_rows_below_the_longest_text_are_refused():
-    with pytest.raises(ValueError, match="positions is 7, below .*max_tokens, 8"):
+    with pytest.raises(ValueError, match=r"positions is 7, below .*max_tokens, 8"):
         BertConfig(vocabulary_size=10, max_tokens=8, positions=7)
 
 

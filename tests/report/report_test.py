@@ -246,5 +246,7 @@ def test_a_cell_of_markdown_keeps_its_bars():
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no run: no config.json in it or below"):
+    with pytest.raises(
+        InputError, match=r"holds no run: no config\.json in it or below"
+    ):
         find_runs([str(tmp_path)])

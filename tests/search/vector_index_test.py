@@ -124,7 +124,7 @@ def test_an_index_is_opened_again_and_only_by_its_own_kind(index, tmp_path):
     differing = "model: 'a model' -> 'another'; thumbnail: 8 -> 9"
     with pytest.raises(InputError, match=differing):
         create_index(place, other)
-    with pytest.raises(InputError, match="no index in '.*none'; make one with"):
+    with pytest.raises(InputError, match=r"no index in '.*none'; make one with"):
         open_index(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     with pytest.raises(InputError, match=r"has \(3,\) numbers, the index 32"):

@@ -39,7 +39,7 @@ def test_every_run_is_run_once_and_equal_runs_of_two_sweeps_are_one(place, capsy
 
 def test_a_failed_run_stops_no_other_and_runs_again_on_request(place, capsys):
     place.behave({"1": "fails"})
-    with pytest.raises(InputError, match="1 failed; --retry.*\n  second-.*disk is"):
+    with pytest.raises(InputError, match=r"1 failed; --retry.*\n  second-.*disk is"):
         place.launch()
     assert place.states() == ["done", "failed", "done"]
     place.behave({})
@@ -49,7 +49,7 @@ def test_a_failed_run_stops_no_other_and_runs_again_on_request(place, capsys):
     place.launch("--launcher=print")
     assert not capsys.readouterr().out.count("main.py --config")
     place.behave({"1": "is killed"})
-    with pytest.raises(InputError, match="second-.*: killed by signal 9; .*log has"):
+    with pytest.raises(InputError, match=r"second-.*: killed by signal 9; .*log has"):
         place.launch("--retry")
     place.behave({})
     place.launch("--retry")
@@ -58,7 +58,7 @@ def test_a_failed_run_stops_no_other_and_runs_again_on_request(place, capsys):
 
 def test_a_run_that_was_told_to_stop_by_others_ends_the_sweep(place):
     place.behave({"1": "stops"})
-    with pytest.raises(Preempted, match="second-.* was told to stop"):
+    with pytest.raises(Preempted, match=r"second-.* was told to stop"):
         place.launch()
     assert place.states() == ["done", "stopped", "waiting"]
 
@@ -202,6 +202,6 @@ def test_another_run_s_folder_is_not_taken(place):
     run = place.runs()[0]
     (pathlib.Path(run.workdir)).mkdir(parents=True)
     (pathlib.Path(run.workdir) / "notes.txt").touch()
-    with pytest.raises(InputError, match="not empty and holds no config.json"):
+    with pytest.raises(InputError, match=r"not empty and holds no config\.json"):
         place.launch()
     assert not place.ran

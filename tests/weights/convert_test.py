@@ -140,11 +140,11 @@ def test_our_folder_that_is_not_whole_is_refused(folder, tmp_path):
     write_weights(read_align(str(folder)), str(ours))
     whole = (ours / "weights.safetensors").read_bytes()
     (ours / "weights.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(InputError, match="weights.safetensors cannot be read: "):
+    with pytest.raises(InputError, match=r"weights\.safetensors cannot be read: "):
         read_weights(str(ours))
     (ours / "weights.safetensors").write_bytes(whole)
     (ours / "vocabulary.txt").unlink()
-    with pytest.raises(InputError, match="no vocabulary at .*vocabulary.txt"):
+    with pytest.raises(InputError, match=r"no vocabulary at .*vocabulary\.txt"):
         read_weights(str(ours))
     edit(ours / "model.json", config={})
     with pytest.raises(InputError, match="config lacks the field 'image_tower'"):
@@ -203,10 +203,12 @@ def test_another_network_or_preprocessing_is_refused(folder, file, fields, messa
 def test_a_folder_or_file_that_is_not_whole_is_refused(folder, tmp_path):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(InputError, match="model.safetensors cannot be read: "):
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read: "):
         open_weights(str(folder))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="neither model.safetensors nor pytorch_model"):
+    with pytest.raises(
+        InputError, match=r"neither model\.safetensors nor pytorch_model"
+    ):
         open_weights(str(folder))
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match="is a folder without either: wanted one with"):
@@ -253,7 +255,7 @@ def test_checkpoints_in_several_files_are_joined(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert read_align(str(folder)).config.text_tower.layers == 2
     (folder / "b.safetensors").unlink()
-    with pytest.raises(InputError, match="names b.safetensors, which is missing"):
+    with pytest.raises(InputError, match=r"names b\.safetensors, which is missing"):
         read_align(str(folder))
 
 

@@ -66,7 +66,7 @@ def test_a_tower_of_another_size_kind_or_vocabulary_is_refused(config, tmp_path)
         InputError, match=r"depthwise_norm.mean is \(96,\), wanted \(48,\)"
     ):
         read(config, image_tower=folder)
-    with pytest.raises(InputError, match="text_tower is .*, which is one image_tower"):
+    with pytest.raises(InputError, match=r"text_tower is .*, which is one image_tower"):
         read(config, text_tower=folder)
     words = [*tiny.WORDS, "more"]
     write_tower(tmp_path / "text", "text_tower", config.model.text_tower, words)

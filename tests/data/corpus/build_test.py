@@ -133,18 +133,18 @@ def test_another_config_or_somebody_elses_folder_is_refused(config, tmp_path):
     build(config, tmp_path / "corpus")
     before = files_of(tmp_path / "corpus" / "records")
     other = CorpusConfig(**{**vars(config), "seed": 1})
-    with pytest.raises(InputError, match="another config .*config.seed: 0 -> 1"):
+    with pytest.raises(InputError, match=r"another config .*config\.seed: 0 -> 1"):
         build(other, tmp_path / "corpus")
     assert files_of(tmp_path / "corpus" / "records") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("x")
-    with pytest.raises(InputError, match="not empty and holds no config.json"):
+    with pytest.raises(InputError, match=r"not empty and holds no config\.json"):
         build(config, tmp_path / "mine")
 
 
 def test_an_empty_corpus_is_refused_with_the_counts(config, tmp_path):
     strict = CorpusConfig(**{**vars(config), "rules": RuleBounds()})
-    with pytest.raises(InputError, match="no pair of 14 is left .*shorter_side 12"):
+    with pytest.raises(InputError, match=r"no pair of 14 is left .*shorter_side 12"):
         build(strict, tmp_path / "corpus")
     assert not (tmp_path / "corpus" / "records").exists()
 
@@ -285,7 +285,9 @@ def test_an_unknown_model_is_refused_before_anything_is_written(config, tmp_path
 
 
 def test_languages_must_be_a_list():
-    with pytest.raises(InputError, match="rules.languages is 'en' .str.; wanted tuple"):
+    with pytest.raises(
+        InputError, match=r"rules\.languages is 'en' \(str\); wanted tuple"
+    ):
         read_config(RuleBounds, {"languages": "en"}, "config.rules")
     assert read_config(RuleBounds, {"languages": ["de"]}).languages == ("de",)
 
@@ -314,7 +316,7 @@ def test_a_file_or_a_damaged_config_in_place_of_a_workdir_is_refused(config, tmp
         build(config, tmp_path / "file")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is not valid JSON"):
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
         build(config, tmp_path / "corpus")
 
 

@@ -245,7 +245,7 @@ def test_a_source_that_changed_is_refused(raw, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build(config, tmp_path / "corpus")
     pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "two.parquet")
-    with pytest.raises(InputError, match="parquet has changed since .* was begun"):
+    with pytest.raises(InputError, match=r"parquet has changed since .* was begun"):
         build(config, tmp_path / "corpus")
 
 

@@ -88,7 +88,9 @@ def test_what_the_rule_needs_is_checked_before_anything_is_written(
     )
     nowhere = PictureConfig(embedding_model=str(tmp_path / "nowhere"))
     refused("embedding_model is '.*nowhere', which is not there", pictures=nowhere)
-    with pytest.raises(InputError, match="max_cosine is 1.0; wanted 0 to less than 1"):
+    with pytest.raises(
+        InputError, match=r"max_cosine is 1\.0; wanted 0 to less than 1"
+    ):
         PictureConfig(max_cosine=1.0)
     with pytest.raises(InputError, match="shared_clusters=11, nearest_clusters=10"):
         PictureConfig(shared_clusters=11)
@@ -96,7 +98,7 @@ def test_what_the_rule_needs_is_checked_before_anything_is_written(
         PictureConfig(shared_clusters=0)
     with pytest.raises(InputError, match="clusters=4096, cluster_sample=100"):
         PictureConfig(cluster_sample=100)
-    with pytest.raises(InputError, match="config.engine.embedding_batch_size is 0"):
+    with pytest.raises(InputError, match=r"config\.engine\.embedding_batch_size is 0"):
         EngineConfig(embedding_batch_size=0)
     check_inputs(config)
     assert here == [["--check"]]
@@ -107,7 +109,7 @@ def test_evaluation_images_of_which_none_can_be_embedded_are_an_error(
 ):
     broken = tmp_path / "broken"
     pq.write_table(pa.table({"image_id": ["x"], "image": [b"no picture"]}), broken)
-    with pytest.raises(InputError, match="none of the pictures of .*broken .* can be"):
+    with pytest.raises(InputError, match=r"none of the pictures of .*broken .* can be"):
         build(
             dataclasses.replace(config, evaluation_images=str(broken)),
             tmp_path / "corpus",

@@ -39,5 +39,5 @@ def test_the_size_is_an_upper_bound(size):
 
 
 def test_a_size_below_the_alphabet_is_refused():
-    with pytest.raises(InputError, match="vocabulary_size is 10.* tokens alone are"):
+    with pytest.raises(InputError, match=r"vocabulary_size is 10.* tokens alone are"):
         learn_vocabulary(WORDS, 10)

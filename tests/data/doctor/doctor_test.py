@@ -247,7 +247,7 @@ def test_leakage_from_an_evaluation_parquet_or_dataset(corpus, tmp_path):
     other = write(tmp_path / "other", {"test": make_rows([9, 0])})
     only(diagnose(corpus, evaluations=(other / "records",)), "leakage")
     shard_of(other, 0, "test").unlink()
-    with pytest.raises(InputError, match="is damaged; run `python -m data.doctor"):
+    with pytest.raises(InputError, match=r"is damaged; run `python -m data\.doctor"):
         diagnose(corpus, evaluations=(other,))
 
 

@@ -232,7 +232,7 @@ def test_a_task_of_objects_derives_its_label(tmp_path, monkeypatch):
 
 
 def test_missing_and_other_datasets_are_refused(tmp_path, monkeypatch, capsys):
-    with pytest.raises(InputError, match="no dataset 'dtd' in .*; `tfds build dtd`"):
+    with pytest.raises(InputError, match=r"no dataset 'dtd' in .*; `tfds build dtd`"):
         vtab.find_dataset(tmp_path, "dtd")
     with pytest.raises(InputError, match="resisc45` prepares it and needs a file"):
         vtab.find_dataset(tmp_path, "resisc45")
@@ -246,7 +246,7 @@ def test_missing_and_other_datasets_are_refused(tmp_path, monkeypatch, capsys):
         vtab.write_task("dtd", tmp_path, tmp_path / "out")
     shorten(monkeypatch, "dtd")
     monkeypatch.setitem(TASKS, "dtd", dataclasses.replace(TASKS["dtd"], classes=46))
-    with pytest.raises(InputError, match="picture 0 of .* has the label 46; wanted 0"):
+    with pytest.raises(InputError, match=r"picture 0 of .* has the label 46; wanted 0"):
         vtab.write_task("dtd", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out" / "dtd").exists()
     arguments = ["vtab", "--source", str(tmp_path), "--out", "x", "mnist"]

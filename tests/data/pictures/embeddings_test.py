@@ -56,7 +56,7 @@ def test_what_holds_no_embeddings_is_refused(tmp_path):
 def test_a_model_that_is_not_there_starts_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "_run", lambda *arguments: pytest.fail("started"))
     with pytest.raises(
-        InputError, match="embedding_model is '.*nowhere', which is not"
+        InputError, match=r"embedding_model is '.*nowhere', which is not"
     ):
         check_model(str(tmp_path / "nowhere"))
 

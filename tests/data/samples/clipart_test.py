@@ -121,7 +121,7 @@ def test_missing_packages_are_named_and_nothing_is_written(tmp_path, monkeypatch
         clipart.main()
     assert not out.exists()
     add(tmp_path / "root", "silent")
-    with pytest.raises(InputError, match="no drawing .* has a text"):
+    with pytest.raises(InputError, match=r"no drawing .* has a text"):
         clipart.main()
     assert not (out / "pairs").exists()
 

@@ -56,5 +56,5 @@ def test_an_unfinished_img2dataset_shard_is_refused(tmp_path):
     with pytest.raises(InputError, match="img2dataset was stopped before"):
         read("img2dataset", tmp_path)
     pq.write_table(pa.table({"key": ["1"], "status": ["success"]}), path)
-    with pytest.raises(InputError, match="no pictures beside .*wanted 00000.tar"):
+    with pytest.raises(InputError, match=r"no pictures beside .*wanted 00000\.tar"):
         read("img2dataset", tmp_path)

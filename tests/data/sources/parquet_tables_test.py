@@ -62,7 +62,7 @@ def test_a_large_parquet_file_is_cut_at_row_groups(tmp_path, monkeypatch):
 
 
 def test_missing_columns_and_wrong_types_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no files at .*none"):
+    with pytest.raises(InputError, match=r"no files at .*none"):
         read("parquet", tmp_path / "none")
     pq.write_table(pa.table({"url": ["u"], "text": ["t"]}), tmp_path / "a")
     with pytest.raises(
@@ -76,7 +76,7 @@ def test_missing_columns_and_wrong_types_are_refused(tmp_path):
         read("parquet", tmp_path / "b")
     pq.write_table(pa.table({"image": [1], "alt_text": ["t"]}), tmp_path / "c")
     with pytest.raises(
-        InputError, match="column 'image' of .* is int64; wanted binary"
+        InputError, match=r"column 'image' of .* is int64; wanted binary"
     ):
         read("parquet", tmp_path / "c")
     (tmp_path / "d").write_text("no parquet")

@@ -76,7 +76,7 @@ def test_a_cut_tar_keeps_the_pairs_before_the_cut(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes(packed[: len(packed) - 20])
     assert read("webdataset", tmp_path / "cut.tar.gz")[1] == {"truncated tar": 1}
     (tmp_path / "no.tar").write_bytes(b"not a tar" * 1000)
-    with pytest.raises(InputError, match="no.tar is not a tar file"):
+    with pytest.raises(InputError, match=r"no\.tar is not a tar file"):
         read("webdataset", tmp_path / "no.tar")
 
 
