@@ -61,7 +61,8 @@ def test_calibration_finds_copies_and_reports_both_detectors():
         # 20 of 40 evaluation images and 20 of 40 others serve to measure.
         assert (every["positives"], every["negatives"]) == (120, 140)
         assert found[detector, "crop"]["negatives"] == 20
-        assert every["precision"] > 0.95 and every["recall"] > 0.5
+        assert every["precision"] > 0.95
+        assert every["recall"] > 0.5
         assert found[detector, "jpeg"]["recall"] == 1
     assert isinstance(found["hash", "all"]["threshold"], int)
     assert found["hash", "flip"]["recall"] < 0.5

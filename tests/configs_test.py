@@ -247,7 +247,8 @@ def test_what_the_ablations_change_is_what_the_paper_changes():
         "config.model.temperature_init: 'absent' -> 0.015625",
         "config.optimizer.frozen: 'absent' -> ('^temperature$',)",
     ]
-    assert base["total_steps"] == 1_000_000 and small["total_steps"] == 100_000
+    assert base["total_steps"] == 1_000_000
+    assert small["total_steps"] == 100_000
     assert small["input"]["datasets"]["corpus"]["max_pairs"] == 3_000_000
     assert {*base["evaluators"]} == {"coco", "neighbours"}
 

@@ -42,7 +42,8 @@ def check_link(path: pathlib.Path, target: str) -> None:
     file, _, anchor = target.partition("#")
     found = (path.parent / file).resolve() if file else path
     inside = DOCS if path.is_relative_to(DOCS) else ROOT
-    assert found.exists() and found.is_relative_to(inside), "no such page"
+    assert found.exists(), "no such page"
+    assert found.is_relative_to(inside), "no such page"
     if anchor:
         assert anchor in anchors(found.read_text()), f"no such title in {found.name}"
 

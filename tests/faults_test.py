@@ -193,8 +193,10 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     )
     assert done.returncode == 2, done.stderr
     (line,) = [x for x in done.stderr.splitlines() if "cannot be written" in x]
-    assert line.startswith("main.py: ") and "No space left on device" in line
-    assert "the same command continues" in line and "Traceback" not in done.stderr
+    assert line.startswith("main.py: ")
+    assert "No space left on device" in line
+    assert "the same command continues" in line
+    assert "Traceback" not in done.stderr
     assert "Continuing" in done.stdout
     assert rows(tmp_path / "saved") == whole
 
@@ -213,7 +215,8 @@ def test_a_disk_that_cannot_be_written_stops_the_run_at_once(data, whole, tmp_pa
     done = run_on_a_disk(data, mount, script)
     assert done.returncode == 2, done.stderr
     (line,) = [x for x in done.stderr.splitlines() if "cannot be written" in x]
-    assert line.startswith("main.py: ") and "Read-only file system" in line
+    assert line.startswith("main.py: ")
+    assert "Read-only file system" in line
     assert steps_saved(workdir) == steps
     assert start(data, workdir).wait(timeout=500) == 0
     assert rows(workdir) == whole
@@ -247,7 +250,8 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
         for process in start_two(data, folder):
             _, error = process.communicate(timeout=500)
             assert process.returncode == 0, error
-        assert (folder / "results.json").exists() and (folder / "report.html").exists()
+        assert (folder / "results.json").exists()
+        assert (folder / "report.html").exists()
     assert rows(workdir) == rows(tmp_path / "whole")
     assert len(rows(workdir)) == len(whole)
 
@@ -286,7 +290,8 @@ def get_config(name):
         while not any(
             steps_saved(run) for run in sorted(out.glob("seed_*-*"))[killed:]
         ):
-            assert process.poll() is None and time.time() < deadline
+            assert process.poll() is None
+            assert time.time() < deadline
             time.sleep(0.05)
         process.kill()  # the sweep only: its current run continues
         process.communicate()

@@ -135,7 +135,8 @@ def test_stored_outputs_are_whole_small_and_of_no_machine(name):
     counts = [cell["execution_count"] for cell in cells]
     assert counts == [*range(1, len(cells) + 1)]
     outputs = [output for cell in cells for output in cell["outputs"]]
-    assert outputs and {output["output_type"] for output in outputs} <= {
+    assert outputs
+    assert {output["output_type"] for output in outputs} <= {
         "execute_result",
         "stream",
     }

@@ -29,7 +29,8 @@ def test_what_a_user_types_becomes_a_place_once(tmp_path, monkeypatch):
     assert found == [str(tmp_path / name) for name in wanted]
     monkeypatch.chdir("/")
     assert [places.resolve(place) for place in found] == found
-    assert places.resolve(URL) == URL and places.is_url(URL)
+    assert places.resolve(URL) == URL
+    assert places.is_url(URL)
     assert places.local_path("~/c") == tmp_path / "home" / "c"
     with pytest.raises(InputError, match=r"gs://.* is a URL; wanted a path on this"):
         places.local_path(URL)
@@ -55,7 +56,8 @@ def test_nothing_else_in_the_house_resolves_paths():
 def test_files_come_back_as_they_were_written(tmp_path):
     file = str(tmp_path / "file")
     places.write_bytes(file, b"\x00\xff")
-    assert places.read_bytes(file) == b"\x00\xff" and places.size(file) == 2
+    assert places.read_bytes(file) == b"\x00\xff"
+    assert places.size(file) == 2
     places.write_text(file, "\u00e4\r\n")
     assert places.read_text(file) == "\u00e4\r\n"
     places.write_json(file, {"a": [1]})
@@ -96,7 +98,8 @@ def test_an_interrupted_file_leaves_the_one_before(tmp_path):
         with pytest.raises(error), places.replacing(file) as temporary:
             pathlib.Path(temporary).write_text("half")
             raise error
-        assert file.read_text() == "before" and names(tmp_path) == ["file"]
+        assert file.read_text() == "before"
+        assert names(tmp_path) == ["file"]
 
 
 def test_two_processes_do_not_write_under_one_name(tmp_path):
@@ -104,7 +107,8 @@ def test_two_processes_do_not_write_under_one_name(tmp_path):
     with places.replacing(file) as one, places.replacing(file) as other:
         pathlib.Path(one).write_text("one")
         pathlib.Path(other).write_text("other")
-    assert file.read_text() == "one" and names(tmp_path) == ["file"]
+    assert file.read_text() == "one"
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_folder_is_replaced_where_it_is_empty(tmp_path):
@@ -115,7 +119,8 @@ def test_a_folder_is_replaced_where_it_is_empty(tmp_path):
     assert names(folder) == ["inner"]
     with pytest.raises(OSError), places.replacing(folder) as filling:
         places.make_folder(filling)
-    assert names(folder) == ["inner"] and names(tmp_path) == ["folder"]
+    assert names(folder) == ["inner"]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_a_full_disk_ends_in_one_line(tmp_path):
@@ -162,7 +167,8 @@ def test_a_log_that_is_left_open_says_no_more_than_its_error():
 
 
 def test_a_folder_is_free_where_only_names_that_do_not_count_are_in_it(tmp_path):
-    assert places.is_free(tmp_path) and places.is_free(tmp_path / "none")
+    assert places.is_free(tmp_path)
+    assert places.is_free(tmp_path / "none")
     (tmp_path / "config.json.1a.tmp").write_text("{")
     assert not places.is_free(tmp_path)
     assert places.is_free(tmp_path, (".tmp",))
@@ -178,9 +184,11 @@ def test_anything_is_removed_and_no_link_is_followed(tmp_path):
     link.symlink_to(kept / "inner")
     for place in (link, tmp_path / "none"):
         places.remove(place)
-    assert names(tmp_path) == ["kept"] and names(kept) == ["inner"]
+    assert names(tmp_path) == ["kept"]
+    assert names(kept) == ["inner"]
     places.remove(kept)
-    assert places.is_free(tmp_path) and not places.exists(kept)
+    assert places.is_free(tmp_path)
+    assert not places.exists(kept)
 
 
 def test_an_unknown_scheme_is_refused():

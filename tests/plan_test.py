@@ -59,8 +59,11 @@ def test_planning_here_prints_what_it_found(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("align_jax.plan.measure", need)
     assert plan(tiny.make_run(tmp_path), "here")
     printed = capsys.readouterr().out
-    assert "8 x cpu" in printed and "peak" in printed and "all-reduce" in printed
-    assert "GFLOP a pair" in printed and "loss" in printed
+    assert "8 x cpu" in printed
+    assert "peak" in printed
+    assert "all-reduce" in printed
+    assert "GFLOP a pair" in printed
+    assert "loss" in printed
     assert "the device's memory is not known" in printed
 
 

@@ -161,6 +161,7 @@ def test_a_run_goes_on_elsewhere_with_the_same_losses(
     train(workdir, processes, devices, **changes)
     expected = losses(eight_devices)
     starts = [row["step"] for row in read_metrics(str(workdir)) if STARTED in row]
-    assert starts == [0, 5] and sorted(losses(workdir)) == [*range(1, 12)]
+    assert starts == [0, 5]
+    assert sorted(losses(workdir)) == [*range(1, 12)]
     for step in range(6, 11):
         assert losses(workdir)[step] == pytest.approx(expected[step], rel=1e-5)

@@ -87,7 +87,8 @@ def test_a_run_leaves_results_checkpoints_and_a_report(finished):
                 assert 0 <= recall <= 1
             assert 0 < results[f"eval/{split}/{way}_chance@5"] < 1
     assert {"eval/category/top1", "eval/category/majority"} <= set(results)
-    assert results["step"] == 4 and sorted(losses(finished)) == [1, 2, 3, 4]
+    assert results["step"] == 4
+    assert sorted(losses(finished)) == [1, 2, 3, 4]
     for kind in ("gradient", "update"):  # in every step, as in all short runs
         norms = values(finished, f"train/{kind}_norm")
         towers = [
@@ -142,7 +143,8 @@ def test_a_finished_run_does_nothing_more(fields, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     train.train(fields, str(finished))
     printed = capsys.readouterr().out
-    assert "finished: nothing to do" in printed and "t2i_recall@5" in printed
+    assert "finished: nothing to do" in printed
+    assert "t2i_recall@5" in printed
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -227,7 +229,8 @@ def test_the_command_line_ends_in_one_line(monkeypatch, capsys, flag, message):
     arguments = ["--config=configs/quickstart.py", "--workdir=unused", flag]
     assert command(monkeypatch, *arguments) == 2
     printed = capsys.readouterr().err
-    assert message in printed and printed.count("\n") == 1
+    assert message in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_missing_package_is_named(monkeypatch, capsys):

@@ -53,7 +53,8 @@ def listed_tests(page: str) -> list[str]:
     joined = (block.replace("\\\n", " ") for block in blocks(page, "sh"))
     commands = [shlex.split(command) for command in joined]
     start = [".venv/bin/python", "-m", "pytest"]
-    assert commands and all(command[:3] == start for command in commands), commands
+    assert commands
+    assert all(command[:3] == start for command in commands), commands
     return [argument for command in commands for argument in command[3:]]
 
 

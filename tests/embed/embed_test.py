@@ -88,7 +88,8 @@ def test_pictures_that_cannot_be_read_are_an_error_unless_asked_for(model):
         model.encode_images([picture(0), b"bad"])
     reasons = {}
     found = model.encode_images([picture(0), b"bad", picture(1)], reasons)
-    assert [*reasons] == [1] and np.isnan(found[1]).all()
+    assert [*reasons] == [1]
+    assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(
         found[[0, 2]], model.encode_images([picture(0), picture(1)])
     )
@@ -187,7 +188,8 @@ def test_the_command_embeds_and_ends_in_one_line(
     assert command(monkeypatch, model, images, out, "--batch_size=8") == 0
     printed = capsys.readouterr().out
     assert "46 pictures of 3 files, 0 of them there already" in printed
-    assert "3 without an embedding" in printed and "c.parquet: c-0 is no" in printed
+    assert "3 without an embedding" in printed
+    assert "c.parquet: c-0 is no" in printed
     for name in os.listdir(embedded[0]):
         assert (tmp_path / "out" / name).read_bytes() == (
             embedded[0] / name
@@ -204,7 +206,8 @@ def test_the_command_embeds_and_ends_in_one_line(
     ):
         assert command(monkeypatch, *arguments) == 2
         printed = capsys.readouterr().err
-        assert message in printed and printed.count("\n") == 1
+        assert message in printed
+        assert printed.count("\n") == 1
 
 
 def test_a_child_ends_with_the_command_that_started_it(

@@ -143,7 +143,8 @@ def test_examples_of_alike_pictures_leave_out_the_query(directory, tmp_path):
     alike = [*evaluator.examples(AngleEncoder()).values()][3]
     for example in alike:
         others = [answer.item.picture for answer in example.answers[:3]]
-        assert example.query.picture not in others and len(set(others)) == 3
+        assert example.query.picture not in others
+        assert len(set(others)) == 3
         assert example.right.picture in others
 
 

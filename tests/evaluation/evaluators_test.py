@@ -152,7 +152,8 @@ def test_equal_texts_are_one_candidate_where_they_are_merged(repeated):
     evaluator = Retrieval(RetrievalConfig(repeated, "test", merge_texts=True))
     assert evaluator.texts == ["a", "b", "c"]
     assert evaluator.pairs.tolist() == [[0, 0], [0, 1], [1, 1], [2, 2]]
-    assert evaluator.image_queries.all() and evaluator.text_queries.all()
+    assert evaluator.image_queries.all()
+    assert evaluator.text_queries.all()
 
 
 def test_equal_texts_are_candidates_of_their_own_else(repeated):

@@ -83,7 +83,8 @@ def test_fewer_pictures_than_features_are_fitted_at_any_penalty(mesh_of):
     probe = LogisticRegression(features, labels, 3, mesh_of(1))
     for penalty in (1.0, 1e-3, 1e-6):
         found = classify(probe.fit(penalty), features)
-        assert np.isfinite(found).all() and (found.argmax(1) == labels).all()
+        assert np.isfinite(found).all()
+        assert (found.argmax(1) == labels).all()
 
 
 def test_ridge_is_scikit_learn_s_with_a_penalised_bias(digits):

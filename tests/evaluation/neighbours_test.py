@@ -63,4 +63,5 @@ def test_a_picture_is_read_again_by_its_index_among_the_labelled(tmp_path):
     given = [picture for picture, _ in data]
     assert len(given) == 8
     assert data.some([6, 1, 6, 4]) == {i: given[i] for i in (1, 4, 6)}
-    assert data.some([]) == {} and list(data.pictures([])) == []
+    assert data.some([]) == {}
+    assert list(data.pictures([])) == []

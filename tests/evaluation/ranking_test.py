@@ -64,7 +64,8 @@ def test_a_constant_encoder_ranks_all_that_is_wrong_first(mesh_of):
     rng = np.random.default_rng(0)
     same = np.repeat(unit(rng, 1, 640), 40, 0)
     rows, columns = pair_ranks(same, same, np.stack([np.arange(40)] * 2, 1), mesh_of(8))
-    assert (rows == 39).all() and (columns == 39).all()
+    assert (rows == 39).all()
+    assert (columns == 39).all()
 
 
 @pytest.mark.parametrize("devices", [1, 8])

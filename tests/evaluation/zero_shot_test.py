@@ -60,12 +60,15 @@ def test_shipped_prompts_have_their_published_counts():
     names = [str(i) for i in range(1000)]
     imagenet = read_prompts("imagenet", names)
     assert len(imagenet.templates) == 80
-    assert len(imagenet.classes) == 1000 and len(set(imagenet.classes)) == 998
+    assert len(imagenet.classes) == 1000
+    assert len(set(imagenet.classes)) == 998
     assert imagenet.fill(imagenet.templates)[0][0] == "a bad photo of a tench."
     for name in ("imagenet_a", "imagenet_r"):
         labels = read_subset(name)
-        assert len(labels) == 200 and labels == sorted(set(labels))
-        assert 0 <= labels[0] and labels[-1] < 1000
+        assert len(labels) == 200
+        assert labels == sorted(set(labels))
+        assert 0 <= labels[0]
+        assert labels[-1] < 1000
     counts = {
         "cars196": 8,
         "cifar": 18,

@@ -48,7 +48,8 @@ def test_datasets_are_mixed_by_weights_that_change(two):
     weights = ((0, {"tiny": 3, "other": 1}), (100, {"other": 1}))
     found = batches(two, 130, batch=16, weights=weights)
     share = np.array([(np.array(numbers([b])) >= 1000).mean() for b in found])
-    assert abs(share[:100].mean() - 0.25) < 0.03 and 0 < share[0] < 0.75
+    assert abs(share[:100].mean() - 0.25) < 0.03
+    assert 0 < share[0] < 0.75
     assert (share[100:] == 1).all()
     assert_equal(batches(two, 12, 95, batch=16, weights=weights), found[95:107])
     parts = [
@@ -66,7 +67,8 @@ def test_datasets_are_mixed_by_weights_that_change(two):
 def test_without_weights_every_pair_is_as_frequent(two):
     counted = collections.Counter(numbers(batches(two, 270)))
     assert len(counted) == 108
-    assert min(counted.values()) >= 17 and max(counted.values()) <= 23
+    assert min(counted.values()) >= 17
+    assert max(counted.values()) <= 23
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def test_batches_come_in_order_with_what_came_with_them():
     for (images, reasons, _), (encoded, keys, _) in zip(
         found, draw_batches(7), strict=True
     ):
-        assert images.dtype == np.uint8 and images.shape == (10, 16, 16, 3)
+        assert images.dtype == np.uint8
+        assert images.shape == (10, 16, 16, 3)
         for image, reason, content, key in zip(
             images, reasons, encoded, keys, strict=True
         ):
@@ -81,7 +82,9 @@ def test_batches_are_drawn_no_further_ahead_than_asked():
 def test_a_bad_picture_is_black_and_says_why(content, reason):
     image, found = train_image(content, (0, 0), CONFIG)
     assert found == reason
-    assert image.shape == (16, 16, 3) and image.dtype == np.uint8 and not image.any()
+    assert image.shape == (16, 16, 3)
+    assert image.dtype == np.uint8
+    assert not image.any()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,8 @@ def test_a_bad_picture_is_black_and_says_why(content, reason):
 )
 def test_odd_pictures_are_good_ones(content):
     image, reason = train_image(content, (0, 0), CONFIG)
-    assert reason == "" and image.shape == (16, 16, 3)
+    assert reason == ""
+    assert image.shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])

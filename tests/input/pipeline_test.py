@@ -106,7 +106,8 @@ def test_one_of_several_captions_is_taken_each_time(tmp_path):
         epoch_numbers = found[epoch * 6 : epoch * 6 + 6]
         assert sorted(n % 100 for n in epoch_numbers) == list(range(6))
     counted = collections.Counter(found)
-    assert len(counted) == 12 and min(counted.values()) > 8
+    assert len(counted) == 12
+    assert min(counted.values()) > 8
     assert numbers(batches(part, 5, 10, batch=6, streams=2)) == found[60:90]
 
 
@@ -137,10 +138,12 @@ def test_broken_pairs_are_replaced_and_counted(tmp_path):
     drawn = open_batches(folder, batch=16, max_replaced=0.1)
     found = list(itertools.islice(drawn, 9))
     counts = collections.Counter(numbers(found))
-    assert not {*bad} & {*counts} and sum(counts.values()) == 9 * 16
+    assert not {*bad} & {*counts}
+    assert sum(counts.values()) == 9 * 16
     assert counts[20] >= 3 <= counts[21]
     assert drawn.replaced == {"empty": 3, "cut short": 3, "not a picture": 6}
-    assert drawn.replaced.total() == 3 * len(bad) and drawn.pairs == 9 * 16
+    assert drawn.replaced.total() == 3 * len(bad)
+    assert drawn.pairs == 9 * 16
     assert_equal(batches(folder, 4, 5, batch=16), found[5:])
     parts = [batches(folder, 9, batch=16, host=h, hosts=2) for h in (0, 1)]
     joined = [
@@ -173,7 +176,8 @@ def test_labels_take_the_place_of_texts(tmp_path):
     part = {"classes": DatasetConfig(folder, label_feature="label")}
     found = batches(part, 4, batch=12, max_replaced=0.1)
     for batch in found:
-        assert set(batch) == {"images", "labels"} and batch["labels"].dtype == np.int32
+        assert set(batch) == {"images", "labels"}
+        assert batch["labels"].dtype == np.int32
         assert {*batch["labels"]} == {*range(12)} - {5}
         pictures = zip(batch["labels"], batch["images"], strict=True)
         assert len({image.tobytes() for _, image in pictures}) == 11

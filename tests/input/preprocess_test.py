@@ -100,7 +100,9 @@ def test_inception_crops_show_windows_of_the_asked_area():
         width = np.ptp(crop[..., 1]) / 2 * 30 / 29
         assert 0.6 < width / height < 1.6
         areas.append(height * width / (60 * 90))
-    assert min(areas) > 0.25 and max(areas) > 0.6 and np.ptp(areas) > 0.3
+    assert min(areas) > 0.25
+    assert max(areas) > 0.6
+    assert np.ptp(areas) > 0.3
 
 
 def test_jitter_keeps_a_picture_in_range_and_changes_it():
@@ -164,7 +166,8 @@ def test_the_numbers_of_a_key_are_uniform_and_its_own():
             for row in range(300)
         ]
     )
-    assert numbers.min() >= 0 and numbers.max() < 1
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
     assert len(np.unique(numbers)) == numbers.size
     assert np.abs(numbers.mean(0) - 0.5).max() < 0.05
     correlations = np.corrcoef(numbers.T) - np.eye(12)

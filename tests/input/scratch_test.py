@@ -8,10 +8,12 @@ from align_jax.input.scratch import Scratch, Spares
 def test_a_threads_pieces_are_the_same_memory_and_grow():
     scratch = Scratch()
     small, other = scratch.take("a", 10), scratch.take("b", 10)
-    assert small.shape == (10,) and np.shares_memory(small, scratch.take("a", 5))
+    assert small.shape == (10,)
+    assert np.shares_memory(small, scratch.take("a", 5))
     assert not np.shares_memory(small, other)
     large = scratch.take("a", 20)
-    assert large.shape == (20,) and not np.shares_memory(small, large)
+    assert large.shape == (20,)
+    assert not np.shares_memory(small, large)
     assert np.shares_memory(large, scratch.take("a", 20))
 
 

@@ -118,7 +118,8 @@ def test_a_new_tower_s_weights_come_back(toys, tmp_path, mesh_of, mixed_types):
     )
     write_weights(weights, str(tmp_path / "model"))
     found = read_weights(str(tmp_path / "model"))
-    assert found.config == config.model and digest(found) == digest(weights)
+    assert found.config == config.model
+    assert digest(found) == digest(weights)
     model = load(str(tmp_path / "model"))
     assert model.encode_texts(["red"]).shape == (1, model.width) == (1, 5)
     assert model.encode_images([tiny.draw("red left", 0)]).shape == (1, 5)
@@ -199,7 +200,8 @@ def test_every_tower_s_answers_are_true_of_it(name, kind):
     config_class, _ = TOWERS[name][kind]
     config = config_class.smallest()
     fields = {field.name for field in dataclasses.fields(config)}
-    assert config.kind == kind and fields >= {"kind", *config.execution_fields}
+    assert config.kind == kind
+    assert fields >= {"kind", *config.execution_fields}
     tower = build_tower(name, config, jnp.float32)
     inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
     out = jax.eval_shape(
@@ -220,10 +222,12 @@ def test_the_smallest_efficientnet_has_all_that_larger_ones_have():
     config = EfficientNetConfig.smallest()
     first, *rest = expand_stages(config)
     second, repeated = rest[0]
-    assert len(first) == len(rest) == 1 and config.drop_rate > 0
+    assert len(first) == len(rest) == 1
+    assert config.drop_rate > 0
     assert (first[0].expansion, first[0].stride) == (1, 2)
     assert (second.expansion, second.stride, second.kernel) == (6, 2, 5)
-    assert repeated.residual and repeated.stride == 1
+    assert repeated.residual
+    assert repeated.stride == 1
     names = {path[2:] for path in tower_shapes("image_tower", EfficientNetConfig())}
     small = {path[2:] for path in tower_shapes("image_tower", config)}
     assert small < names

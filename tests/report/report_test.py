@@ -104,10 +104,13 @@ def test_runs_are_found_and_evaluations_are_of_their_runs(root):
     baseline = runs["baseline-0123abcd"]
     assert baseline.results["eval/flickr30k/i2t_recall@1"] == 0.75
     assert baseline.results["eval/shapes/mean_recall"] == 0.25
-    assert baseline.title == "baseline" and runs["vtab"].title == "vtab"
+    assert baseline.title == "baseline"
+    assert runs["vtab"].title == "vtab"
     assert "eval/multi30k_de/mean_recall" not in baseline.results  # of an earlier step
     third = runs["third-89abcdef"]
-    assert not third.finished and third.results == {"step": 20} and not third.report
+    assert not third.finished
+    assert third.results == {"step": 20}
+    assert not third.report
     alone = find_runs([str(root / "scores")])
     assert [run.name for run in alone] == ["scores"]
 
@@ -220,13 +223,16 @@ def test_the_page_and_the_markdown_hold_all_runs(root):
     overview = {row[0]: row for row in cells(found)}
     names = ["baseline-0123abcd", "embedding_320-4567cdef", "third-89abcdef", "vtab"]
     for name in names:
-        assert name in overview and f"| {name} |" in markdown
+        assert name in overview
+        assert f"| {name} |" in markdown
     assert "model.embedding_size = 320" in overview["embedding_320-4567cdef"]
     assert overview["third-89abcdef"][1] == "step 20"
     links = [element["href"] for element in found.all("a")]
-    assert links[0] == "../sweep/baseline-0123abcd/report.html" and len(links) == 5
+    assert links[0] == "../sweep/baseline-0123abcd/report.html"
+    assert len(links) == 5
     assert ["git revision", "0123abc"] in cells(found)
-    assert not found.all("script") and not re.search(r"url\(|@import", page)
+    assert not found.all("script")
+    assert not re.search(r"url\(|@import", page)
     plots = {element["alt"].partition(":")[0] for element in found.all("img")}
     assert plots == {
         "loss",

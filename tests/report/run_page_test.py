@@ -143,7 +143,9 @@ def test_page_holds_the_scores_beside_untrained_and_chance(write):
 
 def test_page_loads_nothing_from_elsewhere(write):
     page = write()
-    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not page.all("iframe")
     for element in page.elements:
         assert not {"href", "srcset", "style", "onload", "data"} & element.keys()
         assert element.get("src", "data:image/").startswith("data:image/")
@@ -161,7 +163,8 @@ def test_texts_and_config_are_escaped(write):
 
 def test_every_picture_has_a_text_and_every_header_a_scope(write):
     page = write()
-    assert page.all("img") and page.all("th")
+    assert page.all("img")
+    assert page.all("th")
     assert all(element["alt"] for element in page.all("img"))
     assert all(element["scope"] in ("row", "col") for element in page.all("th"))
     plots = [element["alt"] for element in page.all("img", width="660")]

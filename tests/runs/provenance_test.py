@@ -7,7 +7,8 @@ from align_jax.runs import provenance
 def test_a_run_s_folder_tells_what_it_ran_with(tmp_path):
     provenance.write_provenance(str(tmp_path))
     found = read_json(str(tmp_path / provenance.PROVENANCE_FILE))
-    assert found["jax"] == jax.__version__ and "8 x cpu (cpu)" in found["devices"]
+    assert found["jax"] == jax.__version__
+    assert "8 x cpu (cpu)" in found["devices"]
 
 
 def test_revision_is_git_s_where_there_is_a_checkout(tmp_path, monkeypatch):

@@ -132,4 +132,5 @@ def test_a_score_stands_beside_its_own_counts_and_chance_levels():
         ("dtd/top1", None, None),
     ]
     assert [row.value for row in rows] == [results[row.name] for row in rows]
-    assert rows[0].untrained == 0.25 and rows[1].untrained is None
+    assert rows[0].untrained == 0.25
+    assert rows[1].untrained is None

@@ -47,7 +47,8 @@ def test_many_callers_share_batches_and_each_gets_its_own():
         model.free.set()
         found = [future.result() for future in asked]
     assert [rows.tolist() for rows in found] == [[[i], [1]] for i in range(100)]
-    assert sum(model.batches) == 200 and max(model.batches) == 8
+    assert sum(model.batches) == 200
+    assert max(model.batches) == 8
     assert len(model.batches) < 35
     encoder.close()
 
@@ -66,7 +67,8 @@ def test_more_than_may_wait_is_refused_and_nothing_else():
         with pytest.raises(Busy, match="4 texts and pictures are waiting"):
             encoder.encode_texts(["d"])
         model.free.set()
-        assert len(first.result()) == 2 and len(second.result()) == 4
+        assert len(first.result()) == 2
+        assert len(second.result()) == 4
     assert encoder.encode_texts(["dd"]).tolist() == [[2]]
     encoder.close()
     with pytest.raises(Busy):
@@ -94,7 +96,8 @@ def test_a_batch_s_pictures_have_no_more_pixels_than_are_decoded_at_once(monkeyp
             pass  # the thread has taken one to three
         model.free.set()
         assert all(future.result() == -len(GOOD) for future in asked)
-    assert sum(model.pictures) == 20 and max(model.pictures) == 3
+    assert sum(model.pictures) == 20
+    assert max(model.pictures) == 3
     monkeypatch.setattr(batching, "PIXELS_AT_ONCE", 1)  # a single picture always fits
     assert len(encoder.encode_images([GOOD, GOOD])) == 2
     assert model.pictures[-2:] == [1, 1]

@@ -67,7 +67,8 @@ def test_an_index_in_a_bucket_is_built_continued_asked_and_deleted_from(
     assert tell(*build, f"--out={place}") == [f"{place}: {told}"]
     path = pictures / f"{tiny.NAMES[3]}.png"
     query = tell("query", place, f"--image={path}")
-    assert query[0] == f"1.0000  {path.name}  {path}" and len(query) == 5
+    assert query[0] == f"1.0000  {path.name}  {path}"
+    assert len(query) == 5
     local = tmp_path / "local"
     tell(*build, f"--out={local}")
     assert tell("query", local, f"--image={path}") == query

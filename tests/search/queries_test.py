@@ -21,7 +21,8 @@ def unit(**values):
 def test_one_term_is_its_own_embedding():
     assert np.allclose(query_embedding(MODEL, [Term("blue")]), unit(blue=1))
     image = query_embedding(MODEL, [Term(LEFT)])
-    assert np.allclose(image, unit(red=1, left=1)) and image.dtype == np.float32
+    assert np.allclose(image, unit(red=1, left=1))
+    assert image.dtype == np.float32
     own = np.float32(unit(green=1))
     assert np.array_equal(query_embedding(MODEL, [Term(own)]), own)
 

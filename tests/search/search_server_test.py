@@ -30,7 +30,8 @@ def found(client, *terms, **more):
 @pytest.mark.usefixtures("nothing_written")
 def test_texts_pictures_and_pictures_of_the_index_are_searched(client):
     hits = found(client, {"text": "green"}, limit=4)
-    assert {name.split()[0] for name, _ in hits} == {"green"} and hits[0][1] == 0.7071
+    assert {name.split()[0] for name, _ in hits} == {"green"}
+    assert hits[0][1] == 0.7071
     assert found(client, {"image": upload("red top")})[0] == ("red top", 1.0)
     assert found(client, {"id": "red top"})[0] == ("red top", 1.0)
     less = [{"image": upload("red top")}, {"text": "red", "weight": -0.7}]
@@ -62,15 +63,15 @@ def test_captions_are_near_pictures_texts_where_none_are_given(index, encoder):
     assert answer["captions"][0]["text"] == "red left <b>"
     assert answer["captions"][0]["score"] == pytest.approx(1, abs=1e-5)
     assert len({row["text"] for row in answer["captions"]}) == 5
-    assert answer["labels"] == [] and len(answer["absent"]) == 1
+    assert answer["labels"] == []
+    assert len(answer["absent"]) == 1
     assert answer["absent"][0].startswith("no labels: the collection has none; start")
     own = {"image": upload("red left"), "labels": ["red", "blue"]}
     assert client.post("/api/classify", json=own).json()["absent"] == []
     index.delete(NAMES)
     answer = client.post("/api/classify", json=own).json()
-    assert (
-        answer["captions"] == [] and "near to it have no texts" in answer["absent"][0]
-    )
+    assert answer["captions"] == []
+    assert "near to it have no texts" in answer["absent"][0]
 
 
 def test_no_path_is_told(index, client):
@@ -97,7 +98,8 @@ def test_embeddings_are_given(client):
 
 def test_the_page_and_the_interface_are_described(client):
     page = client.get("/")
-    assert "Search 12 pictures" in page.text and "<form" in page.text
+    assert "Search 12 pictures" in page.text
+    assert "<form" in page.text
     assert "script-src 'unsafe-inline'" in page.headers["content-security-policy"]
     assert "http" not in page.text.replace("http-equiv", "")  # nothing from elsewhere
     described = client.get("/openapi.json").json()["paths"]

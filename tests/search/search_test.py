@@ -71,7 +71,8 @@ def test_a_folder_is_built_asked_changed_and_built_again(
     path = pictures / "deep" / "it's.PNG"
     query = ("query", place, f"--image={path}")
     first, *others = tell(*query, "--limit=3")
-    assert first == f"1.0000  deep/it's.PNG  {path}" and len(others) == 2
+    assert first == f"1.0000  deep/it's.PNG  {path}"
+    assert len(others) == 2
     assert tell(*query, "--limit=3", "--exact") == [first, *others]
     plain = tell("query", place, "--text=red left")
     assert len(plain) == 7
@@ -102,7 +103,8 @@ def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
         tmp_path / "data", "train", [[row], [other]], tiny.PAIR_FEATURES
     )
     collection = open_collection(f"{dataset}:train")
-    assert isinstance(collection, Records) and len(collection) == 2
+    assert isinstance(collection, Records)
+    assert len(collection) == 2
     model = load(source, batch_size=2)
     found = Description(digest(model.weights), source, model.width, 0)
     place = IndexSource(collection.prefix, collection.labels)
@@ -111,7 +113,8 @@ def test_a_dataset_s_pictures_have_its_ids_and_texts(source, tmp_path):
     def build(entries):
         return index_pictures(model, entries, index, lambda count: None)
 
-    assert build(collection).added == 2 and build(open_collection(dataset)).kept == 2
+    assert build(collection).added == 2
+    assert build(open_collection(dataset)).kept == 2
     found = index.rows(["train/00000000", "train/00000001"], "text")
     assert [row["text"] for row in found.values()] == ["red left", "red right"]
     (hit,) = index.search(model.encode_images([tiny.draw(tiny.NAMES[0], 90)])[0], 1)
@@ -150,7 +153,8 @@ def test_a_killed_build_goes_on(source, pictures, tmp_path, monkeypatch):
     there = len(index)
     assert 0 < there < 7
     done = index_pictures(model, entries, index, seen.append)
-    assert (done.kept, done.added) == (there, 7 - there) and len(index) == 7
+    assert (done.kept, done.added) == (there, 7 - there)
+    assert len(index) == 7
     assert [*done.unreadable] == ["broken.jpg"]
     (row,) = index.rows(["deep/it's.PNG"], "thumbnail").values()
     assert Image.open(io.BytesIO(row["thumbnail"])).size == (12, 12)

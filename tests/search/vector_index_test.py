@@ -66,7 +66,8 @@ def test_a_picture_is_replaced_by_its_id(index):
     names = put(index, rows)
     name = names[0]
     put(index, -rows[:1], state="newer")
-    assert len(index) == 10 and sorted(index.ids()) == sorted(names)
+    assert len(index) == 10
+    assert sorted(index.ids()) == sorted(names)
     assert index.search(-rows[0], 1)[0].id == name
     found = index.rows([name, "not there"], "state", "thumbnail")
     assert found == {name: {"id": name, "state": "newer", "thumbnail": b"jpeg"}}

@@ -6,7 +6,8 @@ from align_jax.sweep.config import open_sweep
 
 def test_ids_are_of_what_is_computed(place):
     ids = [run.id for run in place.runs()]
-    assert len({*ids}) == 3 and ids == [run.id for run in place.runs()]
+    assert len({*ids}) == 3
+    assert ids == [run.id for run in place.runs()]
     assert ids == [run.id for run in place.runs("--config.microbatches=2")]
     changed = place.runs("--config.loss.label_smoothing=0.2")
     assert not {*ids} & {run.id for run in changed}

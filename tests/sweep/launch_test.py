@@ -70,9 +70,11 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_deleted_at_the_end(tm
     assert done.returncode == 0, done.stderr
     assert "align_b7_base is finished: gs://bucket/runs/align_b7_base" in done.stdout
     made = [call for call in calls(tmp_path) if "queued-resources create" in call]
-    assert len(made) == 5 and all("--spot" in call for call in made)
+    assert len(made) == 5
+    assert all("--spot" in call for call in made)
     trained = [call for call in calls(tmp_path) if "main.py --distributed" in call]
-    assert len(trained) == 5 and "--worker=all" in trained[0]
+    assert len(trained) == 5
+    assert "--worker=all" in trained[0]
     assert "--workdir=gs://bucket/runs/align_b7_base" in trained[0]
     assert not (tmp_path / "state").exists()
 

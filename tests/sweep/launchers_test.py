@@ -53,7 +53,8 @@ def test_a_failed_run_stops_no_other_and_runs_again_on_request(place, capsys):
         place.launch("--retry")
     place.behave({})
     place.launch("--retry")
-    assert place.ran[3:] == ["second"] * 2 and place.states() == ["done"] * 3
+    assert place.ran[3:] == ["second"] * 2
+    assert place.states() == ["done"] * 3
 
 
 def test_a_run_that_was_told_to_stop_by_others_ends_the_sweep(place):
@@ -103,7 +104,8 @@ def test_a_run_whose_sweep_was_killed_is_waited_for(place, capsys):
     assert run.id not in capsys.readouterr().out
     place.launch()
     assert f"{run.id} runs in another process; waiting" in capsys.readouterr().out
-    assert process.wait() == 0 and place.ran == ["first", "second", "third"]
+    assert process.wait() == 0
+    assert place.ran == ["first", "second", "third"]
 
 
 def test_printed_commands_run_the_same_configs(place, capsys):
@@ -119,8 +121,11 @@ def test_printed_commands_run_the_same_configs(place, capsys):
     for line, run in zip(lines, runs, strict=True):
         python, *argv = shlex.split(line)
         flags = read_command_line(argv)
-        assert python == sys.executable and argv[0] == "main.py" and flags.distributed
-        assert flags.fields == run.fields and flags.workdir == run.workdir
+        assert python == sys.executable
+        assert argv[0] == "main.py"
+        assert flags.distributed
+        assert flags.fields == run.fields
+        assert flags.workdir == run.workdir
         assert flags.fields["loss"]["temperature_floor"] == 0.05
 
 
@@ -140,10 +145,12 @@ def test_a_job_is_the_template_with_the_run_s_command(place, capsys, monkeypatch
     assert lines[0] == f"sky jobs launch --yes --detach-run {path}"
     python, *argv = shlex.split(task["run"])
     told = read_command_line(argv)
-    assert python == ".venv/bin/python" and told.distributed
+    assert python == ".venv/bin/python"
+    assert told.distributed
     assert (told.fields, told.workdir) == (run.fields, f"gs://bucket/out/{run.id}")
     before = yaml.safe_load(template.read_text())
-    assert task["resources"] == before["resources"] and task["name"] == run.id.lower()
+    assert task["resources"] == before["resources"]
+    assert task["name"] == run.id.lower()
     with pytest.raises(InputError, match="is no SkyPilot task"):
         sweep.main([*cloud, *flags, f"--template={place.folder / 'behaviour.json'}"])
     with pytest.raises(InputError, match="ends with a job's machine; wanted a bucket"):
@@ -172,7 +179,8 @@ def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     runs = open_sweep("configs/vtab.py:dtd", "/out", flags)
     assert [run.id for run in runs][::49] == ["vtab_dtd/trial_00", "vtab_dtd/trial_49"]
     fields = read_command_line(["main.py", *runs[7].flags])
-    assert fields.workdir == "/out" and runs[7].workdir == "/out/vtab_dtd/trial_07"
+    assert fields.workdir == "/out"
+    assert runs[7].workdir == "/out/vtab_dtd/trial_07"
     assert fields.fields["only"] == "vtab_dtd/trial_07"
     assert runs[7].fields["total_steps"] in (250, 500, 1000, 2500)
     out = str(place.folder / "out")
@@ -180,7 +188,8 @@ def test_the_trials_of_a_search_are_runs_in_its_folders(place):
     (place.folder / "trial.json").write_text(json.dumps(runs[0].fields))
     given = sweep.read_flags([f"--sweep={place.file}", f"--workdir={out}"])
     launchers.run_here(runs, given)
-    assert read_status(runs[0]).state == "done" and place.ran == ["trial_00"]
+    assert read_status(runs[0]).state == "done"
+    assert place.ran == ["trial_00"]
     argv = ["main.py", "--config=configs/vtab.py:dtd", *flags, f"--workdir={out}"]
     whole = read_command_line(argv)  # the search then accepts its folder
     check_folder(out, whole.fields, search_execution(whole.fields))

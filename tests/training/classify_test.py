@@ -139,7 +139,8 @@ def test_a_tower_of_a_dual_encoder_is_where_a_classifier_starts(root, tmp_path):
     fields = make_fields(root, initialize={"image_tower": model})
     arrays = read_initial(read_config(ClassifyConfig, fields), None)
     source = open_weights(model).variables
-    assert arrays and {path[1] for path in arrays} == {"image_tower"}
+    assert arrays
+    assert {path[1] for path in arrays} == {"image_tower"}
     for path, array in arrays.items():
         np.testing.assert_array_equal(array, source[path])
     fields["initialize"] = {"text_tower": model}

@@ -124,7 +124,8 @@ def test_our_folder_comes_back_as_it_went(folder, tmp_path):
     weights = read_align(str(folder))
     write_weights(weights, str(tmp_path / "ours"))
     again = read_weights(str(tmp_path / "ours"))
-    assert again.config == weights.config and again.preprocess == weights.preprocess
+    assert again.config == weights.config
+    assert again.preprocess == weights.preprocess
     assert again.vocabulary == weights.vocabulary == tuple(TOKENS)
     for mine, other in (
         (again.variables, weights.variables),

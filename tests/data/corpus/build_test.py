@@ -181,7 +181,8 @@ def test_a_command_ends_in_one_line(error, code, line, capsys):
 
     assert run_command("x", command) == code
     printed = capsys.readouterr().err
-    assert printed.startswith(line) and printed.count("\n") == 1
+    assert printed.startswith(line)
+    assert printed.count("\n") == 1
 
 
 def test_the_command_names_an_unknown_field(monkeypatch, capsys):

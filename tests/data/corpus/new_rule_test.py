@@ -80,16 +80,19 @@ def test_a_new_picture_rule_takes_one_line(config, tmp_path, monkeypatch, capsys
     monkeypatch.setitem(PICTURE_RULES, "heavy", HeavyRule)
     build(config, tmp_path / "corpus")
     rules = rules_of(tmp_path / "corpus")
-    assert rules["heavy"] == (1, 1) and [*rules] == [*RULES, *PICTURE_RULES]
+    assert rules["heavy"] == (1, 1)
+    assert [*rules] == [*RULES, *PICTURE_RULES]
     assert "one blue thing" not in texts_of(tmp_path / "corpus")
     line = "heavy                        1              1"
     assert line in capsys.readouterr().out
     page = (tmp_path / "corpus" / "report.html").read_text()
-    assert "is the heaviest" in page and page.count("withheld") == 1
+    assert "is the heaviest" in page
+    assert page.count("withheld") == 1
     manifest = (tmp_path / "corpus" / "records" / "manifest.json").read_text()
     assert json.loads(manifest)["rules"][-1]["rule"] == "heavy"
     scores = pq.read_table(tmp_path / "corpus" / "stages" / "scores")
-    assert scores.column_names[-1] == "file_bytes" and len(scores) == 4
+    assert scores.column_names[-1] == "file_bytes"
+    assert len(scores) == 4
 
     off = dataclasses.replace(config.pictures, max_nsfw=0.0)
     capsys.readouterr()

@@ -100,21 +100,26 @@ def test_hostile_texts_are_escaped_and_nothing_is_loaded(tmp_path, engine):
     off = [{"rule": "near<b>", "reason": HOSTILE.replace("\0", "")}]
     config = {"name": HOSTILE.replace("\0", ""), "rules": {"min_unigrams": 3}}
     page = write(tmp_path, engine, off=off, config=config, drops={"<b>": 1})
-    assert "&lt;script&gt;" in page and "\0" not in page
+    assert "&lt;script&gt;" in page
+    assert "\0" not in page
     assert not re.search(r"<script|<b>|<img src=[^\"]|onerror=y>", page)
     assert "default-src 'none'" in page
     sources = re.findall(r'(?:src|href)="([^"]*)', page)
-    assert sources and all(s.startswith(("data:image/jpeg", "#")) for s in sources)
+    assert sources
+    assert all(s.startswith(("data:image/jpeg", "#")) for s in sources)
 
 
 def test_every_rule_shows_the_pairs_it_dropped_first(tmp_path, engine):
     page = write(tmp_path, engine)
     kept, dropped = page.split('id="dropped"')
     parts = dict(zip(RULES, re.split("<h3>", dropped)[1:], strict=True))
-    assert "cut" in parts["undecodable"] and "&lt;b&gt;" in parts["undecodable"]
+    assert "cut" in parts["undecodable"]
+    assert "&lt;b&gt;" in parts["undecodable"]
     assert "(empty text)" in parts["too_short"]
-    assert ">cut<" not in parts["too_short"] and "no picture" in parts["too_short"]
-    assert "the nude" in parts["pornographic"] and "withheld" in parts["pornographic"]
+    assert ">cut<" not in parts["too_short"]
+    assert "no picture" in parts["too_short"]
+    assert "the nude" in parts["pornographic"]
+    assert "withheld" in parts["pornographic"]
     assert "<img" not in dropped
     # Pairs are sorted by key: the hostile text comes before the red thing.
     assert kept.count("<img src=") == 2
@@ -152,7 +157,8 @@ def test_histograms_count_every_row_once(tmp_path, engine):
     shown = stage(tmp_path, engine, "pictures", tables()["pictures"])
     shown = shown.filter(shown.width > 0)
     values, counts = plots._counts(shown, plots._aspect(shown), engine.execute)
-    assert values.tolist() == [20] and counts.tolist() == [3]
+    assert values.tolist() == [20]
+    assert counts.tolist() == [3]
 
 
 def test_thumbnails_are_small_and_new_and_only_of_pictures():
@@ -160,13 +166,15 @@ def test_thumbnails_are_small_and_new_and_only_of_pictures():
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
     uri = page.thumbnail(file.getvalue())
-    assert uri.startswith("data:image/jpeg;base64,") and len(uri) < 20_000
+    assert uri.startswith("data:image/jpeg;base64,")
+    assert len(uri) < 20_000
     for bad in (b"", b"<svg/>", FILES["broken"], FILES["good"][:60]):
         assert page.thumbnail(bad) is None
 
 
 def test_a_share_is_never_rounded_to_none_or_all():
-    assert page.share(0, 9) == "0.0 %" and page.share(0, 0) == "0.0 %"
+    assert page.share(0, 9) == "0.0 %"
+    assert page.share(0, 0) == "0.0 %"
     assert page.share(1, 10_000_000) == "< 0.1 %"
     assert page.share(9_999_999, 10_000_000) == "> 99.9 %"
     assert page.share(1, 3) == "33.3 %"

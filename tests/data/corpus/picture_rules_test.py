@@ -61,10 +61,12 @@ def test_a_model_of_pornography_drives_the_build(
     config = dataclasses.replace(config, pictures=pictures)
     build(config, tmp_path / "corpus")
     assert loaded == [None, None]  # the check, then scores with a thread per core
-    assert len(scored) == 37 and draw(50) not in scored
+    assert len(scored) == 37
+    assert draw(50) not in scored
     assert "NOT EVALUATED" not in capsys.readouterr().out
     kept = pq.read_table(tmp_path / "corpus" / "stages" / "kept.parquet")
-    assert len(kept) == 34 and identify(draw(5)) not in kept["image_id"].to_pylist()
+    assert len(kept) == 34
+    assert identify(draw(5)) not in kept["image_id"].to_pylist()
 
 
 def test_what_the_rule_needs_is_checked_before_anything_is_written(

@@ -180,7 +180,8 @@ def test_undecodable_pictures_and_empty_texts_are_named(tmp_path):
     assert (second.what, second.found) == ("empty texts", "1")
     offset = len(records.make_example(**rows[0])) + 16
     assert f"{shard_of(corpus)}, offset {offset} (" in first.where
-    assert "as the build wrote them" in first.mend and "rm " not in first.mend
+    assert "as the build wrote them" in first.mend
+    assert "rm " not in first.mend
     following = offset + len(records.make_example(**rows[1])) + 16
     assert second.where == f"{shard_of(corpus)}, offset {following}"
     only(diagnose(corpus, sample=1), "empty texts")  # only record 0 is decoded

@@ -99,7 +99,8 @@ def test_the_retrieval_evaluator_reads_what_is_written(source, tmp_path):
     assert read.pictures == [tiny.draw(tiny.NAMES[n], 1) for n in (1, 3)]
     assert read.texts[:3] == [f"caption 1 {n}" for n in range(3)]
     assert read.pairs.tolist() == [[0, 0], [0, 1], [0, 2], [1, 3], [1, 4]]
-    assert read.image_queries.all() and read.text_queries.all()
+    assert read.image_queries.all()
+    assert read.text_queries.all()
     assert len(Retrieval(RetrievalConfig(str(out), "val")).texts) == 2
 
 
@@ -129,7 +130,8 @@ def test_coco_reads_the_pictures_of_its_own_folder(tmp_path):
     source = download(tmp_path / "downloads", TINY_COCO)
     write_set(TINY_COCO, source, tmp_path / "coco")
     read = Retrieval(RetrievalConfig(str(tmp_path / "coco"), "test"))
-    assert len(read.pictures) == 2 and len(read.texts) == 5
+    assert len(read.pictures) == 2
+    assert len(read.texts) == 5
 
 
 def test_coco_s_training_pictures_lie_in_two_folders(tmp_path):

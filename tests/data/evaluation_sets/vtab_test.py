@@ -109,7 +109,8 @@ def test_dsprites_has_sixteen_bins_and_smallnorb_its_own_labels():
     places = [location({"label_x_position": np.int64(v)}) for v in range(32)]
     assert places == [v // 2 for v in range(32)]
     turns = [turn({"label_orientation": np.int64(v)}) for v in range(40)]
-    assert turns[:6] == [0, 0, 0, 1, 1, 2] and turns[-1] == 15
+    assert turns[:6] == [0, 0, 0, 1, 1, 2]
+    assert turns[-1] == 15
     assert np.bincount(turns).tolist() == [3, 2] * 8
     record = {"label_azimuth": np.int64(17), "label_elevation": np.int64(8)}
     assert TASKS["smallnorb_azimuth"].label(record) == 17
@@ -199,7 +200,8 @@ def test_a_task_of_grey_pictures_is_made_bright(tmp_path, monkeypatch):
     vtab.write_task("dsprites_location", tmp_path / "tfds", tmp_path / "out")
     pictures, labels = read_task(tmp_path / "out" / "dsprites_location", "test")
     levels = {int(level) for p in pictures for level in np.unique(read_picture(p))}
-    assert levels <= {0, 255} and read_picture(pictures[0]).shape == (4, 4, 3)
+    assert levels <= {0, 255}
+    assert read_picture(pictures[0]).shape == (4, 4, 3)
     assert set(labels) <= {i % 32 // 2 for i in range(30, 35)}
 
 

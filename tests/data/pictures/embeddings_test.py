@@ -30,7 +30,8 @@ def test_pictures_without_an_embedding_are_left_out(tmp_path):
     for vectors in ([], [None, None]):
         write(path, vectors)
         names, found = read_embeddings(path)
-        assert names.to_pylist() == [] and found.shape == (0, 2)
+        assert names.to_pylist() == []
+        assert found.shape == (0, 2)
 
 
 def test_what_holds_no_embeddings_is_refused(tmp_path):
@@ -65,7 +66,8 @@ def test_the_last_line_of_a_failed_process_is_the_error(tmp_path):
     with pytest.raises(InputError) as caught:
         check_model(str(tmp_path))
     message = str(caught.value)
-    assert "config.pictures.embedding_model is" in message and "\n" not in message
+    assert "config.pictures.embedding_model is" in message
+    assert "\n" not in message
     assert "ended with exit code 2" in message
     assert "is a folder without either: wanted one with model.json" in message
 

@@ -114,7 +114,8 @@ def test_no_queries_and_no_evaluation_images():
     assert [array.shape for array in index.query(np.zeros((0, 8)))] == [(0,), (0,)]
     none = NearDuplicates.build(np.zeros((0, 8)), draw(2, 30))
     similarity, near = none.query(draw(1, 5))
-    assert not similarity.any() and not near.any()
+    assert not similarity.any()
+    assert not near.any()
 
 
 def test_saving_and_loading_changes_nothing(tmp_path):

@@ -57,7 +57,8 @@ def test_title_description_and_tags_are_a_pair_each(tmp_path):
         {"image": b"a/same", "language": "en", "url": "png/a/same.png"}
         | {"alt_text": "one"},
     ]
-    assert counts["with_title"] == 2 and counts["with_tags"] == 1
+    assert counts["with_title"] == 2
+    assert counts["with_tags"] == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,8 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     (root / "png" / "alone.png").unlink()
     rows, counts = write(tmp_path)
     assert [row["alt_text"] for row in rows] == ["good"]
-    assert counts["drawings"] == 6 and counts["broken_svg"] == 2
+    assert counts["drawings"] == 6
+    assert counts["broken_svg"] == 2
     assert counts["no_metadata"] == counts["no_text"] == counts["no_picture"] == 1
 
 

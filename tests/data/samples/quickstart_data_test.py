@@ -68,7 +68,8 @@ def test_no_queried_drawing_is_trained_on(concepts):
     seen = {concept.code for concept in concepts if trained_styles(0, concept)}
     assert sorted(c.code for c, _, _ in splits["unseen_drawing"]) == sorted(seen)
     unseen = collections.Counter(c.code for c, _, _ in splits["unseen_concept"])
-    assert set(unseen.values()) == {2} and not seen & set(unseen)
+    assert set(unseen.values()) == {2}
+    assert not seen & set(unseen)
 
 
 def test_drawings_fill_pngs_of_one_size_in_both_styles(concepts):

@@ -45,7 +45,8 @@ def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
     texts = pa.array([b"good", b"b\xffd"]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"url": ["u", "u"], "alt_text": texts}), tmp_path / "a")
     rows, drops = read("parquet", tmp_path / "a")
-    assert len(rows) == 1 and drops == {"undecodable text": 1}
+    assert len(rows) == 1
+    assert drops == {"undecodable text": 1}
 
 
 def test_a_large_parquet_file_is_cut_at_row_groups(tmp_path, monkeypatch):
@@ -56,7 +57,8 @@ def test_a_large_parquet_file_is_cut_at_row_groups(tmp_path, monkeypatch):
     config = SourceConfig("parquet", str(tmp_path))
     shards = list_shards(config)
     assert [s.name for s in shards[:2]] == ["a.parquet[0:2]", "a.parquet[2:4]"]
-    assert len(shards) == 10 and shards == list_shards(config)
+    assert len(shards) == 10
+    assert shards == list_shards(config)
     rows, _ = read("parquet", tmp_path / "b.*")
     assert [row[1] for row in rows] == table["url"].to_pylist()
 

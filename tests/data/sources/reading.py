@@ -17,7 +17,8 @@ def read(kind: str, path: pathlib.Path | str, **fields):
     drops, rows = collections.Counter(), []
     for shard in list_shards(config):
         for batch in read_shard(config, shard, drops):
-            assert batch.schema == RAW and 0 < len(batch) <= 256
+            assert batch.schema == RAW
+            assert 0 < len(batch) <= 256
             rows += [tuple(row.values()) for row in batch.to_pylist()]
     return rows, dict(+drops)
 
