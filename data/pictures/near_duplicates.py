@@ -229,8 +229,8 @@ class NearDuplicates:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no readable .npz file ({error})") from error
 

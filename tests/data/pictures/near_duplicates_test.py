@@ -118,6 +118,7 @@ def test_no_queries_and_no_evaluation_images():
     assert not near.any()
 
 
+@pytest.mark.filterwarnings("error")
 def test_saving_and_loading_changes_nothing(tmp_path):
     index = NearDuplicates.build(draw(1, 30), draw(2, 500), nearest=5, share=2)
     path = tmp_path / "folder" / "index.npz"
