@@ -87,7 +87,8 @@ def run_once(name: str, folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     command += ["--pairs", str(flags.pairs), "--seed", str(flags.seed)]
     command += ["--folder", str(flags.folder), "--threads", str(flags.threads)]
     command += ["--memory-limit", flags.memory_limit]
-    return start(command + ["--frequent-ngrams", str(flags.frequent_ngrams)])
+    command += ["--frequent-ngrams", str(flags.frequent_ngrams)]
+    return start(command)
 
 
 def check_same(results: dict[str, dict], out: pathlib.Path) -> None:

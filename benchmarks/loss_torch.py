@@ -12,7 +12,7 @@ import json
 import statistics
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 
 def loss_of(

@@ -274,10 +274,11 @@ def get_config(name):
     return choose_run(get_sweep(), name)
 """)
 
+    flags = [f"--sweep={sweep}", f"--workdir={out}"]
+
     def launch():
         return subprocess.Popen(
-            [sys.executable, "-m", "align_jax.sweep", f"--sweep={sweep}"]
-            + [f"--workdir={out}"],
+            [sys.executable, "-m", "align_jax.sweep", *flags],
             cwd=pathlib.Path(__file__).parents[1],
             env=environment(data),
             stdout=subprocess.DEVNULL,

@@ -91,13 +91,18 @@ def test_what_cannot_be_read_is_named(tmp_path):
         places.read_object(tmp_path / "list")
 
 
+def interrupt(file, error):
+    with places.replacing(file) as temporary:
+        pathlib.Path(temporary).write_text("half")
+        raise error
+
+
 def test_an_interrupted_file_leaves_the_one_before(tmp_path):
     file = tmp_path / "file"
     places.write_text(file, "before")
     for error in (KeyboardInterrupt, ValueError):
-        with pytest.raises(error), places.replacing(file) as temporary:
-            pathlib.Path(temporary).write_text("half")
-            raise error
+        with pytest.raises(error):
+            interrupt(file, error)
         assert file.read_text() == "before"
         assert names(tmp_path) == ["file"]
 
@@ -117,7 +122,7 @@ def test_a_folder_is_replaced_where_it_is_empty(tmp_path):
     with places.replacing(f"{folder}/") as filling:
         places.make_folder(f"{filling}/inner")
     assert names(folder) == ["inner"]
-    with pytest.raises(OSError), places.replacing(folder) as filling:
+    with pytest.raises(OSError, match="not empty"), places.replacing(folder) as filling:
         places.make_folder(filling)
     assert names(folder) == ["inner"]
     assert names(tmp_path) == ["folder"]
@@ -160,8 +165,7 @@ def test_a_log_that_is_left_open_says_no_more_than_its_error():
     file = context.__enter__()
     with pytest.raises(InputError, match=r"/dev/full cannot be written: .*No space"):
         with places.writing("/dev/full"):
-            file.write("line")
-            file.flush()
+            print("line", file=file, flush=True)
     del file, context  # an error here would be printed as a warning
     gc.collect()
 

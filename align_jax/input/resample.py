@@ -111,7 +111,7 @@ def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
     support = max(scale, 1.0) if antialias else 1.0
     starts = np.empty(count, np.int64)
     numbers = np.empty(count, np.int64)
-    weights = np.zeros((count, int(math.ceil(support)) * 2 + 1), np.int32)
+    weights = np.zeros((count, math.ceil(support) * 2 + 1), np.int32)
     for i in range(count):
         centre = begin + (first + i + 0.5) * scale
         start = max(int(centre - support + 0.5), 0)

@@ -71,7 +71,8 @@ def test_killed_processes_go_on_with_the_same_global_batches(folder, expected, h
     assert all(numbers == [*range(before)] for numbers, _ in first)
     assert all(numbers == [*range(before, before + 20)] for numbers, _ in second)
     for step in range(before):
-        assert sum((rows[step] for _, rows in first), []) == expected[step]
+        found = [*itertools.chain.from_iterable(rows[step] for _, rows in first)]
+        assert found == expected[step]
     for step in range(20):
-        found = sum((rows[step] for _, rows in second), [])
+        found = [*itertools.chain.from_iterable(rows[step] for _, rows in second)]
         assert found == expected[before + step]

@@ -46,7 +46,7 @@ def test_texts_pictures_and_pictures_of_the_index_are_searched(client):
 @pytest.mark.usefixtures("nothing_written")
 def test_a_picture_is_sorted_and_captioned(client):
     answer = client.post("/api/classify", json={"image": upload("red left")}).json()
-    assert [row["text"] for row in answer["labels"]][0] == "red"
+    assert answer["labels"][0]["text"] == "red"
     odds = np.exp(np.array([np.sqrt(0.5), 0, 0]) / 0.1)
     assert answer["labels"][0]["score"] == pytest.approx(odds[0] / odds.sum(), abs=1e-5)
     assert [(c["text"], round(c["score"], 3)) for c in answer["captions"]] == [

@@ -180,8 +180,8 @@ def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
         (3, "microbatches is 3, which does not divide a device's 4 virtual"),
         (4, "holds 7 pairs at a time, which cuts .* groups of 14"),
     ):
+        config = steps.read(root, microbatches=microbatches, batch_norm_cores=2)
         with pytest.raises(InputError, match=message):
-            config = steps.read(root, microbatches=microbatches, batch_norm_cores=2)
             config.make_plan(mesh_of(2))
     with pytest.raises(InputError, match="8, which does not divide over 3 devices"):
         steps.read(root).make_plan(mesh_of(3))

@@ -85,8 +85,8 @@ def test_a_whole_model_takes_the_place_of_everything(config, tmp_path):
     )
     with pytest.raises(InputError, match="model does not fit: "):
         read(dataclasses.replace(config, model=wider), model=folder)
+    write_tower(tmp_path / "image", "image_tower", tower)
     with pytest.raises(InputError, match="which is one image_tower; wanted a dual_enc"):
-        write_tower(tmp_path / "image", "image_tower", tower)
         read(config, model=str(tmp_path / "image"))
     with pytest.raises(ValueError, match="a whole model, and there are towers"):
         Initial(model=folder, image_tower=folder)

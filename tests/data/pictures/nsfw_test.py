@@ -1,5 +1,6 @@
 import io
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def picture(seed: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
 class FakeClassifier:
     """Scores the red of the first pixel / 255; records the lengths of its batches."""
 
-    lengths: list[int] = []
+    lengths: ClassVar[list[int]] = []
     threads = 0
 
     def __init__(self, intra_op_num_threads):

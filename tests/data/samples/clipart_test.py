@@ -63,8 +63,15 @@ def test_title_description_and_tags_are_a_pair_each(tmp_path):
 
 @pytest.mark.parametrize(
     ("written", "language"),
-    [("EN", "en"), ("en_GB en_US", "en"), ("es-ES", "es"), ("eng", "en")]
-    + [("All", None), ("N/A", None), ("", None)],
+    [
+        ("EN", "en"),
+        ("en_GB en_US", "en"),
+        ("es-ES", "es"),
+        ("eng", "en"),
+        ("All", None),
+        ("N/A", None),
+        ("", None),
+    ],
 )
 def test_languages_become_two_letters_or_none(tmp_path, written, language):
     add(tmp_path / "root", "x", title="t", language=written)

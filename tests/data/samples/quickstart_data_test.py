@@ -44,7 +44,7 @@ def test_names_in_fourteen_languages_and_noise_that_rules_can_drop(concepts):
 
 def test_every_stuffed_text_is_too_long_and_no_name_is(concepts):
     for concept in (concept for concept in concepts if concept.single):
-        *names, boilerplate, stuffed = alt_texts(concept, "openmoji")
+        *names, _, stuffed = alt_texts(concept, "openmoji")
         assert len(normalise(stuffed[1], 1000).split()) > RuleBounds().max_unigrams
         assert max(len(normalise(text, 1000).split()) for _, text in names) <= 20
 
