@@ -84,7 +84,8 @@ def serve(flags: argparse.Namespace) -> None:
     from align_jax.search.bodies import MAX_ITEMS
     from align_jax.search.server import LOOPBACK, make_app
 
-    if flags.host in ("0.0.0.0", "::") and not flags.name:
+    # The comparison binds nothing.
+    if flags.host in ("0.0.0.0", "::") and not flags.name:  # noqa: S104
         raise InputError(
             f"--host={flags.host} is every address of this machine; wanted --name, by"
             " which it will be asked"

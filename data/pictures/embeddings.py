@@ -111,7 +111,8 @@ def _run(model: str, arguments: list[str]) -> None:
     paths = filter(None, (root, os.environ.get("PYTHONPATH")))
     command = [sys.executable, "-m", "align_jax.embed", f"--model={model}", *arguments]
     said = b""
-    with subprocess.Popen(
+    # No shell reads the arguments, and the program is our own.
+    with subprocess.Popen(  # noqa: S603
         command,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stderr=subprocess.PIPE,
