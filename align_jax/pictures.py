@@ -68,7 +68,7 @@ class PictureError(InputError):
         "unsupported", for counts.
     """
 
-    def __init__(self, message: str, reason: str):
+    def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -38,7 +38,7 @@ class Embedder:
         preprocess: PreprocessConfig,
         mesh: Mesh,
         batch_size: int = 128,
-    ):
+    ) -> None:
         """Prepares the encoders; each compiles on first use.
 
         Args:

@@ -27,7 +27,7 @@ class Model:
       embedder: encoder with the model's parameters, for evaluators.
     """
 
-    def __init__(self, weights: Weights, batch_size: int = 128):
+    def __init__(self, weights: Weights, batch_size: int = 128) -> None:
         """Prepares the towers; each compiles on first use.
 
         Args:

@@ -42,7 +42,7 @@ class SavedEmbedder:
     All processes must see the same folder; the first process writes.
     """
 
-    def __init__(self, embedder: Encoder, folder: str, model: str):
+    def __init__(self, embedder: Encoder, folder: str, model: str) -> None:
         """Lists the saved embeddings.
 
         Args:
@@ -137,7 +137,7 @@ class _Rows:
       files: paths of the files.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         self._folder = folder
         self.files: list[str] = []
         self._rows: dict[str, tuple[int, int]] = {}  # id -> file and row in it

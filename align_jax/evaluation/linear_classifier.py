@@ -78,7 +78,7 @@ class LogisticRegression:
 
     def __init__(
         self, features: np.ndarray, labels: np.ndarray, classes: int, mesh: Mesh
-    ):
+    ) -> None:
         """Puts the features on the devices.
 
         Args:

@@ -69,7 +69,7 @@ class LabelledPictures:
         image_feature: str = "image",
         label_feature: str = "label",
         expected: int = 0,
-    ):
+    ) -> None:
         """Opens the split.
 
         Args:

@@ -47,7 +47,7 @@ class TrainBatches(Iterator):
         start_step: int = 0,
         process_index: int = 0,
         process_count: int = 1,
-    ):
+    ) -> None:
         """Begins to read.
 
         Args:

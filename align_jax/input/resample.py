@@ -131,7 +131,7 @@ def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
 
 
 @compiled
-def _resample(pixels, rows, columns, between, out):
+def _resample(pixels, rows, columns, between, out) -> None:
     """Runs the horizontal and the vertical pass.
 
     Args:
@@ -158,7 +158,7 @@ def _resample(pixels, rows, columns, between, out):
 
 
 @compiled
-def _gather(pixels, left, tile):
+def _gather(pixels, left, tile) -> None:
     """Copies rows of pixels (rows, W * 3) to lanes of tile (columns, LANES), packed."""
     for x in range(len(tile)):
         i = 3 * (left + x)
@@ -172,7 +172,7 @@ def _gather(pixels, left, tile):
 
 
 @compiled
-def _reduce_width(tile, left, columns, narrow):
+def _reduce_width(tile, left, columns, narrow) -> None:
     """Sums weighted columns of tile (columns, LANES) to narrow (new columns, LANES)."""
     starts, numbers, weights = columns
     red, green, blue = (
@@ -202,7 +202,7 @@ def _reduce_width(tile, left, columns, narrow):
 
 
 @compiled
-def _scatter(narrow, rows):
+def _scatter(narrow, rows) -> None:
     """Copies the lanes of narrow (columns, LANES) back to rows (rows, bytes / 4)."""
     for group in range(rows.shape[1] // 3):
         for lane in range(len(rows)):
@@ -214,7 +214,7 @@ def _scatter(narrow, rows):
 
 
 @compiled
-def _reduce_height(between, rows, out):
+def _reduce_height(between, rows, out) -> None:
     """Sums weighted rows of between (rows, bytes) to out (new rows, bytes)."""
     starts, numbers, weights = rows
     length = out.shape[1]

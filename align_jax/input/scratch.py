@@ -16,7 +16,7 @@ UNUSED = 3  # references to a free array: list, loop variable and `getrefcount`
 class Scratch(threading.local):
     """Named pieces of memory of one thread, which each use overwrites."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._pieces: dict[str, np.ndarray] = {}
 
     def take(self, name: str, size: int) -> np.ndarray:
@@ -37,7 +37,7 @@ class Scratch(threading.local):
 class Spares:
     """Arrays of one shape, each reused as soon as nothing refers to it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:

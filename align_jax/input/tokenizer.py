@@ -59,7 +59,7 @@ class Tokenizer:
 
     def __init__(
         self, vocabulary: Sequence[str], max_tokens: int, source: str = "the vocabulary"
-    ):
+    ) -> None:
         """Prepares the vocabulary.
 
         Args:

@@ -92,7 +92,7 @@ class Strip:
       small: list of (lanes,) arrays, the small numbers of each lane.
     """
 
-    def __init__(self, arrays: Sequence[jax.Ref], walk: Walk):
+    def __init__(self, arrays: Sequence[jax.Ref], walk: Walk) -> None:
         """Loads the small numbers.
 
         Args:
@@ -196,7 +196,7 @@ def map_strip(*refs: jax.Ref, walk: Walk) -> None:
     *arrays, out = refs
     strip, abreast = Strip(arrays, walk), walk.cut.workload.abreast
 
-    def write_abreast(turn, _):
+    def write_abreast(turn, _) -> None:
         indices = [turn * abreast + offset for offset in range(abreast)]
         tiles = [strip.load(index, strip.inside(index)) for index in indices]
         for index, tile in zip(indices, tiles, strict=True):

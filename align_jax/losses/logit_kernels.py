@@ -179,7 +179,7 @@ class LogitTile:
         start: jax.Ref,
         ximg: jax.Ref,
         ytxt: jax.Ref,
-    ):
+    ) -> None:
         """Multiplies images (rows, D) by texts (columns, D)."""
         self.grid, self.scale = grid, scale
         i, j = grid.tile_at(pl.program_id(0))
@@ -268,14 +268,14 @@ def statistics_kernel(
     simple = tile.has_others_only & tile.is_inside & (high - low < SPREAD)
 
     @pl.when(simple)
-    def _():
+    def _() -> None:
         terms = tile.exp2(scale * products - high)
         row_lse[0] = high + tile.log2(terms.sum(1))
         column_lse[0] = high + tile.log2(terms.sum(0))
         row_best[0], column_best[0] = row_most, column_most
 
     @pl.when(~simple)
-    def _():
+    def _() -> None:
         own, candidate = tile.relations()
         row = tile.row + jnp.arange(grid.shape.rows) < grid.images
         column = tile.column + jnp.arange(grid.shape.columns) < grid.texts
@@ -325,7 +325,7 @@ def gradients_kernel(
 
     # The gradient of a direction's loss by a logit is probability - target.
     @pl.when(simple)
-    def _():
+    def _() -> None:
         by_row = i2t * tile.exp2(high - row_lse)
         by_column = t2i * tile.exp2(high - column_lse)
         probability = tile.exp2(scale * products - high)
@@ -333,7 +333,7 @@ def gradients_kernel(
         dlogits[...] = (probability - (i2t + t2i) * uniform).astype(dlogits.dtype)
 
     @pl.when(~simple)
-    def _():
+    def _() -> None:
         own, candidate = tile.relations()
         target = jnp.where(own, 1.0 - smoothing, 0.0)
         target += jnp.where(candidate, uniform, 0.0)

@@ -31,7 +31,7 @@ class Pace:
         flops: Mapping[str, float],
         past: list[dict[str, float]],
         clock: Callable[[], float] = time.time,
-    ):
+    ) -> None:
         """Starts the clock.
 
         Args:

@@ -27,7 +27,7 @@ class Notice:
         one process only.
     """
 
-    def __init__(self, grace: float = GRACE):
+    def __init__(self, grace: float = GRACE) -> None:
         """Prepares to listen.
 
         Args:

@@ -33,7 +33,7 @@ class ScalarWriter(metric_writers.MetricWriter):
 class JsonLinesWriter(ScalarWriter):
     """Appends scalars to a file, one JSON object a call: {"step": 3, "loss": 0.5}."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         """Opens the file for appending."""
         self._path = path
         self._closing = contextlib.ExitStack()
@@ -61,7 +61,7 @@ class CurvesWriter(ScalarWriter):
     clu's SummaryWriter writes one record a scalar, which takes 25 times as long.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         """Opens a new file in the folder."""
         self._folder = folder
         with places.writing(folder):
@@ -145,7 +145,7 @@ class NonFiniteError(FloatingPointError):
       step: number of the step.
     """
 
-    def __init__(self, message: str, step: int):
+    def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
 
@@ -165,7 +165,7 @@ class StepLog:
         pace: Pace,
         start: int,
         total: int,
-    ):
+    ) -> None:
         """Starts a log of the steps after step `start`.
 
         Args:
@@ -239,7 +239,7 @@ class StepLog:
 class Profile:
     """Traces some steps on the first process, for TensorBoard's profiler."""
 
-    def __init__(self, workdir: str, steps: tuple[int, int] | tuple[()]):
+    def __init__(self, workdir: str, steps: tuple[int, int] | tuple[()]) -> None:
         """Sets the steps to trace: (first, last), both included, or () for none."""
         self._folder = os.path.join(workdir, "profile")
         self._first, self._last = steps if steps and leads() else (0, 0)

@@ -30,7 +30,7 @@ class BatchingEncoder:
     at most PIXELS_AT_ONCE pixels together, unless the batch is a single picture.
     """
 
-    def __init__(self, model: TolerantEncoder, batch_size: int, most: int):
+    def __init__(self, model: TolerantEncoder, batch_size: int, most: int) -> None:
         """Starts the thread.
 
         Args:

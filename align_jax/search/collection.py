@@ -50,7 +50,7 @@ class Folder:
 
     labels = ()
 
-    def __init__(self, root: str):
+    def __init__(self, root: str) -> None:
         """Lists the files.
 
         Raises:
@@ -96,7 +96,7 @@ class Records:
       labels: class names of the dataset; empty if it has no `label`.
     """
 
-    def __init__(self, directory: str, split: str):
+    def __init__(self, directory: str, split: str) -> None:
         """Opens the split.
 
         Raises:

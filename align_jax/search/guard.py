@@ -29,7 +29,7 @@ HEADERS = (
 class Guard:
     """ASGI middleware that refuses requests before they reach the application."""
 
-    def __init__(self, app: ASGIApp, token: str):
+    def __init__(self, app: ASGIApp, token: str) -> None:
         """Wraps an application.
 
         Args:

@@ -65,7 +65,9 @@ REFUSALS = {
 class Texts:
     """Texts to compare pictures with, embedded once."""
 
-    def __init__(self, encoder: BatchingEncoder, texts: Sequence[str], template="{}"):
+    def __init__(
+        self, encoder: BatchingEncoder, texts: Sequence[str], template="{}"
+    ) -> None:
         """Embeds the texts.
 
         Args:

@@ -91,7 +91,7 @@ class VectorIndex:
         table: lancedb.table.Table,
         description: Description,
         source: IndexSource,
-    ):
+    ) -> None:
         """Wraps an open table; see `create_index` and `open_index`."""
         self._table = table
         self.description = description

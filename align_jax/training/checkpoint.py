@@ -59,7 +59,7 @@ class Checkpoints:
 
     def __init__(
         self, workdir: str, config: CheckpointConfig, identity: Mapping[str, Any]
-    ):
+    ) -> None:
         """Opens or creates the folder.
 
         Args:

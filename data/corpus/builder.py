@@ -42,7 +42,7 @@ from data.sources.source import list_shards
 class Build(StageTables):
     """The stages of one corpus, in the order of their methods."""
 
-    def __init__(self, config: CorpusConfig, directory: pathlib.Path):
+    def __init__(self, config: CorpusConfig, directory: pathlib.Path) -> None:
         """Opens the engine and makes the rules; see `StageTables`."""
         super().__init__(config, directory)
         self.picture_rules = make_picture_rules(config)

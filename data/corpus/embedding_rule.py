@@ -45,7 +45,7 @@ class NearEmbeddingRule:
         pa.field("near_embedding", pa.bool_()),
     )
 
-    def __init__(self, config: CorpusConfig):
+    def __init__(self, config: CorpusConfig) -> None:
         """Stores the fields of the config that the rule needs."""
         self.model = config.pictures.embedding_model
         self.evaluation_images = config.evaluation_images

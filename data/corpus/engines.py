@@ -99,7 +99,7 @@ class Engine(Protocol):
 class DuckDB:
     """One machine: DuckDB with bounded memory, and a pool of processes."""
 
-    def __init__(self, config: EngineConfig, spill: pathlib.Path):
+    def __init__(self, config: EngineConfig, spill: pathlib.Path) -> None:
         """Opens a database in memory; it spills to the folder `spill`."""
         self.workers = config.workers or len(os.sched_getaffinity(0))
         number = config.memory_limit.rstrip("KMGTiB ")
@@ -194,7 +194,7 @@ class Spark:
     Every machine must be able to read and write the folder of the stages.
     """
 
-    def __init__(self, config: EngineConfig, spill: pathlib.Path):
+    def __init__(self, config: EngineConfig, spill: pathlib.Path) -> None:
         """Uses the active session, or starts one at `config.spark_master`."""
         try:
             from pyspark.sql import SparkSession

@@ -24,7 +24,7 @@ class NearDuplicateRule:
     withheld = False
     columns: tuple[pa.Field, ...] = (pa.field("near_duplicate", pa.bool_()),)
 
-    def __init__(self, config: CorpusConfig):
+    def __init__(self, config: CorpusConfig) -> None:
         """Stores the fields of the config that the rule needs."""
         self.max_distance = config.pictures.max_hash_distance
         self.evaluation_images = config.evaluation_images

@@ -21,7 +21,7 @@ class PornographicRule:
     withheld = True
     columns: tuple[pa.Field, ...] = (pa.field("nsfw", pa.float32()),)
 
-    def __init__(self, config: CorpusConfig):
+    def __init__(self, config: CorpusConfig) -> None:
         """Stores `config.pictures`."""
         self.config = config.pictures
 

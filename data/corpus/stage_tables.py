@@ -13,7 +13,7 @@ from data.records.stages import materialise
 class StageTables:
     """Reads and writes the stages of a build through its engine."""
 
-    def __init__(self, config: CorpusConfig, directory: pathlib.Path):
+    def __init__(self, config: CorpusConfig, directory: pathlib.Path) -> None:
         """Opens the engine; its spill folder is inside `directory`.
 
         Raises:

@@ -24,7 +24,7 @@ DAMAGED = "damaged records"
 class Doctor(FileChecks):
     """All checks of one dataset, in the order in which `diagnose` calls them."""
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path) -> None:
         """Raises InputError if `directory` holds no dataset and no build."""
         super().__init__(directory)
         self.scans: dict[str, list[ShardScan]] = {}

@@ -29,7 +29,7 @@ class Finding:
 class FileChecks:
     """Checks a dataset without opening its records."""
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path) -> None:
         """Raises InputError if `directory` holds no dataset and no build."""
         inner = directory / "records"
         build = inner if (directory / "config.json").is_file() else directory

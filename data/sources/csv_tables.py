@@ -31,7 +31,7 @@ class CsvSource:
 
     suffixes: tuple[str, ...] = (".csv", ".csv.gz")
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         self.config = config
         self.columns = config.columns
@@ -132,7 +132,7 @@ class FolderSource(CsvSource):
 
     suffixes = CsvSource.suffixes + TsvSource.suffixes
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         super().__init__(config)
         if self.columns.image == TableColumns.image:

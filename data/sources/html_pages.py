@@ -83,7 +83,7 @@ class HtmlSource:
     A shard is a WARC file, or the pages `files` of the folder `path`.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         self.config = config
 

@@ -23,7 +23,7 @@ from data.sources.tars import IMAGE_SUFFIXES, read_tar
 class Img2datasetSource:
     """The output of img2dataset; a shard is one metadata table, NNNNN.parquet."""
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         self.config = config
 

@@ -22,7 +22,7 @@ SHARD_BYTES = 256 * 2**20
 class ParquetSource:
     """Parquet files; a shard is a range of row groups, [first, last)."""
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         self.config = config
 

@@ -23,7 +23,7 @@ _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, Valu
 class WebdatasetSource:
     """Tar files, perhaps compressed; a shard is one file."""
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         self.config = config
 

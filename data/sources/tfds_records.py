@@ -20,7 +20,7 @@ class TfdsSource:
     TensorFlow is imported only when it is used, because most sources do not need it.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         self.config = config
 

@@ -49,7 +49,7 @@ class Classification:
 
     Config = ClassificationConfig
 
-    def __init__(self, config: ClassificationConfig):
+    def __init__(self, config: ClassificationConfig) -> None:
         """Opens the split; raises InputError if it is missing or of another size."""
         self.data = config.open(config.split, config.expected_pictures)
         self.found: Predictions | None = None

@@ -99,7 +99,7 @@ class Crisscrossed:
 
     Config = CrisscrossedConfig
 
-    def __init__(self, config: CrisscrossedConfig):
+    def __init__(self, config: CrisscrossedConfig) -> None:
         """Reads pictures, captions and ratings.
 
         Raises:

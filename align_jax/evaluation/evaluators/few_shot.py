@@ -56,7 +56,7 @@ class FewShot:
 
     Config = FewShotConfig
 
-    def __init__(self, config: FewShotConfig):
+    def __init__(self, config: FewShotConfig) -> None:
         """Opens both splits; raises InputError if one is missing or of another size."""
         self._config = config
         self.train = config.open(config.train)

@@ -50,7 +50,7 @@ class LinearProbe:
 
     Config = LinearProbeConfig
 
-    def __init__(self, config: LinearProbeConfig):
+    def __init__(self, config: LinearProbeConfig) -> None:
         """Opens the splits; raises InputError if one is missing or of another size."""
         self.parts = [
             config.open(config.train),

@@ -69,7 +69,7 @@ class Neighbours:
 
     Config = NeighboursConfig
 
-    def __init__(self, config: NeighboursConfig):
+    def __init__(self, config: NeighboursConfig) -> None:
         """Opens both splits; raises InputError if one is missing or of another size."""
         self.found: NearestPictures | None = None
         self.queries = config.open(config.split, config.expected_queries)

@@ -76,7 +76,7 @@ class Retrieval:
 
     Config = RetrievalConfig
 
-    def __init__(self, config: RetrievalConfig):
+    def __init__(self, config: RetrievalConfig) -> None:
         """Reads the split; raises InputError if it is missing or of another size."""
         wanted = (config.image_feature, config.texts_feature)
         records = evaluation_records(config.directory, config.split, wanted)

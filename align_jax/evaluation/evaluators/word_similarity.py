@@ -43,7 +43,7 @@ class WordSimilarity:
 
     Config = WordSimilarityConfig
 
-    def __init__(self, config: WordSimilarityConfig):
+    def __init__(self, config: WordSimilarityConfig) -> None:
         """Reads the file; raises InputError if it is missing or is not SimLex-999."""
         path = places.resolve(config.path)
         if not places.exists(path):

@@ -83,7 +83,7 @@ class ZeroShot:
 
     Config = ZeroShotConfig
 
-    def __init__(self, config: ZeroShotConfig):
+    def __init__(self, config: ZeroShotConfig) -> None:
         """Opens pictures and prompts.
 
         Raises:
