@@ -223,7 +223,13 @@ def lay_on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def _read_jpeg(content, name, max_pixels, least, buffer) -> np.ndarray | None:
+def _read_jpeg(
+    content: bytes,
+    name: str,
+    max_pixels: int,
+    least: tuple[int, int] | None,
+    buffer: Callable[[int], np.ndarray] | None,
+) -> np.ndarray | None:
     """Decodes a JPEG file in grey or three colours; None leaves the file to Pillow."""
     if not content.startswith(JPEG):
         return None
@@ -233,7 +239,7 @@ def _read_jpeg(content, name, max_pixels, least, buffer) -> np.ndarray | None:
         if colours not in ("Gray", "YCbCr", "RGB") or orientation is None:
             return None
         _check_size(width, height, name, max_pixels)
-        options = {}
+        options: dict = {}
         if least:
             rows, columns = least if orientation < 5 else least[::-1]
             options = {"min_height": rows, "min_width": columns, "min_factor": 2}
@@ -266,7 +272,7 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _read_with_pillow(content, name, max_pixels) -> np.ndarray:
+def _read_with_pillow(content: bytes, name: str, max_pixels: int) -> np.ndarray:
     with open_picture(content, name, max_pixels) as opened:
         return _to_array(opened, name)
 

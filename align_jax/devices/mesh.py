@@ -93,10 +93,10 @@ class Placement:
 
 def _gather(x: jax.Array, mesh: Mesh) -> jax.Array:
     @jax.custom_vjp
-    def gather(x):
+    def gather(x: jax.Array) -> jax.Array:
         return lax.with_sharding_constraint(x, replicated(mesh))
 
-    def backward(_, gradient):
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
         sharding = state_sharding(gradient.shape, mesh)
         return (lax.with_sharding_constraint(gradient, sharding),)
 

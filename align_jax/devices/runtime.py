@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 # Numbers of two parameters of glibc's mallopt.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -67,7 +68,10 @@ def reuse_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
 
 
-def _show_unraisable(show, unraisable) -> None:
+def _show_unraisable(
+    show: Callable[["sys.UnraisableHookArgs"], object],
+    unraisable: "sys.UnraisableHookArgs",
+) -> None:
     """Shows an error that no code can catch, unless it follows a failed write.
 
     After a failed write, other writes of TensorStore's threads end, and they report to

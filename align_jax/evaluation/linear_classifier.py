@@ -156,6 +156,12 @@ class LogisticRegression:
         )
 
 
+# Unknowns, state of the optimizer, the smallest loss, steps without a decrease, all
+# steps, and whether the search ends; see `_minimise`.
+FitState = tuple[
+    Linear[jax.Array], optax.OptState, jax.Array, jax.Array, jax.Array, jax.Array
+]
+
 _multiply = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
@@ -196,7 +202,7 @@ def _minimise(
     optimizer = optax.lbfgs(memory_size=MEMORY, scale_init_precond=False)
     evaluate = optax.value_and_grad_from_state(objective)
 
-    def step(carry):
+    def step(carry: FitState) -> FitState:
         unknowns, state, best, idle, taken, _ = carry
         value, gradient = evaluate(unknowns, state=state)
         updates, state = optimizer.update(
@@ -213,11 +219,11 @@ def _minimise(
         ends = (idle >= PATIENCE) | (optax.tree.norm(gradient) <= small)
         return unknowns, state, best, idle, taken + 1, ends
 
-    def goes_on(carry):
+    def goes_on(carry: FitState) -> jax.Array:
         *_, taken, ends = carry
         return (taken < MAX_STEPS) & ~ends
 
-    carry = (start, optimizer.init(start), jnp.inf, 0, 0, False)
+    carry: tuple = (start, optimizer.init(start), jnp.inf, 0, 0, False)
     return lax.while_loop(goes_on, step, carry)[0]
 
 

@@ -37,7 +37,7 @@ class DatasetConfig:
     fraction: float = 1.0
     max_pairs: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction is {self.fraction}; wanted above 0, up to 1")
         if self.max_pairs < 0:
@@ -86,7 +86,9 @@ def open_dataset(config: DatasetConfig) -> Dataset:
     return Dataset(used, _make_parser(builder.info.features, config))
 
 
-def _make_parser(features: tfds.features.FeaturesDict, config: DatasetConfig):
+def _make_parser(
+    features: tfds.features.FeaturesDict, config: DatasetConfig
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Makes `Dataset.parse`; raises InputError for missing or unfit features."""
     known = features.tf_example_spec
     target = config.label_feature or config.text_feature

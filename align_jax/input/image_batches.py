@@ -73,7 +73,14 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _start(pool, encoded, keys, config, images, scratch) -> list[Future]:
+def _start(
+    pool: ThreadPoolExecutor,
+    encoded: Sequence[bytes],
+    keys: np.ndarray,
+    config: PreprocessConfig,
+    images: np.ndarray,
+    scratch: Scratch,
+) -> list[Future]:
     """Starts a batch; `images` is complete when all returned futures are done."""
 
     def fill(first: int) -> list[str]:

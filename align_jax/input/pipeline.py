@@ -130,7 +130,13 @@ class TrainBatches(Iterator):
         rows = np.arange(draws * self._streams.start, draws * self._streams.stop)
         return np.stack([np.full(len(rows), seed * 2**32 + step), rows], 1)
 
-    def _replace(self, records, images, targets, reasons) -> None:
+    def _replace(
+        self,
+        records: dict[str, np.ndarray],
+        images: np.ndarray,
+        targets: np.ndarray,
+        reasons: list[str],
+    ) -> None:
         """Replaces the pairs that have a reason, and counts them."""
         draws = self._data.draws_a_step
         for row in [row for row, reason in enumerate(reasons) if reason]:
@@ -215,7 +221,7 @@ def _stream(
     """Returns the endless records of a dataset in a stream after the first `taken`."""
     number = zlib.crc32([*data.config.datasets][index].encode())
 
-    def parse(draw, content):
+    def parse(draw: tf.Tensor, content: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         record, shard = content
         image, target = data.datasets[index].parse(record)
         texts = tf.size(target)
@@ -273,12 +279,17 @@ def _pieces(
         yield (shard.path, shard.records, piece.shard), shuffle_key, span
 
 
-def _read_piece(shard, shuffle_key, span, window: int) -> tf.data.Dataset:
+def _read_piece(
+    shard: tuple[tf.Tensor, ...],
+    shuffle_key: tf.Tensor,
+    span: tuple[tf.Tensor, ...],
+    window: int,
+) -> tf.data.Dataset:
     """Reads one value of `_pieces`, shuffled by windows, as (record, shard's index)."""
     path, records, index = shard
     first, count = span
 
-    def permute(number: tf.Tensor, examples: tf.Tensor):
+    def permute(number: tf.Tensor, examples: tf.Tensor) -> tf.data.Dataset:
         window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), number])
         return tf.data.Dataset.from_tensor_slices(
             tf.random.experimental.stateless_shuffle(examples, window_key)

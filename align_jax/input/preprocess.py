@@ -68,7 +68,7 @@ class PreprocessConfig:
     colour_jitter: float = 0.0
     max_pixels: int = MAX_PIXELS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resize < self.image_size:
             raise ValueError(
                 f"preprocess.resize is {self.resize}, below preprocess.image_size,"
@@ -175,7 +175,13 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
+def _augment(
+    encoded: bytes,
+    key: tuple[int, int],
+    config: PreprocessConfig,
+    out: np.ndarray,
+    scratch: Scratch | None,
+) -> None:
     """Writes an augmented picture to `out`; raises PictureError for a bad one."""
     background: tuple[float, ...] = WHITE
     if config.random_background:
@@ -185,7 +191,7 @@ def _augment(encoded, key, config: PreprocessConfig, out, scratch) -> None:
         "a record's picture",
         config.max_pixels,
         _least_size(config),
-        scratch and partial(scratch.take, "pixels"),
+        partial(scratch.take, "pixels") if scratch else None,
     )
     pixels = lay_over(pixels, background)
     side = config.image_size
@@ -226,7 +232,9 @@ def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:
     return math.ceil(side), math.ceil(side)
 
 
-def _inception_window(height: int, width: int, key, least: float) -> tuple:
+def _inception_window(
+    height: int, width: int, key: tuple[int, int], least: float
+) -> tuple[float, float, float, float]:
     """Returns top, left, height and width of a window of random area and shape.
 
     They are in pixels, but not rounded, so that the window is the same at any scale of
@@ -247,7 +255,7 @@ def _inception_window(height: int, width: int, key, least: float) -> tuple:
     return 0, 0, height, width
 
 
-def _jitter(image: np.ndarray, key, most: float) -> np.ndarray:
+def _jitter(image: np.ndarray, key: tuple[int, int], most: float) -> np.ndarray:
     """Scales saturation, contrast and brightness, each by a factor in 1 +- `most`."""
     saturation, contrast, brightness = (
         np.float32(1.0 - most + 2.0 * most * uniform(key, COLOUR + i)) for i in range(3)

@@ -13,8 +13,11 @@ No file is read here, and resuming needs no saved state.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+Count = TypeVar("Count", int, np.ndarray)
 
 CYCLE = 1000  # draws of a stream in which each dataset has exactly its share
 
@@ -166,5 +169,5 @@ def _shares(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(share) for share in shares)
 
 
-def _ceil(numerator, denominator: int):
+def _ceil(numerator: Count, denominator: int) -> Count:
     return -(-numerator // denominator)

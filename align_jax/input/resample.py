@@ -19,6 +19,8 @@ BITS = 22  # bits of a weight: 32 minus 8 of the pixel minus 2 of headroom
 HALF = 1 << (BITS - 1)
 LANES = 64  # rows computed side by side; few enough that their tile stays in the cache
 
+PixelWeights = tuple[np.ndarray, np.ndarray, np.ndarray]  # see `_weigh`
+
 # Runs without the interpreter lock. Cached on disk, because compiling takes seconds.
 compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -90,7 +92,16 @@ def resample(
 
 
 @compiled
-def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
+def _weigh(
+    size: int,
+    begin: float,
+    extent: float,
+    out_size: int,
+    first: int,
+    count: int,
+    antialias: bool,
+    backwards: bool,
+) -> PixelWeights:
     """Computes the weights of one direction.
 
     Args:
@@ -131,7 +142,13 @@ def _weigh(size, begin, extent, out_size, first, count, antialias, backwards):
 
 
 @compiled
-def _resample(pixels, rows, columns, between, out) -> None:
+def _resample(
+    pixels: np.ndarray,
+    rows: PixelWeights,
+    columns: PixelWeights,
+    between: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Runs the horizontal and the vertical pass.
 
     Args:
@@ -158,7 +175,7 @@ def _resample(pixels, rows, columns, between, out) -> None:
 
 
 @compiled
-def _gather(pixels, left, tile) -> None:
+def _gather(pixels: np.ndarray, left: int, tile: np.ndarray) -> None:
     """Copies rows of pixels (rows, W * 3) to lanes of tile (columns, LANES), packed."""
     for x in range(len(tile)):
         i = 3 * (left + x)
@@ -172,7 +189,9 @@ def _gather(pixels, left, tile) -> None:
 
 
 @compiled
-def _reduce_width(tile, left, columns, narrow) -> None:
+def _reduce_width(
+    tile: np.ndarray, left: int, columns: PixelWeights, narrow: np.ndarray
+) -> None:
     """Sums weighted columns of tile (columns, LANES) to narrow (new columns, LANES)."""
     starts, numbers, weights = columns
     red, green, blue = (
@@ -202,7 +221,7 @@ def _reduce_width(tile, left, columns, narrow) -> None:
 
 
 @compiled
-def _scatter(narrow, rows) -> None:
+def _scatter(narrow: np.ndarray, rows: np.ndarray) -> None:
     """Copies the lanes of narrow (columns, LANES) back to rows (rows, bytes / 4)."""
     for group in range(rows.shape[1] // 3):
         for lane in range(len(rows)):
@@ -214,7 +233,7 @@ def _scatter(narrow, rows) -> None:
 
 
 @compiled
-def _reduce_height(between, rows, out) -> None:
+def _reduce_height(between: np.ndarray, rows: PixelWeights, out: np.ndarray) -> None:
     """Sums weighted rows of between (rows, bytes) to out (new rows, bytes)."""
     starts, numbers, weights = rows
     length = out.shape[1]

@@ -35,7 +35,7 @@ class InputConfig:
     workers: int = 0
     max_replaced: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.datasets:
             raise ValueError("datasets is empty; wanted one or more")
         for name, least in (("streams", 1), ("shuffle_window", 1), ("workers", 0)):

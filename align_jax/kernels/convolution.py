@@ -5,7 +5,7 @@ kernel taps, but faster than that sum on GPUs and TPUs. Dense convolutions are m
 products on CPUs and NVIDIA GPUs. All forms compute the same sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 
 import jax
@@ -83,7 +83,9 @@ def patch_product(
     return _pixel_product(patches, matrix)
 
 
-def _patches(x, kernel, stride, padding, multiple=1) -> tuple[jax.Array, jax.Array]:
+def _patches(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, multiple: int = 1
+) -> tuple[jax.Array, jax.Array]:
     """Returns the patch of x that each output pixel sees, and the kernel as a matrix.
 
     Their shapes are (B, H', W', R) and (R, C'), where R is k * k * C, rounded up to
@@ -132,11 +134,15 @@ def split_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return _pixel_product(x, matrix)
 
 
-def _split_product_forward(x, matrix):
+def _split_product_forward(
+    x: jax.Array, matrix: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return split_product(x, matrix), (x, matrix)
 
 
-def _split_product_backward(residuals, cotangent):
+def _split_product_backward(
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, matrix = residuals
     rows, out_rows = (v.reshape(-1, v.shape[-1]) for v in (x, cotangent))
     pieces = count_pieces(len(rows), rows.shape[1], out_rows.shape[1])
@@ -209,7 +215,7 @@ def tap_sum(
     return _tap_sum_forward(x, kernel, stride, padding)[0]
 
 
-def _shifts(padded: jax.Array, k: int, stride: int):
+def _shifts(padded: jax.Array, k: int, stride: int) -> Iterator[jax.Array]:
     """Yields the pixels that the outputs see under tap (0, 0), (0, 1), ..."""
     batch, *sizes, channels = padded.shape
     # Rows and columns that a tap spans. Plain `lax` operations, because a large tower
@@ -225,7 +231,9 @@ def _pad(x: jax.Array, padding: Padding) -> jax.Array:
     return jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
 
-def _tap_sum_forward(x, kernel, stride, padding):
+def _tap_sum_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # The backward pass gets the padded x: padding x there would write it once more.
     padded, k = _pad(x, padding), len(kernel)
     weights = (kernel[divmod(tap, k)][None, None] for tap in range(k * k))
@@ -234,7 +242,12 @@ def _tap_sum_forward(x, kernel, stride, padding):
     return reduce(lax.add, scaled), (padded, kernel)
 
 
-def _tap_sum_backward(stride, padding, residuals, cotangent):
+def _tap_sum_backward(
+    stride: int,
+    padding: Padding,
+    residuals: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     padded, kernel = residuals
     k = kernel.shape[0]
     size = [n - sum(p) for n, p in zip(padded.shape[1:3], padding, strict=True)]
@@ -249,7 +262,7 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
     padded_chunks = padded.reshape(chunk, -1, *padded.shape[1:])
     out_chunks = cotangent.reshape(chunk, -1, *cotangent.shape[1:])
 
-    def add_chunk(i, total):
+    def add_chunk(i: jax.Array, total: jax.Array) -> jax.Array:
         x_i = lax.dynamic_index_in_dim(padded_chunks, i, 1, keepdims=False)
         out_i = lax.dynamic_index_in_dim(out_chunks, i, 1, keepdims=False)
         taps = [jnp.sum(shifted * out_i, 1) for shifted in _shifts(x_i, k, stride)]
@@ -260,7 +273,13 @@ def _tap_sum_backward(stride, padding, residuals, cotangent):
     return to_x, to_kernel.sum((0, 2)).reshape(kernel.shape)
 
 
-def _scatter(cotangent, kernel, stride, padding, size):
+def _scatter(
+    cotangent: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Padding,
+    size: Sequence[int],
+) -> jax.Array:
     """Returns the gradient (B, *size, C) of x: a tap sum with the mirrored kernel."""
     k = kernel.shape[0]
     config = [(0, 0, 0)]

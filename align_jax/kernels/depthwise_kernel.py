@@ -58,11 +58,19 @@ def depthwise(
     return convolve(x, kernel, stride, padding, interpret=interpret)
 
 
-def _depthwise_forward(x, kernel, stride, padding, interpret):
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, interpret: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return depthwise(x, kernel, stride, padding, interpret), (x, kernel)
 
 
-def _depthwise_backward(stride, padding, interpret, residuals, cotangent):
+def _depthwise_backward(
+    stride: int,
+    padding: Padding,
+    interpret: bool,
+    residuals: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     to_x = input_gradient(
         cotangent, kernel, x.shape[1:3], stride, padding, interpret=interpret

@@ -27,6 +27,11 @@ from align_jax.kernels.depthwise_lanes import (
     load_weights,
 )
 
+LaneColumns = list[jax.Array]  # columns of a row that each lane sees, (block,) each
+LaneRows = list[LaneColumns]
+# Sums by tap, the rows of g that are held, and the next row of g and rows of x.
+Carry = tuple[list[jax.Array], LaneRows, tuple[LaneColumns, LaneRows]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
@@ -126,7 +131,9 @@ def correlate_kernel(
     first = min(max(top // stride, 0), n - 1)
     last = max((top + height - 1) // stride, height_out - 1)
 
-    def add_rows(m, carry):
+    def add_rows(
+        m: jax.Array, carry: tuple[LaneRows, LaneRows]
+    ) -> tuple[LaneRows, LaneRows]:
         sums, coming = carry  # sums of output rows m - n + 1, ..., m - 1
         rows = [in_float32(row) for row in coming]
         coming = _load_rows(x, m + 1, geometry, layout)  # starts before its use
@@ -203,7 +210,9 @@ def spread_kernel(
     first = top // stride
     last = (top + height - 1) // stride
 
-    def write_rows(m, carry):
+    def write_rows(
+        m: jax.Array, carry: tuple[LaneRows, LaneColumns]
+    ) -> tuple[LaneRows, LaneColumns]:
         held, coming = carry
         rows = [in_float32(coming), *held]  # m, m - 1, ..., m - n + 1
         coming = g.load(m + 1, seen)
@@ -265,12 +274,12 @@ def products_kernel(
     first = min(max(top // stride, 0), n - 1)
     last = min((top + height - 1) // stride, height_out + n - 2)
 
-    def add_image(image, sums):
-        def load(m):
+    def add_image(image: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        def load(m: jax.Array) -> tuple[LaneColumns, LaneRows]:
             g_row = g.load(m, layout.columns, (image,))
             return g_row, _load_rows(x, m, geometry, layout, (image,))
 
-        def add_rows(m, carry):
+        def add_rows(m: jax.Array, carry: Carry) -> Carry:
             sums, held, (g_row, x_rows) = carry
             held = [in_float32(g_row), *held]  # m, m - 1, ..., m - n + 1
             rows = [in_float32(row) for row in x_rows]

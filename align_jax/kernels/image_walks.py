@@ -25,7 +25,8 @@ from align_jax.kernels.walk_tiles import WORKLOAD, Cut, Workload
 
 # Elementwise functions of an `Arithmetic` and the arrays in float32, first wide ones,
 # then n small ones. They return the one or two factors of each product, or one array.
-SumVisit = Callable[..., Sequence[tuple[jax.Array, ...]]]
+Products = Sequence[tuple[jax.Array, ...]]
+SumVisit = Callable[..., Products]
 MapVisit = Callable[..., jax.Array]
 
 
@@ -57,7 +58,7 @@ def image_sums(
     interpret = kernels.kind == INTERPRET
     held = math.gcd(images, len(wide[0]) // kernels.devices)  # summed on one device
 
-    def sums(arrays, _):
+    def sums(arrays: tuple[list[jax.Array], jax.Array | None], _: None) -> jax.Array:
         wide, small = arrays
         return kernel_sums(visit, wide, small, count, images=held, interpret=interpret)
 
@@ -90,7 +91,7 @@ def image_map(
         return visit(PLAIN_ARITHMETIC, *_spread(wide, small)).astype(wide[0].dtype)
     interpret = kernels.kind == INTERPRET
 
-    def mapped(arrays, _):
+    def mapped(arrays: tuple[list[jax.Array], jax.Array], _: None) -> jax.Array:
         wide, small = arrays
         return kernel_map(visit, wide, small, interpret=interpret)
 

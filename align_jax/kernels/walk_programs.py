@@ -12,6 +12,10 @@ from jax.experimental.pallas import triton
 
 from align_jax.kernels.walk_tiles import Cut
 
+Index = jax.Array | int  # number of a tile
+TileNumbers = list[jax.Array]  # of every wide array, (lanes,) each
+Sums = tuple[jax.Array, ...]  # one sum per lane for each product, (lanes,) each
+
 
 class Arithmetic(NamedTuple):
     """Elementwise operations of a walk, in float32.
@@ -120,16 +124,16 @@ class Strip:
             for n in range(x.shape[1])
         ]
 
-    def inside(self, index: jax.Array) -> jax.Array:
+    def inside(self, index: Index) -> jax.Array:
         """Returns whether each lane of a tile lies inside the image, (lanes,)."""
         pixel = self._pixel + index * self.walk.cut.tile.pixels
         return self.known & (pixel < self.walk.cut.pixels)
 
-    def _at(self, ref: jax.Ref, index: jax.Array) -> Any:
+    def _at(self, ref: jax.Ref, index: Index) -> Any:
         step = self.walk.cut.tile.pixels * self.walk.cut.channels
         return ref.at[self._image, self._number + index * step]
 
-    def load(self, index: jax.Array, mask: jax.Array) -> list[jax.Array]:
+    def load(self, index: Index, mask: jax.Array) -> TileNumbers:
         """Loads a tile of every wide array, (lanes,) each."""
         return [triton.load(self._at(x, index), mask=mask, other=0) for x in self._wide]
 
@@ -138,7 +142,7 @@ class Strip:
         tile = [x.astype(jnp.float32) for x in tile]
         return self.walk.visit(self.arithmetic, *tile, *self.small)
 
-    def store(self, ref: jax.Ref, index: jax.Array, x: jax.Array) -> None:
+    def store(self, ref: jax.Ref, index: Index, x: jax.Array) -> None:
         """Writes a tile (lanes,) where it lies inside the image."""
         triton.store(self._at(ref, index), x.astype(ref.dtype), mask=self.inside(index))
 
@@ -156,24 +160,26 @@ def sum_strip(*refs: jax.Ref, walk: Walk, count: int) -> None:
     abreast = walk.cut.workload.abreast
     turns = strip.whole // abreast
 
-    def add(total, factors):
+    def add(total: jax.Array, factors: tuple[jax.Array, ...]) -> jax.Array:
         if len(factors) == 1:
             return total + factors[0]
         a, b = factors
         return strip.arithmetic.multiply_add(a, b, total)
 
-    def load_abreast(turn):
+    def load_abreast(turn: Index) -> list[TileNumbers]:
         mask = strip.known & (turn < turns)
         return [strip.load(turn * abreast + offset, mask) for offset in range(abreast)]
 
-    def add_abreast(turn, carry):
+    def add_abreast(
+        turn: jax.Array, carry: tuple[Sums, list[TileNumbers]]
+    ) -> tuple[Sums, list[TileNumbers]]:
         sums, tiles = carry
         coming = load_abreast(turn + 1)  # starts before the tiles are needed
         for tile in tiles:
             sums = tuple(map(add, sums, strip.visit(tile)))
         return sums, coming
 
-    def add_masked(index, sums):
+    def add_masked(index: jax.Array, sums: Sums) -> Sums:
         inside = strip.inside(index)
         products = strip.visit(strip.load(index, inside))
         products = [(jnp.where(inside, x, 0.0), *others) for x, *others in products]
@@ -196,7 +202,7 @@ def map_strip(*refs: jax.Ref, walk: Walk) -> None:
     *arrays, out = refs
     strip, abreast = Strip(arrays, walk), walk.cut.workload.abreast
 
-    def write_abreast(turn, _) -> None:
+    def write_abreast(turn: jax.Array, _: None) -> None:
         indices = [turn * abreast + offset for offset in range(abreast)]
         tiles = [strip.load(index, strip.inside(index)) for index in indices]
         for index, tile in zip(indices, tiles, strict=True):

@@ -22,6 +22,7 @@ from align_jax.losses.tiles import (
     KEPT,
     ROWS,
     WHOLE,
+    LogitBlock,
     Tiling,
     accuracies,
     gather,
@@ -115,12 +116,24 @@ class SoftmaxResiduals(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _directions(ximg, ytxt, temperature, tiling, smoothing):
+def _directions(
+    ximg: jax.Array,
+    ytxt: jax.Array,
+    temperature: jax.Array,
+    tiling: Tiling,
+    smoothing: float,
+) -> dict[str, jax.Array]:
     """Returns each direction's loss and accuracy."""
     return _directions_forward(ximg, ytxt, temperature, tiling, smoothing)[0]
 
 
-def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
+def _directions_forward(
+    ximg: jax.Array,
+    ytxt: jax.Array,
+    temperature: jax.Array,
+    tiling: Tiling,
+    smoothing: float,
+) -> tuple[dict[str, jax.Array], SoftmaxResiduals]:
     share = jax.shard_map(
         partial(_forward_share, tiling=tiling, smoothing=smoothing),
         mesh=tiling.mesh,
@@ -132,7 +145,12 @@ def _directions_forward(ximg, ytxt, temperature, tiling, smoothing):
     return metrics, SoftmaxResiduals(ximg, ytxt, temperature, lse, kept)
 
 
-def _directions_backward(tiling, smoothing, residuals, cotangents):
+def _directions_backward(
+    tiling: Tiling,
+    smoothing: float,
+    residuals: SoftmaxResiduals,
+    cotangents: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling, smoothing=smoothing),
         mesh=tiling.mesh,
@@ -193,7 +211,11 @@ def _walk_forward(
     # A log-sum-exp may be shifted by any number near its maximum. The shift is the
     # larger of the pair's own logit and the best of the others. The own logit is
     # computed separately, so it may differ by rounding.
-    def visit(carry, block, column_positive):
+    def visit(
+        carry: tuple[jax.Array, jax.Array],
+        block: LogitBlock,
+        column_positive: jax.Array,
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
         row_sum, best_text = carry
         others = block.others()  # (n, T)
         old_shift = jnp.maximum(positive, best_text)
@@ -290,7 +312,9 @@ def _walk_backward(
     """Computes `contrastive_gpu.gradients` by a walk, from kept logits (K, n, T)."""
     ximg, tiling = logits.ximg, logits.tiling
 
-    def visit(dimg, block, column_lse):
+    def visit(
+        dimg: jax.Array, block: LogitBlock, column_lse: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         # The gradient of a direction's loss by a logit is (probability - target) / N.
         target = (1.0 - smoothing) * block.own.astype(jnp.float32)
         candidate = block.candidate.astype(jnp.float32)

@@ -135,7 +135,9 @@ def gradients(
     numbers = jnp.stack([LOG2E / logits.temperature, weights.i2t, weights.t2i])
     first = own_rows(n)[0]
 
-    def visit(dimg, part):
+    def visit(
+        dimg: jax.Array, part: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         start, texts, column_lse = part
         ids = jnp.stack([first, start])
         inputs = (ximg, texts, row_lse, column_lse)

@@ -138,10 +138,10 @@ class LogitGrid:
           inputs: arrays in whole tiles, alternately by images and by texts.
         """
 
-        def output(x):
+        def output(x: TileOutput) -> pl.BlockSpec:
             return pl.BlockSpec(x.part, lambda step: x.offset(*self.tile_at(step)))
 
-        def tile_input(axis, x):
+        def tile_input(axis: int, x: jax.Array) -> pl.BlockSpec:
             part = (self.shape.rows, self.shape.columns)[axis], *x.shape[1:]
             beyond = (0,) * (x.ndim - 1)
             return pl.BlockSpec(part, lambda step: (self.tile_at(step)[axis], *beyond))
@@ -187,7 +187,7 @@ class LogitTile:
         self.ids = start[0] + self.row, start[1] + self.column
         depth = grid.shape.depth
 
-        def add(k, products):
+        def add(k: jax.Array, products: jax.Array) -> jax.Array:
             part = pl.ds(k * depth, depth)
             return products + plgpu.dot(ximg[:, part], ytxt[:, part], trans_b=True)
 

@@ -57,7 +57,7 @@ class LossConfig:
         """Whether the logits have a learned bias."""
         return LOSSES[self.kind].wants_bias
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices: dict[str, Iterable[str]] = {
             "kind": LOSSES,
             "reduction": REDUCTIONS,

@@ -14,6 +14,7 @@ from align_jax.losses.tiles import (
     KEPT,
     ROWS,
     WHOLE,
+    LogitBlock,
     Tiling,
     accuracies,
     gather,
@@ -21,6 +22,8 @@ from align_jax.losses.tiles import (
     scatter_sum,
     walk,
 )
+
+LossAndAccuracy = tuple[jax.Array, dict[str, jax.Array]]  # () each
 
 
 def sigmoid_loss(
@@ -32,7 +35,7 @@ def sigmoid_loss(
     negatives: float = 1.0,
     tile: int | None = None,
     precision: str = "highest",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> LossAndAccuracy:
     """Computes SigLIP's loss over all pairs of all devices, in memory linear in N.
 
     With unit vectors x_i and y_j, temperature s, bias b, N pairs and logits
@@ -85,12 +88,24 @@ class SigmoidResiduals(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _decisions(ximg, ytxt, temperature, bias, tiling):
+def _decisions(
+    ximg: jax.Array,
+    ytxt: jax.Array,
+    temperature: jax.Array,
+    bias: jax.Array,
+    tiling: Tiling,
+) -> LossAndAccuracy:
     """Returns the loss and the accuracies."""
     return _decisions_forward(ximg, ytxt, temperature, bias, tiling)[0]
 
 
-def _decisions_forward(ximg, ytxt, temperature, bias, tiling):
+def _decisions_forward(
+    ximg: jax.Array,
+    ytxt: jax.Array,
+    temperature: jax.Array,
+    bias: jax.Array,
+    tiling: Tiling,
+) -> tuple[LossAndAccuracy, SigmoidResiduals]:
     share = jax.shard_map(
         partial(_forward_share, tiling=tiling),
         mesh=tiling.mesh,
@@ -101,7 +116,9 @@ def _decisions_forward(ximg, ytxt, temperature, bias, tiling):
     return loss_and_accuracy, SigmoidResiduals(ximg, ytxt, temperature, bias, kept)
 
 
-def _decisions_backward(tiling, residuals, cotangents):
+def _decisions_backward(
+    tiling: Tiling, residuals: SigmoidResiduals, cotangents: LossAndAccuracy
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling),
         mesh=tiling.mesh,
@@ -121,13 +138,15 @@ def _forward_share(
     temperature: jax.Array,
     bias: jax.Array,
     tiling: Tiling,
-) -> tuple[tuple[jax.Array, dict[str, jax.Array]], jax.Array]:
+) -> tuple[LossAndAccuracy, jax.Array]:
     """Returns loss, accuracies and kept logits for a device's ximg, ytxt (n, D)."""
     n = len(ximg)
     scaled_images = ximg / temperature
     positive = (scaled_images * ytxt).sum(1) + bias  # (n,)
 
-    def visit(carry, block, _):
+    def visit(
+        carry: tuple[jax.Array, jax.Array], block: LogitBlock, _: tuple[()]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         total, best_text = carry
         others = block.others() + bias  # (n, T)
         # -log sigmoid(-z) is softplus(z), and softplus(-z) is softplus(z) - z.
@@ -150,7 +169,9 @@ def _backward_share(
     """Returns the gradients of this device's rows, the temperature and the bias."""
     ximg, ytxt, temperature, bias, kept = residuals
 
-    def visit(carry, block, _):
+    def visit(
+        carry: tuple[jax.Array, jax.Array], block: LogitBlock, _: tuple[()]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         dimg, dbias = carry
         dlogits = jax.nn.sigmoid(block.logits + bias)
         dlogits -= block.own.astype(jnp.float32)  # (n, T)

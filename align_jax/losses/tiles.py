@@ -179,7 +179,9 @@ def walk(
 
     rows = own_rows(len(scaled_images))[:, None]  # (n, 1)
 
-    def body(carry, tile):
+    def body(
+        carry: Any, tile: tuple[jax.Array, jax.Array, Any, jax.Array | None]
+    ) -> tuple[Any, tuple[Any, jax.Array]]:
         start, texts, columns, logits = tile
         ids = (start + jnp.arange(tiling.tile))[None]  # (1, T)
         candidate = jnp.bool_(True)
@@ -193,7 +195,7 @@ def walk(
         carry, visited = visit(carry, block, columns)
         return carry, (visited, logits)
 
-    def rest(carry, tile):
+    def rest(carry: Any, tile: tuple[jax.Array, jax.Array, Any]) -> tuple[Any, Any]:
         carry, (visited, _) = body(carry, (*tile, None))
         return carry, visited
 

@@ -17,9 +17,16 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.devices.kernel_choice import Kernels
-from align_jax.kernels.image_walks import add_images, image_map, image_sums
+from align_jax.kernels.image_walks import Products, add_images, image_map, image_sums
+from align_jax.kernels.walk_programs import Arithmetic
 
 EPSILON = 1e-3  # added to the variance
+
+Statistics = tuple[jax.Array, jax.Array]  # mean and variance, (G, C) each
+# Input, scale, bias, weights of the gate, statistics, and the means for the gate.
+Residuals = tuple[
+    jax.Array, jax.Array, jax.Array, dict | None, Statistics, jax.Array | None
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +135,11 @@ def gate_of(means: jax.Array, excite: dict) -> jax.Array:
     return nn.sigmoid(hidden @ expand["kernel"] + expand["bias"][None])
 
 
-def group_statistics(x: jax.Array, form: Form) -> tuple[jax.Array, jax.Array]:
+def group_statistics(x: jax.Array, form: Form) -> Statistics:
     """Returns mean and variance (G, C), float32, of groups of images (B, H, W, C)."""
     group = form.group_size
 
-    def powers(_, x):
+    def powers(_: Arithmetic, x: jax.Array) -> Products:
         return (x,), (x, x)
 
     sums = image_sums(powers, [x], None, 2, form.kernels, images=group)
@@ -147,7 +154,7 @@ def apply_statistics(
     bias: jax.Array,
     excite: dict | None,
     *,
-    statistics: tuple[jax.Array, jax.Array],
+    statistics: Statistics,
     form: Form,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Normalises x (B, H, W, C) by mean and variance, then activates and gates it.
@@ -168,14 +175,18 @@ def apply_statistics(
     affine = _each([factor, bias[None] - mean * factor], len(x))
     affine = lax.optimization_barrier(affine)  # computed once, not at every pixel
 
-    def activate(arithmetic, x, factor, shift):
+    def activate(
+        arithmetic: Arithmetic, x: jax.Array, factor: jax.Array, shift: jax.Array
+    ) -> jax.Array:
         out = arithmetic.multiply_add(x, factor, shift)
         return out * arithmetic.sigmoid(out) if form.swish else out
 
     if excite is None:
         return image_map(activate, [x], affine, form.map_kernels), None
 
-    def activated(arithmetic, x, factor, shift):
+    def activated(
+        arithmetic: Arithmetic, x: jax.Array, factor: jax.Array, shift: jax.Array
+    ) -> Products:
         return ((activate(arithmetic, x, factor, shift),),)
 
     sums = image_sums(activated, [x], affine, 1, form.kernels)
@@ -185,7 +196,13 @@ def apply_statistics(
     # The second walk reads x again, so that no result of the first walk is kept.
     x, small = lax.optimization_barrier((x, small))
 
-    def activate_and_gate(arithmetic, x, factor, shift, gate):
+    def activate_and_gate(
+        arithmetic: Arithmetic,
+        x: jax.Array,
+        factor: jax.Array,
+        shift: jax.Array,
+        gate: jax.Array,
+    ) -> jax.Array:
         return activate(arithmetic, x, factor, shift) * gate
 
     return image_map(activate_and_gate, [x], small, form.map_kernels), means
@@ -194,7 +211,7 @@ def apply_statistics(
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalise(
     x: jax.Array, scale: jax.Array, bias: jax.Array, excite: dict | None, form: Form
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, Statistics]:
     """Normalises groups of images by their statistics, then activates and gates them.
 
     Args:
@@ -211,13 +228,17 @@ def normalise(
     return _forward(x, scale, bias, excite, form)[0]
 
 
-def _forward(x, scale, bias, excite, form):
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, excite: dict | None, form: Form
+) -> tuple[tuple[jax.Array, Statistics], Residuals]:
     out, statistics, means = _apply_own(x, scale, bias, excite, form)
     return (out, statistics), (x, scale, bias, excite, statistics, means)
 
 
 @partial(jax.jit, static_argnames="form")  # layers of one shape are traced once
-def _apply_own(x, scale, bias, excite, form):
+def _apply_own(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, excite: dict | None, form: Form
+) -> tuple[jax.Array, Statistics, jax.Array | None]:
     """Normalises by the groups' statistics and returns them, too."""
     statistics = group_statistics(x, form)
     out, means = apply_statistics(
@@ -227,14 +248,22 @@ def _apply_own(x, scale, bias, excite, form):
 
 
 @partial(jax.jit, static_argnames="form")
-def _backward(form, residuals, cotangents):
+def _backward(
+    form: Form, residuals: Residuals, cotangents: tuple[jax.Array, Statistics]
+) -> tuple[jax.Array, jax.Array, jax.Array, dict | None]:
     x, scale, bias, excite, (mean, var), means = residuals
     cotangent, batch, pixels = cotangents[0], len(x), x.shape[1] * x.shape[2]
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
     factor = scale[None] * inverse
     affine = _each([mean, factor, jnp.broadcast_to(bias, mean.shape)], batch)
 
-    def revisit(arithmetic, x, mean, factor, bias):
+    def revisit(
+        arithmetic: Arithmetic,
+        x: jax.Array,
+        mean: jax.Array,
+        factor: jax.Array,
+        bias: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns x minus its mean, and the activation's value and slope there."""
         x -= mean
         value = arithmetic.multiply_add(x, factor, bias)
@@ -244,7 +273,14 @@ def _backward(form, residuals, cotangents):
         value *= share  # the swish of the former value
         return x, value, arithmetic.multiply_add(value, 1.0 - share, share)
 
-    def terms(arithmetic, x, cotangent, mean, factor, bias):
+    def terms(
+        arithmetic: Arithmetic,
+        x: jax.Array,
+        cotangent: jax.Array,
+        mean: jax.Array,
+        factor: jax.Array,
+        bias: jax.Array,
+    ) -> Products:
         x, value, slope = revisit(arithmetic, x, mean, factor, bias)
         inner = cotangent * slope
         if excite is None:
@@ -273,7 +309,17 @@ def _backward(form, residuals, cotangents):
         parts += [affine[:, 1:2] * jnp.stack([gate, to_mean], 1)]
     small = jnp.concatenate(parts, 1)
 
-    def to_input(arithmetic, x, cotangent, mean, factor, bias, by_x, alone, *gated):
+    def to_input(
+        arithmetic: Arithmetic,
+        x: jax.Array,
+        cotangent: jax.Array,
+        mean: jax.Array,
+        factor: jax.Array,
+        bias: jax.Array,
+        by_x: jax.Array,
+        alone: jax.Array,
+        *gated: jax.Array,
+    ) -> jax.Array:
         x, _, slope = revisit(arithmetic, x, mean, factor, bias)
         to_out = cotangent * factor
         if gated:

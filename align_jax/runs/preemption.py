@@ -72,7 +72,7 @@ class Notice:
             return self._told.is_set()
         return multihost_utils.reached_preemption_sync_point(step)
 
-    def _handle(self, *_) -> None:
+    def _handle(self, *_: object) -> None:
         self._told.set()
         if self.leaves_at_once:
             self.leaves_at_once = False  # a second signal must not cut the saving short

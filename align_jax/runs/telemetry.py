@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ TAIL = 1 << 20  # bytes, which hold some thousand lines
 class ScalarWriter(metric_writers.MetricWriter):
     """A clu writer that accepts scalars only."""
 
-    def _refuse(self, *args, **kwargs):
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} writes scalars only")
 
     write_summaries = write_images = write_videos = write_audios = _refuse

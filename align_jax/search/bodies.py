@@ -1,6 +1,6 @@
 """Bodies of requests to the search server and of its answers, with size limits."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -29,7 +29,7 @@ class TermBody(_Body):
     weight: Weight | None = None
 
     @model_validator(mode="after")
-    def _one(self):
+    def _one(self) -> Self:
         if sum(part is not None for part in (self.text, self.image, self.id)) != 1:
             raise ValueError("wanted one of text, image and id")
         return self

@@ -13,7 +13,7 @@ import numpy as np
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 
 from align_jax.embed.model import TEMPLATE
@@ -66,7 +66,7 @@ class Texts:
     """Texts to compare pictures with, embedded once."""
 
     def __init__(
-        self, encoder: BatchingEncoder, texts: Sequence[str], template="{}"
+        self, encoder: BatchingEncoder, texts: Sequence[str], template: str = "{}"
     ) -> None:
         """Embeds the texts.
 
@@ -254,17 +254,19 @@ def _add_refusals(app: FastAPI) -> None:
     """
 
     @app.exception_handler(Busy)
-    async def busy(request: Request, error: Busy):
+    async def busy(request: Request, error: Busy) -> JSONResponse:
         return problem(429, f"{error}; ask again in a second", RETRY)
 
     @app.exception_handler(RequestValidationError)
-    async def misshapen(request: Request, error: RequestValidationError):
+    async def misshapen(
+        request: Request, error: RequestValidationError
+    ) -> JSONResponse:
         first = error.errors()[0]  # its "input", the value sent, is not echoed
         where = ".".join(str(part)[:40] for part in first["loc"][:4])
         return problem(422, f"{where}: {first['msg']}"[:300])
 
     @app.exception_handler(InputError)
-    async def bad(request: Request, error: InputError):
+    async def bad(request: Request, error: InputError) -> JSONResponse:
         return problem(422, str(error))
 
 

@@ -122,7 +122,7 @@ class _Termination:
     def __enter__(self) -> None:
         self._before = signal.signal(signal.SIGTERM, self._raise)
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
     @staticmethod

@@ -4,7 +4,7 @@ They are as transformers 4 and 5 write them.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -198,7 +198,9 @@ def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     raise InputError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
 
-def _read_file(read, path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_file(
+    read: Callable[[pathlib.Path], dict[str, np.ndarray]], path: pathlib.Path
+) -> dict[str, np.ndarray]:
     try:
         arrays = read(path)
     except (safetensors.SafetensorError, EOFError, RuntimeError) as error:
