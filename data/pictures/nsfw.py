@@ -55,8 +55,8 @@ def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
         probabilities = np.full(len(images), np.nan, np.float32)
         for start in range(0, len(images), batch_size):
             batch = [_decode(image) for image in images[start : start + batch_size]]
-            readable = [i for i, picture in enumerate(batch) if picture is not None]
-            found = classifier.classify_batch([batch[i] for i in readable])
+            readable = {i: image for i, image in enumerate(batch) if image is not None}
+            found = classifier.classify_batch([*readable.values()])
             for i, prediction in zip(readable, found, strict=True):
                 probabilities[start + i] = prediction.nsfw
         return probabilities
