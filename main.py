@@ -2,7 +2,8 @@
 
 Any field can be changed on the command line, as in `--config.total_steps=100`.
 `--plan=v5e:16x16` instead of `--workdir` prints the memory and the work of a training
-step on that TPU slice; `--alternatives` adds the needs of other settings.
+step on that TPU slice, and ends with exit code 1 if it does not fit. `--plan=here` is
+for this machine's devices. `--alternatives` adds the needs of other settings.
 `--diff=configs/Y.py` prints the fields in which Y differs. `--distributed` joins the
 processes of a pod or a cluster.
 
@@ -19,7 +20,7 @@ from align_jax.errors import InputError, run_command
 
 
 def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
-    """Returns the program of each of `RUN_KINDS`, a value of `config.run`.
+    """Returns the functions (fields, workdir) that run a config, by its field `run`.
 
     The imports stand here because they load TensorFlow, which `start` must precede.
     """

@@ -15,6 +15,9 @@ def load(source: str, batch_size: int = 128) -> "Model":
       source: any source that `align_jax.weights.source.open_weights` reads, such as the
         workdir of a run.
       batch_size: pictures or texts that all devices together embed at a time.
+
+    Raises:
+      InputError: the source is missing or damaged, or holds no dual encoder.
     """
     from align_jax.embed import model  # imports TensorFlow, unlike the core
 

@@ -17,11 +17,11 @@ class CommandLine:
     """The values of `main.py`'s flags.
 
     Attributes:
-      fields: the literal config, with the changes made by flags.
+      fields: the literal config (see `align_jax.config`), changed as the flags say.
       diff: the literal config to compare `fields` with, or None.
       workdir: absolute path or URL of the run's folder, or None.
       plan: TPU slice, or "here", to plan the run for; or None.
-      alternatives: whether the plan also covers other settings.
+      alternatives: whether the plan also prints the needs of other settings.
       distributed: whether to join the other processes of the run.
     """
 
@@ -37,8 +37,8 @@ def read_command_line(argv: list[str]) -> CommandLine:
     """Reads `main.py`'s flags; argv[0] is the program's name.
 
     Raises:
-      InputError: an unknown or missing flag, an unknown config or field, or a value of
-        the wrong type.
+      InputError: an unknown flag, no --config, not exactly one of --workdir, --plan and
+        --diff, an unknown config or field, or a value of the wrong type.
     """
     known = flags.FlagValues()
     configs = [
@@ -69,15 +69,16 @@ def parse_flags(
     """Parses a command line whose flags may change fields of configs.
 
     Args:
-      known: the flags of the command.
+      known: the flags of the command; they receive their values.
       configs: the flags in `known` that name a config file.
       argv: the program's name and its arguments.
 
     Returns:
-      The literal fields of each config, or None if its flag is not given.
+      For each of `configs` its literal config, or None if the flag is not given.
 
     Raises:
-      InputError: an unknown flag, config or field, or a value of the wrong type.
+      InputError: an unknown flag, config or field, a required flag that is missing, or
+        a value of the wrong type.
     """
     try:
         known(argv)

@@ -1,4 +1,8 @@
-"""Reads literal configs as dataclasses, compares them and binds folders to them."""
+"""Reads literal configs as dataclasses, compares them and binds folders to them.
+
+A literal config is a dict of plain values and sub-dicts, as a config file sets them. A
+dotted path names a field in it: "input.preprocess.resize".
+"""
 
 import copy
 import dataclasses
@@ -35,14 +39,16 @@ READER = "reader"
 def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") -> T:
     """Builds dataclass `cls` from a mapping; sub-mappings build its dataclass fields.
 
+    Where the dataclass wants a tuple or a float, a list or an int is converted to it.
+
     Args:
       cls: a dataclass whose fields are scalars, tuples, mappings or dataclasses.
       fields: values by field name; fields with a default may be absent.
       where: dotted path of the mapping, for messages.
 
     Raises:
-      InputError: an unknown or missing field, a wrong type, or a value that the
-        dataclass refuses; the message names the field's path.
+      InputError: an unknown or missing field, a wrong type, or a value for which the
+        dataclass raises ValueError; the message has the dotted path.
     """
     known = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     hints = typing.get_type_hints(cls)
@@ -65,15 +71,15 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
 
 
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:
-    """Returns the value of a name in a literal dict.
+    """Returns the entry of a dict that a config chooses by its name.
 
     Args:
-      choices: values by name.
-      name: name of the value that a config chooses.
+      choices: all entries by name.
+      name: name of the chosen entry.
       where: dotted path of the config's field, for the message.
 
     Raises:
-      InputError: an unknown name; the message lists the known ones.
+      InputError: an unknown name; the message lists all names.
     """
     if not isinstance(name, str) or name not in choices:
         raise InputError(f"{where} is {name!r}; {_suggest(name, choices)}")
@@ -87,11 +93,11 @@ def check_choices(
 
     Args:
       config: dataclass to check.
-      choices: known names by field.
+      choices: allowed names by field.
       prefix: text before a field's name in the message, as in "model.".
 
     Raises:
-      ValueError: a field holds an unknown name; the message lists the known ones.
+      ValueError: a field holds another name; the message lists the allowed ones.
     """
     for field, known in choices.items():
         name = getattr(config, field)
@@ -100,10 +106,10 @@ def check_choices(
 
 
 def stored_fields(config: Dataclass) -> dict[str, Any]:
-    """Returns the fields of a dataclass as files store them.
+    """Returns the fields of a dataclass as files store them: as nested dicts.
 
-    A field with the metadata `LATE` is stored only if its value is not the default.
-    Files of earlier versions, which lack the field, therefore compare equal.
+    A field with the metadata `LATE` is left out if its value is the default. So the
+    result equals the fields in a file of an earlier version, which lacks the field.
     """
     fields = {}
     for field in dataclasses.fields(config):
@@ -117,7 +123,10 @@ def stored_fields(config: Dataclass) -> dict[str, Any]:
 def differing_fields(
     old: Mapping[str, Any], new: Mapping[str, Any], where: str = "config"
 ) -> list[str]:
-    """Lists 'path: old -> new' for every field in which two configs differ."""
+    """Lists 'path: old -> new' for every field in which two configs differ.
+
+    A missing field is shown as 'absent'. `where` is the first part of the paths.
+    """
     found = []
     for name in sorted({*old, *new}):
         path = f"{where}.{name}"
@@ -130,7 +139,7 @@ def differing_fields(
 
 
 def leave_out(fields: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    """Returns a config without the fields at the given dotted paths."""
+    """Returns a config without the fields at the given dotted paths, if it has them."""
     kept = dict(fields)
     for path in paths:
         name, _, rest = path.partition(".")
@@ -145,6 +154,10 @@ def change(
     fields: Mapping[str, Any], changes: Iterable[tuple[str, Any]]
 ) -> dict[str, Any]:
     """Returns a copy of a config with new values at the given dotted paths.
+
+    Args:
+      fields: the literal config.
+      changes: pairs (dotted path, new value). Missing fields and sub-dicts are added.
 
     Raises:
       InputError: a path through a value that is not a sub-dict.
@@ -167,6 +180,9 @@ def check_folder(
     folder: places.Place, config: Mapping[str, Any], free: Iterable[str] = ()
 ) -> None:
     """Checks that a folder is unused or belongs to this config; changes nothing.
+
+    A folder belongs to the config in its file `CONFIG_FILE`. It is unused if it is
+    absent or empty, apart from files that are being written.
 
     Args:
       folder: path or URL of the folder.
@@ -200,20 +216,20 @@ def check_folder(
 def claim_folder(
     folder: places.Place, config: Mapping[str, Any], free: Iterable[str] = ()
 ) -> None:
-    """Binds a folder to a config unless it is bound already; see `check_folder`."""
+    """Checks a folder with `check_folder`; writes the config if the folder has none."""
     check_folder(folder, config, free)
     if not is_claimed(folder):
         write_config(folder, config)
 
 
 def write_config(folder: places.Place, config: Mapping[str, Any]) -> None:
-    """Binds a folder that passed `check_folder` to a config."""
+    """Writes a config to a folder that passed `check_folder`; makes the folder."""
     places.make_folder(folder)
     places.write_json(os.path.join(folder, CONFIG_FILE), config)
 
 
 def is_claimed(folder: places.Place) -> bool:
-    """Returns whether a folder belongs to a config."""
+    """Returns whether a folder belongs to a config, see `check_folder`."""
     return places.exists(os.path.join(folder, CONFIG_FILE))
 
 
@@ -229,7 +245,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _read_value(hint: Any, value: Any, where: str) -> Any:
-    """Checks a value against its annotation and builds dataclasses from sub-dicts."""
+    """Converts a value to its annotated type `hint`; raises InputError if it cannot."""
     if isinstance(hint, types.UnionType):
         if value is None and type(None) in hint.__args__:
             return None

@@ -1,7 +1,7 @@
 """Checks that a class fulfils the Protocol of the literal dict that holds it.
 
 A config chooses a class by its key in the dict. The class is checked when it is chosen,
-so that a missing method is an error in the first second and not in the last stage.
+so that a missing method is an error at the start of a run and not at its end.
 """
 
 import inspect
@@ -9,7 +9,7 @@ from typing import Generic, Protocol
 
 
 def check_contract(cls: type, contract: type, where: str) -> None:
-    """Raises TypeError if a class lacks a member that its Protocol requires.
+    """Raises TypeError if a class does not fulfil a Protocol.
 
     The Protocol's public attributes and methods must exist in the class; the fields of
     a dataclass count as attributes. Methods must accept the Protocol's arguments: by
@@ -48,7 +48,7 @@ def _members(contract: type) -> list[str]:
 
 
 def _compare(cls: type, contract: type, name: str) -> str:
-    """Describes the fault of one member of a class; returns "" if it fits."""
+    """Returns the fault of one member of a class in words; "" if the member fits."""
     wanted = getattr(contract, name, None)
     if not inspect.isfunction(wanted):
         there = hasattr(cls, name) or name in getattr(cls, "__dataclass_fields__", ())

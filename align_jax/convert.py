@@ -7,11 +7,11 @@ from align_jax.errors import run_command
 
 
 def main() -> None:
-    """Reads any source of weights and writes them to a new folder.
+    """Reads the weights that the flags name and writes them to a new folder.
 
     Raises:
-      InputError: the source cannot be read, the folder exists, or the weights do not
-        fit the format.
+      InputError: the source cannot be read, the folder exists and is not empty, or the
+        weights do not fit the format.
     """
     # Imported here, so that `run_command` reports a missing package in one line.
     from align_jax.devices.runtime import start

@@ -24,7 +24,9 @@ def one_line(error: Exception) -> str:
 
 
 def run_command(name: str, command: Callable[[], int | None]) -> int:
-    """Runs a command; an error that a user can fix is printed as one line.
+    """Runs a command; an error that a user can fix is printed as one line on stderr.
+
+    All other errors are raised.
 
     Args:
       name: name of the command, printed before the error.

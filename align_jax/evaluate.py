@@ -24,12 +24,16 @@ from align_jax.weights.source import open_weights
 def evaluate(fields: dict[str, Any], workdir: str) -> None:
     """Evaluates a trained model and writes its scores and report to a workdir.
 
+    If the workdir holds the finished evaluation already, its results are only printed.
+
     Args:
       fields: the literal config; see `EvaluateConfig`.
       workdir: path or URL of the evaluation's folder, which nothing else may use.
 
     Raises:
-      InputError: bad input; raised before anything compiles.
+      InputError: bad fields, a missing model or data, or a workdir of another config,
+        before anything compiles; later, a picture that cannot be read, an output that
+        the model does not have, or a failure to write.
     """
     config = read_config(EvaluateConfig, fields)
     check_folder(workdir, fields)

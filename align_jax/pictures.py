@@ -86,15 +86,17 @@ def read_picture(
       picture: a path or URL, a file's bytes, a PIL image or a uint8 array (H, W),
         (H, W, 3) or (H, W, 4).
       name: name of the picture in messages, unless it has a path.
-      max_pixels: largest number of pixels that is decoded; a larger picture is refused.
-      least: smallest height and width needed. A JPEG file may be decoded at 1/2, 1/4 or
-        1/8 of its size as long as it stays that large. None for the exact pixels.
+      max_pixels: largest number of pixels of a file or PIL image; a larger one is
+        refused.
+      least: smallest height and width needed. A JPEG file may be decoded at 1/2, 3/8,
+        1/4 or 1/8 of its size if the result is that large. None for the exact pixels.
       buffer: function from a number of bytes to uint8 memory (bytes,) for the pixels of
         a JPEG file, valid until that memory is used again. None for new memory.
 
     Returns:
-      uint8 (H, W, 3), or (H, W, 4) for a picture with transparency; the first frame,
-      turned as its Exif orientation says.
+      uint8 (H, W, 3), or (H, W, 4) with alpha for a picture with transparency; the
+      first frame, turned as its Exif orientation says. An array is returned as it is,
+      but grey pixels get three equal channels.
 
     Raises:
       InputError: a missing file, or an array of another type or shape.
@@ -126,8 +128,8 @@ def open_picture(
 ) -> Iterator[Image.Image]:
     """Opens a picture file that may be hostile, to read its size, format or metadata.
 
-    Its pixels are decoded when they are first used. They are not turned upright; that
-    is the task of `turn_upright`.
+    Yields an image whose pixels are decoded when they are first used. They are not
+    turned upright; that is the task of `turn_upright`.
 
     Args:
       content: bytes of the file.
@@ -136,8 +138,8 @@ def open_picture(
       formats: Pillow's names of the formats to try.
 
     Raises:
-      PictureError: a file that is no picture or too large, or a failure to decode it
-        inside the `with` statement.
+      PictureError: a file that is no picture or too large, or any error inside the
+        `with` statement, which is taken for a failure to decode.
     """
     try:
         opened = Image.open(io.BytesIO(content), formats=formats)
@@ -165,7 +167,8 @@ def shown_size(picture: Image.Image) -> tuple[int, int]:
 def turn_upright(picture: Image.Image) -> Image.Image:
     """Decodes an opened picture and turns it as its Exif orientation says.
 
-    A damaged orientation, or one outside 1 to 8, is ignored.
+    A damaged orientation, or one outside 1 to 8, is ignored. A picture that is turned
+    loses its Exif and XMP metadata.
     """
     picture.load()  # before Exif data are read: loading a TIFF turns it
     turn = TURNS.get(_orientation(picture))
@@ -209,7 +212,7 @@ def make_thumbnail(content: bytes, side: int) -> Image.Image:
 
 
 def small_jpeg(content: bytes, side: int, quality: int) -> bytes:
-    """Shrinks a picture file as `make_thumbnail` does; returns a JPEG on white."""
+    """Returns the result of `make_thumbnail`, laid on white, as a JPEG file."""
     file = io.BytesIO()
     lay_on_white(make_thumbnail(content, side)).save(file, "JPEG", quality=quality)
     return file.getvalue()
@@ -230,7 +233,7 @@ def _read_jpeg(
     least: tuple[int, int] | None,
     buffer: Callable[[int], np.ndarray] | None,
 ) -> np.ndarray | None:
-    """Decodes a JPEG file in grey or three colours; None leaves the file to Pillow."""
+    """Decodes a JPEG file in grey or colour; returns None if Pillow must read it."""
     if not content.startswith(JPEG):
         return None
     try:
@@ -287,7 +290,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 
 @contextlib.contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Turns every error of a decoder into a PictureError."""
+    """Turns every error inside the `with` statement into a PictureError."""
     try:
         yield
     except PictureError:

@@ -1,8 +1,9 @@
 """Reads and writes places: absolute paths of local files, and URLs of files in buckets.
 
 `resolve` or `local_path` turns a user's text into a place once; all other functions
-take a place. Except by `appending`, files and folders are written under a temporary
-name and then renamed, so that an interruption leaves the earlier version intact.
+take a place. Except by `appending`, files are written under a temporary name and then
+renamed, so that an interruption leaves the earlier version intact. Storage that refuses
+to read or write is an InputError, except inside `replacing` and `appending`.
 
 The scheme of a URL is gs, s3, az or hf. If TensorFlow is installed, it reads and writes
 URLs; its support of gs needs no other package. Without TensorFlow, or with
@@ -78,7 +79,7 @@ def is_file(place: Place) -> bool:
 
 
 def is_free(folder: Place, besides: tuple[str, ...] = ()) -> bool:
-    """Returns whether a folder can be used for something new: it is absent or empty.
+    """Returns whether a folder is absent or empty, and so can be used for new content.
 
     Args:
       folder: path or URL of the folder.
@@ -92,7 +93,11 @@ def is_free(folder: Place, besides: tuple[str, ...] = ()) -> bool:
 
 
 def list_names(folder: Place) -> list[str]:
-    """Lists the names of a folder's files and folders, sorted."""
+    """Lists the names of a folder's files and folders, sorted.
+
+    Raises:
+      MissingError: the folder does not exist.
+    """
     with _reading(folder):
         if not is_url(folder):
             return sorted(os.listdir(folder))
@@ -100,7 +105,10 @@ def list_names(folder: Place) -> list[str]:
 
 
 def newest_version(directory: Place) -> str:
-    """Returns the folder of a dataset's newest version, or the folder itself."""
+    """Returns the subfolder of a dataset's newest version, such as DIRECTORY/1.0.2.
+
+    Without subfolders that are named as versions, it returns the folder itself.
+    """
     folder = resolve(directory)
     found = list_names(folder) if is_folder(folder) else []
     versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
@@ -175,7 +183,7 @@ def replacing(place: Place) -> Iterator[str]:
 
     The temporary path is beside `place`, and no other process uses it. After an error
     its content is removed and `place` is unchanged. An earlier file or an empty folder
-    at `place` is replaced.
+    at `place` is replaced. The folder that holds `place` must exist.
     """
     place = os.fspath(place).rstrip("/")
     temporary = f"{place}.{secrets.token_hex(4)}{TEMPORARY}"

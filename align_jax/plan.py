@@ -48,7 +48,8 @@ class Needs:
     Attributes:
       parts: bytes of memory by content ("parameters", ...); their sum is the peak.
       traffic: bytes that a step reads from and writes to memory, as the compiler counts
-        them. The body of a loop counts once, here and in `collectives`.
+        them; NaN if it does not. The body of a loop counts once, here and in
+        `collectives`.
       collectives: name, as "all-gather" -> (operations, bytes of their results).
       seconds: duration of the compilation.
     """
@@ -68,16 +69,19 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     """Prints the memory and work of a training step on each device.
 
     Args:
-      fields: the literal config of a run in `TRAINING`.
-      target: topology such as "v3:16x32", or "here".
-      alternatives: whether to print the needs of other numbers of microbatches and
-        other rematerialisations too; the step is compiled for each of them.
+      fields: the literal config of a training run; its `run` is a key of `TRAINING`.
+      target: topology such as "v3:16x32", or "here" for this machine's devices.
+      alternatives: whether to print in one line each the memory for half and double
+        the microbatches, and for the other values of the image tower's
+        `memory_choices`; the step is compiled for each of them.
 
     Returns:
-      Whether the step fits into a device's memory; True if its size is not known.
+      Whether the step of `fields` fits into a device's memory. If the size of the
+      memory is not known, whether the step compiles.
 
     Raises:
-      InputError: bad fields, an unknown topology, or a missing TPU compiler.
+      InputError: bad fields, an unknown topology, a missing TPU compiler, or a number
+        of devices that does not fit `fields`.
     """
     config = read_run_config(fields)
     devices = find_devices(target)
@@ -152,7 +156,10 @@ def _verdict(found: Needs | str, limit: float | None) -> str:
 
 
 def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Yields (changed fields, config) with the same result and other needs."""
+    """Yields (changed field, config), such as ("microbatches=4", ...), for `plan`.
+
+    The configs train the same model, but need other memory and time.
+    """
     for parts in {max(config.microbatches // 2, 1), config.microbatches * 2}:
         if parts != config.microbatches:
             other = dataclasses.replace(config, microbatches=parts)
@@ -168,7 +175,7 @@ def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 
 def measure(step: StepPlan, config: RunConfig) -> Needs:
-    """Compiles a step with norms and reads its needs from the compiler's analysis."""
+    """Compiles a step that also measures norms; returns the needs of one device."""
     state = abstract_state(step)
     start = time.perf_counter()
     compiled = compile_step(step, config.batch_shapes(step.mesh), norms=True)
@@ -195,10 +202,10 @@ def measure(step: StepPlan, config: RunConfig) -> Needs:
 
 
 def count_collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Counts a compiled program's collectives: name -> (operations, bytes of results).
+    """Counts the collectives in the text (HLO) of a compiled program.
 
-    Args:
-      program: text of the compiled program (HLO).
+    Returns:
+      name, as "all-gather" -> (operations, bytes of their results on one device).
     """
     found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
     pattern = rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\("

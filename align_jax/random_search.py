@@ -36,14 +36,15 @@ DIVERGED = -math.inf  # score of a run whose loss or temperature was not finite
 def random_search(fields: dict[str, Any], workdir: str) -> None:
     """Runs or continues a search; see `SearchConfig`.
 
-    Writes results.json, whose scores are taken over the seeds of the final runs.
-    "eval/<task>/<score>" is their median, ".../std" their standard deviation and
-    ".../trial" the number of the best trial. "eval/<group>/mean" and ".../std" are mean
-    and standard deviation of the mean over the group's tasks.
+    With the field `only`, runs that trial alone and ends. Otherwise writes and prints
+    results.json, whose scores are taken over the seeds of the final runs.
+    "eval/<task>/<score>" is their median, ".../std" their population standard deviation
+    and ".../trial" the number of the best trial, from 0. "eval/<group>/mean" and
+    ".../std" are those of the mean score of the group's tasks.
 
     Raises:
-      InputError: bad input, found before the first trial begins; or all trials of a
-        task diverged, or one of its final runs did.
+      InputError: bad input, found before the first trial begins; or later, all trials
+        of a task or one of its final runs diverged, or a run lacks the metric's score.
       Preempted: the search received a notice to stop; the same command continues it.
     """
     config = read_config(SearchConfig, fields)
@@ -88,7 +89,11 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
 
 
 def _choose(config: SearchConfig, task: str, workdir: str) -> int:
-    """Runs a task's trials and returns the number of the best one."""
+    """Runs a task's trials and returns the number of the best one, from 0.
+
+    Raises:
+      InputError: all trials diverged.
+    """
     scores = []
     for trial in range(config.trials):
         place = os.path.join(workdir, task, f"trial_{trial:02}")
@@ -103,7 +108,11 @@ def _choose(config: SearchConfig, task: str, workdir: str) -> int:
 
 
 def _check_data(config: SearchConfig) -> None:
-    """Opens all data of the runs; raises InputError if one of them cannot begin."""
+    """Opens the data of each task's first trial and first final run.
+
+    Raises:
+      InputError: one of these runs cannot begin, or has no evaluator for its metric.
+    """
     for task in config.tasks:
         for fields, metric in (
             (config.trial_fields(task, 0), config.metric),
@@ -122,7 +131,11 @@ def _check_data(config: SearchConfig) -> None:
 
 
 def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
-    """Trains, unless the run is finished; returns its score, or `DIVERGED`."""
+    """Trains, unless the run is finished, and removes the run's checkpoints.
+
+    Returns:
+      The run's score `metric`, or `DIVERGED`.
+    """
     check_folder(workdir, fields, run_execution(fields))
     if not folder.is_finished(workdir):
         try:

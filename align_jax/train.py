@@ -46,12 +46,15 @@ COMPILING = 7200  # seconds that one process may compile longer than another
 def train(fields: dict[str, Any], workdir: str) -> None:
     """Starts or continues a training run, and writes its results and report.
 
+    If the workdir holds the finished run already, its results are only printed.
+
     Args:
-      fields: the literal config of a run in `TRAINING`.
+      fields: the literal config of a training run; its `run` is a key of `TRAINING`.
       workdir: path or URL of the run's folder, which nothing else may use.
 
     Raises:
-      InputError: bad input; raised before anything compiles.
+      InputError: bad fields, data or workdir, before the step compiles; later, too many
+        pairs that cannot be used, a missing score, or a failure to write.
       FloatingPointError: a loss or temperature is not finite; the message names the
         step.
       Preempted: the run received a notice to stop; its state is saved.
@@ -171,7 +174,7 @@ def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:
 
 
 def _evaluated(workdir: str, step: int) -> bool:
-    """Returns whether the metrics hold scores of a step."""
+    """Returns whether the run's metrics hold scores of a step."""
     rows = (row for row in read_metrics(workdir) if row["step"] == step)
     return any(name.startswith("eval/") for row in rows for name in row)
 
