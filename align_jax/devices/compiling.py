@@ -22,6 +22,8 @@ def compile_fast(
 ) -> jax.stages.Compiled:
     """Compiles a program with the options of the mesh's platform.
 
+    If the compiler lacks one of the options, the program is compiled without any.
+
     Args:
       lowered: the program.
       mesh: devices that the program runs on.

@@ -26,7 +26,7 @@ SMALL = 2**14  # elements; smaller arrays are not split, gathering them would co
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of shape (devices / fsdp, fsdp).
+    """Makes a mesh of shape (devices / fsdp, fsdp), whose axes are `BATCH_AXES`.
 
     The axis types are Auto: under Explicit axes, `jax.make_mesh`'s default, Linen's
     Embed and Dropout raise.
@@ -36,7 +36,8 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
       devices: devices of the mesh; None for all.
 
     Raises:
-      InputError: the number of devices is not a multiple of `fsdp`.
+      InputError: the number of devices is not a multiple of `fsdp`, or `fsdp` is below
+        1.
     """
     count = len(devices or jax.devices())
     if fsdp < 1 or count % fsdp:
@@ -58,11 +59,12 @@ def batch_split(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array of the state.
+    """Returns the sharding of an array of the state, which depends on its shape only.
 
-    The largest axis whose size is a multiple of `fsdp` is split. Small arrays, and
-    arrays without an axis of that size, stay whole. The optimizer's moments and the
-    moving average have their parameters' shapes and therefore the same sharding.
+    The largest axis whose size is a multiple of the mesh's `fsdp` axis is split. Arrays
+    of fewer than `SMALL` elements, and arrays without such an axis, stay whole. The
+    optimizer's moments and the moving average have their parameters' shapes and
+    therefore the same sharding.
     """
     parts = mesh.shape[FSDP_AXIS]
     fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
@@ -76,18 +78,22 @@ def state_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 class Placement:
     """Prescribes a model's shardings while its parameters are split over `fsdp`.
 
-    Without it, the partitioner splits activations as it splits parameters. On the
-    paper's model that took three times the memory of no splitting at all.
+    Without these prescriptions, the partitioner splits activations as it splits
+    parameters. On the model of ALIGN's paper (arXiv 2102.05918) that took three times
+    the memory of no splitting at all.
     """
 
     mesh: Mesh
 
     def gather(self, params: Any) -> Any:
-        """Gathers whole parameters; their gradients are summed into parts at once."""
+        """Returns a tree of parameters, whole on every device.
+
+        Their gradients are summed over the devices and split by `state_sharding`.
+        """
         return jax.tree.map(partial(_gather, mesh=self.mesh), params)
 
     def split(self, x: jax.Array) -> jax.Array:
-        """Splits activations (B, ...) by the batch."""
+        """Splits activations (B, ...) over all devices by their first axis."""
         return lax.with_sharding_constraint(x, batch_split(self.mesh))
 
 
@@ -110,7 +116,10 @@ def place_array(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def global_batch(batch: dict, mesh: Mesh) -> dict:
-    """Joins every process's rows of a batch (dict of numpy arrays) to global arrays."""
+    """Joins every process's rows of a batch (dict of numpy arrays) to global arrays.
+
+    The global arrays have the same names and are split by `batch_split`.
+    """
     sharding = batch_split(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
@@ -121,7 +130,7 @@ def global_batch(batch: dict, mesh: Mesh) -> dict:
 def global_batches(
     batches: Iterator[dict], mesh: Mesh, ahead: int = 1
 ) -> Iterator[dict]:
-    """Yields global batches, and copies later ones to the devices meanwhile.
+    """Yields the `global_batch` of each batch, and copies later ones meanwhile.
 
     The copy of a batch begins `ahead` batches before the batch is used, so the devices
     hold `ahead` + 1 batches at a time.

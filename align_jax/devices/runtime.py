@@ -15,8 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def start(distributed: bool = False) -> None:
     """Prepares TensorFlow and JAX; call once, before either computes.
 
-    TensorFlow only reads data, so it is kept off the accelerators. Compiled programs
-    are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/align_jax.
+    TensorFlow only reads data, so it is kept off GPUs. Logs of TensorFlow and Orbax are
+    dropped. Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default
+    ~/.cache/align_jax.
 
     Args:
       distributed: whether to join the run's other processes. JAX finds them on TPU
@@ -47,7 +48,9 @@ def start(distributed: bool = False) -> None:
 
 
 def reuse_memory() -> None:
-    """Keeps freed memory for reuse if JAX runs on one CPU device; call before it runs.
+    """Keeps freed memory for reuse if JAX runs on one CPU device.
+
+    Must be called before JAX runs a program.
 
     XLA allocates all temporaries of a step at once. By default glibc maps new memory
     for them each time, which costs a page fault for every 4 KiB, a fourth of a small
@@ -76,6 +79,10 @@ def _show_unraisable(
 
     After a failed write, other writes of TensorStore's threads end, and they report to
     an event loop that Orbax has closed.
+
+    Args:
+      show: the earlier `sys.unraisablehook`.
+      unraisable: description of the error.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         show(unraisable)
