@@ -62,7 +62,7 @@ def state_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array of the state, which depends on its shape only.
 
     The largest axis whose size is a multiple of the mesh's `fsdp` axis is split. Arrays
-    of fewer than `SMALL` elements, and arrays without such an axis, stay whole. The
+    of fewer than `SMALL` elements, and arrays without that axis, stay whole. The
     optimizer's moments and the moving average have their parameters' shapes and
     therefore the same sharding.
     """

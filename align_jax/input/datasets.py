@@ -1,4 +1,4 @@
-"""Opens training datasets: the part of them that is used, and a parser of records."""
+"""Opens training datasets: the records that a run uses, and a parser for them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,11 +21,11 @@ class DatasetConfig:
       split: name of the dataset's split.
       image_feature: name of the encoded picture in a record.
       text_feature: name of the text, or of a list of texts; each visit of a record uses
-        one of them. "captions/text" is the field `text` of a list `captions`.
+        a random one. "captions/text" is the field `text` of a list `captions`.
       label_feature: name of a class number that replaces the text; "" for none.
-      fraction: fraction of the records that is used, the first ones of the files.
-        Records are in random order, so these are a random sample, and a smaller sample
-        is part of a larger one.
+      fraction: fraction of the records that is used, the first ones of the files. If
+        the records are in random order, as `data.build` writes them, these are a random
+        sample, and a smaller sample is part of a larger one.
       max_pairs: largest number of records that is used, the first ones; 0 for all.
     """
 
@@ -46,10 +46,10 @@ class DatasetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The part of a dataset that is used.
+    """The records of a dataset that a run uses.
 
     Attributes:
-      shards: files in order, each with one record or more.
+      shards: files in order, each with one or more records that are used.
       parse: function from a serialized record () bytes to the picture's file () bytes
         and its text () bytes, texts (texts,) bytes or label () int64.
     """
@@ -59,7 +59,7 @@ class Dataset:
 
 
 def open_dataset(config: DatasetConfig) -> Dataset:
-    """Opens the part of a dataset that is used.
+    """Opens the records of a dataset that a run uses.
 
     Raises:
       InputError: an error of `open_shards`, no records to use, or a feature that is
@@ -125,7 +125,10 @@ def _make_parser(
 
 
 def count_labels(config: DatasetConfig) -> int | None:
-    """Returns the number of classes of a dataset's labels, or None if not stated."""
+    """Returns the number of classes that a dataset's metadata state, or None.
+
+    `config.label_feature` must be a feature of the dataset.
+    """
     directory = places.newest_version(config.directory)
     feature = open_builder(directory, config.split).info.features
     for name in config.label_feature.split("/"):

@@ -48,14 +48,23 @@ def evaluation_size(directory: str, split: str, wanted: Sequence[str] = ()) -> i
 
 
 def label_names(directory: str, split: str, feature: str = "label") -> tuple[str, ...]:
-    """Returns the names of a dataset's classes, or () without the feature or names."""
+    """Returns the class names of a label feature.
+
+    Returns:
+      The names by class number; () if the dataset lacks the feature or its names.
+
+    Raises:
+      InputError: the dataset or the split is missing, or the split is empty.
+    """
     features = _open_evaluation(directory, split, ()).info.features
     label = features[feature] if feature in features else None
     return tuple(getattr(label, "names", None) or ())
 
 
 class LabelledPictures:
-    """Encoded pictures and their labels, read from the files in every iteration.
+    """Pairs (encoded picture, label), read from the files in every iteration.
+
+    Records with a negative label are left out.
 
     Attributes:
       count: number of the split's records, with those that have no label.
@@ -77,13 +86,12 @@ class LabelledPictures:
             versions.
           split: name of the split, or an expression of TFDS such as "train[:90%]".
           image_feature: name of the encoded picture in a record.
-          label_feature: name of the label, a whole number. A record with a negative
-            label is left out.
+          label_feature: name of the label, a whole number.
           expected: number of records that the split must have; 0 for any number.
 
         Raises:
-          InputError: the dataset, the split or a feature is missing, or the number of
-            records is not the expected one.
+          InputError: the dataset, the split or a feature is missing, the split is
+            empty, or the number of records is not the expected one.
         """
         wanted = (image_feature, label_feature)
         self._builder = _open_evaluation(directory, split, wanted)
@@ -121,13 +129,25 @@ class LabelledPictures:
             )
 
     def some(self, indices: Iterable[int]) -> dict[int, bytes]:
-        """Reads pictures again, {index in the newest iteration: encoded picture}."""
+        """Reads some pictures of the newest iteration again.
+
+        Args:
+          indices: positions in that iteration, from 0, in any order.
+
+        Returns:
+          The encoded picture by index.
+        """
         order = sorted({*map(int, indices)})
         records = [self._indices[index] for index in order]
         return dict(zip(order, self.pictures(records), strict=True))
 
     def pictures(self, indices: Sequence[int]) -> Iterator[bytes]:
-        """Yields the pictures of records by their indices in the split, ascending."""
+        """Yields the encoded pictures of some records.
+
+        Args:
+          indices: positions in the split, from 0, with records that have no label;
+            ascending, none twice.
+        """
         if not indices:
             return
         start, passed = indices[0], 0
@@ -139,7 +159,7 @@ class LabelledPictures:
             yield record[self._image]
 
     def labels(self) -> np.ndarray:
-        """Returns the labels of all records, (count,) int64; -1 stands for no label."""
+        """Returns the labels of all records, (count,) int64; negative for no label."""
         wanted = tfds.decode.PartialDecoding({self._label: True})
         dataset = self._builder.as_dataset(
             split=self._split, decoders=wanted, shuffle_files=False

@@ -23,7 +23,14 @@ TASK = 4  # pictures in one task of a thread
 
 
 class StartedBatch(NamedTuple):
-    """A batch whose pixels `images` are complete when all of its tasks are done."""
+    """A batch that threads prepare.
+
+    Attributes:
+      tasks: futures of `TASK` pictures each, in order; their results are the reasons of
+        `augment_batches`.
+      images: (B, image_size, image_size, 3) uint8, complete when all tasks are done.
+      rest: further data of the batch.
+    """
 
     tasks: list[Future]
     images: np.ndarray
@@ -39,14 +46,15 @@ def augment_batches(
     """Runs `train_image` on every picture of every batch, some batches ahead.
 
     Args:
-      batches: batches of encoded pictures (B,), keys (B, 2) and any further data.
+      batches: batches of encoded pictures (B,), keys (B, 2) for `train_image` and any
+        further data.
       config: sizes and augmentations.
       threads: number of threads; by default one a processor of this process.
       ahead: number of batches that are computed while the caller uses one.
 
     Yields:
       In the same order: images (B, image_size, image_size, 3) uint8, reasons (B,) why a
-      picture is bad ("" for a good one), and the further data of the batch.
+      picture cannot be used ("" if it can), and the further data of the batch.
     """
     threads = threads or _processors()
     spares, scratch = Spares(), Scratch()
@@ -81,7 +89,7 @@ def _start(
     images: np.ndarray,
     scratch: Scratch,
 ) -> list[Future]:
-    """Starts a batch; `images` is complete when all returned futures are done."""
+    """Starts to fill `images`; returns the tasks, see `StartedBatch`."""
 
     def fill(first: int) -> list[str]:
         reasons = []

@@ -32,10 +32,11 @@ class TrainBatches(Iterator):
     A batch is a dict of images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L)
     int32, or labels (B / hosts,) int32 if the datasets have labels. A pair that cannot
     be decoded, or has no text or label, is replaced by the next good pair of its stream
-    in the batch. If there is none, its picture is grey.
+    in the batch. If the stream has none, the picture is grey, and the tokens or the
+    label stay.
 
     Attributes:
-      pairs: number of pairs of this host so far.
+      pairs: number of pairs that this host has yielded, with replaced ones.
       replaced: number of replaced pairs by reason.
     """
 
@@ -57,6 +58,9 @@ class TrainBatches(Iterator):
           start_step: number of the first batch, counted from 0.
           process_index: index of this host, 0 to `process_count` - 1.
           process_count: number of hosts, which divides the number of streams.
+
+        Raises:
+          ValueError: the datasets have texts, but `tokenizer` is None.
         """
         config = data.config
         per_host = config.streams // process_count
@@ -102,8 +106,8 @@ class TrainBatches(Iterator):
           step: number of the batch, counted from 0.
 
         Returns:
-          For each of this host's rows its dataset, its shard, the SHA-256 of its
-          picture's file, and its tokens or label.
+          One dict for each of this host's rows: name of the "dataset", path of the
+          "shard", "picture_sha256" of the picture's file, and "tokens" or "labels".
         """
         data = self._data
         records = read_records(data, self._seed, self._streams, step, self._tokenizer)
@@ -137,7 +141,7 @@ class TrainBatches(Iterator):
         targets: np.ndarray,
         reasons: list[str],
     ) -> None:
-        """Replaces the pairs that have a reason, and counts them."""
+        """Replaces the pairs that have a reason, in place, and counts them."""
         draws = self._data.draws_a_step
         for row in [row for row, reason in enumerate(reasons) if reason]:
             stream = row // draws * draws
@@ -173,6 +177,13 @@ def read_records(
 ) -> tf.data.Dataset:
     """Reads the records of some streams, one batch a step.
 
+    Args:
+      data: datasets that `open_training` opened.
+      seed: seed of the order.
+      streams: indices of the streams.
+      start_step: number of the first batch, counted from 0.
+      tokenizer: tokenizer of the text tower; None for labels.
+
     Returns:
       An endless dataset of batches: image (rows,) encoded pictures; target (rows, L)
       int32 tokens or (rows,) int64 labels; texts (rows,) numbers of texts (or labels)
@@ -187,7 +198,7 @@ def read_records(
         ]
 
     def choices() -> Iterator[np.ndarray]:
-        """Yields the index of the part that each row of a step is from, (rows,)."""
+        """Yields for each row of a step the index in `parts` to read from, (rows,)."""
         datasets = [data.mixture.draws(seed, stream, start) for stream in streams]
         while True:
             yield np.array(
@@ -218,7 +229,10 @@ def read_records(
 def _stream(
     data: TrainingData, index: int, seed: int, stream: int, taken: int
 ) -> tf.data.Dataset:
-    """Returns the endless records of a dataset in a stream after the first `taken`."""
+    """Returns a stream's records of dataset `index` after the first `taken`, endless.
+
+    They are dicts of single elements of the batches of `read_records`, not tokenized.
+    """
     number = zlib.crc32([*data.config.datasets][index].encode())
 
     def parse(draw: tf.Tensor, content: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
@@ -302,6 +316,6 @@ def _read_piece(
 
 
 def _choose_text(texts: tf.Tensor, count: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Returns the text of a record that this visit uses, or "" if it has none."""
+    """Returns a text (), drawn by the seed `key` (2,) from `texts`; "" from none."""
     chosen = tf.random.stateless_uniform((), key, 0, tf.maximum(count, 1), tf.int32)
     return tf.concat([texts, [""]], 0)[chosen]

@@ -42,17 +42,17 @@ class PreprocessConfig:
       resampling: "pil" (antialiased, rounded as Pillow does) or "tf" (bilinear without
         antialiasing, as in the training of the open model).
       decode: decoding in training. "fast" decodes JPEG files that are at least twice as
-        large as needed at 1/2, 1/4 or 1/8 of their size, if `resampling` is "pil";
+        large as needed at 1/2, 3/8, 1/4 or 1/8 of their size, if `resampling` is "pil";
         "exact" does not.
       crop: crop in training. "random" takes a window of the squashed picture,
         "inception" a window of random area and shape of the whole picture
         (arXiv 1409.4842).
-      crop_area: smallest fraction of the picture that an inception crop may show.
+      crop_area: smallest fraction of the picture's area that an inception crop shows.
       flip: whether to mirror half of the training pictures.
       random_background: whether to lay transparent training pictures over a random
         colour instead of white.
       colour_jitter: largest relative change of brightness, contrast and saturation in
-        training.
+        training, 0 to 1; 0 changes nothing.
       max_pixels: largest number of pixels; a larger picture is refused before it is
         decoded.
     """
@@ -94,8 +94,8 @@ def train_image(
 
     Args:
       encoded: bytes of a picture file.
-      key: seed of all random choices; the result depends only on it, the picture and
-        `config`.
+      key: two integers, the seed of all random choices. The result depends only on
+        `key`, `encoded` and `config`.
       config: sizes and augmentations.
       out: array for the result; None for a new one.
       scratch: memory for intermediate results; None for new memory.
@@ -121,7 +121,7 @@ def train_image(
 
 
 def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """Squashes a picture and crops its centre.
+    """Lays a picture over white, squashes it to a square and crops the centre.
 
     Args:
       pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
@@ -238,7 +238,7 @@ def _inception_window(
     """Returns top, left, height and width of a window of random area and shape.
 
     They are in pixels, but not rounded, so that the window is the same at any scale of
-    decoding.
+    decoding. If no attempt fits into the picture, the window is the whole picture.
     """
     for attempt in range(ATTEMPTS):
         aspect = uniform(key, SHAPE + 2 * attempt)

@@ -44,6 +44,11 @@ def epoch_order(
 ) -> tuple[np.ndarray, int]:
     """Returns the order in which an epoch reads a dataset.
 
+    Args:
+      lengths: number of records of each shard of the dataset.
+      key: integers that seed the shuffle: seed and dataset.
+      epoch: number of the epoch, from 0.
+
     Returns:
       The order of the shards, (shards,) indices, and the index of the epoch's first
       record, counted through the shards in that order. The epoch wraps around and ends
@@ -55,10 +60,16 @@ def epoch_order(
 
 
 def stream_span(records: int, streams: int, stream: int, epoch: int) -> range:
-    """Returns the positions of an epoch's records that a stream reads.
+    """Returns the positions in an epoch, from 0, that a stream reads.
 
     The spans of all streams cover the epoch's `records` positions, each once. Their
     lengths differ by at most 1, and so do their sums over any number of epochs.
+
+    Args:
+      records: number of the dataset's records, N.
+      streams: number of streams, S.
+      stream: index of the stream, 0 to S - 1.
+      epoch: number of the epoch, from 0.
     """
     first = _ceil(epoch * records - np.arange(stream + 1), streams)  # (stream + 1,)
     last = _ceil((epoch + 1) * records - np.arange(stream + 1), streams)
@@ -122,7 +133,11 @@ class Mixture:
         )
 
     def drawn(self, seed: int, stream: int, draws: int) -> np.ndarray:
-        """Counts the draws from each dataset among a stream's first `draws` draws."""
+        """Counts the draws from each dataset among a stream's first `draws` draws.
+
+        Returns:
+          (datasets,) int64.
+        """
         counts = np.zeros(len(self.phases[0][1]), np.int64)
         starts = [first for first, _ in self.phases]
         for phase, (first, shares) in enumerate(self.phases):
@@ -136,7 +151,13 @@ class Mixture:
         return counts
 
     def draws(self, seed: int, stream: int, start: int) -> Iterator[int]:
-        """Yields the dataset of each draw of a stream from draw `start` on."""
+        """Yields the index of the dataset of each draw from draw `start` on, endlessly.
+
+        Args:
+          seed: seed of the order.
+          stream: index of the stream, from 0.
+          start: number of the first draw, from 0.
+        """
         starts = [first for first, _ in self.phases] + [None]
         for phase, (first, shares) in enumerate(self.phases):
             last = starts[phase + 1]
@@ -156,7 +177,7 @@ class Mixture:
 def _cycle(
     shares: Sequence[int], seed: int, stream: int, phase: int, cycle: int
 ) -> np.ndarray:
-    """Returns the datasets of one cycle's draws, (CYCLE,), in random order."""
+    """Returns the datasets' indices of one cycle's draws, (CYCLE,), in random order."""
     rng = np.random.default_rng((seed, stream, phase, cycle))
     return rng.permutation(np.repeat(np.arange(len(shares)), shares))
 

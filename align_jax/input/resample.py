@@ -176,7 +176,10 @@ def _resample(
 
 @compiled
 def _gather(pixels: np.ndarray, left: int, tile: np.ndarray) -> None:
-    """Copies rows of pixels (rows, W * 3) to lanes of tile (columns, LANES), packed."""
+    """Copies rows of pixels (rows, W * 3) to the lanes of tile (columns, LANES).
+
+    The tile begins at pixel `left`; an int32 holds the three colours of a pixel.
+    """
     for x in range(len(tile)):
         i = 3 * (left + x)
         for lane in range(len(pixels)):
@@ -192,7 +195,10 @@ def _gather(pixels: np.ndarray, left: int, tile: np.ndarray) -> None:
 def _reduce_width(
     tile: np.ndarray, left: int, columns: PixelWeights, narrow: np.ndarray
 ) -> None:
-    """Sums weighted columns of tile (columns, LANES) to narrow (new columns, LANES)."""
+    """Sums weighted columns of tile (columns, LANES) to narrow (new columns, LANES).
+
+    Both are packed as by `_gather`; the tile begins at pixel `left`.
+    """
     starts, numbers, weights = columns
     red, green, blue = (
         np.empty(LANES, np.int32),
@@ -222,7 +228,10 @@ def _reduce_width(
 
 @compiled
 def _scatter(narrow: np.ndarray, rows: np.ndarray) -> None:
-    """Copies the lanes of narrow (columns, LANES) back to rows (rows, bytes / 4)."""
+    """Copies the lanes of narrow (columns, LANES) to rows of bytes (rows, bytes / 4).
+
+    Four packed pixels become three int32 words.
+    """
     for group in range(rows.shape[1] // 3):
         for lane in range(len(rows)):
             one, two = narrow[4 * group, lane], narrow[4 * group + 1, lane]

@@ -14,16 +14,18 @@ UNUSED = 3  # references to a free array: list, loop variable and `getrefcount`
 
 
 class Scratch(threading.local):
-    """Named pieces of memory of one thread, which each use overwrites."""
+    """Named pieces of memory for intermediate results; each thread has its pieces."""
 
     def __init__(self) -> None:
         self._pieces: dict[str, np.ndarray] = {}
 
     def take(self, name: str, size: int) -> np.ndarray:
-        """Returns uint8 (size,) with any content, the same memory at each call.
+        """Returns uint8 (size,) whose content is undefined.
+
+        The next call in this thread with the same name may return the same memory.
 
         Args:
-          name: name of the piece; pieces of other names are not overwritten.
+          name: name of the piece; different names never share memory.
           size: number of bytes.
         """
         piece = self._pieces.get(name)

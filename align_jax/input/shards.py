@@ -30,6 +30,10 @@ class Shard:
 def open_shards(directory: str, split: str) -> list[Shard]:
     """Lists a split's shards in order, without those that have no records.
 
+    Args:
+      directory: path or URL of the folder that holds dataset_info.json.
+      split: name of the split.
+
     Raises:
       InputError: the dataset, the split or a shard is missing, the files are no
         TFRecord files, or a shard is cut short or not of the size in the manifest.
@@ -96,6 +100,12 @@ def _check_sizes(
     A corpus of ours has a manifest with the size of every shard. TFDS states only the
     sum over all records. If the files are smaller than the sum, their records are
     counted to find the file that is cut short.
+
+    Args:
+      directory: path or URL of the dataset.
+      shards: all shards of a split.
+      sizes: bytes of each shard's file.
+      total: bytes of all records, as TFDS states them.
     """
     manifest = os.path.join(directory, MANIFEST)
     wanted = {}

@@ -93,10 +93,10 @@ class Tokenizer:
         )
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Tokenizes UTF-8 texts (B,) to ids (B, max_tokens), padded with 0 after [SEP].
+        """Tokenizes UTF-8 texts (B,) to int32 ids (B, max_tokens).
 
-        A text longer than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are
-        dropped.
+        A text begins with [CLS] and ends with [SEP], 0 follows. A text longer than
+        max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
         """
         words = split_words(texts)  # (B, words)
         too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
@@ -110,12 +110,19 @@ class Tokenizer:
 
 
 def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
-    """Makes a tokenizer from a vocabulary file; see `read_vocabulary`."""
+    """Makes a tokenizer from a vocabulary file; see `read_vocabulary`.
+
+    Raises:
+      InputError: the errors of `read_vocabulary` and of `Tokenizer`.
+    """
     return Tokenizer(read_vocabulary(path), max_tokens, path)
 
 
 def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
-    """Splits texts (B,) into BERT's words (B, words), normalised, punctuation apart."""
+    """Splits UTF-8 texts (B,) into BERT's words (B, words).
+
+    They are lower-cased without accents; every punctuation mark is a word.
+    """
     points = tf.strings.unicode_decode(texts, "UTF-8")  # (B, characters)
     characters = tf.gather(_characters(), points)
     return tf.strings.split(tf.strings.reduce_join(characters, -1))
@@ -130,8 +137,8 @@ def read_vocabulary(path: str) -> list[str]:
         vocab.txt of BERT, one token a line.
 
     Raises:
-      InputError: the file is missing, holds a token twice, skips an id, or is the
-        tokenizer.json of another tokenizer than BERT's uncased one.
+      InputError: the file is missing, is not UTF-8 or JSON, holds a token twice, skips
+        an id, or is the tokenizer.json of another tokenizer than BERT's uncased one.
     """
     place = places.resolve(path)
     if not places.exists(place):
@@ -153,7 +160,11 @@ def read_vocabulary(path: str) -> list[str]:
 
 
 def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
-    """Returns the tokens of a parsed tokenizer.json in the order of their ids."""
+    """Returns the tokens of a parsed tokenizer.json in the order of their ids.
+
+    Raises:
+      InputError: the file skips an id or is of another tokenizer.
+    """
     normalizer = tokenizer.get("normalizer") or {}
     model = tokenizer.get("model") or {}
     model.setdefault("type", "WordPiece")  # early files lack the type
@@ -175,7 +186,7 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
 
 @functools.cache
 def _characters() -> tf.Tensor:
-    """Returns the replacement of each code point, (0x110000,) strings."""
+    """Returns the text that replaces each Unicode code point, (0x110000,) strings."""
     characters = [chr(point) for point in range(0x110000)]
     for point in range(0xAC00, 0xD7A4):  # Hangul, equal in all Unicode versions
         characters[point] = unicodedata.normalize("NFD", chr(point))

@@ -16,15 +16,16 @@ class InputConfig:
       datasets: datasets by name; the name is part of the seed of a dataset's order.
       preprocess: image sizes and augmentations.
       weights: phases ((step, {dataset: weight, ...}), ...). From its step on, a phase
-        gives each dataset a share of the pairs, rounded to thousandths. The first step
-        is 0. An empty tuple mixes in proportion to the datasets' pairs.
-      streams: number of independent readers of records, a multiple of every number of
-        hosts used.
+        gives each dataset a share of the pairs, rounded to thousandths; a dataset that
+        it does not name has none. The first step is 0. An empty tuple mixes in
+        proportion to the datasets' pairs.
+      streams: number of independent readers of records. It must be a multiple of every
+        number of hosts used, and divide the global batch size.
       shuffle_window: number of a shard's records that are permuted together, which each
         stream holds in memory. A shard that is not larger is permuted as a whole.
       workers: number of threads that prepare pictures on a host; 0 for one a core.
-      max_replaced: largest share of a host's pairs that may be replaced because they
-        cannot be used; above it the run stops.
+      max_replaced: largest share of a host's pairs (counted as 1000 if there are fewer)
+        that may be replaced because they cannot be used; above it the run stops.
     """
 
     datasets: dict[str, DatasetConfig]
@@ -86,9 +87,14 @@ def open_training(
 ) -> TrainingData:
     """Opens the training data.
 
+    Args:
+      config: config of the input.
+      batch_size: number of pairs in a global batch.
+      process_count: number of hosts.
+
     Raises:
-      InputError: the batch does not divide by the streams or these by the hosts, or a
-        dataset is missing, damaged or lacks a feature.
+      InputError: the batch does not divide by the streams or the streams by the hosts,
+        or a dataset is missing, damaged or empty, or lacks a feature.
     """
     if batch_size % config.streams:
         raise InputError(
