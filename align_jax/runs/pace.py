@@ -21,8 +21,8 @@ class Pace:
 
     Productive time is the time of the steps that a run kept. It excludes compiling,
     evaluating, steps lost to an interruption, and the interruption itself. Device hours
-    count all time of a run's processes up to their last flush, on every device; only
-    the time between two processes does not count.
+    count the time from the construction of a `Pace` to its last flush, on every device,
+    over all starts of the run. So they include compiling, evaluating and lost steps.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class Pace:
 
         Args:
           batch_size: pairs a step.
-          flops: operations a step on all devices, by part of the model.
-          past: metric lines of the run so far.
+          flops: floating-point operations a step on all devices, by part of the model.
+          past: metric lines of the run so far, see `read_metrics`.
           clock: function that returns the time in Unix seconds.
         """
         self._batch_size = batch_size
@@ -63,7 +63,16 @@ class Pace:
         self._waited += self._clock() - start
 
     def end_interval(self, steps: int) -> dict[str, float]:
-        """Ends an interval of some steps and returns its measures by name."""
+        """Ends an interval of some steps and starts a new one.
+
+        Returns:
+          Measures by name, with units in the names. "input_wait" is the fraction of the
+          interval spent waiting for input, "goodput" the fraction of the time since the
+          run's first start that was productive. "productive_seconds" and "device_hours"
+          are totals of the run, both "..._peak_gib" those of this process.
+          "model_flops_utilisation", a fraction of the peak, is absent for devices that
+          `DEVICES` lacks, "device_memory_peak_gib" for devices that do not report it.
+        """
         now, waited = self._clock(), self._waited
         seconds = now - self._since
         self._productive += seconds
@@ -92,6 +101,6 @@ class Pace:
 
 
 def _host_memory_peak() -> int:
-    """Returns the largest memory of this process so far, in bytes."""
+    """Returns the largest resident memory of this process so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

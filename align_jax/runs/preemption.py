@@ -24,14 +24,15 @@ class Notice:
     Attributes:
       leaves_at_once: whether the signal raises `Preempted` at once. This is safe while
         the state does not change, as during an evaluation. It has an effect in runs of
-        one process only.
+        one process only. It begins as True, and the signal sets it to False.
     """
 
     def __init__(self, grace: float = GRACE) -> None:
         """Prepares to listen.
 
         Args:
-          grace: seconds from the signal until the process ends, even in a compiler.
+          grace: seconds from the signal after which the process ends, even in a
+            compiler, if the `with` statement has not ended; for runs of one process.
         """
         self.leaves_at_once = True
         self._grace = grace
@@ -42,7 +43,7 @@ class Notice:
         self._listens = self._alone and main_thread  # other threads cannot
 
     def __enter__(self) -> "Notice":
-        """Begins to listen, in the main thread."""
+        """Begins to listen in a run of one process, if this is the main thread."""
         if self._listens:
             # A handler in Python waits for C code to return, such as the compiler. The
             # byte that the signal writes to this pipe does not wait.
@@ -67,7 +68,10 @@ class Notice:
             os.close(self._pipe)
 
     def reached(self, step: int) -> bool:
-        """Returns whether the run must stop after this step; all processes agree."""
+        """Returns whether the run must stop after this step.
+
+        All processes call it after every step and get the same answer.
+        """
         if self._alone:
             return self._told.is_set()
         return multihost_utils.reached_preemption_sync_point(step)
@@ -79,7 +83,11 @@ class Notice:
             raise Preempted("told to stop; nothing new to save")
 
     def _watch(self, pipe: int) -> None:
-        """Ends the process if the main thread does not end it in time."""
+        """Ends the process `grace` seconds after SIGTERM, unless `__exit__` ran before.
+
+        Args:
+          pipe: descriptor from which the numbers of received signals are read.
+        """
         with os.fdopen(pipe, "rb", 0) as file:
             while signals := file.read(1):
                 if signals[0] == signal.SIGTERM and not self._left.wait(self._grace):

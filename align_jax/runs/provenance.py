@@ -16,7 +16,7 @@ PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 
 
 def write_provenance(workdir: str) -> None:
-    """Writes the provenance of this process to a run's folder."""
+    """Writes the result of `provenance` to `PROVENANCE_FILE` in a run's folder."""
     places.write_json(os.path.join(workdir, PROVENANCE_FILE), provenance())
 
 
@@ -24,8 +24,9 @@ def provenance() -> dict[str, str]:
     """Describes the code and the machine of a run.
 
     Returns:
-      "git revision", the version of "python" and of each of `PACKAGES`, and "devices".
-      A version that cannot be read is described in words.
+      Texts by name: the "git revision", the versions of "python" and of each of
+      `PACKAGES`, and the number and type of the run's "devices". A revision or version
+      that cannot be read is described in words.
     """
     found = {"git revision": git_revision() or "not known"}
     for name in PACKAGES:
@@ -39,7 +40,10 @@ def provenance() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Returns the checkout's commit, or None outside one; "-dirty" marks changes."""
+    """Returns the commit of this code's checkout; "-dirty" at its end marks changes.
+
+    Returns None if the code is no checkout, or git cannot read it.
+    """
     if not (ROOT / ".git").exists():
         return None
     command = "git --no-optional-locks describe --always --dirty --abbrev=40"

@@ -24,8 +24,8 @@ def collect_results(workdir: str) -> dict[str, float]:
     """Gathers a finished run's results from its metrics.
 
     Returns:
-      {"step": last step, "eval/...": its scores, "train/...": its metrics,
-      "untrained/eval/...": the scores at step 0}.
+      {"step": last step, "eval/...": the last step's scores, "train/...": its metrics,
+      "untrained/eval/...": the scores at step 0, "untrained/train/...": its metrics}.
     """
     rows = read_metrics(workdir)
     last = max(row["step"] for row in rows)
@@ -41,7 +41,7 @@ def collect_results(workdir: str) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measure of the table; None stands for a number that does not exist.
+    """One line of the table of results; None stands for a number that does not exist.
 
     Attributes:
       name: "eval/<evaluator>/<score>".
@@ -49,7 +49,8 @@ class Row:
       untrained: score at step 0.
       chance: score of a random order; for top1 the share of the largest class.
       queries: number of pictures, texts or pairs that the value is computed from.
-      published: published scores of the measure, one a column of `PUBLISHED`.
+      published: published values of this score as fractions, one for each of the
+        columns (models) of `PUBLISHED`.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Row:
 
 
 def is_score(name: str) -> bool:
-    """Returns whether a result's name is that of an evaluator's score."""
+    """Returns whether a result's name is "eval/..." and its last word not `BESIDE`."""
     measure, _ = _split_last_word(name)
     return name.startswith("eval/") and measure not in BESIDE
 
@@ -74,7 +75,7 @@ def _split_last_word(name: str) -> tuple[str, str]:
 
 
 def table_rows(results: Mapping[str, float]) -> list[Row]:
-    """Lists every score among the results."""
+    """Returns a row for every score among the results, in their order."""
     columns = PUBLISHED["columns"]
     rows = []
     for name in filter(is_score, results):
@@ -100,7 +101,7 @@ def table_rows(results: Mapping[str, float]) -> list[Row]:
 def main_scores(results: Mapping[str, float]) -> dict[str, float]:
     """Returns each evaluator's main score, {"<evaluator>/<score>": value}.
 
-    It is the score `mean_recall`, or else the evaluator's first score.
+    The main score is `mean_recall`, or the first score of an evaluator without it.
     """
     names: dict[str, str] = {}
     for name in filter(is_score, results):
@@ -111,7 +112,11 @@ def main_scores(results: Mapping[str, float]) -> dict[str, float]:
 
 
 def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
-    """Returns the indices of the columns that have a number in one of the rows."""
+    """Returns the indices of the columns of `PUBLISHED` that are not empty.
+
+    Args:
+      rows: one `Row.published` or more; a column is empty if all have None there.
+    """
     return [
         i
         for i in range(len(PUBLISHED["columns"]))
@@ -120,7 +125,7 @@ def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
 
 
 def format_table(results: dict[str, float]) -> str:
-    """Formats the table for a terminal, without columns that have no number."""
+    """Formats the rows of `table_rows` for a terminal, without empty columns."""
     rows = table_rows(results)
     columns: dict[str, list[float | None]] = {
         "trained": [row.value for row in rows],
@@ -149,7 +154,7 @@ def _format(value: float | None) -> str:
 
 
 def print_results(workdir: str) -> None:
-    """Prints a finished run's table and the paths of its files."""
+    """Prints a finished run's table and the paths of its results and report."""
     path = os.path.join(workdir, folder.RESULTS_FILE)
     print(format_table(places.read_json(path)))
     print(f"results: {path}")

@@ -91,9 +91,14 @@ def open_writers(
 ) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter]:
     """Opens the writers of a run that continues after `step`.
 
-    Lines of later steps, written before an interruption, are dropped, because these
-    steps run again. A new line holds the time of the start. On all processes but the
-    first, the writers do nothing.
+    The first process rewrites the file of metrics: lines of later steps, written before
+    an interruption, are dropped, because these steps run again; so are the scores of
+    step 0 if `step` is 0. A new line holds the time of the start. On all other
+    processes the writers do nothing.
+
+    Args:
+      workdir: path or URL of the run's folder.
+      step: number of steps taken before.
 
     Returns:
       (writer of JSON lines, slower writer of JSON lines and TensorBoard).
@@ -114,7 +119,11 @@ def open_writers(
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """Reads a run's metric lines in order, without a half-written last line."""
+    """Reads a run's metric lines in order, without a half-written last line.
+
+    Returns:
+      A dict {"step": ..., name: value} for each line; no dicts if there is no file.
+    """
     return list(stream_metrics(workdir))
 
 
@@ -127,7 +136,7 @@ def stream_metrics(workdir: str) -> Iterator[dict[str, float]]:
 
 
 def read_last_metrics(workdir: str) -> list[dict[str, float]]:
-    """Reads the newest of a run's metric lines, at most `TAIL` bytes of them."""
+    """Reads as `read_metrics` the newest lines only, at most `TAIL` bytes of them."""
     path = os.path.join(workdir, METRICS_FILE)
     size = places.size(path)
     if size is None:
@@ -198,8 +207,11 @@ class StepLog:
     def flush(self) -> None:
         """Writes the added metrics, and the measures of pace with the last step's.
 
+        All names get the prefix "train/". The metrics must include "loss".
+
         Raises:
-          NonFiniteError: a loss or temperature is not finite.
+          NonFiniteError: a loss or temperature is not finite. The metrics up to this
+            step are written.
         """
         if not self._pending:
             return
@@ -231,14 +243,17 @@ class StepLog:
         self._bar.close()
 
     def close(self) -> None:
-        """Flushes, ends the bar and closes the writer."""
+        """Flushes, ends the bar and closes the `writer` of the constructor."""
         self.flush()
         self.end_bar()
         self._writer.close()
 
 
 class Profile:
-    """Traces some steps on the first process, for TensorBoard's profiler."""
+    """Traces some steps on the first process, for TensorBoard's profiler.
+
+    The trace is written to the folder `profile` of the workdir.
+    """
 
     def __init__(self, workdir: str, steps: tuple[int, int] | tuple[()]) -> None:
         """Sets the steps to trace: (first, last), both included, or () for none."""
@@ -247,7 +262,7 @@ class Profile:
         self._traces = False
 
     def before(self, step: int) -> None:
-        """Starts the trace at its first step, or later if the run was interrupted."""
+        """Starts the trace if `step` is to be traced and no trace has begun."""
         if self._first <= step <= self._last and not self._traces:
             jax.profiler.start_trace(self._folder)
             self._traces = True
@@ -258,7 +273,7 @@ class Profile:
             self.close(outputs)
 
     def close(self, outputs: dict[str, jax.Array] | None = None) -> None:
-        """Ends the trace, if there is one, and writes it."""
+        """Waits for `outputs`, then ends and writes the trace, if one has begun."""
         if self._traces:
             jax.block_until_ready(outputs)
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""A run's folder."""
+"""The files of a run's folder, and the process that writes them."""
 
 import os
 
@@ -11,10 +11,10 @@ RESULTS_FILE = "results.json"
 
 
 def leads() -> bool:
-    """Returns whether this process writes the folder's files."""
+    """Returns whether this process is the first, which writes the folder's files."""
     return jax.process_index() == 0
 
 
 def is_finished(workdir: str) -> bool:
-    """Returns whether the folder holds a run's results."""
+    """Returns whether the folder holds `RESULTS_FILE`, which is written last."""
     return places.exists(os.path.join(workdir, RESULTS_FILE))
