@@ -44,10 +44,10 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
     """Reads a weights file of `keras.applications.EfficientNetB0` to B7.
 
     Args:
-      path: path of a .h5 or .weights.h5 file; its classifier, if any, is ignored.
+      path: local path of a .h5 or .weights.h5 file; its classifier, if any, is ignored.
 
     Raises:
-      InputError: the file holds none of the eight networks.
+      InputError: the file holds none of the eight networks, or `path` is a URL.
     """
     import h5py
     import keras
@@ -77,7 +77,7 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
 def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
     """Reads a checkpoint of TensorFlow's TPU EfficientNet.
 
-    A variable that has an exponential moving average is replaced by it.
+    Where a variable has an exponential moving average, the average is read instead.
 
     Args:
       prefix: path of the checkpoint without ".index".
@@ -97,7 +97,18 @@ def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
 
 
 def _recognise(shapes: list[tuple[int, ...]], source: str) -> str:
-    """Returns the variant that has exactly the depthwise kernels among the shapes."""
+    """Finds the EfficientNet whose depthwise kernels are those among the shapes.
+
+    Args:
+      shapes: shapes of all arrays of a checkpoint.
+      source: path of the checkpoint, for messages.
+
+    Returns:
+      A key of `VARIANTS`.
+
+    Raises:
+      InputError: the shapes are those of none of `VARIANTS`.
+    """
     found = Counter(s for s in shapes if len(s) == 4 and s[0] > 1 and s[3] == 1)
     for name, (width, depth) in VARIANTS.items():
         blocks = [b for s in expand_stages(EfficientNetConfig(width, depth)) for b in s]
@@ -124,6 +135,9 @@ def _assemble(
         checkpoint's name of the layer.
       variant: a key of `VARIANTS`.
       source: path of the checkpoint, for messages.
+
+    Raises:
+      InputError: an array is missing or of the wrong shape.
     """
     width, depth = VARIANTS[variant]
     config = EfficientNetConfig(width, depth, top_conv=True)
@@ -165,7 +179,10 @@ def _adapt_stem(variables: dict[Path, np.ndarray]) -> dict[Path, np.ndarray]:
 
 
 def _keras_layer(module: Path, blocks: list[Block]) -> str:
-    """Returns Keras' name of a layer: block_01/expand is block2a_expand_conv."""
+    """Returns Keras' name of a layer: B0's block_01/expand is block2a_expand_conv.
+
+    Keras numbers the stages from 1 and gives the blocks of a stage letters.
+    """
     if module[0] in ("stem", "top", "stem_norm", "top_norm"):
         name, _, norm = module[0].partition("_")
         return f"{name}_{'bn' if norm else 'conv'}"
@@ -188,7 +205,8 @@ def _keras_layer(module: Path, blocks: list[Block]) -> str:
 def _tensorflow_layer(module: Path, blocks: list[Block]) -> str:
     """Returns TensorFlow's name of a layer.
 
-    Layers of one type are numbered within a block: conv2d, conv2d_1, ...
+    Layers of one type are numbered within a block: conv2d, conv2d_1, ... So
+    block_01/expand is blocks_1/conv2d.
     """
     norm = "tpu_batch_normalization"
     if module[0] in ("stem", "top", "stem_norm", "top_norm"):

@@ -1,6 +1,7 @@
 """The folder in which align_jax stores the weights of a model or tower.
 
-model.json            type of the weights, config, and preprocessing except for a tower
+model.json            type and config of the weights, number of training steps, and
+                      preprocessing except for a tower
 weights.safetensors   float32 arrays; their names are paths joined by "."
 vocabulary.txt        tokens of the text tower, if there is one
 """
@@ -122,8 +123,12 @@ def is_dual_encoder(weights: Weights[Any]) -> TypeGuard[Weights[ModelConfig]]:
 def write_weights(weights: Weights, directory: str) -> None:
     """Writes a new folder; after an error nothing of it remains.
 
+    Args:
+      weights: weights of any type.
+      directory: local path of the folder.
+
     Raises:
-      InputError: the folder exists and is not empty.
+      InputError: the folder exists and is not empty, or `directory` is a URL.
     """
     described = {
         "align_jax": 1,  # version of this layout
@@ -146,8 +151,8 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
     """Reads a folder that `write_weights` wrote.
 
     Raises:
-      InputError: a file is missing or truncated, or a tensor is missing, unknown or of
-        the wrong shape.
+      InputError: a file is missing or truncated, a field of the config is wrong, a
+        tensor is missing, unknown or of the wrong shape, or `directory` is a URL.
     """
     folder = places.local_path(directory)
     described = places.read_object(folder / MODEL_FILE)
@@ -192,7 +197,10 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
 
 
 def digest(weights: Weights) -> str:
-    """Returns a hash, 32 hex digits, of everything that a model's output depends on."""
+    """Returns a hash, 32 hex digits, of everything that a model's output depends on.
+
+    These are the config, the preprocessing, the vocabulary and the variables.
+    """
     found = hashlib.blake2b(digest_size=16)
     described = [weights.config, weights.preprocess]
     fields = [part and stored_fields(part) for part in described]
@@ -219,7 +227,7 @@ def new_folder(directory: str) -> Iterator[pathlib.Path]:
     """Yields a temporary folder, which becomes `directory` if no error occurs.
 
     Raises:
-      InputError: `directory` exists and is not empty.
+      InputError: `directory` exists and is not empty, or is a URL.
     """
     target = places.local_path(directory)
     if not places.is_free(target):

@@ -68,11 +68,13 @@ def read_model_config(
 ) -> ModelConfig:
     """Translates the config.json of an `AlignModel`.
 
+    Fields that the file lacks have the values of `TEXT_DEFAULTS`, `VISION_DEFAULTS`.
+
     Args:
       described: content of the file.
       image_size: side of the pictures in pixels; the meaning of the file's padding
         depends on it.
-      max_tokens: largest number of tokens in a text.
+      max_tokens: largest number of tokens in a text; the network may allow fewer.
       source: path of the file, for messages.
 
     Raises:
@@ -104,7 +106,16 @@ def read_model_config(
 def read_bert_config(
     described: Mapping[str, Any], max_tokens: int, where: str
 ) -> BertConfig:
-    """Translates a BERT config; raises InputError if our tower cannot be that BERT."""
+    """Translates a BERT config, as `read_model_config` does.
+
+    Args:
+      described: fields of the config; `TEXT_DEFAULTS` has those that are absent.
+      max_tokens: largest number of tokens in a text; the network may allow fewer.
+      where: path of the config, for messages.
+
+    Raises:
+      InputError: a field describes a BERT that our tower cannot be.
+    """
     text = TEXT_DEFAULTS | dict(described)
     _check_fixed(text, TEXT_DEFAULTS, TEXT_FIXED, where)
     hidden = text["hidden_size"]
@@ -124,7 +135,11 @@ def read_bert_config(
 
 
 def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
-    """Returns a model's towers; raises InputError if they are not those of ALIGN."""
+    """Returns the towers of a model.
+
+    Raises:
+      InputError: another image tower than EfficientNet, or text tower than BERT.
+    """
     image, text = config.image_tower, config.text_tower
     if isinstance(image, EfficientNetConfig) and isinstance(text, BertConfig):
         return image, text
@@ -137,8 +152,13 @@ def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
 def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
     """Returns the config.json of an `AlignModel`; the inverse of `read_model_config`.
 
+    Args:
+      config: config of our model.
+      image_size: side of the pictures in pixels.
+
     Raises:
-      InputError: the model has a part that an `AlignModel` cannot have.
+      InputError: the model has a part that an `AlignModel` cannot have, or a padding
+        that it cannot have at this `image_size`.
     """
     tower, text = align_towers(config)
     if config.embedding_size is not None or tower.top_conv:
@@ -185,9 +205,9 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
 
 
 def _square_blocks(config: EfficientNetConfig, image_size: int) -> list[int]:
-    """Returns the indices of blocks that TensorFlow pads equally on both sides.
+    """Returns the indices of blocks that padding "same" pads equally on both sides.
 
-    They have stride 2 and an input with an odd side.
+    They are the blocks with stride 2 and an input with an odd side.
     """
     side, found = -(-image_size // 2), []
     blocks = [block for stage in expand_stages(config) for block in stage]

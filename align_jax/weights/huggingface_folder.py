@@ -1,6 +1,6 @@
 """Reads Hugging Face folders of ALIGN and BERT, and writes those of ALIGN.
 
-They are as transformers 4 and 5 write them.
+The folders are local and in the form that transformers 4 and 5 write.
 """
 
 import pathlib
@@ -53,7 +53,7 @@ def read_align(directory: str) -> Weights[ModelConfig]:
 
     Raises:
       InputError: a file is missing, a tensor is missing, unknown or of the wrong shape,
-        or the config describes a network that our model cannot be.
+        or the config describes a network or preprocessing that we do not have.
     """
     folder = places.local_path(directory)
     path = folder / "config.json"
@@ -91,7 +91,8 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     The head, of any type, and the pooler are ignored.
 
     Raises:
-      InputError: the same reasons as in `read_align`, except unknown tensors.
+      InputError: the same reasons as in `read_align`, but unknown tensors and the
+        preprocessing are ignored.
     """
     folder = places.local_path(directory)
     path = folder / "config.json"
@@ -118,8 +119,8 @@ def write_align(weights: Weights, directory: str) -> None:
     """Writes a new folder that `AlignModel` and `AlignProcessor` load.
 
     Raises:
-      InputError: the model has a part that an `AlignModel` cannot have, or the folder
-        exists and is not empty.
+      InputError: the weights are not those of a dual encoder, the model has a part that
+        an `AlignModel` cannot have, or the folder exists and is not empty.
     """
     if not is_dual_encoder(weights) or weights.preprocess is None:
         raise InputError(f"an AlignModel has two towers; this is a {weights.kind}")
@@ -173,7 +174,8 @@ def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     """Reads a checkpoint's arrays by name, from one file or several.
 
     Returns:
-      The arrays, and the path of their file or index for messages.
+      The arrays by name, with all floating-point types converted to float32, and the
+      path of their file or index for messages.
 
     Raises:
       InputError: the checkpoint is missing or incomplete, or it is a pickle and PyTorch
@@ -228,7 +230,11 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
-    """Translates preprocessor_config.json, or processor_config.json's image part."""
+    """Translates preprocessor_config.json, or processor_config.json's image part.
+
+    Raises:
+      InputError: the settings are not those of `IMAGE_PROCESSOR`, or not square.
+    """
     path = folder / "preprocessor_config.json"
     if path.exists():
         found = places.read_object(path)
@@ -247,7 +253,10 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
 
 
 def _max_tokens(folder: pathlib.Path) -> int:
-    """Returns the tokenizer's limit of tokens in a text, or the paper's if smaller."""
+    """Returns the tokenizer's limit of tokens in a text, but no more than 64.
+
+    64 is the limit of ALIGN's paper (arXiv 2102.05918).
+    """
     path = folder / "tokenizer_config.json"
     described: Mapping[str, Any] = places.read_object(path) if path.exists() else {}
     return min(MAX_TOKENS, int(described.get("model_max_length", MAX_TOKENS)))

@@ -18,7 +18,11 @@ CONVOLUTION, DENSE = (2, 3, 1, 0), (1, 0)
 
 
 def list_tensors(config: ModelConfig) -> list[Tensor]:
-    """Lists the tensors of an `AlignModel` that our model has too."""
+    """Lists the tensors of an `AlignModel` that our model has too.
+
+    Raises:
+      InputError: the towers are not those of ALIGN, see `align_towers`.
+    """
     image, text = align_towers(config)
     projection = ("params", "text_projection")
     return [
@@ -30,7 +34,7 @@ def list_tensors(config: ModelConfig) -> list[Tensor]:
 
 
 def list_unused(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes of tensors that an `AlignModel` has but never uses.
+    """Returns the shapes, by name, of tensors that an `AlignModel` has but never uses.
 
     They are the pooler on top of BERT and each BatchNorm's count of batches.
     """
@@ -48,7 +52,12 @@ def list_unused(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def bert_tensors(config: BertConfig, prefix: str) -> list[Tensor]:
-    """Lists the tensors of a Hugging Face BERT without its pooler."""
+    """Lists the tensors of a Hugging Face BERT without its pooler.
+
+    Args:
+      config: config of our text tower.
+      prefix: first part of all names in the other codebase, such as "text_model.".
+    """
     tower = ("params", "text_tower")
     hidden = config.hidden
 

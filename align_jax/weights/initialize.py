@@ -21,7 +21,7 @@ from align_jax.weights.tensors import check_names
 def first_state(
     config: RunConfig, plan: StepPlan, tokenizer: Tokenizer | None, workdir: str
 ) -> tuple[int, TrainState]:
-    """Makes the state that a run starts with; changes no file.
+    """Makes the state that a run starts with; prints its source and changes no file.
 
     The first of these sources that exists is used:
       1. the newest checkpoint of this run, in the workdir;
@@ -80,7 +80,8 @@ def read_initial(
 
     Raises:
       InputError: a source holds no weights, lacks the tower, or has another size or
-        vocabulary; the message names the difference.
+        vocabulary; or the run has no tower of that name. The message names the
+        difference.
     """
     sources, model = config.initialize, config.model
     if sources.model is not None:
@@ -132,7 +133,7 @@ def _check(
 def _check_vocabulary(
     weights: Weights, tokenizer: Tokenizer | None, source: str
 ) -> None:
-    """Raises InputError if the weights' vocabulary is not the run's."""
+    """Raises InputError if a run with texts has another vocabulary than the weights."""
     if tokenizer is None:
         return
     theirs = Tokenizer(weights.vocabulary, tokenizer.max_tokens, source)
@@ -144,7 +145,9 @@ def _check_vocabulary(
 
 
 def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainState:
-    """Replaces variables of a state; a moving average restarts from the new variables.
+    """Returns a state with some variables replaced.
+
+    If the state has a moving average, the average becomes a copy of all new variables.
 
     Args:
       state: state on its devices.

@@ -70,6 +70,10 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
 def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
     """Reads a checkpoint of a training run: its moving average if it has one.
 
+    Args:
+      source: path or URL of the checkpoint, RUN/checkpoints/STEP, or of the run's
+        workdir for the newest one.
+
     Raises:
       InputError: the checkpoint does not exist, or it does not fit the run's config.
     """

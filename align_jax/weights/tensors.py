@@ -31,11 +31,16 @@ def check_names(
     wanted: Mapping[str, tuple[int, ...]],
     source: str,
 ) -> None:
-    """Compares tensors' names and shapes.
+    """Checks that tensors have the wanted names and shapes.
+
+    Args:
+      found: shapes by name.
+      wanted: shapes by name.
+      source: origin of the tensors, for the message.
 
     Raises:
       InputError: tensors are missing, not known or of another shape. The message names
-        them (with both shapes) and the source.
+        the source and up to five of them, with both shapes.
     """
     problems = [
         f"{name} {wanted[name]} is missing" for name in wanted if name not in found
@@ -58,7 +63,16 @@ def to_ours(
     found: Mapping[str, np.ndarray],
     shapes: Mapping[Path, tuple[int, ...]],
 ) -> dict[Path, np.ndarray]:
-    """Converts the other codebase's arrays, by name, to our shapes, by path."""
+    """Converts arrays of the other codebase to ours.
+
+    Args:
+      tensors: tensors to convert.
+      found: arrays of the other codebase by name; those not in `tensors` are ignored.
+      shapes: our shapes by path.
+
+    Returns:
+      Our arrays by path.
+    """
     return {
         tensor.path: found[tensor.name]
         .transpose(tensor.axes)
@@ -70,7 +84,7 @@ def to_ours(
 def to_theirs(
     tensors: list[Tensor], ours: Mapping[Path, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Undoes `to_ours`."""
+    """Converts our arrays by path to those of the other codebase by name."""
     theirs = {}
     for tensor in tensors:
         permuted = tuple(tensor.shape[axis] for axis in tensor.axes)
