@@ -18,7 +18,10 @@ from align_jax.errors import InputError, run_command
 
 
 def main() -> None:
-    """Reads the flags, checks the files, then opens the model and embeds."""
+    """Reads the flags, checks the files, then opens the model and embeds.
+
+    With --check, opens the model and prints the width of its embeddings only.
+    """
     flags = read_flags()
     # Imported here, so that `run_command` reports a missing package in one line.
     import tqdm
@@ -60,6 +63,7 @@ def read_flags() -> argparse.Namespace:
 
     Raises:
       InputError: a flag is missing or out of range.
+      SystemExit: an unknown flag, a value of the wrong type, or --help.
     """
     parser = argparse.ArgumentParser(
         prog="python -m align_jax.embed",

@@ -28,7 +28,7 @@ class Embedder:
 
     Every process passes the same inputs and gets all embeddings. If the pictures are a
     sequence, a process reads only those that its devices embed. The last batch is
-    padded, and the padding's outputs are dropped.
+    padded, and the padding's outputs are dropped. `load` must be called first.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Embedder:
         Args:
           model: dual encoder or classifier.
           tokenizer: tokenizer of the text tower; None for a classifier.
-          preprocess: image sizes.
+          preprocess: sizes and resampling of evaluation pictures.
           mesh: the devices.
           batch_size: pictures or texts in a batch, rounded up to a multiple of the
             number of devices.
@@ -106,14 +106,18 @@ class Embedder:
           (N, D) float32 of unit length.
 
         Raises:
-          InputError: a picture cannot be read; the message names it.
+          InputError: a picture cannot be read and `unreadable` is None; the message
+            names the picture.
         """
         return _join(self.stream_images(pictures, unreadable))
 
     def stream_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
     ) -> Iterator[np.ndarray]:
-        """Yields the rows of `encode_images` in order, one batch at a time."""
+        """Yields the rows of `encode_images` in order, one batch at a time.
+
+        An error is raised when the batch of its picture is read.
+        """
         return self._run_images("encode_images", pictures, unreadable)
 
     def image_features(self, pictures: Iterable[Picture]) -> np.ndarray:
@@ -121,7 +125,11 @@ class Embedder:
         return _join(self._run_images("image_features", pictures, None))
 
     def classify_images(self, pictures: Iterable[Picture]) -> np.ndarray:
-        """Returns a classifier's logits, (N, K) float32."""
+        """Returns a classifier's logits, (N, K) float32.
+
+        Raises:
+          InputError: the model is a dual encoder, or a picture cannot be read.
+        """
         if self._tokenizer is not None:
             raise InputError("a dual encoder has no head; wanted a classifier")
         return _join(self._run_images("classify_images", pictures, None))
@@ -175,11 +183,15 @@ class Embedder:
             yield from self._embed(self._of_images[method], batches())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts (N) as (N, D) float32 of unit length."""
+        """Embeds texts (N) as (N, D) float32 of unit length.
+
+        Raises:
+          InputError: the model is a classifier, which has no text tower.
+        """
         return self._run_texts("encode_texts", texts)
 
     def project_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts (N) as (N, D) float32, without scaling to unit length."""
+        """Works as `encode_texts`, but does not scale to unit length."""
         return self._run_texts("project_texts", texts)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
@@ -217,7 +229,8 @@ def _batches(
 ) -> Iterator[tuple[int, Callable[[int], Picture]]]:
     """Yields the number of pictures in each batch, and a function from row to picture.
 
-    The pictures of a sequence are read only when the function asks for them.
+    Rows count from 0 in each batch. The pictures of a sequence are read only when the
+    function asks for them.
     """
     if isinstance(pictures, Sequence):
         for start in range(0, len(pictures), size):
@@ -255,11 +268,10 @@ def class_embeddings(
     Args:
       embedder: encoder of the prompts.
       prompts: prompts of each class, one or more.
-      unit: whether to scale the prompts' embeddings to unit length before averaging, as
-        others do.
+      unit: whether to scale the prompts' embeddings to unit length before averaging.
 
     Returns:
-      (K, D) of unit length.
+      (K, D) of unit length, for both values of `unit`.
     """
     encode = embedder.encode_texts if unit else embedder.project_texts
     flat = encode([text for texts in prompts for text in texts])

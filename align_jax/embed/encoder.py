@@ -8,11 +8,13 @@ from jax.sharding import Mesh
 
 
 class Encoder(Protocol):
-    """Encodes files of pictures, and texts, with a dual encoder or a classifier.
+    """Encodes N pictures or texts, one or more, with a dual encoder or a classifier.
 
-    A dual encoder has no classification head and a classifier has no text tower: a
-    method that needs the missing part raises InputError. The arrays are float32 and the
-    same on every process.
+    A picture is given as the bytes of its file. A dual encoder has no classification
+    head and a classifier has no text tower: a method that needs the missing part raises
+    InputError, as does a picture that cannot be read. The arrays are float32 and the
+    same on every process. D is the width of the embeddings, W that of a tower, and K
+    the number of classes.
     """
 
     @property
@@ -20,7 +22,10 @@ class Encoder(Protocol):
         """The devices; evaluators compute scores on them, too."""
 
     def encode_images(self, pictures: Iterable[bytes], /) -> np.ndarray:
-        """Embeds pictures (N) as (N, D) of unit length."""
+        """Embeds pictures as (N, D) of unit length.
+
+        A classifier returns its image features, scaled to unit length.
+        """
 
     def stream_images(self, pictures: Iterable[bytes], /) -> Iterator[np.ndarray]:
         """Yields the rows of `encode_images` in order, several at a time."""
@@ -32,10 +37,10 @@ class Encoder(Protocol):
         """Returns the logits of a classifier, (N, K)."""
 
     def encode_texts(self, texts: Sequence[str], /) -> np.ndarray:
-        """Embeds texts (N) as (N, D) of unit length."""
+        """Embeds texts as (N, D) of unit length."""
 
     def project_texts(self, texts: Sequence[str], /) -> np.ndarray:
-        """Embeds texts (N) as (N, D), without scaling to unit length."""
+        """Embeds texts as (N, D), without scaling to unit length."""
 
     def text_features(self, texts: Sequence[str], /) -> np.ndarray:
         """Returns the text tower's output before its projection, (N, W)."""

@@ -50,19 +50,20 @@ class Model:
         """Embeds pictures as (N, D) float32 of unit length.
 
         Args:
-          images: N pictures, each a path, a file's bytes, a PIL image or a uint8 array
-            (H, W), (H, W, 3) or (H, W, 4).
+          images: N pictures, one or more, each a path, a URL, a file's bytes, a PIL
+            image or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
           unreadable: dict to fill with the reason for each picture that cannot be read,
             by the picture's index; the picture's row is then NaN. If None, an
             unreadable picture raises an error.
 
         Raises:
-          InputError: a picture cannot be read; the message names it.
+          InputError: a picture cannot be read and `unreadable` is None; the message
+            names the picture.
         """
         return self.embedder.encode_images(images, unreadable)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds N texts as (N, D) float32 of unit length."""
+        """Embeds N texts, one or more, as (N, D) float32 of unit length."""
         return self.embedder.encode_texts(texts)
 
     def classify(
@@ -77,10 +78,13 @@ class Model:
           images: N pictures, as for `encode_images`.
           class_names: the K names of the classes.
           templates: sentences with a {} for the name; a class is the mean of its
-            sentences' embeddings.
+            sentences' embeddings, see `class_embeddings`.
 
         Returns:
-          (N, K) float32 probabilities: softmax of cosine / temperature.
+          (N, K) float32 probabilities: softmax over classes of cosine / temperature.
+
+        Raises:
+          InputError: a picture cannot be read; the message names it.
         """
         prompts = [[t.format(name) for t in templates] for name in class_names]
         classes = class_embeddings(self.embedder, prompts)  # (K, D)
@@ -91,6 +95,10 @@ class Model:
 
 def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
     """Makes the embedder of a dual encoder or a classifier, on all devices.
+
+    Args:
+      weights: weights of the model.
+      batch_size: pictures or texts that all devices together embed at a time.
 
     Raises:
       InputError: the weights are those of a single tower.
@@ -115,5 +123,5 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
 
 
 def load(source: str, batch_size: int = 128) -> Model:
-    """Loads a dual encoder from any source that `open_weights` reads."""
+    """Loads a dual encoder; see `align_jax.load`."""
     return Model(open_weights(source), batch_size)

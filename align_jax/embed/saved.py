@@ -1,9 +1,9 @@
 """Embeddings saved on disk, so that each picture or text is embedded once for a model.
 
 FOLDER/DIGEST/KIND/*.parquet have the columns `id` and `embedding` (float32). DIGEST
-is the hash of the model, see `weights.digest`; KIND is one of `KINDS`. The id of a
-picture is the hash of its file, see `content_id`; the id of a text is the text. A file
-appears only when it is complete, and it never changes.
+is the hash of the model, see `digest` of `align_jax.weights.folder`; KIND is one of
+`KINDS`. The id of a picture is `content_id` of its file; the id of a text is the text.
+A file appears only when it is complete, and it never changes.
 """
 
 import hashlib
@@ -47,8 +47,9 @@ class SavedEmbedder:
 
         Args:
           embedder: encoder of pictures and texts without a saved embedding.
-          folder: path or URL of the folder; it is made if it is missing.
-          model: hash of the embedder's weights, see `weights.digest`.
+          folder: path or URL of the folder; the first new embeddings make it.
+          model: hash of the embedder's weights, see `digest` of
+            `align_jax.weights.folder`.
 
         Raises:
           InputError: a file is damaged, or the processes see different files.
@@ -163,7 +164,7 @@ class _Rows:
         return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def add(self, ids: list[str], embeddings: np.ndarray) -> None:
-        """Adds embeddings (n, D) of new ids."""
+        """Adds embeddings (n, D) of ids that have none; writes if `ROWS` are new."""
         self._place(ids, len(self._new_ids))
         self._new_ids += ids
         self._new.append(embeddings)
@@ -171,7 +172,10 @@ class _Rows:
             self.write()
 
     def write(self) -> None:
-        """Writes the embeddings that are only in memory to a new file."""
+        """Writes the embeddings that are only in memory, if any, to a new file.
+
+        All processes must call it; the first one writes.
+        """
         if not self._new:
             return
         embeddings = np.concatenate(self._new)  # (n, D)

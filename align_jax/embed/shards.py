@@ -46,11 +46,11 @@ def list_shards(sources: list[str]) -> list[PictureShard]:
     """Lists the Parquet files of the sources, sorted by name within each source.
 
     Args:
-      sources: paths of files, folders (for their *.parquet) or glob patterns.
+      sources: local paths of files, folders (for their *.parquet) or glob patterns.
 
     Raises:
-      InputError: a source has no files, two files have the same name, or a file is not
-        Parquet or has other columns.
+      InputError: a source has no files, two files would have the same output, or a file
+        is not Parquet or lacks a column of `WANTED`.
     """
     shards: dict[str, PictureShard] = {}
     for source in sources:
@@ -86,10 +86,12 @@ def embed_shards(
     Args:
       model: the dual encoder.
       shards: shards to embed.
-      folder: path of the output folder, which is new or holds files of the same model.
-      batch_size: pictures that the model embeds at a time.
-      progress: function called after every few batches with the number of pictures
-        done since its last call.
+      folder: path of the output folder, which is new (then it is made) or holds files
+        of the same model.
+      batch_size: the model's batch size; the pictures of a few batches are in memory at
+        a time.
+      progress: function called after every few batches, and for each finished shard,
+        with the number of pictures done since its last call.
 
     Returns:
       The reason for each picture that could not be read, by "file: image_id". Shards
@@ -97,7 +99,8 @@ def embed_shards(
 
     Raises:
       InputError: the folder belongs to another model, a folder without a digest holds
-        other files, or a shard is damaged.
+        other files, a shard is damaged, or a finished file does not have its shard's
+        number of rows.
     """
     _claim(folder, model)
     unreadable: dict[str, str] = {}
@@ -146,7 +149,7 @@ def _embed_shard(
 def _read(
     shard: PictureShard, rows: int
 ) -> Iterator[tuple[pa.StringArray, list[bytes]]]:
-    """Yields ids and encoded pictures, `rows` at a time; a missing one is empty."""
+    """Yields (ids, encoded pictures), `rows` at a time; a null picture becomes b""."""
     try:
         batches = pq.ParquetFile(shard.path).iter_batches(rows, columns=[*WANTED])
         for batch in batches:
