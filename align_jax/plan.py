@@ -131,7 +131,8 @@ def memory_limit(device: jax.Device, here: bool) -> float | None:
 
     Args:
       device: a device of this machine or of a slice.
-      here: whether the device is of this machine, so that it can be asked.
+      here: whether the device is of this machine. If so, the result is the part that
+        JAX uses, where the device reports it; else it is from `DEVICES`.
     """
     stats = device.memory_stats() if here else None
     if stats and "bytes_limit" in stats:  # the part of the memory that JAX uses

@@ -167,7 +167,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
 
 
 def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:
-    """Writes a file that lists the pairs this process gave to a step."""
+    """Writes a JSON Lines file of the pairs that this process gave to a step."""
     name = f"nonfinite_step_{step}_process_{jax.process_index()}.jsonl"
     lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
     places.write_text(os.path.join(workdir, name), lines)

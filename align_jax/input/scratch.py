@@ -14,7 +14,7 @@ UNUSED = 3  # references to a free array: list, loop variable and `getrefcount`
 
 
 class Scratch(threading.local):
-    """Named pieces of memory for intermediate results; each thread has its pieces."""
+    """Named pieces of memory for intermediate results, separate for each thread."""
 
     def __init__(self) -> None:
         self._pieces: dict[str, np.ndarray] = {}

@@ -21,7 +21,12 @@ REQUESTS = 32  # files whose size is requested at the same time
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One TFRecord file of a dataset; its first `records` are used."""
+    """One TFRecord file of a dataset.
+
+    Attributes:
+      path: path or URL of the file.
+      records: number of records that are used, the first ones of the file.
+    """
 
     path: str
     records: int

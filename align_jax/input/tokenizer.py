@@ -95,8 +95,8 @@ class Tokenizer:
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
         """Tokenizes UTF-8 texts (B,) to int32 ids (B, max_tokens).
 
-        A text begins with [CLS] and ends with [SEP], 0 follows. A text longer than
-        max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
+        The ids of a text are [CLS], its word pieces, [SEP] and zeros. A text longer
+        than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
         """
         words = split_words(texts)  # (B, words)
         too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD

@@ -51,7 +51,7 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Starts a new interval; the time before it (as of evaluating) is ignored."""
+        """Starts a new interval; time since the last one, as of evaluating, is lost."""
         self._since = self._clock()
         self._waited = 0.0
 
