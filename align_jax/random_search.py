@@ -40,7 +40,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     results.json, whose scores are taken over the seeds of the final runs.
     "eval/<task>/<score>" is their median, ".../std" their population standard deviation
     and ".../trial" the number of the best trial, from 0. "eval/<group>/mean" and
-    ".../std" are those of the mean score of the group's tasks.
+    ".../std" are mean and standard deviation of the mean score of the group's tasks.
 
     Raises:
       InputError: bad input, found before the first trial begins; or later, all trials

@@ -24,8 +24,8 @@ class InputConfig:
       shuffle_window: number of a shard's records that are permuted together, which each
         stream holds in memory. A shard that is not larger is permuted as a whole.
       workers: number of threads that prepare pictures on a host; 0 for one a core.
-      max_replaced: largest share of a host's pairs (counted as 1000 if there are fewer)
-        that may be replaced because they cannot be used; above it the run stops.
+      max_replaced: largest share of a host's pairs so far that may be replaced because
+        they cannot be used; above it the run stops. Fewer pairs count as 1000.
     """
 
     datasets: dict[str, DatasetConfig]

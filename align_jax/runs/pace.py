@@ -51,7 +51,7 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Starts a new interval; time since the last one, as of evaluating, is lost."""
+        """Starts a new interval; the time since the last one ended does not count."""
         self._since = self._clock()
         self._waited = 0.0
 

@@ -70,7 +70,7 @@ class Notice:
     def reached(self, step: int) -> bool:
         """Returns whether the run must stop after this step.
 
-        All processes call it after every step and get the same answer.
+        All processes must ask after every step, and get the same answer.
         """
         if self._alone:
             return self._told.is_set()
