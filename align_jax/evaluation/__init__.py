@@ -1,1 +1,1 @@
-"""Evaluators, and the scores that they compute from embeddings."""
+"""Evaluators, and the rankings, classifiers and scores that they compute."""

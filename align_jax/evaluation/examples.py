@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A candidate, its cosine with the query (or logit), and whether it is right."""
+    """A candidate, its score (a cosine or a logit), and whether it is a right one."""
 
     item: Item
     score: float
@@ -34,12 +34,12 @@ class Example(NamedTuple):
     """A query and its best answers.
 
     Attributes:
-      chosen: reason for showing this query.
+      chosen: reason for showing this query, one of those of `choose_queries`.
       query: the query.
-      answers: best answers, the best one first.
-      rank: rank of the best right answer among all candidates, from 1, or None if
+      answers: candidates of the highest scores, the highest first.
+      rank: rank of the best right candidate among all candidates, from 1; None if
         unknown.
-      right: the best right answer, or None if unknown.
+      right: the right candidate of the highest score; None if unknown.
     """
 
     chosen: str
@@ -54,7 +54,7 @@ class Side(NamedTuple):
 
     Attributes:
       embeddings: (N, D) embeddings.
-      show: function from indices to the items that the report shows, by index.
+      show: function from row numbers of `embeddings` to {row number: item to show}.
     """
 
     embeddings: np.ndarray
@@ -69,14 +69,17 @@ def make_examples(
     flags: np.ndarray | None = None,
     exclude_itself: bool = False,
 ) -> Iterator[Example]:
-    """Yields some queries with their best answers; in a tie, wrong answers come first.
+    """Yields the queries of `choose_queries`, each with its `ANSWERS` best candidates.
+
+    The score is the inner product of the embeddings. In a tie, wrong candidates come
+    first.
 
     Args:
       queries: all queries.
       candidates: all candidates.
       pairs: (P, 2) indices of query and candidate of all right pairs.
-      ranks: (Q,) ranks of the best right answers, from 0, see `pair_ranks`; a query
-        with a negative rank is not shown.
+      ranks: (Q,) rank of each query's best right candidate, from 0, see `pair_ranks`; a
+        query with a negative rank is not shown.
       flags: (Q,) bools, whether a query may be shown; None for all.
       exclude_itself: whether queries and candidates are the same items, so that a query
         is not an answer to itself.
@@ -103,10 +106,15 @@ def show_each(show: Callable[[int], Item]) -> Callable[[Sequence[int]], dict]:
 
 
 def choose_queries(flags: np.ndarray, ranks: np.ndarray) -> list[tuple[str, int]]:
-    """Picks flagged queries (N,) evenly, and the worst and best of the others.
+    """Picks up to `EVENLY` queries evenly, then the worst and the best of the others.
+
+    Args:
+      flags: (N,) bools, whether a query may be picked.
+      ranks: (N,) ranks of the queries; the lowest is the best.
 
     Returns:
-      (reason, index of the query) pairs.
+      Pairs of the reason ("picked evenly", "one of the worst", "one of the best") and
+      the query's index. Up to `ENDS` queries are worst, and as many are best.
     """
     even = spread(flags, EVENLY)
     others = np.setdiff1d(np.flatnonzero(flags), even)
@@ -120,7 +128,7 @@ def choose_queries(flags: np.ndarray, ranks: np.ndarray) -> list[tuple[str, int]
 
 
 def spread(flags: np.ndarray, count: int) -> list[int]:
-    """Picks up to `count` of the flagged indices (N,), evenly from first to last."""
+    """Returns up to `count` indices of true `flags` (N,), evenly from first to last."""
     flagged = np.flatnonzero(flags)
     picked = np.linspace(0, len(flagged) - 1, min(count, len(flagged)))
     return flagged[picked.round().astype(int)].tolist()

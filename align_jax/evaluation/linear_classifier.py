@@ -45,7 +45,7 @@ class Linear(NamedTuple, Generic[ArrayT]):
 
 
 class Weighted(NamedTuple):
-    """Features on the devices, with labels and weights.
+    """Features with labels and weights, split over the devices.
 
     Attributes:
       rows: X (N, D), float32.
@@ -61,19 +61,21 @@ class Weighted(NamedTuple):
 class LogisticRegression:
     """Multinomial logistic regressions of one set of features, on all devices.
 
-    Minimises, over W (D, K) and b (K,),
+    For N features x_n (D,) of labels y_n among K classes, it minimises, over W (D, K)
+    and b (K,),
 
         sum_n -log softmax(x_n W + b)[y_n] + penalty / 2 |W|^2,
 
     which is scikit-learn's objective with C = 1 / penalty, by L-BFGS. A tower's
     features vary thousands of times more in some directions than in others, so L-BFGS
-    would need hundreds of steps. Therefore, the features are centred, and the unknowns
-    are V and c in
+    would need hundreds of steps. Therefore, the features X (N, D) are centred, and the
+    unknowns are V and c in
 
         W = P V,  b = (N / K)^(-1/2) c,  (P P^T)^(-1) = X^T X / K + penalty.
 
-    The second derivative of the objective at 0 is then about the identity. If there are
-    many pictures, a rough fit of a part of them comes first, since its steps are cheap.
+    The second derivative of the objective at 0 is then about the identity. With at
+    least `STRIDE * ENOUGH` pictures per feature, a rough fit of every `STRIDE`-th
+    picture comes first, since its steps are cheap.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class LogisticRegression:
         """Puts the features on the devices.
 
         Args:
-          features: (N, D) features.
+          features: (N, D) float32 features.
           labels: (N,) integers from 0 to below `classes`.
           classes: number K of classes.
           mesh: the devices; each holds a part of the features.
@@ -110,7 +112,7 @@ class LogisticRegression:
         ] = {}  # penalty -> classifier of the centred features
 
     def fit(self, penalty: float) -> Linear[np.ndarray]:
-        """Returns the classifier of one penalty, which must be positive.
+        """Returns the classifier, of the given features, for a penalty above 0.
 
         The fit starts from the earlier fit whose penalty is nearest in logarithm, or
         from zeros. A penalty that was fitted before is not fitted again.
@@ -121,7 +123,7 @@ class LogisticRegression:
         return Linear(weights, bias - self._mean @ weights)
 
     def _fit(self, penalty: float) -> Linear[np.ndarray]:
-        """Fits a classifier of the centred features."""
+        """Fits a classifier of the centred features; starts as `fit` describes."""
         if self._fitted:
             nearest = min(self._fitted, key=lambda p: abs(np.log(p / penalty)))
             return self._descend(self._fitted[nearest], self._parts[-1], penalty)
@@ -137,7 +139,11 @@ class LogisticRegression:
     def _descend(
         self, start: Linear[np.ndarray], part: Weighted, penalty: float
     ) -> Linear[np.ndarray]:
-        """Minimises the objective on a part of the pictures, from a classifier on."""
+        """Minimises the objective on one of `self._parts`, starting from `start`.
+
+        Both `start` and the result are classifiers of the centred features. All parts
+        but the last are fitted roughly.
+        """
         roots = (self._values + penalty) ** 0.5
         scale = (self._count / self._classes) ** 0.5
         own = (self._axes * roots).T @ start.weights
@@ -186,7 +192,16 @@ def _minimise(
     penalty: jax.Array,
     tolerance: jax.Array,
 ) -> Linear[jax.Array]:
-    """Returns the unknowns that L-BFGS reaches from `start`."""
+    """Returns the unknowns V and c that L-BFGS reaches from `start`.
+
+    Args:
+      start: first values of the unknowns.
+      maps: the two factors of `_classifier`.
+      part: centred features, labels and weights of the losses.
+      penalty: factor of |W|^2 / 2 in the objective, ().
+      tolerance: norm of the gradient that ends the search, relative to its norm at 0.
+        `PATIENCE` steps without progress or `MAX_STEPS` steps end the search, too.
+    """
     rows, labels, weights = part
 
     def objective(unknowns: Linear[jax.Array]) -> jax.Array:
@@ -228,7 +243,10 @@ def _minimise(
 
 
 def _split(rows: np.ndarray, labels: np.ndarray, weight: float, mesh: Mesh) -> Weighted:
-    """Splits rows (N, D) and labels (N,) over the devices, padded, with one weight."""
+    """Splits rows (N, D) and labels (N,) over the devices.
+
+    Every row's loss has the weight `weight`; rows of padding have the weight 0.
+    """
     padding, split = -len(rows) % mesh.size, batch_split(mesh)
     weights = np.pad(np.full(len(rows), weight, np.float32), (0, padding))
     labels = np.pad(labels.astype(np.int32), (0, padding))
@@ -251,11 +269,14 @@ def search_penalty(
     tie.
 
     Args:
-      score: function from a penalty to its score.
+      score: function from a penalty to its score; the highest is the best.
       lowest: smallest exponent.
       highest: largest exponent.
       gap: distance of the first exponents.
       finest: distance at which the search ends.
+
+    Returns:
+      The penalty, not its exponent.
     """
     found: dict[float, float] = {}
     for exponent in np.arange(highest, lowest - gap / 2, -gap).tolist():
@@ -276,14 +297,19 @@ def fit_ridge(
 
     The features are standardised to mean 0 and deviation 1. The bias comes from a
     constant feature of value `BIAS`, whose weight is penalised like the others. This is
-    the few-shot probe of vision transformers (arXiv 2010.11929, section 4.1), with its
-    numbers.
+    the few-shot probe of vision transformers (arXiv 2010.11929, section 4.1).
 
     Args:
       features: (N, D) features.
       labels: (N,) integers from 0 to below `classes`.
       classes: number K of classes.
       penalty: factor of the squared weights in the objective.
+
+    Returns:
+      A classifier of features as they are given, not standardised.
+
+    Raises:
+      FloatingPointError: a feature is not finite.
     """
     check_finite(features, "picture")
     mean = features.mean(0, dtype=np.float64)
@@ -304,6 +330,10 @@ def fit_ridge(
 
 
 def classify(classifier: Linear[np.ndarray], features: np.ndarray) -> np.ndarray:
-    """Returns the scores (N, K) of features (N, D)."""
+    """Returns the scores x W + b, (N, K), of features x (N, D).
+
+    Raises:
+      FloatingPointError: a feature is not finite.
+    """
     check_finite(features, "picture")
     return features @ classifier.weights + classifier.bias

@@ -30,9 +30,11 @@ class Chunk(NamedTuple):
 
     Attributes:
       rows: (R, D) embeddings.
-      best: (R,) cosine of each row's best right column.
+      best: (R,) cosine of each row's best right column; -inf if a row has none, inf for
+        padding.
       real: (R,) bools, false for padding.
-      known: (P, 2) row and column of the right and the excluded pairs; -1 for padding.
+      known: (P, 2) row of this chunk and column among all, of the right and the
+        excluded pairs; -1 for padding.
     """
 
     rows: jax.Array
@@ -45,8 +47,9 @@ class Columns(NamedTuple):
     """All columns, split over the devices.
 
     Attributes:
-      columns: (C, D) embeddings.
-      best: (C,) cosine of each column's best right row.
+      columns: (C, D) embeddings, padded with zeros to a multiple of the devices.
+      best: (C,) cosine of each column's best right row; -inf if a column has none, inf
+        for padding.
     """
 
     columns: jax.Array
@@ -54,11 +57,11 @@ class Columns(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The best candidates so far; the queries are split over the devices.
+    """Each query's best candidates so far; the queries are split over the devices.
 
     Attributes:
-      cosines: (Q, k) cosines, best first.
-      indices: (Q, k) indices among all candidates.
+      cosines: (Q, k) cosines, best first; -inf until k candidates were seen.
+      indices: (Q, k) indices among all candidates, from 0.
     """
 
     cosines: jax.Array
@@ -135,7 +138,10 @@ def pair_ranks(
 def _best(
     rows: np.ndarray, columns: np.ndarray, pairs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the cosine of each row's and column's best right pair, -inf if none."""
+    """Returns the best cosine among each row's right pairs, and among each column's.
+
+    The result is a pair of arrays, (R,) and (C,); -inf stands for no right pair.
+    """
     row_best = np.full(len(rows), -np.inf, np.float32)
     column_best = np.full(len(columns), -np.inf, np.float32)
     for start in range(0, len(pairs), PAIRS):
@@ -149,7 +155,11 @@ def _best(
 
 @lru_cache(maxsize=8)  # so that the function is compiled once
 def _make_compare(mesh: Mesh, count: int) -> jax.stages.Wrapped:
-    """Makes the function that compares a chunk of rows with all `count` columns."""
+    """Makes the function that compares a chunk of rows with all `count` columns.
+
+    It returns the ranks (R,) of the chunk's rows, and `column_hits` (C,) plus the
+    number of this chunk's wrong rows that count in each column's rank.
+    """
     split = PartitionSpec(BATCH_AXES)
 
     def compare(
@@ -238,7 +248,7 @@ def _take_nearest(
     real: jax.Array,
     best: Nearest,
 ) -> Nearest:
-    """Updates the best candidates with a piece of new candidates (m, D).
+    """Returns `best` updated with a piece of new candidates (m, D); donates `best`.
 
     Row i of the piece is candidate `first` + i of all. Only the first `real` rows are
     candidates; the rest are padding.
@@ -270,12 +280,12 @@ def _pieces(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def check_finite(embeddings: np.ndarray, name: str, first: int = 0) -> None:
-    """Raises FloatingPointError if embeddings (N, D) are not finite.
+    """Raises FloatingPointError if any embedding has a number that is not finite.
 
     Args:
       embeddings: (N, D) embeddings.
       name: noun for an embedding in the message, such as "query".
-      first: number of the first embedding in the message.
+      first: number that the message gives to the first row of `embeddings`.
     """
     good = np.isfinite(embeddings).all(1)
     if not good.all():
@@ -286,7 +296,7 @@ def check_finite(embeddings: np.ndarray, name: str, first: int = 0) -> None:
 
 
 def _pad(array: np.ndarray, size: int, value: float) -> np.ndarray:
-    """Pads an array with rows of `value` to `size` rows."""
+    """Appends rows filled with `value` until the array has `size` rows."""
     rows = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
     return np.pad(array, rows, constant_values=value)
 

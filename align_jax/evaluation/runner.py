@@ -37,10 +37,14 @@ class EvaluateConfig:
 
 
 def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
-    """Builds evaluators from {name: {"kind": ..., fields}} and reads their data.
+    """Builds evaluators, by name, and opens their datasets.
+
+    Args:
+      described: {name: {"kind": a key of EVALUATORS, and that evaluator's fields}}.
 
     Raises:
-      InputError: a kind or field is unknown, or data is missing.
+      InputError: "kind" is missing or unknown, a field is unknown, missing or invalid,
+        or a dataset is missing or is not the expected one.
       TypeError: the class of a kind does not fulfil `Evaluator`.
     """
     evaluators: dict[str, Evaluator] = {}
@@ -58,9 +62,10 @@ def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
 def run_evaluators(
     evaluators: Mapping[str, Evaluator], embedder: Encoder
 ) -> Iterator[tuple[str, float]]:
-    """Yields ("eval/<evaluator>/<score>", value) of all evaluators.
+    """Yields ("eval/<evaluator's name>/<score>", value) of all evaluators, in order.
 
     Raises:
+      InputError: an evaluator needs a part that the model lacks, such as a text tower.
       TypeError: the encoder's class does not fulfil `Encoder`.
     """
     check_contract(type(embedder), Encoder, "the evaluation's encoder")

@@ -9,25 +9,26 @@ CUTS = (1, 5, 10)  # values of k in recall at k
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """Returns the share of queries with a right candidate among the first k.
+    """Returns the share, in [0, 1], of queries with a right candidate in the first k.
 
     Args:
-      ranks: (Q,) ranks of each query's best right candidate, from 0.
-      k: number of candidates that count.
+      ranks: (Q,) rank of each query's best right candidate, from 0. A negative rank
+        would count as a hit: leave out queries without a right candidate.
+      k: number of best candidates among which a right one counts.
     """
     return float(np.mean(ranks < k))
 
 
 def chance_recall(right: np.ndarray, candidates: int, k: int) -> float:
-    """Returns the expected recall at k of a random order.
+    """Returns the expected recall at k if the candidates are in random order.
 
-    A query with m right ones among n candidates misses with probability
+    A query with m right candidates among n misses with probability
     binomial(n - m, k) / binomial(n, k).
 
     Args:
       right: (Q,) number of right candidates of each query.
       candidates: number n of candidates.
-      k: number of candidates that count.
+      k: number of best candidates among which a right one counts.
     """
     k = min(k, candidates)
     every = math.comb(candidates, k)
@@ -37,10 +38,10 @@ def chance_recall(right: np.ndarray, candidates: int, k: int) -> float:
 
 
 def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean accuracy of the classes that occur.
+    """Returns the unweighted mean of the accuracies of the classes in `labels`.
 
     Args:
-      right: (N,) bools, whether a prediction is right.
+      right: (N,) bools, whether the prediction for each picture is right.
       labels: (N,) class of each picture.
     """
     _, classes = np.unique(labels, return_inverse=True)
@@ -48,7 +49,10 @@ def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns Spearman's correlation of a (N,) and b (N,); 0 if one is constant."""
+    """Returns Spearman's correlation of a (N,) and b (N,).
+
+    It is 0 if a or b is constant or N is less than 2.
+    """
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(scipy.stats.spearmanr(a, b).statistic)
@@ -68,7 +72,7 @@ def sampled_correlation(
     correlates ratings and scores of these items.
 
     Args:
-      queries: (P,) number of the query that a rating belongs to.
+      queries: (P,) integer that identifies the query of each rating.
       ratings: (P,) ratings by people.
       scores: (P,) scores by the model.
       estimates: number of estimates.
@@ -78,7 +82,7 @@ def sampled_correlation(
       Mean and standard deviation over the estimates.
 
     Raises:
-      ValueError: fewer than four queries, the half of which cannot be correlated.
+      ValueError: fewer than four distinct queries; half of them would be one item.
     """
     order = queries.argsort(kind="stable")
     _, starts, counts = np.unique(queries[order], return_index=True, return_counts=True)

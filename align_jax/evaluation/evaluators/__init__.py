@@ -1,4 +1,4 @@
-"""Evaluators: each embeds a dataset and yields (name, value) pairs.
+"""Evaluators: each runs a model on a dataset and yields (name, value) pairs.
 
 A new evaluator is one file, with a class that fulfils `Evaluator`, and one line in
 `EVALUATORS`.
@@ -44,16 +44,17 @@ class Evaluator(Protocol):
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields (name, value) of every score and of the values beside them.
 
-        Tables and curves show all values as scores, except those whose last word, after
-        "_", is in `align_jax.runs.results.BESIDE`. The main score is `mean_recall`, or
-        else the first one.
+        Tables and curves show all values as scores, except those whose last word,
+        between "_" and "@", is in `align_jax.runs.results.BESIDE`. The main score is
+        `mean_recall`, or else the first one.
 
-        In the table, the count of `i2t_recall@5` is `i2t_queries` or `i2t_pairs`, or
-        else `queries`, and its chance level is `i2t_chance@5`.
+        In the table, the count beside `t2i_recall@5` is the first that exists of
+        `t2i_queries`, `t2i_pairs`, `queries` and `i2t_queries`. Its chance level is
+        `t2i_chance@5`; that of `top1` is `majority`.
         """
 
     def examples(self, embedder: Encoder) -> Mapping[str, Iterator[Example]]:
-        """Returns some queries with the model's answers, by title, for the report.
+        """Returns {title: some queries with the model's answers} for the report.
 
         It returns {} if there is nothing to show.
         """
@@ -66,7 +67,10 @@ class PairEvaluator(Protocol):
     def matched_pairs(
         self, embedder: Encoder
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns embeddings (I, D) and (T, D), and the indices (P, 2) of the pairs."""
+        """Returns embeddings of pictures (I, D) and texts (T, D), and the pairs (P, 2).
+
+        A pair is the row of the picture and the row of a text that matches it.
+        """
 
 
 EVALUATORS: dict[str, type[Evaluator]] = {

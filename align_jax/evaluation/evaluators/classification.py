@@ -20,9 +20,9 @@ class ClassificationConfig(LabelledSplits):
     Attributes:
       directory: dataset in TFDS's layout.
       split: test split, or an expression of TFDS such as "train[90%:]".
-      expected_pictures: number of pictures that the split must have; 0 for any.
+      expected_pictures: number of records that `split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; a record with label -1 is skipped.
+      label_feature: name of the label in a record; a record with label < 0 is skipped.
     """
 
     directory: str
@@ -33,7 +33,7 @@ class ClassificationConfig(LabelledSplits):
 
 
 class Predictions(NamedTuple):
-    """Logits (N, K) of the pictures, labels (N,) and ranks (N,) of the labels."""
+    """Logits (N, K) of the pictures, labels (N,) and their ranks (N,), from 0."""
 
     logits: np.ndarray
     labels: np.ndarray
@@ -50,12 +50,20 @@ class Classification:
     Config = ClassificationConfig
 
     def __init__(self, config: ClassificationConfig) -> None:
-        """Opens the split; raises InputError if it is missing or of another size."""
+        """Opens the split.
+
+        Raises:
+          InputError: the split or a feature is missing, or a size is not the expected one.
+        """
         self.data = config.open(config.split, config.expected_pictures)
         self.found: Predictions | None = None
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies, the share of the most frequent class, and counts."""
+        """Yields accuracies in [0, 1], then values to compare them with.
+
+        `majority` is the share of the most frequent label, `queries` the number of
+        pictures and `candidates` the number of classes.
+        """
         self.found = self.find(embedder)
         logits, labels, ranks = self.found
         yield "top1", recall_at(ranks, 1)
@@ -69,7 +77,8 @@ class Classification:
         """Classifies all labelled pictures; ties count against the classifier.
 
         Raises:
-          InputError: a label is not below the classifier's number of classes.
+          InputError: the model is no classifier, no picture has a label, or a label is
+            not below the classifier's number of classes.
           FloatingPointError: a logit is not finite.
         """
         labels: list[int] = []
@@ -86,7 +95,7 @@ class Classification:
         return Predictions(logits, truth, (logits >= own[:, None]).sum(1) - 1)
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns pictures of the last run; calls `find` if there was none."""
+        """Returns {title: examples} of the last run; before any run, of `find`."""
         logits, labels, ranks = self.found or self.find(embedder)
         known = dict(enumerate(self.data.names or ()))
 

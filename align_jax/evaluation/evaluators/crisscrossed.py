@@ -46,11 +46,11 @@ class CrisscrossedConfig:
 
     Attributes:
       directory: MSCOCO as `python -m data.eval_sets coco` writes it.
-      ratings: folder `data` of
+      ratings: path of the folder `data` in a clone of
         https://github.com/google-research-datasets/Crisscrossed-Captions.
       split: split of pictures and ratings, "test" or "val".
       expected_ratings: numbers of ratings that the three files must have, in the order
-        of `FILES`; () for any.
+        of `FILES`; () for any. The default is that of "test".
       estimates: number of estimates of the bootstrap.
       seed: seed of the bootstrap.
     """
@@ -67,7 +67,7 @@ class RankedTask(NamedTuple):
     """The right pairs of one of `TASKS`, and the queries' ranks.
 
     Attributes:
-      right: (P, 2) right pairs: the row of the query and the row of the candidate.
+      right: (P, 2) right pairs: row number of the query and of the candidate.
       ranks: (Q,) rank of the best right candidate of every query; 0 is the top, and -1
         means that no candidate is right. See `pair_ranks`.
     """
@@ -82,7 +82,7 @@ class EmbeddedCaptions(NamedTuple):
     Attributes:
       images: (I, D) embeddings.
       texts: (T, D) embeddings.
-      tasks: task name -> right pairs and ranks.
+      tasks: key of `TASKS` -> right pairs and ranks.
     """
 
     images: np.ndarray
@@ -128,7 +128,15 @@ class Crisscrossed:
         self.rated = {kind: self._read(kind, rows) for kind in FILES}
 
     def _read(self, kind: str, rows: dict) -> tuple[np.ndarray, np.ndarray]:
-        """Reads one of `FILES`; returns the rows of its pairs and their ratings."""
+        """Reads one of `FILES`.
+
+        Args:
+          kind: key of `FILES`.
+          rows: {"caption": {caption's id: row}, "image": {file's name: row}}.
+
+        Returns:
+          Rows of the pairs (P, 2), in the order of `FILES[kind]`, and ratings (P,).
+        """
         config = self._config
         folder = places.resolve(config.ratings)
         path = os.path.join(folder, f"{kind}_{config.split}.csv")
@@ -159,7 +167,10 @@ class Crisscrossed:
         return pairs, np.array([float(line["agg_score"]) for line in lines])
 
     def right(self, kind: str) -> np.ndarray:
-        """Returns the right pairs (P, 2), each once; STS and SIS in both orders."""
+        """Returns the rows (P, 2) of the right pairs of one of `FILES`, each once.
+
+        The order is caption, picture for "sits"; "sts" and "sis" have both orders.
+        """
         pairs, ratings = self.rated[kind]
         pairs = pairs[ratings >= FLOORS[kind]]
         if kind != "sits":
@@ -168,7 +179,11 @@ class Crisscrossed:
         return np.unique(pairs, axis=0)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields recalls, then correlations with their deviations, and counts."""
+        """Yields recalls for each of `TASKS`, then correlations for each of `FILES`.
+
+        The names are `t2i_recall@5` and `t2i_queries`, `sits_spearman`,
+        `sits_spearman_std` (deviation over the estimates) and `sits_queries`.
+        """
         self.found = self.find(embedder)
         images, texts, tasks = self.found
         for name in TASKS:
@@ -212,7 +227,7 @@ class Crisscrossed:
         return Item(self.texts[self.captions[row]], self.pictures[row])
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns queries of each task; calls `find` if there was no run."""
+        """Returns {title: examples} of the last run; before any run, of `find`."""
         found = self.found or self.find(embedder)
         sides = {
             "t": Side(found.texts, show_each(lambda row: Item(self.texts[row]))),

@@ -24,13 +24,14 @@ class FewShotConfig(LabelledSplits):
       directory: dataset in TFDS's layout.
       split: test split.
       train: split, or an expression of TFDS, from which pictures are drawn.
-      shots: numbers of pictures of each class; a smaller class gives all it has.
+      shots: numbers of training pictures of each class, for one probe each; a smaller
+        class gives all it has.
       seeds: seeds of the draws. For one seed, the pictures of fewer shots are among
         those of more shots.
       penalty: factor of the squared weights in the objective.
-      expected_pictures: number of pictures that the test must have; 0 for any.
+      expected_pictures: number of records that `split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; a record with label -1 is skipped.
+      label_feature: name of the label in a record; a record with label < 0 is skipped.
     """
 
     directory: str
@@ -52,18 +53,29 @@ class FewShotConfig(LabelledSplits):
 
 
 class FewShot:
-    """Accuracy of ridge classifiers: mean and deviation over the draws."""
+    """Accuracy of ridge classifiers on image features: mean and deviation."""
 
     Config = FewShotConfig
 
     def __init__(self, config: FewShotConfig) -> None:
-        """Opens both splits; raises InputError if one is missing or of another size."""
+        """Opens both splits.
+
+        Raises:
+          InputError: a split or a feature is missing, or a size is not the expected one.
+        """
         self._config = config
         self.train = config.open(config.train)
         self.test = config.open(config.split, config.expected_pictures)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies by shots, their deviations over the seeds, and counts."""
+        """Yields accuracies in [0, 1] and their deviations over the seeds, by shots.
+
+        The names are `5_shot_top1` and `5_shot_std`, then `majority` (share of the most
+        frequent label), `queries` (test pictures) and `candidates` (classes).
+
+        Raises:
+          InputError: no training picture or no test picture has a label.
+        """
         config = self._config
         labels = self.train.labels()
         if labels.max() < 0:
@@ -87,7 +99,7 @@ class FewShot:
         yield "candidates", classes
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns {}: the zero-shot evaluators show the pictures."""
+        """Returns {}: the report shows no pictures of this evaluator."""
         return {}
 
 

@@ -29,11 +29,11 @@ class LinearProbeConfig(LabelledSplits):
     Attributes:
       directory: dataset in TFDS's layout.
       split: test split.
-      train: split, or an expression of TFDS such as "train[:90%]".
+      train: training split, or an expression of TFDS such as "train[:90%]".
       validation: split or expression on which the penalty is chosen.
-      expected_pictures: number of pictures that the test must have; 0 for any.
+      expected_pictures: number of records that `split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; a record with label -1 is skipped.
+      label_feature: name of the label in a record; a record with label < 0 is skipped.
     """
 
     directory: str
@@ -46,12 +46,16 @@ class LinearProbeConfig(LabelledSplits):
 
 
 class LinearProbe:
-    """Accuracy of a linear classifier on the tower's features."""
+    """Accuracy of a linear classifier on the image tower's features."""
 
     Config = LinearProbeConfig
 
     def __init__(self, config: LinearProbeConfig) -> None:
-        """Opens the splits; raises InputError if one is missing or of another size."""
+        """Opens the splits.
+
+        Raises:
+          InputError: a split or a feature is missing, or a size is not the expected one.
+        """
         self.parts = [
             config.open(config.train),
             config.open(config.validation),
@@ -59,7 +63,12 @@ class LinearProbe:
         ]
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies, the penalty's exponent, the majority share and counts."""
+        """Yields accuracies in [0, 1], and values that describe the fit and the data.
+
+        `validation_top1` is of the fit on training pictures only. `penalty_exponent` is
+        the logarithm of the penalty to base 10, `majority` the share of the most
+        frequent test label, and `candidates` the number of classes.
+        """
         train, validation, test = (read_features(p, embedder) for p in self.parts)
         count = 1 + max(int(part[1].max()) for part in (train, validation, test))
         features, labels = train
@@ -87,14 +96,18 @@ class LinearProbe:
         yield "training_pictures", training_pictures
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns {}: the zero-shot evaluators show the pictures."""
+        """Returns {}: the report shows no pictures of this evaluator."""
         return {}
 
 
 def read_features(
     data: LabelledPictures, embedder: Encoder
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features (N, W) and labels (N,) of all labelled pictures."""
+    """Returns features (N, W) and labels (N,) of all labelled pictures.
+
+    Raises:
+      InputError: no picture has a label.
+    """
     labels: list[int] = []
     features = embedder.image_features(data.collect(labels))
     return features, np.array(labels)

@@ -27,10 +27,10 @@ class NeighboursConfig(LabelledSplits):
       split: split of the queries.
       index_split: split of the index; its embeddings are streamed and never all in
         memory.
-      expected_queries: number of pictures that `split` must have; 0 for any.
-      expected_index: number of pictures that `index_split` must have; 0 for any.
+      expected_queries: number of records that `split` must have; 0 for any.
+      expected_index: number of records that `index_split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; a record with label -1 is skipped.
+      label_feature: name of the label in a record; a record with label < 0 is skipped.
     """
 
     directory: str
@@ -48,9 +48,9 @@ class NearestPictures(NamedTuple):
     Attributes:
       labels: (Q,) labels of the queries.
       near_labels: (Q, k) labels of the nearest pictures, best first.
-      indices: (Q, k) indices of the nearest pictures in the index.
+      indices: (Q, k) indices of the nearest pictures among the index's labelled ones.
       cosines: (Q, k) cosines of the nearest pictures.
-      candidates: number of pictures in the index.
+      candidates: number of labelled pictures in the index.
     """
 
     labels: np.ndarray
@@ -70,13 +70,17 @@ class Neighbours:
     Config = NeighboursConfig
 
     def __init__(self, config: NeighboursConfig) -> None:
-        """Opens both splits; raises InputError if one is missing or of another size."""
+        """Opens both splits.
+
+        Raises:
+          InputError: a split or a feature is missing, or a size is not the expected one.
+        """
         self.found: NearestPictures | None = None
         self.queries = config.open(config.split, config.expected_queries)
         self.index = config.open(config.index_split, config.expected_index)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields recalls in [0, 1], and the numbers of queries and of pictures."""
+        """Yields recalls in [0, 1], `queries`, and `candidates` (size of the index)."""
         self.found = self.find(embedder)
         same = self.found.near_labels == self.found.labels[:, None]
         for k in CUTS:
@@ -85,7 +89,12 @@ class Neighbours:
         yield "candidates", self.found.candidates
 
     def find(self, embedder: Encoder) -> NearestPictures:
-        """Embeds the queries, then streams the index and keeps the nearest pictures."""
+        """Embeds the queries, then streams the index and keeps the nearest pictures.
+
+        Raises:
+          InputError: no query or no picture of the index has a label.
+          ValueError: the index has fewer labelled pictures than the largest of `CUTS`.
+        """
         asked: list[int] = []
         held: list[int] = []
         queries = embedder.encode_images(self.queries.collect(asked))  # (Q, D)
@@ -95,7 +104,7 @@ class Neighbours:
         return NearestPictures(labels, near_labels, indices, cosines, len(held))
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns queries of the last run; calls `find` if there was none."""
+        """Returns {title: examples} of the last run; before any run, of `find`."""
         found = self.found or self.find(embedder)
         return {"Pictures and the nearest ones": self._examples(found)}
 

@@ -1,4 +1,7 @@
-"""Reads class names and prompt templates from files, which give their sources."""
+"""Reads class names and prompt templates from JSON files.
+
+The shipped files name their origin in the field "source".
+"""
 
 import dataclasses
 import json
@@ -19,7 +22,7 @@ class Prompts:
 
     Attributes:
       classes: class names, in the order of the labels.
-      phrases: phrases for each class, to be put into the templates.
+      phrases: K lists of phrases, one a class, to be put into the templates.
       templates: sentences with a {} for the phrase.
     """
 
@@ -28,7 +31,7 @@ class Prompts:
     templates: list[str]
 
     def fill(self, templates: Sequence[str]) -> list[list[str]]:
-        """Returns the prompts of each class, made from some templates."""
+        """Returns K lists: each class's phrases, each put into each of `templates`."""
         return [
             [t.format(p) for p in phrases for t in templates]
             for phrases in self.phrases
@@ -86,7 +89,14 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
 
 
 def read_subset(name: str) -> list[int]:
-    """Returns the ImageNet labels that occur in "imagenet_a" or "imagenet_r"."""
+    """Returns the ImageNet labels (0 to 999, ascending) of a subset of the classes.
+
+    Args:
+      name: "imagenet_a" or "imagenet_r".
+
+    Raises:
+      InputError: another name.
+    """
     subsets = json.loads(SUBSETS.read_text(encoding="utf-8"))
     del subsets["source"]
     return choose(subsets, name, "classes")

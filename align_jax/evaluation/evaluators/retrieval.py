@@ -54,7 +54,8 @@ class RankedPairs(NamedTuple):
     Attributes:
       images: (I, D) embeddings.
       texts: (T, D) embeddings.
-      ranks: (I,) ranks of pictures and (T,) ranks of texts, see `pair_ranks`.
+      ranks: (I,) rank of each picture's best right text, and (T,) rank of each text's
+        best right picture, see `pair_ranks`.
     """
 
     images: np.ndarray
@@ -66,8 +67,8 @@ class Retrieval:
     """Recall of pictures by texts and of texts by pictures.
 
     Attributes:
-      pictures: (I) encoded pictures.
-      texts: (T) texts.
+      pictures: list of I encoded pictures.
+      texts: list of T texts.
       pairs: (P, 2) indices of picture and text of all right pairs.
       image_queries: (I,) bools, whether a picture is a query.
       text_queries: (T,) bools, whether a text is a query.
@@ -77,7 +78,11 @@ class Retrieval:
     Config = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig) -> None:
-        """Reads the split; raises InputError if it is missing or of another size."""
+        """Reads the split.
+
+        Raises:
+          InputError: the split or a feature is missing, or a size is not the expected one.
+        """
         wanted = (config.image_feature, config.texts_feature)
         records = evaluation_records(config.directory, config.split, wanted)
         self.pictures = [record[config.image_feature] for record in records]
@@ -110,7 +115,11 @@ class Retrieval:
         self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields recalls, their mean, chance levels and counts."""
+        """Yields recalls and their chance levels in [0, 1], counts, and `mean_recall`.
+
+        If pictures are the queries, the names are `i2t_recall@5`, `i2t_chance@5`,
+        `i2t_queries` and `i2t_candidates`; if texts are, they begin with `t2i`.
+        """
         self.found = self.find(embedder)
         sizes = (len(self.pictures), len(self.texts))
         recalls = []
@@ -138,12 +147,15 @@ class Retrieval:
     def matched_pairs(
         self, embedder: Encoder
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns embeddings of pictures and texts, and their right pairs."""
+        """Returns embeddings of pictures (I, D) and texts (T, D), and `pairs`.
+
+        The embeddings are of the last run; before any run, they come from `find`.
+        """
         found = self.found or self.find(embedder)
         return found.images, found.texts, self.pairs
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns queries both ways; calls `find` if there was no run."""
+        """Returns {title: examples} of the last run; before any run, of `find`."""
         found = self.found or self.find(embedder)
         first = dict(self.pairs[::-1].tolist())  # text of each picture
 

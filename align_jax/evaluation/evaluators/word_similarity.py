@@ -72,7 +72,11 @@ class WordSimilarity:
         self.kinds["hard"] = np.array([row["SimAssoc333"] == "1" for row in rows])
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields the correlation and the number of pairs of every group."""
+        """Yields `<group>_spearman`, in [-1, 1], and `<group>_pairs` of every group.
+
+        Raises:
+          FloatingPointError: a feature of a word is not finite.
+        """
         words = list(dict.fromkeys(word for pair in self.pairs for word in pair))
         features = embedder.text_features(words)
         if not np.isfinite(features).all():
@@ -89,5 +93,5 @@ class WordSimilarity:
             yield f"{name}_pairs", int(kind.sum())
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns {}: there is nothing to look at."""
+        """Returns {}: the report shows no examples of this evaluator."""
         return {}

@@ -37,9 +37,9 @@ class ZeroShotConfig(LabelledSplits):
         or "plain", as the text tower returns them.
       single: one template whose accuracy is reported beside that of all templates; ""
         for none.
-      expected_pictures: number of pictures that the split must have; 0 for any.
+      expected_pictures: number of records that `split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
-      label_feature: name of the label in a record; a record with label -1 is skipped.
+      label_feature: name of the label in a record; a record with label < 0 is skipped.
     """
 
     directory: str
@@ -102,7 +102,12 @@ class ZeroShot:
             )
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies, the share of the most frequent class, and counts."""
+        """Yields accuracies in [0, 1], then values to compare them with.
+
+        `majority` is the share of the most frequent label, `queries` the number of
+        pictures, `candidates` that of classes, and `prompts` that of all their prompts.
+        `ensemble_gain` is `top1` minus `single_prompt_top1`.
+        """
         self.found = self.find(embedder)
         images, truth, _, ranks = self.found
         yield "top1", recall_at(ranks, 1)
@@ -118,7 +123,11 @@ class ZeroShot:
         yield "prompts", sum(map(len, self._fill(self.prompts.templates)))
 
     def find(self, embedder: Encoder) -> RankedClasses:
-        """Embeds pictures and classes, and ranks the right class of each picture."""
+        """Embeds pictures and classes, and ranks the right class of each picture.
+
+        Raises:
+          InputError: no picture has a label, or one has the label of no candidate.
+        """
         labels: list[int] = []
         images = embedder.encode_images(self._pictures(labels))  # (N, D)
         truth, templates = np.array(labels), self.prompts.templates
@@ -132,14 +141,21 @@ class ZeroShot:
         truth: np.ndarray,
         templates: list[str],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns class embeddings (K, D) made from some templates, and ranks (N,)."""
+        """Returns class embeddings (K, D) made from `templates`, and ranks (N,).
+
+        Args:
+          embedder: model that embeds the prompts.
+          images: (N, D) embeddings of the pictures.
+          truth: (N,) indices of the right classes.
+          templates: sentences with a {} for the class.
+        """
         unit = self._config.average == "unit"
         classes = class_embeddings(embedder, self._fill(templates), unit)
         pairs = np.stack([np.arange(len(truth)), truth], 1)
         return classes, pair_ranks(images, classes, pairs, embedder.mesh)[0]
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
-        """Returns pictures of the last run; calls `find` if there was none."""
+        """Returns {title: examples} of the last run; before any run, of `find`."""
         found = self.found or self.find(embedder)
         names = [self.prompts.classes[label] for label in self.kept]
         truth = found.truth
@@ -155,12 +171,15 @@ class ZeroShot:
         return {title: make_examples(pictures, classes, pairs, found.ranks)}
 
     def _fill(self, templates: list[str]) -> list[list[str]]:
-        """Returns the prompts of the candidate classes, made from some templates."""
+        """Returns K lists: the prompts of each candidate class, from `templates`."""
         filled = self.prompts.fill(templates)
         return [filled[label] for label in self.kept]
 
     def _pictures(self, labels: list[int]) -> Iterator[bytes]:
-        """Yields the pictures; appends the index of each one's class to `labels`."""
+        """Yields the labelled pictures; raises InputError as `find` does.
+
+        The index of each picture's class among the candidates is appended to `labels`.
+        """
         index = {label: i for i, label in enumerate(self.kept)}
         config = self._config
         for picture, label in self.data:
