@@ -1,10 +1,11 @@
-"""Compares runs with each other and with the paper, as a page and as Markdown.
+"""Compares runs with each other and with ALIGN's published numbers.
 
     python -m align_jax.report DIR... --out=FOLDER
 
 Each DIR is a run's workdir, or a folder of runs such as the folder of a sweep. The
 command writes `summary.html`, a self-contained page, and `summary.md` into FOLDER,
-by default the first DIR. An evaluation's scores are shown with the run it evaluated.
+by default the first DIR. An evaluation's scores are shown with the run it evaluated,
+if that run is also in a DIR and has the same last step and no scores of these names.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from align_jax.errors import run_command
 
 
 def main() -> None:
-    """Reads the flags and writes both files."""
+    """Reads the flags, writes both files and prints their paths."""
     parser = argparse.ArgumentParser(prog="align_jax.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("places", nargs="+", metavar="DIR")

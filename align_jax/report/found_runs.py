@@ -1,4 +1,4 @@
-"""Finds the runs in folders, finished or not, and reads what each has recorded."""
+"""Finds the runs in folders, finished or not, and reads the files of each."""
 
 import dataclasses
 import math
@@ -32,9 +32,10 @@ class FoundRun:
       place: path or URL of the run's folder.
       name: short name, unique among the runs that were found together.
       fields: the run's literal config.
-      results: the final results; before the end, the last step and the latest scores.
-      rows: metric lines that have scores or the measures of an interval, in order.
-      latest: the last value of every metric.
+      results: the final results by name, see `collect_results`; before the end, "step",
+        the last step, and the latest "eval/..." scores.
+      rows: metric lines, in order, that have scores or measures of speed.
+      latest: the last value of every metric, by name.
       provenance: versions and devices of the last start; empty if the file is missing.
       finished: whether the folder holds final results.
     """
@@ -50,7 +51,7 @@ class FoundRun:
 
     @property
     def title(self) -> str:
-        """The folder's name without a sweep's hash, as the paper's tables name runs."""
+        """The folder's name without a sweep's hash; `PUBLISHED` names runs so."""
         return HASH.sub("", os.path.basename(self.place))
 
     @property
@@ -66,7 +67,10 @@ class FoundRun:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Parameters of each part of the model; {} if the config cannot be read."""
+        """Number of parameters of each top-level part of the model, by the part's name.
+
+        {} if the run is an evaluation or a search, or if its config cannot be read.
+        """
         if not self.trains:
             return {}
         try:
@@ -81,7 +85,7 @@ class FoundRun:
 
     @property
     def measures(self) -> dict[str, float]:
-        """Values by the keys of `MEASURES`; a key without a value is left out."""
+        """Values by the keys of `MEASURES`; unknown values and zeros are left out."""
         found: dict[str, float | None] = {"parameters": sum(self.parameters.values())}
         latest = self.latest
         if self.trains:
@@ -114,12 +118,15 @@ MEASURES = {
 def find_runs(typed: Sequence[str]) -> list[FoundRun]:
     """Finds the runs in some folders.
 
-    An evaluation's scores are attached to the training run that it evaluated, if both
-    are of the same step and the run has no score of these names. Otherwise the
-    evaluation is listed as a run.
+    An evaluation's scores are attached to the training run that it evaluated, if that
+    run is found too, is at the same step and has no score of these names. Otherwise
+    the evaluation is listed as a run.
 
     Args:
       typed: paths or URLs of runs' folders, or of folders that contain runs.
+
+    Returns:
+      Training runs, then the other runs, each in the order in which they were found.
 
     Raises:
       InputError: a folder contains no run.
@@ -138,12 +145,15 @@ def find_runs(typed: Sequence[str]) -> list[FoundRun]:
 
 
 def _whole_path(place: str) -> str:
-    """Returns the same path for every spelling of a folder."""
+    """Returns the absolute path or the URL of a folder, without a final slash."""
     return places.resolve(place).rstrip("/") or "/"
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Names each path by its last parts, as few as make all names unique."""
+    """Returns {path: name}; the name is the end of the path.
+
+    All names have the same number of folders, the smallest that makes them unique.
+    """
     longest = max(path.count("/") for path in paths) + 1
     for count in range(1, longest + 1):
         names = {path: "/".join(path.split("/")[-count:]) for path in paths}
@@ -153,9 +163,10 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _run_folders(place: str) -> Iterator[str]:
-    """Yields a run's folder itself, or else the runs below it, in order.
+    """Yields `place` if it is a run's folder, or else the folders of runs below it.
 
-    Folders inside a run, such as the trials of a search, are not visited.
+    Folders inside a run, such as the trials of a search, are not visited; neither are
+    those inside a corpus.
     """
     if is_claimed(place):
         config = places.read_json(os.path.join(place, CONFIG_FILE))
@@ -194,7 +205,7 @@ def _read(place: str, name: str) -> FoundRun:
 
 
 def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
-    """Attaches the scores of evaluations to their runs; see `find_runs`."""
+    """Attaches the scores of evaluations to training runs; see `find_runs`."""
     known = {run.place: run for run in runs if run.trains}
     rest = []
     for run in runs:
@@ -211,18 +222,18 @@ def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:
 
 
 def _adds(evaluation: FoundRun, run: FoundRun) -> bool:
-    """Whether all scores of an evaluation are new to a run and of its last step."""
+    """Whether an evaluation has scores, all new to a run and of the run's last step."""
     scores = {name for name in evaluation.results if name.startswith("eval/")}
     same = evaluation.results.get("step") == run.results.get("step")
     return bool(scores) and same and not scores & {*run.results}
 
 
 def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
-    """Returns {dotted path: value} of the fields that set each run apart.
+    """Returns, for each run, {dotted path: value} of its unusual config fields.
 
-    A field is listed if it differs from the most common value among runs of that kind;
-    a field that the run lacks has the value "absent". Evaluators and fields that do not
-    change the result are ignored.
+    A field is listed if it differs from the most common value among the runs with the
+    same `config.run`; a field that the run lacks has the value "absent". Evaluators and
+    fields that do not change the result are ignored.
     """
     flat = []
     for run in runs:
@@ -241,7 +252,7 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
 
 def _flatten(fields: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Returns the leaves of a config by dotted path."""
+    """Returns the leaves of a config by dotted path, each path prefixed by `above`."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):

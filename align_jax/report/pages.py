@@ -18,7 +18,15 @@ DASHES = ("-", "--", ":", "-.")  # the next one whenever all colours are used
 
 
 def render(template: pathlib.Path, **values: Any) -> str:
-    """Fills a template, which may import others of its folder; escapes all texts."""
+    """Fills a Jinja template and returns the page; all texts are escaped.
+
+    Args:
+      template: path of the template, which may import others of its folder.
+      **values: variables of the template.
+
+    Raises:
+      jinja2.UndefinedError: the template uses a variable that is not in `values`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent, encoding="utf-8"),
         autoescape=True,
@@ -34,14 +42,14 @@ def plot_lines(
     limits: tuple[float, float] | None = None,
     among: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Plots named lines of (step, value).
+    """Plots named lines over the training step.
 
     Args:
       title: title of the plot.
       lines: points (step, value) of each line, by its name.
-      limits: lowest and highest value of the axis; None fits the axis to the lines.
-      among: the names of the lines of several plots, so that a line looks the same in
-        all of them; by default the names of `lines`.
+      limits: lowest and highest value of the vertical axis; None fits it to the lines.
+      among: line names of several plots, this one included, so that a line looks the
+        same in all of them; by default the names of `lines`.
 
     Returns:
       The dict that `plot` returns.
@@ -76,11 +84,11 @@ def plot_points(
     of: str,
     series: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> dict[str, str]:
-    """Plots labelled points over a size on a logarithmic axis.
+    """Plots labelled points over a size, on a logarithmic horizontal axis.
 
     Args:
       title: title of the plot.
-      of: name of the size.
+      of: name of the size, as the label of the horizontal axis.
       series: points of each series, {series name: {label: (size, value)}}.
 
     Returns:
@@ -108,7 +116,16 @@ def plot_points(
 
 
 def plot(title: str, alt: str, draw: Callable[[Axes], None]) -> dict[str, str]:
-    """Draws a plot; returns {"title", "alt", "picture"}, the picture as a data URI."""
+    """Draws a plot.
+
+    Args:
+      title: title, which is not drawn.
+      alt: text for readers who cannot see the plot.
+      draw: function that draws on the axes.
+
+    Returns:
+      {"title": title, "alt": alt, "picture": data URI of a PNG file}.
+    """
     figure = Figure(figsize=(6, 3.4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=COLOURS)

@@ -1,4 +1,4 @@
-"""The kinds of run that `main.py` starts, and how their configs are checked."""
+"""The kinds of run that `main.py` starts, by the config's field `run`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ class RunKind:
     """A kind of run.
 
     Attributes:
-      check: function of a literal config and its name in messages, which raises
-        InputError for an invalid config.
+      check: function of a literal config and its name in messages, such as "config",
+        which raises InputError for an invalid config.
       execution: function of a literal config that returns the dotted paths of the
         fields that do not change the run's result.
     """
@@ -37,5 +37,13 @@ RUN_KINDS = {
 
 
 def kind_of(fields: Mapping[str, Any], where: str = "config") -> RunKind:
-    """Returns the kind of a config's run; raises InputError for an unknown kind."""
+    """Returns the value of `RUN_KINDS` that the config's field `run` names.
+
+    Args:
+      fields: literal config.
+      where: name of the config in messages.
+
+    Raises:
+      InputError: the field is absent or names no kind.
+    """
     return choose(RUN_KINDS, fields.get("run", "absent"), f"{where}.run")

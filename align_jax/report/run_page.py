@@ -50,7 +50,9 @@ def write_report(
     evaluators: Mapping[str, Evaluator],
     embedder: Encoder,
 ) -> str:
-    """Writes `<workdir>/report.html`.
+    """Writes `<workdir>/report.html`; every process calls this, and the first writes.
+
+    The page's command and versions are those of this process.
 
     Args:
       workdir: folder of the finished run.
@@ -91,7 +93,14 @@ def write_report(
 
 
 def training_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
-    """Plots loss, temperature and speed over the steps; returns dicts of `plot`."""
+    """Plots loss, temperature and speed over the steps.
+
+    Args:
+      rows: metric lines, see `read_metrics`.
+
+    Returns:
+      The dicts of `plot`, one for each of these metrics that occurs in the lines.
+    """
     return [
         plot_lines(name.replace("_", " "), {name: points})
         for name in ("loss", "temperature", "pairs_per_second")
@@ -100,7 +109,14 @@ def training_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
 
 
 def score_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
-    """Plots every evaluator's scores over the steps."""
+    """Plots every evaluator's scores over the steps, from 0 to 1 if they allow it.
+
+    Args:
+      rows: metric lines, see `read_metrics`.
+
+    Returns:
+      The dicts of `plot`, one for each evaluator.
+    """
     lines: dict[str, dict[str, list]] = {}
     for row in rows:
         for name in filter(is_score, row):
@@ -116,7 +132,11 @@ def score_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
 
 
 def data_uri(picture: bytes) -> str:
-    """Turns a picture file of any format and size into a small data URI."""
+    """Turns a picture file into a data URI.
+
+    A file of one of `MIME_TYPES` up to `SMALL_BYTES` is unchanged. Any other picture is
+    reduced to `SIDE`, as JPEG, or as PNG if it is transparent.
+    """
     kind = next((k for magic, k in MIME_TYPES.items() if picture.startswith(magic)), "")
     if not kind or len(picture) > SMALL_BYTES:
         reduced = make_thumbnail(picture, SIDE)
@@ -128,7 +148,15 @@ def data_uri(picture: bytes) -> str:
 
 
 def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reads the manifests that count the pairs each rule dropped, by dataset."""
+    """Reads the manifests of a config's datasets.
+
+    Args:
+      fields: literal config of a run.
+
+    Returns:
+      {dataset name: manifest} of the datasets whose manifest has "rules", the number of
+      pairs that each filter rule dropped.
+    """
     corpora = {}
     for name, dataset in fields.get("input", {}).get("datasets", {}).items():
         path = os.path.join(places.resolve(dataset["directory"]), MANIFEST)
@@ -139,7 +167,12 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def describe(evaluator: Evaluator, embedder: Encoder) -> dict[str, Any]:
-    """Lists an evaluator's examples, and plots the similarities of matched pairs."""
+    """Lists an evaluator's examples, and plots the similarities of matched pairs.
+
+    Returns:
+      {"examples": {title: [Example, ...]}, "histogram": dict of `plot`, or None if the
+      evaluator is no `PairEvaluator`}.
+    """
     found = {
         title: list(examples)
         for title, examples in evaluator.examples(embedder).items()
@@ -157,9 +190,13 @@ def plot_similarity(
     """Plots the distribution of cosine similarity for matched and unmatched pairs.
 
     Args:
-      images: (I, D) embeddings, of which up to HISTOGRAM_PICTURES are used, evenly.
-      texts: (T, D) embeddings.
+      images: (I, D) embeddings of unit length, of which up to HISTOGRAM_PICTURES are
+        used, evenly.
+      texts: (T, D) embeddings of unit length.
       pairs: (P, 2) indices of the image and the text of each matched pair.
+
+    Returns:
+      The dict that `plot` returns.
     """
     rows = np.array(spread(np.ones(len(images), bool), HISTOGRAM_PICTURES))
     similarity = images[rows] @ texts.T

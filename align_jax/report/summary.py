@@ -1,4 +1,4 @@
-"""The page on many runs: tables, curves and plots, beside the paper's numbers."""
+"""The page on many runs: tables, curves and plots, beside ALIGN's published numbers."""
 
 import dataclasses
 import json
@@ -40,7 +40,12 @@ class Table:
 
 
 def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
-    """Writes `summary.html` and `summary.md` into a folder; returns their paths."""
+    """Writes `summary.html` and `summary.md` into a folder; returns their paths.
+
+    Args:
+      runs: list of the runs to compare, from `find_runs`.
+      out: path or URL of the folder, which is created if it does not exist.
+    """
     changes = changed_fields(runs)
     overview, paper = overview_table(runs, changes), paper_tables(runs)
     page = render(
@@ -69,7 +74,12 @@ def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
 def overview_table(
     runs: Sequence[FoundRun], changes: Sequence[dict[str, Any]]
 ) -> Table:
-    """Makes a row per run: changed fields, measures and main scores."""
+    """Makes a row per run: changed fields, measures, and main scores in per cent.
+
+    Args:
+      runs: list of the runs to compare.
+      changes: changed fields of each run, from `changed_fields`.
+    """
     scores = [main_scores(run.results) for run in runs]
     names = [*dict.fromkeys(name for found in scores for name in found)]
     shown = [m for m in MEASURES if any(m in run.measures for run in runs)]
@@ -93,7 +103,7 @@ def overview_table(
 
 
 def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
-    """Makes the paper's tables with the numbers of finished runs, in per cent."""
+    """Makes the tables of `PUBLISHED` with the scores of finished runs, in per cent."""
     ended = [run for run in runs if run.finished]
     return [
         _of_runs(table, ended) if "runs" in table else _of_measures(table, ended)
@@ -102,7 +112,10 @@ def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:
 
 
 def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
-    """Makes a table with one row per measure and one column per model."""
+    """Makes a table with one row per measure and one column per model or run.
+
+    Published models come first, then our runs with at least one of the measures.
+    """
     known = {name: PUBLISHED["measures"][name] for name in table["measures"]}
     columns = published_columns(known.values())
     ours = [run for run in runs if any(f"eval/{name}" in run.results for name in known)]
@@ -121,7 +134,11 @@ def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
 
 
 def _of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
-    """Makes a table with one row per model and two columns per measure."""
+    """Makes a table with one row per model and two columns per measure.
+
+    The columns are the paper's number and ours. If several of our runs have the model's
+    name, each has a row.
+    """
     names = table["measures"]
     rows = []
     for title, published in table["runs"].items():
@@ -147,7 +164,14 @@ def _published(value: float | None) -> str:
 
 
 def _ours(run: FoundRun | None, measure: str, published: Sequence) -> str:
-    """Formats a run's measure in per cent, with as many decimals as published."""
+    """Formats a run's measure in per cent, with as many decimals as published.
+
+    Args:
+      run: our run; None or a run without the measure gives `ABSENT`.
+      measure: "<evaluator>/<score>".
+      published: published numbers, in per cent; None where there is none. If all are
+        None, the result has one decimal.
+    """
     value = run.results.get(f"eval/{measure}") if run else None
     if value is None:
         return ABSENT
@@ -160,7 +184,7 @@ def _percent(value: float | None) -> str:
 
 
 def show_measure(name: str, value: float | None) -> str:
-    """Formats the value of one of `MEASURES`."""
+    """Formats the value of one of `MEASURES`; None gives `ABSENT`."""
     if value is None:
         return ABSENT
     if name in ("parameters", "pairs_seen"):
@@ -171,7 +195,11 @@ def show_measure(name: str, value: float | None) -> str:
 
 
 def training_curves(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
-    """Plots the loss and each main score over the steps, with a line per run."""
+    """Plots the loss and each main score over the steps, with a line per training run.
+
+    Returns:
+      The dicts of `plot`.
+    """
 
     def loss(row: dict) -> dict[str, float]:
         return {"loss": row["train/loss"]} if "train/loss" in row else {}
@@ -194,7 +222,11 @@ def _curves(runs: Sequence[FoundRun], measure: Callable) -> list[dict[str, str]]
 
 
 def scaling_plots(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
-    """Plots the main scores against those of `SCALES` that differ between runs."""
+    """Plots the main scores of finished training runs against their sizes.
+
+    Returns:
+      The dicts of `plot`, one for each of `SCALES` that differs between the runs.
+    """
     plots = []
     for scale in SCALES:
         series: dict[str, dict[str, tuple[float, float]]] = {}

@@ -53,7 +53,7 @@ class Classification:
         """Opens the split.
 
         Raises:
-          InputError: the split or a feature is missing, or a size is not the expected one.
+          InputError: the split or a feature is missing, or the size is unexpected.
         """
         self.data = config.open(config.split, config.expected_pictures)
         self.found: Predictions | None = None

@@ -61,7 +61,7 @@ class FewShot:
         """Opens both splits.
 
         Raises:
-          InputError: a split or a feature is missing, or a size is not the expected one.
+          InputError: a split or a feature is missing, or a size is unexpected.
         """
         self._config = config
         self.train = config.open(config.train)

@@ -54,7 +54,7 @@ class LinearProbe:
         """Opens the splits.
 
         Raises:
-          InputError: a split or a feature is missing, or a size is not the expected one.
+          InputError: a split or a feature is missing, or a size is unexpected.
         """
         self.parts = [
             config.open(config.train),

@@ -73,7 +73,7 @@ class Neighbours:
         """Opens both splits.
 
         Raises:
-          InputError: a split or a feature is missing, or a size is not the expected one.
+          InputError: a split or a feature is missing, or a size is unexpected.
         """
         self.found: NearestPictures | None = None
         self.queries = config.open(config.split, config.expected_queries)

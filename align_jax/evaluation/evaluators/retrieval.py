@@ -81,7 +81,7 @@ class Retrieval:
         """Reads the split.
 
         Raises:
-          InputError: the split or a feature is missing, or a size is not the expected one.
+          InputError: the split or a feature is missing, or the size is unexpected.
         """
         wanted = (config.image_feature, config.texts_feature)
         records = evaluation_records(config.directory, config.split, wanted)
