@@ -4,9 +4,10 @@
 
 The launcher `local` runs one run after the other on this machine. `print` prints one
 command per line, for xargs, Slurm or GKE. `skypilot` writes one managed job per run and
-prints the commands that launch them. `status` only shows the table. Finished runs are
-left alone, so the same command continues after any interruption. Flags after `--` are
-passed to every run: `-- --config.seed=1`.
+prints the commands that launch them. `status` only prints a table of the progress.
+Finished runs are left alone, so the same command continues after any interruption;
+failed ones are left alone without --retry. Flags after `--` are passed to every run:
+`-- --config.seed=1`.
 """
 
 import argparse
@@ -21,7 +22,15 @@ from align_jax.errors import run_command
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reads the flags and every run's config, then launches."""
+    """Reads the flags and every run's config, then calls the launcher with all runs.
+
+    Args:
+      argv: arguments of the command, without the program's name.
+
+    Raises:
+      InputError: the launcher, a file or a run is unknown, a config is invalid, or the
+        launcher raises it.
+    """
     flags = read_flags(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Imported here, so that a missing package is reported in one line.
@@ -37,7 +46,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the flags of the command line."""
+    """Reads the flags of the command line.
+
+    Args:
+      argv: arguments of the command, without the program's name.
+
+    Returns:
+      The flags, with `workdir` and `jobs` as absolute paths or URLs, and `further`, the
+      list of the arguments after "--".
+    """
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="align_jax.sweep", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -36,10 +36,11 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-      id: the run's name, in a sweep followed by a hash of the fields that change the
-        result, so that equal runs of two sweeps are one.
-      fields: the literal config.
-      flags: flags for `main.py`.
+      id: name of the run's folder. In a sweep, this is the run's name and a hash of the
+        fields that change the result, so that two sweeps share a run if it has the same
+        name and result in both. In a search, it is the trial's name.
+      fields: the literal config of the run; for a trial, that of the trial.
+      flags: flags with which `main.py` starts the run.
       workdir: path or URL of the run's folder.
       search: search of which the run is a trial; None for runs of `get_sweep`.
     """
@@ -52,14 +53,14 @@ class SweepRun:
 
     @property
     def command(self) -> str:
-        """The shell command that starts the run."""
+        """The shell command that starts the run from the repository's root folder."""
         return shlex.join([sys.executable, "main.py", *self.flags])
 
 
 def open_sweep(
     argument: str, workdir: str, flags: Sequence[str] = ()
 ) -> list[SweepRun]:
-    """Reads a sweep and every run's config.
+    """Executes a sweep's file, and reads and checks every run's config.
 
     Args:
       argument: "FILE", or "FILE:NAME,NAME" for some of its runs; for a search, the
@@ -68,7 +69,8 @@ def open_sweep(
       flags: further flags of `main.py` for every run.
 
     Raises:
-      InputError: the file or a run does not exist, or a config is invalid.
+      InputError: the file or a run does not exist, there are no runs, or a config is
+        invalid or neither a sweep nor a random search.
     """
     path, _, chosen = argument.partition(":")
     if not places.is_file(path):
@@ -96,7 +98,11 @@ def open_sweep(
 
 
 def _open_search(argument: str, workdir: str, flags: Sequence[str]) -> list[SweepRun]:
-    """Lists a search's trials; `main.py` can then finish it in the same workdir."""
+    """Lists a random search's trials as runs; arguments and errors as in `open_sweep`.
+
+    The trials' folders are those that `main.py` would use for the whole search, so
+    `main.py` can finish the search in the same workdir.
+    """
     config = (f"--config={argument}", *flags)
     fields = _read(config, workdir).fields
     if fields.get("run") != "random_search":

@@ -41,6 +41,14 @@ LONGEST_NAME = 50
 def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
     """Runs one run after the other; a failure is reported and does not stop the others.
 
+    Finished runs are skipped, and so are runs that are running elsewhere. A run of
+    another process on this machine is waited for.
+
+    Args:
+      runs: list of the sweep's runs.
+      flags: flags of the command, of which `workdir` and `retry` (whether to run failed
+        runs again) are used.
+
     Raises:
       InputError: the workdir is a URL, or some runs are not done at the end.
       Preempted: SIGTERM stopped the sweep or its current run.
@@ -74,7 +82,15 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 
 
 def _run(run: SweepRun) -> None:
-    """Runs one run in a separate process, and waits for its end."""
+    """Runs one run in a separate process, and waits for its end.
+
+    The process writes to the file of `log_path`. If it fails, the reason is printed and
+    written to the file of `failure_path`. The file of an earlier failure is removed.
+
+    Raises:
+      Preempted: SIGTERM stopped this process or the run.
+      InputError: the search's folder belongs to another config.
+    """
     if run.search is not None:  # first, as a folder with a log alone is refused
         _claim(run.search)
     with locked_log(run) as log, _Termination():
@@ -106,7 +122,13 @@ def _run(run: SweepRun) -> None:
 
 
 def _reason(run: SweepRun, code: int, before: int) -> str:
-    """Returns why a run failed: a signal, or the last line that the run logged."""
+    """Returns why a run failed: a signal, or the last line that the run logged.
+
+    Args:
+      run: the failed run.
+      code: exit code of the run; -N for signal N.
+      before: size of the log in bytes when the run started.
+    """
     if code < 0:
         return f"killed by signal {-code}; {log_path(run)} has what it printed"
     with places.opening(log_path(run)) as file:
@@ -131,7 +153,7 @@ class _Termination:
 
 
 def _follow(run: SweepRun, process: subprocess.Popen) -> int:
-    """Shows a run's progress to its end; returns the exit code, -N for signal N."""
+    """Shows a progress bar until a run ends; returns its exit code, -N for signal N."""
     interval = 1.0 if sys.stderr.isatty() else 60.0
     total = run.fields.get("total_steps")
     with tqdm.tqdm(desc=run.id, total=total, unit="step", mininterval=interval) as bar:
@@ -165,11 +187,17 @@ def print_commands(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 
 
 def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
-    """Writes a SkyPilot task for each run, and prints the command that launches it.
+    """Writes a SkyPilot task, and prints its launch command, for each run to start.
+
+    These are the stopped and the waiting runs and, with --retry, the failed ones. The
+    tasks are files in the folder --jobs, which is created; each is a copy of --template
+    with the run's name and command. Searches' folders are created as in
+    `print_commands`.
 
     Raises:
-      InputError: the template is no SkyPilot task, or the workdir is a local folder,
-        which would be lost with a job's machine.
+      InputError: the template is missing or no SkyPilot task, a folder belongs to
+        another run or search, or the workdir is a local folder, which would be lost
+        with a job's machine.
     """
     if not places.is_url(flags.workdir):
         raise InputError(
@@ -203,7 +231,10 @@ def show_status(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
 
 
 def _to_run(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
-    """Selects the runs to start, and claims the folders of their searches."""
+    """Returns the stopped and the waiting runs, and the failed ones if `retry` is true.
+
+    The folders of their searches are created and bound to the searches' configs.
+    """
     wanted = {"stopped", "waiting"} | ({"failed"} if retry else set())
     found = [run for run in runs if read_status(run).state in wanted]
     searches = {run.search.workdir: run.search for run in found if run.search}
@@ -213,7 +244,7 @@ def _to_run(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
 
 
 def _claim(search: Search) -> None:
-    """Binds a search's folder to its config, as `main.py` would."""
+    """Creates a search's folder and binds it to its config, as `main.py` would."""
     execution = search_execution(search.fields)
     claim_folder(search.workdir, search.fields, execution)
 

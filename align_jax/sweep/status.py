@@ -23,16 +23,17 @@ STATES = ("done", "failed", "running", "stopped", "waiting")
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """The progress of a run; unknown numbers are None.
+    """The progress of a run; None stands for an unknown number.
 
     Attributes:
       id: the run's id.
-      state: one of `STATES`; a "stopped" run has begun and can continue.
-      step: the last step with metrics.
-      total: number of steps of the whole run.
-      pairs_per_second: the speed that was measured last.
-      seconds_left: time to the end at that speed.
-      metrics: the latest loss and main scores, by name.
+      state: one of `STATES`; a "stopped" run has begun and can continue, a "waiting"
+        run has not begun.
+      step: the last step with metrics; 0 if there are none.
+      total: number of steps of the whole run; None for an evaluation.
+      pairs_per_second: the last measured speed of all devices together.
+      seconds_left: time to the last step at that speed.
+      metrics: the latest "train/loss" and `main_scores`, by name.
     """
 
     id: str
@@ -45,7 +46,7 @@ class Status:
 
 
 def read_status(run: SweepRun) -> Status:
-    """Reads a run's folder.
+    """Reads the progress of a run from its folder.
 
     Raises:
       InputError: the folder belongs to another run, or the storage does not answer.
@@ -92,18 +93,21 @@ def _state(run: SweepRun) -> str:
 
 
 def _seconds_silent(run: SweepRun) -> float:
-    """Returns the seconds since the run's metrics grew; 0 if there are none."""
+    """Returns the seconds since the metrics file was written; 0 if there is no file."""
     grew = places.modified(os.path.join(run.workdir, folder.METRICS_FILE))
     return 0.0 if grew is None else max(time.time() - grew, 1e-3)
 
 
 def failure_path(run: SweepRun) -> str:
-    """Returns the path of the file that describes the run's failure."""
+    """Returns the path of the file, beside the run's folder, that describes a failure.
+
+    The file exists if the run's last start by `run_here` failed.
+    """
     return f"{run.workdir}.failed.json"
 
 
 def log_path(run: SweepRun) -> str:
-    """Returns the path of the file that gets the run's output."""
+    """Returns the path of the file, beside the run's folder, with the run's output."""
     return f"{run.workdir}.log"
 
 
@@ -111,8 +115,9 @@ def log_path(run: SweepRun) -> str:
 def locked_log(run: SweepRun) -> Iterator[IO]:
     """Opens the run's log for appending, under an exclusive lock.
 
-    A process that inherits the open file shares the lock, so a run whose sweep was
-    killed holds it until the run ends. If another process holds the lock, this waits.
+    A process that inherits the open file shares the lock. Therefore, if a sweep is
+    killed, its run still holds the lock until the run ends. If another process holds
+    the lock, this prints a line and waits. The log's folder is created.
     """
     places.make_folder(os.path.dirname(run.workdir))
     with places.appending(log_path(run)) as file:
@@ -125,12 +130,15 @@ def locked_log(run: SweepRun) -> Iterator[IO]:
 
 
 def _has_log(run: SweepRun) -> bool:
-    """Whether the local launcher has started the run."""
+    """Whether the run has a log, which only `run_here` writes, on this machine."""
     return not places.is_url(run.workdir) and places.exists(log_path(run))
 
 
 def is_locked(run: SweepRun) -> bool:
-    """Whether a process on this machine runs the run."""
+    """Whether a process on this machine holds the lock of the run's log.
+
+    It is then running the run; see `locked_log`.
+    """
     if not _has_log(run):
         return False
     with places.opening(log_path(run)) as file:
@@ -142,7 +150,10 @@ def is_locked(run: SweepRun) -> bool:
 
 
 def format_status(statuses: Sequence[Status]) -> str:
-    """Formats the table for a terminal, with the line of `count_states` below."""
+    """Formats one or more runs as a table for a terminal.
+
+    The last line is that of `count_states`.
+    """
     width = max(len(status.id) for status in statuses)
     head = f"{'run':<{width}}  state    {'step':>17}  {'pairs/s':>9}  {'left':>8}"
     lines = [head + "  last metrics"]
@@ -162,6 +173,6 @@ def format_status(statuses: Sequence[Status]) -> str:
 
 
 def count_states(statuses: Sequence[Status]) -> str:
-    """Counts the runs of each state, in one line of text."""
+    """Returns the number of runs of each state, such as "3 done, 1 waiting"."""
     counts = {state: sum(s.state == state for s in statuses) for state in STATES}
     return ", ".join(f"{n} {state}" for state, n in counts.items() if n)
