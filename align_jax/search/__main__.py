@@ -6,11 +6,11 @@
     python -m align_jax.search serve INDEX --labels=labels.txt
     python -m align_jax.search delete INDEX ID...
 
-RUN is anything that `align_jax.load` reads. PLACE is a folder of pictures, or a dataset
-in TFDS's layout, such as a corpus, as DATASET:SPLIT. INDEX is a folder or a bucket's
-URL, which many machines may search at once. The same `build` command, given again,
-continues an interrupted build and adds new or changed pictures. With --prune it also
-deletes the pictures that PLACE does not have.
+RUN is anything that `align_jax.load` reads. PLACE is a folder of pictures, or
+DATASET:SPLIT for a dataset in TFDS's layout, such as a corpus. INDEX is a folder or a
+bucket's URL, which many machines may search at once. The same `build` command, given
+again, continues an interrupted build and adds new or changed pictures. With --prune, it
+also deletes the pictures that PLACE does not have.
 """
 
 import argparse
@@ -36,7 +36,12 @@ def main() -> None:
 
 
 def build(flags: argparse.Namespace) -> None:
-    """Embeds a collection's pictures into an index."""
+    """Embeds a collection's pictures into an index, and prints how many.
+
+    Raises:
+      InputError: the collection or the checkpoint cannot be read, or the index was made
+        with another model or thumbnail size.
+    """
     import tqdm
 
     from align_jax.embed.model import load
@@ -77,7 +82,15 @@ def query(flags: argparse.Namespace) -> None:
 
 
 def serve(flags: argparse.Namespace) -> None:
-    """Serves the page and the JSON interface until it is interrupted."""
+    """Prints the page's URL, then serves the page and the JSON API until interrupted.
+
+    The token comes from --token, else from $ALIGN_JAX_TOKEN, else, for addresses other
+    than loopback, from a random source; the URL contains it.
+
+    Raises:
+      InputError: --host is every address, and --name is not given; or the index or the
+        model cannot be opened.
+    """
     import uvicorn
 
     from align_jax.search.batching import BatchingEncoder
@@ -121,7 +134,7 @@ def serve(flags: argparse.Namespace) -> None:
 
 
 def read_lines(path: str | None) -> list[str]:
-    """Returns the lines of a text file that are not blank; none if no file is given."""
+    """Returns the stripped, non-blank lines of a text file; [] if `path` is empty."""
     if not path:
         return []
     text = places.read_bytes(places.resolve(path)).decode("utf-8", "replace")
@@ -129,7 +142,13 @@ def read_lines(path: str | None) -> list[str]:
 
 
 def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
-    """Opens the index and its model, of which --checkpoint may name another copy."""
+    """Returns the index and its model.
+
+    The model is read from --checkpoint, or else from the checkpoint of the build.
+
+    Raises:
+      InputError: the index or the checkpoint does not exist, or their models differ.
+    """
     from align_jax.embed.model import load
     from align_jax.search.indexing import check_model
     from align_jax.search.vector_index import open_index
@@ -141,7 +160,11 @@ def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
 
 
 def read_terms(flags: argparse.Namespace) -> list:
-    """Reads the query's terms: texts and pictures, then those to subtract."""
+    """Returns the query's `Term`s: texts, pictures, then those to subtract.
+
+    Raises:
+      InputError: a picture file cannot be read.
+    """
     from align_jax.search.queries import IMAGE_WEIGHT, TEXT_WEIGHT, Term
 
     terms = []
@@ -158,7 +181,7 @@ def read_terms(flags: argparse.Namespace) -> list:
 
 
 def delete(flags: argparse.Namespace) -> None:
-    """Deletes pictures from an index."""
+    """Deletes pictures from an index by id, and prints how many were there."""
     from align_jax.search.vector_index import open_index
 
     deleted = open_index(flags.index).delete(flags.ids)
@@ -166,7 +189,11 @@ def delete(flags: argparse.Namespace) -> None:
 
 
 def read_flags() -> argparse.Namespace:
-    """Reads and checks the flags of the command line."""
+    """Reads and checks the flags of the command line; local paths become absolute.
+
+    Raises:
+      InputError: a number is below its minimum.
+    """
     parser = argparse.ArgumentParser(prog="align_jax.search", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)

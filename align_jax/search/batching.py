@@ -19,15 +19,16 @@ GATHER_SECONDS = 0.003  # for which an incomplete batch waits for more
 
 
 class Busy(Exception):
-    """Too many texts and pictures are waiting; the caller should try again later."""
+    """Too many texts and pictures are waiting, or the encoder is closed."""
 
 
 class BatchingEncoder:
     """An encoder for many threads; a single internal thread uses the devices.
 
+    A call waits for its embeddings. It adds one or more items, texts or pictures.
     Requests that arrive while a batch runs form the next batch; text and picture
-    batches alternate. At most `most` items wait at a time. The pictures of a batch have
-    at most PIXELS_AT_ONCE pixels together, unless the batch is a single picture.
+    batches alternate. The pictures of a batch have at most PIXELS_AT_ONCE pixels
+    together, unless the batch is a single picture.
     """
 
     def __init__(self, model: TolerantEncoder, batch_size: int, most: int) -> None:
@@ -36,7 +37,7 @@ class BatchingEncoder:
         Args:
           model: encoder that only the internal thread calls.
           batch_size: largest number of items in a batch.
-          most: largest number of items that may wait.
+          most: largest number of items that may wait, over all calls.
         """
         self._model, self._batch_size, self._most = model, batch_size, most
         self._waiting: dict[str, collections.deque] = {
@@ -49,20 +50,24 @@ class BatchingEncoder:
         self._thread.start()
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds N texts as (N, D); raises Busy."""
+        """Embeds N texts as (N, D) of unit length.
+
+        Raises:
+          Busy: the queue has no room for N more items, or the encoder is closed.
+        """
         return self._encode("texts", texts, [0] * len(texts))
 
     def encode_images(self, images: Sequence[bytes]) -> np.ndarray:
-        """Embeds N picture files as (N, D).
+        """Embeds N picture files as (N, D) of unit length.
 
         Raises:
-          Busy: the queue is full.
+          Busy: the queue has no room for N more items, or the encoder is closed.
           InputError: one of the pictures cannot be read.
         """
         return self._encode("images", images, [*map(count_pixels, images)])
 
     def close(self) -> None:
-        """Ends the thread once all waiting items are embedded."""
+        """Refuses further items, and returns when all waiting ones are embedded."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -94,7 +99,10 @@ class BatchingEncoder:
                     self._compute(kind, batch)
 
     def _take(self, waiting: collections.deque) -> list[tuple]:
-        """Takes the next batch from the waiting items."""
+        """Removes the next batch from the waiting items, and returns it.
+
+        An item is a tuple: the text or picture file, its future, its number of pixels.
+        """
         batch: list[tuple] = []
         pixels = 0
         while waiting and len(batch) < self._batch_size:

@@ -1,4 +1,4 @@
-"""Bodies of requests to the search server and of its answers, with size limits."""
+"""JSON bodies of the search server's requests and answers, with size limits."""
 
 from typing import Annotated, Self
 
@@ -21,7 +21,7 @@ class _Body(BaseModel):
 
 
 class TermBody(_Body):
-    """A text, a picture file or the id of an indexed picture; the weight may be < 0."""
+    """A text, a picture file or an indexed picture's id, and a weight of any sign."""
 
     text: Text | None = None
     image: Upload | None = None
@@ -36,7 +36,7 @@ class TermBody(_Body):
 
 
 class SearchBody(_Body):
-    """A query: the sum of its terms."""
+    """A query: the weighted sum of its terms, and the number of pictures to return."""
 
     terms: Annotated[list[TermBody], Field(min_length=1, max_length=MAX_TERMS)]
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 24
@@ -58,7 +58,7 @@ class SearchAnswer(_Body):
 
 
 class EmbedBody(_Body):
-    """Texts and picture files to embed."""
+    """Texts, and picture files in base64, to embed."""
 
     texts: Annotated[list[Text], Field(max_length=MAX_ITEMS)] = []
     images: Annotated[list[Upload], Field(max_length=MAX_ITEMS)] = []
@@ -72,7 +72,7 @@ class EmbedAnswer(_Body):
 
 
 class ClassifyBody(_Body):
-    """A picture, and optionally labels to use instead of the server's."""
+    """A picture file in base64, and optionally labels instead of the server's."""
 
     image: Upload
     labels: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)] | None = (
@@ -81,7 +81,7 @@ class ClassifyBody(_Body):
 
 
 class Scored(_Body):
-    """A label with its probability, or a caption with its cosine similarity."""
+    """A label with its probability, or a caption with its cosine to the picture."""
 
     text: str
     score: float

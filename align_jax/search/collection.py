@@ -29,9 +29,10 @@ class Entry:
     Attributes:
       id: key of the picture in the index: a file's path below the folder, a record's
         `image_id`, or the record's split and number.
-      state: fingerprint, which differs if the picture or its text has changed.
-      text: the picture's text; "" if it has none.
-      read: function that returns the encoded file.
+      state: fingerprint that changes with the picture or its text: a file's size and
+        time of change, or a hash of the record's picture and text.
+      text: the picture's text; "" if it has none, as files have.
+      read: function that returns the encoded picture.
     """
 
     id: str
@@ -41,17 +42,20 @@ class Entry:
 
 
 class Folder:
-    """The picture files below a folder, chosen by the endings of their names.
+    """The picture files in a folder and its subfolders whose names end in `SUFFIXES`.
 
     Attributes:
-      prefix: the folder's path, which an id extends to the path of a picture.
-      labels: empty, as a folder has no classes.
+      prefix: text that gives a picture's path if the picture's id is appended.
+      labels: class names, which a folder does not have; always empty.
     """
 
     labels = ()
 
     def __init__(self, root: str) -> None:
         """Lists the files.
+
+        Args:
+          root: path of the folder.
 
         Raises:
           InputError: the folder is a URL, does not exist or has no picture.
@@ -89,11 +93,13 @@ class Folder:
 
 
 class Records:
-    """The pictures of a split in TFDS's layout, one per `image_id`.
+    """The pictures of a split in TFDS's layout.
+
+    If records have the same `image_id`, only the first is used; the length counts all.
 
     Attributes:
-      prefix: dataset and split, which an id extends to a unique name of a picture.
-      labels: class names of the dataset; empty if it has no `label`.
+      prefix: dataset and split, to which a picture's id is appended to name it.
+      labels: class names of the dataset; empty if it has no `label` or no names.
     """
 
     def __init__(self, directory: str, split: str) -> None:
@@ -140,7 +146,11 @@ def _decode(value: bytes | str) -> str:
 
 
 def open_collection(place: str) -> Folder | Records:
-    """Opens a FOLDER, or a DATASET:SPLIT whose split is "train" by default.
+    """Opens a folder of pictures, or a split of a dataset.
+
+    Args:
+      place: path of a folder of pictures, or "DATASET:SPLIT", the path or URL of a
+        dataset in TFDS's layout and the split, or "DATASET" for its split "train".
 
     Raises:
       InputError: the folder, dataset or split does not exist, or has no pictures.

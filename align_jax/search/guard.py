@@ -1,6 +1,7 @@
 """Checks each request's token, and limits the requests that the server handles at once.
 
-A request over a limit is refused with status 429, so that no queue builds up.
+If too many requests or bytes are under way, a request is refused with status 429, so
+that no queue builds up.
 """
 
 import asyncio
@@ -27,7 +28,11 @@ HEADERS = (
 
 
 class Guard:
-    """ASGI middleware that refuses requests before they reach the application."""
+    """ASGI middleware that refuses requests before they reach the application.
+
+    The status is 401 without the token, 411, 413 or 415 for invalid headers, 408 for a
+    body that arrives too slowly, and 429 if too much is under way.
+    """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         """Wraps an application.
@@ -41,7 +46,7 @@ class Guard:
         self._held = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuses a request, or passes it to the application."""
+        """Refuses an HTTP request, or passes it to the application, with `HEADERS`."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,9 +65,11 @@ class Guard:
             await answer(scope, receive, send_with_headers)
 
     def _check_token(self, request: Request) -> Response | None:
-        """Returns the refusal of a request without the token; None if it has the token.
+        """Returns the answer to a request that may not pass; None if it may.
 
-        The page's URL may have the token: the answer then redirects and sets a cookie.
+        It may pass with the token, as bearer or cookie, or if no token is wanted. If
+        the page's URL has the token, the answer redirects to "/" and sets the cookie;
+        otherwise it is a refusal.
         """
         if not self._token or _is(_sent_token(request), self._token):
             return None
@@ -75,7 +82,11 @@ class Guard:
         return problem(401, "wanted the token: Authorization: Bearer TOKEN", bearer)
 
     async def _hold(self, request: Request, send: Send) -> None:
-        """Reads a request's body and passes it on, unless too many bytes are held."""
+        """Reads a request's body and passes it on.
+
+        The request is refused if the bodies under way have too many bytes (429), or the
+        body is too slow (408). Only POST requests have a body.
+        """
         scope, receive = request.scope, request.receive
         length = int(request.headers["content-length"]) if _computes(request) else 0
         if self._held + length > MAX_HELD:
@@ -100,7 +111,10 @@ class Guard:
     async def _count(
         self, computes: bool, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Passes a request on, unless too many of its kind are under way."""
+        """Passes a request on; refuses it (429) if too many like it are under way.
+
+        POST requests (`computes` is true) and other requests are counted separately.
+        """
         running = self._running[computes]  # one event loop: no lock is needed
         if running >= (MAX_REQUESTS if computes else MAX_LOOKUPS):
             answer = problem(429, f"{running} requests are under way", RETRY)
@@ -114,13 +128,13 @@ class Guard:
 
 
 def problem(status: int, message: str, headers: dict | None = None) -> JSONResponse:
-    """Makes an answer that states a problem in one line."""
+    """Makes the JSON answer {"detail": message}."""
     told = message.encode("utf-8", "replace").decode()
     return JSONResponse({"detail": told}, status, headers)
 
 
 def _check_head(request: Request) -> JSONResponse | None:
-    """Returns the refusal of a request with invalid headers; None if they are valid."""
+    """Returns the refusal of a POST request with invalid headers; else None."""
     if not _computes(request):
         return None
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
@@ -149,7 +163,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _drain(request: Request) -> None:
-    """Reads a refused request to its end.
+    """Reads a refused request to its end, for `BODY_SECONDS` at the longest.
 
     If a part of it stayed unread, the sender would see a reset instead of the answer.
     """

@@ -22,9 +22,10 @@ class Indexed:
     """The outcome of indexing a collection.
 
     Attributes:
-      added: number of new or changed pictures.
+      added: number of new or changed pictures that were put into the index.
       kept: number of pictures that the index already had unchanged.
-      unreadable: error message of each unreadable picture, by id; not in the index.
+      unreadable: error message of each unreadable picture, by id; the index does not
+        have these pictures.
     """
 
     added: int = 0
@@ -40,7 +41,9 @@ def index_pictures(
 ) -> Indexed:
     """Embeds new and changed pictures and adds them to the index.
 
-    After an interruption, the same call adds the remaining pictures.
+    After an interruption, the same call adds the remaining pictures. Pictures that have
+    become unreadable are deleted from the index; those absent from `entries` stay.
+    At the end, the index is optimised.
 
     Args:
       model: the model that the index was made for, see `check_model`.
@@ -105,7 +108,12 @@ def _read(entry: Entry) -> bytes | InputError:
 
 
 def thumbnail(content: bytes, side: int) -> bytes:
-    """Makes a JPEG on white of at most `side` pixels a side; empty if `side` is 0."""
+    """Makes a JPEG of a picture file, on white if it is transparent.
+
+    Args:
+      content: picture file.
+      side: longest permitted side in pixels; 0 makes the result b"".
+    """
     return small_jpeg(content, side, QUALITY) if side else b""
 
 

@@ -49,7 +49,7 @@ class Term:
 
     @property
     def factor(self) -> float:
-        """The weight, or the paper's if that is None."""
+        """The weight, with None replaced by `TEXT_WEIGHT` or `IMAGE_WEIGHT`."""
         if self.weight is not None:
             return self.weight
         return TEXT_WEIGHT if isinstance(self.content, str) else IMAGE_WEIGHT
@@ -61,7 +61,8 @@ def query_embedding(model: QueryEncoder, terms: Sequence[Term]) -> np.ndarray:
     q = sum_i w_i e_i / |sum_i w_i e_i|, each e_i of unit length.
 
     Raises:
-      InputError: no term has a weight other than 0, or the terms cancel each other.
+      InputError: no term has a weight other than 0, the terms cancel each other, or
+        the model cannot read a picture.
     """
     terms = [term for term in terms if term.factor]
     if not terms:

@@ -1,7 +1,7 @@
 """Search over HTTP: a page for people and a JSON interface for programs.
 
 Uploads are decoded in memory, embedded and forgotten. The pictures shown are the
-thumbnails of the index: a request reads that index and no other file.
+thumbnails of the index: no request can name a file to read.
 """
 
 import dataclasses
@@ -73,7 +73,8 @@ class Texts:
         Args:
           encoder: encoder of the texts.
           texts: N texts.
-          template: prompt in which each text replaces the {}.
+          template: prompt in which each text replaces the {}; `cosines` compares with
+            the prompts.
         """
         self.texts = list(texts)
         filled = [template.format(text) for text in texts]
@@ -84,7 +85,7 @@ class Texts:
         self.embeddings = np.concatenate(parts) if parts else None  # (N, D)
 
     def cosines(self, image: np.ndarray) -> np.ndarray:
-        """Returns the cosine similarity (N,) of an image (D,) with each text."""
+        """Returns the cosine of an image's embedding (D,) with each text's, (N,)."""
         if self.embeddings is None:
             return np.zeros(0, np.float32)
         return self.embeddings @ image
@@ -97,8 +98,8 @@ class Service:
     Attributes:
       index: index to search.
       encoder: encoder with the index's model.
-      temperature: the model's temperature, for the softmax over labels.
-      labels: classes into which a picture is sorted, unless a request gives labels.
+      temperature: divisor of the cosines in the softmax over labels; the model's.
+      labels: candidates for a picture's label, unless a request gives labels.
       captions: candidates for a picture's caption; if there are none, the texts of the
         nearest pictures.
     """
@@ -110,7 +111,7 @@ class Service:
     captions: Texts
 
     def page(self) -> HTMLResponse:
-        """Returns the page."""
+        """Returns the search page, with a Content-Security-Policy."""
         text = render(
             PAGE,
             count=len(self.index),
@@ -126,7 +127,7 @@ class Service:
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     def search(self, body: SearchBody) -> SearchAnswer:
-        """Finds the pictures nearest to a sum of texts and pictures."""
+        """Finds the indexed pictures nearest to a sum of texts and pictures."""
         terms = [self._read_term(term) for term in body.terms]
         query = query_embedding(self.encoder, terms)
         hits = self.index.search(query, body.limit, body.exact)
@@ -135,7 +136,7 @@ class Service:
         )
 
     def embed(self, body: EmbedBody) -> EmbedAnswer:
-        """Embeds texts and pictures."""
+        """Embeds texts and pictures as vectors of unit length."""
         images = [read_upload(image) for image in body.images]
         encoder = self.encoder
         return EmbedAnswer(
@@ -144,7 +145,7 @@ class Service:
         )
 
     def classify(self, body: ClassifyBody) -> ClassifyAnswer:
-        """Returns the labels and the captions that fit a picture best."""
+        """Returns the labels and the captions that fit a picture best, 5 or fewer."""
         (image,) = self.encoder.encode_images([read_upload(body.image)])
         labels, captions = self.labels, self.captions
         if body.labels:
@@ -168,7 +169,7 @@ class Service:
         return Response(found["thumbnail"], media_type="image/jpeg")
 
     def _texts_near(self, image: np.ndarray) -> Texts:
-        """Embeds the distinct texts of the pictures nearest to an image (D,)."""
+        """Embeds the distinct texts of the `NEAR` pictures nearest to an image (D,)."""
         texts = (hit.text for hit in self.index.search(image, NEAR))
         return Texts(self.encoder, [*dict.fromkeys(filter(None, texts))])
 
@@ -193,13 +194,13 @@ def make_app(
     token: str = "",
     hosts: Sequence[str] = LOOPBACK,
 ) -> FastAPI:
-    """Makes the application.
+    """Makes the application, and embeds the labels and captions.
 
     Args:
       index: the index to search.
       encoder: encoder with the index's model.
       temperature: the model's temperature, see `Service`.
-      labels: classes into which a picture is sorted, see `Service`.
+      labels: candidates for a picture's label, see `Service`.
       captions: candidates for a picture's caption, see `Service`.
       token: secret that every request must carry, as `Authorization: Bearer TOKEN` or,
         from the page, as the cookie that `/?token=TOKEN` sets; "" for none.
@@ -242,7 +243,7 @@ def make_app(
 
 
 def _refusal(description: str) -> dict:
-    """Describes a refusal for OpenAPI."""
+    """Returns the OpenAPI description of an answer that refuses a request."""
     return {"model": Problem, "description": description}
 
 

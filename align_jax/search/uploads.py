@@ -15,7 +15,7 @@ START_OF_SCAN = b"\xff\xda"
 
 
 def read_upload(content: str) -> bytes:
-    """Decodes a picture file from base64.
+    """Decodes base64, and checks the picture file, which is returned still encoded.
 
     Raises:
       InputError: the text is no base64, the file is no picture, or the picture has too
@@ -37,7 +37,8 @@ def count_pixels(file: bytes) -> int:
     """Returns height times width from the header of a picture file.
 
     Raises:
-      InputError: the file is no picture, or Pillow refuses its number of pixels.
+      InputError: the file is no picture of one of `FORMATS`, or Pillow refuses its
+        number of pixels.
     """
     try:
         with open_picture(file, max_pixels=sys.maxsize, formats=FORMATS) as picture:

@@ -1,8 +1,8 @@
 """An index of embeddings on local disk or in a bucket, stored by LanceDB.
 
-One table has each picture's id, state, text, thumbnail and embedding. Every change is
-atomic. Pictures added since the last `optimise` are found too, because queries are
-compared with each of them.
+One table has each picture's id, state, text, thumbnail and embedding. Every change of
+the table is atomic. A search also finds the pictures added since the last `optimise`,
+because the query is compared with each of them.
 """
 
 import dataclasses
@@ -55,10 +55,10 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class IndexSource:
-    """The collection of an index; its path may change.
+    """The collection of an index; each build may give another.
 
     Attributes:
-      prefix: text that stands before a picture's id in its path.
+      prefix: text that gives a picture's path if the picture's id is appended.
       labels: class names of the collection; empty if it has none.
     """
 
@@ -84,7 +84,7 @@ class Hit:
 
 
 class VectorIndex:
-    """A table of pictures, searched by their embeddings."""
+    """A table of pictures, searched by their embeddings; the length counts pictures."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class VectorIndex:
         description: Description,
         source: IndexSource,
     ) -> None:
-        """Wraps an open table; see `create_index` and `open_index`."""
+        """Wraps an open table; use `create_index` or `open_index` instead."""
         self._table = table
         self.description = description
         self.source = source
@@ -130,22 +130,29 @@ class VectorIndex:
         merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Deletes pictures by id; returns how many of them the index had."""
+        """Deletes pictures by id; returns how many of them the index had.
+
+        More than `IDS_AT_ONCE` ids are deleted in several atomic changes.
+        """
         ids, before = list(ids), len(self)
         for start in range(0, len(ids), IDS_AT_ONCE):
             self._table.delete(_among(ids[start : start + IDS_AT_ONCE]))
         return before - len(self)
 
     def compact(self) -> None:
-        """Merges small files, and adds new pictures to the indices of the columns."""
+        """Merges small files, and adds new pictures to the indices of the columns.
+
+        The index of ids is created if it is absent.
+        """
         if self._index_name("id") is None:
             self._table.create_index("id", config=BTree())
         self._table.optimize()
 
     def optimise(self) -> None:
-        """Compacts the table, and indexes the embeddings if the pictures are many.
+        """Compacts the table, and indexes the embeddings if there are enough pictures.
 
-        The index of embeddings is rebuilt if it has grown to over MOST_PARTS parts.
+        Enough are `LEAST_INDEXED`. The index of embeddings is rebuilt if it has grown
+        to over `MOST_PARTS` parts.
         """
         self.compact()
         if len(self) < LEAST_INDEXED:
@@ -166,7 +173,9 @@ class VectorIndex:
     def search(
         self, embedding: np.ndarray, limit: int, exact: bool = False
     ) -> list[Hit]:
-        """Returns the pictures nearest to a query, best first.
+        """Returns the pictures of the highest cosine with a query, best first.
+
+        If the embeddings are indexed, some of the nearest pictures may be missed.
 
         Args:
           embedding: (D,) embedding of the query, of unit length.
@@ -202,7 +211,12 @@ class VectorIndex:
         ]
 
     def rows(self, ids: Sequence[str], *columns: str) -> dict[str, dict[str, Any]]:
-        """Returns columns of pictures by id; ids that the index lacks are left out."""
+        """Returns {id: {column: value}}; ids that the index lacks are left out.
+
+        Args:
+          ids: pictures' ids.
+          *columns: "state", "text", "thumbnail" or "embedding"; "id" is always read.
+        """
         found = {}
         for start in range(0, len(ids), IDS_AT_ONCE):
             condition = _among(ids[start : start + IDS_AT_ONCE])
@@ -215,15 +229,17 @@ class VectorIndex:
 def create_index(
     place: str, description: Description, source: IndexSource | None = None
 ) -> VectorIndex:
-    """Creates an empty index, or opens an existing one.
+    """Creates an empty index, or opens the one that exists in the same place.
 
     Args:
       place: path or bucket's URL of the index.
       description: the model and the sizes of the index.
-      source: the current collection; None keeps that of an existing index.
+      source: the current collection, which replaces that of an existing index; None
+        keeps the latter.
 
     Raises:
-      InputError: the existing index is of another model or has other sizes.
+      InputError: the existing index has another model, width or thumbnail size, or is
+        a table that `create_index` did not make.
     """
     database = lancedb.connect(place, read_consistency_interval=AT_ONCE)
     table = _open_table(database, TABLE)
@@ -262,7 +278,10 @@ def create_index(
 
 
 def open_index(place: str) -> VectorIndex:
-    """Opens an index.
+    """Opens an existing index.
+
+    Args:
+      place: path or bucket's URL of the index.
 
     Raises:
       InputError: no index exists there, or `create_index` did not make it.
