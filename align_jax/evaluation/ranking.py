@@ -157,8 +157,8 @@ def _best(
 def _make_compare(mesh: Mesh, count: int) -> jax.stages.Wrapped:
     """Makes the function that compares a chunk of rows with all `count` columns.
 
-    It returns the ranks (R,) of the chunk's rows, and `column_hits` (C,) plus the
-    number of this chunk's wrong rows that count in each column's rank.
+    The function returns the ranks (R,) of the chunk's rows, and `column_hits` (C,) plus
+    the number of the chunk's wrong rows that count in each column's rank.
     """
     split = PartitionSpec(BATCH_AXES)
 

@@ -51,7 +51,7 @@ class FoundRun:
 
     @property
     def title(self) -> str:
-        """The folder's name without a sweep's hash; `PUBLISHED` names runs so."""
+        """The folder's name without a sweep's hash, as in `PUBLISHED`."""
         return HASH.sub("", os.path.basename(self.place))
 
     @property

@@ -25,9 +25,9 @@ class Busy(Exception):
 class BatchingEncoder:
     """An encoder for many threads; a single internal thread uses the devices.
 
-    A call waits for its embeddings. It adds one or more items, texts or pictures.
-    Requests that arrive while a batch runs form the next batch; text and picture
-    batches alternate. The pictures of a batch have at most PIXELS_AT_ONCE pixels
+    A call with one or more texts or pictures returns when all of them are embedded.
+    Items that arrive while a batch runs form the next batch; text and picture batches
+    alternate. The pictures of a batch have at most PIXELS_AT_ONCE pixels
     together, unless the batch is a single picture.
     """
 

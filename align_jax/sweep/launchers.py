@@ -50,7 +50,8 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
         runs again) are used.
 
     Raises:
-      InputError: the workdir is a URL, or some runs are not done at the end.
+      InputError: the workdir is a URL, a folder belongs to another run or search, or
+        some runs are not done at the end.
       Preempted: SIGTERM stopped the sweep or its current run.
       KeyboardInterrupt: Ctrl-C stopped the sweep; its current run got SIGTERM.
     """

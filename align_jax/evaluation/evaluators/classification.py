@@ -59,7 +59,7 @@ class Classification:
         self.found: Predictions | None = None
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies in [0, 1], then values to compare them with.
+        """Yields accuracies in [0, 1], then a baseline and counts.
 
         `majority` is the share of the most frequent label, `queries` the number of
         pictures and `candidates` the number of classes.

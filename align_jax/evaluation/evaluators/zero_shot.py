@@ -102,7 +102,7 @@ class ZeroShot:
             )
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
-        """Yields accuracies in [0, 1], then values to compare them with.
+        """Yields accuracies in [0, 1], then a baseline and counts.
 
         `majority` is the share of the most frequent label, `queries` the number of
         pictures, `candidates` that of classes, and `prompts` that of all their prompts.
