@@ -27,8 +27,8 @@ class BatchingEncoder:
 
     A call with one or more texts or pictures returns when all of them are embedded.
     Items that arrive while a batch runs form the next batch; text and picture batches
-    alternate. The pictures of a batch have at most PIXELS_AT_ONCE pixels
-    together, unless the batch is a single picture.
+    alternate. The pictures of a batch have at most PIXELS_AT_ONCE pixels together,
+    unless the batch is a single picture.
     """
 
     def __init__(self, model: TolerantEncoder, batch_size: int, most: int) -> None:
