@@ -129,23 +129,46 @@ def test_scores_depend_on_neither_batch_size_nor_devices(directory, tmp_path, me
     assert len(set(found[0].values())) > 5
 
 
-@pytest.fixture
-def repeated(tmp_path):
-    """Writes a dataset: one text on two pictures, another one twice on one picture."""
+def write_texts(folder, *texts):
+    """Writes a dataset with one picture for each list of texts."""
     rows = [
         {
             "image": tiny._bytes(tiny.draw(name, 110)),
-            "texts": tiny._bytes(*(text.encode() for text in texts)),
+            "texts": tiny._bytes(*(text.encode() for text in own)),
         }
-        for name, texts in zip(
-            tiny.NAMES, (["a", "b"], ["b"], ["c", "c"]), strict=False
-        )
+        for name, own in zip(tiny.NAMES, texts, strict=False)
     ]
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
         "texts": tfds.features.Sequence(tfds.features.Text()),
     }
-    return tiny.write_dataset(tmp_path / "d", "test", [rows], features)
+    return tiny.write_dataset(folder, "test", [rows], features)
+
+
+@pytest.fixture
+def repeated(tmp_path):
+    """Writes a dataset: one text on two pictures, another one twice on one picture."""
+    return write_texts(tmp_path / "d", ["a", "b"], ["b"], ["c", "c"])
+
+
+@pytest.mark.parametrize("bare", [0, 2])
+def test_a_picture_without_texts_is_a_candidate_and_no_query(tmp_path, bare):
+    texts = [[name] for name in tiny.NAMES[:4]]
+    texts[bare] = []
+    evaluator = Retrieval(RetrievalConfig(write_texts(tmp_path / "d", *texts), "test"))
+    # All pictures are alike, and so are all texts: no query has a right answer on top.
+    scores = dict(evaluator.run(FixedEncoder(constant, constant)))
+    assert scores["i2t_queries"] == scores["t2i_queries"] == 3
+    assert scores["t2i_candidates"] == 4
+    assert scores["i2t_recall@1"] == scores["t2i_recall@1"] == 0
+    scores = dict(evaluator.run(FixedEncoder(perfect, perfect)))
+    assert scores["i2t_recall@1"] == scores["t2i_recall@1"] == 1
+
+
+def test_a_split_without_texts_is_refused(tmp_path):
+    path = write_texts(tmp_path / "d", [], [])
+    with pytest.raises(InputError, match=r"no picture of split 'test' .* has a text"):
+        Retrieval(RetrievalConfig(path, "test"))
 
 
 def test_equal_texts_are_one_candidate_where_they_are_merged(repeated):

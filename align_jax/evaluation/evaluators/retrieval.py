@@ -81,7 +81,8 @@ class Retrieval:
         """Reads the split.
 
         Raises:
-          InputError: the split or a feature is missing, or the size is unexpected.
+          InputError: the split or a feature is missing, no picture has a text, or the
+            size is unexpected.
         """
         wanted = (config.image_feature, config.texts_feature)
         records = evaluation_records(config.directory, config.split, wanted)
@@ -101,6 +102,11 @@ class Retrieval:
                     f"split {config.split!r} of {config.directory} has {found} {kind};"
                     f" wanted {expected}"
                 )
+        if not owned:
+            raise InputError(
+                f"no picture of split {config.split!r} of {config.directory} has a text"
+                f" in {config.texts_feature!r}"
+            )
         self.texts = [text for _, text in owned]
         indices: Sequence[int] = range(len(owned))
         if config.merge_texts:
@@ -110,7 +116,9 @@ class Retrieval:
         rows = [row for row, _ in owned]
         self.pairs = np.unique(np.stack([rows, indices], 1), axis=0)
         self.found: RankedPairs | None = None
+        # A picture without texts has no right answer: it is a candidate, not a query.
         self.image_queries = np.array([r.get("query", True) for r in records], bool)
+        self.image_queries[np.setdiff1d(range(len(records)), rows)] = False
         self.text_queries = np.zeros(len(self.texts), bool)
         self.text_queries[self.pairs[self.image_queries[self.pairs[:, 0]], 1]] = True
 
