@@ -1,8 +1,9 @@
 """Convolutions in the form that is fastest on each platform.
 
 XLA's grouped convolution is an order of magnitude slower on CPUs than a sum over
-kernel taps, but faster than that sum on GPUs and TPUs. Dense convolutions are matrix
-products on CPUs and NVIDIA GPUs. All forms compute the same sum.
+kernel taps (the k x k positions of a kernel), but faster than that sum on GPUs and
+TPUs. Dense convolutions are matrix products on CPUs and, with `gpu_conv`, on NVIDIA
+GPUs. All forms compute the same sum, up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,12 +26,15 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
     """Returns TensorFlow's SAME padding: the output's size is ceil(size / stride).
 
-    An odd zero goes to the end of its axis.
+    If an axis gets an odd number of zeros, its end gets one more than its beginning.
 
     Args:
-      size: rows and columns of the input.
+      size: numbers of rows and columns of the input.
       kernel: side of the kernel.
       stride: input pixels per output pixel, in both directions.
+
+    Returns:
+      ((top, bottom), (left, right)) numbers of zeros.
     """
     totals = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
     top_bottom, left_right = ((t // 2, t - t // 2) for t in totals)
@@ -38,9 +42,12 @@ def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
 
 
 def keras_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
-    """Returns Keras' padding for inputs of unknown size: as if `size` were always even.
+    """Returns Keras' padding for inputs of unknown size, for strides 1 and 2.
 
-    The open ALIGN weights were trained with it: 289 pixels become 9 x 9, not 10 x 10.
+    At stride 2 it is `same_padding` of an even size, even if `size` is odd. The open
+    ALIGN weights were trained with this padding: the tower's five strides reduce an
+    image of 289 x 289 pixels to 9 x 9, not to 10 x 10. Arguments and result are those
+    of `same_padding`.
     """
     if stride == 1:
         return same_padding(size, kernel, stride)
@@ -48,7 +55,10 @@ def keras_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
 
 
 def output_size(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> int:
-    """Returns the number of outputs of a convolution along one axis."""
+    """Returns the number of outputs of a convolution along one axis.
+
+    `padding` is the numbers of zeros before and after the axis's `size` inputs.
+    """
     return (size + sum(padding) - kernel) // stride + 1
 
 
@@ -58,7 +68,11 @@ PADDINGS = {"same": same_padding, "keras": keras_padding}
 def dense_conv(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-    """Convolves x (B, H, W, C) with a kernel (k, k, C, C') to (B, H', W', C')."""
+    """Convolves x (B, H, W, C) with a kernel (k, k, C, C') to (B, H', W', C').
+
+    `stride` and `padding` are those of `depthwise_conv`. For a 1 x 1 kernel at stride
+    1, the padding must be zero: it is ignored.
+    """
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return _pixel_product(x, kernel[0, 0])
     return lax.platform_dependent(
@@ -102,7 +116,8 @@ def _patches(
 def _pixel_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """Multiplies x (..., C) by a matrix (C, C').
 
-    x is flattened to two axes, because the gradient would be copied if it had more.
+    x is flattened to two axes, because the gradient of an x with more axes would be
+    copied.
     """
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
@@ -127,9 +142,9 @@ def split_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """Multiplies x (B, H, W, C) by a matrix (C, C').
 
     The matrix's gradient is a sum over every pixel of every image. The matrix is small,
-    so one product for the whole sum has few tiles and leaves most of a GPU idle. The
-    sum is therefore split into pieces: each is a product, and the products are added at
-    the end.
+    so a single product for the whole sum would leave most of a GPU idle. The backward
+    pass therefore splits the sum into pieces: it computes one product for each piece
+    and adds these products at the end.
     """
     return _pixel_product(x, matrix)
 
@@ -160,10 +175,11 @@ split_product.defvjp(_split_product_forward, _split_product_backward)
 def count_pieces(rows: int, columns: int, other_columns: int) -> int:
     """Returns the number of pieces that the sum of a product is split into.
 
-    The product is (columns, rows) x (rows, other columns). All pieces have the same
-    number of rows. Their number is the largest with which a piece still reads far more
-    than it writes. A piece has a multiple of 8 rows if `rows` is one, because XLA
-    copies other operands to pad them with zeros.
+    The product is (columns, rows) x (rows, other_columns). All pieces have the same
+    number of rows. The number of pieces is the largest, up to `_MOST_PIECES`, with
+    which a piece reads at least `_READ` numbers per number that it writes. If `rows` is
+    a multiple of 8, so is the number of rows of a piece, because XLA copies other
+    operands to pad them with zeros.
     """
     written = _READ * columns * other_columns
     most = min(rows * (columns + other_columns) // written, _MOST_PIECES)
@@ -216,7 +232,7 @@ def tap_sum(
 
 
 def _shifts(padded: jax.Array, k: int, stride: int) -> Iterator[jax.Array]:
-    """Yields the pixels that the outputs see under tap (0, 0), (0, 1), ..."""
+    """Yields for each tap (0, 0), (0, 1), ... the inputs under it, (B, H', W', C)."""
     batch, *sizes, channels = padded.shape
     # Rows and columns that a tap spans. Plain `lax` operations, because a large tower
     # has thousands of taps to trace.

@@ -1,8 +1,9 @@
 """Depthwise convolution as Pallas kernels for NVIDIA GPUs, compiled by Triton.
 
-XLA's grouped convolution reads and writes its arguments several times. Here a program
-walks down the rows of an image and reads each row once, see `depthwise_programs`. A
-lane of a program uses each column that it loads for all taps, see `depthwise_lanes`.
+XLA's grouped convolution reads and writes its arguments several times. A program of
+these kernels walks down the rows of an image and reads each row once, see
+`depthwise_programs`. A lane of a program uses each column that it loads for all taps
+(positions of the kernel), see `depthwise_lanes`.
 Sums over rows and columns are float32. Kernels are square: k is their side.
 """
 
@@ -92,7 +93,8 @@ class Slide:
       body: `correlate_kernel` or `spread_kernel`.
       geometry: sizes of the convolution.
       layout: layout of a program's lanes.
-      covered: number of columns, or groups of columns, that the lanes cover.
+      covered: number of output columns that the lanes cover; for `spread_kernel`,
+        number of groups of `stride` output columns.
       size: rows and columns of an output image.
     """
 
@@ -139,7 +141,11 @@ def convolve(
     layout: LaneLayout | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes `depthwise` without a gradient; None chooses the layout of the lanes."""
+    """Computes `depthwise` without its gradient.
+
+    `layout` is the layout of the lanes; None lets `choose_layout` choose it. The other
+    arguments are those of `depthwise`.
+    """
     _, height, width, channels = x.shape
     k = len(kernel)
     geometry = Geometry.of((height, width), channels, k, stride, padding)
@@ -159,7 +165,11 @@ def input_gradient(
     layout: LaneLayout | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Returns the input's gradient (B, *size, C) from a cotangent (B, H', W', C)."""
+    """Returns the input's gradient (B, *size, C) from a cotangent (B, H', W', C).
+
+    `size` is the numbers of rows and columns of the input. The other arguments are
+    those of `convolve`.
+    """
     k, _, _, channels = kernel.shape
     _, height_out, width_out, _ = cotangent.shape
     low = padding[0][0], padding[1][0]
@@ -196,8 +206,16 @@ def kernel_gradient(
 ) -> jax.Array:
     """Returns the kernel's gradient (k, k, 1, C) in float32, the same in every run.
 
-    Each program sums over several images: as many as leave at least `programs`
-    programs.
+    Args:
+      x: (B, H, W, C) input.
+      cotangent: (B, H', W', C) gradient of the output.
+      k: side of the kernel.
+      stride: input pixels per output pixel, in both directions.
+      padding: ((top, bottom), (left, right)) numbers of zeros.
+      layout: layout of the lanes; None chooses it.
+      programs: minimum number of programs. A program sums over as many images as this
+        number allows, and over one image if it cannot be reached.
+      interpret: whether to compute as ordinary JAX: slow, but on any platform.
     """
     batch, height, width, channels = x.shape
     geometry = Geometry.of((height, width), channels, k, stride, padding)
@@ -225,5 +243,5 @@ def kernel_gradient(
 
 
 def divisor(number: int, limit: int) -> int:
-    """Returns the largest divisor of a number that is no larger than `limit`."""
+    """Returns the largest divisor of `number` that is at most `limit`."""
     return next(n for n in range(min(limit, number), 0, -1) if number % n == 0)

@@ -1,7 +1,8 @@
 """Layout of a depthwise kernel's lanes on an image.
 
-A program is a block of lanes. A lane handles one channel of `LaneLayout.columns`
-adjacent output columns. For each row it loads once the input columns that these see.
+A program is a block of lanes. A lane computes one channel of `LaneLayout.columns`
+adjacent output columns. For each row, a lane loads each input column that its output
+columns see once.
 """
 
 from typing import Any, NamedTuple
@@ -48,13 +49,15 @@ def choose_layout(
 ) -> LaneLayout:
     """Returns the layout that wastes the fewest lanes and loads.
 
-    Its slab is all channels.
+    The slab of the layout is all channels.
 
     Args:
-      width: columns of the output.
+      width: number of output columns (for a transposed convolution, of groups of
+        columns).
       channels: channels of the image.
       kernel: side of the kernel.
-      columns: numbers of columns per lane to choose from.
+      columns: numbers of columns per lane to choose from; if all are above `width`, a
+        lane has `width` columns.
       warps: number of warps per program.
     """
 
@@ -73,9 +76,10 @@ class Lanes(NamedTuple):
     """The lanes of one program.
 
     Attributes:
-      group: (block,) int32 group of columns of each lane.
+      group: (block,) int32 index of each lane's group of `LaneLayout.columns` columns.
       channel: (block,) int32 channel of each lane.
-      column: (block,) int32 first output column of each lane; `OUTSIDE` if it has none.
+      column: (block,) int32 first output column of each lane; `OUTSIDE` for a lane
+        beyond the last column or channel.
       channels: channels of the image.
     """
 
@@ -86,7 +90,10 @@ class Lanes(NamedTuple):
 
 
 def lanes_of(layout: LaneLayout, width: int, channels: int) -> Lanes:
-    """Returns this program's lanes for an image of `width` columns."""
+    """Returns the running program's lanes for an image of `width` columns.
+
+    It is called inside a kernel.
+    """
     groups = pl.cdiv(width, layout.columns)
     parts = pl.cdiv(groups * layout.slab, layout.block)
     program = pl.program_id(0)
@@ -120,8 +127,8 @@ class ImageColumns(NamedTuple):
       ref: (H, W * C) image, or (images, H, W * C) if `load` gets a `prefix` (image,).
       size: rows and columns of the image, (H, W).
       channels: number of channels C.
-      column: (block,) first column of each lane; at least OUTSIDE if it has none.
-      offset: (block,) index in a row of that column's channel.
+      column: (block,) first column of each lane; `OUTSIDE` for a lane without columns.
+      offset: (block,) index, in a row of `ref`, of the lane's channel in that column.
     """
 
     ref: jax.Ref
@@ -137,7 +144,16 @@ class ImageColumns(NamedTuple):
         return self.ref.at[(*prefix, row, self.offset + step * self.channels)]
 
     def load(self, row: jax.Array, count: int, prefix: tuple = ()) -> list[jax.Array]:
-        """Loads `count` columns of a row, with zeros outside the image."""
+        """Loads `count` columns of a row, from each lane's first column on.
+
+        Args:
+          row: () row of the image; any integer.
+          count: number of columns.
+          prefix: index of the image, (image,); () for a `ref` of one image.
+
+        Returns:
+          `count` arrays (block,), with zeros outside the image.
+        """
         return [
             triton.load(
                 self._at(row, step, prefix), mask=self._mask(row, step), other=0
@@ -146,7 +162,10 @@ class ImageColumns(NamedTuple):
         ]
 
     def store(self, row: jax.Array, step: int, value: jax.Array) -> None:
-        """Writes one column of a row where it lies inside the image."""
+        """Writes `value` (block,) to the column `step` after each lane's first one.
+
+        Nothing is written outside the image.
+        """
         triton.store(
             self._at(row, step, ()),
             value.astype(self.ref.dtype),
@@ -157,9 +176,9 @@ class ImageColumns(NamedTuple):
 def image_of(
     ref: jax.Ref, size: tuple[int, int], lanes: Lanes, *, first: int, step: int
 ) -> ImageColumns:
-    """Returns the columns of an image in memory.
+    """Returns each lane's columns of an image in memory.
 
-    A lane's first column is `first + step * group`.
+    The first column of a lane of group g (see `Lanes`) is `first + step * g`.
 
     Args:
       ref: (H, W * C) image, or (images, H, W * C).
@@ -179,7 +198,11 @@ def in_float32(values: list[jax.Array]) -> list[jax.Array]:
 
 
 def load_weights(ref: jax.Ref, k: int, lanes: Lanes) -> list[list[jax.Array]]:
-    """Loads each lane's k x k weights, in float32, from ref (k * k, C)."""
+    """Loads the weights of each lane's channel from ref (k * k, C), in float32.
+
+    The weight of tap (i, j) is item [i][j] of the result, (block,). It is 0 in lanes
+    without columns.
+    """
     mask = lanes.column < OUTSIDE
     flat = [
         triton.load(ref.at[tap, lanes.channel], mask=mask, other=0).astype(jnp.float32)

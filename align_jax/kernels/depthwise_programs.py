@@ -1,8 +1,8 @@
 """Programs of a depthwise convolution on NVIDIA GPUs, see `depthwise_kernel`.
 
-A program walks down the rows of an image, reads each row once and holds the unfinished
-sums, or the rows that they need, in registers. Kernels are square: k is their side. In
-the comments n = ceil(k / stride) is the number of output rows that one input row feeds.
+A program walks down an image, reads each row once and holds the unfinished sums, or the
+rows that they need, in registers. Kernels are square: k is their side. Everywhere here,
+n = ceil(k / stride) is the number of output rows that one input row feeds.
 """
 
 import dataclasses
@@ -40,8 +40,7 @@ class Geometry:
     Attributes:
       k: side of the kernel.
       stride: input pixels per output pixel, in both directions.
-      low: numbers of zeros above the first row and before the first column, (top,
-        left).
+      low: (top, left) numbers of zeros above the first row and before the first column.
       size: rows and columns of the input, (H, W).
       size_out: rows and columns of the output, (H', W').
       channels: number of channels C.
@@ -76,7 +75,7 @@ class Geometry:
 def _lanes_and_images(
     x_ref: jax.Ref, y_ref: jax.Ref, geometry: Geometry, layout: LaneLayout
 ) -> tuple[Lanes, ImageColumns, ImageColumns]:
-    """Returns a program's lanes over the columns of y, and both images for them."""
+    """Returns a program's lanes over the columns of y, and their columns of x and y."""
     stride, left = geometry.stride, geometry.low[1]
     lanes = lanes_of(layout, geometry.size_out[1], geometry.channels)
     x = image_of(x_ref, geometry.size, lanes, first=-left, step=stride * layout.columns)
@@ -91,9 +90,9 @@ def _load_rows(
     layout: LaneLayout,
     prefix: tuple = (),
 ) -> list[list[jax.Array]]:
-    """Loads the columns that a lane's outputs see, of `stride` rows of the padded x.
+    """Loads the columns that a lane's outputs see, for each of `stride` rows.
 
-    The first of these rows is `stride * m`.
+    The first of these rows is row `stride * m` of the padded x.
     """
     stride, top = geometry.stride, geometry.low[0]
     seen = (layout.columns - 1) * stride + geometry.k
@@ -235,7 +234,7 @@ def _parity(
     t: int,
     step: int,
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """Returns the factors of the output in row t, column `step` of a lane's group."""
+    """Returns the (g, weight) factors of a lane's output in row t, column `step`."""
     k, n = len(weights), len(rows)
     q, u = divmod(step, stride)
     return [
@@ -261,8 +260,7 @@ def products_kernel(
     Args:
       x_ref: (images, H, W * C) input.
       g_ref: (images, H', W' * C) cotangent.
-      sum_ref: (k * k, groups * C) sums by tap, group of columns and channel, written
-        here.
+      sum_ref: (k * k, groups * C) output: sums by tap, group of columns, and channel.
       geometry: sizes of the convolution.
       layout: layout of a program's lanes, over the columns of g.
       interpret: whether to compute as ordinary JAX.
@@ -318,9 +316,8 @@ def _add_products(
 ) -> jax.Array:
     """Adds products a * b to `total` in order; None counts as zero.
 
-    All products are one assembly operation to Triton. The time of Triton's passes grows
-    faster than the square of the number of operations, to half a minute for these
-    kernels.
+    Triton sees all products as one operation, because its compile time grows faster
+    than the square of the number of operations: to half a minute for these kernels.
 
     Args:
       total: (block,) float32 or None.
@@ -345,7 +342,7 @@ def _add_products(
 
 
 def assembly(factors: int, continued: bool) -> str:
-    """Returns PTX: $0 = $1 * $2 + $3 * $4 + ..., or $1 + $2 * $3 + ... if continued."""
+    """Returns PTX that sums `factors` products, and a first $1 if continued, in $0."""
     first = 1 + continued
     lines = ["fma.rn.f32 $0, $2, $3, $1;" if continued else "mul.rn.f32 $0, $1, $2;"]
     for argument in range(first + 2, first + 2 * factors, 2):

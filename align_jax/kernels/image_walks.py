@@ -1,8 +1,10 @@
-"""Walks over wide arrays, which read them once: sums over pixels, and elementwise maps.
+"""Sums over the pixels of images, and elementwise maps; each reads its arrays once.
 
-XLA's programs are the reference and the default. On NVIDIA GPUs, Pallas kernels
-compiled by Triton replace them. XLA's programs there are limited by instructions, not
-by memory: XLA neither fuses a multiplication with an addition nor uses a short sigmoid.
+Each of these passes is a walk over wide arrays (B, H, W, C) and a small array, which
+has n numbers for each channel of an image. XLA's programs are the default.
+On NVIDIA GPUs, Pallas kernels compiled by Triton replace them if a `Kernels` says so:
+XLA's programs there are limited by instructions, not by memory, because XLA neither
+fuses a multiplication with an addition nor uses a short sigmoid.
 """
 
 import math
@@ -48,7 +50,7 @@ def image_sums(
       small: (B, n, C) float32, n numbers per channel of each image; None for none.
       count: number of sums.
       kernels: choice between Pallas kernels and XLA.
-      images: number of adjacent images that are summed together.
+      images: number of adjacent images that are summed together, a divisor of B.
 
     Returns:
       (B / images, count, C) float32.
@@ -107,7 +109,7 @@ def _spread(wide: Sequence[jax.Array], small: jax.Array | None) -> list[jax.Arra
 def plain_sums(
     visit: SumVisit, wide: Sequence[jax.Array], small: jax.Array | None
 ) -> jax.Array:
-    """Computes `image_sums` of every single image by XLA, (B, count, C)."""
+    """Computes `image_sums` of each image separately by XLA, (B, count, C) float32."""
     products = map(math.prod, visit(PLAIN_ARITHMETIC, *_spread(wide, small)))
     shape = wide[0].shape
     return jnp.stack([jnp.broadcast_to(x, shape).sum((1, 2)) for x in products], 1)
@@ -130,7 +132,7 @@ def kernel_sums(
       wide: (B, H, W, C) arrays.
       small: (B, n, C) float32, or None.
       count: number of sums.
-      images: number of adjacent images that are summed together.
+      images: number of adjacent images that are summed together, a divisor of B.
       workload: amount of work per program.
       interpret: whether to compute as ordinary JAX: slow, but on any platform.
 
@@ -170,7 +172,10 @@ def kernel_map(
     workload: Workload = WORKLOAD,
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes `image_map` by a kernel, see `kernel_sums`."""
+    """Computes `image_map` by a kernel.
+
+    `workload` and `interpret` are those of `kernel_sums`, the others of `image_map`.
+    """
     cut = Cut.of(wide[0].shape, workload)
     walk = Walk(visit, len(wide), cut, interpret)
     flat = _flatten_images(wide, small)

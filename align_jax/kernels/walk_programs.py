@@ -1,4 +1,4 @@
-"""Programs of a walk on NVIDIA GPUs and their arithmetic, see `image_walks`."""
+"""Programs of the kernels of `image_walks` on NVIDIA GPUs, and their arithmetic."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -53,7 +53,10 @@ def fused_multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def _instruct(instructions: str, *arrays: jax.Array) -> jax.Array:
-    """Applies PTX to every number: $0 is the result, $1, $2, ... the arguments."""
+    """Applies PTX to every number of float32 arrays of one shape.
+
+    In the PTX, $0 is the result and $1, $2, ... are the arrays' numbers.
+    """
     (result,) = triton.elementwise_inline_asm(
         instructions,
         args=arrays,
@@ -69,11 +72,12 @@ KERNEL_ARITHMETIC = Arithmetic(fast_sigmoid, fused_multiply_add)
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A walk with the parameters that its programs are compiled for.
+    """The parameters that the programs of a walk are compiled for.
 
     Attributes:
-      visit: elementwise function of an `Arithmetic` and the arrays, see `image_walks`.
-      wide: number of wide arrays, which come first.
+      visit: elementwise function of an `Arithmetic` and the arrays, as in `image_sums`
+        or `image_map`.
+      wide: number of wide arrays, which come before the small one.
       cut: division of the images into programs.
       interpret: whether to compute as ordinary JAX.
     """
@@ -85,15 +89,18 @@ class Walk:
 
 
 class Strip:
-    """A program's part of one image, in a kernel.
+    """The part of one image that the running program computes, inside a kernel.
+
+    A strip is a row of tiles, see `walk_tiles`. Each lane holds one number of a tile.
 
     Attributes:
       walk: parameters of the walk.
       arithmetic: elementwise operations of the kernel.
       tiles: number of tiles; the last one may extend beyond the image.
-      whole: number of tiles that end inside the image.
-      known: (lanes,) bool, whether a lane stands for a number.
-      small: list of (lanes,) arrays, the small numbers of each lane.
+      whole: number of tiles that lie entirely inside the image.
+      known: (lanes,) bool, false for lanes beyond the tile's numbers or the last
+        channel.
+      small: list of (lanes,) arrays, the small numbers of each lane's channel.
     """
 
     def __init__(self, arrays: Sequence[jax.Ref], walk: Walk) -> None:
@@ -125,7 +132,10 @@ class Strip:
         ]
 
     def inside(self, index: Index) -> jax.Array:
-        """Returns whether each lane of a tile lies inside the image, (lanes,)."""
+        """Returns (lanes,) bools: whether each lane of a tile lies inside the image.
+
+        `index` counts the strip's tiles from 0, here and in the other methods.
+        """
         pixel = self._pixel + index * self.walk.cut.tile.pixels
         return self.known & (pixel < self.walk.cut.pixels)
 
@@ -134,11 +144,14 @@ class Strip:
         return ref.at[self._image, self._number + index * step]
 
     def load(self, index: Index, mask: jax.Array) -> TileNumbers:
-        """Loads a tile of every wide array, (lanes,) each."""
+        """Loads a tile of every wide array, (lanes,) each, with 0 outside the mask."""
         return [triton.load(self._at(x, index), mask=mask, other=0) for x in self._wide]
 
     def visit(self, tile: Sequence[jax.Array]) -> Any:
-        """Applies `walk.visit` to a tile and the small numbers."""
+        """Applies `walk.visit` to a tile, converted to float32, and the small numbers.
+
+        Returns the result of `walk.visit`.
+        """
         tile = [x.astype(jnp.float32) for x in tile]
         return self.walk.visit(self.arithmetic, *tile, *self.small)
 
@@ -148,7 +161,7 @@ class Strip:
 
 
 def sum_strip(*refs: jax.Ref, walk: Walk, count: int) -> None:
-    """Sums the products over a strip, as a kernel.
+    """Sums the products over a strip's tiles, separately for each lane, as a kernel.
 
     Args:
       refs: input arrays, see `Strip`, and the output (count, lanes).

@@ -1,4 +1,8 @@
-"""Division of images into programs, and of a program's part into tiles."""
+"""Division of images into strips, one for each program, and of strips into tiles.
+
+Images are cut into slabs of channels. A slab's pixels are cut into strips of
+consecutive pixels. A program computes one strip, tile by tile.
+"""
 
 from typing import NamedTuple
 
@@ -14,9 +18,9 @@ class Workload(NamedTuple):
       lanes: numbers per tile.
       warps: warps per program.
       abreast: tiles that are loaded at once.
-      programs: minimum number of programs, if the images are large enough to split.
-      rounds: minimum number of tiles per program, because its sums are written and read
-        again.
+      programs: number of programs to split the images for, about; `rounds` goes first.
+      rounds: minimum number of tiles per program, if a slab of an image has that many.
+        Fewer would cost more, because each program's sums are written and read again.
     """
 
     lanes: int = 1024
@@ -33,9 +37,8 @@ class WalkTile(NamedTuple):
     """Block of numbers that a program computes at a time, nearly adjacent in memory.
 
     Attributes:
-      channels: width of a slab of channels: a divisor of the channels or a multiple of
-        8.
-      pixels: number of consecutive pixels; with a slab's channels they fit in the
+      channels: number of channels of a slab: all channels or a multiple of 8.
+      pixels: number of consecutive pixels; channels * pixels is at most the number of
         lanes.
     """
 
@@ -52,7 +55,7 @@ class Cut(NamedTuple):
       channels: channels of an image.
       tile: block of numbers that a program computes at a time.
       slabs: number of slabs of channels.
-      strips: number of strips of pixels.
+      strips: number of strips of an image's pixels.
       rounds: maximum number of tiles per strip.
     """
 
@@ -85,7 +88,9 @@ class Cut(NamedTuple):
 
 
 def choose_tile(channels: int, lanes: int) -> WalkTile:
-    """Returns the tile of the widest slab that fills enough lanes, else of the fullest.
+    """Returns the tile with the widest slab that fills a share `FILLED` of the lanes.
+
+    If no slab does, it is the tile that fills the most lanes.
 
     Args:
       channels: channels of the image.
