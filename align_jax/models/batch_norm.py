@@ -1,10 +1,10 @@
 """Batch normalisation fused with the activation and the gate that follow it.
 
 EfficientNet's training is limited by memory traffic, nearly all of which is the wide
-arrays around its normalisations. The backward pass here keeps only the convolution's
-output and small arrays beside it, and computes the rest again. Each direction walks
-over the output twice: once for the sums of every image and channel, once to write its
-result.
+arrays around its normalisations. From the forward pass, only the convolution's output
+and small arrays are kept; the backward pass computes the rest again. Both passes walk
+over the convolution's output once for the sums of every image and channel, and once to
+write their result. With a gate, the forward pass walks once more, for the gate's means.
 """
 
 import dataclasses
@@ -83,7 +83,12 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, excite: dict | None = None
     ) -> jax.Array:
-        """Normalises x (B, H, W, C) and gates it by `excite`, see `gate_of`.
+        """Normalises x, applies swish if `swish` is set, and gates the channels.
+
+        Args:
+          x: (B, H, W, C) input.
+          train: whether to normalise by the statistics of the groups, unless `frozen`.
+          excite: weights of the gate, see `gate_of`; None for no gate.
 
         Returns:
           An array of x's shape and type.
@@ -164,11 +169,11 @@ def apply_statistics(
       scale: (C,) scale.
       bias: (C,) bias.
       excite: weights of the gate, see `gate_of`; None for no gate.
-      statistics: mean and variance, (G, C) each.
-      form: group size, activation and kernels.
+      statistics: mean and variance, (G, C) each, of G equal parts of the batch.
+      form: activation and kernels; the group size is not used.
 
     Returns:
-      The result, and the means (B, C) that the gate was computed from, if there is one.
+      The result, like x, and the means (B, C) for the gate, or None without a gate.
     """
     mean, var = statistics
     factor = scale[None] * lax.rsqrt(var + EPSILON)  # (G, C)
@@ -222,8 +227,8 @@ def normalise(
       form: group size, activation and kernels.
 
     Returns:
-      An array like x, and the groups' mean and variance, (G, C) float32. Only the array
-      has a gradient.
+      The result, of x's shape and type, and the groups' mean and variance, (G, C)
+      float32. Only the result has a gradient.
     """
     return _forward(x, scale, bias, excite, form)[0]
 
@@ -239,7 +244,7 @@ def _forward(
 def _apply_own(
     x: jax.Array, scale: jax.Array, bias: jax.Array, excite: dict | None, form: Form
 ) -> tuple[jax.Array, Statistics, jax.Array | None]:
-    """Normalises by the groups' statistics and returns them, too."""
+    """Returns the result, the groups' statistics, and the means for the gate."""
     statistics = group_statistics(x, form)
     out, means = apply_statistics(
         x, scale, bias, excite, statistics=statistics, form=form
@@ -339,6 +344,6 @@ normalise.defvjp(_forward, _backward)
 
 
 def _each(numbers: list[jax.Array], batch: int) -> jax.Array:
-    """Repeats n numbers of each group's channels, (G, C) each, by image: (B, n, C)."""
+    """Repeats each group's numbers, n arrays (G, C), for its images: (B, n, C)."""
     stacked = jnp.stack(numbers, 1)
     return jnp.repeat(stacked, batch // len(stacked), 0)

@@ -43,9 +43,11 @@ class BertConfig:
       positions: number of rows of the position embedding, at least max_tokens.
       layers: number of transformer blocks (base: 12; `SIZES` has all sizes).
       hidden: width (base: 768), a multiple of 64, the width of a head.
-      dropout: dropout rate after the embeddings and after each half block.
-      init_std: standard deviation of initial words and dense layers (BERT: 0.02, made
-        for width 768); positions and types always start with BERT's.
+      dropout: dropout rate after the embeddings, and in each block after the attention
+        and after the feed-forward layers.
+      init_std: standard deviation of the normal distribution, truncated at two of them,
+        from which word embeddings and dense layers start (BERT: 0.02, made for width
+        768). Position and token type embeddings always start with BERT's 0.02.
       rematerialise: whether layers keep only their input for the backward pass, which
         then computes the rest again.
       scan: whether to compile the layers as one body; parameters and result are the
@@ -87,7 +89,7 @@ class BertConfig:
 
     @classmethod
     def smallest(cls) -> Self:
-        """Returns one layer of one head, for six tokens of a vocabulary of sixteen."""
+        """Returns a tower of one layer and one head: 6 tokens, a vocabulary of 16."""
         return cls(vocabulary_size=16, max_tokens=6, positions=6, layers=1, hidden=64)
 
     def __post_init__(self) -> None:
@@ -122,9 +124,13 @@ class BertLayer(nn.Module):
         mask: jax.Array,
         core_ids: jax.Array | None,
     ) -> jax.Array:
-        """Maps x (B, L, hidden) to the same shape; mask (B, L) is true on tokens.
+        """Maps x (B, L, hidden) to the same shape.
 
-        `key` draws the masks of dropout; without a key there is no dropout.
+        Args:
+          x: (B, L, hidden) input.
+          key: random key of the masks of dropout; None for no dropout.
+          mask: (B, L) bool, false on padding, which is not attended to.
+          core_ids: (V,) global indices of the batch's virtual cores; None if `key` is.
         """
         config = self.config
         keys = (None, None) if key is None else jax.random.split(key)
@@ -192,7 +198,7 @@ class Bert(nn.Module):
           tokens: (B, L) token ids: [CLS] first, 0 as padding; L <= max_tokens.
           core_ids: (V,) global indices of the batch's virtual cores; None if not
             `train`.
-          train: whether to apply dropout.
+          train: whether to apply dropout, with the random key named "dropout".
 
         Returns:
           (B, hidden) output at [CLS], float32.

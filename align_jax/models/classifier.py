@@ -54,7 +54,7 @@ class ClassifierConfig:
         placement: Placement | None = None,
         kernels: Kernels | None = None,
     ) -> "Classifier":
-        """Builds the model, see `ImageModel`."""
+        """Builds the model, see `ImageModel`; without `kernels` it uses XLA."""
         return Classifier(self, batch_norm_group, placement, kernels or Kernels())
 
 
@@ -75,7 +75,10 @@ class Classifier(ImageModel):
         self.head = nn.Dense(self.config.classes, kernel_init=nn.initializers.zeros)
 
     def encode_images(self, images: jax.Array) -> jax.Array:
-        """Returns the image tower's features, scaled to unit length."""
+        """Returns the image tower's features (B, W), float32, scaled to unit length.
+
+        The images are those of `image_features`, here and in the other methods.
+        """
         return unit_length(self.image_features(images))
 
     def classify_images(self, images: jax.Array) -> jax.Array:
@@ -85,7 +88,11 @@ class Classifier(ImageModel):
     def __call__(
         self, images: jax.Array, core_ids: jax.Array, train: bool
     ) -> tuple[jax.Array]:
-        """Returns the logits (B, K) of a batch, as the only item of a tuple."""
+        """Returns the logits (B, K) of a batch, as the only item of a tuple.
+
+        In training, dropout is applied before the head; `core_ids` (V,) are the global
+        indices of the batch's virtual cores.
+        """
         features = self.image_features(images, core_ids, train)
         if train and self.config.dropout:
             key = self.make_rng("dropout")

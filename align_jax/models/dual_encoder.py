@@ -78,10 +78,7 @@ class ModelConfig:
         return self.embedding_size or self.image_tower.output_width
 
     def computed_once(self) -> Self:
-        """Returns the same model without rematerialisation, to count its operations.
-
-        The towers' blocks are in a scan, see `TowerConfig`.
-        """
+        """Returns the same model with nothing computed twice, see `TowerConfig`."""
         return dataclasses.replace(
             self,
             image_tower=self.image_tower.computed_once(),
@@ -94,7 +91,7 @@ class ModelConfig:
         placement: Placement | None = None,
         kernels: Kernels | None = None,
     ) -> "DualEncoder":
-        """Builds the model, see `ImageModel`."""
+        """Builds the model, see `ImageModel`; without `kernels` it uses XLA."""
         return DualEncoder(self, batch_norm_group, placement, kernels or Kernels())
 
 
@@ -115,12 +112,17 @@ class ImageModel(nn.Module):
     kernels: Kernels = Kernels()
 
     def setup(self) -> None:
-        """Creates the tower, whose name is that of its parameters."""
+        """Creates the image tower; its parameters are under "image_tower"."""
         self.image_tower = self.build_tower("image_tower", self.config.image_tower)
 
     @nn.nowrap
     def build_tower(self, name: str, config: TowerConfig) -> Tower:
-        """Builds a tower with the model's fields."""
+        """Builds a tower with the model's number type, sharding, groups and kernels.
+
+        Args:
+          name: a key of `TOWERS`, under which the tower's parameters are.
+          config: the tower's config.
+        """
         return build_tower(
             name,
             config,
@@ -215,7 +217,10 @@ class DualEncoder(ImageModel):
     def __call__(
         self, images: jax.Array, tokens: jax.Array, core_ids: jax.Array, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Embeds a batch of pairs: returns image and text embeddings, (B, D) each."""
+        """Embeds a batch of pairs: returns image and text embeddings, (B, D) each.
+
+        The arguments are those of `encode_images` and `encode_texts`.
+        """
         return (
             self.encode_images(images, core_ids, train),
             self.encode_texts(tokens, core_ids, train),
@@ -234,13 +239,19 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 
 def temperature_of(params: Mapping) -> jax.Array:
-    """Returns the temperature () of a dual encoder's parameters, in either form."""
+    """Returns the temperature () of a dual encoder, whatever its `temperature_form`.
+
+    `params` are the parameters of the complete model.
+    """
     if "log_temperature" in params:
         return jnp.exp(params["log_temperature"])
     return params["temperature"]
 
 
 def unit_length(x: jax.Array) -> jax.Array:
-    """Scales rows of x (B, D) to unit Euclidean length; a row of zeros stays zero."""
+    """Scales rows of x (B, D) to unit Euclidean length; a row of zeros stays zero.
+
+    Rows that are shorter than 1e-12 are only multiplied by 1e12.
+    """
     squared = jnp.sum(jnp.square(x), -1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))

@@ -67,7 +67,8 @@ class EfficientNetConfig:
       depth: block multiplier (B0: 1.0, B7: 3.1).
       drop_rate: stochastic-depth rate; block b = 0, 1, ... of n has b / n of it.
       batch_norm_momentum: decay of BatchNorm's running statistics.
-      frozen_statistics: whether to normalise by the running statistics in training too.
+      frozen_statistics: whether to normalise by the running statistics in training too,
+        and to leave them as they are.
       padding: "same" (TensorFlow's rule) or "keras" (the rule of the open ALIGN
         weights).
       top_conv: whether to add the head's 1x1 convolution to 1280 channels times width,
@@ -108,7 +109,7 @@ class EfficientNetConfig:
 
     @property
     def output_width(self) -> int:
-        """Width of the pooled features: 320 for B0, 640 for B7."""
+        """Width of the pooled features: 320 for B0, 640 for B7 (without top_conv)."""
         last = TOP_CHANNELS if self.top_conv else self.rows[-1][-1]
         return round_channels(last, self.width)
 
@@ -119,7 +120,7 @@ class EfficientNetConfig:
 
     @property
     def freezing_field(self) -> str:
-        """Field that keeps BatchNorm's statistics as they are; "" if it is set."""
+        """Name of the field that stops BatchNorm's statistics; "" if it is set."""
         return "" if self.frozen_statistics else "frozen_statistics"
 
     def block_names(self) -> list[str]:
@@ -158,7 +159,10 @@ class EfficientNetConfig:
 
 
 def round_channels(channels: int, width: float, divisor: int = 8) -> int:
-    """Scales a channel count to a multiple of 8, never below 90 % of the product."""
+    """Returns channels * width, rounded to a multiple of `divisor`.
+
+    The result is at least `divisor` and never below 90 % of the product.
+    """
     scaled = channels * width
     rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * scaled else rounded
@@ -193,7 +197,10 @@ def drop_rates(config: EfficientNetConfig) -> list[float]:
 
 
 def rematerialised(block_type: type[nn.Module], choice: str) -> type[nn.Module]:
-    """Returns a block's class, rematerialised as chosen, see `EfficientNetConfig`."""
+    """Returns a block's class with rematerialisation; `choice` is the config's field.
+
+    It is `block_type` itself for "none" and "stages".
+    """
     if choice not in ("pointwise", "blocks"):
         return block_type
     kept = KEPT if choice == "pointwise" else ()
@@ -206,7 +213,7 @@ class EfficientNet(nn.Module):
 
     Attributes:
       config: size, regularisation and execution.
-      batch_norm_group: number of images that share BatchNorm statistics.
+      batch_norm_group: number of images that share BatchNorm statistics in training.
       dtype: number type of the computation; parameters and statistics stay float32.
       placement: sharding by which each block gathers its parameters; None if parameters
         are not sharded.
@@ -230,10 +237,11 @@ class EfficientNet(nn.Module):
           images: (B, H, W, 3) pixels in [-1, 1].
           core_ids: (V,) global indices of the batch's virtual cores; None if not
             `train`.
-          train: whether to use batch statistics and stochastic depth.
+          train: whether to use stochastic depth and, unless `frozen_statistics` is set,
+            batch statistics.
 
         Returns:
-          (B, config.output_width) mean over the last grid, float32.
+          (B, config.output_width) mean over the last block's pixels, float32.
         """
         config = self.config
         rates = drop_rates(config)

@@ -1,4 +1,4 @@
-"""Parts that both towers share: random masks by virtual core, and running of blocks.
+"""Parts that both towers share: random masks by virtual core, and loops over blocks.
 
 A run is defined in virtual cores of `pairs_per_core` pairs each, whatever the hardware
 is. Random masks are drawn per virtual core, so the result does not depend on how many
@@ -19,16 +19,16 @@ Body = Callable[[dict, jax.Array, Any], tuple[jax.Array, dict]]
 def keep_mask(
     key: jax.Array, core_ids: jax.Array | None, shape: tuple[int, ...], rate: float
 ) -> jax.Array:
-    """Draws a Bernoulli(1 - rate) mask whose rows depend only on their virtual core.
+    """Draws a random mask whose rows depend only on the key and their virtual core.
 
     Args:
       key: random key of this step and layer.
       core_ids: (V,) global index of each virtual core in this batch.
       shape: (B, ...) shape of the mask; B is a multiple of V.
-      rate: probability of a zero.
+      rate: probability of False, in [0, 1].
 
     Returns:
-      Boolean mask of `shape`.
+      Boolean mask of `shape`, where True means keep.
 
     Raises:
       ValueError: `core_ids` is None.
@@ -54,6 +54,9 @@ def survival_scales(
 
     Returns:
       n arrays (B,) float32, 0 where an example skips a block, else 1 / (1 - rate).
+
+    Raises:
+      ValueError: `core_ids` is None.
     """
     return [
         keep_mask(jax.random.fold_in(key, block), core_ids, (batch,), rate).astype(
@@ -67,14 +70,24 @@ def survival_scales(
 def dropout(
     x: jax.Array, key: jax.Array | None, core_ids: jax.Array | None, rate: float
 ) -> jax.Array:
-    """Applies inverted dropout to x (B, ...); without a key it returns x."""
+    """Applies inverted dropout to x (B, ...); returns x if `key` is None.
+
+    Args:
+      x: (B, ...) input; B is a multiple of V.
+      key: random key of this step and layer, or None.
+      core_ids: (V,) global index of each virtual core; None only without a key.
+      rate: probability of a zero, below 1.
+    """
     if key is None:
         return x
     return jnp.where(keep_mask(key, core_ids, x.shape, rate), x / (1.0 - rate), 0.0)
 
 
 def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:
-    """Makes a block's class gather its parameters if its tower has a placement."""
+    """Returns a block's class that gathers its parameters from the devices.
+
+    It is `block` itself if `tower` has no placement or is being initialised.
+    """
     if tower.placement is None or tower.is_initializing():
         return block
     return nn.map_variables(block, "params", tower.placement.gather)
@@ -90,13 +103,16 @@ def scan_blocks(
 ) -> jax.Array:
     """Runs a tower's equal blocks one after the other, compiled as one body.
 
+    Variables that a block changes are stored in the tower if their collection is
+    mutable.
+
     Args:
       tower: module that holds the blocks' variables under the blocks' names.
       names: submodule names of n blocks, at least one.
-      body: function of (a block's variables, x, its item of `each`) that returns x and
-        the variables that changed.
-      x: input of the first block.
-      each: n trees of arrays, one per block.
+      body: function of (a block's variables, x, the block's tree of `each`) that
+        returns the block's output and the variables that it changed.
+      x: input of the first block, (B, ...); every output has this shape.
+      each: n trees of arrays of the same shapes, one for each block.
 
     Returns:
       The output of the last block.

@@ -32,7 +32,16 @@ depthwise_init = nn.initializers.variance_scaling(
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Shape of one MBConv block; `channels_in` enter it, `channels_out` leave it."""
+    """Shape of one MBConv block.
+
+    Attributes:
+      kernel: side of the depthwise kernel.
+      stride: stride of the depthwise convolution.
+      expansion: factor of the channels in the block; 1 has no "expand" convolution.
+      channels_in: channels of the input.
+      channels_out: channels of the output.
+      residual: whether the input is added to the output; their shapes must be equal.
+    """
 
     kernel: int
     stride: int
@@ -139,7 +148,7 @@ class MBConv(nn.Module):
 
     Attributes:
       block: shape of the block.
-      norm: constructor of BatchNorm, which takes the fields that are not yet set.
+      norm: constructor of BatchNorm, which takes its fields `swish` and `name`.
       padding: a key of `PADDINGS`.
       dtype: number type of the computation.
       kernels: choice between the forms for NVIDIA GPUs and plain XLA.
@@ -157,7 +166,11 @@ class MBConv(nn.Module):
     ) -> jax.Array:
         """Maps x (B, H, W, channels_in) to (B, H', W', channels_out).
 
-        `survival` (B,) scales the output that is added to the input: stochastic depth.
+        Args:
+          x: (B, H, W, channels_in) input.
+          survival: (B,) factors of the output that a residual block adds to its input
+            (stochastic depth, see `survival_scales`); None for ones.
+          train: whether to use batch statistics, see `BatchNorm`.
         """
         block = self.block
         hidden = x

@@ -1,4 +1,4 @@
-"""Shapes, paths and first inputs of a model's variables."""
+"""Shapes and paths of a model's variables, and the inputs that initialise them."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -26,7 +26,10 @@ TOWER_INPUTS = {"image_tower": "images", "text_tower": "tokens"}
 def variable_shapes(
     config: ModelConfig | ClassifierConfig,
 ) -> dict[Path, tuple[int, ...]]:
-    """Returns the shapes of a model's parameters and statistics by path."""
+    """Returns the shapes of a model's parameters and statistics by path.
+
+    Nothing is computed. A path is like ("params", "image_tower", "stem", "kernel").
+    """
     model = config.build()
     create = partial(model.init, train=False)
     variables = jax.eval_shape(create, jax.random.key(0), *first_inputs(model))
@@ -54,7 +57,7 @@ def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
 
 
 def first_inputs(model: DualEncoder | Classifier) -> list[np.ndarray]:
-    """Returns the arrays that a model is initialised with."""
+    """Returns arrays to initialise a model with: its `inputs`, then the core ids."""
     return [*(FIRST_INPUTS[name] for name in model.inputs), FIRST_CORES]
 
 

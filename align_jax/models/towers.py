@@ -36,8 +36,8 @@ class TowerConfig(Dataclass, Protocol):
       undecayed: regular expressions of the parameters without weight decay and without
         LAMB's trust ratio; each matches the beginning of a path below the tower, such
         as "stem_norm/scale".
-      optional_modules: submodules that only some towers of this class have. A tower
-        without them ignores them in the weights that it loads.
+      optional_modules: submodules that only some towers of this class have. If a tower
+        lacks one of them, it ignores that submodule's values in weights that it loads.
     """
 
     execution_fields: ClassVar[tuple[str, ...]]
@@ -56,9 +56,10 @@ class TowerConfig(Dataclass, Protocol):
 
     @property
     def freezing_field(self) -> str:
-        """Field to set if all parameters are frozen, as statistics would still change.
+        """Name of the field to set if all parameters are frozen.
 
-        It is "" if the field is set, or if a tower has only parameters.
+        Without it, running statistics would still change. The name is "" if the field
+        is set, or if a tower has no variables but parameters.
         """
 
     def computed_once(self) -> Self:
@@ -147,8 +148,12 @@ DEFAULT_KINDS = {"image_tower": "efficientnet", "text_tower": "bert"}
 def read_image_tower(fields: Any, where: str) -> ImageTowerConfig:
     """Reads a sub-dict as the config class that its `kind` names; see `read_config`.
 
+    Args:
+      fields: the image tower's sub-dict; without `kind`, `DEFAULT_KINDS` decides.
+      where: dotted path of the sub-dict, for messages.
+
     Raises:
-      InputError: the kind is unknown, or the fields do not fit it.
+      InputError: `fields` is no mapping, the kind is unknown, or a field is wrong.
       TypeError: the class or its module breaks its contract.
     """
     return _read(IMAGE_TOWERS, "image_tower", ImageTowerConfig, fields, where)
@@ -194,6 +199,10 @@ def build_tower(
       placement: sharding of the parameters, see `Tower`.
       batch_norm_group: number of images that share BatchNorm statistics in training.
       kernels: choice between Pallas kernels and XLA; None for XLA.
+
+    Raises:
+      InputError: the config's `kind` is not in `TOWERS[name]`, or its `module_options`
+        name an unknown option.
     """
     options = {"batch_norm_group": batch_norm_group, "kernels": kernels or Kernels()}
     _, module = choose(TOWERS[name], config.kind, f"model.{name}.kind")
@@ -206,7 +215,13 @@ def build_tower(
 
 
 def undecayed_parameters(towers: Mapping[str, TowerConfig]) -> tuple[str, ...]:
-    """Returns patterns of the parameters of a model that have no weight decay."""
+    """Returns patterns of the parameters of a model that have no weight decay.
+
+    They are regular expressions of complete names, such as "^image_tower/.*_norm/".
+
+    Args:
+      towers: config of each tower by its name.
+    """
     return tuple(
         f"^{name}/{pattern}"
         for name, config in towers.items()
@@ -217,8 +232,8 @@ def undecayed_parameters(towers: Mapping[str, TowerConfig]) -> tuple[str, ...]:
 def execution_fields(model: Mapping[str, Any]) -> list[str]:
     """Returns the dotted paths of config fields that do not change a model's result.
 
-    `model` is the model's literal config. Unknown kinds and models without a tower have
-    none.
+    `model` is the model's literal config; the paths start below it, as in
+    "image_tower.scan". Towers that are absent or of an unknown kind have no paths.
     """
     paths = []
     for name, towers in TOWERS.items():
