@@ -1,7 +1,8 @@
 """ALIGN's contrastive loss over the global batch (arXiv 2102.05918, section 4.1).
 
 `contrastive_loss` has the formula. Each device computes the loss of its pairs under
-`shard_map`, see `tiles`; on NVIDIA GPUs with the kernels of `contrastive_gpu`.
+`shard_map`, see `tiles`, or with the Pallas kernels of `contrastive_gpu` if
+`contrastive_gpu.choose` says so.
 """
 
 import dataclasses
@@ -57,9 +58,10 @@ def contrastive_loss(
         L_t2i = -1/N sum_j log( exp(z_jj) / sum_i exp(z_ij) )
         L     = L_i2t + L_t2i
 
-    Label smoothing e mixes the one-hot target with the uniform one over the candidates.
-    A term is then lse - (1 - e) z_ii - e mean, where lse and mean are the log-sum-exp
-    and the mean of the logits of its row or column.
+    The sums run over the candidates of i or j: all pairs, unless `negatives` is below
+    1. Label smoothing e mixes the one-hot target with the uniform one over these
+    candidates. A term is then lse - (1 - e) z_ii - e mean, where lse and mean are the
+    log-sum-exp and the mean of the candidates' logits.
 
     Args:
       image_embeddings: (N, D) unit vectors, split over the mesh by rows.
@@ -74,12 +76,12 @@ def contrastive_loss(
       tile: number of columns of the logits held at a time; None lets `make_tiling`
         choose.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
-      kernels: "auto" uses the kernels of `logit_kernels` on NVIDIA GPUs at precision
-        "default", which round the embeddings to bfloat16; "plain" never does.
+      kernels: "auto" for the kernels of `logit_kernels`, which round embeddings to
+        bfloat16, on NVIDIA GPUs at precision "default"; "plain" for XLA; see `choose`.
 
     Returns:
-      The loss, (), and metrics, (): each direction's loss and in-batch accuracy. Only
-      the loss has a gradient.
+      The loss, (), in nats, and metrics, () each: "i2t_loss", "t2i_loss", and the
+      `accuracies` of both directions. Only the loss has a gradient.
 
     Raises:
       ValueError: reduction, negatives, tile or kernels is invalid, or N does not divide
@@ -104,7 +106,7 @@ class SoftmaxResiduals(NamedTuple):
       ximg: (N, D) images, split by rows.
       ytxt: (N, D) texts, split by rows.
       temperature: () temperature.
-      lse: log-sum-exps of the rows and of the columns, (N,) each, split.
+      lse: natural log-sum-exps of the rows and of the columns, (N,) each, split.
       kept: logits (K, N, T) of the first tiles, see `walk`; () with Pallas kernels.
     """
 
@@ -123,7 +125,7 @@ def _directions(
     tiling: Tiling,
     smoothing: float,
 ) -> dict[str, jax.Array]:
-    """Returns each direction's loss and accuracy."""
+    """Returns each direction's loss and accuracy, the metrics of `contrastive_loss`."""
     return _directions_forward(ximg, ytxt, temperature, tiling, smoothing)[0]
 
 

@@ -1,8 +1,9 @@
 """The contrastive loss on NVIDIA GPUs, computed by the kernels of `logit_kernels`.
 
 The logits are never stored; their gradient is held one chunk of columns at a time, in
-bfloat16. Embeddings are rounded to bfloat16, sums are float32. The functions are called
-under `shard_map`.
+bfloat16. Embeddings are rounded to bfloat16, sums are float32. All functions but
+`choose` are called under `shard_map`. Their log-sum-exps are natural, unless base 2 is
+mentioned.
 """
 
 from functools import partial
@@ -38,11 +39,11 @@ STATISTICS, GRADIENTS = TileShape(), TileShape()
 
 
 def choose(kernels: str, precision: str, mesh: Mesh) -> str:
-    """Chooses how the loss is computed: "plain", "triton" or, for tests, "interpret".
+    """Returns how to compute the loss: "plain", "triton" or, for tests, "interpret".
 
     Args:
-      kernels: one of `KERNELS`; "auto" is "triton" if bfloat16 products are allowed and
-        the devices have them, see `choose_kernels`.
+      kernels: one of `KERNELS`. "auto" becomes "triton" if `precision` is "default" and
+        `choose_kernels` chooses Triton for the devices, else "plain".
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
       mesh: mesh of the devices.
 
@@ -65,7 +66,7 @@ def rounded(x: jax.Array) -> jax.Array:
 def statistics(
     logits: Logits, positive: jax.Array, shape: TileShape
 ) -> LogitStatistics:
-    """Returns log-sum-exps, and the best logits of wrong candidates.
+    """Returns log-sum-exps over all candidates, and the best logits of wrong ones.
 
     Args:
       logits: logits of bfloat16 embeddings.
@@ -95,7 +96,7 @@ def statistics(
 
 
 def _join(lse: jax.Array) -> jax.Array:
-    """Joins log-sum-exps of parts (parts, n), in base 2, to those of the whole (n,)."""
+    """Joins base-2 log-sum-exps of parts, (parts, n), to natural ones of all, (n,)."""
     most = lse.max(0)
     return (most + jnp.log2(jnp.exp2(lse - most[None]).sum(0))) / LOG2E
 
@@ -109,7 +110,9 @@ def gradients(
     shape: TileShape,
     chunk_bytes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns gradients of images and texts, without the factor 1 / (N temperature).
+    """Returns the gradients of image and text embeddings.
+
+    They lack the factor 1 / (N temperature).
 
     Args:
       logits: logits of bfloat16 embeddings.
@@ -170,7 +173,8 @@ def logit_gradients(
       grid: grid of tiles.
       numbers: (3,) log2(e) / temperature, and the weights of the two directions.
       start: (2,) ids of the first image and the first text among all N pairs.
-      inputs: bfloat16 embeddings (n, D) and (T, D), and their log-sum-exps (n,), (T,).
+      inputs: bfloat16 embeddings of images (n, D) and of texts (T, D), and their
+        natural log-sum-exps, (n,) and (T,).
       smoothing: share of the uniform target.
     """
     shape = grid.shape
@@ -184,10 +188,11 @@ def logit_gradients(
 
 
 def _chunk(n: int, pairs: int, unit: int, chunk_bytes: int) -> int:
-    """Returns the number of columns per chunk.
+    """Returns the number of columns of the logits' gradient per chunk.
 
-    Chunks are equal, of whole tiles, and in bfloat16 at most `chunk_bytes` large if
-    that is enough for a tile.
+    All chunks have this number of columns, a multiple of `unit`, so the last one may
+    extend beyond the `pairs` columns. A bfloat16 chunk of n rows has at most
+    `chunk_bytes`, unless `unit` columns need more.
     """
     most = max(chunk_bytes // (2 * n * unit) * unit, unit)
     chunks = -(-pairs // most)

@@ -2,12 +2,13 @@
 
 Each kernel multiplies bfloat16 embeddings tile by tile, and finishes a tile before its
 float32 logits leave the chip. `statistics_kernel` writes the log-sum-exp and the
-maximum of every row and column of a tile. `gradients_kernel` writes the gradient of its
-logits, in bfloat16.
+maximum, over wrong candidates, of every row and column of a tile. `gradients_kernel`
+writes the gradient of a tile's logits, in bfloat16.
 
 Logits and log-sum-exps are in base 2 here, like the hardware's exponential:
-z_ij = x_i . y_j log2(e) / temperature. If all maxima of a tile (or log-sum-exps) are
-within `SPREAD` of each other, one exponential per logit serves both directions.
+z_ij = x_i . y_j log2(e) / temperature. One exponential per logit serves both directions
+if a tile has wrong candidates only, and if the maxima of its rows and columns (for the
+gradient, their log-sum-exps) are within `SPREAD` of each other.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ class TileShape:
 
 @dataclasses.dataclass(frozen=True)
 class TileOutput:
-    """An array of which every tile writes a part.
+    """An array of which every tile of a `LogitGrid` writes a part.
 
     Attributes:
       size: size of the array.
@@ -103,7 +104,10 @@ class LogitGrid:
         return self.columns * self.shape.columns
 
     def pad(self, ximg: jax.Array, ytxt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Pads images (n, D) and texts (any number, D) with zeros to whole tiles."""
+        """Pads images (n, D) and texts (any number, D) with zeros to whole tiles.
+
+        D becomes a multiple of the tile's `depth`.
+        """
         depth = (0, -ximg.shape[1] % self.shape.depth)
         ximg = jnp.pad(ximg, ((0, self.height - len(ximg)), depth))
         return ximg, jnp.pad(ytxt, ((0, -len(ytxt) % self.shape.columns), depth))
@@ -132,10 +136,10 @@ class LogitGrid:
         Args:
           kernel: function of this grid, numbers, start, and the tile's inputs and
             outputs.
-          outputs: arrays that the kernel writes.
+          outputs: shapes of the arrays that the kernel writes; these are returned.
           numbers: vector that all tiles share.
           start: (2,) ids of the first image and the first text among all N pairs.
-          inputs: arrays in whole tiles, alternately by images and by texts.
+          inputs: arrays (images, ...) and (texts, ...) in turn, padded to whole tiles.
         """
 
         def output(x: TileOutput) -> pl.BlockSpec:
@@ -180,7 +184,7 @@ class LogitTile:
         ximg: jax.Ref,
         ytxt: jax.Ref,
     ) -> None:
-        """Multiplies images (rows, D) by texts (columns, D)."""
+        """Multiplies images (rows, D) by texts (columns, D), without the scale."""
         self.grid, self.scale = grid, scale
         i, j = grid.tile_at(pl.program_id(0))
         self.row, self.column = i * grid.shape.rows, j * grid.shape.columns
@@ -196,7 +200,7 @@ class LogitTile:
 
     @property
     def has_others_only(self) -> jax.Array:
-        """Whether all texts are candidates of all images and no two are a pair, ()."""
+        """Whether the tile has wrong candidates only, (); false if there are groups."""
         shape, (row, column) = self.grid.shape, self.ids
         apart = (row >= column + shape.columns) | (column >= row + shape.rows)
         return apart & (self.grid.tiling.groups == 1)
@@ -222,7 +226,7 @@ class LogitTile:
         return self._approximate("ex2", jnp.exp2, x)
 
     def log2(self, x: jax.Array) -> jax.Array:
-        """Returns the base-2 logarithm of x to 2^-22, from one instruction."""
+        """Returns the base-2 logarithm of x, to about 2^-22, from one instruction."""
         return self._approximate("lg2", jnp.log2, x)
 
     def _approximate(self, name: str, function: Callable, x: jax.Array) -> jax.Array:

@@ -43,9 +43,9 @@ class LogitStatistics(NamedTuple):
     """Statistics of the logits that the loss and its metrics need.
 
     Attributes:
-      row_lse: (n,) log-sum-exp of each image.
+      row_lse: (n,) natural log-sum-exp of each image over its candidates.
       best_text: (n,) best logit of each image with another pair's text.
-      column_lse: (N,) log-sum-exp of each text over this device's images.
+      column_lse: (N,) natural log-sum-exp of each text over this device's images.
       best_image: (N,) best logit of each text with another pair's image of this device.
     """
 

@@ -26,16 +26,17 @@ class LossConfig:
 
     Attributes:
       kind: a key of `LOSSES`: "softmax" (ALIGN's); "sigmoid", which needs
-        `model.logit_bias_init`; or "cross_entropy" of labels, which uses only the next
-        field.
-      label_smoothing: share of the uniform target (paper: 0.1); not for "sigmoid".
-      reduction: "sum" of both directions (paper) or "mean"; softmax only.
-      negatives: share of the batch that a pair is compared with (paper's ablation:
-        1, 0.5, 0.25); see `make_tiling`.
-      tile: number of texts whose logits are held at a time; None chooses by memory.
+        `model.logit_bias_init`; or "cross_entropy" of labels, which uses only
+        `label_smoothing`.
+      label_smoothing: share of the uniform target (ALIGN: 0.1); not for "sigmoid".
+      reduction: "sum" of both directions (ALIGN) or "mean"; "softmax" only.
+      negatives: share of the batch that a pair is compared with, 1 / a whole number
+        (ALIGN's ablation: 1, 0.5, 0.25); see `make_tiling`.
+      tile: number of texts whose logits are held at a time, see `make_tiling`; None
+        chooses by memory.
       precision: precision of the logits' products, a name of `jax.lax.Precision`.
-      kernels: "auto" or "plain", see `contrastive_loss`; softmax only.
-      temperature_floor: lower bound of the learned temperature.
+      kernels: "auto" or "plain", see `contrastive_loss`; "softmax" only.
+      temperature_floor: lower bound of the learned temperature, not of its logarithm.
     """
 
     kind: str = "softmax"
@@ -54,7 +55,7 @@ class LossConfig:
 
     @property
     def wants_bias(self) -> bool:
-        """Whether the logits have a learned bias."""
+        """Whether the loss needs the learned bias `logit_bias` of the logits."""
         return LOSSES[self.kind].wants_bias
 
     def __post_init__(self) -> None:
@@ -93,10 +94,13 @@ def compute_loss(
       mesh: mesh of the devices.
 
     Returns:
-      The loss, (), and its metrics, () each.
+      The loss, (), and its metrics, () each. For "softmax", these are the metrics of
+      `contrastive_loss` and "temperature"; for "sigmoid", those of `sigmoid_loss`,
+      "temperature" and "logit_bias"; for "cross_entropy", "accuracy".
 
     Raises:
-      ValueError: the objective is cross-entropy and there are no labels.
+      ValueError: the batch does not fit the options, see `make_tiling`, or the
+        objective is cross-entropy and there are no labels.
     """
     return LOSSES[config.kind].compute(outputs, labels, params, config, mesh)
 
@@ -179,7 +183,7 @@ class Loss:
     Attributes:
       compute: function with the arguments and results of `compute_loss`.
       contrasts: whether pairs are compared with each other.
-      wants_bias: whether the logits have a learned bias.
+      wants_bias: whether the loss needs the learned bias `logit_bias` of the logits.
     """
 
     compute: Callable[..., tuple[jax.Array, Metrics]]
@@ -195,7 +199,10 @@ LOSSES = {
 
 
 def hold_temperature(params: dict, floor: float) -> dict:
-    """Returns the parameters with the temperature at or above the floor."""
+    """Returns the parameters with the temperature raised to `floor` if it is below.
+
+    Parameters without a temperature are returned as they are.
+    """
     for name, lowest in (("temperature", floor), ("log_temperature", jnp.log(floor))):
         if name in params:
             params = params | {name: jnp.maximum(params[name], lowest)}

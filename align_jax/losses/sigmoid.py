@@ -38,13 +38,14 @@ def sigmoid_loss(
 ) -> LossAndAccuracy:
     """Computes SigLIP's loss over all pairs of all devices, in memory linear in N.
 
-    With unit vectors x_i and y_j, temperature s, bias b, N pairs and logits
-    z_ij = x_i . y_j / s + b, every image with every text is one decision, whether they
-    are a pair (arXiv 2303.15343):
+    With unit vectors x_i (images) and y_j (texts), temperature s, bias b, N pairs and
+    logits z_ij = x_i . y_j / s + b, the loss decides for every image and every text
+    whether they are a pair (arXiv 2303.15343):
 
         L = -1/N sum_i ( log sigmoid(z_ii) + sum_{j != i} log sigmoid(-z_ij) )
 
-    The paper learns log(1 / s), from log 10, and b, from -10.
+    If `negatives` is below 1, j runs over the candidates of i only. SigLIP learns
+    log(1 / s), which starts at log 10, and b, which starts at -10.
 
     Args:
       image_embeddings: (N, D) unit vectors, split over the mesh by rows.
@@ -53,14 +54,18 @@ def sigmoid_loss(
       temperature: () positive divisor of the cosine similarities.
       bias: () bias that is added to the logits.
       mesh: mesh of the devices; N is a multiple of their number.
-      negatives: share of the batch that a pair is compared with, see `make_tiling`.
+      negatives: share of the batch that a pair is compared with, 1 / a whole number;
+        see `make_tiling`.
       tile: number of columns of the logits held at a time; None lets `make_tiling`
         choose.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
 
     Returns:
-      The loss, (), and metrics, (): in-batch accuracy of each direction. Only the loss
-      has a gradient.
+      The loss, (), in nats, and metrics, () each: the `accuracies` of both directions.
+      Only the loss has a gradient.
+
+    Raises:
+      ValueError: negatives or tile is invalid, or N does not divide over the devices.
     """
     tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
     loss, metrics = _compiled(

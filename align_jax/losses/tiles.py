@@ -1,5 +1,6 @@
-"""Contrastive objectives on one device, tile by tile; called under `shard_map`.
+"""Contrastive objectives on one device, tile by tile.
 
+`make_tiling` is called first; `walk` and all functions below it run under `shard_map`.
 A device holds n of the N pairs. It gathers all texts and walks over them in tiles of T
 columns, so that only a block (n, T) of the N x N logits is held at a time. The blocks
 of the first columns are kept for the backward pass, which computes the others again:
@@ -74,10 +75,10 @@ def make_tiling(
 ) -> Tiling:
     """Chooses the division of the logits into tiles.
 
-    The paper's ablation (arXiv 2102.05918, Table 8) trains with 50 % and 25 % of the
-    in-batch negatives and does not say which. Here the batch is cut into groups of
-    consecutive pairs: 2 for 50 %, 4 for 25 %, and 1 for all negatives. A pair is
-    compared only with the N / groups pairs of its group, in both directions.
+    ALIGN's ablation (arXiv 2102.05918, Table 8) trains with 50 % and 25 % of the
+    in-batch negatives and does not say which. Here the batch is cut into 1 / negatives
+    groups of consecutive pairs, for example 2 for 50 %. A pair is compared only with
+    the N / groups pairs of its group, in both directions; these are its candidates.
 
     Args:
       pairs: number of pairs N.
@@ -124,8 +125,8 @@ class LogitBlock:
       logits: (n, T) logits, `EXCLUDED` where the text is no candidate.
       texts: (T, D) texts, zeros beyond the last one.
       own: (n, T) bool, true where image and text are a pair.
-      candidate: (n, T) bool, true where the text is a candidate of the image; () if all
-        texts are.
+      candidate: (n, T) bool, true where the text is a candidate of the image; or True,
+        (), if all texts are candidates of all images.
     """
 
     logits: jax.Array
@@ -134,7 +135,7 @@ class LogitBlock:
     candidate: jax.Array
 
     def others(self) -> jax.Array:
-        """Returns the logits (n, T) with those of pairs excluded."""
+        """Returns the logits (n, T), with `EXCLUDED` for those of pairs."""
         return jnp.where(self.own, EXCLUDED, self.logits)
 
 
@@ -150,22 +151,23 @@ def walk(
     columns: Any = (),
     kept: jax.Array | None = None,
 ) -> tuple[Any, Any, jax.Array]:
-    """Visits every column tile in order.
+    """Visits every tile of T columns in order.
 
     Args:
       tiling: division of the logits into tiles.
       scaled_images: (n, D) images of this device, divided by the temperature.
       all_texts: (N, D) texts of all devices.
-      visit: function of (carry, block, columns of the tile) that returns (carry,
-        columns of the tile).
+      visit: function of (carry, `LogitBlock`, the tile's part of `columns`), which
+        returns (carry, pytree of (T, ...) arrays).
       carry: carry of the first visit.
-      columns: pytree of (N,) arrays, of which a visit gets (T,).
+      columns: pytree of (N, ...) arrays, of which a visit gets (T, ...), with zeros
+        beyond the last text.
       kept: logits (K, n, T) that an earlier walk over the same embeddings returned;
         None to compute them.
 
     Returns:
-      The last carry, the columns that the visits returned, joined to (N, ...), and the
-      logits (K, n, T) of the first K tiles.
+      The last carry, the arrays that the visits returned, joined to (N, ...), and the
+      logits (K, n, T) of the first K tiles, without what `visit` adds to them.
     """
     tiles = -(-tiling.pairs // tiling.tile)
     beyond = tiles * tiling.tile - tiling.pairs
@@ -238,8 +240,9 @@ def accuracies(
 ) -> dict[str, jax.Array]:
     """Returns the in-batch accuracy of both directions.
 
-    A pair must be ahead by a cosine of `MARGIN`, so that a tie counts as wrong,
-    whatever the rounding of two equal products.
+    It is the share of images whose own text is the best of their candidates, and of
+    texts with their images. The pair must be ahead by a cosine of `MARGIN`, so that a
+    tie counts as wrong, whatever the rounding of two equal products.
 
     Args:
       positive: (n,) logits of this device's pairs.
@@ -248,7 +251,7 @@ def accuracies(
       temperature: () divisor of the logits.
 
     Returns:
-      `i2t_accuracy` and `t2i_accuracy`, (), over all pairs.
+      "i2t_accuracy" and "t2i_accuracy", () each, over all pairs of all devices.
     """
     best_image = lax.pmax(best_image, BATCH_AXES)[own_rows(len(positive))]
     least = positive - MARGIN / temperature
