@@ -33,9 +33,9 @@ class CheckpointConfig:
 
     Attributes:
       every_steps: steps between two checkpoints; the last step always has one.
-      keep: number of newest checkpoints to keep.
-      keep_every_steps: checkpoints at multiples of this step number are kept as well;
-        None keeps no others.
+      keep: number of newest checkpoints to keep; older ones are deleted.
+      keep_every_steps: step number whose multiples keep their checkpoints as well; None
+        keeps no others.
       best_metric: score, such as "eval/coco/t2i_recall@1", by which the best checkpoint
         is kept as well; every evaluation then has a checkpoint. None keeps no best one.
       lowest_is_best: whether the lowest score is the best.
@@ -65,8 +65,11 @@ class Checkpoints:
         Args:
           workdir: path or URL of the run's folder.
           config: schedule of writing, and the checkpoints to keep.
-          identity: fields that a checkpoint must match to be restored: the model's
-            config and the vocabulary's hash.
+          identity: fields that a checkpoint must match to be restored, see
+            `RunConfig.identity`.
+
+        Raises:
+          InputError: the folder cannot be written.
         """
         self._directory = os.path.join(places.resolve(workdir), FOLDER)
         self._identity = as_json(identity)
@@ -96,9 +99,10 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, scores: dict[str, float] | None = None
     ) -> None:
-        """Starts writing a state and returns before it is written.
+        """Starts writing a state and returns before all of it is written.
 
-        Nothing is written if the newest checkpoint has this step or a later one.
+        Nothing is written if the newest checkpoint has this step or a later one. Older
+        checkpoints that the config does not keep are deleted.
 
         Args:
           step: number of steps taken; it names the checkpoint.
@@ -120,7 +124,7 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=metrics)
 
     def check_scores(self, scores: dict[str, float]) -> None:
-        """Raises InputError if the scores lack `best_metric`."""
+        """Raises InputError if the config has a `best_metric` that the scores lack."""
         if self._best is not None and self._best not in scores:
             raise InputError(
                 f"config.checkpoint.best_metric is {self._best!r}; the scores are"
@@ -129,6 +133,10 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Reads a state with the shapes, types and shardings of `abstract`.
+
+        Args:
+          step: step of a checkpoint that exists, see `list_steps`.
+          abstract: state of `jax.ShapeDtypeStruct`s, see `abstract_state`.
 
         Raises:
           InputError: the checkpoint belongs to another model or vocabulary, or its
@@ -194,10 +202,10 @@ def split_source(source: str) -> tuple[str, int]:
     """Splits a checkpoint's path into the run's workdir and the step.
 
     Args:
-      source: path RUN/checkpoints/STEP, or RUN for the newest checkpoint.
+      source: path or URL RUN/checkpoints/STEP, or RUN for the newest checkpoint.
 
     Raises:
-      InputError: the checkpoint does not exist.
+      InputError: the run has no checkpoint, or none of that step.
     """
     workdir, step = places.resolve(source), None
     folder, name = os.path.split(workdir.rstrip("/"))

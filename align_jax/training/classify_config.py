@@ -23,7 +23,7 @@ class ClassifyConfig(RunConfig):
       run: the string "classify".
       model: the image tower and its head.
       evaluation: picture sizes in evaluation, often larger than in training (FixRes,
-        arXiv 1906.06423); by default the sizes of `input`.
+        arXiv 1906.06423); None for the sizes of `input.preprocess`.
     """
 
     kind: ClassVar[str] = "classifier"
@@ -41,16 +41,19 @@ class ClassifyConfig(RunConfig):
             )
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns the name of the labels, and their shape per picture and type."""
+        """Returns {"labels": (shape per picture, number type)}."""
         return {"labels": ((), jnp.int32)}
 
     @property
     def evaluation_preprocess(self) -> PreprocessConfig:
-        """Picture sizes in evaluation."""
+        """Picture sizes in evaluation; those of training if `evaluation` is None."""
         return self.evaluation or self.input.preprocess
 
     def check_data(self) -> None:
-        """Raises InputError if a dataset's number of classes is not the model's."""
+        """Raises InputError if a dataset's number of classes is not the model's.
+
+        Datasets that do not state their number of classes pass.
+        """
         for name, dataset in self.input.datasets.items():
             found = count_labels(dataset)
             if found not in (None, self.model.classes):

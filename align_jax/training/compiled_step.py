@@ -14,7 +14,10 @@ from align_jax.training.train_step import train_step
 
 
 def make_train_step(plan: StepPlan, norms: bool = False) -> jax.stages.Wrapped:
-    """Returns a run's jitted `train_step`, to be called as `step(state, batch)`."""
+    """Returns a run's jitted `train_step`, to be called as `step(state, batch)`.
+
+    A call reuses the memory of `state` (donation), which must not be used afterwards.
+    """
     shardings = state_shardings(plan)
     return jax.jit(
         partial(train_step, plan=plan, norms=norms),
@@ -45,7 +48,15 @@ def compile_steps(
 
     Norms slow a step down by about 1 %, so in a long run the steps that do not log them
     have a program without norms, see `RunConfig.measures_norms`. Both programs are
-    compiled at the same time. The result has the `kinds` as keys.
+    compiled at the same time.
+
+    Args:
+      plan: plan of the step.
+      batch: shapes and shardings of the global batch, see `train_step`.
+      kinds: keys of the result: False, True, or both.
+
+    Returns:
+      The program with norms under True, and the one without norms under False.
     """
     abstract_state(plan)  # traced and cached here, so that the threads do not repeat it
     with ThreadPoolExecutor() as pool:

@@ -1,8 +1,9 @@
 """The floating-point operations of a training step, counted from its traced program.
 
-Matrix products and convolutions are counted, as two operations for each multiplication
-and addition. Work that is repeated by rematerialisation or microbatches is counted
-once, as in the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix B).
+Only matrix products and convolutions are counted, as two operations for each pair of a
+multiplication and an addition. Work that is repeated by rematerialisation or
+microbatches is counted once, as in the model FLOPs utilisation of PaLM (arXiv
+2204.02311, appendix B).
 """
 
 import dataclasses
@@ -33,8 +34,9 @@ def count_model_flops(
       batch: shapes of the global batch.
 
     Returns:
-      A dict with the keys "image_tower", "text_tower" if the model has one, and "loss":
-      operations summed over all devices.
+      Numbers of operations of one step on all devices together, under the keys
+      "image_tower", "text_tower" if the model has one, and "loss". A tower's number
+      includes its projection or the classifier's head.
     """
     towers = dataclasses.replace(plan, model=_plain(plan))
     state = abstract_state(plan)
@@ -78,14 +80,22 @@ def count_model_flops(
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:
-    """Counts the operations of a function; its arguments are arrays or their shapes."""
+    """Counts the operations of a call of a function, see this module.
+
+    Args:
+      function: function that JAX can trace; it is not run.
+      *arguments: trees of arrays or of `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: a loop whose length is not known beforehand contains products.
+    """
     traced = jax.make_jaxpr(function)(*arguments).jaxpr
     live, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
     return _count(live)
 
 
 def _plain(plan: StepPlan) -> DualEncoder | Classifier:
-    """Returns the model without rematerialisation and gathering of parameters."""
+    """Returns a plan's model, but without rematerialisation and sharded parameters."""
     config = plan.model.config.computed_once()
     return plan.model.clone(config=config, placement=None)
 
@@ -139,7 +149,7 @@ PRODUCTS = {
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
-    """Yields the programs among an operation's parameters."""
+    """Yields the programs among an operation's parameters, such as a loop's body."""
     for value in parameters.values():
         for part in value if isinstance(value, list | tuple) else (value,):
             if isinstance(part, ClosedJaxpr):

@@ -4,7 +4,7 @@ Pretraining uses LAMB (arXiv 1904.00962) with linear warm-up and decay (ALIGN, a
 2102.05918, section 5). Transfer uses SGD with momentum and cosine or staircase decay.
 
 A parameter's name is its path, such as "image_tower/stem_norm/scale". A pattern is a
-regular expression; it fits a parameter if it is found anywhere in the name.
+regular expression; it fits a parameter if `re.search` finds it anywhere in the name.
 """
 
 import dataclasses
@@ -30,13 +30,16 @@ class OptimizerConfig:
       learning_rate: peak learning rate, reached at the end of the warm-up.
       warmup_steps: steps of the linear rise from 0.
       decay: schedule after the warm-up, a key of `DECAYS`.
-      staircase_steps: steps of one stair, counted from the end of the warm-up.
-      staircase_factor: factor that multiplies the learning rate at each stair.
-      weight_decay: decoupled decay ratio (paper: 1e-5); for "sgd", the factor of an L2
-        penalty's gradient.
+      staircase_steps: steps of one stair, counted from the end of the warm-up; only for
+        "staircase".
+      staircase_factor: factor that multiplies the learning rate at the end of each
+        stair; only for "staircase".
+      weight_decay: decoupled decay ratio (ALIGN: 1e-5), times the learning rate; for
+        "sgd", the factor of an L2 penalty's gradient.
       b1: decay of the first moment; for "sgd", the momentum.
-      b2: decay of the second moment.
-      epsilon: constant added to the square root of the second moment.
+      b2: decay of the second moment; only for "lamb" and "adamw".
+      epsilon: constant added to the square root of the second moment; only for "lamb"
+        and "adamw".
       undecayed: patterns of parameters without weight decay; None for the patterns
         that the towers name (BatchNorm's).
       unadapted: patterns of parameters without LAMB's trust ratio; None for the
@@ -44,8 +47,8 @@ class OptimizerConfig:
       frozen: patterns of parameters that keep their values.
       rate_factors: (pattern, factor) pairs; the first pattern that fits a parameter
         gives the factor of its learning rate.
-      clip_norm: largest global norm of the gradients; larger gradients are scaled down
-        to it. None for no clipping.
+      clip_norm: largest global norm of the gradients of parameters that are not frozen;
+        larger gradients are scaled down to it. None for no clipping.
       average_decay: decay of an exponential moving average of parameters and running
         statistics; evaluations use the average. None for no average.
     """
@@ -96,7 +99,10 @@ class OptimizerConfig:
                     ) from error
 
     def patterns(self) -> dict[str, list[str]]:
-        """Returns the patterns of every field that holds patterns."""
+        """Returns the patterns by field, for the fields that hold patterns.
+
+        None counts as no patterns.
+        """
         return {
             "undecayed": list(self.undecayed or ()),
             "unadapted": list(self.unadapted or ()),
@@ -116,7 +122,7 @@ def _cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Falls by `staircase_factor` every `staircase_steps`."""
+    """Is multiplied by `staircase_factor` every `staircase_steps`."""
     return optax.exponential_decay(
         config.learning_rate,
         config.staircase_steps,
@@ -139,7 +145,11 @@ DECAYS = {
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Returns a linear rise over `warmup_steps`, then the decay until `total_steps`."""
+    """Returns a function from the step, which counts from 0, to the learning rate.
+
+    The learning rate rises linearly from 0 over `warmup_steps`. The decay then lasts
+    until `total_steps`.
+    """
     rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     fall = DECAYS[config.decay](config, total_steps - config.warmup_steps)
     return optax.join_schedules([rise, fall], [config.warmup_steps])
@@ -190,11 +200,11 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Mask, Mask], Chain]] = {
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, exempt: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Builds the optimizer; frozen parameters have no state in it.
+    """Builds the optimizer; frozen parameters have no state in it and never change.
 
     Args:
       config: config of the optimizer.
-      schedule: learning rate by step.
+      schedule: learning rate by step, see `make_schedule`.
       exempt: patterns to use for `undecayed` and `unadapted` if these are None.
     """
     undecayed = exempt if config.undecayed is None else config.undecayed
@@ -216,7 +226,7 @@ def make_optimizer(
 
 
 def trainable(config: OptimizerConfig, params: Mapping) -> dict:
-    """Returns a tree of bools, True for the parameters that are not frozen."""
+    """Returns a tree of bools like `params`, True where a parameter is not frozen."""
     return _outside(config.frozen)(params)
 
 
@@ -247,7 +257,7 @@ def _outside(patterns: Iterable[str]) -> Mask:
 
 
 def _first_fitting(config: OptimizerConfig, index: int) -> Mask:
-    """Returns a mask that is True where this rate factor is the first that fits."""
+    """Returns a mask, True where rate factor `index` is the first that fits."""
     patterns = [pattern for pattern, _ in config.rate_factors]
 
     def first(name: str) -> bool:

@@ -47,15 +47,15 @@ class PretrainConfig(RunConfig):
             )
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns the name of the token ids, and their shape per pair and type."""
+        """Returns {"tokens": (shape per pair, number type)}."""
         return {"tokens": ((self.model.text_tower.max_tokens,), jnp.int32)}
 
     def make_tokenizer(self) -> Tokenizer:
         """Reads the vocabulary.
 
         Raises:
-          InputError: the file is missing, or it has more tokens than the text tower's
-            embedding has rows.
+          InputError: the file is missing or wrong, see `read_vocabulary`, or it has
+            more tokens than `model.text_tower.vocabulary_size`.
         """
         rows = self.model.text_tower.vocabulary_size
         tokenizer = open_tokenizer(self.vocabulary, self.model.text_tower.max_tokens)

@@ -13,12 +13,13 @@ from align_jax.training.training_runs import read_run_config
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """A distribution of a field's values.
+    """A distribution from which a search draws the values of a config field.
 
     Attributes:
-      fits: function from the values that follow the distribution's name in `space` to
-        whether they define it.
-      draw: function from a random generator and these values to a value of the field.
+      fits: function that returns whether the distribution's arguments are valid. The
+        arguments are the items after its name in `SearchConfig.space`.
+      draw: function from a random generator and these arguments to a value of the
+        field.
     """
 
     fits: Callable[[Sequence[Any]], bool]
@@ -48,7 +49,7 @@ def search_execution(fields: Mapping[str, Any]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """Trials of every task; the best trial of each is run again and tested.
+    """A random search: trials of every task, then final runs of each task's best trial.
 
     Attributes:
       run: the string "random_search".
@@ -62,12 +63,13 @@ class SearchConfig:
         first trial wins a tie.
       final: task name -> (dotted path, value) pairs, the changes to the best trial's
         fields for the final runs.
-      final_metric: score of the final runs that is reported.
+      final_metric: score of the final runs that is reported, as `metric` is named.
       seeds: seeds of the final runs, one run each.
       groups: group name -> tasks whose mean is reported.
       seed: seed of the draws.
       only: "TASK/trial_NN" to run that trial alone, so that many processes can share
-        the search's workdir; a search without it finds the trial done. "" for all.
+        the search's workdir. A later search with "", which runs everything, does not
+        repeat finished trials.
     """
 
     run: str
@@ -108,7 +110,7 @@ class SearchConfig:
             )
 
     def trial_names(self) -> dict[str, tuple[str, int]]:
-        """Returns the task and number of every trial by the name of its folder."""
+        """Returns (task, number from 0) of every trial by its folder, TASK/trial_NN."""
         return {
             f"{task}/trial_{trial:02}": (task, trial)
             for task in self.tasks
@@ -121,7 +123,13 @@ class SearchConfig:
         return change(fields, draw_trial(self.space, self.seed, trial))
 
     def final_fields(self, task: str, trial: int, seed: int) -> dict[str, Any]:
-        """Returns the literal config of a final run of a task's best trial."""
+        """Returns the literal config of a final run.
+
+        Args:
+          task: name of the task.
+          trial: number of the task's best trial.
+          seed: seed of the run, one of `seeds`.
+        """
         fields = change(self.trial_fields(task, trial), self.final[task])
         return fields | {"seed": seed}
 
@@ -139,7 +147,7 @@ def draw_trial(space: tuple, seed: int, trial: int) -> list[tuple[str, Any]]:
     Args:
       space: searched fields, see `SearchConfig`.
       seed: seed of the draws.
-      trial: number of the trial.
+      trial: number of the trial, from 0.
 
     Returns:
       (dotted path, value) pairs.

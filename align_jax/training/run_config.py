@@ -86,10 +86,12 @@ class RunConfig:
       run: type of run, a key of `TRAINING`.
       seed: seed of initial parameters, data order, augmentation and dropout.
       total_steps: number of optimizer steps.
-      virtual_cores: cores of the run's topology (paper: 1024).
-      pairs_per_core: pairs on each core (paper: 16). The global batch has
+      virtual_cores: number of virtual cores, parts of the batch that stand for ALIGN's
+        TPU cores whatever the hardware is (ALIGN: 1024).
+      pairs_per_core: pairs on each virtual core (ALIGN: 16). The global batch has
         virtual_cores * pairs_per_core pairs.
-      batch_norm_cores: virtual cores that share BatchNorm statistics.
+      batch_norm_cores: number of virtual cores that share BatchNorm statistics, a
+        divisor of virtual_cores.
       input: the training data.
       model: the towers.
       optimizer: the optimizer and its schedule.
@@ -99,7 +101,7 @@ class RunConfig:
         Norms of gradients and updates are in the line of a flush; in a run of at most
         `SHORT_RUN` steps they are in every line.
       evaluate_every_steps: steps between evaluations; step 0 and the last step have
-        one.
+        one. Without evaluators there are none.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
       start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP. This
         run continues from its full state, for a longer schedule or another corpus.
@@ -185,12 +187,15 @@ class RunConfig:
         return due and bool(self.evaluators)
 
     def saves(self, step: int) -> bool:
-        """Returns whether a checkpoint follows a step."""
+        """Returns whether the schedule has a checkpoint after a step.
+
+        The last step has one in any case.
+        """
         judged = self.checkpoint.best_metric is not None and self.evaluates(step)
         return judged or step % self.checkpoint.every_steps == 0
 
     def make_model(self, mesh: Mesh) -> DualEncoder | Classifier:
-        """Builds the model."""
+        """Builds the model for the devices of a mesh."""
         placement = Placement(mesh) if mesh.shape[FSDP_AXIS] > 1 else None
         kernels = choose_kernels(self.model.image_tower.kernels, mesh)
         return self.model.build(self.batch_norm_group, placement, kernels)
@@ -199,8 +204,8 @@ class RunConfig:
         """Collects everything that the training step is compiled for.
 
         Raises:
-          InputError: the batch does not divide over the devices and microbatches, or
-            over the groups and tiles of the loss.
+          InputError: the batch does not fit the devices, the microbatches or the loss,
+            see `StepPlan`.
         """
         return StepPlan(
             model=self.make_model(mesh),
@@ -215,7 +220,10 @@ class RunConfig:
         )
 
     def batch_shapes(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of the global batch, split over the mesh."""
+        """Returns shapes and shardings of a global batch: images, and tokens or labels.
+
+        Images (B, H, W, 3) are uint8.
+        """
         side, split = self.input.preprocess.image_size, batch_split(mesh)
         shapes = {"images": ((side, side, 3), jnp.uint8), **self.target_shape()}
         return {
@@ -224,7 +232,7 @@ class RunConfig:
         }
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns the name, shape per pair, and type of the token ids or labels."""
+        """Returns {name: (shape per pair, number type)} of the token ids or labels."""
         raise NotImplementedError
 
     @property
@@ -242,8 +250,8 @@ class RunConfig:
     def identity(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
         """Returns the fields that a checkpoint of this run must match.
 
-        They are the model's config, without fields that only change execution, and the
-        hash of the vocabulary.
+        They are "model", the model's config without fields that only change execution,
+        and, with a tokenizer, "vocabulary_sha256".
         """
         model = stored_fields(self.model)
         model = leave_out(model, execution_fields(model))

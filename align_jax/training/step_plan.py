@@ -26,16 +26,16 @@ class StepPlan:
       virtual_cores: number V of virtual cores; core v holds pairs v B/V to
         (v+1) B/V - 1 of the global batch of B.
       pairs_per_core: B / V.
-      microbatches: parts in which the batch is computed, one after the other; the
-        result is the same. 1 computes it at once.
+      microbatches: number of parts in which a device computes its share of the batch,
+        one after the other; the result is the same. 1 computes the share at once.
       seed: seed of the run; random masks depend only on it, the step and the virtual
         core.
       mesh: the devices.
 
     Raises:
       InputError: the virtual cores do not divide over devices and microbatches, a
-        microbatch would split a BatchNorm group, or the batch does not divide by the
-        loss's `negatives` or `tile`.
+        microbatch would split a BatchNorm group, or the loss's `negatives` or `tile` is
+        invalid for the batch, see `make_tiling`.
     """
 
     model: DualEncoder | Classifier
@@ -77,11 +77,11 @@ class StepPlan:
 
     @property
     def schedule(self) -> optax.Schedule:
-        """The learning rate by step."""
+        """The learning rate by step, see `make_schedule`."""
         return make_schedule(self.optimizer, self.total_steps)
 
     @property
     def transformation(self) -> optax.GradientTransformation:
-        """The optimizer."""
+        """The optimizer as an Optax transformation, see `make_optimizer`."""
         exempt = undecayed_parameters(self.model.config.towers)
         return make_optimizer(self.optimizer, self.schedule, exempt)

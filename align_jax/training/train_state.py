@@ -21,7 +21,8 @@ class TrainState(flax.struct.PyTreeNode):
       params: the model's parameters, float32.
       batch_stats: BatchNorm's running statistics, float32.
       optimizer: the optimizer's state.
-      average: moving average of {"params", "batch_stats"}, or None.
+      average: moving averages of {"params", "batch_stats"}; None if the config has no
+        `average_decay`.
     """
 
     step: jax.Array
@@ -47,14 +48,14 @@ def create_state(plan: StepPlan) -> TrainState:
 
 
 def compile_create(plan: StepPlan) -> jax.stages.Compiled:
-    """Compiles the program that `create_state` runs."""
+    """Compiles the program that `create_state` runs; it takes no arguments."""
     create = jax.jit(partial(_create, plan), out_shardings=state_shardings(plan))
     return compile_fast(create.lower(), plan.mesh, ONCE_OPTIONS)
 
 
 @lru_cache(maxsize=1)  # tracing a large model takes seconds
 def abstract_state(plan: StepPlan) -> TrainState:
-    """Returns the shapes, types and shardings of a run's state."""
+    """Returns a run's state with a sharded `jax.ShapeDtypeStruct` for each array."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=state_sharding(x.shape, plan.mesh)

@@ -49,7 +49,9 @@ def train_step(
       norms: whether the metrics include norms of gradients and updates.
 
     Returns:
-      The state after the step and its scalar metrics.
+      The state after the step, and scalar metrics of the step: those of `compute_loss`,
+      "loss", "learning_rate" and, with `norms`, "gradient_norm", "update_norm" and the
+      same of each tower, such as "image_tower/gradient_norm".
     """
     key = jax.random.fold_in(jax.random.key(plan.seed), state.step)
     part = Part(batch, jnp.arange(plan.virtual_cores))
@@ -111,7 +113,15 @@ def _follow(average: dict, state: TrainState, decay: float) -> dict:
 def loss_fn(
     params: dict, batch_stats: dict, part: Part, key: jax.Array, plan: StepPlan
 ) -> tuple[jax.Array, tuple[Metrics, dict]]:
-    """Returns (loss, (metrics, new running statistics)) of a batch."""
+    """Returns (loss, (metrics, new running statistics)) of a batch.
+
+    Args:
+      params: the model's parameters.
+      batch_stats: running statistics before the step.
+      part: the global batch.
+      key: random key of the step.
+      plan: plan of the step.
+    """
     outputs, batch_stats = encode(params, batch_stats, part, key, plan)
     loss, metrics = score(params, outputs, part.batch, plan)
     return loss, (metrics, mean_over_groups(batch_stats))
@@ -120,10 +130,10 @@ def loss_fn(
 def encode(
     params: dict, batch_stats: dict, part: Part, key: jax.Array, plan: StepPlan
 ) -> tuple[Outputs, dict]:
-    """Returns the model's outputs for a batch and its new running statistics.
+    """Returns the model's outputs for a batch, and the new running statistics.
 
-    Updated statistics have a leading axis of BatchNorm groups; `mean_over_groups`
-    reduces it.
+    The arguments are those of `loss_fn`, but `part` may be a microbatch. Updated
+    statistics have a leading axis of BatchNorm groups; `mean_over_groups` reduces it.
     """
     params = _gather_outer(_hold_frozen(params, plan), plan)
     outputs, changed = plan.model.apply(
@@ -138,7 +148,7 @@ def encode(
 
 
 def _gather_outer(params: dict, plan: StepPlan) -> dict:
-    """Gathers the parameters outside of the towers' blocks.
+    """Gathers the parameters outside of the towers' blocks, if they are sharded.
 
     A block gathers its parameters where it uses them.
     """
@@ -159,7 +169,7 @@ def _gather_outer(params: dict, plan: StepPlan) -> dict:
 def score(
     params: dict, outputs: Outputs, batch: dict[str, jax.Array], plan: StepPlan
 ) -> tuple[jax.Array, Metrics]:
-    """Returns the loss and metrics of the model's outputs for a batch."""
+    """Returns the loss and metrics of the model's outputs for the global batch."""
     params, labels = _hold_frozen(params, plan), batch.get("labels")
     return compute_loss(outputs, labels, params, plan.loss, plan.mesh)
 
@@ -220,7 +230,7 @@ def _split(tree: Tree, plan: StepPlan) -> Tree:
 
 
 def _join(tree: Tree, plan: StepPlan) -> Tree:
-    """Undoes `_split`."""
+    """Reshapes (microbatches, B / microbatches, ...) to (B, ...); undoes `_split`."""
     shape = (plan.microbatches, plan.mesh.size, -1)
 
     def join(x: jax.Array) -> jax.Array:

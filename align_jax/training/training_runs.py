@@ -12,6 +12,14 @@ TRAINING = {"pretrain": PretrainConfig, "classify": ClassifyConfig}
 
 
 def read_run_config(fields: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Builds the config of a training run; raises InputError if a field is wrong."""
+    """Builds the config of a training run.
+
+    Args:
+      fields: literal config; its field `run` is a key of `TRAINING`.
+      where: dotted path of `fields`, for messages.
+
+    Raises:
+      InputError: a field is wrong or missing, or `run` is not in `TRAINING`.
+    """
     kind = choose(TRAINING, fields.get("run", "absent"), f"{where}.run")
     return read_config(kind, fields, where)
