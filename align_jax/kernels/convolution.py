@@ -44,10 +44,10 @@ def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
 def keras_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
     """Returns Keras' padding for inputs of unknown size, for strides 1 and 2.
 
-    At stride 2 it is `same_padding` of an even size, even if `size` is odd. The open
-    ALIGN weights were trained with this padding: the tower's five strides reduce an
-    image of 289 x 289 pixels to 9 x 9, not to 10 x 10. Arguments and result are those
-    of `same_padding`.
+    At stride 1 it is `same_padding`. At stride 2 it is the `same_padding` of even
+    sizes, even if `size` is odd. The open ALIGN weights were trained with this padding:
+    the tower's five strides of 2 reduce an image of 289 x 289 pixels to 9 x 9, not to
+    10 x 10. Arguments and result are those of `same_padding`.
     """
     if stride == 1:
         return same_padding(size, kernel, stride)

@@ -214,7 +214,7 @@ def kernel_gradient(
       padding: ((top, bottom), (left, right)) numbers of zeros.
       layout: layout of the lanes; None chooses it.
       programs: minimum number of programs. A program sums over as many images as this
-        number allows, and over one image if it cannot be reached.
+        number allows, or over one image if the batch is too small for it.
       interpret: whether to compute as ordinary JAX: slow, but on any platform.
     """
     batch, height, width, channels = x.shape

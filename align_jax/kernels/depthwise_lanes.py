@@ -1,8 +1,8 @@
 """Layout of a depthwise kernel's lanes on an image.
 
 A program is a block of lanes. A lane computes one channel of `LaneLayout.columns`
-adjacent output columns. For each row, a lane loads each input column that its output
-columns see once.
+adjacent output columns. In each row, it loads the input columns that feed these output
+columns, each a single time.
 """
 
 from typing import Any, NamedTuple
@@ -147,7 +147,7 @@ class ImageColumns(NamedTuple):
         """Loads `count` columns of a row, from each lane's first column on.
 
         Args:
-          row: () row of the image; any integer.
+          row: () row of the image; rows outside the image count as zeros.
           count: number of columns.
           prefix: index of the image, (image,); () for a `ref` of one image.
 

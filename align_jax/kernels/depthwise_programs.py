@@ -90,9 +90,9 @@ def _load_rows(
     layout: LaneLayout,
     prefix: tuple = (),
 ) -> list[list[jax.Array]]:
-    """Loads the columns that a lane's outputs see, for each of `stride` rows.
+    """Loads the columns that a lane's outputs see, for each of `stride` rows of x.
 
-    The first of these rows is row `stride * m` of the padded x.
+    The first is row `stride * m`, counted from the first row of padding.
     """
     stride, top = geometry.stride, geometry.low[0]
     seen = (layout.columns - 1) * stride + geometry.k

@@ -1,8 +1,8 @@
 """Sums over the pixels of images, and elementwise maps; each reads its arrays once.
 
 Each of these passes is a walk over wide arrays (B, H, W, C) and a small array, which
-has n numbers for each channel of an image. XLA's programs are the default.
-On NVIDIA GPUs, Pallas kernels compiled by Triton replace them if a `Kernels` says so:
+has n numbers for each channel of an image. XLA's programs are the default. On NVIDIA
+GPUs, Pallas kernels compiled by Triton replace them if the argument `kernels` says so:
 XLA's programs there are limited by instructions, not by memory, because XLA neither
 fuses a multiplication with an addition nor uses a short sigmoid.
 """

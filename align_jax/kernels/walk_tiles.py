@@ -18,7 +18,7 @@ class Workload(NamedTuple):
       lanes: numbers per tile.
       warps: warps per program.
       abreast: tiles that are loaded at once.
-      programs: number of programs to split the images for, about; `rounds` goes first.
+      programs: approximate minimum number of programs; `rounds` has priority.
       rounds: minimum number of tiles per program, if a slab of an image has that many.
         Fewer would cost more, because each program's sums are written and read again.
     """

@@ -77,7 +77,8 @@ def contrastive_loss(
         choose.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
       kernels: "auto" for the kernels of `logit_kernels`, which round embeddings to
-        bfloat16, on NVIDIA GPUs at precision "default"; "plain" for XLA; see `choose`.
+        bfloat16, on NVIDIA GPUs at precision "default"; "plain" for XLA; see
+        `contrastive_gpu.choose`.
 
     Returns:
       The loss, (), in nats, and metrics, () each: "i2t_loss", "t2i_loss", and the

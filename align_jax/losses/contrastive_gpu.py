@@ -1,8 +1,8 @@
 """The contrastive loss on NVIDIA GPUs, computed by the kernels of `logit_kernels`.
 
 The logits are never stored; their gradient is held one chunk of columns at a time, in
-bfloat16. Embeddings are rounded to bfloat16, sums are float32. All functions but
-`choose` are called under `shard_map`. Their log-sum-exps are natural, unless base 2 is
+bfloat16. Embeddings are rounded to bfloat16, sums are float32. `statistics` and
+`gradients` are called under `shard_map`. Log-sum-exps are natural, unless base 2 is
 mentioned.
 """
 

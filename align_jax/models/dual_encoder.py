@@ -39,11 +39,11 @@ class ModelConfig:
       image_tower: config of the image tower; its field `kind` is a key of
         `IMAGE_TOWERS`.
       text_tower: config of the text tower; its field `kind` is a key of `TEXT_TOWERS`.
-      embedding_size: width of a linear layer on the image tower; None for no layer, the
-        paper's choice for B7 and L2 (its ablations set 640, 320, 160 or 80).
+      embedding_size: width of a linear layer on the image tower; None for no layer,
+        ALIGN's choice for B7 and L2 (its ablations set 640, 320, 160 or 80).
       temperature_init: initial temperature, which divides the cosines.
-      temperature_form: parameter that is learned, the temperature ("direct", as in the
-        paper) or its logarithm ("log").
+      temperature_form: parameter that is learned: the temperature ("direct", as in
+        ALIGN's paper) or the logarithm of the temperature ("log").
       logit_bias_init: initial value of a bias added to the logits, for the sigmoid
         loss; None for no bias.
       dtype: number type of the computation, a key of `DTYPES`.

@@ -217,7 +217,8 @@ def build_tower(
 def undecayed_parameters(towers: Mapping[str, TowerConfig]) -> tuple[str, ...]:
     """Returns patterns of the parameters of a model that have no weight decay.
 
-    They are regular expressions of complete names, such as "^image_tower/.*_norm/".
+    They are regular expressions that match the beginning of a parameter's name, such as
+    "^image_tower/.*_norm/".
 
     Args:
       towers: config of each tower by its name.

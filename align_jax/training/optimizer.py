@@ -112,17 +112,17 @@ class OptimizerConfig:
 
 
 def _linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Falls linearly to 0 over `steps`."""
+    """Returns a rate that falls linearly from the peak to 0 over `steps`."""
     return optax.linear_schedule(config.learning_rate, 0.0, steps)
 
 
 def _cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Falls to 0 over `steps` along half a cosine."""
+    """Returns a rate that falls from the peak to 0 over `steps` along half a cosine."""
     return optax.cosine_decay_schedule(config.learning_rate, steps)
 
 
 def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Is multiplied by `staircase_factor` every `staircase_steps`."""
+    """Returns the peak times `staircase_factor` for every `staircase_steps` passed."""
     return optax.exponential_decay(
         config.learning_rate,
         config.staircase_steps,
@@ -132,7 +132,7 @@ def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def _constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Stays at the peak."""
+    """Returns a rate that stays at the peak."""
     return optax.constant_schedule(config.learning_rate)
 
 

@@ -63,7 +63,7 @@ class SearchConfig:
         first trial wins a tie.
       final: task name -> (dotted path, value) pairs, the changes to the best trial's
         fields for the final runs.
-      final_metric: score of the final runs that is reported, as `metric` is named.
+      final_metric: score of the final runs that is reported, such as "eval/test/top1".
       seeds: seeds of the final runs, one run each.
       groups: group name -> tasks whose mean is reported.
       seed: seed of the draws.

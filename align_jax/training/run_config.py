@@ -106,12 +106,12 @@ class RunConfig:
       start_from: another run, or one of its checkpoints as RUN/checkpoints/STEP. This
         run continues from its full state, for a longer schedule or another corpus.
       initialize: sources of the model's initial values.
-      microbatches: parts in which a device computes its share of the batch, one after
-        the other, to save memory; the result is the same. A part holds whole BatchNorm
-        groups.
-      fsdp: devices that share one copy of the state, to save memory; the result is the
-        same.
-      profile_steps: first and last step to trace into WORKDIR/profile; () for none.
+      microbatches: number of parts in which a device computes its share of the batch,
+        one after the other, to save memory; the result is the same. A part holds whole
+        BatchNorm groups.
+      fsdp: number of devices that one copy of the state is split over, to save memory;
+        the result is the same.
+      profile_steps: (first, last) step to trace into WORKDIR/profile; () for none.
     """
 
     kind: ClassVar[str]  # type of its weights, a key of `WEIGHTS_KINDS`
