@@ -33,7 +33,8 @@ class CheckpointConfig:
 
     Attributes:
       every_steps: steps between two checkpoints; the last step always has one.
-      keep: number of newest checkpoints to keep; older ones are deleted.
+      keep: number of newest checkpoints to keep. Older ones are deleted, unless
+        `keep_every_steps` or `best_metric` keeps them.
       keep_every_steps: step number whose multiples keep their checkpoints as well; None
         keeps no others.
       best_metric: score, such as "eval/coco/t2i_recall@1", by which the best checkpoint

@@ -34,8 +34,8 @@ class OptimizerConfig:
         "staircase".
       staircase_factor: factor that multiplies the learning rate at the end of each
         stair; only for "staircase".
-      weight_decay: decoupled decay ratio (ALIGN: 1e-5), times the learning rate; for
-        "sgd", the factor of an L2 penalty's gradient.
+      weight_decay: decoupled decay ratio (ALIGN: 1e-5); for "sgd", the factor of an L2
+        penalty's gradient.
       b1: decay of the first moment; for "sgd", the momentum.
       b2: decay of the second moment; only for "lamb" and "adamw".
       epsilon: constant added to the square root of the second moment; only for "lamb"
@@ -200,7 +200,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Mask, Mask], Chain]] = {
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, exempt: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Builds the optimizer; frozen parameters have no state in it and never change.
+    """Builds the optimizer; frozen parameters have no state in it and zero updates.
 
     Args:
       config: config of the optimizer.

@@ -128,7 +128,7 @@ class SearchConfig:
         Args:
           task: name of the task.
           trial: number of the task's best trial.
-          seed: seed of the run, one of `seeds`.
+          seed: seed of the run.
         """
         fields = change(self.trial_fields(task, trial), self.final[task])
         return fields | {"seed": seed}

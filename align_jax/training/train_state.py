@@ -48,7 +48,7 @@ def create_state(plan: StepPlan) -> TrainState:
 
 
 def compile_create(plan: StepPlan) -> jax.stages.Compiled:
-    """Compiles the program that `create_state` runs; it takes no arguments."""
+    """Compiles the program, without arguments, that `create_state` runs."""
     create = jax.jit(partial(_create, plan), out_shardings=state_shardings(plan))
     return compile_fast(create.lower(), plan.mesh, ONCE_OPTIONS)
 
