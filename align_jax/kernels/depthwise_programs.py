@@ -90,10 +90,7 @@ def _load_rows(
     layout: LaneLayout,
     prefix: tuple = (),
 ) -> list[list[jax.Array]]:
-    """Loads the columns that a lane's outputs see, for each of `stride` rows of x.
-
-    The first is row `stride * m`, counted from the first row of padding.
-    """
+    """Loads a lane's input columns in `stride` rows from padded row `stride * m` on."""
     stride, top = geometry.stride, geometry.low[0]
     seen = (layout.columns - 1) * stride + geometry.k
     rows = [stride * m + t - top for t in range(stride)]

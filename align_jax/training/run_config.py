@@ -111,7 +111,8 @@ class RunConfig:
         BatchNorm groups.
       fsdp: number of devices that one copy of the state is split over, to save memory;
         the result is the same.
-      profile_steps: (first step, last step) of a trace in WORKDIR/profile; () for none.
+      profile_steps: numbers of the first and the last step to trace into
+        WORKDIR/profile; () for none.
     """
 
     kind: ClassVar[str]  # type of its weights, a key of `WEIGHTS_KINDS`
