@@ -12,7 +12,7 @@ from align_jax.errors import run_command
 
 
 def main() -> None:
-    """Reads the flags and builds."""
+    """Reads the flags and builds the corpus."""
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return

@@ -1,4 +1,4 @@
-"""Makes a real, noisy crawl from two Debian packages: the Open Clip Art Library.
+"""Makes noisy raw pairs from two Debian packages: the Open Clip Art Library.
 
 `openclipart-png` holds the pictures. `openclipart-svg` holds the same drawings with
 their authors' titles, descriptions and tags as RDF. All of it is in the public domain.
@@ -7,8 +7,9 @@ The titles resemble alt-texts of a crawl: many name a collection, an author or a
     apt-get install openclipart-png openclipart-svg
     python -m data.clipart --out=DIR
 
-writes DIR/pairs/00000.parquet and so on (raw pairs: at most one each for the title, the
-description and the tags of a drawing) and DIR/summary.json (counts).
+writes DIR/summary.json (counts) and DIR/pairs/00000.parquet and so on. Each drawing
+gives at most three raw pairs: title, description and tags. Their columns are `image`,
+`alt_text`, `language` and `url`.
 """
 
 import argparse
@@ -70,8 +71,10 @@ class Drawing:
 def list_pictures(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
     """Lists (SVG file, PNG file) of every drawing below a root, sorted by path.
 
+    The SVG files decide which drawings exist; the PNG file of one may be missing.
+
     Raises:
-      InputError: no drawing exists, or one of the two packages is missing.
+      InputError: no SVG file exists, or one of the two packages is missing.
     """
     for kind in ("svg", "png"):
         if not (root / kind).is_dir():
@@ -87,7 +90,13 @@ def list_pictures(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]
 
 
 def read_drawings(root: pathlib.Path, counts: collections.Counter) -> Iterator[Drawing]:
-    """Yields the drawings, sorted by path; counts the skipped ones by reason."""
+    """Yields the drawings that have a picture and a text, sorted by path.
+
+    Args:
+      root: folder of the packages' files.
+      counts: counter that receives the number of all drawings, as "drawings", and of
+        the skipped drawings by reason.
+    """
     for svg, png in list_pictures(root):
         counts["drawings"] += 1
         if not (svg.is_file() and png.is_file()):
@@ -126,7 +135,8 @@ def read_work(svg: pathlib.Path) -> ElementTree.Element | None:
     Entity declarations are allowed, because Illustrator writes them for its namespaces.
 
     Raises:
-      ParseError, LookupError, ValueError: the part that was read is not XML.
+      ParseError, LookupError, ValueError: the part that was read is not XML, or its
+        encoding is unknown.
     """
     with places.opening(svg) as file:
         # The docstring says why hostile XML does no harm.
@@ -207,7 +217,7 @@ def _text(element: ElementTree.Element | None) -> str:
 
 
 def main() -> None:
-    """Writes the pairs and the summary, unless they exist."""
+    """Reads the flags; writes the pairs and the summary, unless the pairs exist."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     parser.add_argument("--root", type=pathlib.Path, default=ROOT, metavar="DIR")

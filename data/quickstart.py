@@ -13,7 +13,8 @@ joined sequences are not trained on; they are the evaluation split `composed`.
     python -m data.quickstart --out=DIR
 
 writes DIR/pairs.parquet (raw pairs), DIR/evaluation (see
-`data.samples.quickstart_splits`) and DIR/ATTRIBUTION.md.
+`data.samples.quickstart_splits`) and DIR/ATTRIBUTION.md. An existing DIR/pairs.parquet
+or DIR/evaluation is kept.
 """
 
 import argparse
@@ -40,7 +41,7 @@ ATTRIBUTION = """# Attribution
 
 
 def main() -> None:
-    """Writes the pairs and the evaluation sets, unless they exist."""
+    """Reads the flags; writes the pairs and the evaluation sets, unless they exist."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)

@@ -24,7 +24,14 @@ KEPT_BYTES = 10_000  # of a process's output, kept to find its last line
 
 
 def check_model(model: str) -> None:
-    """Raises InputError if align_jax cannot embed pictures with `model`."""
+    """Checks that a model exists and can embed pictures, by loading it in a process.
+
+    Args:
+      model: path of a run or of a folder of weights, for `align_jax.load`.
+
+    Raises:
+      InputError: the path does not exist, or align_jax cannot load the model.
+    """
     place = places.resolve(model)
     if not any(map(places.exists, (place, f"{place}.index"))):
         raise InputError(f"{FIELD} is {model!r}, which is not there")
@@ -43,7 +50,7 @@ def embed_pictures(
       batch_size: number of pictures that the model embeds at a time.
 
     Raises:
-      InputError: the process failed; the message holds the last line it wrote.
+      InputError: the process failed; the message holds the last line of its stderr.
     """
     arguments = [f"--images={pictures}", f"--out={folder}"]
     _run(model, [*arguments, f"--batch_size={batch_size}", "--child"])
@@ -56,7 +63,8 @@ def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
       The image ids (N,) and float32 unit vectors (N, D).
 
     Raises:
-      InputError: the file is missing, damaged or holds something else.
+      InputError: the file is missing, damaged or holds something else, or a vector is
+        not of unit length.
     """
     try:
         table = pq.ParquetFile(path).read(["image_id", "embedding"])
@@ -74,7 +82,7 @@ def read_embeddings(path: pathlib.Path) -> tuple[pa.Array, np.ndarray]:
 
 
 def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.ndarray:
-    """Checks for unit vectors (N, D) and returns them as contiguous float32.
+    """Checks that vectors (N, D) are unit vectors; returns them as contiguous float32.
 
     Args:
       found: vectors to check.
@@ -82,7 +90,7 @@ def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.n
       width: required D; None allows any.
 
     Raises:
-      InputError: the vectors have another shape, or one is not of unit length.
+      InputError: the shape is wrong, or a length differs from 1 by 0.01 or more.
     """
     if found.ndim != 2 or (width is not None and found.shape[1] != width):
         raise InputError(
@@ -100,13 +108,17 @@ def unit_vectors(found: np.ndarray, name: str, width: int | None = None) -> np.n
 
 
 def _chunks(stream: IO[bytes] | None) -> Iterator[bytes]:
-    """Yields the output of a process as it comes."""
+    """Yields the output of a process as soon as it is written."""
     while stream is not None and (chunk := os.read(stream.fileno(), KEPT_BYTES)):
         yield chunk
 
 
 def _run(model: str, arguments: list[str]) -> None:
-    """Runs align_jax.embed; shows its progress if stderr is a terminal."""
+    """Runs align_jax.embed; shows its progress if stderr is a terminal.
+
+    Raises:
+      InputError: the exit code of the process is not 0.
+    """
     root = str(pathlib.Path(__file__).parents[2])
     paths = filter(None, (root, os.environ.get("PYTHONPATH")))
     command = [sys.executable, "-m", "align_jax.embed", f"--model={model}", *arguments]

@@ -19,7 +19,8 @@ def open_evaluation(path: str) -> pq.ParquetFile:
     """Opens the table that `config.evaluation_images` names.
 
     Raises:
-      InputError: the file is missing, not Parquet, or has other columns.
+      InputError: the file is missing or not Parquet, the column `image_id` is missing,
+        or a column of `COLUMNS` has another type.
     """
     field = "config.evaluation_images"
     place = places.local_path(path)
@@ -41,7 +42,14 @@ def open_evaluation(path: str) -> pq.ParquetFile:
 
 
 def has_hashes(path: str) -> bool:
-    """Whether the table has hashes, or pictures from which to compute them."""
+    """Returns whether a table has hashes, or pictures from which to compute them.
+
+    Args:
+      path: path of the Parquet file that `config.evaluation_images` names.
+
+    Raises:
+      InputError: `open_evaluation` refuses the file.
+    """
     return bool({"phash", "image"} & {*open_evaluation(path).schema_arrow.names})
 
 
@@ -57,7 +65,7 @@ def write_evaluation(source: str, target: pathlib.Path) -> None:
       target: path of the Parquet file to write.
 
     Raises:
-      InputError: the source is missing, not Parquet, or has other columns.
+      InputError: `open_evaluation` refuses the source.
     """
     file = open_evaluation(source)
     names = [name for name in COLUMNS if name in file.schema_arrow.names]
@@ -77,5 +85,9 @@ def write_evaluation(source: str, target: pathlib.Path) -> None:
 
 
 def read_hashes(path: pathlib.Path) -> np.ndarray:
-    """Returns the hashes (M,) int64 of a table that `write_evaluation` wrote."""
+    """Returns the M hashes that are not null, as (M,) int64.
+
+    Args:
+      path: path of a table that `write_evaluation` wrote.
+    """
     return pq.read_table(path)["phash"].drop_null().to_numpy()

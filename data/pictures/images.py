@@ -1,4 +1,4 @@
-"""The image stage: measures every picture for the rules."""
+"""Measures pictures for the rules: size, format, perceptual hash and readability."""
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +43,10 @@ def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Tabl
       images: bytes of the pictures' files; None if only an address is known.
 
     Returns:
-      A table of schema IMAGES. If a picture cannot be decoded, `error` says why, width
-      and height are 0 and the hash is null. If a picture has no bytes, all columns but
-      its id are null.
+      A table of schema IMAGES: `bytes` is the size of the file; width and height are
+      the pixels of the upright picture. If a picture cannot be decoded, `error` says
+      why, width and height are 0, format and hash are null. For a picture of None, all
+      columns but `image_id` are null.
     """
     measured = [_measure(image) for image in images]
     greys = [grey for *_, grey in measured]
@@ -84,7 +85,10 @@ def shrink(picture: Image.Image) -> np.ndarray:
 
 
 def _measure(image: bytes | None) -> tuple:
-    """Returns bytes, width, height, format, error and grey pixels of one file."""
+    """Returns bytes (a number), width, height, format, error and grey pixels of a file.
+
+    All are None if `image` is None; the grey pixels are None if decoding fails.
+    """
     if image is None:
         return (None,) * 6
     size = len(image)

@@ -6,7 +6,8 @@ K-means clusters the training images, and each image belongs to its 10 nearest c
 Each of the C(10,3) = 120 sets of three of them is a bucket. A training image is
 compared with the evaluation images of its buckets and dropped if a cosine > 0.975. This
 module counts shared clusters instead: two images have a bucket in common exactly if
-they share at least 3. `benchmarks.near_duplicates` measures both on augmented pictures.
+they share at least 3. `benchmarks.near_duplicates` measures how well the hash and the
+embeddings find augmented copies.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ class NearDuplicates:
       embeddings: (M, D) float32 unit vectors of the evaluation images.
       centroids: (K, D) float32 centres of the clusters.
       clusters: (M, nearest) int32, the clusters nearest to each evaluation image.
-      share: number of nearest clusters that two images must share to be compared.
+      share: minimum number of nearest clusters that two compared images share.
       threshold: cosine above which a picture is a near-duplicate.
     """
 
@@ -87,22 +88,24 @@ class NearDuplicates:
     ) -> "NearDuplicates":
         """Clusters a sample of the training images and indexes the evaluation images.
 
-        A small sample gets fewer clusters: one per 39 rows, but at least `nearest`, or
-        one per row if there are fewer rows. If each image belongs to all clusters,
-        every pair shares them and is compared.
+        A small sample gets fewer than `clusters` clusters: N / 39, rounded down, but at
+        least `nearest`. If N < `nearest`, there are N clusters, and `nearest` becomes N
+        (`share` too, if it is larger). With only `nearest` clusters, each image belongs
+        to all of them, so every pair of images is compared.
 
         Args:
           evaluation_embeddings: (M, D) unit vectors.
           training_sample: (N, D) unit vectors; the paper uses all training images.
-          clusters: number K of k-means clusters; the paper says 4K.
+          clusters: maximum number K of k-means clusters; the paper says 4K.
           nearest: number of clusters that an image belongs to.
-          share: number of clusters that two compared images must share.
-          threshold: bound of the cosine; measure one with `benchmarks.near_duplicates`.
+          share: minimum number of clusters that two compared images share.
+          threshold: cosine above which a picture is a near-duplicate; measure one for
+            your model with `benchmarks.near_duplicates`.
           seed: seed of k-means; the same seed and sample give the same clusters.
 
         Raises:
-          InputError: the embeddings are not unit vectors of one width, or the sample
-            is empty.
+          InputError: the embeddings are not unit vectors of one width, the sample is
+            empty, or 1 <= share <= nearest <= clusters does not hold.
         """
         if not 1 <= share <= nearest <= clusters:
             raise InputError(
@@ -140,16 +143,16 @@ class NearDuplicates:
     def query(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compares pictures with the evaluation images of their buckets.
 
-        Memory is bounded: pictures are processed in chunks of at most 4M pairs, or of
-        one picture if it has more.
+        Memory is bounded. A chunk of pictures has at most 4 million pairs of a picture
+        and an evaluation image that share a cluster, or is a single picture.
 
         Args:
           embeddings: (N, D) unit vectors.
 
         Returns:
           (N,) float32, the largest cosine with an evaluation image that shares enough
-          clusters, or 0 if there is none or it is negative; and (N,) bool, whether
-          the cosine is greater than the threshold.
+          clusters (0 if that is negative or no such image exists); and (N,) bool,
+          whether that number is greater than the threshold.
 
         Raises:
           InputError: the embeddings are not unit vectors of the evaluation images'
@@ -178,7 +181,7 @@ class NearDuplicates:
         return similarity, similarity > np.float32(self.threshold)
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes one .npz file, atomically."""
+        """Writes one .npz file atomically; an existing file is replaced."""
         places.make_folder(path.parent)
         with places.writing(path), places.replacing(path) as temporary:
             with pathlib.Path(temporary).open("wb") as file:
@@ -218,7 +221,14 @@ class NearDuplicates:
         columns: np.ndarray,
         similarity: np.ndarray,
     ) -> None:
-        """Updates `similarity` (N,) with larger cosines of pairs (rows, columns)."""
+        """Raises `similarity`, in place, to the largest cosine of each query.
+
+        Args:
+          queries: (N, D) unit vectors.
+          rows: (P,) index of the query of each pair.
+          columns: (P,) index of the evaluation image of each pair.
+          similarity: (N,) largest cosines so far.
+        """
         for start in range(0, len(rows), COSINES_AT_ONCE):
             part = slice(start, start + COSINES_AT_ONCE)
             found = np.einsum(
@@ -236,7 +246,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _nearest(centroids: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
-    """Returns (N, count) int32, the clusters nearest to each of N vectors."""
+    """Returns (N, count) int32, the clusters nearest to each vector, nearest first."""
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)
     if not len(vectors):

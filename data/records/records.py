@@ -6,10 +6,10 @@ A dataset is a folder in TFDS's layout, so `tfds.builder_from_directory` opens i
     <name>-<split>.tfrecord-00000-of-00016, ...    tf.train.Example records
 
 A record of a corpus is one pair: `image` (the bytes of the picture file, unchanged
-unless `max_image_side` reduces it), `text` (normalised), `image_id` and `key`. The key
-is a pseudo-random 64-bit number. Pairs are sorted by key over all shards, hence
-shuffled. The folder also holds `vocabulary.txt` and `manifest.json` (shards with counts
-and hashes, the rules' report, config and versions).
+unless `config.max_image_side` reduces it), `text` (normalised), `image_id` and `key`.
+The key is a pseudo-random signed 64-bit number. Pairs are sorted by key over all
+shards, hence shuffled. The folder of a corpus also holds `vocabulary.txt` and
+`manifest.json` (shards with counts and hashes, the rules' report, config and versions).
 
 Training reads TFRecord files. ArrayRecord files, for Grain (`tfds.data_source`), hold
 the same records; their names have `array_record` instead of `tfrecord`.
@@ -30,7 +30,7 @@ from data.records.stages import materialise
 
 @dataclasses.dataclass(frozen=True)
 class WrittenShard:
-    """Name, number of records, size and hash of a written shard."""
+    """File name, number of records, size and SHA-256 (in hex) of a written shard."""
 
     name: str
     records: int
@@ -56,7 +56,11 @@ def corpus_features() -> tfds.features.FeaturesDict:
 
 
 def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
-    """Serializes a record; each feature is bytes, a list of bytes, or an integer."""
+    """Serializes one record as a tf.train.Example.
+
+    Args:
+      **values: features by name; a feature is bytes, a list of bytes or one integer.
+    """
     features = {}
     for name, value in values.items():
         if isinstance(value, int):
@@ -72,7 +76,7 @@ def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:
 def shard_name(
     name: str, split: str, index: int, shards: int, file_format: str = "tfrecord"
 ) -> str:
-    """Returns the file name of a shard, as TFDS expects it."""
+    """Returns the file name of shard `index`, from 0, of a split in TFDS's layout."""
     return f"{name}-{split}.{file_format}-{index:05}-of-{shards:05}"
 
 
@@ -84,7 +88,20 @@ def write_split(
     count: int,
     shards: int,
 ) -> list[WrittenShard]:
-    """Writes `count` examples, in order, to `shards` files of nearly equal length."""
+    """Writes `count` records, in order, to TFRecord files of nearly equal length.
+
+    Args:
+      directory: folder of the dataset, made if missing; it must hold no file of the
+        split yet.
+      name: name of the dataset.
+      split: name of the split.
+      examples: serialized records, `count` or more.
+      count: number of records to write.
+      shards: number of files.
+
+    Returns:
+      The facts about each file, in order.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     source = iter(examples)
     written = []
@@ -99,7 +116,7 @@ def write_split(
 def write_shard(
     path: pathlib.Path, examples: Iterable[bytes], file_format: str = "tfrecord"
 ) -> None:
-    """Writes a file of examples atomically, unless it exists."""
+    """Writes serialized records to a file atomically, unless `path` exists."""
 
     def write(temporary: pathlib.Path) -> None:
         with contextlib.closing(WRITERS[file_format](str(temporary))) as writer:
@@ -123,7 +140,7 @@ WRITERS: dict[str, Callable[[str], Any]] = {
 
 
 def describe_shard(path: pathlib.Path, records: int) -> WrittenShard:
-    """Returns the facts about a written file of `records` records."""
+    """Measures and hashes a written file; the number of records is not checked."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return WrittenShard(path.name, records, path.stat().st_size, digest)
@@ -136,7 +153,15 @@ def write_metadata(
     splits: dict[str, list[WrittenShard]],
     file_format: str = "tfrecord",
 ) -> None:
-    """Writes features.json and dataset_info.json for shards that exist already."""
+    """Writes features.json and dataset_info.json for shards that exist already.
+
+    Args:
+      directory: folder of the dataset.
+      name: name of the dataset.
+      features: features of a record.
+      splits: shards of each split, in order.
+      file_format: a name in `RECORD_FORMATS`.
+    """
     infos = [
         tfds.core.SplitInfo(
             name=split,

