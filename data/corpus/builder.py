@@ -1,9 +1,10 @@
 """Builds a corpus in stages: raw pairs to rules, vocabulary and records.
 
-Each stage is written to DIR/stages atomically, one after the other. A killed build
-resumes at the first missing stage, or at the missing shards of a stage that has shards.
-DIR/records holds the dataset with its vocabulary and manifest. DIR/report.json and
-DIR/report.html say how many pairs each rule dropped.
+A stage is a table in DIR/stages, a Parquet file or a folder with a file per shard. DIR
+is the build's --workdir. Stages are written atomically, one after the other. A killed
+build resumes at the first missing stage or shard of a stage. DIR/records holds the
+dataset with its vocabulary and manifest. DIR/report.json and DIR/report.html say how
+many pairs each rule dropped.
 """
 
 import collections
@@ -40,7 +41,7 @@ from data.sources.source import list_shards
 
 
 class Build(StageTables):
-    """The stages of one corpus, in the order of their methods."""
+    """The stages of one corpus, in order; a method keeps a stage that exists."""
 
     def __init__(self, config: CorpusConfig, directory: pathlib.Path) -> None:
         """Opens the engine and makes the rules; see `StageTables`."""
@@ -48,10 +49,13 @@ class Build(StageTables):
         self.picture_rules = make_picture_rules(config)
 
     def ingest(self) -> None:
-        """Writes `pairs` (normalised) and `images` (pictures with measurements).
+        """Writes `pairs` (normalised), `images` (measured) and `drops` (counts).
+
+        Nothing is done if the stage `distinct` exists.
 
         Raises:
-          InputError: the source's shards differ from those the build began with.
+          InputError: the source cannot be read, or its shards differ from those the
+            build began with.
         """
         if self.stage("distinct").exists():
             return
@@ -94,9 +98,13 @@ class Build(StageTables):
         self.save("distinct", pairs.select(*rules.PAIR_COLUMNS).distinct())
 
     def ngrams(self) -> int:
-        """Writes `texts`, `ngrams` and `rare_texts`; returns the cut.
+        """Writes `texts`, `ngrams` and `rare_texts`.
 
-        An n-gram is frequent if its count is at least the cut.
+        Returns:
+          The cut: an n-gram is frequent if its count is at least this number.
+
+        Raises:
+          InputError: `config.rules.frequent_ngrams` is too small for any cut.
         """
         self.save("texts", ngrams.count_texts(self.table("distinct")))
         texts = self.table("texts")
@@ -113,7 +121,7 @@ class Build(StageTables):
         return int(cut)
 
     def flags(self) -> None:
-        """Writes `flags`: the rules that need no model, evaluated on every pair."""
+        """Writes `flags`, `RULES` on each distinct pair, and perhaps `evaluation`."""
         evaluation = ibis.memtable(EVALUATION_IMAGES.empty_table())
         if self.config.evaluation_images:
             materialise(
@@ -132,7 +140,10 @@ class Build(StageTables):
         self.save("flags", flagged)
 
     def score(self) -> None:
-        """Writes `scores`, for the pictures of the pairs that break no rule yet."""
+        """Writes `survivors` (pictures of pairs without broken rules) and `scores`.
+
+        Nothing is done if all picture rules are off or the stage `kept` exists.
+        """
         off = self.off()
         used = {n: rule for n, rule in self.picture_rules.items() if n not in off}
         if self.stage("kept").exists() or not used:
@@ -159,12 +170,15 @@ class Build(StageTables):
         self.engine.map(tasks, "look at pictures", "picture")
 
     def off(self) -> dict[str, str]:
-        """Returns the picture rules that are off, with the reason of each."""
+        """Returns the picture rules that are off, as {name: reason}."""
         reasons = {name: rule.off() for name, rule in self.picture_rules.items()}
         return {name: why for name, why in reasons.items() if why}
 
     def judged(self) -> ibis.Table:
-        """Returns all distinct pairs with a boolean column for each rule."""
+        """Returns all distinct pairs with a boolean column per rule, true if broken.
+
+        If it is off, a picture rule has a column of false, any other rule no column.
+        """
         scores = self.shards("scores") if (self.folder / "scores").exists() else None
         return judge_pairs(self.table("flags"), scores, self.picture_rules)
 
@@ -177,7 +191,7 @@ class Build(StageTables):
         return flagged.filter(~ibis.or_(*(flagged[n] for n in rule_names(flagged))))
 
     def report(self, cut: int) -> dict[str, Any]:
-        """Returns the report, with the counts of pairs that break each rule.
+        """Returns the report, as `write_page` describes it; `cut` is from `ngrams`.
 
         Raises:
           InputError: no pair is left; the message gives the counts.
@@ -209,7 +223,7 @@ class Build(StageTables):
         return report
 
     def _count_rules(self) -> tuple[int, list[dict[str, Any]]]:
-        """Counts all pairs, and per rule those that break it, or break it first."""
+        """Returns the number of distinct pairs, and a row of counts for each rule."""
         flagged = self.judged()
         counts: dict[str, Any] = {"pairs": flagged.count()}
         earlier = ibis.literal(False)
@@ -230,7 +244,7 @@ class Build(StageTables):
         return int(row["pairs"]), rows
 
     def records(self, report: dict[str, Any]) -> None:
-        """Writes the dataset to DIR/records."""
+        """Writes the dataset to DIR/records; removes the stage `exchange`."""
         materialise(
             self.directory / "records", lambda path: write_dataset(self, report, path)
         )
@@ -259,7 +273,7 @@ class Build(StageTables):
 
 
 def rule_names(flagged: ibis.Table) -> list[str]:
-    """Returns the names of the rules of a table of flags, in order."""
+    """Returns the names of the rule columns of a table of flags, in order."""
     return [name for name in flagged.columns if name not in rules.PAIR_COLUMNS]
 
 
@@ -269,7 +283,7 @@ def _resolved(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Formats the table of rules for a terminal."""
+    """Formats a report for a terminal: rules, drops and totals."""
     lines = [f"{'rule':<20}{'breaks':>10}{'dropped first':>15}"]
     lines += [
         f"{r['rule']:<20}{r['breaks']:>10}{r['first']:>15}" for r in report["rules"]
@@ -289,7 +303,10 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def check_inputs(config: CorpusConfig) -> None:
-    """Raises InputError if a source, model or other input of the config is missing."""
+    """Raises InputError if a source, model or other input is unknown or unreadable.
+
+    A rule or class of this package that breaks its contract raises TypeError.
+    """
     choose_engine(config.engine.kind)
     rules.check_rules(config.rules)
     list_shards(config.ingest)
@@ -301,10 +318,14 @@ def check_inputs(config: CorpusConfig) -> None:
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:
-    """Builds the corpus, or the stages that are still missing.
+    """Builds the corpus, or the stages that are still missing; prints the report.
+
+    Args:
+      config: config of the corpus.
+      directory: folder of the build, made if missing.
 
     Raises:
-      InputError: bad input, a folder of another config, or an empty corpus.
+      InputError: bad input, `directory` belongs to another config, or no pair is left.
     """
     report_path = directory / "report.json"
     if not report_path.exists():

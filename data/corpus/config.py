@@ -17,8 +17,10 @@ class EngineConfig:
 
     Attributes:
       kind: a name in `data.corpus.engines.ENGINES`.
-      workers: number of processes and of threads; 0 means one per core.
-      memory_limit: memory of the SQL engine, as in "4GB"; it spills the rest to disk.
+      workers: number of processes, and of DuckDB's threads; 0 means one per core. Spark
+        takes the numbers of its session.
+      memory_limit: memory of DuckDB, or of the driver of a Spark session that the
+        engine starts, as in "4GB". Data beyond it are spilled to disk.
       spark_master: address of Spark's master, used if no session is active.
       embedding_batch_size: number of pictures that `config.pictures.embedding_model`
         embeds at a time, on this machine or on Spark's driver.
@@ -47,7 +49,9 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PictureConfig:
-    """Settings of the rules that look at pictures which no other rule dropped.
+    """Settings of the picture rules, which see the pictures that no other rule dropped.
+
+    The paper is arXiv 2102.05918; its near-duplicate method is in Appendix A.
 
     Attributes:
       nsfw_model: a name in `data.pictures.nsfw.SCORERS`; empty turns the rule off.
@@ -110,14 +114,15 @@ class CorpusConfig:
       ingest: source of the raw pairs.
       rules: bounds of the paper's filters.
       vocabulary_size: upper bound of the WordPiece vocabulary (paper: 100,000).
-      evaluation_images: Parquet file of pictures that must not be trained on, with the
-        column `image_id`, and `phash` or `image` to find near-duplicates; empty for
-        none.
+      evaluation_images: Parquet file of pictures that must not be trained on; empty for
+        none. It has the column `image_id`. To find near-duplicates, it needs `phash` or
+        `image` for the rule by hash and `image` for the rule by embedding.
       pictures: settings of the rules that look at pictures.
       engine: settings of the engine.
-      max_characters: length at which a text is cut after normalisation.
+      max_characters: number of characters after which a normalised text is cut.
       shards: number of record files; 0 makes files of about `shard_megabytes`.
-      shard_megabytes: approximate size of a record file.
+      shard_megabytes: approximate size of a record file in units of 10^6 bytes, before
+        pictures are reduced; used if `shards` is 0.
       max_image_side: longest side in pixels; a larger picture is reduced and encoded
         again. 0 keeps all pictures as they are.
       record_format: "tfrecord", which training reads, or "array_record" for Grain.
@@ -138,7 +143,7 @@ class CorpusConfig:
     record_format: str = "tfrecord"
 
     def __post_init__(self) -> None:
-        """Raises InputError if a field is out of range."""
+        """Raises InputError if a number is out of range or a name is unknown."""
         choose_source(self.ingest.kind)
         formats = dict.fromkeys(RECORD_FORMATS)
         choose(formats, self.record_format, "config.record_format")

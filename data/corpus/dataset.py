@@ -24,10 +24,15 @@ def write_dataset(
 ) -> None:
     """Learns the vocabulary and writes the pairs of `kept` as a new dataset.
 
+    The stage `exchange`, the pairs with their pictures by shard, is written first.
+
     Args:
       stages: stages of the build, up to `kept`.
-      report: the counts of the rules, copied into the manifest.
-      folder: new folder under a temporary name; the caller renames it.
+      report: the report of the build, from `Build.report`, copied into the manifest.
+      folder: output folder, which does not exist yet.
+
+    Raises:
+      InputError: `config.vocabulary_size` is too small.
     """
     kept, pairs = stages.table("kept"), report["pairs_kept"]
     words = kept.select(word=unigrams_of(kept).unnest())
@@ -60,7 +65,7 @@ def write_dataset(
 
 
 def described(config: CorpusConfig) -> dict[str, Any]:
-    """Returns the fields that decide the corpus: the config without `engine`."""
+    """Returns the fields that decide the corpus: the config as a dict, no `engine`."""
     fields = dataclasses.asdict(config)
     del fields["engine"]
     return fields
@@ -110,7 +115,7 @@ def _count_shards(stages: StageTables) -> int:
 
 
 def _place(stages: StageTables, pairs: int, shards: int) -> ibis.Table:
-    """Returns the kept pairs with their pictures and `part`, the shard of each pair.
+    """Returns the kept pairs with their pictures and `part`, the shard index of each.
 
     The rank of a pair in the order of the keys decides its shard. Pairs are sorted
     one range of keys at a time, because no engine sorts all pairs at once well.

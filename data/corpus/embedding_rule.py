@@ -1,10 +1,11 @@
 """A rule that drops near-duplicates of evaluation images, by embedding.
 
-The method is the paper's Appendix A (arXiv 2102.05918), with any image tower. One
-process embeds the surviving pictures and the evaluation images: stage `embeddings`.
-Then `near_duplicates.npz` indexes the evaluation images by clusters of the survivors,
-and each shard's pictures are compared with them. With the engine Spark, embedding and
-k-means run on the driver's machine, everything else on its executors.
+The method is the paper's Appendix A (arXiv 2102.05918), with any image tower. The
+survivors are the pictures of the pairs that break no rule of `RULES`. One process
+embeds them and the evaluation images: stage `embeddings`. Then `near_duplicates.npz`
+indexes the evaluation images by clusters of the survivors, and each shard's survivors
+are compared with the evaluation images. With the engine Spark, embedding and k-means
+run on the driver's machine, everything else on its executors.
 """
 
 import contextlib
@@ -35,7 +36,10 @@ EVALUATION_FILE = "evaluation.parquet"  # the evaluation images, beside the shar
 
 
 class NearEmbeddingRule:
-    """Drops pictures whose cosine is above `max_cosine`; see `PictureRule`."""
+    """Drops pictures whose cosine with an evaluation image is above `max_cosine`.
+
+    `PictureRule` describes the members.
+    """
 
     meaning = "cosine with an evaluation image more than"
     bound = "max_cosine"
@@ -55,7 +59,10 @@ class NearEmbeddingRule:
         return "" if self.model else "config.pictures.embedding_model is empty"
 
     def check(self) -> None:
-        """Raises InputError if the model or the evaluation pictures are missing."""
+        """Raises InputError if evaluation pictures or a usable model are missing.
+
+        The model is loaded in a separate process, see `check_model`.
+        """
         wanted = "config.pictures.embedding_model needs the evaluation images' files"
         if not self.evaluation_images:
             raise InputError(f"{wanted}, but config.evaluation_images is empty")
@@ -70,7 +77,9 @@ class NearEmbeddingRule:
         check_model(self.model)
 
     def prepare(self, stages: StageTables, shards: int) -> None:
-        """Embeds all pictures and indexes the evaluation images in the file INDEX.
+        """Embeds survivors and evaluation images; indexes the latter in the file INDEX.
+
+        Nothing is embedded if INDEX exists.
 
         Raises:
           InputError: the model fails, or no evaluation image can be embedded.
@@ -104,7 +113,15 @@ class NearEmbeddingRule:
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None
     ) -> Callable[[pa.Table], list[pa.ChunkedArray]]:
-        """Returns a scorer; a picture without an embedding gets nulls."""
+        """Returns a function from pictures to their cosines and near-duplicate flags.
+
+        A picture without an embedding gets nulls.
+
+        Args:
+          stages: folder of the stages; INDEX and `embeddings` must exist.
+          index: index of the shard.
+          threads: number of threads, not used.
+        """
         compared = compare_shard(stages, index)
 
         def score(images: pa.Table) -> list[pa.ChunkedArray]:
@@ -123,7 +140,9 @@ COMPARED = pa.schema([("image_id", pa.string()), *NearEmbeddingRule.columns])
 
 
 def copy_survivors(stages: pathlib.Path, index: int) -> int:
-    """Copies a shard's surviving pictures to one Parquet file, atomically.
+    """Copies a shard's surviving pictures to a Parquet file of the folder `to_embed`.
+
+    The file is written atomically, and an existing file is kept.
 
     Args:
       stages: folder of the stages.
@@ -147,11 +166,12 @@ def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:
     """Compares a shard's surviving pictures with the evaluation images.
 
     Args:
-      stages: folder of the stages, up to INDEX.
+      stages: folder of the stages; INDEX and `embeddings` must exist.
       index: index of the shard.
 
     Returns:
       A table of schema COMPARED, without the pictures that could not be embedded.
+      `near_embedding` is whether `cosine` is above `max_cosine`.
     """
     found = NearDuplicates.load(stages / INDEX)
     path = stages / "embeddings" / f"{index:05}.parquet"
@@ -163,10 +183,11 @@ def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:
 
 
 def count_not_embedded(stages: StageTables) -> dict[str, int]:
-    """Counts what was not compared because it could not be embedded.
+    """Counts the pictures that were not compared because they could not be embedded.
 
     Returns:
-      The numbers of "pictures" of the corpus and of "evaluation_images".
+      The number of survivors ("pictures") and that of evaluation images
+      ("evaluation_images").
     """
     scores = stages.shards("scores")
     missing = stages.engine.execute(scores.cosine.isnull().sum())
@@ -225,7 +246,7 @@ def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Limits faiss to one thread.
+    """Limits faiss to one thread inside the `with` statement.
 
     Each core may already run a process, and any number of processes must compute alike.
     """

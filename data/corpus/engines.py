@@ -52,10 +52,15 @@ class Engine(Protocol):
         """
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
-        """Reads a Parquet file, a folder of them, or all that match a pattern."""
+        """Opens a Parquet file, a folder of them, or all that match a pattern."""
 
     def execute(self, expression: ibis.Expr) -> Any:
-        """Evaluates an expression; a table gives a data frame, a scalar a number."""
+        """Evaluates an expression.
+
+        Returns:
+          A pandas data frame for a table, or a Python or NumPy value for a scalar; a
+          null scalar is None or NaN.
+        """
 
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
         """Writes a table to `path`, where `read` can read it.
@@ -81,7 +86,8 @@ class Engine(Protocol):
     def map(self, tasks: Sequence[ShardTask], label: str, unit: str) -> int:
         """Runs tasks in parallel, in any order.
 
-        If a task fails, its error is raised here and no other task is started.
+        If a task fails, `map` raises the error, perhaps wrapped in one of the engine,
+        and no other task is started.
 
         Args:
           tasks: functions without arguments, which can be pickled.
@@ -100,7 +106,7 @@ class DuckDB:
     """One machine: DuckDB with bounded memory, and a pool of processes."""
 
     def __init__(self, config: EngineConfig, spill: pathlib.Path) -> None:
-        """Opens a database in memory; it spills to the folder `spill`."""
+        """Opens a database in memory, which spills to the folder `spill`."""
         self.workers = config.workers or len(os.sched_getaffinity(0))
         number = config.memory_limit.rstrip("KMGTiB ")
         unit = config.memory_limit.removeprefix(number).strip()
@@ -163,7 +169,10 @@ class DuckDB:
             running.result()
 
     def map(self, tasks: Sequence[ShardTask], label: str, unit: str) -> int:
-        """Runs tasks in the pool of processes; returns the total number of rows."""
+        """Runs tasks in the pool of processes; returns the total number of rows.
+
+        With one worker, or for one task, this process runs them.
+        """
         with tqdm.tqdm(desc=label, unit=unit, disable=None) as bar:
             done = 0
             for rows in self._run(tasks):
@@ -195,7 +204,11 @@ class Spark:
     """
 
     def __init__(self, config: EngineConfig, spill: pathlib.Path) -> None:
-        """Uses the active session, or starts one at `config.spark_master`."""
+        """Uses the active Spark session, or starts one at `config.spark_master`.
+
+        Raises:
+          InputError: pyspark is missing.
+        """
         try:
             from pyspark.sql import SparkSession
         except ImportError as error:
@@ -267,7 +280,7 @@ ENGINES: dict[str, type[Engine]] = {"duckdb": DuckDB, "spark": Spark}
 
 
 def choose_engine(kind: str) -> type[Engine]:
-    """Returns the class of an engine.
+    """Returns the class of an engine, by its name in ENGINES.
 
     Raises:
       InputError: no engine has this name.

@@ -38,7 +38,11 @@ WITH_DICTIONARY = [name for name in IMAGES.names if name != "image"]
 
 
 def normalise(text: str, max_characters: int) -> str:
-    """Normalises a text (NFKC, case folding, single spaces, no controls); cuts it."""
+    """Normalises a text, then cuts it to at most `max_characters`.
+
+    Normalisation is NFKC and case folding; every run of white space and of control or
+    other non-printing characters (Unicode categories C) becomes one space.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Folding can undo the composition (as for the Turkish dotted capital I).
     folded = unicodedata.normalize("NFKC", folded)
@@ -66,15 +70,18 @@ def ingest_shard(
     stages: pathlib.Path,
     index: int,
 ) -> int:
-    """Writes the pairs, pictures and drop counts of a source shard, atomically.
+    """Writes a source shard to the stages `pairs`, `images` and `drops`, atomically.
+
+    A shard that is written already is kept. A picture that occurs several times in the
+    shard is written once.
 
     Args:
       source: config of the source.
       shard: part of the source to read.
       seed: seed of the shuffle keys.
-      max_characters: length at which a text is cut after normalisation.
+      max_characters: number of characters after which a normalised text is cut.
       stages: folder of the stages.
-      index: index of the shard among all shards.
+      index: index of the shard among all shards, from 0.
 
     Returns:
       The number of pairs.
@@ -118,7 +125,11 @@ def ingest_shard(
 def _normalise_batch(
     batch: pa.RecordBatch, seed: int, max_characters: int
 ) -> tuple[pa.Table, dict[str, bytes | None]]:
-    """Returns a table of schema PAIRS, and the pictures' bytes by image_id."""
+    """Returns a table of schema PAIRS, and the pictures' bytes by image_id.
+
+    If a pair has no picture bytes, its image_id is that of its URL and the bytes are
+    None.
+    """
     pictures: dict[str, bytes | None] = {}
     rows = []
     for row in batch.to_pylist():

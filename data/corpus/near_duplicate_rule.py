@@ -30,7 +30,11 @@ class NearDuplicateRule:
         self.evaluation_images = config.evaluation_images
 
     def off(self) -> str:
-        """Returns why the rule is off, or an empty string if it is on."""
+        """Returns why the rule is off, or an empty string if it is on.
+
+        Raises:
+          InputError: the table of evaluation images cannot be opened.
+        """
         if self.max_distance < 0:
             return "config.pictures.max_hash_distance is below 0"
         if not self.evaluation_images:
@@ -50,8 +54,9 @@ class NearDuplicateRule:
     ) -> Callable[[pa.Table], list[pa.Array]]:
         """Returns a function that finds near-duplicates of evaluation images by hash.
 
-        It takes a table of N pictures with the column `phash`. It returns one boolean
-        array (N,), true where an evaluation image is within `max_hash_distance` bits.
+        The function takes a table of N pictures with the column `phash`. It returns a
+        list of one boolean array (N,), true where the hash of an evaluation image
+        differs in at most `max_hash_distance` bits.
 
         Args:
           stages: folder of the stages; its `evaluation.parquet` has the hashes.

@@ -9,12 +9,16 @@ from ibis import Table
 
 
 def unigrams_of(pairs: Table) -> ibis.expr.types.ArrayValue:
-    """Returns the unigrams of each text."""
+    """Returns the unigrams of each text; an empty text has one empty unigram."""
     return pairs.text.split(" ")
 
 
 def count_texts(pairs: Table) -> Table:
-    """Lists the distinct texts: columns `text`, `pairs`, `images` (distinct images)."""
+    """Lists the distinct texts: columns `text`, `pairs`, `images`.
+
+    `pairs` is the number of pairs that have the text, `images` that of their distinct
+    images.
+    """
     return pairs.group_by("text").agg(
         pairs=pairs.count(), images=pairs.image_id.nunique()
     )
@@ -24,17 +28,22 @@ def count_ngrams(texts: Table) -> Table:
     """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`.
 
     Args:
-      texts: table from `count_texts`; an n-gram of a text counts once for each pair
-        that has the text.
+      texts: table from `count_texts`; each occurrence of an n-gram in a text counts
+        once for each pair that has the text.
     """
     ngrams = _ngrams(texts, "pairs")
     return ngrams.group_by("ngram").agg(count=ngrams.pairs.sum().cast("int64"))
 
 
 def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
-    """Returns the smallest count c that at most `budget` n-grams reach.
+    """Returns the smallest count that at most `budget` n-grams have or exceed.
 
-    Ties are kept or dropped together, so every engine finds the same cut.
+    N-grams of equal count are kept or dropped together, so every engine finds the same
+    cut. The result is null if more than `budget` n-grams have the highest count.
+
+    Args:
+      ngrams: table from `count_ngrams`.
+      budget: maximum number of frequent n-grams.
     """
     by_count = ngrams.group_by("count").agg(ngrams=ngrams.count())
     window = ibis.window(order_by=by_count["count"].desc(), following=0)
@@ -43,7 +52,13 @@ def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
 
 
 def find_rare_texts(texts: Table, ngrams: Table, cut: int) -> Table:
-    """Lists the texts with an n-gram whose count is below `cut`: column `text`."""
+    """Lists the texts with an n-gram whose count is below `cut`: column `text`.
+
+    Args:
+      texts: table from `count_texts`.
+      ngrams: table from `count_ngrams`.
+      cut: smallest count of a frequent n-gram.
+    """
     spelled = _ngrams(texts, "text")
     rare = ngrams.filter(ngrams["count"] < cut)
     return spelled.semi_join(rare, "ngram").select("text").distinct()

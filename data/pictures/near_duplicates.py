@@ -151,8 +151,8 @@ class NearDuplicates:
 
         Returns:
           (N,) float32, the largest cosine with an evaluation image that shares enough
-          clusters (0 if that is negative or no such image exists); and (N,) bool,
-          whether that number is greater than the threshold.
+          clusters, or 0 if none does or the cosine is negative; and (N,) bool, whether
+          the first result is greater than the threshold.
 
         Raises:
           InputError: the embeddings are not unit vectors of the evaluation images'
