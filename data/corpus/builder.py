@@ -1,10 +1,10 @@
 """Builds a corpus in stages: raw pairs to rules, vocabulary and records.
 
-A stage is a table in DIR/stages, a Parquet file or a folder with a file per shard. DIR
-is the build's --workdir. Stages are written atomically, one after the other. A killed
-build resumes at the first missing stage or shard of a stage. DIR/records holds the
-dataset with its vocabulary and manifest. DIR/report.json and DIR/report.html say how
-many pairs each rule dropped.
+A stage is a table in DIR/stages: Parquet that the engine wrote, or a folder with a file
+per source shard. DIR is the build's --workdir. Stages are written atomically, one after
+the other. A killed build resumes at the first missing stage or shard of a stage.
+DIR/records holds the dataset with its vocabulary and manifest. DIR/report.json and
+DIR/report.html say how many pairs each rule dropped.
 """
 
 import collections

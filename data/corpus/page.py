@@ -41,9 +41,11 @@ def write_page(
 
     Args:
       report: the build's report: `pairs_in`, `pairs_kept` and `rules` (list of
-        {"rule", "breaks", "first"}, in order). Optional: `name`, `config`,
-        `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count}), `off`
-        (list of {"rule", "reason"}) and `not_embedded` ({label: count}).
+        {"rule", "breaks", "first"}, in order: the name, the number of pairs that break
+        the rule, and of those that break no earlier rule). Optional: `name`, `config`,
+        `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count} of unreadable
+        source rows), `off` (list of {"rule", "reason"}) and `not_embedded` ({label:
+        count}).
       tables: the stages `pictures`, `ngrams` and `kept`; `flags` with a column for
         every rule; `scores` if pictures were compared by their embeddings.
       read_pictures: function from image ids to the files' bytes by image id; some
@@ -78,7 +80,7 @@ def write_page(
 
 
 def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the counts at the top of the page, as (label, number)."""
+    """Returns the figures at the top of the page, as (label, formatted figure)."""
     names = {
         "pairs_raw": "raw pairs",
         "pairs_in": "distinct pairs",
@@ -96,7 +98,12 @@ def list_rules() -> dict[str, Rule | type[PictureRule]]:
 
 
 def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of the table of rules: meaning, bound, counts and share."""
+    """Returns the rows of the table of rules.
+
+    A row has the report's fields and "meaning", "bound" (formatted), "share" (formatted
+    share of pairs that this rule drops first), "width" (that share in percent) and
+    "off" (whether the rule is off).
+    """
     config = report.get("config") or {}
     bounds = {**config.get("pictures", {}), **config.get("rules", {})}
     off = {row["rule"] for row in report.get("off", [])}
@@ -123,7 +130,7 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def share(part: int, whole: int) -> str:
-    """Formats a percentage; only an exact 0 or 100 is shown as 0.0 % or 100.0 %."""
+    """Formats part / whole in percent; only exact 0 and 100 give 0.0 % and 100.0 %."""
     percent = 100 * part / max(whole, 1)
     if 0 < percent < 0.1:
         return "< 0.1 %"
@@ -133,7 +140,7 @@ def share(part: int, whole: int) -> str:
 
 
 def describe_config(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the config's scalar fields as (name, value); long values are cut."""
+    """Returns the config's non-empty scalar fields as (name, text); cuts long texts."""
     return [
         (name, str(value)[:SHOWN_CHARACTERS])
         for name, value in config.items()
@@ -144,7 +151,17 @@ def describe_config(config: dict[str, Any]) -> list[tuple[str, str]]:
 def sample_pairs(
     report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns sample pairs: "kept", and for each rule pairs that it dropped first."""
+    """Returns samples of the kept pairs and of the pairs that each rule dropped first.
+
+    Args:
+      report: the report of the build.
+      tables: the stages `kept` and `flags`, see `write_page`.
+      execute: function that evaluates an expression.
+
+    Returns:
+      Pairs as {"image_id", "text"}, by rule name or "kept". A rule's pairs break it and
+      no earlier rule.
+    """
     kept, flags = tables["kept"], tables["flags"]
     samples = {"kept": _lowest(kept, KEPT_PAIRS, execute)}
     earlier = ibis.literal(False)
@@ -179,7 +196,17 @@ def show_pictures(
     read_pictures: Callable[[list[str]], dict[str, bytes]],
     execute: Execute,
 ) -> None:
-    """Adds to each pair a `thumbnail` (data URI or None) and a `note` about it."""
+    """Adds a thumbnail and a note to each sample pair, in place.
+
+    A picture in the sample of a rule with `withheld` gets no thumbnail anywhere.
+
+    Args:
+      samples: result of `sample_pairs`; each pair receives "thumbnail" (data URI or
+        None) and "note" (size and format, or why there is no thumbnail).
+      pictures: the stage `pictures`.
+      read_pictures: function from image ids to files, see `write_page`.
+      execute: function that evaluates an expression.
+    """
     pairs = [(rule, pair) for rule, sample in samples.items() for pair in sample]
     names = sorted({pair["image_id"] for _, pair in pairs if pair["image_id"]})
     facts: dict[str, dict[str, Any]] = {}

@@ -27,13 +27,14 @@ PictureScorer = Callable[[pa.Table], Sequence[pa.Array | pa.ChunkedArray]]
 class PictureRule(Protocol):
     """A rule that looks at the pictures of the pairs that break no cheaper rule.
 
-    A build makes one object of each rule. If the rule is off, no picture is scored and
-    `breaks` sees nulls. The object is pickled to be sent to other processes and
-    machines, so its attributes must be picklable.
+    A build makes one object of each rule. If the rule is off, the rule scores no
+    picture and `breaks` sees nulls. The object is pickled to be sent to other processes
+    and machines, so its attributes must be picklable.
 
     Attributes:
       meaning: description of a pair that breaks the rule, for the page.
-      bound: field of config.pictures that the page shows after it; empty for none.
+      bound: field of config.pictures whose value the page shows after the meaning;
+        empty for none.
       withheld: whether the page hides the pictures that the rule dropped.
       columns: fields that the rule adds to the stage `scores`, null where a picture
         was not scored; no two rules may share a field name.
@@ -78,7 +79,8 @@ class PictureRule(Protocol):
           threads: number of threads of a model; None means one per core.
 
         Returns:
-          A function from one or more pictures to the arrays of `columns`.
+          A function from a table of N >= 1 pictures to arrays (N,), one per field of
+          `columns`, in order.
         """
 
     def breaks(self, scores: ibis.Table) -> BooleanValue:
@@ -118,7 +120,7 @@ def make_picture_rules(config: CorpusConfig) -> dict[str, PictureRule]:
 
 
 def scores_schema(rules: Mapping[str, PictureRule]) -> pa.Schema:
-    """Returns the schema of the stage `scores`."""
+    """Returns the schema of the stage `scores`; `rules` must be all picture rules."""
     columns = [field for rule in rules.values() for field in rule.columns]
     return pa.schema([("image_id", pa.string()), *columns])
 

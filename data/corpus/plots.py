@@ -26,7 +26,16 @@ Execute = Callable[[ibis.Expr], pd.DataFrame]
 def draw_plots(
     report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
 ) -> list[dict[str, str]]:
-    """Draws the histograms, each as {"title", "alt", "svg"}."""
+    """Draws histograms of picture sizes, aspect ratios, text lengths and n-gram counts.
+
+    Args:
+      report: the report of the build.
+      tables: the stages `pictures`, `kept`, `flags` and `ngrams`, see `write_page`.
+      execute: function that evaluates an expression.
+
+    Returns:
+      The results of `plot`.
+    """
     bounds = (report.get("config") or {}).get("rules", {})
     pictures, kept = tables["pictures"], tables["kept"]
     pictures = pictures.filter(pictures.error.isnull() & (pictures.width > 0))
@@ -79,7 +88,11 @@ def draw_plots(
 def draw_cosines(
     report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
 ) -> list[dict[str, str]]:
-    """Draws the histogram of cosines with evaluation images, if `scores` exists."""
+    """Draws the histogram of the pictures' largest cosines with evaluation images.
+
+    Returns:
+      One result of `plot` in a list; an empty list if `tables` has no `scores`.
+    """
     if "scores" not in tables:
         return []
     cosines = tables["scores"].cosine
@@ -115,7 +128,8 @@ def plot(
       log: axes with a logarithmic scale, as in "xy".
 
     Returns:
-      {"title", "alt", "svg"}; "svg" is an <svg> element.
+      {"title", "alt", "svg"}: "alt" has the total and the median of each series, "svg"
+      is an <svg> element.
     """
     figure = Figure(figsize=(5.2, 3), layout="constrained")
     axes = figure.add_subplot()
@@ -166,7 +180,10 @@ def _dress(axes: Axes, label: str, log: str) -> None:
 def _counts(
     table: ibis.Table, value: ibis.Value, execute: Execute
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct values (N,) of an expression and their counts (N,)."""
+    """Returns the distinct integers (N,) of an expression, ascending, and their counts.
+
+    Nulls are left out. Both arrays are float64.
+    """
     values = table.select(value=value.cast("int64"))
     rows = execute(values.group_by("value").agg(rows=values.count()))
     rows = rows.dropna().sort_values("value")
@@ -178,7 +195,10 @@ def _shorter(pictures: ibis.Table) -> ibis.Value:
 
 
 def _aspect(pictures: ibis.Table) -> ibis.Value:
-    """Returns longer / shorter side in whole tenths, in integer arithmetic."""
+    """Returns longer / shorter side in whole tenths, at most WIDEST_ASPECT.
+
+    Integer arithmetic gives the same result on every engine.
+    """
     longer = ibis.greatest(pictures.width, pictures.height).cast("int64")
     shorter = ibis.least(pictures.width, pictures.height).cast("int64")
     return ibis.least(longer * 10 // shorter, WIDEST_ASPECT)
@@ -190,7 +210,7 @@ def _length(pairs: ibis.Table) -> ibis.Value:
 
 
 def _tenths(counted: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Converts whole tenths to the middles of their bars."""
+    """Converts whole tenths to the middles of their bars; keeps the counts."""
     values, counts = counted
     return (values + 0.5) / 10, counts
 

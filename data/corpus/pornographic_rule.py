@@ -1,4 +1,4 @@
-"""A rule that drops pornographic pictures, scored by a model of the config."""
+"""A rule that drops pornographic pictures, scored by the config's model."""
 
 import functools
 import pathlib
@@ -14,7 +14,10 @@ from data.pictures.nsfw import Scorer, load_scorer
 
 
 class PornographicRule:
-    """Drops pictures scored above `max_nsfw`; see `PictureRule`."""
+    """Drops pictures whose probability of pornography is above `max_nsfw`.
+
+    `PictureRule` describes the members.
+    """
 
     meaning = "the picture is pornographic"
     bound = ""
@@ -39,7 +42,10 @@ class PornographicRule:
     def open_shard(
         self, stages: pathlib.Path, index: int, threads: int | None
     ) -> Callable[[pa.Table], list[pa.Array]]:
-        """Returns a scorer; it gives null for a picture that cannot be decoded."""
+        """Returns a function from pictures to their probabilities of pornography.
+
+        A picture that cannot be decoded gets null. The first call loads the model.
+        """
 
         def score(images: pa.Table) -> list[pa.Array]:
             scores = _scorer(self.config.nsfw_model, threads)

@@ -43,8 +43,8 @@ class RuleBounds:
     """The bound of each rule; the defaults are the paper's.
 
     Attributes:
-      languages: languages of the alt-texts to keep; empty keeps all, as the paper's
-        multilingual corpus does.
+      languages: language codes of the alt-texts to keep; alt-texts of unknown language
+        are dropped. Empty keeps all, as the paper's multilingual corpus does.
       min_shorter_side: pixels that the shorter side must exceed.
       max_aspect_ratio: ratio that longer side / shorter side must stay below.
       max_texts_per_image: maximum number of distinct alt-texts of one image.
@@ -74,7 +74,8 @@ class Rule:
       breaks: function from a table with the columns FACTS and the bounds to a boolean
         expression, true where a pair breaks the rule; null counts as false. If it
         returns None, the rule is off and the report has no line for it.
-      bound: field of the config that the page shows after the meaning; empty for none.
+      bound: field of `RuleBounds` whose value the page shows after the meaning; empty
+        for none.
       withheld: whether the page hides the pictures that the rule dropped.
     """
 
@@ -150,9 +151,10 @@ RULES: dict[str, Rule] = {
 
 
 def check_rules(bounds: RuleBounds) -> None:
-    """Raises TypeError if a rule returns no boolean expression or has a fact's name.
+    """Raises TypeError if a rule has the name of a fact or returns another type.
 
-    If a rule uses a column that is not in FACTS, Ibis raises its error.
+    Allowed are a boolean expression, and None for a rule that is off. If a rule uses a
+    column that is not in FACTS, Ibis raises an error.
     """
     for name, expression in _expressions(ibis.table(FACTS), bounds).items():
         if name in FACTS or not isinstance(expression, BooleanValue):
@@ -174,9 +176,9 @@ def flag_pairs(
     """Adds a boolean column for each of RULES, true where a pair breaks the rule.
 
     Args:
-      pairs: columns image_id, text, language.
-      pictures: columns image_id, width, height, error; null if only an address is
-        known.
+      pairs: distinct pairs with the columns PAIR_COLUMNS.
+      pictures: columns image_id, width, height, error; the last three are null if only
+        the picture's address is known.
       texts: columns text, images, from `count_texts`.
       rare_texts: column text, from `find_rare_texts`.
       evaluation_images: column image_id.

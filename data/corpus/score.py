@@ -18,7 +18,9 @@ def score_shard(
     index: int,
     threads: int | None = None,
 ) -> int:
-    """Writes the scores of a shard's surviving pictures, atomically.
+    """Writes the scores of a shard's surviving pictures to the stage `scores`.
+
+    The file is written atomically, and an existing file is kept.
 
     Args:
       rules: picture rules that are on.

@@ -11,13 +11,20 @@ from data.records.stages import materialise
 
 
 class StageTables:
-    """Reads and writes the stages of a build through its engine."""
+    """Reads and writes the stages of a build through its engine.
+
+    `data.corpus.builder` says what a stage is. All tables are Ibis expressions.
+    """
 
     def __init__(self, config: CorpusConfig, directory: pathlib.Path) -> None:
-        """Opens the engine; its spill folder is inside `directory`.
+        """Opens the engine and removes what a killed build left half-written.
+
+        Args:
+          config: config of the corpus.
+          directory: folder of the build; the engine spills to its `stages/spill`.
 
         Raises:
-          InputError: no engine has the configured name.
+          InputError: no engine has the configured name, or its package is missing.
         """
         self.config = config
         self.directory = directory
@@ -29,15 +36,18 @@ class StageTables:
         self.engine: Engine = engine(config=config.engine, spill=spill)
 
     def stage(self, name: str) -> pathlib.Path:
-        """Returns the path of a stage."""
+        """Returns the path of a stage without shards, DIR/stages/NAME.parquet.
+
+        The engine decides whether that is a file or a folder of files.
+        """
         return self.folder / f"{name}.parquet"
 
     def table(self, name: str) -> ibis.Table:
-        """Returns a stage as an expression."""
+        """Opens a stage without shards as an expression."""
         return self.engine.read(self.stage(name))
 
     def shards(self, name: str) -> ibis.Table:
-        """Returns a stage of many shards as an expression."""
+        """Opens all shards of a stage, DIR/stages/NAME/*.parquet, as one expression."""
         return self.engine.read(self.folder / name / "*.parquet")
 
     def save(self, name: str, table: ibis.Table) -> None:

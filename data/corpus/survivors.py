@@ -14,6 +14,9 @@ def read_survivors(
 ) -> Iterator[pa.Table]:
     """Yields the surviving pictures of a shard, up to 256 rows at a time.
 
+    A survivor is a picture of a pair that breaks no rule of `RULES`. A table may have
+    no rows.
+
     Args:
       stages: folder of the stages; `survivors` and `images` must exist.
       index: index of the shard.

@@ -13,22 +13,23 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
-    """Learns the largest vocabulary of at most `size` tokens.
+    """Learns a WordPiece vocabulary of at most `size` tokens, as large as possible.
 
-    The learner of tensorflow-text keeps the pieces whose count reaches a threshold. It
-    searches no threshold below 10 and may return more tokens than asked. So this
-    function searches for the smallest threshold whose vocabulary fits.
+    The learner of tensorflow-text keeps the word pieces whose count reaches a
+    threshold. The learner's search tries no threshold below 10 and may return more
+    tokens than asked. So this function searches for the smallest threshold whose
+    vocabulary has at most `size` tokens.
 
     The learner ignores words of more than 50 characters, and words with a character
     that is not among the 1,000 most frequent ones, which are the alphabet.
 
     Args:
-      words: white-space separated words of the normalised texts and their counts.
-      size: maximum number of tokens.
+      words: pairs of a white-space separated word of the normalised texts and its
+        count, in any order.
+      size: maximum number of tokens, special tokens included.
 
     Returns:
-      The tokens, special ones first; [PAD] is token 0. The order of `words` does not
-      matter.
+      The tokens, special ones first; [PAD] is token 0.
 
     Raises:
       InputError: the alphabet and the special tokens alone are more than `size`.
@@ -57,7 +58,11 @@ def learn_vocabulary(words: Iterable[tuple[str, int]], size: int) -> list[str]:
 
 
 def _split_words(words: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Splits words as BERT does (punctuation, CJK); sorts by count, highest first."""
+    """Splits words at punctuation and CJK characters, as BERT does, in lower case.
+
+    Returns:
+      (piece, count), sorted by count, highest first, then by piece.
+    """
     counted = sorted(words)
     spelled = [word for word, _ in counted]
     pieces = BasicTokenizer(lower_case=True).tokenize(spelled).to_list()
