@@ -57,18 +57,20 @@ class SourceConfig:
       path: file, folder or glob; for TFDS the folder of a prepared dataset's version,
         or the name of a dataset in `data_dir`.
       image_column: column of a table with the picture files' bytes, or their paths
-        relative to the table's folder; feature of TFDS. A `folder` reads "path" instead
-        of the default. The column may be missing if there are URLs.
-      url_column: column of a table, or feature of TFDS.
+        relative to the table's folder; feature of TFDS. A source of kind "folder" reads
+        "path" instead of the default. In a table, the column may be missing if there is
+        a column of URLs.
+      url_column: column of a table, or feature of TFDS, with the pictures' addresses. A
+        .json in a tar, and img2dataset, always have them in "url".
       text_column: column of a table, field of a .json in a tar, or feature of TFDS, as
-        in "captions/text".
+        in "captions/text". HTML pages have no columns; their text is `alt`.
       language_column: column of a table, field of a .json in a tar, or feature of TFDS.
       language: language of pairs whose source gives none.
       split: split of a TFDS dataset.
-      data_dir: folder of TFDS datasets, if `path` is a name.
+      data_dir: folder of TFDS datasets, if `path` is a name; empty for TFDS's default.
       encoding: encoding of CSV and TSV files.
       base_url: URL under which a folder of HTML pages was served; empty if unknown.
-      max_characters: length at which a raw text is cut.
+      max_characters: number of characters after which a raw text is cut.
     """
 
     kind: str

@@ -52,9 +52,10 @@ class CsvSource:
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
     ) -> Iterator[RawPair]:
-        """Yields the pairs of a shard; paths are relative to the file's folder.
+        """Yields the pairs of a shard; picture paths are relative to the file's folder.
 
-        A row that cannot be decoded in the file's encoding is dropped.
+        A row is dropped and counted if it has another number of fields than the header,
+        cannot be decoded, or names a picture file that cannot be read.
         """
         folder = pathlib.Path(shard.path).parent
         delimiter = self.delimiter(shard.path)
@@ -105,7 +106,7 @@ class CsvSource:
             raise
 
     def _cut(self, path: str) -> list[tuple[int, int]]:
-        """Returns (start, rows) of each part; the last has 0 rows, for all the rest."""
+        """Returns (start, rows) of each part; rows is 0 for the last: all the rest."""
         parts: list[tuple[int, int]] = []
         with _open_text(path, self.config.encoding) as file:
             rows = _csv_rows(file, self.delimiter(path), collections.Counter())
@@ -139,7 +140,11 @@ class FolderSource(CsvSource):
             self.columns = dataclasses.replace(self.columns, image="path")
 
     def list_shards(self) -> list[SourceShard]:
-        """Cuts the folder's tables into shards of a bounded number of rows."""
+        """Cuts the folder's tables into shards of a bounded number of rows.
+
+        Raises:
+          InputError: the path is not a folder, or `CsvSource` refuses a table.
+        """
         if not places.local_path(self.config.path).is_dir():
             raise InputError(
                 f"no folder {self.config.path}; wanted one of pictures and a CSV"

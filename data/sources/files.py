@@ -43,7 +43,15 @@ def decode_pair(
     language: bytes,
     drops: collections.Counter[str],
 ) -> Iterator[RawPair]:
-    """Yields the pair of a picture and UTF-8 texts, or drops it for a bad text."""
+    """Yields one pair; if a text is not UTF-8, yields none and counts a drop.
+
+    Args:
+      image: bytes of the picture's file.
+      url: address of the picture in UTF-8; empty if unknown.
+      text: text of the pair in UTF-8.
+      language: language of the text in UTF-8; empty if unknown.
+      drops: counter of the reasons why pairs are dropped.
+    """
     try:
         yield RawPair(image, url.decode() or None, text.decode(), language.decode())
     except (UnicodeDecodeError, AttributeError):  # AttributeError: not bytes
@@ -57,9 +65,10 @@ class SourceShard:
     Attributes:
       name: name of the shard, for messages.
       path: path of the shard's file, or the root folder of `files`.
-      first: index of the first row group or TFDS shard, or a position in a CSV file.
-      last: index of the end, exclusive; in a CSV file the number of rows, 0 for all
-        that follow.
+      first: index of the first row group or TFDS shard, from 0, or a position in a CSV
+        file.
+      last: index after the last row group or TFDS shard; in a CSV file the number of
+        rows, 0 for all that follow.
       files: HTML pages of the shard, relative to `path`.
     """
 
@@ -77,7 +86,7 @@ def list_files(
 
     Args:
       config: config of the source; its `path` is a file, a folder or a glob.
-      suffixes: endings of the files to list, if `path` is a folder.
+      suffixes: lower-case endings of the files to list, used if `path` is a folder.
       recursive: whether to list subfolders too.
 
     Returns:
@@ -115,7 +124,9 @@ def list_files(
 def read_inside(
     root: str | os.PathLike, path: str, drops: collections.Counter[str]
 ) -> bytes | None:
-    """Reads a file that, after links are resolved, lies inside a folder.
+    """Reads a file, if it lies inside a folder and has at most MAX_IMAGE_BYTES.
+
+    Links are resolved before the path is compared with the folder.
 
     Args:
       root: folder that must contain the file.

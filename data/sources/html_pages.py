@@ -154,7 +154,10 @@ def _read_warc(
 
 
 def decode_page(page: bytes, charset: str = "") -> str:
-    """Decodes a page by its byte-order mark, a declared charset, or as UTF-8.
+    """Decodes a page by its byte-order mark, else a declared charset, else as UTF-8.
+
+    A charset of the server precedes one in a <meta> tag of the first 1,024 bytes. An
+    unknown charset is read as UTF-8.
 
     Args:
       page: bytes of the page.
@@ -221,12 +224,13 @@ def read_page(
       page: bytes of the page.
       charset: charset that the server declared; empty if none.
       url: URL of the page; empty if unknown.
-      local: tuple (root folder, the page's folder) to find relative pictures in; None
-        to read no files.
+      local: folders in which to look for the pictures: the root folder, for paths that
+        start with "/", and the page's folder, for other paths. None reads no files.
       drops: counter of the reasons why pages and pictures give no pair.
 
     Yields:
-      (image, url, alt_text); an empty alt-text also gives a pair.
+      (image, url, alt_text) of each <img> with an `alt`, even an empty one. Image or
+        url or both may be None.
     """
     if len(page) > MAX_PAGE_BYTES:
         drops["page too large"] += 1
@@ -255,7 +259,7 @@ def read_page(
 
 
 def _attributes(tag: str) -> dict[str, str | None] | None:
-    """Returns the attributes of one tag; None if it has too many."""
+    """Returns the attributes of one tag; None if it has more than MAX_ATTRIBUTES."""
     for count, _ in enumerate(_ATTRIBUTES.finditer(tag)):
         if count > MAX_ATTRIBUTES:
             return None
@@ -270,7 +274,11 @@ def _picture(
     local: tuple[pathlib.Path, pathlib.Path] | None,
     drops: collections.Counter[str],
 ) -> tuple[bytes | None, str | None] | None:
-    """Returns the bytes or the URL of a `src`; None if it is dropped."""
+    """Returns (bytes, URL) of the picture of a `src`, or None if it is dropped.
+
+    Bytes are None unless the picture is embedded or in a local file. The URL is the
+    `src` joined to the page's URL; it is None unless its scheme is HTTP or HTTPS.
+    """
     if source[:5].lower() == "data:":
         return _embedded(source, drops)
     try:

@@ -21,14 +21,21 @@ from data.sources.tars import IMAGE_SUFFIXES, read_tar
 
 
 class Img2datasetSource:
-    """The output of img2dataset; a shard is one metadata table, NNNNN.parquet."""
+    """The output of img2dataset.
+
+    A shard is one metadata table, NNNNN.parquet, with its pictures.
+    """
 
     def __init__(self, config: SourceConfig) -> None:
         """Stores the config; reads nothing yet."""
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
-        """Lists the metadata tables."""
+        """Lists the metadata tables.
+
+        Raises:
+          InputError: no table exists, or one is damaged or without pictures.
+        """
         root, names = list_files(self.config, (".parquet",))
         shards = [SourceShard(name, os.path.join(root, name)) for name in names]
         for shard in shards:
@@ -40,8 +47,9 @@ class Img2datasetSource:
     ) -> Iterator[RawPair]:
         """Yields the pairs of a shard.
 
-        The text is the column `text_column`, else "caption" or "txt". A picture that
-        img2dataset could not download is counted by its status.
+        The text is the column `text_column`, else "caption" or "txt"; in output of the
+        format "webdataset" it is as `read_tar` says. A picture that img2dataset could
+        not download is counted by its status.
         """
         table = pathlib.Path(shard.path)
         names = open_parquet(shard.path).schema_arrow.names
@@ -72,7 +80,7 @@ class Img2datasetSource:
 
 
 def _check(path: str) -> None:
-    """Raises InputError if a file is not a metadata table of img2dataset."""
+    """Raises InputError if a file is no metadata table or its pictures are missing."""
     try:
         found = open_parquet(path).schema_arrow.names
     except InputError as error:
@@ -90,7 +98,18 @@ def _check(path: str) -> None:
 
 
 def _packing(path: pathlib.Path, names: list[str]) -> str:
-    """Returns the `output_format` in which img2dataset wrote a shard's pictures."""
+    """Returns the `output_format` in which img2dataset wrote a shard's pictures.
+
+    Args:
+      path: path of the metadata table.
+      names: column names of the metadata table.
+
+    Returns:
+      One of "parquet", "webdataset", "tfrecord" and "files".
+
+    Raises:
+      InputError: no pictures exist.
+    """
     if any(name in names for name in IMAGE_SUFFIXES):
         return "parquet"
     for packing, name in (

@@ -94,7 +94,15 @@ def open_parquet(path: str | os.PathLike[str], name: str = "") -> pq.ParquetFile
 def check_parquet(
     file: pq.ParquetFile, path: str, columns: TableColumns
 ) -> TableColumns:
-    """Returns the columns that a Parquet file has.
+    """Checks the names and types of a Parquet file's columns.
+
+    Args:
+      file: the opened file.
+      path: path of the file, for messages.
+      columns: the columns to look for.
+
+    Returns:
+      The names of the columns that the file has; see `TableColumns.among`.
 
     Raises:
       InputError: a column is missing or has an unsupported type.
@@ -117,7 +125,10 @@ def check_parquet(
 
 
 def parquet_parts(file: pq.ParquetFile) -> list[tuple[int, int]]:
-    """Cuts a file into ranges [first, last) of row groups, by rows and bytes."""
+    """Cuts a file into ranges [first, last) of row groups.
+
+    A range ends with the row group that reaches SHARD_ROWS rows or SHARD_BYTES bytes.
+    """
     parts, first, rows, size = [], 0, 0, 0
     groups = file.metadata.num_row_groups
     for group in range(groups):
@@ -136,7 +147,13 @@ def parquet_parts(file: pq.ParquetFile) -> list[tuple[int, int]]:
 def read_parquet_columns(
     path: str, names: Sequence[str], first: int = 0, last: int | None = None
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields the rows of row groups [first, last); texts are bytes, not checked.
+    """Yields the rows of a range of row groups; texts are bytes that may not be UTF-8.
+
+    Args:
+      path: path of the file.
+      names: column names in the order of a row; an empty name gives None in every row.
+      first: index of the first row group.
+      last: index after the last row group; None reads to the end.
 
     Raises:
       InputError: the file is damaged.

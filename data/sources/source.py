@@ -90,7 +90,7 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def choose_source(kind: str) -> type[Source]:
-    """Returns the class of a type of source.
+    """Returns the class of a type of source, by its name in SOURCES.
 
     Raises:
       InputError: no source has this name.
@@ -113,7 +113,10 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
 def read_shard(
     config: SourceConfig, shard: SourceShard, drops: collections.Counter[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Reads the usable pairs of a shard.
+    """Reads the usable pairs of a shard, with texts cut to `config.max_characters`.
+
+    A pair is dropped and counted if it has neither picture nor URL, a picture of more
+    than MAX_IMAGE_BYTES, or a text that cannot be stored as UTF-8 without NUL.
 
     Args:
       config: config of the source.
@@ -121,7 +124,8 @@ def read_shard(
       drops: counter of the reasons why rows and pairs are dropped.
 
     Yields:
-      Batches of schema RAW, of at most 256 rows.
+      Batches of schema RAW, of at most 256 rows; a batch also ends when its pictures
+        reach 64 MiB.
 
     Raises:
       InputError: a file is damaged and the rest cannot be read.
@@ -154,7 +158,10 @@ def _open_source(config: SourceConfig) -> Source:
 
 
 def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:
-    """Returns a pair with its texts cut, and why it is dropped; empty if it is not."""
+    """Returns a pair with its texts cut, and why it is dropped ("" if it is kept).
+
+    A URL that is too long is replaced by None.
+    """
     image, url = pair.image, pair.url
     text, language = (pair.alt_text or "")[:max_characters], pair.language[:64]
     if url and len(url) > MAX_URL_CHARACTERS:

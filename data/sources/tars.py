@@ -28,7 +28,7 @@ class WebdatasetSource:
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
-        """Lists the tars."""
+        """Lists the tars; raises InputError if there is none or a file is not a tar."""
         root, names = list_files(self.config, (".tar", ".tar.gz", ".tgz"))
         shards = [SourceShard(name, os.path.join(root, name)) for name in names]
         for shard in shards:
@@ -38,7 +38,7 @@ class WebdatasetSource:
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
     ) -> Iterator[RawPair]:
-        """Yields the pairs of a shard."""
+        """Yields the pairs of a shard, as `read_tar` does."""
         return read_tar(shard.path, self.config, drops)
 
 
@@ -123,7 +123,11 @@ def _check_tar(path: str) -> None:
 def _members(
     path: str, drops: collections.Counter[str]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Yields (name, bytes) of a tar's regular files; None for a file too large."""
+    """Yields (name, bytes) of a tar's regular files.
+
+    The bytes are None if the file has more than MAX_IMAGE_BYTES. Links, devices, unsafe
+    paths and large files are counted in `drops`. Damage ends the reading, counted once.
+    """
     try:
         with _Tar.open(path, "r|*", tarinfo=_Member) as tar:
             tar.marked_end = False

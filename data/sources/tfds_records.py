@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TfdsSource:
-    """A split of a TFDS dataset; a shard is one of its TFRecord files.
+    """A split of a TFDS dataset; a shard is one of the split's files.
 
     TensorFlow is imported only when it is used, because most sources do not need it.
     """
@@ -25,7 +25,11 @@ class TfdsSource:
         self.config = config
 
     def list_shards(self) -> list[SourceShard]:
-        """Lists the files of the split; `first` is the index of the file."""
+        """Lists the files of the split; `first` is the index of the file, from 0.
+
+        Raises:
+          InputError: the dataset, the split or a feature is missing.
+        """
         path, split = self.config.path, self.config.split
         info = self._open().info
         if split not in info.splits:
