@@ -46,10 +46,11 @@ def read_source(
       source: folder of the user's downloads.
 
     Returns:
-      The entries of every split, in the order of the source.
+      The pictures with their captions by split, in the order of the source.
 
     Raises:
-      InputError: a file is missing or damaged, or a count differs from the facts.
+      InputError: a file is missing or damaged, a count differs from the facts, or a
+        picture occurs twice or has no caption.
     """
     for name in facts.captions:
         if not (source / name).is_file():
@@ -98,7 +99,12 @@ def _check_counts(
 
 
 def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
-    """Returns the part of the manifest that the facts and the captions decide."""
+    """Returns the part of the manifest that identifies the set.
+
+    Returns:
+      "name", "splits" (numbers of pictures and captions) and "sources" (SHA-256 of the
+      caption files in `source`, by name).
+    """
     return {
         "name": facts.name,
         "splits": {
@@ -121,7 +127,8 @@ def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> 
       out: folder of the dataset, which is missing, empty, or holds the same set.
 
     Raises:
-      InputError: bad input, or `out` holds something else.
+      InputError: `read_source` refuses the downloads, a picture cannot be decoded, or
+        `out` holds something else.
     """
     splits = read_source(facts, source)
     described = describe(facts, source)
@@ -189,7 +196,7 @@ def _write_pictures(
     """Writes the records and queries.parquet.
 
     Returns:
-      The shards by split, and the SHA-256 of the pictures' ids in order.
+      The shards by split, and the SHA-256 of all image ids, concatenated in order.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -273,7 +280,7 @@ def _features(splits: dict[str, list[CaptionedPicture]]) -> Any:
 
 
 def main() -> None:
-    """Reads the flags and writes the set."""
+    """Reads the flags and writes the evaluation set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", help=", ".join(EVALUATION_SETS))
     parser.add_argument(

@@ -29,7 +29,15 @@ MANUAL = {
 
 
 def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the folder of a dataset's newest version; InputError if it is missing."""
+    """Returns the folder of a dataset's newest version.
+
+    Args:
+      source: folder of prepared TFDS datasets.
+      name: name of the dataset, with the config if there are several.
+
+    Raises:
+      InputError: the dataset is not prepared in `source`.
+    """
     folder = pathlib.Path(places.newest_version(source / name))
     if not (folder / "dataset_info.json").exists():
         note = MANUAL.get(name)
@@ -41,7 +49,7 @@ def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes the dataset of a task atomically, unless it exists.
+    """Writes the dataset of a task atomically, or prints that it exists.
 
     Args:
       name: a key of `TASKS`.
@@ -95,7 +103,14 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) -> None:
-    """Raises InputError if a part of a dataset has another number of pictures."""
+    """Raises InputError if a split is missing or has not `wanted` pictures.
+
+    Args:
+      folder: folder of the dataset, for messages.
+      builder: TFDS builder of the dataset.
+      split: split in TFDS's syntax, as in "train[:800]".
+      wanted: number of pictures that the split must have.
+    """
     base, known = split.split("[")[0], builder.info.splits
     if base not in known:
         raise InputError(f"{folder} has no split {base!r}; it has {[*known]}")
@@ -111,7 +126,7 @@ def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) ->
 
 
 def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[bytes]:
-    """Yields the serialized records of one split."""
+    """Yields the serialized records of one split; InputError if a label is no class."""
     import tensorflow_datasets as tfds
     import tqdm
 
@@ -145,7 +160,7 @@ def _encode_grey(pixels: Any, brightness: int) -> bytes:
 
 
 def main() -> None:
-    """Reads the flags and writes the tasks."""
+    """Reads the flags, checks that all datasets exist, and writes the tasks."""
     parser = argparse.ArgumentParser(
         prog="python -m data.vtab",
         description=__doc__,

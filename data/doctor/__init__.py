@@ -1,1 +1,1 @@
-"""Checks an existing dataset."""
+"""Checks a dataset on disk; `python -m data.doctor` runs it."""

@@ -3,7 +3,8 @@
     python -m data.doctor DIR [--sample N] [--evaluation PATH]...
 
 DIR is a build's folder, its `records`, or any folder in TFDS's layout. The exit code is
-0 if the dataset is sound, 1 if there are findings and 2 for bad usage.
+0 if the dataset is sound, 1 if faults are found and 2 for bad usage, as if DIR holds no
+dataset.
 """
 
 import argparse
@@ -30,7 +31,12 @@ class Doctor(FileChecks):
         self.scans: dict[str, list[ShardScan]] = {}
 
     def read(self, sample: int | None) -> None:
-        """Reads every record; decodes `sample` pictures, or all if it is None."""
+        """Reads every record; notes damaged records, empty texts and broken pictures.
+
+        Args:
+          sample: maximum number of pictures to decode, evenly spread over the records;
+            None decodes all.
+        """
         from data.doctor.records import READERS, scan_shard
 
         if self.file_format not in READERS:
@@ -80,7 +86,7 @@ class Doctor(FileChecks):
         self.note(what, len(offsets), wanted, where, mend)
 
     def order(self) -> None:
-        """Checks that keys ascend through all shards of a split."""
+        """Checks that keys never descend in a split; notes each split's first fault."""
         for split, scans in self.scans.items():
             before = None
             for scan in scans:
@@ -98,7 +104,10 @@ class Doctor(FileChecks):
                 before = scan.last_key
 
     def duplicates(self) -> None:
-        """Finds pairs repeated within a split, and pictures in two splits."""
+        """Finds pairs that repeat within a split, and pictures that are in two splits.
+
+        A pair repeats if image id and texts are equal.
+        """
         import numpy as np
 
         pictures = {}
@@ -125,7 +134,14 @@ class Doctor(FileChecks):
                     self.note("leakage", found, wanted, f"split {other!r}, {where}")
 
     def leakage(self, evaluation: pathlib.Path) -> None:
-        """Finds pictures of an evaluation set, a Parquet file or a dataset's folder."""
+        """Finds pictures of an evaluation set in the dataset.
+
+        Args:
+          evaluation: Parquet file with a column image_id, or folder of a dataset.
+
+        Raises:
+          InputError: the evaluation set cannot be read.
+        """
         import numpy as np
 
         held_out = read_held_out(evaluation)
@@ -144,7 +160,7 @@ class Doctor(FileChecks):
             )
 
     def pictures_of(self, split: str) -> Any:
-        """Returns distinct hashes of a split's image ids and pictures, (N,) uint64."""
+        """Returns distinct hashes (N,) uint64 of a split's image ids and pictures."""
         import numpy as np
 
         scans = self.scans[split]
@@ -159,7 +175,12 @@ class Doctor(FileChecks):
         return f"first {self.locate(split, np.flatnonzero(hit))}"
 
     def locate(self, split: str, indices: Any) -> str:
-        """Names the shard and the offset of the first few of a split's records."""
+        """Names shard and offset of records, at most the first NAMED.
+
+        Args:
+          split: name of the split.
+          indices: indices of the records among the readable records of the split.
+        """
         named = []
         for index in sorted(int(index) for index in indices)[:NAMED]:
             for scan in self.scans[split]:
@@ -170,7 +191,10 @@ class Doctor(FileChecks):
         return ", ".join(named)
 
     def counts(self) -> None:
-        """Compares the manifest's totals with a single split that has no findings."""
+        """Compares the manifest's totals with the numbers of pairs and images read.
+
+        Nothing is compared if there are several splits or any finding so far.
+        """
         if len(self.scans) != 1 or self.findings:
             return
         import numpy as np
@@ -202,7 +226,7 @@ class Doctor(FileChecks):
 
 
 def join(arrays: Any) -> Any:
-    """Concatenates arrays of 64-bit hashes to one, (N,) uint64."""
+    """Concatenates arrays of 64-bit hashes into one array, (N,) uint64."""
     import numpy as np
 
     parts = [np.frombuffer(part, np.uint64) for part in arrays if part]
@@ -210,11 +234,15 @@ def join(arrays: Any) -> Any:
 
 
 def read_held_out(path: pathlib.Path) -> Any:
-    """Returns hashes of an evaluation set's image ids and pictures, (N,) uint64.
+    """Returns the hashes (N,) uint64 that identify the pictures of an evaluation set.
+
+    Args:
+      path: Parquet file, of which only the column image_id is hashed, or folder of a
+        dataset, of which image ids and pictures are hashed.
 
     Raises:
       InputError: the path is neither a Parquet file with a column image_id nor a
-        sound dataset.
+        dataset whose records can all be read.
     """
     import numpy as np
 
@@ -252,14 +280,14 @@ def diagnose(
 
     Args:
       directory: folder of a build or of a dataset.
-      sample: number of pictures to decode, evenly spread; None for all.
+      sample: maximum number of pictures to decode, evenly spread; None decodes all.
       evaluations: Parquet files or datasets whose pictures the dataset must not hold.
 
     Returns:
       The findings.
 
     Raises:
-      InputError: the dataset or an evaluation set is missing.
+      InputError: the dataset is missing, or an evaluation set is missing or unreadable.
     """
     doctor = Doctor(directory)
     for path in evaluations:
@@ -279,7 +307,7 @@ def diagnose(
 
 
 def main() -> int:
-    """Reads the flags and checks; returns the exit code."""
+    """Reads the flags and checks the dataset; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=places.local_path, metavar="DIR")
     parser.add_argument(

@@ -17,7 +17,11 @@ WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # at any position; [PAD] is token 0
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One fault of a dataset: found and wanted values, and the command to repair it."""
+    """One fault of a dataset.
+
+    The fields are the fault's name, the value or state that was found, the one that was
+    wanted, the file (perhaps with the record), and the command or advice to repair it.
+    """
 
     what: str
     found: str
@@ -27,7 +31,7 @@ class Finding:
 
 
 class FileChecks:
-    """Checks a dataset without opening its records."""
+    """Checks a dataset without opening its records; collects `Finding` objects."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         """Raises InputError if `directory` holds no dataset and no build."""
@@ -52,14 +56,14 @@ class FileChecks:
     def note(
         self, what: str, found: Any, wanted: Any, where: Any, mend: str = ""
     ) -> None:
-        """Adds a finding; its default repair is to write the dataset again."""
+        """Adds a finding; the default command to repair it is that of `rewrite`."""
         finding = Finding(what, str(found), str(wanted), str(where), mend)
         if not mend:
             finding = dataclasses.replace(finding, mend=self.rewrite())
         self.findings.append(finding)
 
     def rewrite(self) -> str:
-        """Returns the command that writes the dataset again from its sources."""
+        """Returns the command, or advice, to write the dataset again from sources."""
         folder, parent = shlex.quote(str(self.folder)), self.folder.parent
         workdir = shlex.quote(str(parent))
         if self.folder.name == "records" and (parent / "config.json").exists():
@@ -78,7 +82,11 @@ class FileChecks:
         return f"rm -rf {folder}, then the command that wrote it, or copy it again"
 
     def again(self) -> str:
-        """Returns the command that repairs the contents of the records."""
+        """Returns the command, or advice, to repair faulty contents of records.
+
+        If the shards are as a build wrote them, the build's stages are faulty, and the
+        build must be repeated in a new folder. Otherwise the result is `rewrite()`.
+        """
         changed = any("shard" in finding.what for finding in self.findings)
         is_build = "data.build" in self.rewrite()
         if changed or not is_build or not (self.manifest or {}).get("shards"):
@@ -89,7 +97,13 @@ class FileChecks:
         )
 
     def _json(self, name: str) -> Any:
-        """Returns the manifest; {} and a finding if it is damaged; None if missing."""
+        """Returns the manifest, or None if it is missing.
+
+        For a damaged manifest, the result is {} and a finding is added.
+
+        Args:
+          name: file name of the manifest.
+        """
         path = self.folder / name
         if not path.exists():
             return None
@@ -105,7 +119,11 @@ class FileChecks:
         return {}
 
     def metadata(self) -> bool:
-        """Compares dataset_info.json and manifest; False if no more can be checked."""
+        """Reads dataset_info.json and compares it with the manifest.
+
+        Returns:
+          Whether other checks are possible: False if dataset_info.json cannot be read.
+        """
         info_path = self.folder / "dataset_info.json"
         if not self.folder.is_dir() or not info_path.exists():
             self.note("dataset_info.json", "no such file", "the dataset's", info_path)
@@ -146,7 +164,7 @@ class FileChecks:
         return True
 
     def files(self) -> None:
-        """Finds missing, additional and changed files."""
+        """Finds missing and additional shards, and changed ones by the manifest."""
         expected = {n for shards in self.shards.values() for n in shards}
         listed = {s["name"]: s for s in (self.manifest or {}).get("shards", [])}
         present = {
@@ -209,7 +227,7 @@ def _count(records: int | None) -> str:
 
 
 def _is_manifest(content: Any) -> bool:
-    """Whether JSON content is an object that describes every shard it lists."""
+    """Returns whether JSON content is an object that describes every shard it lists."""
     if not isinstance(content, dict):
         return False
     fields = {"name", "records", "bytes", "sha256"}

@@ -69,8 +69,9 @@ def scan_shard(
       path: path of the shard.
       file_format: a name in `RECORD_FORMATS`.
       decode_every: distance in records between decoded pictures; 0 decodes none.
-      earlier: number of records in the shards before this one.
-      progress: function that is called with 1 for every record.
+      earlier: number of records in the shards before this one, so that decoded pictures
+        are evenly spread over all shards.
+      progress: function that is called with 1 for every readable record.
 
     Returns:
       The facts about the shard.
@@ -95,7 +96,7 @@ def scan_shard(
 
 
 def hash_of(content: bytes) -> int:
-    """Returns a 64-bit hash."""
+    """Returns the BLAKE2b hash of 64 bits, as an unsigned integer."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
@@ -126,7 +127,7 @@ def _add(scan: ShardScan, offset: int, features: dict) -> bytes:
 
 
 def _decode(scan: ShardScan, waiting: list[tuple[int, bytes]]) -> None:
-    """Decodes pictures, adds the failures and their number to `scan`.
+    """Decodes pictures; adds their number and the failures to `scan`.
 
     Args:
       scan: facts about the shard, which are updated.
@@ -143,7 +144,11 @@ def _decode(scan: ShardScan, waiting: list[tuple[int, bytes]]) -> None:
 def _read_tfrecord(
     path: pathlib.Path, damaged: list[tuple[int, str]]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields (offset, record); notes and skips a record whose CRC is wrong."""
+    """Yields (offset in bytes, record) of the readable records of a TFRecord file.
+
+    A record with a wrong CRC is added to `damaged` and skipped. A damaged length or a
+    cut record is added to `damaged` and ends the reading.
+    """
     size, offset = path.stat().st_size, 0
     reader = tf_record.tf_record_random_reader(str(path))
     with path.open("rb") as file:
@@ -170,7 +175,10 @@ def _read_tfrecord(
 def _read_array_record(
     path: pathlib.Path, damaged: list[tuple[int, str]]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, record); notes and skips a damaged record."""
+    """Yields (number from 0, record) of the readable records of an ArrayRecord file.
+
+    A damaged record, or a damaged index, is added to `damaged`.
+    """
     from array_record.python import array_record_module
 
     try:

@@ -21,8 +21,9 @@ class CaptionedPicture:
 
     Attributes:
       path: path of the picture's file.
-      texts: feature name -> captions.
-      caption_ids: ids of the first feature's captions in the source; empty if none.
+      texts: dict from feature name ("texts", or "texts_de" and so on) to captions.
+      caption_ids: ids that the source gives to the captions of the first feature, in
+        order; empty if it gives none.
     """
 
     path: pathlib.Path
@@ -36,12 +37,13 @@ class EvaluationSet:
 
     Attributes:
       name: name of the dataset.
-      captions: files of captions, relative to the source folder.
-      pictures: folder of the pictures, relative to the source folder.
-      images: split -> number of pictures.
-      texts: split -> feature name -> number of captions.
-      layout: description, for messages, of the source folder and its downloads.
-      read: function that reads the captions of all splits.
+      captions: files that `read` reads, relative to the folder of the downloads.
+      pictures: folder of the pictures, relative to the folder of the downloads.
+      images: dict from split to number of pictures.
+      texts: dict from split to number of captions by feature name.
+      layout: description, for messages, of the folder of the downloads.
+      read: function from these facts and the folder of the downloads to the pictures
+        with their captions by split.
     """
 
     name: str
@@ -56,7 +58,11 @@ class EvaluationSet:
 def read_karpathy(
     facts: EvaluationSet, source: pathlib.Path
 ) -> dict[str, list[CaptionedPicture]]:
-    """Reads the splits of one of Karpathy's JSON files."""
+    """Reads the splits in `facts.images` from one of Karpathy's JSON files.
+
+    Raises:
+      InputError: the file is not one of Karpathy's.
+    """
     path = source / facts.captions[0]
     try:
         images = json.loads(places.read_bytes(path))["images"]
@@ -90,7 +96,13 @@ def _karpathy_entry(
 def read_multi30k(
     facts: EvaluationSet, source: pathlib.Path
 ) -> dict[str, list[CaptionedPicture]]:
-    """Reads Multi30K's list of pictures and its captions, one line per picture."""
+    """Reads the split "test" of Multi30K: a list of pictures, and files of captions.
+
+    Each file of captions has one line per picture and gives one caption in a language.
+
+    Raises:
+      InputError: a file is damaged or has another number of lines than the list.
+    """
     names, *files = (_lines(source / name) for name in facts.captions)
     texts: list[dict[str, list[str]]] = [{} for _ in names]
     for name, lines in zip(facts.captions[1:], files, strict=True):
@@ -112,7 +124,13 @@ def read_multi30k(
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    """Splits a file at newlines only, because captions may hold Unicode separators."""
+    """Reads the lines of a text file, gzipped if its name ends in .gz.
+
+    Only newlines end a line, because captions may hold Unicode separators.
+
+    Raises:
+      InputError: the file is damaged.
+    """
     try:
         content = places.read_bytes(path)
         if path.suffix == ".gz":

@@ -1,8 +1,8 @@
 """The 19 tasks of VTAB-1k (arXiv 1910.04867): their splits and their labels.
 
-They follow https://github.com/google-research/task_adaptation: 800 pictures to train on
-and 200 to choose on, from the start of a training and of a validation split. If TFDS
-lacks a split, a part of another split replaces it.
+They follow https://github.com/google-research/task_adaptation. The first 800 pictures
+of a training split are for training, the first 200 of a validation split for choosing
+hyper-parameters. If TFDS lacks a split, a part of another split replaces it.
 """
 
 import dataclasses
@@ -32,13 +32,19 @@ def count_objects(record: Record) -> int:
 
 
 def bin_closest_object(record: Record) -> int:
-    """Returns CLEVR's class of the distance of the closest object."""
+    """Returns the class, 0 to 5, of the distance of CLEVR's closest object.
+
+    Class i is the interval from CLEVR_DISTANCES[i] (excluded) to the next bound.
+    """
     depths = np.asarray(record["objects"]["pixel_coords"])[:, 2]
     return find_last_below(CLEVR_DISTANCES, float(depths.min()))
 
 
 def bin_closest_vehicle(record: Record) -> int:
-    """Returns KITTI's class of the distance of the closest car, van or truck."""
+    """Returns the class of the distance of KITTI's closest car, van or truck.
+
+    The classes are 0 (up to 8 m), 1 (up to 20 m), 2 (farther) and 3 (no vehicle).
+    """
     objects = record["objects"]
     depths = np.asarray(objects["location"]).reshape(-1, 3)[:, 2]
     near = depths[np.asarray(objects["type"]) < VEHICLES]
@@ -46,17 +52,26 @@ def bin_closest_vehicle(record: Record) -> int:
 
 
 def find_last_below(thresholds: tuple[float, ...], value: float) -> int:
-    """Returns the index of the last of ascending thresholds below a value, or -1."""
+    """Returns the index of the last of ascending thresholds below a value.
+
+    The index is -1 if no threshold is below the value.
+    """
     return sum(threshold < value for threshold in thresholds) - 1
 
 
 def make_binning(feature: str, values: int, bins: int) -> Callable[[Record], int]:
-    """Returns a label function: the bin of a feature, with bins of equal width."""
+    """Returns a function from a record to its label, a bin of an integer feature.
+
+    Args:
+      feature: name of the feature.
+      values: number of values of the feature, which are 0 to `values` - 1.
+      bins: number of bins of equal width.
+    """
     return lambda record: int(record[feature] // (values / bins))
 
 
 def make_reading(feature: str) -> Callable[[Record], int]:
-    """Returns a label function that reads a feature."""
+    """Returns a function from a record to its label, an integer feature."""
     return lambda record: int(record[feature])
 
 
@@ -72,8 +87,8 @@ class VtabTask:
       validation: split of the 200 validation pictures, in TFDS's syntax.
       test: split of the test pictures, in TFDS's syntax.
       label: function from a record to its class.
-      grey: factor for the pixels of pictures with one channel; 0 if the pictures have
-        three channels and are kept as they are.
+      grey: factor for the pixels of pictures with one channel, which are encoded again
+        as PNG; 0 if the pictures have three channels and are kept as they are.
     """
 
     dataset: str
