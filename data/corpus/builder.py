@@ -121,7 +121,7 @@ class Build(StageTables):
         return int(cut)
 
     def flags(self) -> None:
-        """Writes `flags`, `RULES` on each distinct pair, and perhaps `evaluation`."""
+        """Writes `evaluation`, if configured, and `flags`: `RULES` on each pair."""
         evaluation = ibis.memtable(EVALUATION_IMAGES.empty_table())
         if self.config.evaluation_images:
             materialise(
@@ -140,7 +140,7 @@ class Build(StageTables):
         self.save("flags", flagged)
 
     def score(self) -> None:
-        """Writes `survivors` (pictures of pairs without broken rules) and `scores`.
+        """Writes `survivors` (pictures of the pairs that pass `flags`) and `scores`.
 
         Nothing is done if all picture rules are off or the stage `kept` exists.
         """

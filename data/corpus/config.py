@@ -18,9 +18,9 @@ class EngineConfig:
     Attributes:
       kind: a name in `data.corpus.engines.ENGINES`.
       workers: number of processes, and of DuckDB's threads; 0 means one per core. Spark
-        takes the numbers of its session.
+        uses the numbers of its session.
       memory_limit: memory of DuckDB, or of the driver of a Spark session that the
-        engine starts, as in "4GB". Data beyond it are spilled to disk.
+        engine starts, as in "4GB". Data beyond the limit are spilled to disk.
       spark_master: address of Spark's master, used if no session is active.
       embedding_batch_size: number of pictures that `config.pictures.embedding_model`
         embeds at a time, on this machine or on Spark's driver.

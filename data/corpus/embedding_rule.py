@@ -186,8 +186,8 @@ def count_not_embedded(stages: StageTables) -> dict[str, int]:
     """Counts the pictures that were not compared because they could not be embedded.
 
     Returns:
-      The number of survivors ("pictures") and that of evaluation images
-      ("evaluation_images").
+      {"pictures": number of survivors, "evaluation_images": number of evaluation
+      images}.
     """
     scores = stages.shards("scores")
     missing = stages.engine.execute(scores.cosine.isnull().sum())

@@ -86,8 +86,8 @@ class Engine(Protocol):
     def map(self, tasks: Sequence[ShardTask], label: str, unit: str) -> int:
         """Runs tasks in parallel, in any order.
 
-        If a task fails, `map` raises the error, perhaps wrapped in one of the engine,
-        and no other task is started.
+        If a task fails, `map` raises the task's error, or an error of the engine that
+        quotes it, and no other task is started.
 
         Args:
           tasks: functions without arguments, which can be pickled.

@@ -40,8 +40,9 @@ WITH_DICTIONARY = [name for name in IMAGES.names if name != "image"]
 def normalise(text: str, max_characters: int) -> str:
     """Normalises a text, then cuts it to at most `max_characters`.
 
-    Normalisation is NFKC and case folding; every run of white space and of control or
-    other non-printing characters (Unicode categories C) becomes one space.
+    Normalisation is NFKC and case folding. Every run of white space, control and other
+    non-printing characters (Unicode's categories C*) becomes one space; none is left at
+    the ends.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Folding can undo the composition (as for the Turkish dotted capital I).
@@ -127,8 +128,8 @@ def _normalise_batch(
 ) -> tuple[pa.Table, dict[str, bytes | None]]:
     """Returns a table of schema PAIRS, and the pictures' bytes by image_id.
 
-    If a pair has no picture bytes, its image_id is that of its URL and the bytes are
-    None.
+    If a pair has no picture bytes, the bytes are None and its image_id is a hash of its
+    URL.
     """
     pictures: dict[str, bytes | None] = {}
     rows = []

@@ -16,8 +16,8 @@ def unigrams_of(pairs: Table) -> ibis.expr.types.ArrayValue:
 def count_texts(pairs: Table) -> Table:
     """Lists the distinct texts: columns `text`, `pairs`, `images`.
 
-    `pairs` is the number of pairs that have the text, `images` that of their distinct
-    images.
+    `pairs` is the number of pairs that have the text, `images` the number of distinct
+    images among them.
     """
     return pairs.group_by("text").agg(
         pairs=pairs.count(), images=pairs.image_id.nunique()

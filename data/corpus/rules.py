@@ -151,10 +151,10 @@ RULES: dict[str, Rule] = {
 
 
 def check_rules(bounds: RuleBounds) -> None:
-    """Raises TypeError if a rule has the name of a fact or returns another type.
+    """Raises TypeError if a rule has the name of a fact or returns a wrong type.
 
-    Allowed are a boolean expression, and None for a rule that is off. If a rule uses a
-    column that is not in FACTS, Ibis raises an error.
+    A rule returns a boolean expression, or None if it is off. If a rule uses a column
+    that is not in FACTS, Ibis raises an error.
     """
     for name, expression in _expressions(ibis.table(FACTS), bounds).items():
         if name in FACTS or not isinstance(expression, BooleanValue):

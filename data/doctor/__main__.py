@@ -3,8 +3,8 @@
     python -m data.doctor DIR [--sample N] [--evaluation PATH]...
 
 DIR is a build's folder, its `records`, or any folder in TFDS's layout. The exit code is
-0 if the dataset is sound, 1 if faults are found and 2 for bad usage, as if DIR holds no
-dataset.
+0 if the dataset is sound, 1 if faults are found, and 2 for bad usage, for example a DIR
+without a dataset.
 """
 
 import argparse

@@ -229,8 +229,8 @@ def read_page(
       drops: counter of the reasons why pages and pictures give no pair.
 
     Yields:
-      (image, url, alt_text) of each <img> with an `alt`, even an empty one. Image or
-        url or both may be None.
+      (image, url, alt_text) of each usable <img> that has an `alt`, even an empty one.
+        Image or url or both may be None.
     """
     if len(page) > MAX_PAGE_BYTES:
         drops["page too large"] += 1
