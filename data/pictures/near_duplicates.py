@@ -221,7 +221,7 @@ class NearDuplicates:
         columns: np.ndarray,
         similarity: np.ndarray,
     ) -> None:
-        """Raises `similarity`, in place, to the largest cosine of each query.
+        """Updates `similarity`, in place, by the larger cosines of pairs of pictures.
 
         Args:
           queries: (N, D) unit vectors.
