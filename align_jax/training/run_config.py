@@ -39,6 +39,18 @@ EXECUTION = (
 # run of at most this many steps, compiling it takes longer than it saves.
 SHORT_RUN = 10_000
 
+# Fields that count something of which a run has at least one.
+POSITIVE = (
+    "total_steps",
+    "virtual_cores",
+    "pairs_per_core",
+    "batch_norm_cores",
+    "log_every_steps",
+    "evaluate_every_steps",
+    "microbatches",
+    "fsdp",
+)
+
 
 def run_execution(fields: Mapping[str, Any]) -> list[str]:
     """Returns the dotted paths of config fields that do not change a run's result.
@@ -148,6 +160,9 @@ class RunConfig:
         return self.batch_norm_cores * self.pairs_per_core
 
     def __post_init__(self) -> None:
+        for name in POSITIVE:
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; wanted at least 1")
         if not 0 <= self.optimizer.warmup_steps < self.total_steps:
             raise ValueError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be"
