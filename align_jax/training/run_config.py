@@ -35,7 +35,7 @@ EXECUTION = (
     "profile_steps",
 )
 
-# A second program without norms is about 1 % faster than the program with norms. In a
+# A second program without norms is about 2 % faster than the program with norms. In a
 # run of at most this many steps, compiling it takes longer than it saves.
 SHORT_RUN = 10_000
 
