@@ -200,7 +200,7 @@ def in_float32(values: list[jax.Array]) -> list[jax.Array]:
 def load_weights(ref: jax.Ref, k: int, lanes: Lanes) -> list[list[jax.Array]]:
     """Loads the weights of each lane's channel from ref (k * k, C), in float32.
 
-    The weight of tap (i, j) is item [i][j] of the result, (block,). It is 0 in lanes
+    The weight of tap (i, j) is item `[i][j]` of the result, (block,). It is 0 in lanes
     without columns.
     """
     mask = lanes.column < OUTSIDE
