@@ -77,11 +77,14 @@ def parse_flags(
       For each of `configs` its literal config, or None if the flag is not given.
 
     Raises:
-      InputError: an unknown flag, config or field, a required flag that is missing, or
-        a value of the wrong type.
+      InputError: an unknown flag, config or field, an argument that is no flag, a
+        required flag that is missing, or a value of the wrong type.
     """
     try:
-        known(argv)
+        if surplus := known(argv)[1:]:
+            raise InputError(
+                f"unexpected arguments: {' '.join(surplus)}; a flag begins with --"
+            )
         return [flag.value and flag.value.to_dict() for flag in configs]
     except (AttributeError, KeyError) as error:
         found = re.search(r"\w+", str(error))

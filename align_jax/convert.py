@@ -21,7 +21,8 @@ def main() -> None:
 
     writers = {"align_jax": write_weights, "huggingface": write_align}
     parser = argparse.ArgumentParser(
-        prog="python -m align_jax.convert", description=open_weights.__doc__
+        prog="python -m align_jax.convert",
+        description=(open_weights.__doc__ or "").split("Args:")[0],
     )
     parser.add_argument("--from", dest="source", required=True, metavar="SOURCE")
     parser.add_argument("--to", required=True, metavar="DIR", help="a new folder")

@@ -44,8 +44,8 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         found = f"package {error.name!r} is missing"
         if not isinstance(error, ModuleNotFoundError) or not error.name:
             found = str(error).strip().splitlines()[0]
-        mend = "run `make .venv`, or `pip install -r requirements.txt`"
-        message, code = f"{found}: {mend}", 2
+        fix = "run `make .venv`, or `pip install -r requirements.txt`"
+        message, code = f"{found}: {fix}", 2
     except KeyboardInterrupt:
         message, code = "interrupted; the same command continues", 130
     except Preempted as error:

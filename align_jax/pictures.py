@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from align_jax import places
 from align_jax.errors import InputError
@@ -69,8 +69,11 @@ class PictureError(InputError):
     """
 
     def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
+        super().__init__(message, reason)  # both, so that workers can pickle it
         self.reason = reason
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def read_picture(
@@ -146,8 +149,10 @@ def open_picture(
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: {error}", "too large") from error
     except Exception as error:  # parsers of untrusted bytes raise anything
+        # Pillow's own text names an address in memory.
+        known = isinstance(error, UnidentifiedImageError)
         raise PictureError(
-            f"{name} is no picture that can be read: {error}",
+            f"{name} is no picture that can be read" + ("" if known else f": {error}"),
             "not a picture" if content else "empty",
         ) from error
     with opened:

@@ -55,8 +55,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     Raises:
       InputError: bad fields, data or workdir, before the step compiles; later, too many
         pairs that cannot be used, a missing score, or a failure to write.
-      FloatingPointError: a loss or temperature is not finite; the message names the
-        step.
+      FloatingPointError: a loss or temperature is not finite; it names the step.
       Preempted: the run received a notice to stop; its state is saved.
     """
     with Notice() as notice, contextlib.ExitStack() as stack:
@@ -134,8 +133,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             with pace.waiting():
                 batch = next(batches)
             profile.before(step)
-            train_step = train_steps[config.measures_norms(step)]
-            state, metrics = train_step(state, batch)
+            state, metrics = train_steps[config.measures_norms(step)](state, batch)
             profile.after(step, metrics)
             log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
             if config.flushes(step):

@@ -1,5 +1,6 @@
 import io
 import pathlib
+import pickle
 import struct
 import zlib
 
@@ -267,3 +268,13 @@ def test_nothing_else_in_the_house_opens_pictures():
         for path in (root / package).rglob("*.py"):
             opens = "Image.open(" in path.read_text()
             assert opens == (path == root / "align_jax" / "pictures.py"), path
+
+
+@pytest.mark.parametrize("content", [b"nonsense", b""])
+def test_a_refusal_survives_a_worker_and_names_no_address(content):
+    with pytest.raises(PictureError) as refused:
+        read_picture(content, "picture 3")
+    copy = pickle.loads(pickle.dumps(refused.value))
+    assert str(copy) == str(refused.value)
+    assert copy.reason == refused.value.reason
+    assert "0x" not in str(copy)

@@ -225,6 +225,8 @@ def command(monkeypatch, *arguments):
         ),
         ("--config.total_steps=many", "invalid literal for int() with base 10: 'many'"),
         ("--config.run=train", "config.run is 'train'; did you mean 'pretrain'?"),
+        ("config.seed=5", "unexpected arguments: config.seed=5; a flag begins with"),
+        ("extra", "unexpected arguments: extra; a flag begins with --"),
     ],
 )
 def test_the_command_line_ends_in_one_line(monkeypatch, capsys, flag, message):

@@ -71,4 +71,4 @@ def run_evaluators(
     check_contract(type(embedder), Encoder, "the evaluation's encoder")
     for name, evaluator in evaluators.items():
         for score, value in evaluator.run(embedder):
-            yield f"eval/{name}/{score}", value
+            yield f"eval/{name}/{score}", float(value)  # of NumPy or JAX, too

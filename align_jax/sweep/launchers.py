@@ -77,8 +77,8 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
     }
     if any(status.state != "done" for status in statuses):
         told = [f"\n  {name}: {reason}" for name, reason in failed.items()]
-        mend = "; --retry runs those that failed again" if failed else ""
-        states = f"not all are done: {count_states(statuses)}{mend}"
+        hint = "; --retry runs those that failed again" if failed else ""
+        states = f"not all are done: {count_states(statuses)}{hint}"
         raise InputError("".join([states, *told]))
 
 

@@ -144,6 +144,11 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError if a number is out of range or a name is unknown."""
+        if not re.fullmatch(r"[A-Za-z]\w*", self.name, re.ASCII):
+            raise InputError(
+                f"config.name is {self.name!r}; wanted letters, digits and underscores,"
+                " a letter first, as in TFDS's file names"
+            )
         choose_source(self.ingest.kind)
         formats = dict.fromkeys(RECORD_FORMATS)
         choose(formats, self.record_format, "config.record_format")

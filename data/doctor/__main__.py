@@ -82,8 +82,8 @@ class Doctor(FileChecks):
         more = ", ..." * (len(offsets) > NAMED)
         unit = "offset" if self.file_format == "tfrecord" else "record"
         where = f"{path}, {unit} {named}{more}"
-        mend = self.rewrite() if what == DAMAGED else self.again()
-        self.note(what, len(offsets), wanted, where, mend)
+        fix = self.rewrite() if what == DAMAGED else self.again()
+        self.note(what, len(offsets), wanted, where, fix)
 
     def order(self) -> None:
         """Checks that keys never descend in a split; notes each split's first fault."""
@@ -211,7 +211,7 @@ class Doctor(FileChecks):
         """Formats the findings, the skipped checks and the numbers of records read."""
         lines = [
             f"{number}. {f.what}\n   found   {f.found}\n   wanted  {f.wanted}\n"
-            f"   where   {f.where}\n   mend    {f.mend}"
+            f"   where   {f.where}\n   fix     {f.fix}"
             for number, f in enumerate(self.findings, start=1)
         ]
         scans = [scan for of_split in self.scans.values() for scan in of_split]

@@ -27,7 +27,7 @@ class Finding:
     found: str
     wanted: str
     where: str
-    mend: str
+    fix: str
 
 
 class FileChecks:
@@ -54,12 +54,12 @@ class FileChecks:
             )
 
     def note(
-        self, what: str, found: Any, wanted: Any, where: Any, mend: str = ""
+        self, what: str, found: Any, wanted: Any, where: Any, fix: str = ""
     ) -> None:
         """Adds a finding; the default command to repair it is that of `rewrite`."""
-        finding = Finding(what, str(found), str(wanted), str(where), mend)
-        if not mend:
-            finding = dataclasses.replace(finding, mend=self.rewrite())
+        finding = Finding(what, str(found), str(wanted), str(where), fix)
+        if not fix:
+            finding = dataclasses.replace(finding, fix=self.rewrite())
         self.findings.append(finding)
 
     def rewrite(self) -> str:

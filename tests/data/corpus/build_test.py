@@ -259,6 +259,12 @@ def test_an_engine_that_lacks_a_method_is_refused_before_anything_is_written(
     assert not (tmp_path / "corpus").exists()
 
 
+@pytest.mark.parametrize("name", ["my-corpus", "a/b", "Bilder ä", ""])
+def test_a_name_that_tfds_cannot_read_is_refused(config, name):
+    with pytest.raises(InputError, match=r"config\.name is '.*'; wanted letters"):
+        dataclasses.replace(config, name=name)
+
+
 def test_no_progress_bar_is_set_where_none_is_shown(tmp_path, monkeypatch):
     run = Backend.raw_sql
 

@@ -55,19 +55,6 @@ def built(config, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(monkeypatch):
-    """Makes the model run in this process; returns the list of its arguments."""
-    asked = []
-
-    def run(model, arguments):
-        asked.append(arguments)
-        run_here(model, arguments)
-
-    monkeypatch.setattr(embeddings, "_run", run)
-    return asked
-
-
 def scores_of(folder):
     rows = pq.read_table(folder / "stages" / "scores").to_pylist()
     return {row["image_id"]: row for row in rows}

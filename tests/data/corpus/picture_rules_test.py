@@ -11,9 +11,9 @@ from align_jax.errors import InputError
 from data.corpus.builder import build, check_inputs
 from data.corpus.config import EngineConfig, PictureConfig
 from data.corpus.ingest import identify
-from data.pictures import embeddings, nsfw
+from data.pictures import nsfw
 from tests import tiny
-from tests.data.corpus.copied_pictures import make_config, run_here
+from tests.data.corpus.copied_pictures import make_config
 from tests.data.corpus.corpus_test import draw
 
 
@@ -27,19 +27,6 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(model, tmp_path_factory):
     return make_config(model, tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Makes the model run in this process; returns the list of its arguments."""
-    asked = []
-
-    def run(model, arguments):
-        asked.append(arguments)
-        run_here(model, arguments)
-
-    monkeypatch.setattr(embeddings, "_run", run)
-    return asked
 
 
 def test_a_model_of_pornography_drives_the_build(

@@ -99,10 +99,10 @@ def test_a_dataset_that_no_build_wrote_is_read_too(corpus, capsys):
     assert "not checked: hashes of shards" in capsys.readouterr().out
 
 
-def test_the_mend_builds_the_records_again(corpus):
+def test_the_fix_builds_the_records_again(corpus):
     (corpus / "records" / "manifest.json").unlink()
     finding = only(diagnose(corpus), "manifest.json")
-    assert finding.mend.startswith(
+    assert finding.fix.startswith(
         f"rm -rf {corpus}/records {corpus}/report.json && python -m data.build"
         f" --config=CONFIG --workdir={corpus}"
     )
@@ -180,8 +180,8 @@ def test_undecodable_pictures_and_empty_texts_are_named(tmp_path):
     assert (second.what, second.found) == ("empty texts", "1")
     offset = len(records.make_example(**rows[0])) + 16
     assert f"{shard_of(corpus)}, offset {offset} (" in first.where
-    assert "as the build wrote them" in first.mend
-    assert "rm " not in first.mend
+    assert "as the build wrote them" in first.fix
+    assert "rm " not in first.fix
     following = offset + len(records.make_example(**rows[1])) + 16
     assert second.where == f"{shard_of(corpus)}, offset {following}"
     only(diagnose(corpus, sample=1), "empty texts")  # only record 0 is decoded
@@ -242,7 +242,7 @@ def test_leakage_from_an_evaluation_parquet_or_dataset(corpus, tmp_path):
     finding = only(diagnose(corpus, evaluations=(parquet,)), "leakage")
     assert finding.found == f"1 pictures of {parquet}"
     assert shard_of(corpus, 1).name in finding.where
-    assert f"config.evaluation_images to {parquet}" in finding.mend
+    assert f"config.evaluation_images to {parquet}" in finding.fix
     clean = write(tmp_path / "clean", {"test": make_rows([8, 9])})
     assert diagnose(corpus, evaluations=(clean,)) == []
     other = write(tmp_path / "other", {"test": make_rows([9, 0])})
@@ -291,7 +291,7 @@ def test_exit_codes(corpus, tmp_path, monkeypatch, capsys):
     (corpus / "records" / "vocabulary.txt").unlink()
     assert run(monkeypatch, corpus) == 1
     found = capsys.readouterr().out
-    for word in ("1. vocabulary", "found ", "wanted ", "where ", "mend ", "1 finding;"):
+    for word in ("1. vocabulary", "found ", "wanted ", "where ", "fix ", "1 finding;"):
         assert word in found
     assert run(monkeypatch, tmp_path / "nowhere") == 2
     assert "data.doctor: no dataset in" in capsys.readouterr().err
@@ -307,6 +307,6 @@ def test_exit_codes(corpus, tmp_path, monkeypatch, capsys):
 def test_an_unfinished_build_is_a_finding(corpus, tmp_path):
     (corpus / "records").rename(tmp_path / "elsewhere")
     finding = only(diagnose(corpus), "dataset_info.json")
-    assert "python -m data.build" in finding.mend
+    assert "python -m data.build" in finding.fix
     with pytest.raises(InputError, match="no dataset in"):
         diagnose(tmp_path)

@@ -15,40 +15,12 @@ from configs.vtab import GROUPS
 from data import vtab
 from data.evaluation_sets.vtab_tasks import TASKS
 
-CLASSES = {
-    "natural": {
-        "caltech101": 102,
-        "cifar100": 100,
-        "dtd": 47,
-        "flowers": 102,
-        "pets": 37,
-        "sun397": 397,
-        "svhn": 10,
-    },
-    "specialized": {
-        "patch_camelyon": 2,
-        "eurosat": 10,
-        "resisc45": 45,
-        "retinopathy": 5,
-    },
-    "structured": {
-        "clevr_count": 8,
-        "clevr_distance": 6,
-        "dmlab": 6,
-        "dsprites_location": 16,
-        "dsprites_orientation": 16,
-        "kitti_distance": 4,
-        "smallnorb_azimuth": 18,
-        "smallnorb_elevation": 9,
-    },
-}
-PLAIN = [*CLASSES["natural"], *CLASSES["specialized"]]
+PLAIN = [*GROUPS["natural"], *GROUPS["specialized"]]
 
 
 def test_there_are_7_4_and_8_tasks_of_so_many_classes():
-    assert [len(tasks) for tasks in CLASSES.values()] == [7, 4, 8]
-    assert GROUPS == CLASSES
-    classes = {name: n for tasks in CLASSES.values() for name, n in tasks.items()}
+    assert [len(tasks) for tasks in GROUPS.values()] == [7, 4, 8]
+    classes = {name: n for tasks in GROUPS.values() for name, n in tasks.items()}
     assert {name: task.classes for name, task in TASKS.items()} == classes
 
 
