@@ -18,7 +18,21 @@ class InputError(ValueError):
     """
 
 
-def one_line(error: Exception) -> str:
+class NonFiniteError(FloatingPointError):
+    """The loss, the temperature or the state of a step holds NaN or infinity.
+
+    Attributes:
+      step: number of the step.
+      advice: what to change in the config.
+    """
+
+    def __init__(self, message: str, step: int, advice: str = "") -> None:
+        super().__init__(message)
+        self.step = step
+        self.advice = advice
+
+
+def one_line(error: BaseException) -> str:
     """Returns an error's message with every run of white space as one space."""
     return " ".join(str(error).split())
 

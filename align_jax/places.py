@@ -252,6 +252,13 @@ def make_folder(folder: Place) -> None:
         _open_place(folder).mkdir(parents=True, exist_ok=True)
 
 
+def move(place: Place, to: Place) -> None:
+    """Renames a file or folder in the same storage; replaces an earlier one at `to`."""
+    with writing(to):
+        remove(to)
+        _open_place(place).rename(to)
+
+
 def remove(place: Place) -> None:
     """Removes a file, a link, or a folder with its content, if it exists."""
     path: Any = _open_place(place)

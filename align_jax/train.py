@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from align_jax.config import check_folder, write_config
 from align_jax.devices.mesh import global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
-from align_jax.errors import InputError, Preempted
+from align_jax.errors import InputError, NonFiniteError, Preempted
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.training_data import open_training
@@ -26,13 +27,12 @@ from align_jax.runs.preemption import Notice
 from align_jax.runs.provenance import write_provenance
 from align_jax.runs.results import collect_results, print_results
 from align_jax.runs.telemetry import (
-    NonFiniteError,
     Profile,
     StepLog,
     open_writers,
     read_metrics,
 )
-from align_jax.training.checkpoint import Checkpoints
+from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import check_patterns, trainable
@@ -55,7 +55,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     Raises:
       InputError: bad fields, data or workdir, before the step compiles; later, too many
         pairs that cannot be used, a missing score, or a failure to write.
-      FloatingPointError: a loss or temperature is not finite; it names the step.
+      NonFiniteError: a loss, temperature or array of the state is not finite; it names
+        the step and the newest checkpoint.
       Preempted: the run received a notice to stop; its state is saved.
     """
     with Notice() as notice, contextlib.ExitStack() as stack:
@@ -77,10 +78,13 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         if folder.leads():  # nothing is written until all input is checked
             write_config(workdir, fields)
             write_provenance(workdir)
+            set_aside_later(workdir, start)
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
         checkpoints = Checkpoints(
             workdir, config.checkpoint, config.identity(tokenizer)
         )
+        checkpoints.open()
         stack.callback(checkpoints.close)  # finishes a save, even after an error
         own_batches = TrainBatches(
             data,
@@ -91,6 +95,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             process_count=jax.process_count(),
         )
         stack.callback(own_batches.close)
+        stack.enter_context(_explaining(workdir, own_batches, checkpoints))
         batches = global_batches(own_batches, mesh)
         embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
         lines, writer = open_writers(workdir, start)
@@ -100,14 +105,6 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         stack.callback(log.end_bar)
         profile = Profile(workdir, config.profile_steps)
         stack.callback(profile.close)
-
-        def flush() -> None:
-            try:
-                log.flush()
-            except NonFiniteError as error:
-                # Batches count from 0, steps from 1: step n uses batch n - 1.
-                _write_pairs(workdir, error.step, own_batches.describe(error.step - 1))
-                raise
 
         def evaluate(step: int) -> dict[str, float]:
             notice.leaves_at_once = True
@@ -137,17 +134,17 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             profile.after(step, metrics)
             log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
             if config.flushes(step):
-                flush()
+                log.flush()
             stops, scores = notice.reached(step), None
             if config.evaluates(step) and not stops:
-                flush()
+                log.flush()
                 try:
                     scores = evaluate(step)
                 except Preempted:  # the run evaluates this step when it continues
                     stops = True
                 pace.restart()
             if step == config.total_steps or stops or config.saves(step):
-                flush()  # the metrics of a checkpoint's steps are written before it
+                log.flush()  # the metrics of a checkpoint's steps are written before it
                 checkpoints.save(step, state, scores)
             if stops:
                 raise Preempted(f"told to stop; saved after step {step}")
@@ -162,6 +159,21 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         if folder.leads():
             places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
             print_results(workdir)
+
+
+@contextlib.contextmanager
+def _explaining(
+    workdir: str, batches: TrainBatches, checkpoints: Checkpoints
+) -> Iterator[None]:
+    """Adds the newest checkpoint to a NonFiniteError, and writes the step's pairs."""
+    try:
+        yield
+    except NonFiniteError as error:
+        # Batches count from 0, steps from 1: step n uses batch n - 1.
+        _write_pairs(workdir, error.step, batches.describe(error.step - 1))
+        saved, advice = checkpoints.describe_newest(), error.advice
+        message = f"{error}; {saved}: {advice} in a new workdir"
+        raise NonFiniteError(message, error.step) from error
 
 
 def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:

@@ -15,10 +15,17 @@ import tqdm
 from clu import metric_writers
 
 from align_jax import places
+from align_jax.errors import NonFiniteError
 from align_jax.runs.pace import DEVICE_HOURS, STARTED, Pace
 from align_jax.runs.workdir import METRICS_FILE, leads
 
 TAIL = 1 << 20  # bytes, which hold some thousand lines
+
+RATE_ADVICE = "lower the learning rate or raise the temperature's floor"
+MOMENT_ADVICE = (
+    "gradients overflowed, as they do on a batch of black pictures: set"
+    " config.optimizer.clip_norm, or remove such pictures,"
+)
 
 
 class ScalarWriter(metric_writers.MetricWriter):
@@ -148,18 +155,6 @@ def read_last_metrics(workdir: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (lines[1:] if start else lines)]
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss or temperature of a step is not finite.
-
-    Attributes:
-      step: number of the step.
-    """
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
-
-
 class StepLog:
     """Writes every step's metrics and shows a bar with loss, pairs/s and time left.
 
@@ -207,11 +202,12 @@ class StepLog:
     def flush(self) -> None:
         """Writes the added metrics, and the measures of pace with the last step's.
 
-        All names get the prefix "train/". The metrics must include "loss".
+        All names get the prefix "train/". The metrics must include "loss". The metric
+        "finite" is not written.
 
         Raises:
-          NonFiniteError: a loss or temperature is not finite. The metrics up to this
-            step are written.
+          NonFiniteError: a loss or temperature is not finite, or "finite" is False. The
+            metrics up to this step are written.
         """
         if not self._pending:
             return
@@ -221,16 +217,16 @@ class StepLog:
         rows[-1] = (rows[-1][0], rows[-1][1] | measures)
         for step, metrics in rows:
             writer = self._writer if step == rows[-1][0] else self._lines
+            finite = metrics.pop("finite", True)
             scalars = {f"train/{name}": value for name, value in metrics.items()}
             writer.write_scalars(step, scalars)
             for name in {"loss", "temperature"} & metrics.keys():
                 if not np.isfinite(metrics[name]):
-                    raise NonFiniteError(
-                        f"the {name} of step {step} is {metrics[name]}; the last"
-                        " checkpoint is whole: lower the learning rate or raise"
-                        " the temperature's floor, in a new workdir",
-                        step,
-                    )
+                    found = f"the {name} of step {step} is {metrics[name]}"
+                    raise NonFiniteError(found, step, RATE_ADVICE)
+            if not finite:
+                found = f"a moment or running statistic after step {step} is not finite"
+                raise NonFiniteError(found, step, MOMENT_ADVICE)
         self._writer.flush()
         step, metrics = rows[-1]
         speed = measures["pairs_per_second"]

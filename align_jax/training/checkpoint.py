@@ -1,30 +1,54 @@
 """Checkpoints, written in the background by Orbax.
 
-A checkpoint appears only when it is complete. It holds the state and the identity of
-the run that it fits: the model's config and the vocabulary's hash.
+A checkpoint appears only when it is complete. It holds the state, the identity of the
+run that it fits (the model's config and the vocabulary's hash) and a record, with which
+a reader checks both.
 """
 
+import contextlib
 import dataclasses
+import functools
 import operator
 import os
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from align_jax import places
-from align_jax.config import as_json, differing_fields
-from align_jax.errors import InputError, one_line
+from align_jax.config import as_json
+from align_jax.errors import InputError, NonFiniteError
+from align_jax.training import integrity
+from align_jax.training.checkpoint_record import (
+    IDENTITY,
+    RECORD,
+    STATE,
+    agree,
+    check_scores,
+    make_record,
+    read_record,
+    reading,
+)
+from align_jax.training.integrity import DamagedError
 from align_jax.training.train_state import TrainState
 
+T = TypeVar("T")
+
 FOLDER = "checkpoints"  # in a workdir
+SET_ASIDE = ".damaged"  # ending of the name of a checkpoint that a run went back behind
 
 # Devices that hold copies of an array each write a part of it, if the parts have at
 # least this many bytes. JAX compiles a program for every shape of part, so with Orbax's
 # default (any size) the first checkpoint of a small model takes 10 s or more.
 SMALLEST_PART = 4 * 2**20
+
+OTHER_FORM = (
+    "holds a state of another form, as another optimizer's or with another average"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +85,32 @@ class Checkpoints:
     def __init__(
         self, workdir: str, config: CheckpointConfig, identity: Mapping[str, Any]
     ) -> None:
-        """Opens or creates the folder.
+        """Names the folder; neither reads nor writes it.
 
         Args:
           workdir: path or URL of the run's folder.
           config: schedule of writing, and the checkpoints to keep.
           identity: fields that a checkpoint must match to be restored, see
             `RunConfig.identity`.
-
-        Raises:
-          InputError: the folder cannot be written.
         """
         self._directory = os.path.join(places.resolve(workdir), FOLDER)
+        self._config = config
         self._identity = as_json(identity)
         self._best = config.best_metric
+
+    def open(self) -> None:
+        """Opens or creates the folder for writing, which `save` would do otherwise.
+
+        Raises:
+          InputError: the folder cannot be written, or a stored score is damaged.
+        """
+        for step in _list_steps(self._directory) if self._best else ():
+            check_scores(os.path.join(self._directory, str(step)))
+        assert self._manager
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        config = self._config
         kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep)]
         if config.keep_every_steps is not None:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
@@ -93,7 +129,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
         )
         with places.writing(self._directory):
-            self._manager = ocp.CheckpointManager(
+            return ocp.CheckpointManager(
                 self._directory, options=options, handler_registry=_handlers()
             )
 
@@ -115,12 +151,22 @@ class Checkpoints:
         Raises:
           InputError: the storage refuses this checkpoint, or the background writing of
             the one before it failed.
+          NonFiniteError: the state holds NaN or infinity; nothing is written.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
-            identity=ocp.args.JsonSave(self._identity),
-        )
+        arrays, bad = integrity.measure(state)
+        if bad:
+            names = integrity.list_names(bad)
+            found = f"NaN or infinity is in {names} after step {step}"
+            raise NonFiniteError(found, step, "lower the learning rate")
         metrics = {self._best: scores[self._best]} if scores and self._best else None
+        record = make_record(arrays, self._identity, metrics)
+        items = ocp.args.Composite(
+            **{
+                STATE: ocp.args.PyTreeSave(state),
+                IDENTITY: ocp.args.JsonSave(self._identity),
+                RECORD: ocp.args.JsonSave(record),
+            }
+        )
         with places.writing(self._directory):
             self._manager.save(step, args=items, metrics=metrics)
 
@@ -140,37 +186,50 @@ class Checkpoints:
           abstract: state of `jax.ShapeDtypeStruct`s, see `abstract_state`.
 
         Raises:
-          InputError: the checkpoint belongs to another model or vocabulary, or its
-            state has another form, for example that of another optimizer.
+          DamagedError: the checkpoint is incomplete, or differs from what was saved.
+          InputError: the checkpoint belongs to another model or vocabulary, its state
+            has another form, for example that of another optimizer, or the storage
+            refuses to read it.
         """
         path = os.path.join(self._directory, str(step))
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
-        )
-        differing = differing_fields(found["identity"], self._identity, "checkpoint")
-        if differing:
-            raise InputError(f"{path} does not fit this run: {'; '.join(differing)}")
-        arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(abstract, restore_args=arrays)
-        )
-        try:
-            return self._manager.restore(step, args=items)["state"]
-        except (ValueError, KeyError) as error:
-            raise InputError(
-                f"{path} holds a state of another form, as another optimizer's or with"
-                f" another average: {one_line(error)[:300]}"
-            ) from error
+        with agree(path):
+            record = read_record(path, self._identity)
+            if record and (differing := integrity.differing_forms(record, abstract)):
+                raise InputError(f"{path} {OTHER_FORM}: {'; '.join(differing[:3])}")
+            arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
+            items = ocp.args.PyTreeRestore(abstract, restore_args=arrays)
+            # A manager's `restore` would wait for a process whose reading failed.
+            with reading(path, "" if record else OTHER_FORM):
+                handler = ocp.PyTreeCheckpointHandler()
+                state = handler.restore(epath.Path(path) / STATE, args=items)
+        integrity.check(state, record, path)
+        return state
+
+    def describe_newest(self) -> str:
+        """Waits for the writing, and names the newest checkpoint for a message."""
+        with contextlib.suppress(InputError):  # then the one before it is the newest
+            self.wait()
+        steps = _list_steps(self._directory)
+        if not steps:
+            return "no checkpoint is written yet"
+        return f"the last checkpoint, of step {steps[-1]}, is whole"
 
     def wait(self) -> None:
         """Waits until all is written; raises InputError if the storage refuses it."""
+        if not self._is_open():
+            return
         with places.writing(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits as `wait` does, then frees the writer's threads and memory."""
+        if not self._is_open():
+            return
         with places.writing(self._directory):
             self._manager.close()
+
+    def _is_open(self) -> bool:
+        return "_manager" in vars(self)
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
@@ -185,18 +244,33 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     )
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for action in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
-        registry.add("state", action, state)
+        registry.add(STATE, action, state)
     for action in (ocp.args.JsonSave, ocp.args.JsonRestore):
-        registry.add("identity", action, ocp.JsonCheckpointHandler())
+        for item in (IDENTITY, RECORD):
+            registry.add(item, action, ocp.JsonCheckpointHandler())
     return registry
 
 
 def list_steps(workdir: str) -> list[int]:
     """Returns the steps of a run's complete checkpoints, ascending; changes no file."""
-    directory = os.path.join(places.resolve(workdir), FOLDER)
+    return _list_steps(os.path.join(places.resolve(workdir), FOLDER))
+
+
+def _list_steps(directory: str) -> list[int]:
     if not places.exists(directory):
         return []
     return sorted(ocp.utils.checkpoint_steps(directory))
+
+
+def set_aside_later(workdir: str, step: int) -> None:
+    """Renames the checkpoints of later steps than `step` to STEP.damaged.
+
+    A run that went back behind damaged checkpoints writes these steps again.
+    """
+    for later in list_steps(workdir):
+        if later > step:
+            path = os.path.join(places.resolve(workdir), FOLDER, str(later))
+            places.move(path, path + SET_ASIDE)
 
 
 def split_source(source: str) -> tuple[str, int]:
@@ -216,3 +290,40 @@ def split_source(source: str) -> tuple[str, int]:
     if not steps or step not in (None, *steps):
         raise InputError(f"{source} has no checkpoint; {workdir} has those of {steps}")
     return workdir, steps[-1] if step is None else step
+
+
+def read_whole(source: str, read: Callable[[str, int], T]) -> T:
+    """Reads the checkpoint that a source names, or a run's newest whole one.
+
+    If newer checkpoints of the run are damaged, a warning on stderr names them and the
+    one that is read.
+
+    Args:
+      source: path or URL RUN/checkpoints/STEP, or RUN for the newest whole checkpoint.
+      read: function that reads a checkpoint, given the run's workdir and the step.
+
+    Returns:
+      The result of `read`.
+
+    Raises:
+      InputError: the run has no checkpoint, or none of that step; or the named
+        checkpoint or all checkpoints are damaged; or any other error of `read`.
+    """
+    workdir, first = split_source(source)
+    named = workdir != places.resolve(source)
+    others = [step for step in reversed(list_steps(workdir)) if step != first]
+    failures: list[str] = []
+    for step in (first, *others):
+        try:
+            found = read(workdir, step)
+        except DamagedError as error:
+            failures.append(str(error))
+            continue
+        whole = os.path.join(workdir, FOLDER, str(step))
+        if failures and named:
+            raise InputError(f"{failures[0]}; {whole} is whole")
+        if failures and jax.process_index() == 0:
+            damage = "; ".join(failures)
+            print(f"warning: {damage}; {whole} is taken instead", file=sys.stderr)
+        return found
+    raise InputError(f"{failures[0]}; {workdir} has no checkpoint that is whole")

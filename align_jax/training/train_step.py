@@ -18,6 +18,7 @@ from align_jax.losses.objective import (
     hold_temperature,
 )
 from align_jax.models.batch_norm import mean_over_groups
+from align_jax.training.integrity import all_finite, squared_moments
 from align_jax.training.optimizer import trainable
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
@@ -50,8 +51,9 @@ def train_step(
 
     Returns:
       The state after the step, and scalar metrics of the step: those of `compute_loss`,
-      "loss", "learning_rate" and, with `norms`, "gradient_norm", "update_norm" and the
-      same of each tower, such as "image_tower/gradient_norm".
+      "loss", "learning_rate", "finite" (a bool: whether all running statistics and
+      moments are finite after the step) and, with `norms`, "gradient_norm",
+      "update_norm" and the same of each tower, such as "image_tower/gradient_norm".
     """
     key = jax.random.fold_in(jax.random.key(plan.seed), state.step)
     part = Part(batch, jnp.arange(plan.virtual_cores))
@@ -68,6 +70,8 @@ def train_step(
     metrics |= {
         "loss": loss,
         "learning_rate": jnp.asarray(plan.schedule(state.step)),
+        # Parameters that are not finite show in the loss of the next step.
+        "finite": all_finite([batch_stats, squared_moments(optimizer_state)]),
     }
     if norms:
         metrics |= _norms(gradients, updates, plan)

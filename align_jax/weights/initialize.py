@@ -1,5 +1,7 @@
 """The first state of a run: from its checkpoint, another run, weights, or the seed."""
 
+import contextlib
+import os
 from collections.abc import Mapping
 
 import jax
@@ -9,7 +11,13 @@ import numpy as np
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
-from align_jax.training.checkpoint import Checkpoints, list_steps, split_source
+from align_jax.training.checkpoint import (
+    FOLDER,
+    Checkpoints,
+    list_steps,
+    read_whole,
+    split_source,
+)
 from align_jax.training.run_config import RunConfig
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, abstract_state, create_state
@@ -24,7 +32,7 @@ def first_state(
     """Makes the state that a run starts with; prints its source and changes no file.
 
     The first of these sources that exists is used:
-      1. the newest checkpoint of this run, in the workdir;
+      1. the newest whole checkpoint of this run, in the workdir;
       2. a checkpoint of another run, `config.start_from`;
       3. weights of a model or of towers, `config.initialize`;
       4. the seed.
@@ -33,12 +41,17 @@ def first_state(
       (number of steps taken, state after them).
 
     Raises:
-      InputError: the source is missing or does not fit; the message names the
-        difference.
+      InputError: the source is missing, damaged, or does not fit; the message names
+        the difference.
     """
-    if steps := list_steps(workdir):
-        print(f"Continuing {workdir} after step {steps[-1]}.")
-        return steps[-1], _restore(workdir, steps[-1], config, plan, tokenizer)
+
+    def restore(run: str, step: int) -> tuple[int, TrainState]:
+        return step, _restore(run, step, config, plan, tokenizer)
+
+    if list_steps(workdir):
+        step, state = read_whole(workdir, restore)
+        print(f"Continuing {workdir} after step {step}.")
+        return step, state
     if config.start_from is not None:
         run, step = split_source(config.start_from)
         if not step < config.total_steps:
@@ -47,7 +60,7 @@ def first_state(
                 f" {config.total_steps}"
             )
         print(f"Starting from {run} after step {step}.")
-        return step, _restore(run, step, config, plan, tokenizer)
+        return read_whole(os.path.join(run, FOLDER, str(step)), restore)
     arrays = read_initial(config, tokenizer)
     return 0, place_arrays(create_state(plan), arrays)
 
@@ -61,9 +74,8 @@ def _restore(
 ) -> TrainState:
     """Reads a state of a run, this or another one, onto the devices of this run."""
     checkpoints = Checkpoints(run, config.checkpoint, config.identity(tokenizer))
-    state = checkpoints.restore(step, abstract_state(plan))
-    checkpoints.close()
-    return state
+    with contextlib.closing(checkpoints):
+        return checkpoints.restore(step, abstract_state(plan))
 
 
 def read_initial(
@@ -85,7 +97,7 @@ def read_initial(
     """
     sources, model = config.initialize, config.model
     if sources.model is not None:
-        weights = open_weights(sources.model)
+        weights = open_weights(_exact(sources.model))
         if weights.kind != config.kind:
             raise InputError(
                 f"config.initialize.model is {sources.model}, which is one"
@@ -101,7 +113,7 @@ def read_initial(
             continue
         if kind not in model.towers:
             raise InputError(f"config.initialize.{kind} is set; a classifier has none")
-        weights = open_weights(source)
+        weights = open_weights(_exact(source))
         own = {path: a for path, a in weights.variables.items() if path[1] == kind}
         if not own:
             raise InputError(
@@ -116,6 +128,15 @@ def read_initial(
             _check_vocabulary(weights, tokenizer, source)
         arrays |= own
     return arrays
+
+
+def _exact(source: str) -> str:
+    """Returns the path of a run's newest checkpoint, and any other source unchanged.
+
+    So a damaged checkpoint ends the command, and no older one is taken for it.
+    """
+    steps = list_steps(source)
+    return os.path.join(source, FOLDER, str(steps[-1])) if steps else source
 
 
 def _check(

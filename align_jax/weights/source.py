@@ -1,5 +1,6 @@
 """Opens weights of any supported format."""
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from align_jax.errors import InputError
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import flatten
-from align_jax.training.checkpoint import FOLDER, Checkpoints, split_source
+from align_jax.training.checkpoint import FOLDER, Checkpoints, read_whole
 from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import TRAINING, read_run_config
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
@@ -31,9 +32,9 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
 
     Args:
       source: a folder that `write_weights` wrote, the workdir of a training run (for
-        its newest checkpoint), one of its checkpoints (RUN/checkpoints/STEP), a Hugging
-        Face folder of ALIGN or BERT, a Keras EfficientNet's .h5 file, or the prefix of
-        a TensorFlow EfficientNet checkpoint.
+        its newest whole checkpoint), one of its checkpoints (RUN/checkpoints/STEP), a
+        Hugging Face folder of ALIGN or BERT, a Keras EfficientNet's .h5 file, or the
+        prefix of a TensorFlow EfficientNet checkpoint.
 
     Raises:
       InputError: the source is none of these, or it is incomplete.
@@ -72,18 +73,24 @@ def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
 
     Args:
       source: path or URL of the checkpoint, RUN/checkpoints/STEP, or of the run's
-        workdir for the newest one.
+        workdir for the newest whole one.
 
     Raises:
-      InputError: the checkpoint does not exist, or it does not fit the run's config.
+      InputError: the checkpoint does not exist, is damaged, or does not fit the run's
+        config.
     """
-    workdir, step = split_source(source)
+    return read_whole(source, _read_checkpoint)
+
+
+def _read_checkpoint(
+    workdir: str, step: int
+) -> Weights[ModelConfig | ClassifierConfig]:
     path = os.path.join(workdir, CONFIG_FILE)
     config = read_run_config(places.read_object(path), path)
     tokenizer = config.make_tokenizer()
     checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
-    state = checkpoints.restore(step, abstract_state(config.make_plan(make_mesh())))
-    checkpoints.close()
+    with contextlib.closing(checkpoints):
+        state = checkpoints.restore(step, abstract_state(config.make_plan(make_mesh())))
     return Weights(
         kind=config.kind,
         config=config.model,

@@ -1,0 +1,178 @@
+"""The record in a checkpoint, with which its readers check what they read.
+
+The record is a JSON object with the form and checksum of every array of the state, the
+hash of the identity, the stored scores, and a hash of the record itself. Checkpoints of
+earlier versions have none. OCDBT, the format of the arrays, has checksums of its index
+but not of the arrays' bytes, and Orbax offers none.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from align_jax import places
+from align_jax.config import differing_fields
+from align_jax.errors import InputError, one_line
+from align_jax.training.integrity import DamagedError, digest, is_sealed, seal
+
+STATE, IDENTITY, RECORD = "state", "identity", "integrity"  # folders in a checkpoint
+SCORES = "metrics"  # folder and file in which Orbax stores scores
+JSON_FILE = "metadata"  # in the folder of an item that Orbax writes as JSON
+ITEMS_FILE = "_CHECKPOINT_METADATA"  # Orbax lists the folders in it
+
+# Codes of TensorStore's errors that say nothing about the files' content.
+UNREACHABLE = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED"
+    "|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
+)
+CODE = re.compile("[A-Z_]+: ")  # any code of an error of TensorStore
+
+
+def make_record(
+    arrays: dict[str, list], identity: dict[str, Any], scores: dict[str, float] | None
+) -> dict[str, Any]:
+    """Returns the record of a checkpoint.
+
+    Args:
+      arrays: forms and checksums of the state's arrays, see `integrity.measure`.
+      identity: identity of the run, as JSON values.
+      scores: scores that Orbax stores beside the state.
+    """
+    return seal({"arrays": arrays, "identity": digest(identity), "scores": scores})
+
+
+def read_record(path: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Reads the record of a checkpoint and compares identities.
+
+    Args:
+      path: path or URL of the checkpoint.
+      identity: fields that the checkpoint must match, as JSON values.
+
+    Returns:
+      The record; None for a checkpoint of an earlier version, which has none.
+
+    Raises:
+      DamagedError: the record or the identity is missing or differs from what was
+        saved.
+      InputError: the checkpoint belongs to another model or vocabulary, or the storage
+        refuses to read it.
+    """
+    with reading(path):
+        record = _read_sealed(path)
+        found = _read_item(path, IDENTITY)
+        if record and record["identity"] != digest(found):
+            raise DamagedError(
+                f"{path} is damaged: its identity differs from what was saved"
+            )
+    if differing := differing_fields(found, identity, "checkpoint"):
+        raise InputError(f"{path} does not fit this run: {'; '.join(differing)}")
+    return record
+
+
+def check_scores(path: str) -> None:
+    """Raises DamagedError if the scores stored in a checkpoint are damaged."""
+    file = os.path.join(path, SCORES, SCORES)
+    if not places.exists(file):
+        return
+    try:
+        with reading(path):
+            record, scores = _read_sealed(path), json.loads(places.read_bytes(file))
+            if record and record["scores"] != scores:
+                raise DamagedError(f"{path} is damaged: its score is not the saved one")
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}; remove {file}, then the checkpoint counts as not evaluated"
+        ) from error
+
+
+def _read_sealed(path: str) -> dict[str, Any] | None:
+    listed = places.read_bytes(os.path.join(path, ITEMS_FILE))
+    has_folder = places.exists(os.path.join(path, RECORD))
+    if not has_folder and f'"{RECORD}"'.encode() not in listed:
+        return None
+    record = _read_item(path, RECORD)
+    if not is_sealed(record):
+        raise DamagedError(f"{path} is damaged: its record differs from what was saved")
+    return record
+
+
+def _read_item(path: str, item: str) -> Any:
+    return json.loads(places.read_bytes(os.path.join(path, item, JSON_FILE)))
+
+
+@contextlib.contextmanager
+def reading(path: str, other: str = "") -> Iterator[None]:
+    """Turns failures to read a checkpoint inside the `with` statement into InputErrors.
+
+    Args:
+      path: path or URL of the checkpoint.
+      other: what to say about a state that does not have the wanted form, if the
+        checkpoint has no record that tells its form; then such a failure may not be
+        damage.
+
+    Raises:
+      DamagedError: files of the checkpoint are missing, cut short or changed.
+      InputError: the storage refuses to read, or the state has another form.
+    """
+    try:
+        yield
+    except places.MissingError as error:
+        raise DamagedError(f"{path} is damaged: {error}") from error
+    except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax raises any error for files that it cannot parse
+        reason = _reason(error)
+        missing = isinstance(error, FileNotFoundError)
+        if (isinstance(error, OSError) and not missing) or UNREACHABLE.match(reason):
+            raise InputError(f"{path} cannot be read: {reason}") from error
+        parsed = isinstance(error, ValueError | KeyError) and not (
+            isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+            or CODE.match(reason)
+        )
+        if other and parsed:
+            raise InputError(f"{path} {other}: {reason}") from error
+        raise DamagedError(f"{path} is damaged: {reason}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the text of an error, or of the error of TensorStore that caused it."""
+    cause: BaseException | None = error
+    while cause is not None and not CODE.match(str(cause)):
+        cause = cause.__cause__ or cause.__context__
+    return one_line(cause or error)[:300]
+
+
+@contextlib.contextmanager
+def agree(path: str) -> Iterator[None]:
+    """Makes all processes fail if the reading of one of them fails.
+
+    Otherwise the others would wait for it, or would continue from another checkpoint.
+
+    Args:
+      path: path or URL of the checkpoint.
+
+    Raises:
+      DamagedError: this or another process found damage, and none another failure.
+      InputError: this or another process failed to read the checkpoint.
+    """
+    failure: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        failure = error
+    severity = 0 if failure is None else 1 if isinstance(failure, DamagedError) else 2
+    worst = severity
+    if jax.process_count() > 1:
+        worst = int(np.max(multihost_utils.process_allgather(np.int32(severity))))
+    if failure is not None and severity == worst:
+        raise failure
+    if worst:
+        error = DamagedError if worst == 1 else InputError
+        raise error(f"{path} could not be read by another process of this run")
