@@ -23,7 +23,7 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
       step: number of the step.
-      advice: what to change in the config.
+      advice: change of the config that may help.
     """
 
     def __init__(self, message: str, step: int, advice: str = "") -> None:

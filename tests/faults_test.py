@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from align_jax.config import read_config
-from align_jax.errors import STOPPED
+from align_jax.errors import STOPPED, NonFiniteError
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.training_data import open_training
 from align_jax.runs.pace import STARTED, Pace
@@ -114,7 +114,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(tmp_path):
     (path,) = (tmp_path / "run").glob("nonfinite_*")
     assert path.name == f"nonfinite_step_{step}_process_0.jsonl"
     pairs = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(step > saved for saved in steps_saved(tmp_path / "run"))
+    saved = steps_saved(tmp_path / "run")
+    assert all(step > each for each in saved)
+    newest = f"of step {max(saved)}, is whole" if saved else "no checkpoint is written"
+    assert newest in str(error.value)
     config = read_config(PretrainConfig, fields)
     data = open_training(config.input, config.batch_size, 1)
     batches = TrainBatches(data, config.make_tokenizer(), config.seed, step - 1)
@@ -125,6 +128,46 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(tmp_path):
     pictures = {hashlib.sha256(tiny.draw(n, i)).hexdigest() for i, n in NUMBERED}
     assert {pair["picture_sha256"] for pair in pairs} <= pictures
     assert {pair["dataset"] for pair in pairs} == {"tiny"}
+
+
+def test_a_moment_that_overflows_ends_the_run_in_its_step(tmp_path):
+    """The loss stays finite, as it does on a batch of black pictures."""
+    fields = tiny.make_run(tmp_path, total_steps=4, evaluators={}, log_every_steps=4)
+    fields["model"]["temperature_init"] = 1e-13
+    fields["loss"]["temperature_floor"] = 1e-14
+    message = (
+        "statistic after step 1 is not finite; no checkpoint is written yet: .*"
+        " clip_norm, .* in a new workdir"
+    )
+    with pytest.raises(NonFiniteError, match=message) as error:
+        train(fields, str(tmp_path / "run"))
+    assert error.value.step == 1
+    assert not steps_saved(tmp_path / "run")
+    assert (tmp_path / "run" / "nonfinite_step_1_process_0.jsonl").exists()
+    assert np.isfinite(rows(tmp_path / "run")[0]["train/loss"])
+    assert "train/finite" not in rows(tmp_path / "run")[0]
+
+
+def test_a_run_goes_back_behind_a_damaged_checkpoint(tmp_path, capfd):
+    fields = tiny.make_run(tmp_path, evaluators={}, total_steps=4)
+    run = tmp_path / "run"
+    train(fields, str(run))
+    expected = rows(run)
+    (run / "results.json").unlink()
+    folder = run / "checkpoints"
+    files = [path for path in (folder / "4").rglob("*") if path.is_file()]
+    content = max(files, key=lambda path: path.stat().st_size)
+    content.write_bytes(content.read_bytes()[:-99])
+    capfd.readouterr()
+    train(fields, str(run))
+    said = capfd.readouterr()
+    (line,) = [x for x in said.err.splitlines() if x.startswith("warning: ")]
+    assert f"{folder}/4 is damaged: " in line
+    assert line.endswith(f"{folder}/2 is taken instead")
+    assert f"Continuing {run} after step 2." in said.out
+    assert rows(run) == expected
+    assert sorted(steps_saved(run)) == [2, 4]
+    assert (folder / "4.damaged").is_dir()
 
 
 @pytest.mark.faults

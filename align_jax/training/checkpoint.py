@@ -186,7 +186,7 @@ class Checkpoints:
           abstract: state of `jax.ShapeDtypeStruct`s, see `abstract_state`.
 
         Raises:
-          DamagedError: the checkpoint is incomplete, or differs from what was saved.
+          DamagedError: the checkpoint is incomplete, changed, or not finite.
           InputError: the checkpoint belongs to another model or vocabulary, its state
             has another form, for example that of another optimizer, or the storage
             refuses to read it.

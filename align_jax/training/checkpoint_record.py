@@ -59,8 +59,7 @@ def read_record(path: str, identity: dict[str, Any]) -> dict[str, Any] | None:
       The record; None for a checkpoint of an earlier version, which has none.
 
     Raises:
-      DamagedError: the record or the identity is missing or differs from what was
-        saved.
+      DamagedError: the record or the identity is missing, or was changed.
       InputError: the checkpoint belongs to another model or vocabulary, or the storage
         refuses to read it.
     """
@@ -68,9 +67,7 @@ def read_record(path: str, identity: dict[str, Any]) -> dict[str, Any] | None:
         record = _read_sealed(path)
         found = _read_item(path, IDENTITY)
         if record and record["identity"] != digest(found):
-            raise DamagedError(
-                f"{path} is damaged: its identity differs from what was saved"
-            )
+            raise DamagedError(f"{path} is damaged: its identity was changed")
     if differing := differing_fields(found, identity, "checkpoint"):
         raise InputError(f"{path} does not fit this run: {'; '.join(differing)}")
     return record
@@ -99,7 +96,7 @@ def _read_sealed(path: str) -> dict[str, Any] | None:
         return None
     record = _read_item(path, RECORD)
     if not is_sealed(record):
-        raise DamagedError(f"{path} is damaged: its record differs from what was saved")
+        raise DamagedError(f"{path} is damaged: its record was changed")
     return record
 
 
@@ -113,9 +110,8 @@ def reading(path: str, other: str = "") -> Iterator[None]:
 
     Args:
       path: path or URL of the checkpoint.
-      other: what to say about a state that does not have the wanted form, if the
-        checkpoint has no record that tells its form; then such a failure may not be
-        damage.
+      other: message about a state of another form, for a checkpoint without a record.
+        Its form is unknown, so the failure may not be damage.
 
     Raises:
       DamagedError: files of the checkpoint are missing, cut short or changed.
@@ -159,8 +155,8 @@ def agree(path: str) -> Iterator[None]:
       path: path or URL of the checkpoint.
 
     Raises:
-      DamagedError: this or another process found damage, and none another failure.
-      InputError: this or another process failed to read the checkpoint.
+      DamagedError: a process found damage, and no process failed in another way.
+      InputError: a process failed to read the checkpoint.
     """
     failure: InputError | None = None
     try:
@@ -174,5 +170,5 @@ def agree(path: str) -> Iterator[None]:
     if failure is not None and severity == worst:
         raise failure
     if worst:
-        error = DamagedError if worst == 1 else InputError
-        raise error(f"{path} could not be read by another process of this run")
+        kind = DamagedError if worst == 1 else InputError
+        raise kind(f"{path} could not be read by another process of this run")

@@ -24,7 +24,7 @@ SEAL = "sha256"  # field of a record with the hash of all other fields
 
 
 class DamagedError(InputError):
-    """A checkpoint is incomplete, differs from what was saved, or is not finite."""
+    """A checkpoint is incomplete, was changed after the save, or is not finite."""
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -94,7 +94,7 @@ def check(tree: Any, record: Mapping[str, Any] | None, path: str) -> None:
       path: path of the checkpoint, for the message.
 
     Raises:
-      DamagedError: an array differs from what was saved, or is not finite.
+      DamagedError: an array is not the saved one, or is not finite.
     """
     found, bad = measure(tree)
     if record is not None:
@@ -102,8 +102,7 @@ def check(tree: Any, record: Mapping[str, Any] | None, path: str) -> None:
         differing = [name for name, form in found.items() if saved.get(name) != form]
         if differing:
             raise DamagedError(
-                f"{path} is damaged: what was read differs from what was saved in"
-                f" {list_names(differing)}"
+                f"{path} is damaged: bytes were changed in {list_names(differing)}"
             )
     if bad:
         raise DamagedError(

@@ -105,7 +105,7 @@ def test_a_flipped_bit_of_an_array_names_the_array(saved, tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match=r"what was saved in params\.w$"):
+    with pytest.raises(DamagedError, match=r"bytes were changed in params\.w$"):
         restore(tmp_path / "run", 7, shapes_of(saved[1]))
 
 
