@@ -70,6 +70,26 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
         raise InputError(f"{where}: {error}") from error
 
 
+def read_part(cls: type[T], fields: Mapping[str, Any], path: str, where: str) -> T:
+    """Builds a dataclass from one sub-dict of a literal config; reads no other field.
+
+    Args:
+      cls: a dataclass, as for `read_config`.
+      fields: the literal config.
+      path: dotted path of the sub-dict in `fields`.
+      where: dotted path of `fields`, for messages.
+
+    Raises:
+      InputError: the sub-dict is missing, or it does not fit the dataclass.
+    """
+    found: Any = fields
+    for name in path.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            raise InputError(f"{where} lacks the field {path!r}")
+        found = found[name]
+    return _read_value(cls, found, f"{where}.{path}")
+
+
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:
     """Returns the entry of a dict that a config chooses by its name.
 
