@@ -23,7 +23,7 @@ from align_jax.config import claim_folder
 from align_jax.errors import InputError
 from data.corpus import ngrams, rules
 from data.corpus.config import CorpusConfig
-from data.corpus.dataset import described, write_dataset
+from data.corpus.dataset import described, with_defaults, write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
@@ -330,7 +330,7 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(config)
-    claim_folder(directory, described(config))
+    claim_folder(directory, described(config), fill=with_defaults)
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(places.read_json(report_path)))
