@@ -6,8 +6,7 @@ import json
 import os
 import shlex
 import sys
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from matplotlib.axes import Axes
 from align_jax import places
 from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
-from align_jax.errors import Preempted, one_line
+from align_jax.errors import warned
 from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
 from align_jax.evaluation.runner import make_evaluators
@@ -64,7 +63,7 @@ def publish(
     """
     if folder.leads():
         places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-    with _warning_of(workdir):
+    with _warned(workdir):
         write_report(workdir, fields, results, evaluators, embedder)
     if folder.leads():
         print_results(workdir)
@@ -83,7 +82,7 @@ def show_finished(workdir: str, fields: Mapping[str, Any], source: str) -> None:
     """
     if not places.exists(os.path.join(workdir, REPORT_FILE)):
         results = places.read_json(os.path.join(workdir, folder.RESULTS_FILE))
-        with _warning_of(workdir):
+        with _warned(workdir):
             evaluators = make_evaluators(fields["evaluators"])
             embedder = make_embedder(open_weights(source))
             write_report(workdir, fields, results, evaluators, embedder)
@@ -91,22 +90,10 @@ def show_finished(workdir: str, fields: Mapping[str, Any], source: str) -> None:
         print_results(workdir)
 
 
-@contextlib.contextmanager
-def _warning_of(workdir: str) -> Iterator[None]:
-    """Turns a failure to draw a page into one line on stderr."""
-    try:
-        yield
-    except Preempted:
-        raise
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        if folder.leads():
-            print(
-                f"warning: {os.path.join(workdir, REPORT_FILE)} is not written:"
-                f" {type(error).__name__}: {one_line(error)} ({where.filename}, line"
-                f" {where.lineno}); the results are, and the same command tries again",
-                file=sys.stderr,
-            )
+def _warned(workdir: str) -> contextlib.AbstractContextManager[None]:
+    path = os.path.join(workdir, REPORT_FILE)
+    advice = "the results are, and the same command tries the report again"
+    return warned(f"{path} is not written", advice)
 
 
 def write_report(
