@@ -82,7 +82,7 @@ def restore_part(
             raise InputError(
                 f"{state} has the array {'.'.join(path)}: {stored}; wanted {shape}"
             )
-    return restored
+    return {path: np.asarray(array) for path, array in restored.items()}
 
 
 def array_paths(workdir: str, step: int) -> list[Path]:
