@@ -224,7 +224,7 @@ def check_folder(
         try:
             stored = as_json(fill(stored))
             differing = differing_fields(leave_out(stored, free), leave_out(own, free))
-        except InputError as error:  # this version has no such field, or no such value
+        except InputError as error:  # a field or value of another version
             differing = [str(error)]
         if differing:
             raise InputError(

@@ -32,8 +32,8 @@ def warned(failure: str, advice: str) -> Iterator[None]:
     This is for output that a program can do without. A notice to stop is raised.
 
     Args:
-      failure: what fails, such as "report.html is not written".
-      advice: what follows from it.
+      failure: failure in words, such as "report.html is not written".
+      advice: consequence for the user.
     """
     try:
         yield

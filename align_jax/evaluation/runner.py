@@ -59,7 +59,7 @@ def fill_evaluators(described: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
     """Adds the defaults to evaluators' fields; opens no dataset.
 
     Args:
-      described: as for `make_evaluators`.
+      described: the argument of `make_evaluators`.
 
     Raises:
       InputError: a field or a kind is wrong.
