@@ -76,7 +76,7 @@ def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
     """Reads a checkpoint of a training run: its moving average if it has one.
 
     Only the model's variables are read, on any number of devices. No dataset is needed.
-    The vocabulary is that of the workdir, or, if the workdir has no copy, of the config.
+    The vocabulary is that of the workdir, or, if the workdir has none, of the config.
 
     Args:
       source: path or URL of the checkpoint, RUN/checkpoints/STEP, or of the run's
