@@ -22,7 +22,8 @@ from align_jax.weights.source import open_weights
 def evaluate(fields: dict[str, Any], workdir: str) -> None:
     """Evaluates a trained model and writes its scores and report to a workdir.
 
-    If the workdir holds the finished evaluation already, its results are only printed.
+    If the workdir holds the finished evaluation already, its results are only printed,
+    and a report that is missing is drawn.
 
     Args:
       fields: the literal config; see `EvaluateConfig`.

@@ -48,7 +48,8 @@ COMPILING = 7200  # seconds that one process may compile longer than another
 def train(fields: dict[str, Any], workdir: str) -> None:
     """Starts or continues a training run, and writes its results and report.
 
-    If the workdir holds the finished run already, its results are only printed.
+    If the workdir holds the finished run already, its results are only printed, and a
+    report that is missing is drawn.
 
     Args:
       fields: the literal config of a training run; its `run` is a key of `TRAINING`.

@@ -51,10 +51,15 @@ def check_copy(workdir: str, tokenizer: Tokenizer | None) -> None:
 def keep_copy(workdir: str, tokenizer: Tokenizer | None) -> None:
     """Writes a run's vocabulary to its workdir, unless it is there already.
 
+    A vocabulary with line breaks in its tokens, which a tokenizer.json can hold, is not
+    written: the copy has one token a line.
+
     Args:
       workdir: path or URL of the run's folder, which passed `check_copy`.
       tokenizer: tokenizer of the run; None for a run without texts.
     """
     copy = os.path.join(workdir, VOCABULARY_FILE)
-    if tokenizer is not None and not places.exists(copy):
+    if tokenizer is None or {"\n", "\r"} & {*"".join(tokenizer.tokens)}:
+        return
+    if not places.exists(copy):
         write_vocabulary(tokenizer.tokens, copy)

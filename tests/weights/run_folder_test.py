@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 import align_jax
+from align_jax import places
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators import EVALUATORS
+from align_jax.input.tokenizer import Tokenizer
 from align_jax.runs.provenance import read_starts
 from align_jax.train import train
 from align_jax.weights.folder import digest
 from align_jax.weights.source import open_weights
+from align_jax.weights.vocabulary import check_copy, find_vocabulary, keep_copy
 from tests import tiny
 from tests.evaluation.new_evaluator_test import Length
 
@@ -182,6 +185,17 @@ def test_a_run_goes_on_with_its_own_vocabulary_only(data, run, tmp_path):
     with pytest.raises(InputError, match=r"not the vocabulary that this run began wi"):
         train(changed, str(workdir))
     assert (workdir / "vocabulary.txt").read_text().split() == tiny.WORDS
+
+
+def test_tokens_that_lines_cannot_hold_are_not_copied(tmp_path):
+    for token, copied in (("\u2028", True), ("a\n", False), ("\rb", False)):
+        folder = str(tmp_path / str(ord(token[-1])))
+        places.make_folder(folder)
+        tokenizer = Tokenizer([*tiny.WORDS, token], max_tokens=6)
+        keep_copy(folder, tokenizer)
+        check_copy(folder, tokenizer)
+        found = find_vocabulary(folder, "named")
+        assert found == (f"{folder}/vocabulary.txt" if copied else "named")
 
 
 def test_a_page_that_fails_is_one_warning_and_is_drawn_when_it_can_be(
