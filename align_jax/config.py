@@ -11,7 +11,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
@@ -29,7 +29,7 @@ class Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
-# Metadata of a field that files of earlier versions lack; see `stored_fields`.
+# Metadata of a field that was added after the first version; see `stored_fields`.
 LATE = {"late": True}
 # Metadata key of a function (value, dotted path) that reads a field. It is for fields
 # whose annotation does not name the dataclass of their sub-dict.
@@ -70,6 +70,26 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
         raise InputError(f"{where}: {error}") from error
 
 
+def read_part(cls: type[T], fields: Mapping[str, Any], path: str, where: str) -> T:
+    """Builds a dataclass from one sub-dict of a literal config; reads no other field.
+
+    Args:
+      cls: a dataclass, as for `read_config`.
+      fields: the literal config.
+      path: dotted path of the sub-dict in `fields`.
+      where: dotted path of `fields`, for messages.
+
+    Raises:
+      InputError: the sub-dict is missing, or it does not fit the dataclass.
+    """
+    found: Any = fields
+    for name in path.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            raise InputError(f"{where} lacks the field {path!r}")
+        found = found[name]
+    return _read_value(cls, found, f"{where}.{path}")
+
+
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:
     """Returns the entry of a dict that a config chooses by its name.
 
@@ -106,10 +126,10 @@ def check_choices(
 
 
 def stored_fields(config: Dataclass) -> dict[str, Any]:
-    """Returns the fields of a dataclass as files store them: as nested dicts.
+    """Returns the fields that identify a model, as nested dicts.
 
     A field with the metadata `LATE` is left out if its value is the default. So the
-    result equals the fields in a file of an earlier version, which lacks the field.
+    fields, and a hash of them, equal those that an earlier version stored.
     """
     fields = {}
     for field in dataclasses.fields(config):
@@ -177,7 +197,10 @@ def change(
 
 
 def check_folder(
-    folder: places.Place, config: Mapping[str, Any], free: Iterable[str] = ()
+    folder: places.Place,
+    config: Mapping[str, Any],
+    free: Iterable[str] = (),
+    fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
     """Checks that a folder is unused or belongs to this config; changes nothing.
 
@@ -188,6 +211,8 @@ def check_folder(
       folder: path or URL of the folder.
       config: literal config of the run or build.
       free: dotted paths of fields that may differ, because they do not change results.
+      fill: function that adds the defaults to a literal config. It is applied to both
+        configs, because a folder of an earlier version may lack fields.
 
     Raises:
       InputError: the folder belongs to another config (the message names the differing
@@ -195,9 +220,12 @@ def check_folder(
     """
     path = os.path.join(folder, CONFIG_FILE)
     if places.exists(path):
-        differing = differing_fields(
-            leave_out(places.read_object(path), free), leave_out(as_json(config), free)
-        )
+        stored, own = places.read_object(path), as_json(fill(config))
+        try:
+            stored = as_json(fill(stored))
+            differing = differing_fields(leave_out(stored, free), leave_out(own, free))
+        except InputError as error:  # a field or value of another version
+            differing = [str(error)]
         if differing:
             raise InputError(
                 f"{folder} belongs to another config ({'; '.join(differing)});"
@@ -214,12 +242,18 @@ def check_folder(
 
 
 def claim_folder(
-    folder: places.Place, config: Mapping[str, Any], free: Iterable[str] = ()
+    folder: places.Place,
+    config: Mapping[str, Any],
+    free: Iterable[str] = (),
+    fill: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
-    """Checks a folder with `check_folder`; writes the config if the folder has none."""
-    check_folder(folder, config, free)
+    """Checks a folder with `check_folder`; writes the config if the folder has none.
+
+    The config is written with its defaults.
+    """
+    check_folder(folder, config, free, fill)
     if not is_claimed(folder):
-        write_config(folder, config)
+        write_config(folder, fill(config))
 
 
 def write_config(folder: places.Place, config: Mapping[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """Errors a user can fix, and how commands print them."""
 
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that stopped after SIGTERM
 
@@ -35,6 +37,30 @@ class NonFiniteError(FloatingPointError):
 def one_line(error: BaseException) -> str:
     """Returns an error's message with every run of white space as one space."""
     return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def warned(failure: str, advice: str) -> Iterator[None]:
+    """Turns an error inside the `with` statement into one line on stderr.
+
+    This is for output that a program can do without. A notice to stop is raised.
+
+    Args:
+      failure: failure in words, such as "report.html is not written".
+      advice: consequence for the user.
+    """
+    try:
+        yield
+    except Preempted:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        print(
+            f"warning: {failure}: {type(error).__name__}: {one_line(error)}"
+            f" ({frame.filename}, line {frame.lineno}); {advice}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def run_command(name: str, command: Callable[[], int | None]) -> int:

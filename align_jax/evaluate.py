@@ -1,10 +1,8 @@
 """Evaluates a trained model outside a training run."""
 
-import os
 from typing import Any
 
-from align_jax import places
-from align_jax.config import check_folder, read_config, write_config
+from align_jax.config import read_config, write_config
 from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
 from align_jax.embed.saved import SavedEmbedder
@@ -13,10 +11,10 @@ from align_jax.evaluation.runner import (
     make_evaluators,
     run_evaluators,
 )
-from align_jax.report.run_page import write_report
+from align_jax.report.run_kinds import check_workdir, fill_defaults
+from align_jax.report.run_page import publish, show_finished
 from align_jax.runs import workdir as folder
-from align_jax.runs.provenance import write_provenance
-from align_jax.runs.results import print_results
+from align_jax.runs.provenance import add_provenance
 from align_jax.weights.folder import digest
 from align_jax.weights.source import open_weights
 
@@ -24,7 +22,8 @@ from align_jax.weights.source import open_weights
 def evaluate(fields: dict[str, Any], workdir: str) -> None:
     """Evaluates a trained model and writes its scores and report to a workdir.
 
-    If the workdir holds the finished evaluation already, its results are only printed.
+    If the workdir holds the finished evaluation already, its results are only printed,
+    and a report that is missing is drawn.
 
     Args:
       fields: the literal config; see `EvaluateConfig`.
@@ -36,24 +35,22 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
         the model does not have, or a failure to write.
     """
     config = read_config(EvaluateConfig, fields)
-    check_folder(workdir, fields)
+    check_workdir(workdir, fields)
     if folder.is_finished(workdir):
         print(f"{workdir} holds this evaluation, finished: nothing to do.")
-        print_results(workdir)
+        show_finished(workdir, fill_defaults(fields), config.checkpoint)
         return
     weights = open_weights(config.checkpoint)
     embedder: Encoder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
+    fields = fill_defaults(fields)
     if folder.leads():
         write_config(workdir, fields)
-        write_provenance(workdir)
+        add_provenance(workdir)
     results: dict[str, float] = {}
     if weights.step is not None:
         results["step"] = weights.step
     if config.embeddings:
         embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
     results |= dict(run_evaluators(evaluators, embedder))
-    write_report(workdir, fields, results, evaluators, embedder)
-    if folder.leads():
-        places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-        print_results(workdir)
+    publish(workdir, fields, results, evaluators, embedder)

@@ -15,19 +15,19 @@ import jax
 from jax.experimental import multihost_utils
 
 from align_jax import places
-from align_jax.config import check_folder, is_claimed, read_config, write_config
+from align_jax.config import is_claimed, read_config, write_config
 from align_jax.devices.mesh import make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.errors import InputError
 from align_jax.evaluation.runner import make_evaluators
 from align_jax.input.training_data import open_training
+from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.runs import workdir as folder
-from align_jax.runs.provenance import write_provenance
+from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import print_results
 from align_jax.train import train
 from align_jax.training.checkpoint import FOLDER
-from align_jax.training.random_search_config import SearchConfig, search_execution
-from align_jax.training.run_config import run_execution
+from align_jax.training.random_search_config import SearchConfig
 from align_jax.training.training_runs import read_run_config
 
 DIVERGED = -math.inf  # score of a run whose loss or temperature was not finite
@@ -51,12 +51,12 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     config.check()
     reuse_memory()
     _check_data(config)
-    check_folder(workdir, fields, search_execution(fields))
+    check_workdir(workdir, fields)
     multihost_utils.sync_global_devices("the search is checked")
     # With `only`, many commands start at once, and they must not write the same file.
     if folder.leads() and not (config.only and is_claimed(workdir)):
-        write_config(workdir, fields)
-        write_provenance(workdir)
+        write_config(workdir, fill_defaults(fields))
+        add_provenance(workdir)
     if config.only:
         task, trial = config.trial_names()[config.only]
         chosen = config.trial_fields(task, trial)
@@ -136,7 +136,7 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
     Returns:
       The run's score `metric`, or `DIVERGED`.
     """
-    check_folder(workdir, fields, run_execution(fields))
+    check_workdir(workdir, fields)
     if not folder.is_finished(workdir):
         try:
             train(fields, workdir)

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from align_jax import places
-from align_jax.config import check_folder, write_config
+from align_jax.config import write_config
 from align_jax.devices.mesh import global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
@@ -20,12 +20,13 @@ from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.training_data import open_training
 from align_jax.models.parameters import variable_shapes
-from align_jax.report.run_page import write_report
+from align_jax.report.run_kinds import check_workdir, fill_defaults
+from align_jax.report.run_page import publish, show_finished
 from align_jax.runs import workdir as folder
 from align_jax.runs.pace import Pace
 from align_jax.runs.preemption import Notice
-from align_jax.runs.provenance import write_provenance
-from align_jax.runs.results import collect_results, print_results
+from align_jax.runs.provenance import add_provenance
+from align_jax.runs.results import collect_results
 from align_jax.runs.telemetry import (
     Profile,
     StepLog,
@@ -36,9 +37,10 @@ from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import check_patterns, trainable
-from align_jax.training.run_config import RunConfig, run_execution
+from align_jax.training.run_config import RunConfig
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
+from align_jax.weights.vocabulary import check_copy, keep_copy
 
 COMPILING = 7200  # seconds that one process may compile longer than another
 
@@ -46,7 +48,8 @@ COMPILING = 7200  # seconds that one process may compile longer than another
 def train(fields: dict[str, Any], workdir: str) -> None:
     """Starts or continues a training run, and writes its results and report.
 
-    If the workdir holds the finished run already, its results are only printed.
+    If the workdir holds the finished run already, its results are only printed, and a
+    report that is missing is drawn.
 
     Args:
       fields: the literal config of a training run; its `run` is a key of `TRAINING`.
@@ -64,10 +67,10 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         reuse_memory()
         mesh = make_mesh(config.fsdp)
         plan = config.make_plan(mesh)
-        check_folder(workdir, fields, run_execution(fields))
+        check_workdir(workdir, fields)
         if folder.is_finished(workdir):
             print(f"{workdir} holds this run, finished: nothing to do.")
-            print_results(workdir)
+            show_finished(workdir, fill_defaults(fields), workdir)
             return
         tokenizer = config.make_tokenizer()
         evaluators = make_evaluators(config.evaluators)
@@ -75,9 +78,12 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         config.check_data()
         _check_patterns(config)
         start, state = first_state(config, plan, tokenizer, workdir)
+        check_copy(workdir, tokenizer)
+        fields = fill_defaults(fields)
         if folder.leads():  # nothing is written until all input is checked
             write_config(workdir, fields)
-            write_provenance(workdir)
+            keep_copy(workdir, tokenizer)
+            add_provenance(workdir)
             set_aside_later(workdir, start)
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
@@ -155,10 +161,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         multihost_utils.sync_global_devices("all metrics are written")
         results = collect_results(workdir)
         embedder.load(state.variables)
-        write_report(workdir, fields, results, evaluators, embedder)
-        if folder.leads():
-            places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-            print_results(workdir)
+        publish(workdir, fields, results, evaluators, embedder)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from align_jax.config import differing_fields, read_config
+from align_jax.config import as_json, differing_fields
 from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators import EVALUATORS
-from align_jax.evaluation.runner import EvaluateConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
+from align_jax.report.run_kinds import fill_defaults
 from align_jax.runs.results import PUBLISHED
 from align_jax.training.training_runs import read_run_config
 from configs import (
@@ -186,10 +186,15 @@ def test_a_model_has_the_parameters_of_its_parts():
         assert count_parameters(model) == total(variable_shapes(model))
 
 
-def check_evaluators(described):
-    for name, fields in described.items():
-        rest = {key: value for key, value in fields.items() if key != "kind"}
-        read_config(EVALUATORS[fields["kind"]].Config, rest, name)
+def check_filled(fields):
+    """Checks that a config with its defaults, as JSON, is the same config."""
+    filled = as_json(fill_defaults(fields))
+    assert as_json(fill_defaults(filled)) == filled
+    assert {*fields} <= {*filled}
+    for name, evaluator in filled["evaluators"].items():
+        wanted = dataclasses.fields(EVALUATORS[evaluator["kind"]].Config)
+        assert {*evaluator} == {"kind", *(field.name for field in wanted)}, name
+    return filled
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -200,8 +205,10 @@ def test_a_training_config_is_read_and_has_the_model_s_size(name):
     if "" in start.values():
         with pytest.raises(InputError, match="is empty; name where it comes from"):
             read_run_config(fields)
-    config = read_run_config(fields | {"initialize": {n: "RUN" for n in start}})
-    check_evaluators(config.evaluators)
+    fields["initialize"] = {n: "RUN" for n in start}
+    config = read_run_config(fields)
+    filled = read_run_config(check_filled(fields))
+    assert filled == dataclasses.replace(config, evaluators=filled.evaluators)
     assert count_parameters(config.model) == parameters
 
 
@@ -209,8 +216,9 @@ def test_a_training_config_is_read_and_has_the_model_s_size(name):
 def test_a_sweep_s_runs_are_read_and_have_their_models_sizes(sweep):
     expected = SWEEPS[sweep]
     for name in sweep.get_sweep():
-        config = read_run_config(sweep.get_config(name).to_dict(), name)
-        check_evaluators(config.evaluators)
+        fields = sweep.get_config(name).to_dict()
+        config = read_run_config(fields, name)
+        assert {*fields["model"]} < {*check_filled(fields)["model"]}
         size = expected[name] if isinstance(expected, dict) else expected
         assert size == count_parameters(config.model), name
     with pytest.raises(ValueError, match="no run 'none'; known: "):
@@ -256,7 +264,7 @@ def test_what_the_ablations_change_is_what_the_paper_changes():
 @pytest.mark.parametrize("module", [zero_shot, linear_probe])
 def test_an_evaluation_config_is_read(module):
     fields = module.get_config().to_dict() | {"checkpoint": "RUN"}
-    check_evaluators(read_config(EvaluateConfig, fields).evaluators)
+    check_filled(fields)
     with pytest.raises(ValueError, match="'imagnet'; known: imagenet"):
         module.get_config("imagnet")
 

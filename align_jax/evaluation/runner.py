@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from align_jax.config import choose, read_config
 from align_jax.contracts import check_contract
@@ -49,14 +50,41 @@ def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
     """
     evaluators: dict[str, Evaluator] = {}
     for name, fields in described.items():
-        where = f"config.evaluators.{name}"
-        if "kind" not in fields:
-            raise InputError(f"{where} lacks the field 'kind', one of {[*EVALUATORS]}")
-        kind = choose(EVALUATORS, fields["kind"], f"{where}.kind")
-        check_contract(kind, Evaluator, f"EVALUATORS[{fields['kind']!r}]")
-        rest = {key: value for key, value in fields.items() if key != "kind"}
-        evaluators[name] = kind(read_config(kind.Config, rest, where))
+        kind, config = _read_evaluator(name, fields)
+        evaluators[name] = kind(config)
     return evaluators
+
+
+def fill_evaluators(described: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
+    """Adds the defaults to evaluators' fields; opens no dataset.
+
+    Args:
+      described: the argument of `make_evaluators`.
+
+    Raises:
+      InputError: a field or a kind is wrong.
+      TypeError: the class of a kind does not fulfil `Evaluator`.
+    """
+    return {
+        name: {
+            "kind": fields["kind"],
+            **dataclasses.asdict(_read_evaluator(name, fields)[1]),
+        }
+        for name, fields in described.items()
+    }
+
+
+def _read_evaluator(
+    name: str, fields: Mapping[str, Any]
+) -> tuple[type[Evaluator], Any]:
+    """Returns the class and the config of an evaluator; see `make_evaluators`."""
+    where = f"config.evaluators.{name}"
+    if "kind" not in fields:
+        raise InputError(f"{where} lacks the field 'kind', one of {[*EVALUATORS]}")
+    kind = choose(EVALUATORS, fields["kind"], f"{where}.kind")
+    check_contract(kind, Evaluator, f"EVALUATORS[{fields['kind']!r}]")
+    rest = {key: value for key, value in fields.items() if key != "kind"}
+    return kind, read_config(kind.Config, rest, where)
 
 
 def run_evaluators(

@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any
 
 from align_jax import places
-from align_jax.config import CONFIG_FILE, is_claimed, leave_out
+from align_jax.config import CONFIG_FILE, as_json, is_claimed, leave_out
 from align_jax.errors import InputError
 from align_jax.models.parameters import variable_shapes
-from align_jax.report.run_kinds import RUN_KINDS, kind_of
+from align_jax.report.run_kinds import RUN_KINDS, fill_defaults, kind_of
 from align_jax.runs import workdir as folder
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE
-from align_jax.runs.provenance import PROVENANCE_FILE
+from align_jax.runs.provenance import count_starts, read_starts
 from align_jax.runs.results import REPORT_FILE
 from align_jax.runs.telemetry import stream_metrics
 from align_jax.training.training_runs import TRAINING, read_run_config
@@ -36,7 +36,8 @@ class FoundRun:
         the last step, and the latest "eval/..." scores.
       rows: metric lines, in order, that have scores or measures of speed.
       latest: the last value of every metric, by name.
-      provenance: versions and devices of the last start; empty if the file is missing.
+      provenance: versions and devices of the last start, and the number of starts if
+        there are more; empty if the file is missing.
       finished: whether the folder holds final results.
     """
 
@@ -182,6 +183,7 @@ def _read(place: str, name: str) -> FoundRun:
         path = os.path.join(place, file)
         return places.read_json(path) if places.exists(path) else default
 
+    starts = read_starts(place)
     # Runs have up to a million metric lines: keep those of intervals and evaluations.
     rows: list[dict[str, float]] = []
     latest: dict[str, float] = {}
@@ -199,7 +201,7 @@ def _read(place: str, name: str) -> FoundRun:
         results=read(folder.RESULTS_FILE, so_far),
         rows=rows,
         latest=latest,
-        provenance=read(PROVENANCE_FILE, {}),
+        provenance={**starts[-1], **count_starts(starts)} if starts else {},
         finished=folder.is_finished(place),
     )
 
@@ -233,12 +235,17 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
     A field is listed if it differs from the most common value among the runs with the
     same `config.run`; a field that the run lacks has the value "absent". Evaluators and
-    fields that do not change the result are ignored.
+    fields that do not change the result are ignored. A field that an earlier version's
+    config leaves out has the default.
     """
     flat = []
     for run in runs:
         execution = kind_of(run.fields).execution(run.fields)
-        flat.append(_flatten(leave_out(run.fields, [*execution, "evaluators"])))
+        try:
+            fields = as_json(fill_defaults(run.fields))
+        except InputError:  # written by another version of this code
+            fields = run.fields
+        flat.append(_flatten(leave_out(fields, [*execution, "evaluators"])))
     changed: list[dict[str, Any]] = [{} for _ in runs]
     for kind in {run.fields.get("run") for run in runs}:
         alike = [i for i, run in enumerate(runs) if run.fields.get("run") == kind]

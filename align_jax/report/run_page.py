@@ -1,5 +1,6 @@
-"""The report of a finished run: one self-contained HTML page."""
+"""The results of a finished run and its report, one self-contained HTML page."""
 
+import contextlib
 import io
 import json
 import os
@@ -13,21 +14,26 @@ from matplotlib.axes import Axes
 
 from align_jax import places
 from align_jax.embed.encoder import Encoder
+from align_jax.embed.model import make_embedder
+from align_jax.errors import warned
 from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
+from align_jax.evaluation.runner import make_evaluators
 from align_jax.input.shards import MANIFEST
 from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import TEMPLATES, encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
-from align_jax.runs.provenance import provenance
+from align_jax.runs.provenance import count_starts, provenance, read_starts
 from align_jax.runs.results import (
     PUBLISHED,
     REPORT_FILE,
     is_score,
+    print_results,
     published_columns,
     table_rows,
 )
 from align_jax.runs.telemetry import read_metrics
+from align_jax.weights.source import open_weights
 
 HISTOGRAM_PICTURES = 1000
 HISTOGRAM_BINS = 60
@@ -43,9 +49,56 @@ MIME_TYPES = {
 SIDE = 256  # longer side in pixels to which other pictures are reduced
 
 
+def publish(
+    workdir: str,
+    fields: Mapping[str, Any],
+    results: dict[str, float],
+    evaluators: Mapping[str, Evaluator],
+    embedder: Encoder,
+) -> None:
+    """Writes a run's results, which makes it a finished one, then its report.
+
+    Prints the results. If the report fails, a warning is printed instead of an error.
+    The arguments are those of `write_report`.
+    """
+    if folder.leads():
+        places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+    with _warned(workdir):
+        write_report(workdir, fields, results, evaluators, embedder)
+    if folder.leads():
+        print_results(workdir)
+
+
+def show_finished(workdir: str, fields: Mapping[str, Any], source: str) -> None:
+    """Prints the results of a finished run; writes the report if there is none.
+
+    A run has no report if it was stopped before its page was complete, or if the page
+    failed, as in an evaluator. It is drawn from the run's weights.
+
+    Args:
+      workdir: path or URL of the run's folder.
+      fields: the run's literal config.
+      source: weights that the run trained or evaluated, see `open_weights`.
+    """
+    if not places.exists(os.path.join(workdir, REPORT_FILE)):
+        results = places.read_json(os.path.join(workdir, folder.RESULTS_FILE))
+        with _warned(workdir):
+            evaluators = make_evaluators(fields["evaluators"])
+            embedder = make_embedder(open_weights(source))
+            write_report(workdir, fields, results, evaluators, embedder)
+    if folder.leads():
+        print_results(workdir)
+
+
+def _warned(workdir: str) -> contextlib.AbstractContextManager[None]:
+    path = os.path.join(workdir, REPORT_FILE)
+    advice = "the results are, and the same command tries the report again"
+    return warned(f"{path} is not written", advice)
+
+
 def write_report(
     workdir: str,
-    fields: dict[str, Any],
+    fields: Mapping[str, Any],
     results: dict[str, float],
     evaluators: Mapping[str, Evaluator],
     embedder: Encoder,
@@ -56,7 +109,7 @@ def write_report(
 
     Args:
       workdir: folder of the finished run.
-      fields: the run's literal config.
+      fields: the run's literal config, with its defaults.
       results: the run's results, see `collect_results`.
       evaluators: evaluators by name; the page shows some queries of each.
       embedder: the model with its final parameters.
@@ -83,7 +136,7 @@ def write_report(
         },
         data_uri=data_uri,
         command=shlex.join(["python", *sys.argv]),
-        provenance=provenance(),
+        provenance=provenance() | count_starts(read_starts(workdir)),
         config=json.dumps(fields, indent=2, ensure_ascii=False),
     )
     path = os.path.join(workdir, REPORT_FILE)
@@ -147,7 +200,7 @@ def data_uri(picture: bytes) -> str:
     return encode_uri(picture, kind)
 
 
-def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def read_corpora(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Reads the manifests of a config's datasets.
 
     Args:

@@ -1,23 +1,62 @@
-"""Records a run's provenance: the code's revision, packages and devices."""
+"""Records what each start of a run used: the code, packages and devices."""
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
 import platform
 import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import jax
 
 from align_jax import places
+from align_jax.errors import InputError
 
-PROVENANCE_FILE = "provenance.json"  # in the run's folder; describes its last start
+PROVENANCE_FILE = "provenance.json"  # in the run's folder; a list of its starts
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = "jax flax optax orbax-checkpoint tensorflow tensorflow-text".split()
 
 
-def write_provenance(workdir: str) -> None:
-    """Writes the result of `provenance` to `PROVENANCE_FILE` in a run's folder."""
-    places.write_json(os.path.join(workdir, PROVENANCE_FILE), provenance())
+def add_provenance(workdir: str) -> None:
+    """Adds the result of `provenance`, and the time, to a run's `PROVENANCE_FILE`."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    starts = [*read_starts(workdir), {"started": now, **provenance()}]
+    places.write_json(os.path.join(workdir, PROVENANCE_FILE), starts)
+
+
+def read_starts(workdir: str) -> list[dict[str, str]]:
+    """Reads a run's `PROVENANCE_FILE`.
+
+    Returns:
+      Texts by name for each start of the run, the first one first; [] if the file is
+      missing. A file of an earlier version holds the last start only.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = os.path.join(workdir, PROVENANCE_FILE)
+    found = places.read_json(path) if places.exists(path) else []
+    starts = [found] if isinstance(found, dict) else found
+    if not isinstance(starts, list) or not all(isinstance(s, dict) for s in starts):
+        raise InputError(f"{path} holds no list of objects, one for each start")
+    return starts
+
+
+def count_starts(starts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Describes the starts of a run by revision and devices, for a table.
+
+    Returns:
+      {"starts": "3: 2 on 8 x TPU v4 (tpu) at 0123abc, ..."}, or {} for one or no start.
+    """
+    if len(starts) < 2:
+        return {}
+    counts = Counter(
+        f"on {start.get('devices')} at {start.get('git revision')}" for start in starts
+    )
+    parts = [f"{count} {what}" for what, count in counts.items()]
+    return {"starts": f"{len(starts)}: {', '.join(parts)}"}
 
 
 def provenance() -> dict[str, str]:

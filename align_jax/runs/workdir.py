@@ -16,5 +16,8 @@ def leads() -> bool:
 
 
 def is_finished(workdir: str) -> bool:
-    """Returns whether the folder holds `RESULTS_FILE`, which is written last."""
+    """Returns whether the folder holds `RESULTS_FILE`.
+
+    It is written after metrics and checkpoints; only the report comes later.
+    """
     return places.exists(os.path.join(workdir, RESULTS_FILE))

@@ -18,6 +18,7 @@ import yaml
 from align_jax import places
 from align_jax.config import claim_folder
 from align_jax.errors import STOPPED, InputError, Preempted, one_line
+from align_jax.report.run_kinds import fill_defaults
 from align_jax.runs import workdir as folder
 from align_jax.sweep.config import Search, SweepRun
 from align_jax.sweep.status import (
@@ -247,7 +248,7 @@ def _to_run(runs: Sequence[SweepRun], retry: bool) -> list[SweepRun]:
 def _claim(search: Search) -> None:
     """Creates a search's folder and binds it to its config, as `main.py` would."""
     execution = search_execution(search.fields)
-    claim_folder(search.workdir, search.fields, execution)
+    claim_folder(search.workdir, search.fields, execution, fill_defaults)
 
 
 LAUNCHERS: dict[str, Callable[[Sequence[SweepRun], argparse.Namespace], None]] = {

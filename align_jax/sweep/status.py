@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import IO
 
 from align_jax import places
-from align_jax.config import check_folder, is_claimed
-from align_jax.report.run_kinds import kind_of
+from align_jax.config import is_claimed
+from align_jax.report.run_kinds import check_workdir
 from align_jax.runs import workdir as folder
 from align_jax.runs.results import main_scores
 from align_jax.runs.telemetry import read_last_metrics
@@ -51,8 +51,7 @@ def read_status(run: SweepRun) -> Status:
     Raises:
       InputError: the folder belongs to another run, or the storage does not answer.
     """
-    execution = kind_of(run.fields).execution(run.fields)
-    check_folder(run.workdir, run.fields, execution)
+    check_workdir(run.workdir, run.fields)
     rows = read_last_metrics(run.workdir)
     state = _state(run)
     step = max((int(row["step"]) for row in rows), default=0)

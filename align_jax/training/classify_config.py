@@ -1,15 +1,17 @@
 """The config of a run on labelled pictures: fine-tuning, or a linear probe by SGD."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from align_jax.config import read_part
 from align_jax.errors import InputError
 from align_jax.input.datasets import count_labels
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.models.classifier import ClassifierConfig
-from align_jax.training.run_config import RunConfig
+from align_jax.training.run_config import ModelFields, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,15 @@ class ClassifyConfig(RunConfig):
                 f"input.datasets {texts} have no label_feature and loss.kind is"
                 f" {self.loss.kind!r}; classification wants labels and 'cross_entropy'"
             )
+
+    @classmethod
+    def read_model(cls, fields: Mapping[str, Any], where: str) -> ModelFields:
+        """Reads the part of a run's literal config that its weights need."""
+        found = super().read_model(fields, where)
+        if fields.get("evaluation") is None:
+            return found
+        sizes = read_part(PreprocessConfig, fields, "evaluation", where)
+        return dataclasses.replace(found, preprocess=sizes)
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Returns {"labels": (shape per picture, number type)}."""

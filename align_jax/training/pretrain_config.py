@@ -1,14 +1,16 @@
 """The config of a pretraining run."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from align_jax.config import read_part
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer, open_tokenizer
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.training.run_config import RunConfig
+from align_jax.training.run_config import ModelFields, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,14 @@ class PretrainConfig(RunConfig):
                 f"model.temperature_init is {self.model.temperature_init}, below"
                 f" loss.temperature_floor, {self.loss.temperature_floor}"
             )
+
+    @classmethod
+    def read_model(cls, fields: Mapping[str, Any], where: str) -> ModelFields:
+        """Reads the part of a run's literal config that its weights need."""
+        found = super().read_model(fields, where)
+        return dataclasses.replace(
+            found, vocabulary=read_part(str, fields, "vocabulary", where)
+        )
 
     def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Returns {"tokens": (shape per pair, number type)}."""

@@ -5,13 +5,13 @@ The batch is given in virtual cores, so that a run does not depend on its hardwa
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from align_jax.config import leave_out, stored_fields
+from align_jax.config import leave_out, read_part, stored_fields
 from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import FSDP_AXIS, Placement, batch_split
 from align_jax.input.preprocess import PreprocessConfig
@@ -60,6 +60,39 @@ def run_execution(fields: Mapping[str, Any]) -> list[str]:
     """
     towers = execution_fields(fields.get("model", {}))
     return [*EXECUTION, *(f"model.{path}" for path in towers)]
+
+
+def model_identity(
+    model: ModelConfig | ClassifierConfig, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """Returns the fields that a checkpoint of a model must match.
+
+    They are "model", the model's config without fields that only change execution, and,
+    with a tokenizer, "vocabulary_sha256".
+    """
+    fields = stored_fields(model)
+    identity: dict[str, Any] = {"model": leave_out(fields, execution_fields(fields))}
+    if tokenizer is not None:
+        identity["vocabulary_sha256"] = tokenizer.digest
+    return identity
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFields:
+    """The fields of a run's config that its weights need.
+
+    Attributes:
+      kind: type of the weights, see `RunConfig.kind`.
+      model: config of the model.
+      preprocess: picture sizes in evaluation.
+      vocabulary: path of the vocabulary that the run was started with; "" for a run
+        without texts.
+    """
+
+    kind: str
+    model: ModelConfig | ClassifierConfig
+    preprocess: PreprocessConfig
+    vocabulary: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +222,25 @@ class RunConfig:
                 f"profile_steps is {steps}; wanted the first and the last step, or ()"
             )
 
+    @classmethod
+    def read_model(cls, fields: Mapping[str, Any], where: str) -> ModelFields:
+        """Reads the part of a run's literal config that its weights need.
+
+        Other fields may be missing, or wrong in this version of the code.
+
+        Args:
+          fields: literal config of the run.
+          where: path of `fields`, for messages.
+
+        Raises:
+          InputError: a field of the part is missing or wrong.
+        """
+        return ModelFields(
+            kind=cls.kind,
+            model=read_part(get_type_hints(cls)["model"], fields, "model", where),
+            preprocess=read_part(PreprocessConfig, fields, "input.preprocess", where),
+        )
+
     def flushes(self, step: int) -> bool:
         """Returns whether the metrics are flushed after a step."""
         return step == self.total_steps or step % self.log_every_steps == 0
@@ -264,13 +316,5 @@ class RunConfig:
         """Raises InputError if the data does not fit the model."""
 
     def identity(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """Returns the fields that a checkpoint of this run must match.
-
-        They are "model", the model's config without fields that only change execution,
-        and, with a tokenizer, "vocabulary_sha256".
-        """
-        model = stored_fields(self.model)
-        model = leave_out(model, execution_fields(model))
-        if tokenizer is None:
-            return {"model": model}
-        return {"model": model, "vocabulary_sha256": tokenizer.digest}
+        """Returns the fields that a checkpoint of this run must match."""
+        return model_identity(self.model, tokenizer)

@@ -8,7 +8,10 @@ from align_jax.training.classify_config import ClassifyConfig
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.run_config import RunConfig
 
-TRAINING = {"pretrain": PretrainConfig, "classify": ClassifyConfig}
+TRAINING: dict[str, type[RunConfig]] = {
+    "pretrain": PretrainConfig,
+    "classify": ClassifyConfig,
+}
 
 
 def read_run_config(fields: Mapping[str, Any], where: str = "config") -> RunConfig:

@@ -28,10 +28,10 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.models.towers import TowerConfig, read_image_tower, read_text_tower
 from align_jax.weights.tensors import check_names
+from align_jax.weights.vocabulary import VOCABULARY_FILE, write_vocabulary
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
-VOCABULARY_FILE = "vocabulary.txt"
 UNUSED = "unused."  # prefix of the names of tensors kept for another codebase
 
 WeightsConfig = ModelConfig | ClassifierConfig | TowerConfig
@@ -215,11 +215,6 @@ def write_tensors(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes a safetensors file that Hugging Face's libraries read."""
     contiguous = {name: np.array(a, order="C") for name, a in arrays.items()}
     safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
-
-
-def write_vocabulary(vocabulary: tuple[str, ...], path: pathlib.Path) -> None:
-    """Writes a vocabulary file, one token a line."""
-    places.write_text(path, "".join(f"{token}\n" for token in vocabulary))
 
 
 @contextlib.contextmanager

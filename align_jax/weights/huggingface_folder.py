@@ -23,9 +23,9 @@ from align_jax.weights.folder import (
     is_dual_encoder,
     new_folder,
     write_tensors,
-    write_vocabulary,
 )
 from align_jax.weights.tensors import check_names, to_ours, to_theirs
+from align_jax.weights.vocabulary import write_vocabulary
 
 MASK = "[MASK]"
 MAX_TOKENS = 64

@@ -1,25 +1,29 @@
 """Opens weights of any supported format."""
 
-import contextlib
 import os
 from collections.abc import Callable
 
-import jax
-import numpy as np
-
 from align_jax import places
-from align_jax.config import CONFIG_FILE
-from align_jax.devices.mesh import make_mesh
+from align_jax.config import CONFIG_FILE, choose
 from align_jax.errors import InputError
+from align_jax.input.tokenizer import open_tokenizer
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.parameters import flatten
-from align_jax.training.checkpoint import FOLDER, Checkpoints, read_whole
-from align_jax.training.train_state import abstract_state
-from align_jax.training.training_runs import TRAINING, read_run_config
+from align_jax.models.parameters import variable_shapes
+from align_jax.training.checkpoint import FOLDER, read_whole
+from align_jax.training.checkpoint_part import read_variables
+from align_jax.training.run_config import model_identity
+from align_jax.training.training_runs import TRAINING
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
-from align_jax.weights.folder import MODEL_FILE, Weights, WeightsConfig, read_weights
+from align_jax.weights.folder import (
+    MODEL_FILE,
+    WEIGHTS_KINDS,
+    Weights,
+    WeightsConfig,
+    read_weights,
+)
 from align_jax.weights.huggingface_folder import read_align, read_bert
+from align_jax.weights.vocabulary import find_vocabulary
 
 HUGGING_FACE: dict[str, Callable[[str], Weights[WeightsConfig]]] = {
     "align": read_align,
@@ -71,13 +75,16 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
 def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
     """Reads a checkpoint of a training run: its moving average if it has one.
 
+    Only the model's variables are read, on any number of devices. No dataset is needed.
+    The vocabulary is that of the workdir, or, if the workdir has none, of the config.
+
     Args:
       source: path or URL of the checkpoint, RUN/checkpoints/STEP, or of the run's
         workdir for the newest whole one.
 
     Raises:
       InputError: the checkpoint does not exist, is damaged, or does not fit the run's
-        config.
+        config or vocabulary.
     """
     return read_whole(source, _read_checkpoint)
 
@@ -86,16 +93,22 @@ def _read_checkpoint(
     workdir: str, step: int
 ) -> Weights[ModelConfig | ClassifierConfig]:
     path = os.path.join(workdir, CONFIG_FILE)
-    config = read_run_config(places.read_object(path), path)
-    tokenizer = config.make_tokenizer()
-    checkpoints = Checkpoints(workdir, config.checkpoint, config.identity(tokenizer))
-    with contextlib.closing(checkpoints):
-        state = checkpoints.restore(step, abstract_state(config.make_plan(make_mesh())))
+    fields = places.read_object(path)
+    training = choose(TRAINING, fields.get("run", "absent"), f"{path}.run")
+    described = training.read_model(fields, path)
+    tokenizer = None
+    if WEIGHTS_KINDS[described.kind].reads_texts:
+        assert isinstance(described.model, ModelConfig)
+        vocabulary = find_vocabulary(workdir, described.vocabulary)
+        max_tokens = described.model.text_tower.max_tokens
+        tokenizer = open_tokenizer(vocabulary, max_tokens)
+    identity = model_identity(described.model, tokenizer)
+    shapes = variable_shapes(described.model)
     return Weights(
-        kind=config.kind,
-        config=config.model,
-        variables=jax.tree.map(np.asarray, flatten(state.variables)),
-        preprocess=config.evaluation_preprocess,
+        kind=described.kind,
+        config=described.model,
+        variables=read_variables(workdir, step, identity, shapes),
+        preprocess=described.preprocess,
         vocabulary=tokenizer.tokens if tokenizer else (),
         step=step,
     )

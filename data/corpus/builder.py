@@ -20,10 +20,10 @@ import ibis
 
 from align_jax import places
 from align_jax.config import claim_folder
-from align_jax.errors import InputError
+from align_jax.errors import InputError, warned
 from data.corpus import ngrams, rules
 from data.corpus.config import CorpusConfig
-from data.corpus.dataset import described, write_dataset
+from data.corpus.dataset import described, with_defaults, write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
@@ -245,9 +245,8 @@ class Build(StageTables):
 
     def records(self, report: dict[str, Any]) -> None:
         """Writes the dataset to DIR/records; removes the stage `exchange`."""
-        materialise(
-            self.directory / "records", lambda path: write_dataset(self, report, path)
-        )
+        folder = self.directory / "records"
+        materialise(folder, lambda path: write_dataset(self, report, path))
         places.remove(self.folder / "exchange")
 
     def page(self, report: dict[str, Any]) -> None:
@@ -330,7 +329,7 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(config)
-    claim_folder(directory, described(config))
+    claim_folder(directory, described(config), fill=with_defaults)
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(places.read_json(report_path)))
@@ -344,6 +343,7 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
         stages.keep()
         report = stages.report(cut)
         stages.records(report)
-        stages.page(report)
+        with warned(f"{directory}/report.html is not written", "the corpus is whole"):
+            stages.page(report)
     places.write_json(report_path, report)
     print(format_report(report))

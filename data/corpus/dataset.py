@@ -5,11 +5,13 @@ import functools
 import hashlib
 import importlib.metadata
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ibis
 
 from align_jax import places
+from align_jax.config import read_config
 from data.corpus.config import CorpusConfig
 from data.corpus.ngrams import unigrams_of
 from data.corpus.stage_tables import StageTables
@@ -69,6 +71,15 @@ def described(config: CorpusConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     del fields["engine"]
     return fields
+
+
+def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the defaults to the fields that `described` returned in an earlier version.
+
+    Raises:
+      InputError: a field is missing, unknown or wrong.
+    """
+    return described(read_config(CorpusConfig, fields))
 
 
 def _write_shards(

@@ -17,6 +17,7 @@ from tests.report.run_page_test import Page, cells
 @dataclasses.dataclass(frozen=True)
 class LengthConfig:
     text: str
+    power: int = 1
 
 
 class Length:
@@ -25,11 +26,11 @@ class Length:
     Config = LengthConfig
 
     def __init__(self, config):
-        self._text = config.text
+        self._text, self._power = config.text, config.power
 
     def run(self, embedder):
         (embedding,) = embedder.encode_texts([self._text])
-        yield "length", np.linalg.norm(embedding)  # np.float32
+        yield "length", np.linalg.norm(embedding) ** self._power  # np.float32
         yield "queries", np.int64(1)
 
     def examples(self, embedder):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import main
+from align_jax.config import as_json
 from align_jax.errors import InputError
 from align_jax.report import summary as report
 from align_jax.report.found_runs import changed_fields, find_runs
-from align_jax.report.run_kinds import RUN_KINDS
+from align_jax.report.run_kinds import RUN_KINDS, fill_defaults
 from align_jax.runs.results import PUBLISHED, main_scores
 from align_jax.training.training_runs import TRAINING
 from configs import quickstart, vtab
@@ -154,6 +155,28 @@ def test_what_sets_a_run_apart_is_what_most_do_not_have(root):
     assert changes["baseline-0123abcd"] == {}
     assert changes["embedding_320-4567cdef"] == {"model.embedding_size": 320}
     assert changes["third-89abcdef"] == {"seed": 1}
+
+
+def test_a_default_that_one_config_holds_and_another_leaves_out_is_no_change(root):
+    path = root / "sweep" / "third-89abcdef" / "config.json"
+    path.write_text(json.dumps(as_json(fill_defaults(json.loads(path.read_text())))))
+    runs = find_runs([str(root / "sweep")])
+    assert {*runs[3].fields["optimizer"]} > {*runs[0].fields["optimizer"]}
+    embedding = {"model.embedding_size": 320}
+    assert changed_fields(runs) == [{}, embedding, embedding, {"seed": 1}]
+
+
+def test_the_last_start_is_shown_and_all_are_counted(root):
+    baseline = root / "sweep" / "baseline-0123abcd"
+    start = {"git revision": "0123abc", "devices": "8 x cpu (cpu)"}
+    later = start | {"git revision": "89abcde"}
+    (baseline / "provenance.json").write_text(json.dumps([start, start, later]))
+    (run,) = find_runs([str(baseline)])
+    assert run.provenance == later | {
+        "starts": "3: 2 on 8 x cpu (cpu) at 0123abc, 1 on 8 x cpu (cpu) at 89abcde"
+    }
+    (old,) = find_runs([str(root / "sweep" / "third-89abcdef")])
+    assert old.provenance == {"git revision": "0123abc"}
 
 
 def test_a_score_stands_for_each_evaluator():

@@ -9,9 +9,9 @@ import pytest
 from align_jax.embed.model import Model
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
-from align_jax.weights.folder import write_vocabulary
 from align_jax.weights.huggingface_folder import write_align
 from align_jax.weights.source import open_weights
+from align_jax.weights.vocabulary import write_vocabulary
 from tests.golden import align_arrays
 from tests.weights.convert_test import IMAGE_PROCESSOR, tensors_of
 

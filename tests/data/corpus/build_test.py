@@ -11,10 +11,11 @@ import pytest
 import tensorflow_datasets as tfds
 from ibis.backends.duckdb import Backend
 
-from align_jax.config import read_config
+from align_jax import places
+from align_jax.config import leave_out, read_config
 from align_jax.errors import InputError, run_command
 from data import build as command
-from data.corpus import vocabulary
+from data.corpus import builder, vocabulary
 from data.corpus.builder import build
 from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
 from data.corpus.engines import ENGINES, DuckDB
@@ -120,10 +121,12 @@ def test_a_killed_build_goes_on_and_a_finished_one_does_nothing(
     assert not (tmp_path / "corpus" / "records").exists()
 
     monkeypatch.undo()
+    monkeypatch.setattr(builder, "write_page", None)  # a page that fails
     build(config, tmp_path / "corpus")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "corpus" / "records" / "manifest.json").exists()
-    capsys.readouterr()
+    warning = "report.html is not written: TypeError: "
+    assert capsys.readouterr().err.count(warning) == 1
     pathlib.Path(config.ingest.path).unlink()
     build(config, tmp_path / "corpus")
     assert "complete: nothing to do" in capsys.readouterr().out
@@ -136,6 +139,10 @@ def test_another_config_or_somebody_elses_folder_is_refused(config, tmp_path):
     with pytest.raises(InputError, match=r"another config .*config\.seed: 0 -> 1"):
         build(other, tmp_path / "corpus")
     assert files_of(tmp_path / "corpus" / "records") == before
+    path = tmp_path / "corpus" / "config.json"  # now of a version without some fields
+    earlier = leave_out(places.read_json(path), ["max_characters", "pictures.clusters"])
+    places.write_json(path, earlier)
+    build(config, tmp_path / "corpus")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("x")
     with pytest.raises(InputError, match=r"not empty and holds no config\.json"):
