@@ -48,12 +48,7 @@ class Embedder:
           mesh: the devices.
           batch_size: pictures or texts in a batch, rounded up to a multiple of the
             number of devices.
-
-        Raises:
-          InputError: the batch size is below 1.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; wanted at least 1")
         # Traced once, so that a call with one or two texts, as from the search server,
         # costs little.
         texts = [tf.TensorSpec([None], tf.string)]
