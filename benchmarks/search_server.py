@@ -147,7 +147,7 @@ def main() -> None:
     server = subprocess.Popen(
         [*command, f"--port={port}"], stdout=subprocess.PIPE, text=True
     )
-    # Each connection is an open file. The server keeps its own limit.
+    # Each connection is an open file of this process; the server has another limit.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
