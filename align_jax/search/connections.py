@@ -18,8 +18,9 @@ class LimitedConnection(H11Protocol):
     """A connection that is closed if it stays silent, or if others need its place.
 
     It is closed if a request's head takes longer than `HEAD_SECONDS`. If there are more
-    than `MAX_CONNECTIONS`, the server closes the one that has waited longest for a
-    request; if all of them have a request under way, it closes the new one.
+    than `MAX_CONNECTIONS`, the server closes one without a request under way: if
+    possible one that never had a request, and of these the one that has been silent
+    longest. If all have a request under way, it closes the new one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,7 +34,7 @@ class LimitedConnection(H11Protocol):
         self._expect_head()
         if len(self.connections) > MAX_CONNECTIONS:
             waiting = [c for c in self.connections if c.awaits_request()]
-            closed = min(waiting, key=lambda c: c._active, default=self)
+            closed = min(waiting, key=LimitedConnection._worth, default=self)
             closed.transport.abort()
             self.connections.discard(closed)  # the next one to arrive must not see it
 
@@ -54,6 +55,10 @@ class LimitedConnection(H11Protocol):
     def awaits_request(self) -> bool:
         """Returns whether no request is under way: its head has not arrived."""
         return self.conn.their_state is h11.IDLE
+
+    def _worth(self) -> tuple[bool, float]:
+        """Returns (whether it had a request, when it last received bytes)."""
+        return self.cycle is not None, self._active
 
     def _expect_head(self) -> None:
         if self._deadline is None:

@@ -33,6 +33,16 @@ def server(monkeypatch):
     thread.join()
 
 
+def ask(connection):
+    """Sends a request and reads the whole answer."""
+    connection.sendall(HEAD + b"\r\n")
+    answer = b""
+    while not answer.endswith(b"good"):
+        part = connection.recv(100)
+        assert part
+        answer += part
+
+
 def is_closed(connection):
     """Returns whether the server closes a connection within two seconds."""
     connection.settimeout(2)
@@ -53,16 +63,21 @@ def test_a_connection_whose_head_does_not_arrive_is_closed(server, sent):
 
 def test_a_second_request_has_a_deadline_too_and_a_pause_before_it_has_not(server):
     with socket.create_connection(server) as connection:
-        connection.sendall(HEAD + b"\r\n")
-        answer = b""
-        while not answer.endswith(b"good"):
-            answer += connection.recv(100)
+        ask(connection)
         time.sleep(0.8)
-        connection.sendall(HEAD + b"\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        ask(connection)
         connection.sendall(HEAD)
-        while connection.recv(100):
-            pass  # the rest of the answer, until the server closes the connection
+        assert is_closed(connection)
+
+
+def test_a_client_that_was_answered_keeps_its_connection(server, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 60)
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.create_connection(server))
+        for _ in range(2):
+            ask(client)
+            for _ in range(20):
+                stack.enter_context(socket.create_connection(server))
 
 
 @pytest.mark.parametrize("sent", [b"", HEAD])
