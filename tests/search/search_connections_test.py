@@ -44,8 +44,8 @@ def ask(connection):
 
 
 def is_closed(connection):
-    """Returns whether the server closes a connection within two seconds."""
-    connection.settimeout(2)
+    """Returns whether the server closes a connection within a minute."""
+    connection.settimeout(60)
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
