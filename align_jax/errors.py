@@ -49,6 +49,13 @@ def warned(failure: str, advice: str) -> Iterator[None]:
         )
 
 
+def printable(text: str) -> str:
+    """Returns a text for a terminal: control characters become escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command; an error that a user can fix is printed as one line on stderr.
 

@@ -20,7 +20,7 @@ import sys
 import urllib.parse
 
 from align_jax import places
-from align_jax.errors import InputError, run_command
+from align_jax.errors import InputError, printable, run_command
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def build(flags: argparse.Namespace) -> None:
         f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"
     )
     for name, reason in list(done.unreadable.items())[:3]:
-        print(f"  {name}: {reason}")
+        print(printable(f"  {name}: {reason}"))
 
 
 def query(flags: argparse.Namespace) -> None:
@@ -78,7 +78,8 @@ def query(flags: argparse.Namespace) -> None:
     terms = read_terms(flags)
     index, model = open_with_model(flags, batch_size=1)
     for hit in index.search(query_embedding(model, terms), flags.limit, flags.exact):
-        print(f"{hit.score:.4f}  {hit.id}  {hit.path}  {hit.text}".rstrip())
+        shown = f"{hit.score:.4f}  {hit.id}  {hit.path}  {hit.text}".rstrip()
+        print(printable(shown))
 
 
 def serve(flags: argparse.Namespace) -> None:
@@ -95,6 +96,7 @@ def serve(flags: argparse.Namespace) -> None:
 
     from align_jax.search.batching import BatchingEncoder
     from align_jax.search.bodies import MAX_ITEMS
+    from align_jax.search.connections import LimitedConnection
     from align_jax.search.server import LOOPBACK, make_app
 
     # The comparison binds nothing.
@@ -128,6 +130,7 @@ def serve(flags: argparse.Namespace) -> None:
         app,
         host=flags.host,
         port=flags.port,
+        http=LimitedConnection,
         timeout_keep_alive=75,
         log_level="warning",
     )
