@@ -25,7 +25,7 @@ class EvaluateConfig:
 
     run: str
     checkpoint: str
-    evaluators: dict
+    evaluators: dict[str, dict]
     embeddings: str = ""
 
     def __post_init__(self) -> None:

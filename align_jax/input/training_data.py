@@ -6,6 +6,7 @@ from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.datasets import Dataset, DatasetConfig, open_dataset
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.ranges import Count, Natural, NonNegative, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +31,15 @@ class InputConfig:
 
     datasets: dict[str, DatasetConfig]
     preprocess: PreprocessConfig
-    weights: tuple = ()
-    streams: int = 8
-    shuffle_window: int = 1024
-    workers: int = 0
-    max_replaced: float = 0.01
+    weights: tuple[tuple[Natural, dict[str, NonNegative]], ...] = ()
+    streams: Count = 8
+    shuffle_window: Count = 1024
+    workers: Natural = 0
+    max_replaced: Share = 0.01
 
     def __post_init__(self) -> None:
         if not self.datasets:
             raise ValueError("datasets is empty; wanted one or more")
-        for name, least in (("streams", 1), ("shuffle_window", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; wanted {least} or more"
-                )
-        if not 0 <= self.max_replaced <= 1:
-            raise ValueError(f"max_replaced is {self.max_replaced}; wanted 0 to 1")
         _check_weights(self.weights, [*self.datasets])
         labels = [name for name, part in self.datasets.items() if part.label_feature]
         if labels and len(labels) < len(self.datasets):
@@ -122,27 +116,17 @@ def _sizes(datasets: list[Dataset]) -> list[int]:
 
 
 def _check_weights(weights: tuple, names: list[str]) -> None:
-    """Raises ValueError for weights of another form than `InputConfig` describes."""
+    """Raises ValueError for unknown datasets, no weight above 0 or unordered steps."""
     steps = [-1]
-    for phase in weights:
-        if not (
-            isinstance(phase, tuple)
-            and len(phase) == 2
-            and isinstance(phase[0], int)
-            and isinstance(phase[1], dict)
-        ):
-            raise ValueError(
-                f"weights holds {phase!r}; wanted (step, {{dataset: weight}})"
-            )
-        step, by_name = phase
+    for step, by_name in weights:
         unknown = sorted({*by_name} - {*names})
         if unknown:
             raise ValueError(
                 f"weights names {unknown}, but datasets has {', '.join(names)}"
             )
-        if min(by_name.values(), default=-1) < 0 or not sum(by_name.values()):
+        if not any(by_name.values()):
             raise ValueError(
-                f"weights from step {step} are {by_name}; wanted 0 or more"
+                f"weights from step {step} are {by_name}; wanted one or more above 0"
             )
         if step <= steps[-1] or (steps == [-1] and step):
             raise ValueError(
