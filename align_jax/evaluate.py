@@ -44,14 +44,14 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     weights = open_weights(config.checkpoint)
     embedder: Encoder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
+    if config.embeddings:
+        embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
     if folder.leads():
         write_config(workdir, fields)
         write_provenance(workdir)
     results: dict[str, float] = {}
     if weights.step is not None:
         results["step"] = weights.step
-    if config.embeddings:
-        embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
     results |= dict(run_evaluators(evaluators, embedder))
     write_report(workdir, fields, results, evaluators, embedder)
     if folder.leads():

@@ -9,6 +9,7 @@ Only the pixels of the crop are computed.
 import dataclasses
 import math
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from align_jax.config import check_choices
 from align_jax.input.resample import resample
 from align_jax.input.scratch import Scratch
 from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
-from align_jax.ranges import Count, Share, Side
+from align_jax.ranges import Count, Range, Share, Side
 
 WHITE = (255.0, 255.0, 255.0)
 RESAMPLINGS = ("pil", "tf")
@@ -63,7 +64,7 @@ class PreprocessConfig:
     resampling: str = "pil"
     decode: str = "fast"
     crop: str = "random"
-    crop_area: Share = 0.08
+    crop_area: Annotated[float, Range(above=0, most=1)] = 0.08
     flip: bool = True
     random_background: bool = False
     colour_jitter: Share = 0.0

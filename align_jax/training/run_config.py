@@ -159,6 +159,8 @@ class RunConfig:
                 f"virtual_cores is {self.virtual_cores}, not a multiple of"
                 f" batch_norm_cores, {self.batch_norm_cores}"
             )
+        if self.start_from == "":
+            raise ValueError("start_from is empty; name a run, or None")
         if self.start_from is not None and self.initialize != Initial():
             raise ValueError(
                 f"start_from is {self.start_from}, a whole state, and initialize gives"

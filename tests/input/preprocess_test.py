@@ -152,7 +152,7 @@ def test_a_crop_larger_than_the_picture_is_refused():
         ({"resampling": "cubic"}, "resampling is 'cubic'; known: pil, tf"),
         ({"decode": "slow"}, "decode is 'slow'; known: fast, exact"),
         ({"crop": "x"}, "crop is 'x'; known: random, inception"),
-        ({"crop_area": 1.5}, "crop_area is 1.5; wanted 0 to 1"),
+        ({"crop_area": 1.5}, "crop_area is 1.5; wanted above 0, up to 1"),
         ({"image_size": 0}, "config.image_size is 0; wanted 1 to 65535"),
     ],
 )
