@@ -1,12 +1,17 @@
 """Opens the mixture of training datasets and checks it before a run starts."""
 
 import dataclasses
+import logging
 
 from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.datasets import Dataset, DatasetConfig, open_dataset
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.ranges import Count, Natural, NonNegative, Share
+
+# Largest share of a batch's pairs that may be in the batch before. A contrastive loss
+# takes the copies of a pair for its negatives.
+MOST_REPEATED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,8 @@ def open_training(
 
     Raises:
       InputError: the batch does not divide by the streams or the streams by the hosts,
-        or a dataset is missing, damaged or empty, or lacks a feature.
+        a dataset is missing, damaged or empty, or lacks a feature, or more than
+        `MOST_REPEATED` of a batch with texts are repeated pairs. Fewer are a warning.
     """
     if batch_size % config.streams:
         raise InputError(
@@ -107,7 +113,35 @@ def open_training(
     ] or [(0, [float(size) for size in _sizes(datasets)])]
     draws = batch_size // config.streams
     mixture = record_order.Mixture.of_weights(weights, draws)
-    return TrainingData(config, datasets, draws, mixture)
+    data = TrainingData(config, datasets, draws, mixture)
+    if not data.labelled:
+        _check_repeats(data, batch_size)
+    return data
+
+
+def _check_repeats(data: TrainingData, batch_size: int) -> None:
+    """Warns of pairs that a batch holds more than once, or raises InputError."""
+    names, sizes = [*data.config.datasets], _sizes(data.datasets)
+    for start, shares in data.mixture.phases:
+        rows = [batch_size * share / record_order.CYCLE for share in shares]
+        parts = list(zip(names, sizes, rows, strict=True))
+        repeated = sum(max(0.0, count - size) for _, size, count in parts) / batch_size
+        if not repeated:
+            continue
+        times = "; ".join(
+            f"each of the {size} pairs of {name} is there {count / size:.3g} times, and"
+            f" {count / size - 1:.3g} times its own negative"
+            for name, size, count in parts
+            if count > size
+        )
+        message = (
+            f"from step {start // data.draws_a_step} on, {repeated:.0%} of a batch of"
+            f" {batch_size} pairs are in the batch more than once: {times}; take a"
+            " smaller batch or more pairs"
+        )
+        if repeated > MOST_REPEATED:
+            raise InputError(f"{message} (at most {MOST_REPEATED:.0%} may be)")
+        logging.warning(message)
 
 
 def _sizes(datasets: list[Dataset]) -> list[int]:

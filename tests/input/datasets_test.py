@@ -96,6 +96,40 @@ def test_weights_that_do_not_fit_are_refused(weights, message):
 
 
 @pytest.mark.parametrize(
+    ("batch", "fields", "message"),
+    [
+        (
+            128,
+            {},
+            "from step 0 on, 25% of a batch of 128 pairs are in the batch more than"
+            " once: each of the 96 pairs of tiny is there 1.33 times, and 0.333 times"
+            " its own negative",
+        ),
+        (96, {}, ""),
+        (
+            32,
+            {"weights": ((0, {"tiny": 1}), (9, {"tiny": 1, "other": 1}))},
+            "from step 9 on, 12% .* of the 12 pairs of other is there 1.33 times",
+        ),
+    ],
+)
+def test_a_batch_with_a_pair_several_times_is_warned_of(
+    two, batch, fields, message, caplog
+):
+    directory = two if fields else two["tiny"]
+    open_batches(directory, batch=batch, **fields).close()
+    (text,) = [record.getMessage() for record in caplog.records] or [""]
+    assert re.match(message, text)
+    assert bool(text) == bool(message)
+
+
+def test_a_batch_of_mostly_repeated_pairs_is_refused(two):
+    text = "63% of a batch of 32 .* is there 2.67 times, and 1.67 times its own negat"
+    with pytest.raises(InputError, match=rf"{text}.* smaller batch .* at most 50% may"):
+        open_batches(two["other"], batch=32)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"streams": 3}, "batch of 8 pairs does not divide over input.streams = 3"),
