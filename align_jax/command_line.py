@@ -108,7 +108,7 @@ def parse_flags(
 
 
 def _literal(config: Any) -> dict[str, Any] | None:
-    """Returns the literal config of what `get_config` returned; None for None."""
+    """Converts the result of `get_config` to a literal config; None stays None."""
     if config is None or isinstance(config, ConfigDict):
         return config and config.to_dict()
     raise InputError(

@@ -58,7 +58,7 @@ def check_instance(value: object, contract: type, where: str) -> None:
     Args:
       value: object to check.
       contract: Protocol without a constructor.
-      where: use of the object, for the message, such as "the evaluation's encoder".
+      where: role of the object, for the message, such as "the evaluation's encoder".
     """
     find = functools.partial(_of_instance, value)
     _check(find, contract, f"{type(value).__name__} as {where}")
