@@ -125,7 +125,7 @@ def test_a_batch_with_a_pair_several_times_is_warned_of(
 
 def test_a_batch_of_mostly_repeated_pairs_is_refused(two):
     text = "62% of a batch of 32 .* is there 2.67 times, and 1.67 times its own negat"
-    with pytest.raises(InputError, match=rf"{text}.* smaller batch .* at most 50% may"):
+    with pytest.raises(InputError, match=rf"{text}.* smaller batch .*at most 50% may"):
         open_batches(two["other"], batch=32)
 
 
