@@ -9,6 +9,13 @@ from align_jax.errors import UNREAD, InputError, run_command
 QUICKSTART = "--config=configs/quickstart.py"
 
 
+@pytest.fixture(autouse=True)
+def no_config_read_before(monkeypatch):
+    """Forgets the files of other tests: ml_collections loads into the same module."""
+    for name in ("config", "diff"):
+        monkeypatch.delitem(sys.modules, f"{name}_config", raising=False)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
