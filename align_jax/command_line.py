@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from align_jax import places
 from align_jax.errors import InputError, one_line
@@ -38,7 +38,8 @@ def read_command_line(argv: list[str]) -> CommandLine:
 
     Raises:
       InputError: an unknown flag, no --config, not exactly one of --workdir, --plan and
-        --diff, an unknown config or field, or a value of the wrong type.
+        --diff, an empty one of these, an unknown config or field, or a value of the
+        wrong type.
     """
     known = flags.FlagValues()
     configs = [
@@ -52,6 +53,9 @@ def read_command_line(argv: list[str]) -> CommandLine:
     flags.mark_flags_as_required(["config"], known)
     flags.mark_flags_as_mutual_exclusive(["workdir", "plan", "diff"], True, known)
     fields, diff = parse_flags(known, configs, argv)
+    for name in ("workdir", "plan"):
+        if known[name].value == "":
+            raise InputError(f"--{name} is empty; give it a value, see --help")
     assert fields is not None  # the flag is required
     return CommandLine(
         fields=fields,
@@ -85,8 +89,13 @@ def parse_flags(
             raise InputError(
                 f"unexpected arguments: {' '.join(surplus)}; a flag begins with --"
             )
-        return [flag.value and flag.value.to_dict() for flag in configs]
+        return [_literal(flag.value) for flag in configs]
+    except InputError:
+        raise
     except (AttributeError, KeyError) as error:
+        if "get_config" in str(error):
+            flag = re.sub(r"module '(\w+)_config' .*", r"--\1", str(error))
+            raise InputError(f"the file of {flag} has no get_config()") from error
         found = re.search(r"\w+", str(error))
         name = found.group() if found else str(error)
         meant = re.search(r'mean "(\w+)"', str(error))
@@ -96,3 +105,13 @@ def parse_flags(
         reason = one_line(error)
         reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # from the config file
         raise InputError(f"bad flags: {reason}") from error
+
+
+def _literal(config: Any) -> dict[str, Any] | None:
+    """Converts the result of `get_config` to a literal config; None stays None."""
+    if config is None or isinstance(config, ConfigDict):
+        return config and config.to_dict()
+    raise InputError(
+        f"get_config() of a config file returned a {type(config).__name__}; wanted a"
+        " ConfigDict of ml_collections"
+    )

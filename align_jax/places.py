@@ -42,7 +42,12 @@ def resolve(typed: Place) -> str:
 
     Returns:
       A URL unchanged; a local path as an absolute path, with ~ as the home folder.
+
+    Raises:
+      InputError: the text is empty, which would be the working directory.
     """
+    if not os.fspath(typed):
+        raise InputError("a path is empty; wanted a file or a folder")
     if is_url(typed):
         return os.fspath(typed)
     return os.path.abspath(os.path.expanduser(typed))

@@ -29,6 +29,11 @@ from align_jax.errors import InputError
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
+HEAD_BYTES = 16  # per token, where a long text is first cut; enough for most texts
+# Characters beyond these change no id: white space after white space, and the rest of a
+# word that is too long in any case.
+SPACES = r"[ \t\n\r]+"
+ENDLESS_WORD = rf"([0-9A-Za-z]{{{LONGEST_WORD + 1}}})[0-9A-Za-z]+"
 CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
 
 # Settings that a tokenizer.json must have, because this file implements no others.
@@ -98,12 +103,40 @@ class Tokenizer:
         The ids of a text are [CLS], its word pieces, [SEP] and zeros. A text longer
         than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
         """
-        words = split_words(texts)  # (B, words)
+        return self._ids(split_words(self._cut(texts)))
+
+    def _cut(self, texts: tf.Tensor) -> tf.Tensor:
+        """Cuts long texts (B,) where the rest cannot change their ids.
+
+        A word has one piece or more, so that max_tokens - 2 words suffice. Only the
+        last word of a cut text may be incomplete. So a text is long enough if it has
+        one word more than that.
+        """
+
+        def is_too_short(size: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
+            cut = tf.boolean_mask(texts, tf.strings.length(texts) > size)
+            words = split_words(tf.strings.substr(cut, 0, size)).row_lengths()
+            return tf.reduce_any(words < self.max_tokens - 1)
+
+        def shorten(texts: tf.Tensor) -> tf.Tensor:
+            texts = tf.strings.regex_replace(texts, SPACES, " ")
+            return tf.strings.regex_replace(texts, ENDLESS_WORD, r"\1")
+
+        size = tf.constant(HEAD_BYTES * self.max_tokens)
+        grows = is_too_short(size, texts)
+        texts = tf.cond(grows, lambda: shorten(texts), lambda: texts)
+        size, texts = tf.while_loop(
+            is_too_short, lambda s, t: (4 * s, t), (size, texts)
+        )
+        return tf.strings.substr(texts, 0, size)
+
+    def _ids(self, words: tf.RaggedTensor) -> tf.Tensor:
+        """Converts words (B, words) to int32 ids (B, max_tokens)."""
         too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
         known = tf.where(too_long, UNKNOWN, words.values)
         pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
         pieces = pieces[:, : self.max_tokens - 2]
-        rows = tf.shape(texts)[0]
+        rows = words.nrows(tf.int32)
         first, last = (tf.fill((rows, 1), token) for token in (self._cls, self._sep))
         ids = tf.concat([first, pieces, last], 1)
         return ids.to_tensor(shape=(None, self.max_tokens))

@@ -5,7 +5,7 @@ only a part of one, is seen here.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -33,7 +33,8 @@ class LimitedConnection(H11Protocol):
         super().connection_made(transport)
         self._expect_head()
         if len(self.connections) > MAX_CONNECTIONS:
-            waiting = [c for c in self.connections if c.awaits_request()]
+            connections = cast(set[LimitedConnection], self.connections)
+            waiting = [c for c in connections if c.awaits_request()]
             closed = min(waiting, key=LimitedConnection._worth, default=self)
             closed.transport.abort()
             self.connections.discard(closed)  # the next one to arrive must not see it

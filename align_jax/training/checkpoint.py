@@ -17,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from align_jax import places
 from align_jax.config import as_json, differing_fields
 from align_jax.errors import InputError, one_line
+from align_jax.ranges import Count
 from align_jax.training.train_state import TrainState
 
 FOLDER = "checkpoints"  # in a workdir
@@ -42,17 +43,11 @@ class CheckpointConfig:
       lowest_is_best: whether the lowest score is the best.
     """
 
-    every_steps: int = 1000
-    keep: int = 3
-    keep_every_steps: int | None = None
+    every_steps: Count = 1000
+    keep: Count = 3
+    keep_every_steps: Count | None = None
     best_metric: str | None = None
     lowest_is_best: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "keep", "keep_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; wanted at least 1")
 
 
 class Checkpoints:
