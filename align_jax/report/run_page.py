@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
-from align_jax.input.shards import MANIFEST
 from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import TEMPLATES, encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
@@ -159,8 +158,8 @@ def read_corpora(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     corpora = {}
     for name, dataset in fields.get("input", {}).get("datasets", {}).items():
-        path = os.path.join(places.resolve(dataset["directory"]), MANIFEST)
-        manifest = places.read_json(path) if places.exists(path) else {}
+        directory = places.resolve(dataset["directory"])
+        manifest = dataset_folder.read_manifest(directory)
         if "rules" in manifest:
             corpora[name] = manifest
     return corpora

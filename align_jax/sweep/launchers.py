@@ -71,7 +71,7 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
             print(count_states(statuses), flush=True)
     print(format_status(statuses), flush=True)
     failed = {
-        run.id: places.read_json(failure_path(run))["reason"]
+        run.id: places.read_object(failure_path(run), {"reason": str})["reason"]
         for run, status in zip(runs, statuses, strict=True)
         if status.state == "failed"
     }
