@@ -145,4 +145,6 @@ def _read(path: str) -> dict[str, Any]:
     try:
         return places.read_object(path)
     except InputError as error:
-        raise DamagedError(path, one_line(error.__cause__ or error)[:LONGEST]) from error
+        raise DamagedError(
+            path, one_line(error.__cause__ or error)[:LONGEST]
+        ) from error

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align_jax import dataset_folder, places
+from align_jax.command_line import local_path
 from align_jax.config import choose
 from align_jax.errors import InputError, run_command
 from data.evaluation_sets.vtab_tasks import TASKS, VtabTask
@@ -66,6 +67,8 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
     from data.records.stages import materialise
 
     task, target = TASKS[name], out / name
+    if target.exists() and not (target / dataset_folder.INFO).exists():
+        raise InputError(f"{target} is there and is no dataset; give another --out")
     if target.exists():
         print(f"{target} is there: nothing to do.")
         return
@@ -175,10 +178,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument(
-        "--source", type=places.local_path, required=True, metavar="DIR"
-    )
-    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
+    parser.add_argument("--source", type=local_path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR")
     flags = parser.parse_args()
     names = flags.tasks or [*TASKS]
     for name in names:

@@ -22,6 +22,8 @@ import urllib.parse
 from align_jax import places
 from align_jax.errors import InputError, run_command
 
+LAST_PORT = 65_535
+
 
 def main() -> None:
     """Reads the flags and runs the subcommand."""
@@ -40,16 +42,17 @@ def build(flags: argparse.Namespace) -> None:
 
     Raises:
       InputError: the collection or the checkpoint cannot be read, or the index was made
-        with another model or thumbnail size.
+        with another model or thumbnail size, or --out holds something else.
     """
     import tqdm
 
     from align_jax.embed.model import load
     from align_jax.search.collection import open_collection
-    from align_jax.search.indexing import index_pictures
+    from align_jax.search.indexing import check_place, index_pictures
     from align_jax.search.vector_index import Description, IndexSource, create_index
     from align_jax.weights.folder import digest
 
+    check_place(flags.out)
     collection = open_collection(flags.images)
     model = load(flags.checkpoint, flags.batch_size)
     found = Description(
@@ -192,9 +195,11 @@ def read_flags() -> argparse.Namespace:
     """Reads and checks the flags of the command line; local paths become absolute.
 
     Raises:
-      InputError: a number is below its minimum.
+      InputError: a number is out of its range.
     """
-    parser = argparse.ArgumentParser(prog="align_jax.search", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m align_jax.search", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -263,6 +268,8 @@ def read_flags() -> argparse.Namespace:
         if getattr(flags, name, least) < least:
             value = getattr(flags, name)
             raise InputError(f"--{name} is {value}; wanted {least} or more")
+    if not 0 <= getattr(flags, "port", 0) <= LAST_PORT:
+        raise InputError(f"--port is {flags.port}; wanted 0 to {LAST_PORT}")
     return flags
 
 

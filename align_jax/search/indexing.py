@@ -5,11 +5,12 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 
+from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
 from align_jax.pictures import small_jpeg
 from align_jax.search.collection import Entry
-from align_jax.search.vector_index import VectorIndex
+from align_jax.search.vector_index import SOURCE, TABLE, VectorIndex
 from align_jax.weights.folder import digest
 
 AT_ONCE = 256  # pictures per change of the index
@@ -125,3 +126,18 @@ def check_model(index: VectorIndex, model: Model) -> None:
             f"the index is of another model, {index.description.checkpoint}"
             f" ({index.description.model}), not of this one ({found})"
         )
+
+
+def check_place(place: str) -> None:
+    """Raises InputError unless a place is free, or may hold an index.
+
+    Args:
+      place: path of the index, or a bucket's URL, which is not checked.
+    """
+    if places.is_url(place) or not places.exists(place):
+        return
+    if not places.is_folder(place):
+        raise InputError(f"{place} is a file; wanted the folder of an index")
+    names = places.list_names(place)
+    if names and not {f"{TABLE}.lance", f"{SOURCE}.lance"} & {*names}:
+        raise InputError(f"{place} is not empty and holds no index; give another --out")

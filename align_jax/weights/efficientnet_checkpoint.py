@@ -62,7 +62,9 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
                 lambda _, node: kernels.append(getattr(node, "shape", ()))
             )
     except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path} is no readable HDF5 file: {one_line(error)}") from error
+        raise InputError(
+            f"{path} is no readable HDF5 file: {one_line(error)}"
+        ) from error
     variant = _recognise(kernels, path)
     classes = [shape[1] for shape in kernels if len(shape) == 2]
     build = getattr(keras.applications, f"EfficientNet{variant.upper()}")

@@ -270,7 +270,9 @@ def _check_types(
     for name, default in wanted.items():
         kind = type(default)
         if not isinstance(found[name], int | float if kind is float else kind):
-            raise InputError(f"{where}.{name} is {found[name]!r}; wanted {kind.__name__}")
+            raise InputError(
+                f"{where}.{name} is {found[name]!r}; wanted {kind.__name__}"
+            )
 
 
 def _check_fixed(

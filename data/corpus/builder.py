@@ -51,6 +51,7 @@ from data.pictures.evaluation_images import (
 from data.records.stages import materialise
 from data.sources.source import list_shards
 
+
 class Build(StageTables):
     """The stages of one corpus, in order; a method keeps a stage that exists."""
 

@@ -73,8 +73,9 @@ class FileChecks:
                 " that built it)"
             )
         if isinstance(self.manifest, dict) and "sources" in self.manifest:
+            name = self.manifest.get("name", "NAME")
             return (
-                f"rm -rf {folder} && python -m data.eval_sets {self.manifest.get('name', 'NAME')}"
+                f"rm -rf {folder} && python -m data.eval_sets {name}"
                 f" --source SOURCE --out {folder} (SOURCE: the downloads)"
             )
         if self.folder.name == "evaluation" and (parent / "pairs.parquet").exists():
