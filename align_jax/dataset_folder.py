@@ -145,6 +145,5 @@ def _read(path: str) -> dict[str, Any]:
     try:
         return places.read_object(path)
     except InputError as error:
-        raise DamagedError(
-            path, one_line(error.__cause__ or error)[:LONGEST]
-        ) from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DamagedError(path, reason[:LONGEST]) from error

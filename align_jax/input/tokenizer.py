@@ -182,7 +182,7 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
             f"the ids in {path} run from {min(ids.values())} to {max(ids.values())},"
             f" but it has {len(ids)} tokens; wanted every id from 0 on once"
         )
-    return sorted(ids, key=ids.get)
+    return sorted(ids, key=lambda token: ids[token])
 
 
 @functools.cache
