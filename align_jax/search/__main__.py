@@ -48,7 +48,11 @@ def build(flags: argparse.Namespace) -> None:
 
     from align_jax.embed.model import load
     from align_jax.search.collection import open_collection
-    from align_jax.search.indexing import check_place, index_pictures
+    from align_jax.search.indexing import (
+        check_place,
+        index_pictures,
+        writing_index,
+    )
     from align_jax.search.vector_index import Description, IndexSource, create_index
     from align_jax.weights.folder import digest
 
@@ -59,13 +63,16 @@ def build(flags: argparse.Namespace) -> None:
         digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
     )
     source = IndexSource(collection.prefix, collection.labels)
-    index = create_index(flags.out, found, source)
-    with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
+    deleted, total = 0, len(collection)
+    with (
+        writing_index(flags.out),
+        tqdm.tqdm(desc="index", unit="picture", total=total) as bar,
+    ):
+        index = create_index(flags.out, found, source)
         done = index_pictures(model, collection, index, bar.update)
-    deleted = 0
-    if flags.prune:
-        present = {entry.id for entry in collection}
-        deleted = index.delete(name for name in index.ids() if name not in present)
+        if flags.prune:
+            present = {entry.id for entry in collection}
+            deleted = index.delete(name for name in index.ids() if name not in present)
     print(
         f"{flags.out}: {len(index):,} pictures; {done.added:,} added, {done.kept:,}"
         f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"
@@ -185,9 +192,11 @@ def read_terms(flags: argparse.Namespace) -> list:
 
 def delete(flags: argparse.Namespace) -> None:
     """Deletes pictures from an index by id, and prints how many were there."""
+    from align_jax.search.indexing import writing_index
     from align_jax.search.vector_index import open_index
 
-    deleted = open_index(flags.index).delete(flags.ids)
+    with writing_index(flags.index):
+        deleted = open_index(flags.index).delete(flags.ids)
     print(f"{flags.index}: {deleted} of {len(flags.ids)} deleted")
 
 

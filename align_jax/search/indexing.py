@@ -1,9 +1,10 @@
 """Adds a collection's pictures to an index, in batches that are written atomically."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from align_jax import places
 from align_jax.embed.model import Model
@@ -141,3 +142,19 @@ def check_place(place: str) -> None:
     names = places.list_names(place)
     if names and not {f"{TABLE}.lance", f"{SOURCE}.lance"} & {*names}:
         raise InputError(f"{place} is not empty and holds no index; give another --out")
+
+
+@contextlib.contextmanager
+def writing_index(place: str) -> Iterator[None]:
+    """Turns failures to write an index inside the `with` statement into InputErrors.
+
+    Raises:
+      InputError: the disk is full, or the storage cannot be written.
+    """
+    with places.writing(place):
+        try:
+            yield
+        except RuntimeError as error:  # LanceDB has no class for it
+            if "LanceError(IO)" not in str(error):
+                raise
+            raise OSError(str(error).partition(", /")[0]) from error

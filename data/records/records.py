@@ -26,7 +26,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from align_jax import places
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from data.records.stages import materialise
 
 
@@ -105,7 +105,7 @@ def write_split(
       The facts about each file, in order.
 
     Raises:
-      InputError: there are fewer than `count` examples.
+      InputError: fewer than `count` examples, or a disk that cannot be written.
     """
     places.make_folder(directory)
     source = iter(examples)
@@ -139,7 +139,14 @@ def write_shard(
             for example in examples:
                 writer.write(example)
 
-    materialise(path, write)
+    def write_array_records(temporary: pathlib.Path) -> None:
+        try:
+            write(temporary)
+        except RuntimeError as error:  # the disk is full
+            raise OSError(one_line(error)) from error
+
+    is_array = file_format == "array_record"
+    materialise(path, write_array_records if is_array else write)
 
 
 def _array_record_writer(path: str) -> Any:
