@@ -144,6 +144,8 @@ def _read(path: str) -> dict[str, Any]:
     """Reads a JSON object; raises DamagedError if it cannot."""
     try:
         return places.read_object(path)
+    except places.MissingError as error:
+        raise DamagedError(path, "no such file") from error
     except InputError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise DamagedError(path, reason[:LONGEST]) from error

@@ -51,5 +51,5 @@ def test_the_home_folder_is_found_in_the_paths_of_configs(tmp_path, monkeypatch)
         assert found.fields == {"run": "evaluate"}
     sweep = "def get_sweep():\n    return {}\n"
     (tmp_path / "sweep.py").write_text(sweep)
-    with pytest.raises(InputError, match="sweep.py has no runs: get_sweep"):
+    with pytest.raises(InputError, match=r"sweep\.py has no runs: get_sweep"):
         open_sweep("~/sweep.py", str(tmp_path / "out"))

@@ -282,5 +282,5 @@ def test_a_run_with_a_damaged_file_is_named_and_left_out(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'b'} is left out: ")
     assert reason in line
-    with pytest.raises(InputError, match="the files of all runs of .* are damaged"):
+    with pytest.raises(InputError, match=r"the files of all runs of .* are damaged"):
         find_runs([str(tmp_path / "b")])

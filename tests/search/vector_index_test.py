@@ -140,7 +140,7 @@ def test_an_index_is_not_made_in_what_holds_something_else(tmp_path, content):
         place.write_text("a text")
     else:
         (place / "photos").mkdir(parents=True)
-    with pytest.raises(InputError, match="is a file|is not empty and holds no index"):
+    with pytest.raises(InputError, match=r"is a file|is not empty and holds no index"):
         check_place(str(place))
     for free in (tmp_path / "new", tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ def test_an_index_is_not_made_in_what_holds_something_else(tmp_path, content):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="cannot be written: .*No space left"):
+    with pytest.raises(InputError, match=r"cannot be written: .*No space left"):
         with writing_index(str(tmp_path)):
             raise RuntimeError("lance error: LanceError(IO): No space left, /a/b.rs:1")
     with pytest.raises(RuntimeError, match="another"), writing_index(str(tmp_path)):

@@ -71,7 +71,7 @@ def test_a_stage_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
 
     for make in (fail, fail_in_duckdb):
         with pytest.raises(
-            InputError, match="stage cannot be written: .*No space left"
+            InputError, match=r"stage cannot be written: .*No space left"
         ):
             materialise(tmp_path / "stage", make)
     assert not [*tmp_path.iterdir()]
