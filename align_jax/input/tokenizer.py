@@ -16,7 +16,6 @@ differences remain:
 import collections
 import functools
 import hashlib
-import json
 import pathlib
 import unicodedata
 from collections.abc import Sequence
@@ -176,16 +175,12 @@ def read_vocabulary(path: str) -> list[str]:
     place = places.resolve(path)
     if not places.exists(place):
         raise InputError(f"no vocabulary at {path}; data.build writes one")
-    content = places.read_bytes(place)
-    try:
-        if path.endswith(".json"):
-            vocabulary = _tokens_of_json(json.loads(content), path)
-        else:
-            # Not splitlines: a token may be another line break than \n, such as U+2028.
-            vocabulary = content.decode().removesuffix("\n").split("\n")
-            vocabulary = [token.removesuffix("\r") for token in vocabulary]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is no vocabulary: {error}") from error
+    if path.endswith(".json"):
+        vocabulary = _tokens_of_json(places.read_object(place), path)
+    else:
+        # Not splitlines: a token may be another line break than \n, such as U+2028.
+        vocabulary = places.read_text(place).removesuffix("\n").split("\n")
+        vocabulary = [token.removesuffix("\r") for token in vocabulary]
     twice = [t for t, n in collections.Counter(vocabulary).items() if n > 1]
     if twice:
         raise InputError(f"{path} holds tokens more than once: {twice[:9]}")
@@ -200,6 +195,8 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
     """
     normalizer = tokenizer.get("normalizer") or {}
     model = tokenizer.get("model") or {}
+    if not isinstance(normalizer, dict) or not isinstance(model, dict):
+        raise InputError(f"{path} has a normalizer or a model that is no object")
     model.setdefault("type", "WordPiece")  # early files lack the type
     for name, part, wanted in (
         ("normalizer", normalizer, NORMALIZER),
@@ -208,13 +205,17 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
         found = {key: part.get(key) for key in wanted}
         if found != wanted:
             raise InputError(f"the {name} of {path} is {found}; wanted {wanted}")
-    ids = model["vocab"]
+    ids = model.get("vocab")
+    if not isinstance(ids, dict) or not ids:
+        raise InputError(f"{path} has no vocabulary (model.vocab)")
+    if not all(type(value) is int for value in ids.values()):
+        raise InputError(f"{path} has an id in model.vocab that is no whole number")
     if sorted(ids.values()) != list(range(len(ids))):
         raise InputError(
             f"the ids in {path} run from {min(ids.values())} to {max(ids.values())},"
             f" but it has {len(ids)} tokens; wanted every id from 0 on once"
         )
-    return sorted(ids, key=ids.get)
+    return sorted(ids, key=lambda token: ids[token])
 
 
 @functools.cache

@@ -63,12 +63,15 @@ class TrainingData:
       datasets: opened datasets in the config's order.
       draws_a_step: number of pairs that a stream gives to a global batch.
       mixture: assignment of a dataset to each of these pairs.
+      reading: path of the shard that was opened last, by index of the dataset and
+        stream; written while batches are read.
     """
 
     config: InputConfig
     datasets: list[Dataset]
     draws_a_step: int
     mixture: record_order.Mixture
+    reading: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)
 
     @property
     def pairs(self) -> int:

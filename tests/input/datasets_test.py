@@ -169,7 +169,8 @@ def test_a_shard_cut_short_is_named(tmp_path):
     paths[1].write_bytes(paths[1].read_bytes()[:-20])
     with pytest.raises(InputError, match="00001-of-00002 is cut short: it has 2 whole"):
         open_shards(str(folder), "train")
-    shards = [{"name": path.name, "bytes": 7} for path in paths]
+    facts = {"bytes": 7, "records": 3, "sha256": ""}
+    shards = [{"name": path.name, **facts} for path in paths]
     (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
     with pytest.raises(
         InputError, match=r"00000-of-00002 has .* bytes, but .* says 7;"

@@ -175,11 +175,11 @@ def test_broken_vocabulary_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"more than once: \['a'\]"):
         read_vocabulary(str(path))
     path.write_bytes(b"a\n\xff\n")
-    with pytest.raises(InputError, match=r"no vocabulary: .*0xff"):
+    with pytest.raises(InputError, match=r"not UTF-8 text: .*0xff"):
         read_vocabulary(str(path))
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
-    with pytest.raises(InputError, match="no vocabulary: Expecting"):
+    with pytest.raises(InputError, match="not valid JSON: Expecting"):
         read_vocabulary(str(path))
 
 
