@@ -17,7 +17,8 @@ def load(source: str, batch_size: int = 128) -> "Model":
       batch_size: pictures or texts that all devices together embed at a time.
 
     Raises:
-      InputError: the source is missing or damaged, or holds no dual encoder.
+      InputError: the source is missing or damaged, or holds no dual encoder, or the
+        batch size is below 1.
     """
     from align_jax.embed import model  # imports TensorFlow, unlike the core
 

@@ -1,15 +1,17 @@
-"""Flags of commands that take a config file, and those of `main.py`."""
+"""Flags of commands: local paths, config files, and all flags of `main.py`."""
 
+import argparse
 import dataclasses
+import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
-
-from absl import flags
-from ml_collections import config_flags
+from typing import TYPE_CHECKING, Any
 
 from align_jax import places
 from align_jax.errors import InputError, one_line
+
+if TYPE_CHECKING:  # imported late, so that run_command reports a missing package
+    from absl import flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +35,31 @@ class CommandLine:
     distributed: bool
 
 
+def local_path(typed: str) -> pathlib.Path:
+    """Reads a flag's value as `places.local_path`; for the `type` of argparse.
+
+    Raises:
+      argparse.ArgumentTypeError: the value is a URL. argparse prints this message.
+    """
+    try:
+        return places.local_path(typed)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def read_command_line(argv: list[str]) -> CommandLine:
     """Reads `main.py`'s flags; argv[0] is the program's name.
 
     Raises:
       InputError: an unknown flag, no --config, not exactly one of --workdir, --plan and
-        --diff, an unknown config or field, or a value of the wrong type.
+        --diff, an empty one of these, an unknown config or field, or a value of the
+        wrong type.
     """
+    from absl import flags
+    from ml_collections import config_flags
+
     known = flags.FlagValues()
+    argv = expand_home(argv)
     configs = [
         config_flags.DEFINE_config_file(name, flag_values=known, sys_argv=argv)
         for name in ("config", "diff")
@@ -52,6 +71,9 @@ def read_command_line(argv: list[str]) -> CommandLine:
     flags.mark_flags_as_required(["config"], known)
     flags.mark_flags_as_mutual_exclusive(["workdir", "plan", "diff"], True, known)
     fields, diff = parse_flags(known, configs, argv)
+    for name in ("workdir", "plan"):
+        if known[name].value == "":
+            raise InputError(f"--{name} is empty; give it a value, see --help")
     assert fields is not None  # the flag is required
     return CommandLine(
         fields=fields,
@@ -63,8 +85,22 @@ def read_command_line(argv: list[str]) -> CommandLine:
     )
 
 
+def expand_home(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the home folder for ~ in --config and --diff."""
+    return [
+        re.sub(r"^(--?(?:config|diff)=)(~.*)", _resolve_second, argument)
+        for argument in argv
+    ]
+
+
+def _resolve_second(found: re.Match[str]) -> str:
+    return found[1] + places.resolve(found[2])
+
+
 def parse_flags(
-    known: flags.FlagValues, configs: Sequence[flags.FlagHolder], argv: Sequence[str]
+    known: "flags.FlagValues",
+    configs: Sequence["flags.FlagHolder"],
+    argv: Sequence[str],
 ) -> list[dict[str, Any] | None]:
     """Parses a command line whose flags may change fields of configs.
 
@@ -80,13 +116,20 @@ def parse_flags(
       InputError: an unknown flag, config or field, an argument that is no flag, a
         required flag that is missing, or a value of the wrong type.
     """
+    from absl import flags
+
     try:
         if surplus := known(argv)[1:]:
             raise InputError(
                 f"unexpected arguments: {' '.join(surplus)}; a flag begins with --"
             )
-        return [flag.value and flag.value.to_dict() for flag in configs]
+        return [_literal(flag.value) for flag in configs]
+    except InputError:
+        raise
     except (AttributeError, KeyError) as error:
+        if "get_config" in str(error):
+            flag = re.sub(r"module '(\w+)_config' .*", r"--\1", str(error))
+            raise InputError(f"the file of {flag} has no get_config()") from error
         found = re.search(r"\w+", str(error))
         name = found.group() if found else str(error)
         meant = re.search(r'mean "(\w+)"', str(error))
@@ -96,3 +139,15 @@ def parse_flags(
         reason = one_line(error)
         reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # from the config file
         raise InputError(f"bad flags: {reason}") from error
+
+
+def _literal(config: Any) -> dict[str, Any] | None:
+    """Converts the result of `get_config` to a literal config; None stays None."""
+    from ml_collections import ConfigDict
+
+    if config is None or isinstance(config, ConfigDict):
+        return config and config.to_dict()
+    raise InputError(
+        f"get_config() of a config file returned a {type(config).__name__}; wanted a"
+        " ConfigDict of ml_collections"
+    )

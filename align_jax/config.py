@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import math
 import os
 import types
 import typing
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from align_jax import places
+from align_jax import places, ranges
 from align_jax.errors import InputError
 
 CONFIG_FILE = "config.json"  # a folder with it belongs to that config
@@ -40,6 +41,8 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
     """Builds dataclass `cls` from a mapping; sub-mappings build its dataclass fields.
 
     Where the dataclass wants a tuple or a float, a list or an int is converted to it.
+    Values in a `tuple[...]` or `dict[...]` are read by their own annotations, and
+    numbers must be in their ranges, see `align_jax.ranges`.
 
     Args:
       cls: a dataclass whose fields are scalars, tuples, mappings or dataclasses.
@@ -47,11 +50,12 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
       where: dotted path of the mapping, for messages.
 
     Raises:
-      InputError: an unknown or missing field, a wrong type, or a value for which the
-        dataclass raises ValueError; the message has the dotted path.
+      InputError: an unknown or missing field, a wrong type, a number out of range, or a
+        value for which the dataclass raises ValueError; the message has the dotted
+        path.
     """
     known = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     for name in fields:
         if name not in known:
             raise InputError(f"{where} has no field {name!r}; {_suggest(name, known)}")
@@ -280,28 +284,63 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 def _read_value(hint: Any, value: Any, where: str) -> Any:
     """Converts a value to its annotated type `hint`; raises InputError if it cannot."""
-    if isinstance(hint, types.UnionType):
-        if value is None and type(None) in hint.__args__:
+    allowed = ranges.ANY
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None and type(None) in typing.get_args(hint):
             return None
-        (hint,) = (arg for arg in hint.__args__ if arg is not type(None))
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, *notes = typing.get_args(hint)
+        allowed = next((n for n in notes if isinstance(n, ranges.Range)), ranges.ANY)
+    if hint is Any:
+        return value
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise InputError(f"{where} is {value!r}; wanted a sub-dict of fields")
         return read_config(hint, value, where)
-    origin = typing.get_origin(hint) or hint
-    if origin is dict and typing.get_args(hint) and isinstance(value, Mapping):
-        kind = typing.get_args(hint)[1]
-        return {n: _read_value(kind, v, f"{where}.{n}") for n, v in value.items()}
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is tuple and isinstance(value, list):
-        return _as_tuple(value)
-    is_misread_bool = isinstance(value, bool) and origin is not bool
-    if is_misread_bool or not isinstance(value, origin):
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is tuple and isinstance(value, list):
+        value = _as_tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) <= ranges.LARGEST else math.inf
+    is_misread_bool = isinstance(value, bool) and kind is not bool
+    accepted: Any = Mapping if kind is dict else kind
+    if is_misread_bool or not isinstance(value, accepted):
         raise InputError(
-            f"{where} is {value!r} ({type(value).__name__}); wanted {origin.__name__}"
+            f"{where} is {value!r} ({type(value).__name__}); wanted {kind.__name__}"
         )
+    if kind in (int, float) and (wanted := ranges.find_fault(value, allowed)):
+        raise InputError(f"{where} is {value!r}; wanted {wanted}")
+    if kind is dict and parts:
+        return _read_dict(parts, value, where)
+    if kind is tuple and parts:
+        return _read_tuple(parts, value, where)
     return value
+
+
+def _read_dict(parts: tuple, value: Mapping, where: str) -> dict:
+    """Reads a dict's values; `parts` are the types in the brackets of `dict[...]`."""
+    name_type, value_type = parts
+    return {
+        _read_value(name_type, name, f"a name in {where}"): _read_value(
+            value_type, part, f"{where}.{name}"
+        )
+        for name, part in value.items()
+    }
+
+
+def _read_tuple(parts: tuple, value: tuple, where: str) -> tuple:
+    """Reads a tuple's values; `parts` are the types in the brackets of `tuple[...]`."""
+    if parts[1:] == (...,):
+        parts = parts[:1] * len(value)
+    if len(value) != len(parts):
+        raise InputError(
+            f"{where} is {value!r}; wanted {len(parts)} values, not {len(value)}"
+        )
+    return tuple(
+        _read_value(part, item, f"{where}[{index}]")
+        for index, (part, item) in enumerate(zip(parts, value, strict=True))
+    )
 
 
 def _as_tuple(value: Any) -> Any:

@@ -1,12 +1,16 @@
 """Errors a user can fix, and how commands print them."""
 
 import contextlib
+import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 
+STDOUT = 1  # file descriptor
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that stopped after SIGTERM
+UNREAD = 128 + signal.SIGPIPE  # exit code of a command whose output nobody reads
 
 
 class Preempted(Exception):
@@ -63,6 +67,13 @@ def warned(failure: str, advice: str) -> Iterator[None]:
         )
 
 
+def printable(text: str) -> str:
+    """Returns a text for a terminal: control characters become escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command; an error that a user can fix is printed as one line on stderr.
 
@@ -74,10 +85,17 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
 
     Returns:
       The exit code: the command's result, or 0; 2 for bad input, a missing package or a
-      loss that is not finite; 130 for Ctrl-C; 143 for a notice to stop.
+      loss that is not finite; 130 for Ctrl-C; 141 if the program that read the output
+        has ended, as `head` does; 143 for a notice to stop.
     """
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        return UNREAD
     except (InputError, FloatingPointError) as error:
         message, code = str(error), 2
     except ImportError as error:
@@ -92,3 +110,14 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         message, code = f"{error}; the same command continues", STOPPED
     print(f"{name}: {message}", file=sys.stderr)
     return code
+
+
+def _is_unread() -> bool:
+    """Returns whether nobody reads stdout; if so, drops the text that waits in it."""
+    pipe = select.poll()
+    pipe.register(STDOUT)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    # Python flushes once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True

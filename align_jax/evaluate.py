@@ -44,13 +44,13 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     embedder: Encoder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
     fields = fill_defaults(fields)
+    if config.embeddings:
+        embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
     if folder.leads():
         write_config(workdir, fields)
         add_provenance(workdir)
     results: dict[str, float] = {}
     if weights.step is not None:
         results["step"] = weights.step
-    if config.embeddings:
-        embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
     results |= dict(run_evaluators(evaluators, embedder))
     publish(workdir, fields, results, evaluators, embedder)

@@ -52,6 +52,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # the A of Pillow's mode LAB is a colour
 # The keys under which Pillow keeps metadata that may hold an orientation.
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
@@ -188,11 +189,18 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 def take_eight_bits(picture: Image.Image, name: str = "picture") -> Image.Image:
     """Reduces a grey picture of 16 bits to its upper 8 bits; returns others unchanged.
 
+    A transparent grey value becomes an alpha channel.
+
     Raises:
       PictureError: pixels of mode I or F, whose range is unknown.
     """
     if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        pixels = np.asarray(picture)
+        grey = Image.fromarray((pixels >> 8).astype(np.uint8))
+        if (transparent := picture.info.get("transparency")) is not None:
+            opaque = np.uint8(255) * (pixels != transparent)
+            grey.putalpha(Image.fromarray(opaque))
+        return grey
     if picture.mode in ("I", "F"):
         raise PictureError(
             f"{name} has pixels of mode {picture.mode!r}, whose range is unknown;"
@@ -200,6 +208,23 @@ def take_eight_bits(picture: Image.Image, name: str = "picture") -> Image.Image:
             "unsupported",
         )
     return picture
+
+
+def is_transparent(picture: Image.Image) -> bool:
+    """Returns whether an opened picture has an alpha channel or transparent colours."""
+    return picture.mode in ALPHA or "transparency" in picture.info
+
+
+def take_colours(picture: Image.Image, name: str = "picture") -> Image.Image:
+    """Converts an opened picture to 8-bit RGB, or to RGBA if it is transparent.
+
+    Raises:
+      PictureError: pixels of mode I or F, whose range is unknown.
+    """
+    picture = take_eight_bits(picture, name)
+    if picture.mode == "La":  # Pillow converts it to no other mode
+        picture = picture.convert("LA")
+    return picture.convert("RGBA" if is_transparent(picture) else "RGB")
 
 
 def make_thumbnail(content: bytes, side: int) -> Image.Image:
@@ -310,9 +335,7 @@ def _decoding(name: str) -> Iterator[None]:
 
 def _to_array(picture: Image.Image, name: str) -> np.ndarray:
     """Decodes an opened picture to upright 8-bit pixels; see `read_picture`."""
-    picture = take_eight_bits(turn_upright(picture), name)
-    transparent = "A" in picture.getbands() or "transparency" in picture.info
-    return np.asarray(picture.convert("RGBA" if transparent else "RGB"))
+    return np.asarray(take_colours(turn_upright(picture), name))
 
 
 def _check_array(pixels: np.ndarray, name: str) -> np.ndarray:

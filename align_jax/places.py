@@ -18,7 +18,8 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from align_jax.errors import InputError, one_line
@@ -42,7 +43,12 @@ def resolve(typed: Place) -> str:
 
     Returns:
       A URL unchanged; a local path as an absolute path, with ~ as the home folder.
+
+    Raises:
+      InputError: the text is empty, which would be the working directory.
     """
+    if not os.fspath(typed):
+        raise InputError("a path is empty; wanted a file or a folder")
     if is_url(typed):
         return os.fspath(typed)
     return os.path.abspath(os.path.expanduser(typed))
@@ -165,15 +171,28 @@ def read_json(file: Place) -> Any:
         return json.loads(read_bytes(file))
     except InputError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not valid JSON: {error}") from error
 
 
-def read_object(file: Place) -> dict[str, Any]:
-    """Reads a JSON file as `read_json`; raises InputError if it holds no object."""
+def read_object(
+    file: Place, fields: Mapping[str, type] = types.MappingProxyType({})
+) -> dict[str, Any]:
+    """Reads a JSON object; raises InputError as `read_json`, or for another content.
+
+    Args:
+      file: path or URL of the file.
+      fields: types of the fields that the object must have, by name.
+    """
     found = read_json(file)
     if not isinstance(found, dict):
         raise InputError(f"{file} holds a {type(found).__name__}; wanted an object")
+    for name, kind in fields.items():
+        if name not in found:
+            raise InputError(f"{file} lacks the field {name!r}")
+        if not isinstance(found[name], kind):
+            typed = type(found[name]).__name__
+            raise InputError(f"{file}: {name} is a {typed}; wanted {kind.__name__}")
     return found
 
 

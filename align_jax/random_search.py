@@ -24,7 +24,7 @@ from align_jax.input.training_data import open_training
 from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import add_provenance
-from align_jax.runs.results import print_results
+from align_jax.runs.results import print_results, read_results
 from align_jax.train import train
 from align_jax.training.checkpoint import FOLDER
 from align_jax.training.random_search_config import SearchConfig
@@ -149,7 +149,7 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
         jax.clear_caches()  # the next run compiles another program
     if folder.leads():  # the checkpoints of all trials would fill the disk
         places.remove(os.path.join(workdir, FOLDER))
-    results = places.read_json(os.path.join(workdir, folder.RESULTS_FILE))
+    results = read_results(os.path.join(workdir, folder.RESULTS_FILE))
     if "diverged" in results:
         return DIVERGED
     if metric not in results:

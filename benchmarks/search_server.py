@@ -6,19 +6,25 @@ Starts the server and queries it by text, by uploaded picture and by indexed pic
 turn. Prints the number and latency of answers by status, the server's memory over time,
 and the processor time that the server and the clients took. Each client has one
 connection; after status 429 it waits for the time that the answer gives.
+
+With --silent=2000, as many further connections are held open: half of them send
+nothing, the other half a part of a request. One that the server closes is opened again.
 """
 
 import argparse
 import asyncio
 import base64
 import collections
+import contextlib
 import io
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 
 import httpx
 import numpy as np
@@ -80,8 +86,24 @@ async def ask(
                 await asyncio.sleep(float(answer.headers["retry-after"]))
 
 
+async def stay_silent(url: str, sent: bytes, end: float, closed: list[float]) -> None:
+    """Holds a connection open until `end`; opens another when the server closes it."""
+    address = urllib.parse.urlsplit(url)
+    while (now := time.perf_counter()) < end:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection(
+                address.hostname, address.port
+            )
+            writer.write(sent)
+            with contextlib.suppress(TimeoutError, OSError):
+                await asyncio.wait_for(reader.read(1), end - now)
+                closed.append(time.perf_counter() - now)
+            writer.close()
+        await asyncio.sleep(0.5)
+
+
 async def load(
-    url: str, pid: int, clients: int, seconds: float
+    url: str, pid: int, clients: int, seconds: float, silent: int = 0
 ) -> tuple[dict[int, list[float]], list[float]]:
     """Runs the clients; returns latencies by status, and memory every five seconds."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -95,12 +117,20 @@ async def load(
     tasks = [
         asyncio.create_task(ask(url, bodies, i, end, found)) for i in range(clients)
     ]
+    closed: list[float] = []
+    heads = (b"", b"POST /api/search HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    tasks += [
+        asyncio.create_task(stay_silent(url, heads[i % 2], end, closed))
+        for i in range(silent)
+    ]
     memory = []
     while time.perf_counter() < end:
         memory.append(memory_mib(pid))
         await asyncio.sleep(5)
     await asyncio.gather(*tasks)
     memory.append(memory_mib(pid))
+    if silent:
+        print(f"silent connections: {silent} at a time, {len(closed)} closed")
     return found, memory
 
 
@@ -110,12 +140,16 @@ def main() -> None:
     parser.add_argument("--index", required=True)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--silent", type=int, default=0)
     flags = parser.parse_args()
     port = free_port()
     command = [sys.executable, "-m", "align_jax.search", "serve", flags.index]
     server = subprocess.Popen(
         [*command, f"--port={port}"], stdout=subprocess.PIPE, text=True
     )
+    # Each connection is an open file of this process; the server has another limit.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         url = server.stdout.readline().strip()
         for _ in range(600):
@@ -124,7 +158,7 @@ def main() -> None:
                     break
             time.sleep(0.1)
         before = processor_seconds(server.pid), processor_seconds(os.getpid())
-        run = load(url, server.pid, flags.clients, flags.seconds)
+        run = load(url, server.pid, flags.clients, flags.seconds, flags.silent)
         found, memory = asyncio.run(run)
         after = processor_seconds(server.pid), processor_seconds(os.getpid())
     finally:

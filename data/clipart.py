@@ -23,6 +23,7 @@ from pyexpat import version_info as expat_version
 from xml.etree import ElementTree
 
 from align_jax import places
+from align_jax.command_line import local_path
 from align_jax.config import claim_folder
 from align_jax.errors import InputError, run_command
 from data.records.stages import materialise
@@ -218,8 +219,10 @@ def _text(element: ElementTree.Element | None) -> str:
 
 def main() -> None:
     """Reads the flags; writes the pairs and the summary, unless the pairs exist."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.clipart", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR")
     parser.add_argument("--root", type=pathlib.Path, default=ROOT, metavar="DIR")
     flags = parser.parse_args()
     if expat_version < (2, 4, 1):
@@ -241,7 +244,9 @@ def main() -> None:
         places.write_json(summary, dict(counts))
 
     materialise(pairs, make)
-    print(f"{flags.out}: {places.read_text(summary)}")
+    told = "the pairs are there, but no summary.json; remove them to write both again"
+    found = places.read_text(summary) if summary.exists() else told
+    print(f"{flags.out}: {found}")
 
 
 if __name__ == "__main__":

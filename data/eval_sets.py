@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from align_jax import places
+from align_jax.command_line import local_path
 from align_jax.config import choose
 from align_jax.errors import InputError, run_command
 from data.evaluation_sets.captioned_sets import (
@@ -281,12 +282,12 @@ def _features(splits: dict[str, list[CaptionedPicture]]) -> Any:
 
 def main() -> None:
     """Reads the flags and writes the evaluation set."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", metavar="NAME", help=", ".join(EVALUATION_SETS))
-    parser.add_argument(
-        "--source", type=places.local_path, required=True, metavar="DIR"
+    parser = argparse.ArgumentParser(
+        prog="python -m data.eval_sets", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
+    parser.add_argument("name", metavar="NAME", help=", ".join(EVALUATION_SETS))
+    parser.add_argument("--source", type=local_path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR")
     flags = parser.parse_args()
     facts = choose(EVALUATION_SETS, flags.name, "NAME")
     write_set(facts, flags.source, flags.out)

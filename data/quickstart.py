@@ -23,6 +23,7 @@ import multiprocessing
 import sys
 
 from align_jax import places
+from align_jax.command_line import local_path
 from align_jax.config import claim_folder
 from align_jax.errors import run_command
 from data.records.stages import materialise
@@ -42,8 +43,10 @@ ATTRIBUTION = """# Attribution
 
 def main() -> None:
     """Reads the flags; writes the pairs and the evaluation sets, unless they exist."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.quickstart", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
 

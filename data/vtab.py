@@ -15,7 +15,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from align_jax import places
+from align_jax import dataset_folder, places
+from align_jax.command_line import local_path
 from align_jax.config import choose
 from align_jax.errors import InputError, run_command
 from data.evaluation_sets.vtab_tasks import TASKS, VtabTask
@@ -66,11 +67,13 @@ def write_task(name: str, source: pathlib.Path, out: pathlib.Path) -> None:
     from data.records.stages import materialise
 
     task, target = TASKS[name], out / name
+    if target.exists() and not (target / dataset_folder.INFO).exists():
+        raise InputError(f"{target} is there and is no dataset; give another --out")
     if target.exists():
         print(f"{target} is there: nothing to do.")
         return
     folder = find_dataset(source, task.dataset)
-    builder = tfds.builder_from_directory(str(folder))
+    builder = dataset_folder.open_folder(folder)
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     wanted = SIZES | {"test": task.test_pictures}
     for split, expression in splits.items():
@@ -126,7 +129,11 @@ def _check_count(folder: pathlib.Path, builder: Any, split: str, wanted: int) ->
 
 
 def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[bytes]:
-    """Yields the serialized records of one split; InputError if a label is no class."""
+    """Yields the serialized records of one split.
+
+    Raises:
+      InputError: a label is no class of the task, or a record is damaged.
+    """
     import tensorflow_datasets as tfds
     import tqdm
 
@@ -134,9 +141,13 @@ def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[b
 
     kept = {} if task.grey else {"image": tfds.decode.SkipDecoding()}
     dataset = builder.as_dataset(split=split, decoders=kept, shuffle_files=False)
-    rows = tqdm.tqdm(
-        dataset.as_numpy_iterator(), f"{name} {split}", unit="picture", disable=None
-    )
+    files = builder.info.splits[split.split("[")[0]].filepaths
+
+    def read() -> Iterator[dict[str, Any]]:
+        with dataset_folder.reading_records(lambda: map(str, files)):
+            yield from dataset.as_numpy_iterator()
+
+    rows = tqdm.tqdm(read(), f"{name} {split}", unit="picture", disable=None)
     for index, record in enumerate(rows):
         label = task.label(record)
         if not 0 <= label < task.classes:
@@ -167,10 +178,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument(
-        "--source", type=places.local_path, required=True, metavar="DIR"
-    )
-    parser.add_argument("--out", type=places.local_path, required=True, metavar="DIR")
+    parser.add_argument("--source", type=local_path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR")
     flags = parser.parse_args()
     names = flags.tasks or [*TASKS]
     for name in names:

@@ -14,10 +14,22 @@ CONFIG="${CONFIG:-configs/pretrain_align_b7_base.py}"
 RUN="${RUN:-align_b7_base}"
 NAME="${NAME:-align-${RUN//_/-}}"
 POLL="${POLL:-60}" # seconds between checks of the queue
-TRIES="${TRIES:-3}" # failures in a row on an available slice before giving up
+TRIES="${TRIES:-3}" # failures in a row, other than preemptions, before giving up
 
 cd "$(dirname "$0")/.."
 tpus=(gcloud compute tpus)
+
+# The slice gets the committed files only.
+if ! git cat-file -e "HEAD:${CONFIG%%:*}" 2>/dev/null; then
+  echo "$CONFIG is not committed, so the slice would not have it; commit it" >&2
+  exit 1
+fi
+if changed="$(git status --porcelain)" && [ -n "$changed" ]; then
+  echo "the slice gets the last commit, without these changes:" >&2
+  echo "$changed" >&2
+fi
+
+scratch="$(mktemp -d)"
 
 state() {
   local found
@@ -37,9 +49,11 @@ delete() {
   fi
 }
 
+# Fails if the request is refused, or if the slice is lost before it is active.
 create() {
   "${tpus[@]}" queued-resources create "$NAME" --node-id="$NAME" --zone="$ZONE" \
-    --accelerator-type="$TYPE" --runtime-version="$RUNTIME" --spot
+    --accelerator-type="$TYPE" --runtime-version="$RUNTIME" --spot || return 1
+  requested=true
   while true; do
     case "$(state)" in
       ACTIVE) return ;;
@@ -53,40 +67,42 @@ everywhere() {
   "${tpus[@]}" tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
 }
 
-# git archive packs the committed files only, without environments and runs.
 install() {
-  git archive --format=tar.gz --output=/tmp/"$NAME".tar.gz HEAD
-  "${tpus[@]}" tpu-vm scp /tmp/"$NAME".tar.gz "$NAME":code.tar.gz \
-    --zone="$ZONE" --worker=all
-  everywhere "mkdir -p align && tar -xzf code.tar.gz -C align && cd align &&
+  git archive --format=tar.gz --output="$scratch/code.tar.gz" HEAD &&
+    "${tpus[@]}" tpu-vm scp "$scratch/code.tar.gz" "$NAME":code.tar.gz \
+      --zone="$ZONE" --worker=all &&
+    everywhere "mkdir -p align && tar -xzf code.tar.gz -C align && cd align &&
     pip install --quiet uv && export PATH=\$HOME/.local/bin:\$PATH &&
     uv venv --quiet --python 3.11 .venv &&
     uv pip install --quiet --python .venv -r requirements.txt -c constraints.txt &&
     uv pip install --quiet --python .venv -e '.[tpu]' -c constraints.txt"
 }
 
+# The remote shell reads the command, so %q quotes what the user named.
 train() {
-  everywhere "cd align && .venv/bin/python main.py --distributed \
-    --config=$CONFIG --workdir=$BUCKET/runs/$RUN \
-    --config.input.datasets.corpus.directory=$BUCKET/corpus/records \
-    --config.vocabulary=$BUCKET/corpus/records/vocabulary.txt"
+  everywhere "cd align && .venv/bin/python main.py --distributed$(printf ' %q' \
+    "--config=$CONFIG" "--workdir=$BUCKET/runs/$RUN" \
+    "--config.input.datasets.corpus.directory=$BUCKET/corpus/records" \
+    "--config.vocabulary=$BUCKET/corpus/records/vocabulary.txt")"
 }
 
-trap delete EXIT
+trap 'delete; rm -rf "$scratch"' EXIT
 failures=0
 while true; do
   delete
+  requested=false
   if create && install && train; then
     echo "$RUN is finished: $BUCKET/runs/$RUN"
     exit 0
   fi
-  case "$(state)" in
-    ACTIVE | UNKNOWN) failures=$((failures + 1)) ;; # not a preemption
-    *) failures=0 ;;
+  case "$requested-$(state)" in
+    true-SUSPENDING | true-SUSPENDED | true-DELETING | true-ABSENT) failures=0 ;; # a preemption
+    *) failures=$((failures + 1)) ;;
   esac
   if [ "$failures" -ge "$TRIES" ]; then
     echo "$RUN failed $failures times in a row; the last output is above" >&2
     exit 1
   fi
-  echo "asking for $TYPE again" >&2
+  echo "asking for $TYPE again in $POLL s" >&2
+  sleep "$POLL"
 done

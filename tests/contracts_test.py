@@ -1,9 +1,10 @@
 import dataclasses
-from typing import Protocol
+import functools
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from align_jax.contracts import check_contract
+from align_jax.contracts import check_contract, check_instance
 
 
 class Shape(Protocol):
@@ -137,3 +138,195 @@ def test_a_call_and_its_arguments_by_position_are_checked(cls, message):
     check_contract(Kept, Filter, "FILTERS['x']")
     with pytest.raises(TypeError, match=message):
         check_contract(cls, Filter, "FILTERS['x']")
+
+
+class Static(Square):
+    @staticmethod
+    def area(scale, unit):
+        return scale
+
+
+class OfClass(Square):
+    @classmethod
+    def area(cls, scale, unit):
+        return scale
+
+
+class Partial(Square):
+    area = functools.partialmethod(Square.area, rounded=True)
+
+
+class StarredArguments(Square):
+    def area(self, *arguments, **options):
+        return 0
+
+
+@pytest.mark.parametrize("cls", [Static, OfClass, Partial, StarredArguments])
+def test_methods_of_other_kinds_fit(cls):
+    check_contract(cls, Shape, "SHAPES['x']")
+
+
+class NarrowStatic(Square):
+    @staticmethod
+    def area(self, scale, unit):
+        return scale
+
+
+class Swapped(Square):
+    def area(self, unit, scale):
+        return scale
+
+
+class NamesOnly(Square):
+    def area(self, *, scale, unit):
+        return scale
+
+
+class PositionsOnly(Square):
+    def area(self, scale, unit, /):
+        return scale
+
+
+class MadeByName(Square):
+    def __init__(self, *, size):
+        self.size = size
+
+
+class Named(Square):
+    def name(self):
+        return "square"
+
+
+class Heir(Shape):
+    """Lacks `area`: it inherits the contract's empty method."""
+
+    name = "heir"
+
+    def __init__(self, size):
+        self.size = size
+
+
+@dataclasses.dataclass
+class Stored(Square):
+    area: Any
+    name: str = "stored"
+
+    def __init__(self, size):
+        self.size = size
+
+
+@dataclasses.dataclass
+class Unnamed:
+    name: ClassVar[str]
+    size: int
+
+    def area(self, scale, unit):
+        return scale
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (NarrowStatic, r"has area\(self, scale, unit\), wanted area\(scale, unit\)"),
+        (Swapped, r"has area\(unit, scale\), wanted area\(scale, unit\)"),
+        (NamesOnly, r"has area\(\*, scale, unit\), wanted area\(scale, unit\)"),
+        (PositionsOnly, r"has area\(scale, unit, /\), wanted area\(scale, unit\)"),
+        (MadeByName, r"has __init__\(\*, size\), wanted __init__\(size\)"),
+        (Named, "has name as a method, wanted an attribute"),
+        (Heir, r"lacks the method area\(scale, unit\)"),
+        (Stored, r"lacks the method area\(scale, unit\)"),
+        (Unnamed, "lacks the attribute name"),
+        (functools.partial(Square, 1), r"SHAPES\['x'\] is functools.*; wanted a class"),
+        (Square(1), r"SHAPES\['x'\] is <.*Square.*; wanted a class"),
+    ],
+)
+def test_what_only_seems_to_fit_is_refused(cls, message):
+    with pytest.raises(TypeError, match=message):
+        check_contract(cls, Shape, "SHAPES['x']")
+
+
+class Unit(Protocol):
+    """A contract with a value that is read from the class."""
+
+    symbol: ClassVar[str]
+
+    @classmethod
+    def smallest(cls) -> Any: ...
+
+
+class Smallest:
+    @classmethod
+    def smallest(cls):
+        return cls
+
+
+class Metre(Smallest):
+    symbol = "m"
+
+
+class Yard:
+    symbol = "yd"
+
+    def smallest(self):
+        return self
+
+
+@dataclasses.dataclass
+class Foot(Smallest):
+    symbol: str
+
+
+class Inch(Smallest):
+    @property
+    def symbol(self):
+        return "in"
+
+
+@pytest.mark.parametrize("cls", [Foot, Inch])
+def test_a_class_variable_must_be_on_the_class(cls):
+    check_contract(Metre, Unit, "UNITS['x']")
+    with pytest.raises(TypeError, match="lacks the attribute symbol of the class"):
+        check_contract(cls, Unit, "UNITS['x']")
+
+
+def test_a_class_method_must_be_one():
+    with pytest.raises(TypeError, match="smallest as a method of its instances"):
+        check_contract(Yard, Unit, "UNITS['x']")
+
+
+class Holder(Protocol):
+    """The contract of an object."""
+
+    size: int
+
+    def area(self, scale: float, /) -> float: ...
+
+
+class Wrapped:
+    """An object whose members are those of another one."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+class Box:
+    def __init__(self):
+        self.size = 1
+        self.area = lambda factor: factor
+
+
+class Lid:
+    size = 1
+    area = staticmethod(lambda: 0)
+
+
+def test_an_object_is_checked_with_its_own_members():
+    check_instance(Box(), Holder, "a box")
+    check_instance(Wrapped(Box()), Holder, "a box")
+    with pytest.raises(TypeError, match=r"Lid as a box has area\(\), wanted area\(sca"):
+        check_instance(Lid(), Holder, "a box")
+    with pytest.raises(TypeError, match=r"lacks the attribute size; it lacks the meth"):
+        check_instance(Wrapped(3), Holder, "a box")

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = ["errors", "config", "command_line", "contracts", "places", "pictures"]
+GROUND = """errors config command_line contracts places pictures ranges
+    dataset_folder""".split()
 ROOMS = {
     "align_jax": """devices input kernels models losses runs training weights embed
         evaluation report search sweep""".split(),

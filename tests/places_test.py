@@ -36,6 +36,14 @@ def test_what_a_user_types_becomes_a_place_once(tmp_path, monkeypatch):
         places.local_path(URL)
 
 
+def test_an_empty_path_is_refused():
+    for read in (places.resolve, places.local_path, places.newest_version):
+        with pytest.raises(
+            InputError, match="a path is empty; wanted a file or a fold"
+        ):
+            read("")
+
+
 def test_a_workdir_is_the_same_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

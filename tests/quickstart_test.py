@@ -178,7 +178,7 @@ def test_bad_input_is_refused_before_anything_is_written(root, fields, finished)
     refused("not a multiple of batch_norm_cores, 3", batch_norm_cores=3)
     refused("warmup_steps is 2; .* below total_steps, 2", total_steps=2)
     for name in ("evaluate_every_steps", "log_every_steps", "batch_norm_cores"):
-        refused(f"{name} is 0; wanted at least 1", **{name: 0})
+        refused(f"{name} is 0; wanted 1 or more", **{name: 0})
     refused("no vocabulary at nowhere", vocabulary="nowhere")
     refused(
         "no TFDS dataset in '.*/nowhere'",

@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path, fake):
     refused("does not divide over input.streams = 7", space=streams)
     refused("groups name .'three'.", groups={"all": ("three",)})
     refused("final is of ..; wanted the tasks", final={})
-    refused("wanted one or more of each", trials=0)
+    refused("config.trials is 0; wanted 1 or more", trials=0)
     refused("only is 'one/trial_3'; wanted a trial, from 'one/", only="one/trial_3")
     assert not (tmp_path / "new").exists()
     assert not fake[0]

@@ -53,7 +53,7 @@ class Embedder:
           InputError: the batch size is below 1.
         """
         if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; wanted at least 1")
+            raise InputError(f"batch_size is {batch_size}; wanted 1 or more")
         # Traced once, so that a call with one or two texts, as from the search server,
         # costs little.
         texts = [tf.TensorSpec([None], tf.string)]
@@ -99,7 +99,7 @@ class Embedder:
     def encode_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
     ) -> np.ndarray:
-        """Embeds N pictures.
+        """Embeds N pictures; N may be 0.
 
         Args:
           pictures: pictures in any form that `read_picture` takes.
@@ -114,7 +114,7 @@ class Embedder:
           InputError: a picture cannot be read and `unreadable` is None; the message
             names the picture.
         """
-        return _join(self.stream_images(pictures, unreadable))
+        return self._all_images("encode_images", pictures, unreadable)
 
     def stream_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
@@ -127,7 +127,7 @@ class Embedder:
 
     def image_features(self, pictures: Iterable[Picture]) -> np.ndarray:
         """Returns the image tower's output before any projection, (N, W) float32."""
-        return _join(self._run_images("image_features", pictures, None))
+        return self._all_images("image_features", pictures)
 
     def classify_images(self, pictures: Iterable[Picture]) -> np.ndarray:
         """Returns a classifier's logits, (N, K) float32.
@@ -137,7 +137,20 @@ class Embedder:
         """
         if self._tokenizer is not None:
             raise InputError("a dual encoder has no head; wanted a classifier")
-        return _join(self._run_images("classify_images", pictures, None))
+        return self._all_images("classify_images", pictures)
+
+    def _all_images(
+        self,
+        method: str,
+        pictures: Iterable[Picture],
+        unreadable: dict[int, str] | None = None,
+    ) -> np.ndarray:
+        if batches := list(self._run_images(method, pictures, unreadable)):
+            return np.concatenate(batches)
+        size, side = self._batch_size, self._preprocess.image_size
+        images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)
+        readable = jax.ShapeDtypeStruct((size,), bool)
+        return self._no_rows(self._of_images[method], images, readable)
 
     def _run_images(
         self,
@@ -188,10 +201,11 @@ class Embedder:
             yield from self._embed(self._of_images[method], batches())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts (N) as (N, D) float32 of unit length.
+        """Embeds texts (N) as (N, D) float32 of unit length; N may be 0.
 
         Raises:
-          InputError: the model is a classifier, which has no text tower.
+          InputError: the model is a classifier, which has no text tower, or `texts` is
+            one text instead of several.
         """
         return self._run_texts("encode_texts", texts)
 
@@ -206,12 +220,23 @@ class Embedder:
     def _run_texts(self, method: str, texts: Sequence[str]) -> np.ndarray:
         if self._tokenizer is None:
             raise InputError("a classifier has no text tower; wanted a dual encoder")
+        if isinstance(texts, str):
+            raise InputError(f"texts is {texts!r}; wanted a list of texts")
         size, split = self._batch_size, batch_split(self._mesh)
+        encode = self._of_texts[method]
+        if not len(texts):
+            tokens = self._tokenizer(tf.constant([""] * size)).numpy()
+            return self._no_rows(encode, tokens)
         padded = [*texts, *[""] * (-len(texts) % size)]
         parts = (padded[start : start + size] for start in range(0, len(padded), size))
         tokens = (self._tokenizer(tf.constant(part)).numpy() for part in parts)
         batches = ((size, (place_array(batch, split),)) for batch in tokens)
-        return _join(self._embed(self._of_texts[method], batches))[: len(texts)]
+        return np.concatenate(list(self._embed(encode, batches)))[: len(texts)]
+
+    def _no_rows(self, encode: Callable, *arrays: Any) -> np.ndarray:
+        """Returns the result for no input, (0, D), without computing anything."""
+        found = jax.eval_shape(encode, self._variables, *arrays)
+        return np.zeros((0, *found.shape[1:]), found.dtype)
 
     def _embed(
         self, encode: Callable, batches: Iterator[tuple[int, tuple]]
@@ -251,10 +276,6 @@ def _nth(pictures: Sequence[Picture], start: int, row: int) -> Picture:
     return pictures[start + row]
 
 
-def _join(batches: Iterator[np.ndarray]) -> np.ndarray:
-    return np.concatenate(list(batches))
-
-
 def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of a batch that this process's devices hold, in order."""
     places = batch_split(mesh).addressable_devices_indices_map((batch_size,))
@@ -277,7 +298,15 @@ def class_embeddings(
 
     Returns:
       (K, D) of unit length, for both values of `unit`.
+
+    Raises:
+      InputError: no class, or a class without a prompt.
     """
+    if not prompts or not all(map(len, prompts)):
+        raise InputError(
+            f"{len(prompts)} classes have {[*map(len, prompts)][:9]} prompts; wanted"
+            " one class or more, each with one prompt or more"
+        )
     encode = embedder.encode_texts if unit else embedder.project_texts
     flat = encode([text for texts in prompts for text in texts])
     ends = np.cumsum([len(texts) for texts in prompts])[:-1]

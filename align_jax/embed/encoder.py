@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 
 class Encoder(Protocol):
-    """Encodes N pictures or texts, one or more, with a dual encoder or a classifier.
+    """Encodes N pictures or texts, none or more, with a dual encoder or a classifier.
 
     A picture is given as the bytes of its file. A dual encoder has no classification
     head and a classifier has no text tower: a method that needs the missing part raises

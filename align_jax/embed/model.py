@@ -35,7 +35,8 @@ class Model:
           batch_size: pictures or texts that all devices together embed at a time.
 
         Raises:
-          InputError: the weights are those of a single tower or of a classifier.
+          InputError: the weights are those of a single tower or of a classifier, or the
+            batch size is below 1.
         """
         if not is_dual_encoder(weights):
             raise InputError(f"wanted a dual encoder, found one {weights.kind}")
@@ -50,7 +51,7 @@ class Model:
         """Embeds pictures as (N, D) float32 of unit length.
 
         Args:
-          images: N pictures, one or more, each a path, a URL, a file's bytes, a PIL
+          images: N pictures, none or more, each a path, a URL, a file's bytes, a PIL
             image or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
           unreadable: dict to fill with the reason for each picture that cannot be read,
             by the picture's index; the picture's row is then NaN. If None, an
@@ -63,7 +64,7 @@ class Model:
         return self.embedder.encode_images(images, unreadable)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds N texts, one or more, as (N, D) float32 of unit length."""
+        """Embeds N texts, none or more, as (N, D) float32 of unit length."""
         return self.embedder.encode_texts(texts)
 
     def classify(
@@ -84,13 +85,30 @@ class Model:
           (N, K) float32 probabilities: softmax over classes of cosine / temperature.
 
         Raises:
-          InputError: a picture cannot be read; the message names it.
+          InputError: a picture cannot be read (the message names it), there is no class
+            or no template, or a template has no {}.
         """
-        prompts = [[t.format(name) for t in templates] for name in class_names]
+        for name, texts in (("class_names", class_names), ("templates", templates)):
+            if isinstance(texts, str):
+                raise InputError(f"{name} is {texts!r}; wanted a list of texts")
+        prompts = [[_fill(t, name) for t in templates] for name in class_names]
         classes = class_embeddings(self.embedder, prompts)  # (K, D)
         logits = self.encode_images(images) @ classes.T / self.temperature
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)
+
+
+def _fill(template: str, name: str) -> str:
+    """Returns a template with a class's name in place of its {}."""
+    try:
+        filled = template.format(name)
+    except (IndexError, KeyError, ValueError):
+        filled = template
+    if filled == template:
+        raise InputError(
+            f"the template is {template!r}; wanted a sentence with one {{}}"
+        )
+    return filled
 
 
 def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
@@ -101,7 +119,7 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
       batch_size: pictures or texts that all devices together embed at a time.
 
     Raises:
-      InputError: the weights are those of a single tower.
+      InputError: the weights are those of a single tower, or the batch size is below 1.
     """
     if not is_model(weights) or weights.preprocess is None:
         raise InputError(

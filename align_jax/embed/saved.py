@@ -47,12 +47,13 @@ class SavedEmbedder:
 
         Args:
           embedder: encoder of pictures and texts without a saved embedding.
-          folder: path or URL of the folder; the first new embeddings make it.
+          folder: path or URL of the folder, which is made if it does not exist.
           model: hash of the embedder's weights, see `digest` of
             `align_jax.weights.folder`.
 
         Raises:
-          InputError: a file is damaged, or the processes see different files.
+          InputError: a file is damaged, the processes see different files, or nothing
+            is saved yet and the folder cannot be written.
         """
         self._embedder = embedder
         self._folder = os.path.join(places.resolve(folder), model)
@@ -64,6 +65,12 @@ class SavedEmbedder:
                 f"processes see different files in {self._folder}; it must be one"
                 " folder, in which nothing is written while they start"
             )
+        if not files and workdir.leads():
+            # Found out now, not when the first embeddings are computed.
+            places.make_folder(self._folder)
+            trial = os.path.join(self._folder, f"trial{places.TEMPORARY}")
+            places.write_bytes(trial, b"")
+            places.remove(trial)
 
     @property
     def mesh(self) -> Mesh:
@@ -72,7 +79,8 @@ class SavedEmbedder:
 
     def encode_images(self, pictures: Iterable[bytes]) -> np.ndarray:
         """Works as `Encoder.encode_images`."""
-        return np.concatenate(list(self.stream_images(pictures)))
+        encode = self._embedder.encode_images
+        return self._all("images", pictures, content_id, encode)
 
     def stream_images(self, pictures: Iterable[bytes]) -> Iterator[np.ndarray]:
         """Works as `Encoder.stream_images`."""
@@ -82,8 +90,7 @@ class SavedEmbedder:
     def image_features(self, pictures: Iterable[bytes]) -> np.ndarray:
         """Works as `Encoder.image_features`."""
         encode = self._embedder.image_features
-        found = self._look_up("image_features", pictures, content_id, encode)
-        return np.concatenate(list(found))
+        return self._all("image_features", pictures, content_id, encode)
 
     def classify_images(self, pictures: Iterable[bytes]) -> np.ndarray:
         """Works as `Encoder.classify_images`; the logits are not saved."""
@@ -91,20 +98,23 @@ class SavedEmbedder:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Works as `Encoder.encode_texts`."""
-        return self._of_texts("texts", texts, self._embedder.encode_texts)
+        return self._all("texts", texts, str, self._embedder.encode_texts)
 
     def project_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Works as `Encoder.project_texts`."""
-        return self._of_texts("projected_texts", texts, self._embedder.project_texts)
+        encode = self._embedder.project_texts
+        return self._all("projected_texts", texts, str, encode)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Works as `Encoder.text_features`."""
-        return self._of_texts("text_features", texts, self._embedder.text_features)
+        return self._all("text_features", texts, str, self._embedder.text_features)
 
-    def _of_texts(
-        self, kind: str, texts: Sequence[str], encode: Callable
+    def _all(
+        self, kind: str, items: Iterable, name: Callable, encode: Callable
     ) -> np.ndarray:
-        return np.concatenate(list(self._look_up(kind, texts, str, encode)))
+        """Returns the embeddings of items, (N, D); the arguments are `_look_up`'s."""
+        parts = list(self._look_up(kind, items, name, encode))
+        return np.concatenate(parts) if parts else encode([])
 
     def _look_up(
         self, kind: str, items: Iterable, name: Callable, encode: Callable

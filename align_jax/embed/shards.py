@@ -100,7 +100,7 @@ def embed_shards(
     Raises:
       InputError: the folder belongs to another model, a folder without a digest holds
         other files, a shard is damaged, or a finished file does not have its shard's
-        number of rows.
+        number of rows, or the disk is full.
     """
     _claim(folder, model)
     unreadable: dict[str, str] = {}
@@ -110,7 +110,7 @@ def embed_shards(
             _check_rows(target, shard)
             progress(shard.rows)
             continue
-        with places.replacing(target) as temporary:
+        with places.writing(target), places.replacing(target) as temporary:
             for name, reason in _embed_shard(
                 model, shard, temporary, batch_size, progress
             ):

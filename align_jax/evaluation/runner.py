@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from align_jax.config import choose, read_config
-from align_jax.contracts import check_contract
+from align_jax.contracts import check_contract, check_instance
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators import EVALUATORS, Evaluator
@@ -26,7 +26,7 @@ class EvaluateConfig:
 
     run: str
     checkpoint: str
-    evaluators: dict
+    evaluators: dict[str, dict]
     embeddings: str = ""
 
     def __post_init__(self) -> None:
@@ -46,7 +46,8 @@ def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
     Raises:
       InputError: "kind" is missing or unknown, a field is unknown, missing or invalid,
         or a dataset is missing or is not the expected one.
-      TypeError: the class of a kind does not fulfil `Evaluator`.
+      TypeError: the class of a kind does not fulfil `Evaluator`, or its `Config` is no
+        dataclass.
     """
     evaluators: dict[str, Evaluator] = {}
     for name, fields in described.items():
@@ -82,7 +83,12 @@ def _read_evaluator(
     if "kind" not in fields:
         raise InputError(f"{where} lacks the field 'kind', one of {[*EVALUATORS]}")
     kind = choose(EVALUATORS, fields["kind"], f"{where}.kind")
-    check_contract(kind, Evaluator, f"EVALUATORS[{fields['kind']!r}]")
+    check_contract(kind, Evaluator, entry := f"EVALUATORS[{fields['kind']!r}]")
+    if not dataclasses.is_dataclass(kind.Config):
+        raise TypeError(
+            f"class {kind.__name__} of {entry} has Config = {kind.Config!r}; wanted a"
+            " dataclass of its fields"
+        )
     rest = {key: value for key, value in fields.items() if key != "kind"}
     return kind, read_config(kind.Config, rest, where)
 
@@ -94,9 +100,9 @@ def run_evaluators(
 
     Raises:
       InputError: an evaluator needs a part that the model lacks, such as a text tower.
-      TypeError: the encoder's class does not fulfil `Encoder`.
+      TypeError: the encoder does not fulfil `Encoder`.
     """
-    check_contract(type(embedder), Encoder, "the evaluation's encoder")
+    check_instance(embedder, Encoder, "the evaluation's encoder")
     for name, evaluator in evaluators.items():
         for score, value in evaluator.run(embedder):
             yield f"eval/{name}/{score}", float(value)  # of NumPy or JAX, too

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input.shards import Shard, list_shards, open_builder
+from align_jax.ranges import INT64, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,8 @@ class DatasetConfig:
     image_feature: str = "image"
     text_feature: str = "text"
     label_feature: str = ""
-    fraction: float = 1.0
-    max_pairs: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; wanted above 0, up to 1")
-        if self.max_pairs < 0:
-            raise ValueError(f"max_pairs is {self.max_pairs}; wanted 0 (all) or more")
+    fraction: Annotated[float, Range(above=0, most=1)] = 1.0
+    max_pairs: Annotated[int, Range(least=0, most=INT64)] = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.errors import InputError
 from align_jax.input.shards import open_shards
 
@@ -152,7 +152,8 @@ class LabelledPictures:
             return
         start, passed = indices[0], 0
         dataset = _open_stream(self._builder, self._split).skip(start)
-        records = dataset.take(indices[-1] + 1 - start).as_numpy_iterator()
+        dataset = dataset.take(indices[-1] + 1 - start)
+        records = _read(self._builder, self._split, dataset)
         for index in indices:
             record = next(itertools.islice(records, index - start - passed, None))
             passed = index - start + 1
@@ -164,7 +165,8 @@ class LabelledPictures:
         dataset = self._builder.as_dataset(
             split=self._split, decoders=wanted, shuffle_files=False
         )
-        labels = (record[self._label] for record in dataset.as_numpy_iterator())
+        records = _read(self._builder, self._split, dataset)
+        labels = (record[self._label] for record in records)
         return np.fromiter(labels, np.int64, self.count)
 
 
@@ -195,7 +197,7 @@ def _open_evaluation(
     directory = places.newest_version(directory)
     for part in split.split("+"):  # for example "train[:90%]+validation"
         open_shards(directory, part.split("[")[0].strip())
-    builder = tfds.builder_from_directory(directory)
+    builder = dataset_folder.open_folder(directory)
     try:
         records = builder.info.splits[split].num_examples
     except (ValueError, KeyError) as error:
@@ -214,7 +216,21 @@ def _open_evaluation(
 
 def _stream(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
     """Yields a split's records in the order of the files, with encoded pictures."""
-    return iter(_open_stream(builder, split).as_numpy_iterator())
+    return _read(builder, split, _open_stream(builder, split))
+
+
+def _read(
+    builder: tfds.core.DatasetBuilder, split: str, dataset: tf.data.Dataset
+) -> Iterator[dict]:
+    """Yields records of a split as NumPy values; InputError if one is damaged."""
+
+    def list_shards() -> list[str]:
+        parts = [part.split("[")[0].strip() for part in split.split("+")]
+        splits = builder.info.splits
+        return [str(path) for part in parts for path in splits[part].filepaths]
+
+    with dataset_folder.reading_records(list_shards):
+        yield from dataset.as_numpy_iterator()
 
 
 def _open_stream(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from align_jax.dataset_folder import reading_records
 from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.image_batches import augment_batches
@@ -84,9 +85,11 @@ class TrainBatches(Iterator):
         """Returns the next batch.
 
         Raises:
-          InputError: the share of replaced pairs is above `max_replaced`.
+          InputError: the share of replaced pairs is above `max_replaced`, or a shard is
+            damaged.
         """
-        images, reasons, records = next(self._batches)
+        with reading_records(self._data.reading.values):
+            images, reasons, records = next(self._batches)
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
         targets = records["target"].astype(np.int32)  # a writable copy
@@ -290,6 +293,7 @@ def _pieces(
         shuffle_key = shuffle.integers(2**62, size=2)
         shard = shards[piece.shard]
         span = (piece.first, piece.records)
+        data.reading[index, stream] = shard.path
         yield (shard.path, shard.records, piece.shard), shuffle_key, span
 
 

@@ -9,6 +9,7 @@ Only the pixels of the crop are computed.
 import dataclasses
 import math
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from align_jax.config import check_choices
 from align_jax.input.resample import resample
 from align_jax.input.scratch import Scratch
 from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
+from align_jax.ranges import Count, Range, Share, Side
 
 WHITE = (255.0, 255.0, 255.0)
 RESAMPLINGS = ("pil", "tf")
@@ -57,16 +59,16 @@ class PreprocessConfig:
         decoded.
     """
 
-    resize: int = 346
-    image_size: int = 289
+    resize: Side = 346
+    image_size: Side = 289
     resampling: str = "pil"
     decode: str = "fast"
     crop: str = "random"
-    crop_area: float = 0.08
+    crop_area: Annotated[float, Range(above=0, most=1)] = 0.08
     flip: bool = True
     random_background: bool = False
-    colour_jitter: float = 0.0
-    max_pixels: int = MAX_PIXELS
+    colour_jitter: Share = 0.0
+    max_pixels: Count = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.resize < self.image_size:
@@ -76,11 +78,6 @@ class PreprocessConfig:
             )
         choices = {"resampling": RESAMPLINGS, "decode": DECODINGS, "crop": CROPS}
         check_choices(self, choices, "preprocess.")
-        for name in ("crop_area", "colour_jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"preprocess.{name} is {getattr(self, name)}; wanted 0 to 1"
-                )
 
 
 def train_image(

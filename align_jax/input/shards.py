@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.errors import InputError
 
-MANIFEST = "manifest.json"  # file of a corpus that states the sizes of its shards
 FRAME = 16  # bytes of TFRecord's framing around a record
 REQUESTS = 32  # files whose size is requested at the same time
 
@@ -77,14 +76,18 @@ def is_dataset(directory: str) -> bool:
 
 
 def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
-    """Opens a dataset with TFDS; raises InputError if it or the split is missing."""
+    """Opens a dataset with TFDS.
+
+    Raises:
+      InputError: the dataset or the split is missing, or the metadata are damaged.
+    """
     if not places.exists(os.path.join(directory, "dataset_info.json")):
         raise InputError(
             f"no TFDS dataset in {directory!r} (no dataset_info.json): prepare it"
             " first, the quickstart's with `make data`, any corpus with `python -m"
             " data.build`, an evaluation set as docs/evaluation_sets.md says"
         )
-    builder = tfds.builder_from_directory(directory)
+    builder = dataset_folder.open_folder(directory)
     splits = builder.info.splits
     if split not in splits:
         raise InputError(f"{directory} has no split {split!r}; it has {list(splits)}")
@@ -103,8 +106,9 @@ def _check_sizes(
     """Raises InputError for a shard whose size differs from the dataset's metadata.
 
     A corpus of ours has a manifest with the size of every shard. TFDS states only the
-    sum over all records. If the files are smaller than the sum, their records are
-    counted to find the file that is cut short.
+    sum over all records, with or without their framing. If the files' size is neither
+    of the two sums nor more, their records are counted to find the file that is cut
+    short.
 
     Args:
       directory: path or URL of the dataset.
@@ -112,11 +116,9 @@ def _check_sizes(
       sizes: bytes of each shard's file.
       total: bytes of all records, as TFDS states them.
     """
-    manifest = os.path.join(directory, MANIFEST)
-    wanted = {}
-    if places.exists(manifest):
-        described = places.read_json(manifest).get("shards", [])
-        wanted = {shard["name"]: shard["bytes"] for shard in described}
+    manifest = os.path.join(directory, dataset_folder.MANIFEST)
+    described = dataset_folder.read_manifest(directory).get("shards", [])
+    wanted = {shard["name"]: shard["bytes"] for shard in described}
     for shard, size in zip(shards, sizes, strict=True):
         expected = wanted.get(os.path.basename(shard.path), size)
         if size != expected:
@@ -124,7 +126,8 @@ def _check_sizes(
                 f"{shard.path} has {size:,} bytes, but {manifest} says {expected:,};"
                 " build the dataset again, or copy that file again"
             )
-    if sum(sizes) >= total:
+    framed = total + FRAME * sum(shard.records for shard in shards)
+    if sum(sizes) == total or sum(sizes) >= framed:
         return
     for shard in shards:
         found = count_records(shard.path)

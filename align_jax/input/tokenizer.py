@@ -16,7 +16,6 @@ differences remain:
 import collections
 import functools
 import hashlib
-import json
 import pathlib
 import unicodedata
 from collections.abc import Sequence
@@ -29,6 +28,11 @@ from align_jax.errors import InputError
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
+HEAD_BYTES = 16  # per token, where a long text is first cut; enough for most texts
+# Characters beyond these change no id: white space after white space, and the rest of a
+# word that is too long in any case.
+SPACES = r"[ \t\n\r]+"
+ENDLESS_WORD = rf"([0-9A-Za-z]{{{LONGEST_WORD + 1}}})[0-9A-Za-z]+"
 CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
 
 # Settings that a tokenizer.json must have, because this file implements no others.
@@ -98,12 +102,40 @@ class Tokenizer:
         The ids of a text are [CLS], its word pieces, [SEP] and zeros. A text longer
         than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
         """
-        words = split_words(texts)  # (B, words)
+        return self._ids(split_words(self._cut(texts)))
+
+    def _cut(self, texts: tf.Tensor) -> tf.Tensor:
+        """Cuts long texts (B,) where the rest cannot change their ids.
+
+        A word has one piece or more, so that max_tokens - 2 words suffice. Only the
+        last word of a cut text may be incomplete. So a text is long enough if it has
+        one word more than that.
+        """
+
+        def is_too_short(size: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
+            cut = tf.boolean_mask(texts, tf.strings.length(texts) > size)
+            words = split_words(tf.strings.substr(cut, 0, size)).row_lengths()
+            return tf.reduce_any(words < self.max_tokens - 1)
+
+        def shorten(texts: tf.Tensor) -> tf.Tensor:
+            texts = tf.strings.regex_replace(texts, SPACES, " ")
+            return tf.strings.regex_replace(texts, ENDLESS_WORD, r"\1")
+
+        size = tf.constant(HEAD_BYTES * self.max_tokens)
+        grows = is_too_short(size, texts)
+        texts = tf.cond(grows, lambda: shorten(texts), lambda: texts)
+        size, texts = tf.while_loop(
+            is_too_short, lambda s, t: (4 * s, t), (size, texts)
+        )
+        return tf.strings.substr(texts, 0, size)
+
+    def _ids(self, words: tf.RaggedTensor) -> tf.Tensor:
+        """Converts words (B, words) to int32 ids (B, max_tokens)."""
         too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
         known = tf.where(too_long, UNKNOWN, words.values)
         pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
         pieces = pieces[:, : self.max_tokens - 2]
-        rows = tf.shape(texts)[0]
+        rows = words.nrows(tf.int32)
         first, last = (tf.fill((rows, 1), token) for token in (self._cls, self._sep))
         ids = tf.concat([first, pieces, last], 1)
         return ids.to_tensor(shape=(None, self.max_tokens))
@@ -143,16 +175,12 @@ def read_vocabulary(path: str) -> list[str]:
     place = places.resolve(path)
     if not places.exists(place):
         raise InputError(f"no vocabulary at {path}; data.build writes one")
-    content = places.read_bytes(place)
-    try:
-        if path.endswith(".json"):
-            vocabulary = _tokens_of_json(json.loads(content), path)
-        else:
-            # Not splitlines: a token may be another line break than \n, such as U+2028.
-            vocabulary = content.decode().removesuffix("\n").split("\n")
-            vocabulary = [token.removesuffix("\r") for token in vocabulary]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is no vocabulary: {error}") from error
+    if path.endswith(".json"):
+        vocabulary = _tokens_of_json(places.read_object(place), path)
+    else:
+        # Not splitlines: a token may be another line break than \n, such as U+2028.
+        vocabulary = places.read_text(place).removesuffix("\n").split("\n")
+        vocabulary = [token.removesuffix("\r") for token in vocabulary]
     twice = [t for t, n in collections.Counter(vocabulary).items() if n > 1]
     if twice:
         raise InputError(f"{path} holds tokens more than once: {twice[:9]}")
@@ -167,6 +195,8 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
     """
     normalizer = tokenizer.get("normalizer") or {}
     model = tokenizer.get("model") or {}
+    if not isinstance(normalizer, dict) or not isinstance(model, dict):
+        raise InputError(f"{path} has a normalizer or a model that is no object")
     model.setdefault("type", "WordPiece")  # early files lack the type
     for name, part, wanted in (
         ("normalizer", normalizer, NORMALIZER),
@@ -175,13 +205,17 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
         found = {key: part.get(key) for key in wanted}
         if found != wanted:
             raise InputError(f"the {name} of {path} is {found}; wanted {wanted}")
-    ids = model["vocab"]
+    ids = model.get("vocab")
+    if not isinstance(ids, dict) or not ids:
+        raise InputError(f"{path} has no vocabulary (model.vocab)")
+    if not all(type(value) is int for value in ids.values()):
+        raise InputError(f"{path} has an id in model.vocab that is no whole number")
     if sorted(ids.values()) != list(range(len(ids))):
         raise InputError(
             f"the ids in {path} run from {min(ids.values())} to {max(ids.values())},"
             f" but it has {len(ids)} tokens; wanted every id from 0 on once"
         )
-    return sorted(ids, key=ids.get)
+    return sorted(ids, key=lambda token: ids[token])
 
 
 @functools.cache

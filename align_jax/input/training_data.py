@@ -1,11 +1,17 @@
 """Opens the mixture of training datasets and checks it before a run starts."""
 
 import dataclasses
+import logging
 
 from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.datasets import Dataset, DatasetConfig, open_dataset
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.ranges import Count, Natural, NonNegative, Share
+
+# Largest share of a batch's pairs that may be in the batch before. A contrastive loss
+# takes the copies of a pair for its negatives.
+MOST_REPEATED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +36,15 @@ class InputConfig:
 
     datasets: dict[str, DatasetConfig]
     preprocess: PreprocessConfig
-    weights: tuple = ()
-    streams: int = 8
-    shuffle_window: int = 1024
-    workers: int = 0
-    max_replaced: float = 0.01
+    weights: tuple[tuple[Natural, dict[str, NonNegative]], ...] = ()
+    streams: Count = 8
+    shuffle_window: Count = 1024
+    workers: Natural = 0
+    max_replaced: Share = 0.01
 
     def __post_init__(self) -> None:
         if not self.datasets:
             raise ValueError("datasets is empty; wanted one or more")
-        for name, least in (("streams", 1), ("shuffle_window", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; wanted {least} or more"
-                )
-        if not 0 <= self.max_replaced <= 1:
-            raise ValueError(f"max_replaced is {self.max_replaced}; wanted 0 to 1")
         _check_weights(self.weights, [*self.datasets])
         labels = [name for name, part in self.datasets.items() if part.label_feature]
         if labels and len(labels) < len(self.datasets):
@@ -64,12 +63,15 @@ class TrainingData:
       datasets: opened datasets in the config's order.
       draws_a_step: number of pairs that a stream gives to a global batch.
       mixture: assignment of a dataset to each of these pairs.
+      reading: path of the shard that was opened last, by index of the dataset and
+        stream; written while batches are read.
     """
 
     config: InputConfig
     datasets: list[Dataset]
     draws_a_step: int
     mixture: record_order.Mixture
+    reading: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)
 
     @property
     def pairs(self) -> int:
@@ -94,7 +96,8 @@ def open_training(
 
     Raises:
       InputError: the batch does not divide by the streams or the streams by the hosts,
-        or a dataset is missing, damaged or empty, or lacks a feature.
+        a dataset is missing, damaged or empty, or lacks a feature, or more than
+        `MOST_REPEATED` of a batch with texts are repeated pairs. Fewer are a warning.
     """
     if batch_size % config.streams:
         raise InputError(
@@ -113,7 +116,35 @@ def open_training(
     ] or [(0, [float(size) for size in _sizes(datasets)])]
     draws = batch_size // config.streams
     mixture = record_order.Mixture.of_weights(weights, draws)
-    return TrainingData(config, datasets, draws, mixture)
+    data = TrainingData(config, datasets, draws, mixture)
+    if not data.labelled:
+        _check_repeats(data, batch_size)
+    return data
+
+
+def _check_repeats(data: TrainingData, batch_size: int) -> None:
+    """Warns of pairs that a batch holds more than once, or raises InputError."""
+    names, sizes = [*data.config.datasets], _sizes(data.datasets)
+    for start, shares in data.mixture.phases:
+        rows = [batch_size * share / record_order.CYCLE for share in shares]
+        parts = list(zip(names, sizes, rows, strict=True))
+        repeated = sum(max(0.0, count - size) for _, size, count in parts) / batch_size
+        if not repeated:
+            continue
+        times = "; ".join(
+            f"each of the {size} pairs of {name} is there {count / size:.3g} times, and"
+            f" {count / size - 1:.3g} times its own negative"
+            for name, size, count in parts
+            if count > size
+        )
+        message = (
+            f"from step {start // data.draws_a_step} on, {repeated:.0%} of a batch of"
+            f" {batch_size} pairs are in the batch more than once: {times}; take a"
+            " smaller batch or more pairs"
+        )
+        if repeated > MOST_REPEATED:
+            raise InputError(f"{message} (at most {MOST_REPEATED:.0%} may be)")
+        logging.warning(message)
 
 
 def _sizes(datasets: list[Dataset]) -> list[int]:
@@ -122,27 +153,17 @@ def _sizes(datasets: list[Dataset]) -> list[int]:
 
 
 def _check_weights(weights: tuple, names: list[str]) -> None:
-    """Raises ValueError for weights of another form than `InputConfig` describes."""
+    """Raises ValueError for unknown datasets, no weight above 0 or unordered steps."""
     steps = [-1]
-    for phase in weights:
-        if not (
-            isinstance(phase, tuple)
-            and len(phase) == 2
-            and isinstance(phase[0], int)
-            and isinstance(phase[1], dict)
-        ):
-            raise ValueError(
-                f"weights holds {phase!r}; wanted (step, {{dataset: weight}})"
-            )
-        step, by_name = phase
+    for step, by_name in weights:
         unknown = sorted({*by_name} - {*names})
         if unknown:
             raise ValueError(
                 f"weights names {unknown}, but datasets has {', '.join(names)}"
             )
-        if min(by_name.values(), default=-1) < 0 or not sum(by_name.values()):
+        if not any(by_name.values()):
             raise ValueError(
-                f"weights from step {step} are {by_name}; wanted 0 or more"
+                f"weights from step {step} are {by_name}; wanted one or more above 0"
             )
         if step <= steps[-1] or (steps == [-1] and step):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from align_jax.devices.kernel_choice import CHOICES
 from align_jax.losses.contrastive import REDUCTIONS, contrastive_loss
 from align_jax.losses.sigmoid import sigmoid_loss
 from align_jax.models.dual_encoder import temperature_of
+from align_jax.ranges import Count, Positive, ProperShare, Range
 
 PRECISIONS = ("default", "high", "highest")
 
@@ -40,13 +42,13 @@ class LossConfig:
     """
 
     kind: str = "softmax"
-    label_smoothing: float = 0.1
+    label_smoothing: ProperShare = 0.1
     reduction: str = "sum"
-    negatives: float = 1.0
-    tile: int | None = None
+    negatives: Annotated[float, Range(above=0, most=1)] = 1.0
+    tile: Count | None = None
     precision: str = "highest"
     kernels: str = "auto"
-    temperature_floor: float = 1e-3
+    temperature_floor: Positive = 1e-3
 
     @property
     def contrasts(self) -> bool:
@@ -66,14 +68,6 @@ class LossConfig:
             "kernels": CHOICES,
         }
         check_choices(self, choices, "loss.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"loss.label_smoothing is {self.label_smoothing}; wanted 0 to below 1"
-            )
-        if self.temperature_floor <= 0:
-            raise ValueError(
-                f"loss.temperature_floor is {self.temperature_floor}; wanted above 0"
-            )
 
 
 def compute_loss(

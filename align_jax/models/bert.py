@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from jax import lax
 from align_jax.config import LATE
 from align_jax.devices.mesh import Placement
 from align_jax.models.layers import dropout, gathered, scan_blocks, split_batch
+from align_jax.ranges import Count, Positive, ProperShare, Range
 
 PAD_ID = 0
 HEAD_WIDTH = 64
@@ -63,13 +64,13 @@ class BertConfig:
     optional_modules: ClassVar[tuple[str, ...]] = ()
     freezing_field: ClassVar[str] = ""
 
-    vocabulary_size: int
-    max_tokens: int = 64
-    positions: int = 512
-    layers: int = 12
-    hidden: int = 768
-    dropout: float = 0.1
-    init_std: float = 0.02
+    vocabulary_size: Count
+    max_tokens: Annotated[int, Range(least=3)] = 64
+    positions: Count = 512
+    layers: Count = 12
+    hidden: Count = 768
+    dropout: ProperShare = 0.1
+    init_std: Positive = 0.02
     rematerialise: bool = False
     scan: bool = False
     kind: str = dataclasses.field(default="bert", metadata=LATE)

@@ -1,7 +1,7 @@
 """An image tower with a linear head, for transfer (arXiv 2102.05918, section 5.3)."""
 
 import dataclasses
-from typing import Self
+from typing import Annotated, Self
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ from align_jax.devices.mesh import Placement
 from align_jax.models.dual_encoder import DTYPES, ImageModel, unit_length
 from align_jax.models.layers import dropout
 from align_jax.models.towers import ImageTowerConfig, TowerConfig, read_image_tower
+from align_jax.ranges import ProperShare, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +29,11 @@ class ClassifierConfig:
     image_tower: ImageTowerConfig = dataclasses.field(
         metadata={READER: read_image_tower}
     )
-    classes: int
-    dropout: float = 0.0
+    classes: Annotated[int, Range(least=2)]
+    dropout: ProperShare = 0.0
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.classes < 2:
-            raise ValueError(f"model.classes is {self.classes}; wanted 2 or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; wanted 0 to below 1")
         check_choices(self, {"dtype": DTYPES}, "model.")
 
     @property

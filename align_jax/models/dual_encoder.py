@@ -26,6 +26,7 @@ from align_jax.models.towers import (
     read_image_tower,
     read_text_tower,
 )
+from align_jax.ranges import Count, Positive
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEMPERATURE_FORMS = ("direct", "log")
@@ -53,8 +54,8 @@ class ModelConfig:
         metadata={READER: read_image_tower}
     )
     text_tower: TextTowerConfig = dataclasses.field(metadata={READER: read_text_tower})
-    embedding_size: int | None = None
-    temperature_init: float = 1.0
+    embedding_size: Count | None = None
+    temperature_init: Positive = 1.0
     temperature_form: str = "direct"
     logit_bias_init: float | None = None
     dtype: str = "float32"
@@ -62,10 +63,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         choices = {"temperature_form": TEMPERATURE_FORMS, "dtype": DTYPES}
         check_choices(self, choices, "model.")
-        if self.temperature_init <= 0:
-            raise ValueError(
-                f"model.temperature_init is {self.temperature_init}; wanted above 0"
-            )
 
     @property
     def towers(self) -> dict[str, TowerConfig]:

@@ -26,8 +26,12 @@ from align_jax.models.layers import (
     survival_scales,
 )
 from align_jax.models.mbconv import Block, Convolution, MBConv
+from align_jax.ranges import Count, Positive, Share
 
-# B0's stages: (blocks, kernel, stride, expansion, output channels).
+# Blocks, kernel, stride, expansion, output channels.
+StageRow = tuple[Count, Count, Count, Count, Count]
+
+# B0's stages.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -94,17 +98,17 @@ class EfficientNetConfig:
     undecayed: ClassVar[tuple[str, ...]] = (".*_norm/",)
     optional_modules: ClassVar[tuple[str, ...]] = ("top", "top_norm")
 
-    width: float = 1.0
-    depth: float = 1.0
-    drop_rate: float = 0.2
-    batch_norm_momentum: float = 0.99
+    width: Positive = 1.0
+    depth: Positive = 1.0
+    drop_rate: Share = 0.2
+    batch_norm_momentum: Share = 0.99
     frozen_statistics: bool = False
     padding: str = "same"
     top_conv: bool = False
     scan: bool = False
     rematerialise: str = "none"
     kernels: str = "auto"
-    stages: tuple[tuple[int, ...], ...] = dataclasses.field(default=(), metadata=LATE)
+    stages: tuple[StageRow, ...] = dataclasses.field(default=(), metadata=LATE)
     kind: str = dataclasses.field(default="efficientnet", metadata=LATE)
 
     @property
@@ -114,7 +118,7 @@ class EfficientNetConfig:
         return round_channels(last, self.width)
 
     @property
-    def rows(self) -> tuple[tuple[int, ...], ...]:
+    def rows(self) -> tuple[StageRow, ...]:
         """Stages before scaling, in the form of `STAGES`."""
         return self.stages or STAGES
 
@@ -142,14 +146,6 @@ class EfficientNetConfig:
         return cls(width=0.25, stages=((1, 3, 2, 1, 16), (2, 5, 2, 6, 64)))
 
     def __post_init__(self) -> None:
-        for row in self.stages:
-            sizes = row if isinstance(row, tuple) else ()
-            whole = all(type(size) is int and size > 0 for size in sizes)
-            if len(sizes) != 5 or not whole:
-                raise ValueError(
-                    f"image_tower.stages has {row!r}; wanted (blocks, kernel, stride,"
-                    " expansion, channels), each a whole number from 1 on"
-                )
         choices = {
             "padding": PADDINGS,
             "rematerialise": REMATERIALISATIONS,

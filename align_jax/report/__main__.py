@@ -17,7 +17,9 @@ from align_jax.errors import run_command
 
 def main() -> None:
     """Reads the flags, writes both files and prints their paths."""
-    parser = argparse.ArgumentParser(prog="align_jax.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m align_jax.report", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("places", nargs="+", metavar="DIR")
     parser.add_argument("--out", metavar="FOLDER")

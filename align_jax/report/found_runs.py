@@ -1,9 +1,11 @@
 """Finds the runs in folders, finished or not, and reads the files of each."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -11,13 +13,13 @@ from typing import Any
 
 from align_jax import places
 from align_jax.config import CONFIG_FILE, as_json, is_claimed, leave_out
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.models.parameters import variable_shapes
 from align_jax.report.run_kinds import RUN_KINDS, fill_defaults, kind_of
 from align_jax.runs import workdir as folder
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE
 from align_jax.runs.provenance import count_starts, read_starts
-from align_jax.runs.results import REPORT_FILE
+from align_jax.runs.results import REPORT_FILE, check_numbers, read_results
 from align_jax.runs.telemetry import stream_metrics
 from align_jax.training.training_runs import TRAINING, read_run_config
 
@@ -126,11 +128,13 @@ def find_runs(typed: Sequence[str]) -> list[FoundRun]:
     Args:
       typed: paths or URLs of runs' folders, or of folders that contain runs.
 
+    A run whose files are damaged is named on stderr and left out.
+
     Returns:
       Training runs, then the other runs, each in the order in which they were found.
 
     Raises:
-      InputError: a folder contains no run.
+      InputError: a folder contains no run, or the files of all runs are damaged.
     """
     found: dict[str, None] = {}
     for place in typed:
@@ -142,7 +146,16 @@ def find_runs(typed: Sequence[str]) -> list[FoundRun]:
             )
         found |= dict.fromkeys(folders)
     names = _short_names([*found])
-    return _join_evaluations([_read(run, names[run]) for run in found])
+    runs = []
+    for place, name in names.items():
+        try:
+            runs.append(_read(place, name))
+        except ValueError as error:  # an InputError, or a line that is no JSON
+            reason = one_line(error)
+            print(f"{place} is left out: {reason}", file=sys.stderr, flush=True)
+    if not runs:
+        raise InputError(f"the files of all runs of {', '.join(typed)} are damaged")
+    return _join_evaluations(runs)
 
 
 def _whole_path(place: str) -> str:
@@ -167,43 +180,68 @@ def _run_folders(place: str) -> Iterator[str]:
     """Yields `place` if it is a run's folder, or else the folders of runs below it.
 
     Folders inside a run, such as the trials of a search, are not visited; neither are
-    those inside a corpus.
+    those inside a corpus. A folder with a damaged config is yielded, as it may be a
+    run's.
     """
     if is_claimed(place):
-        config = places.read_json(os.path.join(place, CONFIG_FILE))
-        if config.get("run") in RUN_KINDS:  # a corpus also has a config
-            yield place
+        with contextlib.suppress(InputError):
+            config = places.read_object(os.path.join(place, CONFIG_FILE))
+            if config.get("run") not in [*RUN_KINDS]:  # a corpus also has a config
+                return
+        yield place
     elif places.is_folder(place):
         for name in places.list_names(place):
             yield from _run_folders(os.path.join(place, name))
 
 
 def _read(place: str, name: str) -> FoundRun:
-    def read(file: str, default: Any) -> Any:
-        path = os.path.join(place, file)
-        return places.read_json(path) if places.exists(path) else default
-
+    """Reads a run's files; ValueError if one of them is damaged."""
+    fields = places.read_object(os.path.join(place, CONFIG_FILE))
+    _check_config(fields, os.path.join(place, CONFIG_FILE))
     starts = read_starts(place)
     # Runs have up to a million metric lines: keep those of intervals and evaluations.
     rows: list[dict[str, float]] = []
     latest: dict[str, float] = {}
     so_far: dict[str, float] = {}
-    for row in stream_metrics(place):
+    for number, row in enumerate(stream_metrics(place), 1):
+        _check_row(row, f"{os.path.join(place, folder.METRICS_FILE)}, line {number}")
         latest |= row
         scores = {k: v for k, v in row.items() if k.startswith("eval/")}
         so_far |= {"step": row["step"], **scores}
         if scores or PRODUCTIVE in row:
             rows.append(row)
+    results = os.path.join(place, folder.RESULTS_FILE)
     return FoundRun(
         place=place,
         name=name,
-        fields=read(CONFIG_FILE, {}),
-        results=read(folder.RESULTS_FILE, so_far),
+        fields=fields,
+        results=read_results(results) if places.exists(results) else so_far,
         rows=rows,
         latest=latest,
         provenance={**starts[-1], **count_starts(starts)} if starts else {},
         finished=folder.is_finished(place),
     )
+
+
+def _check_config(fields: dict[str, Any], path: str) -> None:
+    """Raises InputError for a config whose fields have types that no run has.
+
+    A config of another version of this code passes.
+    """
+    wanted = {"virtual_cores": int, "pairs_per_core": int, "model": dict}
+    if fields["run"] == "random_search":
+        wanted = {"base": dict}
+    for name, kind in wanted.items() if fields["run"] != "evaluate" else ():
+        if not isinstance(fields.get(name), kind):
+            found = fields.get(name)
+            raise InputError(f"{path}: {name} is {found!r}; wanted {kind.__name__}")
+
+
+def _check_row(row: Any, where: str) -> None:
+    """Raises InputError unless a metric line is numbers by name, with the step."""
+    if not isinstance(row, dict) or "step" not in row:
+        raise InputError(f"{where} is no object with a step")
+    check_numbers(row, where)
 
 
 def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:

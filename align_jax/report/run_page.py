@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
 from align_jax.errors import warned
 from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
 from align_jax.evaluation.runner import make_evaluators
-from align_jax.input.shards import MANIFEST
 from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import TEMPLATES, encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
@@ -30,6 +29,7 @@ from align_jax.runs.results import (
     is_score,
     print_results,
     published_columns,
+    read_results,
     table_rows,
 )
 from align_jax.runs.telemetry import read_metrics
@@ -81,7 +81,7 @@ def show_finished(workdir: str, fields: Mapping[str, Any], source: str) -> None:
       source: weights that the run trained or evaluated, see `open_weights`.
     """
     if not places.exists(os.path.join(workdir, REPORT_FILE)):
-        results = places.read_json(os.path.join(workdir, folder.RESULTS_FILE))
+        results = read_results(os.path.join(workdir, folder.RESULTS_FILE))
         with _warned(workdir):
             evaluators = make_evaluators(fields["evaluators"])
             embedder = make_embedder(open_weights(source))
@@ -212,8 +212,8 @@ def read_corpora(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     corpora = {}
     for name, dataset in fields.get("input", {}).get("datasets", {}).items():
-        path = os.path.join(places.resolve(dataset["directory"]), MANIFEST)
-        manifest = places.read_json(path) if places.exists(path) else {}
+        directory = places.resolve(dataset["directory"])
+        manifest = dataset_folder.read_manifest(directory)
         if "rules" in manifest:
             corpora[name] = manifest
     return corpora

@@ -92,8 +92,9 @@ class Notice:
             while signals := file.read(1):
                 if signals[0] == signal.SIGTERM and not self._left.wait(self._grace):
                     print(
-                        f"main.py: told to stop; left after {self._grace} s, the last"
-                        " checkpoint is whole and the same command continues",
+                        f"main.py: told to stop; left after {self._grace} s without"
+                        " saving; the same command continues from the last checkpoint,"
+                        " or begins again if there is none",
                         file=sys.stderr,
                         flush=True,
                     )

@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from align_jax import places
+from align_jax.errors import InputError
 from align_jax.runs import workdir as folder
 from align_jax.runs.telemetry import read_metrics
 
@@ -37,6 +39,25 @@ def collect_results(workdir: str) -> dict[str, float]:
             own = {k: v for k, v in row.items() if k.startswith(("train/", "eval/"))}
             results |= {prefix + name: value for name, value in own.items()}
     return results
+
+
+def read_results(path: str) -> dict[str, Any]:
+    """Reads a file of results: {"step": ..., "eval/...": ...}, or {"diverged": text}.
+
+    Raises:
+      InputError: the file is missing or damaged, or a value that should be a number is
+        none.
+    """
+    results = places.read_object(path)
+    check_numbers({k: v for k, v in results.items() if k != "diverged"}, path)
+    return results
+
+
+def check_numbers(values: Mapping[str, Any], where: str) -> None:
+    """Raises InputError for the first value that is no number; `where` names them."""
+    for name, value in values.items():
+        if not isinstance(value, int | float):
+            raise InputError(f"{where}: {name} is {value!r}; wanted a number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +177,7 @@ def _format(value: float | None) -> str:
 def print_results(workdir: str) -> None:
     """Prints a finished run's table and the paths of its results and report."""
     path = os.path.join(workdir, folder.RESULTS_FILE)
-    print(format_table(places.read_json(path)))
+    print(format_table(read_results(path)))
     print(f"results: {path}")
     report = os.path.join(workdir, REPORT_FILE)
     if places.exists(report):

@@ -251,7 +251,7 @@ class Profile:
     The trace is written to the folder `profile` of the workdir.
     """
 
-    def __init__(self, workdir: str, steps: tuple[int, int] | tuple[()]) -> None:
+    def __init__(self, workdir: str, steps: tuple[int, ...]) -> None:
         """Sets the steps to trace: (first, last), both included, or () for none."""
         self._folder = os.path.join(workdir, "profile")
         self._first, self._last = steps if steps and leads() else (0, 0)

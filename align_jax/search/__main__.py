@@ -20,7 +20,9 @@ import sys
 import urllib.parse
 
 from align_jax import places
-from align_jax.errors import InputError, run_command
+from align_jax.errors import InputError, printable, run_command
+
+LAST_PORT = 65_535
 
 
 def main() -> None:
@@ -40,35 +42,43 @@ def build(flags: argparse.Namespace) -> None:
 
     Raises:
       InputError: the collection or the checkpoint cannot be read, or the index was made
-        with another model or thumbnail size.
+        with another model or thumbnail size, or --out holds something else.
     """
     import tqdm
 
     from align_jax.embed.model import load
     from align_jax.search.collection import open_collection
-    from align_jax.search.indexing import index_pictures
+    from align_jax.search.indexing import (
+        check_place,
+        index_pictures,
+        writing_index,
+    )
     from align_jax.search.vector_index import Description, IndexSource, create_index
     from align_jax.weights.folder import digest
 
+    check_place(flags.out)
     collection = open_collection(flags.images)
     model = load(flags.checkpoint, flags.batch_size)
     found = Description(
         digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
     )
     source = IndexSource(collection.prefix, collection.labels)
-    index = create_index(flags.out, found, source)
-    with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
+    deleted, total = 0, len(collection)
+    with (
+        writing_index(flags.out),
+        tqdm.tqdm(desc="index", unit="picture", total=total) as bar,
+    ):
+        index = create_index(flags.out, found, source)
         done = index_pictures(model, collection, index, bar.update)
-    deleted = 0
-    if flags.prune:
-        present = {entry.id for entry in collection}
-        deleted = index.delete(name for name in index.ids() if name not in present)
+        if flags.prune:
+            present = {entry.id for entry in collection}
+            deleted = index.delete(name for name in index.ids() if name not in present)
     print(
         f"{flags.out}: {len(index):,} pictures; {done.added:,} added, {done.kept:,}"
         f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"
     )
     for name, reason in list(done.unreadable.items())[:3]:
-        print(f"  {name}: {reason}")
+        print(printable(f"  {name}: {reason}"))
 
 
 def query(flags: argparse.Namespace) -> None:
@@ -78,7 +88,8 @@ def query(flags: argparse.Namespace) -> None:
     terms = read_terms(flags)
     index, model = open_with_model(flags, batch_size=1)
     for hit in index.search(query_embedding(model, terms), flags.limit, flags.exact):
-        print(f"{hit.score:.4f}  {hit.id}  {hit.path}  {hit.text}".rstrip())
+        shown = f"{hit.score:.4f}  {hit.id}  {hit.path}  {hit.text}".rstrip()
+        print(printable(shown))
 
 
 def serve(flags: argparse.Namespace) -> None:
@@ -95,6 +106,7 @@ def serve(flags: argparse.Namespace) -> None:
 
     from align_jax.search.batching import BatchingEncoder
     from align_jax.search.bodies import MAX_ITEMS
+    from align_jax.search.connections import LimitedConnection
     from align_jax.search.server import LOOPBACK, make_app
 
     # The comparison binds nothing.
@@ -128,6 +140,7 @@ def serve(flags: argparse.Namespace) -> None:
         app,
         host=flags.host,
         port=flags.port,
+        http=LimitedConnection,
         timeout_keep_alive=75,
         log_level="warning",
     )
@@ -182,9 +195,11 @@ def read_terms(flags: argparse.Namespace) -> list:
 
 def delete(flags: argparse.Namespace) -> None:
     """Deletes pictures from an index by id, and prints how many were there."""
+    from align_jax.search.indexing import writing_index
     from align_jax.search.vector_index import open_index
 
-    deleted = open_index(flags.index).delete(flags.ids)
+    with writing_index(flags.index):
+        deleted = open_index(flags.index).delete(flags.ids)
     print(f"{flags.index}: {deleted} of {len(flags.ids)} deleted")
 
 
@@ -192,9 +207,11 @@ def read_flags() -> argparse.Namespace:
     """Reads and checks the flags of the command line; local paths become absolute.
 
     Raises:
-      InputError: a number is below its minimum.
+      InputError: a number is out of its range.
     """
-    parser = argparse.ArgumentParser(prog="align_jax.search", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m align_jax.search", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -263,6 +280,8 @@ def read_flags() -> argparse.Namespace:
         if getattr(flags, name, least) < least:
             value = getattr(flags, name)
             raise InputError(f"--{name} is {value}; wanted {least} or more")
+    if not 0 <= getattr(flags, "port", 0) <= LAST_PORT:
+        raise InputError(f"--port is {flags.port}; wanted 0 to {LAST_PORT}")
     return flags
 
 

@@ -155,9 +155,10 @@ def open_collection(place: str) -> Folder | Records:
     Raises:
       InputError: the folder, dataset or split does not exist, or has no pictures.
     """
+    folder = places.resolve(place)
+    if places.is_folder(folder) and not is_dataset(folder):
+        return Folder(place)
     directory, colon, split = place.rpartition(":")
     if not colon or "/" in split:  # as in gs://...
         directory, split = place, ""
-    if not split and places.is_folder(places.resolve(place)) and not is_dataset(place):
-        return Folder(place)
     return Records(directory, split or "train")

@@ -177,8 +177,10 @@ async def _drain(request: Request) -> None:
 
 
 def _sent_token(request: Request) -> str:
-    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-    return sent or request.cookies.get(COOKIE, "")
+    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return sent.strip()
+    return request.cookies.get(COOKIE, "")
 
 
 def _is(sent: str, token: str) -> bool:

@@ -1,15 +1,17 @@
 """Adds a collection's pictures to an index, in batches that are written atomically."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
 from align_jax.pictures import small_jpeg
 from align_jax.search.collection import Entry
-from align_jax.search.vector_index import VectorIndex
+from align_jax.search.vector_index import SOURCE, TABLE, VectorIndex
 from align_jax.weights.folder import digest
 
 AT_ONCE = 256  # pictures per change of the index
@@ -125,3 +127,34 @@ def check_model(index: VectorIndex, model: Model) -> None:
             f"the index is of another model, {index.description.checkpoint}"
             f" ({index.description.model}), not of this one ({found})"
         )
+
+
+def check_place(place: str) -> None:
+    """Raises InputError unless a place is free, or may hold an index.
+
+    Args:
+      place: path of the index, or a bucket's URL, which is not checked.
+    """
+    if places.is_url(place) or not places.exists(place):
+        return
+    if not places.is_folder(place):
+        raise InputError(f"{place} is a file; wanted the folder of an index")
+    names = places.list_names(place)
+    if names and not {f"{TABLE}.lance", f"{SOURCE}.lance"} & {*names}:
+        raise InputError(f"{place} is not empty and holds no index; give another --out")
+
+
+@contextlib.contextmanager
+def writing_index(place: str) -> Iterator[None]:
+    """Turns failures to write an index inside the `with` statement into InputErrors.
+
+    Raises:
+      InputError: the disk is full, or the storage cannot be written.
+    """
+    with places.writing(place):
+        try:
+            yield
+        except RuntimeError as error:  # LanceDB has no class for it
+            if "LanceError(IO)" not in str(error):
+                raise
+            raise OSError(str(error).partition(", /")[0]) from error

@@ -166,7 +166,9 @@ class Service:
         found = self.index.rows([id], "thumbnail").get(id)
         if found is None or not found["thumbnail"]:
             raise HTTPException(404, "no such picture, or no thumbnail of it")
-        return Response(found["thumbnail"], media_type="image/jpeg")
+        # A shared cache, or the browser after the token has changed, must not keep it.
+        kept = {"Cache-Control": "no-store"}
+        return Response(found["thumbnail"], media_type="image/jpeg", headers=kept)
 
     def _texts_near(self, image: np.ndarray) -> Texts:
         """Embeds the distinct texts of the `NEAR` pictures nearest to an image (D,)."""

@@ -18,6 +18,7 @@ from lancedb.index import BTree, IvfSq
 from lancedb.query import LanceVectorQueryBuilder
 
 from align_jax import places
+from align_jax.config import read_config
 from align_jax.errors import InputError
 
 TABLE = "pictures"
@@ -308,8 +309,11 @@ def _read_index(
     if there is not None:
         (row,) = there.to_arrow().to_pylist()
         source = IndexSource(row["prefix"], tuple(row["labels"]))
-    description = Description(**json.loads(metadata[DESCRIPTION]))
-    return VectorIndex(table, description, source)
+    try:
+        found = read_config(Description, json.loads(metadata[DESCRIPTION]))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{database.uri} is a damaged index: {error}") from error
+    return VectorIndex(table, found, source)
 
 
 def _open_table(

@@ -56,7 +56,9 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
       list of the arguments after "--".
     """
     split = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(prog="align_jax.sweep", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m align_jax.sweep", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--sweep",

@@ -1,7 +1,9 @@
 """Launchers of a sweep: on this machine, as printed commands, or by SkyPilot."""
 
 import argparse
+import collections
 import contextlib
+import hashlib
 import os
 import pathlib
 import re
@@ -72,7 +74,7 @@ def run_here(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
             print(count_states(statuses), flush=True)
     print(format_status(statuses), flush=True)
     failed = {
-        run.id: places.read_json(failure_path(run))["reason"]
+        run.id: places.read_object(failure_path(run), {"reason": str})["reason"]
         for run, status in zip(runs, statuses, strict=True)
         if status.state == "failed"
     }
@@ -216,8 +218,9 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
             f"--template={flags.template} is no SkyPilot task with a field 'run'"
         )
     places.make_folder(flags.jobs)
+    names = _job_names([run.id for run in runs])
     for run in _to_run(runs, flags.retry):
-        name = re.sub("[^a-z0-9]+", "-", run.id.lower())[-LONGEST_NAME:].strip("-")
+        name = names[run.id]
         flags_of_all = [*run.flags, "--distributed"]  # every host of a slice takes part
         command = shlex.join([".venv/bin/python", "main.py", *flags_of_all]) + "\n"
         task = {**template, "name": name, "run": command}
@@ -225,6 +228,21 @@ def write_jobs(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:
         path = os.path.join(flags.jobs, f"{name}.yaml")
         places.write_text(path, yaml.safe_dump(task, sort_keys=False))
         print(shlex.join(["sky", "jobs", "launch", "--yes", "--detach-run", path]))
+
+
+def _job_names(ids: Sequence[str]) -> dict[str, str]:
+    """Returns a job name for each run's id: its last letters, digits and hyphens.
+
+    A name that two ids would have ends with a hash of the id instead.
+    """
+    names = {run: re.sub("[^a-z0-9]+", "-", run.lower()) for run in ids}
+    names = {run: name[-LONGEST_NAME:].strip("-") for run, name in names.items()}
+    count = collections.Counter(names.values())
+    for run, name in names.items():
+        if count[name] > 1:
+            ending = hashlib.sha256(run.encode()).hexdigest()[:8]
+            names[run] = f"{name[-(LONGEST_NAME - 9) :].strip('-')}-{ending}"
+    return names
 
 
 def show_status(runs: Sequence[SweepRun], flags: argparse.Namespace) -> None:

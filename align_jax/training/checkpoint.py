@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from align_jax import places
 from align_jax.config import as_json
 from align_jax.errors import InputError, NonFiniteError
+from align_jax.ranges import Count
 from align_jax.training import integrity
 from align_jax.training.checkpoint_record import (
     IDENTITY,
@@ -66,17 +67,11 @@ class CheckpointConfig:
       lowest_is_best: whether the lowest score is the best.
     """
 
-    every_steps: int = 1000
-    keep: int = 3
-    keep_every_steps: int | None = None
+    every_steps: Count = 1000
+    keep: Count = 3
+    keep_every_steps: Count | None = None
     best_metric: str | None = None
     lowest_is_best: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "keep", "keep_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; wanted at least 1")
 
 
 class Checkpoints:

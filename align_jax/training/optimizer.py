@@ -10,12 +10,13 @@ regular expression; it fits a parameter if `re.search` finds it anywhere in the 
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
 from align_jax.config import check_choices
+from align_jax.ranges import Natural, NonNegative, Positive, ProperShare, Range
 
 Mask = Callable[[Any], Any]  # function from a tree of parameters to a tree of bools
 Chain = tuple[optax.GradientTransformation, ...]
@@ -27,7 +28,8 @@ class OptimizerConfig:
 
     Attributes:
       kind: optimizer, a key of `OPTIMIZERS`.
-      learning_rate: peak learning rate, reached at the end of the warm-up.
+      learning_rate: peak learning rate, reached at the end of the warm-up. Any finite
+        rate from 0 on is legal: the useful size depends on the optimizer.
       warmup_steps: steps of the linear rise from 0.
       decay: schedule after the warm-up, a key of `DECAYS`.
       staircase_steps: steps of one stair, counted from the end of the warm-up; only for
@@ -38,8 +40,9 @@ class OptimizerConfig:
         penalty's gradient.
       b1: decay of the first moment; for "sgd", the momentum.
       b2: decay of the second moment; only for "lamb" and "adamw".
-      epsilon: constant added to the square root of the second moment; only for "lamb"
-        and "adamw".
+      epsilon: constant above 0, added to the square root of the second moment; only for
+        "lamb" and "adamw". Without it, a parameter whose gradients are all 0 would be
+        divided by 0.
       undecayed: patterns of parameters without weight decay; None for the patterns
         that the towers name (BatchNorm's).
       unadapted: patterns of parameters without LAMB's trust ratio; None for the
@@ -54,21 +57,21 @@ class OptimizerConfig:
     """
 
     kind: str = "lamb"
-    learning_rate: float = 1e-3
-    warmup_steps: int = 10_000
+    learning_rate: NonNegative = 1e-3
+    warmup_steps: Natural = 10_000
     decay: str = "linear"
-    staircase_steps: int = 0
-    staircase_factor: float = 0.2
-    weight_decay: float = 1e-5
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-6
-    undecayed: tuple | None = None
-    unadapted: tuple | None = None
-    frozen: tuple = ()
-    rate_factors: tuple = ()
-    clip_norm: float | None = None
-    average_decay: float | None = None
+    staircase_steps: Natural = 0
+    staircase_factor: Positive = 0.2
+    weight_decay: NonNegative = 1e-5
+    b1: ProperShare = 0.9
+    b2: ProperShare = 0.999
+    epsilon: Positive = 1e-6
+    undecayed: tuple[str, ...] | None = None
+    unadapted: tuple[str, ...] | None = None
+    frozen: tuple[str, ...] = ()
+    rate_factors: tuple[tuple[str, NonNegative], ...] = ()
+    clip_norm: Positive | None = None
+    average_decay: Annotated[float, Range(above=0, below=1)] | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, {"kind": OPTIMIZERS, "decay": DECAYS}, "optimizer.")
@@ -77,17 +80,6 @@ class OptimizerConfig:
                 f"optimizer.staircase_steps is {self.staircase_steps}; the staircase"
                 " wants the steps of a stair"
             )
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise ValueError(
-                f"optimizer.average_decay is {self.average_decay}; wanted between 0"
-                " and 1, or None"
-            )
-        for factor in self.rate_factors:
-            if not isinstance(factor, tuple) or len(factor) != 2:
-                raise ValueError(
-                    f"optimizer.rate_factors holds {factor!r}; wanted (pattern, factor)"
-                    " pairs"
-                )
         for name, patterns in self.patterns().items():
             for pattern in patterns:
                 try:

@@ -1,12 +1,15 @@
 """The config of a random search over fields of a run, for one or more tasks."""
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from align_jax.config import change
+from align_jax.ranges import Count, Seed
 from align_jax.training.run_config import run_execution
 from align_jax.training.training_runs import read_run_config
 
@@ -28,14 +31,31 @@ class Draw:
 
 DRAWS = {
     "log": Draw(
-        fits=lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1],
+        fits=lambda ends: len(ends) == 2 and _are_rising_numbers(ends),
         draw=lambda random, ends: float(np.exp(random.uniform(*np.log(ends)))),
     ),
     "one_of": Draw(
-        fits=lambda values: len(values) == 1 and len(values[0]) > 0,
+        fits=lambda values: (
+            len(values) == 1 and isinstance(values[0], tuple | list) and bool(values[0])
+        ),
         draw=lambda random, values: values[0][random.integers(len(values[0]))],
     ),
 }
+
+Changes = tuple[tuple[str, Any], ...]  # pairs of a field's dotted path and its value
+
+
+def _are_rising_numbers(ends: Sequence[Any]) -> bool:
+    """Returns whether values are finite numbers above 0 in rising order."""
+    numbers = all(type(end) in (int, float) for end in ends)
+    return numbers and 0 < ends[0] <= ends[1] < math.inf
+
+
+def _is_draw(row: tuple) -> bool:
+    """Returns whether a row of `SearchConfig.space` has the form described there."""
+    if len(row) < 3 or not all(isinstance(name, str) for name in row[:2]):
+        return False
+    return row[1] in DRAWS and DRAWS[row[1]].fits(row[2:])
 
 
 def search_execution(fields: Mapping[str, Any]) -> list[str]:
@@ -74,26 +94,37 @@ class SearchConfig:
 
     run: str
     base: dict
-    tasks: dict
-    space: tuple
-    trials: int
+    tasks: dict[str, Changes]
+    space: tuple[tuple, ...]
+    trials: Count
     metric: str
-    final: dict
+    final: dict[str, Changes]
     final_metric: str
-    seeds: tuple = (0, 1, 2)
-    groups: dict = dataclasses.field(default_factory=dict)
-    seed: int = 0
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    seed: Seed = 0
     only: str = ""
 
     def __post_init__(self) -> None:
-        if self.trials < 1 or not self.seeds or not self.tasks:
-            raise ValueError("trials, seeds and tasks: wanted one or more of each")
+        if not self.seeds or not self.tasks:
+            raise ValueError("seeds and tasks: wanted one or more of each")
+        for task in self.tasks:
+            if not re.fullmatch(r"\w[\w.-]*", task):
+                raise ValueError(
+                    f"tasks has the name {task!r}, which is no name of a folder; wanted"
+                    " letters, digits, _, - and ."
+                )
         for draw in self.space:
-            known = len(draw) > 2 and draw[1] in DRAWS
-            if not known or not DRAWS[draw[1]].fits(draw[2:]):
+            if not _is_draw(draw):
                 raise ValueError(
                     f"space holds {draw!r}; wanted (path, 'log', lowest, highest) above"
                     " 0, or (path, 'one_of', values)"
+                )
+        for group, tasks in self.groups.items():
+            if not tasks or group in self.tasks:
+                raise ValueError(
+                    f"groups has {group!r}: {tasks!r}; wanted one or more tasks, and"
+                    " another name than a task's"
                 )
         unknown = {t for tasks in self.groups.values() for t in tasks} - {*self.tasks}
         if unknown:

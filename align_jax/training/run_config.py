@@ -21,6 +21,7 @@ from align_jax.losses.objective import LossConfig
 from align_jax.models.classifier import Classifier, ClassifierConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.models.towers import execution_fields
+from align_jax.ranges import Count, Seed
 from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.step_plan import StepPlan
@@ -38,18 +39,6 @@ EXECUTION = (
 # A second program without norms is about 2 % faster than the program with norms. In a
 # run of at most this many steps, compiling it takes longer than it saves.
 SHORT_RUN = 10_000
-
-# Fields that count something of which a run has at least one.
-POSITIVE = (
-    "total_steps",
-    "virtual_cores",
-    "pairs_per_core",
-    "batch_norm_cores",
-    "log_every_steps",
-    "evaluate_every_steps",
-    "microbatches",
-    "fsdp",
-)
 
 
 def run_execution(fields: Mapping[str, Any]) -> list[str]:
@@ -163,24 +152,24 @@ class RunConfig:
     kind: ClassVar[str]  # type of its weights, a key of `WEIGHTS_KINDS`
 
     run: str
-    seed: int
-    total_steps: int
-    virtual_cores: int
-    pairs_per_core: int
-    batch_norm_cores: int
+    seed: Seed
+    total_steps: Count
+    virtual_cores: Count
+    pairs_per_core: Count
+    batch_norm_cores: Count
     input: InputConfig
     model: ModelConfig | ClassifierConfig
     optimizer: OptimizerConfig
     loss: LossConfig
     checkpoint: CheckpointConfig
-    log_every_steps: int
-    evaluate_every_steps: int
-    evaluators: dict
+    log_every_steps: Count
+    evaluate_every_steps: Count
+    evaluators: dict[str, dict]
     start_from: str | None = None
     initialize: Initial = Initial()
-    microbatches: int = 1
-    fsdp: int = 1
-    profile_steps: tuple = ()
+    microbatches: Count = 1
+    fsdp: Count = 1
+    profile_steps: tuple[Count, ...] = ()
 
     @property
     def batch_size(self) -> int:
@@ -193,9 +182,6 @@ class RunConfig:
         return self.batch_norm_cores * self.pairs_per_core
 
     def __post_init__(self) -> None:
-        for name in POSITIVE:
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; wanted at least 1")
         if not 0 <= self.optimizer.warmup_steps < self.total_steps:
             raise ValueError(
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be"
@@ -206,6 +192,8 @@ class RunConfig:
                 f"virtual_cores is {self.virtual_cores}, not a multiple of"
                 f" batch_norm_cores, {self.batch_norm_cores}"
             )
+        if self.start_from == "":
+            raise ValueError("start_from is empty; name a run, or None")
         if self.start_from is not None and self.initialize != Initial():
             raise ValueError(
                 f"start_from is {self.start_from}, a whole state, and initialize gives"
@@ -217,7 +205,7 @@ class RunConfig:
                 " are no evaluators"
             )
         steps = self.profile_steps
-        if steps and (len(steps) != 2 or not 0 < steps[0] <= steps[1]):
+        if steps and (len(steps) != 2 or steps[0] > steps[1]):
             raise ValueError(
                 f"profile_steps is {steps}; wanted the first and the last step, or ()"
             )

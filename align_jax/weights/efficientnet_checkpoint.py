@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from align_jax import places
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from align_jax.models.efficientnet import (
     VARIANTS,
     EfficientNetConfig,
@@ -47,25 +47,37 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
       path: local path of a .h5 or .weights.h5 file; its classifier, if any, is ignored.
 
     Raises:
-      InputError: the file holds none of the eight networks, or `path` is a URL.
+      InputError: the file is damaged or holds none of the eight networks, or `path` is
+        a URL.
     """
     import h5py
     import keras
 
     path = str(places.local_path(path))
     kernels: list[tuple[int, ...]] = []
-    with h5py.File(path) as file:
-        file.visititems(
-            # A group has no shape.
-            lambda _, node: kernels.append(getattr(node, "shape", ()))
-        )
+    try:
+        with h5py.File(path) as file:
+            file.visititems(
+                # A group has no shape.
+                lambda _, node: kernels.append(getattr(node, "shape", ()))
+            )
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{path} is no readable HDF5 file: {one_line(error)}"
+        ) from error
     variant = _recognise(kernels, path)
     classes = [shape[1] for shape in kernels if len(shape) == 2]
     build = getattr(keras.applications, f"EfficientNet{variant.upper()}")
     network = build(
         include_top=bool(classes), weights=None, classes=(*classes, 1000)[0]
     )
-    network.load_weights(path)
+    try:
+        network.load_weights(path)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = one_line(error)
+        raise InputError(
+            f"{path} cannot be read as weights of Keras: {reason}"
+        ) from error
     found = {
         f"{layer.name}/{variable.name}": variable.numpy()
         for layer in network.layers
@@ -83,15 +95,18 @@ def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
       prefix: path of the checkpoint without ".index".
 
     Raises:
-      InputError: the checkpoint holds none of the networks B0 to L2.
+      InputError: the checkpoint is damaged or holds none of the networks B0 to L2.
     """
-    reader = tf.train.load_checkpoint(prefix)
     average = "/ExponentialMovingAverage"
     found: dict[str, np.ndarray] = {}
-    # An average sorts after its variable and so replaces it.
-    for full in sorted(reader.get_variable_to_shape_map()):
-        _, _, name = full.removesuffix(average).partition("/")
-        found[name.replace("depthwise_kernel", "kernel")] = reader.get_tensor(full)
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        # An average sorts after its variable and so replaces it.
+        for full in sorted(reader.get_variable_to_shape_map()):
+            _, _, name = full.removesuffix(average).partition("/")
+            found[name.replace("depthwise_kernel", "kernel")] = reader.get_tensor(full)
+    except (tf.errors.OpError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"{prefix} cannot be read: {one_line(error)}") from error
     variant = _recognise([array.shape for array in found.values()], prefix)
     return _assemble(found, _tensorflow_layer, variant, prefix)
 

@@ -155,17 +155,21 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
         tensor is missing, unknown or of the wrong shape, or `directory` is a URL.
     """
     folder = places.local_path(directory)
-    described = places.read_object(folder / MODEL_FILE)
+    described = places.read_object(folder / MODEL_FILE, {"kind": str, "config": dict})
     where = str(folder / MODEL_FILE)
-    kind = choose(WEIGHTS_KINDS, described.get("kind", ""), f"{where}: kind")
-    config = kind.read(described.get("config", {}), f"{where}: config")
+    kind = choose(WEIGHTS_KINDS, described["kind"], f"{where}: kind")
+    config = kind.read(described["config"], f"{where}: config")
+    if not isinstance(described.get("step"), int | None):
+        raise InputError(f"{where}: step is no whole number")
     preprocess = described.get("preprocess")
     if preprocess is not None:
+        if not isinstance(preprocess, dict):
+            raise InputError(f"{where}: preprocess is {preprocess!r}; wanted an object")
         preprocess = read_config(PreprocessConfig, preprocess, f"{where}: preprocess")
 
     try:
         arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
-    except (FileNotFoundError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
     unused = {
         name.removeprefix(UNUSED): array
@@ -214,7 +218,10 @@ def digest(weights: Weights) -> str:
 def write_tensors(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes a safetensors file that Hugging Face's libraries read."""
     contiguous = {name: np.array(a, order="C") for name, a in arrays.items()}
+    path.touch()
+    mode = path.stat().st_mode  # as the umask says; safetensors makes it private
     safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 @contextlib.contextmanager

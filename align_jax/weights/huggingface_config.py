@@ -81,8 +81,12 @@ def read_model_config(
       InputError: a field describes a network that our towers cannot be; the message
         names the field.
     """
+    for name in ("text_config", "vision_config"):
+        if not isinstance(described.get(name), dict | None):
+            raise InputError(f"{source}: {name} is {described[name]!r}; wanted a dict")
     text = TEXT_DEFAULTS | (described.get("text_config") or {})
     vision = VISION_DEFAULTS | (described.get("vision_config") or {})
+    _check_types(vision, VISION_DEFAULTS, f"{source}: vision_config")
     _check_fixed(vision, VISION_DEFAULTS, VISION_FIXED, f"{source}: vision_config")
     tower = EfficientNetConfig(
         width=float(vision["width_coefficient"]),
@@ -117,6 +121,7 @@ def read_bert_config(
       InputError: a field describes a BERT that our tower cannot be.
     """
     text = TEXT_DEFAULTS | dict(described)
+    _check_types(text, TEXT_DEFAULTS, where)
     _check_fixed(text, TEXT_DEFAULTS, TEXT_FIXED, where)
     hidden = text["hidden_size"]
     derived = {
@@ -256,6 +261,18 @@ def _write_padding(tower: EfficientNetConfig, image_size: int) -> list[int]:
             " even preprocess.image_size"
         )
     return _square_blocks(tower, image_size)
+
+
+def _check_types(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], where: str
+) -> None:
+    """Raises InputError if a field has another JSON type than its default."""
+    for name, default in wanted.items():
+        kind = type(default)
+        if not isinstance(found[name], int | float if kind is float else kind):
+            raise InputError(
+                f"{where}.{name} is {found[name]!r}; wanted {kind.__name__}"
+            )
 
 
 def _check_fixed(

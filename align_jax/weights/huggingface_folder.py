@@ -189,7 +189,8 @@ def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
         if whole.exists():
             return _read_file(read, whole), str(whole)
         if index.exists():
-            parts = sorted(set(places.read_object(index)["weight_map"].values()))
+            described = places.read_object(index, {"weight_map": dict})
+            parts = sorted(set(map(str, described["weight_map"].values())))
             missing = [part for part in parts if not (folder / part).exists()]
             if missing:
                 raise InputError(f"{index} names {missing[0]}, which is missing")
@@ -205,7 +206,7 @@ def _read_file(
 ) -> dict[str, np.ndarray]:
     try:
         arrays = read(path)
-    except (safetensors.SafetensorError, EOFError, RuntimeError) as error:
+    except (safetensors.SafetensorError, OSError, EOFError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return {
         name: array.astype(np.float32) if array.dtype.kind in "fV" else array
@@ -240,16 +241,27 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
         found = places.read_object(path)
     else:
         path = folder / "processor_config.json"
-        found = places.read_object(path).get("image_processor", {})
+        found = places.read_object(path, {"image_processor": dict})["image_processor"]
     wanted = IMAGE_PROCESSOR | {"resample": BILINEAR}
     for name, value in wanted.items():
-        if name not in found or not np.isclose(found[name], value):
-            raise InputError(f"{path}: {name} is {found.get(name)}; ours is {value}")
-    size, crop = found["size"], found["crop_size"]
-    for sides in (size, crop):
-        if sides.get("height") != sides.get("width") or "height" not in sides:
-            raise InputError(f"{path}: {sides} is not a square of height and width")
-    return PreprocessConfig(resize=size["height"], image_size=crop["height"])
+        number = found.get(name)
+        if not isinstance(number, int | float) or not np.isclose(number, value):
+            raise InputError(f"{path}: {name} is {number}; ours is {value}")
+    sides = {name: _square_side(found.get(name)) for name in ("size", "crop_size")}
+    for name, side in sides.items():
+        if not side:
+            raise InputError(
+                f"{path}: {name} is {found.get(name)}, not a square of height and width"
+            )
+    return PreprocessConfig(resize=sides["size"], image_size=sides["crop_size"])
+
+
+def _square_side(sides: Any) -> int:
+    """Returns the side of {"height": SIDE, "width": SIDE}; 0 for anything else."""
+    if not isinstance(sides, dict) or sides.get("height") != sides.get("width"):
+        return 0
+    side = sides.get("height")
+    return side if isinstance(side, int) and side > 0 else 0
 
 
 def _max_tokens(folder: pathlib.Path) -> int:
@@ -259,7 +271,10 @@ def _max_tokens(folder: pathlib.Path) -> int:
     """
     path = folder / "tokenizer_config.json"
     described: Mapping[str, Any] = places.read_object(path) if path.exists() else {}
-    return min(MAX_TOKENS, int(described.get("model_max_length", MAX_TOKENS)))
+    found = described.get("model_max_length", MAX_TOKENS)
+    if not isinstance(found, int | float) or found < 1:
+        raise InputError(f"{path}: model_max_length is {found!r}; wanted a number")
+    return int(min(MAX_TOKENS, found))
 
 
 def _read_vocabulary(folder: pathlib.Path, rows: int) -> tuple[str, ...]:

@@ -22,13 +22,25 @@ from align_jax import places
 from align_jax.config import claim_folder
 from align_jax.errors import InputError, warned
 from data.corpus import ngrams, rules
+from data.corpus.build_files import (
+    format_report,
+    read_drops,
+    read_report,
+    read_shards,
+    resolve_shards,
+)
 from data.corpus.config import CorpusConfig
 from data.corpus.dataset import described, with_defaults, write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
 from data.corpus.page import write_page
-from data.corpus.picture_rules import judge_pairs, make_picture_rules, scores_schema
+from data.corpus.picture_rules import (
+    check_picture_rules,
+    judge_pairs,
+    make_picture_rules,
+    scores_schema,
+)
 from data.corpus.score import score_shard
 from data.corpus.stage_tables import StageTables
 from data.pictures.evaluation_images import (
@@ -65,7 +77,7 @@ class Build(StageTables):
         if not path.exists():
             places.make_folder(path.parent)
             places.write_text(path, found)
-        elif _resolved(places.read_json(path)) != _resolved(json.loads(found)):
+        elif read_shards(path) != resolve_shards(json.loads(found)):
             raise InputError(
                 f"{self.config.ingest.path} has changed since {self.directory} was"
                 f" begun ({path} lists its shards); give another folder"
@@ -200,7 +212,7 @@ class Build(StageTables):
         kept = self.table("kept")
         drops: collections.Counter[str] = collections.Counter()
         for path in (self.folder / "drops").glob("*.json"):
-            drops.update(places.read_json(path))
+            drops.update(read_drops(path))
         report: dict[str, Any] = {
             "name": self.config.name,
             "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
@@ -276,31 +288,6 @@ def rule_names(flagged: ibis.Table) -> list[str]:
     return [name for name in flagged.columns if name not in rules.PAIR_COLUMNS]
 
 
-def _resolved(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Makes the paths of listed shards absolute; a build may list relative ones."""
-    return [{**shard, "path": places.resolve(shard["path"])} for shard in shards]
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """Formats a report for a terminal: rules, drops and totals."""
-    lines = [f"{'rule':<20}{'breaks':>10}{'dropped first':>15}"]
-    lines += [
-        f"{r['rule']:<20}{r['breaks']:>10}{r['first']:>15}" for r in report["rules"]
-    ]
-    lines += [f"NOT EVALUATED: {r['rule']}, since {r['reason']}" for r in report["off"]]
-    lines += [
-        f"NOT COMPARED: {count} {what.replace('_', ' ')} could not be embedded"
-        for what, count in report.get("not_embedded", {}).items()
-        if count
-    ]
-    lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
-    lines.append(
-        f"{report['pairs_in']} distinct pairs in, {report['pairs_kept']} kept, of"
-        f" {report['images_kept']} pictures"
-    )
-    return "\n".join(lines)
-
-
 def check_inputs(config: CorpusConfig) -> None:
     """Raises InputError if a source, model or other input is unknown or unreadable.
 
@@ -311,9 +298,7 @@ def check_inputs(config: CorpusConfig) -> None:
     list_shards(config.ingest)
     if config.evaluation_images:
         open_evaluation(config.evaluation_images)
-    for rule in make_picture_rules(config).values():
-        if not rule.off():
-            rule.check()
+    check_picture_rules(make_picture_rules(config))
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:
@@ -332,9 +317,12 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     claim_folder(directory, described(config), fill=with_defaults)
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
-        print(format_report(places.read_json(report_path)))
+        print(format_report(read_report(report_path)))
         return
-    with contextlib.closing(Build(config, directory)) as stages:
+    with (
+        places.writing(directory),
+        contextlib.closing(Build(config, directory)) as stages,
+    ):
         stages.ingest()
         stages.distinct()
         cut = stages.ngrams()

@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+from typing import Annotated
 
 from align_jax.config import choose
 from align_jax.errors import InputError
+from align_jax.ranges import Count, Natural, ProperShare, Range, Seed, Share
 from data.corpus.rules import RuleBounds
 from data.records.formats import RECORD_FORMATS
 from data.sources.config import SourceConfig
@@ -27,19 +29,13 @@ class EngineConfig:
     """
 
     kind: str = "duckdb"
-    workers: int = 0
+    workers: Natural = 0
     memory_limit: str = "4GB"
     spark_master: str = "local[*]"
-    embedding_batch_size: int = 128
+    embedding_batch_size: Count = 128
 
     def __post_init__(self) -> None:
-        """Raises InputError if a field is out of range."""
-        for name, smallest in (("workers", 0), ("embedding_batch_size", 1)):
-            value = getattr(self, name)
-            if value < smallest:
-                raise InputError(
-                    f"config.engine.{name} is {value}; wanted {smallest} or more"
-                )
+        """Raises InputError if the memory limit is no size."""
         if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
             raise InputError(
                 f"config.engine.memory_limit is {self.memory_limit!r}; wanted a number"
@@ -74,33 +70,23 @@ class PictureConfig:
     """
 
     nsfw_model: str = ""
-    max_nsfw: float = 0.8
-    max_hash_distance: int = 4
+    max_nsfw: Share = 0.8
+    max_hash_distance: Annotated[int, Range(least=-1, most=64)] = 4
     embedding_model: str = ""
-    max_cosine: float = 0.975
-    clusters: int = 4096
-    nearest_clusters: int = 10
-    shared_clusters: int = 3
-    cluster_sample: int = 262_144
+    max_cosine: ProperShare = 0.975
+    clusters: Count = 4096
+    nearest_clusters: Count = 10
+    shared_clusters: Count = 3
+    cluster_sample: Count = 262_144
 
     def __post_init__(self) -> None:
-        """Raises InputError if a field is out of range."""
-        if not 0 <= self.max_cosine < 1:
-            raise InputError(
-                f"config.pictures.max_cosine is {self.max_cosine}; wanted 0 to less"
-                " than 1"
-            )
+        """Raises InputError if the numbers of clusters do not fit each other."""
         bounds = ("shared_clusters", "nearest_clusters", "clusters", "cluster_sample")
         values = [1, *(getattr(self, name) for name in bounds)]
         if values != sorted(values):
             found = ", ".join(f"{name}={getattr(self, name)}" for name in bounds)
             raise InputError(
                 f"config.pictures has {found}; wanted them from 1 on in rising order"
-            )
-        if not -1 <= self.max_hash_distance <= 64:
-            raise InputError(
-                f"config.pictures.max_hash_distance is {self.max_hash_distance}; wanted"
-                " -1 (off) to 64 bits"
             )
 
 
@@ -129,21 +115,21 @@ class CorpusConfig:
     """
 
     name: str
-    seed: int
+    seed: Seed
     ingest: SourceConfig
     rules: RuleBounds
-    vocabulary_size: int
+    vocabulary_size: Count
     evaluation_images: str = ""
     pictures: PictureConfig = PictureConfig()
     engine: EngineConfig = EngineConfig()
-    max_characters: int = 1000
-    shards: int = 0
-    shard_megabytes: int = 150
-    max_image_side: int = 0
+    max_characters: Count = 1000
+    shards: Natural = 0
+    shard_megabytes: Count = 150
+    max_image_side: Natural = 0
     record_format: str = "tfrecord"
 
     def __post_init__(self) -> None:
-        """Raises InputError if a number is out of range or a name is unknown."""
+        """Raises InputError if a name is invalid or unknown."""
         if not re.fullmatch(r"[A-Za-z]\w*", self.name, re.ASCII):
             raise InputError(
                 f"config.name is {self.name!r}; wanted letters, digits and underscores,"
@@ -152,14 +138,3 @@ class CorpusConfig:
         choose_source(self.ingest.kind)
         formats = dict.fromkeys(RECORD_FORMATS)
         choose(formats, self.record_format, "config.record_format")
-        least = {
-            "vocabulary_size": 1,
-            "max_characters": 1,
-            "shards": 0,
-            "shard_megabytes": 1,
-            "max_image_side": 0,
-        }
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value < smallest:
-                raise InputError(f"config.{name} is {value}; wanted {smallest} or more")

@@ -6,6 +6,7 @@ engine, write a class that fulfils `Engine` and add one line to `ENGINES`.
 """
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import duckdb
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +23,7 @@ import tqdm
 
 from align_jax.config import choose
 from align_jax.contracts import check_contract
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
 from data.corpus.config import EngineConfig
 
 # DuckDB exceeds its memory limit, so the limit is this share of the configured memory.
@@ -130,7 +132,8 @@ class DuckDB:
 
     def execute(self, expression: ibis.Expr) -> Any:
         """Evaluates an expression; a table gives a data frame."""
-        return self._connection.execute(expression)
+        with _storage_errors():
+            return self._connection.execute(expression)
 
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
         """Writes a Parquet file and shows the progress and the rows per second."""
@@ -159,9 +162,10 @@ class DuckDB:
     def _watch(self, query: Callable[[], None], bar: tqdm.tqdm) -> None:
         """Runs a query and shows the percentage that DuckDB reports."""
         if bar.disable:
-            query()
+            with _storage_errors():
+                query()
             return
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with _storage_errors(), concurrent.futures.ThreadPoolExecutor(1) as thread:
             running = thread.submit(query)
             while not concurrent.futures.wait([running], timeout=0.5).done:
                 percent = self._connection.con.query_progress()
@@ -289,6 +293,15 @@ def choose_engine(kind: str) -> type[Engine]:
     engine = choose(ENGINES, kind, "config.engine.kind")
     check_contract(engine, Engine, f"ENGINES[{kind!r}]")
     return engine
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Raises DuckDB's errors of the storage, such as a full disk, as OSErrors."""
+    try:
+        yield
+    except duckdb.IOException as error:
+        raise OSError(one_line(error)) from error
 
 
 def _ignore_interrupt() -> None:

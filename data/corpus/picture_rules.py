@@ -5,6 +5,7 @@ To add a rule, write a class that fulfils `PictureRule` and add one line to
 """
 
 import pathlib
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -13,11 +14,12 @@ import pyarrow as pa
 from ibis.expr.types import BooleanValue
 
 from align_jax.contracts import check_contract
+from align_jax.errors import one_line
 from data.corpus.config import CorpusConfig
 from data.corpus.embedding_rule import NearEmbeddingRule
 from data.corpus.near_duplicate_rule import NearDuplicateRule
 from data.corpus.pornographic_rule import PornographicRule
-from data.corpus.rules import FACTS, RULES
+from data.corpus.rules import FACTS, PAIR_COLUMNS, RULES
 from data.corpus.stage_tables import StageTables
 
 # Function from N pictures (columns image_id, image, phash) to a rule's columns, (N,).
@@ -117,6 +119,36 @@ def make_picture_rules(config: CorpusConfig) -> dict[str, PictureRule]:
             )
         taken |= columns
     return {name: rule(config=config) for name, rule in PICTURE_RULES.items()}
+
+
+def check_picture_rules(rules: Mapping[str, PictureRule]) -> None:
+    """Checks the rules of `make_picture_rules` as far as it can without a picture.
+
+    Raises:
+      TypeError: a rule cannot be pickled, or `breaks` returns no boolean expression. If
+        `breaks` uses a column that is not in `scores`, Ibis raises an error.
+      InputError: something that a rule needs, and that is on, is missing.
+    """
+    columns = dict.fromkeys(PAIR_COLUMNS, "string") | {"key": "int64"}
+    schema = ibis.Schema.from_pyarrow(scores_schema(rules))
+    scores = ibis.table(columns | dict.fromkeys(RULES, "boolean") | dict(schema))
+    for name, rule in rules.items():
+        expression = rule.breaks(scores)
+        if not isinstance(expression, BooleanValue):
+            raise TypeError(
+                f"breaks of PICTURE_RULES[{name!r}] gives {type(expression).__name__};"
+                " wanted a boolean expression"
+            )
+        if rule.off():
+            continue
+        rule.check()
+        try:
+            pickle.dumps(rule)
+        except Exception as error:  # whatever an attribute raises
+            raise TypeError(
+                f"PICTURE_RULES[{name!r}] cannot be sent to other processes:"
+                f" {one_line(error)}"
+            ) from error
 
 
 def scores_schema(rules: Mapping[str, PictureRule]) -> pa.Schema:

@@ -10,11 +10,13 @@ follow. A rule that looks at pictures is a class; see `data.corpus.picture_rules
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import ibis
 from ibis import Table
 from ibis.expr.types import BooleanValue, IntegerValue
 
+from align_jax.ranges import Count, Natural, Range
 from data.corpus.ngrams import unigrams_of
 
 PAIR_COLUMNS = ("image_id", "text", "language", "key")  # all other columns are rules
@@ -56,13 +58,20 @@ class RuleBounds:
     """
 
     languages: tuple[str, ...] = ("en",)
-    min_shorter_side: int = 200
-    max_aspect_ratio: int = 3
-    max_texts_per_image: int = 1000
-    max_images_per_text: int = 10
-    frequent_ngrams: int = 100_000_000
-    min_unigrams: int = 3
-    max_unigrams: int = 20
+    min_shorter_side: Natural = 200
+    max_aspect_ratio: Annotated[int, Range(least=2)] = 3
+    max_texts_per_image: Count = 1000
+    max_images_per_text: Count = 10
+    frequent_ngrams: Count = 100_000_000
+    min_unigrams: Natural = 3
+    max_unigrams: Count = 20
+
+    def __post_init__(self) -> None:
+        if self.max_unigrams < self.min_unigrams:
+            raise ValueError(
+                f"max_unigrams is {self.max_unigrams}, below min_unigrams,"
+                f" {self.min_unigrams}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pathlib
 import shlex
 from typing import Any
 
-from align_jax import places
-from align_jax.errors import InputError, one_line
+from align_jax import dataset_folder, places
+from align_jax.errors import InputError
 from data.records.formats import RECORD_FORMATS
 
 NAMED = 3  # examples that a finding gives
@@ -41,8 +41,8 @@ class FileChecks:
         self.findings: list[Finding] = []
         self.skipped: list[str] = []
         self.shards: dict[str, dict[str, int]] = {}  # split -> shard -> records
-        self.file_format = ""
-        self.manifest = self._json("manifest.json")
+        self.file_format = "tfrecord"
+        self.manifest = self._manifest()
         if not (
             build is inner
             or self.manifest is not None
@@ -73,8 +73,9 @@ class FileChecks:
                 " that built it)"
             )
         if isinstance(self.manifest, dict) and "sources" in self.manifest:
+            name = self.manifest.get("name", "NAME")
             return (
-                f"rm -rf {folder} && python -m data.eval_sets {self.manifest['name']}"
+                f"rm -rf {folder} && python -m data.eval_sets {name}"
                 f" --source SOURCE --out {folder} (SOURCE: the downloads)"
             )
         if self.folder.name == "evaluation" and (parent / "pairs.parquet").exists():
@@ -96,52 +97,44 @@ class FileChecks:
             " -m data.build --config=CONFIG --workdir=NEW"
         )
 
-    def _json(self, name: str) -> Any:
+    def _manifest(self) -> dict[str, Any] | None:
         """Returns the manifest, or None if it is missing.
 
         For a damaged manifest, the result is {} and a finding is added.
-
-        Args:
-          name: file name of the manifest.
         """
-        path = self.folder / name
+        path = self.folder / dataset_folder.MANIFEST
         if not path.exists():
             return None
         try:
-            content = places.read_json(path)
-            if _is_manifest(content):
-                return content
-            found = "other JSON"
-        except InputError as error:
-            found = str(error.__cause__ or error)
-        self.manifest = {}
-        self.note(name, found, "a manifest", path)
-        return {}
+            return dataset_folder.read_manifest(self.folder)
+        except dataset_folder.DamagedError as error:
+            self.manifest = {}
+            self.note(path.name, error.reason, "a manifest", path)
+            return {}
 
     def metadata(self) -> bool:
-        """Reads dataset_info.json and compares it with the manifest.
+        """Opens the dataset with TFDS and compares dataset_info.json with the manifest.
 
         Returns:
-          Whether other checks are possible: False if dataset_info.json cannot be read.
+          Whether other checks are possible: False if TFDS cannot open the dataset.
         """
         info_path = self.folder / "dataset_info.json"
         if not self.folder.is_dir() or not info_path.exists():
             self.note("dataset_info.json", "no such file", "the dataset's", info_path)
             return False
         try:
-            import tensorflow_datasets as tfds
-
-            info = tfds.builder_from_directory(str(self.folder)).info
-            self.file_format = info.file_format.value
-            for split, of_split in info.splits.items():
-                names = [pathlib.Path(str(path)).name for path in of_split.filepaths]
-                lengths = map(int, of_split.shard_lengths)
-                self.shards[split] = dict(zip(names, lengths, strict=True))
-        except Exception as error:  # TFDS and protobuf have no common error class
-            found = one_line(error)[:200]
+            info = dataset_folder.open_folder(self.folder).info
+        except dataset_folder.DamagedError as error:
             wanted = "what tfds.builder_from_directory opens"
-            self.note("dataset_info.json", found, wanted, info_path)
+            name = pathlib.Path(error.path).name
+            self.note(name, error.reason, wanted, error.path)
             return False
+        if info.file_format is not None:
+            self.file_format = info.file_format.value
+        for split, of_split in info.splits.items():
+            names = [pathlib.Path(str(path)).name for path in of_split.filepaths]
+            lengths = map(int, of_split.shard_lengths)
+            self.shards[split] = dict(zip(names, lengths, strict=True))
         listed = (self.manifest or {}).get("shards")
         if listed is None:
             self.skipped.append("hashes of shards (no manifest.json that lists them)")
@@ -224,14 +217,3 @@ class FileChecks:
 
 def _count(records: int | None) -> str:
     return "not listed" if records is None else f"{records} records"
-
-
-def _is_manifest(content: Any) -> bool:
-    """Returns whether JSON content is an object that describes every shard it lists."""
-    if not isinstance(content, dict):
-        return False
-    fields = {"name", "records", "bytes", "sha256"}
-    shards = content.get("shards", [])
-    return isinstance(shards, list) and all(
-        isinstance(shard, dict) and fields <= shard.keys() for shard in shards
-    )

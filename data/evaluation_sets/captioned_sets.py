@@ -6,7 +6,6 @@ checked, because evaluating on another split gives wrong but believable numbers.
 
 import dataclasses
 import gzip
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +64,7 @@ def read_karpathy(
     """
     path = source / facts.captions[0]
     try:
-        images = json.loads(places.read_bytes(path))["images"]
+        images = places.read_object(path, {"images": list})["images"]
         entries: dict[str, list[CaptionedPicture]] = {
             split: [] for split in facts.images
         }

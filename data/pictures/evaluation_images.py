@@ -56,9 +56,9 @@ def has_hashes(path: str) -> bool:
 def write_evaluation(source: str, target: pathlib.Path) -> None:
     """Writes the ids and hashes of the evaluation images, schema EVALUATION_IMAGES.
 
-    If the source has no column `phash`, the hashes are computed from its pictures. A
-    hash is null if the picture cannot be decoded, if the source has no pictures either,
-    or if it is null in the column `phash`.
+    A hash that is null in the column `phash`, or without this column every hash, is
+    computed from the picture. It is null if the picture is missing or cannot be
+    decoded.
 
     Args:
       source: path of the Parquet file that `config.evaluation_images` names.
@@ -72,15 +72,22 @@ def write_evaluation(source: str, target: pathlib.Path) -> None:
     with pq.ParquetWriter(target, EVALUATION_IMAGES) as writer:
         for batch in file.iter_batches(256, columns=names):
             ids = batch.column("image_id").to_pylist()
-            if "phash" in names:
-                hashes = batch.column("phash")
-            elif "image" in names:
+            nothing = pa.nulls(len(ids), pa.int64())
+            hashes = (
+                batch.column("phash") if "phash" in names else nothing
+            ).to_pylist()
+            bare = [i for i, value in enumerate(hashes) if value is None]
+            if "image" in names and bare:
                 images = batch.column("image").to_pylist()
-                hashes = describe_images(ids, images)["phash"].combine_chunks()
-            else:
-                hashes = pa.nulls(len(ids), pa.int64())
+                measured = describe_images(
+                    [ids[i] for i in bare], [images[i] for i in bare]
+                )
+                for i, value in zip(bare, measured["phash"].to_pylist(), strict=True):
+                    hashes[i] = value
             writer.write_batch(
-                pa.record_batch([pa.array(ids), hashes], EVALUATION_IMAGES)
+                pa.record_batch(
+                    [pa.array(ids), pa.array(hashes, pa.int64())], EVALUATION_IMAGES
+                )
             )
 
 

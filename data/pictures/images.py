@@ -9,6 +9,7 @@ from align_jax.pictures import (
     PictureError,
     open_picture,
     shown_size,
+    take_colours,
     take_eight_bits,
     turn_upright,
 )
@@ -98,7 +99,11 @@ def _measure(image: bytes | None) -> tuple:
             # The file is read to its end, so a cut file is noticed. A JPEG is decoded
             # at down to an eighth of its size if that suffices for the hash.
             picture.draft("L", (HASH_SIDE, HASH_SIDE))
-            grey = shrink(take_eight_bits(turn_upright(picture)))
+            upright = take_eight_bits(turn_upright(picture))
+            # Pillow converts these modes to colours, but not to grey.
+            if upright.mode in ("LAB", "La"):
+                upright = take_colours(upright)
+            grey = shrink(upright)
             return size, width, height, picture.format, None, grey
     except PictureError as error:
         return size, 0, 0, None, str(error)[:200], None

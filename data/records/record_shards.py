@@ -6,12 +6,17 @@ import pathlib
 import pyarrow.parquet as pq
 from PIL import Image
 
-from align_jax.pictures import open_picture, take_eight_bits, turn_upright
+from align_jax.pictures import (
+    is_transparent,
+    open_picture,
+    take_colours,
+    turn_upright,
+)
 from data.records.records import make_example, shard_name, write_shard
 
 JPEG_QUALITY = 95
 # Pillow modes that a reduced picture keeps, by file format.
-MODES = {"JPEG": ("L", "RGB", "CMYK"), "PNG": ("1", "L", "LA", "RGB", "RGBA")}
+MODES = {"JPEG": ("L", "RGB", "CMYK"), "PNG": ("L", "LA", "RGB", "RGBA")}
 
 
 def write_record_shard(
@@ -77,11 +82,11 @@ def reduce_image(image: bytes, max_side: int) -> bytes:
         if max(picture.size) <= max_side:
             return image
         kind = "JPEG" if picture.format == "JPEG" else "PNG"
-        if picture.mode not in MODES[kind]:
-            picture = take_eight_bits(turn_upright(picture))
-        if picture.mode not in MODES[kind]:
-            transparent = picture.mode in ("P", "PA")
-            picture = picture.convert("RGBA" if transparent else "RGB")
+        if "transparency" in picture.info or picture.mode not in MODES[kind]:
+            picture = turn_upright(picture)
+            # A picture of one bit is reduced to greys.
+            is_bits = picture.mode == "1" and not is_transparent(picture)
+            picture = picture.convert("L") if is_bits else take_colours(picture)
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         # The new file has no Exif orientation, so the pixels are turned.

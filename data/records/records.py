@@ -19,12 +19,14 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from align_jax import places
+from align_jax.errors import InputError, one_line
 from data.records.stages import materialise
 
 
@@ -91,26 +93,40 @@ def write_split(
     """Writes `count` records, in order, to TFRecord files of nearly equal length.
 
     Args:
-      directory: folder of the dataset, made if missing; it must hold no file of the
-        split yet.
+      directory: folder of the dataset, made if missing; files of the split that an
+        earlier attempt left are replaced.
       name: name of the dataset.
       split: name of the split.
-      examples: serialized records, `count` or more.
+      examples: serialized records; those after the first `count` are not read.
       count: number of records to write.
       shards: number of files.
 
     Returns:
       The facts about each file, in order.
+
+    Raises:
+      InputError: fewer than `count` examples, or a disk that cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    places.make_folder(directory)
     source = iter(examples)
     written = []
     for index in range(shards):
         records = (index + 1) * count // shards - index * count // shards
         path = directory / shard_name(name, split, index, shards)
-        write_shard(path, (next(source) for _ in range(records)))
+        places.remove(path)  # what `write_shard` would keep
+        write_shard(path, _take(source, records, f"split {split!r} of {name}"))
         written.append(describe_shard(path, records))
     return written
+
+
+def _take(source: Iterator[bytes], count: int, where: str) -> Iterator[bytes]:
+    """Yields the next `count` records; InputError if there are fewer."""
+    for taken in range(count):
+        try:
+            yield next(source)
+        except StopIteration:
+            missing = f"{where} ends {count - taken} records too early"
+            raise InputError(f"{missing}; download its source again") from None
 
 
 def write_shard(
@@ -123,7 +139,14 @@ def write_shard(
             for example in examples:
                 writer.write(example)
 
-    materialise(path, write)
+    def write_array_records(temporary: pathlib.Path) -> None:
+        try:
+            write(temporary)
+        except RuntimeError as error:  # the disk is full
+            raise OSError(one_line(error)) from error
+
+    is_array = file_format == "array_record"
+    materialise(path, write_array_records if is_array else write)
 
 
 def _array_record_writer(path: str) -> Any:

@@ -15,9 +15,12 @@ def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> N
     Args:
       target: path of the file or folder; missing folders above it are made.
       make: function that writes the file or folder to the path it gets.
+
+    Raises:
+      InputError: the disk is full or cannot be written.
     """
     if target.exists():
         return
     places.make_folder(target.parent)
-    with places.replacing(target) as temporary:
+    with places.writing(target), places.replacing(target) as temporary:
         make(pathlib.Path(temporary))

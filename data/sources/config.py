@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from align_jax.errors import InputError
+from align_jax.ranges import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +85,12 @@ class SourceConfig:
     data_dir: str = ""
     encoding: str = "utf-8"
     base_url: str = ""
-    max_characters: int = 10_000
+    max_characters: Count = 10_000
 
     def __post_init__(self) -> None:
-        """Raises InputError if a field is out of range."""
+        """Raises InputError if the path is empty."""
         if not self.path:
             raise InputError(f"the path of a {self.kind} source is empty")
-        if self.max_characters < 1:
-            raise InputError(
-                f"max_characters is {self.max_characters}; wanted 1 or more"
-            )
 
     @property
     def columns(self) -> TableColumns:

@@ -149,6 +149,7 @@ def _tfrecord_rows(
     path: pathlib.Path, drops: collections.Counter[str]
 ) -> Iterator[tuple[bytes, dict[str, Any]]]:
     import tensorflow as tf  # slow to import, and only for this format
+    from google.protobuf.message import DecodeError
 
     records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
     while True:
@@ -159,7 +160,11 @@ def _tfrecord_rows(
             return
         if record is None:
             return
-        example = tf.train.Example.FromString(record)
+        try:
+            example = tf.train.Example.FromString(record)
+        except DecodeError:
+            drops["bad tfrecord"] += 1
+            continue
         fields = {
             name: feature.bytes_list.value[0]
             for name, feature in example.features.feature.items()

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
 from data.sources.files import RawPair, SourceShard, decode_pair
@@ -56,10 +56,12 @@ class TfdsSource:
             decoders[columns.image] = tfds.decode.SkipDecoding()
         split = f"{self.config.split}[{shard.first}shard]"
         records = iter(builder.as_dataset(split=split, decoders=decoders))
+        files = [*map(str, builder.info.splits[self.config.split].filepaths)]
         while True:
             try:
-                record = next(records, None)
-            except tf.errors.DataLossError:
+                with dataset_folder.reading_records(lambda: [files[shard.first]]):
+                    record = next(records, None)
+            except dataset_folder.DamagedError:
                 drops["truncated tfrecord"] += 1
                 return
             if record is None:
@@ -77,17 +79,18 @@ class TfdsSource:
                 yield from decode_pair(image, url, text, language or default, drops)
 
     def _open(self) -> "tfds.core.DatasetBuilder":
-        """Opens the dataset; InputError if it is missing or not prepared."""
+        """Opens the dataset; InputError if it is missing, damaged or not prepared."""
         import tensorflow_datasets as tfds
 
         path, data_dir = self.config.path, self.config.data_dir
-        if places.is_folder(path):
-            if not places.exists(os.path.join(path, "dataset_info.json")):
+        folder = places.resolve(path)
+        if places.is_folder(folder):
+            if not places.exists(os.path.join(folder, "dataset_info.json")):
                 raise InputError(
                     f"{path} holds no dataset_info.json; wanted the folder of a"
                     " prepared TFDS dataset's version, as in NAME/1.0.0"
                 )
-            return tfds.builder_from_directory(path)
+            return dataset_folder.open_folder(folder)
         try:
             builder = tfds.builder(path, data_dir=data_dir or None)
         except (tfds.core.DatasetNotFoundError, ValueError) as error:

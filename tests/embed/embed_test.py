@@ -95,6 +95,39 @@ def test_pictures_that_cannot_be_read_are_an_error_unless_asked_for(model):
     )
 
 
+def test_no_input_gives_no_rows_and_no_class_is_refused(model):
+    width = model.width
+    for found in (
+        model.encode_images([]),
+        model.encode_images(iter(())),
+        model.encode_texts([]),
+        model.encode_texts(np.array([], str)),
+        model.embedder.project_texts(()),
+    ):
+        assert (found.shape, found.dtype) == ((0, width), np.float32)
+    tower = model.weights.config.image_tower.output_width
+    assert model.embedder.image_features([]).shape == (0, tower)
+    assert model.classify([], ["red", "blue"]).shape == (0, 2)
+    with pytest.raises(InputError, match=r"^0 classes .* wanted one class or more"):
+        model.classify([picture(0)], [])
+    with pytest.raises(InputError, match=r"^1 classes have \[0\] prompts"):
+        model.classify([picture(0)], ["red"], templates=())
+    for template in ("a picture", "{} {}", "{name}", "{"):
+        with pytest.raises(InputError, match=r"wanted a sentence with one {}"):
+            model.classify([picture(0)], ["red"], [template])
+    for names, templates in (("red", ["{}"]), (["red"], "{}")):
+        with pytest.raises(InputError, match="wanted a list of texts"):
+            model.classify([picture(0)], names, templates)
+    with pytest.raises(InputError, match="texts is 'red'; wanted a list of texts"):
+        model.encode_texts("red")
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_batch_of_nothing_is_refused(source, size):
+    with pytest.raises(InputError, match=f"batch_size is {size}; wanted 1 or more"):
+        load(source, size)
+
+
 def test_a_killed_command_goes_on_at_the_first_file_missing(
     model, shards, embedded, tmp_path, monkeypatch
 ):

@@ -7,6 +7,7 @@ import pytest
 from align_jax.embed import saved
 from align_jax.embed.saved import SavedEmbedder, content_id
 from align_jax.errors import InputError
+from align_jax.evaluate import evaluate
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
@@ -112,6 +113,28 @@ def test_a_damaged_file_is_named(open_saved, tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match=rf"{file.name} is damaged: .*; remove it"):
         open_saved()
+
+
+def test_no_input_is_the_encoder_s_answer(open_saved):
+    embedder, encoder = open_saved()
+    encoder.encode_texts = lambda texts: np.zeros((len(texts), 7), np.float32)
+    assert embedder.encode_texts([]).shape == (0, 7)
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_embedded(
+    where, tmp_path
+):
+    (tmp_path / "file").write_text("x")
+    fields = {
+        "run": "evaluate",
+        "checkpoint": tiny.write_model(tmp_path / "model"),
+        "evaluators": {},
+        "embeddings": str(tmp_path / where),
+    }
+    with pytest.raises(InputError, match=rf"{where}/\w+ cannot be written: "):
+        evaluate(fields, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluators_share_what_is_saved(open_saved, tmp_path):

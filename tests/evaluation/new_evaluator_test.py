@@ -6,6 +6,7 @@ import pytest
 
 from align_jax.evaluate import evaluate
 from align_jax.evaluation.evaluators import EVALUATORS
+from align_jax.evaluation.evaluators.retrieval import Retrieval
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.report.run_page import score_plots
 from align_jax.runs.results import main_scores
@@ -105,6 +106,15 @@ def test_an_encoder_that_lacks_a_method_is_refused_before_the_first_evaluator():
         encode_texts = None
 
     with pytest.raises(
-        TypeError, match=r"class Deaf of .* lacks the method encode_tex"
+        TypeError, match=r"Deaf as the .* lacks the method encode_texts"
     ):
         next(run_evaluators({}, Deaf(perfect, perfect)))
+
+
+def test_a_config_that_is_no_dataclass_is_refused(monkeypatch):
+    class Plain(Retrieval):
+        Config = dict
+
+    monkeypatch.setitem(EVALUATORS, "plain", Plain)
+    with pytest.raises(TypeError, match=r"Plain of .*'plain'.* wanted a dataclass of"):
+        make_evaluators({"x": {"kind": "plain"}})

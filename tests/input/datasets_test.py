@@ -1,6 +1,8 @@
 import collections
 import json
+import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -74,17 +76,57 @@ def test_without_weights_every_pair_is_as_frequent(two):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (((0, {"tinny": 1}),), "names .'tinny'., but datasets has tiny, other"),
-        (((0, {"tiny": -1}),), "are {'tiny': -1}; wanted 0 or more"),
-        (((0, {"tiny": 0}),), "are {'tiny': 0}; wanted 0 or more"),
-        (((5, {"tiny": 1}),), "begins phases at steps .5.; wanted 0 first"),
-        (((0, {"tiny": 1}), (0, {"tiny": 1})), "at steps .0, 0.; wanted 0 first"),
-        ((3,), "weights holds 3; wanted .step, {dataset: weight}"),
+        (((0, {"tinny": 1}),), "names ['tinny'], but datasets has tiny, other"),
+        (((0, {"tiny": -1}),), "config.weights[0][1].tiny is -1.0; wanted 0 or more"),
+        (((0, {"tiny": "x"}),), "config.weights[0][1].tiny is 'x' (str); wanted float"),
+        (((0, {"tiny": math.nan}),), "[1].tiny is nan; wanted 0 or more"),
+        (((0, {"tiny": 0}),), "are {'tiny': 0.0}; wanted one or more above 0"),
+        (((0, {}),), "are {}; wanted one or more above 0"),
+        (((5, {"tiny": 1}),), "begins phases at steps [5]; wanted 0 first"),
+        (((0, {"tiny": 1}), (0, {"tiny": 1})), "at steps [0, 0]; wanted 0 first"),
+        ((3,), "config.weights[0] is 3 (int); wanted tuple"),
+        (((0,),), "config.weights[0] is (0,); wanted 2 values, not 1"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(two, weights, message):
-    with pytest.raises(ValueError, match=message):
-        open_batches(two, weights=weights)
+def test_weights_that_do_not_fit_are_refused(weights, message):
+    datasets = {name: {"directory": name} for name in ("tiny", "other")}
+    fields = {"datasets": datasets, "preprocess": {}, "weights": weights}
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_config(InputConfig, fields)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fields", "message"),
+    [
+        (
+            128,
+            {},
+            "from step 0 on, 25% of a batch of 128 pairs are in the batch more than"
+            " once: each of the 96 pairs of tiny is there 1.33 times, and 0.333 times"
+            " its own negative",
+        ),
+        (96, {}, ""),
+        (
+            32,
+            {"weights": ((0, {"tiny": 1}), (9, {"tiny": 1, "other": 1}))},
+            "from step 9 on, 12% .* of the 12 pairs of other is there 1.33 times",
+        ),
+    ],
+)
+def test_a_batch_with_a_pair_several_times_is_warned_of(
+    two, batch, fields, message, caplog
+):
+    directory = two if fields else two["tiny"]
+    open_batches(directory, batch=batch, **fields).close()
+    (text,) = [record.getMessage() for record in caplog.records] or [""]
+    assert re.match(message, text)
+    assert bool(text) == bool(message)
+
+
+def test_a_batch_of_mostly_repeated_pairs_is_refused(two):
+    text = "62% of a batch of 32 .* is there 2.67 times, and 1.67 times its own negat"
+    with pytest.raises(InputError, match=rf"{text}.* smaller batch .*at most 50% may"):
+        open_batches(two["other"], batch=32)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +169,8 @@ def test_a_shard_cut_short_is_named(tmp_path):
     paths[1].write_bytes(paths[1].read_bytes()[:-20])
     with pytest.raises(InputError, match="00001-of-00002 is cut short: it has 2 whole"):
         open_shards(str(folder), "train")
-    shards = [{"name": path.name, "bytes": 7} for path in paths]
+    facts = {"bytes": 7, "records": 3, "sha256": ""}
+    shards = [{"name": path.name, **facts} for path in paths]
     (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
     with pytest.raises(
         InputError, match=r"00000-of-00002 has .* bytes, but .* says 7;"
@@ -139,11 +182,11 @@ def test_a_shard_cut_short_is_named(tmp_path):
     ("fields", "message"),
     [
         ({"datasets": {}}, "config: datasets is empty"),
-        ({"streams": 0}, "config: streams is 0; wanted 1 or more"),
-        ({"max_replaced": 2.0}, "config: max_replaced is 2.0; wanted 0 to 1"),
+        ({"streams": 0}, "config.streams is 0; wanted 1 or more"),
+        ({"max_replaced": 2.0}, "config.max_replaced is 2.0; wanted 0 to 1"),
         (
             {"datasets": {"a": {"directory": "x", "fraction": 0.0}}},
-            "datasets.a: fracti",
+            "datasets.a.fraction is 0.0; wanted above 0, up to 1",
         ),
         (
             {"datasets": {"a": {"folder": "x"}}},

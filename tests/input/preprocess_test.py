@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from align_jax.config import read_config
+from align_jax.errors import InputError
 from align_jax.input.preprocess import (
     PreprocessConfig,
     evaluation_image,
@@ -150,12 +152,13 @@ def test_a_crop_larger_than_the_picture_is_refused():
         ({"resampling": "cubic"}, "resampling is 'cubic'; known: pil, tf"),
         ({"decode": "slow"}, "decode is 'slow'; known: fast, exact"),
         ({"crop": "x"}, "crop is 'x'; known: random, inception"),
-        ({"crop_area": 1.5}, "crop_area is 1.5; wanted 0 to 1"),
+        ({"crop_area": 1.5}, "crop_area is 1.5; wanted above 0, up to 1"),
+        ({"image_size": 0}, "config.image_size is 0; wanted 1 to 65535"),
     ],
 )
 def test_unknown_choices_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        PreprocessConfig(**fields)
+    with pytest.raises(InputError, match=message):
+        read_config(PreprocessConfig, fields)
 
 
 def test_the_numbers_of_a_key_are_uniform_and_its_own():

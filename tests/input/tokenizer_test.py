@@ -175,9 +175,68 @@ def test_broken_vocabulary_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"more than once: \['a'\]"):
         read_vocabulary(str(path))
     path.write_bytes(b"a\n\xff\n")
-    with pytest.raises(InputError, match=r"no vocabulary: .*0xff"):
+    with pytest.raises(InputError, match=r"not UTF-8 text: .*0xff"):
         read_vocabulary(str(path))
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
-    with pytest.raises(InputError, match="no vocabulary: Expecting"):
+    with pytest.raises(InputError, match="not valid JSON: Expecting"):
         read_vocabulary(str(path))
+
+
+# Parts of texts whose lengths or word ends the normalisation changes.
+PARTS = [b"cat", b"cats", b"red", b"xyz", b",", b" ", b"\t\n", "猫".encode(), b"\xff"]
+PARTS += [
+    c.encode() for c in ("é", "e\u0301", "\u0301", "\u200b", "한", "Ǆ", "ﬁ", "🐈")
+]
+PARTS += [b"\x00", b"\x0b", b"\xe7\x8c", "\u00a0".encode(), "\u3000".encode()]
+
+
+def random_text(drawn: random.Random) -> bytes:
+    """A text of any length, with runs of one part that are short, long or near 100."""
+    lengths = [1, 1, 1, 2, 50, 98, 99, 100, 101, 102, 400, 3000]
+    count = drawn.choice([0, 1, 3, 10, 40])
+    return b"".join(
+        drawn.choice(PARTS) * drawn.choice(lengths)
+        + drawn.choice([b"", b"", b" ", b"a", b" cat "])
+        for _ in range(count)
+    )
+
+
+@pytest.mark.parametrize("max_tokens", [3, 5, 32])
+def test_a_text_has_the_same_ids_as_without_the_cut(vocabulary, max_tokens):
+    tokenizer = open_tokenizer(str(vocabulary), max_tokens)
+    drawn = random.Random(max_tokens)
+    texts = tf.constant([random_text(drawn) for _ in range(300)])
+    lengths = tf.strings.length(texts).numpy()
+    assert (lengths < 16 * max_tokens).any()
+    assert (lengths > 1000 * max_tokens).any()
+    expected = tokenizer._ids(split_words(texts)).numpy()
+    np.testing.assert_array_equal(tokenizer(texts).numpy(), expected)
+    alone = [tokenizer(texts[i : i + 1]).numpy()[0] for i in range(0, 300, 10)]
+    np.testing.assert_array_equal(alone, expected[::10])
+    assert len({*map(tuple, expected.tolist())}) > max_tokens
+
+
+def test_a_word_at_the_cut_is_whole(vocabulary):
+    tokenizer = open_tokenizer(str(vocabulary), 5)  # first cut after 80 bytes
+    texts = [b"x" * n + b" red cats red" for n in range(60, 90)]
+    texts += [b"cat" + b"s" * n + b" red" for n in (*range(90, 105), 500)]
+    for text in texts:
+        expected = tokenizer._ids(split_words(tf.constant([text]))).numpy()
+        assert tokenizer(tf.constant([text])).numpy().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        (b"red cats " * 100_000, [2, 6, 4, 5, 6, 4, 5, 3]),
+        (b" \n" * 500_000 + b"red", [2, 6, 3, 0, 0, 0, 0, 0]),
+        (b"a" * 1_000_000 + b" red", [2, 1, 6, 3, 0, 0, 0, 0]),
+        ("猫".encode() * 300_000, [2, 9, 9, 9, 9, 9, 9, 3]),
+    ],
+)
+def test_few_bytes_of_a_huge_text_are_tokenized(vocabulary, text, ids):
+    tokenizer = open_tokenizer(str(vocabulary), 8)
+    texts = tf.constant([text, b"cat"])
+    assert tokenizer(texts).numpy().tolist() == [ids, [2, 4, 3, 0, 0, 0, 0, 0]]
+    assert tf.strings.length(tokenizer._cut(texts)).numpy().max() <= 4 * 16 * 8

@@ -72,8 +72,8 @@ def test_a_temperature_stays_at_or_above_its_floor():
         ({"kind": "triplet"}, "loss.kind is 'triplet'; known: softmax, sigmoid"),
         ({"reduction": "max"}, "loss.reduction is 'max'; known: sum, mean"),
         ({"precision": "low"}, "loss.precision is 'low'; known: default, high"),
-        ({"label_smoothing": 1.0}, "loss.label_smoothing is 1.0"),
-        ({"temperature_floor": 0.0}, "loss.temperature_floor is 0.0; wanted above 0"),
+        ({"label_smoothing": 1.0}, "config.label_smoothing is 1.0"),
+        ({"temperature_floor": 0.0}, "temperature_floor is 0.0; wanted above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):

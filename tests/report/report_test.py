@@ -279,3 +279,31 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         InputError, match=r"holds no run: no config\.json in it or below"
     ):
         find_runs([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("config.json", b"[1]", "holds a list"),
+        ("config.json", b'{"run": "\xe9"}', "can't decode"),
+        ("config.json", b'{"run": "pretrain"}', "virtual_cores is None"),
+        ("results.json", b'{"step": 1, "eval/a/top1": "x"}', "top1 is 'x'; wanted a n"),
+        ("metrics.jsonl", b'{"step": 1, "tra\n', ""),
+        ("metrics.jsonl", b'{"step": 1, "eval/a/top1": []}\n', "line 1: eval/a/top1"),
+        ("metrics.jsonl", b"3\n", "line 1 is no object with a step"),
+        ("provenance.json", b"[]", "holds a list"),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_named_and_left_out(
+    tmp_path, capsys, file, content, reason
+):
+    fields = quickstart.get_config().to_dict()
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / name, fields, {"shapes/mean_recall": 0.25})
+    (tmp_path / "b" / file).write_bytes(content)
+    assert [run.name for run in find_runs([str(tmp_path)])] == ["a", "c"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'b'} is left out: ")
+    assert reason in line
+    with pytest.raises(InputError, match=r"the files of all runs of .* are damaged"):
+        find_runs([str(tmp_path / "b")])

@@ -132,9 +132,12 @@ def test_a_token_opens_the_page_and_the_interface(index, encoder):
         assert client.get(path).status_code == 401
     body = {"terms": [{"text": "red"}]}
     assert client.post("/api/search", json=body).status_code == 401
-    headers = {"Authorization": "Bearer open sesame"}
-    answer = client.post("/api/search", json=body, headers=headers)
-    assert answer.status_code == 200
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        headers = {"Authorization": f"{scheme} open sesame"}
+        answer = client.post("/api/search", json=body, headers=headers)
+        assert answer.status_code == 200
+    headers = {"Authorization": "Basic open sesame"}
+    assert client.post("/api/search", json=body, headers=headers).status_code == 401
     assert "Search 12 pictures" in client.get("/?token=open sesame").text  # redirected
     assert client.post("/api/search", json=body).status_code == 200  # by the cookie
 

@@ -144,6 +144,7 @@ def test_thumbnails_are_the_index_s_and_no_file_is_served(client, tmp_path):
     picture = client.get("/api/thumbnail", params={"id": "red top"})
     assert picture.content == b"a jpeg"
     assert picture.headers["x-content-type-options"] == "nosniff"
+    assert picture.headers["cache-control"] == "no-store"
     (tmp_path / "secret").write_text("secret")
     for name in ("../secret", str(tmp_path / "secret"), "' OR '1'='1", "%2e%2e/secret"):
         assert client.get("/api/thumbnail", params={"id": name}).status_code == 404

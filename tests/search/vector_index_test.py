@@ -5,6 +5,7 @@ import pytest
 
 from align_jax.errors import InputError
 from align_jax.search import vector_index
+from align_jax.search.indexing import check_place, writing_index
 from align_jax.search.vector_index import (
     Description,
     IndexSource,
@@ -130,3 +131,27 @@ def test_an_index_is_opened_again_and_only_by_its_own_kind(index, tmp_path):
     assert not (tmp_path / "none").exists()
     with pytest.raises(InputError, match=r"has \(3,\) numbers, the index 32"):
         again.search(np.zeros(3, np.float32), 1)
+
+
+@pytest.mark.parametrize("content", ["file", "folder"])
+def test_an_index_is_not_made_in_what_holds_something_else(tmp_path, content):
+    place = tmp_path / "there"
+    if content == "file":
+        place.write_text("a text")
+    else:
+        (place / "photos").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"is a file|is not empty and holds no index"):
+        check_place(str(place))
+    for free in (tmp_path / "new", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        check_place(str(free))
+    create_index(str(tmp_path / "new"), Description("m", "c", 8, 8))
+    check_place(str(tmp_path / "new"))
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be written: .*No space left"):
+        with writing_index(str(tmp_path)):
+            raise RuntimeError("lance error: LanceError(IO): No space left, /a/b.rs:1")
+    with pytest.raises(RuntimeError, match="another"), writing_index(str(tmp_path)):
+        raise RuntimeError("another")

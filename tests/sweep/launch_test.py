@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -17,11 +18,16 @@ case "$*" in
   *describe*)
     [ -f "$FOLDER/state" ] || { echo "NOT_FOUND: no such resource" >&2; exit 1; }
     cat "$FOLDER/state" ;;
-  *queued-resources\\ create*) echo ACTIVE > "$FOLDER/state" ;;
+  *queued-resources\\ create*)
+    [ -z "${REFUSAL:-}" ] || { echo "$REFUSAL" >&2; exit 1; }
+    echo ACTIVE > "$FOLDER/state" ;;
   *delete*) rm "$FOLDER/state" ;;
   *main.py*)
     read -r outcome < "$FOLDER/outcomes"
     sed -i 1d "$FOLDER/outcomes"
+    command="${!#}"
+    [ "$outcome" = executed ] && cd "$FOLDER" && \
+      bash -c "${command#--command=cd align && }" && exit
     [ "$outcome" = preempted ] && echo SUSPENDED > "$FOLDER/state"
     [ "$outcome" = finished ] ;;
 esac
@@ -35,13 +41,13 @@ echo "scontrol $*" >> "$FOLDER/calls"
 """
 
 
-def run(script, folder, tools, **environment):
+def run(script, folder, tools, launch=LAUNCH, **environment):
     for name, text in tools.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     path = f"{folder}:{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", str(LAUNCH / script)],
+        ["bash", str(launch / script)],
         env=os.environ | {"PATH": path, "FOLDER": str(folder)} | environment,
         capture_output=True,
         text=True,
@@ -58,10 +64,10 @@ def test_scripts_are_whole(script):
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)
 
 
-def start_slice(folder, outcomes):
+def start_slice(folder, outcomes, **settings):
     (folder / "outcomes").write_text("".join(f"{outcome}\n" for outcome in outcomes))
     where = {"BUCKET": "gs://bucket", "ZONE": "a-zone", "POLL": "0", "NAME": "align-t"}
-    return run("gcloud_tpu.sh", folder, {"gcloud": FAKE_GCLOUD}, **where)
+    return run("gcloud_tpu.sh", folder, {"gcloud": FAKE_GCLOUD}, **where | settings)
 
 
 def test_a_slice_that_is_taken_away_is_asked_for_again_and_deleted_at_the_end(tmp_path):
@@ -85,6 +91,62 @@ def test_a_run_that_fails_on_a_slice_that_is_there_ends_after_three_tries(tmp_pa
     assert "align_b7_base failed 3 times in a row" in failed.stderr
     assert sum("main.py" in call for call in calls(tmp_path)) == 3
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "refusal", ["PERMISSION_DENIED: no such type", "INVALID_ARGUMENT: no such zone"]
+)
+def test_a_request_that_is_refused_three_times_ends_the_launch(tmp_path, refusal):
+    refused = start_slice(tmp_path, [], REFUSAL=refusal)
+    assert refused.returncode == 1
+    assert refused.stderr.count(refusal) == 3
+    assert "align_b7_base failed 3 times in a row" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"RUN": "a b; touch injected; :"},
+        {"BUCKET": "gs://$(touch injected)/`touch injected`"},
+    ],
+)
+def test_names_reach_the_slice_as_they_were_typed(tmp_path, settings):
+    main = tmp_path / ".venv" / "bin" / "python"
+    main.parent.mkdir(parents=True)
+    main.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" > arguments\n')
+    main.chmod(0o755)
+    done = start_slice(tmp_path, ["executed"], **settings)
+    assert done.returncode == 0, done.stderr
+    bucket = settings.get("BUCKET", "gs://bucket")
+    run_name = settings.get("RUN", "align_b7_base")
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert f"--workdir={bucket}/runs/{run_name}" in arguments
+    assert f"--config.vocabulary={bucket}/corpus/records/vocabulary.txt" in arguments
+    assert not (tmp_path / "injected").exists()
+
+
+def test_the_code_is_packed_in_a_folder_that_nobody_can_guess(tmp_path):
+    start_slice(tmp_path, ["finished"], TMPDIR=str(tmp_path))
+    (packed,) = [call for call in calls(tmp_path) if " scp " in call]
+    path = pathlib.Path(packed.split()[4])
+    assert path.parents[1] == tmp_path
+    assert not path.parent.exists()
+
+
+def test_what_is_not_committed_is_named_before_a_slice_is_asked_for(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    shutil.copy(LAUNCH / "gcloud_tpu.sh", clone / "launch")
+    (clone / "configs" / "mine.py").write_text("# a config\n")
+    where = {"launch": clone / "launch", "CONFIG": "configs/mine.py"}
+    refused = start_slice(tmp_path, ["finished"], **where)
+    assert refused.returncode == 1
+    assert "configs/mine.py is not committed" in refused.stderr
+    assert not (tmp_path / "calls").exists()
+    done = start_slice(tmp_path, ["finished"], launch=clone / "launch")
+    assert done.returncode == 0
+    assert "without these changes:\n" in done.stderr
+    assert "?? configs/mine.py\n" in done.stderr
 
 
 @pytest.mark.parametrize(("code", "again"), [("0", 0), ("143", 1), ("2", 0)])

@@ -157,6 +157,17 @@ def test_a_job_is_the_template_with_the_run_s_command(place, capsys, monkeypatch
         place.launch(*flags)
 
 
+def test_jobs_of_different_runs_have_different_names():
+    long = "task/" + "x" * launchers.LONGEST_NAME
+    ids = ["a_b/trial_00", "a-b/trial_00", "A.b", f"one {long}", f"other {long}"]
+    names = launchers._job_names(ids)
+    assert len({*names.values()}) == len(ids)
+    assert names["A.b"] == "a-b"
+    assert all(len(name) <= launchers.LONGEST_NAME for name in names.values())
+    assert names["a_b/trial_00"].startswith("a-b-trial-00-")
+    assert launchers._job_names([*reversed(ids)]) == names
+
+
 @pytest.mark.launch
 def test_skypilot_reads_a_job(place, monkeypatch):
     jobs = place.folder / "jobs"

@@ -180,10 +180,10 @@ def test_a_pattern_that_fits_no_parameter_is_refused():
         ({"decay": "staircase"}, "staircase_steps is 0"),
         (
             {"rate_factors": ("^text", 0.1)},
-            r"rate_factors holds '\^text'; wanted \(pat",
+            r"rate_factors\[0\] is '\^text' \(str\); wanted tuple",
         ),
         ({"frozen": ("*image",)}, r"frozen has '\*image', which is no regular expr"),
-        ({"average_decay": 1.0}, "average_decay is 1.0; wanted between 0 and 1"),
+        ({"average_decay": 1.0}, "average_decay is 1.0; wanted above 0, below 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):

@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import safetensors.numpy
 
 from align_jax import convert
 from align_jax.errors import InputError, run_command
+from align_jax.input.tokenizer import MODEL, NORMALIZER
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.weights.folder import read_weights, write_weights
@@ -305,3 +307,73 @@ def test_the_command_converts_or_leaves_nothing(folder, tmp_path, monkeypatch, c
     other = str(tmp_path / "other")
     assert "has neither vocab.txt nor tokenizer.json" in refused(other)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", folder.name]
+
+
+def test_written_files_have_the_mode_of_the_umask(folder, tmp_path):
+    model = read_align(str(folder))
+    before = os.umask(0o022)
+    try:
+        for umask, write in ((0o022, write_weights), (0o027, write_align)):
+            os.umask(umask)
+            write(model, str(tmp_path / write.__name__))
+            files = [*(tmp_path / write.__name__).iterdir()]
+            assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.json", [], "holds a list"),
+        ("model.json", {"kind": "dual_encoder"}, "lacks the field 'config'"),
+        ("model.json", {"kind": "dual_encoder", "config": 3}, "config is a int"),
+        ("model.json", {"kind": [], "config": {}}, "kind is a list; wanted str"),
+        ("weights.safetensors", {}, "cannot be read"),
+    ],
+)
+def test_our_folder_with_damaged_files_is_refused(
+    folder, tmp_path, file, content, message
+):
+    write_weights(read_align(str(folder)), str(tmp_path / "ours"))
+    (tmp_path / "ours" / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        open_weights(str(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("config.json", {"text_config": 3}, "text_config is 3; wanted a dict"),
+        (
+            "config.json",
+            {"vision_config": {"width_coefficient": "x"}},
+            "width_coeff.*'x'",
+        ),
+        ("config.json", {"text_config": {"hidden_size": "x"}}, "hidden_size is 'x'"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "model_max_length is 'x'"),
+        ("processor_config.json", {"image_processor": 3}, "image_processor is a int"),
+        (
+            "processor_config.json",
+            {"image_processor": {}},
+            "do_resize is None; ours is",
+        ),
+        ("tokenizer.json", {}, r"no vocabulary \(model.vocab\)"),
+        ("tokenizer.json", {"model": 3}, "a model that is no object"),
+        ("size", None, "size is None, not a square"),
+        ("crop_size", 3, "crop_size is 3, not a square"),
+    ],
+)
+def test_a_foreign_folder_with_damaged_fields_is_refused(folder, file, fields, message):
+    if file == "tokenizer.json":
+        (folder / "vocab.txt").unlink()
+        parts = {"normalizer": NORMALIZER, "model": {**MODEL}}
+        (folder / file).write_text(json.dumps(parts | fields))
+    elif file.endswith(".json"):
+        edit(folder / file, **fields)
+    else:
+        path = folder / "processor_config.json"
+        described = json.loads(path.read_text())["image_processor"]
+        edit(path, image_processor=described | {file: fields})
+    with pytest.raises(InputError, match=message):
+        read_align(str(folder))

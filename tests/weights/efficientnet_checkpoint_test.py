@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import keras
 import numpy as np
@@ -135,3 +137,17 @@ def test_another_network_is_refused(tmp_path):
     other.save_weights(path)
     with pytest.raises(InputError, match="has 0 depthwise kernels, as none of b0, b1"):
         read_keras(path)
+
+
+def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path):
+    content = pathlib.Path(checkpoint).read_bytes()
+    for name, damaged in (("half", content[: len(content) // 2]), ("text", b"a text")):
+        path = tmp_path / f"{name}.h5"
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{path} is no readable HDF5 file: "):
+            read_keras(str(path))
+    prefix = tmp_path / "model"
+    for name in ("model.index", "model.data-00000-of-00001"):
+        (tmp_path / name).write_bytes(b"a text")
+    with pytest.raises(InputError, match=f"{prefix} cannot be read: "):
+        read_tensorflow(str(prefix))

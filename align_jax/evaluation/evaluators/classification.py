@@ -11,6 +11,7 @@ from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.scores import mean_per_class, recall_at
 from align_jax.input.evaluation_records import LabelledSplits
+from align_jax.ranges import Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ClassificationConfig(LabelledSplits):
 
     directory: str
     split: str
-    expected_pictures: int = 0
+    expected_pictures: Natural = 0
     image_feature: str = "image"
     label_feature: str = "label"
 

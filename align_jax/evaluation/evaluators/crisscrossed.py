@@ -23,6 +23,7 @@ from align_jax.evaluation.examples import Example, Item, Side, make_examples, sh
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, recall_at, sampled_correlation
 from align_jax.input.evaluation_records import evaluation_records
+from align_jax.ranges import Count, Natural, Seed
 
 FILES = {
     "sts": ("caption1", "caption2"),
@@ -58,9 +59,9 @@ class CrisscrossedConfig:
     directory: str
     ratings: str
     split: str = "test"
-    expected_ratings: tuple = RATINGS
-    estimates: int = 1000
-    seed: int = 0
+    expected_ratings: tuple[Natural, ...] = RATINGS
+    estimates: Count = 1000
+    seed: Seed = 0
 
 
 class RankedTask(NamedTuple):

@@ -14,6 +14,7 @@ from align_jax.evaluation.evaluators.linear_probe import read_features
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.linear_classifier import classify, fit_ridge
 from align_jax.input.evaluation_records import LabelledSplits
+from align_jax.ranges import Count, Natural, Positive, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +38,10 @@ class FewShotConfig(LabelledSplits):
     directory: str
     split: str
     train: str = "train"
-    shots: tuple = (1, 5, 10, 25)
-    seeds: tuple = (0, 1, 2)
-    penalty: float = 1024.0
-    expected_pictures: int = 0
+    shots: tuple[Count, ...] = (1, 5, 10, 25)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    penalty: Positive = 1024.0
+    expected_pictures: Natural = 0
     image_feature: str = "image"
     label_feature: str = "label"
 
@@ -48,8 +49,6 @@ class FewShotConfig(LabelledSplits):
         for name in ("shots", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is (); wanted one or more")
-        if min(self.shots) < 1:
-            raise ValueError(f"shots is {self.shots}; wanted 1 or more each")
 
 
 class FewShot:

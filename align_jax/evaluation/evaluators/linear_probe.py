@@ -20,6 +20,7 @@ from align_jax.evaluation.linear_classifier import (
 )
 from align_jax.evaluation.scores import mean_per_class
 from align_jax.input.evaluation_records import LabelledPictures, LabelledSplits
+from align_jax.ranges import Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class LinearProbeConfig(LabelledSplits):
     split: str
     train: str = "train"
     validation: str = "validation"
-    expected_pictures: int = 0
+    expected_pictures: Natural = 0
     image_feature: str = "image"
     label_feature: str = "label"
 

@@ -14,6 +14,7 @@ from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.examples import Answer, Example, Item, choose_queries
 from align_jax.evaluation.ranking import nearest
 from align_jax.input.evaluation_records import LabelledSplits
+from align_jax.ranges import Natural
 
 CUTS = (1, 5)
 
@@ -36,8 +37,8 @@ class NeighboursConfig(LabelledSplits):
     directory: str
     split: str = "validation"
     index_split: str = "train"
-    expected_queries: int = 0
-    expected_index: int = 0
+    expected_queries: Natural = 0
+    expected_index: Natural = 0
     image_feature: str = "image"
     label_feature: str = "label"
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from align_jax import places
 from align_jax.config import choose
@@ -61,20 +62,27 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
     if not places.exists(path):
         known = sorted(p.stem for p in FOLDER.glob("*.json") if p != SUBSETS)
         raise InputError(f"no prompts at {source}; shipped are {', '.join(known)}")
-    found = places.read_json(path)
+    found = places.read_object(path)
     templates = found.get("templates", [])
-    if not templates or not all("{}" in template for template in templates):
+    if not _are_texts(templates) or not all("{}" in text for text in templates):
         raise InputError(
             f"{path} has the templates {templates}; wanted some with a {{}}"
         )
     if "categories" in found:
         categories = found["categories"]
+        if not isinstance(categories, list) or not all(map(_is_category, categories)):
+            raise InputError(
+                f"{path} has categories of another form; wanted"
+                ' {"name": TEXT, "prompts": [TEXT, ...]} for each'
+            )
         names = [category["name"] for category in categories]
         phrases = [category["prompts"] for category in categories]
     else:
         names = found.get("classes") or [
             name.replace("_", " ") for name in label_names or ()
         ]
+        if names and not _are_texts(names):
+            raise InputError(f"{path} has the classes {names}; wanted a list of texts")
         phrases = [[name] for name in names]
     if not names:
         raise InputError(
@@ -86,6 +94,23 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
             f" {len(label_names)}"
         )
     return Prompts(names, phrases, templates)
+
+
+def _are_texts(found: Any) -> bool:
+    """Returns whether a JSON value is a list of one text or more."""
+    return isinstance(found, list) and bool(found) and all(map(_is_text, found))
+
+
+def _is_text(found: Any) -> bool:
+    return isinstance(found, str)
+
+
+def _is_category(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and _is_text(found.get("name"))
+        and _are_texts(found.get("prompts"))
+    )
 
 
 def read_subset(name: str) -> list[int]:

@@ -18,6 +18,7 @@ from align_jax.evaluation.examples import Example, Item, Side, make_examples, sh
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, chance_recall, recall_at
 from align_jax.input.evaluation_records import evaluation_records
+from align_jax.ranges import Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,10 @@ class RetrievalConfig:
     split: str
     image_feature: str = "image"
     texts_feature: str = "texts"
-    texts_per_image: int = 0
+    texts_per_image: Natural = 0
     merge_texts: bool = False
-    expected_images: int = 0
-    expected_texts: int = 0
+    expected_images: Natural = 0
+    expected_texts: Natural = 0
 
 
 class RankedPairs(NamedTuple):

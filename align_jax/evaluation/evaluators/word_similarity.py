@@ -15,6 +15,7 @@ from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.scores import rank_correlation
+from align_jax.ranges import Natural
 
 PAIRS = 999
 COLUMNS = ("word1", "word2", "POS", "SimLex999", "concQ", "SimAssoc333")
@@ -32,7 +33,7 @@ class WordSimilarityConfig:
     """
 
     path: str
-    expected_pairs: int = PAIRS
+    expected_pairs: Natural = PAIRS
 
 
 class WordSimilarity:

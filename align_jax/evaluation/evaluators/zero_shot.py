@@ -19,6 +19,7 @@ from align_jax.evaluation.examples import Example, Item, Side, make_examples, sh
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import mean_per_class, recall_at
 from align_jax.input.evaluation_records import LabelledSplits
+from align_jax.ranges import Natural
 
 AVERAGES = ("unit", "plain")
 
@@ -48,7 +49,7 @@ class ZeroShotConfig(LabelledSplits):
     classes: str = ""
     average: str = "unit"
     single: str = ""
-    expected_pictures: int = 0
+    expected_pictures: Natural = 0
     image_feature: str = "image"
     label_feature: str = "label"
 

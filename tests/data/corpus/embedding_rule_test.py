@@ -11,7 +11,8 @@ import pytest
 import align_jax
 from align_jax.embed import shards
 from data.corpus import builder, score
-from data.corpus.builder import Build, build, format_report
+from data.corpus.build_files import format_report
+from data.corpus.builder import Build, build
 from data.corpus.config import EngineConfig
 from data.corpus.engines import DuckDB
 from data.corpus.ingest import identify

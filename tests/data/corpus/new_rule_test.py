@@ -161,3 +161,39 @@ def test_a_rule_that_finds_null_is_not_broken(config, tmp_path, monkeypatch):
     build(config, tmp_path / "corpus")
     assert rules_of(tmp_path / "corpus")["unknown"] == (0, 0)
     assert len(texts_of(tmp_path / "corpus")) == 4
+
+
+class NumberRule(HeavyRule):
+    def breaks(self, scores):
+        return scores.file_bytes
+
+
+class OtherColumnRule(HeavyRule):
+    def breaks(self, scores):
+        return scores.file_size > 3
+
+
+class HeldRule(HeavyRule):
+    def __init__(self, config):
+        super().__init__(config)
+        self.measure = lambda image: len(image)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (NumberRule, r"breaks of PICTURE_RULES\['heavy'\] gives Int.*; wanted a bool"),
+        (OtherColumnRule, "no attribute 'file_size'"),
+        (
+            HeldRule,
+            r"PICTURE_RULES\['heavy'\] cannot be sent to other processes: .*lam",
+        ),
+    ],
+)
+def test_a_picture_rule_that_is_none_is_refused_at_the_start(
+    config, tmp_path, monkeypatch, rule, message
+):
+    monkeypatch.setitem(PICTURE_RULES, "heavy", rule)
+    with pytest.raises((TypeError, AttributeError), match=message):
+        build(config, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align_jax.config import read_config
 from align_jax.errors import InputError
 from data.corpus.builder import build, check_inputs
 from data.corpus.config import EngineConfig, PictureConfig
@@ -78,17 +79,17 @@ def test_what_the_rule_needs_is_checked_before_anything_is_written(
     nowhere = PictureConfig(embedding_model=str(tmp_path / "nowhere"))
     refused("embedding_model is '.*nowhere', which is not there", pictures=nowhere)
     with pytest.raises(
-        InputError, match=r"max_cosine is 1\.0; wanted 0 to less than 1"
+        InputError, match=r"max_cosine is 1\.0; wanted 0 or more, below 1"
     ):
-        PictureConfig(max_cosine=1.0)
+        read_config(PictureConfig, {"max_cosine": 1.0})
     with pytest.raises(InputError, match="shared_clusters=11, nearest_clusters=10"):
         PictureConfig(shared_clusters=11)
-    with pytest.raises(InputError, match="shared_clusters=0"):
-        PictureConfig(shared_clusters=0)
+    with pytest.raises(InputError, match="shared_clusters is 0; wanted 1 or more"):
+        read_config(PictureConfig, {"shared_clusters": 0})
     with pytest.raises(InputError, match="clusters=4096, cluster_sample=100"):
         PictureConfig(cluster_sample=100)
-    with pytest.raises(InputError, match=r"config\.engine\.embedding_batch_size is 0"):
-        EngineConfig(embedding_batch_size=0)
+    with pytest.raises(InputError, match=r"embedding_batch_size is 0; wanted 1 or mo"):
+        read_config(EngineConfig, {"embedding_batch_size": 0})
     check_inputs(config)
     assert here == [["--check"]]
 

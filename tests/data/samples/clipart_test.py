@@ -149,3 +149,6 @@ def test_the_command_writes_once(tmp_path, monkeypatch, capsys):
         "pairs",
         "summary.json",
     ]
+    (out / "summary.json").unlink()
+    clipart.main()
+    assert "the pairs are there, but no summary.json" in capsys.readouterr().out

@@ -1,0 +1,151 @@
+"""Opens dataset folders in TFDS's layout; damage is an InputError that says where."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from align_jax import places
+from align_jax.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+MANIFEST = "manifest.json"  # file of a corpus that states the sizes of its shards
+SHARD = {"name": str, "records": int, "bytes": int, "sha256": str}  # a manifest's entry
+LONGEST = 300  # characters of the reason in a message
+
+
+class DamagedError(InputError):
+    """A file of a dataset is missing or damaged.
+
+    Attributes:
+      path: path or URL of the file.
+      reason: description of the damage.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that workers can pickle it
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        folder = shlex.quote(os.path.dirname(self.path))
+        return (
+            f"{self.path} is damaged: {self.reason}; copy it again, or run `python -m"
+            f" data.doctor {folder}`, which says how to write it again"
+        )
+
+
+def open_folder(directory: places.Place) -> "tfds.core.DatasetBuilder":
+    """Opens a dataset with TFDS.
+
+    Args:
+      directory: path or URL of the folder that holds dataset_info.json.
+
+    Raises:
+      DamagedError: dataset_info.json or features.json is missing or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = os.fspath(directory)
+    info, features = (os.path.join(folder, name) for name in (INFO, FEATURES))
+    for path in (info, features):
+        _read(path)
+    path = features
+    try:
+        tfds.features.FeaturesDict.from_config(folder)
+        path = info
+        builder = tfds.builder_from_directory(folder)
+        for split in builder.info.splits.values():
+            if min(map(int, split.shard_lengths), default=0) < 0:
+                raise ValueError(f"a shard of split {split.name!r} has a negative size")
+    except Exception as error:  # TFDS and protobuf have no common error class
+        raise DamagedError(path, _reason(error)) from error
+    return builder
+
+
+def read_manifest(directory: places.Place) -> dict[str, Any]:
+    """Reads a corpus's manifest; {} if the dataset has none.
+
+    Raises:
+      DamagedError: the file is damaged, or describes a shard without all of `SHARD`.
+    """
+    path = os.path.join(directory, MANIFEST)
+    if not places.exists(path):
+        return {}
+    manifest = _read(path)
+    shards = manifest.get("shards", [])
+    if not isinstance(shards, list) or not all(map(_is_shard, shards)):
+        raise DamagedError(path, f"wanted {', '.join(SHARD)} of each shard")
+    return manifest
+
+
+@contextmanager
+def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Turns TensorFlow's errors about damaged records into InputErrors.
+
+    TensorFlow does not name the file, so the shards are read again until one fails.
+
+    Args:
+      list_shards: function that returns the paths or URLs of the shards that may be
+        damaged, one or more; it is called after an error.
+
+    Raises:
+      DamagedError: a record inside the `with` statement is damaged, or its file is cut
+        short, missing or unreadable.
+      InputError: a record lacks a feature of features.json.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.OpError, UnicodeDecodeError) as error:  # a message is no UTF-8
+        shards = [*dict.fromkeys(list_shards())]
+        for shard in shards:
+            if reason := _find_damage(shard):
+                raise DamagedError(shard, reason) from error
+        if not isinstance(error, tf.errors.InvalidArgumentError):
+            raise
+        folders = " or ".join(dict.fromkeys(map(os.path.dirname, shards)))
+        raise InputError(
+            f"a record of {folders} has other features than {FEATURES} says:"
+            f" {_reason(error)}; prepare the dataset again"
+        ) from error
+
+
+def _find_damage(shard: str) -> str:
+    """Reads a shard to its end; returns why it cannot be read, or an empty string."""
+    import tensorflow as tf
+
+    try:
+        for record in tf.data.TFRecordDataset(shard).as_numpy_iterator():
+            tf.train.Example.FromString(record)
+    except Exception as error:  # of TensorFlow or protobuf
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """Returns the message of an error without the names of TensorFlow's operations."""
+    said = re.sub(r"\{\{.*?\}\}|\[\[?(\{\{|Op:).*", "", one_line(error))
+    return said.strip()[:LONGEST]
+
+
+def _is_shard(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), kind) for name, kind in SHARD.items()
+    )
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Reads a JSON object; raises DamagedError if it cannot."""
+    try:
+        return places.read_object(path)
+    except places.MissingError as error:
+        raise DamagedError(path, "no such file") from error
+    except InputError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DamagedError(path, reason[:LONGEST]) from error

@@ -1,0 +1,80 @@
+"""The JSON files that a build writes for itself: shards, drops and the report."""
+
+import pathlib
+from typing import Any
+
+from align_jax import places
+from align_jax.errors import InputError, one_line
+
+# Types of the report's fields that a terminal shows.
+REPORT = {"rules": list, "off": list, "drops": dict, "pairs_in": int, "pairs_kept": int}
+
+
+def read_shards(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the source's shards with which a build began, with absolute paths.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    shards = places.read_json(path)
+    if not isinstance(shards, list) or not all(map(_is_shard, shards)):
+        raise InputError(f"{path} is damaged; give another --workdir")
+    return resolve_shards(shards)
+
+
+def resolve_shards(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Makes the paths of listed shards absolute; a build may list relative ones."""
+    return [{**shard, "path": places.resolve(shard["path"])} for shard in shards]
+
+
+def _is_shard(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("path"), str)
+
+
+def read_drops(path: pathlib.Path) -> dict[str, int]:
+    """Reads how many pairs of a source shard were unreadable, by reason.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    drops = places.read_object(path)
+    if not all(isinstance(count, int) for count in drops.values()):
+        raise InputError(f"{path} is damaged; give another --workdir")
+    return drops
+
+
+def read_report(path: pathlib.Path) -> dict[str, Any]:
+    """Reads the report of a complete build.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    try:
+        report = places.read_object(path, REPORT)
+        format_report(report)
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({one_line(error)}); remove it, and the same command"
+            " writes it again"
+        ) from error
+    return report
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Formats a report for a terminal: rules, drops and totals."""
+    lines = [f"{'rule':<20}{'breaks':>10}{'dropped first':>15}"]
+    lines += [
+        f"{r['rule']:<20}{r['breaks']:>10}{r['first']:>15}" for r in report["rules"]
+    ]
+    lines += [f"NOT EVALUATED: {r['rule']}, since {r['reason']}" for r in report["off"]]
+    lines += [
+        f"NOT COMPARED: {count} {what.replace('_', ' ')} could not be embedded"
+        for what, count in report.get("not_embedded", {}).items()
+        if count
+    ]
+    lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
+    lines.append(
+        f"{report['pairs_in']} distinct pairs in, {report['pairs_kept']} kept, of"
+        f" {report['images_kept']} pictures"
+    )
+    return "\n".join(lines)

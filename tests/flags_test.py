@@ -1,0 +1,72 @@
+import subprocess
+import sys
+
+import pytest
+
+from align_jax.command_line import read_command_line
+from align_jax.errors import UNREAD, InputError, run_command
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+@pytest.fixture(autouse=True)
+def no_config_read_before(monkeypatch):
+    """Forgets the files of other tests: ml_collections loads into the same module."""
+    for name in ("config", "diff"):
+        monkeypatch.delitem(sys.modules, f"{name}_config", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"^the file of --config has no get_config\(\)$"),
+        ("fields = {}\n", r"^the file of --config has no get_config\(\)$"),
+        (
+            "def get_config():\n  return {'run': 'x'}\n",
+            r"returned a dict; wanted a Conf",
+        ),
+        (
+            "def get_config():\n  raise ValueError('a\\nb')\n",
+            "bad flags: .* file: a b$",
+        ),
+    ],
+)
+def test_a_config_file_without_a_config_is_refused(content, message, tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_command_line(["main.py", f"--config={file}", "--workdir=x"])
+
+
+def test_the_flag_of_a_file_without_a_config_is_named(tmp_path):
+    file = tmp_path / "other.py"
+    file.write_text("")
+    with pytest.raises(InputError, match="file of --diff has no get_config"):
+        read_command_line(["main.py", QUICKSTART, f"--diff={file}"])
+
+
+@pytest.mark.parametrize("flag", ["--plan=", "--workdir="])
+def test_an_empty_flag_is_refused(flag):
+    with pytest.raises(InputError, match=f"^{flag[:-1]} is empty; give it a value"):
+        read_command_line(["main.py", QUICKSTART, flag])
+
+
+def test_output_that_nobody_reads_ends_without_a_traceback():
+    lines = "lambda: print('x\\n' * 100_000)"
+    source = f"from align_jax.errors import *; sys.exit(run_command('it', {lines}))"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdout=pipe, stderr=pipe
+    ) as p:
+        p.stdout.readline()
+        p.stdout.close()
+        assert p.stderr.read() == b""
+    assert p.returncode == UNREAD
+
+
+def test_another_broken_pipe_is_raised():
+    def command():
+        raise BrokenPipeError("of a socket")
+
+    with pytest.raises(BrokenPipeError, match="of a socket"):
+        run_command("it", command)

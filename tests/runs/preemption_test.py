@@ -1,0 +1,27 @@
+import os
+import signal
+
+import pytest
+
+from align_jax.errors import STOPPED
+from align_jax.runs.preemption import Notice
+
+
+class Left(BaseException):
+    """Ends the process in a test."""
+
+
+def test_a_process_that_cannot_save_in_time_promises_no_checkpoint(monkeypatch, capsys):
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    read, write = os.pipe()
+    os.write(write, bytes([signal.SIGTERM]))
+    with pytest.raises(Left) as left:
+        Notice(grace=0)._watch(read)
+    os.close(write)
+    assert left.value.args == (STOPPED,)
+    message = capsys.readouterr().err
+    assert "left after 0 s without saving; the same command continues" in message
+    assert "begins again if there is none" in message
