@@ -146,7 +146,7 @@ def number_remarks(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     does not say.
 
     Args:
-      names: names of measures, "<evaluator>/<score>" with or without "eval/" before.
+      names: measures, "<evaluator>/<score>", with or without "eval/" before.
 
     Returns:
       {name: its remarks' numbers, such as "[1, 2]", or ""}, and the remarks in the
