@@ -146,7 +146,7 @@ def number_remarks(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     does not say.
 
     Args:
-      names: measures, "<evaluator>/<score>", with or without "eval/" before.
+      names: name of each measure, "<evaluator>/<score>", with "eval/" before or not.
 
     Returns:
       {name: its remarks' numbers, such as "[1, 2]", or ""}, and the remarks in the

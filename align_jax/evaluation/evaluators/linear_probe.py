@@ -25,7 +25,7 @@ from align_jax.evaluation.scores import mean_per_class
 from align_jax.input.evaluation_records import LabelledPictures, LabelledSplits
 from align_jax.ranges import Natural
 
-REGRESSIONS = {
+REGRESSIONS: dict[str, type[LogisticRegression | PreconditionedRegression]] = {
     "scikit_learn": LogisticRegression,
     "preconditioned": PreconditionedRegression,
 }
