@@ -36,6 +36,7 @@ def get_config(how: str = "tuned") -> ConfigDict:
                 "train": f"{TRAIN}[:80%]",
                 "validation": f"{TRAIN}[80%:]",
                 "split": TEST,
+                "regression": "preconditioned",
                 **DATA,
             },
         }

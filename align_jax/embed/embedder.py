@@ -289,7 +289,8 @@ def class_embeddings(
     """Embeds K classes as the mean embeddings of their prompts.
 
     ALIGN's paper does not say whether prompts are scaled to unit length before they are
-    averaged (arXiv 2102.05918, section 5.2).
+    averaged (arXiv 2102.05918, section 5.2). Classes of the same prompts have the same
+    embedding, bit for bit.
 
     Args:
       embedder: encoder of the prompts.
@@ -308,7 +309,9 @@ def class_embeddings(
             " one class or more, each with one prompt or more"
         )
     encode = embedder.encode_texts if unit else embedder.project_texts
-    flat = encode([text for texts in prompts for text in texts])
+    rows: dict[str, int] = {}  # text -> row, since the same text is embedded once
+    order = [rows.setdefault(t, len(rows)) for texts in prompts for t in texts]
+    flat = encode([*rows])[order]
     ends = np.cumsum([len(texts) for texts in prompts])[:-1]
     means = np.stack([rows.mean(0) for rows in np.split(flat, ends)])
     return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -68,6 +68,7 @@ def make_examples(
     ranks: np.ndarray,
     flags: np.ndarray | None = None,
     exclude_itself: bool = False,
+    first: np.ndarray | None = None,
 ) -> Iterator[Example]:
     """Yields the queries of `choose_queries`, each with its `ANSWERS` best candidates.
 
@@ -83,17 +84,22 @@ def make_examples(
       flags: (Q,) bools, whether a query may be shown; None for all.
       exclude_itself: whether queries and candidates are the same items, so that a query
         is not an answer to itself.
+      first: (C,) index of the first candidate that counts as equal to each, since equal
+        candidates come in their order, see `class_ranks`; None if none are equal.
     """
     shown = ranks >= 0 if flags is None else flags & (ranks >= 0)
     chosen = choose_queries(shown, ranks)
+    if first is None:
+        first = np.arange(len(candidates.embeddings))
     asked = queries.show([row for _, row in chosen])
     for why, row in chosen:
         right = pairs[pairs[:, 0] == row, 1]
-        scores = candidates.embeddings @ queries.embeddings[row]  # (C,)
+        scores = (candidates.embeddings @ queries.embeddings[row])[first]  # (C,)
         if exclude_itself:
             scores[row] = -np.inf
         is_right = np.isin(np.arange(len(scores)), right)
-        best = np.lexsort((is_right, -scores))[:ANSWERS].tolist()
+        ties = np.isin(first, first[right])  # right, or equal to a right one
+        best = np.lexsort((ties, -scores))[:ANSWERS].tolist()
         best_right = int(right[np.argmax(scores[right])])
         items = candidates.show([*best, best_right])
         answers = [Answer(items[i], float(scores[i]), bool(is_right[i])) for i in best]

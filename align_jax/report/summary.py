@@ -9,7 +9,12 @@ from typing import Any
 from align_jax import places
 from align_jax.report.found_runs import MEASURES, FoundRun, changed_fields
 from align_jax.report.pages import TEMPLATES, plot_lines, plot_points, render
-from align_jax.runs.results import PUBLISHED, main_scores, published_columns
+from align_jax.runs.results import (
+    PUBLISHED,
+    main_scores,
+    number_remarks,
+    published_columns,
+)
 
 PAGE, MARKDOWN = "summary.html", "summary.md"
 # Sizes against which the scores are plotted.
@@ -26,17 +31,21 @@ class Table:
       title: title of the table.
       head: column names.
       rows: cells of each row; the first cell names the row.
+      remarks: remarks on cells, in the order of their numbers, from 1.
     """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    remarks: Sequence[str] = ()
 
     def markdown(self) -> str:
-        """Returns the table in GitHub's Markdown."""
+        """Returns the table in GitHub's Markdown, with its remarks below."""
         lines = [self.head, ["---", *("---:" for _ in self.head[1:])], *self.rows]
         escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-        return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+        notes = [f"[{i}] {remark}" for i, remark in enumerate(self.remarks, 1)]
+        return "\n\n".join([table, *notes])
 
 
 def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
@@ -122,15 +131,16 @@ def _of_measures(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
     head = ["measure", *(PUBLISHED["columns"][i] for i in columns)]
     head += [run.name for run in ours] or ["ours"]
     columns_of_ours: list[FoundRun | None] = [*ours] or [None]
+    marks, remarks = number_remarks(known)
     rows = [
         [
             name,
-            *(_published(published[i]) for i in columns),
+            *(_published(published[i], marks[name]) for i in columns),
             *(_ours(run, name, published) for run in columns_of_ours),
         ]
         for name, published in known.items()
     ]
-    return Table(table["title"], head, rows)
+    return Table(table["title"], head, rows, remarks)
 
 
 def _of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
@@ -153,14 +163,14 @@ def _of_runs(table: dict[str, Any], runs: Sequence[FoundRun]) -> Table:
             for name, value in zip(names, published, strict=True):
                 row += [_published(value), _ours(run, name, [value])]
             rows.append(row)
-    head = ["run"]
-    for measure in table["measures"]:
-        head += [f"{measure}, paper", "ours"]
-    return Table(table["title"], head, rows)
+    head, (marks, remarks) = ["run"], number_remarks(names)
+    for measure in names:
+        head += [f"{measure}, paper {marks[measure]}".rstrip(), "ours"]
+    return Table(table["title"], head, rows, remarks)
 
 
-def _published(value: float | None) -> str:
-    return ABSENT if value is None else str(value)
+def _published(value: float | None, marks: str = "") -> str:
+    return ABSENT if value is None else f"{value} {marks}".rstrip()
 
 
 def _ours(run: FoundRun | None, measure: str, published: Sequence) -> str:

@@ -1,10 +1,12 @@
 """A run's results: one flat JSON file and the table that shows it."""
 
 import dataclasses
+import fnmatch
 import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from align_jax import places
@@ -72,6 +74,8 @@ class Row:
       queries: number of pictures, texts or pairs that the value is computed from.
       published: published values of this score as fractions, one for each of the
         columns (models) of `PUBLISHED`.
+      marks: numbers of the remarks on the published values, such as "[1, 2]", see
+        `number_remarks`; "" for none.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Row:
     chance: float | None
     queries: int | None
     published: list[float | None]
+    marks: str
 
 
 def is_score(name: str) -> bool:
@@ -99,6 +104,7 @@ def table_rows(results: Mapping[str, float]) -> list[Row]:
     """Returns a row for every score among the results, in their order."""
     columns = PUBLISHED["columns"]
     rows = []
+    marks, _ = number_remarks(filter(is_score, results))
     for name in filter(is_score, results):
         measure, cut = _split_last_word(name)
         stem = name.removesuffix(measure + cut)
@@ -114,6 +120,7 @@ def table_rows(results: Mapping[str, float]) -> list[Row]:
             chance=results.get(stem + chance),
             queries=next((int(results[c]) for c in counts if c in results), None),
             published=[x and x / 100 for x in known or [None] * len(columns)],
+            marks=marks[name],
         )
         rows.append(row)
     return rows
@@ -132,6 +139,31 @@ def main_scores(results: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval/"): results[name] for name in names.values()}
 
 
+def number_remarks(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Numbers the remarks of `PUBLISHED` that are on some measures.
+
+    A remark tells how our protocol differs from the published one, or what the source
+    does not say.
+
+    Args:
+      names: name of each measure, "<evaluator>/<score>", with "eval/" before or not.
+
+    Returns:
+      {name: its remarks' numbers, such as "[1, 2]", or ""}, and the remarks in the
+      order of their numbers, from 1. A measure without a published value has none.
+    """
+    marks, texts = {}, list[str]()
+    for name in names:
+        measure, numbers = name.removeprefix("eval/"), []
+        for remark in PUBLISHED["remarks"] if measure in PUBLISHED["measures"] else ():
+            if any(fnmatch.fnmatchcase(measure, pattern) for pattern in remark["on"]):
+                if remark["text"] not in texts:
+                    texts.append(remark["text"])
+                numbers.append(str(1 + texts.index(remark["text"])))
+        marks[name] = f"[{', '.join(numbers)}]" if numbers else ""
+    return marks, texts
+
+
 def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
     """Returns the indices of the columns of `PUBLISHED` that are not empty.
 
@@ -146,7 +178,10 @@ def published_columns(rows: Collection[Sequence[float | None]]) -> list[int]:
 
 
 def format_table(results: dict[str, float]) -> str:
-    """Formats the rows of `table_rows` for a terminal, without empty columns."""
+    """Formats the rows of `table_rows` for a terminal, without empty columns.
+
+    Remarks on published values follow the table.
+    """
     rows = table_rows(results)
     columns: dict[str, list[float | None]] = {
         "trained": [row.value for row in rows],
@@ -164,7 +199,15 @@ def format_table(results: dict[str, float]) -> str:
     lines = [f"{'measure':<38}" + "".join(f"{name:>12}" for name in shown)]
     for i, row in enumerate(rows):
         cells = (_format(values[i]) for values in shown.values())
-        lines.append(f"{row.name:<38}" + "".join(f"{cell:>12}" for cell in cells))
+        line = f"{row.name:<38}" + "".join(f"{cell:>12}" for cell in cells)
+        lines.append(f"{line.rstrip()} {row.marks}")
+    for number, text in enumerate(number_remarks(row.name for row in rows)[1], 1):
+        indent = f"[{number}] "
+        lines.append(
+            textwrap.fill(
+                text, 88, initial_indent=indent, subsequent_indent=" " * len(indent)
+            )
+        )
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -1,5 +1,7 @@
 """Crisscrossed Captions in the real files' format, with embeddings set by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -38,16 +40,16 @@ class AngleEncoder:
         return at([float(text) for text in texts])
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def write_captioned(folder, pictures):
+    """Writes (picture, file name, {caption id: text}) of each picture as MSCOCO."""
     rows = [
         {
-            "image": tiny._bytes(tiny.draw(tiny.NAMES[i], 110)),
-            "texts": tiny.text(*(str(ANGLES[i] + a) for a in AFTER[: len(ids)])),
-            "caption_ids": tiny.text(*map(str, ids)),
+            "image": tiny._bytes(picture),
+            "texts": tiny.text(*captions.values()),
+            "caption_ids": tiny.text(*map(str, captions)),
             "file_name": tiny.text(name),
         }
-        for i, (name, ids) in enumerate(zip(FILES, CAPTION_IDS, strict=True))
+        for picture, name, captions in pictures
     ]
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
@@ -55,8 +57,20 @@ def directory(tmp_path_factory):
         "caption_ids": tfds.features.Sequence(tfds.features.Text()),
         "file_name": tfds.features.Text(),
     }
-    folder = tmp_path_factory.mktemp("coco")
     return tiny.write_dataset(folder / "coco", "test", [rows], features)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    pictures = [
+        (
+            tiny.draw(tiny.NAMES[i], 110),
+            name,
+            {c: str(ANGLES[i] + a) for c, a in zip(ids, AFTER, strict=False)},
+        )
+        for i, (name, ids) in enumerate(zip(FILES, CAPTION_IDS, strict=True))
+    ]
+    return write_captioned(tmp_path_factory.mktemp("coco"), pictures)
 
 
 # Pairs with similar embeddings have higher ratings, except in the last line of each.
@@ -79,6 +93,7 @@ SITS = [
     (caption(771), FILES[0], 2.0, "c2i_original"),  # the original picture is not right
     (caption(33), FILES[1], 4.0, "c2i_original"),
     (caption(34), FILES[2], 3.0, "c2i_intrasim"),
+    (caption(50), FILES[3], 1.0, "c2i_intrasim"),
     (caption(60), FILES[0], 4.0, "c2i_intrasim"),
 ]
 
@@ -124,10 +139,76 @@ def test_recalls_and_correlations_by_hand(directory, tmp_path):
     assert scores["i2i_queries"] == 4
     assert scores["i2i_recall@1"] == 0.5
     assert scores["i2i_recall@5"] == 1.0
-    for kind, queries in (("sts", 5), ("sis", 4), ("sits", 5)):
+    # The queries of SITS are the pictures.
+    for kind, queries in (("sts", 5), ("sis", 4), ("sits", 4)):
         assert scores[f"{kind}_queries"] == queries
         assert -1 <= scores[f"{kind}_spearman"] <= 1
         assert scores[f"{kind}_spearman_std"] > 0
+
+
+def spearman(a, b):
+    """Returns the correlation of ranks; equal values have the mean of their ranks."""
+    ranks = [(x[:, None] > x).sum(1) + (x[:, None] == x).sum(1) / 2 for x in (a, b)]
+    return np.corrcoef(*ranks)[0, 1]
+
+
+def bootstrap(queries, ratings, cosines, estimates, seed):
+    """Returns mean and deviation of the protocol in float64, query by query."""
+    random, found = np.random.default_rng(seed), []
+    items = [np.flatnonzero(queries == query) for query in sorted({*queries.tolist()})]
+    for _ in range(estimates):
+        half = [items[i] for i in random.permutation(len(items))[: len(items) // 2]]
+        picks = random.integers([len(rated) for rated in half])
+        rows = [rated[pick] for rated, pick in zip(half, picks, strict=True)]
+        found.append(spearman(ratings[rows], cosines[rows]))
+    return np.mean(found), np.std(found)
+
+
+def test_correlations_are_the_protocol_s_in_float64(tmp_path):
+    count, size, random = 30, 8, np.random.default_rng(0)
+    names = [f"COCO_val2014_{i:012}.jpg" for i in range(count)]
+    picture = tiny.draw(tiny.NAMES[0], 110)
+    captioned = [
+        (picture, name, {2 * i: f"text {i}", 2 * i + 1: f"another {i}"})
+        for i, name in enumerate(names)
+    ]
+    directory = write_captioned(tmp_path, captioned)
+    vectors = random.normal(size=(3 * count, size))
+    vectors = np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    images, texts = np.split(vectors, [count])
+    encoder = SimpleNamespace(
+        mesh=make_mesh(),
+        encode_images=lambda pictures: images,
+        encode_texts=lambda found: texts,
+    )
+    sides = {
+        "sts": ([caption(i) for i in range(2 * count)],) * 2,
+        "sis": (names, names),
+        "sits": ([caption(i) for i in range(2 * count)], names),
+    }
+    known = {"sts": (texts, texts), "sis": (images, images), "sits": (texts, images)}
+    rated, files = {}, {}
+    for kind, (first, second) in sides.items():
+        pairs = random.integers([len(first), len(second)], size=(150, 2))
+        a, b = (np.float64(x) for x in known[kind])
+        cosines = np.einsum("pd,pd->p", a[pairs[:, 0]], b[pairs[:, 1]])
+        ratings = np.round(2.5 + 2 * cosines + random.normal(size=150) / 2, 1)
+        rated[kind] = pairs, ratings, cosines
+        files[kind] = [
+            (first[i], second[j], rating, "")
+            for (i, j), rating in zip(pairs.tolist(), ratings, strict=True)
+        ]
+    evaluator = read(directory, write_ratings(tmp_path, **files), estimates=50, seed=3)
+    scores = dict(evaluator.run(encoder))
+    for kind, side in (("sts", 0), ("sis", 0), ("sits", 1)):
+        pairs, ratings, cosines = rated[kind]
+        wanted = bootstrap(pairs[:, side], ratings, cosines, 50, 3)
+        found = scores[f"{kind}_spearman"], scores[f"{kind}_spearman_std"]
+        assert found == pytest.approx(wanted, abs=1e-6)
+        assert scores[f"{kind}_queries"] == len({*pairs[:, side].tolist()})
+    pairs, ratings, cosines = rated["sits"]
+    by_caption = bootstrap(pairs[:, 0], ratings, cosines, 50, 3)
+    assert scores["sits_spearman_std"] > by_caption[1] + 0.01
 
 
 def test_a_reversed_pair_counts_once(directory, tmp_path):

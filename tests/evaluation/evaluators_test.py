@@ -54,9 +54,10 @@ def test_a_perfect_encoder_scores_one(directory):
     assert scores["eval/pairs/i2t_candidates"] == 12
     assert scores["eval/pairs/i2t_chance@1"] == pytest.approx(1 / 12)
     assert scores["eval/pairs/mean_recall"] == 1.0
-    for name in ("top1", "mean_per_class", "single_prompt_top1"):
+    for name in ("top1", "mean_per_class", "single_prompt_top1", "bare_name_top1"):
         assert scores[f"eval/colour/{name}"] == 1.0
     assert scores["eval/colour/ensemble_gain"] == 0.0
+    assert scores["eval/colour/ensemble_gain_over_bare_name"] == 0.0
     assert scores["eval/colour/prompts"] == 6
     assert scores["eval/colour/majority"] == pytest.approx(1 / 3)
     assert scores["eval/alike/recall@1"] == scores["eval/alike/recall@5"] == 1.0
@@ -83,6 +84,21 @@ def test_examples_show_what_was_asked_and_what_was_found(directory):
     for example in of_texts:
         best = example.answers[0].item
         assert encoder.names[best.picture] == example.query.text == best.text
+
+
+def test_a_gain_is_over_the_single_prompt_or_over_the_bare_name(directory):
+    def embed(text):
+        wrong = {"green": "red", "the green": "red", "the blue": "red"}
+        return perfect(wrong.get(text, text))
+
+    evaluator = all_evaluators(directory)["colour"]
+    evaluator.prompts.templates[:] = ["{} left"]
+    scores = dict(evaluator.run(FixedEncoder(perfect, embed)))
+    assert scores["top1"] == 1.0
+    for name, right in (("single_prompt", 1 / 3), ("bare_name", 2 / 3)):
+        assert scores[f"{name}_top1"] == pytest.approx(right)
+    assert scores["ensemble_gain"] == pytest.approx(2 / 3)
+    assert scores["ensemble_gain_over_bare_name"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("broken", ["images", "texts", "both"])

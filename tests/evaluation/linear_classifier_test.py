@@ -1,8 +1,6 @@
-import functools
-
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.linear_model import LogisticRegression as Sklearn
 from sklearn.linear_model import Ridge
 
@@ -23,57 +21,50 @@ def digits():
     return (features[:1200], labels[:1200]), (features[1200:], labels[1200:])
 
 
-def objective(weights, bias, features, labels, penalty):
-    logits = np.float64(features) @ weights + bias
-    shifted = logits - logits.max(1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-    return losses.sum() + penalty / 2 * np.square(weights).sum()
+def hits(train, test, classes, penalty, mesh):
+    """Returns the numbers of test pictures that ours and CLIP's call classify."""
+    ours = LogisticRegression(*train, classes, mesh).fit(penalty)
+    theirs = Sklearn(random_state=0, C=1 / penalty, max_iter=1000).fit(*train)
+    features, labels = test
+    found = classify(ours, features).argmax(1), theirs.predict(features)
+    return [np.count_nonzero(f == labels) for f in found]
 
 
-@pytest.fixture(scope="module")
-def fit_by_scikit_learn(digits):
-    (features, labels), _ = digits
-
-    @functools.cache
-    def fit(penalty):
-        model = Sklearn(C=1 / penalty, solver="newton-cg", tol=1e-8)
-        return model.fit(np.float64(features), labels)
-
-    return fit
-
-
-@pytest.mark.parametrize("penalty", [1.0, 30.0, 1e3])
-@pytest.mark.parametrize("devices", [1, 8])
-def test_digits_are_classified_as_by_scikit_learn(
-    digits, fit_by_scikit_learn, mesh_of, penalty, devices
-):
-    train, test = digits
-    ours = LogisticRegression(*train, 10, mesh_of(devices)).fit(penalty)
-    theirs = fit_by_scikit_learn(penalty)
-    best = objective(theirs.coef_.T, theirs.intercept_, *train, penalty)
-    excess = objective(*ours, *train, penalty) - best
-    assert excess / len(train[1]) < 1e-4  # nats per picture; W = 0 costs log(10)
-    accuracy = np.mean(classify(ours, test[0]).argmax(1) == test[1])
-    assert accuracy >= theirs.score(*test) - 0.002
+@pytest.mark.parametrize("exponent", range(-6, 3))
+def test_digits_are_classified_as_by_scikit_learn(exponent, mesh_of):
+    # Each picture is tested once. The training pictures can be separated, so that at
+    # small penalties the result depends on the search's path.
+    features, labels = load_digits(return_X_y=True)
+    features = features.astype(np.float32)
+    folds, both = np.arange(len(labels)) * 3 // len(labels), np.zeros(2, int)
+    for fold in range(3):
+        parts = [(features[at], labels[at]) for at in (folds != fold, folds == fold)]
+        both += hits(*parts, 10, 10.0**exponent, mesh_of(1))
+    assert abs(both[0] - both[1]) <= 0.005 * len(labels)
+    assert both[1] > 0.88 * len(labels)
 
 
-def test_directions_of_very_different_spread_are_fitted(mesh_of):
-    random = np.random.default_rng(0)
-    spread = np.geomspace(1e-2, 1e1, 20)
-    features = (random.standard_normal((600, 20)) * spread + 30).astype(np.float32)
-    truth = random.standard_normal((20, 4)) / spread[:, None]
-    labels = ((features - 30) @ truth).argmax(1)
-    ours = LogisticRegression(features, labels, 4, mesh_of(3)).fit(1e-4)
-    assert np.mean(classify(ours, features).argmax(1) == labels) > 0.99
+def test_two_classes_are_classified_as_by_scikit_learn(mesh_of):
+    features, labels = load_breast_cancer(return_X_y=True)
+    scaled = ((features - features.mean(0)) / features.std(0)).astype(np.float32)
+    train, test = ((scaled[i::2], labels[i::2]) for i in (0, 1))
+    for penalty in (1e-4, 1.0, 1e2):
+        both = hits(train, test, 2, penalty, mesh_of(3))
+        assert abs(both[0] - both[1]) <= 1  # of 284
+    ours = LogisticRegression(*train, 2, mesh_of(3)).fit(30.0)
+    theirs = Sklearn(C=1 / 30.0).fit(*train)
+    np.testing.assert_allclose(ours.weights[:, 1], theirs.coef_[0], atol=1e-3)
+    np.testing.assert_allclose(ours.bias[1], theirs.intercept_[0], atol=1e-3)
+    assert not ours.weights[:, 0].any()
 
 
-def test_a_fit_from_a_neighbouring_penalty_is_that_from_nothing(digits, mesh_of):
+def test_a_fit_does_not_depend_on_earlier_ones(digits, mesh_of):
     train, _ = digits
-    alone = LogisticRegression(*train, 10, mesh_of(1)).fit(1.0)
+    alone = LogisticRegression(*train, 10, mesh_of(1)).fit(1e-2)
     probe = LogisticRegression(*train, 10, mesh_of(1))
     probe.fit(100.0)
-    values = [objective(*found, *train, 1.0) for found in (alone, probe.fit(1.0))]
-    assert abs(values[0] - values[1]) / len(train[1]) < 1e-4
+    for found, wanted in zip(probe.fit(1e-2), alone, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_fewer_pictures_than_features_are_fitted_at_any_penalty(mesh_of):

@@ -29,8 +29,10 @@ def directories(tmp_path_factory):
     return tiny.write_dataset(folder / "d", "train", [rows[:9], rows[9:]], features)
 
 
-def test_a_linear_probe_of_good_features_is_right(directories):
-    config = LinearProbeConfig(directories, "train[13:]", "train[:13]", "train[13:]")
+@pytest.mark.parametrize("regression", ["scikit_learn", "preconditioned"])
+def test_a_linear_probe_of_good_features_is_right(directories, regression):
+    splits = ("train[13:]", "train[:13]", "train[13:]")
+    config = LinearProbeConfig(directories, *splits, regression)
     scores = dict(LinearProbe(config).run(FixedEncoder(perfect, perfect)))
     assert scores["top1"] == scores["mean_per_class"] == 1.0
     assert (scores["validation_top1"], scores["validation_queries"]) == (1.0, 12)
@@ -84,5 +86,7 @@ def test_a_split_that_is_not_there_is_refused(directories):
         LinearProbe(LinearProbeConfig(directories, "train"))
     with pytest.raises(InputError, match=r"'train\[9' is no split of"):
         LinearProbe(LinearProbeConfig(directories, "train", "train[9", "train"))
+    with pytest.raises(ValueError, match="regression is 'ridge'"):
+        LinearProbeConfig(directories, "train", regression="ridge")
     with pytest.raises(ValueError, match=r"shots is \(0, 1\)"):
         FewShotConfig(directories, "train", shots=(0, 1))

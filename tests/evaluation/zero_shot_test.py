@@ -73,13 +73,24 @@ def test_shipped_prompts_have_their_published_counts():
         "cars196": 8,
         "cifar": 18,
         "food101": 1,
-        "oxford_flowers102": 1,
         "oxford_iiit_pet": 1,
     }
     for name, count in counts.items():
         prompts = read_prompts(name, ["maple_tree", "x"])
         assert prompts.classes == ["maple tree", "x"]
         assert len(set(prompts.templates)) == len(prompts.templates) == count
+
+
+def test_flowers_have_clip_s_names_in_the_order_of_the_labels():
+    # TFDS names these three labels "globe-flower", "pink-yellow dahlia?", "ball moss".
+    flowers = read_prompts("oxford_flowers102", [str(i) for i in range(102)])
+    named = {0: "pink primrose", 15: "globe flower", 59: "pink and yellow dahlia"}
+    named |= {11: "colt's foot", 92: "air plant", 101: "blackberry lily"}
+    assert {i: flowers.classes[i] for i in named} == named
+    assert len({*flowers.classes}) == 102
+    assert flowers.fill(flowers.templates)[92] == [
+        "a photo of a air plant, a type of flower."
+    ]
 
 
 def label(name):

@@ -206,8 +206,11 @@ def test_a_score_stands_for_each_evaluator():
 def test_our_numbers_stand_beside_the_paper_s(root):
     tables = {t.title[:8]: t for t in report.paper_tables(find_runs([str(root)]))}
     assert [*tables["Table 6:"].head] == ["measure", "ALIGN", "vtab"]
-    assert tables["Table 6:"].rows[0] == ["vtab_all/mean", "79.99", "68.75"]
-    assert tables["Table 6:"].rows[1] == ["vtab_natural/mean", "83.38", "–"]
+    assert tables["Table 6:"].rows[0] == ["vtab_all/mean", "79.99 [1]", "68.75"]
+    assert tables["Table 6:"].rows[1] == ["vtab_natural/mean", "83.38 [1]", "–"]
+    assert "Means of three seeds" in tables["Table 6:"].remarks[0]
+    assert tables["Table 8:"].head[1] == "coco/i2t_recall@1, paper [1, 2]"
+    assert len(tables["Table 8:"].remarks) == 2
     rows = {row[0]: row[1:] for row in tables["Table 8:"].rows}
     assert rows["embedding_320"] == ["50.3", "50.0", "34.1", "25.0", "64.0", "12.5"]
     assert rows["embedding_80"] == ["42.0", "–", "29.3", "–", "61.9", "–"]  # unfinished
@@ -250,6 +253,9 @@ def test_the_page_and_the_markdown_hold_all_runs(root):
         assert f"| {name} |" in markdown
     assert "model.embedding_size = 320" in overview["embedding_320-4567cdef"]
     assert overview["third-89abcdef"][1] == "step 20"
+    remark = "[1] Means of three seeds"
+    assert f"\n\n{remark}" in markdown
+    assert any(e["text"].startswith(remark) for e in found.all("p"))
     links = [element["href"] for element in found.all("a")]
     assert links[0] == "../sweep/baseline-0123abcd/report.html"
     assert len(links) == 5

@@ -137,6 +137,12 @@ def test_page_holds_the_scores_beside_untrained_and_chance(write):
     assert ["eval/colour/top1", "0.438", "–", "0.562", "–", "–"] in rows
     assert ["eval/coco/mean_recall", "0.500", "–", "–", "5,000", "–"] in rows
     assert ["eval/imagenet/top1", "0.250", "–", "0.001", "–", "0.764"] in rows
+    remarked = write({"eval/coco/t2i_recall@1": 0.5, "eval/imagenet/top1": 0.25})
+    row = ["eval/coco/t2i_recall@1", "0.500", "–", "–", "–"]
+    assert [*row, "0.456 [1, 2]", "0.421 [1, 2]"] in cells(remarked)
+    texts = [e["text"] for e in remarked.all("p") if e["text"].startswith("[")]
+    assert [text[:4] for text in texts] == ["[1] ", "[2] "]
+    assert "25,010 captions" in texts[0]
     alone = {"step": 4, "eval/colour/top1": 0.4375, "eval/colour/majority": 0.5625}
     assert ["eval/colour/top1", "0.438", "–", "0.562", "–"] in cells(write(alone))
 

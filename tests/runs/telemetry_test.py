@@ -1,3 +1,4 @@
+import fnmatch
 import json
 
 import jax.numpy as jnp
@@ -5,7 +6,13 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from align_jax.runs.pace import STARTED, Pace
-from align_jax.runs.results import collect_results, format_table, table_rows
+from align_jax.runs.results import (
+    PUBLISHED,
+    collect_results,
+    format_table,
+    number_remarks,
+    table_rows,
+)
 from align_jax.runs.telemetry import StepLog, open_writers, read_metrics
 
 
@@ -81,10 +88,31 @@ def test_the_table_has_counts_and_published_numbers_where_there_are_some():
         "eval/coco/t2i_queries": 25_010,
         "eval/sorting/top1": 0.25,
     }
-    head, retrieval, sorting = map(str.split, format_table(results).splitlines())
-    assert head == ["measure", "trained", "queries", "ALIGN", "align-base"]
-    assert retrieval == ["eval/coco/t2i_recall@1", "0.500", "25,010", "0.456", "0.421"]
-    assert sorting == ["eval/sorting/top1", "0.250"]
+    head, retrieval, sorting, *remarks = format_table(results).splitlines()
+    assert head.split() == ["measure", "trained", "queries", "ALIGN", "align-base"]
+    numbers = ["0.500", "25,010", "0.456", "0.421", "[1,", "2]"]
+    assert retrieval.split() == ["eval/coco/t2i_recall@1", *numbers]
+    assert sorting.split() == ["eval/sorting/top1", "0.250"]
+    starts = [line.split()[0] for line in remarks if line.startswith("[")]
+    assert starts == ["[1]", "[2]"]
+    assert "25,010 captions" in remarks[0]
+    assert max(map(len, remarks)) <= 88
+    assert "counts against our models" in " ".join(line.strip() for line in remarks)
+
+
+def test_every_remark_is_on_published_measures_and_numbered_as_first_shown():
+    for remark in PUBLISHED["remarks"]:
+        for pattern in remark["on"]:
+            assert fnmatch.filter(PUBLISHED["measures"], pattern), pattern
+    names = [
+        "eval/vtab_all/mean",
+        "coco/mean",
+        "coco/i2t_recall@1",
+        "vtab_natural/mean",
+    ]
+    marks, texts = number_remarks(names)
+    assert [*marks.values()] == ["[1]", "", "[2, 3]", "[1]"]
+    assert ["VTAB" in texts[0], "25,010" in texts[1], len(texts)] == [True, True, 3]
 
 
 def test_a_score_stands_beside_its_own_counts_and_chance_levels():
