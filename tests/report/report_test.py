@@ -297,7 +297,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         ("metrics.jsonl", b'{"step": 1, "tra\n', ""),
         ("metrics.jsonl", b'{"step": 1, "eval/a/top1": []}\n', "line 1: eval/a/top1"),
         ("metrics.jsonl", b"3\n", "line 1 is no object with a step"),
-        ("provenance.json", b"[]", "holds a list"),
+        ("provenance.json", b"[3]", "holds no list of objects"),
     ],
 )
 def test_a_run_with_a_damaged_file_is_named_and_left_out(
