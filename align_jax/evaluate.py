@@ -44,16 +44,19 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     weights = open_weights(config.checkpoint)
     embedder: Encoder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
-    if folder.leads():
-        write_config(workdir, fields)
-        write_provenance(workdir)
-    results: dict[str, float] = {}
-    if weights.step is not None:
-        results["step"] = weights.step
-    if config.embeddings:
-        embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
-    results |= dict(run_evaluators(evaluators, embedder))
-    write_report(workdir, fields, results, evaluators, embedder)
-    if folder.leads():
-        places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
-        print_results(workdir)
+    with folder.locked_workdir(workdir) as lock:
+        check_folder(workdir, fields)  # it was not locked before
+        if folder.leads():
+            write_config(workdir, fields)
+            write_provenance(workdir)
+        results: dict[str, float] = {}
+        if weights.step is not None:
+            results["step"] = weights.step
+        if config.embeddings:
+            embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
+        results |= dict(run_evaluators(evaluators, embedder))
+        lock.check()
+        write_report(workdir, fields, results, evaluators, embedder)
+        if folder.leads():
+            places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+            print_results(workdir)

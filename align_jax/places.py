@@ -216,9 +216,11 @@ def writing(place: Place) -> Iterator[None]:
 
 def write_bytes(file: Place, content: bytes) -> None:
     """Writes a file completely or not at all."""
-    with writing(file), replacing(file) as temporary:
-        with _open_place(temporary).open("wb") as opened:
-            opened.write(content)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(file))
+        # An object in a bucket appears when its last byte was sent.
+        path = file if is_url(file) else stack.enter_context(replacing(file))
+        stack.enter_context(_open_place(path).open("wb")).write(content)
 
 
 def write_text(file: Place, text: str) -> None:

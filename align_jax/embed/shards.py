@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError, one_line
+from align_jax.locks import LOCK_FILE, locked
 from align_jax.weights.folder import digest
 
 DIGEST_FILE = "model.json"
@@ -102,19 +103,21 @@ def embed_shards(
         other files, a shard is damaged, or a finished file does not have its shard's
         number of rows.
     """
-    _claim(folder, model)
     unreadable: dict[str, str] = {}
-    for shard in shards:
-        target = folder / shard.name
-        if target.exists():
-            _check_rows(target, shard)
-            progress(shard.rows)
-            continue
-        with places.replacing(target) as temporary:
-            for name, reason in _embed_shard(
-                model, shard, temporary, batch_size, progress
-            ):
-                unreadable[f"{shard.name}: {name}"] = reason
+    with locked(folder) as lock:
+        _claim(folder, model)
+        for shard in shards:
+            target = folder / shard.name
+            if target.exists():
+                _check_rows(target, shard)
+                progress(shard.rows)
+                continue
+            lock.check()
+            with places.replacing(target) as temporary:
+                for name, reason in _embed_shard(
+                    model, shard, temporary, batch_size, progress
+                ):
+                    unreadable[f"{shard.name}: {name}"] = reason
     return unreadable
 
 
@@ -194,7 +197,7 @@ def _claim(folder: pathlib.Path, model: Model) -> None:
                 " folder, or remove it"
             )
         return
-    if not places.is_free(folder, (places.TEMPORARY,)):
+    if not places.is_free(folder, (LOCK_FILE, places.TEMPORARY)):
         raise InputError(
             f"{folder} is there and holds no embeddings of ours; give a new folder"
         )

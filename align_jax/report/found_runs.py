@@ -15,10 +15,10 @@ from align_jax.errors import InputError
 from align_jax.models.parameters import variable_shapes
 from align_jax.report.run_kinds import RUN_KINDS, kind_of
 from align_jax.runs import workdir as folder
+from align_jax.runs.metric_lines import stream_metrics
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE
 from align_jax.runs.provenance import PROVENANCE_FILE
 from align_jax.runs.results import REPORT_FILE
-from align_jax.runs.telemetry import stream_metrics
 from align_jax.training.training_runs import TRAINING, read_run_config
 
 HASH = re.compile("-[0-9a-f]{8}$")  # the end of a run's folder in a sweep

@@ -19,6 +19,7 @@ from align_jax.input.shards import MANIFEST
 from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import TEMPLATES, encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
+from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.provenance import provenance
 from align_jax.runs.results import (
     PUBLISHED,
@@ -27,7 +28,6 @@ from align_jax.runs.results import (
     published_columns,
     table_rows,
 )
-from align_jax.runs.telemetry import read_metrics
 
 HISTOGRAM_PICTURES = 1000
 HISTOGRAM_BINS = 60

@@ -14,6 +14,7 @@ also deletes the pictures that PLACE does not have.
 """
 
 import argparse
+import contextlib
 import os
 import secrets
 import sys
@@ -21,6 +22,7 @@ import urllib.parse
 
 from align_jax import places
 from align_jax.errors import InputError, run_command
+from align_jax.locks import locked
 
 
 def main() -> None:
@@ -56,13 +58,16 @@ def build(flags: argparse.Namespace) -> None:
         digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
     )
     source = IndexSource(collection.prefix, collection.labels)
-    index = create_index(flags.out, found, source)
-    with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
-        done = index_pictures(model, collection, index, bar.update)
     deleted = 0
-    if flags.prune:
-        present = {entry.id for entry in collection}
-        deleted = index.delete(name for name in index.ids() if name not in present)
+    # LanceDB keeps the changes of several processes apart, in a bucket as on a disk; so
+    # the lock only spares two builds the same work, where it costs nothing.
+    with contextlib.nullcontext() if places.is_url(flags.out) else locked(flags.out):
+        index = create_index(flags.out, found, source)
+        with tqdm.tqdm(desc="index", unit="picture", total=len(collection)) as bar:
+            done = index_pictures(model, collection, index, bar.update)
+        if flags.prune:
+            present = {entry.id for entry in collection}
+            deleted = index.delete(name for name in index.ids() if name not in present)
     print(
         f"{flags.out}: {len(index):,} pictures; {done.added:,} added, {done.kept:,}"
         f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"

@@ -19,8 +19,9 @@ from typing import Any
 import ibis
 
 from align_jax import places
-from align_jax.config import claim_folder
+from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError
+from align_jax.locks import locked
 from data.corpus import ngrams, rules
 from data.corpus.config import CorpusConfig
 from data.corpus.dataset import described, write_dataset
@@ -325,17 +326,21 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
       directory: folder of the build, made if missing.
 
     Raises:
-      InputError: bad input, `directory` belongs to another config, or no pair is left.
+      InputError: bad input, `directory` belongs to another config or is in use, or no
+        pair is left.
     """
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(config)
-    claim_folder(directory, described(config))
+    check_folder(directory, described(config))
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(places.read_json(report_path)))
         return
-    with contextlib.closing(Build(config, directory)) as stages:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(directory))
+        claim_folder(directory, described(config))
+        stages = stack.enter_context(contextlib.closing(Build(config, directory)))
         stages.ingest()
         stages.distinct()
         cut = stages.ngrams()

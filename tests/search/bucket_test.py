@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def bucket(monkeypatch):
-    command = ROOT / ".venv-moto" / "bin" / "moto_server"
+    command = ROOT / ".venv-buckets" / "bin" / "moto_server"
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
