@@ -55,6 +55,16 @@ def local_path(typed: Place) -> pathlib.Path:
     return pathlib.Path(resolve(typed))
 
 
+def as_path(typed: Place) -> pathlib.Path:
+    """Turns a path or URL that a user typed into a path.
+
+    Returns:
+      An absolute `pathlib.Path`, or for a URL an etils path with the same methods; see
+      `size` for the size of its file.
+    """
+    return _open_place(resolve(typed))
+
+
 def is_url(place: Place) -> bool:
     """Returns whether a place has a scheme, as gs://bucket/folder."""
     return "://" in os.fspath(place)

@@ -4,15 +4,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = [
-    "errors",
-    "config",
-    "command_line",
-    "contracts",
-    "places",
-    "locks",
-    "pictures",
-]
+GROUND = "errors config command_line contracts places locks pictures".split()
 ROOMS = {
     "align_jax": """devices input kernels models losses runs training weights embed
         evaluation report search sweep""".split(),

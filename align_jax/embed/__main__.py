@@ -78,7 +78,7 @@ def read_flags() -> argparse.Namespace:
         metavar="PARQUET",
         help="a file, a folder or a pattern; may be repeated",
     )
-    parser.add_argument("--out", type=places.local_path, metavar="FOLDER")
+    parser.add_argument("--out", type=places.as_path, metavar="FOLDER")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument(
         "--check",

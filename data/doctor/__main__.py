@@ -309,7 +309,7 @@ def diagnose(
 def main() -> int:
     """Reads the flags and checks the dataset; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=places.local_path, metavar="DIR")
+    parser.add_argument("directory", type=places.as_path, metavar="DIR")
     parser.add_argument(
         "--sample", type=int, metavar="N", help="pictures to decode; default: all"
     )
