@@ -40,6 +40,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
       InputError: an unknown flag, no --config, not exactly one of --workdir, --plan and
         --diff, an unknown config or field, or a value of the wrong type.
     """
+    argv = expand_home(argv)
     known = flags.FlagValues()
     configs = [
         config_flags.DEFINE_config_file(name, flag_values=known, sys_argv=argv)
@@ -61,6 +62,15 @@ def read_command_line(argv: list[str]) -> CommandLine:
         alternatives=known.alternatives,
         distributed=known.distributed,
     )
+
+
+def expand_home(argv: Sequence[str]) -> list[str]:
+    """Replaces ~ in the paths of config files, as no shell does after `--config=`."""
+    found = [re.fullmatch(r"(--?(?:config|diff)=)(~.*)", argument) for argument in argv]
+    return [
+        match[1] + places.resolve(match[2]) if match else argument
+        for match, argument in zip(found, argv, strict=True)
+    ]
 
 
 def parse_flags(

@@ -1,10 +1,10 @@
 """Locks of folders, so that two runs or builds never write to one folder at once.
 
 A local folder is locked by `flock` on a file in it: the system frees the lock when the
-process ends, in whatever way. Storage without such locks, as a bucket, holds an object
-with the holder's random id, which the holder rewrites every `BEAT` seconds. A second
-process watches the object for `PATIENCE` seconds and takes it over if it does not
-change. So no two machines' clocks are compared.
+process ends, however it ends. In a bucket, or on a file system without locks, the lock
+is an object with the holder's random id, which the holder rewrites every `BEAT`
+seconds. A second process watches the object for `PATIENCE` seconds and takes it over if
+it does not change. So no two machines' clocks are compared.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ def try_flock(file: Any, mode: int = fcntl.LOCK_EX) -> bool:
     A process that inherits the open file shares the lock.
 
     Args:
-      file: open file or its descriptor.
+      file: file object or descriptor.
       mode: LOCK_EX, or LOCK_SH to share the lock with others that share it.
 
     Returns:

@@ -22,17 +22,16 @@ def main() -> None:
     from ml_collections import config_flags
 
     from align_jax import places
-    from align_jax.command_line import parse_flags
+    from align_jax.command_line import expand_home, parse_flags
     from align_jax.config import read_config
     from data.corpus.config import CorpusConfig
 
+    argv = expand_home(sys.argv)
     known = flags.FlagValues()
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=known, sys_argv=sys.argv
-    )
+    config = config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
     flags.mark_flag_as_required("config", known)
     workdir = flags.DEFINE_string("workdir", None, "", flag_values=known, required=True)
-    (fields,) = parse_flags(known, [config], sys.argv)
+    (fields,) = parse_flags(known, [config], argv)
     corpus = read_config(CorpusConfig, fields or {})
     from data.corpus.builder import build
 

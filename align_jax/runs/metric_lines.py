@@ -4,7 +4,7 @@ A line is a JSON object: {"step": 3, "train/loss": 0.5}. On a disk, lines are ap
 to metrics.jsonl. An object in a bucket can only be replaced. There, lines go to parts
 named metrics/START-STEP-PART.jsonl: the number of the run's start, the step after which
 it continues, and the number of the part. Each flush replaces the last part, until it
-holds `PART_BYTES`. So a flush never sends more than one part and its own lines.
+holds `PART_BYTES`. So a flush never sends more than one part and the new lines.
 
 A start runs the steps after STEP again. Therefore lines of later steps in the parts of
 earlier starts do not count, and readers skip them. A file metrics.jsonl beside the

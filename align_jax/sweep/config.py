@@ -72,6 +72,7 @@ def open_sweep(
       InputError: the file or a run does not exist, there are no runs, or a config is
         invalid or neither a sweep nor a random search.
     """
+    argument = places.resolve(argument) if argument.startswith("~") else argument
     path, _, chosen = argument.partition(":")
     if not places.is_file(path):
         raise InputError(f"--sweep is {path!r}, which is no file")

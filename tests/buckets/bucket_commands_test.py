@@ -86,6 +86,13 @@ def test_commands_read_a_run_in_a_bucket(trained, storage, monkeypatch, capsys):
     models = [align_jax.load(source) for source in (url, str(root / "run"))]
     embedded = [model.encode_images([picture]) for model in models]
     np.testing.assert_array_equal(*embedded)
+    converted = tiny.write_model(root / "model")
+    models = [
+        align_jax.load(source)
+        for source in (storage.upload(root / "model", "model"), converted)
+    ]
+    embedded = [model.encode_images([picture]) for model in models]
+    np.testing.assert_array_equal(*embedded)
     evaluation = {"run": "evaluate", "evaluators": fields["evaluators"]}
     evaluate(evaluation | {"checkpoint": url}, "gs://bucket/evaluated")
     evaluate(evaluation | {"checkpoint": str(root / "run")}, str(root / "evaluated"))

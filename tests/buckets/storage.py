@@ -2,8 +2,8 @@
 
 The server is fake-gcs-server, which `make ready-buckets` installs in .venv-buckets.
 TensorFlow only asks www.googleapis.com and storage.googleapis.com, and only by HTTPS.
-So it is given a proxy, which answers for these hosts with a certificate that TensorFlow
-is told to trust. TensorStore and Google's own client are given the proxy's address.
+So it is given a proxy, which answers for these hosts with a certificate that
+CURL_CA_BUNDLE makes TensorFlow trust. TensorStore and Google's own client are given the proxy's address.
 """
 
 import collections
@@ -42,6 +42,10 @@ class Storage:
 
     def __init__(self, server: int, proxy: int, certificate: pathlib.Path) -> None:
         address = f"http://127.0.0.1:{proxy}"
+        account = certificate.with_name("account.json")
+        fields = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        fields |= {"gcs_base_url": address, "disable_oauth": True}
+        account.write_text(json.dumps(fields))
         self.server = server
         self.environment = {
             "https_proxy": address,
@@ -50,6 +54,9 @@ class Storage:
             "NO_GCE_CHECK": "true",
             "TENSORSTORE_GCS_HTTP_URL": address,
             "STORAGE_EMULATOR_HOST": address,
+            # For LanceDB.
+            "GOOGLE_SERVICE_ACCOUNT": str(account),
+            "GOOGLE_ALLOW_HTTP": "true",
         }
         self.sent: collections.Counter[str] = collections.Counter()
         self.requests: collections.Counter[str] = collections.Counter()
@@ -191,9 +198,19 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             name = _object(self.path)
             storage.sent[name] += len(body)
             storage.requests[name] += 1
+        path = self.path
+        if by_xml := path.startswith(f"/{BUCKET}"):
+            # The interface that LanceDB uses; the server knows it by the host, and
+            # takes a PUT with the other interface's parameters.
+            self.headers.replace_header("Host", HOSTS[0])
+            if self.command == "PUT":
+                condition = self.headers.get("x-goog-if-generation-match")
+                query = {"uploadType": "media", "name": name}
+                query |= {"ifGenerationMatch": condition} if condition else {}
+                path = f"{path.partition('?')[0]}?{urllib.parse.urlencode(query)}"
         inner = http.client.HTTPConnection("127.0.0.1", storage.server)
         with contextlib.closing(inner):
-            inner.putrequest(self.command, self.path, True, True)
+            inner.putrequest(self.command, path, True, True)
             for header, value in self.headers.items():
                 if header.lower() not in CONNECTION:
                     inner.putheader(header, value)
@@ -207,6 +224,11 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                 value = re.sub(r"^http://(?=\w+\.googleapis)", "https://", value)
             if header.lower() not in CONNECTION:
                 self.send_header(header, value)
+        if by_xml and self.command == "PUT" and answer.status == 200:
+            stored = json.loads(content)
+            self.send_header("ETag", f'"{stored["etag"]}"')
+            self.send_header("x-goog-generation", stored["generation"])
+            content = b""
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
