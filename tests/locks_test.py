@@ -18,6 +18,7 @@ from align_jax.locks import LOCK_FILE, locked
 from align_jax.train import train
 from data import quickstart
 from tests import tiny
+from tests.places_test import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 HOLD = """
@@ -163,3 +164,24 @@ def test_a_holder_that_was_suspended_looks_before_it_goes_on(
         lock._seen -= 121
         with pytest.raises(InputError, match="taken over by process 8"):
             lock.check()
+
+
+def test_a_bucket_is_locked_by_a_heartbeat():
+    run("""
+from align_jax import locks
+locks.BEAT, locks.PATIENCE, locks.SETTLE = 0.05, 0.5, 0.02
+folder = "gs://bucket/locked"
+with locks.locked(folder) as lock:
+    before = places.read_object(folder + "/lock.json")
+    try:
+        with locks.locked(folder):
+            raise SystemExit("not refused")
+    except InputError as error:
+        assert f"gs://bucket/locked is in use by process {os.getpid()} on" in str(error)
+    lock.check()
+    assert places.read_object(folder + "/lock.json") != before
+assert not places.exists(folder + "/lock.json")
+places.write_json(folder + "/lock.json", before)
+with locks.locked(folder):
+    assert places.read_object(folder + "/lock.json")["owner"] != before["owner"]
+""")

@@ -3,7 +3,8 @@
 The server is fake-gcs-server, which `make ready-buckets` installs in .venv-buckets.
 TensorFlow only asks www.googleapis.com and storage.googleapis.com, and only by HTTPS.
 So it is given a proxy, which answers for these hosts with a certificate that
-CURL_CA_BUNDLE makes TensorFlow trust. TensorStore and Google's own client are given the proxy's address.
+CURL_CA_BUNDLE makes TensorFlow trust. TensorStore, LanceDB and Google's own client are
+given the proxy's address.
 """
 
 import collections
