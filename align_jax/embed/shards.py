@@ -120,7 +120,7 @@ def embed_shards(
                 ):
                     unreadable[f"{shard.name}: {name}"] = reason
             if sink:
-                places.write_bytes(target, sink.getvalue())
+                places.write_bytes(target, sink.getvalue().to_pybytes())
     return unreadable
 
 
