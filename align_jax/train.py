@@ -160,6 +160,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         checkpoints.wait()
 
         multihost_utils.sync_global_devices("all metrics are written")
+        lock.check()
         results = collect_results(workdir)
         embedder.load(state.variables)
         write_report(workdir, fields, results, evaluators, embedder)

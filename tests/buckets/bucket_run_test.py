@@ -23,6 +23,7 @@ from tests.buckets.storage import ROOT, serve
 pytestmark = pytest.mark.buckets
 STEPS = 24
 KILLS = 10
+COMMITTED = "/commit_success.txt"  # the last object of a checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,7 @@ def local(root, fields):
 
 def wait_for_checkpoint(storage, process, run):
     while not any(
-        name.startswith(f"{run}/checkpoints/") and name.endswith("commit_success.txt")
-        for name in storage.names(f"{run}/checkpoints/")
+        name.endswith(COMMITTED) for name in storage.names(f"{run}/checkpoints/")
     ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -174,11 +174,12 @@ def test_runs_killed_at_random_moments_in_a_bucket_end_as_on_a_disk(
             waits = locks.PATIENCE * (f"{run}/lock.json" in storage.names(run))
             moment = waits + random.uniform(0, duration)
             in_a_save = hits in (0, KILLS // 2)
+            before = _unfinished(storage, run)
             began = time.perf_counter()
             process = start(root, remote_fields, f"gs://bucket/{run}")
             while process.poll() is None and hits < KILLS:
                 late = time.perf_counter() - began > moment
-                if _is_saving(storage, run) if in_a_save else late:
+                if _unfinished(storage, run) - before if in_a_save else late:
                     process.kill()
                     hits += 1
                     seconds = time.perf_counter() - began
@@ -193,10 +194,9 @@ def test_runs_killed_at_random_moments_in_a_bucket_end_as_on_a_disk(
         number += 1
 
 
-def _is_saving(storage, run):
-    """Returns whether a checkpoint has objects but is not committed."""
+def _unfinished(storage, run):
+    """Returns the names of the files of checkpoints that are not committed."""
     found = storage.names(f"{run}/checkpoints/")
-    steps = {name.split("/")[2] for name in found if name.split("/")[2].isdigit()}
-    return any(
-        f"{run}/checkpoints/{step}/commit_success.txt" not in found for step in steps
-    )
+    committed = {name.rpartition("/")[0] for name in found if name.endswith(COMMITTED)}
+    files = [name for name in found if name.split("/")[2].isdigit() and name[-1] != "/"]
+    return {name for name in files if "/".join(name.split("/")[:3]) not in committed}
