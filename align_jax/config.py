@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from align_jax import places, ranges
 from align_jax.errors import InputError
+from align_jax.locks import LOCK_FILE
 
 CONFIG_FILE = "config.json"  # a folder with it belongs to that config
 
@@ -236,7 +237,7 @@ def check_folder(
                 " give another folder or go back to that config"
             )
     # Another process may be writing the config now, or was killed while it did.
-    elif not places.is_free(folder, (CONFIG_FILE, places.TEMPORARY)):
+    elif not places.is_free(folder, (CONFIG_FILE, LOCK_FILE, places.TEMPORARY)):
         if not places.is_folder(folder):
             raise InputError(f"{folder} is a file; wanted a folder")
         raise InputError(

@@ -46,11 +46,14 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     fields = fill_defaults(fields)
     if config.embeddings:
         embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
-    if folder.leads():
-        write_config(workdir, fields)
-        add_provenance(workdir)
-    results: dict[str, float] = {}
-    if weights.step is not None:
-        results["step"] = weights.step
-    results |= dict(run_evaluators(evaluators, embedder))
-    publish(workdir, fields, results, evaluators, embedder)
+    with folder.locked_workdir(workdir) as lock:
+        check_workdir(workdir, fields)  # it was not locked before
+        if folder.leads():
+            write_config(workdir, fields)
+            add_provenance(workdir)
+        results: dict[str, float] = {}
+        if weights.step is not None:
+            results["step"] = weights.step
+        results |= dict(run_evaluators(evaluators, embedder))
+        lock.check()
+        publish(workdir, fields, results, evaluators, embedder)

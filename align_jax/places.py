@@ -61,6 +61,16 @@ def local_path(typed: Place) -> pathlib.Path:
     return pathlib.Path(resolve(typed))
 
 
+def as_path(typed: Place) -> pathlib.Path:
+    """Turns a path or URL that a user typed into a path.
+
+    Returns:
+      An absolute `pathlib.Path`, or for a URL an etils path with the same methods; see
+      `size` for the size of its file.
+    """
+    return _open_place(resolve(typed))
+
+
 def is_url(place: Place) -> bool:
     """Returns whether a place has a scheme, as gs://bucket/folder."""
     return "://" in os.fspath(place)
@@ -235,9 +245,11 @@ def writing(place: Place) -> Iterator[None]:
 
 def write_bytes(file: Place, content: bytes) -> None:
     """Writes a file completely or not at all."""
-    with writing(file), replacing(file) as temporary:
-        with _open_place(temporary).open("wb") as opened:
-            opened.write(content)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(file))
+        # An object in a bucket appears when its last byte was sent.
+        path = file if is_url(file) else stack.enter_context(replacing(file))
+        stack.enter_context(_open_place(path).open("wb")).write(content)
 
 
 def write_text(file: Place, text: str) -> None:

@@ -53,15 +53,24 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     _check_data(config)
     check_workdir(workdir, fields)
     multihost_utils.sync_global_devices("the search is checked")
-    # With `only`, many commands start at once, and they must not write the same file.
-    if folder.leads() and not (config.only and is_claimed(workdir)):
-        write_config(workdir, fill_defaults(fields))
-        add_provenance(workdir)
     if config.only:
+        # Many commands start at once, and they must not write the same file.
+        if folder.leads() and not is_claimed(workdir):
+            write_config(workdir, fill_defaults(fields))
+            add_provenance(workdir)
         task, trial = config.trial_names()[config.only]
         chosen = config.trial_fields(task, trial)
         _run(chosen, os.path.join(workdir, config.only), config.metric)
         return
+    with folder.locked_workdir(workdir):
+        if folder.leads():
+            write_config(workdir, fill_defaults(fields))
+            add_provenance(workdir)
+        _search(config, workdir)
+
+
+def _search(config: SearchConfig, workdir: str) -> None:
+    """Runs all trials and final runs, and writes the results of the search."""
     results: dict[str, float] = {}
     finals: dict[str, list[float]] = {}  # scores by task, one a seed
     score = config.final_metric.rpartition("/")[2]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -31,7 +32,6 @@ from align_jax.runs.telemetry import (
     Profile,
     StepLog,
     open_writers,
-    read_metrics,
 )
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.compiled_step import compile_steps
@@ -77,10 +77,13 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         data = open_training(config.input, config.batch_size, jax.process_count())
         config.check_data()
         _check_patterns(config)
+        # Nothing but the lock is written until all input is checked.
+        lock = stack.enter_context(folder.locked_workdir(workdir))
+        check_workdir(workdir, fields)  # it was not locked before
         start, state = first_state(config, plan, tokenizer, workdir)
         check_copy(workdir, tokenizer)
         fields = fill_defaults(fields)
-        if folder.leads():  # nothing is written until all input is checked
+        if folder.leads():
             write_config(workdir, fields)
             keep_copy(workdir, tokenizer)
             add_provenance(workdir)
@@ -104,13 +107,17 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         stack.enter_context(_explaining(workdir, own_batches, checkpoints))
         batches = global_batches(own_batches, mesh)
         embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
-        lines, writer = open_writers(workdir, start)
+        lines, writer, past = open_writers(workdir, start)
         flops = count_model_flops(plan, config.batch_shapes(mesh))
-        pace = Pace(config.batch_size, flops, read_metrics(workdir))
+        pace = Pace(config.batch_size, flops, past)
         log = StepLog(lines, writer, pace, start, config.total_steps)
         stack.callback(log.end_bar)
         profile = Profile(workdir, config.profile_steps)
         stack.callback(profile.close)
+
+        def flush() -> None:
+            lock.check()
+            log.flush()
 
         def evaluate(step: int) -> dict[str, float]:
             notice.leaves_at_once = True
@@ -121,7 +128,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             notice.leaves_at_once = False
             return scores
 
-        if config.evaluates(start) and not _evaluated(workdir, start):
+        if config.evaluates(start) and not _evaluated(past, start):
             evaluate(start)
         steps = range(start + 1, config.total_steps + 1)
         programs = {config.measures_norms(step) for step in steps}
@@ -140,17 +147,17 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             profile.after(step, metrics)
             log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
             if config.flushes(step):
-                log.flush()
+                flush()
             stops, scores = notice.reached(step), None
             if config.evaluates(step) and not stops:
-                log.flush()
+                flush()
                 try:
                     scores = evaluate(step)
                 except Preempted:  # the run evaluates this step when it continues
                     stops = True
                 pace.restart()
             if step == config.total_steps or stops or config.saves(step):
-                log.flush()  # the metrics of a checkpoint's steps are written before it
+                flush()  # the metrics of a checkpoint's steps are written before it
                 checkpoints.save(step, state, scores)
             if stops:
                 raise Preempted(f"told to stop; saved after step {step}")
@@ -159,6 +166,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         checkpoints.wait()
 
         multihost_utils.sync_global_devices("all metrics are written")
+        lock.check()
         results = collect_results(workdir)
         embedder.load(state.variables)
         publish(workdir, fields, results, evaluators, embedder)
@@ -186,10 +194,16 @@ def _write_pairs(workdir: str, step: int, pairs: list[dict]) -> None:
     places.write_text(os.path.join(workdir, name), lines)
 
 
-def _evaluated(workdir: str, step: int) -> bool:
-    """Returns whether the run's metrics hold scores of a step."""
-    rows = (row for row in read_metrics(workdir) if row["step"] == step)
-    return any(name.startswith("eval/") for row in rows for name in row)
+def _evaluated(past: list[dict[str, float]], step: int) -> bool:
+    """Returns whether the run's metrics hold scores of a step.
+
+    Args:
+      past: the metric lines, see `open_writers`; the first process's count.
+      step: number of a step.
+    """
+    rows = (row for row in past if row["step"] == step)
+    found = any(name.startswith("eval/") for row in rows for name in row)
+    return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
 
 
 def _check_patterns(config: RunConfig) -> None:

@@ -83,7 +83,7 @@ class Logged:
         self.steps = compile_steps(plan, shapes, (False, True))
         self._state, self._batch = create_state(plan), batch
         self._pace = Pace(config.batch_size, count_model_flops(plan, shapes), [])
-        lines, writer = open_writers(workdir, 0)
+        lines, writer, _ = open_writers(workdir, 0)
         self._log = StepLog(lines, writer, self._pace, 0, config.total_steps)
         self._profile = Profile(workdir, ())
         self._config = config

@@ -24,8 +24,9 @@ from xml.etree import ElementTree
 
 from align_jax import places
 from align_jax.command_line import local_path
-from align_jax.config import claim_folder
+from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError, run_command
+from align_jax.locks import locked
 from data.records.stages import materialise
 
 ROOT = pathlib.Path("/usr/share/openclipart")
@@ -233,9 +234,8 @@ def main() -> None:
         )
     root = places.local_path(flags.root)
     list_pictures(root)
-    claim_folder(
-        flags.out, {"root": str(flags.root), "pictures_a_shard": PICTURES_A_SHARD}
-    )
+    config = {"root": str(flags.root), "pictures_a_shard": PICTURES_A_SHARD}
+    check_folder(flags.out, config)
     pairs, summary = flags.out / "pairs", flags.out / "summary.json"
     counts: collections.Counter[str] = collections.Counter()
 
@@ -243,7 +243,9 @@ def main() -> None:
         write_pairs(folder, root, counts)
         places.write_json(summary, dict(counts))
 
-    materialise(pairs, make)
+    with locked(flags.out):
+        claim_folder(flags.out, config)
+        materialise(pairs, make)
     told = "the pairs are there, but no summary.json; remove them to write both again"
     found = places.read_text(summary) if summary.exists() else told
     print(f"{flags.out}: {found}")

@@ -20,12 +20,14 @@ or DIR/evaluation is kept.
 import argparse
 import concurrent.futures
 import multiprocessing
+import pathlib
 import sys
 
 from align_jax import places
 from align_jax.command_line import local_path
-from align_jax.config import claim_folder
+from align_jax.config import check_folder, claim_folder
 from align_jax.errors import run_command
+from align_jax.locks import locked
 from data.records.stages import materialise
 from data.samples.emoji_drawings import draw, list_concepts
 
@@ -50,30 +52,37 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
 
+    check_folder(flags.out, {"seed": flags.seed})
+    if all((flags.out / name).exists() for name in ("evaluation", "pairs.parquet")):
+        print(f"{flags.out} holds the raw pairs and evaluation sets: nothing to do.")
+        return
+    with locked(flags.out):
+        claim_folder(flags.out, {"seed": flags.seed})
+        _write(flags.out, flags.seed)
+
+
+def _write(out: pathlib.Path, seed: int) -> None:
+    """Writes the pairs and the evaluation sets that do not exist yet."""
     import tqdm
 
     from data.samples.quickstart_splits import write_evaluation, write_pairs
 
-    claim_folder(flags.out, {"seed": flags.seed})
-    if all((flags.out / name).exists() for name in ("evaluation", "pairs.parquet")):
-        print(f"{flags.out} holds the raw pairs and evaluation sets: nothing to do.")
-        return
     concepts = list_concepts()
     paths = [path for concept in concepts for path in concept.drawings.values()]
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive forks
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
         drawn = zip(paths, pool.map(draw, paths, chunksize=64), strict=True)
         pictures = dict(tqdm.tqdm(drawn, "draw", len(paths), disable=None))
-    places.write_text(flags.out / "ATTRIBUTION.md", ATTRIBUTION)
+    places.write_text(out / "ATTRIBUTION.md", ATTRIBUTION)
     materialise(
-        flags.out / "evaluation",
-        lambda folder: write_evaluation(folder, concepts, pictures, flags.seed),
+        out / "evaluation",
+        lambda folder: write_evaluation(folder, concepts, pictures, seed),
     )
     materialise(
-        flags.out / "pairs.parquet",
-        lambda path: write_pairs(path, concepts, pictures, flags.seed),
+        out / "pairs.parquet",
+        lambda path: write_pairs(path, concepts, pictures, seed),
     )
-    print(f"{len(concepts)} concepts, raw pairs and evaluation sets in {flags.out}")
+    print(f"{len(concepts)} concepts, raw pairs and evaluation sets in {out}")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ install() {
     pip install --quiet uv && export PATH=\$HOME/.local/bin:\$PATH &&
     uv venv --quiet --python 3.11 .venv &&
     uv pip install --quiet --python .venv -r requirements.txt -c constraints.txt &&
-    uv pip install --quiet --python .venv -e '.[tpu]' -c constraints.txt"
+    uv pip install --quiet --python .venv -e '.[tpu,gs]' -c constraints.txt"
 }
 
 # The remote shell reads the command, so %q quotes what the user named.

@@ -20,7 +20,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "convert": (),
     "nsfw": (),
     "launch": (),
-    "buckets": (),
+    "buckets": ("openssl",),
     "spark": ("java",),
     "tpu": (),
     "pods": (),

@@ -22,8 +22,8 @@ from align_jax.config import read_config
 from align_jax.errors import STOPPED, NonFiniteError
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.training_data import open_training
+from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.pace import STARTED, Pace
-from align_jax.runs.telemetry import read_metrics
 from align_jax.train import train
 from align_jax.training.pretrain_config import PretrainConfig
 from tests import tiny

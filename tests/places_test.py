@@ -51,6 +51,9 @@ def test_a_workdir_is_the_same_from_anywhere(tmp_path, monkeypatch):
     for typed in ("runs/mine", "./runs/mine/", "~/runs/mine"):
         told = read_command_line(["main.py", config, f"--workdir={typed}"])
         assert told.workdir == str(tmp_path / "runs" / "mine")
+    (tmp_path / "mine.py").write_text((ROOT / "configs" / "quickstart.py").read_text())
+    for flag in ("--config=~/mine.py", "--config=mine.py", "--config=./mine.py"):
+        assert read_command_line(["main.py", flag, "--workdir=x"]).fields == told.fields
 
 
 def test_nothing_else_in_the_house_resolves_paths():

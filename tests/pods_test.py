@@ -17,8 +17,8 @@ from align_jax.config import read_config
 from align_jax.devices.mesh import make_mesh
 from align_jax.models.parameters import flatten
 from align_jax.places import read_json
+from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.pace import STARTED
-from align_jax.runs.telemetry import read_metrics
 from align_jax.training.checkpoint import Checkpoints
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.train_state import abstract_state

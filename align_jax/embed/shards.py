@@ -7,9 +7,9 @@ be read. A file appears only when it is complete, and model.json beside the file
 identifies the model.
 """
 
+import contextlib
 import dataclasses
 import glob
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError, one_line
+from align_jax.locks import LOCK_FILE, locked
 from align_jax.weights.folder import digest
 
 DIGEST_FILE = "model.json"
@@ -46,7 +47,8 @@ def list_shards(sources: list[str]) -> list[PictureShard]:
     """Lists the Parquet files of the sources, sorted by name within each source.
 
     Args:
-      sources: local paths of files, folders (for their *.parquet) or glob patterns.
+      sources: paths of files, folders (for their *.parquet) or glob patterns, or URLs
+        of files or folders.
 
     Raises:
       InputError: a source has no files, two files would have the same output, or a file
@@ -54,16 +56,13 @@ def list_shards(sources: list[str]) -> list[PictureShard]:
     """
     shards: dict[str, PictureShard] = {}
     for source in sources:
-        path = places.local_path(source)
-        pattern = os.path.join(glob.escape(str(path)), "*.parquet")
-        found = sorted(glob.glob(pattern if path.is_dir() else str(path)))
-        found = [str(path)] if path.is_file() else found
+        found = _list(places.as_path(source))
         if not found:
             raise InputError(
                 f"no pictures at {source}; wanted a Parquet file, a folder of"
                 " *.parquet or a pattern"
             )
-        for name in map(pathlib.Path, found):
+        for name in found:
             shard = _open(name)
             other = shards.setdefault(shard.name, shard)
             if other is not shard:
@@ -102,26 +101,33 @@ def embed_shards(
         other files, a shard is damaged, or a finished file does not have its shard's
         number of rows, or the disk is full.
     """
-    _claim(folder, model)
     unreadable: dict[str, str] = {}
-    for shard in shards:
-        target = folder / shard.name
-        if target.exists():
-            _check_rows(target, shard)
-            progress(shard.rows)
-            continue
-        with places.writing(target), places.replacing(target) as temporary:
-            for name, reason in _embed_shard(
-                model, shard, temporary, batch_size, progress
-            ):
-                unreadable[f"{shard.name}: {name}"] = reason
+    with locked(folder) as lock:
+        _claim(folder, model)
+        for shard in shards:
+            target = folder / shard.name
+            if target.exists():
+                _check_rows(target, shard)
+                progress(shard.rows)
+                continue
+            lock.check()
+            # In a bucket, a finished file is sent as a whole.
+            sink = pa.BufferOutputStream() if places.is_url(target) else None
+            with places.writing(target), contextlib.ExitStack() as stack:
+                file = sink or stack.enter_context(places.replacing(target))
+                for name, reason in _embed_shard(
+                    model, shard, file, batch_size, progress
+                ):
+                    unreadable[f"{shard.name}: {name}"] = reason
+            if sink:
+                places.write_bytes(target, sink.getvalue().to_pybytes())
     return unreadable
 
 
 def _embed_shard(
     model: Model,
     shard: PictureShard,
-    path: str,
+    file: str | pa.NativeFile,
     batch_size: int,
     progress: Callable[[int], None],
 ) -> Iterator[tuple[str, str]]:
@@ -130,7 +136,7 @@ def _embed_shard(
     schema = pa.schema([("image_id", pa.string()), ("embedding", vector)])
     # Compression or a dictionary would not make the file smaller.
     with pq.ParquetWriter(
-        path, schema, compression="none", use_dictionary=False
+        file, schema, compression="none", use_dictionary=False
     ) as writer:
         for names, images in _read(shard, batch_size * BATCHES_AT_ONCE):
             reasons: dict[int, str] = {}
@@ -151,7 +157,9 @@ def _read(
 ) -> Iterator[tuple[pa.StringArray, list[bytes]]]:
     """Yields (ids, encoded pictures), `rows` at a time; a null picture becomes b""."""
     try:
-        batches = pq.ParquetFile(shard.path).iter_batches(rows, columns=[*WANTED])
+        batches = pq.ParquetFile(_source(shard.path)).iter_batches(
+            rows, columns=[*WANTED]
+        )
         for batch in batches:
             images = [image or b"" for image in batch.column("image").to_pylist()]
             yield batch.column("image_id").cast(pa.string()), images
@@ -159,9 +167,24 @@ def _read(
         raise InputError(f"{shard.path} is damaged: {one_line(error)}") from error
 
 
+def _list(path: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the Parquet files of one source; see `list_shards`."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        names = places.list_names(path)
+        return [path / name for name in names if name.endswith(".parquet")]
+    return [*map(pathlib.Path, sorted(glob.glob(str(path))))]
+
+
+def _source(path: pathlib.Path) -> pathlib.Path | pa.BufferReader:
+    """Returns what pyarrow reads: the path, or the content of a file in a bucket."""
+    return pa.BufferReader(places.read_bytes(path)) if places.is_url(path) else path
+
+
 def _open(path: pathlib.Path) -> PictureShard:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(_source(path))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} is not a Parquet file: {one_line(error)}") from error
     schema = file.schema_arrow
@@ -194,7 +217,7 @@ def _claim(folder: pathlib.Path, model: Model) -> None:
                 " folder, or remove it"
             )
         return
-    if not places.is_free(folder, (places.TEMPORARY,)):
+    if not places.is_free(folder, (LOCK_FILE, places.TEMPORARY)):
         raise InputError(
             f"{folder} is there and holds no embeddings of ours; give a new folder"
         )
@@ -205,7 +228,7 @@ def _claim(folder: pathlib.Path, model: Model) -> None:
 
 def _check_rows(target: pathlib.Path, shard: PictureShard) -> None:
     try:
-        rows = pq.read_metadata(target).num_rows
+        rows = pq.read_metadata(_source(target)).num_rows
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{target} is damaged: {one_line(error)}") from error
     if rows != shard.rows:

@@ -17,10 +17,10 @@ from align_jax.errors import InputError, one_line
 from align_jax.models.parameters import variable_shapes
 from align_jax.report.run_kinds import RUN_KINDS, fill_defaults, kind_of
 from align_jax.runs import workdir as folder
+from align_jax.runs.metric_lines import stream_metrics
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE
 from align_jax.runs.provenance import count_starts, read_starts
 from align_jax.runs.results import REPORT_FILE, check_numbers, read_results
-from align_jax.runs.telemetry import stream_metrics
 from align_jax.training.training_runs import TRAINING, read_run_config
 
 HASH = re.compile("-[0-9a-f]{8}$")  # the end of a run's folder in a sweep

@@ -22,6 +22,7 @@ from align_jax.evaluation.runner import make_evaluators
 from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import TEMPLATES, encode_uri, plot, plot_lines, render
 from align_jax.runs import workdir as folder
+from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.provenance import count_starts, provenance, read_starts
 from align_jax.runs.results import (
     PUBLISHED,
@@ -33,7 +34,6 @@ from align_jax.runs.results import (
     read_results,
     table_rows,
 )
-from align_jax.runs.telemetry import read_metrics
 from align_jax.weights.source import open_weights
 
 HISTOGRAM_PICTURES = 1000

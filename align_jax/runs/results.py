@@ -12,7 +12,7 @@ from typing import Any
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.runs import workdir as folder
-from align_jax.runs.telemetry import read_metrics
+from align_jax.runs.metric_lines import read_metrics
 
 # Name of a run's report, beside its results.
 REPORT_FILE = "report.html"

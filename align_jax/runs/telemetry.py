@@ -1,12 +1,7 @@
 """Writes metrics to TensorBoard and JSON lines, shows progress, and takes profiles."""
 
-import contextlib
-import json
 import os
 import sys
-import time
-from collections.abc import Iterator
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -16,10 +11,9 @@ from clu import metric_writers
 
 from align_jax import places
 from align_jax.errors import NonFiniteError
-from align_jax.runs.pace import DEVICE_HOURS, STARTED, Pace
-from align_jax.runs.workdir import METRICS_FILE, leads
-
-TAIL = 1 << 20  # bytes, which hold some thousand lines
+from align_jax.runs.metric_lines import PART_BYTES, Row, ScalarWriter, open_lines
+from align_jax.runs.pace import Pace
+from align_jax.runs.workdir import leads
 
 RATE_ADVICE = "lower the learning rate or raise the temperature's floor"
 MOMENT_ADVICE = (
@@ -28,60 +22,36 @@ MOMENT_ADVICE = (
 )
 
 
-class ScalarWriter(metric_writers.MetricWriter):
-    """A clu writer that accepts scalars only."""
-
-    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} writes scalars only")
-
-    write_summaries = write_images = write_videos = write_audios = _refuse
-    write_texts = write_histograms = write_pointcloud = write_hparams = _refuse
-
-
-class JsonLinesWriter(ScalarWriter):
-    """Appends scalars to a file, one JSON object a call: {"step": 3, "loss": 0.5}."""
-
-    def __init__(self, path: str) -> None:
-        """Opens the file for appending."""
-        self._path = path
-        self._closing = contextlib.ExitStack()
-        self._file = self._closing.enter_context(places.appending(path))
-
-    def write_scalars(self, step: int, scalars: dict) -> None:
-        """Appends one line."""
-        values = {name: float(value) for name, value in scalars.items()}
-        with places.writing(self._path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-
-    def flush(self) -> None:
-        """Hands all lines to the file system."""
-        with places.writing(self._path):
-            self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._closing.close()
-
-
 class CurvesWriter(ScalarWriter):
     """Writes scalars for TensorBoard, one record a call.
 
-    clu's SummaryWriter writes one record a scalar, which takes 25 times as long.
+    clu's SummaryWriter writes one record a scalar, which takes 25 times as long. In a
+    bucket every flush sends a file again from its beginning, so a new file is begun
+    after `PART_BYTES`.
     """
 
     def __init__(self, folder: str) -> None:
         """Opens a new file in the folder."""
         self._folder = folder
-        with places.writing(folder):
-            self._writer = tf.summary.create_file_writer(folder)
+        self._open()
+
+    def _open(self) -> None:
+        self._bytes = 0
+        with places.writing(self._folder):
+            self._writer = tf.summary.create_file_writer(self._folder)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
         """Adds a point to each curve."""
         summary = tf.compat.v1.Summary()
         for name, value in scalars.items():
             summary.value.add(tag=name, simple_value=float(value))
+        record = summary.SerializeToString()
+        if places.is_url(self._folder) and self._bytes + len(record) > PART_BYTES:
+            self.close()
+            self._open()
+        self._bytes += len(record)
         with places.writing(self._folder), self._writer.as_default():
-            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
+            tf.summary.experimental.write_raw_pb(record, step)
 
     def flush(self) -> None:
         """Hands all points to the file system."""
@@ -90,69 +60,30 @@ class CurvesWriter(ScalarWriter):
 
     def close(self) -> None:
         """Closes the file."""
-        self._writer.close()
+        with places.writing(self._folder):
+            self._writer.close()
 
 
 def open_writers(
     workdir: str, step: int
-) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter]:
-    """Opens the writers of a run that continues after `step`.
+) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter, list[Row]]:
+    """Opens the writers of a run that continues after `step`; see `open_lines`.
 
-    The first process rewrites the file of metrics: lines of later steps, written before
-    an interruption, are dropped, because these steps run again; so are the scores of
-    step 0 if `step` is 0. A new line holds the time of the start. On all other
-    processes the writers do nothing.
+    On all but the first process the writers do nothing, and no lines are read.
 
     Args:
       workdir: path or URL of the run's folder.
       step: number of steps taken before.
 
     Returns:
-      (writer of JSON lines, slower writer of JSON lines and TensorBoard).
+      (writer of metric lines, slower writer of these lines and of TensorBoard's curves,
+      lines of the run so far that have scores or measures of time).
     """
     if not leads():
-        return (metric_writers.MultiWriter([]),) * 2
-    path = os.path.join(workdir, METRICS_FILE)
-    rows = read_metrics(workdir)
-    kept = [row for row in rows if row["step"] <= step]
-    if not step:  # the evaluation at step 0 runs again
-        kept = [row for row in kept if STARTED in row]
-    spent = max((row.get(DEVICE_HOURS, 0.0) for row in rows), default=0.0)
-    kept.append({"step": step, STARTED: time.time(), DEVICE_HOURS: spent})
-    places.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-    lines = JsonLinesWriter(path)
+        return metric_writers.MultiWriter([]), metric_writers.MultiWriter([]), []
+    lines, past = open_lines(workdir, step)
     curves = CurvesWriter(os.path.join(workdir, "tensorboard"))
-    return lines, metric_writers.MultiWriter([lines, curves])
-
-
-def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """Reads a run's metric lines in order, without a half-written last line.
-
-    Returns:
-      A dict {"step": ..., name: value} for each line; no dicts if there is no file.
-    """
-    return list(stream_metrics(workdir))
-
-
-def stream_metrics(workdir: str) -> Iterator[dict[str, float]]:
-    """Yields the lines of `read_metrics` one at a time."""
-    path = os.path.join(workdir, METRICS_FILE)
-    if places.exists(path):
-        with places.opening(path) as file:
-            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
-
-
-def read_last_metrics(workdir: str) -> list[dict[str, float]]:
-    """Reads as `read_metrics` the newest lines only, at most `TAIL` bytes of them."""
-    path = os.path.join(workdir, METRICS_FILE)
-    size = places.size(path)
-    if size is None:
-        return []
-    start = max(0, size - TAIL)
-    with places.opening(path) as file:
-        file.seek(start)
-        lines = file.read().split(b"\n")[:-1]
-    return [json.loads(line) for line in (lines[1:] if start else lines)]
+    return lines, metric_writers.MultiWriter([lines, curves]), past
 
 
 class StepLog:

@@ -14,6 +14,7 @@ also deletes the pictures that PLACE does not have.
 """
 
 import argparse
+import contextlib
 import os
 import secrets
 import sys
@@ -21,6 +22,7 @@ import urllib.parse
 
 from align_jax import places
 from align_jax.errors import InputError, printable, run_command
+from align_jax.locks import locked
 
 LAST_PORT = 65_535
 
@@ -64,7 +66,10 @@ def build(flags: argparse.Namespace) -> None:
     )
     source = IndexSource(collection.prefix, collection.labels)
     deleted, total = 0, len(collection)
+    # LanceDB keeps the changes of several processes apart, in a bucket as on a disk; so
+    # the lock only spares two builds the same work, where it costs nothing.
     with (
+        contextlib.nullcontext() if places.is_url(flags.out) else locked(flags.out),
         writing_index(flags.out),
         tqdm.tqdm(desc="index", unit="picture", total=total) as bar,
     ):

@@ -11,10 +11,11 @@ from typing import IO
 
 from align_jax import places
 from align_jax.config import is_claimed
+from align_jax.locks import try_flock
 from align_jax.report.run_kinds import check_workdir
 from align_jax.runs import workdir as folder
+from align_jax.runs.metric_lines import modified, read_last_metrics
 from align_jax.runs.results import main_scores
-from align_jax.runs.telemetry import read_last_metrics
 from align_jax.sweep.config import SweepRun
 
 SILENCE = 600  # seconds without metrics after which a run elsewhere counts as stopped
@@ -92,8 +93,8 @@ def _state(run: SweepRun) -> str:
 
 
 def _seconds_silent(run: SweepRun) -> float:
-    """Returns the seconds since the metrics file was written; 0 if there is no file."""
-    grew = places.modified(os.path.join(run.workdir, folder.METRICS_FILE))
+    """Returns the seconds since the last metric line; 0 if there is none."""
+    grew = modified(run.workdir)
     return 0.0 if grew is None else max(time.time() - grew, 1e-3)
 
 
@@ -120,9 +121,7 @@ def locked_log(run: SweepRun) -> Iterator[IO]:
     """
     places.make_folder(os.path.dirname(run.workdir))
     with places.appending(log_path(run)) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_flock(file):
             print(f"{run.id} runs in another process; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file
@@ -141,11 +140,7 @@ def is_locked(run: SweepRun) -> bool:
     if not _has_log(run):
         return False
     with places.opening(log_path(run)) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_flock(file, fcntl.LOCK_SH)
 
 
 def format_status(statuses: Sequence[Status]) -> str:

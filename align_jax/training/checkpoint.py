@@ -88,7 +88,7 @@ class Checkpoints:
           identity: fields that a checkpoint must match to be restored, see
             `RunConfig.identity`.
         """
-        self._directory = os.path.join(places.resolve(workdir), FOLDER)
+        self._directory = _directory(workdir)
         self._config = config
         self._identity = as_json(identity)
         self._best = config.best_metric
@@ -246,9 +246,27 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     return registry
 
 
+def _directory(workdir: str) -> str:
+    """Returns the path or URL of a run's checkpoints.
+
+    Raises:
+      InputError: the package is missing with which Orbax asks the bucket.
+    """
+    directory = os.path.join(places.resolve(workdir), FOLDER)
+    if directory.startswith("gs://"):
+        try:
+            import google.cloud.storage  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                f"{directory} needs the package google-cloud-storage:"
+                " pip install -e '.[gs]' -c constraints.txt"
+            ) from error
+    return directory
+
+
 def list_steps(workdir: str) -> list[int]:
     """Returns the steps of a run's complete checkpoints, ascending; changes no file."""
-    return _list_steps(os.path.join(places.resolve(workdir), FOLDER))
+    return _list_steps(_directory(workdir))
 
 
 def _list_steps(directory: str) -> list[int]:

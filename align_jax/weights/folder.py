@@ -152,9 +152,9 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
 
     Raises:
       InputError: a file is missing or truncated, a field of the config is wrong, a
-        tensor is missing, unknown or of the wrong shape, or `directory` is a URL.
+        tensor is missing, unknown or of the wrong shape.
     """
-    folder = places.local_path(directory)
+    folder = places.as_path(directory)
     described = places.read_object(folder / MODEL_FILE, {"kind": str, "config": dict})
     where = str(folder / MODEL_FILE)
     kind = choose(WEIGHTS_KINDS, described["kind"], f"{where}: kind")
@@ -168,7 +168,10 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
         preprocess = read_config(PreprocessConfig, preprocess, f"{where}: preprocess")
 
     try:
-        arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
+        if places.is_url(folder):
+            arrays = safetensors.numpy.load(places.read_bytes(folder / WEIGHTS_FILE))
+        else:
+            arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
     unused = {

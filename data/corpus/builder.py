@@ -19,8 +19,9 @@ from typing import Any
 import ibis
 
 from align_jax import places
-from align_jax.config import claim_folder
+from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError, warned
+from align_jax.locks import locked
 from data.corpus import ngrams, rules
 from data.corpus.build_files import (
     format_report,
@@ -309,20 +310,21 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
       directory: folder of the build, made if missing.
 
     Raises:
-      InputError: bad input, `directory` belongs to another config, or no pair is left.
+      InputError: bad input, `directory` belongs to another config or is in use, or no
+        pair is left.
     """
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(config)
-    claim_folder(directory, described(config), fill=with_defaults)
+    check_folder(directory, described(config), fill=with_defaults)
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(read_report(report_path)))
         return
-    with (
-        places.writing(directory),
-        contextlib.closing(Build(config, directory)) as stages,
-    ):
+    with places.writing(directory), contextlib.ExitStack() as stack:
+        stack.enter_context(locked(directory))
+        claim_folder(directory, described(config), fill=with_defaults)
+        stages = stack.enter_context(contextlib.closing(Build(config, directory)))
         stages.ingest()
         stages.distinct()
         cut = stages.ngrams()

@@ -171,14 +171,14 @@ class FileChecks:
             path = self.folder / name
             self.note(
                 "additional shard",
-                f"{path.stat().st_size} bytes",
+                f"{places.size(path)} bytes",
                 "no such file",
                 path,
                 f"rm {shlex.quote(str(path))}",
             )
         for name in sorted({*listed} & present):
             path, shard = self.folder / name, listed[name]
-            size = path.stat().st_size
+            size = places.size(path) or 0
             if size != shard["bytes"]:
                 what = "shard cut short" if size < shard["bytes"] else "shard too long"
                 self.note(what, f"{size} bytes", f"{shard['bytes']} bytes", path)

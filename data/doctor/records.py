@@ -14,6 +14,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.python.lib.io import tf_record
 
+from align_jax import places
 from align_jax.errors import one_line
 from data.corpus.ingest import identify
 from data.pictures.images import describe_images
@@ -149,7 +150,7 @@ def _read_tfrecord(
     A record with a wrong CRC is added to `damaged` and skipped. A damaged length or a
     cut record is added to `damaged` and ends the reading.
     """
-    size, offset = path.stat().st_size, 0
+    size, offset = places.size(path) or 0, 0
     reader = tf_record.tf_record_random_reader(str(path))
     with path.open("rb") as file:
         while offset < size:
@@ -187,7 +188,7 @@ def _read_array_record(
     except (RuntimeError, ValueError) as error:
         damaged.append((0, one_line(error)[:100]))
         return
-    if not count and path.stat().st_size:
+    if not count and places.size(path):
         damaged.append((0, "cut short: its index is not there"))
     for number in range(count):
         try:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.pace import STARTED, Pace
 from align_jax.runs.results import (
     PUBLISHED,
@@ -13,7 +14,7 @@ from align_jax.runs.results import (
     number_remarks,
     table_rows,
 )
-from align_jax.runs.telemetry import StepLog, open_writers, read_metrics
+from align_jax.runs.telemetry import StepLog, open_writers
 
 
 def rows_of(folder):
@@ -22,8 +23,8 @@ def rows_of(folder):
 
 
 def open_log(folder, start, total):
-    writers = open_writers(str(folder), start)
-    return StepLog(*writers, Pace(8, {}, []), start, total)
+    lines, writer, past = open_writers(str(folder), start)
+    return StepLog(lines, writer, Pace(8, {}, past), start, total)
 
 
 def metrics(loss):
@@ -61,7 +62,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path, bad):
 
 
 def test_results_hold_the_last_and_the_untrained_scores(tmp_path):
-    _, writer = open_writers(str(tmp_path), 0)
+    _, writer, _ = open_writers(str(tmp_path), 0)
     scores = {"eval/a/i2t_recall@5": 0.1, "eval/a/i2t_chance@5": 0.05}
     writer.write_scalars(0, scores | {"eval/b/top1": 0.2, "eval/b/majority": 0.3})
     writer.write_scalars(5, {"train/loss": 2.0})

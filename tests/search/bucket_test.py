@@ -1,4 +1,4 @@
-"""The search commands on an index in a bucket, which a local moto server imitates."""
+"""The search commands on an index in a bucket, which a local server imitates."""
 
 import pathlib
 import socket
@@ -13,14 +13,23 @@ from align_jax.errors import InputError
 from align_jax.search import __main__ as search
 from align_jax.search.vector_index import open_index
 from tests import tiny
+from tests.buckets.storage import serve
 
 pytestmark = pytest.mark.buckets
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    command = ROOT / ".venv-moto" / "bin" / "moto_server"
+def google(monkeypatch, tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("server")) as storage:
+        for name, value in storage.environment.items():
+            monkeypatch.setenv(name, value)
+        yield "gs://bucket/pictures"
+
+
+@pytest.fixture
+def amazon(monkeypatch):
+    command = ROOT / ".venv-buckets" / "bin" / "moto_server"
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -45,9 +54,11 @@ def bucket(monkeypatch):
     server.wait()
 
 
+@pytest.mark.parametrize("kind", ["amazon", "google"])
 def test_an_index_in_a_bucket_is_built_continued_asked_and_deleted_from(
-    bucket, tmp_path, monkeypatch, capsys
+    kind, request, tmp_path, monkeypatch, capsys
 ):
+    bucket = request.getfixturevalue(kind)
     place, model = f"{bucket}/deep/index", tiny.write_model(tmp_path / "model")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -60,7 +71,7 @@ def test_an_index_in_a_bucket_is_built_continued_asked_and_deleted_from(
         search.main()
         return capsys.readouterr().out.splitlines()
 
-    with pytest.raises(InputError, match="no index in 's3://pictures/deep/index'"):
+    with pytest.raises(InputError, match=f"no index in '{bucket}/deep/index'"):
         open_index(place)
     build = ("build", f"--checkpoint={model}", f"--images={pictures}")
     told = "5 pictures; 5 added, 0 there already, 0 deleted, 0 unreadable"

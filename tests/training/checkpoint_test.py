@@ -1,3 +1,5 @@
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,3 +129,10 @@ def test_a_state_of_another_form_is_refused(tmp_path, mesh_of):
     with pytest.raises(InputError, match="holds a state of another form"):
         read.restore(1, shapes_of(other))
     read.close()
+
+
+def test_a_bucket_without_its_package_is_refused_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    for ask in (list_steps, lambda run: Checkpoints(run, CheckpointConfig(), {})):
+        with pytest.raises(InputError, match=r"gs://b/run/ch.* needs .*'.\[gs\]' -c"):
+            ask("gs://b/run")
