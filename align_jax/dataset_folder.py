@@ -19,7 +19,7 @@ SHARD = {"name": str, "records": int, "bytes": int, "sha256": str}  # a manifest
 LONGEST = 300  # characters of the reason in a message
 
 
-class DamagedError(InputError):
+class DamagedFileError(InputError):
     """A file of a dataset is missing or damaged.
 
     Attributes:
@@ -46,7 +46,7 @@ def open_folder(directory: places.Place) -> "tfds.core.DatasetBuilder":
       directory: path or URL of the folder that holds dataset_info.json.
 
     Raises:
-      DamagedError: dataset_info.json or features.json is missing or damaged.
+      DamagedFileError: dataset_info.json or features.json is missing or damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -63,7 +63,7 @@ def open_folder(directory: places.Place) -> "tfds.core.DatasetBuilder":
             if min(map(int, split.shard_lengths), default=0) < 0:
                 raise ValueError(f"a shard of split {split.name!r} has a negative size")
     except Exception as error:  # TFDS and protobuf have no common error class
-        raise DamagedError(path, _reason(error)) from error
+        raise DamagedFileError(path, _reason(error)) from error
     return builder
 
 
@@ -71,7 +71,7 @@ def read_manifest(directory: places.Place) -> dict[str, Any]:
     """Reads a corpus's manifest; {} if the dataset has none.
 
     Raises:
-      DamagedError: the file is damaged, or describes a shard without all of `SHARD`.
+      DamagedFileError: the file is damaged, or describes a shard without all of `SHARD`.
     """
     path = os.path.join(directory, MANIFEST)
     if not places.exists(path):
@@ -79,7 +79,7 @@ def read_manifest(directory: places.Place) -> dict[str, Any]:
     manifest = _read(path)
     shards = manifest.get("shards", [])
     if not isinstance(shards, list) or not all(map(_is_shard, shards)):
-        raise DamagedError(path, f"wanted {', '.join(SHARD)} of each shard")
+        raise DamagedFileError(path, f"wanted {', '.join(SHARD)} of each shard")
     return manifest
 
 
@@ -94,7 +94,7 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         damaged, one or more; it is called after an error.
 
     Raises:
-      DamagedError: a record inside the `with` statement is damaged, or its file is cut
+      DamagedFileError: a record inside the `with` statement is damaged, or its file is cut
         short, missing or unreadable.
       InputError: a record lacks a feature of features.json.
     """
@@ -106,7 +106,7 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         shards = [*dict.fromkeys(list_shards())]
         for shard in shards:
             if reason := _find_damage(shard):
-                raise DamagedError(shard, reason) from error
+                raise DamagedFileError(shard, reason) from error
         if not isinstance(error, tf.errors.InvalidArgumentError):
             raise
         folders = " or ".join(dict.fromkeys(map(os.path.dirname, shards)))
@@ -141,11 +141,11 @@ def _is_shard(entry: Any) -> bool:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """Reads a JSON object; raises DamagedError if it cannot."""
+    """Reads a JSON object; raises DamagedFileError if it cannot."""
     try:
         return places.read_object(path)
     except places.MissingError as error:
-        raise DamagedError(path, "no such file") from error
+        raise DamagedFileError(path, "no such file") from error
     except InputError as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise DamagedError(path, reason[:LONGEST]) from error
+        raise DamagedFileError(path, reason[:LONGEST]) from error

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from align_jax import places
-from align_jax.dataset_folder import DamagedError, open_folder, read_manifest
+from align_jax.dataset_folder import DamagedFileError, open_folder, read_manifest
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig
 from align_jax.input.evaluation_records import LabelledPictures, evaluation_records
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def damaged(path, action):
-    with pytest.raises(DamagedError) as error:
+    with pytest.raises(DamagedFileError) as error:
         action()
     assert error.value.path == str(path)
     line = str(pickle.loads(pickle.dumps(error.value)))

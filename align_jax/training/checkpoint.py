@@ -34,7 +34,7 @@ from align_jax.training.checkpoint_record import (
     read_record,
     reading,
 )
-from align_jax.training.integrity import DamagedError
+from align_jax.training.integrity import DamagedCheckpointError
 from align_jax.training.train_state import TrainState
 
 T = TypeVar("T")
@@ -181,7 +181,7 @@ class Checkpoints:
           abstract: state of `jax.ShapeDtypeStruct`s, see `abstract_state`.
 
         Raises:
-          DamagedError: the checkpoint is incomplete, changed, or not finite.
+          DamagedCheckpointError: the checkpoint is incomplete, changed, or not finite.
           InputError: the checkpoint belongs to another model or vocabulary, its state
             has another form, for example that of another optimizer, or the storage
             refuses to read it.
@@ -329,7 +329,7 @@ def read_whole(source: str, read: Callable[[str, int], T]) -> T:
     for step in (first, *others):
         try:
             found = read(workdir, step)
-        except DamagedError as error:
+        except DamagedCheckpointError as error:
             failures.append(str(error))
             continue
         whole = os.path.join(workdir, FOLDER, str(step))

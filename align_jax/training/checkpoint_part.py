@@ -16,7 +16,7 @@ from align_jax.models.parameters import Path, flatten, unflatten
 from align_jax.training import integrity
 from align_jax.training.checkpoint import FOLDER
 from align_jax.training.checkpoint_record import STATE, read_record, reading
-from align_jax.training.integrity import DamagedError
+from align_jax.training.integrity import DamagedCheckpointError
 
 AVERAGE = "average"  # field of `TrainState` with the moving averages
 
@@ -86,7 +86,7 @@ def restore_part(
         if stored != shape:
             described = saved.get(".".join(name))
             damaged = described is not None and tuple(described[0]) == shape
-            kind = DamagedError if damaged else InputError
+            kind = DamagedCheckpointError if damaged else InputError
             array = f"{path}/{STATE} has the array {'.'.join(name)}"
             raise kind(f"{array}: {stored}; wanted {shape}")
     integrity.check(found, record, path)

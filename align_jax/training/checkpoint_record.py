@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from align_jax import places
 from align_jax.config import differing_fields
 from align_jax.errors import InputError, one_line
-from align_jax.training.integrity import DamagedError, digest, is_sealed, seal
+from align_jax.training.integrity import DamagedCheckpointError, digest, is_sealed, seal
 
 STATE, IDENTITY, RECORD = "state", "identity", "integrity"  # folders in a checkpoint
 SCORES = "metrics"  # folder and file in which Orbax stores scores
@@ -59,7 +59,7 @@ def read_record(path: str, identity: dict[str, Any]) -> dict[str, Any] | None:
       The record; None for a checkpoint of an earlier version, which has none.
 
     Raises:
-      DamagedError: the record or the identity is missing, or was changed.
+      DamagedCheckpointError: the record or the identity is missing, or was changed.
       InputError: the checkpoint belongs to another model or vocabulary, or the storage
         refuses to read it.
     """
@@ -67,14 +67,14 @@ def read_record(path: str, identity: dict[str, Any]) -> dict[str, Any] | None:
         record = _read_sealed(path)
         found = _read_item(path, IDENTITY)
         if record and record["identity"] != digest(found):
-            raise DamagedError(f"{path} is damaged: its identity was changed")
+            raise DamagedCheckpointError(f"{path} is damaged: its identity was changed")
     if differing := differing_fields(found, identity, "checkpoint"):
         raise InputError(f"{path} does not fit this run: {'; '.join(differing)}")
     return record
 
 
 def check_scores(path: str) -> None:
-    """Raises DamagedError if the scores stored in a checkpoint are damaged."""
+    """Raises DamagedCheckpointError if a checkpoint's stored scores are damaged."""
     file = os.path.join(path, SCORES, SCORES)
     if not places.exists(file):
         return
@@ -82,9 +82,11 @@ def check_scores(path: str) -> None:
         with reading(path):
             record, scores = _read_sealed(path), json.loads(places.read_bytes(file))
             if record and record["scores"] != scores:
-                raise DamagedError(f"{path} is damaged: its score is not the saved one")
-    except DamagedError as error:
-        raise DamagedError(
+                raise DamagedCheckpointError(
+                    f"{path} is damaged: its score is not the saved one"
+                )
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(
             f"{error}; remove {file}, then the checkpoint counts as not evaluated"
         ) from error
 
@@ -96,7 +98,7 @@ def _read_sealed(path: str) -> dict[str, Any] | None:
         return None
     record = _read_item(path, RECORD)
     if not is_sealed(record):
-        raise DamagedError(f"{path} is damaged: its record was changed")
+        raise DamagedCheckpointError(f"{path} is damaged: its record was changed")
     return record
 
 
@@ -114,13 +116,13 @@ def reading(path: str, other: str = "") -> Iterator[None]:
         Its form is unknown, so the failure may not be damage.
 
     Raises:
-      DamagedError: files of the checkpoint are missing, cut short or changed.
+      DamagedCheckpointError: files of the checkpoint are missing, cut short or changed.
       InputError: the storage refuses to read, or the state has another form.
     """
     try:
         yield
     except places.MissingError as error:
-        raise DamagedError(f"{path} is damaged: {error}") from error
+        raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax raises any error for files that it cannot parse
@@ -134,7 +136,7 @@ def reading(path: str, other: str = "") -> Iterator[None]:
         )
         if other and parsed:
             raise InputError(f"{path} {other}: {reason}") from error
-        raise DamagedError(f"{path} is damaged: {reason}") from error
+        raise DamagedCheckpointError(f"{path} is damaged: {reason}") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -155,7 +157,8 @@ def agree(path: str) -> Iterator[None]:
       path: path or URL of the checkpoint.
 
     Raises:
-      DamagedError: a process found damage, and no process failed in another way.
+      DamagedCheckpointError: a process found damage, and none failed in another
+        way.
       InputError: a process failed to read the checkpoint.
     """
     failure: InputError | None = None
@@ -163,12 +166,18 @@ def agree(path: str) -> Iterator[None]:
         yield
     except InputError as error:
         failure = error
-    severity = 0 if failure is None else 1 if isinstance(failure, DamagedError) else 2
+    severity = (
+        0
+        if failure is None
+        else 1
+        if isinstance(failure, DamagedCheckpointError)
+        else 2
+    )
     worst = severity
     if jax.process_count() > 1:
         worst = int(np.max(multihost_utils.process_allgather(np.int32(severity))))
     if failure is not None and severity == worst:
         raise failure
     if worst:
-        kind = DamagedError if worst == 1 else InputError
+        kind = DamagedCheckpointError if worst == 1 else InputError
         raise kind(f"{path} could not be read by another process of this run")

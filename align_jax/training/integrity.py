@@ -23,7 +23,7 @@ from align_jax.errors import InputError
 SEAL = "sha256"  # field of a record with the hash of all other fields
 
 
-class DamagedError(InputError):
+class DamagedCheckpointError(InputError):
     """A checkpoint is incomplete, was changed after the save, or is not finite."""
 
 
@@ -94,18 +94,18 @@ def check(tree: Any, record: Mapping[str, Any] | None, path: str) -> None:
       path: path of the checkpoint, for the message.
 
     Raises:
-      DamagedError: an array is not the saved one, or is not finite.
+      DamagedCheckpointError: an array is not the saved one, or is not finite.
     """
     found, bad = measure(tree)
     if record is not None:
         saved = record["arrays"]
         differing = [name for name, form in found.items() if saved.get(name) != form]
         if differing:
-            raise DamagedError(
+            raise DamagedCheckpointError(
                 f"{path} is damaged: bytes were changed in {list_names(differing)}"
             )
     if bad:
-        raise DamagedError(
+        raise DamagedCheckpointError(
             f"{path} is damaged: NaN or infinity is in {list_names(bad)}"
         )
 

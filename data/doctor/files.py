@@ -107,7 +107,7 @@ class FileChecks:
             return None
         try:
             return dataset_folder.read_manifest(self.folder)
-        except dataset_folder.DamagedError as error:
+        except dataset_folder.DamagedFileError as error:
             self.manifest = {}
             self.note(path.name, error.reason, "a manifest", path)
             return {}
@@ -124,7 +124,7 @@ class FileChecks:
             return False
         try:
             info = dataset_folder.open_folder(self.folder).info
-        except dataset_folder.DamagedError as error:
+        except dataset_folder.DamagedFileError as error:
             wanted = "what tfds.builder_from_directory opens"
             name = pathlib.Path(error.path).name
             self.note(name, error.reason, wanted, error.path)

@@ -61,7 +61,7 @@ class TfdsSource:
             try:
                 with dataset_folder.reading_records(lambda: [files[shard.first]]):
                     record = next(records, None)
-            except dataset_folder.DamagedError:
+            except dataset_folder.DamagedFileError:
                 drops["truncated tfrecord"] += 1
                 return
             if record is None:

@@ -13,7 +13,7 @@ from align_jax.training.checkpoint_part import (
     read_variables,
     restore_part,
 )
-from align_jax.training.integrity import DamagedError
+from align_jax.training.integrity import DamagedCheckpointError
 from align_jax.training.train_state import TrainState
 
 IDENTITY = {"model": {"width": 1.0, "stages": ((1, 3),)}}
@@ -97,5 +97,5 @@ def test_damage_of_an_array_is_noticed_where_it_is_read(run, tmp_path, how):
                 for part in range(20):
                     content[part * len(content) // 20 + 500] ^= 1
             file.write_bytes(content)
-    with pytest.raises(DamagedError, match=r"checkpoints/7 is damaged: "):
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoints/7 is damaged: "):
         read_variables(workdir, 7, IDENTITY, SHAPES)

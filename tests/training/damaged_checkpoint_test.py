@@ -19,7 +19,7 @@ from align_jax.training.checkpoint import (
     read_whole,
     set_aside_later,
 )
-from align_jax.training.integrity import DamagedError
+from align_jax.training.integrity import DamagedCheckpointError
 from tests.training.checkpoint_test import IDENTITY, make_state, shapes_of
 
 CONFIG = CheckpointConfig(best_metric="eval/a")
@@ -88,7 +88,7 @@ def test_damage_of_any_file_is_named_or_changes_nothing(saved, tmp_path, how):
         damage(workdir / path, how, random)
         try:
             found = restore(workdir, 7, shapes_of(state))
-        except DamagedError as error:
+        except DamagedCheckpointError as error:
             noticed.append(path)
             messages.append(str(error))
         else:
@@ -105,7 +105,9 @@ def test_a_flipped_bit_of_an_array_names_the_array(saved, tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match=r"bytes were changed in params\.w$"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"bytes were changed in params\.w$"
+    ):
         restore(tmp_path / "run", 7, shapes_of(saved[1]))
 
 
@@ -118,7 +120,9 @@ def test_a_damaged_score_is_named_and_spares_its_checkpoint(saved, tmp_path, how
     else:
         damage(score, how, None)
     checkpoints = Checkpoints(str(tmp_path / "run"), CONFIG, IDENTITY)
-    with pytest.raises(DamagedError, match=r"checkpoints/7 is damaged: .*; remove /"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"checkpoints/7 is damaged: .*; remove /"
+    ):
         checkpoints.open()
     checkpoints.restore(7, shapes_of(saved[1]))
     score.unlink()
@@ -147,7 +151,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(saved, tmp_path):
         restore(run, 7, shapes_of(other))
     path = largest(run)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DamagedError, match="checkpoints/7 is damaged"):
+    with pytest.raises(DamagedCheckpointError, match="checkpoints/7 is damaged"):
         restore(run, 7, shapes_of(state))
 
 
@@ -161,7 +165,9 @@ def test_an_earlier_version_with_infinity_in_a_moment_is_refused(
         patched.setattr(measure, lambda tree: ({}, []))
         save(tmp_path, {7: state})
     make_older(tmp_path)
-    with pytest.raises(DamagedError, match=r"NaN or infinity is in optimizer\.0"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"NaN or infinity is in optimizer\.0"
+    ):
         restore(tmp_path, 7, shapes_of(state))
 
 
@@ -237,4 +243,4 @@ def test_storage_that_refuses_to_read_is_not_called_damage(run, monkeypatch):
         InputError, match="6 cannot be read: PERMISSION_DENIED"
     ) as error:
         read(str(workdir), 6)
-    assert not isinstance(error.value, DamagedError)
+    assert not isinstance(error.value, DamagedCheckpointError)

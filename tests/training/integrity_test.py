@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax.devices.mesh import BATCH_AXES
 from align_jax.training import integrity
-from align_jax.training.integrity import DamagedError
+from align_jax.training.integrity import DamagedCheckpointError
 
 
 def checksum_of(array):
@@ -59,7 +59,9 @@ def test_arrays_that_are_not_finite_are_named():
     assert not integrity.all_finite(tree)
     assert integrity.all_finite({"w": jnp.ones(3), "step": jnp.int32(1)})
     assert integrity.all_finite([jnp.int32(1)])
-    with pytest.raises(DamagedError, match=r"RUN/7 is damaged: NaN .* in a\.w, b\.1"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"RUN/7 is damaged: NaN .* in a\.w, b\.1"
+    ):
         integrity.check(tree, None, "RUN/7")
 
 
@@ -68,6 +70,6 @@ def test_a_part_of_the_arrays_can_be_checked():
     record = {"arrays": integrity.measure(tree)[0]}
     integrity.check({"a": tree["a"]}, record, "RUN/7")
     tree["a"]["w"][1, 2] = 1.5
-    with pytest.raises(DamagedError, match=r"bytes were changed in a\.w$"):
+    with pytest.raises(DamagedCheckpointError, match=r"bytes were changed in a\.w$"):
         integrity.check({"a": tree["a"]}, record, "RUN/7")
     integrity.check({"b": tree["b"]}, record, "RUN/7")
