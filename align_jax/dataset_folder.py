@@ -71,7 +71,7 @@ def read_manifest(directory: places.Place) -> dict[str, Any]:
     """Reads a corpus's manifest; {} if the dataset has none.
 
     Raises:
-      DamagedFileError: the file is damaged, or describes a shard without all of `SHARD`.
+      DamagedFileError: the file is damaged, or a shard in it lacks one of `SHARD`.
     """
     path = os.path.join(directory, MANIFEST)
     if not places.exists(path):
@@ -94,8 +94,8 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         damaged, one or more; it is called after an error.
 
     Raises:
-      DamagedFileError: a record inside the `with` statement is damaged, or its file is cut
-        short, missing or unreadable.
+      DamagedFileError: a record inside the `with` statement is damaged, or its file is
+        cut short, missing or unreadable.
       InputError: a record lacks a feature of features.json.
     """
     import tensorflow as tf
