@@ -64,8 +64,8 @@ def check_template(template: object, where: str) -> None:
     fields = [part[1:] for part in parts if part[1] is not None]
     if fields != [("", "", None)]:
         raise InputError(
-            f"{where} has the template {template!r}; wanted {{}} in it once, and no"
-            " other brace"
+            f"{where} has the template {template!r}; wanted a sentence with one {{}}"
+            " and no other brace"
         )
 
 

@@ -128,7 +128,9 @@ def test_an_exported_normalizer_replaces_every_character_as_we_do():
 
 @pytest.mark.parametrize("template", ["a {} and {}", "{} {c}", "a {} {", "a }", "{:d}"])
 def test_templates_that_cannot_be_filled_are_refused(template):
-    with pytest.raises(InputError, match=r"x has the template .* wanted {} in it once"):
+    with pytest.raises(
+        InputError, match=r"x has the template .* wanted a sentence with one {}"
+    ):
         check_template(template, "x")
     check_template("a {} in {{braces}}", "x")
 
