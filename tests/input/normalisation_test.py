@@ -123,7 +123,7 @@ def test_an_exported_normalizer_replaces_every_character_as_we_do():
         return "".join(bert[ord(c)] for c in text).split()
 
     wrong = [p for p in POINTS if apply(f"a{chr(p)}a") != f"a{both[p]}a".split()]
-    # The library's Unicode is older than this character's decomposition; Python's is not.
+    # Python's Unicode decomposes it; that of the library is older and does not.
     assert {*wrong} <= {0x11938}, [hex(p) for p in wrong[:20]]
 
 
