@@ -26,7 +26,7 @@ from align_jax.weights.folder import (
     new_folder,
     write_tensors,
 )
-from align_jax.weights.huggingface_tokenizer import write_tokenizer
+from align_jax.weights.huggingface_tokenizer import tokenizer_class, write_tokenizer
 from align_jax.weights.tensors import check_names, to_ours, to_theirs
 from align_jax.weights.vocabulary import write_vocabulary
 
@@ -160,8 +160,9 @@ def write_align(weights: Weights, directory: str) -> None:
         "sep_token": SEP,
         "mask_token": MASK,
     }
+    described_tokenizer = write_tokenizer(weights)
     tokenizer = special | {
-        "tokenizer_class": "BertTokenizer",
+        "tokenizer_class": tokenizer_class(described_tokenizer),
         "processor_class": "AlignProcessor",
         "model_max_length": config.text_tower.max_tokens,
         "do_lower_case": True,
@@ -172,7 +173,7 @@ def write_align(weights: Weights, directory: str) -> None:
         "config.json": described,
         "preprocessor_config.json": image_processor,
         "tokenizer_config.json": tokenizer,
-        "tokenizer.json": write_tokenizer(weights),
+        "tokenizer.json": described_tokenizer,
         "special_tokens_map.json": special,
     }
     with new_folder(directory) as folder:

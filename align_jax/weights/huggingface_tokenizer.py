@@ -1,10 +1,12 @@
 """Writes tokenizer.json, in which Hugging Face's libraries find the normalisation."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from align_jax.input.normalizers import write_normalizer
+from align_jax.input.normalizers import read_normalizer, write_normalizer
 from align_jax.input.tokenizer import CLS, MODEL, PAD, SEP, UNKNOWN, Tokenizer
 from align_jax.models.dual_encoder import ModelConfig
+from align_jax.texts import NONE
 from align_jax.weights.folder import Weights
 
 MASK = "[MASK]"
@@ -59,6 +61,15 @@ def write_tokenizer(weights: Weights[ModelConfig]) -> dict[str, Any]:
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": MODEL | {"vocab": ids},
     }
+
+
+def tokenizer_class(described: Mapping[str, Any]) -> str:
+    """Returns the class that loads a tokenizer.json with the normalizer in it.
+
+    `BertTokenizer` of transformers 5 replaces the normalizer by BERT's.
+    """
+    plain = read_normalizer(described["normalizer"]) == NONE
+    return "BertTokenizer" if plain else "PreTrainedTokenizerFast"
 
 
 def _special(token: str, type_id: int) -> dict[str, Any]:
