@@ -55,7 +55,7 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 def _points(ranges: str) -> list[int]:
-    points = []
+    points: list[int] = []
     for span in ranges.split():
         first, _, last = span.partition("-")
         points += range(int(first, 16), int(last or first, 16) + 1)

@@ -93,7 +93,9 @@ class Img2datasetSource:
         """Yields the pairs of a picture and the fields of its row."""
         image, fields = row
         names = (self.config.text_column, "caption", "txt")
-        text = next((t for name in names if (t := fields.get(name)) is not None), [])
+        text: Any = next(
+            (t for name in names if (t := fields.get(name)) is not None), []
+        )
         if text == []:
             drops["no text"] += 1
             yield None

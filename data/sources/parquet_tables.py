@@ -78,7 +78,7 @@ class ParquetSource:
                 )
                 if pair and path and content is None:
                     inside = read_inside(folder, os.fsdecode(path), drops)
-                    pair = inside and pair._replace(image=inside)
+                    pair = None if inside is None else pair._replace(image=inside)
                 yield pair
 
 
