@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = """errors config command_line contracts places locks pictures ranges
+GROUND = """errors config command_line contracts places locks pictures ranges texts
     dataset_folder""".split()
 ROOMS = {
     "align_jax": """devices input kernels models losses runs training weights embed

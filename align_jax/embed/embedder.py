@@ -21,6 +21,7 @@ from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.pictures import Picture, read_picture
+from align_jax.texts import check_text
 
 
 class Embedder:
@@ -222,6 +223,8 @@ class Embedder:
             raise InputError("a classifier has no text tower; wanted a dual encoder")
         if isinstance(texts, str):
             raise InputError(f"texts is {texts!r}; wanted a list of texts")
+        for index, text in enumerate(texts):
+            check_text(text, f"text {index}")
         size, split = self._batch_size, batch_split(self._mesh)
         encode = self._of_texts[method]
         if not len(texts):

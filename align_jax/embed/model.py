@@ -11,6 +11,7 @@ from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.models.parameters import unflatten
 from align_jax.pictures import Picture
+from align_jax.texts import check_template
 from align_jax.weights.folder import Weights, is_dual_encoder, is_model
 from align_jax.weights.source import open_weights
 
@@ -86,29 +87,18 @@ class Model:
 
         Raises:
           InputError: a picture cannot be read (the message names it), there is no class
-            or no template, or a template has no {}.
+            or no template, or `check_template` refuses a template.
         """
         for name, texts in (("class_names", class_names), ("templates", templates)):
             if isinstance(texts, str):
                 raise InputError(f"{name} is {texts!r}; wanted a list of texts")
-        prompts = [[_fill(t, name) for t in templates] for name in class_names]
+        for template in templates:
+            check_template(template, "templates")
+        prompts = [[t.format(name) for t in templates] for name in class_names]
         classes = class_embeddings(self.embedder, prompts)  # (K, D)
         logits = self.encode_images(images) @ classes.T / self.temperature
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)
-
-
-def _fill(template: str, name: str) -> str:
-    """Returns a template with a class's name in place of its {}."""
-    try:
-        filled = template.format(name)
-    except (IndexError, KeyError, ValueError):
-        filled = template
-    if filled == template:
-        raise InputError(
-            f"the template is {template!r}; wanted a sentence with one {{}}"
-        )
-    return filled
 
 
 def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
@@ -128,7 +118,9 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
     tokenizer = None
     if is_dual_encoder(weights):
         max_tokens = weights.config.text_tower.max_tokens
-        tokenizer = Tokenizer(weights.vocabulary, max_tokens)
+        tokenizer = Tokenizer(
+            weights.vocabulary, max_tokens, normalisation=weights.normalisation
+        )
     embedder = Embedder(
         weights.config.build(),
         tokenizer,

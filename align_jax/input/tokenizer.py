@@ -1,9 +1,12 @@
 """Tokenizes texts as BERT's uncased models do, inside tf.data.
 
-The ids equal those of Hugging Face. A table, bert_characters.txt, holds the change that
-Hugging Face's `tokenizers` 0.23 makes to each character (dropped, lower-cased without
-accents, set apart, ...). So ids do not depend on any library's version of Unicode. Two
-differences remain:
+A vocabulary that was made from normalised texts is used with normalised texts: then
+each character is replaced as `align_jax.texts` and BERT together replace it.
+
+Without that, the ids equal those of Hugging Face. A table, bert_characters.txt, holds
+the change that Hugging Face's `tokenizers` 0.23 makes to each character (dropped,
+lower-cased without accents, set apart, ...). So BERT's ids do not depend on any
+library's version of Unicode. Two differences remain:
 
 * A text cannot hold special tokens: "[SEP]" in a text is three words, as with Hugging
   Face's `split_special_tokens=True`. By default Hugging Face reads it as the special
@@ -25,6 +28,9 @@ import tensorflow_text as tf_text
 
 from align_jax import places
 from align_jax.errors import InputError
+from align_jax.input import normalizers
+from align_jax.input.normalizers import read_normalizer
+from align_jax.texts import NFKC_CASEFOLD, NONE, fold, is_folded
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
@@ -35,14 +41,7 @@ SPACES = r"[ \t\n\r]+"
 ENDLESS_WORD = rf"([0-9A-Za-z]{{{LONGEST_WORD + 1}}})[0-9A-Za-z]+"
 CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
 
-# Settings that a tokenizer.json must have, because this file implements no others.
-NORMALIZER = {
-    "type": "BertNormalizer",
-    "clean_text": True,
-    "handle_chinese_chars": True,
-    "strip_accents": None,  # None means: if `lowercase`
-    "lowercase": True,
-}
+# Settings of the model that a tokenizer.json must have; this file implements no others.
 MODEL = {
     "type": "WordPiece",
     "unk_token": UNKNOWN,
@@ -58,11 +57,18 @@ class Tokenizer:
       tokens: tokens in the order of their ids.
       size: number of tokens.
       max_tokens: length of the token sequences, [CLS] and [SEP] included.
-      digest: SHA-256 of the tokens, one a line, in hexadecimal digits.
+      normalisation: the step before BERT's own ones: NFKC_CASEFOLD or NONE of
+        `align_jax.texts`.
+      digest: SHA-256 of the tokens, one a line, in hexadecimal digits. Where the
+        normalisation is not that of `find_normalisation`, one more line names it.
     """
 
     def __init__(
-        self, vocabulary: Sequence[str], max_tokens: int, source: str = "the vocabulary"
+        self,
+        vocabulary: Sequence[str],
+        max_tokens: int,
+        source: str = "the vocabulary",
+        normalisation: str | None = None,
     ) -> None:
         """Prepares the vocabulary.
 
@@ -70,6 +76,8 @@ class Tokenizer:
           vocabulary: tokens in the order of their ids, [PAD] first.
           max_tokens: length of the token sequences, [CLS] and [SEP] included.
           source: origin of the vocabulary, for messages.
+          normalisation: normalisation of the texts; None for that of
+            `find_normalisation`.
 
         Raises:
           InputError: the vocabulary lacks one of BERT's special tokens, or its first
@@ -85,6 +93,10 @@ class Tokenizer:
         self.tokens = tuple(vocabulary)
         self.size = len(vocabulary)
         lines = "".join(token + "\n" for token in vocabulary)
+        usual = find_normalisation(vocabulary)
+        self.normalisation = normalisation or usual
+        if self.normalisation != usual:
+            lines += self.normalisation + "\n"
         self.digest = hashlib.sha256(lines.encode()).hexdigest()
         self.max_tokens = max_tokens
         self._cls = vocabulary.index(CLS)
@@ -102,7 +114,7 @@ class Tokenizer:
         The ids of a text are [CLS], its word pieces, [SEP] and zeros. A text longer
         than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
         """
-        return self._ids(split_words(self._cut(texts)))
+        return self._ids(self._split(self._cut(texts)))
 
     def _cut(self, texts: tf.Tensor) -> tf.Tensor:
         """Cuts long texts (B,) where the rest cannot change their ids.
@@ -114,7 +126,7 @@ class Tokenizer:
 
         def is_too_short(size: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
             cut = tf.boolean_mask(texts, tf.strings.length(texts) > size)
-            words = split_words(tf.strings.substr(cut, 0, size)).row_lengths()
+            words = self._split(tf.strings.substr(cut, 0, size)).row_lengths()
             return tf.reduce_any(words < self.max_tokens - 1)
 
         def shorten(texts: tf.Tensor) -> tf.Tensor:
@@ -128,6 +140,9 @@ class Tokenizer:
             is_too_short, lambda s, t: (4 * s, t), (size, texts)
         )
         return tf.strings.substr(texts, 0, size)
+
+    def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        return split_words(texts, self.normalisation)
 
     def _ids(self, words: tf.RaggedTensor) -> tf.Tensor:
         """Converts words (B, words) to int32 ids (B, max_tokens)."""
@@ -147,16 +162,29 @@ def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
     Raises:
       InputError: the errors of `read_vocabulary` and of `Tokenizer`.
     """
-    return Tokenizer(read_vocabulary(path), max_tokens, path)
+    vocabulary = read_vocabulary(path)
+    return Tokenizer(vocabulary, max_tokens, path, read_normalisation(path))
 
 
-def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
+def find_normalisation(vocabulary: Sequence[str]) -> str:
+    """Returns how the texts were normalised from which a vocabulary was made.
+
+    `data.build` learns vocabularies from normalised texts, so that normalisation
+    changes no token. A published one, such as BERT's with its ß and ², has others.
+    """
+    special = (PAD, UNKNOWN, CLS, SEP, "[MASK]")
+    ours = all(is_folded(token) for token in vocabulary if token not in special)
+    return NFKC_CASEFOLD if ours else NONE
+
+
+def split_words(texts: tf.Tensor, normalisation: str = NONE) -> tf.RaggedTensor:
     """Splits UTF-8 texts (B,) into BERT's words (B, words).
 
-    They are lower-cased without accents; every punctuation mark is a word.
+    They are normalised, then lower-cased without accents; every punctuation mark is a
+    word.
     """
     points = tf.strings.unicode_decode(texts, "UTF-8")  # (B, characters)
-    characters = tf.gather(_characters(), points)
+    characters = tf.gather(_characters(normalisation), points)
     return tf.strings.split(tf.strings.reduce_join(characters, -1))
 
 
@@ -187,6 +215,13 @@ def read_vocabulary(path: str) -> list[str]:
     return vocabulary
 
 
+def read_normalisation(path: str) -> str | None:
+    """Returns the normalisation that a tokenizer.json has; None for a vocab.txt."""
+    if not path.endswith(".json"):
+        return None
+    return read_normalizer(places.read_object(places.resolve(path))["normalizer"])
+
+
 def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
     """Returns the tokens of a parsed tokenizer.json in the order of their ids.
 
@@ -198,13 +233,14 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
     if not isinstance(normalizer, dict) or not isinstance(model, dict):
         raise InputError(f"{path} has a normalizer or a model that is no object")
     model.setdefault("type", "WordPiece")  # early files lack the type
-    for name, part, wanted in (
-        ("normalizer", normalizer, NORMALIZER),
-        ("model", model, MODEL),
-    ):
-        found = {key: part.get(key) for key in wanted}
-        if found != wanted:
-            raise InputError(f"the {name} of {path} is {found}; wanted {wanted}")
+    if read_normalizer(normalizer) is None:
+        found = {key: normalizer.get(key) for key in normalizers.BERT}
+        raise InputError(
+            f"the normalizer of {path} is {found}; wanted {normalizers.BERT}"
+        )
+    found = {key: model.get(key) for key in MODEL}
+    if found != MODEL:
+        raise InputError(f"the model of {path} is {found}; wanted {MODEL}")
     ids = model.get("vocab")
     if not isinstance(ids, dict) or not ids:
         raise InputError(f"{path} has no vocabulary (model.vocab)")
@@ -219,8 +255,19 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
 
 
 @functools.cache
-def _characters() -> tf.Tensor:
+def _characters(normalisation: str) -> tf.Tensor:
     """Returns the text that replaces each Unicode code point, (0x110000,) strings."""
+    characters = replacements(normalisation)
+    with tf.init_scope():  # the cached tensor must not belong to a traced graph
+        return tf.constant(characters)
+
+
+def replacements(normalisation: str) -> list[str]:
+    """Returns the text that replaces each Unicode code point.
+
+    A normalised text decomposes into the replacements of its characters, because BERT's
+    steps decompose characters anyway and drop the marks that composing moves.
+    """
     characters = [chr(point) for point in range(0x110000)]
     for point in range(0xAC00, 0xD7A4):  # Hangul, equal in all Unicode versions
         characters[point] = unicodedata.normalize("NFD", chr(point))
@@ -235,5 +282,11 @@ def _characters() -> tf.Tensor:
                 special[code] if code in special else chr(int(code, 16))
                 for code in rule.split()
             )
-    with tf.init_scope():  # the cached tensor must not belong to a traced graph
-        return tf.constant(characters)
+    if normalisation == NONE:
+        return characters
+    folded = [" "] * 0x110000
+    for point in range(0x110000):
+        character = chr(point)
+        if unicodedata.category(character)[0] != "C":
+            folded[point] = "".join(characters[ord(c)] for c in fold(character))
+    return folded

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from align_jax.texts import check_text
 
 MAX_BODY = 12 << 20  # bytes of a request
 MAX_TEXT = 1000  # characters
@@ -10,7 +12,15 @@ MAX_TERMS = 16
 MAX_ITEMS = 64  # texts, pictures or labels in one list of a request
 MAX_LIMIT = 200  # pictures of one answer
 
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+
+def _checked(text: str) -> str:
+    check_text(text, "the text")
+    return text
+
+
+Text = Annotated[
+    str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_checked)
+]
 # A picture file in base64, which is a third longer than the file.
 Upload = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]

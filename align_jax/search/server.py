@@ -266,7 +266,9 @@ def _add_refusals(app: FastAPI) -> None:
     ) -> JSONResponse:
         first = error.errors()[0]  # its "input", the value sent, is not echoed
         where = ".".join(str(part)[:40] for part in first["loc"][:4])
-        return problem(422, f"{where}: {first['msg']}"[:300])
+        # A field's name may hold half of a surrogate pair, which no answer can.
+        detail = f"{where}: {first['msg']}".encode(errors="backslashreplace")
+        return problem(422, detail.decode()[:300])
 
     @app.exception_handler(InputError)
     async def bad(request: Request, error: InputError) -> JSONResponse:

@@ -22,16 +22,18 @@ from align_jax import places
 from align_jax.config import choose, read_config, stored_fields
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import read_vocabulary
+from align_jax.input.tokenizer import find_normalisation, read_vocabulary
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.models.towers import TowerConfig, read_image_tower, read_text_tower
+from align_jax.texts import NFKC_CASEFOLD, NONE
 from align_jax.weights.tensors import check_names
 from align_jax.weights.vocabulary import VOCABULARY_FILE, write_vocabulary
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+NORMALISATIONS = {NONE: NONE, NFKC_CASEFOLD: NFKC_CASEFOLD}
 UNUSED = "unused."  # prefix of the names of tensors kept for another codebase
 
 WeightsConfig = ModelConfig | ClassifierConfig | TowerConfig
@@ -51,6 +53,8 @@ class Weights(Generic[OfT]):
       unused: tensors of another codebase that the model does not use, by their names
         there; a conversion back needs them.
       step: number of optimizer steps of the training, or None if unknown.
+      normalisation: the normalisation of texts, see `Tokenizer`; None for the one that
+        the vocabulary implies.
     """
 
     kind: str
@@ -60,6 +64,7 @@ class Weights(Generic[OfT]):
     vocabulary: tuple[str, ...] = ()
     unused: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     step: int | None = None
+    normalisation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +143,8 @@ def write_weights(weights: Weights, directory: str) -> None:
     }
     if weights.preprocess is not None:
         described["preprocess"] = stored_fields(weights.preprocess)
+    if weights.normalisation is not None:
+        described["normalisation"] = weights.normalisation
     arrays = {".".join(path): array for path, array in weights.variables.items()}
     arrays |= {UNUSED + name: array for name, array in weights.unused.items()}
     with new_folder(directory) as folder:
@@ -189,6 +196,9 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
         {".".join(path): shape for path, shape in kind.shapes(config).items()},
         str(folder / WEIGHTS_FILE),
     )
+    normalisation = described.get("normalisation")
+    if normalisation is not None:
+        choose(NORMALISATIONS, normalisation, f"{where}: normalisation")
     vocabulary: tuple[str, ...] = ()
     if kind.reads_texts:
         vocabulary = tuple(read_vocabulary(str(folder / VOCABULARY_FILE)))
@@ -200,18 +210,23 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
         vocabulary=vocabulary,
         unused=unused,
         step=described.get("step"),
+        normalisation=normalisation,
     )
 
 
 def digest(weights: Weights) -> str:
     """Returns a hash, 32 hex digits, of everything that a model's output depends on.
 
-    These are the config, the preprocessing, the vocabulary and the variables.
+    These are the config, the preprocessing, the vocabulary, the variables, and the
+    normalisation of texts if it is not the one that the vocabulary implies.
     """
     found = hashlib.blake2b(digest_size=16)
     described = [weights.config, weights.preprocess]
     fields = [part and stored_fields(part) for part in described]
     found.update(json.dumps([fields, weights.vocabulary], sort_keys=True).encode())
+    implied = (None, find_normalisation(weights.vocabulary))
+    if weights.normalisation not in implied:
+        found.update(str(weights.normalisation).encode())
     for path, array in sorted(weights.variables.items()):
         found.update(".".join(path).encode())
         found.update(np.ascontiguousarray(array).data)

@@ -12,11 +12,13 @@ import safetensors.numpy
 
 from align_jax import places
 from align_jax.errors import InputError
+from align_jax.input.normalizers import read_normalizer
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
+from align_jax.texts import NONE
 from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
@@ -24,6 +26,7 @@ from align_jax.weights.folder import (
     new_folder,
     write_tensors,
 )
+from align_jax.weights.huggingface_tokenizer import tokenizer_class, write_tokenizer
 from align_jax.weights.tensors import check_names, to_ours, to_theirs
 from align_jax.weights.vocabulary import write_vocabulary
 
@@ -75,6 +78,7 @@ def read_align(directory: str) -> Weights[ModelConfig]:
     check_names({name: a.shape for name, a in found.items()}, wanted, source)
     variables = to_ours(tensors, found, variable_shapes(config))
     vocabulary = _read_vocabulary(folder, config.text_tower.vocabulary_size)
+    normalisation = _read_normalisation(folder)
     return Weights(
         kind="dual_encoder",
         config=config,
@@ -82,6 +86,7 @@ def read_align(directory: str) -> Weights[ModelConfig]:
         preprocess=preprocess,
         vocabulary=vocabulary,
         unused=unused,
+        normalisation=normalisation,
     )
 
 
@@ -112,7 +117,13 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     check_names(shapes, wanted, source)
     variables = to_ours(tensors, found, tower_shapes("text_tower", config))
     vocabulary = _read_vocabulary(folder, config.vocabulary_size)
-    return Weights("text_tower", config, variables, vocabulary=vocabulary)
+    return Weights(
+        "text_tower",
+        config,
+        variables,
+        vocabulary=vocabulary,
+        normalisation=_read_normalisation(folder),
+    )
 
 
 def write_align(weights: Weights, directory: str) -> None:
@@ -149,8 +160,9 @@ def write_align(weights: Weights, directory: str) -> None:
         "sep_token": SEP,
         "mask_token": MASK,
     }
+    described_tokenizer = write_tokenizer(weights)
     tokenizer = special | {
-        "tokenizer_class": "BertTokenizer",
+        "tokenizer_class": tokenizer_class(described_tokenizer),
         "processor_class": "AlignProcessor",
         "model_max_length": config.text_tower.max_tokens,
         "do_lower_case": True,
@@ -161,6 +173,7 @@ def write_align(weights: Weights, directory: str) -> None:
         "config.json": described,
         "preprocessor_config.json": image_processor,
         "tokenizer_config.json": tokenizer,
+        "tokenizer.json": described_tokenizer,
         "special_tokens_map.json": special,
     }
     with new_folder(directory) as folder:
@@ -275,6 +288,13 @@ def _max_tokens(folder: pathlib.Path) -> int:
     if not isinstance(found, int | float) or found < 1:
         raise InputError(f"{path}: model_max_length is {found!r}; wanted a number")
     return int(min(MAX_TOKENS, found))
+
+
+def _read_normalisation(folder: pathlib.Path) -> str:
+    """Returns the normalisation of texts: none, except in a folder that we wrote."""
+    path = folder / "tokenizer.json"
+    described = places.read_object(path) if path.exists() else {}
+    return read_normalizer(described.get("normalizer") or {}) or NONE
 
 
 def _read_vocabulary(folder: pathlib.Path, rows: int) -> tuple[str, ...]:

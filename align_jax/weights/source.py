@@ -110,5 +110,6 @@ def _read_checkpoint(
         variables=read_variables(workdir, step, identity, shapes),
         preprocess=described.preprocess,
         vocabulary=tokenizer.tokens if tokenizer else (),
+        normalisation=tokenizer.normalisation if tokenizer else None,
         step=step,
     )

@@ -1,10 +1,16 @@
 """The JSON files that a build writes for itself: shards, drops and the report."""
 
+import collections
 import pathlib
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from align_jax import places
 from align_jax.errors import InputError, one_line
+
+# Key in the metadata of a file of pairs: the number of rows that the source gave.
+ROWS = "rows"
 
 # Types of the report's fields that a terminal shows.
 REPORT = {"rules": list, "off": list, "drops": dict, "pairs_in": int, "pairs_kept": int}
@@ -41,6 +47,44 @@ def read_drops(path: pathlib.Path) -> dict[str, int]:
     if not all(isinstance(count, int) for count in drops.values()):
         raise InputError(f"{path} is damaged; give another --workdir")
     return drops
+
+
+def count_drops(stages: pathlib.Path) -> dict[str, int]:
+    """Returns the number of rows of all shards that gave no pair, by reason."""
+    drops: collections.Counter[str] = collections.Counter()
+    for path in (stages / "drops").glob("*.json"):
+        drops.update(read_drops(path))
+    return dict(sorted((+drops).items()))
+
+
+def name_drops(stages: pathlib.Path) -> str:
+    """Returns `count_drops` in words, for a message."""
+    drops = count_drops(stages).items()
+    return ", ".join(f"{n} x {why}" for why, n in drops) or "its files are empty"
+
+
+def count_rows(stages: pathlib.Path, accounted: int) -> int:
+    """Returns the number of rows that the source gave, all shards together.
+
+    Args:
+      stages: folder of the stages.
+      accounted: number of pairs and drops.
+
+    Raises:
+      InputError: the two numbers differ.
+    """
+    rows = 0
+    for path in (stages / "pairs").glob("*.parquet"):
+        found = pq.read_metadata(path).metadata or {}
+        if ROWS.encode() not in found:  # written by an earlier version
+            return accounted
+        rows += int(found[ROWS.encode()])
+    if rows != accounted:
+        raise InputError(
+            f"{stages} is damaged: the source gave {rows} rows, but there are"
+            f" {accounted} pairs and drops; build in another folder"
+        )
+    return rows
 
 
 def read_report(path: pathlib.Path) -> dict[str, Any]:

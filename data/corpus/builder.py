@@ -7,7 +7,6 @@ DIR/records holds the dataset with its vocabulary and manifest. DIR/report.json 
 DIR/report.html say how many pairs each rule dropped.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -24,8 +23,10 @@ from align_jax.errors import InputError, warned
 from align_jax.locks import locked
 from data.corpus import ngrams, rules
 from data.corpus.build_files import (
+    count_drops,
+    count_rows,
     format_report,
-    read_drops,
+    name_drops,
     read_report,
     read_shards,
     resolve_shards,
@@ -95,7 +96,11 @@ class Build(StageTables):
             )
             for index, shard in enumerate(shards)
         ]
-        self.engine.map(tasks, "ingest", "pair")
+        pairs = self.engine.map(tasks, "ingest", "pair")
+        if not pairs:
+            raise InputError(
+                f"{self.config.ingest.path} gave no pairs: {name_drops(self.folder)}"
+            )
 
     def distinct(self) -> None:
         """Writes `distinct` and `pictures`: every pair and every picture once."""
@@ -211,17 +216,17 @@ class Build(StageTables):
         """
         pairs, rows = self._count_rules()
         kept = self.table("kept")
-        drops: collections.Counter[str] = collections.Counter()
-        for path in (self.folder / "drops").glob("*.json"):
-            drops.update(read_drops(path))
+        drops = count_drops(self.folder)
+        raw = int(self.engine.execute(self.shards("pairs").count()))
         report: dict[str, Any] = {
             "name": self.config.name,
-            "pairs_raw": int(self.engine.execute(self.shards("pairs").count())),
+            "rows_in": count_rows(self.folder, raw + sum(drops.values())),
+            "pairs_raw": raw,
             "pairs_in": pairs,
             "pairs_kept": int(self.engine.execute(kept.count())),
             "images_kept": int(self.engine.execute(kept.image_id.nunique())),
             "ngram_cut": cut,
-            "drops": dict(sorted(drops.items())),
+            "drops": drops,
             "off": [{"rule": r, "reason": why} for r, why in self.off().items()],
             "rules": rows,
         }
@@ -247,11 +252,7 @@ class Build(StageTables):
             earlier = earlier | flagged[name]
         row = self.engine.execute(flagged.aggregate(**counts)).iloc[0]
         rows = [
-            {
-                "rule": name,
-                "breaks": int(row[f"breaks {name}"]),
-                "first": int(row[f"first {name}"]),
-            }
+            {"rule": name} | {n: int(row[f"{n} {name}"]) for n in ("breaks", "first")}
             for name in rule_names(flagged)
         ]
         return int(row["pairs"]), rows

@@ -7,9 +7,11 @@ engine, write a class that fulfils `Engine` and add one line to `ENGINES`.
 
 import concurrent.futures
 import contextlib
+import glob
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +56,11 @@ class Engine(Protocol):
         """
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
-        """Opens a Parquet file, a folder of them, or all that match a pattern."""
+        """Opens a Parquet file, a folder of them, or all that match a pattern.
+
+        Args:
+          path: path of the file or folder; only its last part may be a pattern.
+        """
 
     def execute(self, expression: ibis.Expr) -> Any:
         """Evaluates an expression.
@@ -128,7 +134,8 @@ class DuckDB:
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
         """Reads a Parquet file, or all that match a pattern."""
-        return self._connection.read_parquet(str(path))
+        folder, name = os.path.split(path)
+        return self._connection.read_parquet(os.path.join(glob.escape(folder), name))
 
     def execute(self, expression: ibis.Expr) -> Any:
         """Evaluates an expression; a table gives a data frame."""
@@ -241,7 +248,9 @@ class Spark:
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
         """Reads a Parquet file or folder, or all that match a pattern."""
-        return self._connection.read_parquet(str(path))
+        folder, name = os.path.split(path)
+        literal = re.sub(r"([\\\[\]{}*?])", r"\\\1", folder)
+        return self._connection.read_parquet(os.path.join(literal, name))
 
     def execute(self, expression: ibis.Expr) -> Any:
         """Evaluates an expression; a table gives a data frame."""

@@ -7,12 +7,13 @@ import collections
 import hashlib
 import json
 import pathlib
-import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align_jax import places
+from align_jax.texts import normalise
+from data.corpus.build_files import ROWS
 from data.pictures.images import IMAGES, describe_images
 from data.records.stages import materialise
 from data.sources.config import SourceConfig
@@ -35,20 +36,6 @@ SHARD = pa.field("shard", pa.int32())  # index of the picture's source shard
 # Pictures are compressed already, and a file holds each picture once.
 COMPRESSION = {name: "NONE" if name == "image" else "SNAPPY" for name in IMAGES.names}
 WITH_DICTIONARY = [name for name in IMAGES.names if name != "image"]
-
-
-def normalise(text: str, max_characters: int) -> str:
-    """Normalises a text, then cuts it to at most `max_characters`.
-
-    Normalisation is NFKC and case folding. Every run of white space, control and other
-    non-printing characters (Unicode's categories C*) becomes one space; none is left at
-    the ends.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # Folding can undo the composition (as for the Turkish dotted capital I).
-    folded = unicodedata.normalize("NFKC", folded)
-    printable = (c if unicodedata.category(c)[0] != "C" else " " for c in folded)
-    return " ".join("".join(printable).split())[:max_characters].rstrip()
 
 
 def identify(image: bytes) -> str:
@@ -99,6 +86,7 @@ def ingest_shard(
         places.write_text(path, json.dumps(drops, sort_keys=True))
 
     def write(path: pathlib.Path) -> None:
+        count = 0
         with (
             places.replacing(images_path) as images_temporary,
             pq.ParquetWriter(path, PAIRS) as pair_writer,
@@ -117,6 +105,9 @@ def ingest_shard(
                 table = describe_images(new, [pictures[name] for name in new])
                 shards = pa.array([index] * len(new), SHARD.type)
                 image_writer.write_table(table.append_column(SHARD, shards))
+                count += len(batch)
+            rows = str(count + drops.total())
+            pair_writer.add_key_value_metadata({ROWS: rows})
         materialise(stages / "drops" / f"{index:05}.json", write_drops)
 
     materialise(pairs_path, write)

@@ -25,7 +25,7 @@ class TableColumns:
 
         Raises:
           InputError: the text column, both picture columns, or a column whose name is
-            not the default are missing.
+            not the default are missing, or one of them occurs twice.
         """
         missing = []
         for field in dataclasses.fields(self):
@@ -35,6 +35,9 @@ class TableColumns:
                 missing.append(name)
         if missing:
             raise InputError(f"{where} lacks the columns {missing}; it has {[*found]}")
+        twice = sorted({n for n in dataclasses.astuple(self) if found.count(n) > 1})
+        if twice:
+            raise InputError(f"{where} has the columns {twice} more than once")
         present = TableColumns(
             image=self.image if self.image in found else "",
             url=self.url if self.url in found else "",
@@ -63,13 +66,16 @@ class SourceConfig:
         a column of URLs.
       url_column: column of a table, or feature of TFDS, with the pictures' addresses. A
         .json in a tar, and img2dataset, always have them in "url".
-      text_column: column of a table, field of a .json in a tar, or feature of TFDS, as
-        in "captions/text". HTML pages have no columns; their text is `alt`.
+      text_column: column of a table, field of a .json in a tar or of a JSON line, or
+        feature of TFDS, as in "captions/text". HTML pages have no columns; their text
+        is `alt`.
       language_column: column of a table, field of a .json in a tar, or feature of TFDS.
       language: language of pairs whose source gives none.
       split: split of a TFDS dataset.
       data_dir: folder of TFDS datasets, if `path` is a name; empty for TFDS's default.
       encoding: encoding of CSV and TSV files.
+      header: column names of CSV and TSV files without a header line, as in
+        ("alt_text", "url"); empty if the first line holds them.
       base_url: URL under which a folder of HTML pages was served; empty if unknown.
       max_characters: number of characters after which a raw text is cut.
     """
@@ -86,6 +92,7 @@ class SourceConfig:
     encoding: str = "utf-8"
     base_url: str = ""
     max_characters: Count = 10_000
+    header: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises InputError if the path is empty."""

@@ -10,7 +10,6 @@ import glob
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from align_jax import places
@@ -37,25 +36,26 @@ class RawPair(NamedTuple):
 
 
 def decode_pair(
-    image: bytes,
+    image: bytes | None,
     url: bytes,
     text: bytes,
     language: bytes,
     drops: collections.Counter[str],
-) -> Iterator[RawPair]:
-    """Yields one pair; if a text is not UTF-8, yields none and counts a drop.
+) -> RawPair | None:
+    """Makes a pair; if a text is not UTF-8, counts a drop and returns None.
 
     Args:
-      image: bytes of the picture's file.
+      image: bytes of the picture's file, or None.
       url: address of the picture in UTF-8; empty if unknown.
       text: text of the pair in UTF-8.
       language: language of the text in UTF-8; empty if unknown.
       drops: counter of the reasons why pairs are dropped.
     """
     try:
-        yield RawPair(image, url.decode() or None, text.decode(), language.decode())
+        return RawPair(image, url.decode() or None, text.decode(), language.decode())
     except (UnicodeDecodeError, AttributeError):  # AttributeError: not bytes
         drops["undecodable text"] += 1
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +107,10 @@ def list_files(
         root, wanted = path, f"files *{', *'.join(suffixes)}"
     else:
         root = path
-        while glob.has_magic(root) or not places.is_folder(root):
-            parent = os.path.dirname(root)
-            if parent == root or not parent:
-                root = parent or "."
-                break
-            root = parent
-        names = [path] if places.is_file(path) else glob.glob(path, recursive=True)
+        while not places.is_folder(root):  # at last /, because the path is absolute
+            root = os.path.dirname(root)
+        pattern = os.path.join(glob.escape(root), os.path.relpath(path, root))
+        names = [path] if places.is_file(path) else glob.glob(pattern, recursive=True)
         found = [os.path.relpath(name, root) for name in names if places.is_file(name)]
         wanted = "a file, a folder or a glob that matches files"
     if not found:

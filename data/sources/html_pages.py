@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from selectolax.lexbor import LexborHTMLParser
 
-from align_jax import places
+from data.sources.charsets import codec_of
 from data.sources.config import SourceConfig
 from data.sources.files import (
     MAX_IMAGE_BYTES,
@@ -26,37 +26,13 @@ from data.sources.files import (
     list_files,
     read_inside,
 )
+from data.sources.image_addresses import Fields, list_candidates
+from data.sources.warcs import MAX_PAGE_BYTES, read_warc
 
 PAGES_A_SHARD = 1000
-MAX_PAGE_BYTES = 10_000_000
 MAX_IMAGES = 10_000
 MAX_ATTRIBUTES = 200
-
-# Names that pages declare, and the encodings browsers use for them (WHATWG Encoding).
-CHARSETS = {
-    "ascii": "cp1252",
-    "us-ascii": "cp1252",
-    "iso-8859-1": "cp1252",
-    "latin1": "cp1252",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "gb18030": "gb18030",
-    "big5": "big5hkscs",
-    "shift_jis": "cp932",
-    "sjis": "cp932",
-    "euc-jp": "euc_jp",
-    "iso-2022-jp": "iso2022_jp",
-    "euc-kr": "cp949",
-    "ks_c_5601-1987": "cp949",
-    "koi8-r": "koi8_r",
-    "koi8-u": "koi8_u",
-    "tis-620": "cp874",
-    "windows-874": "cp874",
-    "macintosh": "mac_roman",
-    **{f"windows-125{n}": f"cp125{n}" for n in range(9)},
-    **{f"iso-8859-{n}": f"iso8859_{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15)},
-    "iso-8859-9": "cp1254",
-}
+MAX_CANDIDATES = 20  # of one picture
 
 _DECLARED = re.compile(
     rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.I
@@ -74,7 +50,10 @@ _RAW = {
         *("xmp", "iframe", "noembed", "noframes"),
     )
 }
-_LAZY = ("data-src", "data-original", "data-lazy-src")
+TAGS = ("img", "base", "picture", "source")
+
+# (image, url, alt_text) of an <img>
+Row = tuple[bytes | None, str | None, str]
 
 
 class HtmlSource:
@@ -105,59 +84,46 @@ class HtmlSource:
 
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
-    ) -> Iterator[RawPair]:
-        """Yields the pairs of a shard; a WARC file gives URLs and embedded pictures."""
-        rows = self._read_files if shard.files else _read_warc
-        for image, url, text in rows(shard, drops):
-            yield RawPair(image, url, text, self.config.language)
+    ) -> Iterator[RawPair | None]:
+        """Yields the pairs of a shard; a WARC file gives URLs and embedded pictures.
+
+        A row is an <img> of a page, or a page that cannot be read.
+        """
+        rows = self._read_files if shard.files else self._read_warc
+        for row in rows(shard, drops):
+            yield row and RawPair(*row, self.config.language)
 
     def _read_files(
         self, shard: SourceShard, drops: collections.Counter[str]
-    ) -> Iterator[tuple[bytes | None, str | None, str]]:
-        """Yields (image, url, alt_text); all files must lie inside the root folder."""
+    ) -> Iterator[Row | None]:
+        """Yields the rows of HTML files; all must lie inside the root folder."""
         base_url, root = self.config.base_url, pathlib.Path(shard.path)
         for name in shard.files:
             page = read_inside(root, name, drops)
             if page is None:
+                yield None
                 continue
-            url = urllib.parse.urljoin(base_url, urllib.parse.quote(name))
+            url = urllib.parse.urljoin(base_url, urllib.parse.quote(os.fsencode(name)))
             local = (root, (root / name).parent)
-            yield from read_page(page, "", url if base_url else "", local, drops)
+            yield from page_rows(page, "", url if base_url else "", local, drops)
 
-
-def _read_warc(
-    shard: SourceShard, drops: collections.Counter[str]
-) -> Iterator[tuple[bytes | None, str | None, str]]:
-    """Yields (image, url, alt_text) of the HTML responses, up to a damaged record."""
-    from warcio.archiveiterator import ArchiveIterator
-
-    with places.opening(shard.path) as file:
-        records = iter(ArchiveIterator(file))
-        while True:
-            try:
-                record = next(records, None)
-                if record is None:
-                    return
-                headers = record.http_headers
-                kind = headers.get_header("Content-Type", "") if headers else ""
-                if record.rec_type != "response" or "html" not in kind.lower():
-                    continue
-                url = record.rec_headers.get_header("WARC-Target-URI", "")
-                page = record.content_stream().read(MAX_PAGE_BYTES + 1)
-                if record.raw_stream.limit > 0 and len(page) <= MAX_PAGE_BYTES:
-                    raise EOFError("the record is cut")
-            except Exception:  # warcio does not document its errors
-                drops["truncated warc"] += 1
-                return
-            charset = kind.lower().partition("charset=")[2].partition(";")[0]
-            yield from read_page(page, charset, url, None, drops)
+    def _read_warc(
+        self, shard: SourceShard, drops: collections.Counter[str]
+    ) -> Iterator[Row | None]:
+        """Yields the rows of the HTML responses of a WARC file."""
+        for page in read_warc(shard.path):
+            if isinstance(page, str):
+                drops[page] += 1
+                yield None
+            else:
+                yield from page_rows(page.body, page.charset, page.url, None, drops)
 
 
 def decode_page(page: bytes, charset: str = "") -> str:
     """Decodes a page by its byte-order mark, else a declared charset, else as UTF-8.
 
-    A charset of the server precedes one in a <meta> tag of the first 1,024 bytes. An
-    unknown charset is read as UTF-8.
+    A charset of the server precedes one in a <meta> tag of the first 1,024 bytes. A
+    charset is a label of the WHATWG Encoding Standard; one that is none is ignored.
 
     Args:
       page: bytes of the page.
@@ -173,13 +139,18 @@ def decode_page(page: bytes, charset: str = "") -> str:
     ):
         if page.startswith(mark):
             return page[len(mark) :].decode(encoding, "replace")
-    declared = _DECLARED.search(page[:1024])
-    name = charset or (declared[1].decode() if declared else "")
-    return page.decode(CHARSETS.get(name.strip("\"' ").lower(), "utf-8"), "replace")
+    codec = codec_of(charset)
+    if codec is None and (declared := _DECLARED.search(page[:1024])):
+        codec = codec_of(declared[1].decode())
+        if codec and codec.startswith("utf-16"):  # else the tag could not be read
+            codec = "utf-8"
+    return page.decode(codec or "utf-8", "replace")
 
 
 def image_tags(page: str) -> Iterator[str]:
-    """Finds the `<img>` tags and the first `<base>` tag of a page, in linear time.
+    """Finds the tags of pictures and base URLs in a page, in linear time.
+
+    They are `<img>` and `<base>`, and the `<picture>` and `<source>` around them.
 
     Tags inside comments, scripts, titles and similar elements are ignored. A tag, a
     comment or a script that never ends hides the rest of the page, as in a browser.
@@ -190,17 +161,18 @@ def image_tags(page: str) -> Iterator[str]:
     Yields:
       The tags as they are written.
     """
-    position, based = 0, False
+    position = 0
     while opening := _OPENING.search(page, position):
         start = opening.start()
         if opening[0] == "<!--":
             position = page.find("-->", start + 2) + 3
         elif opening[0][1] in "!?/":
             position = page.find(">", start) + 1
+            if position and page[start : start + 9].lower() == "</picture":
+                yield "</picture>"
         elif tag := _TAG.match(page, start):
             name, position = tag[1].lower(), tag.end()
-            if name == "img" or (name == "base" and not based):
-                based |= name == "base"
+            if name in TAGS:
                 yield tag[0]
             elif name in _RAW:
                 closing = _RAW[name].search(page, position)
@@ -217,7 +189,18 @@ def read_page(
     url: str,
     local: tuple[pathlib.Path, pathlib.Path] | None,
     drops: collections.Counter[str],
-) -> Iterator[tuple[bytes | None, str | None, str]]:
+) -> Iterator[Row]:
+    """Yields the rows of `page_rows` that are usable."""
+    yield from (row for row in page_rows(page, charset, url, local, drops) if row)
+
+
+def page_rows(
+    page: bytes,
+    charset: str,
+    url: str,
+    local: tuple[pathlib.Path, pathlib.Path] | None,
+    drops: collections.Counter[str],
+) -> Iterator[Row | None]:
     """Reads the pairs of one page.
 
     Args:
@@ -230,32 +213,43 @@ def read_page(
 
     Yields:
       (image, url, alt_text) of each usable <img> that has an `alt`, even an empty one.
-        Image or url or both may be None.
+        Image or url or both may be None. None for every other <img> and for a page
+        that is not read.
     """
     if len(page) > MAX_PAGE_BYTES:
         drops["page too large"] += 1
+        yield None
         return
-    base, count = "", 0
+    base, count = None, 0
+    around: list[Fields] | None = None  # the <source> of the <picture> that is open
     for tag in image_tags(decode_page(page, charset)):
-        count += 1
-        if count > MAX_IMAGES:
-            drops["too many images on a page"] += 1
+        name = tag[1:].partition(">")[0].split(maxsplit=1)[0].rstrip("/").lower()
+        if name in ("picture", "/picture"):
+            around = [] if name == "picture" else None
             continue
-        fields = _attributes(tag)
-        if tag[:5].lower() == "<base":
-            base = (fields or {}).get("href") or ""
+        count += 1
+        fields = _attributes(tag) if count <= MAX_IMAGES else None
+        if name == "base":  # the first one that has an address
+            base = (fields or {}).get("href") if base is None else base
+        elif name == "source":
+            if around is not None and fields:
+                around.append(fields)
+        elif count > MAX_IMAGES:
+            drops["too many images on a page"] += 1
+            yield None
         elif fields is None:
             drops["too many attributes"] += 1
+            yield None
         elif "alt" not in fields:
             drops["no alt"] += 1
+            yield None
         elif "\ufffd" in (fields["alt"] or ""):
             drops["undecodable text"] += 1
+            yield None
         else:
-            sources = (fields.get(name) for name in (*_LAZY, "src"))
-            source = next((value.strip() for value in sources if value), "")
-            picture = _picture(source, base, url, local, drops)
-            if picture:
-                yield *picture, fields["alt"] or ""
+            addresses = list_candidates(fields, around or ())
+            picture = _picture(addresses, base or "", url, local, drops)
+            yield picture and (*picture, fields["alt"] or "")
 
 
 def _attributes(tag: str) -> dict[str, str | None] | None:
@@ -263,43 +257,55 @@ def _attributes(tag: str) -> dict[str, str | None] | None:
     for count, _ in enumerate(_ATTRIBUTES.finditer(tag)):
         if count > MAX_ATTRIBUTES:
             return None
-    node = LexborHTMLParser(tag).css_first("img, base")
+    node = LexborHTMLParser(tag).css_first("img, base, source")
     return node.attributes if node else {}
 
 
 def _picture(
-    source: str,
+    addresses: list[str],
     base: str,
     url: str,
     local: tuple[pathlib.Path, pathlib.Path] | None,
     drops: collections.Counter[str],
 ) -> tuple[bytes | None, str | None] | None:
-    """Returns (bytes, URL) of the picture of a `src`, or None if it is dropped.
+    """Returns (bytes, URL) of the picture of an <img>, or None if it is dropped.
 
-    Bytes are None unless the picture is embedded or in a local file. The URL is the
-    `src` joined to the page's URL; it is None unless its scheme is HTTP or HTTPS.
+    It is the first of the addresses whose file is there, else the first one. Bytes are
+    None unless the picture is embedded or in a local file. The URL is the address
+    joined to the page's URL; it is None unless its scheme is HTTP or HTTPS.
     """
-    if source[:5].lower() == "data:":
-        return _embedded(source, drops)
-    try:
-        target = urllib.parse.urljoin(base, source)
-        parts = urllib.parse.urlsplit(target)
-        absolute = urllib.parse.urljoin(url, target)
-        served = urllib.parse.urlsplit(absolute).scheme in ("http", "https")
-    except ValueError:
-        drops["bad url"] += 1
+    if not addresses:
+        drops["no address"] += 1
         return None
-    image = None
-    if local and source and not parts.scheme and not parts.netloc:
-        root, folder = local
-        path = urllib.parse.unquote(parts.path)
-        place = root / path.lstrip("/") if path.startswith("/") else folder / path
-        missing: collections.Counter[str] = collections.Counter()
-        image = read_inside(root, str(place.absolute()), missing)
-        if image is None and not served:
-            drops.update(missing)
-            return None
-    return image, absolute if served else None
+    if addresses[0][:5].lower() == "data:":
+        return _embedded(addresses[0], drops)
+    reasons: list[collections.Counter[str]] = []
+    served: list[str] = []
+    for address in addresses[: MAX_CANDIDATES if local else 1]:
+        reasons.append(collections.Counter())
+        try:
+            target = urllib.parse.urljoin(base, _with_slashes(address))
+            parts = urllib.parse.urlsplit(target)
+            absolute = urllib.parse.urljoin(url, target)
+            scheme = urllib.parse.urlsplit(absolute).scheme
+        except ValueError:
+            reasons[-1]["bad url"] += 1
+            continue
+        if scheme in ("http", "https"):
+            served.append(absolute)
+        if local and not parts.scheme and not parts.netloc:
+            root, folder = local
+            path = urllib.parse.unquote(parts.path)
+            place = root / path.lstrip("/") if path.startswith("/") else folder / path
+            image = read_inside(root, str(place.absolute()), reasons[-1])
+            if image is not None:
+                return image, absolute if scheme in ("http", "https") else None
+    if served:
+        return None, served[0]
+    if reasons[0]:
+        drops.update(reasons[0])
+        return None
+    return None, None
 
 
 def _embedded(
@@ -310,7 +316,18 @@ def _embedded(
         drops["data: url not read"] += 1
         return None
     try:
-        return base64.b64decode(urllib.parse.unquote(content)), None
+        packed = "".join(urllib.parse.unquote(content).split()).rstrip("=")
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True), None
     except (binascii.Error, ValueError):
         drops["data: url not read"] += 1
         return None
+
+
+def _with_slashes(address: str) -> str:
+    """Replaces backslashes before the query by slashes, as browsers do.
+
+    Tabs and line breaks inside of an address do not count.
+    """
+    address = re.sub(r"[\t\n\r]", "", address)
+    end = next((i for i, c in enumerate(address) if c in "?#"), len(address))
+    return address[:end].replace("\\", "/") + address[end:]

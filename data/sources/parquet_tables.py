@@ -8,11 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from align_jax.errors import InputError, one_line
 from data.sources.config import SourceConfig, TableColumns
-from data.sources.files import RawPair, SourceShard, list_files, read_inside
+from data.sources.files import (
+    RawPair,
+    SourceShard,
+    decode_pair,
+    list_files,
+    read_inside,
+)
 
 # A shard of a large file ends with the row group that reaches one of these bounds.
 SHARD_ROWS = 2**16
@@ -44,37 +51,35 @@ class ParquetSource:
 
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
-    ) -> Iterator[RawPair]:
+    ) -> Iterator[RawPair | None]:
         """Yields the pairs of a shard; a list of texts gives one pair per text.
 
-        Paths of pictures are relative to the file's folder.
+        Paths of pictures are relative to the file's folder. A picture in Hugging Face's
+        form, {bytes, path}, is read from its path if it has no bytes.
         """
         file = open_parquet(shard.path)
         present = check_parquet(file, shard.path, self.config.columns)
-        paths = present.image and _is_text(
-            _plain(file.schema_arrow.field(present.image).type)
-        )
+        kind = present.image and _plain(file.schema_arrow.field(present.image).type)
+        paths = bool(kind) and _is_text(kind)
         folder = pathlib.Path(shard.path).parent
+        default = self.config.language.encode()
         names = dataclasses.astuple(present)
         rows = read_parquet_columns(shard.path, names, shard.first, shard.last)
         for image, url, texts, language in rows:
-            if isinstance(image, dict):  # Hugging Face's form of an image
-                image = image["bytes"]
+            content, path = (None, image) if paths else (image, None)
+            if isinstance(image, dict):
+                content, path = image["bytes"], image["path"]
+            if texts == []:
+                drops["no text"] += 1
+                yield None
             for text in texts if isinstance(texts, list) else [texts]:
-                try:
-                    address = url.decode() if url else None
-                    alt_text = text.decode() if text else ""
-                    spoken = language.decode() if language else self.config.language
-                    location = image.decode() if image and paths else ""
-                except UnicodeDecodeError:
-                    drops["undecodable text"] += 1
-                    continue
-                content = None if paths else image
-                if location:
-                    content = read_inside(folder, location, drops)
-                    if content is None:
-                        continue
-                yield RawPair(content, address, alt_text, spoken)
+                pair = decode_pair(
+                    content, url or b"", text or b"", language or default, drops
+                )
+                if pair and path and content is None:
+                    inside = read_inside(folder, os.fsdecode(path), drops)
+                    pair = None if inside is None else pair._replace(image=inside)
+                yield pair
 
 
 def open_parquet(path: str | os.PathLike[str], name: str = "") -> pq.ParquetFile:
@@ -115,8 +120,7 @@ def check_parquet(
         if not _is_text(_plain(kind.value_type) if lists else kind):
             raise InputError(f"column {name!r} of {path} is {kind}; wanted string")
     kind = _plain(schema.field(present.image).type) if present.image else pa.string()
-    embedded = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    if not (_is_text(kind) or _is_binary(kind) or embedded):
+    if not (_is_text(kind) or _is_binary(kind) or _is_struct(kind)):
         raise InputError(
             f"column {present.image!r} of {path} is {kind}; wanted binary (a picture"
             " file's bytes) or string (its path)"
@@ -183,7 +187,17 @@ def _as_bytes(column: pa.Array) -> pa.Array:
         column = column.cast(kind)
     if _is_text(kind):
         return column.cast(pa.large_binary())
-    if _is_list(kind) and _is_text(kind.value_type):
+    if _is_struct(kind):
+        return pa.StructArray.from_arrays(
+            [
+                pa.compute.struct_field(column, name).cast(pa.large_binary())
+                if kind.get_field_index(name) >= 0
+                else pa.nulls(len(column), pa.large_binary())
+                for name in ("bytes", "path")
+            ],
+            ["bytes", "path"],
+        )
+    if _is_list(kind) and _is_text(_plain(kind.value_type)):
         return column.cast(pa.large_list(pa.large_binary()))
     return column
 
@@ -202,6 +216,14 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_struct(kind: pa.DataType) -> bool:
+    """Returns whether a type is Hugging Face's image, {bytes, path}."""
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    wanted = [field.type for field in kind if field.name in ("bytes", "path")]
+    return all(_is_binary(part) or _is_text(part) for part in wanted)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -14,11 +14,13 @@ import pyarrow as pa
 from align_jax import places
 from align_jax.config import choose
 from align_jax.contracts import check_contract
+from align_jax.errors import InputError
 from data.sources.config import SourceConfig
 from data.sources.csv_tables import CsvSource, FolderSource, TsvSource
 from data.sources.files import MAX_IMAGE_BYTES, RawPair, SourceShard
 from data.sources.html_pages import HtmlSource
 from data.sources.img2dataset import Img2datasetSource
+from data.sources.json_lines import JsonLinesSource
 from data.sources.parquet_tables import ParquetSource
 from data.sources.tars import WebdatasetSource
 from data.sources.tfds_records import TfdsSource
@@ -59,9 +61,11 @@ class Source(Protocol):
 
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
-    ) -> Iterator[RawPair]:
-        """Reads a shard in the order of its files.
+    ) -> Iterator[RawPair | None]:
+        """Reads a shard in the order of its files: one item for each row.
 
+        A row is whatever should give one pair: a line of a table, a text of a list, a
+        sample of a tar, an <img> of a page. A file that ends too early is one more row.
         Pairs need no check. `read_shard` drops and counts pairs that are too large,
         have neither picture nor URL, or cannot be stored.
 
@@ -70,7 +74,8 @@ class Source(Protocol):
           drops: counter of the reasons why rows give no pair; a cut file counts once.
 
         Yields:
-          The pairs. A pair without a language has the config's `language`.
+          The pair of each row, or None where one reason was counted in `drops`. A pair
+            without a language has the config's `language`.
 
         Raises:
           InputError: a file is damaged and the rest cannot be read.
@@ -81,6 +86,7 @@ SOURCES: dict[str, type[Source]] = {
     "parquet": ParquetSource,
     "csv": CsvSource,
     "tsv": TsvSource,
+    "jsonl": JsonLinesSource,
     "webdataset": WebdatasetSource,
     "img2dataset": Img2datasetSource,
     "folder": FolderSource,
@@ -116,7 +122,8 @@ def read_shard(
     """Reads the usable pairs of a shard, with texts cut to `config.max_characters`.
 
     A pair is dropped and counted if it has neither picture nor URL, a picture of more
-    than MAX_IMAGE_BYTES, or a text that cannot be stored as UTF-8 without NUL.
+    than MAX_IMAGE_BYTES, or a text that cannot be stored as UTF-8 without NUL. At the
+    end, the rows of the shard are the pairs and the drops.
 
     Args:
       config: config of the source.
@@ -128,12 +135,17 @@ def read_shard(
         reach 64 MiB.
 
     Raises:
-      InputError: a file is damaged and the rest cannot be read.
+      InputError: a file is damaged and the rest cannot be read, or the source counted
+        another number of drops than it has rows without a pair.
     """
     source = _open_source(config)
     rows: list[RawPair] = []
-    size = 0
-    for pair in source.read(shard=shard, drops=drops):
+    size = empty = 0
+    counted: collections.Counter[str] = collections.Counter()  # by the source
+    for pair in source.read(shard=shard, drops=counted):
+        if pair is None:
+            empty += 1
+            continue
         row, reason = _check(pair, config.max_characters)
         if reason:
             drops[reason] += 1
@@ -145,6 +157,12 @@ def read_shard(
             rows, size = [], 0
     if rows:
         yield _batch(rows)
+    drops.update(counted)
+    if empty != counted.total():
+        raise InputError(
+            f"the source {config.kind!r} miscounts {shard.name}: {empty} rows gave no"
+            f" pair, but the counted drops are {dict(counted)}"
+        )
 
 
 def _open_source(config: SourceConfig) -> Source:

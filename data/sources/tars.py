@@ -7,13 +7,23 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from align_jax.errors import InputError
 from data.sources.config import SourceConfig
 from data.sources.files import MAX_IMAGE_BYTES, RawPair, SourceShard, list_files
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("jfif", "jpe", "jp2", "ppm"),
+)
+PARTS = ("image", "txt", "json")
 MAX_HEADER_BYTES = 2**20
+MAX_PARTS = 8  # of members that agree up to the first dot, for the memory
+TRUNCATED = "truncated tar"
+
+# The contents of the members of a sample by PARTS; None if a member is too large.
+Sample = dict[str, bytes | None]
 
 # The type stubs of the standard library leave this class out.
 _END_MARK: type[tarfile.HeaderError] = vars(tarfile)["EOFHeaderError"]
@@ -37,9 +47,14 @@ class WebdatasetSource:
 
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
-    ) -> Iterator[RawPair]:
-        """Yields the pairs of a shard, as `read_tar` does."""
-        return read_tar(shard.path, self.config, drops)
+    ) -> Iterator[RawPair | None]:
+        """Yields the pairs of a shard, as `read_samples` and `make_pairs` say."""
+        for sample in read_samples(shard.path):
+            if isinstance(sample, str):
+                drops[sample] += 1
+                yield None
+            else:
+                yield from make_pairs(sample, self.config, drops)
 
 
 class _Tar(tarfile.TarFile):
@@ -74,41 +89,129 @@ class _Member(tarfile.TarInfo):
             raise
 
 
-def read_tar(
-    path: str, config: SourceConfig, drops: collections.Counter[str]
-) -> Iterator[RawPair]:
-    """Reads pairs from a tar of WebDataset's layout.
+def read_samples(path: str) -> Iterator[Sample | str]:
+    """Reads the samples of a tar of WebDataset's layout.
 
-    Consecutive members whose names agree up to the first dot form a pair: a picture,
-    its text in .txt or .json, its URL in .json. The text is the .json's field
-    `text_column`, else the .txt, else the .json's "caption" or "text".
+    Consecutive members of one folder whose names agree up to the first dot form a
+    sample; see `_join` for suffixes with dots. Files that macOS adds, with names that
+    begin with "._", belong to no sample.
 
     Args:
       path: path of the tar, perhaps compressed.
-      config: config of the source; it names the .json's fields of text and language,
-        and the language of pairs that have none.
-      drops: counter of the reasons why members give no pair; a damaged tar counts once.
 
     Yields:
-      The pairs, up to the point where the tar is cut.
+      Samples, and reasons why a member, or the rest of a damaged tar, is in none.
     """
     key: tuple[str, str] | None = None
-    sample: dict[str, bytes | None] = {}
-    cuts = drops["truncated tar"]
-    for name, content in _members(path, drops):
+    parts: dict[str, Sample] = {}
+    for member in _members(path):
+        if isinstance(member, str):
+            if member == TRUNCATED:  # the last sample may lack what was cut off
+                yield from (sample for sample in _join(parts) if _is_complete(sample))
+                parts = {}
+            yield member
+            continue
+        name, content = member
         folder, _, base = name.rpartition("/")
-        stem, _, suffix = base.partition(".")
+        if base.startswith("._"):
+            continue
+        stem, _, suffixes = base.partition(".")
         if (folder, stem) != key:
-            yield from _pair(sample, config, drops)
-            key, sample = (folder, stem), {}
-        suffix = suffix.lower()
+            yield from _join(parts)
+            key, parts = (folder, stem), {}
+        if len(parts) > MAX_PARTS:
+            first = next(iter(parts))
+            yield parts.pop(first)
+        prefix, _, suffix = suffixes.lower().rpartition(".")
         kind = "image" if suffix in IMAGE_SUFFIXES else suffix
-        if kind in ("image", "txt", "json"):
-            sample.setdefault(kind, content)
-    # The cut may have damaged the last pair, which must not be counted twice.
-    if drops["truncated tar"] > cuts:
-        drops = collections.Counter()
-    yield from _pair(sample, config, drops)
+        part = parts.setdefault(prefix, {})
+        if kind in PARTS:
+            part.setdefault(kind, content)
+    yield from _join(parts)
+
+
+def _join(parts: dict[str, Sample]) -> list[Sample]:
+    """Returns the samples among members whose names agree up to the first dot.
+
+    If members have simple suffixes, as "jpg", they are the sample, and all others, as
+    "mask.png", only accompany it. Else "input.jpg" and "output.txt" are a sample if
+    none of its parts occurs twice. Else "1.jpg" and "1.txt" are one, and "2.jpg" and
+    "2.txt" another.
+
+    Args:
+      parts: members by the text before their suffix, "" for a simple one.
+    """
+    if parts.get(""):
+        return [parts[""]]
+    kinds = [kind for part in parts.values() for kind in part]
+    if parts and len({*kinds}) == len(kinds):
+        return [{kind: part[kind] for part in parts.values() for kind in part}]
+    return [*parts.values()]
+
+
+def _is_complete(sample: Sample) -> bool:
+    """Returns whether a sample has a text, and a picture or a URL."""
+    return bool(sample.keys() & {"txt", "json"} and sample.keys() & {"image", "json"})
+
+
+def make_pairs(
+    sample: Sample, config: SourceConfig, drops: collections.Counter[str]
+) -> Iterator[RawPair | None]:
+    """Makes the pairs of a sample: a picture with each of its texts.
+
+    The text is the .json's field `text_column`, else the .txt, else the .json's
+    "caption" or "text"; a list of texts gives one pair per text. The .json has the URL.
+
+    Args:
+      sample: one of `read_samples`.
+      config: config of the source; it names the .json's fields of text and language,
+        and the language of pairs that have none.
+      drops: counter of the reasons why samples give no pair.
+
+    Yields:
+      The pairs, or one None.
+    """
+    if None in sample.values():
+        drops["member too large"] += 1
+        yield None
+        return
+    fields: Any = {}
+    text: str | None = None
+    try:
+        if "json" in sample:
+            fields = json.loads(sample["json"] or b"")
+            if not isinstance(fields, dict):
+                raise ValueError("no object")
+        text = (sample["txt"] or b"").decode() if "txt" in sample else None
+    except UnicodeDecodeError:
+        drops["undecodable text"] += 1
+        yield None
+        return
+    except (ValueError, RecursionError):
+        drops["bad json"] += 1
+        yield None
+        return
+    named = fields.get(config.text_column)
+    candidates = [named, text, fields.get("caption"), fields.get("text")]
+    texts = next((c for c in candidates if isinstance(c, str) or _is_texts(c)), None)
+    if texts is None:
+        drops["no text"] += 1
+        yield None
+        return
+    url, language = fields.get("url"), fields.get(config.language_column)
+    for one in [texts] if isinstance(texts, str) else texts:
+        yield RawPair(
+            sample.get("image"),
+            url if isinstance(url, str) else None,
+            one,
+            language if isinstance(language, str) and language else config.language,
+        )
+
+
+def _is_texts(value: Any) -> bool:
+    """Returns whether a value of JSON is a list of texts, one or more."""
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(text, str) for text in value)
 
 
 def _check_tar(path: str) -> None:
@@ -120,68 +223,29 @@ def _check_tar(path: str) -> None:
         raise InputError(f"{path} is not a tar file: {error}") from error
 
 
-def _members(
-    path: str, drops: collections.Counter[str]
-) -> Iterator[tuple[str, bytes | None]]:
+def _members(path: str) -> Iterator[tuple[str, bytes | None] | str]:
     """Yields (name, bytes) of a tar's regular files.
 
-    The bytes are None if the file has more than MAX_IMAGE_BYTES. Links, devices, unsafe
-    paths and large files are counted in `drops`. Damage ends the reading, counted once.
+    The bytes are None if the file has more than MAX_IMAGE_BYTES. A link, a device or an
+    unsafe path gives the reason why it is left out. Damage ends the reading with one.
     """
     try:
         with _Tar.open(path, "r|*", tarinfo=_Member) as tar:
-            tar.marked_end = False
             while (member := tar.next()) is not None:
                 tar.members.clear()
                 name = member.name
                 file = tar.extractfile(member) if member.isreg() else None
                 if name.startswith("/") or ".." in name.split("/"):
-                    drops["path outside the tar"] += 1
+                    yield "path outside the tar"
+                elif member.isdir():
+                    continue
                 elif file is None:
-                    drops["link or device in the tar"] += not member.isdir()
+                    yield "link or device in the tar"
                 elif member.size > MAX_IMAGE_BYTES:
-                    drops["member too large"] += 1
                     yield name, None
                 else:
                     yield name, file.read()
             if not tar.marked_end:
-                drops["truncated tar"] += 1
+                yield TRUNCATED
     except _DAMAGE:
-        drops["truncated tar"] += 1
-
-
-def _pair(
-    sample: dict[str, bytes | None],
-    config: SourceConfig,
-    drops: collections.Counter[str],
-) -> Iterator[RawPair]:
-    parts = {kind: content for kind, content in sample.items() if content is not None}
-    if not sample or len(parts) < len(sample):  # too large: counted already
-        return
-    fields = {}
-    try:
-        if "json" in parts:
-            fields = json.loads(parts["json"])
-            if not isinstance(fields, dict):
-                raise ValueError("no object")
-    except (ValueError, RecursionError):
-        drops["bad json"] += 1
-        return
-    try:
-        text = parts["txt"].decode() if "txt" in parts else None
-    except UnicodeDecodeError:
-        drops["undecodable text"] += 1
-        return
-    named = fields.get(config.text_column)
-    texts = [named, text, fields.get("caption"), fields.get("text")]
-    text = next((value for value in texts if isinstance(value, str)), None)
-    if text is None:
-        drops["no text"] += 1
-        return
-    url, language = fields.get("url"), fields.get(config.language_column)
-    yield RawPair(
-        parts.get("image"),
-        url if isinstance(url, str) else None,
-        text,
-        language if isinstance(language, str) and language else config.language,
-    )
+        yield TRUNCATED

@@ -44,7 +44,7 @@ class TfdsSource:
 
     def read(
         self, shard: SourceShard, drops: collections.Counter[str]
-    ) -> Iterator[RawPair]:
+    ) -> Iterator[RawPair | None]:
         """Yields the pairs of a shard; several texts of a record give one pair each."""
         import tensorflow as tf
         import tensorflow_datasets as tfds
@@ -63,6 +63,7 @@ class TfdsSource:
                     record = next(records, None)
             except dataset_folder.DamagedFileError:
                 drops["truncated tfrecord"] += 1
+                yield None
                 return
             if record is None:
                 return
@@ -75,8 +76,11 @@ class TfdsSource:
                 for name in (columns.url, columns.language)
             )
             image = record[columns.image].numpy()
+            if not texts:
+                drops["no text"] += 1
+                yield None
             for text in texts:
-                yield from decode_pair(image, url, text, language or default, drops)
+                yield decode_pair(image, url, text, language or default, drops)
 
     def _open(self) -> "tfds.core.DatasetBuilder":
         """Opens the dataset; InputError if it is missing, damaged or not prepared."""

@@ -67,6 +67,15 @@ def test_bad_requests_are_refused_in_a_line_and_the_server_goes_on(client):
     refused(422, "one of text, image and id", {"terms": [{"text": "a", "id": "b"}]})
     refused(422, "no picture 'none'", {"terms": [{"id": "none"}]})
     refused(422, "at least 1 item", {"terms": []})
+    headers = {"content-type": "application/json"}
+    for half in (
+        b'{"terms": [{"text": "a \\ud83d"}]}',
+        b'{"terms": [{"id": "a \\ud83d"}]}',
+        b'{"terms": [{"text": "a", "\\ud83d": 1}]}',
+    ):
+        refused(422, "body.terms.0", content=half, headers=headers)
+    half = b'{"texts": ["a", "\\ud83d"]}'
+    refused(422, "unicode string", path="/api/embed", content=half, headers=headers)
     red = [{"text": "red"}]
     refused(422, "less than or equal to 200", {"terms": red, "limit": 201})
     refused(422, "Extra inputs", {"terms": red, "limits": 3})

@@ -173,3 +173,44 @@ def test_pickled_weights_are_read(tmp_path):
     assert found.variables.keys() == expected.variables.keys()
     for path, array in expected.variables.items():
         np.testing.assert_array_equal(found.variables[path], array)
+
+
+def test_an_exported_processor_tokenizes_as_we_do(tmp_path):
+    from transformers import AlignProcessor
+
+    from align_jax.input.preprocess import PreprocessConfig
+    from align_jax.input.tokenizer import Tokenizer, replacements
+    from align_jax.models.bert import BertConfig
+    from align_jax.models.dual_encoder import ModelConfig
+    from align_jax.models.efficientnet import EfficientNetConfig
+    from align_jax.models.parameters import variable_shapes
+    from align_jax.texts import NFKC_CASEFOLD
+    from align_jax.weights.folder import Weights
+    from tests.input.normalisation_test import CAPTIONS, make_vocabulary
+
+    vocabulary = tuple(make_vocabulary())
+    text_tower = BertConfig(len(vocabulary), max_tokens=96, layers=1, hidden=64)
+    config = ModelConfig(EfficientNetConfig(width=0.1, depth=0.1), text_tower)
+    shapes = variable_shapes(config)
+    weights = Weights(
+        "dual_encoder",
+        config,
+        {path: np.full(shape, 0.5, np.float32) for path, shape in shapes.items()},
+        PreprocessConfig(resize=20, image_size=16),
+        vocabulary,
+    )
+    write_align(weights, str(tmp_path / "exported"))
+    assert open_weights(str(tmp_path / "exported")).normalisation == NFKC_CASEFOLD
+    changed = [
+        chr(point)
+        for point, text in enumerate(replacements(NFKC_CASEFOLD))
+        if text.strip() != chr(point) and not 0xD800 <= point < 0xE000
+    ]
+    random = np.random.default_rng(0)
+    mixed = ["a".join(random.choice(changed, 20)) for _ in range(500)]
+    texts = [*CAPTIONS, *mixed]
+    processor = AlignProcessor.from_pretrained(tmp_path / "exported")
+    found = processor.tokenizer(
+        texts, padding="max_length", max_length=96, truncation=True
+    )["input_ids"]
+    np.testing.assert_array_equal(found, Tokenizer(vocabulary, 96)(texts).numpy())

@@ -13,7 +13,8 @@ import safetensors.numpy
 
 from align_jax import convert
 from align_jax.errors import InputError, run_command
-from align_jax.input.tokenizer import MODEL, NORMALIZER
+from align_jax.input.normalizers import BERT
+from align_jax.input.tokenizer import MODEL
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.weights.folder import read_weights, write_weights
@@ -367,7 +368,7 @@ def test_our_folder_with_damaged_files_is_refused(
 def test_a_foreign_folder_with_damaged_fields_is_refused(folder, file, fields, message):
     if file == "tokenizer.json":
         (folder / "vocab.txt").unlink()
-        parts = {"normalizer": NORMALIZER, "model": {**MODEL}}
+        parts = {"normalizer": BERT, "model": {**MODEL}}
         (folder / file).write_text(json.dumps(parts | fields))
     elif file.endswith(".json"):
         edit(folder / file, **fields)

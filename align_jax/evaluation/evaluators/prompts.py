@@ -12,6 +12,7 @@ from typing import Any
 from align_jax import places
 from align_jax.config import choose
 from align_jax.errors import InputError
+from align_jax.texts import check_template, check_text
 
 FOLDER = pathlib.Path(__file__).with_name("prompt_sets")
 SUBSETS = FOLDER / "imagenet_subsets.json"
@@ -52,9 +53,10 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
         has none.
 
     Raises:
-      InputError: the file is missing or damaged, has no templates or one without {},
-        has no classes while there are no `label_names`, or has another number of
-        classes than the dataset.
+      InputError: the file is missing or damaged, has no templates or one that
+        `check_template` refuses, has a name or phrase that is no text, has no classes
+        while there are no `label_names`, or has another number of classes than the
+        dataset.
     """
     shipped = FOLDER / f"{source}.json"
     is_shipped = shipped.exists() and shipped != SUBSETS
@@ -68,6 +70,8 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
         raise InputError(
             f"{path} has the templates {templates}; wanted some with a {{}}"
         )
+    for template in templates:
+        check_template(template, path)
     if "categories" in found:
         categories = found["categories"]
         if not isinstance(categories, list) or not all(map(_is_category, categories)):
@@ -84,6 +88,11 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
         if names and not _are_texts(names):
             raise InputError(f"{path} has the classes {names}; wanted a list of texts")
         phrases = [[name] for name in names]
+    for text in [*names, *(phrase for each in phrases for phrase in each)]:
+        check_text(text, path)
+    if not all(phrases):
+        name = names[phrases.index([])]
+        raise InputError(f"{path} has no prompt for the class {name!r}")
     if not names:
         raise InputError(
             f"{path} has no classes, and the dataset does not name its own"

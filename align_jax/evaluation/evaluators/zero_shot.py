@@ -21,6 +21,7 @@ from align_jax.evaluation.examples import Example, Item, Side, make_examples, sh
 from align_jax.evaluation.scores import mean_per_class, recall_at
 from align_jax.input.evaluation_records import LabelledSplits
 from align_jax.ranges import Natural
+from align_jax.texts import check_template
 
 AVERAGES = ("unit", "plain")
 
@@ -56,8 +57,8 @@ class ZeroShotConfig(LabelledSplits):
 
     def __post_init__(self) -> None:
         check_choices(self, {"average": AVERAGES})
-        if self.single and "{}" not in self.single:
-            raise ValueError(f"single is {self.single!r}; wanted a {{}} in it")
+        if self.single:
+            check_template(self.single, "the field single")
 
 
 class RankedClasses(NamedTuple):

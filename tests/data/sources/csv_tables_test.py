@@ -9,15 +9,19 @@ from data.sources.source import list_shards
 from tests.data.sources.reading import PNG, read
 
 
-@pytest.mark.parametrize(("kind", "separator"), [("csv", ","), ("tsv", "\t")])
-def test_csv_and_tsv(tmp_path, kind, separator):
-    lines = [["url", "alt_text", "language"], ["u1", '"two\nlines"', "en"]]
+@pytest.mark.parametrize(
+    ("kind", "separator", "quoted"),
+    [("csv", ",", '"two\nlines"'), ("tsv", "\t", "two\rlines")],
+)
+def test_csv_and_tsv(tmp_path, kind, separator, quoted):
+    lines = [["url", "alt_text", "language"], ["u1", quoted, "en"]]
     lines += [["u2", "", ""], ["u3", "a", "b", "c"], ["u4"], [""]]
     text = "".join(separator.join(line) + "\r\n" for line in lines)
     (tmp_path / f"a.{kind}").write_bytes(text.encode("utf-8-sig"))
     (tmp_path / f"b.{kind}.gz").write_bytes(gzip.compress(text.encode()))
     rows, drops = read(kind, tmp_path, language="xx")
-    expected = [(None, "u1", "two\nlines", "en"), (None, "u2", "", "xx")]
+    text = quoted.strip('"')
+    expected = [(None, "u1", text, "en"), (None, "u2", "", "xx")]
     assert rows == 2 * expected
     assert drops == {"fields do not match the header": 4}
 

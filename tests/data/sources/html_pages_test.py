@@ -1,8 +1,11 @@
 import collections
 import gzip
 import time
+import zlib
 
+import brotli
 import pytest
+import zstandard
 
 from data.sources.html_pages import decode_page, image_tags, read_page
 from tests.data.sources.reading import PNG, read
@@ -149,3 +152,40 @@ def test_warc(tmp_path):
     rows, drops = read("html", tmp_path)
     assert len(rows) == 1
     assert drops == {"truncated warc": 1}
+
+
+def test_packed_pages_of_a_warc(tmp_path):
+    page = b"<img src=1.png alt=one>"
+    whole = zlib.compress(page)
+    bodies = {
+        "br": brotli.compress(page),
+        "zstd": zstandard.compress(page),
+        "gzip": gzip.compress(page),
+        "deflate": whole,
+        "Deflate": whole[2:-4],
+        "gzip, br": brotli.compress(gzip.compress(page)),
+        "identity": page,
+    }
+    plain = {"zstd": page, "br": page}  # unpacked by the crawler
+    bad = {"br": b"\xff" * 99, "lzma": page}
+    bombs = {"br": brotli.compress(b"<" * 20_000_000), "zstd": b"?"}
+    bombs["zstd"] = zstandard.compress(b"<" * 20_000_000)
+    records = b""
+    for part in (bodies, plain, bad, bombs):
+        for encoding, body in part.items():
+            head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
+            head += f"Content-Encoding: {encoding}\r\n\r\n"
+            payload = head.encode() + body
+            head = "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/\r\n"
+            head += "Content-Type: application/http; msgtype=response\r\n"
+            head += f"Content-Length: {len(payload)}\r\n\r\n"
+            records += head.encode() + payload + b"\r\n\r\n"
+    for name, content in (("a.warc", records), ("a.warc.gz", gzip.compress(records))):
+        (tmp_path / name).write_bytes(content)
+        rows, drops = read("html", tmp_path / name)
+        assert rows == [(None, "http://a/1.png", "one", "")] * 9
+        assert drops == {
+            "page that cannot be unpacked": 1,
+            "page in an unknown encoding": 1,
+            "page too large": 2,
+        }
