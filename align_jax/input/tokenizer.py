@@ -1,9 +1,10 @@
-"""Tokenizes texts as BERT's uncased models do, inside tf.data.
+"""Tokenizes texts as BERT's uncased models do, in Python or inside tf.data.
 
-The ids equal those of Hugging Face. A table, bert_characters.txt, holds the change that
-Hugging Face's `tokenizers` 0.23 makes to each character (dropped, lower-cased without
-accents, set apart, ...). So ids do not depend on any library's version of Unicode. Two
-differences remain:
+Both forms give the same ids. Python's needs no TensorFlow; tf.data's needs no
+interpreter lock. The ids equal those of Hugging Face. A table, bert_characters.txt,
+holds the change that Hugging Face's `tokenizers` 0.23 makes to each character (dropped,
+lower-cased without accents, set apart, ...). So ids do not depend on any library's
+version of Unicode. Two differences remain:
 
 * A text cannot hold special tokens: "[SEP]" in a text is three words, as with Hugging
   Face's `split_special_tokens=True`. By default Hugging Face reads it as the special
@@ -19,12 +20,15 @@ import hashlib
 import pathlib
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-import tensorflow_text as tf_text
+import numpy as np
 
 from align_jax import places
 from align_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
@@ -33,6 +37,7 @@ HEAD_BYTES = 16  # per token, where a long text is first cut; enough for most te
 # word that is too long in any case.
 SPACES = r"[ \t\n\r]+"
 ENDLESS_WORD = rf"([0-9A-Za-z]{{{LONGEST_WORD + 1}}})[0-9A-Za-z]+"
+CACHED_WORDS = 2**16  # words whose pieces are kept in memory
 CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
 
 # Settings that a tokenizer.json must have, because this file implements no others.
@@ -89,28 +94,74 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self._cls = vocabulary.index(CLS)
         self._sep = vocabulary.index(SEP)
-        self._wordpiece = tf_text.FastWordpieceTokenizer(
-            vocabulary,
-            max_bytes_per_word=4 * LONGEST_WORD,
-            token_out_type=tf.int32,
-            no_pretokenization=True,
-        )
+        self._id_of = {token: place for place, token in enumerate(vocabulary)}
+        self._longest = max(map(len, vocabulary))
+        self._pieces = functools.lru_cache(CACHED_WORDS)(self._split_word)
 
-    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Tokenizes UTF-8 texts (B,) to int32 ids (B, max_tokens).
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokenizes texts (B) to int32 ids (B, max_tokens).
 
         The ids of a text are [CLS], its word pieces, [SEP] and zeros. A text longer
-        than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
+        than max_tokens - 2 pieces is cut.
+        """
+        ids = np.zeros((len(texts), self.max_tokens), np.int32)
+        most = self.max_tokens - 2
+        for row, text in enumerate(texts):
+            pieces: list[int] = []
+            for word in text.translate(replacements()).split():
+                pieces += self._pieces(word)
+                if len(pieces) >= most:
+                    break
+            found = [self._cls, *pieces[:most], self._sep]
+            ids[row, : len(found)] = found
+        return ids
+
+    def _split_word(self, word: str) -> list[int]:
+        """Returns the ids of a word's pieces, each the longest that the rest allows."""
+        unknown = [self._id_of[UNKNOWN]]
+        if len(word) > LONGEST_WORD:
+            return unknown
+        pieces, start = [], 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            for end in range(min(len(word), start + self._longest), start, -1):
+                piece = self._id_of.get(prefix + word[start:end])
+                if piece is not None:
+                    break
+            else:
+                return unknown
+            pieces.append(piece)
+            start = end
+        return pieces
+
+    @functools.cached_property
+    def _wordpiece(self) -> Any:
+        import tensorflow as tf
+        import tensorflow_text as tf_text
+
+        with tf.init_scope():  # its tensors must not belong to a traced graph
+            return tf_text.FastWordpieceTokenizer(
+                self.tokens,
+                max_bytes_per_word=4 * LONGEST_WORD,
+                token_out_type=tf.int32,
+                no_pretokenization=True,
+            )
+
+    def __call__(self, texts: "tf.Tensor") -> "tf.Tensor":
+        """Tokenizes UTF-8 texts (B,) to the ids (B, max_tokens) of `encode`.
+
+        Bytes that are not UTF-8 are dropped.
         """
         return self._ids(split_words(self._cut(texts)))
 
-    def _cut(self, texts: tf.Tensor) -> tf.Tensor:
+    def _cut(self, texts: "tf.Tensor") -> "tf.Tensor":
         """Cuts long texts (B,) where the rest cannot change their ids.
 
         A word has one piece or more, so that max_tokens - 2 words suffice. Only the
         last word of a cut text may be incomplete. So a text is long enough if it has
         one word more than that.
         """
+        import tensorflow as tf
 
         def is_too_short(size: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
             cut = tf.boolean_mask(texts, tf.strings.length(texts) > size)
@@ -129,8 +180,10 @@ class Tokenizer:
         )
         return tf.strings.substr(texts, 0, size)
 
-    def _ids(self, words: tf.RaggedTensor) -> tf.Tensor:
+    def _ids(self, words: "tf.RaggedTensor") -> "tf.Tensor":
         """Converts words (B, words) to int32 ids (B, max_tokens)."""
+        import tensorflow as tf
+
         too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
         known = tf.where(too_long, UNKNOWN, words.values)
         pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
@@ -150,11 +203,13 @@ def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
     return Tokenizer(read_vocabulary(path), max_tokens, path)
 
 
-def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
+def split_words(texts: "tf.Tensor") -> "tf.RaggedTensor":
     """Splits UTF-8 texts (B,) into BERT's words (B, words).
 
     They are lower-cased without accents; every punctuation mark is a word.
     """
+    import tensorflow as tf
+
     points = tf.strings.unicode_decode(texts, "UTF-8")  # (B, characters)
     characters = tf.gather(_characters(), points)
     return tf.strings.split(tf.strings.reduce_join(characters, -1))
@@ -219,11 +274,12 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
 
 
 @functools.cache
-def _characters() -> tf.Tensor:
-    """Returns the text that replaces each Unicode code point, (0x110000,) strings."""
-    characters = [chr(point) for point in range(0x110000)]
-    for point in range(0xAC00, 0xD7A4):  # Hangul, equal in all Unicode versions
-        characters[point] = unicodedata.normalize("NFD", chr(point))
+def replacements() -> dict[int, str]:
+    """Returns the texts that replace code points, for those that do not stay."""
+    found = {  # Hangul, equal in all Unicode versions
+        point: unicodedata.normalize("NFD", chr(point))
+        for point in range(0xAC00, 0xD7A4)
+    }
     for line in CHARACTERS.read_text().splitlines():
         if line.startswith("#"):
             continue
@@ -231,9 +287,19 @@ def _characters() -> tf.Tensor:
         first, _, last = span.partition("-")
         for point in range(int(first, 16), int(last or first, 16) + 1):
             special = {".": chr(point), "-": ""}
-            characters[point] = "".join(
+            found[point] = "".join(
                 special[code] if code in special else chr(int(code, 16))
                 for code in rule.split()
             )
+    return found
+
+
+@functools.cache
+def _characters() -> "tf.Tensor":
+    """Returns the text that replaces each Unicode code point, (0x110000,) strings."""
+    import tensorflow as tf
+
+    changed = replacements()
+    characters = [changed.get(point, chr(point)) for point in range(0x110000)]
     with tf.init_scope():  # the cached tensor must not belong to a traced graph
         return tf.constant(characters)
