@@ -14,11 +14,17 @@ STDOUT = 1  # file descriptor
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that stopped after SIGTERM
 UNREAD = 128 + signal.SIGPIPE  # exit code of a command whose output nobody reads
 
-# Names under which our requirements are installed, where imports have other names.
-INSTALLED_AS = {
+# The requirement that brings a package whose import has another name.
+BROUGHT_BY = {
     "PIL": "pillow",
+    "absl": "absl-py",
     "faiss": "faiss-cpu",
+    "h5py": "tensorflow",
     "ibis": "ibis-framework",
+    "keras": "tensorflow",
+    "orbax": "orbax-checkpoint",
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
     "yaml": "PyYAML",
 }
 REINSTALL = "run `make .venv`, or `pip install -r requirements.txt`"
@@ -91,7 +97,8 @@ def missing_package(name: str) -> str:
     Args:
       name: name by which the package is imported.
     """
-    package = INSTALLED_AS.get(name, name).replace("_", "-").lower()
+    name = name.partition(".")[0]
+    package = BROUGHT_BY.get(name, name).replace("_", "-").lower()
     try:
         requirements = importlib.metadata.requires("align-jax") or []
     except importlib.metadata.PackageNotFoundError:  # a checkout without installation
