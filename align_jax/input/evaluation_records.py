@@ -225,7 +225,7 @@ def _stream(builder: "tfds.core.DatasetBuilder", split: str) -> Iterator[dict]:
 
 
 def _read(
-    builder: tfds.core.DatasetBuilder, split: str, dataset: tf.data.Dataset
+    builder: "tfds.core.DatasetBuilder", split: str, dataset: "tf.data.Dataset"
 ) -> Iterator[dict]:
     """Yields records of a split as NumPy values; InputError if one is damaged."""
 
