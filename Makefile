@@ -1,5 +1,6 @@
-# Every target installs its requirements: .venv is built once from requirements.txt, with
-# the exact versions of constraints.txt. PYTHON chooses the interpreter.
+# Every target installs its requirements: .venv is built once from requirements.txt, which
+# names extras of pyproject.toml, with the exact versions of constraints.txt. PYTHON
+# chooses the interpreter.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && echo $$p && break; done)
@@ -11,7 +12,7 @@ SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 EXTRAS := browser convert nsfw spark tpu
-SUITES := fast buckets faults launch pods $(EXTRAS)
+SUITES := fast buckets faults launch pods wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
 .PHONY: quickstart data ablations docs test test-all test-newest lint format clean
@@ -50,7 +51,7 @@ format: .venv/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-ready-fast ready-faults ready-pods: .venv/installed
+ready-fast ready-faults ready-pods ready-wheel: .venv/installed
 
 $(EXTRAS:%=ready-%): ready-%: .venv/installed
 	.venv/bin/pip install --quiet -e '.[$*]' -c constraints.txt
@@ -92,7 +93,10 @@ test-tpu: ready-tpu  ## compile steps for TPU slices, without a TPU
 test-launch: ready-launch  ## read the SkyPilot task with SkyPilot
 	$(TEST) -m launch
 
-test-newest:  ## run the fast tests with the newest releases that requirements.txt allows
+test-wheel: ready-wheel  ## install the wheel in a new environment and use it there
+	$(TEST) -m wheel
+
+test-newest:  ## run the fast tests with the newest releases that pyproject.toml allows
 	$(if $(NEWEST),,$(error no Python 3.11, 3.12 or 3.13 found))
 	rm -rf .venv-newest
 	$(NEWEST) -m venv .venv-newest
@@ -102,7 +106,7 @@ test-newest:  ## run the fast tests with the newest releases that requirements.t
 .PHONY: .venv
 .venv: .venv/installed
 
-.venv/installed: requirements.txt constraints.txt
+.venv/installed: requirements.txt pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/one))
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r requirements.txt -c constraints.txt

@@ -20,6 +20,6 @@ def load(source: str, batch_size: int = 128) -> "Model":
       InputError: the source is missing or damaged, or holds no dual encoder, or the
         batch size is below 1.
     """
-    from align_jax.embed import model  # imports TensorFlow, unlike the core
+    from align_jax.embed import model
 
     return model.load(source, batch_size)

@@ -1,7 +1,9 @@
 """Errors a user can fix, and how commands print them."""
 
 import contextlib
+import importlib.metadata
 import os
+import re
 import select
 import signal
 import sys
@@ -11,6 +13,22 @@ from collections.abc import Callable, Iterator
 STDOUT = 1  # file descriptor
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that stopped after SIGTERM
 UNREAD = 128 + signal.SIGPIPE  # exit code of a command whose output nobody reads
+
+# The requirement that brings a package whose import has another name.
+BROUGHT_BY = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "faiss": "faiss-cpu",
+    "h11": "uvicorn",
+    "h5py": "tensorflow",
+    "ibis": "ibis-framework",
+    "keras": "tensorflow",
+    "orbax": "orbax-checkpoint",
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
+    "yaml": "PyYAML",
+}
+REINSTALL = "run `make .venv`, or `pip install -r requirements.txt`"
 
 
 class Preempted(Exception):
@@ -74,6 +92,30 @@ def printable(text: str) -> str:
     )
 
 
+def missing_package(name: str) -> str:
+    """Returns a line that says which of our extras installs a package.
+
+    Args:
+      name: name by which the package is imported.
+    """
+    name = name.partition(".")[0]
+    package = BROUGHT_BY.get(name, name).replace("_", "-").lower()
+    try:
+        requirements = importlib.metadata.requires("align-jax") or []
+    except importlib.metadata.PackageNotFoundError:  # a checkout without installation
+        requirements = []
+    for requirement in requirements:
+        found = re.match(r"[\w.-]+", requirement)
+        if found and found[0].replace("_", "-").lower() == package:
+            extra = re.search(r"extra == .([\w-]+)", requirement)
+            ours = f"[{extra[1]}]" if extra else ""
+            return (
+                f"package {name!r} is missing: install align-jax{ours}, in a checkout"
+                f" by `pip install -e '.{ours}'`"
+            )
+    return f"package {name!r} is missing: {REINSTALL}"
+
+
 def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command; an error that a user can fix is printed as one line on stderr.
 
@@ -99,11 +141,11 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
     except (InputError, FloatingPointError) as error:
         message, code = str(error), 2
     except ImportError as error:
-        found = f"package {error.name!r} is missing"
-        if not isinstance(error, ModuleNotFoundError) or not error.name:
-            found = str(error).strip().splitlines()[0]
-        fix = "run `make .venv`, or `pip install -r requirements.txt`"
-        message, code = f"{found}: {fix}", 2
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            message = missing_package(error.name)
+        else:
+            message = f"{one_line(error)}: {REINSTALL}"
+        code = 2
     except KeyboardInterrupt:
         message, code = "interrupted; the same command continues", 130
     except Preempted as error:

@@ -24,6 +24,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "spark": ("java",),
     "tpu": (),
     "pods": (),
+    "wheel": (),
     "faults": ("unshare",),
     "browser": ("chromium", "chromium-browser", "google-chrome"),
 }

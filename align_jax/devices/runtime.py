@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import importlib.util
 import logging
 import os
 import pathlib
@@ -12,7 +13,7 @@ from collections.abc import Callable
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-def start(distributed: bool = False) -> None:
+def start(distributed: bool = False, tensorflow: bool = True) -> None:
     """Prepares TensorFlow and JAX; call once, before either computes.
 
     TensorFlow only reads data, so it is kept off GPUs. Logs of TensorFlow and Orbax are
@@ -24,15 +25,19 @@ def start(distributed: bool = False) -> None:
         pods and under Slurm, Open MPI and Kubernetes. Elsewhere the environment must
         give JAX_COORDINATOR_ADDRESS (host:port of the first process),
         JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+      tensorflow: whether to prepare TensorFlow, if it is installed. Its import takes
+        seconds, and only training and datasets need it.
 
     Raises:
       InputError: the other processes cannot be found, or do not answer.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
-    import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")
+    if tensorflow and importlib.util.find_spec("tensorflow"):
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
     # Orbax logs a failed write of a checkpoint many times, also through tasks that it
     # leaves to asyncio. The failure is raised too, so these logs are dropped.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)

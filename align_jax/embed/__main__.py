@@ -28,7 +28,7 @@ def main() -> None:
 
     from align_jax.devices.runtime import start
 
-    start()
+    start(tensorflow=False)
     from align_jax.embed.model import load
     from align_jax.embed.shards import embed_shards, list_shards
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 from jax.sharding import Mesh
 
 from align_jax.devices.mesh import batch_split, place_array, replicated
@@ -55,10 +54,7 @@ class Embedder:
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; wanted 1 or more")
-        # Traced once, so that a call with one or two texts, as from the search server,
-        # costs little.
-        texts = [tf.TensorSpec([None], tf.string)]
-        self._tokenizer = tokenizer and tf.function(tokenizer, input_signature=texts)
+        self._tokenizer = tokenizer
         self._preprocess = preprocess
         self._mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -228,11 +224,10 @@ class Embedder:
         size, split = self._batch_size, batch_split(self._mesh)
         encode = self._of_texts[method]
         if not len(texts):
-            tokens = self._tokenizer(tf.constant([""] * size)).numpy()
-            return self._no_rows(encode, tokens)
+            return self._no_rows(encode, self._tokenizer.encode([""] * size))
         padded = [*texts, *[""] * (-len(texts) % size)]
         parts = (padded[start : start + size] for start in range(0, len(padded), size))
-        tokens = (self._tokenizer(tf.constant(part)).numpy() for part in parts)
+        tokens = map(self._tokenizer.encode, parts)
         batches = ((size, (place_array(batch, split),)) for batch in tokens)
         return np.concatenate(list(self._embed(encode, batches)))[: len(texts)]
 

@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated
-
-import tensorflow as tf
-import tensorflow_datasets as tfds
+from typing import TYPE_CHECKING, Annotated
 
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input.shards import Shard, list_shards, open_builder
 from align_jax.ranges import INT64, Range
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +84,11 @@ def open_dataset(config: DatasetConfig) -> Dataset:
 
 
 def _make_parser(
-    features: tfds.features.FeaturesDict, config: DatasetConfig
-) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    features: "tfds.features.FeaturesDict", config: DatasetConfig
+) -> Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]:
     """Makes `Dataset.parse`; raises InputError for missing or unfit features."""
+    import tensorflow as tf
+
     known = features.tf_example_spec
     target = config.label_feature or config.text_feature
     target_type, description = tf.string, "a text or a list of texts"

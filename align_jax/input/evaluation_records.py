@@ -3,14 +3,17 @@
 import array
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from align_jax import dataset_folder, places
 from align_jax.errors import InputError
 from align_jax.input.shards import open_shards
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
 
 
 def evaluation_records(
@@ -161,6 +164,8 @@ class LabelledPictures:
 
     def labels(self) -> np.ndarray:
         """Returns the labels of all records, (count,) int64; negative for no label."""
+        import tensorflow_datasets as tfds
+
         wanted = tfds.decode.PartialDecoding({self._label: True})
         dataset = self._builder.as_dataset(
             split=self._split, decoders=wanted, shuffle_files=False
@@ -192,7 +197,7 @@ class LabelledSplits:
 
 def _open_evaluation(
     directory: str, split: str, wanted: Sequence[str]
-) -> tfds.core.DatasetBuilder:
+) -> "tfds.core.DatasetBuilder":
     """Opens a split of the newest version; raises as `evaluation_records` does."""
     directory = places.newest_version(directory)
     for part in split.split("+"):  # for example "train[:90%]+validation"
@@ -214,13 +219,13 @@ def _open_evaluation(
     return builder
 
 
-def _stream(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
+def _stream(builder: "tfds.core.DatasetBuilder", split: str) -> Iterator[dict]:
     """Yields a split's records in the order of the files, with encoded pictures."""
     return _read(builder, split, _open_stream(builder, split))
 
 
 def _read(
-    builder: tfds.core.DatasetBuilder, split: str, dataset: tf.data.Dataset
+    builder: "tfds.core.DatasetBuilder", split: str, dataset: "tf.data.Dataset"
 ) -> Iterator[dict]:
     """Yields records of a split as NumPy values; InputError if one is damaged."""
 
@@ -233,8 +238,10 @@ def _read(
         yield from dataset.as_numpy_iterator()
 
 
-def _open_stream(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
+def _open_stream(builder: "tfds.core.DatasetBuilder", split: str) -> "tf.data.Dataset":
     """Returns the records of `_stream` as a dataset of TensorFlow."""
+    import tensorflow_datasets as tfds
+
     pictures_encoded = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()

@@ -8,11 +8,13 @@ import dataclasses
 import os
 import struct
 from collections.abc import Sequence
-
-import tensorflow_datasets as tfds
+from typing import TYPE_CHECKING
 
 from align_jax import dataset_folder, places
 from align_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 FRAME = 16  # bytes of TFRecord's framing around a record
 REQUESTS = 32  # files whose size is requested at the same time
@@ -45,7 +47,9 @@ def open_shards(directory: str, split: str) -> list[Shard]:
     return list_shards(directory, open_builder(directory, split).info, split)
 
 
-def list_shards(directory: str, info: tfds.core.DatasetInfo, split: str) -> list[Shard]:
+def list_shards(
+    directory: str, info: "tfds.core.DatasetInfo", split: str
+) -> list[Shard]:
     """Lists the shards of an open dataset; see `open_shards`."""
     if info.file_format is not None and info.file_format.value != "tfrecord":
         raise InputError(
@@ -75,7 +79,7 @@ def is_dataset(directory: str) -> bool:
     return places.exists(path)
 
 
-def open_builder(directory: str, split: str) -> tfds.core.DatasetBuilder:
+def open_builder(directory: str, split: str) -> "tfds.core.DatasetBuilder":
     """Opens a dataset with TFDS.
 
     Raises:

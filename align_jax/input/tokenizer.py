@@ -1,7 +1,9 @@
-"""Tokenizes texts as BERT's uncased models do, inside tf.data.
+"""Tokenizes texts as BERT's uncased models do, in Python or inside tf.data.
 
-A vocabulary that was made from normalised texts is used with normalised texts: then
-each character is replaced as `align_jax.texts` and BERT together replace it.
+Both forms give the same ids. Python's needs no TensorFlow; tf.data's needs no
+interpreter lock. A vocabulary that was made from normalised texts is used with
+normalised texts: then each character is replaced as `align_jax.texts` and BERT together
+replace it.
 
 Without that, the ids equal those of Hugging Face. A table, bert_characters.txt, holds
 the change that Hugging Face's `tokenizers` 0.23 makes to each character (dropped,
@@ -19,18 +21,20 @@ library's version of Unicode. Two differences remain:
 import collections
 import functools
 import hashlib
-import pathlib
-import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-import tensorflow_text as tf_text
+import numpy as np
 
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input import normalizers
+from align_jax.input.characters import replacements, split_words
 from align_jax.input.normalizers import read_normalizer
-from align_jax.texts import NFKC_CASEFOLD, NONE, fold, is_folded
+from align_jax.texts import NFKC_CASEFOLD, NONE, is_folded
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
@@ -39,7 +43,7 @@ HEAD_BYTES = 16  # per token, where a long text is first cut; enough for most te
 # word that is too long in any case.
 SPACES = r"[ \t\n\r]+"
 ENDLESS_WORD = rf"([0-9A-Za-z]{{{LONGEST_WORD + 1}}})[0-9A-Za-z]+"
-CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
+CACHED_WORDS = 2**16  # words whose pieces are kept in memory
 
 # Settings of the model that a tokenizer.json must have; this file implements no others.
 MODEL = {
@@ -101,28 +105,74 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self._cls = vocabulary.index(CLS)
         self._sep = vocabulary.index(SEP)
-        self._wordpiece = tf_text.FastWordpieceTokenizer(
-            vocabulary,
-            max_bytes_per_word=4 * LONGEST_WORD,
-            token_out_type=tf.int32,
-            no_pretokenization=True,
-        )
+        self._id_of = {token: place for place, token in enumerate(vocabulary)}
+        self._longest = max(map(len, vocabulary))
+        self._pieces = functools.lru_cache(CACHED_WORDS)(self._split_word)
 
-    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Tokenizes UTF-8 texts (B,) to int32 ids (B, max_tokens).
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokenizes texts (B) to int32 ids (B, max_tokens).
 
         The ids of a text are [CLS], its word pieces, [SEP] and zeros. A text longer
-        than max_tokens - 2 pieces is cut. Bytes that are not UTF-8 are dropped.
+        than max_tokens - 2 pieces is cut.
+        """
+        ids = np.zeros((len(texts), self.max_tokens), np.int32)
+        most = self.max_tokens - 2
+        for row, text in enumerate(texts):
+            pieces: list[int] = []
+            for word in text.translate(replacements(self.normalisation)).split():
+                pieces += self._pieces(word)
+                if len(pieces) >= most:
+                    break
+            found = [self._cls, *pieces[:most], self._sep]
+            ids[row, : len(found)] = found
+        return ids
+
+    def _split_word(self, word: str) -> list[int]:
+        """Returns the ids of a word's pieces, each the longest that the rest allows."""
+        unknown = [self._id_of[UNKNOWN]]
+        if len(word) > LONGEST_WORD:
+            return unknown
+        pieces, start = [], 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            for end in range(min(len(word), start + self._longest), start, -1):
+                piece = self._id_of.get(prefix + word[start:end])
+                if piece is not None:
+                    break
+            else:
+                return unknown
+            pieces.append(piece)
+            start = end
+        return pieces
+
+    @functools.cached_property
+    def _wordpiece(self) -> Any:
+        import tensorflow as tf
+        import tensorflow_text as tf_text
+
+        with tf.init_scope():  # its tensors must not belong to a traced graph
+            return tf_text.FastWordpieceTokenizer(
+                self.tokens,
+                max_bytes_per_word=4 * LONGEST_WORD,
+                token_out_type=tf.int32,
+                no_pretokenization=True,
+            )
+
+    def __call__(self, texts: "tf.Tensor") -> "tf.Tensor":
+        """Tokenizes UTF-8 texts (B,) to the ids (B, max_tokens) of `encode`.
+
+        Bytes that are not UTF-8 are dropped.
         """
         return self._ids(self._split(self._cut(texts)))
 
-    def _cut(self, texts: tf.Tensor) -> tf.Tensor:
+    def _cut(self, texts: "tf.Tensor") -> "tf.Tensor":
         """Cuts long texts (B,) where the rest cannot change their ids.
 
         A word has one piece or more, so that max_tokens - 2 words suffice. Only the
         last word of a cut text may be incomplete. So a text is long enough if it has
         one word more than that.
         """
+        import tensorflow as tf
 
         def is_too_short(size: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
             cut = tf.boolean_mask(texts, tf.strings.length(texts) > size)
@@ -141,11 +191,13 @@ class Tokenizer:
         )
         return tf.strings.substr(texts, 0, size)
 
-    def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+    def _split(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
         return split_words(texts, self.normalisation)
 
-    def _ids(self, words: tf.RaggedTensor) -> tf.Tensor:
+    def _ids(self, words: "tf.RaggedTensor") -> "tf.Tensor":
         """Converts words (B, words) to int32 ids (B, max_tokens)."""
+        import tensorflow as tf
+
         too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
         known = tf.where(too_long, UNKNOWN, words.values)
         pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
@@ -175,17 +227,6 @@ def find_normalisation(vocabulary: Sequence[str]) -> str:
     special = (PAD, UNKNOWN, CLS, SEP, "[MASK]")
     ours = all(is_folded(token) for token in vocabulary if token not in special)
     return NFKC_CASEFOLD if ours else NONE
-
-
-def split_words(texts: tf.Tensor, normalisation: str = NONE) -> tf.RaggedTensor:
-    """Splits UTF-8 texts (B,) into BERT's words (B, words).
-
-    They are normalised, then lower-cased without accents; every punctuation mark is a
-    word.
-    """
-    points = tf.strings.unicode_decode(texts, "UTF-8")  # (B, characters)
-    characters = tf.gather(_characters(normalisation), points)
-    return tf.strings.split(tf.strings.reduce_join(characters, -1))
 
 
 def read_vocabulary(path: str) -> list[str]:
@@ -252,41 +293,3 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
             f" but it has {len(ids)} tokens; wanted every id from 0 on once"
         )
     return sorted(ids, key=lambda token: ids[token])
-
-
-@functools.cache
-def _characters(normalisation: str) -> tf.Tensor:
-    """Returns the text that replaces each Unicode code point, (0x110000,) strings."""
-    characters = replacements(normalisation)
-    with tf.init_scope():  # the cached tensor must not belong to a traced graph
-        return tf.constant(characters)
-
-
-def replacements(normalisation: str) -> list[str]:
-    """Returns the text that replaces each Unicode code point.
-
-    A normalised text decomposes into the replacements of its characters, because BERT's
-    steps decompose characters anyway and drop the marks that composing moves.
-    """
-    characters = [chr(point) for point in range(0x110000)]
-    for point in range(0xAC00, 0xD7A4):  # Hangul, equal in all Unicode versions
-        characters[point] = unicodedata.normalize("NFD", chr(point))
-    for line in CHARACTERS.read_text().splitlines():
-        if line.startswith("#"):
-            continue
-        span, rule = line.split("\t")
-        first, _, last = span.partition("-")
-        for point in range(int(first, 16), int(last or first, 16) + 1):
-            special = {".": chr(point), "-": ""}
-            characters[point] = "".join(
-                special[code] if code in special else chr(int(code, 16))
-                for code in rule.split()
-            )
-    if normalisation == NONE:
-        return characters
-    folded = [" "] * 0x110000
-    for point in range(0x110000):
-        character = chr(point)
-        if unicodedata.category(character)[0] != "C":
-            folded[point] = "".join(characters[ord(c)] for c in fold(character))
-    return folded

@@ -20,7 +20,8 @@ from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
 from align_jax.evaluation.runner import make_evaluators
 from align_jax.pictures import make_thumbnail
-from align_jax.report.pages import TEMPLATES, encode_uri, plot, plot_lines, render
+from align_jax.report.pages import TEMPLATES, encode_uri, render
+from align_jax.report.plots import plot, plot_lines
 from align_jax.runs import workdir as folder
 from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.provenance import count_starts, provenance, read_starts

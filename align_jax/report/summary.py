@@ -8,7 +8,8 @@ from typing import Any
 
 from align_jax import places
 from align_jax.report.found_runs import MEASURES, FoundRun, changed_fields
-from align_jax.report.pages import TEMPLATES, plot_lines, plot_points, render
+from align_jax.report.pages import TEMPLATES, render
+from align_jax.report.plots import plot_lines, plot_points
 from align_jax.runs.results import (
     PUBLISHED,
     main_scores,

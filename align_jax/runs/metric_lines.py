@@ -22,8 +22,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from clu import metric_writers
-
 from align_jax import places
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE, STARTED
 from align_jax.runs.workdir import METRICS_FILE, PARTS_FOLDER
@@ -36,8 +34,11 @@ REQUESTS = 16  # parts that are read at once
 Row = dict[str, float]
 
 
-class ScalarWriter(metric_writers.MetricWriter):
-    """A clu writer that accepts scalars only."""
+class ScalarWriter:
+    """Base of writers with the methods of clu's `MetricWriter`, for scalars only.
+
+    It does not inherit from it, so that metrics are read without clu and TensorFlow.
+    """
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} writes scalars only")

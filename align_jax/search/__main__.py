@@ -35,7 +35,7 @@ def main() -> None:
         return
     from align_jax.devices.runtime import start
 
-    start()
+    start(tensorflow=flags.command == "build")  # for a dataset's records
     {"build": build, "query": query, "serve": serve}[flags.command](flags)
 
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import tensorflow as tf
 
 from align_jax import places
 from align_jax.errors import InputError, one_line
@@ -97,6 +96,8 @@ def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
     Raises:
       InputError: the checkpoint is damaged or holds none of the networks B0 to L2.
     """
+    import tensorflow as tf
+
     average = "/ExponentialMovingAverage"
     found: dict[str, np.ndarray] = {}
     try:

@@ -233,8 +233,8 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{path} is a PyTorch pickle: pip install -e '.[convert]', or take the"
-            " checkpoint's model.safetensors"
+            f"{path} is a PyTorch pickle: install align-jax[convert], in a checkout by"
+            " `pip install -e '.[convert]'`, or take the checkpoint's model.safetensors"
         ) from error
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     return {

@@ -13,12 +13,12 @@ import pytest
 import tensorflow as tf
 
 from align_jax.errors import InputError
+from align_jax.input.characters import replacements
 from align_jax.input.normalizers import BERT, read_normalizer, write_normalizer
 from align_jax.input.tokenizer import (
     Tokenizer,
     find_normalisation,
     open_tokenizer,
-    replacements,
 )
 from align_jax.texts import NFKC_CASEFOLD, NONE, check_template, check_text, normalise
 
@@ -54,6 +54,7 @@ def test_a_caption_has_the_ids_of_the_text_that_the_corpus_stores():
         tokenizer(tf.constant(texts)).numpy() for texts in (CAPTIONS, stored)
     )
     np.testing.assert_array_equal(asked, learned)
+    np.testing.assert_array_equal(tokenizer.encode(CAPTIONS), asked)
     assert not (asked == tokenizer.tokens.index("[UNK]")).any()
     # Stored texts have the same ids without this step, so old corpora keep theirs.
     plain = Tokenizer(make_vocabulary(), 96, normalisation=NONE)

@@ -10,7 +10,13 @@ import pytest
 import tensorflow as tf
 
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import open_tokenizer, read_vocabulary, split_words
+from align_jax.input.characters import replacements, split_words
+from align_jax.input.tokenizer import (
+    Tokenizer,
+    open_tokenizer,
+    read_vocabulary,
+)
+from align_jax.texts import NONE
 
 # Vocabulary, texts and ids of Hugging Face's tokenizer, see golden/make_tokenizer.py.
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/tokenizer.json.gz"
@@ -41,18 +47,46 @@ def words_of(texts: list) -> list[list[str]]:
     return [[word.decode() for word in row] for row in words]
 
 
+def split(text: str) -> str:
+    return " ".join(text.translate(replacements(NONE)).split())
+
+
 def test_ids_by_hand(vocabulary):
-    texts = tf.constant(["Red cats, CAFÉ", "", "xyz 猫cat"])
-    assert open_tokenizer(str(vocabulary), 8)(texts).numpy().tolist() == [
-        [2, 6, 4, 5, 8, 7, 3, 0],
-        [2, 3, 0, 0, 0, 0, 0, 0],
-        [2, 1, 9, 4, 3, 0, 0, 0],
-    ]
+    texts = ["Red cats, CAFÉ", "", "xyz 猫cat"]
+    tokenizer = open_tokenizer(str(vocabulary), 8)
+    for ids in (tokenizer(tf.constant(texts)).numpy(), tokenizer.encode(texts)):
+        assert ids.dtype == np.int32
+        assert ids.tolist() == [
+            [2, 6, 4, 5, 8, 7, 3, 0],
+            [2, 3, 0, 0, 0, 0, 0, 0],
+            [2, 1, 9, 4, 3, 0, 0, 0],
+        ]
+
+
+def test_both_forms_give_the_same_ids_for_any_vocabulary():
+    draw = random.Random(0)
+    texts = ["a" * length for length in (99, 100, 101)] + ["é" * 100, "日" * 101]
+    for trial in range(20):
+        pieces = {*WORDS[:4], "a", "##", "#", "", "a" * 120, "##[UNK]", "A"}
+        for _ in range(draw.choice([5, 50, 300])):
+            length = draw.randint(1, 4)
+            piece = "".join(draw.choices("abcd日#[]-,'", k=length))
+            pieces.add(draw.choice(["", "##"]) + piece)
+        tokenizer = Tokenizer(
+            ["[PAD]", *sorted(pieces - {"[PAD]"})], draw.choice([2, 3, 8, 40])
+        )
+        drawn = [
+            draw.choices("abcdé日#[]-,'  ", k=draw.randrange(60)) for _ in "x" * 90
+        ]
+        some = [*texts, *map("".join, drawn)]
+        ids = tokenizer(tf.constant(some)).numpy()
+        np.testing.assert_array_equal(tokenizer.encode(some), ids, str(trial))
 
 
 def test_a_long_text_is_cut_and_still_ends_in_sep(vocabulary):
-    ids = open_tokenizer(str(vocabulary), 5)(tf.constant(["cat " * 20]))
-    assert ids.numpy().tolist() == [[2, 4, 4, 4, 3]]
+    tokenizer, text = open_tokenizer(str(vocabulary), 5), "cat " * 20
+    assert tokenizer(tf.constant([text])).numpy().tolist() == [[2, 4, 4, 4, 3]]
+    assert tokenizer.encode([text]).tolist() == [[2, 4, 4, 4, 3]]
 
 
 def test_size_and_digest_are_the_files(vocabulary):
@@ -74,6 +108,7 @@ def test_ids_and_masks_are_hugging_faces(golden, golden_tokenizer):
     assert len(golden["texts"]) > 1500
     dataset = tf.data.Dataset.from_tensor_slices(golden["texts"]).batch(500)
     ids = np.concatenate(list(dataset.map(golden_tokenizer).as_numpy_iterator()))
+    np.testing.assert_array_equal(golden_tokenizer.encode(golden["texts"]), ids)
     for text, row, wanted in zip(golden["texts"], ids, golden["ids"], strict=True):
         padding = [0] * (golden["max_tokens"] - len(wanted))
         assert row.tolist() == wanted + padding, text
@@ -91,6 +126,7 @@ def test_words_around_every_code_point_are_hugging_faces(golden):
             words = tf.strings.reduce_join(
                 split_words(tf.constant(texts)), -1, False, " "
             )
+            assert words.numpy().tolist() == [split(text).encode() for text in texts]
         digests.append(hashlib.sha256(b"\n".join(words.numpy())).hexdigest()[:8])
     wrong = [i for i, d in enumerate(golden["block_digests"]) if d != digests[i]]
     assert not wrong, f"blocks of {block} code points: {wrong}"
@@ -110,6 +146,7 @@ def test_text_cannot_hold_special_tokens(golden_tokenizer):
     assert ids == golden_tokenizer(tf.constant([spaced])).numpy()[0].tolist()
     assert [ids.count(special) for special in (1, 2, 3, 4)] == [0, 1, 1, 0]
     assert 0 not in ids[: ids.index(3)]
+    assert golden_tokenizer.encode([text])[0].tolist() == ids
 
 
 def test_bytes_that_are_not_utf8_are_dropped():
@@ -210,7 +247,7 @@ def test_a_text_has_the_same_ids_as_without_the_cut(vocabulary, max_tokens):
     lengths = tf.strings.length(texts).numpy()
     assert (lengths < 16 * max_tokens).any()
     assert (lengths > 1000 * max_tokens).any()
-    expected = tokenizer._ids(split_words(texts)).numpy()
+    expected = tokenizer._ids(tokenizer._split(texts)).numpy()
     np.testing.assert_array_equal(tokenizer(texts).numpy(), expected)
     alone = [tokenizer(texts[i : i + 1]).numpy()[0] for i in range(0, 300, 10)]
     np.testing.assert_array_equal(alone, expected[::10])
@@ -222,7 +259,7 @@ def test_a_word_at_the_cut_is_whole(vocabulary):
     texts = [b"x" * n + b" red cats red" for n in range(60, 90)]
     texts += [b"cat" + b"s" * n + b" red" for n in (*range(90, 105), 500)]
     for text in texts:
-        expected = tokenizer._ids(split_words(tf.constant([text]))).numpy()
+        expected = tokenizer._ids(tokenizer._split(tf.constant([text]))).numpy()
         assert tokenizer(tf.constant([text])).numpy().tolist() == expected.tolist()
 
 
