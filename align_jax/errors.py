@@ -19,6 +19,7 @@ BROUGHT_BY = {
     "PIL": "pillow",
     "absl": "absl-py",
     "faiss": "faiss-cpu",
+    "google": "google-cloud-storage",
     "h11": "uvicorn",
     "h5py": "tensorflow",
     "ibis": "ibis-framework",

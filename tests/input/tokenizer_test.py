@@ -78,7 +78,7 @@ def test_both_forms_give_the_same_ids_for_any_vocabulary():
         drawn = [
             draw.choices("abcdé日#[]-,'  ", k=draw.randrange(60)) for _ in "x" * 90
         ]
-        some = [*texts, *map("".join, drawn)]
+        some = [*texts, "Straße ﬁ ½ \x07x", *map("".join, drawn)]
         ids = tokenizer(tf.constant(some)).numpy()
         np.testing.assert_array_equal(tokenizer.encode(some), ids, str(trial))
 
