@@ -20,7 +20,7 @@ from align_jax.runs import workdir as folder
 from align_jax.runs.metric_lines import stream_metrics
 from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE
 from align_jax.runs.provenance import count_starts, read_starts
-from align_jax.runs.results import REPORT_FILE, check_numbers, read_results
+from align_jax.runs.results import REPORT_FILE, read_results
 from align_jax.training.training_runs import TRAINING, read_run_config
 
 HASH = re.compile("-[0-9a-f]{8}$")  # the end of a run's folder in a sweep
@@ -203,8 +203,7 @@ def _read(place: str, name: str) -> FoundRun:
     rows: list[dict[str, float]] = []
     latest: dict[str, float] = {}
     so_far: dict[str, float] = {}
-    for number, row in enumerate(stream_metrics(place), 1):
-        _check_row(row, f"{os.path.join(place, folder.METRICS_FILE)}, line {number}")
+    for row in stream_metrics(place):
         latest |= row
         scores = {k: v for k, v in row.items() if k.startswith("eval/")}
         so_far |= {"step": row["step"], **scores}
@@ -235,13 +234,6 @@ def _check_config(fields: dict[str, Any], path: str) -> None:
         if not isinstance(fields.get(name), kind):
             found = fields.get(name)
             raise InputError(f"{path}: {name} is {found!r}; wanted {kind.__name__}")
-
-
-def _check_row(row: Any, where: str) -> None:
-    """Raises InputError unless a metric line is numbers by name, with the step."""
-    if not isinstance(row, dict) or "step" not in row:
-        raise InputError(f"{where} is no object with a step")
-    check_numbers(row, where)
 
 
 def _join_evaluations(runs: Sequence[FoundRun]) -> list[FoundRun]:

@@ -294,9 +294,6 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         ("config.json", b'{"run": "\xe9"}', "can't decode"),
         ("config.json", b'{"run": "pretrain"}', "virtual_cores is None"),
         ("results.json", b'{"step": 1, "eval/a/top1": "x"}', "top1 is 'x'; wanted a n"),
-        ("metrics.jsonl", b'{"step": 1, "tra\n', ""),
-        ("metrics.jsonl", b'{"step": 1, "eval/a/top1": []}\n', "line 1: eval/a/top1"),
-        ("metrics.jsonl", b"3\n", "line 1 is no object with a step"),
         ("provenance.json", b"[3]", "holds no list of objects"),
     ],
 )
@@ -313,3 +310,17 @@ def test_a_run_with_a_damaged_file_is_named_and_left_out(
     assert reason in line
     with pytest.raises(InputError, match=r"the files of all runs of .* are damaged"):
         find_runs([str(tmp_path / "b")])
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"step": 1, "tra\n', b'{"step": 1, "eval/a/top1": []}\n', b"3\n"]
+)
+def test_a_damaged_metric_line_is_named_and_its_run_is_shown(tmp_path, capsys, line):
+    fields = quickstart.get_config().to_dict()
+    for name in ("a", "b"):
+        write_run(tmp_path / name, fields, {"shapes/mean_recall": 0.25})
+    (tmp_path / "b" / "metrics.jsonl").write_bytes(line)
+    assert [run.name for run in find_runs([str(tmp_path)])] == ["a", "b"]
+    path = tmp_path / "b" / "metrics.jsonl"
+    told = f"warning: line 1 of {path} is no metric line and was skipped\n"
+    assert capsys.readouterr().err == told
