@@ -33,8 +33,7 @@ class Dataclass(Protocol):
 
 # Metadata of a field that was added after the first version; see `stored_fields`.
 LATE = {"late": True}
-# Metadata key of a function (value, dotted path) that reads a field. It is for fields
-# whose annotation does not name the dataclass of their sub-dict.
+# Metadata key of a function (value, dotted path) that reads a field of several types.
 READER = "reader"
 
 

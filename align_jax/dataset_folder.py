@@ -39,6 +39,20 @@ class DamagedFileError(InputError):
         )
 
 
+def newest_version(directory: places.Place) -> str:
+    """Returns the subfolder of a dataset's newest version, such as DIRECTORY/1.0.2.
+
+    Without subfolders that are named as versions, it returns the folder itself.
+    """
+    folder = places.resolve(directory)
+    found = places.list_names(folder) if places.is_folder(folder) else []
+    versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    if not versions:
+        return folder
+    newest = max(versions, key=lambda name: [*map(int, name.split("."))])
+    return os.path.join(folder, newest)
+
+
 def open_folder(directory: places.Place) -> "tfds.core.DatasetBuilder":
     """Opens a dataset with TFDS.
 

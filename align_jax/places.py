@@ -120,20 +120,6 @@ def list_names(folder: Place) -> list[str]:
         return sorted(path.name for path in _open_place(folder).iterdir())
 
 
-def newest_version(directory: Place) -> str:
-    """Returns the subfolder of a dataset's newest version, such as DIRECTORY/1.0.2.
-
-    Without subfolders that are named as versions, it returns the folder itself.
-    """
-    folder = resolve(directory)
-    found = list_names(folder) if is_folder(folder) else []
-    versions = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
-    if not versions:
-        return folder
-    newest = max(versions, key=lambda name: [*map(int, name.split("."))])
-    return os.path.join(folder, newest)
-
-
 def size(file: Place) -> int | None:
     """Returns a file's size in bytes, or None if it does not exist."""
     try:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from align_jax import dataset_folder, places
+from align_jax import dataset_folder
 from align_jax.command_line import local_path
 from align_jax.config import choose
 from align_jax.errors import InputError, run_command
@@ -39,7 +39,7 @@ def find_dataset(source: pathlib.Path, name: str) -> pathlib.Path:
     Raises:
       InputError: the dataset is not prepared in `source`.
     """
-    folder = pathlib.Path(places.newest_version(source / name))
+    folder = pathlib.Path(dataset_folder.newest_version(source / name))
     if not (folder / "dataset_info.json").exists():
         note = MANUAL.get(name)
         raise InputError(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.command_line import read_command_line
 from align_jax.errors import InputError
 
@@ -37,7 +37,7 @@ def test_what_a_user_types_becomes_a_place_once(tmp_path, monkeypatch):
 
 
 def test_an_empty_path_is_refused():
-    for read in (places.resolve, places.local_path, places.newest_version):
+    for read in (places.resolve, places.local_path, dataset_folder.newest_version):
         with pytest.raises(
             InputError, match="a path is empty; wanted a file or a fold"
         ):
@@ -226,7 +226,7 @@ class Bucket(MemoryFileSystem):
         return super()._strip_protocol(path.removeprefix("gs://"))
 
 fsspec.register_implementation("gcs", Bucket, clobber=True)
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.command_line import read_command_line
 from align_jax.errors import InputError
 """

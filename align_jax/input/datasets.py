@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
-from align_jax import places
+from align_jax import dataset_folder
 from align_jax.errors import InputError
 from align_jax.input.shards import Shard, list_shards, open_builder
 from align_jax.ranges import INT64, Range
@@ -62,7 +62,7 @@ def open_dataset(config: DatasetConfig) -> Dataset:
       InputError: an error of `open_shards`, no records to use, or a feature that is
         missing or of another type.
     """
-    directory = places.newest_version(config.directory)
+    directory = dataset_folder.newest_version(config.directory)
     builder = open_builder(directory, config.split)
     shards = list_shards(directory, builder.info, config.split)
     total = sum(shard.records for shard in shards)
@@ -128,7 +128,7 @@ def count_labels(config: DatasetConfig) -> int | None:
 
     `config.label_feature` must be a feature of the dataset.
     """
-    directory = places.newest_version(config.directory)
+    directory = dataset_folder.newest_version(config.directory)
     feature = open_builder(directory, config.split).info.features
     for name in config.label_feature.split("/"):
         feature = feature[name]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align_jax import dataset_folder, places
+from align_jax import dataset_folder
 from align_jax.errors import InputError
 from align_jax.input.shards import open_shards
 
@@ -199,7 +199,7 @@ def _open_evaluation(
     directory: str, split: str, wanted: Sequence[str]
 ) -> "tfds.core.DatasetBuilder":
     """Opens a split of the newest version; raises as `evaluation_records` does."""
-    directory = places.newest_version(directory)
+    directory = dataset_folder.newest_version(directory)
     for part in split.split("+"):  # for example "train[:90%]+validation"
         open_shards(directory, part.split("[")[0].strip())
     builder = dataset_folder.open_folder(directory)

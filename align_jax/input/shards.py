@@ -75,7 +75,7 @@ def list_shards(
 
 def is_dataset(directory: str) -> bool:
     """Returns whether a folder holds a dataset or the versions of one."""
-    path = os.path.join(places.newest_version(directory), "dataset_info.json")
+    path = os.path.join(dataset_folder.newest_version(directory), "dataset_info.json")
     return places.exists(path)
 
 
