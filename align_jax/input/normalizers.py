@@ -42,11 +42,17 @@ def read_normalizer(described: Mapping[str, Any]) -> str | None:
 
     The control characters depend on the Unicode version with which it was written.
     """
-    if {name: described.get(name) for name in BERT} == BERT:
+    found = {name: described.get(name) for name in BERT}
+    if found["strip_accents"] is True:  # the same if `lowercase`
+        found["strip_accents"] = None
+    if found == BERT:
         return NONE
-    parts = described.get("normalizers") or [{}]
+    parts = described.get("normalizers")
+    if not isinstance(parts, list) or not parts or not isinstance(parts[0], dict):
+        return None
     wanted = write_normalizer(NFKC_CASEFOLD)["normalizers"]
-    same = parts[1:] == wanted[1:] and "Regex" in parts[0].get("pattern", {})
+    pattern = parts[0].get("pattern")
+    same = parts[1:] == wanted[1:] and isinstance(pattern, dict) and "Regex" in pattern
     return NFKC_CASEFOLD if same else None
 
 

@@ -22,6 +22,7 @@ from align_jax.models.efficientnet import (
 from align_jax.models.mbconv import Block
 from align_jax.models.parameters import Path, tower_shapes
 from align_jax.weights.folder import Weights
+from align_jax.weights.tensor_files import check_floats
 from align_jax.weights.tensors import check_names
 
 # ImageNet's channel means and deviations, of pixels in [0, 1].
@@ -60,7 +61,7 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
                 # A group has no shape.
                 lambda _, node: kernels.append(getattr(node, "shape", ()))
             )
-    except (OSError, RuntimeError, KeyError) as error:
+    except Exception as error:  # parsers of untrusted bytes raise anything
         raise InputError(
             f"{path} is no readable HDF5 file: {one_line(error)}"
         ) from error
@@ -72,7 +73,7 @@ def read_keras(path: str) -> Weights[EfficientNetConfig]:
     )
     try:
         network.load_weights(path)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:  # parsers of untrusted bytes raise anything
         reason = one_line(error)
         raise InputError(
             f"{path} cannot be read as weights of Keras: {reason}"
@@ -106,7 +107,7 @@ def read_tensorflow(prefix: str) -> Weights[EfficientNetConfig]:
         for full in sorted(reader.get_variable_to_shape_map()):
             _, _, name = full.removesuffix(average).partition("/")
             found[name.replace("depthwise_kernel", "kernel")] = reader.get_tensor(full)
-    except (tf.errors.OpError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # parsers of untrusted bytes raise anything
         raise InputError(f"{prefix} cannot be read: {one_line(error)}") from error
     variant = _recognise([array.shape for array in found.values()], prefix)
     return _assemble(found, _tensorflow_layer, variant, prefix)
@@ -173,6 +174,7 @@ def _assemble(
         wanted[names[path]] = theirs
     used = {name: a.shape for name, a in found.items() if name in wanted}
     check_names(used, wanted, source)
+    check_floats(found, wanted, source)
     variables = {
         path: found[name].astype(np.float32).reshape(shapes[path])
         for path, name in names.items()

@@ -28,6 +28,7 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.models.towers import TowerConfig, read_image_tower, read_text_tower
 from align_jax.texts import NFKC_CASEFOLD, NONE
+from align_jax.weights.tensor_files import check_floats, read_safetensors
 from align_jax.weights.tensors import check_names
 from align_jax.weights.vocabulary import VOCABULARY_FILE, write_vocabulary
 
@@ -174,13 +175,7 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
             raise InputError(f"{where}: preprocess is {preprocess!r}; wanted an object")
         preprocess = read_config(PreprocessConfig, preprocess, f"{where}: preprocess")
 
-    try:
-        if places.is_url(folder):
-            arrays = safetensors.numpy.load(places.read_bytes(folder / WEIGHTS_FILE))
-        else:
-            arrays = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+    arrays = read_safetensors(folder / WEIGHTS_FILE)
     unused = {
         name.removeprefix(UNUSED): array
         for name, array in arrays.items()
@@ -196,6 +191,8 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
         {".".join(path): shape for path, shape in kind.shapes(config).items()},
         str(folder / WEIGHTS_FILE),
     )
+    own_names = [name for name in arrays if not name.startswith(UNUSED)]
+    check_floats(arrays, own_names, str(folder / WEIGHTS_FILE))
     normalisation = described.get("normalisation")
     if normalisation is not None:
         choose(NORMALISATIONS, normalisation, f"{where}: normalisation")

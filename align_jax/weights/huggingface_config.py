@@ -1,9 +1,10 @@
 """Translation of the config of Hugging Face's ALIGN (`AlignModel`), both ways."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 
+from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.models.bert import HEAD_WIDTH, TOKEN_TYPES, BertConfig
 from align_jax.models.dual_encoder import ModelConfig
@@ -14,53 +15,84 @@ from align_jax.models.efficientnet import (
     expand_stages,
 )
 from align_jax.models.mbconv import SQUEEZE_RATIO
+from align_jax.ranges import Count, Natural, ProperShare, Range, Share
 
-# Defaults of `AlignTextConfig` and `AlignVisionConfig` for fields that config.json
-# lacks.
-TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": TOKEN_TYPES,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-}
-VISION_DEFAULTS: dict[str, Any] = {
-    "num_channels": 3,
-    "width_coefficient": 2.0,
-    "depth_coefficient": 3.1,
-    "depth_divisor": 8,
-    "kernel_sizes": [stage[1] for stage in STAGES],
-    "in_channels": [STEM_CHANNELS, *(stage[4] for stage in STAGES[:-1])],
-    "out_channels": [stage[4] for stage in STAGES],
-    "depthwise_padding": [],
-    "strides": [stage[2] for stage in STAGES],
-    "num_block_repeats": [stage[0] for stage in STAGES],
-    "expand_ratios": [stage[3] for stage in STAGES],
-    "squeeze_expansion_ratio": SQUEEZE_RATIO,
-    "hidden_act": "swish",
-    "pooling_type": "mean",
-    "batch_norm_eps": 1e-3,
-    "batch_norm_momentum": 0.99,
-    "drop_connect_rate": 0.2,
-}
+Fields = TypeVar("Fields", "TextFields", "VisionFields")
+
+# A config beyond these is damaged; the largest published networks are far below.
+Scale = Annotated[float, Range(above=0, most=100)]
+Layers = Annotated[int, Range(least=1, most=1000)]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFields:
+    """Fields of `AlignTextConfig` and of a BERT's config, with their defaults there."""
+
+    vocab_size: Count = 30522
+    hidden_size: Count = 768
+    num_hidden_layers: Layers = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: ProperShare = 0.1
+    max_position_embeddings: Annotated[int, Range(least=3)] = 512
+    type_vocab_size: int = TOKEN_TYPES
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionFields:
+    """Fields of `AlignVisionConfig`, with their defaults there."""
+
+    num_channels: int = 3
+    width_coefficient: Scale = 2.0
+    depth_coefficient: Scale = 3.1
+    depth_divisor: int = 8
+    kernel_sizes: tuple[int, ...] = tuple(stage[1] for stage in STAGES)
+    in_channels: tuple[int, ...] = (STEM_CHANNELS, *(row[4] for row in STAGES[:-1]))
+    out_channels: tuple[int, ...] = tuple(stage[4] for stage in STAGES)
+    depthwise_padding: tuple[Natural, ...] = ()
+    strides: tuple[int, ...] = tuple(stage[2] for stage in STAGES)
+    num_block_repeats: tuple[int, ...] = tuple(stage[0] for stage in STAGES)
+    expand_ratios: tuple[int, ...] = tuple(stage[3] for stage in STAGES)
+    squeeze_expansion_ratio: float = SQUEEZE_RATIO
+    hidden_act: str = "swish"
+    hidden_dim: Count = 2560
+    pooling_type: str = "mean"
+    batch_norm_eps: float = 1e-3
+    batch_norm_momentum: Share = 0.99
+    drop_connect_rate: Share = 0.2
+
+
 # Fields that our towers support with their default value only.
 TEXT_FIXED = ("hidden_act", "type_vocab_size", "layer_norm_eps", "pad_token_id")
-VISION_FIXED = tuple(
-    VISION_DEFAULTS.keys()
-    - {
-        "width_coefficient",
-        "depth_coefficient",
-        "depthwise_padding",
-        "batch_norm_momentum",
-        "drop_connect_rate",
-    }
+VISION_FIXED = (
+    "num_channels",
+    "depth_divisor",
+    "kernel_sizes",
+    "in_channels",
+    "out_channels",
+    "strides",
+    "num_block_repeats",
+    "expand_ratios",
+    "squeeze_expansion_ratio",
+    "hidden_act",
+    "pooling_type",
+    "batch_norm_eps",
 )
+# Fields of other networks of the same classes, with the value that leaves ours.
+TEXT_OTHERS = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+WHOLE_OTHERS = {"quantization_config": None}
+SAME_ACTIVATIONS = {"silu": "swish", "gelu_python": "gelu"}
+PROJECTION = 640  # default of projection_dim
+STRIDE = 32  # of the image tower's last grid
 
 
 def read_model_config(
@@ -68,7 +100,7 @@ def read_model_config(
 ) -> ModelConfig:
     """Translates the config.json of an `AlignModel`.
 
-    Fields that the file lacks have the values of `TEXT_DEFAULTS`, `VISION_DEFAULTS`.
+    Fields that are absent or null have the defaults of `TextFields`, `VisionFields`.
 
     Args:
       described: content of the file.
@@ -84,27 +116,33 @@ def read_model_config(
     for name in ("text_config", "vision_config"):
         if not isinstance(described.get(name), dict | None):
             raise InputError(f"{source}: {name} is {described[name]!r}; wanted a dict")
-    text = TEXT_DEFAULTS | (described.get("text_config") or {})
-    vision = VISION_DEFAULTS | (described.get("vision_config") or {})
-    _check_types(vision, VISION_DEFAULTS, f"{source}: vision_config")
-    _check_fixed(vision, VISION_DEFAULTS, VISION_FIXED, f"{source}: vision_config")
-    tower = EfficientNetConfig(
-        width=float(vision["width_coefficient"]),
-        depth=float(vision["depth_coefficient"]),
-        drop_rate=float(vision["drop_connect_rate"]),
-        batch_norm_momentum=float(vision["batch_norm_momentum"]),
-    )
-    padding = _read_padding(vision, tower, image_size, source)
+    vision_fields = described.get("vision_config") or {}
+    text_fields = described.get("text_config") or {}
+    where = f"{source}: vision_config"
+    _check_others(described, WHOLE_OTHERS, source)
+    vision = _read_fields(VisionFields, vision_fields, VISION_FIXED, where)
+    rates = {
+        "width": vision.width_coefficient,
+        "depth": vision.depth_coefficient,
+        "drop_rate": vision.drop_connect_rate,
+        "batch_norm_momentum": vision.batch_norm_momentum,
+    }
+    tower = read_config(EfficientNetConfig, rates, where)
+    padding = _read_padding(vision.depthwise_padding, tower, image_size, source)
     tower = dataclasses.replace(tower, padding=padding)
-    width = described.get("projection_dim", 640)
-    if width != tower.output_width:
+    if vision.hidden_dim < (grid := -(-image_size // STRIDE)):
+        raise InputError(
+            f"{where}.hidden_dim is {vision.hidden_dim}, below {grid}, the side of the"
+            " last grid; ours takes the mean of the whole grid"
+        )
+    width = described.get("projection_dim")
+    if (PROJECTION if width is None else width) != tower.output_width:
         raise InputError(
             f"{source}: projection_dim is {width}, but the image tower's width is"
             f" {tower.output_width}; ALIGN compares them as they are"
         )
-    return ModelConfig(
-        tower, read_bert_config(text, max_tokens, f"{source}: text_config")
-    )
+    where = f"{source}: text_config"
+    return ModelConfig(tower, read_bert_config(text_fields, max_tokens, where))
 
 
 def read_bert_config(
@@ -113,30 +151,35 @@ def read_bert_config(
     """Translates a BERT config, as `read_model_config` does.
 
     Args:
-      described: fields of the config; `TEXT_DEFAULTS` has those that are absent.
+      described: fields of the config; `TextFields` has those that are absent.
       max_tokens: largest number of tokens in a text; the network may allow fewer.
       where: path of the config, for messages.
 
     Raises:
       InputError: a field describes a BERT that our tower cannot be.
     """
-    text = TEXT_DEFAULTS | dict(described)
-    _check_types(text, TEXT_DEFAULTS, where)
-    _check_fixed(text, TEXT_DEFAULTS, TEXT_FIXED, where)
-    hidden = text["hidden_size"]
+    _check_others(described, TEXT_OTHERS, where)
+    text = _read_fields(TextFields, described, TEXT_FIXED, where)
+    hidden = text.hidden_size
+    if hidden % HEAD_WIDTH:
+        raise InputError(
+            f"{where}.hidden_size is {hidden}; wanted a multiple of {HEAD_WIDTH}, the"
+            " width of an attention head"
+        )
     derived = {
         "num_attention_heads": hidden // HEAD_WIDTH,
         "intermediate_size": 4 * hidden,
     }
-    _check_fixed(text, derived, derived, where)
-    return BertConfig(
-        vocabulary_size=text["vocab_size"],
-        max_tokens=min(max_tokens, text["max_position_embeddings"]),
-        positions=text["max_position_embeddings"],
-        layers=text["num_hidden_layers"],
-        hidden=hidden,
-        dropout=float(text["hidden_dropout_prob"]),
-    )
+    _check_fixed(text, derived, where)
+    fields = {
+        "vocabulary_size": text.vocab_size,
+        "max_tokens": min(max_tokens, text.max_position_embeddings),
+        "positions": text.max_position_embeddings,
+        "layers": text.num_hidden_layers,
+        "hidden": hidden,
+        "dropout": text.hidden_dropout_prob,
+    }
+    return read_config(BertConfig, fields, where)
 
 
 def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
@@ -182,7 +225,7 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
         "model_type": "align",
         "projection_dim": tower.output_width,
         "temperature_init_value": config.temperature_init,
-        "text_config": TEXT_DEFAULTS
+        "text_config": dataclasses.asdict(TextFields())
         | {
             "model_type": "align_text_model",
             "vocab_size": text.vocabulary_size,
@@ -193,7 +236,7 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
             "hidden_dropout_prob": text.dropout,
             "max_position_embeddings": text.positions,
         },
-        "vision_config": VISION_DEFAULTS
+        "vision_config": dataclasses.asdict(VisionFields())
         | {
             "model_type": "align_vision_model",
             "image_size": image_size,
@@ -224,7 +267,7 @@ def _square_blocks(config: EfficientNetConfig, image_size: int) -> list[int]:
 
 
 def _read_padding(
-    vision: Mapping[str, Any], tower: EfficientNetConfig, image_size: int, source: str
+    listed: tuple[int, ...], tower: EfficientNetConfig, image_size: int, source: str
 ) -> str:
     """Translates Hugging Face's `depthwise_padding` into our padding rule.
 
@@ -237,7 +280,6 @@ def _read_padding(
     Raises:
       InputError: the list is neither empty nor that of "same" at an even `image_size`.
     """
-    listed = vision["depthwise_padding"]
     if not listed:
         return "keras"
     wanted = _square_blocks(tower, image_size)
@@ -245,7 +287,7 @@ def _read_padding(
     effective = [i for i in listed if i < len(blocks) and blocks[i].stride == 2]
     if image_size % 2 or effective != wanted:
         raise InputError(
-            f"{source}: vision_config.depthwise_padding is {listed}; for"
+            f"{source}: vision_config.depthwise_padding is {[*listed]}; for"
             f" {image_size} pixels ours is [] or, where that is even, {wanted}"
         )
     return "same"
@@ -263,22 +305,43 @@ def _write_padding(tower: EfficientNetConfig, image_size: int) -> list[int]:
     return _square_blocks(tower, image_size)
 
 
-def _check_types(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], where: str
-) -> None:
-    """Raises InputError if a field has another JSON type than its default."""
-    for name, default in wanted.items():
-        kind = type(default)
-        if not isinstance(found[name], int | float if kind is float else kind):
-            raise InputError(
-                f"{where}.{name} is {found[name]!r}; wanted {kind.__name__}"
-            )
+def _read_fields(
+    cls: type[Fields], described: Mapping[str, Any], fixed: Iterable[str], where: str
+) -> Fields:
+    """Reads the fields of one tower's config; null means the default.
+
+    Args:
+      cls: `TextFields` or `VisionFields`.
+      described: JSON object; its fields that `cls` lacks are ignored.
+      fixed: names of fields that must have their default.
+      where: path of the object, for messages.
+
+    Raises:
+      InputError: a field has another type, or a value that our towers do not support.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    given = {k: v for k, v in described.items() if k in names and v is not None}
+    if isinstance(activation := given.get("hidden_act"), str):
+        given["hidden_act"] = SAME_ACTIVATIONS.get(activation, activation)
+    found = read_config(cls, given, where)
+    defaults = cls()
+    _check_fixed(found, {name: getattr(defaults, name) for name in fixed}, where)
+    return found
 
 
-def _check_fixed(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], names: Any, where: str
-) -> None:
-    for name in sorted(names):
-        value = found[name]
-        if (list(value) if isinstance(value, tuple) else value) != wanted[name]:
+def _check_fixed(found: Any, wanted: Mapping[str, Any], where: str) -> None:
+    """Raises InputError if a field of a dataclass is not the wanted value."""
+    for name in sorted(wanted):
+        value = getattr(found, name)
+        if value != wanted[name]:
             raise InputError(f"{where}.{name} is {value}; ours is {wanted[name]}")
+
+
+def _check_others(
+    described: Mapping[str, Any], wanted: Mapping[str, Any], where: str
+) -> None:
+    """Raises InputError if a field that may be absent or null has another value."""
+    for name, value in wanted.items():
+        found = described.get(name)
+        if found is not None and found != value:
+            raise InputError(f"{where}.{name} is {found!r}; ours is {value!r}")

@@ -4,21 +4,18 @@ The folders are local and in the form that transformers 4 and 5 write.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from align_jax import places
+from align_jax.config import read_config
 from align_jax.errors import InputError
-from align_jax.input.normalizers import read_normalizer
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
+from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
-from align_jax.texts import NONE
 from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
@@ -26,12 +23,15 @@ from align_jax.weights.folder import (
     new_folder,
     write_tensors,
 )
-from align_jax.weights.huggingface_tokenizer import tokenizer_class, write_tokenizer
+from align_jax.weights.huggingface_tokenizer import MASK, tokenizer_class, write_tokenizer
+from align_jax.weights.huggingface_vocabulary import (
+    read_normalisation,
+    read_optional,
+    read_uncased_vocabulary,
+)
+from align_jax.weights.tensor_files import check_floats, read_tensors
 from align_jax.weights.tensors import check_names, to_ours, to_theirs
 from align_jax.weights.vocabulary import write_vocabulary
-
-MASK = "[MASK]"
-MAX_TOKENS = 64
 
 # Fields of the image processor that give our preprocessing; sizes and resampling are
 # set elsewhere.
@@ -44,7 +44,16 @@ IMAGE_PROCESSOR = {
     "do_normalize": False,
     "include_top": False,
 }
+# Classes of image processors to which those fields mean the same.
+IMAGE_PROCESSORS = (
+    "EfficientNetImageProcessor",
+    "EfficientNetImageProcessorFast",
+    "EfficientNetImageProcessorPil",
+)
 BILINEAR = 2  # Pillow's code for bilinear resampling
+TOLERANCE = 1e-5  # relative, of the numbers above
+MAX_TOKENS = 64
+LEAST_TOKENS = 3  # [CLS], one token, [SEP]
 TEMPERATURE, LOG_TEMPERATURE = ("params", "temperature"), ("params", "log_temperature")
 
 # Buffers that some versions save; they hold 0, 1, 2, ... and zeros.
@@ -64,6 +73,7 @@ def read_align(directory: str) -> Weights[ModelConfig]:
     config = huggingface_config.read_model_config(
         places.read_object(path), preprocess.image_size, _max_tokens(folder), str(path)
     )
+    vocabulary = read_uncased_vocabulary(folder, config.text_tower.vocabulary_size)
     found, source = read_tensors(folder)
     tensors = huggingface_tensors.list_tensors(config)
     wanted = {tensor.name: tensor.shape for tensor in tensors}
@@ -76,9 +86,8 @@ def read_align(directory: str) -> Weights[ModelConfig]:
     unused = {name: found[name] for name in optional if name in found}
     wanted |= {name: optional[name] for name in unused}
     check_names({name: a.shape for name, a in found.items()}, wanted, source)
+    check_floats(found, [tensor.name for tensor in tensors], source)
     variables = to_ours(tensors, found, variable_shapes(config))
-    vocabulary = _read_vocabulary(folder, config.text_tower.vocabulary_size)
-    normalisation = _read_normalisation(folder)
     return Weights(
         kind="dual_encoder",
         config=config,
@@ -86,7 +95,7 @@ def read_align(directory: str) -> Weights[ModelConfig]:
         preprocess=preprocess,
         vocabulary=vocabulary,
         unused=unused,
-        normalisation=normalisation,
+        normalisation=read_normalisation(folder),
     )
 
 
@@ -104,6 +113,7 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     config = huggingface_config.read_bert_config(
         places.read_object(path), _max_tokens(folder), str(path)
     )
+    vocabulary = read_uncased_vocabulary(folder, config.vocabulary_size)
     found, source = read_tensors(folder)
     prefix = "bert." if any(name.startswith("bert.") for name in found) else ""
     # Early checkpoints use TensorFlow's names for the scale and shift of layer norm.
@@ -115,14 +125,14 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     wanted = {tensor.name: tensor.shape for tensor in tensors}
     shapes = {name: a.shape for name, a in found.items() if name in wanted}
     check_names(shapes, wanted, source)
+    check_floats(found, wanted, source)
     variables = to_ours(tensors, found, tower_shapes("text_tower", config))
-    vocabulary = _read_vocabulary(folder, config.vocabulary_size)
     return Weights(
         "text_tower",
         config,
         variables,
         vocabulary=vocabulary,
-        normalisation=_read_normalisation(folder),
+        normalisation=read_normalisation(folder),
     )
 
 
@@ -183,66 +193,6 @@ def write_align(weights: Weights, directory: str) -> None:
             places.write_json(folder / name, content)
 
 
-def read_tensors(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
-    """Reads a checkpoint's arrays by name, from one file or several.
-
-    Returns:
-      The arrays by name, with all floating-point types converted to float32, and the
-      path of their file or index for messages.
-
-    Raises:
-      InputError: the checkpoint is missing or incomplete, or it is a pickle and PyTorch
-        is not installed.
-    """
-    for name, read in (
-        ("model.safetensors", safetensors.numpy.load_file),
-        ("pytorch_model.bin", _read_pickle),
-    ):
-        whole, index = folder / name, folder / f"{name}.index.json"
-        if whole.exists():
-            return _read_file(read, whole), str(whole)
-        if index.exists():
-            described = places.read_object(index, {"weight_map": dict})
-            parts = sorted(set(map(str, described["weight_map"].values())))
-            missing = [part for part in parts if not (folder / part).exists()]
-            if missing:
-                raise InputError(f"{index} names {missing[0]}, which is missing")
-            arrays: dict[str, np.ndarray] = {}
-            for part in parts:
-                arrays |= _read_file(read, folder / part)
-            return arrays, str(index)
-    raise InputError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-
-
-def _read_file(
-    read: Callable[[pathlib.Path], dict[str, np.ndarray]], path: pathlib.Path
-) -> dict[str, np.ndarray]:
-    try:
-        arrays = read(path)
-    except (safetensors.SafetensorError, OSError, EOFError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    return {
-        name: array.astype(np.float32) if array.dtype.kind in "fV" else array
-        for name, array in arrays.items()
-    }
-
-
-def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a PyTorch pickle without running other code in it."""
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{path} is a PyTorch pickle: install align-jax[convert], in a checkout by"
-            " `pip install -e '.[convert]'`, or take the checkpoint's model.safetensors"
-        ) from error
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {
-        name: (t.float() if t.is_floating_point() else t).numpy()
-        for name, t in tensors.items()
-    }
-
-
 def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
     """Translates preprocessor_config.json, or processor_config.json's image part.
 
@@ -255,63 +205,60 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
     else:
         path = folder / "processor_config.json"
         found = places.read_object(path, {"image_processor": dict})["image_processor"]
-    wanted = IMAGE_PROCESSOR | {"resample": BILINEAR}
-    for name, value in wanted.items():
-        number = found.get(name)
-        if not isinstance(number, int | float) or not np.isclose(number, value):
-            raise InputError(f"{path}: {name} is {number}; ours is {value}")
-    sides = {name: _square_side(found.get(name)) for name in ("size", "crop_size")}
-    for name, side in sides.items():
-        if not side:
+    kind = found.get("image_processor_type")
+    if kind is not None and kind not in IMAGE_PROCESSORS:
+        raise InputError(
+            f"{path}: image_processor_type is {kind!r}; ours is {IMAGE_PROCESSORS[0]!r}"
+        )
+    if found.get("do_pad"):
+        raise InputError(f"{path}: do_pad is {found['do_pad']!r}; ours is False")
+    for name, value in (IMAGE_PROCESSOR | {"resample": BILINEAR}).items():
+        if not _is_near(found.get(name), value):
+            raise InputError(f"{path}: {name} is {found.get(name)!r}; ours is {value}")
+    sides = {name: found.get(name) for name in ("size", "crop_size")}
+    for name, square in sides.items():
+        if not _is_square(square):
             raise InputError(
-                f"{path}: {name} is {found.get(name)}, not a square of height and width"
+                f"{path}: {name} is {square!r}, not a square of height and width, as in"
+                ' {"height": 289, "width": 289}'
             )
-    return PreprocessConfig(resize=sides["size"], image_size=sides["crop_size"])
+    fields = {
+        "resize": sides["size"]["height"],
+        "image_size": sides["crop_size"]["height"],
+    }
+    return read_config(PreprocessConfig, fields, f"{path}: size and crop_size")
 
 
-def _square_side(sides: Any) -> int:
-    """Returns the side of {"height": SIDE, "width": SIDE}; 0 for anything else."""
-    if not isinstance(sides, dict) or sides.get("height") != sides.get("width"):
-        return 0
-    side = sides.get("height")
-    return side if isinstance(side, int) and side > 0 else 0
+def _is_near(found: Any, wanted: float) -> bool:
+    """Returns whether a JSON value is a number, or a bool, next to the wanted one."""
+    if not isinstance(found, int | float):
+        return False
+    return wanted * (1 - TOLERANCE) <= found <= wanted * (1 + TOLERANCE)
+
+
+def _is_square(sides: Any) -> bool:
+    """Returns whether a value is {"height": SIDE, "width": SIDE}, SIDE above 0."""
+    if not isinstance(sides, dict) or type(sides.get("height")) is not int:
+        return False
+    return sides["height"] == sides.get("width") and sides["height"] > 0
 
 
 def _max_tokens(folder: pathlib.Path) -> int:
     """Returns the tokenizer's limit of tokens in a text, but no more than 64.
 
     64 is the limit of ALIGN's paper (arXiv 2102.05918).
-    """
-    path = folder / "tokenizer_config.json"
-    described: Mapping[str, Any] = places.read_object(path) if path.exists() else {}
-    found = described.get("model_max_length", MAX_TOKENS)
-    if not isinstance(found, int | float) or found < 1:
-        raise InputError(f"{path}: model_max_length is {found!r}; wanted a number")
-    return int(min(MAX_TOKENS, found))
-
-
-def _read_normalisation(folder: pathlib.Path) -> str:
-    """Returns the normalisation of texts: none, except in a folder that we wrote."""
-    path = folder / "tokenizer.json"
-    described = places.read_object(path) if path.exists() else {}
-    return read_normalizer(described.get("normalizer") or {}) or NONE
-
-
-def _read_vocabulary(folder: pathlib.Path, rows: int) -> tuple[str, ...]:
-    """Returns the tokens of vocab.txt or tokenizer.json.
 
     Raises:
-      InputError: the folder has neither file, or there are more tokens than `rows`, the
-        rows of the word embedding.
+      InputError: the limit is no number, or too small for a text.
     """
-    paths = [folder / "vocab.txt", folder / "tokenizer.json"]
-    present = [path for path in paths if path.exists()]
-    if not present:
-        raise InputError(f"{folder} has neither vocab.txt nor tokenizer.json")
-    vocabulary = tuple(read_vocabulary(str(present[0])))
-    if len(vocabulary) > rows:
+    path = folder / "tokenizer_config.json"
+    found = read_optional(path).get("model_max_length")
+    if found is None:
+        return MAX_TOKENS
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise InputError(f"{path}: model_max_length is {found!r}; wanted a number")
+    if not found >= LEAST_TOKENS:
         raise InputError(
-            f"{present[0]} has {len(vocabulary)} tokens, but the checkpoint's word"
-            f" embedding has {rows} rows"
+            f"{path}: model_max_length is {found!r}; wanted {LEAST_TOKENS} or more"
         )
-    return vocabulary
+    return int(min(MAX_TOKENS, found))
