@@ -42,15 +42,20 @@ def main() -> None:
 def build(flags: argparse.Namespace) -> None:
     """Embeds a collection's pictures into an index, and prints how many.
 
+    It also prints how many files of the folder were not taken, and how many pictures of
+    the index the collection does not have.
+
     Raises:
       InputError: the collection or the checkpoint cannot be read, or the index was made
-        with another model or thumbnail size, or --out holds something else.
+        with another model or thumbnail size or of another collection, or --out holds
+        something else.
     """
     import tqdm
 
     from align_jax.embed.model import load
     from align_jax.search.collection import open_collection
     from align_jax.search.indexing import (
+        check_collection,
         check_place,
         index_pictures,
         writing_index,
@@ -60,6 +65,8 @@ def build(flags: argparse.Namespace) -> None:
 
     check_place(flags.out)
     collection = open_collection(flags.images)
+    if not flags.prune:
+        check_collection(flags.out, collection)
     model = load(flags.checkpoint, flags.batch_size)
     found = Description(
         digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
@@ -75,15 +82,20 @@ def build(flags: argparse.Namespace) -> None:
     ):
         index = create_index(flags.out, found, source)
         done = index_pictures(model, collection, index, bar.update)
+        absent = [name for name in index.ids() if name not in done.seen]
         if flags.prune:
-            present = {entry.id for entry in collection}
-            deleted = index.delete(name for name in index.ids() if name not in present)
+            deleted, absent = index.delete(absent), []
     print(
         f"{flags.out}: {len(index):,} pictures; {done.added:,} added, {done.kept:,}"
         f" there already, {deleted:,} deleted, {len(done.unreadable):,} unreadable"
     )
     for name, reason in list(done.unreadable.items())[:3]:
         print(printable(f"  {name}: {reason}"))
+    if left_out := collection.describe_left_out():
+        print(printable(f"  left out: {left_out}"))
+    if absent:
+        told = f"{len(absent):,} pictures of the index are not in {flags.images}"
+        print(printable(f"  {told}; --prune deletes them"))
 
 
 def query(flags: argparse.Namespace) -> None:
@@ -200,11 +212,13 @@ def read_terms(flags: argparse.Namespace) -> list:
 
 def delete(flags: argparse.Namespace) -> None:
     """Deletes pictures from an index by id, and prints how many were there."""
+    from align_jax.search.collection import utf8
     from align_jax.search.indexing import writing_index
     from align_jax.search.vector_index import open_index
 
+    ids = [utf8(name) for name in flags.ids]
     with writing_index(flags.index):
-        deleted = open_index(flags.index).delete(flags.ids)
+        deleted = open_index(flags.index).delete(ids)
     print(f"{flags.index}: {deleted} of {len(flags.ids)} deleted")
 
 
@@ -212,7 +226,7 @@ def read_flags() -> argparse.Namespace:
     """Reads and checks the flags of the command line; local paths become absolute.
 
     Raises:
-      InputError: a number is out of its range.
+      InputError: a number is out of its range, or the index's path is no plain text.
     """
     parser = argparse.ArgumentParser(
         prog="python -m align_jax.search", description=__doc__
@@ -281,6 +295,13 @@ def read_flags() -> argparse.Namespace:
     for name in ("index", "out", "checkpoint"):
         if getattr(flags, name, None):
             setattr(flags, name, places.resolve(getattr(flags, name)))
+    for name in ("index", "out"):
+        place = getattr(flags, name, "")
+        if printable(place) != place:
+            raise InputError(
+                f"{printable(place)} is no place for an index; wanted a path of UTF-8"
+                " text without control characters"
+            )
     for name, least in (("batch_size", 1), ("limit", 1), ("thumbnail", 0)):
         if getattr(flags, name, least) < least:
             value = getattr(flags, name)

@@ -1,12 +1,15 @@
 """Collections of pictures to index: a folder of files, or a split of a dataset."""
 
+import collections
 import dataclasses
 import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
 from align_jax import places
 from align_jax.errors import InputError
@@ -16,10 +19,16 @@ from align_jax.input.evaluation_records import (
     stream_records,
 )
 from align_jax.input.shards import is_dataset
+from align_jax.pictures import FORMATS
 
-SUFFIXES = (
-    ".jpg .jpeg .png .gif .webp .bmp .tif .tiff .jp2 .ppm .pgm .pbm .avif".split()
+# Formats whose endings are taken, if `FORMATS` has them.
+COMMON = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF")
+SUFFIXES = tuple(
+    ending
+    for ending, name in Image.registered_extensions().items()
+    if name in COMMON and name in FORMATS
 )
+MOST_ENDINGS = 9  # endings that a message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Folder:
     Attributes:
       prefix: text that gives a picture's path if the picture's id is appended.
       labels: class names, which a folder does not have; always empty.
+      left_out: numbers of files, links and folders that were not taken, by reason.
     """
 
     labels = ()
@@ -63,33 +73,85 @@ class Folder:
         self._root = places.local_path(root)
         if not self._root.is_dir():
             raise InputError(f"{root} is no folder")
-        self.prefix = os.path.join(self._root, "")
-        own = self._root.resolve()
-        self._paths = sorted(
-            path
-            for path in self._root.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and path.is_file()
-            and path.resolve().is_relative_to(own)  # skips links that lead outside
-        )
+        self.prefix = utf8(os.path.join(self._root, ""))
+        self.left_out: collections.Counter[str] = collections.Counter()
+        self._paths: dict[str, pathlib.Path] = {}
+        for path in sorted(self._find()):
+            name = utf8(path.relative_to(self._root).as_posix())
+            if self._paths.setdefault(name, path) is not path:
+                self.left_out["names that escapes make equal"] += 1
         if not self._paths:
+            told = self.describe_left_out()
             raise InputError(
-                f"{root} has no picture, by the names' endings: {' '.join(SUFFIXES)}"
+                f"{utf8(root)} has no picture, by the names' endings:"
+                f" {' '.join(SUFFIXES)}" + (f"; left out: {told}" if told else "")
             )
+
+    def describe_left_out(self) -> str:
+        """Returns how many files and links of each type were not taken; "" if none."""
+        counts = self.left_out.most_common()
+        told = [f"{reason}: {n:,}" for reason, n in counts[:MOST_ENDINGS]]
+        if rest := sum(n for _, n in counts[MOST_ENDINGS:]):
+            told.append(f"others: {rest:,}")
+        return "; ".join(told)
+
+    def _find(self) -> Iterator[pathlib.Path]:
+        """Yields the paths of the pictures, and counts the others in `left_out`."""
+        own = os.path.realpath(self._root)
+
+        def count_folder(error: OSError) -> None:
+            self.left_out["folders that cannot be listed"] += 1
+
+        for folder, folders, files in os.walk(self._root, onerror=count_folder):
+            for name in folders:  # links to folders are never followed
+                path = os.path.join(folder, name)
+                if os.path.islink(path) and not _is_inside(path, own):
+                    self.left_out["links to other folders"] += 1
+            for name in files:
+                path = os.path.join(folder, name)
+                if reason := _reason_against(path, own):
+                    self.left_out[reason] += 1
+                else:
+                    yield pathlib.Path(path)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __iter__(self) -> Iterator[Entry]:
-        for path in self._paths:
+        for name, path in self._paths.items():
             try:
                 found = path.stat()
             except FileNotFoundError:  # deleted since it was listed
                 continue
             state = f"{found.st_size} {found.st_mtime_ns}"
-            name = path.relative_to(self._root).as_posix()
-            name = name.encode("utf-8", "backslashreplace").decode()
             yield Entry(name, state, "", partial(places.read_bytes, path))
+
+
+def _reason_against(path: str, own: str) -> str:
+    """Returns why a file of a folder is not taken, for counts; "" if it is taken.
+
+    Args:
+      path: path of the file or link.
+      own: the folder's path without links.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in SUFFIXES:
+        return f"files that end in {utf8(ending)}" if ending else "files without ending"
+    if os.path.islink(path) and not os.path.exists(path):
+        return "broken links"
+    if os.path.islink(path) and not _is_inside(path, own):
+        return "links that lead out of the folder"
+    return "" if os.path.isfile(path) else "names of no regular file"
+
+
+def _is_inside(path: str, own: str) -> bool:
+    """Returns whether a path, followed through all links, is below a folder."""
+    return pathlib.Path(os.path.realpath(path)).is_relative_to(own)
+
+
+def utf8(name: str) -> str:
+    """Returns a file's name as UTF-8 text; other bytes in it become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Records:
@@ -115,6 +177,10 @@ class Records:
 
     def __len__(self) -> int:
         return self._count
+
+    def describe_left_out(self) -> str:
+        """Returns "": every record has a picture."""
+        return ""
 
     def __iter__(self) -> Iterator[Entry]:
         seen = set()

@@ -10,8 +10,8 @@ from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
 from align_jax.pictures import small_jpeg
-from align_jax.search.collection import Entry
-from align_jax.search.vector_index import SOURCE, TABLE, VectorIndex
+from align_jax.search.collection import Entry, Folder, Records
+from align_jax.search.vector_index import SOURCE, TABLE, VectorIndex, open_index
 from align_jax.weights.folder import digest
 
 AT_ONCE = 256  # pictures per change of the index
@@ -26,12 +26,14 @@ class Indexed:
     Attributes:
       added: number of new or changed pictures that were put into the index.
       kept: number of pictures that the index already had unchanged.
+      seen: ids of all pictures of the collection.
       unreadable: error message of each unreadable picture, by id; the index does not
         have these pictures.
     """
 
     added: int = 0
     kept: int = 0
+    seen: set[str] = dataclasses.field(default_factory=set)
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -59,6 +61,7 @@ def index_pictures(
             batch = list(itertools.islice(waiting, AT_ONCE))
             if not batch:
                 break
+            done.seen.update(entry.id for entry in batch)
             there = index.rows([entry.id for entry in batch], "state")
             states = {name: row["state"] for name, row in there.items()}
             absent = [e for e in batch if states.get(e.id) != e.state]
@@ -142,6 +145,37 @@ def check_place(place: str) -> None:
     names = places.list_names(place)
     if names and not {f"{TABLE}.lance", f"{SOURCE}.lance"} & {*names}:
         raise InputError(f"{place} is not empty and holds no index; give another --out")
+
+
+def check_collection(place: str, collection: Folder | Records) -> None:
+    """Checks that an existing index is of this collection, perhaps in another place.
+
+    An index stores its pictures' paths as one prefix and their ids, so that a second
+    collection would change the paths of the first one's pictures.
+
+    Args:
+      place: path or URL of the index; without an index there, nothing is checked.
+      collection: the collection whose pictures will be added.
+
+    Raises:
+      InputError: the index is of another place, and more than half of its pictures
+        are not in this collection.
+    """
+    try:
+        index = open_index(place)
+    except InputError:  # no index, or a damaged one, which `create_index` refuses
+        return
+    first, prefix = index.source.prefix, collection.prefix
+    if not first or first == prefix:
+        return
+    ids, there = index.ids(), {entry.id for entry in collection}
+    absent = sum(name not in there for name in ids)
+    if 2 * absent > len(ids):
+        raise InputError(
+            f"{place} is an index of {first}, and {absent:,} of its {len(ids):,}"
+            f" pictures are not in {prefix}; give another --out, or --prune to delete"
+            " them"
+        )
 
 
 @contextlib.contextmanager

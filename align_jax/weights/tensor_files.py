@@ -5,6 +5,7 @@ read is an InputError.
 """
 
 import pathlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -84,11 +85,13 @@ def read_pickle(path: pathlib.Path) -> Arrays:
             " `pip install -e '.[convert]'`, or take the checkpoint's model.safetensors"
         ) from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # PyTorch's advice on files of other types
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers of untrusted bytes raise anything
         # PyTorch's own text advises to run the code in the file.
         reason = one_line(error)
-        if not isinstance(error, OSError | EOFError) or "weights_only" in reason:
+        if not isinstance(error, OSError) or "weights_only" in reason:
             reason = f"it is no state dict of PyTorch ({type(error).__name__})"
         raise InputError(
             f"{path} cannot be read: {reason}; wanted tensors by name and nothing else,"
@@ -150,7 +153,7 @@ def _load_url(path: pathlib.Path) -> tuple[dict[str, str], Arrays]:
 def _as_array(name: str, tensor: Any, path: pathlib.Path) -> np.ndarray:
     """Converts a PyTorch tensor to an array; floating-point numbers to float32."""
     kind = str(tensor.dtype).removeprefix("torch.")
-    short = kind.replace("bfloat", "BF").replace("float", "F")
+    short = kind.replace("bfloat", "BF").replace("float", "F").upper()
     if tensor.is_floating_point():
         _check_type(name, short, path)
     try:
@@ -180,7 +183,8 @@ def _list_parts(index: pathlib.Path) -> list[pathlib.Path]:
     files = places.read_object(index, {"weight_map": dict})["weight_map"]
     parts = []
     for tensor, name in files.items():
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+        is_name = isinstance(name, str) and name not in ("", "..")
+        if not is_name or pathlib.PurePath(name).name != name:
             raise InputError(
                 f"{index} has {name!r} for {tensor}; wanted a file's name in its folder"
             )

@@ -63,11 +63,13 @@ def test_a_folder_is_built_asked_changed_and_built_again(
     def tell(*arguments):
         return run(monkeypatch, capsys, *arguments)
 
-    told, broken = tell(*build)
+    told, broken, left_out = tell(*build)
     assert told == (
         f"{place}: 7 pictures; 7 added, 0 there already, 0 deleted, 1 unreadable"
     )
     assert broken.startswith("  broken.jpg: ")
+    links = "links that lead out of the folder: 1"
+    assert left_out == f"  left out: files that end in .txt: 1; {links}"
     path = pictures / "deep" / "it's.PNG"
     query = ("query", place, f"--image={path}")
     first, *others = tell(*query, "--limit=3")
@@ -86,7 +88,11 @@ def test_a_folder_is_built_asked_changed_and_built_again(
     os.remove(pictures / f"{tiny.NAMES[0]}.png")
     (pictures / f"{tiny.NAMES[1]}.png").write_bytes(tiny.draw("green bottom", 30))
     (pictures / "new.png").write_bytes(tiny.draw("green top", 90))
-    assert "8 pictures; 2 added, 5 there already, 0 del" in tell(*build)[0]
+    told, *_, absent = tell(*build)
+    assert "8 pictures; 2 added, 5 there already, 0 del" in told
+    assert absent == (
+        f"  1 pictures of the index are not in {pictures}; --prune deletes them"
+    )
     assert "7 pictures; 0 added, 7 there already, 1 del" in tell(*build, "--prune")[0]
     (pictures / f"{tiny.NAMES[2]}.png").write_bytes(b"no picture any more")
     assert "6 pictures; 0 added, 6 there already, 0 del" in tell(*build)[0]
@@ -190,3 +196,7 @@ def test_bad_input_is_refused(source, pictures, tmp_path, monkeypatch, capsys):
     refused("none.jpg is missing", "query", tmp_path / "out", "--image=none.jpg")
     images = f"--images={pictures}"
     refused("is an index of another kind", "build", model, images, out)
+    raw = os.fsdecode(f"{tmp_path}/caf".encode() + b"\xe9")
+    message = r"caf\\udce9 is no place for an index; wanted a path of UTF-8"
+    refused(message, "build", model, images, f"--out={raw}")
+    refused(message, "query", raw, "--text=a")
