@@ -94,7 +94,7 @@ def build(flags: argparse.Namespace) -> None:
     if left_out := collection.describe_left_out():
         print(printable(f"  left out: {left_out}"))
     if absent:
-        told = f"{len(absent):,} pictures of the index are not in {flags.images}"
+        told = f"pictures of the index that {flags.images} lacks: {len(absent):,}"
         print(printable(f"  {told}; --prune deletes them"))
 
 

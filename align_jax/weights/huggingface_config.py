@@ -313,7 +313,7 @@ def _read_fields(
     Args:
       cls: `TextFields` or `VisionFields`.
       described: JSON object; its fields that `cls` lacks are ignored.
-      fixed: names of fields that must have their default.
+      fixed: the names of fields that must have their default.
       where: path of the object, for messages.
 
     Raises:

@@ -23,7 +23,11 @@ from align_jax.weights.folder import (
     new_folder,
     write_tensors,
 )
-from align_jax.weights.huggingface_tokenizer import MASK, tokenizer_class, write_tokenizer
+from align_jax.weights.huggingface_tokenizer import (
+    MASK,
+    tokenizer_class,
+    write_tokenizer,
+)
 from align_jax.weights.huggingface_vocabulary import (
     read_normalisation,
     read_optional,
@@ -215,7 +219,7 @@ def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:
     for name, value in (IMAGE_PROCESSOR | {"resample": BILINEAR}).items():
         if not _is_near(found.get(name), value):
             raise InputError(f"{path}: {name} is {found.get(name)!r}; ours is {value}")
-    sides = {name: found.get(name) for name in ("size", "crop_size")}
+    sides: dict[str, Any] = {name: found.get(name) for name in ("size", "crop_size")}
     for name, square in sides.items():
         if not _is_square(square):
             raise InputError(

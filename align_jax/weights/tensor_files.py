@@ -120,7 +120,7 @@ def check_floats(
 
     Args:
       arrays: arrays by name.
-      names: names of parameters and statistics; those that `arrays` lacks are ignored.
+      names: the parameters and statistics; those that `arrays` lacks are ignored.
       source: origin of the arrays, for the message.
     """
     for name in names:

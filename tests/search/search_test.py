@@ -91,7 +91,7 @@ def test_a_folder_is_built_asked_changed_and_built_again(
     told, *_, absent = tell(*build)
     assert "8 pictures; 2 added, 5 there already, 0 del" in told
     assert absent == (
-        f"  1 pictures of the index are not in {pictures}; --prune deletes them"
+        f"  pictures of the index that {pictures} lacks: 1; --prune deletes them"
     )
     assert "7 pictures; 0 added, 7 there already, 1 del" in tell(*build, "--prune")[0]
     (pictures / f"{tiny.NAMES[2]}.png").write_bytes(b"no picture any more")

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from align_jax.embed.model import Model
+from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.weights.huggingface_folder import write_align
+from align_jax.weights.huggingface_vocabulary import read_uncased_vocabulary
 from align_jax.weights.source import open_weights
+from align_jax.weights.tensor_files import read_tensors
 from align_jax.weights.vocabulary import write_vocabulary
 from tests.golden import align_arrays
 from tests.weights.convert_test import IMAGE_PROCESSOR, tensors_of
@@ -213,3 +216,63 @@ def test_an_exported_processor_tokenizes_as_we_do(tmp_path):
         texts, padding="max_length", max_length=96, truncation=True
     )["input_ids"]
     np.testing.assert_array_equal(found, Tokenizer(vocabulary, 96)(texts).numpy())
+
+
+class Touch:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pytorch_file_that_is_no_state_dict_is_refused(tmp_path, zipped):
+    import torch
+
+    zeros, path = torch.zeros(2), tmp_path / "pytorch_model.bin"
+    contents = {
+        r"no state dict of PyTorch \(UnpicklingError\)": {"a": Touch(tmp_path / "bad")},
+        "no state dict of PyTorch": torch.nn.Linear(2, 2),
+        "holds a list; wanted a state dict": [zeros],
+        "holds 'model', a dict": {"model": {"a": zeros}},
+        r"a is no plain tensor \(float32, torch.sparse_coo\)": {"a": zeros.to_sparse()},
+    }
+    if zipped:  # the older format cannot hold them
+        narrow = zeros.to(torch.float8_e4m3fn)
+        contents["a has the number type F8_E4M3FN"] = {"a": narrow}
+    for message, content in contents.items():
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match=message):
+            read_tensors(tmp_path)
+    assert not (tmp_path / "bad").exists()
+    halves = {"a": torch.nn.Parameter(zeros + 0.5), "b": zeros.bfloat16() + 0.5}
+    torch.save(halves, path, _use_new_zipfile_serialization=zipped)
+    for array in read_tensors(tmp_path)[0].values():
+        np.testing.assert_array_equal(array, np.full(2, 0.5, np.float32), strict=True)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="no state dict of PyTorch"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_lower_case", False),
+        ("strip_accents", False),
+        ("tokenize_chinese_chars", False),
+        ("strip_accents", True),
+    ],
+)
+def test_a_tokenizer_that_transformers_saved_is_read_or_refused(tmp_path, name, value):
+    from transformers import BertTokenizer
+
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    BertTokenizer(vocab=vocabulary, **{name: value}).save_pretrained(tmp_path)
+    if value:
+        assert read_uncased_vocabulary(tmp_path, len(WORDS)) == tuple(WORDS)
+    else:
+        with pytest.raises(InputError, match=f"{name} is False"):
+            read_uncased_vocabulary(tmp_path, len(WORDS))

@@ -12,11 +12,12 @@ import pytest
 import safetensors.numpy
 
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import MODEL, NORMALIZER
+from align_jax.input.normalizers import BERT
+from align_jax.input.tokenizer import MODEL
 from align_jax.weights.folder import read_weights, write_weights
 from align_jax.weights.huggingface_config import read_bert_config, read_model_config
 from align_jax.weights.huggingface_folder import IMAGE_PROCESSOR, read_align
-from align_jax.weights.huggingface_tokenizer import read_uncased_vocabulary
+from align_jax.weights.huggingface_vocabulary import read_uncased_vocabulary
 from align_jax.weights.tensor_files import read_tensors
 from tests.weights.convert_test import TOKENS, edit, tensors_of, write_huggingface
 
@@ -44,7 +45,7 @@ def folder(source, tmp_path):
 
 def tokenizer_json(**fields):
     vocab = {token: index for index, token in enumerate(TOKENS)}
-    parts = {"normalizer": NORMALIZER, "model": MODEL | {"vocab": vocab}}
+    parts = {"normalizer": BERT, "model": MODEL | {"vocab": vocab}}
     return parts | fields
 
 
@@ -78,8 +79,18 @@ def tokenizer_json(**fields):
         ("added_tokens", {"zebra": 12}, "added_tokens.json adds .*'zebra'"),
         (
             "tokenizer",
-            tokenizer_json(normalizer=NORMALIZER | {"lowercase": False}),
+            tokenizer_json(normalizer=BERT | {"lowercase": False}),
             "normalizer of .*tokenizer.json is .*'lowercase': False",
+        ),
+        (
+            "tokenizer",
+            tokenizer_json(normalizer={"type": "Sequence", "normalizers": 3}),
+            "normalizer of .*tokenizer.json is .*'type': 'Sequence'",
+        ),
+        (
+            "tokenizer",
+            tokenizer_json(normalizer={"normalizers": [{"pattern": 3}]}),
+            "normalizer of .*tokenizer.json is ",
         ),
         (
             "tokenizer",
@@ -115,7 +126,7 @@ def test_the_uncased_tokenizer_is_read_in_all_its_forms(folder):
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     fast = tokenizer_json(
-        normalizer=NORMALIZER | {"strip_accents": True},
+        normalizer=BERT | {"strip_accents": True},
         pre_tokenizer={"type": "BertPreTokenizer"},
         added_tokens=[{"content": "[MASK]"}, {"content": "<x>", "special": True}],
     )
