@@ -15,7 +15,6 @@ from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
 from align_jax.texts import NONE
 from align_jax.weights.huggingface_tokenizer import MASK
 
-
 # Values of the fields of tokenizer_config.json with which the ids are ours. A field
 # that is absent or null has the first value.
 SETTINGS: dict[str, tuple] = {
