@@ -1,9 +1,10 @@
-"""Reads picture files of any format as upright 8-bit pixels, and keeps their alpha.
+"""Reads picture files of several formats as upright 8-bit pixels with their alpha.
 
-The corpus, training, evaluation and export read pictures here, so they agree on which
-pictures are broken and see the same pixels. The size in the header is checked before
-anything is decoded. Plain JPEG files are decoded by libjpeg-turbo through simplejpeg,
-all others by Pillow; both decode without the interpreter lock.
+The corpus, training, evaluation, search and export read pictures here, so they agree on
+which pictures are broken and see the same pixels. The size in the header and the limits
+of `picture_limits` are checked before anything is decoded. Plain JPEG files are decoded
+by libjpeg-turbo through simplejpeg, all others by Pillow; both decode without the
+interpreter lock.
 """
 
 import contextlib
@@ -14,10 +15,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from align_jax import places
 from align_jax.errors import InputError
+from align_jax.picture_limits import MAX_BYTES, MAX_SIDE, find_excess
+from align_jax.picture_orientation import read_orientation, turn_pixels, turn_upright
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -25,37 +28,19 @@ Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # limit is the size from which Pillow warns: a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
 
-# The formats that Pillow reads by itself. For EPS and WMF it starts other programs.
+# The formats of the web, by Pillow's names. Its other readers are less tested, and
+# those of EPS and WMF start programs. Builds of Pillow may lack AVIF.
 Image.init()
-FORMATS = tuple(name for name in Image.ID if name not in ("EPS", "WMF"))
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+    if name in Image.OPEN
+)
 
-JPEG, EXIF = b"\xff\xd8\xff", b"Exif\0\0"
-HEADER = 4096  # bytes searched for Exif data, which is the first or second segment
+JPEG = b"\xff\xd8\xff"
+ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # one is in each file that is turned
 CUT_SHORT = ("truncated", "premature", "unexpected end", "incomplete")
-# The operation that turns a picture of each Exif orientation upright: `UPRIGHT` for
-# arrays of pixels, `TURNS` for Pillow's images.
-UPRIGHT = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
-}
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # the A of Pillow's mode LAB is a colour
-# The keys under which Pillow keeps metadata that may hold an orientation.
-METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-
 # Pillow warns of large pictures, which our limit refuses, and of any oddity of a file.
 # The filter is set once, because `catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -65,8 +50,8 @@ class PictureError(InputError):
     """A picture that cannot be read.
 
     Attributes:
-      reason: one of "empty", "not a picture", "too large", "cut short", "broken" and
-        "unsupported", for counts.
+      reason: one of "empty", "not a picture", "too large", "too complex", "cut short",
+        "broken" and "unsupported", for counts.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -104,8 +89,8 @@ def read_picture(
 
     Raises:
       InputError: a missing file, or an array of another type or shape.
-      PictureError: an empty, broken or too large file, one that is cut short or of an
-        unsupported type, or no picture at all.
+      PictureError: an empty, broken or too large file, one that is cut short, beyond
+        the limits of `picture_limits` or of an unsupported type, or no picture at all.
     """
     if isinstance(picture, np.ndarray):
         return _check_array(picture, name)
@@ -117,8 +102,9 @@ def read_picture(
     if isinstance(picture, bytes):
         content = picture
     else:
-        name = os.fspath(picture)
-        content = places.read_bytes(places.resolve(picture))
+        name, place = os.fspath(picture), places.resolve(picture)
+        _check_bytes(places.size(place) or 0, name)
+        content = places.read_bytes(place)
     pixels = _read_jpeg(content, name, max_pixels, least, buffer)
     return _read_with_pillow(content, name, max_pixels) if pixels is None else pixels
 
@@ -133,7 +119,7 @@ def open_picture(
     """Opens a picture file that may be hostile, to read its size, format or metadata.
 
     Yields an image whose pixels are decoded when they are first used. They are not
-    turned upright; that is the task of `turn_upright`.
+    turned upright; that is the task of `picture_orientation.turn_upright`.
 
     Args:
       content: bytes of the file.
@@ -142,9 +128,10 @@ def open_picture(
       formats: Pillow's names of the formats to try.
 
     Raises:
-      PictureError: a file that is no picture or too large, or any error inside the
+      PictureError: a file that is no picture or beyond a limit, or any error inside the
         `with` statement, which is taken for a failure to decode.
     """
+    _check_content(content, name)
     try:
         opened = Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
@@ -160,30 +147,6 @@ def open_picture(
         _check_size(*opened.size, name, max_pixels)
         with _decoding(name):
             yield opened
-
-
-def shown_size(picture: Image.Image) -> tuple[int, int]:
-    """Returns width and height that an opened picture has after `turn_upright`."""
-    width, height = picture.size
-    # For a TIFF, Pillow reports the size after turning.
-    turned = picture.format != "TIFF" and _orientation(picture) >= 5
-    return (height, width) if turned else (width, height)
-
-
-def turn_upright(picture: Image.Image) -> Image.Image:
-    """Decodes an opened picture and turns it as its Exif orientation says.
-
-    A damaged orientation, or one outside 1 to 8, is ignored. A picture that is turned
-    loses its Exif and XMP metadata.
-    """
-    picture.load()  # before Exif data are read: loading a TIFF turns it
-    turn = TURNS.get(_orientation(picture))
-    if turn is None:
-        return picture
-    turned = picture.transpose(turn)
-    for name in METADATA:  # their orientation does not fit the turned picture
-        turned.info.pop(name, None)
-    return turned
 
 
 def take_eight_bits(picture: Image.Image, name: str = "picture") -> Image.Image:
@@ -268,9 +231,11 @@ def _read_jpeg(
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        orientation = _file_orientation(content) if EXIF in content[:HEADER] else 1
+        has_metadata = any(sign in content for sign in ORIENTED)
+        orientation = _file_orientation(content) if has_metadata else 1
         if colours not in ("Gray", "YCbCr", "RGB") or orientation is None:
             return None
+        _check_content(content, name)
         _check_size(width, height, name, max_pixels)
         options: dict = {}
         if least:
@@ -284,25 +249,16 @@ def _read_jpeg(
     except ValueError:
         # The file is unusual or damaged. Pillow reads it or says what is wrong.
         return None
-    return UPRIGHT[orientation](pixels) if orientation in UPRIGHT else pixels
+    return turn_pixels(pixels, orientation)
 
 
 def _file_orientation(content: bytes) -> int | None:
     """Returns the Exif orientation of a file, or None if Pillow cannot open it."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            return _orientation(opened)
+            return read_orientation(opened)
     except Exception:  # parsers of untrusted bytes raise anything; Pillow reports it
         return None
-
-
-def _orientation(picture: Image.Image) -> int:
-    """Returns the Exif orientation, 1 to 8; 1 if it is absent or damaged."""
-    try:
-        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
-        return int(found) if found in range(1, 9) else 1
-    except Exception:  # damaged metadata, which do not affect the pixels
-        return 1
 
 
 def _read_with_pillow(content: bytes, name: str, max_pixels: int) -> np.ndarray:
@@ -316,6 +272,25 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
             f"{name} is {width} x {height} pixels; the limit is {max_pixels:,} in all",
             "too large",
         )
+    if max(width, height) > MAX_SIDE:
+        raise PictureError(
+            f"{name} is {width} x {height} pixels; the limit is {MAX_SIDE:,} on a side",
+            "too large",
+        )
+
+
+def _check_bytes(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise PictureError(
+            f"{name} is a file of {size:,} bytes; the limit is {MAX_BYTES:,}",
+            "too large",
+        )
+
+
+def _check_content(content: bytes, name: str) -> None:
+    _check_bytes(len(content), name)
+    if excess := find_excess(content):
+        raise PictureError(f"{name} {excess}", "too complex")
 
 
 @contextlib.contextmanager

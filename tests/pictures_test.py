@@ -10,14 +10,13 @@ from PIL import Image
 
 from align_jax import pictures
 from align_jax.errors import InputError
+from align_jax.picture_orientation import shown_size, turn_upright
 from align_jax.pictures import (
     PictureError,
     lay_on_white,
     make_thumbnail,
     open_picture,
     read_picture,
-    shown_size,
-    turn_upright,
 )
 
 DRAW = np.random.default_rng(0)

@@ -5,13 +5,9 @@ import binascii
 import sys
 
 from align_jax.errors import InputError
-from align_jax.pictures import PictureError, open_picture
+from align_jax.pictures import FORMATS, PictureError, open_picture
 
 MAX_PIXELS = 25_000_000  # of an uploaded picture
-MAX_SCANS = 100  # of a JPEG; each scan costs a pass over the whole picture
-# Formats whose header Pillow reads without decoding and without another program.
-FORMATS = tuple("JPEG PNG GIF WEBP BMP TIFF AVIF".split())
-START_OF_SCAN = b"\xff\xda"
 
 
 def read_upload(content: str) -> bytes:
@@ -19,15 +15,13 @@ def read_upload(content: str) -> bytes:
 
     Raises:
       InputError: the text is no base64, the file is no picture, or the picture has too
-        many pixels or scans.
+        many pixels or is beyond a limit of `picture_limits`.
     """
     try:
         file = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InputError(f"the picture is no base64: {error}") from error
     pixels = count_pixels(file)
-    if file.count(START_OF_SCAN) > MAX_SCANS and file.startswith(b"\xff\xd8"):
-        raise InputError(f"the picture has more than {MAX_SCANS} scans")
     if pixels > MAX_PIXELS:
         raise InputError(f"the picture has {pixels:,} pixels; at most {MAX_PIXELS:,}")
     return file
@@ -37,13 +31,15 @@ def count_pixels(file: bytes) -> int:
     """Returns height times width from the header of a picture file.
 
     Raises:
-      InputError: the file is no picture of one of `FORMATS`, or Pillow refuses its
-        number of pixels.
+      InputError: the file is no picture of one of `FORMATS`, is beyond a limit of
+        `picture_limits`, or Pillow refuses its number of pixels.
     """
     try:
-        with open_picture(file, max_pixels=sys.maxsize, formats=FORMATS) as picture:
+        with open_picture(file, "the picture", max_pixels=sys.maxsize) as picture:
             return picture.width * picture.height
     except PictureError as error:
+        if error.reason == "too complex":
+            raise
         if error.reason == "too large":  # beyond the size that Pillow opens
             message = f"the picture has more than {MAX_PIXELS:,} pixels"
             raise InputError(message) from error

@@ -5,13 +5,13 @@ import pyarrow as pa
 import scipy.fft
 from PIL import Image
 
+from align_jax.picture_orientation import shown_size, turn_upright
 from align_jax.pictures import (
     PictureError,
     open_picture,
-    shown_size,
+    read_picture,
     take_colours,
     take_eight_bits,
-    turn_upright,
 )
 
 HASH_SIDE = 96  # pixels that suffice for a hash; a JPEG is decoded near this size
@@ -106,4 +106,21 @@ def _measure(image: bytes | None) -> tuple:
             grey = shrink(upright)
             return size, width, height, picture.format, None, grey
     except PictureError as error:
-        return size, 0, 0, None, str(error)[:200], None
+        return _measure_pixels(image, str(error))
+
+
+def _measure_pixels(image: bytes, why: str) -> tuple:
+    """Measures a file that Pillow refuses as `_measure` does.
+
+    Training reads some JPEG files with libjpeg-turbo that Pillow refuses.
+
+    Args:
+      image: bytes of the file.
+      why: error message of Pillow's refusal.
+    """
+    try:
+        pixels = read_picture(image)
+    except PictureError:
+        return len(image), 0, 0, None, why[:200], None
+    height, width, _ = pixels.shape
+    return len(image), width, height, "JPEG", None, shrink(Image.fromarray(pixels))

@@ -6,11 +6,14 @@ import pathlib
 import pyarrow.parquet as pq
 from PIL import Image
 
+from align_jax.picture_orientation import turn_upright
 from align_jax.pictures import (
+    JPEG,
+    PictureError,
     is_transparent,
     open_picture,
+    read_picture,
     take_colours,
-    turn_upright,
 )
 from data.records.records import make_example, shard_name, write_shard
 
@@ -78,10 +81,25 @@ def reduce_image(image: bytes, max_side: int) -> bytes:
     """
     if not max_side:
         return image
+    try:
+        return _reduce_file(image, max_side)
+    except PictureError:  # metadata that cannot be saved, or a JPEG that Pillow refuses
+        picture = Image.fromarray(read_picture(image))
+    if max(picture.size) <= max_side:
+        return image
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    kind = "JPEG" if image.startswith(JPEG) else "PNG"
+    picture.save(file, kind, quality=JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _reduce_file(image: bytes, max_side: int) -> bytes:
+    """Works as `reduce_image`, with the metadata that Pillow keeps."""
     with open_picture(image) as picture:
         if max(picture.size) <= max_side:
             return image
-        kind = "JPEG" if picture.format == "JPEG" else "PNG"
+        kind = "JPEG" if image.startswith(JPEG) else "PNG"
         if "transparency" in picture.info or picture.mode not in MODES[kind]:
             picture = turn_upright(picture)
             # A picture of one bit is reduced to greys.

@@ -204,5 +204,20 @@ def write_metadata(
         features=features,
         split_infos=infos,
         filename_template=None,  # TFDS's default names
-        check_data=file_format == "tfrecord",  # TFDS has no tf.data for ArrayRecord
+        check_data=False,  # it decodes a picture, and TensorFlow knows few formats
     )
+    if file_format == "tfrecord":  # TFDS has no tf.data for ArrayRecord
+        _read_first(directory, next(iter(splits)), features)
+
+
+def _read_first(
+    directory: pathlib.Path, split: str, features: tfds.features.FeaturesDict
+) -> None:
+    """Reads a split's first record by its features, without decoding pictures."""
+    skipped = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    builder = tfds.builder_from_directory(directory)
+    (_,) = builder.as_dataset(split=f"{split}[:1]", decoders=skipped)

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from align_jax import places
 from align_jax.errors import InputError
+from align_jax.picture_limits import MAX_BYTES
 from data.sources.config import SourceConfig
 
-MAX_IMAGE_BYTES = 64 * 2**20
+MAX_IMAGE_BYTES = MAX_BYTES  # what no reader of pictures takes is not read
 
 
 class RawPair(NamedTuple):

@@ -22,8 +22,8 @@ MAX_HEADER_BYTES = 2**20
 MAX_PARTS = 8  # of members that agree up to the first dot, for the memory
 TRUNCATED = "truncated tar"
 
-# The contents of the members of a sample by PARTS; None if a member is too large.
-Sample = dict[str, bytes | None]
+# The contents of the members of a sample by PARTS; a text says why one is not read.
+Sample = dict[str, bytes | str]
 
 # The type stubs of the standard library leave this class out.
 _END_MARK: type[tarfile.HeaderError] = vars(tarfile)["EOFHeaderError"]
@@ -71,6 +71,10 @@ class _Tar(tarfile.TarFile):
 
 class _Member(tarfile.TarInfo):
     """A header of a tar; bounds its extensions and sets the tar's `marked_end`."""
+
+    def _proc_gnusparse_10(self, following: tarfile.TarInfo, *_: object) -> None:
+        """Marks a member as sparse; its map, which may be of any size, is not read."""
+        following.sparse = b""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
@@ -171,18 +175,21 @@ def make_pairs(
     Yields:
       The pairs, or one None.
     """
-    if None in sample.values():
-        drops["member too large"] += 1
-        yield None
-        return
+    contents: dict[str, bytes] = {}
+    for kind, content in sample.items():
+        if isinstance(content, str):
+            drops[content] += 1
+            yield None
+            return
+        contents[kind] = content
     fields: Any = {}
     text: str | None = None
     try:
-        if "json" in sample:
-            fields = json.loads(sample["json"] or b"")
+        if "json" in contents:
+            fields = json.loads(contents["json"])
             if not isinstance(fields, dict):
                 raise ValueError("no object")
-        text = (sample["txt"] or b"").decode() if "txt" in sample else None
+        text = contents["txt"].decode() if "txt" in contents else None
     except UnicodeDecodeError:
         drops["undecodable text"] += 1
         yield None
@@ -201,7 +208,7 @@ def make_pairs(
     url, language = fields.get("url"), fields.get(config.language_column)
     for one in [texts] if isinstance(texts, str) else texts:
         yield RawPair(
-            sample.get("image"),
+            contents.get("image"),
             url if isinstance(url, str) else None,
             one,
             language if isinstance(language, str) and language else config.language,
@@ -223,11 +230,12 @@ def _check_tar(path: str) -> None:
         raise InputError(f"{path} is not a tar file: {error}") from error
 
 
-def _members(path: str) -> Iterator[tuple[str, bytes | None] | str]:
+def _members(path: str) -> Iterator[tuple[str, bytes | str] | str]:
     """Yields (name, bytes) of a tar's regular files.
 
-    The bytes are None if the file has more than MAX_IMAGE_BYTES. A link, a device or an
-    unsafe path gives the reason why it is left out. Damage ends the reading with one.
+    A file that is sparse or has more than MAX_IMAGE_BYTES has the reason in place of
+    bytes. A link, a device or an unsafe path gives the reason why it is left out.
+    Damage ends the reading with one.
     """
     try:
         with _Tar.open(path, "r|*", tarinfo=_Member) as tar:
@@ -241,8 +249,10 @@ def _members(path: str) -> Iterator[tuple[str, bytes | None] | str]:
                     continue
                 elif file is None:
                     yield "link or device in the tar"
+                elif member.issparse():  # a small file can become a large one
+                    yield name, "sparse member"
                 elif member.size > MAX_IMAGE_BYTES:
-                    yield name, None
+                    yield name, "member too large"
                 else:
                     yield name, file.read()
             if not tar.marked_end:

@@ -34,7 +34,8 @@ def scans(count):
     """Returns a JPEG with more scans than it needs."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "jpeg")
-    return file.getvalue()[:-2] + b"\xff\xda" * count
+    scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+    return file.getvalue()[:-2] + scan * count + b"\xff\xd9"
 
 
 def postscript():
