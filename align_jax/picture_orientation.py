@@ -57,7 +57,13 @@ def turn_pixels(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_orientation(picture: Image.Image) -> int:
-    """Returns the Exif orientation, 1 to 8; 1 if it is absent or damaged."""
+    """Returns the Exif orientation, 1 to 8; 1 if it is absent or damaged.
+
+    A PNG file is decoded, since its metadata may follow the pixels. The errors of that
+    are raised.
+    """
+    if picture.format == "PNG":
+        picture.load()
     try:
         found = picture.getexif().get(ExifTags.Base.Orientation, 1)
         return int(found) if found in range(1, 9) else 1
