@@ -80,11 +80,16 @@ def draw_pictures() -> dict[str, bytes]:
 
 
 def mutate(files: dict[str, bytes], count: int, seed: int) -> Iterator[bytes]:
-    """Yields damaged copies of files, the same for the same seed."""
+    """Yields damaged copies of files, the same for the same seed.
+
+    One in ten is a copy of a file whose format is not accepted.
+    """
     chance, contents = random.Random(seed), list(files.values())
+    accepted = [files[name] for name in files if not name.startswith("no ")]
     for number in range(count):
-        content = bytearray(contents[number % len(contents)])
-        for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
+        choices = accepted if number % 10 else contents
+        content = bytearray(choices[number % len(choices)])
+        for _ in range(chance.choice((0, 1, 1, 1, 1, 2, 3, 8))):
             chance.choice(MUTATIONS)(content, chance, contents)
         if content.startswith(b"\x89PNG") and chance.random() < 0.7:
             mend_checksums(content)

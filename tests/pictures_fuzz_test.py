@@ -89,8 +89,10 @@ def check(model, count: int, folder: pathlib.Path) -> collections.Counter:
         part = contents[start : start + AT_ONCE]
         pixels = [claimed_pixels(content) for content in part]
         corpus, peaks = in_the_corpus(part)
+        trained, more = in_training(part)
+        peaks = [*map(max, peaks, more)]
         verdicts = {
-            "training": in_training(part),
+            "training": trained,
             "doctor": by_the_doctor(part, folder / f"shard{start}"),
             "search": in_search(part, model, index, start),
         }
@@ -138,7 +140,7 @@ def reason_of(content: bytes) -> str:
 
 
 def in_the_corpus(contents: list[bytes]) -> tuple[np.ndarray, list[int]]:
-    """Measures pictures and reduces them; returns verdicts and peaks of memory."""
+    """Measures and reduces pictures; returns verdicts and bytes of memory."""
     verdicts, peaks = [], []
     for content in contents:
         before = start_of_peak()
@@ -152,13 +154,16 @@ def in_the_corpus(contents: list[bytes]) -> tuple[np.ndarray, list[int]]:
     return np.array(verdicts), peaks
 
 
-def in_training(contents: list[bytes]) -> np.ndarray:
-    verdicts = []
+def in_training(contents: list[bytes]) -> tuple[np.ndarray, list[int]]:
+    """Prepares pictures as training does; returns verdicts and bytes of memory."""
+    verdicts, peaks = [], []
     for i, content in enumerate(contents):
+        before = start_of_peak()
         reason = train_image(content, (SEED, i), SIZES)[1]
-        assert reason == ("" if (exact := reason_of(content)) == "whole" else exact)
+        peaks.append(peak_of_memory() - before)
+        assert (reason or "whole") == reason_of(content)
         verdicts.append(not reason)
-    return np.array(verdicts)
+    return np.array(verdicts), peaks
 
 
 def by_the_doctor(contents: list[bytes], path: pathlib.Path) -> np.ndarray:

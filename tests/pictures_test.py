@@ -203,6 +203,17 @@ def test_an_orientation_is_a_number_from_1_to_8_or_none(least):
         assert read_picture(odd, least=least).shape == (12, 16, 3)
 
 
+@pytest.mark.parametrize("least", [None, (11, 11)])
+def test_an_orientation_is_found_behind_any_metadata(least):
+    turned = with_orientation(3, 1, struct.pack("<HH", 6, 0))
+    profile = b"\xff\xe2\x60\0" + bytes(0x60_00 - 2)
+    behind = turned[:2] + profile + turned[2:]
+    assert read_picture(behind, least=least).shape == (16, 12, 3)
+    xmp = b'<x tiff:Orientation="6"/>'
+    xmp = encode(Image.fromarray(COLOUR), "JPEG", xmp=xmp)
+    assert read_picture(xmp, least=least).shape == (16, 12, 3)
+
+
 def test_pixels_are_written_to_the_memory_that_is_given():
     memory = np.zeros(COLOUR.size, np.uint8)
     encoded = encode(Image.fromarray(COLOUR), "JPEG")

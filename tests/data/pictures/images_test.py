@@ -100,6 +100,17 @@ def test_what_training_cannot_read_is_broken_here_too():
             assert error is None
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "AVIF", "BMP"])
+def test_a_picture_with_damaged_pixels_is_broken_in_the_corpus_too(kind):
+    whole = bytearray(save(draw(), kind))
+    del whole[len(whole) * 2 // 3 :]
+    with pytest.raises(InputError):
+        read_picture(bytes(whole))
+    (row,) = describe_images(["cut"], [bytes(whole)]).to_pylist()
+    assert row["error"]
+    assert (row["width"], row["format"], row["phash"]) == (0, None, None)
+
+
 @pytest.mark.filterwarnings("ignore:::PIL")
 def test_no_damage_ends_the_stage():
     random = np.random.default_rng(0)

@@ -1,12 +1,16 @@
 import errno
+import io
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
 
 from align_jax.errors import InputError
+from align_jax.pictures import read_picture
 from data.corpus import engines
 from data.pictures.evaluation_images import read_hashes, write_evaluation
 from data.pictures.images import describe_images
@@ -21,6 +25,33 @@ EXAMPLES = [records.make_example(key=number) for number in range(7)]
 def read(folder):
     files = sorted(map(str, folder.glob("a-train*")))
     return [[*tf.data.TFRecordDataset(name).as_numpy_iterator()] for name in files]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF", "TIFF", "WEBP", "BMP"])
+def test_the_first_record_may_be_of_any_accepted_format(tmp_path, kind):
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
+    several = {"save_all": True, "append_images": frames[1:]} if kind != "BMP" else {}
+    frames[0].save(file, kind, **several)
+    example = records.make_example(
+        image=file.getvalue(), text=b"a", image_id=b"i", key=1
+    )
+    written = records.write_split(tmp_path, "a", "train", [example], 1, 1)
+    features = records.corpus_features()
+    records.write_metadata(tmp_path, "a", features, {"train": written})
+    builder = tfds.builder_from_directory(tmp_path)
+    skipped = {"image": tfds.decode.SkipDecoding()}
+    (row,) = builder.as_dataset(split="train", decoders=skipped)
+    assert read_picture(row["image"].numpy()).shape[:2] == (4, 5)
+
+
+def test_records_that_do_not_fit_the_features_are_refused(tmp_path):
+    example = records.make_example(image=b"GIF", text=b"a")
+    written = records.write_split(tmp_path, "a", "train", [example], 1, 1)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        records.write_metadata(
+            tmp_path, "a", records.corpus_features(), {"train": written}
+        )
 
 
 @pytest.mark.parametrize("left", [0, 1])

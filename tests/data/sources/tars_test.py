@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import subprocess
 import tarfile
 
 import pytest
@@ -78,6 +80,27 @@ def test_a_cut_tar_keeps_the_pairs_before_the_cut(tmp_path):
     (tmp_path / "no.tar").write_bytes(b"not a tar" * 1000)
     with pytest.raises(InputError, match=r"no\.tar is not a tar file"):
         read("webdataset", tmp_path / "no.tar")
+
+
+@pytest.mark.parametrize("layout", ["gnu", "0.0", "0.1", "1.0"])
+def test_a_sparse_member_is_refused_and_counted(tmp_path, layout):
+    """Writes 60 MiB of nothing as a member of a few bytes, as `tar --sparse` does."""
+    size, path = 60 * 2**20, tmp_path / "a.tar"
+    file = tmp_path / "1.jpg"
+    file.touch()
+    os.truncate(file, size)
+    (tmp_path / "1.txt").write_text("a")
+    (tmp_path / "2.jpg").write_bytes(PNG)
+    (tmp_path / "2.txt").write_text("b")
+    kind = "gnu" if layout == "gnu" else "pax"
+    options = [] if layout == "gnu" else [f"--sparse-version={layout}"]
+    names = ["1.jpg", "1.txt", "2.jpg", "2.txt"]
+    command = ["tar", "--sparse", f"--format={kind}", *options, "-cf", str(path)]
+    subprocess.run([*command, *names], cwd=tmp_path, check=True)
+    assert path.stat().st_size < 2**16
+    rows, drops = read("webdataset", path)
+    assert rows == [(PNG, None, "b", "")]
+    assert drops == {"sparse file in the tar": 1}
 
 
 def test_tar_bombs_are_bounded(tmp_path, monkeypatch):
