@@ -81,7 +81,7 @@ test-spark: ready-spark  ## compare corpora of local Spark and DuckDB; needs Jav
 test-nsfw: ready-nsfw  ## test the NSFW model of the extra `nsfw`
 	$(TEST) -m nsfw
 
-test-faults: ready-faults  ## kill and stop runs at random moments
+test-faults: ready-faults  ## kill runs at random moments, damage pictures
 	$(TEST) -m faults
 
 test-pods: ready-pods data  ## run the quickstart on processes, devices and microbatches
