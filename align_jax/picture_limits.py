@@ -6,7 +6,7 @@ here walk a file's markers, chunks or fields and decode nothing.
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 MAX_BYTES = 64 * 2**20  # of a file
 MAX_SIDE = 65_535  # pixels, the largest that JPEG knows
@@ -19,9 +19,11 @@ MAX_TILES = 100_000  # tiles or strips of a TIFF, data chunks of a PNG, blocks o
 # Tiles may be larger than a small picture, and Pillow decodes BMP runs in Python.
 MAX_TILE_PIXELS = MAX_RUN_PIXELS = 2**22
 
-MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+SCAN = b"\xff\xda"
 START_OF_SCAN, START_OF_IMAGE, END_OF_IMAGE, BARE = 0xDA, 0xD8, 0xD9, 0x01
 START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # frames that may have one scan only
 
 # TIFF tags, and the struct codes of the types that hold one integer.
 WIDTH, HEIGHT, STRIP_ROWS, TILE_WIDTH, TILE_HEIGHT = 256, 257, 278, 322, 323
@@ -54,24 +56,45 @@ def allowed_scans(pixels: int) -> int:
     return max(SCANS_OF_ANY_SIZE, min(MAX_SCANS, scans))
 
 
-def _jpeg_excess(content: bytes) -> str:
-    scans, segments, pixels, at = 0, 0, 0, 2
+def jpeg_header(content: bytes) -> bytes:
+    """Returns the part of a JPEG file before its first scan."""
+    for marker, start in _jpeg_markers(content):
+        if marker == START_OF_SCAN:
+            return content[:start]
+    return content
+
+
+def _jpeg_markers(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yields (marker, offset behind it) of a JPEG file, to the end of its picture."""
+    at = 2
     while found := MARKER.search(content, at):
         marker, at = found[1][0], found.end()
         if marker == END_OF_IMAGE:
-            break
-        if marker in (START_OF_IMAGE, BARE):
-            continue
+            return
+        if marker not in (START_OF_IMAGE, BARE):
+            yield marker, at
+            at += max(2, int.from_bytes(content[at : at + 2]))
+
+
+def _jpeg_excess(content: bytes) -> str:
+    scans = segments = pixels = frame = components = 0
+    for marker, at in _jpeg_markers(content):
         if marker in START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", content, at + 3)
-            pixels = max(pixels, height * width)
-        scans += marker == START_OF_SCAN
-        segments += marker != START_OF_SCAN
+            height, width, components = struct.unpack_from(">HHB", content, at + 3)
+            frame, pixels = marker, max(pixels, height * width)
+        if marker != START_OF_SCAN:
+            segments += 1
+        elif scans or frame not in SEQUENTIAL or content[at + 2] < components:
+            # Searching the pixels for markers is slow, and seldom needed.
+            if not scans and content.count(SCAN) <= SCANS_OF_ANY_SIZE:
+                break
+            scans += 1
+        else:
+            break  # one scan has all colours
         if scans > (most := allowed_scans(pixels)):
             return f"has more than {most} scans"
         if segments > MAX_SEGMENTS:
             return f"has more than {MAX_SEGMENTS:,} segments"
-        at += max(2, int.from_bytes(content[at : at + 2]))
     return ""
 
 

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.picture_limits import MAX_BYTES, MAX_SIDE, find_excess
+from align_jax.picture_limits import MAX_BYTES, MAX_SIDE, find_excess, jpeg_header
 from align_jax.picture_orientation import read_orientation, turn_pixels, turn_upright
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -102,11 +102,21 @@ def read_picture(
     if isinstance(picture, bytes):
         content = picture
     else:
-        name, place = os.fspath(picture), places.resolve(picture)
-        _check_bytes(places.size(place) or 0, name)
-        content = places.read_bytes(place)
+        name, content = os.fspath(picture), read_file(picture)
     pixels = _read_jpeg(content, name, max_pixels, least, buffer)
     return _read_with_pillow(content, name, max_pixels) if pixels is None else pixels
+
+
+def read_file(file: places.Place) -> bytes:
+    """Reads the bytes of a picture file, or raises an error if they are too many.
+
+    Raises:
+      InputError: a missing file.
+      PictureError: a file of more than MAX_BYTES bytes, which is not read.
+    """
+    place = places.resolve(file)
+    _check_bytes(places.size(place) or 0, os.fspath(file))
+    return places.read_bytes(place)
 
 
 @contextlib.contextmanager
@@ -231,7 +241,8 @@ def _read_jpeg(
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        has_metadata = any(sign in content for sign in ORIENTED)
+        header = jpeg_header(content)
+        has_metadata = any(sign in header for sign in ORIENTED)
         orientation = _file_orientation(content) if has_metadata else 1
         if colours not in ("Gray", "YCbCr", "RGB") or orientation is None:
             return None

@@ -10,6 +10,7 @@ from PIL import Image
 from align_jax.errors import InputError
 from align_jax.picture_limits import MAX_SEGMENTS, MAX_TILES, allowed_scans
 from align_jax.pictures import PictureError, open_picture, read_picture
+from align_jax.search.collection import Folder
 from data.pictures.images import describe_images
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
@@ -129,6 +130,18 @@ def test_small_pictures_may_have_more_scans_than_large_ones():
     assert read_picture(jpeg_of_scans(64, 100)).shape == (64, 64, 3)
 
 
+def test_a_sequential_file_may_have_one_scan_of_all_colours_or_several():
+    content = encode("JPEG")
+    behind = content[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 500 + content[-2:]
+    with pytest.raises(PictureError, match="is broken"):  # at the second scan
+        read_picture(behind)
+    divided = content.replace(
+        b"\xff\xda\0\x0c\3", b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 101
+    )
+    with pytest.raises(PictureError, match="more than 100 scans"):
+        read_picture(divided)
+
+
 def test_only_the_markers_of_the_first_picture_of_a_file_count():
     whole = read_picture(encode("JPEG", progressive=True))
     thumbnail = jpeg_of_scans(8, 500)
@@ -160,6 +173,9 @@ def test_the_bytes_of_a_file_and_the_sides_of_a_picture_are_bounded(
     for form in (path, path.read_bytes()):
         with pytest.raises(InputError, match="bytes; the limit is 1,000"):
             read_picture(form)
+    (entry,) = Folder(str(tmp_path))
+    with pytest.raises(InputError, match=r"large\.png is a file of .* 1,000"):
+        entry.read()
     file = io.BytesIO()
     Image.new("1", (65_536, 1)).save(file, "PNG")
     with pytest.raises(PictureError, match="the limit is 65,535 on a side"):

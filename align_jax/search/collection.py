@@ -19,14 +19,10 @@ from align_jax.input.evaluation_records import (
     stream_records,
 )
 from align_jax.input.shards import is_dataset
-from align_jax.pictures import FORMATS
+from align_jax.pictures import FORMATS, read_file
 
-# Formats whose endings are taken, if `FORMATS` has them.
-COMMON = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF")
 SUFFIXES = tuple(
-    ending
-    for ending, name in Image.registered_extensions().items()
-    if name in COMMON and name in FORMATS
+    ending for ending, name in Image.registered_extensions().items() if name in FORMATS
 )
 MOST_ENDINGS = 9  # endings that a message names
 
@@ -124,7 +120,9 @@ class Folder:
             except FileNotFoundError:  # deleted since it was listed
                 continue
             state = f"{found.st_size} {found.st_mtime_ns}"
-            yield Entry(name, state, "", partial(places.read_bytes, path))
+
+
+from align_jax.pictures import FORMATS, read_file
 
 
 def _reason_against(path: str, own: str) -> str:

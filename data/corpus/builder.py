@@ -227,6 +227,7 @@ class Build(StageTables):
             "images_kept": int(self.engine.execute(kept.image_id.nunique())),
             "ngram_cut": cut,
             "drops": drops,
+            "refused_pictures": self._count_refusals(),
             "off": [{"rule": r, "reason": why} for r, why in self.off().items()],
             "rules": rows,
         }
@@ -239,6 +240,11 @@ class Build(StageTables):
                 f" first by: {first}); loosen config.rules"
             )
         return report
+
+    def _count_refusals(self) -> dict[str, int]:
+        counts = self.engine.execute(rules.count_refusals(self.table("pictures")))
+        numbers = map(int, counts["pictures"])
+        return dict(sorted(zip(counts["reason"], numbers, strict=True)))
 
     def _count_rules(self) -> tuple[int, list[dict[str, Any]]]:
         """Returns the number of distinct pairs, and a row of counts for each rule."""

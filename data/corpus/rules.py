@@ -159,6 +159,17 @@ RULES: dict[str, Rule] = {
 }
 
 
+def count_refusals(pictures: Table) -> Table:
+    """Counts the pictures that cannot be decoded, by the reason: `reason`, `pictures`.
+
+    Args:
+      pictures: pictures with the column error, see `data.pictures.images`.
+    """
+    refused = pictures.filter(pictures.error.notnull())
+    reason = refused.error.split(": ")[0].name("reason")
+    return refused.group_by(reason).agg(pictures=refused.count())
+
+
 def check_rules(bounds: RuleBounds) -> None:
     """Raises TypeError if a rule has the name of a fact or returns a wrong type.
 

@@ -45,8 +45,9 @@ def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Tabl
 
     Returns:
       A table of schema IMAGES: `bytes` is the size of the file; width and height are
-      the pixels of the upright picture. If a picture cannot be decoded, `error` says
-      why, width and height are 0, format and hash are null. For a picture of None, all
+      the pixels of the upright picture. If a picture cannot be decoded, `error` is
+      `PictureError.reason`, ": " and the message, width and height are 0, format and
+      hash are null. For a picture of None, all
       columns but `image_id` are null.
     """
     measured = [_measure(image) for image in images]
@@ -106,7 +107,7 @@ def _measure(image: bytes | None) -> tuple:
             grey = shrink(upright)
             return size, width, height, picture.format, None, grey
     except PictureError as error:
-        return _measure_pixels(image, str(error))
+        return _measure_pixels(image, f"{error.reason}: {error}")
 
 
 def _measure_pixels(image: bytes, why: str) -> tuple:
@@ -116,7 +117,7 @@ def _measure_pixels(image: bytes, why: str) -> tuple:
 
     Args:
       image: bytes of the file.
-      why: error message of Pillow's refusal.
+      why: reason and message of Pillow's refusal.
     """
     try:
         pixels = read_picture(image)

@@ -31,10 +31,10 @@ def bomb(width=10_000, height=10_000):
 
 
 def scans(count):
-    """Returns a JPEG with more scans than it needs."""
+    """Returns a progressive JPEG with more scans than it needs."""
     file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "jpeg")
-    scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+    Image.new("RGB", (8, 8)).save(file, "jpeg", progressive=True)
+    scan = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0"
     return file.getvalue()[:-2] + scan * count + b"\xff\xd9"
 
 

@@ -75,6 +75,7 @@ def test_raw_pairs_become_a_dataset_that_tfds_opens(config, tmp_path):
     assert (manifest["pairs_kept"], manifest["images_kept"]) == (11, 11)
     dropped = {r["rule"]: r["first"] for r in manifest["rules"] if r["first"]}
     assert dropped == {"other_language": 1, "undecodable": 1, "evaluation_image": 1}
+    assert manifest["refused_pictures"] == {"not a picture": 1}
     assert [shard["records"] for shard in manifest["shards"]] == [3, 4, 4]
     vocabulary = (records / "vocabulary.txt").read_text().split()
     assert {"red", "left", "side"} <= set(vocabulary)
