@@ -117,8 +117,6 @@ def format_report(report: dict[str, Any]) -> str:
         if count
     ]
     lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
-    refused = report.get("refused_pictures", {})
-    lines += [f"undecodable: {n} x {reason}" for reason, n in refused.items()]
     lines.append(
         f"{report['pairs_in']} distinct pairs in, {report['pairs_kept']} kept, of"
         f" {report['images_kept']} pictures"
