@@ -120,9 +120,7 @@ class Folder:
             except FileNotFoundError:  # deleted since it was listed
                 continue
             state = f"{found.st_size} {found.st_mtime_ns}"
-
-
-from align_jax.pictures import FORMATS, read_file
+            yield Entry(name, state, "", partial(read_file, path))
 
 
 def _reason_against(path: str, own: str) -> str:

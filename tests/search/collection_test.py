@@ -60,7 +60,7 @@ def test_a_folder_s_files_are_taken_or_counted(pictures, tmp_path):
 
 
 def test_the_endings_follow_the_formats_that_are_read():
-    known = "jpg jpeg jpe jfif png gif webp bmp tif tiff ppm pgm pbm avif".split()
+    known = "jpg jpeg jpe jfif png gif webp bmp tif tiff avif".split()
     assert {f".{name}" for name in known} <= {*SUFFIXES}
     assert not {".eps", ".wmf", ".heic", ".txt", ".pdf"} & {*SUFFIXES}
 
