@@ -10,9 +10,7 @@ from align_jax.sweep.config import open_sweep
 
 URL = "gs://bucket/folder"
 COMMANDS = {
-    "align_jax.embed": [f"--out={URL}", "--model=m", "--images=i"],
     "data.clipart": [f"--out={URL}"],
-    "data.doctor": [URL],
     "data.eval_sets": ["coco", "--source=.", f"--out={URL}"],
     "data.quickstart": [f"--out={URL}"],
     "data.vtab": ["--source=.", f"--out={URL}"],

@@ -142,7 +142,7 @@ def test_a_moment_that_overflows_ends_the_run_in_its_step(tmp_path):
     fields["checkpoint"] = {"every_steps": 1, "keep": 1}
     message = (
         "statistic after step 1 is not finite; no checkpoint is written yet:"
-        " .* clip_norm, .* in a new workdir"
+        " .*clip_norm, .* in a new workdir"
     )
     run = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=message) as error:

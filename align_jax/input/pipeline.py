@@ -88,7 +88,7 @@ class TrainBatches(Iterator):
           InputError: the share of replaced pairs is above `max_replaced`, or a shard is
             damaged.
         """
-        with reading_records(self._data.reading.values):
+        with reading_records(self._data.list_reading):
             images, reasons, records = next(self._batches)
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
@@ -293,7 +293,7 @@ def _pieces(
         shuffle_key = shuffle.integers(2**62, size=2)
         shard = shards[piece.shard]
         span = (piece.first, piece.records)
-        data.reading[index, stream] = shard.path
+        data.reading[index, stream].append(shard.path)
         yield (shard.path, shard.records, piece.shard), shuffle_key, span
 
 

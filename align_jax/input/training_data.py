@@ -1,5 +1,6 @@
 """Opens the mixture of training datasets and checks it before a run starts."""
 
+import collections
 import dataclasses
 import logging
 
@@ -12,6 +13,8 @@ from align_jax.ranges import Count, Natural, NonNegative, Share
 # Largest share of a batch's pairs that may be in the batch before. A contrastive loss
 # takes the copies of a pair for its negatives.
 MOST_REPEATED = 0.5
+# Shards that a stream has opened last and may still be reading, when one is damaged.
+READ_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +66,23 @@ class TrainingData:
       datasets: opened datasets in the config's order.
       draws_a_step: number of pairs that a stream gives to a global batch.
       mixture: assignment of a dataset to each of these pairs.
-      reading: path of the shard that was opened last, by index of the dataset and
-        stream; written while batches are read.
+      reading: paths of the newest shards that were opened, by index of the dataset and
+        stream; written while batches are read ahead.
     """
 
     config: InputConfig
     datasets: list[Dataset]
     draws_a_step: int
     mixture: record_order.Mixture
-    reading: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)
+    reading: dict[tuple[int, int], collections.deque[str]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(
+            lambda: collections.deque(maxlen=READ_AHEAD)
+        )
+    )
+
+    def list_reading(self) -> list[str]:
+        """Lists the shards that were opened last, of all datasets and streams."""
+        return [path for paths in [*self.reading.values()] for path in paths]
 
     @property
     def pairs(self) -> int:

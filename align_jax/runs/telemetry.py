@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -146,18 +147,13 @@ class StepLog:
         self._pending = []
         measures = self._pace.end_interval(len(rows))
         rows[-1] = (rows[-1][0], rows[-1][1] | measures)
-        for step, metrics in rows:
-            writer = self._writer if step == rows[-1][0] else self._lines
-            finite = metrics.pop("finite", True)
-            scalars = {f"train/{name}": value for name, value in metrics.items()}
-            writer.write_scalars(step, scalars)
-            for name in {"loss", "temperature"} & metrics.keys():
-                if not np.isfinite(metrics[name]):
-                    found = f"the {name} of step {step} is {metrics[name]}"
-                    raise NonFiniteError(found, step, RATE_ADVICE)
-            if not finite:
-                found = f"a moment or running statistic after step {step} is not finite"
-                raise NonFiniteError(found, step, MOMENT_ADVICE)
+        try:
+            for step, metrics in rows:
+                last = step == rows[-1][0]
+                _write_step(self._writer if last else self._lines, step, metrics)
+        except NonFiniteError:
+            self._writer.flush()
+            raise
         self._writer.flush()
         step, metrics = rows[-1]
         speed = measures["pairs_per_second"]
@@ -174,6 +170,22 @@ class StepLog:
         self.flush()
         self.end_bar()
         self._writer.close()
+
+
+def _write_step(
+    writer: metric_writers.MetricWriter, step: int, metrics: dict[str, Any]
+) -> None:
+    """Writes the metrics of a step but "finite"; see `StepLog.flush`."""
+    finite = metrics.pop("finite", True)
+    scalars = {f"train/{name}": value for name, value in metrics.items()}
+    writer.write_scalars(step, scalars)
+    for name in {"loss", "temperature"} & metrics.keys():
+        if not np.isfinite(metrics[name]):
+            found = f"the {name} of step {step} is {metrics[name]}"
+            raise NonFiniteError(found, step, RATE_ADVICE)
+    if not finite:
+        found = f"a moment or running statistic after step {step} is not finite"
+        raise NonFiniteError(found, step, MOMENT_ADVICE)
 
 
 class Profile:

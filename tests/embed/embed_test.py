@@ -258,7 +258,7 @@ def test_a_missing_package_ends_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert command(monkeypatch, "--model=x", "--check") == 2
     printed = capsys.readouterr().err
-    assert "package 'tqdm' is missing: run `make .venv`" in printed
+    assert "package 'tqdm' is missing: install align-jax" in printed
     assert printed.count("\n") == 1
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators.few_shot import FewShot, FewShotConfig, draw_shots
 from align_jax.evaluation.evaluators.linear_probe import LinearProbe, LinearProbeConfig
@@ -88,5 +89,6 @@ def test_a_split_that_is_not_there_is_refused(directories):
         LinearProbe(LinearProbeConfig(directories, "train", "train[9", "train"))
     with pytest.raises(ValueError, match="regression is 'ridge'"):
         LinearProbeConfig(directories, "train", regression="ridge")
-    with pytest.raises(ValueError, match=r"shots is \(0, 1\)"):
-        FewShotConfig(directories, "train", shots=(0, 1))
+    fields = {"directory": directories, "split": "train", "shots": (0, 1)}
+    with pytest.raises(InputError, match=r"shots\[0\] is 0; wanted 1 or more"):
+        read_config(FewShotConfig, fields)
