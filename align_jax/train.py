@@ -72,6 +72,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             print(f"{workdir} holds this run, finished: nothing to do.")
             show_finished(workdir, fill_defaults(fields), workdir)
             return
+        folder.check_path(workdir)
         tokenizer = config.make_tokenizer()
         evaluators = make_evaluators(config.evaluators)
         data = open_training(config.input, config.batch_size, jax.process_count())

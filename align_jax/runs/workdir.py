@@ -1,6 +1,7 @@
 """The files of a run's folder, and the process that writes them."""
 
 import contextlib
+import fnmatch
 import os
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import jax
 from orbax.checkpoint import multihost
 
 from align_jax import places
+from align_jax.errors import InputError
 from align_jax.locks import PATIENCE, Lock, locked
 
 METRICS_FILE = "metrics.jsonl"
@@ -26,6 +28,31 @@ def is_finished(workdir: str) -> bool:
     It is written after metrics and checkpoints; only the report comes later.
     """
     return places.exists(os.path.join(workdir, RESULTS_FILE))
+
+
+def check_path(workdir: str) -> None:
+    """Checks that a run can write checkpoints to its folder.
+
+    Orbax collects the arrays that it wrote by a pattern that starts with the folder's
+    path. If the pattern does not match the path, it saves checkpoints without arrays.
+    TensorStore, which writes the arrays, takes a backslash for a slash and refuses
+    names that are not UTF-8.
+
+    Args:
+      workdir: path or URL of the run's folder.
+
+    Raises:
+      InputError: a name in the path is not read back as it is, such as "run [1]".
+    """
+    path = places.resolve(workdir)
+    for name in path.split("/"):
+        matches = fnmatch.fnmatchcase(name, name) and "**" not in name
+        encoded = name.encode("utf-8", "ignore").decode()
+        if not matches or encoded != name or "\\" in name:
+            raise InputError(
+                f"{path!r} cannot hold checkpoints, because {name!r} is not read back"
+                " as it is; wanted names in UTF-8 without brackets, backslashes and **"
+            )
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from align_jax.devices.mesh import replicated
 from align_jax.errors import InputError
+from align_jax.runs.workdir import check_path
 from align_jax.training.checkpoint import (
     CheckpointConfig,
     Checkpoints,
@@ -54,6 +56,25 @@ def test_a_state_comes_back_equal_onto_another_mesh(tmp_path, mesh_of):
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["6", "9"]
     read.close()
+
+
+@pytest.mark.parametrize("name", ["Läufe für 'heute'", "100% {a} #1 ?&=%20*", "a[b"])
+def test_a_folder_with_an_odd_name_holds_checkpoints(tmp_path, mesh_of, name):
+    workdir = str(tmp_path / name / "run")
+    check_path(workdir)
+    state = make_state(mesh_of(1), 3)
+    checkpoints = Checkpoints(workdir, CheckpointConfig(), IDENTITY)
+    checkpoints.save(3, state)
+    checkpoints.close()
+    found = checkpoints.restore(3, shapes_of(state))
+    np.testing.assert_array_equal(found.params["w"], state.params["w"])
+
+
+@pytest.mark.parametrize("name", ["run [1]", "[seed]_run", "a**", "a\\b", "L\udce4ufe"])
+def test_a_folder_whose_name_would_lose_the_arrays_is_refused(tmp_path, name):
+    # Orbax and TensorStore write to these names, but cannot read what they wrote.
+    with pytest.raises(InputError, match=f"because {re.escape(repr(name))} is not"):
+        check_path(str(tmp_path / name / "run"))
 
 
 def test_another_model_or_vocabulary_is_refused_by_field(tmp_path, mesh_of):
