@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from align_jax import places
@@ -36,13 +36,19 @@ class CommandLine:
 
 
 def local_path(typed: str) -> pathlib.Path:
-    """Reads a flag's value as `places.local_path`; for the `type` of argparse.
+    """Reads a flag's value as `places.local_path`; for the `type` of argparse."""
+    return _read_flag(places.local_path, typed)
 
-    Raises:
-      argparse.ArgumentTypeError: the value is a URL. argparse prints this message.
-    """
+
+def path_or_url(typed: str) -> pathlib.Path:
+    """Reads a flag's value as `places.as_path`; for the `type` of argparse."""
+    return _read_flag(places.as_path, typed)
+
+
+def _read_flag(read: Callable[[str], pathlib.Path], typed: str) -> pathlib.Path:
+    """Returns `read(typed)`; turns InputError into the error that argparse prints."""
     try:
-        return places.local_path(typed)
+        return read(typed)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

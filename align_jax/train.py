@@ -28,11 +28,7 @@ from align_jax.runs.pace import Pace
 from align_jax.runs.preemption import Notice
 from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import collect_results
-from align_jax.runs.telemetry import (
-    Profile,
-    StepLog,
-    open_writers,
-)
+from align_jax.runs.telemetry import Profile, StepLog, open_writers
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
@@ -65,14 +61,14 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     with Notice() as notice, contextlib.ExitStack() as stack:
         config = read_run_config(fields)
         reuse_memory()
-        mesh = make_mesh(config.fsdp)
-        plan = config.make_plan(mesh)
         check_workdir(workdir, fields)
         if folder.is_finished(workdir):
             print(f"{workdir} holds this run, finished: nothing to do.")
             show_finished(workdir, fill_defaults(fields), workdir)
             return
         folder.check_path(workdir)
+        mesh = make_mesh(config.fsdp)
+        plan = config.make_plan(mesh)
         tokenizer = config.make_tokenizer()
         evaluators = make_evaluators(config.evaluators)
         data = open_training(config.input, config.batch_size, jax.process_count())

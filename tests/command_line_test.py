@@ -17,18 +17,39 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", [*COMMANDS])
-def test_a_url_for_a_local_folder_is_refused_with_the_reason(
-    command, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["__main__.py", *COMMANDS[command]])
+def refusal(command, flags, monkeypatch, capsys):
+    """Runs a command with flags that argparse refuses; returns what it prints."""
+    monkeypatch.setattr(sys, "argv", ["__main__.py", *flags])
     monkeypatch.delitem(sys.modules, f"{command}.__main__", raising=False)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(command, run_name="__main__", alter_sys=False)
     assert ended.value.code == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"usage: python -m {command} ")
+    return printed
+
+
+@pytest.mark.parametrize("command", [*COMMANDS])
+def test_a_url_for_a_local_folder_is_refused_with_the_reason(
+    command, monkeypatch, capsys
+):
+    printed = refusal(command, COMMANDS[command], monkeypatch, capsys)
     assert f"{URL} is a URL; wanted a path on this machine" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("align_jax.embed", ["--out=nowhere://a/b", "--model=m", "--images=i"]),
+        ("data.doctor", ["nowhere://a/b"]),
+    ],
+)
+def test_a_url_of_an_unknown_scheme_is_refused_with_the_reason(
+    command, flags, monkeypatch, capsys
+):
+    assert "nowhere://a/b has an unknown scheme" in refusal(
+        command, flags, monkeypatch, capsys
+    )
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 99_999])

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from align_jax import places
+from align_jax.command_line import path_or_url
 from align_jax.errors import InputError, run_command
 
 
@@ -78,7 +78,7 @@ def read_flags() -> argparse.Namespace:
         metavar="PARQUET",
         help="a file, a folder or a pattern; may be repeated",
     )
-    parser.add_argument("--out", type=places.as_path, metavar="FOLDER")
+    parser.add_argument("--out", type=path_or_url, metavar="FOLDER")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument(
         "--check",

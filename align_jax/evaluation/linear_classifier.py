@@ -93,7 +93,7 @@ class LogisticRegression:
         self._mesh, self._classes = mesh, classes
         self._count, width = features.shape
         self._shape = (width + 1, 1 if classes == 2 else classes)  # weights, then bias
-        self._part = split_rows(features, labels, 1.0 / self._count, mesh)
+        self._part = _split_rows(features, labels, 1.0 / self._count, mesh)
         self._fitted: dict[float, Linear[np.ndarray]] = {}  # penalty -> classifier
 
     def fit(self, penalty: float) -> Linear[np.ndarray]:
@@ -151,7 +151,7 @@ def _make_objective(mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(jax.value_and_grad(objective), out_shardings=replicated(mesh))
 
 
-def split_rows(
+def _split_rows(
     rows: np.ndarray, labels: np.ndarray, weight: float, mesh: Mesh
 ) -> Weighted:
     """Splits rows (N, D) and labels (N,) over the devices.

@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from align_jax import places
 from align_jax.config import as_json
-from align_jax.errors import InputError, NonFiniteError
+from align_jax.errors import InputError, NonFiniteError, missing_package
 from align_jax.ranges import Count
 from align_jax.training import integrity
 from align_jax.training.checkpoint_record import (
@@ -257,10 +257,8 @@ def _directory(workdir: str) -> str:
         try:
             import google.cloud.storage  # noqa: F401
         except ImportError as error:
-            raise InputError(
-                f"{directory} needs the package google-cloud-storage:"
-                " pip install -e '.[gs]' -c constraints.txt"
-            ) from error
+            reason = missing_package("google")
+            raise InputError(f"{directory}: {reason}") from error
     return directory
 
 

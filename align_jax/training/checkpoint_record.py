@@ -157,8 +157,7 @@ def agree(path: str) -> Iterator[None]:
       path: path or URL of the checkpoint.
 
     Raises:
-      DamagedCheckpointError: a process found damage, and none failed in another
-        way.
+      DamagedCheckpointError: a process found damage; none failed in another way.
       InputError: a process failed to read the checkpoint.
     """
     failure: InputError | None = None
@@ -166,13 +165,9 @@ def agree(path: str) -> Iterator[None]:
         yield
     except InputError as error:
         failure = error
-    severity = (
-        0
-        if failure is None
-        else 1
-        if isinstance(failure, DamagedCheckpointError)
-        else 2
-    )
+    severity = 0
+    if failure is not None:
+        severity = 1 if isinstance(failure, DamagedCheckpointError) else 2
     worst = severity
     if jax.process_count() > 1:
         worst = int(np.max(multihost_utils.process_allgather(np.int32(severity))))

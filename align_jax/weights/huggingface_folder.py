@@ -12,7 +12,7 @@ from align_jax import places
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN
+from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, Tokenizer
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
@@ -174,7 +174,13 @@ def write_align(weights: Weights, directory: str) -> None:
         "sep_token": SEP,
         "mask_token": MASK,
     }
-    described_tokenizer = write_tokenizer(weights)
+    described_tokenizer = write_tokenizer(
+        Tokenizer(
+            weights.vocabulary,
+            weights.config.text_tower.max_tokens,
+            normalisation=weights.normalisation,
+        )
+    )
     tokenizer = special | {
         "tokenizer_class": tokenizer_class(described_tokenizer),
         "processor_class": "AlignProcessor",

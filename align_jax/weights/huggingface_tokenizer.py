@@ -5,24 +5,17 @@ from typing import Any
 
 from align_jax.input.normalizers import read_normalizer, write_normalizer
 from align_jax.input.tokenizer import CLS, MODEL, PAD, SEP, UNKNOWN, Tokenizer
-from align_jax.models.dual_encoder import ModelConfig
 from align_jax.texts import NONE
-from align_jax.weights.folder import Weights
 
 MASK = "[MASK]"
 
 
-def write_tokenizer(weights: Weights[ModelConfig]) -> dict[str, Any]:
-    """Returns the tokenizer.json of a dual encoder.
+def write_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns a tokenizer.json.
 
     Its ids are those of our tokenizer, also for texts that need normalisation.
     """
-    tokenizer = Tokenizer(
-        weights.vocabulary,
-        weights.config.text_tower.max_tokens,
-        normalisation=weights.normalisation,
-    )
-    ids = {token: i for i, token in enumerate(weights.vocabulary)}
+    ids = {token: i for i, token in enumerate(tokenizer.tokens)}
     special = [t for t in (PAD, UNKNOWN, CLS, SEP, MASK) if t in ids]
     first, last = _special(CLS, 0), _special(SEP, 0)
     return {

@@ -4,9 +4,11 @@ import os
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import Tokenizer, read_vocabulary
+from align_jax.input.tokenizer import Tokenizer, find_normalisation, open_tokenizer
+from align_jax.weights.huggingface_tokenizer import write_tokenizer
 
 VOCABULARY_FILE = "vocabulary.txt"
+TOKENIZER_FILE = "tokenizer.json"  # instead, for what lines of tokens cannot hold
 
 
 def write_vocabulary(vocabulary: tuple[str, ...], path: places.Place) -> None:
@@ -22,8 +24,7 @@ def find_vocabulary(workdir: str, named: str) -> str:
       named: path in the run's config, for a run of an earlier version, whose folder has
         no copy.
     """
-    copy = os.path.join(workdir, VOCABULARY_FILE)
-    return copy if places.exists(copy) else named
+    return _find_copy(workdir) or named
 
 
 def check_copy(workdir: str, tokenizer: Tokenizer | None) -> None:
@@ -34,32 +35,45 @@ def check_copy(workdir: str, tokenizer: Tokenizer | None) -> None:
       tokenizer: tokenizer of the run; None for a run without texts.
 
     Raises:
-      InputError: the copy holds other tokens, or it cannot be read.
+      InputError: the copy holds other tokens or another normalisation, or it cannot be
+        read.
     """
-    copy = os.path.join(workdir, VOCABULARY_FILE)
-    if tokenizer is None or not places.exists(copy):
+    copy = _find_copy(workdir)
+    if tokenizer is None or copy is None:
         return
-    first = tuple(read_vocabulary(copy))
-    if first != tokenizer.tokens:
+    first = open_tokenizer(copy, tokenizer.max_tokens)
+    if first.digest != tokenizer.digest:
         raise InputError(
-            f"config.vocabulary has {tokenizer.size} tokens and is not the vocabulary"
-            f" that this run began with, {copy} of {len(first)}; give another workdir"
-            " or go back to that vocabulary"
+            f"config.vocabulary has {tokenizer.size} tokens (normalisation"
+            f" {tokenizer.normalisation}) and is not the vocabulary that this run began"
+            f" with, {copy} of {first.size} ({first.normalisation}); give another"
+            " workdir or go back to that vocabulary"
         )
 
 
 def keep_copy(workdir: str, tokenizer: Tokenizer | None) -> None:
     """Writes a run's vocabulary to its workdir, unless it is there already.
 
-    A vocabulary with line breaks in its tokens, which a tokenizer.json can hold, is not
-    written: the copy has one token a line.
+    It is a file of tokens, one a line. If a token has a line break, or the tokens do
+    not imply the normalisation, it is a tokenizer.json.
 
     Args:
       workdir: path or URL of the run's folder, which passed `check_copy`.
       tokenizer: tokenizer of the run; None for a run without texts.
     """
-    copy = os.path.join(workdir, VOCABULARY_FILE)
-    if tokenizer is None or {"\n", "\r"} & {*"".join(tokenizer.tokens)}:
+    if tokenizer is None or _find_copy(workdir):
         return
-    if not places.exists(copy):
-        write_vocabulary(tokenizer.tokens, copy)
+    breaks = {"\n", "\r"} & {*"".join(tokenizer.tokens)}
+    if breaks or tokenizer.normalisation != find_normalisation(tokenizer.tokens):
+        path = os.path.join(workdir, TOKENIZER_FILE)
+        places.write_json(path, write_tokenizer(tokenizer))
+    else:
+        write_vocabulary(tokenizer.tokens, os.path.join(workdir, VOCABULARY_FILE))
+
+
+def _find_copy(workdir: str) -> str | None:
+    """Returns the path of the copy in a workdir, or None if there is none."""
+    for name in (VOCABULARY_FILE, TOKENIZER_FILE):
+        if places.exists(path := os.path.join(workdir, name)):
+            return path
+    return None

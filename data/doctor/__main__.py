@@ -12,8 +12,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from align_jax import places
-from align_jax.command_line import local_path
+from align_jax.command_line import local_path, path_or_url
 from align_jax.errors import InputError, one_line, run_command
 from data.doctor.files import NAMED, FileChecks, Finding
 
@@ -312,7 +311,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data.doctor", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("directory", type=places.as_path, metavar="DIR")
+    parser.add_argument("directory", type=path_or_url, metavar="DIR")
     parser.add_argument(
         "--sample", type=int, metavar="N", help="pictures to decode; default: all"
     )

@@ -30,10 +30,9 @@ def directories(tmp_path_factory):
     return tiny.write_dataset(folder / "d", "train", [rows[:9], rows[9:]], features)
 
 
-@pytest.mark.parametrize("regression", ["scikit_learn", "preconditioned"])
-def test_a_linear_probe_of_good_features_is_right(directories, regression):
+def test_a_linear_probe_of_good_features_is_right(directories):
     splits = ("train[13:]", "train[:13]", "train[13:]")
-    config = LinearProbeConfig(directories, *splits, regression)
+    config = LinearProbeConfig(directories, *splits)
     scores = dict(LinearProbe(config).run(FixedEncoder(perfect, perfect)))
     assert scores["top1"] == scores["mean_per_class"] == 1.0
     assert (scores["validation_top1"], scores["validation_queries"]) == (1.0, 12)
@@ -87,8 +86,6 @@ def test_a_split_that_is_not_there_is_refused(directories):
         LinearProbe(LinearProbeConfig(directories, "train"))
     with pytest.raises(InputError, match=r"'train\[9' is no split of"):
         LinearProbe(LinearProbeConfig(directories, "train", "train[9", "train"))
-    with pytest.raises(ValueError, match="regression is 'ridge'"):
-        LinearProbeConfig(directories, "train", regression="ridge")
     fields = {"directory": directories, "split": "train", "shots": (0, 1)}
     with pytest.raises(InputError, match=r"shots\[0\] is 0; wanted 1 or more"):
         read_config(FewShotConfig, fields)

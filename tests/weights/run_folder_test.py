@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import align_jax
-from align_jax import places
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators import EVALUATORS
-from align_jax.input.tokenizer import Tokenizer
+from align_jax.input.tokenizer import Tokenizer, open_tokenizer
 from align_jax.runs.provenance import read_starts
+from align_jax.texts import NFKC_CASEFOLD, NONE
 from align_jax.train import train
 from align_jax.weights.folder import digest
 from align_jax.weights.source import open_weights
@@ -187,15 +187,31 @@ def test_a_run_goes_on_with_its_own_vocabulary_only(data, run, tmp_path):
     assert (workdir / "vocabulary.txt").read_text().split() == tiny.WORDS
 
 
-def test_tokens_that_lines_cannot_hold_are_not_copied(tmp_path):
-    for token, copied in (("\u2028", True), ("a\n", False), ("\rb", False)):
-        folder = str(tmp_path / str(ord(token[-1])))
-        places.make_folder(folder)
-        tokenizer = Tokenizer([*tiny.WORDS, token], max_tokens=6)
-        keep_copy(folder, tokenizer)
-        check_copy(folder, tokenizer)
-        found = find_vocabulary(folder, "named")
-        assert found == (f"{folder}/vocabulary.txt" if copied else "named")
+@pytest.mark.parametrize(
+    ("token", "normalisation", "file"),
+    [
+        ("\u2028", None, "vocabulary.txt"),
+        ("a\n", None, "tokenizer.json"),
+        ("\rb", None, "tokenizer.json"),
+        ("ab", NONE, "tokenizer.json"),
+        ("ß", NFKC_CASEFOLD, "tokenizer.json"),
+    ],
+)
+def test_a_copy_keeps_any_token_and_the_normalisation(
+    tmp_path, token, normalisation, file
+):
+    tokenizer = Tokenizer([*tiny.WORDS, token], 6, normalisation=normalisation)
+    assert find_vocabulary(str(tmp_path), "named") == "named"
+    keep_copy(str(tmp_path), tokenizer)
+    check_copy(str(tmp_path), tokenizer)
+    found = find_vocabulary(str(tmp_path), "named")
+    assert found == str(tmp_path / file)
+    copy = open_tokenizer(found, 6)
+    assert (copy.tokens, copy.digest) == (tokenizer.tokens, tokenizer.digest)
+    other = NFKC_CASEFOLD if tokenizer.normalisation == NONE else NONE
+    changed = Tokenizer([*tiny.WORDS, token], 6, normalisation=other)
+    with pytest.raises(InputError, match=f"normalisation {other}"):
+        check_copy(str(tmp_path), changed)
 
 
 def test_a_page_that_fails_is_one_warning_and_is_drawn_when_it_can_be(

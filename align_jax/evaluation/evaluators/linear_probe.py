@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from align_jax.config import check_choices
 from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.linear_classifier import (
@@ -20,15 +19,9 @@ from align_jax.evaluation.linear_classifier import (
     classify,
     search_penalty,
 )
-from align_jax.evaluation.preconditioned_regression import PreconditionedRegression
 from align_jax.evaluation.scores import mean_per_class
 from align_jax.input.evaluation_records import LabelledPictures, LabelledSplits
 from align_jax.ranges import Natural
-
-REGRESSIONS: dict[str, type[LogisticRegression | PreconditionedRegression]] = {
-    "scikit_learn": LogisticRegression,
-    "preconditioned": PreconditionedRegression,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +33,6 @@ class LinearProbeConfig(LabelledSplits):
       split: test split.
       train: training split, or an expression of TFDS such as "train[:90%]".
       validation: split or expression on which the penalty is chosen.
-      regression: "scikit_learn" to begin and end where published probes do, or
-        "preconditioned" for a faster one that comes closer to the optimum.
       expected_pictures: number of records that `split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
       label_feature: name of the label in a record; a record with label < 0 is skipped.
@@ -51,13 +42,9 @@ class LinearProbeConfig(LabelledSplits):
     split: str
     train: str = "train"
     validation: str = "validation"
-    regression: str = "scikit_learn"
     expected_pictures: Natural = 0
     image_feature: str = "image"
     label_feature: str = "label"
-
-    def __post_init__(self) -> None:
-        check_choices(self, {"regression": tuple(REGRESSIONS)})
 
 
 class LinearProbe:
@@ -71,7 +58,6 @@ class LinearProbe:
         Raises:
           InputError: a split or a feature is missing, or a size is unexpected.
         """
-        self._regression = REGRESSIONS[config.regression]
         self.parts = [
             config.open(config.train),
             config.open(config.validation),
@@ -88,7 +74,7 @@ class LinearProbe:
         train, validation, test = (read_features(p, embedder) for p in self.parts)
         count = 1 + max(int(part[1].max()) for part in (train, validation, test))
         features, labels = train
-        probe = self._regression(features, labels, count, embedder.mesh)
+        probe = LogisticRegression(features, labels, count, embedder.mesh)
 
         def accuracy(penalty: float) -> float:
             found = classify(probe.fit(penalty), validation[0]).argmax(1)
@@ -97,7 +83,7 @@ class LinearProbe:
         penalty = search_penalty(accuracy)
         features = np.concatenate([train[0], validation[0]])
         labels = np.concatenate([train[1], validation[1]])
-        both = self._regression(features, labels, count, embedder.mesh)
+        both = LogisticRegression(features, labels, count, embedder.mesh)
         final, training_pictures = both.fit(penalty), len(labels)
         labels = test[1]
         right = classify(final, test[0]).argmax(1) == labels
