@@ -8,6 +8,19 @@ import sys
 STEPS = 24
 
 
+def rows(workdir):
+    """Reads the metric lines of a run, without the metrics that depend on the clock."""
+    from align_jax.runs.metric_lines import read_metrics
+    from align_jax.runs.pace import STARTED, Pace
+
+    clocked = {STARTED, *(f"train/{name}" for name in Pace(1, {}, []).end_interval(1))}
+    rows = [
+        {name: value for name, value in row.items() if name not in clocked}
+        for row in read_metrics(str(workdir))
+    ]
+    return [row for row in rows if len(row) > 1]
+
+
 def main(data: str, workdir: str, *flags: str) -> int:
     """Trains, or continues a run; returns the exit code of `main.py`."""
     from tests import tiny

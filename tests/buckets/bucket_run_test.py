@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 
 from align_jax import locks
-from align_jax.runs.metric_lines import read_metrics
-from align_jax.runs.pace import STARTED, Pace
 from align_jax.sweep.config import SweepRun
 from align_jax.sweep.status import read_status
 from align_jax.weights.source import open_weights
 from tests import tiny
 from tests.buckets.storage import ROOT, serve
+from tests.run_tiny import STEPS, rows
 
 pytestmark = pytest.mark.buckets
-STEPS = 24
+
 KILLS = 10
 COMMITTED = "/commit_success.txt"  # the last object of a checkpoint
 
@@ -80,16 +79,6 @@ def finish(process):
     out, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     return out
-
-
-def rows(workdir):
-    """Reads the metric lines of a run, without the metrics that depend on the clock."""
-    clocked = {STARTED, *(f"train/{name}" for name in Pace(1, {}, []).end_interval(1))}
-    found = [
-        {name: value for name, value in row.items() if name not in clocked}
-        for row in read_metrics(str(workdir))
-    ]
-    return [row for row in found if len(row) > 1]
 
 
 def assert_same(workdir, other):
