@@ -150,7 +150,7 @@ def find_runs(typed: Sequence[str]) -> list[FoundRun]:
     for place, name in names.items():
         try:
             runs.append(_read(place, name))
-        except ValueError as error:  # an InputError, or a line that is no JSON
+        except InputError as error:
             reason = one_line(error)
             print(f"{place} is left out: {reason}", file=sys.stderr, flush=True)
     if not runs:
@@ -195,7 +195,7 @@ def _run_folders(place: str) -> Iterator[str]:
 
 
 def _read(place: str, name: str) -> FoundRun:
-    """Reads a run's files; ValueError if one of them is damaged."""
+    """Reads a run's files; raises InputError if one of them is damaged."""
     fields = places.read_object(os.path.join(place, CONFIG_FILE))
     _check_config(fields, os.path.join(place, CONFIG_FILE))
     starts = read_starts(place)
