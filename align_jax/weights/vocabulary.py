@@ -8,7 +8,7 @@ from align_jax.input.tokenizer import Tokenizer, find_normalisation, open_tokeni
 from align_jax.weights.huggingface_tokenizer import write_tokenizer
 
 VOCABULARY_FILE = "vocabulary.txt"
-TOKENIZER_FILE = "tokenizer.json"  # instead, for what lines of tokens cannot hold
+TOKENIZER_FILE = "tokenizer.json"  # instead, if lines of tokens do not suffice
 
 
 def write_vocabulary(vocabulary: tuple[str, ...], path: places.Place) -> None:
