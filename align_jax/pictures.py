@@ -241,12 +241,12 @@ def _read_jpeg(
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        _check_content(content, name)  # before Pillow reads the metadata
         header = jpeg_header(content)
         has_metadata = any(sign in header for sign in ORIENTED)
         orientation = _file_orientation(content) if has_metadata else 1
         if colours not in ("Gray", "YCbCr", "RGB") or orientation is None:
             return None
-        _check_content(content, name)
         _check_size(width, height, name, max_pixels)
         options: dict = {}
         if least:

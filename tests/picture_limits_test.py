@@ -71,6 +71,13 @@ BOMBS = {
         b"\xff\xd8" + segment(0xE1, b"") * (MAX_SEGMENTS + 1) + encode("JPEG")[2:],
         "more than 2,000 segments",
     ),
+    "segments of an oriented picture": (
+        b"\xff\xd8"
+        + segment(0xE1, b"Exif\0\0")
+        + segment(0xFE, b"") * 500_000
+        + encode("JPEG")[2:],
+        "more than 2,000 segments",
+    ),
     "tiles": (
         tiff({**TILED, 322: (4, 1, 20_000), 323: (4, 1, 20_000)}),
         "tiles of 20000 x 20000 pixels for 16 x 16",

@@ -38,7 +38,7 @@ def _is_shard(entry: Any) -> bool:
 
 
 def read_drops(path: pathlib.Path) -> dict[str, int]:
-    """Reads how many pairs of a source shard were unreadable, by reason.
+    """Reads how many rows of a source shard gave no pair, by reason.
 
     Raises:
       InputError: the file is damaged.

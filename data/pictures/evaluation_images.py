@@ -72,10 +72,9 @@ def write_evaluation(source: str, target: pathlib.Path) -> None:
     with pq.ParquetWriter(target, EVALUATION_IMAGES) as writer:
         for batch in file.iter_batches(256, columns=names):
             ids = batch.column("image_id").to_pylist()
-            nothing = pa.nulls(len(ids), pa.int64())
-            hashes = (
-                batch.column("phash") if "phash" in names else nothing
-            ).to_pylist()
+            hashes = [None] * len(ids)
+            if "phash" in names:
+                hashes = batch.column("phash").to_pylist()
             bare = [i for i, value in enumerate(hashes) if value is None]
             if "image" in names and bare:
                 images = batch.column("image").to_pylist()

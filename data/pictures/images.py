@@ -47,8 +47,7 @@ def describe_images(image_ids: list[str], images: list[bytes | None]) -> pa.Tabl
       A table of schema IMAGES: `bytes` is the size of the file; width and height are
       the pixels of the upright picture. If a picture cannot be decoded, `error` is
       `PictureError.reason`, ": " and the message, width and height are 0, format and
-      hash are null. For a picture of None, all
-      columns but `image_id` are null.
+      hash are null. For a picture of None, all columns but `image_id` are null.
     """
     measured = [_measure(image) for image in images]
     greys = [grey for *_, grey in measured]

@@ -61,15 +61,17 @@ class SourceConfig:
       path: file, folder or glob; for TFDS the folder of a prepared dataset's version,
         or the name of a dataset in `data_dir`.
       image_column: column of a table with the picture files' bytes, or their paths
-        relative to the table's folder; feature of TFDS. A source of kind "folder" reads
-        "path" instead of the default. In a table, the column may be missing if there is
-        a column of URLs.
-      url_column: column of a table, or feature of TFDS, with the pictures' addresses. A
-        .json in a tar, and img2dataset, always have them in "url".
+        relative to the table's folder; field of a JSON line with such a path; feature
+        of TFDS. A source of kind "folder" reads "path" instead of the default. In a
+        table, the column may be missing if there is a column of URLs.
+      url_column: column of a table, field of a JSON line, or feature of TFDS, with the
+        pictures' addresses. A .json in a tar, and img2dataset, always have them in
+        "url".
       text_column: column of a table, field of a .json in a tar or of a JSON line, or
         feature of TFDS, as in "captions/text". HTML pages have no columns; their text
         is `alt`.
-      language_column: column of a table, field of a .json in a tar, or feature of TFDS.
+      language_column: column of a table, field of a .json in a tar or of a JSON line,
+        or feature of TFDS.
       language: language of pairs whose source gives none.
       split: split of a TFDS dataset.
       data_dir: folder of TFDS datasets, if `path` is a name; empty for TFDS's default.

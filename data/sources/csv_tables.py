@@ -137,7 +137,10 @@ class CsvSource:
         except LookupError as error:
             raise InputError(f"{path}: unknown encoding {encoding!r}") from error
         if not header:
-            raise InputError(f"{path} is empty; wanted a first line with column names")
+            raise InputError(
+                f"{path} is empty or its first line is damaged; wanted a line with"
+                " column names"
+            )
         try:
             self.columns.among(header, path)
         except InputError as error:
@@ -200,7 +203,7 @@ class FolderSource(CsvSource):
 
     def delimiter(self, path: str) -> str:
         """Returns the character between the fields of a file."""
-        return "\t" if ".tsv" in path.lower() else ","
+        return "\t" if path.lower().endswith(TsvSource.suffixes) else ","
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from align_jax.errors import InputError
 from align_jax.picture_limits import MAX_BYTES
 from data.sources.config import SourceConfig
 
-MAX_IMAGE_BYTES = MAX_BYTES  # what no reader of pictures takes is not read
+MAX_IMAGE_BYTES = MAX_BYTES  # a larger file is not read: no picture may have more
 
 
 class RawPair(NamedTuple):
@@ -67,9 +67,10 @@ class SourceShard:
       name: name of the shard, for messages.
       path: path of the shard's file, or the root folder of `files`.
       first: index of the first row group or TFDS shard, from 0, or a position in a CSV
-        file.
-      last: index after the last row group or TFDS shard; in a CSV file the number of
-        rows, 0 for all that follow.
+        or JSON-lines file.
+      last: index after the last row group or TFDS shard, or the position in a
+        JSON-lines file before which the last line begins; in a CSV file the number of
+        rows. In both files, 0 reads all that follow.
       files: HTML pages of the shard, relative to `path`.
     """
 

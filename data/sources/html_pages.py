@@ -1,4 +1,4 @@
-"""Pairs in HTML pages: the `src` and `alt` of every `<img>`.
+"""Pairs in HTML pages: the picture and the `alt` of every `<img>`.
 
 A page of a crawl may be an attack: lexbor's tree of 39 KB of unclosed `<font>` took 735
 MiB, and its tree of 100,000 nested `<div>` took over 12 s. So a linear-time scan cuts
@@ -26,7 +26,7 @@ from data.sources.files import (
     list_files,
     read_inside,
 )
-from data.sources.image_addresses import Fields, list_candidates
+from data.sources.image_addresses import Fields, is_embedded, list_candidates
 from data.sources.warcs import MAX_PAGE_BYTES, read_warc
 
 PAGES_A_SHARD = 1000
@@ -105,7 +105,7 @@ class HtmlSource:
                 continue
             url = urllib.parse.urljoin(base_url, urllib.parse.quote(os.fsencode(name)))
             local = (root, (root / name).parent)
-            yield from page_rows(page, "", url if base_url else "", local, drops)
+            yield from read_page(page, "", url if base_url else "", local, drops)
 
     def _read_warc(
         self, shard: SourceShard, drops: collections.Counter[str]
@@ -116,7 +116,7 @@ class HtmlSource:
                 drops[page] += 1
                 yield None
             else:
-                yield from page_rows(page.body, page.charset, page.url, None, drops)
+                yield from read_page(page.body, page.charset, page.url, None, drops)
 
 
 def decode_page(page: bytes, charset: str = "") -> str:
@@ -184,17 +184,6 @@ def image_tags(page: str) -> Iterator[str]:
 
 
 def read_page(
-    page: bytes,
-    charset: str,
-    url: str,
-    local: tuple[pathlib.Path, pathlib.Path] | None,
-    drops: collections.Counter[str],
-) -> Iterator[Row]:
-    """Yields the rows of `page_rows` that are usable."""
-    yield from (row for row in page_rows(page, charset, url, local, drops) if row)
-
-
-def page_rows(
     page: bytes,
     charset: str,
     url: str,
@@ -277,7 +266,7 @@ def _picture(
     if not addresses:
         drops["no address"] += 1
         return None
-    if addresses[0][:5].lower() == "data:":
+    if is_embedded(addresses[0]):
         return _embedded(addresses[0], drops)
     reasons: list[collections.Counter[str]] = []
     served: list[str] = []

@@ -37,7 +37,7 @@ def list_candidates(image: Fields, sources: Iterable[Fields] = ()) -> list[str]:
     eager = _largest_first(tags, ("srcset",)) + ([shown] if shown else [])
     for embedded in (False, True):
         for candidates in (lazy, eager):
-            fitting = [c for c in candidates if _is_embedded(c) is embedded]
+            fitting = [c for c in candidates if is_embedded(c) is embedded]
             if fitting:
                 return fitting
     return []
@@ -75,5 +75,6 @@ def _plain(value: str | None) -> str:
     return (value or "").strip()
 
 
-def _is_embedded(address: str) -> bool:
+def is_embedded(address: str) -> bool:
+    """Returns whether an address holds its picture, as "data:..." does."""
     return address[:5].lower() == "data:"

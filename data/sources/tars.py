@@ -13,9 +13,11 @@ from align_jax.errors import InputError
 from data.sources.config import SourceConfig
 from data.sources.files import MAX_IMAGE_BYTES, RawPair, SourceShard, list_files
 
+# Those of the formats that `align_jax.pictures` reads, AVIF even if Pillow lacks it,
+# and two more. The report counts the pictures that cannot be read.
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
-    *("jfif", "jpe", "jp2", "ppm"),
+    *("jfif", "jpe", "apng", "avifs", "jp2", "ppm"),
 )
 PARTS = ("image", "txt", "json")
 MAX_HEADER_BYTES = 2**20

@@ -66,7 +66,7 @@ def test_csv_with_a_field_over_the_bound_goes_on(tmp_path, monkeypatch):
 
 def test_csv_that_cannot_be_one_is_refused(tmp_path):
     (tmp_path / "empty.csv").touch()
-    with pytest.raises(InputError, match="is empty; wanted a first line"):
+    with pytest.raises(InputError, match="is empty or its first line is damaged"):
         read("csv", tmp_path / "empty.csv")
     (tmp_path / "wide.csv").write_bytes("url,alt_text\nu,t\n".encode("utf-16"))
     with pytest.raises(InputError, match="set the source's field `encoding`"):
@@ -87,7 +87,7 @@ def test_truncated_gzip_keeps_what_stands_before_the_cut(tmp_path):
 
 def test_folder_follows_paths_inside_it_only(tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
-    folder = tmp_path / "folder"
+    folder = tmp_path / "folder.tsv"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "a.png").write_bytes(PNG)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")

@@ -53,7 +53,7 @@ def test_an_embedded_picture_needs_no_padding_and_an_empty_address_is_counted():
     page = b"<img src=data:;base64,iVBORw alt=a><img src='' alt=b>"
     page += b"<img src=data:;base64,A alt=c>"
     rows = list(read_page(page, "", "http://h/", None, drops))
-    assert rows == [(b"\x89PNG", None, "a")]
+    assert rows == [(b"\x89PNG", None, "a"), None, None]
     assert drops == {"no address": 1, "data: url not read": 1}
 
 

@@ -7,6 +7,8 @@ import tarfile
 import pytest
 
 from align_jax.errors import InputError
+from align_jax.search.collection import SUFFIXES
+from data.sources.tars import IMAGE_SUFFIXES
 from tests.data.sources.reading import PNG, read, write_tar
 
 
@@ -44,6 +46,10 @@ def test_webdataset_pairs(tmp_path, name, mode):
         "no image and no url": 1,
         "bad json": 1,
     }
+
+
+def test_every_format_that_is_read_may_be_in_a_tar():
+    assert {suffix.removeprefix(".") for suffix in SUFFIXES} <= {*IMAGE_SUFFIXES}
 
 
 def test_tar_names_that_leave_it_and_links_are_ignored(tmp_path):
