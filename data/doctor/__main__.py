@@ -9,6 +9,7 @@ without a dataset.
 
 import argparse
 import pathlib
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -255,7 +256,8 @@ def read_held_out(path: pathlib.Path) -> Any:
         scans = [scan for of_split in other.scans.values() for scan in of_split]
         listed = sum(map(len, other.shards.values()))
         if not scans or len(scans) < listed or any(scan.damaged for scan in scans):
-            raise InputError(f"{path} is damaged; run `python -m data.doctor {path}`")
+            command = f"python -m data.doctor {shlex.quote(str(path))}"
+            raise InputError(f"{path} is damaged; run `{command}`")
         return np.unique(np.concatenate([other.pictures_of(s) for s in other.scans]))
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -61,7 +61,7 @@ class SourceConfig:
       path: file, folder or glob; for TFDS the folder of a prepared dataset's version,
         or the name of a dataset in `data_dir`.
       image_column: column of a table with the picture files' bytes, or their paths
-        relative to the table's folder; field of a JSON line with such a path; feature
+        relative to the table's folder; field of a JSON line with the path; feature
         of TFDS. A source of kind "folder" reads "path" instead of the default. In a
         table, the column may be missing if there is a column of URLs.
       url_column: column of a table, field of a JSON line, or feature of TFDS, with the
