@@ -84,7 +84,10 @@ def check(model, count: int, folder: pathlib.Path) -> collections.Counter:
     index = create_index(str(folder / "index"), description)
     server = BatchingEncoder(model, 16, AT_ONCE)
     outcome: collections.Counter = collections.Counter()
-    contents = list(mutate(draw_pictures(), count, SEED))
+    whole = draw_pictures()
+    for content in whole.values():  # Numba's compiling is not memory of a picture
+        train_image(content, (SEED, 0), SIZES)
+    contents = list(mutate(whole, count, SEED))
     for start in range(0, count, AT_ONCE):
         part = contents[start : start + AT_ONCE]
         pixels = [claimed_pixels(content) for content in part]

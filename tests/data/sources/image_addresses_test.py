@@ -1,5 +1,4 @@
 import collections
-import time
 
 import pytest
 
@@ -25,11 +24,13 @@ def test_the_largest_candidate_is_chosen(fields, best):
     assert next(iter(list_candidates(fields)), None) == best
 
 
-@pytest.mark.parametrize("part", [",", "a,", "a ", "a (", "a, ", "(", " "])
-def test_sets_are_read_in_linear_time(part):
-    began = time.monotonic()
-    list_candidates({"srcset": part * 300_000})
-    assert time.monotonic() - began < 5
+@pytest.mark.parametrize(
+    ("part", "candidates"),
+    [(",", 0), ("a,", 1), ("a ", 1), ("a (", 1), ("a, ", 300_000), ("(", 1), (" ", 0)],
+)
+def test_a_set_of_any_length_is_read(part, candidates):
+    """In quadratic time, this would take many minutes."""
+    assert len(list_candidates({"srcset": part * 300_000})) == candidates
 
 
 @pytest.mark.parametrize(
