@@ -44,24 +44,19 @@ def stream_records(
     return _stream(_open_evaluation(directory, split, wanted), split)
 
 
-def evaluation_size(directory: str, split: str, wanted: Sequence[str] = ()) -> int:
-    """Returns the number of records of a split; raises as `stream_records` does."""
-    builder = _open_evaluation(directory, split, wanted)
-    return builder.info.splits[split].num_examples
-
-
-def label_names(directory: str, split: str, feature: str = "label") -> tuple[str, ...]:
-    """Returns the class names of a label feature.
+def describe_split(
+    directory: str, split: str, wanted: Sequence[str] = ()
+) -> tuple[int, tuple[str, ...]]:
+    """Returns facts about a split; raises as `evaluation_records` does.
 
     Returns:
-      The names by class number; () if the dataset lacks the feature or its names.
-
-    Raises:
-      InputError: the dataset or the split is missing, or the split is empty.
+      The number of records, and the class names of the feature `label` by class number;
+      () if the dataset lacks the feature or its names.
     """
-    features = _open_evaluation(directory, split, ()).info.features
-    label = features[feature] if feature in features else None
-    return tuple(getattr(label, "names", None) or ())
+    info = _open_evaluation(directory, split, wanted).info
+    label = info.features["label"] if "label" in info.features else None
+    names = tuple(getattr(label, "names", None) or ())
+    return info.splits[split].num_examples, names
 
 
 class LabelledPictures:
@@ -200,8 +195,8 @@ def _open_evaluation(
 ) -> "tfds.core.DatasetBuilder":
     """Opens a split of the newest version; raises as `evaluation_records` does."""
     directory = dataset_folder.newest_version(directory)
-    for part in split.split("+"):  # for example "train[:90%]+validation"
-        open_shards(directory, part.split("[")[0].strip())
+    for name in _split_names(split):
+        open_shards(directory, name)
     builder = dataset_folder.open_folder(directory)
     try:
         records = builder.info.splits[split].num_examples
@@ -219,6 +214,11 @@ def _open_evaluation(
     return builder
 
 
+def _split_names(split: str) -> list[str]:
+    """Returns the splits of an expression such as "train[:90%]+validation"."""
+    return [part.split("[")[0].strip() for part in split.split("+")]
+
+
 def _stream(builder: "tfds.core.DatasetBuilder", split: str) -> Iterator[dict]:
     """Yields a split's records in the order of the files, with encoded pictures."""
     return _read(builder, split, _open_stream(builder, split))
@@ -230,9 +230,9 @@ def _read(
     """Yields records of a split as NumPy values; InputError if one is damaged."""
 
     def list_shards() -> list[str]:
-        parts = [part.split("[")[0].strip() for part in split.split("+")]
         splits = builder.info.splits
-        return [str(path) for part in parts for path in splits[part].filepaths]
+        names = _split_names(split)
+        return [str(path) for name in names for path in splits[name].filepaths]
 
     with dataset_folder.reading_records(list_shards):
         yield from dataset.as_numpy_iterator()

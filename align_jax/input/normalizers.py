@@ -27,14 +27,8 @@ def write_normalizer(normalisation: str) -> dict[str, Any]:
     """Returns the normalizer that has the effect of a normalisation and of BERT."""
     if normalisation == NONE:
         return dict(BERT)
-    folded = [
-        _replace({"String": chr(point)}, fold(chr(point))) for point in _points(FOLDED)
-    ]
     spaces = _replace({"Regex": f"[{_control_ranges()}]"}, " ")
-    return {
-        "type": "Sequence",
-        "normalizers": [spaces, {"type": "NFKD"}, *folded, dict(BERT)],
-    }
+    return {"type": "Sequence", "normalizers": [spaces, *_folding_steps()]}
 
 
 def read_normalizer(described: Mapping[str, Any]) -> str | None:
@@ -50,10 +44,17 @@ def read_normalizer(described: Mapping[str, Any]) -> str | None:
     parts = described.get("normalizers")
     if not isinstance(parts, list) or not parts or not isinstance(parts[0], dict):
         return None
-    wanted = write_normalizer(NFKC_CASEFOLD)["normalizers"]
     pattern = parts[0].get("pattern")
-    same = parts[1:] == wanted[1:] and isinstance(pattern, dict) and "Regex" in pattern
-    return NFKC_CASEFOLD if same else None
+    has_spaces = isinstance(pattern, dict) and "Regex" in pattern
+    return NFKC_CASEFOLD if has_spaces and parts[1:] == _folding_steps() else None
+
+
+def _folding_steps() -> list[dict[str, Any]]:
+    """Returns the normalizers after the one that replaces control characters."""
+    folded = [
+        _replace({"String": chr(point)}, fold(chr(point))) for point in _points(FOLDED)
+    ]
+    return [{"type": "NFKD"}, *folded, dict(BERT)]
 
 
 def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:

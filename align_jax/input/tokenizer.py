@@ -36,7 +36,8 @@ from align_jax.texts import NFKC_CASEFOLD, NONE, is_folded
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
 LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
 HEAD_BYTES = 16  # per token, where a long text is first cut; enough for most texts
 # Characters beyond these change no id: white space after white space, and the rest of a
@@ -214,8 +215,8 @@ def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
     Raises:
       InputError: the errors of `read_vocabulary` and of `Tokenizer`.
     """
-    vocabulary = read_vocabulary(path)
-    return Tokenizer(vocabulary, max_tokens, path, read_normalisation(path))
+    vocabulary, normalisation = read_tokens(path)
+    return Tokenizer(vocabulary, max_tokens, path, normalisation)
 
 
 def find_normalisation(vocabulary: Sequence[str]) -> str:
@@ -224,18 +225,27 @@ def find_normalisation(vocabulary: Sequence[str]) -> str:
     `data.build` learns vocabularies from normalised texts, so that normalisation
     changes no token. A published one, such as BERT's with its ß and ², has others.
     """
-    special = (PAD, UNKNOWN, CLS, SEP, "[MASK]")
-    ours = all(is_folded(token) for token in vocabulary if token not in special)
+    ours = all(is_folded(token) for token in vocabulary if token not in SPECIAL)
     return NFKC_CASEFOLD if ours else NONE
 
 
 def read_vocabulary(path: str) -> list[str]:
-    """Reads the tokens of a vocabulary file, in the order of their ids.
+    """Reads the tokens of a vocabulary file alone; see `read_tokens`."""
+    vocabulary, _ = read_tokens(path)
+    return vocabulary
+
+
+def read_tokens(path: str) -> tuple[list[str], str | None]:
+    """Reads the tokens of a vocabulary file, and the normalisation that it states.
 
     Args:
       path: path or URL of the file. If it ends in .json, the file is a tokenizer.json
         of Hugging Face, whose special and added tokens are not read; else it is a
         vocab.txt of BERT, one token a line.
+
+    Returns:
+      The tokens in the order of their ids, and the normalisation of a tokenizer.json;
+      None for a vocab.txt, which states none.
 
     Raises:
       InputError: the file is missing, is not UTF-8 or JSON, holds a token twice, skips
@@ -245,26 +255,20 @@ def read_vocabulary(path: str) -> list[str]:
     if not places.exists(place):
         raise InputError(f"no vocabulary at {path}; data.build writes one")
     if path.endswith(".json"):
-        vocabulary = _tokens_of_json(places.read_object(place), path)
+        vocabulary, normalisation = _parse_json(places.read_object(place), path)
     else:
+        normalisation = None
         # Not splitlines: a token may be another line break than \n, such as U+2028.
         vocabulary = places.read_text(place).removesuffix("\n").split("\n")
         vocabulary = [token.removesuffix("\r") for token in vocabulary]
     twice = [t for t, n in collections.Counter(vocabulary).items() if n > 1]
     if twice:
         raise InputError(f"{path} holds tokens more than once: {twice[:9]}")
-    return vocabulary
+    return vocabulary, normalisation
 
 
-def read_normalisation(path: str) -> str | None:
-    """Returns the normalisation that a tokenizer.json has; None for a vocab.txt."""
-    if not path.endswith(".json"):
-        return None
-    return read_normalizer(places.read_object(places.resolve(path))["normalizer"])
-
-
-def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
-    """Returns the tokens of a parsed tokenizer.json in the order of their ids.
+def _parse_json(tokenizer: dict, path: str) -> tuple[list[str], str]:
+    """Returns the tokens and the normalisation of a tokenizer.json.
 
     Raises:
       InputError: the file skips an id or is of another tokenizer.
@@ -274,7 +278,8 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
     if not isinstance(normalizer, dict) or not isinstance(model, dict):
         raise InputError(f"{path} has a normalizer or a model that is no object")
     model.setdefault("type", "WordPiece")  # early files lack the type
-    if read_normalizer(normalizer) is None:
+    normalisation = read_normalizer(normalizer)
+    if normalisation is None:
         found = {key: normalizer.get(key) for key in normalizers.BERT}
         raise InputError(
             f"the normalizer of {path} is {found}; wanted {normalizers.BERT}"
@@ -292,4 +297,4 @@ def _tokens_of_json(tokenizer: dict, path: str) -> list[str]:
             f"the ids in {path} run from {min(ids.values())} to {max(ids.values())},"
             f" but it has {len(ids)} tokens; wanted every id from 0 on once"
         )
-    return sorted(ids, key=lambda token: ids[token])
+    return sorted(ids, key=lambda token: ids[token]), normalisation

@@ -82,7 +82,8 @@ class TrainingData:
 
     def list_reading(self) -> list[str]:
         """Lists the shards that were opened last, of all datasets and streams."""
-        return [path for paths in [*self.reading.values()] for path in paths]
+        # Copies, because the threads that read ahead may still add shards.
+        return [path for paths in [*self.reading.values()] for path in [*paths]]
 
     @property
     def pairs(self) -> int:

@@ -222,12 +222,8 @@ def delete(flags: argparse.Namespace) -> None:
     print(f"{flags.index}: {deleted} of {len(flags.ids)} deleted")
 
 
-def read_flags() -> argparse.Namespace:
-    """Reads and checks the flags of the command line; local paths become absolute.
-
-    Raises:
-      InputError: a number is out of its range, or the index's path is no plain text.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command line, with one parser for each subcommand."""
     parser = argparse.ArgumentParser(
         prog="python -m align_jax.search", description=__doc__
     )
@@ -290,8 +286,16 @@ def read_flags() -> argparse.Namespace:
     gone = commands.add_parser("delete", help="delete pictures by id")
     gone.add_argument("index", metavar="INDEX")
     gone.add_argument("ids", nargs="+", metavar="ID")
+    return parser
 
-    flags = parser.parse_args()
+
+def read_flags() -> argparse.Namespace:
+    """Reads and checks the flags of the command line; local paths become absolute.
+
+    Raises:
+      InputError: a number is out of its range, or the index's path is no plain text.
+    """
+    flags = make_parser().parse_args()
     for name in ("index", "out", "checkpoint"):
         if getattr(flags, name, None):
             setattr(flags, name, places.resolve(getattr(flags, name)))

@@ -13,11 +13,7 @@ from PIL import Image
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.evaluation_records import (
-    evaluation_size,
-    label_names,
-    stream_records,
-)
+from align_jax.input.evaluation_records import describe_split, stream_records
 from align_jax.input.shards import is_dataset
 from align_jax.pictures import FORMATS, read_file
 
@@ -167,9 +163,8 @@ class Records:
           InputError: the dataset or the split does not exist, or has no pictures.
         """
         self._directory, self._split = directory, split
-        self._count = evaluation_size(directory, split, ("image",))
+        self._count, self.labels = describe_split(directory, split, ("image",))
         self.prefix = f"{places.resolve(directory)}:{split}/"
-        self.labels = label_names(directory, split)
 
     def __len__(self) -> int:
         return self._count

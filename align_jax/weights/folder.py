@@ -177,22 +177,16 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
 
     arrays = read_safetensors(folder / WEIGHTS_FILE)
     unused = {
-        name.removeprefix(UNUSED): array
-        for name, array in arrays.items()
+        name.removeprefix(UNUSED): arrays.pop(name)
+        for name in [*arrays]
         if name.startswith(UNUSED)
     }
-    own = {
-        tuple(name.split(".")): array
-        for name, array in arrays.items()
-        if not name.startswith(UNUSED)
-    }
     check_names(
-        {".".join(path): array.shape for path, array in own.items()},
+        {name: array.shape for name, array in arrays.items()},
         {".".join(path): shape for path, shape in kind.shapes(config).items()},
         str(folder / WEIGHTS_FILE),
     )
-    own_names = [name for name in arrays if not name.startswith(UNUSED)]
-    check_floats(arrays, own_names, str(folder / WEIGHTS_FILE))
+    check_floats(arrays, arrays, str(folder / WEIGHTS_FILE))
     normalisation = described.get("normalisation")
     if normalisation is not None:
         choose(NORMALISATIONS, normalisation, f"{where}: normalisation")
@@ -202,7 +196,7 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
     return Weights(
         kind=described["kind"],
         config=config,
-        variables=own,
+        variables={tuple(name.split(".")): a for name, a in arrays.items()},
         preprocess=preprocess,
         vocabulary=vocabulary,
         unused=unused,

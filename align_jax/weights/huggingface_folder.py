@@ -12,7 +12,7 @@ from align_jax import places
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, Tokenizer
+from align_jax.input.tokenizer import MASK, Tokenizer
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
@@ -23,13 +23,9 @@ from align_jax.weights.folder import (
     new_folder,
     write_tensors,
 )
-from align_jax.weights.huggingface_tokenizer import (
-    MASK,
-    tokenizer_class,
-    write_tokenizer,
-)
+from align_jax.weights.huggingface_tokenizer import tokenizer_class, write_tokenizer
 from align_jax.weights.huggingface_vocabulary import (
-    read_normalisation,
+    SPECIAL_FIELDS,
     read_optional,
     read_uncased_vocabulary,
 )
@@ -77,7 +73,9 @@ def read_align(directory: str) -> Weights[ModelConfig]:
     config = huggingface_config.read_model_config(
         places.read_object(path), preprocess.image_size, _max_tokens(folder), str(path)
     )
-    vocabulary = read_uncased_vocabulary(folder, config.text_tower.vocabulary_size)
+    vocabulary, normalisation = read_uncased_vocabulary(
+        folder, config.text_tower.vocabulary_size
+    )
     found, source = read_tensors(folder)
     tensors = huggingface_tensors.list_tensors(config)
     wanted = {tensor.name: tensor.shape for tensor in tensors}
@@ -99,7 +97,7 @@ def read_align(directory: str) -> Weights[ModelConfig]:
         preprocess=preprocess,
         vocabulary=vocabulary,
         unused=unused,
-        normalisation=read_normalisation(folder),
+        normalisation=normalisation,
     )
 
 
@@ -117,7 +115,7 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     config = huggingface_config.read_bert_config(
         places.read_object(path), _max_tokens(folder), str(path)
     )
-    vocabulary = read_uncased_vocabulary(folder, config.vocabulary_size)
+    vocabulary, normalisation = read_uncased_vocabulary(folder, config.vocabulary_size)
     found, source = read_tensors(folder)
     prefix = "bert." if any(name.startswith("bert.") for name in found) else ""
     # Early checkpoints use TensorFlow's names for the scale and shift of layer norm.
@@ -136,7 +134,7 @@ def read_bert(directory: str) -> Weights[BertConfig]:
         config,
         variables,
         vocabulary=vocabulary,
-        normalisation=read_normalisation(folder),
+        normalisation=normalisation,
     )
 
 
@@ -167,13 +165,7 @@ def write_align(weights: Weights, directory: str) -> None:
         "crop_size": {"height": preprocess.image_size, "width": preprocess.image_size},
         "resample": BILINEAR,
     }
-    special = {
-        "pad_token": PAD,
-        "unk_token": UNKNOWN,
-        "cls_token": CLS,
-        "sep_token": SEP,
-        "mask_token": MASK,
-    }
+    special = SPECIAL_FIELDS | {"mask_token": MASK}
     described_tokenizer = write_tokenizer(
         Tokenizer(
             weights.vocabulary,

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from align_jax.input.normalizers import read_normalizer, write_normalizer
-from align_jax.input.tokenizer import CLS, MODEL, PAD, SEP, UNKNOWN, Tokenizer
+from align_jax.input.tokenizer import CLS, MODEL, SEP, SPECIAL, Tokenizer
 from align_jax.texts import NONE
 
-MASK = "[MASK]"
+PRE_TOKENIZER = "BertPreTokenizer"
 
 
 def write_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -16,7 +16,6 @@ def write_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     Its ids are those of our tokenizer, also for texts that need normalisation.
     """
     ids = {token: i for i, token in enumerate(tokenizer.tokens)}
-    special = [t for t in (PAD, UNKNOWN, CLS, SEP, MASK) if t in ids]
     first, last = _special(CLS, 0), _special(SEP, 0)
     return {
         "version": "1.0",
@@ -32,10 +31,11 @@ def write_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
                 "normalized": False,
                 "special": True,
             }
-            for token in special
+            for token in SPECIAL
+            if token in ids
         ],
         "normalizer": write_normalizer(tokenizer.normalisation),
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "pre_tokenizer": {"type": PRE_TOKENIZER},
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [first, _sequence("A", 0), last],

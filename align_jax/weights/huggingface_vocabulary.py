@@ -10,10 +10,9 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.normalizers import read_normalizer
-from align_jax.input.tokenizer import CLS, PAD, SEP, UNKNOWN, read_vocabulary
+from align_jax.input.tokenizer import CLS, PAD, SEP, SPECIAL, UNKNOWN, read_tokens
 from align_jax.texts import NONE
-from align_jax.weights.huggingface_tokenizer import MASK
+from align_jax.weights.huggingface_tokenizer import PRE_TOKENIZER
 
 # Values of the fields of tokenizer_config.json with which the ids are ours. A field
 # that is absent or null has the first value.
@@ -33,21 +32,27 @@ SETTINGS: dict[str, tuple] = {
         "TokenizersBackend",
     ),
 }
-SPECIAL = {
-    "pad_token": (PAD,),
-    "unk_token": (UNKNOWN,),
-    "cls_token": (CLS,),
-    "sep_token": (SEP,),
+# Fields that name special tokens, with the only token that each may name.
+SPECIAL_FIELDS = {
+    "pad_token": PAD,
+    "unk_token": UNKNOWN,
+    "cls_token": CLS,
+    "sep_token": SEP,
 }
-PRE_TOKENIZER = "BertPreTokenizer"
 
 
-def read_uncased_vocabulary(folder: pathlib.Path, rows: int) -> tuple[str, ...]:
-    """Returns the tokens of vocab.txt or tokenizer.json.
+def read_uncased_vocabulary(
+    folder: pathlib.Path, rows: int
+) -> tuple[tuple[str, ...], str]:
+    """Reads vocab.txt or tokenizer.json.
 
     Args:
       folder: folder of the model.
       rows: number of rows of the word embedding.
+
+    Returns:
+      The tokens in the order of their ids, and the normalisation of texts: NONE, except
+      in a folder that `write_align` wrote.
 
     Raises:
       InputError: the folder has neither file, or both with different tokens; the
@@ -58,25 +63,20 @@ def read_uncased_vocabulary(folder: pathlib.Path, rows: int) -> tuple[str, ...]:
     present = [path for path in paths if path.exists()]
     if not present:
         raise InputError(f"{folder} has neither vocab.txt nor tokenizer.json")
-    found = [tuple(read_vocabulary(str(path))) for path in present]
-    vocabulary = found[0]
-    if vocabulary != found[-1]:
+    found = [read_tokens(str(path)) for path in present]
+    vocabulary, _ = found[0]
+    last, normalisation = found[-1]
+    if vocabulary != last:
         raise InputError(
             f"{present[0]} and {present[-1]} hold different tokens"
-            f" ({len(vocabulary)} and {len(found[-1])})"
+            f" ({len(vocabulary)} and {len(last)})"
         )
     if len(vocabulary) > rows:
         raise InputError(
             f"{present[0]} has {len(vocabulary)} tokens, but the checkpoint's word"
             f" embedding has {rows} rows"
         )
-    return vocabulary
-
-
-def read_normalisation(folder: pathlib.Path) -> str:
-    """Returns the normalisation of texts: none, except in a folder that we wrote."""
-    described = read_optional(folder / "tokenizer.json")
-    return read_normalizer(described.get("normalizer") or {}) or NONE
+    return tuple(vocabulary), normalisation or NONE
 
 
 def check_tokenizer(folder: pathlib.Path) -> None:
@@ -121,11 +121,11 @@ def check_tokenizer(folder: pathlib.Path) -> None:
 
 def _check_special(described: Mapping[str, Any], path: pathlib.Path) -> None:
     """Checks the special tokens; each is a text, or an object with its `content`."""
-    for name, allowed in SPECIAL.items():
+    for name, wanted in SPECIAL_FIELDS.items():
         value = described.get(name)
         content = value.get("content") if isinstance(value, dict) else value
-        if content is not None and content not in allowed:
-            raise InputError(f"{path}: {name} is {content!r}; ours is {allowed[0]!r}")
+        if content is not None and content != wanted:
+            raise InputError(f"{path}: {name} is {content!r}; ours is {wanted!r}")
 
 
 def _check_added(tokens: Any, path: pathlib.Path) -> None:
@@ -135,11 +135,10 @@ def _check_added(tokens: Any, path: pathlib.Path) -> None:
     """
     if not isinstance(tokens, list) or not all(isinstance(t, dict) for t in tokens):
         raise InputError(f"{path} has added tokens that are no list of objects")
-    known = (PAD, UNKNOWN, CLS, SEP, MASK)
     others = [
         token.get("content")
         for token in tokens
-        if not token.get("special") and token.get("content") not in known
+        if not token.get("special") and token.get("content") not in SPECIAL
     ]
     if others:
         raise InputError(

@@ -154,14 +154,22 @@ def _check(
 def _check_vocabulary(
     weights: Weights, tokenizer: Tokenizer | None, source: str
 ) -> None:
-    """Raises InputError if a run with texts has another vocabulary than the weights."""
+    """Raises InputError if the weights were trained with other ids of equal texts."""
     if tokenizer is None:
         return
-    theirs = Tokenizer(weights.vocabulary, tokenizer.max_tokens, source)
-    if theirs.digest != tokenizer.digest:
+    theirs = Tokenizer(
+        weights.vocabulary, tokenizer.max_tokens, source, weights.normalisation
+    )
+    if theirs.tokens != tokenizer.tokens:
         raise InputError(
             f"config.vocabulary has {tokenizer.size} tokens and is not the vocabulary"
             f" of {source}, which has {theirs.size}"
+        )
+    if theirs.normalisation != tokenizer.normalisation:
+        raise InputError(
+            f"config.vocabulary has the tokens of {source}, but normalises texts by"
+            f" {tokenizer.normalisation!r} instead of {theirs.normalisation!r}; give a"
+            " tokenizer.json with that normalisation"
         )
 
 

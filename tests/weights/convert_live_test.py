@@ -10,6 +10,7 @@ from align_jax.embed.model import Model
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
+from align_jax.texts import NONE
 from align_jax.weights.huggingface_folder import write_align
 from align_jax.weights.huggingface_vocabulary import read_uncased_vocabulary
 from align_jax.weights.source import open_weights
@@ -272,7 +273,7 @@ def test_a_tokenizer_that_transformers_saved_is_read_or_refused(tmp_path, name, 
     vocabulary = {word: index for index, word in enumerate(WORDS)}
     BertTokenizer(vocab=vocabulary, **{name: value}).save_pretrained(tmp_path)
     if value:
-        assert read_uncased_vocabulary(tmp_path, len(WORDS)) == tuple(WORDS)
+        assert read_uncased_vocabulary(tmp_path, len(WORDS)) == (tuple(WORDS), NONE)
     else:
         with pytest.raises(InputError, match=f"{name} is False"):
             read_uncased_vocabulary(tmp_path, len(WORDS))

@@ -1,11 +1,15 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
+from align_jax.input.normalizers import BERT
+from align_jax.input.tokenizer import MODEL
 from align_jax.models.parameters import flatten, tower_shapes, variable_shapes
+from align_jax.texts import NONE
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.run_config import Initial
 from align_jax.training.train_state import create_state
@@ -25,13 +29,19 @@ def read(config, **sources):
     return read_initial(config, config.make_tokenizer())
 
 
-def write_tower(folder, kind, config, vocabulary=()):
+def write_tower(folder, kind, config, vocabulary=(), normalisation=None):
     draw = np.random.default_rng(0)
     arrays = {
         path: draw.normal(size=shape).astype(np.float32)
         for path, shape in tower_shapes(kind, config).items()
     }
-    weights = Weights(kind, config, arrays, vocabulary=tuple(vocabulary))
+    weights = Weights(
+        kind,
+        config,
+        arrays,
+        vocabulary=tuple(vocabulary),
+        normalisation=normalisation,
+    )
     write_weights(weights, str(folder))
     return arrays
 
@@ -72,6 +82,19 @@ def test_a_tower_of_another_size_kind_or_vocabulary_is_refused(config, tmp_path)
     write_tower(tmp_path / "text", "text_tower", config.model.text_tower, words)
     with pytest.raises(InputError, match="has 11 tokens and is not the vocabulary of"):
         read(config, text_tower=str(tmp_path / "text"))
+
+
+def test_texts_are_normalised_as_in_the_training_of_the_weights(config, tmp_path):
+    folder = str(tmp_path / "text")
+    tower = config.model.text_tower
+    arrays = write_tower(folder, "text_tower", tower, tiny.WORDS, NONE)
+    with pytest.raises(InputError, match="by 'nfkc_casefold' instead of 'none'; give"):
+        read(config, text_tower=folder)
+    ids = {word: index for index, word in enumerate(tiny.WORDS)}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"normalizer": BERT, "model": MODEL | {"vocab": ids}}))
+    same = dataclasses.replace(config, vocabulary=str(path))
+    assert read(same, text_tower=folder).keys() == arrays.keys()
 
 
 def test_a_whole_model_takes_the_place_of_everything(config, tmp_path):

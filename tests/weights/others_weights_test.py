@@ -2,10 +2,6 @@
 
 import json
 import pathlib
-import pickle
-import struct
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -14,12 +10,13 @@ import safetensors.numpy
 from align_jax.errors import InputError
 from align_jax.input.normalizers import BERT
 from align_jax.input.tokenizer import MODEL
+from align_jax.texts import NONE
 from align_jax.weights.folder import read_weights, write_weights
 from align_jax.weights.huggingface_config import read_bert_config, read_model_config
 from align_jax.weights.huggingface_folder import IMAGE_PROCESSOR, read_align
 from align_jax.weights.huggingface_vocabulary import read_uncased_vocabulary
-from align_jax.weights.tensor_files import read_tensors
 from tests.weights.convert_test import TOKENS, edit, tensors_of, write_huggingface
+from tests.weights.tensor_files_test import safetensors_of
 
 SQUARE = {"height": 75, "width": 75}
 CROP = {"height": 65, "width": 65}
@@ -131,7 +128,7 @@ def test_the_uncased_tokenizer_is_read_in_all_its_forms(folder):
         added_tokens=[{"content": "[MASK]"}, {"content": "<x>", "special": True}],
     )
     (folder / "tokenizer.json").write_text(json.dumps(fast))
-    assert read_uncased_vocabulary(folder, 12) == tuple(TOKENS)
+    assert read_uncased_vocabulary(folder, 12) == (tuple(TOKENS), NONE)
     (folder / "vocab.txt").unlink()
     weights = read_align(str(folder))
     assert weights.vocabulary == tuple(TOKENS)
@@ -259,23 +256,6 @@ def test_a_limit_of_tokens_that_is_none_is_refused(folder, limit, message):
         read_align(str(folder))
 
 
-def safetensors_of(kind: str, numbers: int, size: int) -> bytes:
-    described = {"dtype": kind, "shape": [numbers], "data_offsets": [0, size]}
-    header = json.dumps({"a": described}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(size)
-
-
-@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"])
-def test_narrow_numbers_without_their_scales_are_refused(tmp_path, kind):
-    size = {"C64": 16}.get(kind, 2)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(safetensors_of(kind, 2, size))
-    with pytest.raises(InputError, match=f"a has the number type {kind}; wanted"):
-        read_tensors(tmp_path)
-    path.write_bytes(safetensors_of("BF16", 1, 2))
-    assert read_tensors(tmp_path)[0]["a"].dtype == np.float32
-
-
 def test_whole_numbers_are_no_weights(folder, tmp_path):
     arrays = tensors_of(folder)
     name = "text_model.encoder.layer.0.output.dense.weight"
@@ -300,93 +280,38 @@ def test_our_own_folder_with_other_numbers_is_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("index", "message"),
+    ("file", "fields", "message"),
     [
-        ([], "holds a list; wanted an object"),
-        ({}, "lacks the field 'weight_map'"),
-        ({"weight_map": None}, "weight_map is a NoneType; wanted dict"),
-        ({"weight_map": ["a"]}, "weight_map is a list; wanted dict"),
-        ({"weight_map": {}}, "names no file"),
-        ({"weight_map": {"a": 3}}, "has 3 for a; wanted a file's name"),
-        ({"weight_map": {"a": ["b"]}}, r"has \['b'\] for a; wanted a file's name"),
-        ({"weight_map": {"a": "../b"}}, "has '../b' for a; wanted a file's name"),
-        ({"weight_map": {"a": ""}}, "has '' for a; wanted a file's name"),
-        ({"weight_map": {"a": ".."}}, "has '..' for a; wanted a file's name"),
-        ({"weight_map": {"a": "none"}}, "names none, which is missing"),
+        ("config.json", {"text_config": 3}, "text_config is 3; wanted a dict"),
+        (
+            "config.json",
+            {"vision_config": {"width_coefficient": "x"}},
+            "width_coeff.*'x'",
+        ),
+        ("config.json", {"text_config": {"hidden_size": "x"}}, "hidden_size is 'x'"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "model_max_length is 'x'"),
+        ("processor_config.json", {"image_processor": 3}, "image_processor is a int"),
+        (
+            "processor_config.json",
+            {"image_processor": {}},
+            "do_resize is None; ours is",
+        ),
+        ("tokenizer.json", {}, r"no vocabulary \(model.vocab\)"),
+        ("tokenizer.json", {"model": 3}, "a model that is no object"),
+        ("size", None, "size is None, not a square"),
+        ("crop_size", 3, "crop_size is 3, not a square"),
     ],
 )
-def test_an_index_of_another_shape_is_refused(tmp_path, index, message):
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        path = tmp_path / f"{name}.index.json"
-        path.write_text(json.dumps(index))
-        with pytest.raises(InputError, match=f"{path.name}.*{message}"):
-            read_tensors(tmp_path)
-        path.unlink()
-
-
-class Numbers:
-    """A tensor as far as it is needed here."""
-
-    dtype, layout = "torch.float32", "strided"
-
-    def is_floating_point(self):
-        return self.dtype.startswith("torch.float")
-
-    def detach(self):
-        return self
-
-    def float(self):
-        return self
-
-    def numpy(self):
-        return np.zeros(2, np.float32)
-
-
-class Narrow(Numbers):
-    dtype = "torch.float8_e4m3fn"
-
-
-class Sparse(Numbers):
-    layout = "torch.sparse_coo"
-
-    def numpy(self):
-        raise TypeError("can't convert Sparse layout tensor to numpy")
-
-
-ADVICE = "Weights only load failed: set `weights_only` to False, or weights_only=False"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (pickle.UnpicklingError(ADVICE), r"no state dict of PyTorch \(UnpicklingError"),
-        (RuntimeError(ADVICE), r"no state dict of PyTorch \(RuntimeError"),
-        (KeyError("x"), r"no state dict of PyTorch \(KeyError"),
-        (OSError("no disk"), "cannot be read: no disk; wanted tensors by name"),
-        (EOFError("Ran out of input"), r"no state dict of PyTorch \(EOFError"),
-        ([Numbers()], "holds a list; wanted a state dict"),
-        (Numbers(), "holds a Numbers; wanted a state dict"),
-        ({"epoch": 3}, "holds 'epoch', a int; wanted a state dict"),
-        ({"model": {"a": Numbers()}}, "holds 'model', a dict; wanted a state dict"),
-        ({3: Numbers()}, "holds 3, a Numbers; wanted a state dict"),
-        ({"a": Narrow()}, "a has the number type F8_E4M3FN; wanted one of F64"),
-        ({"a": Sparse()}, r"a is no plain tensor \(float32, torch.sparse_coo\)"),
-    ],
-)
-def test_a_pickle_that_is_no_state_dict_is_refused_without_bad_advice(
-    tmp_path, monkeypatch, content, message
-):
-    def load(path, map_location, weights_only):
-        assert weights_only
-        if isinstance(content, Exception):
-            raise content
-        return content
-
-    torch = types.SimpleNamespace(load=load, Tensor=Numbers)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=f"pytorch_model.bin.*{message}") as caught:
-        read_tensors(tmp_path)
-    assert "weights_only" not in str(caught.value)
-    content = {"a": Numbers()}
-    assert [*read_tensors(tmp_path)[0]] == ["a"]
+def test_a_foreign_folder_with_damaged_fields_is_refused(folder, file, fields, message):
+    if file == "tokenizer.json":
+        (folder / "vocab.txt").unlink()
+        parts = {"normalizer": BERT, "model": {**MODEL}}
+        (folder / file).write_text(json.dumps(parts | fields))
+    elif file.endswith(".json"):
+        edit(folder / file, **fields)
+    else:
+        path = folder / "processor_config.json"
+        described = json.loads(path.read_text())["image_processor"]
+        edit(path, image_processor=described | {file: fields})
+    with pytest.raises(InputError, match=message):
+        read_align(str(folder))
