@@ -14,7 +14,7 @@ import sys
 import time
 
 from align_jax.command_line import path_or_url
-from align_jax.errors import InputError, run_command
+from align_jax.errors import InputError, printable, run_command
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         " an embedding"
     )
     for name, reason in list(unreadable.items())[:3]:
-        print(f"  {name} {reason}")
+        print(printable(f"  {name} {reason}"))
 
 
 def read_flags() -> argparse.Namespace:

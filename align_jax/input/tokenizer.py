@@ -210,10 +210,10 @@ class Tokenizer:
 
 
 def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
-    """Makes a tokenizer from a vocabulary file; see `read_vocabulary`.
+    """Makes a tokenizer from a vocabulary file; see `read_tokens`.
 
     Raises:
-      InputError: the errors of `read_vocabulary` and of `Tokenizer`.
+      InputError: the errors of `read_tokens` and of `Tokenizer`.
     """
     vocabulary, normalisation = read_tokens(path)
     return Tokenizer(vocabulary, max_tokens, path, normalisation)

@@ -10,8 +10,8 @@ from align_jax.input.datasets import Dataset, DatasetConfig, open_dataset
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.ranges import Count, Natural, NonNegative, Share
 
-# Largest share of a batch's pairs that may be in the batch before. A contrastive loss
-# takes the copies of a pair for its negatives.
+# Largest share of a batch's pairs that may be copies of its other pairs. A contrastive
+# loss takes the copies of a pair for its negatives.
 MOST_REPEATED = 0.5
 # Shards that a stream has opened last and may still be reading, when one is damaged.
 READ_AHEAD = 4

@@ -129,8 +129,8 @@ def serve(flags: argparse.Namespace) -> None:
     # The comparison binds nothing.
     if flags.host in ("0.0.0.0", "::") and not flags.name:  # noqa: S104
         raise InputError(
-            f"--host={flags.host} is every address of this machine; wanted --name, by"
-            " which it will be asked"
+            f"--host={flags.host} is every address of this machine; wanted --name, a"
+            " host name by which clients reach the server"
         )
     index, model = open_with_model(flags, flags.batch_size)
     most = max(8 * flags.batch_size, 2 * MAX_ITEMS)

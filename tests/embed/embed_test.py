@@ -229,6 +229,10 @@ def test_the_command_embeds_and_ends_in_one_line(
         ).read_bytes()
     assert command(monkeypatch, model, images, out) == 0
     assert "3 of them there already" in capsys.readouterr().out
+    odd, other = tmp_path / "a\x1bb.parquet", f"--out={tmp_path / 'odd'}"
+    write(odd, [None])
+    assert command(monkeypatch, model, f"--images={odd}", other) == 0
+    assert r"  a\x1bb.parquet: a\x1bb-0 is no" in capsys.readouterr().out
     assert command(monkeypatch, model, "--check") == 0
     assert "embeddings of 80 numbers" in capsys.readouterr().out
     for arguments, message in (
