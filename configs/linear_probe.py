@@ -27,7 +27,6 @@ def linear(name: str, split: str, pictures: int, validation: str = "") -> dict:
         "train": parts[0],
         "validation": parts[1],
         "split": split,
-        "regression": "scikit_learn",
         "expected_pictures": pictures,
     }
 
