@@ -155,5 +155,5 @@ def test_a_state_of_another_form_is_refused(tmp_path, mesh_of):
 def test_a_bucket_without_its_package_is_refused_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     for ask in (list_steps, lambda run: Checkpoints(run, CheckpointConfig(), {})):
-        with pytest.raises(InputError, match=r"gs://b/run/ch.* missing: install .*\[gs\]"):
+        with pytest.raises(InputError, match=r"gs://b/run/ch.*: install .*\[gs\]"):
             ask("gs://b/run")
