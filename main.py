@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from align_jax.errors import InputError, run_command
+from align_jax.progress import doing
 
 
 def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
@@ -47,8 +48,10 @@ def run(argv: list[str]) -> int:
     if flags.diff is not None:
         print("\n".join(differing_fields(fields, flags.diff)))
         return 0
-    start(flags.distributed)  # before the import of TensorFlow, which writes logs
-    program = choose(kinds_of_runs(), fields.get("run", "absent"), "config.run")
+    with doing("loading JAX and TensorFlow", sys.stderr.isatty()):
+        start(flags.distributed)  # before the import of TensorFlow, which writes logs
+        programs = kinds_of_runs()
+    program = choose(programs, fields.get("run", "absent"), "config.run")
     if flags.workdir is not None:
         program(fields, flags.workdir)
     if flags.plan is None:

@@ -21,6 +21,7 @@ from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.training_data import open_training
 from align_jax.models.parameters import variable_shapes
+from align_jax.progress import doing
 from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.report.run_page import publish, show_finished
 from align_jax.runs import workdir as folder
@@ -39,6 +40,7 @@ from align_jax.weights.initialize import first_state
 from align_jax.weights.vocabulary import check_copy, keep_copy
 
 COMPILING = 7200  # seconds that one process may compile longer than another
+COMPILING_LINE = "compiling the training step: minutes, or seconds if done before"
 
 
 def train(fields: dict[str, Any], workdir: str) -> None:
@@ -77,7 +79,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         # Nothing but the lock is written until all input is checked.
         lock = stack.enter_context(folder.locked_workdir(workdir))
         check_workdir(workdir, fields)  # it was not locked before
-        start, state = first_state(config, plan, tokenizer, workdir)
+        with doing("making or restoring the state", folder.leads()):
+            start, state = first_state(config, plan, tokenizer, workdir)
         check_copy(workdir, tokenizer)
         fields = fill_defaults(fields)
         if folder.leads():
@@ -119,7 +122,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         def evaluate(step: int) -> dict[str, float]:
             notice.leaves_at_once = True
             embedder.load(state.variables)
-            scores = dict(run_evaluators(evaluators, embedder))
+            with log.scoring():
+                scores = dict(run_evaluators(evaluators, embedder))
             checkpoints.check_scores(scores)
             writer.write_scalars(step, scores)
             notice.leaves_at_once = False
@@ -129,7 +133,8 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             evaluate(start)
         steps = range(start + 1, config.total_steps + 1)
         programs = {config.measures_norms(step) for step in steps}
-        train_steps = compile_steps(plan, config.batch_shapes(mesh), programs)
+        with doing(COMPILING_LINE, folder.leads()):
+            train_steps = compile_steps(plan, config.batch_shapes(mesh), programs)
         wait_for_all = multihost.get_barrier_sync_fn()
         # On CPUs only the first process reads compiled programs from the cache, so the
         # others compile longer, but a first collective waits only half a minute.

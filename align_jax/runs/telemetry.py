@@ -1,7 +1,9 @@
 """Writes metrics to TensorBoard and JSON lines, shows progress, and takes profiles."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from clu import metric_writers
 
 from align_jax import places
 from align_jax.errors import NonFiniteError
+from align_jax.progress import doing
 from align_jax.runs.metric_lines import PART_BYTES, Row, ScalarWriter, open_lines
 from align_jax.runs.pace import Pace
 from align_jax.runs.workdir import leads
@@ -91,8 +94,9 @@ class StepLog:
     """Writes every step's metrics and shows a bar with loss, pairs/s and time left.
 
     Metrics stay on the devices until `flush`, so that a step never waits for the one
-    before it. TensorBoard gets the last step of each flush. Without a terminal the bar
-    is one line a minute.
+    before it. TensorBoard gets the last step of each flush. The bar appears when the
+    first step is computed, and its speed and time left do not count that step. Without
+    a terminal the bar is one line a minute.
     """
 
     def __init__(
@@ -116,20 +120,16 @@ class StepLog:
         self._writer = writer
         self._pace = pace
         self._pending: list[tuple[int, dict]] = []
-        interval = 0.5 if sys.stderr.isatty() else 60.0
-        self._bar = tqdm.tqdm(
-            total=total,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=interval,
-            maxinterval=interval,
-            disable=not leads(),
-        )
+        self._total = total
+        self._bar: tqdm.tqdm | None = None
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Adds the metrics of a step, which may still be computed on the devices."""
         self._pending.append((step, metrics))
+        for computed, its in reversed(self._pending):
+            if its["loss"].is_ready():
+                self._show(computed)
+                break
 
     def flush(self) -> None:
         """Writes the added metrics, and the measures of pace with the last step's.
@@ -158,12 +158,42 @@ class StepLog:
         step, metrics = rows[-1]
         speed = measures["pairs_per_second"]
         shown = f"loss {metrics['loss']:.3f}, {speed:.0f} pairs/s"
-        self._bar.set_postfix_str(shown, refresh=False)
+        self._show(step, shown)
+
+    def _show(self, step: int, text: str | None = None) -> None:
+        """Moves the bar to a step, and changes the text after it unless it is None."""
+        if self._bar is None:
+            interval = 0.5 if sys.stderr.isatty() else 60.0
+            self._bar = tqdm.tqdm(
+                total=self._total,
+                initial=step,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=interval,
+                maxinterval=interval,
+                disable=not leads(),
+            )
+        if text is not None:
+            self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Shows before the bar, inside the `with` statement, that the run evaluates."""
+        if self._bar is None:
+            with doing("scoring the model before its first step", leads()):
+                yield
+            return
+        self._bar.set_description("scoring")
+        try:
+            yield
+        finally:
+            self._bar.set_description()
 
     def end_bar(self) -> None:
         """Ends the bar's line, so that later text starts on a new line."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def close(self) -> None:
         """Flushes, ends the bar and closes the `writer` of the constructor."""

@@ -52,6 +52,35 @@ def test_every_step_has_a_line_and_a_resumed_run_no_step_twice(tmp_path):
     assert [event.step for event in found] == [3, 3]  # each flush's last step
 
 
+class Loss:
+    """A loss that is computed when the test says so."""
+
+    computed = False
+
+    def is_ready(self):
+        return self.computed
+
+
+def test_the_bar_begins_at_the_first_computed_step(tmp_path, capsys):
+    log = open_log(tmp_path, 4, 9)
+    with log.scoring():
+        pass
+    steps = [metrics(1.0) | {"loss": Loss()} for _ in range(3)]
+    for number, step in enumerate(steps[:2], 5):
+        log.add(number, step)
+    assert capsys.readouterr().err == "scoring the model before its first step\n"
+    steps[0]["loss"].computed = True
+    log.add(7, steps[2])
+    first = capsys.readouterr().err
+    assert "5/9" in first and "00:00<?" in first
+    for step in steps:
+        step["loss"] = jnp.float32(2.0)
+    with log.scoring():
+        assert "scoring: " in capsys.readouterr().err
+    log.close()
+    assert "7/9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path, bad):
     log = open_log(tmp_path, 0, 9)

@@ -1,0 +1,48 @@
+"""Says what a program is doing while there is nothing else to see."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def doing(what: str, shown: bool = True) -> Iterator[None]:
+    """Says on stderr what the `with` statement does.
+
+    A terminal also shows the seconds that it takes, as they pass. The line disappears
+    if an error is raised. Elsewhere, such as in a log file, the line has no seconds.
+
+    Args:
+      what: activity in words, such as "compiling the training step".
+      shown: whether to say anything.
+    """
+    if not shown or not sys.stderr.isatty():
+        if shown:
+            print(what, file=sys.stderr, flush=True)
+        yield
+        return
+    begun, ended = time.monotonic(), threading.Event()
+
+    def show(end: str = "") -> None:
+        seconds = time.monotonic() - begun
+        print(f"\r{what}: {seconds:.0f} s", end=end, file=sys.stderr, flush=True)
+
+    def tick() -> None:
+        show()
+        while not ended.wait(1):
+            show()
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    ticking.start()
+    try:
+        yield
+    except BaseException:
+        ended.set()
+        ticking.join()
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # clears the line
+        raise
+    ended.set()
+    ticking.join()
+    show("\n")
