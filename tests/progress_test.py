@@ -21,7 +21,8 @@ def test_a_terminal_sees_the_seconds_pass(monkeypatch):
             time.sleep(0.01)
     shown = terminal.getvalue().split("\r")
     assert shown[:3] == ["", "compiling: 0 s", "compiling: 1 s"]
-    assert terminal.getvalue().count("\n") == 1 and shown[-1].endswith(" s\n")
+    assert terminal.getvalue().count("\n") == 1
+    assert shown[-1].endswith(" s\n")
 
 
 def test_an_error_clears_the_line_of_a_terminal(monkeypatch):
@@ -40,7 +41,8 @@ def test_a_log_has_one_line_at_the_beginning(capsys):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_other_processes_say_nothing(monkeypatch, terminal):
-    monkeypatch.setattr(sys, "stderr", text := Terminal() if terminal else io.StringIO())
+    text = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", text)
     with doing("compiling", shown=False):
         pass
     assert text.getvalue() == ""
