@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
+from align_jax.quiet import drop_start_lines
+
 STDOUT = 1  # file descriptor
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that stopped after SIGTERM
 UNREAD = 128 + signal.SIGPIPE  # exit code of a command whose output nobody reads
@@ -120,7 +122,7 @@ def missing_package(name: str) -> str:
 def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs a command; an error that a user can fix is printed as one line on stderr.
 
-    All other errors are raised.
+    All other errors are raised. TensorFlow's lines at its import are dropped.
 
     Args:
       name: name of the command, printed before the error.
@@ -131,6 +133,7 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
       loss that is not finite; 130 for Ctrl-C; 141 if the program that read the output
         has ended, as `head` does; 143 for a notice to stop.
     """
+    drop_start_lines()
     try:
         code = command() or 0
         sys.stdout.flush()

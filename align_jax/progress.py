@@ -1,10 +1,12 @@
 """Says what a program is doing while there is nothing else to see."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 
 @contextlib.contextmanager
@@ -24,25 +26,38 @@ def doing(what: str, shown: bool = True) -> Iterator[None]:
         yield
         return
     begun, ended = time.monotonic(), threading.Event()
+    with _own_stderr() as terminal:
 
-    def show(end: str = "") -> None:
-        seconds = time.monotonic() - begun
-        print(f"\r{what}: {seconds:.0f} s", end=end, file=sys.stderr, flush=True)
+        def show(end: str = "") -> None:
+            seconds = time.monotonic() - begun
+            print(f"\r{what}: {seconds:.0f} s", end=end, file=terminal, flush=True)
 
-    def tick() -> None:
-        show()
-        while not ended.wait(1):
+        def tick() -> None:
             show()
+            while not ended.wait(1):
+                show()
 
-    ticking = threading.Thread(target=tick, daemon=True)
-    ticking.start()
-    try:
-        yield
-    except BaseException:
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield
+        except BaseException:
+            ended.set()
+            ticking.join()
+            print("\r\x1b[K", end="", file=terminal, flush=True)  # clears the line
+            raise
         ended.set()
         ticking.join()
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # clears the line
-        raise
-    ended.set()
-    ticking.join()
-    show("\n")
+        show("\n")
+
+
+@contextlib.contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """Yields a stream to what stderr is now, for threads while it is redirected."""
+    try:
+        number = os.dup(sys.stderr.fileno())
+    except OSError:  # not a file
+        yield sys.stderr
+        return
+    with open(number, "w") as stream:
+        yield stream

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-GROUND = """errors config command_line contracts places locks progress picture_limits
-    picture_orientation pictures ranges texts dataset_folder""".split()
+GROUND = """errors config command_line contracts places locks progress quiet
+    picture_limits picture_orientation pictures ranges texts dataset_folder""".split()
 ROOMS = {
     "align_jax": """devices input kernels models losses runs training weights embed
         evaluation report search sweep""".split(),
