@@ -53,7 +53,7 @@ def doing(what: str, shown: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_stderr() -> Iterator[TextIO]:
-    """Yields a stream to what stderr is now, for threads while it is redirected."""
+    """Yields a second stream to the terminal, which stays if stderr is redirected."""
     try:
         number = os.dup(sys.stderr.fileno())
     except OSError:  # not a file
