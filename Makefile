@@ -8,6 +8,11 @@ NEWEST ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+# Of pip's lines, those about packages of 10 MB and more, and the last part.
+BRIEFLY := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
+	{print substr($$0, 1, 80); fflush()}'
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -108,10 +113,9 @@ test-newest:  ## run the fast tests with the newest releases that pyproject.toml
 
 .venv/installed: requirements.txt pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/one))
-	@echo "Installing about 140 packages, 4.5 GB on disk, into .venv."
-	@echo "This takes some minutes, in which pip prints nothing."
+	@echo 'Installing 140 packages into .venv, 4.5 GB on disk: one to five minutes.'
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet -r requirements.txt -c constraints.txt
+	.venv/bin/pip install -r requirements.txt -c constraints.txt | $(BRIEFLY)
 	touch $@
 
 .venv-docs/installed: pyproject.toml constraints.txt

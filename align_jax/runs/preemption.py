@@ -37,6 +37,7 @@ class Notice:
         self.leaves_at_once = True
         self._grace = grace
         self._told = threading.Event()
+        self._raised: Preempted | None = None
         self._left = threading.Event()
         self._alone = jax.process_count() == 1
         main_thread = threading.current_thread() is threading.main_thread()
@@ -60,12 +61,22 @@ class Notice:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stops listening."""
+        """Stops listening.
+
+        Raises:
+          Preempted: the signal raised it, and code that it passed through raised another
+            error instead.
+        """
         self._left.set()
         if self._listens:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, self._handler)
             os.close(self._pipe)
+        context = error and error.__context__
+        while context is not None:
+            if context is self._raised:
+                raise self._raised
+            context = context.__context__
 
     def reached(self, step: int) -> bool:
         """Returns whether the run must stop after this step.
@@ -80,7 +91,8 @@ class Notice:
         self._told.set()
         if self.leaves_at_once:
             self.leaves_at_once = False  # a second signal must not cut the saving short
-            raise Preempted("told to stop; nothing new to save")
+            self._raised = Preempted("told to stop; nothing new to save")
+            raise self._raised
 
     def _watch(self, pipe: int) -> None:
         """Ends the process `grace` seconds after SIGTERM, unless `__exit__` ran before.

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from align_jax.errors import STOPPED
+from align_jax.errors import STOPPED, Preempted
 from align_jax.runs.preemption import Notice
 
 
@@ -25,3 +25,20 @@ def test_a_process_that_cannot_save_in_time_promises_no_checkpoint(monkeypatch, 
     message = capsys.readouterr().err
     assert "left after 0 s without saving; the same command continues" in message
     assert "begins again if there is none" in message
+
+
+def test_another_error_does_not_hide_the_notice():
+    """Libraries may raise in the `finally` block of code that the signal interrupts."""
+    with pytest.raises(Preempted, match="told to stop"), Notice():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            {}["absent"]
+
+
+def test_an_error_without_a_notice_stays():
+    with pytest.raises(KeyError), Notice():
+        try:
+            raise ValueError
+        finally:
+            {}["absent"]
