@@ -64,8 +64,8 @@ class Notice:
         """Stops listening.
 
         Raises:
-          Preempted: the signal raised it, and code that it passed through raised another
-            error instead.
+          Preempted: the signal raised it, and the interrupted code raised another error
+            instead.
         """
         self._left.set()
         if self._listens:

@@ -27,18 +27,20 @@ def test_a_process_that_cannot_save_in_time_promises_no_checkpoint(monkeypatch, 
     assert "begins again if there is none" in message
 
 
-def test_another_error_does_not_hide_the_notice():
-    """Libraries may raise in the `finally` block of code that the signal interrupts."""
-    with pytest.raises(Preempted, match="told to stop"), Notice():
+def fail_after(act):
+    """Raises KeyError in the `finally` block of code that `act` interrupts."""
+    with Notice():
         try:
-            signal.raise_signal(signal.SIGTERM)
+            act()
         finally:
             {}["absent"]
+
+
+def test_an_error_of_interrupted_code_does_not_hide_the_notice():
+    with pytest.raises(Preempted, match="told to stop"):
+        fail_after(lambda: signal.raise_signal(signal.SIGTERM))
 
 
 def test_an_error_without_a_notice_stays():
-    with pytest.raises(KeyError), Notice():
-        try:
-            raise ValueError
-        finally:
-            {}["absent"]
+    with pytest.raises(KeyError):
+        fail_after(lambda: None)
