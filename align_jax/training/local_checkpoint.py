@@ -121,7 +121,6 @@ class LocalCheckpoints:
         needed = set()
         for name, x in arrays.items():
             for device, index in x.sharding.devices_indices_map(x.shape).items():
-                assert index is not None
                 key = _key(name, index, x.shape)
                 forms[key] = (_part_shape(index, x.shape), x.dtype)
                 if device.process_index == jax.process_index():
@@ -138,9 +137,11 @@ class LocalCheckpoints:
             parts |= _send(keys, parts, forms, sender)
 
         def array(name: str, x: jax.ShapeDtypeStruct) -> jax.Array:
-            return jax.make_array_from_callback(
-                x.shape, x.sharding, lambda index: parts[_key(name, index, x.shape)]
-            )
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
+                return parts[_key(name, index, x.shape)]
+
+            return jax.make_array_from_callback(x.shape, x.sharding, part)
 
         leaves = [array(name, x) for name, x in arrays.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
