@@ -33,6 +33,7 @@ from align_jax.runs.telemetry import Profile, StepLog, open_writers
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
+from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.optimizer import check_patterns, trainable
 from align_jax.training.run_config import RunConfig
 from align_jax.training.training_runs import read_run_config
@@ -90,11 +91,12 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             set_aside_later(workdir, start)
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
-        checkpoints = Checkpoints(
-            workdir, config.checkpoint, config.identity(tokenizer)
-        )
+        identity = config.identity(tokenizer)
+        checkpoints = Checkpoints(workdir, config.checkpoint, identity)
         checkpoints.open()
         stack.callback(checkpoints.close)  # finishes a save, even after an error
+        local = LocalCheckpoints(workdir, config.checkpoint, identity)
+        stack.callback(local.close)
         own_batches = TrainBatches(
             data,
             tokenizer,
@@ -161,11 +163,15 @@ def train(fields: dict[str, Any], workdir: str) -> None:
             if step == config.total_steps or stops or config.saves(step):
                 flush()  # the metrics of a checkpoint's steps are written before it
                 checkpoints.save(step, state, scores)
+            elif local.saves(step):
+                flush()
+                local.save(step, state)
             if stops:
                 raise Preempted(f"told to stop; saved after step {step}")
         notice.leaves_at_once = True
         log.close()
         checkpoints.wait()
+        local.remove()
 
         multihost_utils.sync_global_devices("all metrics are written")
         lock.check()

@@ -68,6 +68,12 @@ def test_steps_agree_with_one_device(results, root, mesh_of):
     steps.assert_same(rows, variables_of(arrays), expected)
 
 
+def test_a_process_that_lost_its_local_checkpoint_gets_it_from_the_other(root, results):
+    found = [json.loads((root / f"restored_{i}.json").read_text()) for i in range(2)]
+    # Split over all devices, the lost parts are nowhere else.
+    assert found == [[True, False]] * 2
+
+
 def test_two_processes_embed_what_one_does_and_read_each_picture_once(
     root, results, mesh_of
 ):

@@ -11,7 +11,13 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
-from align_jax.devices.mesh import batch_split, make_mesh
+from align_jax.devices.mesh import (
+    batch_split,
+    make_mesh,
+    place_array,
+    replicated,
+    state_sharding,
+)
 from align_jax.embed.embedder import Embedder
 from align_jax.embed.saved import SavedEmbedder
 from align_jax.evaluation.linear_classifier import LogisticRegression
@@ -19,6 +25,9 @@ from align_jax.evaluation.ranking import nearest, pair_ranks
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.losses.contrastive import contrastive_loss
 from align_jax.models.parameters import flatten
+from align_jax.training.checkpoint import CheckpointConfig
+from align_jax.training.local_checkpoint import LocalCheckpoints
+from align_jax.training.train_state import TrainState
 from tests import steps, tiny
 from tests.reference import embeddings
 
@@ -91,6 +100,39 @@ def score(root: str, embedder: Embedder) -> list[dict[str, float]]:
     ]
 
 
+def restore_lost(root: str, state: TrainState, fsdp: int) -> bool:
+    """Restores a local checkpoint after the second process lost its file.
+
+    Returns:
+      Whether all bits came back; False if the state is not whole.
+    """
+    place = pathlib.Path(root) / f"fsdp_{fsdp}"
+    config = CheckpointConfig(local_folder=f"{place}/host_{jax.process_index()}")
+    (place / "run").mkdir(parents=True, exist_ok=True)
+    starts = json.dumps([{"started": "1999-12-31"}])
+    (place / "run" / f"{jax.process_index()}").write_text(starts)
+    (place / "run" / f"{jax.process_index()}").rename(place / "run/provenance.json")
+    local = LocalCheckpoints(str(place / "run"), config, {})
+    local.save(100, state)
+    if jax.process_index() == 1:
+        local.remove()
+    found = local.restore(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        ),
+        after=99,
+    )
+    local.close()
+    return found is not None and all(
+        np.asarray(mine.addressable_data(i)).tobytes()
+        == np.asarray(theirs.addressable_data(i)).tobytes()
+        for mine, theirs in zip(
+            jax.tree.leaves(found[1]), jax.tree.leaves(state), strict=True
+        )
+        for i in range(4)
+    )
+
+
 def main(root: str, address: str, index: str) -> None:
     """Writes losses, gradients, scores and the results of a few steps to `root`."""
     jax.distributed.initialize(address, 2, int(index))
@@ -111,6 +153,13 @@ def main(root: str, address: str, index: str) -> None:
             arrays[f"gradient/{case}/{i}"] = process_allgather(found, tiled=True)
     config = steps.read(pathlib.Path(root) / "run")
     metrics, _, end, _ = steps.run(config, mesh, STEPS)
+    split = place_array(
+        np.arange(2**15, dtype=np.float32),
+        state_sharding((2**15,), make_mesh(8)),
+    )
+    whole = jax.tree.map(partial(place_array, sharding=replicated(mesh)), end)
+    found = [restore_lost(root, whole, 1), restore_lost(root, split, 8)]
+    pathlib.Path(root, f"restored_{index}.json").write_text(json.dumps(found))
     embedder = open_embedder(root, mesh, end.own_variables)
     arrays["embeddings"], read = embed(embedder)
     scores = score(root, embedder)

@@ -58,7 +58,7 @@ def measure(tree: Any) -> tuple[dict[str, list], list[str]]:
       ({dotted path: [shape, type, checksum in hexadecimal]}, paths of the arrays that
       hold NaN or infinity).
     """
-    leaves = _named(tree)
+    leaves = named(tree)
     with ThreadPoolExecutor() as pool:
         sums = np.stack([np.zeros(3, np.uint64), *pool.map(_sums, leaves.values())])
     if any(not _is_local(x) for x in leaves.values()):
@@ -77,7 +77,7 @@ def measure(tree: Any) -> tuple[dict[str, list], list[str]]:
 def differing_forms(record: Mapping[str, Any], tree: Any) -> list[str]:
     """Returns how the arrays of a record differ from a tree in names and shapes."""
     saved = {name: form[:2] for name, form in record["arrays"].items()}
-    wanted = {name: _form(x) for name, x in _named(tree).items()}
+    wanted = {name: _form(x) for name, x in named(tree).items()}
     return [
         f"{name}: {_show(saved.get(name))} -> {_show(wanted.get(name))}"
         for name in sorted({*saved, *wanted})
@@ -134,7 +134,7 @@ def list_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {others} more arrays" if others > 0 else "")
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def named(tree: Any) -> dict[str, Any]:
     """Returns the arrays of a tree by dotted path, as "params.stem.kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {".".join(map(_key, path)): x for path, x in leaves}

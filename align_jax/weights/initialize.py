@@ -18,6 +18,7 @@ from align_jax.training.checkpoint import (
     read_whole,
     split_source,
 )
+from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.run_config import RunConfig
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, abstract_state, create_state
@@ -32,7 +33,7 @@ def first_state(
     """Makes the state that a run starts with; prints its source and changes no file.
 
     The first of these sources that exists is used:
-      1. the newest whole checkpoint of this run, in the workdir;
+      1. the newest whole checkpoint of this run, in the workdir or on its hosts;
       2. a checkpoint of another run, `config.start_from`;
       3. weights of a model or of towers, `config.initialize`;
       4. the seed.
@@ -48,7 +49,16 @@ def first_state(
     def restore(run: str, step: int) -> tuple[int, TrainState]:
         return step, _restore(run, step, config, plan, tokenizer)
 
-    if list_steps(workdir):
+    steps = list_steps(workdir)
+    if config.checkpoint.local_folder is not None:
+        identity = config.identity(tokenizer)
+        local = LocalCheckpoints(workdir, config.checkpoint, identity)
+        with contextlib.closing(local):
+            found = local.restore(abstract_state(plan), max(steps, default=0))
+        if found is not None:
+            print(f"Continuing {workdir} after step {found[0]}, from local files.")
+            return found
+    if steps:
         step, state = read_whole(workdir, restore)
         print(f"Continuing {workdir} after step {step}.")
         return step, state
