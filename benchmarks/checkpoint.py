@@ -1,11 +1,11 @@
-"""The time that checksums add to a save and a restore of a large model's state.
+"""The time that a large state's checkpoint takes: plain, with checksums, and local.
 
     python -m benchmarks.checkpoint --folder=/tmp/checkpoints --rounds=3
 
 The state is EfficientNet-B7 and BERT-Base with LAMB's moments, filled with random
-numbers. Saves and restores with and without checksums take turns. A save is timed until
-it returns, when training goes on, and until all is written. The folder needs room for
-two states, the memory for four.
+numbers. Saves and restores with and without checksums, and those of local checkpoints,
+take turns. A save is timed until it returns, when training goes on, and until all is
+written. The folder needs room for two states, the memory for four.
 """
 
 import argparse
@@ -22,8 +22,10 @@ import numpy as np
 from align_jax import places
 from align_jax.config import read_config
 from align_jax.devices.mesh import make_mesh
+from align_jax.runs.provenance import PROVENANCE_FILE
 from align_jax.training import integrity
 from align_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.train_state import TrainState, abstract_state
 from configs import pretrain_align_b7_base
@@ -49,31 +51,40 @@ def clocked(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(
-    state: TrainState, folder: str, checked: bool, times: dict[str, list[float]]
-) -> None:
-    """Saves and restores a state once, and adds the seconds to `times`."""
-    checkpoints = Checkpoints(folder, CheckpointConfig(), {})
-    checkpoints.open()
+def measure(state: TrainState, folder: str, kind: str) -> list[float]:
+    """Saves and restores a state; returns the seconds of each of `MEASURES`."""
+    config = CheckpointConfig(local_folder=folder)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    plain = mock.patch.multiple(integrity, **UNCHECKED)
-    with contextlib.nullcontext() if checked else plain:
-        returned = clocked(lambda: checkpoints.save(1, state))
-        written = returned + clocked(checkpoints.wait)
-        restored = clocked(lambda: checkpoints.restore(1, abstract))
-    checkpoints.close()
+    places.make_folder(folder)
+    places.write_json(os.path.join(folder, PROVENANCE_FILE), [{"started": "now"}])
+    kept = Checkpoints(folder, config, {})
+    local = LocalCheckpoints(folder, config, {})
+    kept.open()
+    with contextlib.nullcontext() if kind != "plain" else UNCHECKED:
+        if kind == "local":
+            returned = clocked(lambda: local.save(1, state))
+            written = returned + clocked(local.wait)
+            restored = clocked(lambda: local.restore(abstract, 0))
+        else:
+            returned = clocked(lambda: kept.save(1, state))
+            written = returned + clocked(kept.wait)
+            restored = clocked(lambda: kept.restore(1, abstract))
+    kept.close()
+    local.close()
     places.remove(folder)
-    for name, seconds in zip(times, (returned, written, restored), strict=True):
-        times[name].append(seconds)
+    return [returned, written, restored]
 
 
-UNCHECKED = {
-    "measure": lambda tree: ({}, []),
-    "check": lambda tree, record, path: None,
-    "differing_forms": lambda record, tree: [],
-}
+MEASURES = ("save until it returns", "save until all is written", "restore")
+KINDS = ("plain", "checked", "local")
+UNCHECKED = mock.patch.multiple(
+    integrity,
+    measure=lambda tree: ({}, []),
+    check=lambda tree, record, path: None,
+    differing_forms=lambda record, tree: [],
+)
 
 
 def main() -> None:
@@ -86,19 +97,16 @@ def main() -> None:
     leaves = jax.tree.leaves(state)
     size = sum(x.nbytes for x in leaves)
     print(f"{len(leaves)} arrays, {size / 1e9:.2f} GB, {os.cpu_count()} CPU cores")
-    names = ("save until it returns", "save until all is written", "restore")
-    kinds: dict[bool, dict[str, list[float]]] = {
-        checked: {name: [] for name in names} for checked in (False, True)
-    }
+    times: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     for number in range(flags.rounds):
-        for checked in (False, True) if number % 2 else (True, False):
-            folder = os.path.join(flags.folder, f"round_{number}_{checked}")
-            measure(state, folder, checked, kinds[checked])
-    print(f"{'':<27}{'without':>9}{'with':>9}{'ratio':>7}")
-    for name in names:
-        plain, with_them = (statistics.median(kinds[c][name]) for c in (False, True))
-        ratio = with_them / plain
-        print(f"{name:<27}{plain:>8.2f}s{with_them:>8.2f}s{ratio:>7.2f}")
+        for kind in KINDS if number % 2 else reversed(KINDS):
+            folder = os.path.join(flags.folder, f"round_{number}_{kind}")
+            times[kind].append(measure(state, folder, kind))
+    medians = {k: np.median(rounds, axis=0).tolist() for k, rounds in times.items()}
+    print(f"{'':<27}" + "".join(f"{kind:>9}" for kind in KINDS) + "   ratios to plain")
+    for name, *row in zip(MEASURES, *medians.values(), strict=True):
+        ratios = ", ".join(f"{seconds / row[0]:.2f}" for seconds in row[1:])
+        print(f"{name:<27}" + "".join(f"{x:>8.2f}s" for x in row) + f"   {ratios}")
     sums = statistics.median(
         clocked(lambda: integrity.measure(state)) for _ in range(flags.rounds)
     )
