@@ -17,10 +17,10 @@ SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 EXTRAS := browser convert nsfw spark tpu
-SUITES := fast buckets faults launch pods wheel $(EXTRAS)
+SUITES := fast buckets docker faults launch pods wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
-.PHONY: quickstart data ablations docs test test-all test-newest lint format clean
+.PHONY: quickstart data ablations docs docker test test-all test-newest lint format clean
 .PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
 quickstart: data  ## train on real pictures and texts and write a report, about 12 minutes
@@ -40,6 +40,11 @@ ablations: data  ## run small versions of the paper's ablations and report, abou
 
 docs: .venv-docs/installed  ## build docs/ as a site in site/; broken links are errors
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+docker: export DEVICE ?= cpu
+docker:  ## build an image of launch/Dockerfile; DEVICE is cpu, gpu or tpu
+	docker build --file launch/Dockerfile --build-arg "DEVICE=$$DEVICE" \
+		--tag "align-jax:$$DEVICE" .
 
 test test-fast: lint  ## run lint and the fast tests, two files at a time
 	$(TEST) $(SPREAD)
@@ -97,6 +102,12 @@ test-tpu: ready-tpu  ## compile steps for TPU slices, without a TPU
 
 test-launch: ready-launch  ## read the SkyPilot task with SkyPilot
 	$(TEST) -m launch
+
+ready-docker: .venv/installed
+	@docker version >/dev/null || { echo 'ERROR: Docker does not run' >&2; exit 1; }
+
+test-docker: ready-docker  ## build the image and run it, where Docker runs
+	$(TEST) -m docker
 
 test-wheel: ready-wheel  ## install the wheel in a new environment and use it there
 	$(TEST) -m wheel

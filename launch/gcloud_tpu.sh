@@ -16,6 +16,13 @@ NAME="${NAME:-align-${RUN//_/-}}"
 POLL="${POLL:-60}" # seconds between checks of the queue
 TRIES="${TRIES:-3}" # failures in a row, other than preemptions, before giving up
 
+for name in POLL TRIES; do
+  if [[ ! "${!name}" =~ ^[0-9]+$ ]]; then
+    echo "$name is '${!name}'; wanted a number" >&2
+    exit 1
+  fi
+done
+
 cd "$(dirname "$0")/.."
 tpus=(gcloud compute tpus)
 

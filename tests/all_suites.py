@@ -20,6 +20,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "convert": (),
     "nsfw": (),
     "launch": (),
+    "docker": ("docker",),
     "buckets": ("openssl",),
     "spark": ("java",),
     "tpu": (),
@@ -84,7 +85,7 @@ def run_suite(name: str, folder: pathlib.Path) -> Outcome:
     if ready.returncode:
         errors = [line for line in ready.stderr.splitlines() if "ERROR" in line]
         last = (errors or ready.stderr.splitlines() or ["no message"])[-1]
-        return Outcome(missing=f"its packages cannot be installed: {last.strip()}")
+        return Outcome(missing=f"it cannot be prepared: {last.strip()}")
     report = folder / f"{name}.xml"
     done = subprocess.run(["make", f"test-{name}", f"REPORT=--junitxml={report}"])
     return read_outcome(report, done.returncode, time.perf_counter() - begun)

@@ -94,7 +94,7 @@ def test_a_missing_package_skips_and_a_failing_suite_fails(monkeypatch, capsys, 
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "spark  " in x]
     assert {
         "": "1       1       0" in line,
-        "ready": line.endswith("cannot be installed: ERROR: no matching version"),
+        "ready": line.endswith("cannot be prepared: ERROR: no matching version"),
         "test": line.endswith("make ended with 2"),
         "program": line.endswith("skipped: this machine has no java"),
     }[broken]

@@ -2,10 +2,14 @@
 
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 
 import pytest
+import yaml
+
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -14,6 +18,7 @@ LAUNCH = ROOT / "launch"
 # line of the file `outcomes` says.
 FAKE_GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$FOLDER/calls"
+printf "%s\\n" "$@" >> "$FOLDER/argv"
 case "$*" in
   *describe*)
     [ -f "$FOLDER/state" ] || { echo "NOT_FOUND: no such resource" >&2; exit 1; }
@@ -59,7 +64,7 @@ def calls(folder):
     return (folder / "calls").read_text().splitlines()
 
 
-@pytest.mark.parametrize("script", ["gcloud_tpu.sh", "slurm.sbatch"])
+@pytest.mark.parametrize("script", ["gcloud_tpu.sh", "slurm.sbatch", "xpk_tpu.sh"])
 def test_scripts_are_whole(script):
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)
 
@@ -103,28 +108,6 @@ def test_a_request_that_is_refused_three_times_ends_the_launch(tmp_path, refusal
     assert "align_b7_base failed 3 times in a row" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"RUN": "a b; touch injected; :"},
-        {"BUCKET": "gs://$(touch injected)/`touch injected`"},
-    ],
-)
-def test_names_reach_the_slice_as_they_were_typed(tmp_path, settings):
-    main = tmp_path / ".venv" / "bin" / "python"
-    main.parent.mkdir(parents=True)
-    main.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" > arguments\n')
-    main.chmod(0o755)
-    done = start_slice(tmp_path, ["executed"], **settings)
-    assert done.returncode == 0, done.stderr
-    bucket = settings.get("BUCKET", "gs://bucket")
-    run_name = settings.get("RUN", "align_b7_base")
-    arguments = (tmp_path / "arguments").read_text().splitlines()
-    assert f"--workdir={bucket}/runs/{run_name}" in arguments
-    assert f"--config.vocabulary={bucket}/corpus/records/vocabulary.txt" in arguments
-    assert not (tmp_path / "injected").exists()
-
-
 def test_the_code_is_packed_in_a_folder_that_nobody_can_guess(tmp_path):
     start_slice(tmp_path, ["finished"], TMPDIR=str(tmp_path))
     (packed,) = [call for call in calls(tmp_path) if " scp " in call]
@@ -163,6 +146,150 @@ def test_a_job_that_was_told_to_stop_is_queued_again(tmp_path, code, again):
 def test_what_is_missing_is_named(tmp_path):
     assert "gs://... that has the records" in run("gcloud_tpu.sh", tmp_path, {}).stderr
     assert "folder with the records" in run("slurm.sbatch", tmp_path, {}).stderr
+    assert "gs://... that has the records" in run("xpk_tpu.sh", tmp_path, {}).stderr
+
+
+@pytest.mark.parametrize("number", [{"TRIES": "three"}, {"POLL": "1 m"}])
+def test_a_number_that_is_none_ends_before_a_slice_is_asked_for(tmp_path, number):
+    refused = start_slice(tmp_path, ["finished"], **number)
+    ((name, value),) = number.items()
+    assert refused.returncode == 1
+    assert f"{name} is '{value}'; wanted a number" in refused.stderr
+    assert not (tmp_path / "calls").exists()
+
+
+PRINT = """#!/usr/bin/env bash
+printf "%s\\n" "$@" >> "$FOLDER/argv"
+"""
+FAKE_XPK = (
+    PRINT
+    + """
+for argument; do
+  case "$argument" in
+    --command=*) bash -c "${argument#--command=cd /align && }" ;;
+  esac
+done
+"""
+)
+
+
+def train_on_a_slice(folder, settings):
+    start_slice(folder, ["executed"], **settings)
+
+
+def train_by_slurm(folder, settings):
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "DATA": "/corpus"}
+    run("slurm.sbatch", folder, {"srun": PRINT}, **job | settings)
+
+
+def train_by_xpk(folder, settings):
+    given = dict.fromkeys(("IMAGE", "CLUSTER", "PROJECT", "ZONE"), "x")
+    given |= {"BUCKET": "gs://bucket"} | settings
+    return run("xpk_tpu.sh", folder, {"xpk": FAKE_XPK, "python": PRINT}, **given)
+
+
+def train_by_skypilot(folder, settings):
+    task = yaml.safe_load((LAUNCH / "sky_tpu.yaml").read_text())
+    given = task["envs"] | {"BUCKET": "gs://bucket"} | settings
+    environment = os.environ | {"FOLDER": str(folder)} | given
+    subprocess.run(["bash", "-c", task["run"]], cwd=folder, env=environment)
+
+
+def train_by_jobset(folder, settings):
+    """Puts variables into arguments as Kubernetes does, without a shell."""
+    task = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    (job,) = task["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    given = {pair["name"]: pair["value"] for pair in container["env"]}
+    given |= {"BUCKET": "gs://bucket"} | settings
+    arguments = [
+        re.sub(r"\$\((\w+)\)", lambda match: given[match[1]], argument)
+        for argument in container["args"]
+    ]
+    (folder / "argv").write_text("\n".join(arguments))
+
+
+# The files that start runs, each with the arguments in which its variables must arrive.
+TRAINED = ("--config={CONFIG}", "--workdir={BUCKET}/runs/{RUN}")
+STARTS = {
+    "gcloud_tpu.sh": (
+        train_on_a_slice,
+        *TRAINED,
+        "--node-id={NAME}",
+        "--runtime-version={RUNTIME}",
+        "--accelerator-type={TYPE}",
+        "--zone={ZONE}",
+    ),
+    "jobset.yaml": (train_by_jobset, *TRAINED),
+    "sky_tpu.yaml": (train_by_skypilot, *TRAINED),
+    "slurm.sbatch": (
+        train_by_slurm,
+        "--config={CONFIG}",
+        "--workdir={WORKDIR}",
+        "--config.input.datasets.corpus.directory={DATA}/records",
+        "--config.vocabulary={DATA}/records/vocabulary.txt",
+    ),
+    "xpk_tpu.sh": (
+        train_by_xpk,
+        *TRAINED,
+        "--cluster={CLUSTER}",
+        "--docker-image={IMAGE}",
+        "--workload={NAME}",
+        "--project={PROJECT}",
+        "--max-restarts={RESTARTS}",
+        "--num-slices={SLICES}",
+        "--tpu-type={TYPE}",
+        "--zone={ZONE}",
+    ),
+}
+NUMBERS = {"POLL", "TRIES"}  # other values are refused
+
+
+def variables_of(script):
+    """Names the variables that a launch file reads, and those that its STARTS have."""
+    text = (LAUNCH / script).read_text()
+    pattern = r"\$\(?([A-Z]+)" if script.endswith(".yaml") else r"\$\{([A-Z]+):"
+    given = re.findall(r"\{(\w+)\}", " ".join(STARTS[script][1:]))
+    return set(re.findall(pattern, text)) - NUMBERS, set(given)
+
+
+def test_every_variable_of_every_launch_file_is_typed_below():
+    files = {path.name for path in LAUNCH.iterdir()} - {"Dockerfile"}
+    assert files == STARTS.keys()
+    for script in STARTS:
+        read, given = variables_of(script)
+        assert read == given, script
+
+
+@pytest.mark.parametrize("script", STARTS)
+def test_any_value_reaches_the_run_as_it_was_typed(tmp_path, script):
+    harm = f"touch {tmp_path}/injected"
+    text = f"a b; {harm}; $({harm}) `{harm}` 'x\" \\ * # {{}}"
+    values = {name: f"{text} {name}" for name in variables_of(script)[0]}
+    # The config is a file that exists, and its argument.
+    values["CONFIG"] = f"configs/pretrain_align_b7_base.py:{text}"
+    program = tmp_path / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(PRINT)
+    program.chmod(0o755)
+    start, *arguments = STARTS[script]
+    start(tmp_path, values)
+    argv = (tmp_path / "argv").read_text().splitlines()
+    assert {argument.format_map(values) for argument in arguments} <= {*argv}
+    assert not (tmp_path / "injected").exists()
+
+
+def test_xpk_gets_the_slices_and_the_command_of_their_hosts(tmp_path):
+    done = train_by_xpk(tmp_path, {"SLICES": "2"})
+    assert done.returncode == 0, done.stderr
+    argv = (tmp_path / "argv").read_text().splitlines()
+    (command,) = [word for word in argv if word.startswith("--command=")]
+    assert argv[:2] == ["workload", "create"]
+    assert {"--num-slices=2", "--tpu-type=v5litepod-256", "--max-restarts=50"} < {*argv}
+    words = shlex.split(command.removeprefix("--command="))
+    assert words[:6] == ["cd", "/align", "&&", "exec", "python", "main.py"]
+    assert words[6:] == argv[argv.index("main.py") + 1 :]
+    assert "--workdir=gs://bucket/runs/align_b7_base" in words
 
 
 @pytest.mark.launch
