@@ -42,9 +42,10 @@ docs: .venv-docs/installed  ## build docs/ as a site in site/; broken links are 
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 docker: export DEVICE ?= cpu
+docker: export RUN_AS ?= align
 docker:  ## build an image of launch/Dockerfile; DEVICE is cpu, gpu or tpu
 	docker build --file launch/Dockerfile --build-arg "DEVICE=$$DEVICE" \
-		--tag "align-jax:$$DEVICE" .
+		--build-arg "RUN_AS=$$RUN_AS" --tag "align-jax:$$DEVICE" .
 
 test test-fast: lint  ## run lint and the fast tests, two files at a time
 	$(TEST) $(SPREAD)
@@ -75,6 +76,8 @@ ready-buckets: .venv/installed
 ready-launch: .venv/installed
 	$(PYTHON) -m venv .venv-launch
 	.venv-launch/bin/pip install --quiet 'skypilot[gcp]==0.14.1'
+	$(PYTHON) -m venv .venv-xpk
+	.venv-xpk/bin/pip install --quiet 'xpk==1.16.0'
 
 test-convert: ready-convert  ## compare with torch and transformers, which it installs
 	$(TEST) -m convert
@@ -100,7 +103,7 @@ test-pods: ready-pods data  ## run the quickstart on processes, devices and micr
 test-tpu: ready-tpu  ## compile steps for TPU slices, without a TPU
 	$(TEST) -m tpu
 
-test-launch: ready-launch  ## read the SkyPilot task with SkyPilot
+test-launch: ready-launch  ## read the tasks with SkyPilot and XPK
 	$(TEST) -m launch
 
 ready-docker: .venv/installed
@@ -135,4 +138,4 @@ test-newest:  ## run the fast tests with the newest releases that pyproject.toml
 	touch $@
 
 clean:  ## delete the environments, keep the runs
-	rm -rf .venv .venv-docs .venv-launch .venv-buckets .venv-newest
+	rm -rf .venv .venv-docs .venv-launch .venv-xpk .venv-buckets .venv-newest

@@ -148,9 +148,10 @@ def test_the_copied_files_read_every_training_config(tmp_path):
 def test_runs_do_not_belong_to_root():
     names = [name for name, _ in instructions()]
     (user,) = [rest for name, rest in instructions() if name == "USER"]
-    made = instructions()[names.index("USER") - 1][1]
-    assert re.search(rf"useradd .*--uid 1000 {user}\b", made)
-    assert f"chown {user}: runs" in made
+    made, default = (rest for _, rest in instructions()[names.index("USER") - 2 :][:2])
+    assert (user, default) == ("$RUN_AS", "RUN_AS=align")
+    assert re.search(r"useradd .*--uid 1000 align\b", made)
+    assert "chown align: runs" in made
     assert "RUN" not in names[names.index("USER") :]
 
 

@@ -42,7 +42,8 @@ PYTHON = ("python", ".venv/bin/python")
 PIP = ("pip", ".venv/bin/pip")
 # Programs of others. Only the names of our files in their arguments are checked.
 OTHERS = """
-    apt-get export gcloud hf img2dataset sbatch sky source tensorboard tfds
+    apt-get docker export gcloud hf img2dataset kubectl sbatch sky source tensorboard
+    tfds xpk
 """.split()
 
 CONFIGS = (PretrainConfig, ClassifyConfig, EvaluateConfig, SearchConfig, CorpusConfig)

@@ -3,7 +3,7 @@
     python tests/golden/make_jobset.py config/components/crd/bases/*_jobsets.yaml
 
 The file is from github.com/kubernetes-sigs/jobset, commit 08dfbdfd (Apache-2.0). Every
-object that launch/jobset.yaml has is written with the names and types of all its fields.
+object of launch/jobset.yaml is written with the names and types of all its fields.
 """
 
 import json
@@ -27,9 +27,9 @@ def prune(schema: dict, value: object) -> dict:
     elif isinstance(value, dict) and "additionalProperties" in schema:
         kept["additionalProperties"] = prune(schema["additionalProperties"], None)
     elif isinstance(value, list):
-        merged = {
-            k: v for item in value if isinstance(item, dict) for k, v in item.items()
-        }
+        merged: dict = {}
+        for item in value:
+            merged |= item if isinstance(item, dict) else {}
         kept["items"] = prune(schema["items"], merged or None)
     return kept
 

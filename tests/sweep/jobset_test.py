@@ -95,8 +95,8 @@ def test_pods_hosts_and_chips_agree(manifest):
         chips
     )
     assert job["parallelism"] == job["completions"]
-    (toleration,) = pod["tolerations"]
-    assert pod["nodeSelector"][toleration["key"]] == toleration["value"]
+    spot = pod["tolerations"][-1]
+    assert pod["nodeSelector"][spot["key"]] == spot["value"]
 
 
 def test_bad_input_ends_the_jobset_and_all_else_restarts_it(manifest):

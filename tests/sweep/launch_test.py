@@ -10,7 +10,6 @@ import subprocess
 import pytest
 import yaml
 
-
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 
@@ -46,13 +45,13 @@ echo "scontrol $*" >> "$FOLDER/calls"
 """
 
 
-def run(script, folder, tools, launch=LAUNCH, **environment):
+def run(script, folder, tools, *flags, launch=LAUNCH, **environment):
     for name, text in tools.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    path = f"{folder}:{os.environ['PATH']}"
+    path = f"{folder}:{environment.pop('PATH', os.environ['PATH'])}"
     return subprocess.run(
-        ["bash", str(launch / script)],
+        ["bash", str(launch / script), *flags],
         env=os.environ | {"PATH": path, "FOLDER": str(folder)} | environment,
         capture_output=True,
         text=True,
@@ -306,3 +305,32 @@ assert task.envs["CONFIG"] == "configs/pretrain_align_b7_base.py"
     python = ROOT / ".venv-launch" / "bin" / "python"
     command = [str(python), "-c", program, str(LAUNCH / "sky_tpu.yaml")]
     subprocess.run(command, check=True)
+
+
+@pytest.mark.launch
+def test_xpk_makes_a_jobset_of_its_workload(tmp_path):
+    settings = dict.fromkeys(("CLUSTER", "PROJECT", "IMAGE"), "x")
+    settings |= {"BUCKET": "gs://b", "ZONE": "us-central1-a", "NAME": "align-x"}
+    settings |= {"RUN": "a b; touch $(ls) 'x", "SLICES": "2", "HOME": str(tmp_path)}
+    path = f"{ROOT}/.venv-xpk/bin:{os.environ['PATH']}"
+    manifest = tmp_path / "manifest.yaml"
+    done = run(
+        "xpk_tpu.sh",
+        tmp_path,
+        {},
+        "--dry-run",
+        "--skip-validation",
+        f"--output-manifest-file={manifest}",
+        **settings | {"PATH": path},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = yaml.safe_load(manifest.read_text())
+    (job,) = made["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert made["spec"]["failurePolicy"]["maxRestarts"] == 50
+    assert (job["replicas"], job["template"]["spec"]["completions"]) == (2, 64)
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
+    program = container["command"][-1]
+    command = re.search(r"\((cd /align && .*)\) & PID", program)[1]
+    assert f"--workdir=gs://b/runs/{settings['RUN']}" in shlex.split(command)
