@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import itertools
+import math
 import pathlib
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 from align_jax.command_line import read_command_line
 from align_jax.devices.mesh import make_mesh
+from align_jax.models.efficientnet import expand_stages
 from align_jax.training.flops import count_model_flops
 from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import read_run_config
@@ -137,11 +140,36 @@ def test_traffic_counts_every_turn_slices_and_only_hbm():
     assert count_traffic(PROGRAM) == 12 * turn + copied + multiplied
 
 
+def read_run(name):
+    argv = ["main.py", f"--config=configs/{name}.py", "--plan=here"]
+    return read_run_config(read_command_line(argv).fields)
+
+
+def outputs(name):
+    """Numbers that the convolutions and matrix products of a forward pass write."""
+    config = read_run(name)
+    side = math.ceil(config.input.preprocess.image_size / 2)
+    total = 0
+    for block in itertools.chain(*expand_stages(config.model.image_tower)):
+        after = math.ceil(side / block.stride)
+        total += side**2 * block.expanded * (block.expansion > 1)
+        total += after**2 * (block.expanded + block.channels_out)
+        side = after
+    text, tokens = config.model.text_tower, config.model.text_tower.max_tokens
+    layer = tokens * (10 * text.hidden + text.hidden // 64 * tokens)
+    return total + text.layers * layer
+
+
+def test_the_traffic_of_the_larger_model_grows_as_its_outputs():
+    base, large = step_bounds.MODELS
+    grown = outputs(large.config) / outputs(base.config)
+    assert large.traffic / base.traffic == pytest.approx(grown, rel=0.01)
+
+
 @pytest.mark.tpu  # traces for a minute, needs no TPU compiler
 @pytest.mark.parametrize("model", step_bounds.MODELS, ids=lambda model: model.config)
 def test_counted_work_is_that_of_the_configs(model):
-    argv = ["main.py", f"--config=configs/{model.config}.py", "--plan=here"]
-    config = read_run_config(read_command_line(argv).fields)
+    config = read_run(model.config)
     assert (config.batch_size, config.total_steps) == (
         step_bounds.PAIRS,
         step_bounds.STEPS,
