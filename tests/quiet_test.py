@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-# What TensorFlow and XLA write at the import, on CPUs and on GPUs.
+# Lines of TensorFlow and XLA at the import, on CPUs and on GPUs.
 NOISE = [
     "WARNING: All log messages before absl::InitializeLog() is called are written to"
     " STDERR",
