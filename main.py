@@ -4,6 +4,7 @@ Any field can be changed on the command line, as in `--config.total_steps=100`.
 `--plan=v5e:16x16` instead of `--workdir` prints the memory and the work of a training
 step on that TPU slice, and ends with exit code 1 if it does not fit. `--plan=here` is
 for this machine's devices. `--alternatives` adds the needs of other settings.
+`--compile` with `--workdir` compiles the run's programs and keeps them in its folder.
 `--diff=configs/Y.py` prints the fields in which Y differs. `--distributed` joins the
 processes of a pod or a cluster.
 
@@ -52,16 +53,22 @@ def run(argv: list[str]) -> int:
         start(flags.distributed)  # before the import of TensorFlow, which writes logs
         programs = kinds_of_runs()
     program = choose(programs, fields.get("run", "absent"), "config.run")
-    if flags.workdir is not None:
+    if flags.workdir is not None and not flags.compile:
         program(fields, flags.workdir)
-    if flags.plan is None:
         return 0
     from align_jax.training.training_runs import TRAINING
 
     if fields["run"] not in TRAINING:
-        raise InputError(f"--plan is for training, not for {fields['run']!r}")
+        flag = "--plan" if flags.workdir is None else "--compile"
+        raise InputError(f"{flag} is for training, not for {fields['run']!r}")
+    if flags.workdir is not None:
+        from align_jax.compile import compile_run
+
+        compile_run(fields, flags.workdir)
+        return 0
     from align_jax.plan import plan
 
+    assert flags.plan is not None  # one of the three flags is given
     return 0 if plan(fields, flags.plan, flags.alternatives) else 1
 
 

@@ -24,6 +24,7 @@ class CommandLine:
       workdir: absolute path or URL of the run's folder, or None.
       plan: TPU slice, or "here", to plan the run for; or None.
       alternatives: whether the plan also prints the needs of other settings.
+      compile: whether to compile the run's programs instead of running it.
       distributed: whether to join the other processes of the run.
     """
 
@@ -32,6 +33,7 @@ class CommandLine:
     workdir: str | None
     plan: str | None
     alternatives: bool
+    compile: bool
     distributed: bool
 
 
@@ -58,8 +60,8 @@ def read_command_line(argv: list[str]) -> CommandLine:
 
     Raises:
       InputError: an unknown flag, no --config, not exactly one of --workdir, --plan and
-        --diff, an empty one of these, an unknown config or field, or a value of the
-        wrong type.
+        --diff, an empty one of these, --compile without --workdir, an unknown config or
+        field, or a value of the wrong type.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -73,6 +75,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
     flags.DEFINE_string("workdir", None, "", flag_values=known)
     flags.DEFINE_string("plan", None, "", flag_values=known)
     flags.DEFINE_bool("alternatives", False, "", flag_values=known)
+    flags.DEFINE_bool("compile", False, "", flag_values=known)
     flags.DEFINE_bool("distributed", False, "", flag_values=known)
     flags.mark_flags_as_required(["config"], known)
     flags.mark_flags_as_mutual_exclusive(["workdir", "plan", "diff"], True, known)
@@ -80,6 +83,10 @@ def read_command_line(argv: list[str]) -> CommandLine:
     for name in ("workdir", "plan"):
         if known[name].value == "":
             raise InputError(f"--{name} is empty; give it a value, see --help")
+    if known.compile and known.workdir is None:
+        raise InputError(
+            "--compile keeps the programs in a run's folder; add --workdir"
+        )
     assert fields is not None  # the flag is required
     return CommandLine(
         fields=fields,
@@ -87,6 +94,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
         workdir=None if known.workdir is None else places.resolve(known.workdir),
         plan=known.plan,
         alternatives=known.alternatives,
+        compile=known.compile,
         distributed=known.distributed,
     )
 

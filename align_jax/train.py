@@ -33,6 +33,7 @@ from align_jax.runs.telemetry import Profile, StepLog, open_writers
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
+from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.optimizer import check_patterns, trainable
 from align_jax.training.run_config import RunConfig
@@ -80,8 +81,9 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         # Nothing but the lock is written until all input is checked.
         lock = stack.enter_context(folder.locked_workdir(workdir))
         check_workdir(workdir, fields)  # it was not locked before
+        kept = KeptPrograms(workdir, config, mesh)
         with doing("making or restoring the state", folder.leads()):
-            start, state = first_state(config, plan, tokenizer, workdir)
+            start, state = first_state(config, plan, tokenizer, workdir, kept)
         check_copy(workdir, tokenizer)
         fields = fill_defaults(fields)
         if folder.leads():
@@ -136,7 +138,9 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         steps = range(start + 1, config.total_steps + 1)
         programs = {config.measures_norms(step) for step in steps}
         with doing(COMPILING_LINE, folder.leads()):
-            train_steps = compile_steps(plan, config.batch_shapes(mesh), programs)
+            shapes = config.batch_shapes(mesh)
+            train_steps = compile_steps(plan, shapes, programs, kept)
+            kept.write()
         wait_for_all = multihost.get_barrier_sync_fn()
         # On CPUs only the first process reads compiled programs from the cache, so the
         # others compile longer, but a first collective waits only half a minute.

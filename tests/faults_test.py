@@ -186,22 +186,28 @@ def test_a_disk_that_cannot_be_written_stops_the_run_at_once(data, whole, tmp_pa
     assert rows(workdir) == whole
 
 
-def start_two(data, workdir):
-    """Starts two processes of four devices each that train together."""
+def start_several(count, data, workdir, *flags, **variables):
+    """Starts processes that train together on eight devices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    variables["JAX_COORDINATOR_ADDRESS"] = address
+    variables["JAX_NUM_PROCESSES"] = str(count)
     return [
-        start(data, workdir, "--distributed", devices=4, JAX_PROCESS_ID=index, **shared)
-        for index in "01"
+        start(
+            *(data, workdir, "--distributed", *flags),
+            devices=8 // count,
+            JAX_PROCESS_ID=str(index),
+            **variables,
+        )
+        for index in range(count)
     ]
 
 
 @pytest.mark.faults
 def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_path):
     workdir = tmp_path / "run"
-    processes = start_two(data, workdir)
+    processes = start_several(2, data, workdir)
     while all(p.poll() is None for p in processes) and not steps_saved(workdir):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
@@ -211,7 +217,7 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
     assert all(f"saved after step {last}; the same" in error for error in errors)
     assert max(steps_saved(workdir)) == last < STEPS
     for folder in (workdir, tmp_path / "whole"):
-        for process in start_two(data, folder):
+        for process in start_several(2, data, folder):
             _, error = process.communicate(timeout=500)
             assert process.returncode == 0, error
         assert (folder / "results.json").exists()

@@ -51,6 +51,14 @@ def test_an_empty_flag_is_refused(flag):
         read_command_line(["main.py", QUICKSTART, flag])
 
 
+def test_compiling_needs_a_folder_for_the_programs():
+    with pytest.raises(InputError, match=r"--compile .* folder; add --workdir"):
+        read_command_line(["main.py", QUICKSTART, "--plan=here", "--compile"])
+    flags = read_command_line(["main.py", QUICKSTART, "--workdir=run", "--compile"])
+    assert flags.compile
+    assert flags.plan is None
+
+
 def test_output_that_nobody_reads_ends_without_a_traceback():
     lines = "lambda: print('x\\n' * 100_000)"
     source = f"from align_jax.errors import *; sys.exit(run_command('it', {lines}))"

@@ -21,6 +21,18 @@ def rows(workdir):
     return [row for row in rows if len(row) > 1]
 
 
+def log_compiled(path):
+    """Appends the name of every program that is compiled or comes from JAX's cache."""
+    import jax
+
+    def listen(event, _, fun_name="", **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            with open(path, "a") as file:
+                file.write(f"{fun_name}\n")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+
 def main(data: str, workdir: str, *flags: str) -> int:
     """Trains, or continues a run; returns the exit code of `main.py`."""
     from tests import tiny
@@ -43,6 +55,8 @@ def main(data: str, workdir: str, *flags: str) -> int:
 
     import main as program
 
+    if log := os.environ.get("COMPILED"):
+        log_compiled(log)
     sys.argv = ["main.py", f"--config={path}", f"--workdir={workdir}", *flags]
     return program.main()
 

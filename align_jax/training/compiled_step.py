@@ -8,9 +8,12 @@ import jax
 
 from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import batch_split, replicated
+from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import abstract_state, state_shardings
 from align_jax.training.train_step import train_step
+
+NAMES = {False: "step", True: "step_with_norms"}  # names of the kept programs
 
 
 def make_train_step(plan: StepPlan, norms: bool = False) -> jax.stages.Wrapped:
@@ -42,7 +45,10 @@ def compile_step(
 
 
 def compile_steps(
-    plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct], kinds: Collection[bool]
+    plan: StepPlan,
+    batch: dict[str, jax.ShapeDtypeStruct],
+    kinds: Collection[bool],
+    kept: KeptPrograms | None = None,
 ) -> dict[bool, jax.stages.Compiled]:
     """Compiles a run's step without norms (False), with norms (True), or both.
 
@@ -54,11 +60,17 @@ def compile_steps(
       plan: plan of the step.
       batch: shapes and shardings of the global batch, see `train_step`.
       kinds: keys of the result: False, True, or both.
+      kept: the run's kept programs, which are loaded instead; None to compile all.
 
     Returns:
       The program with norms under True, and the one without norms under False.
     """
     abstract_state(plan)  # traced and cached here, so that the threads do not repeat it
+
+    def get(norms: bool) -> jax.stages.Compiled:
+        compile_one = partial(compile_step, plan, batch, norms)
+        return kept.get(NAMES[norms], compile_one) if kept else compile_one()
+
     with ThreadPoolExecutor() as pool:
-        programs = pool.map(partial(compile_step, plan, batch), kinds)
+        programs = pool.map(get, kinds)
         return dict(zip(kinds, programs, strict=True))

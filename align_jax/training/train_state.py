@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from align_jax.devices.compiling import ONCE_OPTIONS, compile_fast
 from align_jax.devices.mesh import state_sharding
 from align_jax.models.parameters import first_inputs
+from align_jax.training.kept_programs import FIRST_STATE, KeptPrograms
 from align_jax.training.step_plan import StepPlan
 
 
@@ -42,9 +43,16 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(plan: StepPlan) -> TrainState:
-    """Initialises the state of step 0 from the seed, sharded over the devices."""
-    return compile_create(plan)()
+def create_state(plan: StepPlan, kept: KeptPrograms | None = None) -> TrainState:
+    """Initialises the state of step 0 from the seed, sharded over the devices.
+
+    Args:
+      plan: plan of the run's step.
+      kept: the run's kept programs; None to compile the program.
+    """
+    compile_one = partial(compile_create, plan)
+    program = kept.get(FIRST_STATE, compile_one) if kept else compile_one()
+    return program()
 
 
 def compile_create(plan: StepPlan) -> jax.stages.Compiled:

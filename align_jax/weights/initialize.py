@@ -18,6 +18,7 @@ from align_jax.training.checkpoint import (
     read_whole,
     split_source,
 )
+from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.run_config import RunConfig
 from align_jax.training.step_plan import StepPlan
@@ -28,7 +29,11 @@ from align_jax.weights.tensors import check_names
 
 
 def first_state(
-    config: RunConfig, plan: StepPlan, tokenizer: Tokenizer | None, workdir: str
+    config: RunConfig,
+    plan: StepPlan,
+    tokenizer: Tokenizer | None,
+    workdir: str,
+    kept: KeptPrograms | None = None,
 ) -> tuple[int, TrainState]:
     """Makes the state that a run starts with; prints its source and changes no file.
 
@@ -37,6 +42,13 @@ def first_state(
       2. a checkpoint of another run, `config.start_from`;
       3. weights of a model or of towers, `config.initialize`;
       4. the seed.
+
+    Args:
+      config: config of the run.
+      plan: plan of the run's step.
+      tokenizer: tokenizer of the run; None for a run without texts.
+      workdir: path or URL of the run's folder.
+      kept: the run's kept programs; None to compile the program of the fourth source.
 
     Returns:
       (number of steps taken, state after them).
@@ -72,7 +84,7 @@ def first_state(
         print(f"Starting from {run} after step {step}.")
         return read_whole(os.path.join(run, FOLDER, str(step)), restore)
     arrays = read_initial(config, tokenizer)
-    return 0, place_arrays(create_state(plan), arrays)
+    return 0, place_arrays(create_state(plan, kept), arrays)
 
 
 def _restore(
