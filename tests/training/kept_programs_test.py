@@ -10,14 +10,21 @@ from jax.experimental.compilation_cache import compilation_cache
 from align_jax.devices import fingerprint
 from align_jax.devices.mesh import batch_split, replicated
 from align_jax.training.kept_programs import FOLDER, KeptPrograms
-from tests import steps
 
 COUNT = 16
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return steps.read(tmp_path_factory.mktemp("data"))
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A config of one number and a part of the model."""
+
+    seed: int = 0
+    model: dict = dataclasses.field(default_factory=lambda: {"stages": ((2, 3),)})
+
+
+@pytest.fixture
+def config():
+    return Config()
 
 
 @pytest.fixture(autouse=True)
