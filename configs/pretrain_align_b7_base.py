@@ -67,6 +67,8 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 3
     config.log_every_steps = 50
     config.profile_steps = ()  # for example (1000, 1005), to WORKDIR/profile
+    config.profile_process = 0  # the process that traces them
+    config.hang_seconds = 300  # without a step, until the processes that lag are named
     config.evaluate_every_steps = 10_000
     config.evaluators = ConfigDict()
     return config

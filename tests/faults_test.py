@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ import pytest
 from PIL import Image
 
 from align_jax.errors import STOPPED
+from align_jax.runs.hangs import WRITING
+from align_jax.runs.metric_lines import read_metrics
+from align_jax.runs.pace import SLOWEST
 from tests import tiny
 from tests.run_tiny import STEPS, rows
 
@@ -186,14 +190,15 @@ def test_a_disk_that_cannot_be_written_stops_the_run_at_once(data, whole, tmp_pa
     assert rows(workdir) == whole
 
 
-def start_two(data, workdir):
+def start_two(data, workdir, *flags):
     """Starts two processes of four devices each that train together."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    flags = ("--distributed", *flags)
     return [
-        start(data, workdir, "--distributed", devices=4, JAX_PROCESS_ID=index, **shared)
+        start(data, workdir, *flags, devices=4, JAX_PROCESS_ID=index, **shared)
         for index in "01"
     ]
 
@@ -218,6 +223,61 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
         assert (folder / "report.html").exists()
     assert rows(workdir) == rows(tmp_path / "whole")
     assert len(rows(workdir)) == len(whole)
+
+
+def wait_for(seen, processes, seconds=200):
+    """Waits until a function returns a true value, while all processes run."""
+    deadline = time.monotonic() + seconds
+    while not (found := seen()):
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.faults
+def test_a_process_that_stops_is_named_and_each_process_traces_on_demand(
+    data, tmp_path
+):
+    workdir, changes = tmp_path / "run", {"hang_seconds": 3, "log_every_steps": 5}
+    changes |= dict.fromkeys(["total_steps", "evaluate_every_steps"], 100_000)
+    changes["checkpoint.every_steps"] = 100_000
+    flags = [f"--config.{name}={value}" for name, value in changes.items()]
+    processes = start_two(data, workdir, *flags)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists(), processes)
+    wait_for(lambda: len(read_metrics(str(workdir))) > 20, processes)
+
+    (workdir / "profile_request_0").touch()
+    processes[1].send_signal(signal.SIGUSR1)
+    for folder in (workdir / "profile", workdir / "profile" / "process_1"):
+        trace = "plugins/profile/*/*.xplane.pb"
+        wait_for(lambda: [*folder.glob(trace)], processes)  # noqa: B023
+    assert not (workdir / "profile_request_0").exists()
+
+    processes[1].send_signal(signal.SIGSTOP)
+    hangs = workdir / "hangs"
+    (path,) = wait_for(lambda: hangs.exists() and [*hangs.iterdir()], processes, 25)
+    time.sleep(WRITING + 1)
+    processes[1].send_signal(signal.SIGCONT)
+    stopped = read_metrics(str(workdir))[-1]["step"]
+    wait_for(lambda: read_metrics(str(workdir))[-1]["step"] > stopped, processes)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [STOPPED] * 2, errors
+    assert path.name.startswith("process_0_at_step_")
+    assert "train.py" in path.read_text()
+    assert "process 0 is computing" in errors[0]
+    named = r"after step (\d+), these processes have not begun the next step: 1 \(of 2"
+    (step,) = re.findall(named, errors[0])
+    assert stopped <= int(step)
+    assert "have not begun" not in errors[1]
+    last = read_metrics(str(workdir))[-1]
+    assert 0 <= last["train/lost_away_seconds"] == last["train/lost_repeated_seconds"]
+    rows = [row for row in read_metrics(str(workdir)) if f"train/{SLOWEST[0]}" in row]
+    assert {row[f"train/{SLOWEST[1]}"] for row in rows} <= {0, 1}
+    slowest = [row[f"train/{SLOWEST[0]}"] - row["train/input_wait"] for row in rows]
+    assert min(slowest) > -1e-6
 
 
 @pytest.mark.faults

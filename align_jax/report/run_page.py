@@ -23,6 +23,7 @@ from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import TEMPLATES, encode_uri, render
 from align_jax.report.plots import plot, plot_lines
 from align_jax.runs import workdir as folder
+from align_jax.runs.lost_time import split_time
 from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.provenance import count_starts, provenance, read_starts
 from align_jax.runs.results import (
@@ -130,6 +131,7 @@ def write_report(
         columns=PUBLISHED["columns"],
         source=PUBLISHED["source"],
         remarks=number_remarks(row.name for row in table)[1],
+        times=split_time(results),
         training=training_plots(rows),
         scores=score_plots(rows),
         corpora=read_corpora(fields),

@@ -23,7 +23,8 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from align_jax import places
-from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE, STARTED
+from align_jax.runs.lost_time import PRODUCTIVE
+from align_jax.runs.pace import DEVICE_HOURS, STARTED, TOTALS, carry_totals
 from align_jax.runs.workdir import METRICS_FILE, PARTS_FOLDER
 
 PART_BYTES = 1 << 17  # a part that holds so much is complete; some hundred lines
@@ -110,22 +111,27 @@ class PartsWriter(ScalarWriter):
         self.flush()
 
 
-def open_lines(workdir: str, step: int) -> tuple[ScalarWriter, list[Row]]:
+def open_lines(
+    workdir: str, step: int, begun: float | None = None
+) -> tuple[ScalarWriter, list[Row]]:
     """Opens the metric lines of a run that continues after `step`.
 
     Lines of later steps, written before an interruption, are dropped, because these
     steps run again; so are the scores of step 0 if `step` is 0. A new line holds the
-    time of the start.
+    time of the start, and the totals that the dropped lines had, see `carry_totals`.
 
     Args:
       workdir: path or URL of the run's folder.
       step: number of steps taken before.
+      begun: time of the start, in Unix seconds; None is now.
 
     Returns:
       (writer, the earlier lines that count and have scores, a start or measures of
       time, the new line).
     """
-    spent, past = 0.0, []
+    begun = time.time() if begun is None else begun
+    largest: Row = {}
+    past = []
     path = os.path.join(workdir, METRICS_FILE)
     in_parts = places.is_url(workdir) or bool(_list_parts(workdir))
     with contextlib.ExitStack() as stack:
@@ -135,7 +141,8 @@ def open_lines(workdir: str, step: int) -> tuple[ScalarWriter, list[Row]]:
             temporary = stack.enter_context(places.replacing(path))
             kept = stack.enter_context(places.appending(temporary))
         for row in stream_metrics(workdir):
-            spent = max(spent, row.get(DEVICE_HOURS, 0.0))
+            for name in TOTALS & row.keys():
+                largest[name] = max(largest.get(name, 0.0), row[name])
             if not _counts(row, step):
                 continue
             if not in_parts:
@@ -144,7 +151,7 @@ def open_lines(workdir: str, step: int) -> tuple[ScalarWriter, list[Row]]:
             if timed or any(name.startswith("eval/") for name in row):
                 past.append(row)
     writer = PartsWriter(workdir, step) if in_parts else FileWriter(path)
-    started = {STARTED: time.time(), DEVICE_HOURS: spent}
+    started = {STARTED: begun, **carry_totals(largest, past, begun)}
     writer.write_scalars(step, started)
     writer.flush()
     return writer, [*past, {"step": step, **started}]

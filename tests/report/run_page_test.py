@@ -147,6 +147,16 @@ def test_page_holds_the_scores_beside_untrained_and_chance(write):
     assert ["eval/colour/top1", "0.438", "–", "0.562", "–"] in cells(write(alone))
 
 
+def test_page_says_where_the_time_went(write):
+    assert not any("Where the time" in e["text"] for e in write().all("h2"))
+    seconds = {"productive": 900.0, "lost_compile": 240.0, "lost_away": 60.0}
+    times = {f"train/{name}_seconds": value for name, value in seconds.items()}
+    rows = cells(write(RESULTS | times | {"train/wall_seconds": 1200.0}))
+    assert ["steps that were kept", "15.0", "75.0%"] in rows
+    assert ["compiling", "4.0", "20.0%"] in rows
+    assert ["evaluation", "0.0", "0.0%"] in rows
+
+
 def test_page_loads_nothing_from_elsewhere(write):
     page = write()
     assert not page.all("script")
