@@ -4,7 +4,7 @@ A run is never ended for it. A thread of each process looks at the steps. If non
 finished for too long, the process writes the stacks of its threads to stderr and to
 WORKDIR/hangs/process_P_at_step_S.txt, where S is the last step whose batch it had. The
 file also shows the others that the process is alive, and how far it has come. The first
-process that has begun the next step names those that have not.
+process that has come far enough names those that lag behind.
 """
 
 import faulthandler
@@ -95,14 +95,16 @@ class HangWatch:
         self._report(f"no step for {silence:.0f} s {after}", WATCHED[cause])
         if jax.process_count() == 1:
             return
-        self._ended.wait(WRITING + 2 * self._seconds / LOOKS)
+        ended = self._ended.wait(WRITING + 2 * self._seconds / LOOKS)
+        if ended or steps.finished != finished:  # the run goes on
+            return
         begun = read_begun(places.list_names(self._folder))
         late = find_late(begun, finished, jax.process_count())
         if jax.process_index() == first_witness(begun, finished):
             who = ", ".join(map(str, late)) or "none"
             print(
-                f"warning: {after}, these processes have not begun the next step: {who}"
-                f" (of {jax.process_count()}); stacks are in {self._folder}",
+                f"warning: {after}, these processes lag behind: {who} (of"
+                f" {jax.process_count()}); stacks are in {self._folder}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -140,14 +142,18 @@ def read_begun(names: Iterable[str]) -> dict[int, int]:
 
 
 def find_late(begun: dict[int, int], finished: int, count: int) -> list[int]:
-    """Returns the numbers of the processes that have not begun the next step.
+    """Returns the numbers of the processes that hold the others up.
+
+    They are those that have not begun the next step or, if no process has, those that
+    did not report.
 
     Args:
       begun: last step of each process that reported, see `read_begun`.
       finished: number of the last step that is finished.
       count: number of processes.
     """
-    return [p for p in range(count) if begun.get(p, 0) <= finished]
+    limit = finished if max(begun.values()) > finished else -1
+    return [p for p in range(count) if begun.get(p, -1) <= limit]
 
 
 def first_witness(begun: dict[int, int], finished: int) -> int:

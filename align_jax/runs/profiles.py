@@ -93,7 +93,7 @@ class Profile:
             first, last = step, step + STEPS - 1
         if first <= step <= last:
             with warned(f"step {step} is not traced", "the run goes on"):
-                in_bucket = places.is_url(self._target)  # which JAX does not write to
+                in_bucket = places.is_url(self._target)  # JAX writes to gs:// only
                 self._folder = tempfile.mkdtemp() if in_bucket else self._target
                 jax.profiler.start_trace(self._folder)
                 self._last = last

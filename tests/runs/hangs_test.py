@@ -74,7 +74,9 @@ def test_the_processes_behind_are_named_by_the_first_that_is_not():
     assert find_late({1: 57, 2: 58}, 57, 3) == [0, 1]
     assert first_witness({1: 57, 2: 58}, 57) == 2
     assert find_late({0: 58, 1: 58}, 57, 2) == []
-    assert first_witness({1: 57, 2: 57}, 57) == 1  # nobody has begun it
+    # Nobody has begun step 58: they wait for each other after step 57.
+    assert find_late({1: 57, 2: 57}, 57, 4) == [0, 3]
+    assert first_witness({1: 57, 2: 57}, 57) == 1
 
 
 def test_reports_of_an_earlier_start_do_not_count(tmp_path):
