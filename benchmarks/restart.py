@@ -2,36 +2,41 @@
 
     python -m benchmarks.restart --processes=4
 
-Trains the quickstart (after `make data`) in some processes with one CPU device each.
-After the first checkpoint, all of them get SIGKILL and are started again at once. The
-table has the seconds of each cause until the first step is done, for both starts. The
-first start finds no compiled programs, the second one those of the first.
+Trains the quickstart (after `make data`) with smaller towers, in some processes with
+one CPU device each. After the first checkpoint, all of them get SIGKILL and are started
+again at once. The table has the seconds of each cause until the first step is done, for
+both starts. The first start finds no compiled programs, the second one those of the
+first.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from align_jax.runs.lost_time import LOST, PRODUCTIVE, WALL, lost
 from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.pace import STARTED
 
 FLAGS = {
+    "model.image_tower.width": 0.25,
+    "model.image_tower.depth": 0.1,
+    "model.text_tower.layers": 1,
     "checkpoint.every_steps": 5,
     "evaluate_every_steps": 2100,
     "log_every_steps": 1,
 }
 
 
-def start(workdir: str, cache: str, count: int) -> list[subprocess.Popen]:
-    """Starts the processes of a run."""
+@contextlib.contextmanager
+def started(workdir: str, cache: str, count: int) -> Iterator[list[subprocess.Popen]]:
+    """Starts the processes of a run, and kills all of them at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -46,10 +51,17 @@ def start(workdir: str, cache: str, count: int) -> list[subprocess.Popen]:
         "JAX_NUM_PROCESSES": str(count),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
     }
-    return [
+    processes = [
         subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(index)})
         for index in range(count)
     ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
 
 
 def wait_for(seen: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
@@ -58,14 +70,6 @@ def wait_for(seen: Callable[[], bool], processes: list[subprocess.Popen]) -> Non
         if any(process.poll() is not None for process in processes):
             raise SystemExit("a process ended too early")
         time.sleep(0.2)
-
-
-def kill(processes: list[subprocess.Popen]) -> None:
-    """Kills all processes."""
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    for process in processes:
-        process.wait()
 
 
 def split_starts(workdir: str) -> list[dict[str, float]]:
@@ -97,13 +101,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workdir, cache = f"{folder}/run", f"{folder}/compiled"
         checkpoint = pathlib.Path(workdir, "checkpoints", "5")
-        processes = start(workdir, cache, flags.processes)
-        wait_for(checkpoint.exists, processes)
-        kill(processes)
-        processes = start(workdir, cache, flags.processes)
-        wait_for(lambda: len(split_starts(workdir)) == 2, processes)
-        wait_for(lambda: bool(split_starts(workdir)[1]), processes)
-        kill(processes)
+        with started(workdir, cache, flags.processes) as processes:
+            wait_for(checkpoint.exists, processes)
+        with started(workdir, cache, flags.processes) as processes:
+            wait_for(lambda: len(split_starts(workdir)) == 2, processes)
+            wait_for(lambda: bool(split_starts(workdir)[1]), processes)
         first, again = split_starts(workdir)
     print("| cause | first start | started again |\n|---|---:|---:|")
     for cause in first:
