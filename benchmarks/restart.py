@@ -2,11 +2,11 @@
 
     python -m benchmarks.restart --processes=4
 
-Trains the quickstart (after `make data`) with smaller towers, in some processes with
-one CPU device each. After the first checkpoint, all of them get SIGKILL and are started
-again at once. The table has the seconds of each cause until the first step is done, for
-both starts. The first start finds no compiled programs, the second one those of the
-first.
+Trains the quickstart (after `make data`) with smaller towers and no evaluators, in some
+processes with one CPU device each. After the first checkpoint, all of them get SIGKILL
+and are started again at once. The table has the seconds of each cause until the first
+step is done, for both starts. The first start finds no compiled programs, the second
+one those of the first.
 """
 
 import argparse
@@ -20,18 +20,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+from ml_collections import ConfigDict
+
 from align_jax.runs.lost_time import LOST, PRODUCTIVE, WALL, lost
 from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.pace import STARTED
+from configs import quickstart
 
-FLAGS = {
-    "model.image_tower.width": 0.25,
-    "model.image_tower.depth": 0.1,
-    "model.text_tower.layers": 1,
-    "checkpoint.every_steps": 5,
-    "evaluate_every_steps": 2100,
-    "log_every_steps": 1,
-}
+
+def get_config() -> ConfigDict:
+    """Returns the run's config."""
+    config = quickstart.get_config()
+    config.model.image_tower.width = 0.25
+    config.model.image_tower.depth = 0.1
+    config.model.text_tower.layers = 1
+    config.checkpoint.every_steps = 5
+    config.log_every_steps = 1
+    config.evaluators = ConfigDict()
+    return config
 
 
 @contextlib.contextmanager
@@ -41,9 +47,8 @@ def started(workdir: str, cache: str, count: int) -> Iterator[list[subprocess.Po
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [
-        *(sys.executable, "main.py", "--config=configs/quickstart.py"),
+        *(sys.executable, "main.py", f"--config={__file__}"),
         *("--distributed", f"--workdir={workdir}"),
-        *(f"--config.{name}={value}" for name, value in FLAGS.items()),
     ]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": cache,
