@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 3
-    config.checkpoint.local_folder = None
+    config.checkpoint.local_folder = ""  # on each host, for example /dev/shm/align
     config.checkpoint.local_every_steps = 100
     config.log_every_steps = 50
     config.profile_steps = ()  # for example (1000, 1005), to WORKDIR/profile

@@ -66,7 +66,7 @@ class CheckpointConfig:
         is kept as well; every evaluation then has a checkpoint. None keeps no best one.
       lowest_is_best: whether the lowest score is the best.
       local_folder: path of a folder on a disk of each host, or in its memory, for local
-        checkpoints, see `local_checkpoint`; None writes none.
+        checkpoints, see `local_checkpoint`; empty for none.
       local_every_steps: steps between two local checkpoints.
     """
 
@@ -75,11 +75,11 @@ class CheckpointConfig:
     keep_every_steps: Count | None = None
     best_metric: str | None = None
     lowest_is_best: bool = False
-    local_folder: str | None = None
+    local_folder: str = ""
     local_every_steps: Count = 100
 
     def __post_init__(self) -> None:
-        if self.local_folder is not None:
+        if self.local_folder:
             places.local_path(self.local_folder)
 
 
