@@ -13,7 +13,7 @@ from orbax.checkpoint import multihost
 
 from align_jax import places
 from align_jax.config import write_config
-from align_jax.devices.mesh import global_batches, make_mesh
+from align_jax.devices.mesh import batch_position, global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
 from align_jax.errors import InputError, NonFiniteError, Preempted
@@ -105,7 +105,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
             tokenizer,
             config.seed,
             start_step=start,
-            process_index=jax.process_index(),
+            process_index=batch_position(mesh),
             process_count=jax.process_count(),
         )
         stack.callback(own_batches.close)

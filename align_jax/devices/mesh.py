@@ -75,7 +75,16 @@ def make_mesh(
         create_device_mesh(shape, groups[number], allow_split_physical_axes=True)
         for number in sizes
     ]
-    return Mesh(np.stack(places), BATCH_AXES, (AxisType.Auto,) * 3)
+    # A process reads neighbouring rows of the batch, so its devices must be neighbours.
+    ordered = [sorted(part.flat, key=lambda d: d.process_index) for part in places]
+    grid = np.array(ordered).reshape(len(sizes), *shape)
+    return Mesh(grid, BATCH_AXES, (AxisType.Auto,) * 3)
+
+
+def batch_position(mesh: Mesh) -> int:
+    """Returns the place of this process's rows among those of all processes, from 0."""
+    order = dict.fromkeys(device.process_index for device in mesh.devices.flat)
+    return [*order].index(jax.process_index())
 
 
 def slices_of(mesh: Mesh) -> np.ndarray:

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from align_jax.devices.mesh import BATCH_AXES, make_mesh, slices_of
+from align_jax.devices.mesh import BATCH_AXES, batch_position, make_mesh, slices_of
 from align_jax.errors import InputError
 
 
@@ -53,3 +53,29 @@ def test_devices_without_slices_are_one():
 def test_a_state_stays_inside_equal_slices(fsdp, slices, message):
     with pytest.raises(InputError, match=message):
         make_mesh(fsdp, jax.devices(), slices)
+
+
+class Tpu:
+    """A chip of a slice in which four chips share a host, as JAX describes v5e:4x4."""
+
+    platform, device_kind = "tpu", "TPU v5 lite"
+    slice_index = core_on_chip = 0
+
+    def __init__(self, number):
+        x, y = number % 4, number // 4
+        self.id, self.coords = number, (x, y, 0)
+        self.process_index = x // 2 + 2 * (y // 2)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_the_chips_of_a_host_are_neighbours(fsdp):
+    """Otherwise pairs would be on other virtual cores than on one device."""
+    mesh = make_mesh(fsdp, [Tpu(number) for number in range(16)])
+    hosts = [chip.process_index for chip in mesh.devices.flat]
+    assert hosts == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert len({chip.id for chip in mesh.devices.flat}) == 16
+
+
+def test_a_process_finds_its_rows_by_its_devices():
+    gpus = [Gpu(number, node=(number + 1) % 2) for number in range(4)]
+    assert batch_position(make_mesh(1, gpus)) == 2  # after processes 1 and 3
