@@ -285,7 +285,10 @@ def remove(place: Place) -> None:
         if os.path.islink(place) or not is_folder(place):
             path.unlink(missing_ok=True)
         elif is_url(place):
-            path.rmtree()
+            with contextlib.suppress(FileNotFoundError):
+                path.rmtree()
+            if is_folder(place):  # a failed request made TensorFlow call it missing
+                path.rmtree()
         else:
             shutil.rmtree(path)
     except Exception as error:

@@ -171,6 +171,7 @@ class Checkpoints:
                 RECORD: ocp.args.JsonSave(record),
             }
         )
+        self.wait()
         with places.writing(self._directory):
             self._manager.save(step, args=items, metrics=metrics)
 
@@ -223,12 +224,19 @@ class Checkpoints:
         if not self._is_open():
             return
         with places.writing(self._directory):
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+            except FileNotFoundError as error:
+                # TensorFlow repeats failed requests to a bucket, but not the first one
+                # that deletes an old checkpoint. The next start of the run deletes it.
+                if "doesn't exist or not a directory" not in str(error):
+                    raise
 
     def close(self) -> None:
         """Waits as `wait` does, then frees the writer's threads and memory."""
         if not self._is_open():
             return
+        self.wait()
         with places.writing(self._directory):
             self._manager.close()
 

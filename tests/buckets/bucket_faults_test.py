@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import align_jax
+from align_jax import places
 from align_jax.embed import __main__ as embed
 from align_jax.errors import InputError
 from align_jax.evaluate import evaluate
@@ -31,6 +32,7 @@ from tests.buckets.remote_runs import (
     start,
 )
 from tests.buckets.storage import HALF_ANSWER, LOST_ANSWER, LOST_REQUEST
+from tests.run_tiny import STEPS
 
 pytestmark = pytest.mark.buckets
 
@@ -61,6 +63,24 @@ def test_failures_that_pass_change_nothing(
     measures = [row.get("train/checkpoint_retries", 0) for row in read_metrics(url)]
     print(f"{max(measures):.0f} repeated requests are in the metrics")
     assert max(measures) >= 1
+
+
+def test_a_folder_is_removed_whichever_request_fails(storage):
+    number, asked = 0, []
+    while number <= len(asked):
+        number += 1
+        asked.clear()
+
+        def fault(method, name, number=number, asked=asked):
+            asked.append(method)
+            return 503 if len(asked) == number else None
+
+        for name in ("a", "b/c"):
+            places.write_bytes(f"gs://bucket/removed/{name}", b"content")
+        with storage.failing(fault):
+            places.remove("gs://bucket/removed")
+        assert not storage.names("removed/")
+    assert number > 5
 
 
 def after_a_checkpoint(fault):
@@ -108,20 +128,19 @@ def test_a_shard_that_goes_amid_a_run_is_named(
 
 
 def test_a_checkpoint_without_one_of_its_objects_is_damaged(
-    storage, root, fields, local, capsys
+    storage, root, fields, local, tmp_path
 ):
     url = storage.upload(local, "cut")
     for name in ("cut/results.json", "cut/report.html"):
         storage.delete(name)
     arrays = [n for n in storage.names("cut/checkpoints/24/state/") if "/d/" in n]
     storage.delete(max(arrays, key=lambda name: len(storage.read(name))))
-    line = line_of(lambda: open_weights(f"{url}/checkpoints/24"))
+    more = {"start_from": f"{url}/checkpoints/24", "total_steps": 2 * STEPS}
+    line = line_of(lambda: train(fields | more, str(tmp_path / "run")))
     assert line.startswith(f"{url}/checkpoints/24 is damaged: ")
     assert line.endswith(f"; {url}/checkpoints/20 is whole")
-    assert open_weights(url).step == 20
-    warning = f"{url}/checkpoints/20 is taken instead\n"
-    assert capsys.readouterr().err.endswith(warning)
-    out = finish(start(root, fields, url))
+    out, errors = start(root, fields, url).communicate(timeout=500)
+    assert f"; {url}/checkpoints/20 is taken instead\n" in errors
     assert f"Continuing {url} after step 20." in out
     assert_same(url, local)
     assert storage.names("cut/checkpoints/24.damaged/")

@@ -245,6 +245,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     ) -> tuple[int, dict[str, str], bytes]:
         """Asks the server; returns its status, headers and content."""
         path = self.path
+        if path == f"/storage/v1/b/{BUCKET}/storageLayout":  # the server lacks it
+            return 200, {}, b'{"hierarchicalNamespace": {"enabled": false}}'
         if by_xml := path.startswith(f"/{BUCKET}"):
             # The interface that LanceDB uses; the server knows it by the host, and
             # takes a PUT with the other interface's parameters.
