@@ -43,6 +43,7 @@ class Storage:
       environment: variables that lead a process to the stand-in.
       sent: bytes of the bodies of all requests, by the object's name.
       requests: number of all requests, by the object's name.
+      uploaded: paths of the requests whose bodies became objects.
       fault: function from a request's method and the object's name to the fault of the
         answer, or None.
       faults: number of all answers, by their fault.
@@ -68,6 +69,7 @@ class Storage:
         }
         self.sent: collections.Counter[str] = collections.Counter()
         self.requests: collections.Counter[str] = collections.Counter()
+        self.uploaded: set[str] = set()
         self.fault: Callable[[str, str], Fault] = lambda method, name: None
         self.faults: collections.Counter[Fault] = collections.Counter()
         self.counting = threading.Lock()
@@ -247,6 +249,10 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         path = self.path
         if path == f"/storage/v1/b/{BUCKET}/storageLayout":  # the server lacks it
             return 200, {}, b'{"hierarchicalNamespace": {"enabled": false}}'
+        if re.match(r"bytes \*/[1-9]", self.headers.get("Content-Range", "")):
+            # TensorFlow asks how much of an upload has arrived. The server would take
+            # the question for the end of the upload.
+            return 200 if path in self.server.storage.uploaded else 308, {}, b""
         if by_xml := path.startswith(f"/{BUCKET}"):
             # The interface that LanceDB uses; the server knows it by the host, and
             # takes a PUT with the other interface's parameters.
@@ -282,6 +288,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                 "x-goog-generation": stored["generation"],
             }
             content = b""
+        if self.command == "PUT" and answer.status == 200:
+            self.server.storage.uploaded.add(self.path)
         return answer.status, headers, content
 
     def answer(
