@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 import tensorstore
+from jax.experimental import multihost_utils
 
 from align_jax.devices.known import DEVICES
 from align_jax.runs.lost_time import (
@@ -110,9 +110,9 @@ class Pace:
           largest of all processes and "slowest_process" the number of that process,
           both only if there are several. "step_seconds_deviation" is the standard
           deviation of the steps' times on the devices. Both "..._peak_gib" and
-          "checkpoint_retries" are those of this process. "model_flops_utilisation", a fraction of the peak, is absent for
-          devices that `DEVICES` lacks, "device_memory_peak_gib" for devices that do not
-          report it.
+          "checkpoint_retries" are those of this process. "model_flops_utilisation", a
+          fraction of the peak, is absent for devices that `DEVICES` lacks,
+          "device_memory_peak_gib" for devices that do not report it.
         """
         now, before = self.times.read(), self._ended
         self._ended = now
