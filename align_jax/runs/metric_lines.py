@@ -127,7 +127,8 @@ def open_lines(
 
     Returns:
       (writer, the earlier lines that count and have scores, a start or measures of
-      time, the new line).
+      time, the new line). In parts, of lines of earlier steps than `step` these are the
+      starts and the newest measures.
     """
     begun = time.time() if begun is None else begun
     largest: Row = {}
@@ -140,7 +141,7 @@ def open_lines(
             stack.enter_context(places.writing(path))
             temporary = stack.enter_context(places.replacing(path))
             kept = stack.enter_context(places.appending(temporary))
-        for row in stream_metrics(workdir):
+        for row in _newest(workdir, step) if in_parts else stream_metrics(workdir):
             for name in TOTALS & row.keys():
                 largest[name] = max(largest.get(name, 0.0), row[name])
             if not _counts(row, step):
@@ -176,15 +177,26 @@ def stream_metrics(workdir: str) -> Iterator[Row]:
     if places.exists(path):
         with places.opening(path) as file:
             yield from _parse(file, path, oldest)
-    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        waiting = []
-        for part in parts:
-            waiting.append((part, pool.submit(_read_part, workdir, part)))
-            if len(waiting) > REQUESTS:
-                first, content = waiting.pop(0)
-                yield from _parse(content.result(), first[-1], limits[first[:2]])
-        for part, content in waiting:
-            yield from _parse(content.result(), part[-1], limits[part[:2]])
+    yield from _stream_parts(workdir, parts, limits)
+
+
+def _newest(workdir: str, step: int) -> list[Row]:
+    """Reads the lines in parts that a start after `step` needs, in order.
+
+    Totals grow with the steps and a part ends with a flush, which writes them. So the
+    newest parts suffice, down to an earlier step than `step`, and the first line of
+    each start. With a file of lines beside the parts, all lines are read.
+    """
+    parts = _list_parts(workdir)
+    if places.exists(os.path.join(workdir, METRICS_FILE)):
+        return read_metrics(workdir)
+    limits, _ = _limits(parts)
+    rows: list[Row] = []
+    while parts and not any(row["step"] < step and PRODUCTIVE in row for row in rows):
+        rows = [*_stream_parts(workdir, [parts.pop()], limits), *rows]
+    starts = [part for part in parts if part[2] == 0]
+    earlier = _stream_parts(workdir, starts, limits)
+    return [*(row for row in earlier if STARTED in row), *rows]
 
 
 def read_last_metrics(workdir: str) -> list[Row]:
@@ -239,6 +251,21 @@ def _limits(parts: Iterable[Part]) -> tuple[dict[tuple[int, int], float], float]
         limits[start] = limit
         limit = min(limit, start[1])
     return limits, limit
+
+
+def _stream_parts(
+    workdir: str, parts: Iterable[Part], limits: dict[tuple[int, int], float]
+) -> Iterator[Row]:
+    """Yields the lines of some parts that count, while the next parts are read."""
+    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+        waiting = []
+        for part in parts:
+            waiting.append((part, pool.submit(_read_part, workdir, part)))
+            if len(waiting) > REQUESTS:
+                first, content = waiting.pop(0)
+                yield from _parse(content.result(), first[-1], limits[first[:2]])
+        for part, content in waiting:
+            yield from _parse(content.result(), part[-1], limits[part[:2]])
 
 
 def _read_part(workdir: str, part: Part) -> list[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+import tensorstore
 from jax.experimental import multihost_utils
 
 from align_jax.devices.known import DEVICES
@@ -108,10 +109,10 @@ class Pace:
           fraction of the interval spent waiting for input; "slowest_input_wait" is the
           largest of all processes and "slowest_process" the number of that process,
           both only if there are several. "step_seconds_deviation" is the standard
-          deviation of the steps' times on the devices. Both "..._peak_gib" are those of
-          this process. "model_flops_utilisation", a fraction of the peak, is absent for
-          devices that `DEVICES` lacks, "device_memory_peak_gib" for devices that do not
-          report it.
+          deviation of the steps' times on the devices. Both "..._peak_gib" and
+          "checkpoint_retries" are those of this process. "model_flops_utilisation", a
+          fraction of the peak, is absent for devices that `DEVICES` lacks,
+          "device_memory_peak_gib" for devices that do not report it.
         """
         now, before = self.times.read(), self._ended
         self._ended = now
@@ -128,6 +129,7 @@ class Pace:
             "input_wait": waited / seconds,
             "step_seconds_deviation": self.steps.take_deviation(),
             "host_memory_peak_gib": _host_memory_peak() / GIB,
+            "checkpoint_retries": _checkpoint_retries(),
             **self.totals(),
         }
         if jax.process_count() > 1:
@@ -163,6 +165,16 @@ class Pace:
             **{lost(cause): past[lost(cause)] + now[cause] for cause in LOST},
         }
         return {name.removeprefix("train/"): value for name, value in totals.items()}
+
+
+def _checkpoint_retries() -> float:
+    """Returns how often TensorStore repeated a request to Cloud Storage so far.
+
+    TensorStore reads and writes the arrays of checkpoints.
+    """
+    counter = "/tensorstore/kvstore/gcs/retries"
+    found = tensorstore.experimental_collect_matching_metrics(counter)
+    return sum(value["value"] for metric in found for value in metric["values"])
 
 
 def _host_memory_peak() -> int:

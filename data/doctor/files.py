@@ -36,8 +36,8 @@ class FileChecks:
     def __init__(self, directory: pathlib.Path) -> None:
         """Raises InputError if `directory` holds no dataset and no build."""
         inner = directory / "records"
-        build = inner if (directory / "config.json").is_file() else directory
-        self.folder = inner if inner.is_dir() else build
+        build = inner if places.is_file(directory / "config.json") else directory
+        self.folder = inner if places.is_folder(inner) else build
         self.findings: list[Finding] = []
         self.skipped: list[str] = []
         self.shards: dict[str, dict[str, int]] = {}  # split -> shard -> records
@@ -46,7 +46,7 @@ class FileChecks:
         if not (
             build is inner
             or self.manifest is not None
-            or (self.folder / "dataset_info.json").exists()
+            or places.exists(self.folder / "dataset_info.json")
         ):
             raise InputError(
                 f"no dataset in {directory}; wanted a folder with dataset_info.json, or"
@@ -66,7 +66,7 @@ class FileChecks:
         """Returns the command, or advice, to write the dataset again from sources."""
         folder, parent = shlex.quote(str(self.folder)), self.folder.parent
         workdir = shlex.quote(str(parent))
-        if self.folder.name == "records" and (parent / "config.json").exists():
+        if self.folder.name == "records" and places.exists(parent / "config.json"):
             return (
                 f"rm -rf {folder} {shlex.quote(str(parent / 'report.json'))} && python"
                 f" -m data.build --config=CONFIG --workdir={workdir} (CONFIG: the file"
@@ -78,7 +78,7 @@ class FileChecks:
                 f"rm -rf {folder} && python -m data.eval_sets {name}"
                 f" --source SOURCE --out {folder} (SOURCE: the downloads)"
             )
-        if self.folder.name == "evaluation" and (parent / "pairs.parquet").exists():
+        if self.folder.name == "evaluation" and places.exists(parent / "pairs.parquet"):
             return f"rm -rf {folder} && python -m data.quickstart --out={workdir}"
         return f"rm -rf {folder}, then the command that wrote it, or copy it again"
 
@@ -103,7 +103,7 @@ class FileChecks:
         For a damaged manifest, the result is {} and a finding is added.
         """
         path = self.folder / dataset_folder.MANIFEST
-        if not path.exists():
+        if not places.exists(path):
             return None
         try:
             return dataset_folder.read_manifest(self.folder)
@@ -119,7 +119,7 @@ class FileChecks:
           Whether other checks are possible: False if TFDS cannot open the dataset.
         """
         info_path = self.folder / "dataset_info.json"
-        if not self.folder.is_dir() or not info_path.exists():
+        if not places.exists(info_path):
             self.note("dataset_info.json", "no such file", "the dataset's", info_path)
             return False
         try:
@@ -138,7 +138,10 @@ class FileChecks:
         listed = (self.manifest or {}).get("shards")
         if listed is None:
             self.skipped.append("hashes of shards (no manifest.json that lists them)")
-            if (self.folder.parent / "config.json").exists() and self.manifest is None:
+            if (
+                places.exists(self.folder.parent / "config.json")
+                and self.manifest is None
+            ):
                 if self.folder.name == "records":
                     where = self.folder / "manifest.json"
                     self.note("manifest.json", "no such file", "the build's", where)
@@ -161,9 +164,9 @@ class FileChecks:
         expected = {n for shards in self.shards.values() for n in shards}
         listed = {s["name"]: s for s in (self.manifest or {}).get("shards", [])}
         present = {
-            path.name
-            for path in self.folder.iterdir()
-            if any(f".{kind}-" in path.name for kind in RECORD_FORMATS)
+            name
+            for name in places.list_names(self.folder)
+            if any(f".{kind}-" in name for kind in RECORD_FORMATS)
         }
         for name in sorted({*expected, *listed} - present):
             self.note("missing shard", "no such file", name, self.folder / name)
@@ -183,7 +186,7 @@ class FileChecks:
                 what = "shard cut short" if size < shard["bytes"] else "shard too long"
                 self.note(what, f"{size} bytes", f"{shard['bytes']} bytes", path)
                 continue
-            with path.open("rb") as file:
+            with places.opening(path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != shard["sha256"]:
                 self.note("changed shard", f"sha256 {digest}", shard["sha256"], path)
@@ -191,7 +194,7 @@ class FileChecks:
     def vocabulary(self) -> None:
         """Checks vocabulary.txt against the manifest and the needs of a tokenizer."""
         path, manifest = self.folder / "vocabulary.txt", self.manifest or {}
-        if not path.exists():
+        if not places.exists(path):
             if "vocabulary_sha256" in manifest:
                 self.note("vocabulary", "no such file", "the corpus's", path)
             return

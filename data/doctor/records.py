@@ -152,7 +152,7 @@ def _read_tfrecord(
     """
     size, offset = places.size(path) or 0, 0
     reader = tf_record.tf_record_random_reader(str(path))
-    with path.open("rb") as file:
+    with places.opening(path) as file:
         while offset < size:
             try:
                 record, following = reader.read(offset)

@@ -120,6 +120,17 @@ def write(tmp_path, monkeypatch):
     return make
 
 
+def test_only_the_first_process_reads_the_metrics_and_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.folder, "leads", lambda: False)
+    monkeypatch.setattr(report, "stream_metrics", lambda _: pytest.fail("it is read"))
+    described = []
+    monkeypatch.setattr(report, "describe", lambda *parts: described.append(parts))
+    evaluators, embedder = {"pairs": FakeRetrieval()}, FakeEmbedder()
+    report.write_report(str(tmp_path), {}, {}, evaluators, embedder)
+    assert described == [(evaluators["pairs"], embedder)]  # with the others
+    assert not [*tmp_path.iterdir()]
+
+
 def cells(page: Page) -> list[list[str]]:
     """Returns the cells' texts of every table row."""
     rows = []

@@ -52,6 +52,7 @@ def test_an_interval_is_measured_by_hand():
     assert found["goodput"] == pytest.approx(8 / 110)
     assert found["device_hours"] == pytest.approx(devices * 110 / 3600)
     assert 0.05 < found["host_memory_peak_gib"] < 1000
+    assert found["checkpoint_retries"] == 0  # nothing is in a bucket
     assert "model_flops_utilisation" not in found  # a CPU's peak is not known
     clock.now += 5.0
     assert measured.end_interval(steps=1)["input_wait"] == 0.0
