@@ -142,7 +142,7 @@ def _read_to_end(shard: str) -> Exception | None:
     import tensorflow as tf
 
     try:
-        for record in tf.data.TFRecordDataset(shard).as_numpy_iterator():
+        for record in _read_records(shard):
             tf.train.Example.FromString(record)
     except Exception as error:  # of TensorFlow or protobuf
         return error
@@ -162,6 +162,20 @@ def _is_refusal(error: Exception) -> bool:
         tf.errors.UnavailableError,
     )
     return isinstance(error, refusals)
+
+
+def _read_records(shard: str) -> Iterator[bytes]:
+    """Yields the records of a TFRecord file, or of an ArrayRecord file by its name."""
+    import tensorflow as tf
+
+    if "array" not in os.path.basename(shard):
+        yield from tf.data.TFRecordDataset(shard).as_numpy_iterator()
+        return
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(shard)
+    for number in range(reader.num_records()):
+        yield from reader.read([number])
 
 
 def _reason(error: Exception) -> str:

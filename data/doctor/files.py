@@ -7,11 +7,17 @@ import pathlib
 import shlex
 from typing import Any
 
-from align_jax import dataset_folder, places
+from align_jax import dataset_folder, places, tar_index
 from align_jax.errors import InputError
 from data.records.formats import RECORD_FORMATS
 
 NAMED = 3  # examples that a finding gives
+# Endings of the files of formats without TFDS's metadata.
+PACKED = {
+    "webdataset": (".tar",),
+    "parquet": (".parquet",),
+    "array_record": (".array_record", ".arrayrecord"),
+}
 WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # at any position; [PAD] is token 0
 
 
@@ -43,15 +49,30 @@ class FileChecks:
         self.shards: dict[str, dict[str, int]] = {}  # split -> shard -> records
         self.file_format = "tfrecord"
         self.manifest = self._manifest()
+        self.packed = ""  # format of files without metadata, a key of PACKED
         if not (
             build is inner
             or self.manifest is not None
             or places.exists(self.folder / "dataset_info.json")
         ):
-            raise InputError(
-                f"no dataset in {directory}; wanted a folder with dataset_info.json, or"
-                " a build's with records/"
-            )
+            self.packed = self._find_packed()
+
+    def _find_packed(self) -> str:
+        """Returns the format of the folder's files; InputError if it has none."""
+        names = places.list_names(self.folder) if self.folder.is_dir() else []
+        for name, endings in PACKED.items():
+            if any(file.endswith(endings) for file in names):
+                if places.is_url(str(self.folder)):
+                    raise InputError(
+                        f"{self.folder} is a URL; wanted a folder of this machine for"
+                        f" files of the format {name!r}"
+                    )
+                return name
+        raise InputError(
+            f"no dataset in {self.folder}; wanted a folder with dataset_info.json, with"
+            f" files {', '.join(e for of in PACKED.values() for e in of)}, or a build's"
+            " with records/"
+        )
 
     def note(
         self, what: str, found: Any, wanted: Any, where: Any, fix: str = ""
@@ -64,6 +85,11 @@ class FileChecks:
 
     def rewrite(self) -> str:
         """Returns the command, or advice, to write the dataset again from sources."""
+        if self.packed:
+            return (
+                "download the file again, or train with the rest: such pairs are"
+                " replaced up to input.max_replaced"
+            )
         folder, parent = shlex.quote(str(self.folder)), self.folder.parent
         workdir = shlex.quote(str(parent))
         if self.folder.name == "records" and places.exists(parent / "config.json"):
@@ -118,6 +144,9 @@ class FileChecks:
         Returns:
           Whether other checks are possible: False if TFDS cannot open the dataset.
         """
+        if self.packed:
+            self._list_packed()
+            return True
         info_path = self.folder / "dataset_info.json"
         if not places.exists(info_path):
             self.note("dataset_info.json", "no such file", "the dataset's", info_path)
@@ -159,8 +188,36 @@ class FileChecks:
                 )
         return True
 
+    def _list_packed(self) -> None:
+        """Lists files without metadata; compares the index of tars with the tars."""
+        from data.doctor.packed import count_records
+
+        self.file_format = self.packed
+        paths = [
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.name.endswith(PACKED[self.packed])
+        ]
+        counts = {path.name: count_records(self.packed, path) for path in paths}
+        self.shards["all"] = counts
+        if self.packed != "webdataset":
+            return
+        command = f"python -m data.index {shlex.quote(str(self.folder))}"
+        entries = tar_index.read_entries(str(self.folder))
+        if not entries:
+            self.skipped.append(f"index (none beside the tars; `{command}` writes it)")
+        for path in paths if entries else []:
+            entry, state = entries.get(path.name), tar_index.shard_state(str(path))
+            if not tar_index.is_current(entry, state):
+                found = "older or none"
+                self.note(
+                    "index", found, "one of the tar's size and time", path, command
+                )
+
     def files(self) -> None:
         """Finds missing and additional shards, and changed ones by the manifest."""
+        if self.packed:
+            return
         expected = {n for shards in self.shards.values() for n in shards}
         listed = {s["name"]: s for s in (self.manifest or {}).get("shards", [])}
         present = {
