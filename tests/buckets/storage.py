@@ -42,6 +42,7 @@ class Storage:
     Attributes:
       environment: variables that lead a process to the stand-in.
       sent: bytes of the bodies of all requests, by the object's name.
+      received: bytes of the bodies of all answers, by the object's name.
       requests: number of all requests, by the object's name.
       uploaded: paths of the requests whose bodies became objects.
       fault: function from a request's method and the object's name to the fault of the
@@ -68,6 +69,7 @@ class Storage:
             "GOOGLE_ALLOW_HTTP": "true",
         }
         self.sent: collections.Counter[str] = collections.Counter()
+        self.received: collections.Counter[str] = collections.Counter()
         self.requests: collections.Counter[str] = collections.Counter()
         self.uploaded: set[str] = set()
         self.fault: Callable[[str, str], Fault] = lambda method, name: None
@@ -272,6 +274,9 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             inner.endheaders(body)
             answer = inner.getresponse()
             content = answer.read()
+        storage = self.server.storage
+        with storage.counting:
+            storage.received[name] += len(content)
         headers = {
             header: value
             for header, value in answer.getheaders()

@@ -49,16 +49,15 @@ def count_replaced(part, steps=6):
 def test_broken_samples_of_tars_are_replaced_and_counted(tmp_path):
     rows = samples(48)
     rows[3]["png"] = PICTURE[:60]
-    del rows[4]["txt"]
-    rows[5] = {"txt": b"pair 5"}
-    rows[6]["txt"] = b" \n"
-    rows[7] = {"cls": b"1"}
+    del rows[14]["txt"]
+    rows[25] = {"txt": b"pair 25"}
+    rows[36]["txt"] = b" \n"
+    rows[47] = {"cls": b"1"}
     write_tar(tmp_path / "0.tar", rows)
     index_dataset(str(tmp_path), workers=1)
     found, replaced = count_replaced(DatasetConfig(str(tmp_path), "webdataset"))
-    assert sum(replaced.values()) == 2 * 5  # epochs
-    assert replaced == {"cut short": 2, "no text": 4, "empty": 4}
-    assert not {3, 4, 5, 6, 7} & {*found}
+    assert replaced == {"cut short": 2, "no text": 4, "empty": 4}  # in two epochs
+    assert not {3, 14, 25, 36, 47, -1} & {*found}
     assert len(found) == 96
 
 
@@ -124,7 +123,8 @@ def test_a_shard_that_is_damaged_in_a_run_ends_it_with_its_name(tmp_path):
         drawn = open_batches({"a": DatasetConfig(str(tmp_path / folder), name)})
         for path in (tmp_path / folder).iterdir():
             if path.suffix in (".tar", ".parquet"):
-                path.write_bytes(path.read_bytes()[:5000])
+                content = path.read_bytes()
+                path.write_bytes(content[: len(content) // 2])
         with pytest.raises(InputError, match=rf"{folder}/.* is damaged: .*copy it aga"):
             list(itertools.islice(drawn, 12))
         drawn.close()
