@@ -116,7 +116,7 @@ def open_rows(
         signature["texts"] = tf.TensorSpec((None, features, None), tf.string)
         signature["counts"] = tf.TensorSpec((None, features), tf.int64)
 
-    def parse(record: dict[str, tf.Tensor]) -> Pair:
+    def parse(record: dict[str, "tf.Tensor"]) -> Pair:
         if labelled:
             return record["image"], [record["label"]]
         texts = [record["texts"][i, : record["counts"][i]] for i in range(features)]

@@ -51,7 +51,7 @@ def make_parser(
             )
     spec = {name: known[name] for name in wanted}
 
-    def parse(record: dict[str, tf.Tensor]) -> Pair:
+    def parse(record: dict[str, "tf.Tensor"]) -> Pair:
         example = tf.io.parse_single_example(record["record"], spec)
         return example[config.image_feature], [example[name] for name in names]
 
