@@ -94,7 +94,7 @@ def _read_headers(
     Returns:
       The damage that ends the tar too early, or "".
     """
-    key = None
+    key: tuple[str, str] | None = None
     try:
         with Tar.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
             while (member := tar.next()) is not None:

@@ -48,8 +48,8 @@ class FileChecks:
         self.skipped: list[str] = []
         self.shards: dict[str, dict[str, int]] = {}  # split -> shard -> records
         self.file_format = "tfrecord"
-        self.manifest = self._manifest()
         self.packed = ""  # format of files without metadata, a key of PACKED
+        self.manifest = self._manifest()
         if not (
             build is inner
             or self.manifest is not None

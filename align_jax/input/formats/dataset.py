@@ -133,12 +133,13 @@ def _stack_rows(rows: list[Row]) -> dict[str, np.ndarray]:
     The texts are (N, features, T), padded with empty ones; counts is (N, features).
     """
     images = np.array([image for image, _ in rows], object)
-    targets = [target for _, target in rows]
-    if isinstance(targets[0], int):
-        return {"image": images, "label": np.array(targets, np.int64)}
-    counts = np.array([[len(texts) for texts in target] for target in targets])
+    lists = [target for _, target in rows if isinstance(target, list)]
+    if not lists:
+        labels = np.array([label for _, label in rows], np.int64)
+        return {"image": images, "label": labels}
+    counts = np.array([[len(texts) for texts in target] for target in lists], np.int64)
     texts = np.full((*counts.shape, counts.max()), b"", object)
-    for row, target in enumerate(targets):
+    for row, target in enumerate(lists):
         for feature, found in enumerate(target):
             texts[row, feature, : len(found)] = found
     return {"image": images, "texts": texts, "counts": counts}
