@@ -214,12 +214,12 @@ def current_entries(dataset: str, folder: str) -> dict[str, dict[str, Any]]:
     entries = read_entries(index_folder(paths, folder))
     if not entries:
         raise InputError(f"{dataset} has no index of its tars: run {command}")
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path, state in zip(
         paths, shard_files.for_each(shard_state, paths), strict=True
     ):
         entry = entries.get(os.path.basename(path))
-        if not is_current(entry, state):
+        if entry is None or not is_current(entry, state):
             reason = "is not in the index" if entry is None else "is not as indexed"
             raise InputError(f"{path} {reason}: run {command}")
         found[path] = entry
