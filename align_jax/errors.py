@@ -29,6 +29,7 @@ BROUGHT_BY = {
     "orbax": "orbax-checkpoint",
     "pydantic": "fastapi",
     "starlette": "fastapi",
+    "tensorstore": "orbax-checkpoint",
     "yaml": "PyYAML",
 }
 REINSTALL = "run `make .venv`, or `pip install -r requirements.txt`"

@@ -13,6 +13,7 @@ from align_jax import places
 from align_jax.errors import InputError
 from align_jax.runs import workdir as folder
 from align_jax.runs.metric_lines import stream_metrics
+from align_jax.runs.pace import STARTED
 
 # Name of a run's report, beside its results.
 REPORT_FILE = "report.html"
@@ -35,6 +36,8 @@ def collect_results(workdir: str) -> dict[str, float]:
     untrained: dict[str, float] = {}
     trained: dict[str, float] = {}
     for row in stream_metrics(workdir):  # up to a million lines
+        if STARTED in row:  # totals of earlier starts
+            continue
         own = {k: v for k, v in row.items() if k.startswith(("train/", "eval/"))}
         if row["step"] > last:
             last, trained = row["step"], {}

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from data.index import index_dataset
-from tests.buckets.bucket_run_test import storage  # noqa: F401
 from tests.input.batches import assert_equal, batches
 from tests.input.written import write_format
 
@@ -14,7 +13,7 @@ STEPS = 30
 
 
 @pytest.mark.parametrize("name", ["webdataset", "parquet"])
-def test_files_in_a_bucket_are_read_by_few_requests(storage, tmp_path, name):  # noqa: F811
+def test_files_in_a_bucket_are_read_by_few_requests(storage, tmp_path, name):
     part = write_format(name, tmp_path, [300, 200, 280])
     url = storage.upload(tmp_path / name, name)
     remote = dataclasses.replace(part, directory=url)
