@@ -1,7 +1,10 @@
 """Damage in files of each format is refused, or counted and replaced."""
 
+import errno
+import io
 import itertools
 import json
+import pathlib
 import re
 
 import pyarrow as pa
@@ -11,6 +14,7 @@ import pytest
 from align_jax import tar_index
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig, open_dataset
+from align_jax.input.formats import webdataset
 from data.index import index_dataset, main
 from data.records.records import (
     WRITERS,
@@ -76,19 +80,21 @@ def test_broken_rows_of_parquet_are_replaced_and_counted(tmp_path):
 def test_labels_of_tars_and_parquet(tmp_path):
     rows = [{"png": PICTURE, "cls": str(i % 5).encode()} for i in range(16)]
     rows[3]["cls"] = b"?"
+    rows[4]["cls"] = str(2 - 2**32).encode()  # 2 in its last 32 bits
     (tmp_path / "tars").mkdir()
     write_tar(tmp_path / "tars" / "0.tar", rows)
     index_dataset(str(tmp_path / "tars"), workers=1)
-    labels = pa.array([None if i == 3 else i % 5 for i in range(16)])
+    wrong = {3: None, 4: 2 - 2**32}
+    labels = pa.array([wrong.get(i, i % 5) for i in range(16)])
     table = pa.table({"image": [PICTURE] * 16, "cls": labels})
     (tmp_path / "rows").mkdir()
     pq.write_table(table, tmp_path / "rows" / "a.parquet")
     for folder, name in (("tars", "webdataset"), ("rows", "parquet")):
         part = DatasetConfig(str(tmp_path / folder), name, label_feature="cls")
-        drawn = open_batches({"a": part}, batch=16, max_replaced=0.1)
+        drawn = open_batches({"a": part}, batch=16, max_replaced=0.2)
         found = [sorted(next(drawn)["labels"]) for _ in range(3)]
         drawn.close()
-        assert drawn.replaced == {"no label": 3}
+        assert drawn.replaced == {"no label": 6}
         assert all(len({*labels}) == 5 for labels in found)
 
 
@@ -114,6 +120,30 @@ def test_a_tar_that_is_cut_short_gives_its_whole_samples(tmp_path, caplog, capsy
     dataset = open_dataset(DatasetConfig(str(tmp_path), "webdataset"))
     assert [shard.records for shard in dataset.shards] == [17]
     assert said in caplog.text
+
+
+def test_a_failure_of_the_storage_is_no_damage_of_a_tar(tmp_path, monkeypatch):
+    write_tar(tmp_path / "0.tar", samples(20))
+
+    class Failing(io.FileIO):
+        def read(self, size=-1):
+            if self.tell() > 10_000:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    monkeypatch.setattr(pathlib.Path, "open", lambda path, mode: Failing(path))
+    with pytest.raises(InputError, match=r"0.tar cannot be read: .*Input/output error"):
+        tar_index.scan_tar(str(tmp_path / "0.tar"))
+
+
+def test_an_error_of_a_reader_does_not_blame_the_shard(tmp_path, monkeypatch):
+    write_tars(tmp_path / "tars", pairs_of([24]))
+    part = DatasetConfig(str(tmp_path / "tars"), "webdataset")
+    drawn = open_batches({"a": part})
+    monkeypatch.setattr(webdataset, "_as_texts", lambda value: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        list(itertools.islice(drawn, 12))
+    drawn.close()
 
 
 def test_a_shard_that_is_damaged_in_a_run_ends_it_with_its_name(tmp_path):

@@ -59,7 +59,7 @@ def open_array_record(config: "DatasetConfig") -> Dataset:
         known = _find_features(shards[0].path, config) if shards else {}
     if not shards:
         raise InputError(f"{config.directory} has no records")
-    failures: list[InputError] = []
+    failures: list[Exception] = []
     signature = {"record": tf.TensorSpec((None,), tf.string)}
     read = read_in_python(_read, signature, _stack, failures)
     return Dataset(shards, read, make_parser(known, config), failures)
