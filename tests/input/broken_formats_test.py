@@ -285,6 +285,18 @@ def test_array_records_in_tfds_layout_are_read_and_checked(tmp_path):
     assert re.search("has 3 records, and .* says 20; copy it again", refusal(part))
 
 
+def test_array_records_may_be_empty_but_not_cut_short(tmp_path):
+    write_shard(tmp_path / "a.array_record", [], "array_record")
+    write_array_records(tmp_path / "b", pairs_of([3]))
+    (tmp_path / "b" / "00000.array_record").replace(tmp_path / "b.array_record")
+    part = DatasetConfig(str(tmp_path), "array_record")
+    assert [shard.records for shard in open_dataset(part).shards] == [3]
+    content = (tmp_path / "b.array_record").read_bytes()
+    for size in (0, 70_000):
+        (tmp_path / "b.array_record").write_bytes(content[:size])
+        assert "b.array_record is damaged: cut short" in refusal(part)
+
+
 def test_array_records_of_other_messages_and_urls_are_refused(tmp_path):
     write_shard(tmp_path / "a.array_record", [b"\xff\xff"] * 3, "array_record")
     part = DatasetConfig(str(tmp_path), "array_record")
