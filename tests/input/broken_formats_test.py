@@ -234,6 +234,13 @@ def test_files_of_another_kind_are_refused(tmp_path, name, file, message):
     assert "no files in" in refusal(missing) or "is missing" in refusal(missing)
 
 
+def test_hidden_files_are_not_read(tmp_path):
+    write_parquet(tmp_path / "a", pairs_of([3]))
+    (tmp_path / "a" / ".train-0.parquet.crc").write_bytes(b"a checksum")
+    dataset = open_dataset(DatasetConfig(str(tmp_path / "a"), "parquet"))
+    assert [shard.records for shard in dataset.shards] == [3]
+
+
 def test_files_of_several_splits_are_refused_without_a_pattern(tmp_path):
     write_parquet(tmp_path / "a", pairs_of([3]))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a" / "test-0.parquet")
