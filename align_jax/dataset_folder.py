@@ -168,7 +168,7 @@ def _read_records(shard: str) -> Iterator[bytes]:
     """Yields the records of a TFRecord file, or of an ArrayRecord file by its name."""
     import tensorflow as tf
 
-    if "array" not in os.path.basename(shard):
+    if ".array" not in os.path.basename(shard):
         yield from tf.data.TFRecordDataset(shard).as_numpy_iterator()
         return
     from array_record.python import array_record_module

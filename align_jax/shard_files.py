@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 
 def list_files(dataset: str, endings: Sequence[str]) -> list[str]:
-    """Lists the files of a dataset by name.
+    """Lists the files of a dataset by name, without hidden ones.
+
+    Spark writes a hidden file with a checksum beside each file, and macOS some others.
 
     Args:
       dataset: path or URL of a folder, of a file, or of files in one folder, as
@@ -36,7 +38,9 @@ def list_files(dataset: str, endings: Sequence[str]) -> list[str]:
     names = [
         name
         for name in places.list_names(folder)
-        if any(ending in name for ending in endings) and _is_named(name, pattern)
+        if any(ending in name for ending in endings)
+        and not name.startswith(".")
+        and _is_named(name, pattern)
     ]
     if not names:
         raise InputError(f"no files in {dataset} with {' or '.join(endings)} in a name")

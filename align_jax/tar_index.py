@@ -11,6 +11,7 @@ adds, with names that begin with "._", belong to no sample.
 """
 
 import dataclasses
+import errno
 import io
 import os
 import shlex
@@ -118,6 +119,10 @@ def _read_headers(
                 else "it lacks the mark of its end, so it may be cut short"
             )
     except DAMAGE as error:
+        # A damaged header may lead to an impossible place in the file. Any other
+        # OSError is of the storage and says nothing about the tar.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         return one_line(error)
 
 

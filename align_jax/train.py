@@ -100,6 +100,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         stack.callback(checkpoints.close)  # finishes a save, even after an error
         local = LocalCheckpoints(workdir, config.checkpoint, identity)
         stack.callback(local.close)
+        local.remove_later(start)
         own_batches = TrainBatches(
             data,
             tokenizer,
@@ -177,10 +178,11 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
                 raise Preempted(f"told to stop; saved after step {step}")
         notice.leaves_at_once = True
         log.close()
+        times.switch("save")  # nobody must wait for another step
         checkpoints.wait()
-        local.remove()
 
         multihost_utils.sync_global_devices("all metrics are written")
+        local.remove()
         lock.check()
         results = collect_results(workdir) if folder.leads() else {}
         embedder.load(state.variables)

@@ -9,6 +9,9 @@ NOISE = [
     "WARNING: All log messages before absl::InitializeLog() is called are written to"
     " STDERR",
     "I0000 00:00:1795932181.101747 6782 port.cc:153] oneDNN custom operations are on.",
+    "I0000 00:00:1795932181.101747 6782 cpu_feature_guard.cc:227] This TensorFlow"
+    " binary is optimized to use available CPU instructions.",
+    "To enable the following instructions: AVX2 FMA, in other operations, rebuild",
     "E0000 00:00:1795932181.101747 6782 cuda_fft.cc:477] Unable to register cuFFT"
     " factory",
 ]

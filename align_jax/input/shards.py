@@ -3,21 +3,19 @@
 A dataset is a folder in TFDS's layout with TFRecord files, written by us or by TFDS.
 """
 
-import concurrent.futures
 import dataclasses
 import os
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from align_jax import dataset_folder, places
+from align_jax import dataset_folder, places, shard_files
 from align_jax.errors import InputError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 FRAME = 16  # bytes of TFRecord's framing around a record
-REQUESTS = 32  # files whose size is requested at the same time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +70,7 @@ def list_shards(
         Shard(path, records)
         for path, records in zip(paths, split_info.shard_lengths, strict=True)
     ]
-    found = _sizes([shard.path for shard in shards])
+    found = shard_files.for_each(places.size, [shard.path for shard in shards])
     absent = [s.path for s, size in zip(shards, found, strict=True) if size is None]
     if absent:
         raise InputError(
@@ -109,12 +107,6 @@ def open_builder(directory: str, split: str) -> "tfds.core.DatasetBuilder":
     if split not in splits:
         raise InputError(f"{directory} has no split {split!r}; it has {list(splits)}")
     return builder
-
-
-def _sizes(paths: Sequence[str]) -> list[int | None]:
-    """Returns the size of each file in bytes, None for a missing file."""
-    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(places.size, paths))
 
 
 def _check_manifest(

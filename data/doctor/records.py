@@ -188,7 +188,7 @@ def _read_array_record(
     except (RuntimeError, ValueError) as error:
         damaged.append((0, one_line(error)[:100]))
         return
-    if not count and places.size(path):
+    if not reader.ok():
         damaged.append((0, "cut short: its index is not there"))
     for number in range(count):
         try:

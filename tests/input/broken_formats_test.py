@@ -1,7 +1,10 @@
 """Damage in files of each format is refused, or counted and replaced."""
 
+import errno
+import io
 import itertools
 import json
+import pathlib
 import re
 
 import pyarrow as pa
@@ -11,6 +14,7 @@ import pytest
 from align_jax import tar_index
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig, open_dataset
+from align_jax.input.formats import webdataset
 from data.index import index_dataset, main
 from data.records.records import (
     WRITERS,
@@ -76,19 +80,21 @@ def test_broken_rows_of_parquet_are_replaced_and_counted(tmp_path):
 def test_labels_of_tars_and_parquet(tmp_path):
     rows = [{"png": PICTURE, "cls": str(i % 5).encode()} for i in range(16)]
     rows[3]["cls"] = b"?"
+    rows[4]["cls"] = str(2 - 2**32).encode()  # 2 in its last 32 bits
     (tmp_path / "tars").mkdir()
     write_tar(tmp_path / "tars" / "0.tar", rows)
     index_dataset(str(tmp_path / "tars"), workers=1)
-    labels = pa.array([None if i == 3 else i % 5 for i in range(16)])
+    wrong = {3: None, 4: 2 - 2**32}
+    labels = pa.array([wrong.get(i, i % 5) for i in range(16)])
     table = pa.table({"image": [PICTURE] * 16, "cls": labels})
     (tmp_path / "rows").mkdir()
     pq.write_table(table, tmp_path / "rows" / "a.parquet")
     for folder, name in (("tars", "webdataset"), ("rows", "parquet")):
         part = DatasetConfig(str(tmp_path / folder), name, label_feature="cls")
-        drawn = open_batches({"a": part}, batch=16, max_replaced=0.1)
+        drawn = open_batches({"a": part}, batch=16, max_replaced=0.2)
         found = [sorted(next(drawn)["labels"]) for _ in range(3)]
         drawn.close()
-        assert drawn.replaced == {"no label": 3}
+        assert drawn.replaced == {"no label": 6}
         assert all(len({*labels}) == 5 for labels in found)
 
 
@@ -114,6 +120,30 @@ def test_a_tar_that_is_cut_short_gives_its_whole_samples(tmp_path, caplog, capsy
     dataset = open_dataset(DatasetConfig(str(tmp_path), "webdataset"))
     assert [shard.records for shard in dataset.shards] == [17]
     assert said in caplog.text
+
+
+def test_a_failure_of_the_storage_is_no_damage_of_a_tar(tmp_path, monkeypatch):
+    write_tar(tmp_path / "0.tar", samples(20))
+
+    class Failing(io.FileIO):
+        def read(self, size=-1):
+            if self.tell() > 10_000:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    monkeypatch.setattr(pathlib.Path, "open", lambda path, mode: Failing(path))
+    with pytest.raises(InputError, match=r"0.tar cannot be read: .*Input/output error"):
+        tar_index.scan_tar(str(tmp_path / "0.tar"))
+
+
+def test_an_error_of_a_reader_does_not_blame_the_shard(tmp_path, monkeypatch):
+    write_tars(tmp_path / "tars", pairs_of([24]))
+    part = DatasetConfig(str(tmp_path / "tars"), "webdataset")
+    drawn = open_batches({"a": part})
+    monkeypatch.setattr(webdataset, "_as_texts", lambda value: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        list(itertools.islice(drawn, 12))
+    drawn.close()
 
 
 def test_a_shard_that_is_damaged_in_a_run_ends_it_with_its_name(tmp_path):
@@ -204,6 +234,13 @@ def test_files_of_another_kind_are_refused(tmp_path, name, file, message):
     assert "no files in" in refusal(missing) or "is missing" in refusal(missing)
 
 
+def test_hidden_files_are_not_read(tmp_path):
+    write_parquet(tmp_path / "a", pairs_of([3]))
+    (tmp_path / "a" / ".train-0.parquet.crc").write_bytes(b"a checksum")
+    dataset = open_dataset(DatasetConfig(str(tmp_path / "a"), "parquet"))
+    assert [shard.records for shard in dataset.shards] == [3]
+
+
 def test_files_of_several_splits_are_refused_without_a_pattern(tmp_path):
     write_parquet(tmp_path / "a", pairs_of([3]))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a" / "test-0.parquet")
@@ -253,6 +290,18 @@ def test_array_records_in_tfds_layout_are_read_and_checked(tmp_path):
     write_array_records(tmp_path / "short", pairs_of([3]))
     (tmp_path / "short" / "00000.array_record").replace(folder / shards[0].name)
     assert re.search("has 3 records, and .* says 20; copy it again", refusal(part))
+
+
+def test_array_records_may_be_empty_but_not_cut_short(tmp_path):
+    write_shard(tmp_path / "a.array_record", [], "array_record")
+    write_array_records(tmp_path / "b", pairs_of([3]))
+    (tmp_path / "b" / "00000.array_record").replace(tmp_path / "b.array_record")
+    part = DatasetConfig(str(tmp_path), "array_record")
+    assert [shard.records for shard in open_dataset(part).shards] == [3]
+    content = (tmp_path / "b.array_record").read_bytes()
+    for size in (0, 70_000):
+        (tmp_path / "b.array_record").write_bytes(content[:size])
+        assert "b.array_record is damaged: cut short" in refusal(part)
 
 
 def test_array_records_of_other_messages_and_urls_are_refused(tmp_path):

@@ -59,7 +59,7 @@ def open_array_record(config: "DatasetConfig") -> Dataset:
         known = _find_features(shards[0].path, config) if shards else {}
     if not shards:
         raise InputError(f"{config.directory} has no records")
-    failures: list[InputError] = []
+    failures: list[Exception] = []
     signature = {"record": tf.TensorSpec((None,), tf.string)}
     read = read_in_python(_read, signature, _stack, failures)
     return Dataset(shards, read, make_parser(known, config), failures)
@@ -85,11 +85,11 @@ def _open(path: str) -> Any:
 
 def _count(path: str) -> int:
     """Returns the number of records of a file, from its index."""
-    count = _open(path).num_records()
-    if not count and places.size(path):
+    reader = _open(path)
+    if not reader.ok():
         reason = "cut short: its index is not there"
         raise dataset_folder.DamagedFileError(path, reason)
-    return count
+    return reader.num_records()
 
 
 def _read(path: str, first: int, last: int) -> Iterator[bytes]:

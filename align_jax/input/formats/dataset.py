@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from align_jax.errors import InputError
 from align_jax.input.shards import Shard
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Dataset:
     shards: list[Shard]
     read: Read
     parse: Callable[[dict[str, "tf.Tensor"]], Pair]
-    failures: list[InputError] = dataclasses.field(default_factory=list)
+    failures: list[Exception] = dataclasses.field(default_factory=list)
 
 
 class ShardReader(Protocol):
@@ -64,7 +63,7 @@ def read_in_python(
     reader: ShardReader,
     signature: dict[str, "tf.TensorSpec"],
     stack: Callable[[list[Any]], dict[str, Any]],
-    failures: list[InputError],
+    failures: list[Exception],
 ) -> Read:
     """Makes `Dataset.read` from a reader in Python.
 
@@ -80,7 +79,7 @@ def read_in_python(
         try:
             while group := list(itertools.islice(records, int(size))):
                 yield stack(group)
-        except InputError as error:
+        except Exception as error:
             failures.append(error)
             raise
 
@@ -122,7 +121,7 @@ def open_rows(
         texts = [record["texts"][i, : record["counts"][i]] for i in range(features)]
         return record["image"], texts
 
-    failures: list[InputError] = []
+    failures: list[Exception] = []
     read = read_in_python(reader, signature, _stack_rows, failures)
     return Dataset(shards, read, parse, failures)
 

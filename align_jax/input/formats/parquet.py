@@ -159,7 +159,7 @@ class RowReader:
             lists = [v if isinstance(v, list) else [v] for v in values]
             return [clean_texts(texts) for texts in lists]
         (label,) = values
-        return label if label is not None and label < 2**31 else -1
+        return label if label is not None and 0 <= label < 2**31 else -1
 
 
 def _values(batch: "pa.RecordBatch", parts: list[str]) -> list[Any]:

@@ -253,4 +253,4 @@ def _as_label(value: Any) -> int:
         label = int(value) if isinstance(value, bytes | int) else -1
     except ValueError:
         return -1
-    return label if label < 2**31 else -1
+    return label if 0 <= label < 2**31 else -1
