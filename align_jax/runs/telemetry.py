@@ -123,7 +123,7 @@ class StepLog:
         self._pending: list[tuple[int, dict]] = []
         self._total = total
         self._bar: tqdm.tqdm | None = None
-        self._step = start
+        self._start = self._step = start
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Adds the metrics of a step, which may still be computed on the devices."""
@@ -204,11 +204,12 @@ class StepLog:
         self._pace.steps.close()
 
     def close(self) -> None:
-        """Flushes, writes the last totals, and closes the `writer`."""
+        """Flushes, writes the last totals if steps were taken, closes the `writer`."""
         self.flush()
         self.end_bar()
-        totals = {f"train/{name}": x for name, x in self._pace.totals().items()}
-        self._writer.write_scalars(self._step, totals)
+        if self._step > self._start:
+            totals = {f"train/{name}": x for name, x in self._pace.totals().items()}
+            self._writer.write_scalars(self._step, totals)
         self._writer.close()
 
 
