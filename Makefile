@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # Of pip's lines, those about packages of 10 MB and more, and the last part.
 BRIEFLY := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
-	{print substr($$0, 1, 80); fflush()}'
+	{sub(/-[0-9].*\(/, " ("); print substr($$0, 1, 80); fflush()}'
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -136,7 +136,8 @@ test-newest:  ## run the fast tests with the newest releases that pyproject.toml
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/one))
 	@echo 'Installing 140 packages into .venv, 4.5 GB on disk: one to five minutes.'
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -r requirements.txt -c constraints.txt | $(BRIEFLY)
+	PYTHONUNBUFFERED=1 .venv/bin/pip install -r requirements.txt -c constraints.txt \
+		| $(BRIEFLY)
 	touch $@
 
 .venv-docs/installed: pyproject.toml constraints.txt
