@@ -136,7 +136,7 @@ test-newest:  ## run the fast tests with the newest releases that pyproject.toml
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/one))
 	@echo 'Installing 140 packages into .venv, 4.5 GB on disk: one to five minutes.'
 	$(PYTHON) -m venv .venv
-	PYTHONUNBUFFERED=1 .venv/bin/pip install -r requirements.txt -c constraints.txt \
+	@PYTHONUNBUFFERED=1 .venv/bin/pip install -r requirements.txt -c constraints.txt \
 		| $(BRIEFLY)
 	touch $@
 
