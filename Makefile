@@ -11,8 +11,8 @@ RUN := .venv/bin/python
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # Of pip's lines, those about packages of 10 MB and more, and the last part.
-BRIEFLY := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
-	{sub(/-[0-9].*\(/, " ("); print substr($$0, 1, 80); fflush()}'
+BRIEFLY := sed -unE '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB|^Installing/ \
+	{s/-[0-9].*\(/ (/; s/^(.{80}).*/\1/; p;}'
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
