@@ -126,14 +126,13 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
             profile.look()
 
         @times.doing("evaluation")
+        @notice.leaving_at_once()
         def evaluate(step: int) -> dict[str, float]:
-            notice.leaves_at_once = True
             embedder.load(state.variables)
             with log.scoring():
                 scores = dict(run_evaluators(evaluators, embedder))
             checkpoints.check_scores(scores)
             writer.write_scalars(step, scores)
-            notice.leaves_at_once = False
             return scores
 
         if config.evaluates(start) and not _evaluated(past, start):

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from types import TracebackType
 
 import jax
 
@@ -67,12 +66,7 @@ class HangWatch:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stops looking."""
         self._ended.set()
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import tempfile
 import threading
-from types import TracebackType
 
 import jax
 
@@ -62,12 +61,7 @@ class Profile:
             signal.siginterrupt(signal.SIGUSR1, False)  # reading and writing go on
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stops listening; ends and writes a trace that has begun."""
         self._end()
         if self._listens:

@@ -130,10 +130,8 @@ class StepLog:
         self._pending.append((step, metrics))
         self._pace.steps.add(step, metrics["loss"])
         self._step = step
-        for computed, its in reversed(self._pending):
-            if its["loss"].is_ready():
-                self._show(computed)
-                break
+        if self._pace.steps.finished > self._start:
+            self._show(self._pace.steps.finished)
 
     def flush(self) -> None:
         """Writes the added metrics, and the measures of pace with the last step's.

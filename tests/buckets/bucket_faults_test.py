@@ -237,7 +237,8 @@ def test_what_is_not_there_or_not_allowed_is_one_line(
         assert not (folder / "run" / "lock.json").exists()
 
 
-WRITTEN = ("evaluated", "summary", "workdir")
+# Name of a thing that a command writes -> what it writes first in the thing's place.
+WRITTEN = {"evaluated": "/lock.json", "summary": "", "workdir": "/lock.json"}
 
 
 @pytest.mark.parametrize("what", WRITTEN)
@@ -247,8 +248,8 @@ def test_a_bucket_that_may_only_be_read_is_one_line(
     url = f"gs://bucket/only_read/{OBJECTS[what]}"
     with storage.failing(lambda method, _: 403 if method != "GET" else None):
         line = line_of(lambda: use(what, url, fields, local, tmp_path, monkeypatch))
-    assert line.startswith(f"{url}/")
-    assert "cannot be written: " in line
+    assert line.startswith(f"{url}{WRITTEN[what]} cannot be written: ")
+    assert "403 of the test" in line
     assert not storage.names("only_read/")
 
 
@@ -262,4 +263,4 @@ def test_a_deleted_shard_and_vocabulary_are_named(storage, root, fields, tmp_pat
     assert line.startswith(told)
     storage.delete("deleted/vocabulary.txt")
     line = line_of(lambda: train(remote, str(tmp_path / "run")))
-    assert line == f"{url}/vocabulary.txt is missing"
+    assert line == f"no vocabulary at {url}/vocabulary.txt; data.build writes one"
