@@ -266,9 +266,10 @@ def appending(file: Place) -> Iterator[IO[str]]:
 
 
 def make_folder(folder: Place) -> None:
-    """Makes a folder and the folders above it, unless it exists."""
-    with writing(folder):
-        _open_place(folder).mkdir(parents=True, exist_ok=True)
+    """Makes a folder and those above it, unless it exists; a bucket needs none."""
+    if not is_url(folder):  # TensorFlow would repeat a refused request for minutes
+        with writing(folder):
+            _open_place(folder).mkdir(parents=True, exist_ok=True)
 
 
 def move(place: Place, to: Place) -> None:
