@@ -104,10 +104,13 @@ class Profile:
             return
         self._last = None
         with warned(f"{self._target} has no new trace", "the run goes on"):
-            jax.profiler.stop_trace()
-            if self._folder != self._target:
-                _copy_folder(pathlib.Path(self._folder), self._target)
-                shutil.rmtree(self._folder)
+            try:
+                jax.profiler.stop_trace()
+                if self._folder != self._target:
+                    _copy_folder(pathlib.Path(self._folder), self._target)
+            finally:
+                if self._folder != self._target:
+                    shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _copy_folder(folder: pathlib.Path, target: str) -> None:
@@ -115,5 +118,4 @@ def _copy_folder(folder: pathlib.Path, target: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             copy = os.path.join(target, path.relative_to(folder))
-            places.make_folder(os.path.dirname(copy))
             places.write_bytes(copy, path.read_bytes())

@@ -81,14 +81,20 @@ def test_a_signal_or_a_file_asks_for_the_next_steps(tmp_path, traced):
     assert (tmp_path / "profile_request_1").exists()
 
 
-def test_a_trace_for_a_bucket_is_copied_there(tmp_path, traced, monkeypatch):
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_trace_for_a_bucket_is_copied_there(
+    tmp_path, traced, monkeypatch, capsys, refused
+):
     monkeypatch.setattr(places, "is_url", lambda place: str(place).startswith("/"))
+    path = tmp_path / "profile" / "plugins" / "profile" / "now" / "host.xplane.pb"
+    if not refused:
+        path.parent.mkdir(parents=True)  # a bucket needs no folders, this disk does
     with Profile(str(tmp_path), (1, 1)) as profile:
         step(profile, 1)
     ((folder, _),) = traced
     assert not pathlib.Path(folder).exists()
-    path = tmp_path / "profile" / "plugins" / "profile" / "now" / "host.xplane.pb"
-    assert path.read_text() == "1"
+    assert path.exists() is not refused
+    assert ("profile has no new trace" in capsys.readouterr().err) is refused
 
 
 def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, traced, capsys):
