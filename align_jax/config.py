@@ -62,7 +62,7 @@ def read_config(cls: type[T], fields: Mapping[str, Any], where: str = "config") 
     values = {}
     for name, field in known.items():
         if name in fields:
-            read = field.metadata.get(READER) or partial(_read_value, hints[name])
+            read = field.metadata.get(READER) or partial(read_value, hints[name])
             values[name] = read(fields[name], f"{where}.{name}")
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where} lacks the field {name!r}")
@@ -91,7 +91,7 @@ def read_part(cls: type[T], fields: Mapping[str, Any], path: str, where: str) ->
         if not isinstance(found, Mapping) or name not in found:
             raise InputError(f"{where} lacks the field {path!r}")
         found = found[name]
-    return _read_value(cls, found, f"{where}.{path}")
+    return read_value(cls, found, f"{where}.{path}")
 
 
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:
@@ -282,7 +282,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def _read_value(hint: Any, value: Any, where: str) -> Any:
+def read_value(hint: Any, value: Any, where: str) -> Any:
     """Converts a value to its annotated type `hint`; raises InputError if it cannot."""
     allowed = ranges.ANY
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -322,7 +322,7 @@ def _read_dict(parts: tuple, value: Mapping, where: str) -> dict:
     """Reads a dict's values; `parts` are the types in the brackets of `dict[...]`."""
     name_type, value_type = parts
     return {
-        _read_value(name_type, name, f"a name in {where}"): _read_value(
+        read_value(name_type, name, f"a name in {where}"): read_value(
             value_type, part, f"{where}.{name}"
         )
         for name, part in value.items()
@@ -338,7 +338,7 @@ def _read_tuple(parts: tuple, value: tuple, where: str) -> tuple:
             f"{where} is {value!r}; wanted {len(parts)} values, not {len(value)}"
         )
     return tuple(
-        _read_value(part, item, f"{where}[{index}]")
+        read_value(part, item, f"{where}[{index}]")
         for index, (part, item) in enumerate(zip(parts, value, strict=True))
     )
 

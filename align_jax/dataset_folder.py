@@ -109,8 +109,9 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
 
     Raises:
       DamagedFileError: a record inside the `with` statement is damaged, or its file is
-        cut short, missing or unreadable.
-      InputError: a record lacks a feature of features.json.
+        cut short or missing.
+      InputError: the storage refuses to read, or a record lacks a feature of
+        features.json.
     """
     import tensorflow as tf
 
@@ -119,27 +120,62 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
     except (tf.errors.OpError, UnicodeDecodeError) as error:  # a message is no UTF-8
         shards = [*dict.fromkeys(list_shards())]
         for shard in shards:
-            if reason := _find_damage(shard):
-                raise DamagedFileError(shard, reason) from error
+            if failure := _read_to_end(shard):
+                if _is_refusal(failure):
+                    reason = _reason(failure)
+                    raise InputError(f"{shard} cannot be read: {reason}") from error
+                raise DamagedFileError(shard, _reason(failure)) from error
+        folders = " or ".join(dict.fromkeys(map(os.path.dirname, shards)))
+        if _is_refusal(error):
+            reason = _reason(error)
+            raise InputError(f"{folders} cannot be read: {reason}") from error
         if not isinstance(error, tf.errors.InvalidArgumentError):
             raise
-        folders = " or ".join(dict.fromkeys(map(os.path.dirname, shards)))
         raise InputError(
             f"a record of {folders} has other features than {FEATURES} says:"
             f" {_reason(error)}; prepare the dataset again"
         ) from error
 
 
-def _find_damage(shard: str) -> str:
-    """Reads a shard to its end; returns why it cannot be read, or an empty string."""
+def _read_to_end(shard: str) -> Exception | None:
+    """Reads a shard to its end; returns the error that stopped it, or None."""
     import tensorflow as tf
 
     try:
-        for record in tf.data.TFRecordDataset(shard).as_numpy_iterator():
+        for record in _read_records(shard):
             tf.train.Example.FromString(record)
     except Exception as error:  # of TensorFlow or protobuf
-        return _reason(error)
-    return ""
+        return error
+    return None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Returns whether an error of TensorFlow says nothing about a file's content."""
+    import tensorflow as tf
+
+    refusals = (
+        tf.errors.AbortedError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.UnauthenticatedError,
+        tf.errors.UnavailableError,
+    )
+    return isinstance(error, refusals)
+
+
+def _read_records(shard: str) -> Iterator[bytes]:
+    """Yields the records of a TFRecord file, or of an ArrayRecord file by its name."""
+    import tensorflow as tf
+
+    if ".array" not in os.path.basename(shard):
+        yield from tf.data.TFRecordDataset(shard).as_numpy_iterator()
+        return
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(shard)
+    for number in range(reader.num_records()):
+        yield from reader.read([number])
 
 
 def _reason(error: Exception) -> str:
@@ -155,11 +191,13 @@ def _is_shard(entry: Any) -> bool:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """Reads a JSON object; raises DamagedFileError if it cannot."""
+    """Reads a JSON object; raises DamagedFileError if it is missing or damaged."""
     try:
         return places.read_object(path)
     except places.MissingError as error:
         raise DamagedFileError(path, "no such file") from error
     except InputError as error:
+        if not isinstance(error.__cause__, None | ValueError | RecursionError):
+            raise  # the storage refuses to read
         reason = " ".join(str(error.__cause__ or error).split())
         raise DamagedFileError(path, reason[:LONGEST]) from error

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 
 from align_jax.quiet import drop_start_lines
 
@@ -29,8 +30,10 @@ BROUGHT_BY = {
     "orbax": "orbax-checkpoint",
     "pydantic": "fastapi",
     "starlette": "fastapi",
+    "tensorstore": "orbax-checkpoint",
     "yaml": "PyYAML",
 }
+KILLED = "It was killed, most often for lack of memory; the same command continues."
 REINSTALL = "run `make .venv`, or `pip install -r requirements.txt`"
 
 
@@ -129,9 +132,10 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
       command: the command, without arguments; it may return its exit code.
 
     Returns:
-      The exit code: the command's result, or 0; 2 for bad input, a missing package or a
-      loss that is not finite; 130 for Ctrl-C; 141 if the program that read the output
-        has ended, as `head` does; 143 for a notice to stop.
+      The exit code: the command's result, or 0; 2 for bad input, a missing package, a
+      loss that is not finite, or a killed process of the command; 130 for Ctrl-C; 141
+      if the program that read the output has ended, as `head` does; 143 for a notice to
+      stop.
     """
     drop_start_lines()
     try:
@@ -150,6 +154,8 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         else:
             message = f"{one_line(error)}: {REINSTALL}"
         code = 2
+    except BrokenExecutor as error:
+        message, code = f"{one_line(error)} {KILLED}", 2
     except KeyboardInterrupt:
         message, code = "interrupted; the same command continues", 130
     except Preempted as error:

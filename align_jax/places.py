@@ -85,7 +85,13 @@ def exists(place: Place) -> bool:
 def is_folder(place: Place) -> bool:
     """Returns whether a folder exists."""
     with _reading(place):
-        return _open_place(place).is_dir()
+        path: Any = _open_place(place)
+        if not is_url(place):
+            return path.is_dir()
+        try:  # TensorFlow's `is_dir` is False if the storage refuses to answer
+            return path.stat().is_directory
+        except FileNotFoundError:
+            return False
 
 
 def is_file(place: Place) -> bool:
@@ -101,10 +107,8 @@ def is_free(folder: Place, besides: tuple[str, ...] = ()) -> bool:
       folder: path or URL of the folder.
       besides: endings of names that do not count as content.
     """
-    if not exists(folder):
-        return True
     if not is_folder(folder):
-        return False
+        return not exists(folder)
     return all(name.endswith(besides) for name in list_names(folder))
 
 
@@ -117,27 +121,25 @@ def list_names(folder: Place) -> list[str]:
     with _reading(folder):
         if not is_url(folder):
             return sorted(os.listdir(folder))
+        if not is_folder(folder):
+            raise FileNotFoundError(folder)
         return sorted(path.name for path in _open_place(folder).iterdir())
 
 
 def size(file: Place) -> int | None:
     """Returns a file's size in bytes, or None if it does not exist."""
-    try:
-        with _reading(file):
-            found: Any = _open_place(file).stat()
-            return found.length if is_url(file) else found.st_size
-    except MissingError:
-        return None
+    with contextlib.suppress(MissingError), _reading(file):
+        found: Any = _open_place(file).stat()
+        return found.length if is_url(file) else found.st_size
+    return None
 
 
 def modified(file: Place) -> float | None:
     """Returns when a file was last written, in Unix seconds, or None without a file."""
-    try:
-        with _reading(file):
-            found: Any = _open_place(file).stat()
-            return found.mtime if is_url(file) else found.st_mtime
-    except MissingError:
-        return None
+    with contextlib.suppress(MissingError), _reading(file):
+        found: Any = _open_place(file).stat()
+        return found.mtime if is_url(file) else found.st_mtime
+    return None
 
 
 @contextlib.contextmanager
@@ -264,9 +266,10 @@ def appending(file: Place) -> Iterator[IO[str]]:
 
 
 def make_folder(folder: Place) -> None:
-    """Makes a folder and the folders above it, unless it exists."""
-    with writing(folder):
-        _open_place(folder).mkdir(parents=True, exist_ok=True)
+    """Makes a folder and those above it, unless it exists; a bucket needs none."""
+    if not is_url(folder):  # TensorFlow would repeat a refused request for minutes
+        with writing(folder):
+            _open_place(folder).mkdir(parents=True, exist_ok=True)
 
 
 def move(place: Place, to: Place) -> None:
@@ -280,10 +283,13 @@ def remove(place: Place) -> None:
     """Removes a file, a link, or a folder with its content, if it exists."""
     path: Any = _open_place(place)
     try:
-        if os.path.islink(place) or not path.is_dir():
+        if os.path.islink(place) or not is_folder(place):
             path.unlink(missing_ok=True)
         elif is_url(place):
-            path.rmtree()
+            with contextlib.suppress(FileNotFoundError):
+                path.rmtree()
+            if is_folder(place):  # a failed request made TensorFlow call it missing
+                path.rmtree()
         else:
             shutil.rmtree(path)
     except Exception as error:

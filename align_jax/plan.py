@@ -3,11 +3,10 @@
     python main.py --config=configs/X.py --plan=v5e:16x16
 
 The TPU compiler (pip's extra `tpu`) compiles the real training step for a topology that
-this machine does not have, and reports its needs. `--plan=here` compiles the step for
-this machine's devices.
+this machine does not have, and reports its needs. `--plan=2xv5e:16x16` is for two
+slices, `--plan=here` for this machine's devices.
 """
 
-import collections
 import contextlib
 import dataclasses
 import math
@@ -19,8 +18,9 @@ from typing import Any, cast
 
 import jax
 
+from align_jax.devices.collectives import Collectives, count_collectives
 from align_jax.devices.known import DEVICES
-from align_jax.devices.mesh import make_mesh
+from align_jax.devices.mesh import make_mesh, slices_of
 from align_jax.errors import InputError, one_line
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
@@ -31,14 +31,6 @@ from align_jax.training.training_runs import read_run_config
 
 GIB = 2**30
 HERE = "here"
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-)
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +42,13 @@ class Needs:
       traffic: bytes that a step reads from and writes to memory, as the compiler counts
         them; NaN if it does not. The body of a loop counts once, here and in
         `collectives`.
-      collectives: name, as "all-gather" -> (operations, bytes of their results).
+      collectives: name, as "all-gather" -> collectives, see `count_collectives`.
       seconds: duration of the compilation.
     """
 
     parts: dict[str, float]
     traffic: float
-    collectives: dict[str, tuple[int, int]]
+    collectives: dict[str, Collectives]
     seconds: float
 
     @property
@@ -70,7 +62,8 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
 
     Args:
       fields: the literal config of a training run; its `run` is a key of `TRAINING`.
-      target: topology such as "v3:16x32", or "here" for this machine's devices.
+      target: topology such as "v3:16x32" or, for two slices, "2xv5e:16x16"; or "here"
+        for this machine's devices.
       alternatives: whether to print in one line each the memory for half and double
         the microbatches, and for the other values of the image tower's
         `memory_choices`; the step is compiled for each of them.
@@ -197,30 +190,9 @@ def measure(step: StepPlan, config: RunConfig) -> Needs:
     return Needs(
         held,
         costs.get("bytes accessed", math.nan),
-        count_collectives(str(compiled.as_text())),
+        count_collectives(str(compiled.as_text()), slices_of(step.mesh)),
         seconds,
     )
-
-
-def count_collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Counts the collectives in the text (HLO) of a compiled program.
-
-    Returns:
-      name, as "all-gather" -> (operations, bytes of their results on one device).
-    """
-    found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-    pattern = rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\("
-    for results, kind, started in re.findall(pattern, program):
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", results)
-        sizes = [
-            BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)
-            for dtype, shape in arrays
-        ]
-        # An asynchronous collective returns its operands before its results.
-        size = sum(sizes[len(sizes) // 2 :]) if started else sum(sizes)
-        count, total = found[kind]
-        found[kind] = count + 1, total + size
-    return dict(found)
 
 
 def print_needs(needs: Needs, pairs: int) -> None:
@@ -229,8 +201,9 @@ def print_needs(needs: Needs, pairs: int) -> None:
         print(f"  {name:<46}{size / GIB:>8.2f} GiB")
     print(f"  {'peak':<46}{needs.peak / GIB:>8.2f} GiB")
     print(f"  {needs.traffic / pairs / 1e9:.2f} GB of memory traffic a pair")
-    for kind, (count, size) in sorted(needs.collectives.items()):
-        print(f"  {count:>4} {kind:<20}{size / 2**20:>10.1f} MiB")
+    for kind, (count, size, crossing) in sorted(needs.collectives.items()):
+        between = f", {crossing / 2**20:.1f} MiB from other slices" if crossing else ""
+        print(f"  {count:>4} {kind:<20}{size / 2**20:>10.1f} MiB{between}")
     print(f"  compiled in {needs.seconds:.0f} s")
 
 
@@ -243,7 +216,10 @@ def _bytes_held(tree: Any) -> int:
 
 
 def find_devices(target: str) -> list[jax.Device]:
-    """Returns the devices of a TPU slice, which need not exist, or of this machine.
+    """Returns the devices of TPU slices, which need not exist, or of this machine.
+
+    Args:
+      target: topology of one slice as "v5e:16x16", of two as "2xv5e:16x16", or "here".
 
     Raises:
       InputError: an unknown slice, or a missing TPU compiler.
@@ -252,16 +228,20 @@ def find_devices(target: str) -> list[jax.Device]:
         return jax.devices()
     from jax.experimental import topologies
 
+    several = re.fullmatch(r"([1-9]\d*)x(.*:.*)", target)
+    options: dict[str, Any] = {"topology_name": several[2] if several else target}
+    if several:
+        options["num_slices"] = int(several[1])
+    if options["topology_name"].startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # as on Cloud TPUs, one device a chip
     try:
         with _compiler_only():
-            topology = topologies.get_topology_desc(
-                platform="tpu", topology_name=target
-            )
+            topology = topologies.get_topology_desc(platform="tpu", **options)
     except Exception as error:  # the plugin raises any error for an unknown slice
         raise InputError(
             f"--plan={target}: the TPU compiler is missing (`pip install -e '.[tpu]'`)"
-            " or knows no such slice; wanted one as v3:16x32, v5e:16x16, v6e:8x8, or"
-            f" {HERE!r}. It says: {one_line(error)[:300]}"
+            " or knows no such slice; wanted one as v3:16x32, v4:4x4x4, v6e:8x8,"
+            f" several as 2xv5e:16x16, or {HERE!r}. It says: {one_line(error)[:300]}"
         ) from error
     return list(topology.devices)
 

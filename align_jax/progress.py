@@ -13,8 +13,9 @@ from typing import TextIO
 def doing(what: str, shown: bool = True) -> Iterator[None]:
     """Says on stderr what the `with` statement does.
 
-    A terminal also shows the seconds that it takes, as they pass. The line disappears
-    if an error is raised. Elsewhere, such as in a log file, the line has no seconds.
+    A terminal also shows the seconds that it takes, as they pass. Other output inside
+    the `with` statement is written over the line. The line disappears if an error is
+    raised. Elsewhere, such as in a log file, the line has no seconds.
 
     Args:
       what: activity in words, such as "compiling the training step".
@@ -28,9 +29,9 @@ def doing(what: str, shown: bool = True) -> Iterator[None]:
     begun, ended = time.monotonic(), threading.Event()
     with _own_stderr() as terminal:
 
-        def show(end: str = "") -> None:
+        def show(end: str = "\r") -> None:
             seconds = time.monotonic() - begun
-            print(f"\r{what}: {seconds:.0f} s", end=end, file=terminal, flush=True)
+            print(f"{what}: {seconds:.0f} s", end=end, file=terminal, flush=True)
 
         def tick() -> None:
             show()

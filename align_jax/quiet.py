@@ -13,7 +13,10 @@ from collections.abc import Iterator, Sequence
 STDERR = 2  # file descriptor
 # Log lines about the CPU, missing GPUs and libraries that are registered twice. An
 # error that matters ends the import, and a fatal one (F) is kept.
-NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IWE]\d{4} ")
+NOISE = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog|[IWE]\d{4} "
+    rb"|To enable the following instructions: "  # second line of one about the CPU
+)
 
 
 def drop_start_lines() -> None:

@@ -13,23 +13,27 @@ from orbax.checkpoint import multihost
 
 from align_jax import places
 from align_jax.config import write_config
-from align_jax.devices.mesh import global_batches, make_mesh
+from align_jax.devices.mesh import batch_position, global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
 from align_jax.errors import InputError, NonFiniteError, Preempted
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.input.pipeline import TrainBatches
+from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import open_training
 from align_jax.models.parameters import variable_shapes
 from align_jax.progress import doing
 from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.report.run_page import publish, show_finished
 from align_jax.runs import workdir as folder
+from align_jax.runs.hangs import HangWatch, set_aside_hangs
+from align_jax.runs.lost_time import STEPS, Timesheet
 from align_jax.runs.pace import Pace
 from align_jax.runs.preemption import Notice
+from align_jax.runs.profiles import Profile
 from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import collect_results
-from align_jax.runs.telemetry import Profile, StepLog, open_writers
+from align_jax.runs.telemetry import StepLog, open_writers
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.compiled_step import compile_steps
 from align_jax.training.flops import count_model_flops
@@ -42,10 +46,11 @@ from align_jax.weights.initialize import first_state
 from align_jax.weights.vocabulary import check_copy, keep_copy
 
 COMPILING = 7200  # seconds that one process may compile longer than another
+RESTORING_LINE = "making or restoring the state"
 COMPILING_LINE = "compiling the training step: minutes, or seconds if done before"
 
 
-def train(fields: dict[str, Any], workdir: str) -> None:
+def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> None:
     """Starts or continues a training run, and writes its results and report.
 
     If the workdir holds the finished run already, its results are only printed, and a
@@ -54,6 +59,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
     Args:
       fields: the literal config of a training run; its `run` is a key of `TRAINING`.
       workdir: path or URL of the run's folder, which nothing else may use.
+      begun: time from which this start counts, in Unix seconds; None is now.
 
     Raises:
       InputError: bad fields, data or workdir, before the step compiles; later, too many
@@ -62,6 +68,7 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         the step and the newest checkpoint.
       Preempted: the run received a notice to stop; its state is saved.
     """
+    times = Timesheet(begun)
     with Notice() as notice, contextlib.ExitStack() as stack:
         config = read_run_config(fields)
         reuse_memory()
@@ -78,65 +85,63 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         data = open_training(config.input, config.batch_size, jax.process_count())
         config.check_data()
         _check_patterns(config)
+        profile = Profile(workdir, config.profile_steps, config.profile_process)
+        stack.enter_context(profile)
         # Nothing but the lock is written until all input is checked.
         lock = stack.enter_context(folder.locked_workdir(workdir))
         check_workdir(workdir, fields)  # it was not locked before
         kept = KeptPrograms(workdir, config, mesh)
-        with doing("making or restoring the state", folder.leads()):
+        with times.doing("restore"), doing(RESTORING_LINE, folder.leads()):
             start, state = first_state(config, plan, tokenizer, workdir, kept)
         check_copy(workdir, tokenizer)
         fields = fill_defaults(fields)
-        if folder.leads():
-            write_config(workdir, fields)
-            keep_copy(workdir, tokenizer)
-            add_provenance(workdir)
-            set_aside_later(workdir, start)
-        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-
+        _prepare_folder(workdir, fields, tokenizer, start)
         identity = config.identity(tokenizer)
         checkpoints = Checkpoints(workdir, config.checkpoint, identity)
         checkpoints.open()
         stack.callback(checkpoints.close)  # finishes a save, even after an error
         local = LocalCheckpoints(workdir, config.checkpoint, identity)
         stack.callback(local.close)
+        local.remove_later(start)
         own_batches = TrainBatches(
             data,
             tokenizer,
             config.seed,
             start_step=start,
-            process_index=jax.process_index(),
+            process_index=batch_position(mesh),
             process_count=jax.process_count(),
         )
         stack.callback(own_batches.close)
         stack.enter_context(_explaining(workdir, own_batches, checkpoints))
         batches = global_batches(own_batches, mesh)
         embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
-        lines, writer, past = open_writers(workdir, start)
+        lines, writer, past = open_writers(workdir, start, times.begun)
         flops = count_model_flops(plan, config.batch_shapes(mesh))
-        pace = Pace(config.batch_size, flops, past)
+        pace = Pace(config.batch_size, flops, past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)
         stack.callback(log.end_bar)
-        profile = Profile(workdir, config.profile_steps)
-        stack.callback(profile.close)
+        stack.enter_context(HangWatch(workdir, config.hang_seconds, pace))
 
         def flush() -> None:
             lock.check()
             log.flush()
+            profile.look()
 
+        @times.doing("evaluation")
+        @notice.leaving_at_once()
         def evaluate(step: int) -> dict[str, float]:
-            notice.leaves_at_once = True
             embedder.load(state.variables)
             with log.scoring():
                 scores = dict(run_evaluators(evaluators, embedder))
             checkpoints.check_scores(scores)
             writer.write_scalars(step, scores)
-            notice.leaves_at_once = False
             return scores
 
         if config.evaluates(start) and not _evaluated(past, start):
             evaluate(start)
         steps = range(start + 1, config.total_steps + 1)
         programs = {config.measures_norms(step) for step in steps}
+        times.switch("compile")
         with doing(COMPILING_LINE, folder.leads()):
             shapes = config.batch_shapes(mesh)
             train_steps = compile_steps(plan, shapes, programs, kept)
@@ -146,9 +151,9 @@ def train(fields: dict[str, Any], workdir: str) -> None:
         # others compile longer, but a first collective waits only half a minute.
         wait_for_all(key="step compiled", timeout_ms=COMPILING * 1000)
         notice.leaves_at_once = False
-        pace.restart()
+        times.switch(STEPS)
         for step in steps:
-            with pace.waiting():
+            with pace.waiting(step):
                 batch = next(batches)
             profile.before(step)
             state, metrics = train_steps[config.measures_norms(step)](state, batch)
@@ -163,25 +168,48 @@ def train(fields: dict[str, Any], workdir: str) -> None:
                     scores = evaluate(step)
                 except Preempted:  # the run evaluates this step when it continues
                     stops = True
-                pace.restart()
             if step == config.total_steps or stops or config.saves(step):
                 flush()  # the metrics of a checkpoint's steps are written before it
-                checkpoints.save(step, state, scores)
+                with times.doing("save"):
+                    checkpoints.save(step, state, scores)
             elif local.saves(step):
                 flush()
-                local.save(step, state)
+                with times.doing("save"):
+                    local.save(step, state)
             if stops:
+                log.close()
                 raise Preempted(f"told to stop; saved after step {step}")
         notice.leaves_at_once = True
         log.close()
+        times.switch("save")  # nobody must wait for another step
         checkpoints.wait()
-        local.remove()
 
         multihost_utils.sync_global_devices("all metrics are written")
+        local.remove()
         lock.check()
-        results = collect_results(workdir)
+        results = collect_results(workdir) if folder.leads() else {}
         embedder.load(state.variables)
         publish(workdir, fields, results, evaluators, embedder)
+
+
+def _prepare_folder(
+    workdir: str, fields: dict[str, Any], tokenizer: Tokenizer | None, start: int
+) -> None:
+    """Writes what describes this start; sets aside files that do not count for it.
+
+    Args:
+      workdir: path or URL of the run's folder.
+      fields: the run's literal config, with its defaults.
+      tokenizer: the vocabulary; None for a run without texts.
+      start: number of steps taken before.
+    """
+    if folder.leads():
+        write_config(workdir, fields)
+        keep_copy(workdir, tokenizer)
+        add_provenance(workdir)
+        set_aside_later(workdir, start)
+        set_aside_hangs(workdir)
+    multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     python -m benchmarks.input --folder DATA --baseline PYTHON --json input.json
     python -m benchmarks.input --folder DATA --memory --batch_size 8
     python -m benchmarks.input --folder DATA --resume
+    python -m benchmarks.input --folder DATA --formats --baseline PYTHON
 
 The pictures are noise with the spectrum of photographs, JPEG files of 500 x 375 pixels
 and quality 85. They are written once to DATA, as a dataset in TFDS's layout and as
@@ -11,7 +12,8 @@ batch). `decode` only reads and decodes, with our decoder and with TensorFlow's.
 baseline reads the tars as open_clip does; it runs in PYTHON, an interpreter that has
 torch, torchvision and webdataset. All take turns, so that a busy machine slows all of
 them; figures are medians over the rounds. `--memory` draws many batches and prints the
-resident memory; `--resume` times the first batch at step 1,000,000.
+resident memory; `--resume` times the first batch at step 1,000,000; both take
+`--format`. `--formats` compares the training input of all formats with the same pairs.
 """
 
 import argparse
@@ -34,13 +36,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from align_jax.input.datasets import DatasetConfig
+from align_jax.input.datasets import FORMATS, DatasetConfig
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.preprocess import PreprocessConfig, evaluation_image
 from align_jax.input.scratch import Scratch
 from align_jax.input.tokenizer import open_tokenizer
 from align_jax.input.training_data import InputConfig, open_training
 from align_jax.pictures import read_picture
+from benchmarks.input_formats import open_formats
 from data.records.records import (
     image_feature,
     make_example,
@@ -50,7 +53,7 @@ from data.records.records import (
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 85
 PICTURES, PAIRS, SHARDS, WORDS = 256, 4096, 16, 3000
-REFERENCES = ("decode_ours", "decode_tensorflow", "baseline")
+REFERENCES = ("tfds", "decode_ours", "decode_tensorflow", "baseline")
 DEEP = 6  # batches that a pipeline may have ready when its turn starts
 SETTLE = 1.5  # seconds between two turns
 
@@ -105,11 +108,15 @@ def write_data(folder: pathlib.Path) -> None:
 
 
 def open_train(
-    folder: pathlib.Path, batch_size: int, start: int = 0, **preprocess
+    folder: pathlib.Path,
+    batch_size: int,
+    start: int = 0,
+    dataset: DatasetConfig | None = None,
+    **preprocess,
 ) -> Iterator:
-    """Opens the real training input."""
-    datasets = {"photographs": DatasetConfig(str(folder / "records"))}
-    config = InputConfig(datasets, PreprocessConfig(**preprocess))
+    """Opens the real training input, of the TFRecord files or another dataset."""
+    dataset = dataset or DatasetConfig(str(folder / "records"))
+    config = InputConfig({"photographs": dataset}, PreprocessConfig(**preprocess))
     tokenizer = open_tokenizer(str(folder / "vocabulary.txt"), 64)
     data = open_training(config, batch_size, process_count=1)
     return TrainBatches(data, tokenizer, seed=0, start_step=start)
@@ -189,10 +196,15 @@ def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
     """Measures all competitors in turns and returns their rows of the table."""
     size = flags.batch_size
     config, buffer = PreprocessConfig(), partial(Scratch().take, "pixels")
+    decode = open_threads(folder, size, lambda e: read_picture(e, buffer=buffer))
+    if flags.formats:
+        formats = {
+            f"train, {name}": open_train(folder, size, dataset=dataset)
+            for name, dataset in open_formats(folder).items()
+        }
+        return take_turns({"decode, ours": decode} | formats, folder, flags)
     here = {
-        "decode, ours": open_threads(
-            folder, size, lambda e: read_picture(e, buffer=buffer)
-        ),
+        "decode, ours": decode,
         "decode, TensorFlow": open_tensorflow(folder, size),
         "train, resampling pil": open_train(folder, size),
         "train, resampling tf": open_train(folder, size, resampling="tf"),
@@ -202,6 +214,14 @@ def compare(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
             lambda e: evaluation_image(read_picture(e, buffer=buffer), config),
         ),
     }
+    return take_turns(here, folder, flags)
+
+
+def take_turns(
+    here: dict[str, Iterator], folder: pathlib.Path, flags: argparse.Namespace
+) -> list[dict]:
+    """Measures batches of this process, and the baseline, in turns."""
+    size = flags.batch_size
     turns = {
         name: lambda batches=batches: measure_here(batches, size, flags.batches)
         for name, batches in here.items()
@@ -237,6 +257,7 @@ def summarise(name: str, rounds: list[dict], found: dict) -> dict:
         "processor_milliseconds": statistics.median(
             1e3 * r["processor_seconds"] / r["pairs"] for r in rounds
         ),
+        "of_tfds": ratio("train, tfds"),
         "of_decode_ours": ratio("decode, ours"),
         "of_decode_tensorflow": ratio("decode, TensorFlow"),
         "of_baseline": ratio("baseline, 2 workers"),
@@ -245,7 +266,8 @@ def summarise(name: str, rounds: list[dict], found: dict) -> dict:
 
 def watch_memory(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
     """Prints this process's resident memory at ten points of many batches."""
-    batches = open_train(folder, flags.batch_size)
+    dataset = open_formats(folder)[flags.format]
+    batches = open_train(folder, flags.batch_size, dataset=dataset)
     rows = []
     for index in range(flags.memory_batches + 1):
         next(batches)
@@ -260,14 +282,18 @@ def watch_memory(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
 def time_resume(folder: pathlib.Path, flags: argparse.Namespace) -> list[dict]:
     """Times the first batch at step 1,000,000, with the opening of the datasets."""
     rows = []
+    dataset = open_formats(folder)[flags.format]
     for _ in range(flags.rounds):
         start = time.perf_counter()
-        batches = open_train(folder, flags.batch_size, start=1_000_000)
+        batches = open_train(folder, flags.batch_size, 1_000_000, dataset)
         next(batches)
         rows.append({"seconds": time.perf_counter() - start})
         batches.close()
     middle = statistics.median(row["seconds"] for row in rows)
-    print(f"first batch of {flags.batch_size} at step 1,000,000: {middle:.2f} s")
+    print(
+        f"first batch of {flags.batch_size} at step 1,000,000, {flags.format}:"
+        f" {middle:.2f} s"
+    )
     return rows
 
 
@@ -281,6 +307,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--memory", action="store_true", help="watch memory instead")
     parser.add_argument("--resume", action="store_true", help="time it instead")
+    parser.add_argument("--formats", action="store_true", help="compare all formats")
+    parser.add_argument("--format", choices=FORMATS, default="tfds")
     parser.add_argument("--memory_batches", type=int, default=20_000)
     parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
     flags = parser.parse_args()
@@ -293,7 +321,8 @@ def main() -> None:
     else:
         rows = compare(flags.folder, flags)
         print(
-            "                       pairs/s   CPU ms  of decode  of TF's  of baseline"
+            "                       pairs/s   CPU ms    of tfds  of decode    of TF's"
+            "   of baseline"
         )
         for row in rows:
             ratios = (row[f"of_{n}"] for n in REFERENCES)

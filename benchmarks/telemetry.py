@@ -35,7 +35,8 @@ from align_jax.devices.runtime import reuse_memory
 from align_jax.models.parameters import variable_shapes
 from align_jax.plan import find_devices
 from align_jax.runs.pace import Pace
-from align_jax.runs.telemetry import Profile, StepLog, open_writers
+from align_jax.runs.profiles import Profile
+from align_jax.runs.telemetry import StepLog, open_writers
 from align_jax.training.compiled_step import compile_step, compile_steps
 from align_jax.training.flops import count_model_flops
 from align_jax.training.pretrain_config import PretrainConfig
@@ -92,7 +93,7 @@ class Logged:
     def take(self) -> None:
         """Takes a step and waits for it."""
         self._taken += 1
-        with self._pace.waiting():
+        with self._pace.waiting(self._taken):
             batch = self._batch
         self._profile.before(self._taken)
         step = self.steps[self._config.measures_norms(self._taken)]

@@ -65,8 +65,12 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 3
+    config.checkpoint.local_folder = ""  # on each host, for example /dev/shm/align
+    config.checkpoint.local_every_steps = 100
     config.log_every_steps = 50
     config.profile_steps = ()  # for example (1000, 1005), to WORKDIR/profile
+    config.profile_process = 0  # the process that traces them
+    config.hang_seconds = 300  # without a step, until the processes that lag are named
     config.evaluate_every_steps = 10_000
     config.evaluators = ConfigDict()
     return config

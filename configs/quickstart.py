@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_steps = 100
     config.checkpoint.keep = 2
     config.log_every_steps = 25
+    config.profile_steps = ()  # for example (11, 15), to WORKDIR/profile
     config.evaluate_every_steps = 300
 
     config.evaluators = ConfigDict()

@@ -21,6 +21,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "nsfw": (),
     "launch": (),
     "docker": ("docker",),
+    "formats": (),
     "buckets": ("openssl",),
     "spark": ("java",),
     "tpu": (),

@@ -71,9 +71,10 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mesh_of():
-    """A function that makes a mesh of the first n devices."""
+    """A function that makes a mesh of the first n devices, in slices of equal size."""
 
-    def make(devices: int, fsdp: int = 1) -> Mesh:
-        return make_mesh(fsdp, jax.devices()[:devices])
+    def make(devices: int, fsdp: int = 1, slices: int = 1) -> Mesh:
+        numbers = [i * slices // devices for i in range(devices)]
+        return make_mesh(fsdp, jax.devices()[:devices], numbers)
 
     return make

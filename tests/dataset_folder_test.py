@@ -6,7 +6,7 @@ import pickle
 import pytest
 import tensorflow as tf
 
-from align_jax import places
+from align_jax import dataset_folder, places
 from align_jax.dataset_folder import DamagedFileError, open_folder, read_manifest
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig
@@ -111,6 +111,27 @@ def test_a_damaged_shard_is_named_wherever_it_is_read(tmp_path):
     damaged(path, pictures.labels)
     damaged(path, lambda: [*pictures])
     damaged(path, lambda: [*pictures.pictures([0, pictures.count - 1])])
+
+
+@pytest.mark.parametrize(
+    "kind", [tf.errors.PermissionDeniedError, tf.errors.UnavailableError]
+)
+def test_storage_that_refuses_to_read_is_no_damage(folder, kind, monkeypatch):
+    path = folder / "tiny-train.tfrecord-00001-of-00003"
+    refusal = kind(None, None, "status 403")
+    for again in (refusal, None):
+        monkeypatch.setattr(dataset_folder, "_read_to_end", lambda _, e=again: e)
+        with pytest.raises(InputError) as error:
+            with dataset_folder.reading_records(lambda: [str(path)]):
+                raise refusal
+        assert not isinstance(error.value, DamagedFileError)
+        where = folder if again is None else path
+        assert str(error.value) == f"{where} cannot be read: status 403"
+    (folder / INFO).unlink()
+    (folder / INFO).mkdir()
+    with pytest.raises(InputError, match="json cannot be read: ") as error:
+        open_folder(folder)
+    assert not isinstance(error.value, DamagedFileError)
 
 
 def test_records_without_a_feature_are_said_to_be_of_another_dataset(folder):

@@ -1,28 +1,25 @@
 """Tests of runs that are killed or stopped, each run in a separate process."""
 
-import hashlib
-import io
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from align_jax.errors import STOPPED
-from tests import tiny
+from align_jax.runs.hangs import WRITING
+from align_jax.runs.metric_lines import read_metrics
+from align_jax.runs.pace import SLOWEST
+from tests.mounted import run_mounting
 from tests.run_tiny import STEPS, rows
 
 TIMES = 20
-NUMBERED = [(i, tiny.NAMES[i % len(tiny.NAMES)]) for i in range(96)]
 
 
 def environment(data, devices=1):
@@ -123,14 +120,7 @@ def test_runs_hit_at_random_moments_go_on_to_the_same_metrics(
 def run_on_a_disk(data, mount, script):
     """Runs a shell script that may mount a disk at `mount`; `$TRAIN` trains there."""
     train = f"{sys.executable} -m tests.run_tiny {data} {mount}/run"
-    return subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script],
-        cwd=pathlib.Path(__file__).parents[1],
-        env=environment(data) | {"TRAIN": train},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    return run_mounting(script, environment(data) | {"TRAIN": train})
 
 
 @pytest.mark.faults
@@ -191,15 +181,11 @@ def start_several(count, data, workdir, *flags, **variables):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    variables["JAX_COORDINATOR_ADDRESS"] = address
-    variables["JAX_NUM_PROCESSES"] = str(count)
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    shared |= variables | {"devices": 8 // count}
+    flags = ("--distributed", *flags)
     return [
-        start(
-            *(data, workdir, "--distributed", *flags),
-            devices=8 // count,
-            JAX_PROCESS_ID=str(index),
-            **variables,
-        )
+        start(data, workdir, *flags, JAX_PROCESS_ID=str(index), **shared)
         for index in range(count)
     ]
 
@@ -224,6 +210,61 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
         assert (folder / "report.html").exists()
     assert rows(workdir) == rows(tmp_path / "whole")
     assert len(rows(workdir)) == len(whole)
+
+
+def wait_for(seen, processes, seconds=200):
+    """Waits until a function returns a true value, while all processes run."""
+    deadline = time.monotonic() + seconds
+    while not (found := seen()):
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.faults
+def test_a_process_that_stops_is_named_and_each_process_traces_on_demand(
+    data, tmp_path
+):
+    workdir, changes = tmp_path / "run", {"hang_seconds": 3, "log_every_steps": 5}
+    changes |= dict.fromkeys(["total_steps", "evaluate_every_steps"], 100_000)
+    changes["checkpoint.every_steps"] = 100_000
+    flags = [f"--config.{name}={value}" for name, value in changes.items()]
+    processes = start_several(2, data, workdir, *flags)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists(), processes)
+    wait_for(lambda: len(read_metrics(str(workdir))) > 20, processes)
+
+    (workdir / "profile_request_0").touch()
+    processes[1].send_signal(signal.SIGUSR1)
+    for folder in (workdir / "profile", workdir / "profile" / "process_1"):
+        trace = "plugins/profile/*/*.xplane.pb"
+        wait_for(lambda: [*folder.glob(trace)], processes)  # noqa: B023
+    assert not (workdir / "profile_request_0").exists()
+
+    processes[1].send_signal(signal.SIGSTOP)
+    hangs = workdir / "hangs"
+    (path,) = wait_for(lambda: hangs.exists() and [*hangs.iterdir()], processes, 25)
+    time.sleep(WRITING + 1)
+    processes[1].send_signal(signal.SIGCONT)
+    stopped = read_metrics(str(workdir))[-1]["step"]
+    wait_for(lambda: read_metrics(str(workdir))[-1]["step"] > stopped, processes)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [STOPPED] * 2, errors
+    assert path.name.startswith("process_0_at_step_")
+    assert "train.py" in path.read_text()
+    assert "process 0 is computing" in errors[0]
+    named = r"after step (\d+), these processes lag behind: 1 \(of 2\)"
+    assert (found := re.findall(named, errors[0])), errors[0]
+    assert stopped <= int(found[0])
+    assert "lag behind" not in errors[1]
+    last = read_metrics(str(workdir))[-1]
+    assert 0 <= last["train/lost_away_seconds"] == last["train/lost_repeated_seconds"]
+    rows = [row for row in read_metrics(str(workdir)) if f"train/{SLOWEST[0]}" in row]
+    assert {row[f"train/{SLOWEST[1]}"] for row in rows} <= {0, 1}
+    slowest = [row[f"train/{SLOWEST[0]}"] - row["train/input_wait"] for row in rows]
+    assert min(slowest) > -1e-6
 
 
 @pytest.mark.faults
@@ -273,69 +314,3 @@ def get_config(name):
     first, second = sorted(p for p in out.glob("seed_*") if p.is_dir())
     assert rows(first) == rows(whole_run) != rows(second)
     assert (second / "results.json").exists()
-
-
-BUILD = """
-M={mount}
-mount -t tmpfs -o size={size} none $M
-code=0; {build} --workdir=$M/corpus || code=$?
-mount -o remount,size=1g $M
-{build} --workdir=$M/corpus
-cp -r $M/corpus/records {saved}
-exit $code
-"""
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_a_full_disk_ends_a_build_which_goes_on_to_the_same_bytes(
-    tmp_path, file_format
-):
-    random = np.random.default_rng(0)
-    rows = []
-    for number in range(150):
-        file = io.BytesIO()
-        pixels = random.integers(0, 256, (60, 60, 3), np.uint8)
-        Image.fromarray(pixels).save(file, "PNG")
-        rows.append({"image": file.getvalue(), "alt_text": f"noise number {number}"})
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw.parquet")
-    config = tmp_path / "config.py"
-    config.write_text(f"""
-from ml_collections import ConfigDict
-
-def get_config():
-    return ConfigDict({{
-        "name": "noise",
-        "seed": 0,
-        "ingest": {{"kind": "parquet", "path": "{tmp_path / "raw.parquet"}"}},
-        "rules": {{"languages": (), "min_shorter_side": 8, "max_images_per_text": 150}},
-        "vocabulary_size": 256,
-        "shards": 2,
-        "record_format": "{file_format}",
-        "engine": {{"workers": 1, "memory_limit": "500MB"}},
-    }})
-""")
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    build = f"{sys.executable} -m data.build --config={config}"
-    hashes = {}
-    # The pictures have 1.6 MB. The disk is full in the stages pairs, exchange and
-    # records; the last one has room for all.
-    for size in ("1m", "2500k", "4m", "1g"):
-        saved = tmp_path / f"saved_{size}"
-        script = BUILD.format(mount=mount, size=size, build=build, saved=saved)
-        done = run_on_a_disk(tmp_path, mount, script)
-        assert "Traceback" not in done.stderr
-        found = [line for line in done.stderr.splitlines() if "data.build: " in line]
-        if size == "1g":
-            assert (done.returncode, found) == (0, []), done.stderr
-        else:
-            assert done.returncode == 2, done.stderr
-            (line,) = found
-            assert "cannot be written: " in line
-            assert "No space left on device" in line
-        hashes[size] = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in saved.iterdir()
-        }
-    assert all(found == hashes["1g"] for found in hashes.values())

@@ -5,7 +5,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 GROUND = """errors config command_line contracts places locks progress quiet
-    picture_limits picture_orientation pictures ranges texts dataset_folder""".split()
+    picture_limits picture_orientation pictures ranges texts dataset_folder shard_files
+    tars tar_index""".split()
 ROOMS = {
     "align_jax": """devices input kernels models losses runs training weights embed
         evaluation report search sweep""".split(),

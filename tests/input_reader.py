@@ -15,10 +15,15 @@ PREPROCESS = PreprocessConfig(resize=18, image_size=16, crop="inception")
 
 
 def read_hashes(
-    folder: str, host: int, hosts: int, step: int, workers: int = 0
+    folder: str,
+    host: int,
+    hosts: int,
+    step: int,
+    file_format: str = "tfds",
+    workers: int = 0,
 ) -> Iterator[list[str]]:
     """Yields hashes of the rows (pixels and tokens) of this host's batches."""
-    part = {"tiny": DatasetConfig(f"{folder}/train")}
+    part = {"tiny": DatasetConfig(f"{folder}/{file_format}", file_format)}
     config = InputConfig(
         part, PREPROCESS, streams=STREAMS, shuffle_window=8, workers=workers
     )
@@ -37,9 +42,9 @@ def read_hashes(
         yield [hashlib.sha256(i.tobytes() + t.tobytes()).hexdigest() for i, t in rows]
 
 
-def main(folder: str, host: str, hosts: str, step: str) -> None:
+def main(folder: str, host: str, hosts: str, step: str, file_format: str) -> None:
     """Prints one line a step until killed: the step's number and the rows' hashes."""
-    hashes = read_hashes(folder, int(host), int(hosts), int(step))
+    hashes = read_hashes(folder, int(host), int(hosts), int(step), file_format)
     for number, rows in enumerate(hashes, int(step)):
         print(number, *rows, flush=True)
 

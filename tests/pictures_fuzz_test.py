@@ -22,7 +22,7 @@ from align_jax.search.uploads import MAX_PIXELS as MAX_UPLOADED
 from align_jax.search.uploads import read_upload
 from align_jax.search.vector_index import Description, create_index
 from align_jax.weights.folder import digest
-from data.doctor.records import scan_shard
+from data.doctor.records import READERS, scan_shard
 from data.pictures.images import describe_images
 from data.records.record_shards import reduce_image
 from data.records.records import make_example, write_shard
@@ -175,7 +175,7 @@ def by_the_doctor(contents: list[bytes], path: pathlib.Path) -> np.ndarray:
         for i, content in enumerate(contents)
     ]
     write_shard(path, examples)
-    scan = scan_shard(path, "tfrecord", 1, 0, lambda _: None)
+    scan = scan_shard(path, READERS["tfrecord"], 1, 0, lambda _: None)
     assert len(scan.offsets) == scan.decoded == len(contents)
     refused = {offset for offset, _ in scan.undecodable}
     return np.array([offset not in refused for offset in scan.offsets])

@@ -5,13 +5,13 @@ import re
 import jax
 import pytest
 
+from align_jax.devices.collectives import Collectives
 from align_jax.devices.known import Device
 from align_jax.devices.mesh import SMALL, make_mesh
 from align_jax.errors import InputError
 from align_jax.plan import (
     GIB,
     Needs,
-    count_collectives,
     find_devices,
     measure,
     memory_limit,
@@ -19,19 +19,6 @@ from align_jax.plan import (
 )
 from align_jax.training.compiled_step import compile_step
 from tests import steps, tiny
-
-
-def test_collectives_are_counted_with_their_bytes():
-    program = """
-      %a = f32[8,4]{1,0} all-gather(%x), dimensions={0}
-      %b = (f32[2]{0}, f32[8]{0}) all-gather-start(%y), dimensions={0}
-      %c = f32[8]{0} all-gather-done(%b)
-      %d = (bf16[10]{0}, f32[]) all-reduce(%p, %q), to_apply=%sum
-    """
-    assert count_collectives(program) == {
-        "all-gather": (2, 8 * 4 * 4 + 8 * 4),
-        "all-reduce": (1, 24),
-    }
 
 
 def test_a_step_is_planned_for_the_devices_at_hand(tmp_path, mesh_of):
@@ -48,20 +35,26 @@ def test_a_step_is_planned_for_the_devices_at_hand(tmp_path, mesh_of):
     assert whole.traffic > 0
     # The loss gathers the texts' embeddings and the log-sum-exps, and nothing else.
     width = 8 * 4 * 7 * config.model.text_tower.hidden
-    assert whole.collectives["all-gather"][1] < 4 * width
-    assert parts.collectives["all-gather"][0] > whole.collectives["all-gather"][0]
+    gathers = whole.collectives["all-gather"]
+    assert gathers.size < 4 * width
+    assert parts.collectives["all-gather"].operations > gathers.operations
 
 
 def test_planning_here_prints_what_it_found(tmp_path, capsys, monkeypatch):
     def need(step, config):
-        return Needs({"activations": GIB}, 1e9, {"all-reduce": (3, 2**20)}, 1.0)
+        found = {
+            "all-gather": Collectives(1, 2**22, 2**21),
+            "all-reduce": Collectives(3, 2**20),
+        }
+        return Needs({"activations": GIB}, 1e9, found, 1.0)
 
     monkeypatch.setattr("align_jax.plan.measure", need)
     assert plan(tiny.make_run(tmp_path), "here")
     printed = capsys.readouterr().out
     assert "8 x cpu" in printed
     assert "peak" in printed
-    assert "all-reduce" in printed
+    assert "all-gather                 4.0 MiB, 2.0 MiB from other slices\n" in printed
+    assert "all-reduce                 1.0 MiB\n" in printed
     assert "GFLOP a pair" in printed
     assert "loss" in printed
     assert "the device's memory is not known" in printed
@@ -107,10 +100,34 @@ def test_a_device_at_hand_has_what_jax_takes_of_it():
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("target", ["v5e:2x4", "v3:2x2"])
+@pytest.mark.parametrize(
+    "target", ["v5e:2x4", "v3:2x2", "v4:2x2x2", "v6e:2x4", "v5p:2x2x2", "tpu7x:2x2x1"]
+)
 def test_a_tiny_step_is_planned_for_a_slice(tmp_path, capsys, target):
     assert plan(tiny.make_run(tmp_path), target)
-    assert "8 x TPU v" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 x TPU" in printed
+    assert "not known" not in printed
+    assert "slices" not in printed
+
+
+@pytest.mark.tpu
+def test_a_tiny_step_is_planned_for_two_slices(tmp_path, capsys):
+    assert plan(tiny.make_run(tmp_path, fsdp=2), "2xv5e:2x2")
+    assert "from other slices" in capsys.readouterr().out
+    devices = find_devices("2xv5e:2x2")
+    mesh = make_mesh(2, devices)
+    assert mesh.devices.shape == (2, 2, 2)
+    for number, part in enumerate(mesh.devices):
+        assert {device.slice_index for device in part.flat} == {number}
+    with pytest.raises(InputError, match="does not divide 4 devices of a slice"):
+        make_mesh(8, devices)
+
+
+@pytest.mark.tpu
+def test_a_state_is_split_over_fewer_chips_than_an_axis_of_the_slice():
+    mesh = make_mesh(8, find_devices("v4:4x4x4"))
+    assert mesh.devices.shape == (1, 8, 8)
 
 
 @pytest.mark.tpu

@@ -1,9 +1,4 @@
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +7,7 @@ from align_jax.models.parameters import unflatten
 from tests import steps
 from tests.reference import contrastive_reference, embeddings
 from tests.two_processes import CASES, STEPS, embed, open_embedder, rank, score
+from tests.worker_processes import run_joined
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +19,7 @@ def root(tmp_path_factory):
 def results(root):
     """The arrays and metrics that two processes of four devices each computed."""
     steps.read(root / "run")  # writes the data that both processes read
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = os.environ["XLA_FLAGS"].replace("count=8", "count=4")
-    command = [sys.executable, "-m", "tests.two_processes", str(root), address]
-    workers = [
-        subprocess.Popen(
-            [*command, str(index)],
-            cwd=pathlib.Path(__file__).parents[1],
-            env=os.environ | {"XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    for worker in workers:
-        output, _ = worker.communicate(timeout=500)
-        assert worker.returncode == 0, output
+    run_joined("tests.two_processes", root, 2)
     arrays = np.load(root / "arrays.npz")
     return arrays, json.loads((root / "metrics.json").read_text())
 

@@ -20,9 +20,18 @@ def test_a_terminal_sees_the_seconds_pass(monkeypatch):
             assert time.monotonic() < deadline
             time.sleep(0.01)
     shown = terminal.getvalue().split("\r")
-    assert shown[:3] == ["", "compiling: 0 s", "compiling: 1 s"]
+    assert shown[:2] == ["compiling: 0 s", "compiling: 1 s"]
     assert terminal.getvalue().count("\n") == 1
     assert shown[-1].endswith(" s\n")
+
+
+def test_other_output_does_not_follow_the_seconds_in_their_line(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with doing("compiling"):
+        deadline = time.monotonic() + 30
+        while not terminal.getvalue().endswith(" s\r"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_an_error_clears_the_line_of_a_terminal(monkeypatch):

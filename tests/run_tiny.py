@@ -11,9 +11,10 @@ STEPS = 24
 def rows(workdir):
     """Reads the metric lines of a run, without the metrics that depend on the clock."""
     from align_jax.runs.metric_lines import read_metrics
-    from align_jax.runs.pace import STARTED, Pace
+    from align_jax.runs.pace import SLOWEST, STARTED, Pace
 
-    clocked = {STARTED, *(f"train/{name}" for name in Pace(1, {}, []).end_interval(1))}
+    measures = [*Pace(1, {}, []).end_interval(1), *SLOWEST]
+    clocked = {STARTED, *(f"train/{name}" for name in measures)}
     rows = [
         {name: value for name, value in row.items() if name not in clocked}
         for row in read_metrics(str(workdir))
@@ -42,6 +43,7 @@ def main(data: str, workdir: str, *flags: str) -> int:
         total_steps=STEPS,
         evaluate_every_steps=10,
         checkpoint={"every_steps": 5, "keep": 2},
+        hang_seconds=300,
     )
     path = pathlib.Path(data) / "config.py"
     if not path.exists():

@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from jax.experimental.multihost_utils import process_allgather
 
 from align_jax.config import read_config
 from align_jax.devices.compiling import compile_fast
@@ -37,11 +38,18 @@ def parameter_shapes(model):
     return [shape for path, shape in shapes.items() if path[0] == "params"]
 
 
+def fetch(state):
+    """Returns a state's arrays, also those that other processes hold parts of."""
+    if jax.process_count() == 1:
+        return jax.device_get(state)
+    return process_allgather(state, tiled=True)
+
+
 def run(config, mesh, count=COUNT):
     """Returns metrics of the steps, states before and after, and the compiled text."""
     plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
     state = create_state(plan)
-    start = jax.device_get(state)
+    start = fetch(state)
     hosts = jax.process_count()
     data = open_training(config.input, config.batch_size, hosts)
     batches = TrainBatches(
@@ -60,7 +68,7 @@ def run(config, mesh, count=COUNT):
             program = compile_fast(lowered, mesh)
         state, metrics = program(state, batch)
         rows.append({name: float(value) for name, value in metrics.items()})
-    return rows, start, jax.device_get(state), program.as_text()
+    return rows, start, fetch(state), program.as_text()
 
 
 def assert_same(rows, variables, expected):

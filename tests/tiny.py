@@ -1,6 +1,7 @@
 """Writes a tiny dataset and makes a tiny run on it, for tests of `align_jax`."""
 
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -28,6 +29,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *SHAPES]
 IMAGE_TOWER = {"width": 0.25, "stages": ((2, 3, 2, 6, 320),)}
 
 
+@functools.cache
 def draw(name: str, shade: int) -> bytes:
     """Draws a 12 x 12 PNG file with one half coloured and the other transparent."""
     colour, shape = name.split()
@@ -48,6 +50,7 @@ PAIR_FEATURES = {
     "image": tfds.features.Image(shape=(None, None, 3)),
     "text": tfds.features.Text(),
 }
+TEXTS = tfds.features.Sequence(tfds.features.Text())
 
 
 def picture(number: int) -> tf.train.Feature:

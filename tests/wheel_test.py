@@ -100,7 +100,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(wheel, monkeypatch, ca
         "tensorflow_text": "[train]",
         "yaml": "[train]",
         "pyarrow": "[embed]",
-        "array_record": "[corpus]",
+        "array_record": "[train]",
         "ibis": "[corpus]",
         "torch": "[convert]",
         "PIL": "",

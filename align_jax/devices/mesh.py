@@ -4,6 +4,10 @@ Arrays with a batch axis are split over all devices. The state (parameters, mome
 moving average) is split over the `fsdp` axis by one rule, `state_sharding`; if that
 axis is 1, every device holds all of it. A block's parameters are gathered where they
 are used.
+
+A slice is a set of devices with fast links between them: a slice of a TPU pod, or the
+GPUs of one node. A slower network joins several slices. They are the outermost axis of
+the mesh, and each of them holds whole copies of the state.
 """
 
 import collections
@@ -15,37 +19,77 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import InputError
 
-FSDP_AXIS = "fsdp"
-BATCH_AXES = ("data", FSDP_AXIS)  # the batch is split over both
+SLICE_AXIS, FSDP_AXIS = "slice", "fsdp"
+INNER_AXES = ("data", FSDP_AXIS)  # inside a slice
+BATCH_AXES = (SLICE_AXIS, *INNER_AXES)  # the batch is split over all
 
 SMALL = 2**14  # elements; smaller arrays are not split, gathering them would cost more
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of shape (devices / fsdp, fsdp), whose axes are `BATCH_AXES`.
+def make_mesh(
+    fsdp: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    slices: Sequence[int] | None = None,
+) -> Mesh:
+    """Makes a mesh of shape (slices, devices of a slice / fsdp, fsdp).
 
-    The axis types are Auto: under Explicit axes, `jax.make_mesh`'s default, Linen's
-    Embed and Dropout raise.
+    The axes are `BATCH_AXES`. Their types are Auto: under Explicit axes, the default of
+    JAX, Linen's Embed and Dropout raise.
 
     Args:
       fsdp: number of devices that one copy of the state is split over.
       devices: devices of the mesh; None for all.
+      slices: number of the slice of each device; None for the devices' `slice_index`.
+        JAX counts slices of TPU pods and nodes of GPUs by it, unless
+        JAX_PARTITION_INDEX gives each process the number of its devices' slice.
 
     Raises:
-      InputError: the number of devices is not a multiple of `fsdp`, or `fsdp` is below
-        1.
+      InputError: the number of devices of a slice is not a multiple of `fsdp`, `fsdp`
+        is below 1, or slices have different numbers of devices.
     """
-    count = len(devices or jax.devices())
-    if fsdp < 1 or count % fsdp:
+    devices = devices or jax.devices()
+    if slices is None:
+        slices = [getattr(device, "slice_index", 0) for device in devices]
+    groups: dict[int, list[jax.Device]] = collections.defaultdict(list)
+    for device, number in zip(devices, slices, strict=True):
+        groups[number].append(device)
+    sizes = {number: len(groups[number]) for number in sorted(groups)}
+    count = max(sizes.values())
+    if count * len(sizes) != len(devices):
         raise InputError(
-            f"config.fsdp is {fsdp}, which does not divide {count} devices"
+            f"the slices {[*sizes]} have {[*sizes.values()]} devices; wanted as many in"
+            " each"
         )
-    types = (AxisType.Auto,) * 2
-    return jax.make_mesh((count // fsdp, fsdp), BATCH_AXES, types, devices=devices)
+    if fsdp < 1 or count % fsdp:
+        where = " of a slice; a state is split inside a slice" if len(sizes) > 1 else ""
+        raise InputError(
+            f"config.fsdp is {fsdp}, which does not divide {count} devices{where}"
+        )
+    shape = (count // fsdp, fsdp)
+    places = [
+        create_device_mesh(shape, groups[number], allow_split_physical_axes=True)
+        for number in sizes
+    ]
+    # A process reads neighbouring rows of the batch, so its devices must be neighbours.
+    ordered = [sorted(part.flat, key=lambda d: d.process_index) for part in places]
+    grid = np.array(ordered).reshape(len(sizes), *shape)
+    return Mesh(grid, BATCH_AXES, (AxisType.Auto,) * 3)
+
+
+def batch_position(mesh: Mesh) -> int:
+    """Returns the place of this process's rows among those of all processes, from 0."""
+    order = dict.fromkeys(device.process_index for device in mesh.devices.flat)
+    return [*order].index(jax.process_index())
+
+
+def slices_of(mesh: Mesh) -> np.ndarray:
+    """Returns the number of the slice of each device of a mesh, in the mesh's order."""
+    return np.repeat(np.arange(mesh.shape[SLICE_AXIS]), mesh.devices[0].size)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

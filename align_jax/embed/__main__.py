@@ -13,6 +13,7 @@ import os
 import sys
 import time
 
+from align_jax import places
 from align_jax.command_line import path_or_url
 from align_jax.errors import InputError, printable, run_command
 
@@ -37,7 +38,7 @@ def main() -> None:
         return
     shards = list_shards(flags.images)
     model = load(flags.model, flags.batch_size)
-    there = sum((flags.out / shard.name).exists() for shard in shards)
+    there = sum(places.exists(flags.out / shard.name) for shard in shards)
     parent, began = os.getppid(), time.perf_counter()
     total = sum(shard.rows for shard in shards)
     hidden = False if flags.child else None  # None hides it unless in a terminal

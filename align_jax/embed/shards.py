@@ -106,7 +106,7 @@ def embed_shards(
         _claim(folder, model)
         for shard in shards:
             target = folder / shard.name
-            if target.exists():
+            if places.exists(target):
                 _check_rows(target, shard)
                 progress(shard.rows)
                 continue
@@ -169,9 +169,9 @@ def _read(
 
 def _list(path: pathlib.Path) -> list[pathlib.Path]:
     """Lists the Parquet files of one source; see `list_shards`."""
-    if path.is_file():
+    if places.is_file(path):
         return [path]
-    if path.is_dir():
+    if places.is_folder(path):
         names = places.list_names(path)
         return [path / name for name in names if name.endswith(".parquet")]
     return [*map(pathlib.Path, sorted(glob.glob(str(path))))]
@@ -210,7 +210,7 @@ def _claim(folder: pathlib.Path, model: Model) -> None:
     """
     found = digest(model.weights)
     path = folder / DIGEST_FILE
-    if path.exists():
+    if places.exists(path):
         if places.read_object(path).get("digest") != found:
             raise InputError(
                 f"{folder} holds embeddings of another model ({path}); give another"

@@ -230,7 +230,9 @@ def nearest(
     total = 0
     for piece in _pieces(candidates, size):
         check_finite(piece, "candidate", total)
-        padded = place_array(_pad(piece, size, 0.0), replicated(mesh))
+        power = 1 << (len(piece) - 1).bit_length()  # so that few sizes are compiled
+        rounded = min(size, max(k, power))
+        padded = place_array(_pad(piece, rounded, 0.0), replicated(mesh))
         first, real = np.int32(total), np.int32(len(piece))
         best = _take_nearest(all_queries, padded, first, real, best)
         total += len(piece)

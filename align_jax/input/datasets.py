@@ -1,17 +1,56 @@
-"""Opens training datasets: the records that a run uses, and a parser for them."""
+"""Opens training datasets: the records that a run uses, in any known format."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from align_jax import dataset_folder
+from align_jax.config import READER, check_choices, read_value
 from align_jax.errors import InputError
-from align_jax.input.shards import Shard, list_shards, open_builder
-from align_jax.ranges import INT64, Range
+from align_jax.input.formats.array_record import open_array_record
+from align_jax.input.formats.dataset import Dataset
+from align_jax.input.formats.parquet import open_parquet
+from align_jax.input.formats.tfds import open_tfds
+from align_jax.input.formats.webdataset import open_webdataset
+from align_jax.input.shards import open_builder
+from align_jax.ranges import INT64, Natural, NonNegative, Range, Share
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
+SPLIT, TEXT_FEATURE = "train", "text"  # defaults
+
+Phases = tuple[tuple[Natural, dict[str, NonNegative]], ...]
+
+FORMATS: dict[str, Callable[["DatasetConfig"], Dataset]] = {
+    "tfds": open_tfds,
+    "webdataset": open_webdataset,
+    "array_record": open_array_record,
+    "parquet": open_parquet,
+}
+
+
+def read_captions(value: Any, where: str) -> Phases:
+    """Reads `DatasetConfig.captions`; one dict of weights is a phase from step 0 on."""
+    phases = ((0, value),) if isinstance(value, Mapping) and value else value
+    return read_value(Phases, phases or (), where)
+
+
+def check_phases(field: str, phases: Phases) -> None:
+    """Checks phases ((step, {name: weight, ...}), ...) of a config's field.
+
+    Raises:
+      ValueError: no weight of a phase is above 0, or the steps do not ascend from 0.
+    """
+    steps = [-1]
+    for step, by_name in phases:
+        if not any(by_name.values()):
+            raise ValueError(
+                f"{field} from step {step} are {by_name}; wanted one or more above 0"
+            )
+        if step <= steps[-1] or (steps == [-1] and step):
+            raise ValueError(
+                f"{field} begins phases at steps {[s for s, _ in phases]}; wanted 0"
+                " first and then later ones"
+            )
+        steps.append(step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +58,23 @@ class DatasetConfig:
     """One dataset of training.
 
     Attributes:
-      directory: path or URL of a folder in TFDS's layout, or of a folder that holds its
-        versions; the newest one is used.
-      split: name of the dataset's split.
+      directory: path or URL of a folder. In TFDS's layout, it is the folder of a
+        dataset, or that of its versions, of which the newest one is used. The other
+        formats read all files of a folder, or those of a pattern, as "DIR/train-*".
+      format: file format, a key of `FORMATS`; see the modules of
+        `align_jax.input.formats` for the names of features in each.
+      split: name of the split of a dataset in TFDS's layout.
       image_feature: name of the encoded picture in a record.
       text_feature: name of the text, or of a list of texts; each visit of a record uses
         a random one. "captions/text" is the field `text` of a list `captions`.
+      captions: weights of several features of texts that take the place of
+        `text_feature`, as {feature: weight, ...}, or as phases ((step, {feature:
+        weight, ...}), ...) of which the first step is 0. Each visit of a record draws
+        one of the features that the record has.
+      first_sentence: share of the visits that use only the first sentence of the text.
       label_feature: name of a class number that replaces the text; "" for none.
+      index: path or URL of the folder to which `data.index` wrote the index of tars; ""
+        for the folder of the tars.
       fraction: fraction of the records that is used, the first ones of the files. If
         the records are in random order, as `data.build` writes them, these are a random
         sample, and a smaller sample is part of a larger one.
@@ -33,39 +82,55 @@ class DatasetConfig:
     """
 
     directory: str
-    split: str = "train"
+    format: str = "tfds"
+    split: str = SPLIT
     image_feature: str = "image"
-    text_feature: str = "text"
+    text_feature: str = TEXT_FEATURE
+    captions: Phases = dataclasses.field(default=(), metadata={READER: read_captions})
+    first_sentence: Share = 0.0
     label_feature: str = ""
+    index: str = ""
     fraction: Annotated[float, Range(above=0, most=1)] = 1.0
     max_pairs: Annotated[int, Range(least=0, most=INT64)] = 0
 
+    def __post_init__(self) -> None:
+        check_choices(self, {"format": FORMATS})
+        check_phases("captions", self.captions)
+        if self.captions and self.text_feature != TEXT_FEATURE:
+            raise ValueError(
+                f"captions names {', '.join(self.targets)} and text_feature is"
+                f" {self.text_feature!r}; wanted one of the two"
+            )
+        if self.label_feature and (self.captions or self.first_sentence):
+            raise ValueError(
+                f"label_feature is {self.label_feature!r}, so no texts are used; wanted"
+                " no captions and no first_sentence"
+            )
+        if self.index and self.format != "webdataset":
+            raise ValueError(
+                f"index is {self.index!r}; the format {self.format!r} needs none"
+            )
+        if self.split != SPLIT and self.format not in ("tfds", "array_record"):
+            raise ValueError(
+                f"split is {self.split!r}; the format {self.format!r} has no splits,"
+                " name their files by a pattern in directory"
+            )
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """The records of a dataset that a run uses.
-
-    Attributes:
-      shards: files in order, each with one or more records that are used.
-      parse: function from a serialized record () bytes to the picture's file () bytes
-        and its text () bytes, texts (texts,) bytes or label () int64.
-    """
-
-    shards: list[Shard]
-    parse: Callable
+    @property
+    def targets(self) -> list[str]:
+        """The features of texts that a record may give, or that of its label."""
+        names = dict.fromkeys(name for _, weights in self.captions for name in weights)
+        return [*names] or [self.label_feature or self.text_feature]
 
 
 def open_dataset(config: DatasetConfig) -> Dataset:
     """Opens the records of a dataset that a run uses.
 
     Raises:
-      InputError: an error of `open_shards`, no records to use, or a feature that is
-        missing or of another type.
+      InputError: an error of the format's function, or no records to use.
     """
-    directory = dataset_folder.newest_version(config.directory)
-    builder = open_builder(directory, config.split)
-    shards = list_shards(directory, builder.info, config.split)
-    total = sum(shard.records for shard in shards)
+    dataset = FORMATS[config.format](config)
+    total = sum(shard.records for shard in dataset.shards)
     wanted = round(total * config.fraction)
     if config.max_pairs:
         wanted = min(wanted, config.max_pairs)
@@ -75,52 +140,12 @@ def open_dataset(config: DatasetConfig) -> Dataset:
             f" {config.split} are none"
         )
     used = []
-    for shard in shards:
+    for shard in dataset.shards:
         used.append(dataclasses.replace(shard, records=min(shard.records, wanted)))
         wanted -= used[-1].records
         if not wanted:
             break
-    return Dataset(used, _make_parser(builder.info.features, config))
-
-
-def _make_parser(
-    features: "tfds.features.FeaturesDict", config: DatasetConfig
-) -> Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]:
-    """Makes `Dataset.parse`; raises InputError for missing or unfit features."""
-    import tensorflow as tf
-
-    known = features.tf_example_spec
-    target = config.label_feature or config.text_feature
-    target_type, description = tf.string, "a text or a list of texts"
-    if config.label_feature:
-        target_type, description = tf.int64, "one whole number"
-    wanted = {
-        config.image_feature: (tf.string, False, "one encoded picture"),
-        target: (target_type, not config.label_feature, description),
-    }
-    for name, (dtype, may_be_list, description) in wanted.items():
-        if name not in known:
-            raise InputError(
-                f"{config.directory} has no feature {name!r}; it has"
-                f" {', '.join(sorted(known))}"
-            )
-        is_list = isinstance(known[name], tf.io.FixedLenSequenceFeature)
-        if (
-            known[name].dtype != dtype
-            or len(known[name].shape)
-            or (is_list and not may_be_list)
-        ):
-            raise InputError(
-                f"feature {name!r} of {config.directory} is {known[name]}; wanted"
-                f" {description}"
-            )
-    spec = {name: known[name] for name in wanted}
-
-    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = tf.io.parse_single_example(record, spec)
-        return example[config.image_feature], example[target]
-
-    return parse
+    return dataclasses.replace(dataset, shards=used)
 
 
 def count_labels(config: DatasetConfig) -> int | None:
@@ -128,6 +153,8 @@ def count_labels(config: DatasetConfig) -> int | None:
 
     `config.label_feature` must be a feature of the dataset.
     """
+    if config.format != "tfds":
+        return None
     directory = dataset_folder.newest_version(config.directory)
     feature = open_builder(directory, config.split).info.features
     for name in config.label_feature.split("/"):

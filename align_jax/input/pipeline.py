@@ -16,9 +16,10 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from align_jax.dataset_folder import reading_records
 from align_jax.errors import InputError
 from align_jax.input import record_order
+from align_jax.input.captions import Captions
+from align_jax.input.formats.dataset import Read
 from align_jax.input.image_batches import augment_batches
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import TrainingData
@@ -88,7 +89,7 @@ class TrainBatches(Iterator):
           InputError: the share of replaced pairs is above `max_replaced`, or a shard is
             damaged.
         """
-        with reading_records(self._data.list_reading):
+        with self._data.naming_damage():
             images, reasons, records = next(self._batches)
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
@@ -237,20 +238,25 @@ def _stream(
     They are dicts of single elements of the batches of `read_records`, not tokenized.
     """
     number = zlib.crc32([*data.config.datasets][index].encode())
+    config, dataset = [*data.config.datasets.values()][index], data.datasets[index]
+    drawn = (
+        int(data.mixture.drawn(seed, stream, step * data.draws_a_step)[index])
+        for step, _ in config.captions
+    )
+    captions = Captions(config, [*drawn])
 
-    def parse(draw: tf.Tensor, content: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
-        record, shard = content
-        image, target = data.datasets[index].parse(record)
-        texts = tf.size(target)
-        if target.shape.rank:
+    def parse(draw: tf.Tensor, content: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image, targets = dataset.parse(content)
+        target, texts = targets[0], tf.size(targets[0])
+        if not config.label_feature:
             key = tf.stack([seed * 2**32 + number, stream * 2**40 + draw])
-            target = _choose_text(target, texts, key)
+            target, texts = captions.choose(targets, draw, key)
         return {
             "image": image,
             "target": target,
             "texts": texts,
             "dataset": tf.constant(index, tf.int64),
-            "shard": shard,
+            "shard": content["shard"],
         }
 
     integer = tf.TensorSpec((), tf.int64)
@@ -265,7 +271,9 @@ def _stream(
     )
     window = data.config.shuffle_window
     found = found.flat_map(
-        lambda shard, shuffle_key, span: _read_piece(shard, shuffle_key, span, window)
+        lambda shard, shuffle_key, span: _read_piece(
+            dataset.read, shard, shuffle_key, span, window
+        )
     )
     return found.enumerate(taken).map(parse).prefetch(data.draws_a_step)
 
@@ -298,28 +306,33 @@ def _pieces(
 
 
 def _read_piece(
+    read: Read,
     shard: tuple[tf.Tensor, ...],
     shuffle_key: tf.Tensor,
     span: tuple[tf.Tensor, ...],
     window: int,
 ) -> tf.data.Dataset:
-    """Reads one value of `_pieces`, shuffled by windows, as (record, shard's index)."""
+    """Reads one value of `_pieces`, shuffled by windows; adds the index of the shard.
+
+    Args:
+      read: function of the dataset that reads its shards, see `Dataset`.
+      shard: path, number of records and index of the shard.
+      shuffle_key: (2,) key of the shuffle.
+      span: first record and number of records.
+      window: number of records that are permuted together.
+    """
     path, records, index = shard
     first, count = span
+    begin = first // window
 
-    def permute(number: tf.Tensor, examples: tf.Tensor) -> tf.data.Dataset:
+    def permute(number: tf.Tensor, group: dict[str, tf.Tensor]) -> tf.data.Dataset:
         window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), number])
-        return tf.data.Dataset.from_tensor_slices(
-            tf.random.experimental.stateless_shuffle(examples, window_key)
-        )
+        shuffled = {
+            name: tf.random.experimental.stateless_shuffle(field, window_key)
+            for name, field in group.items()
+        }
+        return tf.data.Dataset.from_tensor_slices(shuffled)
 
-    windows = tf.data.TFRecordDataset(path).take(records).batch(window)
-    found = windows.enumerate().skip(first // window).flat_map(permute)
-    found = found.skip(first % window).take(count)
-    return found.map(lambda record: (record, index))
-
-
-def _choose_text(texts: tf.Tensor, count: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Returns a text (), drawn by the seed `key` (2,) from `texts`; "" from none."""
-    chosen = tf.random.stateless_uniform((), key, 0, tf.maximum(count, 1), tf.int32)
-    return tf.concat([texts, [""]], 0)[chosen]
+    windows = read(path, begin * window, records, window).enumerate(begin)
+    found = windows.flat_map(permute).skip(first % window).take(count)
+    return found.map(lambda record: record | {"shard": index})

@@ -3,26 +3,24 @@
 A dataset is a folder in TFDS's layout with TFRecord files, written by us or by TFDS.
 """
 
-import concurrent.futures
 import dataclasses
 import os
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from align_jax import dataset_folder, places
+from align_jax import dataset_folder, places, shard_files
 from align_jax.errors import InputError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 FRAME = 16  # bytes of TFRecord's framing around a record
-REQUESTS = 32  # files whose size is requested at the same time
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One TFRecord file of a dataset.
+    """One file of a dataset.
 
     Attributes:
       path: path or URL of the file.
@@ -48,12 +46,23 @@ def open_shards(directory: str, split: str) -> list[Shard]:
 
 
 def list_shards(
-    directory: str, info: "tfds.core.DatasetInfo", split: str
+    directory: str,
+    info: "tfds.core.DatasetInfo",
+    split: str,
+    file_format: str = "tfrecord",
 ) -> list[Shard]:
-    """Lists the shards of an open dataset; see `open_shards`."""
-    if info.file_format is not None and info.file_format.value != "tfrecord":
+    """Lists the shards of an open dataset; see `open_shards`.
+
+    Args:
+      directory: path or URL of the folder that holds dataset_info.json.
+      info: metadata of the dataset.
+      split: name of the split.
+      file_format: file format that the shards must have, as TFDS names it.
+    """
+    found_format = info.file_format.value if info.file_format else "tfrecord"
+    if found_format != file_format:
         raise InputError(
-            f"{directory} holds {info.file_format.value} files; wanted tfrecord"
+            f"{directory} holds {found_format} files; wanted {file_format}"
         )
     split_info = info.splits[split]
     paths = [str(path) for path in split_info.filepaths]
@@ -61,7 +70,7 @@ def list_shards(
         Shard(path, records)
         for path, records in zip(paths, split_info.shard_lengths, strict=True)
     ]
-    found = _sizes([shard.path for shard in shards])
+    found = shard_files.for_each(places.size, [shard.path for shard in shards])
     absent = [s.path for s, size in zip(shards, found, strict=True) if size is None]
     if absent:
         raise InputError(
@@ -69,7 +78,9 @@ def list_shards(
             f" first is {absent[0]}; build the dataset again"
         )
     sizes = [size for size in found if size is not None]
-    _check_sizes(directory, shards, sizes, split_info.num_bytes)
+    _check_manifest(directory, shards, sizes)
+    if file_format == "tfrecord":
+        _check_sizes(directory, shards, sizes, split_info.num_bytes)
     return [shard for shard in shards if shard.records]
 
 
@@ -98,28 +109,10 @@ def open_builder(directory: str, split: str) -> "tfds.core.DatasetBuilder":
     return builder
 
 
-def _sizes(paths: Sequence[str]) -> list[int | None]:
-    """Returns the size of each file in bytes, None for a missing file."""
-    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(places.size, paths))
-
-
-def _check_sizes(
-    directory: str, shards: Sequence[Shard], sizes: Sequence[int], total: int
+def _check_manifest(
+    directory: str, shards: Sequence[Shard], sizes: Sequence[int]
 ) -> None:
-    """Raises InputError for a shard whose size differs from the dataset's metadata.
-
-    A corpus of ours has a manifest with the size of every shard. TFDS states only the
-    sum over all records, with or without their framing. If the files' size is neither
-    of the two sums nor more, their records are counted to find the file that is cut
-    short.
-
-    Args:
-      directory: path or URL of the dataset.
-      shards: all shards of a split.
-      sizes: bytes of each shard's file.
-      total: bytes of all records, as TFDS states them.
-    """
+    """Raises InputError for a shard whose size differs from a corpus's manifest."""
     manifest = os.path.join(directory, dataset_folder.MANIFEST)
     described = dataset_folder.read_manifest(directory).get("shards", [])
     wanted = {shard["name"]: shard["bytes"] for shard in described}
@@ -130,6 +123,23 @@ def _check_sizes(
                 f"{shard.path} has {size:,} bytes, but {manifest} says {expected:,};"
                 " build the dataset again, or copy that file again"
             )
+
+
+def _check_sizes(
+    directory: str, shards: Sequence[Shard], sizes: Sequence[int], total: int
+) -> None:
+    """Raises InputError for a TFRecord file that is shorter than the metadata say.
+
+    TFDS states only the sum over all records, with or without their framing. If the
+    files' size is neither of the two sums nor more, their records are counted to find
+    the file that is cut short.
+
+    Args:
+      directory: path or URL of the dataset.
+      shards: all shards of a split.
+      sizes: bytes of each shard's file.
+      total: bytes of all records, as TFDS states them.
+    """
     framed = total + FRAME * sum(shard.records for shard in shards)
     if sum(sizes) == total or sum(sizes) >= framed:
         return

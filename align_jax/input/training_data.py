@@ -1,12 +1,16 @@
 """Opens the mixture of training datasets and checks it before a run starts."""
 
 import collections
+import contextlib
 import dataclasses
 import logging
+from collections.abc import Iterator
 
+from align_jax.dataset_folder import reading_records
 from align_jax.errors import InputError
 from align_jax.input import record_order
-from align_jax.input.datasets import Dataset, DatasetConfig, open_dataset
+from align_jax.input.datasets import DatasetConfig, check_phases, open_dataset
+from align_jax.input.formats.dataset import Dataset
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.ranges import Count, Natural, NonNegative, Share
 
@@ -84,6 +88,21 @@ class TrainingData:
         """Lists the shards that were opened last, of all datasets and streams."""
         # Copies, because the threads that read ahead may still add shards.
         return [path for paths in [*self.reading.values()] for path in [*paths]]
+
+    @contextlib.contextmanager
+    def naming_damage(self) -> Iterator[None]:
+        """Turns errors of reading inside the `with` statement into InputErrors.
+
+        Raises:
+          InputError: a shard is damaged, missing or unreadable; see `reading_records`.
+        """
+        with reading_records(self.list_reading):
+            try:
+                yield
+            except Exception as error:  # TensorFlow's, of an error in a format's reader
+                for failure in (f for part in self.datasets for f in part.failures):
+                    raise failure from error
+                raise
 
     @property
     def pairs(self) -> int:
@@ -166,20 +185,10 @@ def _sizes(datasets: list[Dataset]) -> list[int]:
 
 def _check_weights(weights: tuple, names: list[str]) -> None:
     """Raises ValueError for unknown datasets, no weight above 0 or unordered steps."""
-    steps = [-1]
-    for step, by_name in weights:
+    for _, by_name in weights:
         unknown = sorted({*by_name} - {*names})
         if unknown:
             raise ValueError(
                 f"weights names {unknown}, but datasets has {', '.join(names)}"
             )
-        if not any(by_name.values()):
-            raise ValueError(
-                f"weights from step {step} are {by_name}; wanted one or more above 0"
-            )
-        if step <= steps[-1] or (steps == [-1] and step):
-            raise ValueError(
-                f"weights begins phases at steps {[s for s, _ in weights]}; wanted 0"
-                " first and then later ones"
-            )
-        steps.append(step)
+    check_phases("weights", weights)

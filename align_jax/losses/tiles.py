@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from align_jax.devices.kernel_choice import PLAIN
-from align_jax.devices.mesh import BATCH_AXES
+from align_jax.devices.mesh import BATCH_AXES, INNER_AXES, SLICE_AXIS
 
 ROWS, WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec()
 KEPT = PartitionSpec(None, BATCH_AXES)  # for kept logits (K, n, T)
@@ -218,13 +218,33 @@ def own_rows(n: int) -> jax.Array:
 
 
 def gather(x: jax.Array) -> jax.Array:
-    """Gathers all devices' rows of x (n, ...) to (N, ...)."""
-    return lax.all_gather(x, BATCH_AXES, tiled=True)
+    """Gathers all devices' rows of x (n, ...) to (N, ...), in the order of the pairs.
+
+    With S slices of P devices, a device first exchanges its n rows with the devices at
+    its place in the other slices, and then gathers the S n rows of each device of its
+    slice. So (S - 1) n rows reach it from other slices, and each row enters a slice
+    once. If the slices gathered their rows first, each device would receive
+    (S - 1) P n rows from other slices, and each row would enter a slice P times.
+    """
+    if lax.axis_size(SLICE_AXIS) == 1:
+        return lax.all_gather(x, BATCH_AXES, tiled=True)
+    rows = lax.all_gather(x, SLICE_AXIS)  # (S, n, ...)
+    rows = lax.all_gather(rows, INNER_AXES, axis=1, tiled=True)  # (S, P n, ...)
+    return rows.reshape(-1, *x.shape[1:])
 
 
 def scatter_sum(x: jax.Array) -> jax.Array:
-    """Returns this device's rows (n, ...) of the sum of all devices' x (N, ...)."""
-    return lax.psum_scatter(x, BATCH_AXES, tiled=True)
+    """Returns this device's rows (n, ...) of the sum of all devices' x (N, ...).
+
+    The steps of `gather` in reverse order: the sums of a slice first, and of these a
+    device receives (S - 1) n rows from other slices.
+    """
+    slices = lax.axis_size(SLICE_AXIS)
+    if slices == 1:
+        return lax.psum_scatter(x, BATCH_AXES, tiled=True)
+    rows = x.reshape(slices, -1, *x.shape[1:])  # (S, P n, ...)
+    rows = lax.psum_scatter(rows, INNER_AXES, scatter_dimension=1, tiled=True)
+    return lax.psum_scatter(rows, SLICE_AXIS)  # (S, n, ...) -> (n, ...)
 
 
 def mean_over_pairs(x: jax.Array) -> jax.Array:

@@ -23,7 +23,8 @@ from align_jax.pictures import make_thumbnail
 from align_jax.report.pages import TEMPLATES, encode_uri, render
 from align_jax.report.plots import plot, plot_lines
 from align_jax.runs import workdir as folder
-from align_jax.runs.metric_lines import read_metrics
+from align_jax.runs.lost_time import split_time
+from align_jax.runs.metric_lines import Row, stream_metrics
 from align_jax.runs.provenance import count_starts, provenance, read_starts
 from align_jax.runs.results import (
     PUBLISHED,
@@ -49,6 +50,8 @@ MIME_TYPES = {
     b"RIFF": "webp",
 }
 SIDE = 256  # longer side in pixels to which other pictures are reduced
+
+PLOTTED = ("loss", "temperature", "pairs_per_second")  # metrics of training
 
 
 def publish(
@@ -112,14 +115,20 @@ def write_report(
     Args:
       workdir: folder of the finished run.
       fields: the run's literal config, with its defaults.
-      results: the run's results, see `collect_results`.
+      results: the run's results, see `collect_results`; used by the first process.
       evaluators: evaluators by name; the page shows some queries of each.
       embedder: the model with its final parameters.
 
     Returns:
       The page's path.
     """
-    rows, table = read_metrics(workdir), table_rows(results)
+    path = os.path.join(workdir, REPORT_FILE)
+    evaluations = {  # by all processes together
+        name: describe(evaluator, embedder) for name, evaluator in evaluators.items()
+    }
+    if not folder.leads():
+        return path
+    rows, table = read_plotted(workdir), table_rows(results)
     page = render(
         TEMPLATES / "run.html.jinja",
         run=os.path.basename(os.path.normpath(workdir)),
@@ -130,45 +139,54 @@ def write_report(
         columns=PUBLISHED["columns"],
         source=PUBLISHED["source"],
         remarks=number_remarks(row.name for row in table)[1],
+        times=split_time(results),
         training=training_plots(rows),
         scores=score_plots(rows),
         corpora=read_corpora(fields),
-        evaluations={
-            name: describe(evaluator, embedder)
-            for name, evaluator in evaluators.items()
-        },
+        evaluations=evaluations,
         data_uri=data_uri,
         command=shlex.join(["python", *sys.argv]),
         provenance=provenance() | count_starts(read_starts(workdir)),
         config=json.dumps(fields, indent=2, ensure_ascii=False),
     )
-    path = os.path.join(workdir, REPORT_FILE)
-    if folder.leads():
-        places.write_text(path, page)
+    places.write_text(path, page)
     return path
 
 
-def training_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
+def read_plotted(workdir: str) -> list[Row]:
+    """Reads the steps, the scores and the `PLOTTED` metrics of a run's metric lines.
+
+    A run of a million steps has lines of several GB in memory, most of it names.
+    """
+    names = ("step", *(f"train/{name}" for name in PLOTTED))
+    rows = []
+    for row in stream_metrics(workdir):
+        scores = {name: row[name] for name in row if name.startswith("eval/")}
+        rows.append({name: row[name] for name in names if name in row} | scores)
+    return rows
+
+
+def training_plots(rows: list[Row]) -> list[dict[str, str]]:
     """Plots loss, temperature and speed over the steps.
 
     Args:
-      rows: metric lines, see `read_metrics`.
+      rows: metric lines, see `read_plotted`.
 
     Returns:
       The dicts of `plot`, one for each of these metrics that occurs in the lines.
     """
     return [
         plot_lines(name.replace("_", " "), {name: points})
-        for name in ("loss", "temperature", "pairs_per_second")
+        for name in PLOTTED
         if (points := [(r["step"], r[k]) for r in rows if (k := f"train/{name}") in r])
     ]
 
 
-def score_plots(rows: list[dict[str, float]]) -> list[dict[str, str]]:
+def score_plots(rows: list[Row]) -> list[dict[str, str]]:
     """Plots every evaluator's scores over the steps, from 0 to 1 if they allow it.
 
     Args:
-      rows: metric lines, see `read_metrics`.
+      rows: metric lines, see `read_plotted`.
 
     Returns:
       The dicts of `plot`, one for each evaluator.

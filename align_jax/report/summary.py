@@ -10,6 +10,7 @@ from align_jax import places
 from align_jax.report.found_runs import MEASURES, FoundRun, changed_fields
 from align_jax.report.pages import TEMPLATES, render
 from align_jax.report.plots import plot_lines, plot_points
+from align_jax.runs.lost_time import split_time
 from align_jax.runs.results import (
     PUBLISHED,
     main_scores,
@@ -58,9 +59,11 @@ def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
     """
     changes = changed_fields(runs)
     overview, paper = overview_table(runs, changes), paper_tables(runs)
+    times = times_table(runs)
     page = render(
         TEMPLATES / "summary.html.jinja",
         overview=overview,
+        times=times,
         paper=paper,
         source=PUBLISHED["source"],
         curves=training_curves(runs),
@@ -71,7 +74,10 @@ def write_summary(runs: Sequence[FoundRun], out: str) -> list[str]:
         link=lambda run: run.report and os.path.relpath(run.report, out),
         as_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
-    parts = ["# Runs", overview.markdown(), "# The paper's tables", PUBLISHED["source"]]
+    parts = ["# Runs", overview.markdown()]
+    if times.rows:
+        parts += [f"# {times.title}", times.markdown()]
+    parts += ["# The paper's tables", PUBLISHED["source"]]
     for table in paper:
         parts += [f"## {table.title}", table.markdown()]
     texts = {PAGE: page, MARKDOWN: "\n\n".join(parts) + "\n"}
@@ -110,6 +116,18 @@ def overview_table(
         )
     head = ["run", "state", "changed", *(m.replace("_", " ") for m in shown), *names]
     return Table("Runs", head, rows)
+
+
+def times_table(runs: Sequence[FoundRun]) -> Table:
+    """Makes a row per training run: the share of its time that each cause took."""
+    split = {run.name: split_time(run.latest) for run in runs if run.trains}
+    rows = [
+        [name, *(_percent(seconds / sum(times.values())) for seconds in times.values())]
+        for name, times in split.items()
+        if times
+    ]
+    causes = next((times for times in split.values() if times), {})
+    return Table("Where the time went, in per cent", ["run", *causes], rows)
 
 
 def paper_tables(runs: Sequence[FoundRun]) -> list[Table]:

@@ -23,7 +23,8 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from align_jax import places
-from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE, STARTED
+from align_jax.runs.lost_time import PRODUCTIVE
+from align_jax.runs.pace import DEVICE_HOURS, STARTED, TOTALS, carry_totals
 from align_jax.runs.workdir import METRICS_FILE, PARTS_FOLDER
 
 PART_BYTES = 1 << 17  # a part that holds so much is complete; some hundred lines
@@ -110,22 +111,28 @@ class PartsWriter(ScalarWriter):
         self.flush()
 
 
-def open_lines(workdir: str, step: int) -> tuple[ScalarWriter, list[Row]]:
+def open_lines(
+    workdir: str, step: int, begun: float | None = None
+) -> tuple[ScalarWriter, list[Row]]:
     """Opens the metric lines of a run that continues after `step`.
 
     Lines of later steps, written before an interruption, are dropped, because these
     steps run again; so are the scores of step 0 if `step` is 0. A new line holds the
-    time of the start.
+    time of the start, and the totals that the dropped lines had, see `carry_totals`.
 
     Args:
       workdir: path or URL of the run's folder.
       step: number of steps taken before.
+      begun: time of the start, in Unix seconds; None is now.
 
     Returns:
       (writer, the earlier lines that count and have scores, a start or measures of
-      time, the new line).
+      time, the new line). In parts, of lines of earlier steps than `step` these are the
+      starts and the newest measures.
     """
-    spent, past = 0.0, []
+    begun = time.time() if begun is None else begun
+    largest: Row = {}
+    past = []
     path = os.path.join(workdir, METRICS_FILE)
     in_parts = places.is_url(workdir) or bool(_list_parts(workdir))
     with contextlib.ExitStack() as stack:
@@ -134,8 +141,9 @@ def open_lines(workdir: str, step: int) -> tuple[ScalarWriter, list[Row]]:
             stack.enter_context(places.writing(path))
             temporary = stack.enter_context(places.replacing(path))
             kept = stack.enter_context(places.appending(temporary))
-        for row in stream_metrics(workdir):
-            spent = max(spent, row.get(DEVICE_HOURS, 0.0))
+        for row in _newest(workdir, step) if in_parts else stream_metrics(workdir):
+            for name in TOTALS & row.keys():
+                largest[name] = max(largest.get(name, 0.0), row[name])
             if not _counts(row, step):
                 continue
             if not in_parts:
@@ -144,7 +152,7 @@ def open_lines(workdir: str, step: int) -> tuple[ScalarWriter, list[Row]]:
             if timed or any(name.startswith("eval/") for name in row):
                 past.append(row)
     writer = PartsWriter(workdir, step) if in_parts else FileWriter(path)
-    started = {STARTED: time.time(), DEVICE_HOURS: spent}
+    started = {STARTED: begun, **carry_totals(largest, past, begun)}
     writer.write_scalars(step, started)
     writer.flush()
     return writer, [*past, {"step": step, **started}]
@@ -169,15 +177,26 @@ def stream_metrics(workdir: str) -> Iterator[Row]:
     if places.exists(path):
         with places.opening(path) as file:
             yield from _parse(file, path, oldest)
-    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        waiting = []
-        for part in parts:
-            waiting.append((part, pool.submit(_read_part, workdir, part)))
-            if len(waiting) > REQUESTS:
-                first, content = waiting.pop(0)
-                yield from _parse(content.result(), first[-1], limits[first[:2]])
-        for part, content in waiting:
-            yield from _parse(content.result(), part[-1], limits[part[:2]])
+    yield from _stream_parts(workdir, parts, limits)
+
+
+def _newest(workdir: str, step: int) -> list[Row]:
+    """Reads the lines in parts that a start after `step` needs, in order.
+
+    Totals grow with the steps and a part ends with a flush, which writes them. So the
+    newest parts suffice, down to an earlier step than `step`, and the first line of
+    each start. With a file of lines beside the parts, all lines are read.
+    """
+    parts = _list_parts(workdir)
+    if places.exists(os.path.join(workdir, METRICS_FILE)):
+        return read_metrics(workdir)
+    limits, _ = _limits(parts)
+    rows: list[Row] = []
+    while parts and not any(row["step"] < step and PRODUCTIVE in row for row in rows):
+        rows = [*_stream_parts(workdir, [parts.pop()], limits), *rows]
+    starts = [part for part in parts if part[2] == 0]
+    earlier = _stream_parts(workdir, starts, limits)
+    return [*(row for row in earlier if STARTED in row), *rows]
 
 
 def read_last_metrics(workdir: str) -> list[Row]:
@@ -232,6 +251,21 @@ def _limits(parts: Iterable[Part]) -> tuple[dict[tuple[int, int], float], float]
         limits[start] = limit
         limit = min(limit, start[1])
     return limits, limit
+
+
+def _stream_parts(
+    workdir: str, parts: Iterable[Part], limits: dict[tuple[int, int], float]
+) -> Iterator[Row]:
+    """Yields the lines of some parts that count, while the next parts are read."""
+    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+        waiting = []
+        for part in parts:
+            waiting.append((part, pool.submit(_read_part, workdir, part)))
+            if len(waiting) > REQUESTS:
+                first, content = waiting.pop(0)
+                yield from _parse(content.result(), first[-1], limits[first[:2]])
+        for part, content in waiting:
+            yield from _parse(content.result(), part[-1], limits[part[:2]])
 
 
 def _read_part(workdir: str, part: Part) -> list[bytes]:

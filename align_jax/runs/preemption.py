@@ -4,10 +4,12 @@ A run of one process handles the signal itself. In a run of several processes, J
 preemption service agrees on a step after which all of them save and end.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 
 import jax
@@ -72,11 +74,29 @@ class Notice:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, self._handler)
             os.close(self._pipe)
+        self._uncover(error)
+
+    def _uncover(self, error: BaseException | None) -> None:
+        """Raises the `Preempted` that the signal raised if `error` followed from it.
+
+        Libraries may fail in the `finally` block of code that the signal interrupts.
+        """
         context = error and error.__context__
         while context is not None:
             if context is self._raised:
                 raise self._raised
             context = context.__context__
+
+    @contextlib.contextmanager
+    def leaving_at_once(self) -> Iterator[None]:
+        """Lets the signal raise `Preempted` inside the `with` statement."""
+        self.leaves_at_once = True
+        try:
+            yield
+        except Exception as error:
+            self._uncover(error)
+            raise
+        self.leaves_at_once = False
 
     def reached(self, step: int) -> bool:
         """Returns whether the run must stop after this step.

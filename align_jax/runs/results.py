@@ -12,7 +12,8 @@ from typing import Any
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.runs import workdir as folder
-from align_jax.runs.metric_lines import read_metrics
+from align_jax.runs.metric_lines import stream_metrics
+from align_jax.runs.pace import STARTED
 
 # Name of a run's report, beside its results.
 REPORT_FILE = "report.html"
@@ -31,16 +32,20 @@ def collect_results(workdir: str) -> dict[str, float]:
       {"step": last step, "eval/...": the last step's scores, "train/...": its metrics,
       "untrained/eval/...": the scores at step 0, "untrained/train/...": its metrics}.
     """
-    rows = read_metrics(workdir)
-    last = max(row["step"] for row in rows)
-    results: dict[str, float] = {"step": last}
-    for row in rows:
-        step = row["step"]
-        prefix = {0: "untrained/", last: ""}.get(step)
-        if prefix is not None:
-            own = {k: v for k, v in row.items() if k.startswith(("train/", "eval/"))}
-            results |= {prefix + name: value for name, value in own.items()}
-    return results
+    last: float = -1
+    untrained: dict[str, float] = {}
+    trained: dict[str, float] = {}
+    for row in stream_metrics(workdir):  # up to a million lines
+        if STARTED in row:  # totals of earlier starts
+            continue
+        own = {k: v for k, v in row.items() if k.startswith(("train/", "eval/"))}
+        if row["step"] > last:
+            last, trained = row["step"], {}
+        if row["step"] == last:
+            trained |= own
+        if row["step"] == 0:
+            untrained |= {f"untrained/{name}": value for name, value in own.items()}
+    return {"step": last, **(untrained if last else {}), **trained}
 
 
 def read_results(path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writes metrics to TensorBoard and JSON lines, shows progress, and takes profiles."""
+"""Writes metrics to TensorBoard and JSON lines, and shows progress."""
 
 import contextlib
 import os
@@ -69,7 +69,7 @@ class CurvesWriter(ScalarWriter):
 
 
 def open_writers(
-    workdir: str, step: int
+    workdir: str, step: int, begun: float | None = None
 ) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter, list[Row]]:
     """Opens the writers of a run that continues after `step`; see `open_lines`.
 
@@ -78,6 +78,7 @@ def open_writers(
     Args:
       workdir: path or URL of the run's folder.
       step: number of steps taken before.
+      begun: time of the start, in Unix seconds; None is now.
 
     Returns:
       (writer of metric lines, slower writer of these lines and of TensorBoard's curves,
@@ -85,7 +86,7 @@ def open_writers(
     """
     if not leads():
         return metric_writers.MultiWriter([]), metric_writers.MultiWriter([]), []
-    lines, past = open_lines(workdir, step)
+    lines, past = open_lines(workdir, step, begun)
     curves = CurvesWriter(os.path.join(workdir, "tensorboard"))
     return lines, metric_writers.MultiWriter([lines, curves]), past
 
@@ -122,14 +123,15 @@ class StepLog:
         self._pending: list[tuple[int, dict]] = []
         self._total = total
         self._bar: tqdm.tqdm | None = None
+        self._start = self._step = start
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Adds the metrics of a step, which may still be computed on the devices."""
         self._pending.append((step, metrics))
-        for computed, its in reversed(self._pending):
-            if its["loss"].is_ready():
-                self._show(computed)
-                break
+        self._pace.steps.add(step, metrics["loss"])
+        self._step = step
+        if self._pace.steps.finished > self._start:
+            self._show(self._pace.steps.finished)
 
     def flush(self) -> None:
         """Writes the added metrics, and the measures of pace with the last step's.
@@ -191,14 +193,21 @@ class StepLog:
             self._bar.set_description()
 
     def end_bar(self) -> None:
-        """Ends the bar's line, so that later text starts on a new line."""
+        """Ends the bar's line and the measuring of steps.
+
+        Later text starts on a new line.
+        """
         if self._bar is not None:
             self._bar.close()
+        self._pace.steps.close()
 
     def close(self) -> None:
-        """Flushes, ends the bar and closes the `writer` of the constructor."""
+        """Flushes, writes the last totals if steps were taken, closes the `writer`."""
         self.flush()
         self.end_bar()
+        if self._step > self._start:
+            totals = {f"train/{name}": x for name, x in self._pace.totals().items()}
+            self._writer.write_scalars(self._step, totals)
         self._writer.close()
 
 
@@ -216,34 +225,3 @@ def _write_step(
     if not finite:
         found = f"a moment or running statistic after step {step} is not finite"
         raise NonFiniteError(found, step, MOMENT_ADVICE)
-
-
-class Profile:
-    """Traces some steps on the first process, for TensorBoard's profiler.
-
-    The trace is written to the folder `profile` of the workdir.
-    """
-
-    def __init__(self, workdir: str, steps: tuple[int, ...]) -> None:
-        """Sets the steps to trace: (first, last), both included, or () for none."""
-        self._folder = os.path.join(workdir, "profile")
-        self._first, self._last = steps if steps and leads() else (0, 0)
-        self._traces = False
-
-    def before(self, step: int) -> None:
-        """Starts the trace if `step` is to be traced and no trace has begun."""
-        if self._first <= step <= self._last and not self._traces:
-            jax.profiler.start_trace(self._folder)
-            self._traces = True
-
-    def after(self, step: int, outputs: dict[str, jax.Array]) -> None:
-        """Ends the trace with the last step, once its outputs are computed."""
-        if self._traces and step >= self._last:
-            self.close(outputs)
-
-    def close(self, outputs: dict[str, jax.Array] | None = None) -> None:
-        """Waits for `outputs`, then ends and writes the trace, if one has begun."""
-        if self._traces:
-            jax.block_until_ready(outputs)
-            jax.profiler.stop_trace()
-            self._traces = False

@@ -5,6 +5,7 @@ only a part of one, is seen here.
 """
 
 import asyncio
+import itertools
 from typing import Any, cast
 
 import h11
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 512  # below the 1,024 files that a process may usually open
 HEAD_SECONDS = 10  # for the head of a request to arrive
+
+_arrivals = itertools.count()  # orders what arrives; the loop's clock has equal times
 
 
 class LimitedConnection(H11Protocol):
@@ -26,7 +29,7 @@ class LimitedConnection(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
-        self._active = self.loop.time()  # when the connection last received bytes
+        self._active = next(_arrivals)  # when the connection last received bytes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the deadline of the first request."""
@@ -46,7 +49,7 @@ class LimitedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Reads bytes; starts or ends the deadline of a request's head."""
-        self._active = self.loop.time()
+        self._active = next(_arrivals)
         super().data_received(data)
         if self.awaits_request():
             self._expect_head()
@@ -57,7 +60,7 @@ class LimitedConnection(H11Protocol):
         """Returns whether no request is under way: its head has not arrived."""
         return self.conn.their_state is h11.IDLE
 
-    def _worth(self) -> tuple[bool, float]:
+    def _worth(self) -> tuple[bool, int]:
         """Returns (whether it had a request, when it last received bytes)."""
         return self.cycle is not None, self._active
 

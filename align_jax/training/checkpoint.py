@@ -30,6 +30,7 @@ from align_jax.training.checkpoint_record import (
     STATE,
     agree,
     check_scores,
+    leaving_undeleted,
     make_record,
     read_record,
     reading,
@@ -66,7 +67,7 @@ class CheckpointConfig:
         is kept as well; every evaluation then has a checkpoint. None keeps no best one.
       lowest_is_best: whether the lowest score is the best.
       local_folder: path of a folder on a disk of each host, or in its memory, for local
-        checkpoints, see `local_checkpoint`; None writes none.
+        checkpoints, see `local_checkpoint`; empty for none.
       local_every_steps: steps between two local checkpoints.
     """
 
@@ -75,11 +76,11 @@ class CheckpointConfig:
     keep_every_steps: Count | None = None
     best_metric: str | None = None
     lowest_is_best: bool = False
-    local_folder: str | None = None
+    local_folder: str = ""
     local_every_steps: Count = 100
 
     def __post_init__(self) -> None:
-        if self.local_folder is not None:
+        if self.local_folder:
             places.local_path(self.local_folder)
 
 
@@ -171,6 +172,7 @@ class Checkpoints:
                 RECORD: ocp.args.JsonSave(record),
             }
         )
+        self.wait()
         with places.writing(self._directory):
             self._manager.save(step, args=items, metrics=metrics)
 
@@ -220,17 +222,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until all is written; raises InputError if the storage refuses it."""
-        if not self._is_open():
-            return
-        with places.writing(self._directory):
-            self._manager.wait_until_finished()
+        if self._is_open():
+            with places.writing(self._directory), leaving_undeleted():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits as `wait` does, then frees the writer's threads and memory."""
-        if not self._is_open():
-            return
-        with places.writing(self._directory):
-            self._manager.close()
+        if self._is_open():
+            self.wait()
+            with places.writing(self._directory):
+                self._manager.close()
 
     def _is_open(self) -> bool:
         return "_manager" in vars(self)
@@ -277,9 +278,8 @@ def list_steps(workdir: str) -> list[int]:
 
 
 def _list_steps(directory: str) -> list[int]:
-    if not places.exists(directory):
-        return []
-    return sorted(ocp.utils.checkpoint_steps(directory))
+    there = places.exists(directory)
+    return sorted(ocp.utils.checkpoint_steps(directory)) if there else []
 
 
 def set_aside_later(workdir: str, step: int) -> None:

@@ -176,3 +176,18 @@ def agree(path: str) -> Iterator[None]:
     if worst:
         kind = DamagedCheckpointError if worst == 1 else InputError
         raise kind(f"{path} could not be read by another process of this run")
+
+
+@contextlib.contextmanager
+def leaving_undeleted() -> Iterator[None]:
+    """Ignores that Orbax could not delete an old checkpoint of a bucket.
+
+    Orbax deletes old checkpoints when the new one is complete. TensorFlow repeats
+    requests that failed for a moment, but not the first one that deletes a folder,
+    which it then calls missing. The next start of the run deletes the checkpoint.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "doesn't exist or not a directory" not in str(error):
+            raise

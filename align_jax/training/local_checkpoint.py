@@ -25,6 +25,7 @@ from align_jax import places
 from align_jax.config import as_json
 from align_jax.errors import one_line, warned
 from align_jax.runs.provenance import read_starts
+from align_jax.runs.workdir import leads
 from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.integrity import digest, named
 from align_jax.training.train_state import TrainState
@@ -44,6 +45,9 @@ class LocalCheckpoints:
     ) -> None:
         """Finds the run's folder; the workdir must hold the record of its first start.
 
+        All processes must call it at the same time. The first one reads the record:
+        storage that others share may show them a new file late.
+
         Args:
           workdir: path or URL of the run's folder.
           config: folder of this host, and steps between two checkpoints.
@@ -54,12 +58,18 @@ class LocalCheckpoints:
         self._identity = digest(as_json(identity))
         self._writing: Future | None = None
         self._pool = ThreadPoolExecutor(1)
-        starts = read_starts(workdir) if config.local_folder else []
-        if config.local_folder and starts and "started" in starts[0]:
+        if not config.local_folder:
+            return
+        run = np.zeros(8, np.uint8)
+        starts = read_starts(workdir) if leads() else []
+        if starts and "started" in starts[0]:
             # Another run may have used the same workdir before.
-            run = digest([places.resolve(workdir), starts[0]["started"]])
+            name = digest([places.resolve(workdir), starts[0]["started"]])
+            run[:] = list(bytes.fromhex(name[:16]))
+        run[:] = multihost_utils.broadcast_one_to_all(run)
+        if run.any():
             folder = places.local_path(config.local_folder)
-            self._folder = os.path.join(folder, f"align_jax_{run[:16]}")
+            self._folder = os.path.join(folder, f"align_jax_{run.tobytes().hex()}")
 
     def saves(self, step: int) -> bool:
         """Returns whether a step has a local checkpoint."""
@@ -174,6 +184,17 @@ class LocalCheckpoints:
                 warning = f"warning: {path} is damaged: {one_line(error)}"
                 print(warning, file=sys.stderr, flush=True)
         return parts
+
+    def remove_later(self, start: int) -> None:
+        """Removes this host's files of later steps than `start`, which run again.
+
+        They are those of a state that was not whole. If they stayed, they would be
+        taken for the newest ones, and new files would be removed in their place.
+        """
+        with warned("old local checkpoints are not removed", "the run goes on"):
+            for step, path in self._files():
+                if step > start:
+                    places.remove(path)
 
     def wait(self) -> None:
         """Waits until the last checkpoint is written."""

@@ -21,7 +21,7 @@ from align_jax.losses.objective import LossConfig
 from align_jax.models.classifier import Classifier, ClassifierConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.models.towers import execution_fields
-from align_jax.ranges import Count, Seed
+from align_jax.ranges import Count, Natural, Seed
 from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.step_plan import StepPlan
@@ -34,6 +34,8 @@ EXECUTION = (
     "checkpoint",
     "log_every_steps",
     "profile_steps",
+    "profile_process",
+    "hang_seconds",
 )
 
 # A second program without norms is about 2 % faster than the program with norms. In a
@@ -147,6 +149,10 @@ class RunConfig:
         the result is the same.
       profile_steps: numbers of the first and the last step to trace into
         WORKDIR/profile; () for none.
+      profile_process: number of the process that traces them.
+      hang_seconds: time without a step after which each process writes its stacks, and
+        one names the processes that hold the others up; ten steps if they take longer;
+        0 for never.
     """
 
     kind: ClassVar[str]  # type of its weights, a key of `WEIGHTS_KINDS`
@@ -170,6 +176,8 @@ class RunConfig:
     microbatches: Count = 1
     fsdp: Count = 1
     profile_steps: tuple[Count, ...] = ()
+    profile_process: Natural = 0
+    hang_seconds: Natural = 300
 
     @property
     def batch_size(self) -> int:

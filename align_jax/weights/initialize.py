@@ -62,7 +62,7 @@ def first_state(
         return step, _restore(run, step, config, plan, tokenizer)
 
     steps = list_steps(workdir)
-    if config.checkpoint.local_folder is not None:
+    if config.checkpoint.local_folder:
         identity = config.identity(tokenizer)
         local = LocalCheckpoints(workdir, config.checkpoint, identity)
         with contextlib.closing(local):

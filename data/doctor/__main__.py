@@ -1,10 +1,10 @@
 """Checks a dataset of image-text records and names the commands that repair it.
 
-    python -m data.doctor DIR [--sample N] [--evaluation PATH]...
+    python -m data.doctor DIR [--sample N] [--text NAME] [--evaluation PATH]...
 
-DIR is a build's folder, its `records`, or any folder in TFDS's layout. The exit code is
-0 if the dataset is sound, 1 if faults are found, and 2 for bad usage, for example a DIR
-without a dataset.
+DIR is a build's folder, its `records`, any folder in TFDS's layout, or one of .tar,
+.parquet or .array_record files. The exit code is 0 if the dataset is sound, 1 if faults
+are found, and 2 for bad usage, for example a DIR without a dataset.
 """
 
 import argparse
@@ -26,9 +26,10 @@ DAMAGED = "damaged records"
 class Doctor(FileChecks):
     """All checks of one dataset, in the order in which `diagnose` calls them."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, text: str = "") -> None:
         """Raises InputError if `directory` holds no dataset and no build."""
         super().__init__(directory)
+        self.text = text  # see `packed.make_reader`
         self.scans: dict[str, list[ShardScan]] = {}
 
     def read(self, sample: int | None) -> None:
@@ -38,13 +39,15 @@ class Doctor(FileChecks):
           sample: maximum number of pictures to decode, evenly spread over the records;
             None decodes all.
         """
-        from data.doctor.records import READERS, scan_shard
-
-        if self.file_format not in READERS:
-            self.skipped.append(f"records (file format {self.file_format!r})")
-            return
         import tqdm
 
+        from data.doctor.packed import make_reader
+        from data.doctor.records import READERS, scan_shard
+
+        if not self.packed and self.file_format not in READERS:
+            self.skipped.append(f"records (file format {self.file_format!r})")
+            return
+        reader = make_reader(self.file_format, self.text)
         earlier = 0
         total = sum(sum(shards.values()) for shards in self.shards.values())
         every = 1 if sample is None else (-(-total // sample) if sample else 0)
@@ -54,16 +57,14 @@ class Doctor(FileChecks):
                 for name, records in shards.items():
                     path = self.folder / name
                     if path.is_file():
-                        scan = scan_shard(
-                            path, self.file_format, every, earlier, bar.update
-                        )
+                        scan = scan_shard(path, reader, every, earlier, bar.update)
                         self.scans[split].append(scan)
                         self._shard(scan, path, records)
                     earlier += records
 
     def _shard(self, scan: "ShardScan", path: pathlib.Path, records: int) -> None:
         count = len(scan.offsets) + len(scan.damaged)
-        if count != records:
+        if count != records and not self.packed:
             self.note("records", count, f"{records} (dataset_info.json)", path)
         if scan.damaged:
             self._note_records(DAMAGED, scan.damaged, "none", path)
@@ -277,6 +278,7 @@ def diagnose(
     directory: pathlib.Path,
     sample: int | None = None,
     evaluations: tuple[pathlib.Path, ...] = (),
+    text: str = "",
 ) -> list[Finding]:
     """Checks a dataset and prints the findings.
 
@@ -284,6 +286,7 @@ def diagnose(
       directory: folder of a build or of a dataset.
       sample: maximum number of pictures to decode, evenly spread; None decodes all.
       evaluations: Parquet files or datasets whose pictures the dataset must not hold.
+      text: column of Parquet files with the texts, or field of the json in tars.
 
     Returns:
       The findings.
@@ -291,7 +294,7 @@ def diagnose(
     Raises:
       InputError: the dataset is missing, or an evaluation set is missing or unreadable.
     """
-    doctor = Doctor(directory)
+    doctor = Doctor(directory, text)
     for path in evaluations:
         if not path.exists():
             raise InputError(f"no file or folder {path} (--evaluation)")
@@ -325,15 +328,20 @@ def main() -> int:
         metavar="PATH",
         help="Parquet file with a column image_id, or a dataset's folder",
     )
+    parser.add_argument(
+        "--text", default="", metavar="NAME", help="column or field with the texts"
+    )
     flags = parser.parse_args()
     if flags.sample is not None and flags.sample < 0:
         parser.error(f"--sample is {flags.sample}; wanted 0 or more")
     findings: list[Finding] = []
-    found = tuple(flags.evaluation)
-    code = run_command(
-        "data.doctor",
-        lambda: findings.extend(diagnose(flags.directory, flags.sample, found)),
-    )
+
+    def work() -> None:
+        findings.extend(
+            diagnose(flags.directory, flags.sample, (*flags.evaluation,), flags.text)
+        )
+
+    code = run_command("data.doctor", work)
     return code or min(len(findings), 1)
 
 

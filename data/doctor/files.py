@@ -7,11 +7,17 @@ import pathlib
 import shlex
 from typing import Any
 
-from align_jax import dataset_folder, places
+from align_jax import dataset_folder, places, tar_index
 from align_jax.errors import InputError
 from data.records.formats import RECORD_FORMATS
 
 NAMED = 3  # examples that a finding gives
+# Endings of the files of formats without TFDS's metadata.
+PACKED = {
+    "webdataset": (".tar",),
+    "parquet": (".parquet",),
+    "array_record": (".array_record", ".arrayrecord"),
+}
 WANTED_TOKENS = ("[UNK]", "[CLS]", "[SEP]")  # at any position; [PAD] is token 0
 
 
@@ -36,22 +42,37 @@ class FileChecks:
     def __init__(self, directory: pathlib.Path) -> None:
         """Raises InputError if `directory` holds no dataset and no build."""
         inner = directory / "records"
-        build = inner if (directory / "config.json").is_file() else directory
-        self.folder = inner if inner.is_dir() else build
+        build = inner if places.is_file(directory / "config.json") else directory
+        self.folder = inner if places.is_folder(inner) else build
         self.findings: list[Finding] = []
         self.skipped: list[str] = []
         self.shards: dict[str, dict[str, int]] = {}  # split -> shard -> records
         self.file_format = "tfrecord"
+        self.packed = ""  # format of files without metadata, a key of PACKED
         self.manifest = self._manifest()
         if not (
             build is inner
             or self.manifest is not None
-            or (self.folder / "dataset_info.json").exists()
+            or places.exists(self.folder / "dataset_info.json")
         ):
-            raise InputError(
-                f"no dataset in {directory}; wanted a folder with dataset_info.json, or"
-                " a build's with records/"
-            )
+            self.packed = self._find_packed()
+
+    def _find_packed(self) -> str:
+        """Returns the format of the folder's files; InputError if it has none."""
+        names = places.list_names(self.folder) if self.folder.is_dir() else []
+        for name, endings in PACKED.items():
+            if any(file.endswith(endings) for file in names):
+                if places.is_url(str(self.folder)):
+                    raise InputError(
+                        f"{self.folder} is a URL; wanted a folder of this machine for"
+                        f" files of the format {name!r}"
+                    )
+                return name
+        raise InputError(
+            f"no dataset in {self.folder}; wanted a folder with dataset_info.json, with"
+            f" files {', '.join(e for of in PACKED.values() for e in of)}, or a build's"
+            " with records/"
+        )
 
     def note(
         self, what: str, found: Any, wanted: Any, where: Any, fix: str = ""
@@ -64,9 +85,14 @@ class FileChecks:
 
     def rewrite(self) -> str:
         """Returns the command, or advice, to write the dataset again from sources."""
+        if self.packed:
+            return (
+                "download the file again, or train with the rest: such pairs are"
+                " replaced up to input.max_replaced"
+            )
         folder, parent = shlex.quote(str(self.folder)), self.folder.parent
         workdir = shlex.quote(str(parent))
-        if self.folder.name == "records" and (parent / "config.json").exists():
+        if self.folder.name == "records" and places.exists(parent / "config.json"):
             return (
                 f"rm -rf {folder} {shlex.quote(str(parent / 'report.json'))} && python"
                 f" -m data.build --config=CONFIG --workdir={workdir} (CONFIG: the file"
@@ -78,7 +104,7 @@ class FileChecks:
                 f"rm -rf {folder} && python -m data.eval_sets {name}"
                 f" --source SOURCE --out {folder} (SOURCE: the downloads)"
             )
-        if self.folder.name == "evaluation" and (parent / "pairs.parquet").exists():
+        if self.folder.name == "evaluation" and places.exists(parent / "pairs.parquet"):
             return f"rm -rf {folder} && python -m data.quickstart --out={workdir}"
         return f"rm -rf {folder}, then the command that wrote it, or copy it again"
 
@@ -103,7 +129,7 @@ class FileChecks:
         For a damaged manifest, the result is {} and a finding is added.
         """
         path = self.folder / dataset_folder.MANIFEST
-        if not path.exists():
+        if not places.exists(path):
             return None
         try:
             return dataset_folder.read_manifest(self.folder)
@@ -118,8 +144,11 @@ class FileChecks:
         Returns:
           Whether other checks are possible: False if TFDS cannot open the dataset.
         """
+        if self.packed:
+            self._list_packed()
+            return True
         info_path = self.folder / "dataset_info.json"
-        if not self.folder.is_dir() or not info_path.exists():
+        if not places.exists(info_path):
             self.note("dataset_info.json", "no such file", "the dataset's", info_path)
             return False
         try:
@@ -138,7 +167,10 @@ class FileChecks:
         listed = (self.manifest or {}).get("shards")
         if listed is None:
             self.skipped.append("hashes of shards (no manifest.json that lists them)")
-            if (self.folder.parent / "config.json").exists() and self.manifest is None:
+            if (
+                places.exists(self.folder.parent / "config.json")
+                and self.manifest is None
+            ):
                 if self.folder.name == "records":
                     where = self.folder / "manifest.json"
                     self.note("manifest.json", "no such file", "the build's", where)
@@ -156,14 +188,42 @@ class FileChecks:
                 )
         return True
 
+    def _list_packed(self) -> None:
+        """Lists files without metadata; compares the index of tars with the tars."""
+        from data.doctor.packed import count_records
+
+        self.file_format = self.packed
+        paths = [
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.name.endswith(PACKED[self.packed])
+        ]
+        counts = {path.name: count_records(self.packed, path) for path in paths}
+        self.shards["all"] = counts
+        if self.packed != "webdataset":
+            return
+        command = f"python -m data.index {shlex.quote(str(self.folder))}"
+        entries = tar_index.read_entries(str(self.folder))
+        if not entries:
+            self.skipped.append(f"index (none beside the tars; `{command}` writes it)")
+        for path in paths if entries else []:
+            entry, state = entries.get(path.name), tar_index.shard_state(str(path))
+            if not tar_index.is_current(entry, state):
+                found = "older or none"
+                self.note(
+                    "index", found, "one of the tar's size and time", path, command
+                )
+
     def files(self) -> None:
         """Finds missing and additional shards, and changed ones by the manifest."""
+        if self.packed:
+            return
         expected = {n for shards in self.shards.values() for n in shards}
         listed = {s["name"]: s for s in (self.manifest or {}).get("shards", [])}
         present = {
-            path.name
-            for path in self.folder.iterdir()
-            if any(f".{kind}-" in path.name for kind in RECORD_FORMATS)
+            name
+            for name in places.list_names(self.folder)
+            if any(f".{kind}-" in name for kind in RECORD_FORMATS)
         }
         for name in sorted({*expected, *listed} - present):
             self.note("missing shard", "no such file", name, self.folder / name)
@@ -183,15 +243,17 @@ class FileChecks:
                 what = "shard cut short" if size < shard["bytes"] else "shard too long"
                 self.note(what, f"{size} bytes", f"{shard['bytes']} bytes", path)
                 continue
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != shard["sha256"]:
+            hashed = hashlib.sha256()
+            with places.opening(path) as file:
+                for chunk in iter(lambda: file.read(2**20), b""):
+                    hashed.update(chunk)
+            if (digest := hashed.hexdigest()) != shard["sha256"]:
                 self.note("changed shard", f"sha256 {digest}", shard["sha256"], path)
 
     def vocabulary(self) -> None:
         """Checks vocabulary.txt against the manifest and the needs of a tokenizer."""
         path, manifest = self.folder / "vocabulary.txt", self.manifest or {}
-        if not path.exists():
+        if not places.exists(path):
             if "vocabulary_sha256" in manifest:
                 self.note("vocabulary", "no such file", "the corpus's", path)
             return

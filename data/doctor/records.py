@@ -59,7 +59,7 @@ class ShardScan:
 
 def scan_shard(
     path: pathlib.Path,
-    file_format: str,
+    read: "ShardReader",
     decode_every: int,
     earlier: int,
     progress: Callable[[int], object],
@@ -68,7 +68,7 @@ def scan_shard(
 
     Args:
       path: path of the shard.
-      file_format: a name in `RECORD_FORMATS`.
+      read: reader of the shard's format, as those of `READERS`.
       decode_every: distance in records between decoded pictures; 0 decodes none.
       earlier: number of records in the shards before this one, so that decoded pictures
         are evenly spread over all shards.
@@ -79,7 +79,7 @@ def scan_shard(
     """
     scan = ShardScan(path.name)
     waiting: list[tuple[int, bytes]] = []
-    for offset, record in READERS[file_format](path, scan.damaged):
+    for offset, record in read(path, scan.damaged):
         try:
             features = tf.train.Example.FromString(record).features.feature
         except DecodeError:
@@ -152,7 +152,7 @@ def _read_tfrecord(
     """
     size, offset = places.size(path) or 0, 0
     reader = tf_record.tf_record_random_reader(str(path))
-    with path.open("rb") as file:
+    with places.opening(path) as file:
         while offset < size:
             try:
                 record, following = reader.read(offset)
@@ -188,7 +188,7 @@ def _read_array_record(
     except (RuntimeError, ValueError) as error:
         damaged.append((0, one_line(error)[:100]))
         return
-    if not count and places.size(path):
+    if not reader.ok():
         damaged.append((0, "cut short: its index is not there"))
     for number in range(count):
         try:

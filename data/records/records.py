@@ -11,8 +11,8 @@ The key is a pseudo-random signed 64-bit number. Pairs are sorted by key over al
 shards, hence shuffled. The folder of a corpus also holds `vocabulary.txt` and
 `manifest.json` (shards with counts and hashes, the rules' report, config and versions).
 
-Training reads TFRecord files. ArrayRecord files, for Grain (`tfds.data_source`), hold
-the same records; their names have `array_record` instead of `tfrecord`.
+ArrayRecord files, which Grain reads too (`tfds.data_source`), hold the same records;
+their names have `array_record` instead of `tfrecord`.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align_jax.errors import InputError
+from align_jax.tars import IMAGE_SUFFIXES
 from data.sources.config import SourceConfig
 from data.sources.files import (
     RawPair,
@@ -17,7 +18,7 @@ from data.sources.files import (
     read_inside,
 )
 from data.sources.parquet_tables import open_parquet, read_parquet_columns
-from data.sources.tars import IMAGE_SUFFIXES, Sample, make_pairs, read_samples
+from data.sources.tars import Sample, make_pairs, read_samples
 
 BAD_RECORD = "bad tfrecord"
 

@@ -2,34 +2,22 @@
 
 import collections
 import json
-import lzma
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from align_jax.errors import InputError
+from align_jax.tars import DAMAGE, IMAGE_SUFFIXES, Member, Tar
 from data.sources.config import SourceConfig
 from data.sources.files import MAX_IMAGE_BYTES, RawPair, SourceShard, list_files
 
-# Those of the formats that `align_jax.pictures` reads, AVIF even if Pillow lacks it,
-# and two more. The report counts the pictures that cannot be read.
-IMAGE_SUFFIXES = (
-    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
-    *("jfif", "jpe", "apng", "avifs", "jp2", "ppm"),
-)
 PARTS = ("image", "txt", "json")
-MAX_HEADER_BYTES = 2**20
 MAX_PARTS = 8  # of members that agree up to the first dot, for the memory
 TRUNCATED = "truncated tar"
 
 # The contents of the members of a sample by PARTS; a text says why one is not read.
 Sample = dict[str, bytes | str]
-
-# The type stubs of the standard library leave this class out.
-_END_MARK: type[tarfile.HeaderError] = vars(tarfile)["EOFHeaderError"]
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
 class WebdatasetSource:
@@ -57,42 +45,6 @@ class WebdatasetSource:
                 yield None
             else:
                 yield from make_pairs(sample, self.config, drops)
-
-
-class _Tar(tarfile.TarFile):
-    """A tar that is read as a stream.
-
-    Attributes:
-      members: headers that were read; tarfile keeps all of them.
-      marked_end: whether the block of zeros that ends a tar was read.
-    """
-
-    members: list[tarfile.TarInfo]
-    marked_end = False
-
-
-class _Member(tarfile.TarInfo):
-    """A header of a tar; bounds its extensions and sets the tar's `marked_end`."""
-
-    def _proc_gnusparse_10(self, following: tarfile.TarInfo, *_: object) -> None:
-        """Marks a member as sparse; its map, which may be of any size, is not read."""
-        following.sparse = b""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in b"LKxgX" and member.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError("too long a header")
-        return member
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
-        try:
-            return super().fromtarfile(tar)
-        except _END_MARK:
-            if isinstance(tar, _Tar):
-                tar.marked_end = True
-            raise
 
 
 def read_samples(path: str) -> Iterator[Sample | str]:
@@ -228,7 +180,7 @@ def _check_tar(path: str) -> None:
     try:
         with tarfile.open(path, "r|*"):
             pass
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise InputError(f"{path} is not a tar file: {error}") from error
 
 
@@ -240,7 +192,7 @@ def _members(path: str) -> Iterator[tuple[str, bytes | str] | str]:
     Damage ends the reading with one.
     """
     try:
-        with _Tar.open(path, "r|*", tarinfo=_Member) as tar:
+        with Tar.open(path, "r|*", tarinfo=Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()
                 name = member.name
@@ -259,5 +211,5 @@ def _members(path: str) -> Iterator[tuple[str, bytes | str] | str]:
                     yield name, file.read()
             if not tar.marked_end:
                 yield TRUNCATED
-    except _DAMAGE:
+    except DAMAGE:
         yield TRUNCATED

@@ -1,5 +1,6 @@
 """Commands that read runs, models and datasets in a bucket, and the bytes of logs."""
 
+import json
 import sys
 
 import jax.numpy as jnp
@@ -7,21 +8,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tensorboard.backend.event_processing import event_accumulator
 
 import align_jax
 from align_jax import places
 from align_jax.embed import __main__ as embed
+from align_jax.errors import InputError
 from align_jax.evaluate import evaluate
+from align_jax.random_search import random_search
 from align_jax.report import __main__ as report
 from align_jax.runs import metric_lines, telemetry
 from align_jax.runs.metric_lines import read_last_metrics, read_metrics
 from align_jax.runs.pace import Pace
 from align_jax.runs.telemetry import StepLog, open_writers
+from align_jax.sweep import __main__ as sweep
+from align_jax.sweep.config import open_sweep
 from align_jax.train import train
+from align_jax.weights.source import open_weights
 from data.doctor import __main__ as doctor
 from tests import tiny
-from tests.buckets.bucket_run_test import storage  # noqa: F401
+from tests.buckets.remote_runs import read_curve
+from tests.random_search_test import fake, make_search  # noqa: F401
 
 pytestmark = pytest.mark.buckets
 
@@ -40,7 +46,7 @@ def log_steps(workdir, flushes):
     log.close()
 
 
-def test_bytes_of_logs_grow_linearly_with_steps(storage, monkeypatch, tmp_path):  # noqa: F811
+def test_bytes_of_logs_grow_linearly_with_steps(storage, monkeypatch, tmp_path):
     for module in (metric_lines, telemetry):
         monkeypatch.setattr(module, "PART_BYTES", 1 << 14)
     sent, kinds = {}, ("metrics", "tensorboard")
@@ -60,19 +66,15 @@ def test_bytes_of_logs_grow_linearly_with_steps(storage, monkeypatch, tmp_path):
             # A file that is sent again at each flush gives 4.
             assert ratio < 2.3, (kind, fewer, ratio)
     rows = read_metrics("gs://bucket/logged_400")
-    assert [row["step"] for row in rows] == [*range(4001)]
+    # The last line holds the totals at the end.
+    assert [row["step"] for row in rows] == [*range(4001), 4000]
     assert read_last_metrics("gs://bucket/logged_400")[-1] == rows[-1]
-    local = tmp_path / "tensorboard"
-    local.mkdir()
-    for name in storage.names("logged_400/tensorboard/events"):
-        (local / name.rpartition("/")[2]).write_bytes(storage.read(name))
-    curves = event_accumulator.EventAccumulator(str(local), {"scalars": 0}).Reload()
-    points = [(p.step, p.value) for p in curves.Scalars("train/loss")]
+    points = read_curve(storage, "logged_400", tmp_path)
     assert points == [(step, step) for step in range(10, 4001, 10)]
 
 
 @pytest.fixture(scope="module")
-def trained(storage, tmp_path_factory):  # noqa: F811
+def trained(storage, tmp_path_factory):
     """(local workdir, the same run's workdir in a bucket, fields)."""
     root = tmp_path_factory.mktemp("trained")
     fields = tiny.make_run(root / "data", checkpoint={"every_steps": 2, "keep": 2})
@@ -80,7 +82,7 @@ def trained(storage, tmp_path_factory):  # noqa: F811
     return root, storage.upload(root / "run", "trained"), fields
 
 
-def test_commands_read_a_run_in_a_bucket(trained, storage, monkeypatch, capsys):  # noqa: F811
+def test_commands_read_a_run_in_a_bucket(trained, storage, monkeypatch, capsys):
     root, url, fields = trained
     picture = tiny.draw(tiny.NAMES[0], 50)
     models = [align_jax.load(source) for source in (url, str(root / "run"))]
@@ -105,7 +107,7 @@ def test_commands_read_a_run_in_a_bucket(trained, storage, monkeypatch, capsys):
     report.main()
     assert "gs://bucket/summary/" in capsys.readouterr().out
     assert len(storage.names("summary/")) >= 2
-    more = fields | {"total_steps": 6, "evaluators": {}}
+    more = fields | {"total_steps": 6, "evaluators": {}, "profile_steps": (5, 6)}
     for source, workdir in ((url, "gs://bucket/more"), (f"{root}/run", f"{root}/more")):
         train(more | {"start_from": source}, workdir)
     losses = [
@@ -114,9 +116,11 @@ def test_commands_read_a_run_in_a_bucket(trained, storage, monkeypatch, capsys):
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2
+    profile = storage.names("more/profile/plugins/profile/")
+    assert [name for name in profile if name.endswith(".xplane.pb")]
 
 
-def test_a_dataset_and_embeddings_in_a_bucket(trained, storage, monkeypatch, capsys):  # noqa: F811
+def test_a_dataset_and_embeddings_in_a_bucket(trained, storage, monkeypatch, capsys):
     root, url, _ = trained
     storage.upload(root / "data", "doctor")
     told = []
@@ -147,3 +151,84 @@ def test_a_dataset_and_embeddings_in_a_bucket(trained, storage, monkeypatch, cap
     assert storage.read("embedded/a.parquet") == content
     files = [name for name in storage.names("embedded/") if not name.endswith("/")]
     assert sorted(files) == ["embedded/a.parquet", "embedded/model.json"]
+
+
+@pytest.mark.parametrize("sources", ["model", "towers"])
+def test_a_run_starts_from_weights_in_a_bucket(trained, storage, sources):
+    root, url, fields = trained
+    model = root / f"weights_for_{sources}"
+    tiny.write_model(model, seed=1)
+    remote = storage.upload(model, model.name)
+    few = fields | {"evaluators": {}}
+    losses, variables = [], []
+    for source, run, workdir in (
+        (remote, url, f"gs://bucket/from_{sources}"),
+        (str(model), str(root / "run"), str(root / f"from_{sources}")),
+    ):
+        named = {"model": source}
+        if sources == "towers":
+            named = {"image_tower": source, "text_tower": run}
+        train(few | {"initialize": named}, workdir)
+        rows = read_metrics(workdir)
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+        variables.append(open_weights(workdir).variables)
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    for path, array in variables[1].items():
+        np.testing.assert_array_equal(variables[0][path], array)
+
+
+SWEEP = """
+import json
+from ml_collections import ConfigDict
+from configs.sweeps.choose_run import choose_run
+
+def get_sweep():
+    base = ConfigDict(json.loads({fields!r}))
+    return {{"first": (base, {{}}), "second": (base, {{"seed": 1}})}}
+
+def get_config(name):
+    return choose_run(get_sweep(), name)
+"""
+
+
+def test_a_sweep_in_a_bucket(trained, storage, tmp_path, monkeypatch, capsys):
+    root, _, fields = trained
+    file, folder = tmp_path / "sweep.py", "gs://bucket/sweep"
+    file.write_text(SWEEP.format(fields=json.dumps(fields)))
+    first, second = open_sweep(str(file), folder)
+    storage.upload(root / "run", f"sweep/{first.id}")
+
+    def tell(*flags):
+        sweep.main([f"--sweep={file}", f"--workdir={folder}", *flags])
+        return capsys.readouterr().out.splitlines()
+
+    _, done, waiting, counts = tell("--launcher=status")
+    assert done.split()[:5] == [first.id, "done", "4", "/", "4"]
+    assert waiting.split()[:2] == [second.id, "waiting"]
+    assert counts == "1 done, 1 waiting"
+    assert tell("--launcher=print") == [second.command]
+    assert f"--workdir={folder}/{second.id}" in second.command
+    (launch,) = tell("--launcher=skypilot", "--jobs=gs://bucket/jobs")
+    assert launch.endswith(storage.names("jobs/second")[0].removeprefix("jobs/"))
+    with pytest.raises(InputError, match=f"--workdir is {folder}; the launcher 'loc"):
+        tell("--launcher=local")
+    train(dict(second.fields), second.workdir)
+    assert tell("--launcher=status")[-1] == "2 done"
+    monkeypatch.setattr(sys, "argv", ["report", folder, f"--out={folder}/summary"])
+    report.main()
+    page = storage.read("sweep/summary/summary.md").decode()
+    assert all(f"| {run.id} | done |" in page for run in (first, second))
+
+
+def test_a_search_in_a_bucket(storage, tmp_path, fake):  # noqa: F811
+    ran, scores = fake
+    folder = "gs://bucket/search"
+    fields = make_search(tmp_path, trials=2, groups={})
+    fields |= {part: {"one": fields[part]["one"]} for part in ("tasks", "final")}
+    for name in ("trial_00", "trial_01", "seed_0", "seed_1", "seed_2"):
+        scores[f"one/{name}"] = 0.5
+    random_search(fields, folder)
+    assert [name for name, _ in ran][:2] == ["one/trial_00", "one/trial_01"]
+    assert places.read_json(f"{folder}/results.json")["eval/one/top1"] == 0.5
+    assert not [name for name in storage.names("search/") if "checkpoints" in name]

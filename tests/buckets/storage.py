@@ -20,7 +20,7 @@ import subprocess
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = ROOT / ".venv-buckets"
@@ -30,6 +30,10 @@ HOSTS = ("storage.googleapis.com", "www.googleapis.com")
 # Headers of one connection. TensorFlow also sends "Transfer-Encoding: identity", which
 # Cloud Storage takes and the stand-in refuses.
 CONNECTION = {"transfer-encoding", "connection", "proxy-connection", "content-length"}
+# Faults of a connection; any other fault is the status of an answer.
+LOST_REQUEST, LOST_ANSWER, HALF_ANSWER = "lost request", "lost answer", "half an answer"
+
+Fault = int | str | None
 
 
 class Storage:
@@ -38,7 +42,12 @@ class Storage:
     Attributes:
       environment: variables that lead a process to the stand-in.
       sent: bytes of the bodies of all requests, by the object's name.
+      received: bytes of the bodies of all answers, by the object's name.
       requests: number of all requests, by the object's name.
+      uploaded: paths of the requests whose bodies became objects.
+      fault: function from a request's method and the object's name to the fault of the
+        answer, or None.
+      faults: number of all answers, by their fault.
     """
 
     def __init__(self, server: int, proxy: int, certificate: pathlib.Path) -> None:
@@ -60,7 +69,11 @@ class Storage:
             "GOOGLE_ALLOW_HTTP": "true",
         }
         self.sent: collections.Counter[str] = collections.Counter()
+        self.received: collections.Counter[str] = collections.Counter()
         self.requests: collections.Counter[str] = collections.Counter()
+        self.uploaded: set[str] = set()
+        self.fault: Callable[[str, str], Fault] = lambda method, name: None
+        self.faults: collections.Counter[Fault] = collections.Counter()
         self.counting = threading.Lock()
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -85,6 +98,21 @@ class Storage:
         """Reads an object."""
         quoted = urllib.parse.quote(name, safe="")
         return self.ask("GET", f"/storage/v1/b/{BUCKET}/o/{quoted}?alt=media")
+
+    def delete(self, name: str) -> None:
+        """Deletes an object."""
+        quoted = urllib.parse.quote(name, safe="")
+        self.ask("DELETE", f"/storage/v1/b/{BUCKET}/o/{quoted}")
+
+    @contextlib.contextmanager
+    def failing(self, fault: Callable[[str, str], Fault]) -> Iterator[None]:
+        """Answers requests inside the `with` statement with faults; see `fault`."""
+        usual, self.fault = self.fault, fault
+        self.faults.clear()
+        try:
+            yield
+        finally:
+            self.fault = usual
 
     def upload(self, folder: pathlib.Path, prefix: str) -> str:
         """Copies a folder's files to objects; returns the URL of the folder."""
@@ -192,14 +220,41 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         return body
 
     def forward(self) -> None:
-        """Asks the server and hands its answer back."""
+        """Asks the server and hands its answer back, or answers with a fault."""
         body = self.read_body()
         storage = self.server.storage
         with storage.counting:
             name = _object(self.path)
             storage.sent[name] += len(body)
             storage.requests[name] += 1
+            fault = storage.fault(self.command, name)
+            storage.faults[fault] += 1
+        if isinstance(fault, int):
+            message = {"error": {"code": fault, "message": f"{fault} of the test"}}
+            self.answer(fault, {}, json.dumps(message).encode())
+        elif fault == LOST_REQUEST:
+            self.cut()
+        else:
+            status, headers, content = self.ask(storage.server, name, body)
+            if fault == LOST_ANSWER:
+                self.cut()
+            elif fault == HALF_ANSWER and content:
+                self.answer(status, headers, content, len(content) // 2)
+                self.cut()
+            else:
+                self.answer(status, headers, content)
+
+    def ask(
+        self, server: int, name: str, body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Asks the server; returns its status, headers and content."""
         path = self.path
+        if path == f"/storage/v1/b/{BUCKET}/storageLayout":  # the server lacks it
+            return 200, {}, b'{"hierarchicalNamespace": {"enabled": false}}'
+        if re.match(r"bytes \*/[1-9]", self.headers.get("Content-Range", "")):
+            # TensorFlow asks how much of an upload has arrived. The server would take
+            # the question for the end of the upload.
+            return 200 if path in self.server.storage.uploaded else 308, {}, b""
         if by_xml := path.startswith(f"/{BUCKET}"):
             # The interface that LanceDB uses; the server knows it by the host, and
             # takes a PUT with the other interface's parameters.
@@ -209,7 +264,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                 query = {"uploadType": "media", "name": name}
                 query |= {"ifGenerationMatch": condition} if condition else {}
                 path = f"{path.partition('?')[0]}?{urllib.parse.urlencode(query)}"
-        inner = http.client.HTTPConnection("127.0.0.1", storage.server)
+        inner = http.client.HTTPConnection("127.0.0.1", server)
         with contextlib.closing(inner):
             inner.putrequest(self.command, path, True, True)
             for header, value in self.headers.items():
@@ -219,20 +274,50 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             inner.endheaders(body)
             answer = inner.getresponse()
             content = answer.read()
-        self.send_response_only(answer.status)
-        for header, value in answer.getheaders():
-            if header == "Location":  # where the body of an upload goes
-                value = re.sub(r"^http://(?=\w+\.googleapis)", "https://", value)
-            if header.lower() not in CONNECTION:
-                self.send_header(header, value)
+        storage = self.server.storage
+        with storage.counting:
+            storage.received[name] += len(content)
+        headers = {
+            header: value
+            for header, value in answer.getheaders()
+            if header.lower() not in CONNECTION
+        }
+        if "Location" in headers:  # where the body of an upload goes
+            headers["Location"] = re.sub(
+                r"^http://(?=\w+\.googleapis)", "https://", headers["Location"]
+            )
         if by_xml and self.command == "PUT" and answer.status == 200:
             stored = json.loads(content)
-            self.send_header("ETag", f'"{stored["etag"]}"')
-            self.send_header("x-goog-generation", stored["generation"])
+            headers |= {
+                "ETag": f'"{stored["etag"]}"',
+                "x-goog-generation": stored["generation"],
+            }
             content = b""
+        if self.command == "PUT" and answer.status == 200:
+            self.server.storage.uploaded.add(self.path)
+        return answer.status, headers, content
+
+    def answer(
+        self,
+        status: int,
+        headers: dict[str, str],
+        content: bytes,
+        given: int | None = None,
+    ) -> None:
+        """Sends an answer, with the first `given` bytes of its content."""
+        self.send_response_only(status)
+        for header, value in headers.items():
+            self.send_header(header, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content[:given])
+        self.wfile.flush()
+
+    def cut(self) -> None:
+        """Ends the connection without a farewell."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = forward
 

@@ -15,10 +15,10 @@ PREPROCESS = PreprocessConfig(resize=18, image_size=16, random_background=True)
 
 
 class NumberReader:
-    """Replaces the tokenizer: its token is the number at the end of a text."""
+    """Replaces the tokenizer: its token is the number at the end of a text, or -1."""
 
     def __call__(self, texts):
-        last = tf.strings.regex_replace(texts, ".* ", "")
+        last = tf.where(texts == "", "-1", tf.strings.regex_replace(texts, ".* ", ""))
         return tf.strings.to_number(last, tf.int32)[:, None]
 
 

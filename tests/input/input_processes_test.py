@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests import tiny
+from tests.input.written import WRITERS, write_format
 from tests.input_reader import read_hashes
 
 STEPS = 60  # more than four epochs of 96 pairs
@@ -16,22 +17,23 @@ STEPS = 60  # more than four epochs of 96 pairs
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("readers")
-    tiny.write_training(root / "train", [30, 20, 25, 21])
+    for name in ("tfds", *WRITERS):
+        write_format(name, root, [30, 20, 25, 21])
     tiny.write_vocabulary(root / "vocabulary.txt")
     return root
 
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    """Hashes of the global batches of one uninterrupted reader."""
+    """Hashes of the global batches of one uninterrupted reader of TFRecord files."""
     hashes = read_hashes(str(folder), 0, 1, 0, workers=1)
     return list(itertools.islice(hashes, STEPS))
 
 
-def start_reader(folder, host, hosts, step):
+def start_reader(folder, host, hosts, step, name):
     command = [sys.executable, "-m", "tests.input_reader", str(folder)]
     return subprocess.Popen(
-        [*command, str(host), str(hosts), str(step)],
+        [*command, str(host), str(hosts), str(step), name],
         cwd=pathlib.Path(__file__).parents[2],
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
@@ -53,19 +55,22 @@ def read_steps(reader, count):
 
 
 @pytest.mark.parametrize(
-    "hosts",
+    ("hosts", "name"),
     [
-        2,
-        pytest.param(1, marks=pytest.mark.pods),
-        pytest.param(4, marks=pytest.mark.pods),
+        (2, "tfds"),
+        pytest.param(1, "tfds", marks=pytest.mark.pods),
+        pytest.param(4, "tfds", marks=pytest.mark.pods),
+        *(pytest.param(2, name, marks=pytest.mark.pods) for name in WRITERS),
     ],
 )
-def test_killed_processes_go_on_with_the_same_global_batches(folder, expected, hosts):
+def test_killed_processes_go_on_with_the_same_global_batches(
+    folder, expected, hosts, name
+):
     before = random.randint(5, 30)  # any number must work; pytest shows a failing one
-    readers = [start_reader(folder, host, hosts, 0) for host in range(hosts)]
+    readers = [start_reader(folder, host, hosts, 0, name) for host in range(hosts)]
     first = [read_steps(reader, before) for reader in readers]
     kill(readers)
-    readers = [start_reader(folder, host, hosts, before) for host in range(hosts)]
+    readers = [start_reader(folder, host, hosts, before, name) for host in range(hosts)]
     second = [read_steps(reader, 20) for reader in readers]
     kill(readers)
     assert all(numbers == [*range(before)] for numbers, _ in first)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.devices.mesh import batch_split, replicated
-from align_jax.losses import tiles
+from align_jax.devices.collectives import count_collectives
+from align_jax.devices.mesh import BATCH_AXES, batch_split, replicated, slices_of
+from align_jax.losses import contrastive, tiles
 from align_jax.losses.contrastive import contrastive_loss
 from align_jax.losses.tiles import make_tiling
 from tests.reference import contrastive_reference, embeddings
@@ -83,6 +84,13 @@ def test_logits_are_kept_or_computed_again(mesh_of, monkeypatch, devices, kept):
 @pytest.mark.parametrize("groups", [2, 4, 16])
 def test_negatives_are_limited_to_groups_of_pairs(mesh_of, devices, groups):
     assert_equals_reference(mesh_of(devices), 64, 0.2, 0.1, tile=12, groups=groups)
+
+
+@pytest.mark.parametrize(("fsdp", "slices"), [(2, 2), (1, 4)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_slices_gather_in_the_order_of_the_pairs(mesh_of, fsdp, slices, groups):
+    mesh = mesh_of(8, fsdp, slices)
+    assert_equals_reference(mesh, 64, 1 / 128, 0.1, tile=24, groups=groups)
 
 
 @pytest.fixture
@@ -166,11 +174,11 @@ def test_what_does_not_fit_is_refused(mesh_of):
             contrastive_loss(jnp.eye(n), jnp.eye(n), s, mesh_of(8), **options)
 
 
-def compiled_gradient(mesh, n, d):
+def compiled_gradient(mesh, n, d, smoothing=0.1):
     rows, whole = batch_split(mesh), replicated(mesh)
     gradient = jax.jit(
         jax.value_and_grad(
-            lambda x, y, s: contrastive_loss(x, y, s, mesh, 0.1)[0], (0, 1, 2)
+            lambda x, y, s: contrastive_loss(x, y, s, mesh, smoothing)[0], (0, 1, 2)
         ),
         in_shardings=(rows, rows, whole),
     )
@@ -188,6 +196,33 @@ def test_the_compiled_loss_never_holds_all_logits(mesh_of):
     gathers = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
     assert gathers
     assert max(math.prod(map(int, g.split(","))) for g in gathers) == n * d
+
+
+def test_a_row_enters_a_slice_once(mesh_of, monkeypatch):
+    mesh, n, d = mesh_of(8, 1, 2), 512, 16
+
+    def crossing(smoothing):
+        program = compiled_gradient(mesh, n, d, smoothing).as_text()
+        found = count_collectives(program, slices_of(mesh))
+        return {kind: count.crossing for kind, count in found.items()}
+
+    once = crossing(0.1)
+    # The texts, twice if they are gathered again, and two numbers a pair; 64 pairs come
+    # from the device at the same place. The gradients of the texts go back.
+    assert once["all-gather"] in [64 * (k * d + 2) * 4 for k in (1, 2)]
+    assert once["reduce-scatter"] == 64 * (d + 1) * 4
+    for module in (contrastive, tiles):
+        monkeypatch.setattr(
+            module, "gather", lambda x: jax.lax.all_gather(x, BATCH_AXES, tiled=True)
+        )
+        monkeypatch.setattr(
+            module,
+            "scatter_sum",
+            lambda x: jax.lax.psum_scatter(x, BATCH_AXES, tiled=True),
+        )
+    straight = crossing(0.2)
+    assert straight["all-gather"] == 4 * once["all-gather"]
+    assert straight["reduce-scatter"] == 4 * once["reduce-scatter"]
 
 
 def test_memory_grows_linearly_with_the_batch(mesh_of):

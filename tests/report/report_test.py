@@ -242,6 +242,27 @@ def test_every_measure_of_a_table_is_published():
             assert len(values) == len(table["measures"])
 
 
+def test_the_summary_says_where_the_time_of_a_run_went(root):
+    assert report.times_table(find_runs([str(root)])).rows == []
+    metrics = {"productive_seconds": 750.0, "lost_away_seconds": 250.0}
+    fields = quickstart.get_config().to_dict()
+    for name in ("a", "b"):
+        folder = root / "timed" / name
+        write_run(folder, fields, {}, wall_seconds=1000.0, **metrics)
+    table = report.times_table(find_runs([str(root)]))
+    assert [row[:3] for row in table.rows] == [[n, "75.0", "0.0"] for n in "ab"]
+    assert table.head[0:2] + table.head[-1:] == [
+        "run",
+        "steps that were kept",
+        "no process, after the last metrics of a start",
+    ]
+    assert {row[-1] for row in table.rows} == {"25.0"}
+    paths = report.write_summary(find_runs([str(root)]), str(root / "out"))
+    page, markdown = (Path(path).read_text(encoding="utf-8") for path in paths)
+    assert table.rows[0] in cells(Page(page))
+    assert "| a | 75.0 | 0.0 |" in markdown
+
+
 def test_the_page_and_the_markdown_hold_all_runs(root):
     paths = report.write_summary(find_runs([str(root)]), str(root / "out"))
     page, markdown = (Path(path).read_text(encoding="utf-8") for path in paths)

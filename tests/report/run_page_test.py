@@ -120,6 +120,17 @@ def write(tmp_path, monkeypatch):
     return make
 
 
+def test_only_the_first_process_reads_the_metrics_and_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.folder, "leads", lambda: False)
+    monkeypatch.setattr(report, "stream_metrics", lambda _: pytest.fail("it is read"))
+    described = []
+    monkeypatch.setattr(report, "describe", lambda *parts: described.append(parts))
+    evaluators, embedder = {"pairs": FakeRetrieval()}, FakeEmbedder()
+    report.write_report(str(tmp_path), {}, {}, evaluators, embedder)
+    assert described == [(evaluators["pairs"], embedder)]  # with the others
+    assert not [*tmp_path.iterdir()]
+
+
 def cells(page: Page) -> list[list[str]]:
     """Returns the cells' texts of every table row."""
     rows = []
@@ -145,6 +156,16 @@ def test_page_holds_the_scores_beside_untrained_and_chance(write):
     assert "25,010 captions" in texts[0]
     alone = {"step": 4, "eval/colour/top1": 0.4375, "eval/colour/majority": 0.5625}
     assert ["eval/colour/top1", "0.438", "–", "0.562", "–"] in cells(write(alone))
+
+
+def test_page_says_where_the_time_went(write):
+    assert not any("Where the time" in e["text"] for e in write().all("h2"))
+    seconds = {"productive": 900.0, "lost_compile": 240.0, "lost_away": 60.0}
+    times = {f"train/{name}_seconds": value for name, value in seconds.items()}
+    rows = cells(write(RESULTS | times | {"train/wall_seconds": 1200.0}))
+    assert ["steps that were kept", "15.0", "75.0%"] in rows
+    assert ["compiling", "4.0", "20.0%"] in rows
+    assert ["evaluation", "0.0", "0.0%"] in rows
 
 
 def test_page_loads_nothing_from_elsewhere(write):

@@ -10,7 +10,7 @@ from align_jax.runs.metric_lines import (
     read_last_metrics,
     read_metrics,
 )
-from align_jax.runs.pace import STARTED
+from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE, STARTED
 from tests.runs.telemetry_test import rows_of
 
 
@@ -90,6 +90,42 @@ def test_a_flush_sends_one_part_at_most_and_old_parts_stay(tmp_path, monkeypatch
     train(tmp_path, 700, 701, 2.0)
     assert all(path.read_bytes() == content for path, content in before.items())
     assert values(tmp_path)[-2:] == [(700, 1.0), (701, 2.0)]
+
+
+def test_a_start_reads_the_newest_parts_and_the_first_line_of_each_start(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(metric_lines, "PART_BYTES", 1000)
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "0000-00000000-000000.jsonl").touch()
+    for start, end in ((0, 300), (280, 600), (590, 900)):
+        writer, _ = open_lines(str(tmp_path), start)
+        for step in range(start + 1, end + 1):
+            writer.write_scalars(step, {"train/loss": 1.0})
+            if step % 10 == 0:
+                totals = {PRODUCTIVE: 2.0 * step, DEVICE_HOURS: start + 3.0 * step}
+                writer.write_scalars(step, totals)
+                writer.write_scalars(step, {"eval/a": 1.0 * step})
+                writer.flush()
+    rows = [row for row in read_metrics(str(tmp_path)) if row["step"] <= 850]
+    read, read_part = [], metric_lines._read_part
+
+    def count(workdir, part):
+        read.append(part)
+        return read_part(workdir, part)
+
+    monkeypatch.setattr(metric_lines, "_read_part", count)
+    _, past = open_lines(str(tmp_path), 850)
+    assert len(list((tmp_path / "metrics").iterdir())) > 30
+    assert len(read) < 12
+    new, past = past[-1], past[:-1]
+    assert new[DEVICE_HOURS] == 590 + 3.0 * 900  # lost steps cost time, too
+    assert max(row.get(PRODUCTIVE, 0.0) for row in past) == 2.0 * 850
+    for counts in (lambda row: STARTED in row, lambda row: row["step"] == 850):
+        wanted = [row for row in rows if counts(row) and "train/loss" not in row]
+        assert [row for row in past if counts(row)] == wanted
+    assert len(wanted) == 2
+    assert [row["step"] for row in past if STARTED in row] == [0, 280, 590]
 
 
 DAMAGED = [b"\0" * 30, b'{"step": 3, "train/lo', b"[3]", b'{"loss": 1}', b"\xff\xfe"]

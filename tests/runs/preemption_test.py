@@ -36,9 +36,25 @@ def fail_after(act):
             {}["absent"]
 
 
+def interrupt_evaluation(notice):
+    with notice.leaving_at_once():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            {}["absent"]
+
+
 def test_an_error_of_interrupted_code_does_not_hide_the_notice():
     with pytest.raises(Preempted, match="told to stop"):
         fail_after(lambda: signal.raise_signal(signal.SIGTERM))
+
+
+def test_a_run_can_go_on_to_save_after_its_evaluation_was_interrupted():
+    with Notice() as notice:
+        notice.leaves_at_once = False
+        with pytest.raises(Preempted):  # not KeyError
+            interrupt_evaluation(notice)
+        assert notice.reached(7)
 
 
 def test_an_error_without_a_notice_stays():

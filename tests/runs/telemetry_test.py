@@ -1,5 +1,7 @@
 import fnmatch
 import json
+import threading
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -45,7 +47,7 @@ def test_every_step_has_a_line_and_a_resumed_run_no_step_twice(tmp_path):
     assert read_metrics(str(tmp_path)) == rows_of(tmp_path)
     starts = [row["step"] for row in rows_of(tmp_path) if STARTED in row]
     assert starts == [0, 2]
-    rows = [row for row in rows_of(tmp_path) if STARTED not in row]
+    rows = [row for row in rows_of(tmp_path) if "train/loss" in row]
     assert [(r["step"], r["train/loss"]) for r in rows] == [(1, 1), (2, 2), (3, 30)]
     curves = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     found = curves.Reload().Scalars("train/loss")
@@ -55,25 +57,31 @@ def test_every_step_has_a_line_and_a_resumed_run_no_step_twice(tmp_path):
 class Loss:
     """A loss that is computed when the test says so."""
 
-    computed = False
+    def __init__(self):
+        self.computed = threading.Event()
 
-    def is_ready(self):
-        return self.computed
+    def block_until_ready(self):
+        assert self.computed.wait(30)
 
 
 def test_the_bar_begins_at_the_first_computed_step(tmp_path, capsys):
     log = open_log(tmp_path, 4, 9)
     with log.scoring():
         pass
-    steps = [metrics(1.0) | {"loss": Loss()} for _ in range(3)]
+    losses = [Loss() for _ in range(3)]
+    steps = [metrics(1.0) | {"loss": loss} for loss in losses]
     for number, step in enumerate(steps[:2], 5):
         log.add(number, step)
     assert capsys.readouterr().err == "scoring the model before its first step\n"
-    steps[0]["loss"].computed = True
+    losses[0].computed.set()
+    deadline = time.monotonic() + 30
+    while log._pace.steps.finished != 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     log.add(7, steps[2])
-    first = capsys.readouterr().err
-    assert "5/9 [00:00<?" in first
-    for step in steps:
+    assert "5/9 [00:00<?" in capsys.readouterr().err
+    for loss, step in zip(losses, steps, strict=True):
+        loss.computed.set()
         step["loss"] = jnp.float32(2.0)
     with log.scoring():
         assert "scoring: " in capsys.readouterr().err

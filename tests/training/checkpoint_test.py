@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from orbax.checkpoint._src.path import deleter
 
 from align_jax.devices.mesh import replicated
 from align_jax.errors import InputError
@@ -56,6 +57,26 @@ def test_a_state_comes_back_equal_onto_another_mesh(tmp_path, mesh_of):
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["6", "9"]
     read.close()
+
+
+def test_an_old_checkpoint_that_is_not_deleted_ends_no_run(
+    tmp_path, mesh_of, monkeypatch
+):
+    def fail(self, step):  # as TensorFlow does if a request to a bucket fails once
+        raise FileNotFoundError(f"gs://bucket/{step} doesn't exist or not a directory.")
+
+    def save(*steps):
+        checkpoints = Checkpoints(str(tmp_path), CheckpointConfig(keep=1), IDENTITY)
+        for step in steps:
+            checkpoints.save(step, make_state(mesh_of(1), step))
+        checkpoints.close()
+        return list_steps(str(tmp_path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deleter.StandardCheckpointDeleter, "delete", fail)
+        assert save(3, 6, 9) == [3, 6, 9]
+    assert save(12) == [12]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12"]
 
 
 @pytest.mark.parametrize("name", ["Läufe für 'heute'", "100% {a} #1 ?&=%20*", "a[b"])

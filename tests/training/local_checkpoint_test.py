@@ -124,6 +124,19 @@ def test_files_of_another_run_are_not_read(opened):
     assert opened().restore(shapes_of(make_state(2, 0)), 0) is None  # other parts
 
 
+def test_files_of_steps_that_run_again_make_room_for_new_ones(opened, tmp_path):
+    save(opened(), 1, (6, 27, 30))
+    (folder,) = (tmp_path / "local").iterdir()
+    (folder / "30.0-of-1.npz").rename(folder / "30.1-of-2.npz")
+    local = opened()
+    local.remove_later(20)
+    save(local, 1, (21, 24))
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept == ["21.0-of-1.npz", "24.0-of-1.npz"]
+    step, _ = opened().restore(shapes_of(make_state(1, 0)), 20)
+    assert step == 24
+
+
 def test_a_failure_to_write_is_one_warning(opened, tmp_path, capsys):
     (tmp_path / "local").write_text("a file and no folder")
     save(opened(), 1, (3,))

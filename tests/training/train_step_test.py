@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from align_jax.devices import mesh
+from align_jax.devices.collectives import count_collectives
 from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import batch_split, replicated
 from align_jax.errors import InputError
-from align_jax.plan import count_collectives
 from align_jax.training.train_state import create_state
 from tests import steps
 
@@ -62,15 +62,16 @@ def test_microbatches_agree_with_the_whole(root, one_device, mesh_of):
 
 
 @pytest.mark.parametrize(
-    ("fsdp", "tower"),
+    ("fsdp", "slices", "tower"),
     [
-        (4, {"rematerialise": "blocks"}),
-        pytest.param(2, {"rematerialise": "stages"}, marks=pytest.mark.pods),
-        pytest.param(8, {"scan": True}, marks=pytest.mark.pods),
+        (4, 1, {"rematerialise": "blocks"}),
+        (2, 2, {}),
+        pytest.param(2, 1, {"rematerialise": "stages"}, marks=pytest.mark.pods),
+        pytest.param(8, 1, {"scan": True}, marks=pytest.mark.pods),
     ],
 )
 def test_a_split_state_agrees_with_a_whole_one(
-    root, one_device, mesh_of, monkeypatch, fsdp, tower
+    root, one_device, mesh_of, monkeypatch, fsdp, slices, tower
 ):
     monkeypatch.setattr(mesh, "SMALL", 2**10)  # so that even a tiny block is split
     config, expected = steps.read(root, microbatches=1), one_device
@@ -79,12 +80,13 @@ def test_a_split_state_agrees_with_a_whole_one(
         expected = steps.run(config, mesh_of(1))
     text = {"rematerialise": fsdp == 4, "scan": fsdp == 8}
     config = dataclasses.replace(with_towers(config, tower, text), fsdp=fsdp)
-    rows, _, end, program = steps.run(config, mesh_of(8, fsdp))
+    devices = mesh_of(8, fsdp, slices)
+    rows, _, end, program = steps.run(config, devices)
     steps.assert_same(rows, end.own_variables, expected)
     for name in ("image_tower", "text_tower"):
         sizes = [leaf.size for leaf in jax.tree.leaves(end.params[name])]
         assert min(sizes) < mesh.SMALL <= max(sizes)
-    state = create_state(config.make_plan(mesh_of(8, fsdp)))
+    state = create_state(config.make_plan(devices))
     for leaf in jax.tree.leaves((state.params, state.optimizer)):
         held = math.prod(leaf.addressable_shards[0].data.shape)
         assert held == leaf.size // (fsdp if leaf.size >= mesh.SMALL else 1)

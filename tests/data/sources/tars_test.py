@@ -8,7 +8,7 @@ import pytest
 
 from align_jax.errors import InputError
 from align_jax.search.collection import SUFFIXES
-from data.sources.tars import IMAGE_SUFFIXES
+from align_jax.tars import IMAGE_SUFFIXES
 from tests.data.sources.reading import PNG, read, write_tar
 
 

@@ -1,0 +1,1 @@
+"""The file formats of training datasets, one module each."""

@@ -1,0 +1,149 @@
+"""An opened training dataset, and the way from a format's reader to tf.data."""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from align_jax.input.shards import Shard
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# A pair's picture file, and its texts by feature or its label (negative for none).
+Row = tuple[bytes, list[list[bytes]] | int]
+Read = Callable[["tf.Tensor", "tf.Tensor", "tf.Tensor", int], "tf.data.Dataset"]
+Pair = tuple["tf.Tensor", list["tf.Tensor"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The records of a dataset that a run uses.
+
+    Attributes:
+      shards: files in order, each with one or more records that are used.
+      read: function of a shard's path () string, two record numbers () int64 and a
+        number of records N. It returns the records from the first number up to the
+        second one in order, as a tf.data.Dataset of dicts of tensors (N, ...) with the
+        fields of N records each; the last dict may have fewer. The first number is a
+        multiple of N.
+      parse: function from a record, a dict of tensors without the first axis, to the
+        picture's file () string and a list of its text () string or its texts (texts,)
+        string for each feature of texts, or of its label () int64.
+      failures: errors that ended the reading of a shard; filled by `read`.
+    """
+
+    shards: list[Shard]
+    read: Read
+    parse: Callable[[dict[str, "tf.Tensor"]], Pair]
+    failures: list[Exception] = dataclasses.field(default_factory=list)
+
+
+class ShardReader(Protocol):
+    """Reads the shards of a dataset in Python.
+
+    Iterators end early, when no more records are needed, and are closed then.
+    """
+
+    def __call__(self, path: str, first: int, last: int) -> Iterator[Any]:
+        """Yields the records [first, last) of a shard, in order.
+
+        They are rows, or bytes for formats of serialized records.
+
+        Raises:
+          InputError: the shard cannot be read, with its path.
+        """
+        ...
+
+
+def read_in_python(
+    reader: ShardReader,
+    signature: dict[str, "tf.TensorSpec"],
+    stack: Callable[[list[Any]], dict[str, Any]],
+    failures: list[Exception],
+) -> Read:
+    """Makes `Dataset.read` from a reader in Python.
+
+    Args:
+      reader: reader of the format.
+      signature: types and shapes of the fields of a group of records.
+      stack: function from a list of the reader's records to these fields.
+      failures: list that receives the reader's errors, which tf.data turns into text.
+    """
+
+    def groups(path: bytes, first: int, last: int, size: int) -> Iterator[dict]:
+        records = reader(os.fsdecode(path), int(first), int(last))
+        try:
+            while group := list(itertools.islice(records, int(size))):
+                yield stack(group)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    def read(
+        path: "tf.Tensor", first: "tf.Tensor", last: "tf.Tensor", size: int
+    ) -> "tf.data.Dataset":
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_generator(
+            groups, args=(path, first, last, size), output_signature=signature
+        )
+
+    return read
+
+
+def open_rows(
+    shards: list[Shard], reader: ShardReader, features: int, labelled: bool
+) -> Dataset:
+    """Makes a dataset from a reader of rows.
+
+    Args:
+      shards: files of the dataset.
+      reader: reader of rows.
+      features: number of features of texts.
+      labelled: whether the rows have labels instead of texts.
+    """
+    import tensorflow as tf
+
+    signature = {"image": tf.TensorSpec((None,), tf.string)}
+    if labelled:
+        signature["label"] = tf.TensorSpec((None,), tf.int64)
+    else:
+        signature["texts"] = tf.TensorSpec((None, features, None), tf.string)
+        signature["counts"] = tf.TensorSpec((None, features), tf.int64)
+
+    def parse(record: dict[str, "tf.Tensor"]) -> Pair:
+        if labelled:
+            return record["image"], [record["label"]]
+        texts = [record["texts"][i, : record["counts"][i]] for i in range(features)]
+        return record["image"], texts
+
+    failures: list[Exception] = []
+    read = read_in_python(reader, signature, _stack_rows, failures)
+    return Dataset(shards, read, parse, failures)
+
+
+def _stack_rows(rows: list[Row]) -> dict[str, np.ndarray]:
+    """Converts N rows to arrays: image (N,), and label (N,), or texts and counts.
+
+    The texts are (N, features, T), padded with empty ones; counts is (N, features).
+    """
+    images = np.array([image for image, _ in rows], object)
+    lists = [target for _, target in rows if isinstance(target, list)]
+    if not lists:
+        labels = np.array([label for _, label in rows], np.int64)
+        return {"image": images, "label": labels}
+    counts = np.array([[len(texts) for texts in target] for target in lists], np.int64)
+    texts = np.full((*counts.shape, counts.max()), b"", object)
+    for row, target in enumerate(lists):
+        for feature, found in enumerate(target):
+            texts[row, feature, : len(found)] = found
+    return {"image": images, "texts": texts, "counts": counts}
+
+
+def clean_texts(texts: Iterable[bytes]) -> list[bytes]:
+    """Returns the texts that are more than white space."""
+    return [text for text in texts if text and not text.isspace()]

@@ -1,0 +1,62 @@
+"""Every format gives the batches that TFRecord files of the same pairs give."""
+
+import itertools
+
+import pytest
+
+from align_jax.input.pipeline import read_records
+from align_jax.input.training_data import InputConfig, open_training
+from tests.input.batches import PREPROCESS, NumberReader, assert_equal, batches
+from tests.input.written import WRITERS, write_format
+
+PAIRS, BATCH, EPOCHS = [700, 450, 1, 849], 40, 2
+STEPS = sum(PAIRS) // BATCH * EPOCHS
+
+
+def records(part, start, count, host=0, hosts=1):
+    """The steps' (pictures, numbers in the texts) of one host."""
+    config = InputConfig({"tiny": part}, PREPROCESS, streams=4, shuffle_window=128)
+    data = open_training(config, BATCH, hosts)
+    streams = range(host * 4 // hosts, (host + 1) * 4 // hosts)
+    found = read_records(data, 0, streams, start, NumberReader()).take(count)
+    return [
+        ([*batch["image"]], [*batch["target"][:, 0]])
+        for batch in found.as_numpy_iterator()
+    ]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("formats")
+    return {name: write_format(name, root, PAIRS) for name in ("tfds", *WRITERS)}
+
+
+@pytest.fixture(scope="module")
+def whole(parts):
+    """Two epochs, read from TFRecord files."""
+    return records(parts["tfds"], 0, STEPS)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_epochs_resumes_and_hosts_are_exact_in_every_format(parts, whole, name):
+    assert records(parts[name], 0, STEPS) == whole
+    for start in (1, 7, 33, 50, 96):
+        assert records(parts[name], start, 3) == whole[start : start + 3]
+    of_hosts = [records(parts[name], 47, 5, host, 4) for host in range(4)]
+    for step, rows in enumerate(zip(*of_hosts, strict=True)):
+        joined = [[*itertools.chain(*column)] for column in zip(*rows, strict=True)]
+        assert tuple(joined) == whole[47 + step]
+
+
+def test_each_epoch_has_each_pair_once(whole):
+    steps = STEPS // EPOCHS
+    for epoch in range(EPOCHS):
+        part = whole[epoch * steps : (epoch + 1) * steps]
+        drawn = [number for _, numbers in part for number in numbers]
+        assert sorted(drawn) == list(range(sum(PAIRS)))
+
+
+def test_pixels_at_a_step_of_a_million_are_those_of_tfrecord(parts):
+    first, *others = (batches({"a": part}, 2, 1_000_000) for part in parts.values())
+    for found in others:
+        assert_equal(found, first)
