@@ -8,7 +8,7 @@ from tests.faults_test import start, start_several, steps_saved
 from tests.run_tiny import rows
 
 # Functions that a run compiles and keeps, and the names of their files.
-KEPT = {"_create": "first_state", "train_step": "step_with_norms"}
+KEPT = {"jit(_create)": "first_state", "jit(train_step)": "step_with_norms"}
 
 
 @pytest.mark.faults

@@ -107,8 +107,9 @@ class KeptPrograms:
                 content = file.read()
             if _checksum(content) != head[CHECKSUM]:
                 raise InputError("the file is damaged: its checksum differs")
+            content, arguments, results = pickle.loads(content)
             return deserialize_and_load(
-                *pickle.loads(content), execution_devices=self._devices
+                content, arguments, results, execution_devices=self._devices
             )
         return None
 

@@ -51,7 +51,7 @@ def test_the_traced_code_is_read_from_all_four_packages(monkeypatch):
 def test_the_description_is_json_and_names_every_device(package, mesh_of):
     found = describe_compiler(mesh_of(8, 2))
     assert json.loads(json.dumps(found)) == found
-    assert found["mesh"] == {"data": 4, "fsdp": 2}
+    assert found["mesh"] == {"slice": 1, "data": 4, "fsdp": 2}
     assert [device[1] for device in found["devices"]] == [*range(8)]
     assert f"jaxlib=={jax.lib.__version__}" in found["packages"]
     assert found == describe_compiler(mesh_of(8, 2))
