@@ -9,6 +9,7 @@ given the proxy's address.
 
 import collections
 import contextlib
+import gc
 import http.client
 import http.server
 import json
@@ -113,6 +114,9 @@ class Storage:
             yield
         finally:
             self.fault = usual
+            # When TensorFlow's file of a refused write is collected, it sends again, and
+            # keeps Python's lock, which this server needs to answer. So it never is.
+            gc.freeze()
 
     def upload(self, folder: pathlib.Path, prefix: str) -> str:
         """Copies a folder's files to objects; returns the URL of the folder."""
