@@ -114,8 +114,8 @@ class Storage:
             yield
         finally:
             self.fault = usual
-            # When TensorFlow's file of a refused write is collected, it sends again, and
-            # keeps Python's lock, which this server needs to answer. So it never is.
+            # When TensorFlow's file of a refused write is collected, it sends again and
+            # keeps Python's lock, which this server needs to answer: never collect it.
             gc.freeze()
 
     def upload(self, folder: pathlib.Path, prefix: str) -> str:
