@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from align_jax.input.datasets import DatasetConfig
 
 ENDINGS = (".array_record", ".arrayrecord")
-TOGETHER = 64  # records that are read in one call
+TOGETHER = 128  # records that are read in one call
 
 
 def open_array_record(config: "DatasetConfig") -> Dataset:
