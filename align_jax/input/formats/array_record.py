@@ -36,8 +36,8 @@ def open_array_record(config: "DatasetConfig") -> Dataset:
 
     if places.is_url(config.directory):
         raise InputError(
-            f"{config.directory} is a URL, and ArrayRecord's library reads local files"
-            " only; copy the files, or mount the bucket"
+            f"{config.directory} is a URL, and training reads ArrayRecord files from"
+            " local folders only; copy the files, or mount the bucket"
         )
     directory = dataset_folder.newest_version(config.directory)
     known: Any
