@@ -1,11 +1,12 @@
-"""Lists the files of a dataset that is a folder or a pattern of files."""
+"""Lists and reads the files of a dataset that is a folder or a pattern of files."""
 
 import concurrent.futures
 import fnmatch
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from align_jax import places
 from align_jax.errors import InputError
@@ -14,6 +15,35 @@ REQUESTS = 32  # files that are asked for at the same time
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
 
 T = TypeVar("T")
+
+
+class Seekable(io.RawIOBase):
+    """A file as Arrow wants it; TensorFlow's files in buckets have no `closed`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Wraps an opened file."""
+        self._file = file
+
+    def readable(self) -> bool:
+        """Returns that the file can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns that the file can be read from any position."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a position and returns it, in bytes from the beginning."""
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self) -> int:
+        """Returns the position in bytes."""
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads up to `size` bytes, or to the end."""
+        return self._file.read(size)
 
 
 def list_files(dataset: str, endings: Sequence[str]) -> list[str]:

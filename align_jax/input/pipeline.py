@@ -323,16 +323,17 @@ def _read_piece(
     """
     path, records, index = shard
     first, count = span
-    begin = first // window
+    begin, last = first // window, first + count
+    end = tf.minimum(records, -(-last // window) * window)
 
     def permute(number: tf.Tensor, group: dict[str, tf.Tensor]) -> tf.data.Dataset:
         window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), number])
-        shuffled = {
-            name: tf.random.experimental.stateless_shuffle(field, window_key)
-            for name, field in group.items()
-        }
-        return tf.data.Dataset.from_tensor_slices(shuffled)
+        start = number * window
+        order = tf.range(tf.minimum(end - start, window))
+        order = tf.random.experimental.stateless_shuffle(order, window_key)
+        used = order[tf.maximum(first - start, 0) : last - start]
+        picked = {name: tf.gather(field, used) for name, field in group.items()}
+        return tf.data.Dataset.from_tensor_slices(picked)
 
-    windows = read(path, begin * window, records, window).enumerate(begin)
-    found = windows.flat_map(permute).skip(first % window).take(count)
-    return found.map(lambda record: record | {"shard": index})
+    windows = read(path, begin * window, end, window).enumerate(begin)
+    return windows.flat_map(permute).map(lambda record: record | {"shard": index})

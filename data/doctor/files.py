@@ -59,14 +59,10 @@ class FileChecks:
 
     def _find_packed(self) -> str:
         """Returns the format of the folder's files; InputError if it has none."""
-        names = places.list_names(self.folder) if self.folder.is_dir() else []
+        there = places.is_folder(self.folder)
+        names = places.list_names(self.folder) if there else []
         for name, endings in PACKED.items():
             if any(file.endswith(endings) for file in names):
-                if places.is_url(str(self.folder)):
-                    raise InputError(
-                        f"{self.folder} is a URL; wanted a folder of this machine for"
-                        f" files of the format {name!r}"
-                    )
                 return name
         raise InputError(
             f"no dataset in {self.folder}; wanted a folder with dataset_info.json, with"
@@ -194,9 +190,9 @@ class FileChecks:
 
         self.file_format = self.packed
         paths = [
-            path
-            for path in sorted(self.folder.iterdir())
-            if path.name.endswith(PACKED[self.packed])
+            self.folder / name
+            for name in places.list_names(self.folder)
+            if name.endswith(PACKED[self.packed])
         ]
         counts = {path.name: count_records(self.packed, path) for path in paths}
         self.shards["all"] = counts

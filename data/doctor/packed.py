@@ -4,9 +4,9 @@ import collections
 import pathlib
 from collections.abc import Iterator
 
-from align_jax import tar_index
+from align_jax import places, shard_files, tar_index
 from align_jax.errors import InputError
-from data.doctor.records import READERS, ShardReader
+from data.doctor.records import READERS, ShardReader, local_copy
 from data.records.records import make_example
 from data.sources.config import SourceConfig
 from data.sources.files import SourceShard
@@ -33,19 +33,20 @@ def make_reader(file_format: str, text: str = "") -> ShardReader:
     ) -> Iterator[tuple[int, bytes]]:
         number = 0
         drops: collections.Counter[str] = collections.Counter()
-        try:
-            config, last = _configure(file_format, path, text)
-            shard = SourceShard(path.name, str(path), 0, last)
-            for pair in SOURCES[file_format](config).read(shard, drops):
-                if pair is None:
-                    damaged.append((number, next(iter(drops), "not used")))
-                    drops.clear()
-                else:
-                    texts = (pair.alt_text or "").encode()
-                    yield number, make_example(image=pair.image or b"", text=texts)
-                number += 1
-        except InputError as error:
-            damaged.append((number, str(error)))
+        with local_copy(path) as local:
+            try:
+                config, last = _configure(file_format, local, text)
+                shard = SourceShard(path.name, str(local), 0, last)
+                for pair in SOURCES[file_format](config).read(shard, drops):
+                    if pair is None:
+                        damaged.append((number, next(iter(drops), "not used")))
+                        drops.clear()
+                    else:
+                        texts = (pair.alt_text or "").encode()
+                        yield number, make_example(image=pair.image or b"", text=texts)
+                    number += 1
+            except InputError as error:
+                damaged.append((number, str(error).replace(str(local), path.name)))
 
     return read
 
@@ -71,15 +72,18 @@ def _configure(
 def count_records(file_format: str, path: pathlib.Path) -> int:
     """Returns the number of records of a file; 0 if it is damaged."""
     try:
-        if file_format == "parquet":
-            return open_parquet(path).metadata.num_rows
         if file_format == "webdataset":
             return len(tar_index.scan_tar(str(path)).offsets)
+        if file_format == "parquet":
+            with places.opening(path) as file:
+                source = shard_files.Seekable(file)
+                return open_parquet(source, path.name).metadata.num_rows
     except InputError:
         return 0
     from array_record.python import array_record_module
 
-    try:
-        return array_record_module.ArrayRecordReader(str(path)).num_records()
-    except (RuntimeError, ValueError):
-        return 0
+    with local_copy(path) as local:
+        try:
+            return array_record_module.ArrayRecordReader(str(local)).num_records()
+        except (RuntimeError, ValueError):
+            return 0

@@ -4,10 +4,12 @@ The doctor keeps 32 bytes per record of any size: three hashes and an offset.
 """
 
 import array
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -21,6 +23,7 @@ from data.pictures.images import describe_images
 
 HEADER, FOOTER = 12, 4  # bytes of TFRecord's framing around a record
 DECODED_TOGETHER = 64  # pictures
+COPIED_BYTES = 16 * 2**20  # of a file in a bucket, read together
 TEXT_NAMES = ("text", "texts", "caption", "captions")
 
 
@@ -94,6 +97,25 @@ def scan_shard(
             _decode(scan, waiting)
     _decode(scan, waiting)
     return scan
+
+
+@contextlib.contextmanager
+def local_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a local file for libraries that read no URLs.
+
+    A local path is returned unchanged. A file in a bucket is copied to the folder of
+    temporary files, and the copy is removed at the end.
+    """
+    if not places.is_url(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder, path.name)
+        with copy.open("wb") as target, places.opening(path) as source:
+            for part in iter(lambda: source.read(COPIED_BYTES), b""):
+                with places.writing(copy):
+                    target.write(part)
+        yield copy
 
 
 def hash_of(content: bytes) -> int:
@@ -182,19 +204,20 @@ def _read_array_record(
     """
     from array_record.python import array_record_module
 
-    try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        count = reader.num_records()
-    except (RuntimeError, ValueError) as error:
-        damaged.append((0, one_line(error)[:100]))
-        return
-    if not reader.ok():
-        damaged.append((0, "cut short: its index is not there"))
-    for number in range(count):
+    with local_copy(path) as local:
         try:
-            yield number, reader.read([number])[0]
-        except (RuntimeError, ValueError, IndexError) as error:
-            damaged.append((number, one_line(error)[:100]))
+            reader = array_record_module.ArrayRecordReader(str(local))
+            count = reader.num_records()
+        except (RuntimeError, ValueError) as error:
+            damaged.append((0, one_line(error)[:100]))
+            return
+        if not reader.ok():
+            damaged.append((0, "cut short: its index is not there"))
+        for number in range(count):
+            try:
+                yield number, reader.read([number])[0]
+            except (RuntimeError, ValueError, IndexError) as error:
+                damaged.append((number, one_line(error)[:100]))
 
 
 # A reader yields (offset, record), and lists (offset, reason) of damaged records.

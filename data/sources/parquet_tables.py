@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -82,11 +82,13 @@ class ParquetSource:
                 yield pair
 
 
-def open_parquet(path: str | os.PathLike[str], name: str = "") -> pq.ParquetFile:
+def open_parquet(
+    path: str | os.PathLike[str] | IO[bytes], name: str = ""
+) -> pq.ParquetFile:
     """Opens a Parquet file; InputError if it is not one.
 
     Args:
-      path: path of the file.
+      path: path of the file, or the opened file.
       name: name of the file for the message; its path by default.
     """
     try:

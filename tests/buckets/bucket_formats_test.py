@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from align_jax import places
+from data.doctor.__main__ import diagnose
 from data.index import index_dataset
 from tests.input.batches import assert_equal, batches
-from tests.input.written import write_format
+from tests.input.written import WRITERS, write_format
 
 pytestmark = pytest.mark.buckets
 STEPS = 30
@@ -31,3 +33,26 @@ def test_files_in_a_bucket_are_read_by_few_requests(storage, tmp_path, name):
         )
         assert_equal(found, batches({"a": part}, STEPS, start, **fields))
         assert requests < 6 * STEPS
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_doctor_says_of_files_in_a_bucket_what_it_says_of_local_ones(
+    storage, tmp_path, capsys, name
+):
+    write_format(name, tmp_path, [6, 5])
+    folder = tmp_path / name
+    (folder / "index.json").unlink(missing_ok=True)  # the copies are of another time
+    [first, *_] = sorted(folder.glob(f"*.{name.replace('webdataset', 'tar')}"))
+    damaged = first.with_name(f"train-x{first.suffix}")
+    content = first.read_bytes()
+    damaged.write_bytes(content[: len(content) * 2 // 3])
+    url = storage.upload(folder, f"doctor_{name}")
+    capsys.readouterr()
+    said = []
+    for place in (str(folder), url):
+        findings = diagnose(places.as_path(place))
+        assert [finding.what for finding in findings][:1] == ["damaged records"]
+        assert findings[0].where.startswith(f"{place}/{damaged.name}, record")
+        said.append(capsys.readouterr().out.replace(place, "FOLDER"))
+    assert said[0] == said[1]
+    assert "3 shards" in said[1]

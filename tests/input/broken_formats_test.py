@@ -309,4 +309,4 @@ def test_array_records_of_other_messages_and_urls_are_refused(tmp_path):
     part = DatasetConfig(str(tmp_path), "array_record")
     assert "are no tf.train.Example; wanted records with image and tex" in refusal(part)
     part = DatasetConfig("gs://bucket/records", "array_record")
-    assert "library reads local files only" in refusal(part)
+    assert "ArrayRecord files from local folders only" in refusal(part)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from align_jax.input.datasets import DatasetConfig
 
 ENDINGS = (".array_record", ".arrayrecord")
-TOGETHER = 64  # records that are read in one call
+TOGETHER = 128  # records that are read in one call
 
 
 def open_array_record(config: "DatasetConfig") -> Dataset:
@@ -36,8 +36,8 @@ def open_array_record(config: "DatasetConfig") -> Dataset:
 
     if places.is_url(config.directory):
         raise InputError(
-            f"{config.directory} is a URL, and ArrayRecord's library reads local files"
-            " only; copy the files, or mount the bucket"
+            f"{config.directory} is a URL, and training reads ArrayRecord files from"
+            " local folders only; copy the files, or mount the bucket"
         )
     directory = dataset_folder.newest_version(config.directory)
     known: Any
