@@ -12,6 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from align_jax.errors import InputError, one_line
+from align_jax.shard_files import Seekable
 from data.sources.config import SourceConfig, TableColumns
 from data.sources.files import (
     RawPair,
@@ -83,7 +84,7 @@ class ParquetSource:
 
 
 def open_parquet(
-    path: str | os.PathLike[str] | IO[bytes], name: str = ""
+    path: str | os.PathLike[str] | IO[bytes] | Seekable, name: str = ""
 ) -> pq.ParquetFile:
     """Opens a Parquet file; InputError if it is not one.
 
