@@ -6,7 +6,6 @@ because the query is compared with each of them.
 """
 
 import dataclasses
-import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -20,6 +19,7 @@ from lancedb.query import LanceVectorQueryBuilder
 from align_jax import places
 from align_jax.config import read_config
 from align_jax.errors import InputError
+from align_jax.search.database import AT_ONCE, SOON, connect, open_table
 
 TABLE = "pictures"
 SOURCE = "source"  # a table of one row
@@ -33,8 +33,6 @@ IDS_AT_ONCE = 500  # in one SQL condition
 # An index that grew has several parts, and a query probes each: with more than these,
 # it is rebuilt.
 MOST_PARTS = 4
-# How soon changes of other processes are seen, by writers and by readers.
-AT_ONCE, SOON = datetime.timedelta(0), datetime.timedelta(seconds=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +240,8 @@ def create_index(
       InputError: the existing index has another model, width or thumbnail size, or is
         a table that `create_index` did not make.
     """
-    database = lancedb.connect(place, read_consistency_interval=AT_ONCE)
-    table = _open_table(database, TABLE)
+    database = connect(place, AT_ONCE)
+    table = open_table(database, TABLE)
     if table is not None:
         index = _read_index(database, table)
         found, wanted = index.description, description
@@ -288,8 +286,8 @@ def open_index(place: str) -> VectorIndex:
       InputError: no index exists there, or `create_index` did not make it.
     """
     if places.is_url(place) or places.is_folder(place):  # connecting would create it
-        database = lancedb.connect(place, read_consistency_interval=SOON)
-        table = _open_table(database, TABLE)
+        database = connect(place, SOON)
+        table = open_table(database, TABLE)
         if table is not None:
             return _read_index(database, table)
     raise InputError(
@@ -305,7 +303,7 @@ def _read_index(
         raise InputError(
             f"{database.uri} holds a table {TABLE!r} that is no index of ours"
         )
-    source, there = IndexSource(), _open_table(database, SOURCE)
+    source, there = IndexSource(), open_table(database, SOURCE)
     if there is not None:
         (row,) = there.to_arrow().to_pylist()
         source = IndexSource(row["prefix"], tuple(row["labels"]))
@@ -316,25 +314,11 @@ def _read_index(
     return VectorIndex(table, found, source)
 
 
-def _open_table(
-    database: lancedb.DBConnection, name: str
-) -> lancedb.table.Table | None:
-    """Opens a table; None if there is none, or only the folder that a kill left."""
-    if name not in database.list_tables().tables:
-        return None
-    try:
-        return database.open_table(name)
-    except ValueError as error:
-        if "not found" not in str(error):
-            raise
-        return None
-
-
 def _write_source(database: lancedb.DBConnection, source: IndexSource) -> None:
     """Stores the collection of the index, in place of an earlier one."""
     schema = {"prefix": pa.string(), "labels": pa.list_(pa.string())}
     row = pa.table([[source.prefix], [source.labels]], schema=pa.schema(schema))
-    there = _open_table(database, SOURCE) is not None
+    there = open_table(database, SOURCE) is not None
     database.create_table(SOURCE, row, mode="overwrite" if there else "create")
 
 

@@ -249,7 +249,7 @@ def test_a_bucket_that_may_only_be_read_is_one_line(
     url = f"gs://bucket/only_read/{OBJECTS[what]}"
     with storage.failing(lambda method, _: 403 if method != "GET" else None):
         line = line_of(lambda: use(what, url, fields, local, tmp_path, monkeypatch))
-    assert line.startswith(f"{url}/{WRITTEN[what]} cannot be written: ")
+    assert line.startswith(f"{url}{WRITTEN[what]} cannot be written: ")
     assert "403 of the test" in line
     assert not storage.names("only_read/")
 
