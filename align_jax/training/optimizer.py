@@ -1,4 +1,4 @@
-"""Optimizers and schedules, chosen and masked by config.
+"""Optimizers, chosen and masked by config; `schedules` has their learning rates.
 
 Pretraining uses LAMB (arXiv 1904.00962) with linear warm-up and decay (ALIGN, arXiv
 2102.05918, section 5). Transfer uses SGD with momentum and cosine or staircase decay.
@@ -16,26 +16,19 @@ import jax
 import optax
 
 from align_jax.config import check_choices
-from align_jax.ranges import Natural, NonNegative, Positive, ProperShare, Range
+from align_jax.ranges import NonNegative, Positive, ProperShare, Range
+from align_jax.training.schedules import ScheduleConfig
 
 Mask = Callable[[Any], Any]  # function from a tree of parameters to a tree of bools
 Chain = tuple[optax.GradientTransformation, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(ScheduleConfig):
     """An optimizer, its schedule, and the parameters that it applies to.
 
     Attributes:
       kind: optimizer, a key of `OPTIMIZERS`.
-      learning_rate: peak learning rate, reached at the end of the warm-up. Any finite
-        rate from 0 on is legal: the useful size depends on the optimizer.
-      warmup_steps: steps of the linear rise from 0.
-      decay: schedule after the warm-up, a key of `DECAYS`.
-      staircase_steps: steps of one stair, counted from the end of the warm-up; only for
-        "staircase".
-      staircase_factor: factor that multiplies the learning rate at the end of each
-        stair; only for "staircase".
       weight_decay: decoupled decay ratio (ALIGN: 1e-5); for "sgd", the factor of an L2
         penalty's gradient.
       b1: decay of the first moment; for "sgd", the momentum.
@@ -57,11 +50,6 @@ class OptimizerConfig:
     """
 
     kind: str = "lamb"
-    learning_rate: NonNegative = 1e-3
-    warmup_steps: Natural = 10_000
-    decay: str = "linear"
-    staircase_steps: Natural = 0
-    staircase_factor: Positive = 0.2
     weight_decay: NonNegative = 1e-5
     b1: ProperShare = 0.9
     b2: ProperShare = 0.999
@@ -74,12 +62,8 @@ class OptimizerConfig:
     average_decay: Annotated[float, Range(above=0, below=1)] | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self, {"kind": OPTIMIZERS, "decay": DECAYS}, "optimizer.")
-        if self.decay == "staircase" and self.staircase_steps < 1:
-            raise ValueError(
-                f"optimizer.staircase_steps is {self.staircase_steps}; the staircase"
-                " wants the steps of a stair"
-            )
+        check_choices(self, {"kind": OPTIMIZERS}, "optimizer.")
+        super().__post_init__()
         for name, patterns in self.patterns().items():
             for pattern in patterns:
                 try:
@@ -101,50 +85,6 @@ class OptimizerConfig:
             "frozen": list(self.frozen),
             "rate_factors": [pattern for pattern, _ in self.rate_factors],
         }
-
-
-def _linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a rate that falls linearly from the peak to 0 over `steps`."""
-    return optax.linear_schedule(config.learning_rate, 0.0, steps)
-
-
-def _cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a rate that falls from the peak to 0 over `steps` along half a cosine."""
-    return optax.cosine_decay_schedule(config.learning_rate, steps)
-
-
-def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns the peak times `staircase_factor` for every `staircase_steps` passed."""
-    return optax.exponential_decay(
-        config.learning_rate,
-        config.staircase_steps,
-        config.staircase_factor,
-        staircase=True,
-    )
-
-
-def _constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a rate that stays at the peak."""
-    return optax.constant_schedule(config.learning_rate)
-
-
-DECAYS = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "staircase": _staircase,
-    "constant": _constant,
-}
-
-
-def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Returns a function from the step, which counts from 0, to the learning rate.
-
-    The learning rate rises linearly from 0 over `warmup_steps`. The decay then lasts
-    until `total_steps`.
-    """
-    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    fall = DECAYS[config.decay](config, total_steps - config.warmup_steps)
-    return optax.join_schedules([rise, fall], [config.warmup_steps])
 
 
 def _lamb(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
@@ -196,7 +136,7 @@ def make_optimizer(
 
     Args:
       config: config of the optimizer.
-      schedule: learning rate by step, see `make_schedule`.
+      schedule: learning rate by step, see `schedules`.
       exempt: patterns to use for `undecayed` and `unadapted` if these are None.
     """
     undecayed = exempt if config.undecayed is None else config.undecayed
