@@ -14,9 +14,11 @@ from typing import Annotated, Any
 
 import jax
 import optax
+import optax.contrib
 
 from align_jax.config import check_choices
 from align_jax.ranges import NonNegative, Positive, ProperShare, Range
+from align_jax.training.muon import is_matrix, orthogonal_steps
 from align_jax.training.schedules import ScheduleConfig
 
 Mask = Callable[[Any], Any]  # function from a tree of parameters to a tree of bools
@@ -47,6 +49,12 @@ class OptimizerConfig(ScheduleConfig):
         larger gradients are scaled down to it. None for no clipping.
       average_decay: decay of an exponential moving average of parameters and running
         statistics; evaluations use the average. None for no average.
+      muon_momentum: decay of the momentum that "muon" makes orthogonal.
+      muon_matrices: patterns of kernels that "muon" moves by orthogonal steps; None for
+        all kernels but depthwise ones. A kernel of more than two axes counts as the
+        matrix from its inputs to its outputs.
+      muon_others: optimizer of all other parameters under "muon", with the fields
+        above: "adamw" or "lamb".
     """
 
     kind: str = "lamb"
@@ -60,10 +68,16 @@ class OptimizerConfig(ScheduleConfig):
     rate_factors: tuple[tuple[str, NonNegative], ...] = ()
     clip_norm: Positive | None = None
     average_decay: Annotated[float, Range(above=0, below=1)] | None = None
+    muon_momentum: ProperShare = 0.95
+    muon_matrices: tuple[str, ...] | None = None
+    muon_others: str = "adamw"
 
     def __post_init__(self) -> None:
-        check_choices(self, {"kind": OPTIMIZERS}, "optimizer.")
+        choices = {"kind": OPTIMIZERS, "muon_others": ("adamw", "lamb")}
+        check_choices(self, choices, "optimizer.")
         super().__post_init__()
+        if self.kind == "schedule_free_adamw":
+            self._check_schedule_free()
         for name, patterns in self.patterns().items():
             for pattern in patterns:
                 try:
@@ -74,12 +88,32 @@ class OptimizerConfig(ScheduleConfig):
                         f" expression: {error}"
                     ) from error
 
+    def _check_schedule_free(self) -> None:
+        """Checks the fields that a schedule-free optimizer replaces."""
+        if self.decay != "constant" or self.cooldown_steps:
+            raise ValueError(
+                f"optimizer.kind is {self.kind!r}, decay {self.decay!r} and"
+                f" cooldown_steps {self.cooldown_steps}; its average takes the place of"
+                " a falling rate: wanted 'constant' and 0"
+            )
+        if self.average_decay is not None:
+            raise ValueError(
+                f"optimizer.kind is {self.kind!r} and average_decay"
+                f" {self.average_decay}; it evaluates with its own average: wanted None"
+            )
+        if self.b1 == 0:
+            raise ValueError(
+                f"optimizer.kind is {self.kind!r} and b1 0; wanted above 0, the weight"
+                " of the average in the point of the gradient"
+            )
+
     def patterns(self) -> dict[str, list[str]]:
         """Returns the patterns by field, for the fields that hold patterns.
 
         None counts as no patterns.
         """
         return {
+            "muon_matrices": list(self.muon_matrices or ()),
             "undecayed": list(self.undecayed or ()),
             "unadapted": list(self.unadapted or ()),
             "frozen": list(self.frozen),
@@ -121,11 +155,34 @@ def _adafactor(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
     )
 
 
+def _muon(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
+    matrices = optax.chain(
+        orthogonal_steps(config.muon_momentum),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+    )
+    others = optax.chain(*OPTIMIZERS[config.muon_others](config, decayed, adapted))
+    return (optax.partition({True: matrices, False: others}, _matrices(config)),)
+
+
+def _schedule_free_adamw(
+    config: OptimizerConfig, decayed: Mask, adapted: Mask
+) -> Chain:
+    # AdamW without its first moment; `make_optimizer` adds the average in its place.
+    return (
+        optax.scale_by_rms(
+            config.b2, config.epsilon, eps_in_sqrt=False, bias_correction=True
+        ),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+    )
+
+
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Mask, Mask], Chain]] = {
     "lamb": _lamb,
     "sgd": _sgd,
     "adamw": _adamw,
     "adafactor": _adafactor,
+    "muon": _muon,
+    "schedule_free_adamw": _schedule_free_adamw,
 }
 
 
@@ -151,6 +208,8 @@ def make_optimizer(
         ),
         optax.scale_by_learning_rate(schedule),
     )
+    if config.kind == "schedule_free_adamw":
+        moving = optax.contrib.schedule_free(moving, schedule, config.b1)
     if not config.frozen:
         return moving
     kinds = {True: moving, False: optax.set_to_zero()}
@@ -182,27 +241,37 @@ def check_patterns(config: OptimizerConfig, names: Iterable[str]) -> None:
                 )
 
 
+def _matrices(config: OptimizerConfig) -> Mask:
+    """Returns a mask that is True for the kernels that "muon" moves."""
+    patterns = ("",) if config.muon_matrices is None else config.muon_matrices
+    return _mask(lambda name, x: is_matrix(name, x) and _fits(name, patterns))
+
+
 def _outside(patterns: Iterable[str]) -> Mask:
     """Returns a mask that is True where no pattern fits."""
     patterns = tuple(patterns)
-    return _mask(lambda name: not any(re.search(p, name) for p in patterns))
+    return _mask(lambda name, _: not _fits(name, patterns))
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _first_fitting(config: OptimizerConfig, index: int) -> Mask:
     """Returns a mask, True where rate factor `index` is the first that fits."""
     patterns = [pattern for pattern, _ in config.rate_factors]
 
-    def first(name: str) -> bool:
+    def first(name: str, _: Any) -> bool:
         fitting = (i for i, p in enumerate(patterns) if re.search(p, name))
         return next(fitting, None) == index
 
     return _mask(first)
 
 
-def _mask(chosen: Callable[[str], bool]) -> Mask:
+def _mask(chosen: Callable[[str, Any], bool]) -> Mask:
     def mask(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: chosen("/".join(key.key for key in path)), params
+            lambda path, x: chosen("/".join(key.key for key in path), x), params
         )
 
     return mask

@@ -150,6 +150,7 @@ def test_a_pattern_that_fits_no_parameter_is_refused():
     ("fields", "message"),
     [
         ({"kind": "lars"}, "optimizer.kind is 'lars'; known: lamb, sgd, adamw"),
+        ({"muon_others": "sgd"}, "muon_others is 'sgd'; known: adamw, lamb"),
         (
             {"rate_factors": ("^text", 0.1)},
             r"rate_factors\[0\] is '\^text' \(str\); wanted tuple",
