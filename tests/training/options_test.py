@@ -14,6 +14,7 @@ from align_jax.models.parameters import flatten, variable_shapes
 from align_jax.plan import measure
 from align_jax.training.checkpoint import Checkpoints
 from align_jax.training.checkpoint_part import read_variables
+from align_jax.training.flops import count_model_flops
 from align_jax.training.muon import is_matrix
 from align_jax.training.train_state import abstract_state
 from align_jax.weights.initialize import place_arrays
@@ -36,6 +37,9 @@ OPTIONS = {
         }
     },
 }
+OPTIMIZERS = [*OPTIONS]
+WIDTHS = (80, 24, 8)
+OPTIONS["nested"] = {"loss": {"widths": WIDTHS, "width_weights": (1.0, 0.5, 2.0)}}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_devices_and_a_resumed_run_agree(root, tmp_path, mesh_of, small, name):
     config = steps.read(root, **OPTIONS[name])
-    expected = steps.run(config, mesh_of(1))
+    expected = steps.run(dataclasses.replace(config, microbatches=4), mesh_of(1))
     config = dataclasses.replace(config, fsdp=4)
     identity = config.identity(config.make_tokenizer())
     checkpoints = Checkpoints(str(tmp_path), config.checkpoint, identity)
@@ -101,7 +105,7 @@ def take_steps(plan, devices):
     return params, state
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_split_state_takes_the_steps_of_a_whole_one(root, mesh_of, small, name):
     config = steps.read(root, **OPTIONS[name])
     whole = take_steps(config.make_plan(mesh_of(1)), mesh_of(1))
@@ -154,7 +158,7 @@ class Compiled:
         return ""
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_plan_knows_the_optimizers_memory(root, mesh_of, small, monkeypatch, name):
     """A matrix has one moment under Muon; all else has two arrays, or z and one."""
     monkeypatch.setattr("align_jax.plan.compile_step", lambda *_, **__: Compiled())
@@ -170,6 +174,17 @@ def test_a_plan_knows_the_optimizers_memory(root, mesh_of, small, monkeypatch, n
             expected += held * (1 if matrix else 2)
     needs = measure(config.make_plan(mesh_of(8, 8)), config)
     assert 0 <= needs.parts["optimizer"] - 4 * expected < 64  # counts and numbers
+
+
+def test_a_plan_counts_the_work_of_every_width(root, mesh_of):
+    def count(**changes):
+        config, devices = steps.read(root, **changes), mesh_of(8)
+        shapes = config.batch_shapes(devices)
+        return count_model_flops(config.make_plan(devices), shapes)
+
+    plain, nested = count(), count(**OPTIONS["nested"])
+    assert nested["loss"] == pytest.approx(plain["loss"] * sum(WIDTHS) / WIDTHS[0])
+    assert nested["image_tower"] == plain["image_tower"]
 
 
 def test_weights_are_the_start_of_all_points_of_a_schedule_free_run(root, mesh_of):
