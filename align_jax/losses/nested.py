@@ -65,7 +65,8 @@ def nested_loss(
       mesh: mesh of the devices.
       widths: numbers of the prefixes, each at most D.
       weights: weight of each width.
-      label_smoothing: as the other arguments, see `contrastive_loss`.
+      label_smoothing: share of the uniform target; see `contrastive_loss` for this and
+        the other arguments.
       reduction: "sum" or "mean" of the two directions.
       negatives: share of the batch that a pair is compared with.
       tile: number of columns of the logits held at a time.
@@ -78,7 +79,7 @@ def nested_loss(
       gradient.
 
     Raises:
-      ValueError: as `contrastive_loss`; or a width is more than D.
+      ValueError: a width is more than D, or `contrastive_loss` would raise it.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
@@ -108,8 +109,8 @@ class NestedResiduals(NamedTuple):
       ximg: (N, D) images, split by rows.
       ytxt: (N, D) texts, split by rows.
       temperature: () temperature.
-      lse: for each width, the natural log-sum-exps of rows and columns, (N,) each.
-      kept: for each width, the kept logits, see `SoftmaxResiduals`.
+      lse: natural log-sum-exps of rows and columns, (N,) each, for each width.
+      kept: kept logits for each width, see `SoftmaxResiduals`.
     """
 
     ximg: Any

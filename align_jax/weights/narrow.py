@@ -1,7 +1,7 @@
 """Cuts a dual encoder to the first components of its embeddings.
 
-A model that was trained with `config.loss.widths` has such prefixes that are good
-embeddings themselves (arXiv 2205.13147).
+They are good embeddings if the model was trained with `config.loss.widths` (arXiv
+2205.13147).
 """
 
 import dataclasses
@@ -42,10 +42,13 @@ def narrow(weights: Weights[Any], width: int | None) -> Weights[Any]:
         )
     if width == config.width:
         return weights
-    field = "embedding_size" if config.embedding_size else "embedding_prefix"
+    if config.embedding_size is None:
+        config = dataclasses.replace(config, embedding_prefix=width)
+    else:
+        config = dataclasses.replace(config, embedding_size=width)
     return dataclasses.replace(
         weights,
-        config=dataclasses.replace(config, **{field: width}),
+        config=config,
         variables={
             path: array[..., :width] if path[:2] in (IMAGE, TEXT) else array
             for path, array in weights.variables.items()

@@ -81,7 +81,7 @@ def test_embeddings_are_the_prefixes_of_the_whole_ones(sources, name, tmp_path):
         expected = getattr(whole.embedder, method)(inputs)
         np.testing.assert_array_equal(getattr(prefix, method)(inputs), expected)
     assert cut.temperature == whole.temperature
-    # It is a model of its own, and can be stored as one.
+    # The cut model can be stored.
     assert digest(cut.weights) != digest(whole.weights)
     write_weights(cut.weights, str(tmp_path / "cut"))
     stored = read_weights(str(tmp_path / "cut"))
