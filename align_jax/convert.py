@@ -17,6 +17,7 @@ def main() -> None:
     from align_jax.devices.runtime import start
     from align_jax.weights.folder import write_weights
     from align_jax.weights.huggingface_folder import write_align
+    from align_jax.weights.narrow import narrow
     from align_jax.weights.source import open_weights
 
     writers = {"align_jax": write_weights, "huggingface": write_align}
@@ -27,9 +28,12 @@ def main() -> None:
     parser.add_argument("--from", dest="source", required=True, metavar="SOURCE")
     parser.add_argument("--to", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--format", choices=writers, default="align_jax")
+    parser.add_argument(
+        "--width", type=int, help="number of the embeddings' first components to keep"
+    )
     flags = parser.parse_args()
     start()
-    weights = open_weights(flags.source)
+    weights = narrow(open_weights(flags.source), flags.width)
     writers[flags.format](weights, flags.to)
     count = sum(
         array.size for path, array in weights.variables.items() if path[0] == "params"

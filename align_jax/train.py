@@ -133,6 +133,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
             embedder.load(state.variables)
             with log.scoring():
                 scores = dict(run_evaluators(evaluators, embedder))
+            embedder.load({})  # frees an average that was computed for it
             checkpoints.check_scores(scores)
             writer.write_scalars(step, scores)
             return scores

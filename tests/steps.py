@@ -15,7 +15,7 @@ from align_jax.input.training_data import open_training
 from align_jax.models.parameters import variable_shapes
 from align_jax.training.compiled_step import make_train_step
 from align_jax.training.pretrain_config import PretrainConfig
-from align_jax.training.train_state import create_state
+from align_jax.training.train_state import abstract_state, create_state
 from tests import tiny
 
 COUNT = 5
@@ -45,12 +45,17 @@ def fetch(state):
     return process_allgather(state, tiled=True)
 
 
-def run(config, mesh, count=COUNT):
-    """Returns metrics of the steps, states before and after, and the compiled text."""
+def run(config, mesh, count=COUNT, checkpoints=None):
+    """Returns metrics of the steps, states before and after, and the compiled text.
+
+    With `checkpoints`, the state is saved and restored before the last two steps, which
+    are computed twice and must end in the same bits; the last state is saved as well.
+    """
     plan, tokenizer = config.make_plan(mesh), config.make_tokenizer()
     state = create_state(plan)
     start = fetch(state)
     hosts = jax.process_count()
+    tail = []
     data = open_training(config.input, config.batch_size, hosts)
     batches = TrainBatches(
         data,
@@ -61,14 +66,27 @@ def run(config, mesh, count=COUNT):
         process_count=hosts,
     )
     rows, program = [], None
-    for batch in itertools.islice(batches, count):
+    for step, batch in enumerate(itertools.islice(batches, count)):
         batch = global_batch(batch, mesh)
+        if checkpoints is not None and step == count - 2:
+            checkpoints.save(step, state)
+            checkpoints.wait()
+        if step >= count - 2:
+            tail.append(batch)
         if program is None:
             lowered = make_train_step(plan).lower(state, batch)
             program = compile_fast(lowered, mesh)
         state, metrics = program(state, batch)
         rows.append({name: float(value) for name, value in metrics.items()})
-    return rows, start, fetch(state), program.as_text()
+    end = fetch(state)
+    if checkpoints is not None:
+        state = checkpoints.restore(count - 2, abstract_state(plan))
+        for batch in tail:
+            state, _ = program(state, batch)
+        jax.tree.map(np.testing.assert_array_equal, fetch(state), end)
+        checkpoints.save(count, state)
+        checkpoints.close()
+    return rows, start, end, program.as_text()
 
 
 def assert_same(rows, variables, expected):

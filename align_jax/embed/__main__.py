@@ -34,10 +34,11 @@ def main() -> None:
     from align_jax.embed.shards import embed_shards, list_shards
 
     if flags.check:
-        print(f"{flags.model}: embeddings of {load(flags.model).width} numbers")
+        width = load(flags.model, width=flags.width).width
+        print(f"{flags.model}: embeddings of {width} numbers")
         return
     shards = list_shards(flags.images)
-    model = load(flags.model, flags.batch_size)
+    model = load(flags.model, flags.batch_size, flags.width)
     there = sum(places.exists(flags.out / shard.name) for shard in shards)
     parent, began = os.getppid(), time.perf_counter()
     total = sum(shard.rows for shard in shards)
@@ -81,6 +82,9 @@ def read_flags() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=path_or_url, metavar="FOLDER")
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument(
+        "--width", type=int, help="number of the embeddings' first components to keep"
+    )
     parser.add_argument(
         "--check",
         action="store_true",

@@ -13,6 +13,7 @@ from align_jax.models.parameters import unflatten
 from align_jax.pictures import Picture
 from align_jax.texts import check_template
 from align_jax.weights.folder import Weights, is_dual_encoder, is_model
+from align_jax.weights.narrow import narrow
 from align_jax.weights.source import open_weights
 
 TEMPLATE = "a photo of a {}"
@@ -132,6 +133,6 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
     return embedder
 
 
-def load(source: str, batch_size: int = 128) -> Model:
+def load(source: str, batch_size: int = 128, width: int | None = None) -> Model:
     """Loads a dual encoder; see `align_jax.load`."""
-    return Model(open_weights(source), batch_size)
+    return Model(narrow(open_weights(source), width), batch_size)

@@ -4,11 +4,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from align_jax.config import choose, read_config
+from align_jax.config import choose, read_config, read_value
 from align_jax.contracts import check_contract, check_instance
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators import EVALUATORS, Evaluator
+from align_jax.evaluation.narrowed import narrowed
+from align_jax.ranges import Count
+
+WIDTH = "width"  # field of every evaluator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,7 @@ class EvaluateConfig:
       checkpoint: source of a dual encoder or a classifier, see `open_weights`, such as
         the workdir of a training run or a Hugging Face folder.
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
+        A field "width" is the number of the embeddings' first components to score.
       embeddings: folder in which embeddings are saved, for evaluators that embed the
         same pictures or texts and for later evaluations of this model; "" saves none.
     """
@@ -41,7 +46,8 @@ def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
     """Builds evaluators, by name, and opens their datasets.
 
     Args:
-      described: {name: {"kind": a key of EVALUATORS, and that evaluator's fields}}.
+      described: {name: {"kind": a key of EVALUATORS, and that evaluator's fields}},
+        and a "width" if only the embeddings' first components are scored.
 
     Raises:
       InputError: "kind" is missing or unknown, a field is unknown, missing or invalid,
@@ -52,7 +58,9 @@ def make_evaluators(described: Mapping[str, dict]) -> dict[str, Evaluator]:
     evaluators: dict[str, Evaluator] = {}
     for name, fields in described.items():
         kind, config = _read_evaluator(name, fields)
-        evaluators[name] = kind(config)
+        evaluator = kind(config)
+        width = _read_width(name, fields)
+        evaluators[name] = narrowed(evaluator, width) if width else evaluator
     return evaluators
 
 
@@ -66,13 +74,27 @@ def fill_evaluators(described: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
       InputError: a field or a kind is wrong.
       TypeError: the class of a kind does not fulfil `Evaluator`.
     """
-    return {
-        name: {
-            "kind": fields["kind"],
-            **dataclasses.asdict(_read_evaluator(name, fields)[1]),
-        }
-        for name, fields in described.items()
-    }
+    filled = {}
+    for name, fields in described.items():
+        _, config = _read_evaluator(name, fields)
+        filled[name] = {"kind": fields["kind"]} | dataclasses.asdict(config)
+        if width := _read_width(name, fields):
+            filled[name][WIDTH] = width
+    return filled
+
+
+def _read_width(name: str, fields: Mapping[str, Any]) -> int | None:
+    """Returns the width at which an evaluator scores embeddings; None for all of it.
+
+    Args:
+      name: name of the evaluator.
+      fields: the evaluator's fields.
+
+    Raises:
+      InputError: the width is not 1 or more.
+    """
+    where = f"config.evaluators.{name}.{WIDTH}"
+    return read_value(Count | None, fields.get(WIDTH), where)
 
 
 def _read_evaluator(
@@ -89,7 +111,7 @@ def _read_evaluator(
             f"class {kind.__name__} of {entry} has Config = {kind.Config!r}; wanted a"
             " dataclass of its fields"
         )
-    rest = {key: value for key, value in fields.items() if key != "kind"}
+    rest = {k: value for k, value in fields.items() if k not in ("kind", WIDTH)}
     return kind, read_config(kind.Config, rest, where)
 
 

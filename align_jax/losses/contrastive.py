@@ -17,7 +17,12 @@ from jax.sharding import Mesh
 from align_jax.devices.kernel_choice import PLAIN
 from align_jax.devices.mesh import BATCH_AXES
 from align_jax.losses import contrastive_gpu
-from align_jax.losses.logits import Directions, Logits, LogitStatistics
+from align_jax.losses.logits import (
+    Directions,
+    Logits,
+    LogitStatistics,
+    mean_cosines,
+)
 from align_jax.losses.tiles import (
     EXCLUDED,
     KEPT,
@@ -180,10 +185,18 @@ def _forward_share(
     smoothing: float,
 ) -> tuple[dict[str, jax.Array], Directions[jax.Array], jax.Array | tuple[()]]:
     """Returns metrics, this device's log-sum-exps (n,), and the kept logits."""
-    n = len(ximg)
     if tiling.kernels != PLAIN:
         ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
     logits = Logits(ximg, gather(ytxt), temperature, tiling)
+    return forward_terms(logits, ytxt, smoothing)
+
+
+def forward_terms(
+    logits: Logits, ytxt: jax.Array, smoothing: float
+) -> tuple[dict[str, jax.Array], Directions[jax.Array], jax.Array | tuple[()]]:
+    """Returns the results of `_forward_share`, from gathered texts and own (n, D)."""
+    ximg, temperature, tiling = logits.ximg, logits.temperature, logits.tiling
+    n = len(ximg)
     x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
     positive = (x / temperature * y).sum(1)  # (n,)
     kept: jax.Array | tuple[()] = ()
@@ -199,7 +212,7 @@ def _forward_share(
 
     metrics = accuracies(positive, found.best_text, found.best_image, temperature)
     both = Directions(found.row_lse, column_lse)
-    means = _mean_cosines(logits, ytxt)
+    means = mean_cosines(logits, ytxt)
     for direction, lse, mean in zip(("i2t_loss", "t2i_loss"), both, means, strict=True):
         terms = lse - (1.0 - smoothing) * positive - smoothing * mean / temperature
         metrics[direction] = mean_over_pairs(terms)
@@ -248,28 +261,6 @@ def _walk_forward(
     return LogitStatistics(row_lse, best_text, column_lse, best_image), kept
 
 
-def _mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
-    """Returns mean cosines of a device's images and texts with their candidates.
-
-    The mean of products is the product with the mean, so no logits are needed.
-
-    Args:
-      logits: images (n, D) and all texts (N, D).
-      ytxt: (n, D) texts of this device.
-
-    Returns:
-      (n,) each.
-    """
-    ximg, tiling = logits.ximg, logits.tiling
-    group = own_rows(len(ximg)) // tiling.candidates  # (n,)
-    split = (tiling.groups, tiling.candidates, -1)
-    mean_text = logits.all_texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
-    sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
-    mean_image = lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
-    x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
-    return Directions((x * mean_text[group]).sum(1), (y * mean_image[group]).sum(1))
-
-
 def _backward_share(
     residuals: SoftmaxResiduals,
     weights: Directions[jax.Array],
@@ -281,21 +272,10 @@ def _backward_share(
     They are gradients of weights.i2t * L_i2t + weights.t2i * L_t2i.
     """
     ximg, ytxt, temperature, lse, kept = residuals
-    lse = Directions(lse.i2t, gather(lse.t2i))  # (n,), (N,)
-    if tiling.kernels == PLAIN:
-        logits = Logits(ximg, gather(ytxt), temperature, tiling)
-        dimg, dtxt = _walk_backward(logits, lse, weights, smoothing, kept)
-    else:
+    if tiling.kernels != PLAIN:
         ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
-        logits = Logits(ximg, gather(ytxt), temperature, tiling)
-        dimg, dtxt = contrastive_gpu.gradients(
-            logits,
-            lse,
-            weights,
-            smoothing,
-            shape=contrastive_gpu.GRADIENTS,
-            chunk_bytes=contrastive_gpu.CHUNK_BYTES,
-        )
+    logits = Logits(ximg, gather(ytxt), temperature, tiling)
+    dimg, dtxt = backward_terms(logits, lse, weights, smoothing, kept)
     scale = 1.0 / (tiling.pairs * temperature)
     dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
     # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
@@ -303,6 +283,30 @@ def _backward_share(
         -lax.psum((ximg.astype(jnp.float32) * dimg).sum(), BATCH_AXES) / temperature
     )
     return dimg, dtxt, dtemperature
+
+
+def backward_terms(
+    logits: Logits,
+    lse: Directions[jax.Array],
+    weights: Directions[jax.Array],
+    smoothing: float,
+    kept: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes `contrastive_gpu.gradients`, by its kernels or by a walk.
+
+    Here `lse` has the log-sum-exps of this device's images and texts, (n,) each.
+    """
+    lse = Directions(lse.i2t, gather(lse.t2i))  # (n,), (N,)
+    if logits.tiling.kernels == PLAIN:
+        return _walk_backward(logits, lse, weights, smoothing, kept)
+    return contrastive_gpu.gradients(
+        logits,
+        lse,
+        weights,
+        smoothing,
+        shape=contrastive_gpu.GRADIENTS,
+        chunk_bytes=contrastive_gpu.CHUNK_BYTES,
+    )
 
 
 def _walk_backward(

@@ -1,11 +1,14 @@
-"""Arguments and results of the contrastive loss's passes over a device's logits."""
+"""Arguments, results and means of the contrastive loss's passes over logits."""
 
 import dataclasses
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
-from align_jax.losses.tiles import Tiling
+from align_jax.devices.mesh import BATCH_AXES
+from align_jax.losses.tiles import Tiling, own_rows
 
 Value = TypeVar("Value")
 
@@ -53,3 +56,25 @@ class LogitStatistics(NamedTuple):
     best_text: jax.Array
     column_lse: jax.Array
     best_image: jax.Array
+
+
+def mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
+    """Returns mean cosines of a device's images and texts with their candidates.
+
+    The mean of products is the product with the mean, so no logits are needed.
+
+    Args:
+      logits: images (n, D) and all texts (N, D).
+      ytxt: (n, D) texts of this device.
+
+    Returns:
+      (n,) each.
+    """
+    ximg, tiling = logits.ximg, logits.tiling
+    group = own_rows(len(ximg)) // tiling.candidates  # (n,)
+    split = (tiling.groups, tiling.candidates, -1)
+    mean_text = logits.all_texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
+    sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
+    mean_image = lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
+    x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
+    return Directions((x * mean_text[group]).sum(1), (y * mean_image[group]).sum(1))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Annotated
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from align_jax.config import check_choices
 from align_jax.devices.kernel_choice import CHOICES
 from align_jax.losses.contrastive import REDUCTIONS, contrastive_loss
+from align_jax.losses.nested import nested_loss
 from align_jax.losses.sigmoid import sigmoid_loss
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.ranges import Count, Positive, ProperShare, Range
@@ -39,6 +41,10 @@ class LossConfig:
       precision: precision of the logits' products, a name of `jax.lax.Precision`.
       kernels: "auto" or "plain", see `contrastive_loss`; "softmax" only.
       temperature_floor: lower bound of the learned temperature, not of its logarithm.
+      widths: numbers of components of nested embeddings, from the complete width down;
+        the loss is the sum over these prefixes, see `nested_loss`. () for the complete
+        embeddings only; "softmax" only.
+      width_weights: weight of each width in the sum; () for 1 each.
     """
 
     kind: str = "softmax"
@@ -49,6 +55,8 @@ class LossConfig:
     precision: str = "highest"
     kernels: str = "auto"
     temperature_floor: Positive = 1e-3
+    widths: tuple[Count, ...] = ()
+    width_weights: tuple[Positive, ...] = ()
 
     @property
     def contrasts(self) -> bool:
@@ -68,6 +76,21 @@ class LossConfig:
             "kernels": CHOICES,
         }
         check_choices(self, choices, "loss.")
+        if self.widths and self.kind != "softmax":
+            raise ValueError(
+                f"loss.widths is {self.widths} and loss.kind {self.kind!r}; nested"
+                " embeddings want 'softmax'"
+            )
+        if [*self.widths] != sorted({*self.widths}, reverse=True):
+            raise ValueError(
+                f"loss.widths is {self.widths}; wanted each width once, from the"
+                " largest down"
+            )
+        if self.width_weights and len(self.width_weights) != len(self.widths):
+            raise ValueError(
+                f"loss.width_weights has {len(self.width_weights)} weights and"
+                f" loss.widths {len(self.widths)} widths; wanted one for each, or ()"
+            )
 
 
 def compute_loss(
@@ -89,8 +112,8 @@ def compute_loss(
 
     Returns:
       The loss, (), and its metrics, () each. For "softmax", these are the metrics of
-      `contrastive_loss` and "temperature"; for "sigmoid", those of `sigmoid_loss`,
-      "temperature" and "logit_bias"; for "cross_entropy", "accuracy".
+      `contrastive_loss` or `nested_loss`, and "temperature"; for "sigmoid", those of
+      `sigmoid_loss`, "temperature" and "logit_bias"; for "cross_entropy", "accuracy".
 
     Raises:
       ValueError: the batch does not fit the options, see `make_tiling`, or the
@@ -106,10 +129,17 @@ def softmax_objective(
     config: LossConfig,
     mesh: Mesh,
 ) -> tuple[jax.Array, Metrics]:
-    """Computes `contrastive_loss` with a run's options, see `compute_loss`."""
+    """Computes `contrastive_loss` or `nested_loss` with a run's options.
+
+    See `compute_loss`.
+    """
     image_embeddings, text_embeddings = outputs
     temperature = temperature_of(params)
-    loss, metrics = contrastive_loss(
+    compute = contrastive_loss
+    if config.widths:
+        weights = config.width_weights or (1.0,) * len(config.widths)
+        compute = partial(nested_loss, widths=config.widths, weights=weights)
+    loss, metrics = compute(
         image_embeddings,
         text_embeddings,
         temperature,

@@ -71,7 +71,12 @@ class Tiling:
 
 
 def make_tiling(
-    pairs: int, mesh: Mesh, negatives: float, tile: int | None, precision: str
+    pairs: int,
+    mesh: Mesh,
+    negatives: float,
+    tile: int | None,
+    precision: str,
+    walks: int = 1,
 ) -> Tiling:
     """Chooses the division of the logits into tiles.
 
@@ -87,6 +92,7 @@ def make_tiling(
       tile: number of columns T, reduced to N if it is larger. None chooses the most
         that fit in `BLOCK_BYTES`, rounded down to a multiple of `LANES` if possible.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
+      walks: number of losses in a step, which share the memory for kept logits.
 
     Raises:
       ValueError: `negatives` is not 1 / a whole number of groups that divides N, N does
@@ -106,7 +112,7 @@ def make_tiling(
     elif tile < 1:
         raise ValueError(f"tile is {tile}; wanted at least 1")
     tile = min(tile, pairs)
-    kept = min(-(-pairs // tile), KEPT_COLUMNS // tile)
+    kept = min(-(-pairs // tile), KEPT_COLUMNS // (tile * walks))
     return Tiling(
         mesh=mesh,
         pairs=pairs,

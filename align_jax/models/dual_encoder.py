@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import READER, check_choices
+from align_jax.config import LATE, READER, check_choices
 from align_jax.devices.kernel_choice import Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.models.towers import (
@@ -42,6 +42,8 @@ class ModelConfig:
       text_tower: config of the text tower; its field `kind` is a key of `TEXT_TOWERS`.
       embedding_size: width of a linear layer on the image tower; None for no layer,
         ALIGN's choice for B7 and L2 (its ablations set 640, 320, 160 or 80).
+      embedding_prefix: number of the image tower's first outputs that are the
+        embedding; None for all. Only without `embedding_size`.
       temperature_init: initial temperature, which divides the cosines.
       temperature_form: parameter that is learned: the temperature ("direct", as in
         ALIGN's paper) or the logarithm of the temperature ("log").
@@ -59,10 +61,18 @@ class ModelConfig:
     temperature_form: str = "direct"
     logit_bias_init: float | None = None
     dtype: str = "float32"
+    embedding_prefix: Count | None = dataclasses.field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         choices = {"temperature_form": TEMPERATURE_FORMS, "dtype": DTYPES}
         check_choices(self, choices, "model.")
+        prefix, outputs = self.embedding_prefix, self.image_tower.output_width
+        if prefix is not None and (self.embedding_size or prefix > outputs):
+            raise ValueError(
+                f"model.embedding_prefix is {prefix} and embedding_size"
+                f" {self.embedding_size}; wanted at most the image tower's {outputs}"
+                " outputs, and None"
+            )
 
     @property
     def towers(self) -> dict[str, TowerConfig]:
@@ -72,7 +82,8 @@ class ModelConfig:
     @property
     def width(self) -> int:
         """Width D of the embeddings."""
-        return self.embedding_size or self.image_tower.output_width
+        outputs = self.embedding_prefix or self.image_tower.output_width
+        return self.embedding_size or outputs
 
     def computed_once(self) -> Self:
         """Returns the same model with nothing computed twice, see `TowerConfig`."""
@@ -184,7 +195,7 @@ class DualEncoder(ImageModel):
         features = self.image_features(images, core_ids, train)
         if self.config.embedding_size is not None:
             features = self.image_projection(features)
-        return unit_length(features)
+        return unit_length(features[:, : self.config.width])
 
     def encode_texts(
         self,

@@ -67,7 +67,7 @@ def build(flags: argparse.Namespace) -> None:
     collection = open_collection(flags.images)
     if not flags.prune:
         check_collection(flags.out, collection)
-    model = load(flags.checkpoint, flags.batch_size)
+    model = load(flags.checkpoint, flags.batch_size, flags.width)
     found = Description(
         digest(model.weights), flags.checkpoint, model.width, flags.thumbnail
     )
@@ -174,17 +174,25 @@ def read_lines(path: str | None) -> list[str]:
 def open_with_model(flags: argparse.Namespace, batch_size: int) -> tuple:
     """Returns the index and its model.
 
-    The model is read from --checkpoint, or else from the checkpoint of the build.
+    The model is read from --checkpoint, or else from the checkpoint of the build, and
+    cut to the width of the index's embeddings.
 
     Raises:
       InputError: the index or the checkpoint does not exist, or their models differ.
     """
-    from align_jax.embed.model import load
+    from align_jax.embed.model import Model
     from align_jax.search.indexing import check_model
     from align_jax.search.vector_index import open_index
+    from align_jax.weights.folder import is_dual_encoder
+    from align_jax.weights.narrow import narrow
+    from align_jax.weights.source import open_weights
 
     index = open_index(flags.index)
-    model = load(flags.checkpoint or index.description.checkpoint, batch_size)
+    weights = open_weights(flags.checkpoint or index.description.checkpoint)
+    width = index.description.width
+    if is_dual_encoder(weights) and weights.config.width > width:
+        weights = narrow(weights, width)
+    model = Model(weights, batch_size)
     check_model(index, model)
     return index, model
 
@@ -238,6 +246,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--prune", action="store_true", help="delete pictures that PLACE does not have"
     )
     made.add_argument("--batch_size", type=int, default=128)
+    made.add_argument(
+        "--width", type=int, help="number of the embeddings' first components to keep"
+    )
     made.add_argument(
         "--thumbnail", type=int, default=224, help="longer side in pixels; 0 for none"
     )

@@ -17,6 +17,7 @@ from align_jax.training import integrity
 from align_jax.training.checkpoint import FOLDER
 from align_jax.training.checkpoint_record import STATE, read_record, reading
 from align_jax.training.integrity import DamagedCheckpointError
+from align_jax.training.schedule_free import average, stored_points
 
 AVERAGE = "average"  # field of `TrainState` with the moving averages
 
@@ -27,7 +28,10 @@ def read_variables(
     identity: Mapping[str, Any],
     shapes: Mapping[Path, tuple[int, ...]],
 ) -> dict[Path, np.ndarray]:
-    """Reads the variables to evaluate with: the moving averages if there are any.
+    """Reads the variables to evaluate with: averages if the run computed any.
+
+    These are the moving averages, or the parameters' averages of a schedule-free
+    optimizer, see `evaluation_point`.
 
     Args:
       workdir: path or URL of the run's folder.
@@ -44,11 +48,18 @@ def read_variables(
     """
     path = _checkpoint(workdir, step)
     record = read_record(path, as_json(identity))
-    averaged = any(first == AVERAGE for first, *_ in array_paths(workdir, step))
+    paths = set(array_paths(workdir, step))
+    averaged = any(first == AVERAGE for first, *_ in paths)
     above: Path = (AVERAGE,) if averaged else ()
     wanted = {(*above, *variable): shape for variable, shape in shapes.items()}
+    points = stored_points(paths, shapes)
+    wanted |= {z: shapes[variable] for variable, (z, _) in points.items()}
+    wanted |= {b1: () for _, b1 in points.values()}
     arrays = restore_part(workdir, step, wanted, record)
-    return {variable: arrays[*above, *variable] for variable in shapes}
+    found = {variable: arrays[*above, *variable] for variable in shapes}
+    for variable, (z, b1) in points.items():
+        found[variable] = average(found[variable], arrays[z], arrays[b1])
+    return found
 
 
 def restore_part(

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 
 from align_jax.errors import InputError
@@ -42,8 +43,12 @@ def squared_moments(optimizer: Any) -> list[jax.Array]:
     A second moment overflows or becomes NaN in the same step as the gradient or earlier
     than the first moment, so the first moments need no check.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(optimizer)
-    return [x for path, x in leaves if "mu" not in map(_key, path)]
+
+    def is_adam(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByAdamState)
+
+    states = jax.tree.leaves(optimizer, is_leaf=is_adam)
+    return jax.tree.leaves([s.nu if is_adam(s) else s for s in states])
 
 
 def measure(tree: Any) -> tuple[dict[str, list], list[str]]:

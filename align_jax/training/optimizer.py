@@ -1,4 +1,4 @@
-"""Optimizers and schedules, chosen and masked by config.
+"""Optimizers, chosen and masked by config; `schedules` has their learning rates.
 
 Pretraining uses LAMB (arXiv 1904.00962) with linear warm-up and decay (ALIGN, arXiv
 2102.05918, section 5). Transfer uses SGD with momentum and cosine or staircase decay.
@@ -14,28 +14,23 @@ from typing import Annotated, Any
 
 import jax
 import optax
+import optax.contrib
 
 from align_jax.config import check_choices
-from align_jax.ranges import Natural, NonNegative, Positive, ProperShare, Range
+from align_jax.ranges import NonNegative, Positive, ProperShare, Range
+from align_jax.training.muon import is_matrix, orthogonal_steps
+from align_jax.training.schedules import ScheduleConfig
 
 Mask = Callable[[Any], Any]  # function from a tree of parameters to a tree of bools
 Chain = tuple[optax.GradientTransformation, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(ScheduleConfig):
     """An optimizer, its schedule, and the parameters that it applies to.
 
     Attributes:
       kind: optimizer, a key of `OPTIMIZERS`.
-      learning_rate: peak learning rate, reached at the end of the warm-up. Any finite
-        rate from 0 on is legal: the useful size depends on the optimizer.
-      warmup_steps: steps of the linear rise from 0.
-      decay: schedule after the warm-up, a key of `DECAYS`.
-      staircase_steps: steps of one stair, counted from the end of the warm-up; only for
-        "staircase".
-      staircase_factor: factor that multiplies the learning rate at the end of each
-        stair; only for "staircase".
       weight_decay: decoupled decay ratio (ALIGN: 1e-5); for "sgd", the factor of an L2
         penalty's gradient.
       b1: decay of the first moment; for "sgd", the momentum.
@@ -54,14 +49,15 @@ class OptimizerConfig:
         larger gradients are scaled down to it. None for no clipping.
       average_decay: decay of an exponential moving average of parameters and running
         statistics; evaluations use the average. None for no average.
+      muon_momentum: decay of the momentum that "muon" makes orthogonal.
+      muon_matrices: patterns of kernels that "muon" moves by orthogonal steps; None for
+        all kernels but depthwise ones. A kernel of more than two axes counts as the
+        matrix from its inputs to its outputs.
+      muon_others: optimizer of all other parameters under "muon", with the fields
+        above: "adamw" or "lamb".
     """
 
     kind: str = "lamb"
-    learning_rate: NonNegative = 1e-3
-    warmup_steps: Natural = 10_000
-    decay: str = "linear"
-    staircase_steps: Natural = 0
-    staircase_factor: Positive = 0.2
     weight_decay: NonNegative = 1e-5
     b1: ProperShare = 0.9
     b2: ProperShare = 0.999
@@ -72,14 +68,16 @@ class OptimizerConfig:
     rate_factors: tuple[tuple[str, NonNegative], ...] = ()
     clip_norm: Positive | None = None
     average_decay: Annotated[float, Range(above=0, below=1)] | None = None
+    muon_momentum: ProperShare = 0.95
+    muon_matrices: tuple[str, ...] | None = None
+    muon_others: str = "adamw"
 
     def __post_init__(self) -> None:
-        check_choices(self, {"kind": OPTIMIZERS, "decay": DECAYS}, "optimizer.")
-        if self.decay == "staircase" and self.staircase_steps < 1:
-            raise ValueError(
-                f"optimizer.staircase_steps is {self.staircase_steps}; the staircase"
-                " wants the steps of a stair"
-            )
+        choices = {"kind": OPTIMIZERS, "muon_others": ("adamw", "lamb")}
+        check_choices(self, choices, "optimizer.")
+        super().__post_init__()
+        if self.kind == "schedule_free_adamw":
+            self._check_schedule_free()
         for name, patterns in self.patterns().items():
             for pattern in patterns:
                 try:
@@ -90,61 +88,37 @@ class OptimizerConfig:
                         f" expression: {error}"
                     ) from error
 
+    def _check_schedule_free(self) -> None:
+        """Checks the fields that a schedule-free optimizer replaces."""
+        if self.decay != "constant" or self.cooldown_steps:
+            raise ValueError(
+                f"optimizer.kind is {self.kind!r}, decay {self.decay!r} and"
+                f" cooldown_steps {self.cooldown_steps}; its average takes the place of"
+                " a falling rate: wanted 'constant' and 0"
+            )
+        if self.average_decay is not None:
+            raise ValueError(
+                f"optimizer.kind is {self.kind!r} and average_decay"
+                f" {self.average_decay}; it evaluates with its own average: wanted None"
+            )
+        if self.b1 == 0:
+            raise ValueError(
+                f"optimizer.kind is {self.kind!r} and b1 0; wanted above 0, the weight"
+                " of the average in the point of the gradient"
+            )
+
     def patterns(self) -> dict[str, list[str]]:
         """Returns the patterns by field, for the fields that hold patterns.
 
         None counts as no patterns.
         """
         return {
+            "muon_matrices": list(self.muon_matrices or ()),
             "undecayed": list(self.undecayed or ()),
             "unadapted": list(self.unadapted or ()),
             "frozen": list(self.frozen),
             "rate_factors": [pattern for pattern, _ in self.rate_factors],
         }
-
-
-def _linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a rate that falls linearly from the peak to 0 over `steps`."""
-    return optax.linear_schedule(config.learning_rate, 0.0, steps)
-
-
-def _cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a rate that falls from the peak to 0 over `steps` along half a cosine."""
-    return optax.cosine_decay_schedule(config.learning_rate, steps)
-
-
-def _staircase(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns the peak times `staircase_factor` for every `staircase_steps` passed."""
-    return optax.exponential_decay(
-        config.learning_rate,
-        config.staircase_steps,
-        config.staircase_factor,
-        staircase=True,
-    )
-
-
-def _constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a rate that stays at the peak."""
-    return optax.constant_schedule(config.learning_rate)
-
-
-DECAYS = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "staircase": _staircase,
-    "constant": _constant,
-}
-
-
-def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Returns a function from the step, which counts from 0, to the learning rate.
-
-    The learning rate rises linearly from 0 over `warmup_steps`. The decay then lasts
-    until `total_steps`.
-    """
-    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    fall = DECAYS[config.decay](config, total_steps - config.warmup_steps)
-    return optax.join_schedules([rise, fall], [config.warmup_steps])
 
 
 def _lamb(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
@@ -181,11 +155,34 @@ def _adafactor(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
     )
 
 
+def _muon(config: OptimizerConfig, decayed: Mask, adapted: Mask) -> Chain:
+    matrices = optax.chain(
+        orthogonal_steps(config.muon_momentum),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+    )
+    others = optax.chain(*OPTIMIZERS[config.muon_others](config, decayed, adapted))
+    return (optax.partition({True: matrices, False: others}, _matrices(config)),)
+
+
+def _schedule_free_adamw(
+    config: OptimizerConfig, decayed: Mask, adapted: Mask
+) -> Chain:
+    # AdamW without its first moment; `make_optimizer` adds the average in its place.
+    return (
+        optax.scale_by_rms(
+            config.b2, config.epsilon, eps_in_sqrt=False, bias_correction=True
+        ),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+    )
+
+
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Mask, Mask], Chain]] = {
     "lamb": _lamb,
     "sgd": _sgd,
     "adamw": _adamw,
     "adafactor": _adafactor,
+    "muon": _muon,
+    "schedule_free_adamw": _schedule_free_adamw,
 }
 
 
@@ -196,7 +193,7 @@ def make_optimizer(
 
     Args:
       config: config of the optimizer.
-      schedule: learning rate by step, see `make_schedule`.
+      schedule: learning rate by step, see `schedules`.
       exempt: patterns to use for `undecayed` and `unadapted` if these are None.
     """
     undecayed = exempt if config.undecayed is None else config.undecayed
@@ -211,6 +208,8 @@ def make_optimizer(
         ),
         optax.scale_by_learning_rate(schedule),
     )
+    if config.kind == "schedule_free_adamw":
+        moving = optax.contrib.schedule_free(moving, schedule, config.b1)
     if not config.frozen:
         return moving
     kinds = {True: moving, False: optax.set_to_zero()}
@@ -242,27 +241,37 @@ def check_patterns(config: OptimizerConfig, names: Iterable[str]) -> None:
                 )
 
 
+def _matrices(config: OptimizerConfig) -> Mask:
+    """Returns a mask that is True for the kernels that "muon" moves."""
+    patterns = ("",) if config.muon_matrices is None else config.muon_matrices
+    return _mask(lambda name, x: is_matrix(name, x) and _fits(name, patterns))
+
+
 def _outside(patterns: Iterable[str]) -> Mask:
     """Returns a mask that is True where no pattern fits."""
     patterns = tuple(patterns)
-    return _mask(lambda name: not any(re.search(p, name) for p in patterns))
+    return _mask(lambda name, _: not _fits(name, patterns))
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _first_fitting(config: OptimizerConfig, index: int) -> Mask:
     """Returns a mask, True where rate factor `index` is the first that fits."""
     patterns = [pattern for pattern, _ in config.rate_factors]
 
-    def first(name: str) -> bool:
+    def first(name: str, _: Any) -> bool:
         fitting = (i for i, p in enumerate(patterns) if re.search(p, name))
         return next(fitting, None) == index
 
     return _mask(first)
 
 
-def _mask(chosen: Callable[[str], bool]) -> Mask:
+def _mask(chosen: Callable[[str, Any], bool]) -> Mask:
     def mask(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: chosen("/".join(key.key for key in path)), params
+            lambda path, x: chosen("/".join(key.key for key in path), x), params
         )
 
     return mask

@@ -42,6 +42,18 @@ class PretrainConfig(RunConfig):
                 f" {self.model.logit_bias_init}; the sigmoid loss wants a bias, the"
                 " softmax none"
             )
+        if self.loss.widths and self.loss.widths[0] != self.model.width:
+            raise ValueError(
+                f"loss.widths is {self.loss.widths}, but embeddings have"
+                f" {self.model.width} numbers; wanted these first"
+            )
+        for name, fields in self.evaluators.items():
+            width = fields.get("width")
+            if isinstance(width, int) and width > self.model.width:
+                raise ValueError(
+                    f"evaluators.{name}.width is {width}, but embeddings have"
+                    f" {self.model.width} numbers"
+                )
         if self.model.temperature_init < self.loss.temperature_floor:
             raise ValueError(
                 f"model.temperature_init is {self.model.temperature_init}, below"

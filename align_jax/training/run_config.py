@@ -190,11 +190,7 @@ class RunConfig:
         return self.batch_norm_cores * self.pairs_per_core
 
     def __post_init__(self) -> None:
-        if not 0 <= self.optimizer.warmup_steps < self.total_steps:
-            raise ValueError(
-                f"optimizer.warmup_steps is {self.optimizer.warmup_steps}; it must be"
-                f" from 0 to below total_steps, {self.total_steps}"
-            )
+        self.optimizer.check_steps(self.total_steps)
         if self.virtual_cores % self.batch_norm_cores:
             raise ValueError(
                 f"virtual_cores is {self.virtual_cores}, not a multiple of"

@@ -11,7 +11,8 @@ from align_jax.losses.tiles import make_tiling
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.towers import undecayed_parameters
-from align_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from align_jax.training.optimizer import OptimizerConfig, make_optimizer
+from align_jax.training.schedules import make_schedule
 
 
 @dataclasses.dataclass(frozen=True)

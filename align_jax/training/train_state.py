@@ -11,6 +11,7 @@ from align_jax.devices.compiling import ONCE_OPTIONS, compile_fast
 from align_jax.devices.mesh import state_sharding
 from align_jax.models.parameters import first_inputs
 from align_jax.training.kept_programs import FIRST_STATE, KeptPrograms
+from align_jax.training.schedule_free import evaluation_point
 from align_jax.training.step_plan import StepPlan
 
 
@@ -34,8 +35,13 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict:
-        """{"params", "batch_stats"} for evaluation: the average if there is one."""
-        return self.average or self.own_variables
+        """{"params", "batch_stats"} for evaluation: the average if there is one.
+
+        A schedule-free optimizer has an average of the parameters, which is computed at
+        each call; the running statistics are those of its gradients' point.
+        """
+        params = evaluation_point(self.optimizer, self.params)
+        return self.average or self.own_variables | {"params": params}
 
     @property
     def own_variables(self) -> dict:

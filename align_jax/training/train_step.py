@@ -20,6 +20,7 @@ from align_jax.losses.objective import (
 from align_jax.models.batch_norm import mean_over_groups
 from align_jax.training.integrity import all_finite, squared_moments
 from align_jax.training.optimizer import trainable
+from align_jax.training.schedule_free import map_points
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
 
@@ -66,7 +67,9 @@ def train_step(
         gradients, state.optimizer, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    params = hold_temperature(params, plan.loss.temperature_floor)
+    hold = partial(hold_temperature, floor=plan.loss.temperature_floor)
+    params = hold(params)
+    optimizer_state = map_points(hold, optimizer_state, params)
     metrics |= {
         "loss": loss,
         "learning_rate": jnp.asarray(plan.schedule(state.step)),

@@ -209,10 +209,11 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
         that it cannot have at this `image_size`.
     """
     tower, text = align_towers(config)
-    if config.embedding_size is not None or tower.top_conv:
+    if config.width != tower.output_width or config.embedding_size or tower.top_conv:
         raise InputError(
             "an AlignModel compares the pooled last block as it is, but this model has"
-            f" embedding_size = {config.embedding_size}, top_conv = {tower.top_conv}"
+            f" embedding_size = {config.embedding_size}, top_conv = {tower.top_conv},"
+            f" and embeddings of {config.width} numbers"
         )
     if tower.stages:
         raise InputError(

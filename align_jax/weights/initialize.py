@@ -21,6 +21,7 @@ from align_jax.training.checkpoint import (
 from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.run_config import RunConfig
+from align_jax.training.schedule_free import map_points
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, abstract_state, create_state
 from align_jax.weights.folder import Weights
@@ -199,6 +200,7 @@ def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainS
     """Returns a state with some variables replaced.
 
     If the state has a moving average, the average becomes a copy of all new variables.
+    A schedule-free optimizer starts from the new parameters, too.
 
     Args:
       state: state on its devices.
@@ -211,8 +213,12 @@ def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainS
 
     variables = jax.tree_util.tree_map_with_path(chosen, state.own_variables)
     average = state.average and jax.tree.map(jnp.copy, variables)
+    params = variables["params"]
     return state.replace(
-        params=variables["params"],
+        params=params,
         batch_stats=variables["batch_stats"],
+        optimizer=map_points(
+            lambda _: jax.tree.map(jnp.copy, params), state.optimizer, params
+        ),
         average=average,
     )

@@ -14,6 +14,34 @@ def test_ids_are_of_what_is_computed(place):
     assert changed[1].fields["loss"]["label_smoothing"] == 0.2
 
 
+def test_schedules_optimizers_and_nested_embeddings_are_swept(place):
+    constant = {"optimizer.decay": "constant"}
+    changes = {
+        "first": constant | {"optimizer.cooldown_steps": 20},
+        "second": constant | {"optimizer.kind": "schedule_free_adamw"},
+        "third": {
+            "optimizer.kind": "muon",
+            "loss.widths": (240, 60, 15),
+            "evaluators.unseen_15": {
+                "kind": "retrieval",
+                "directory": "data",
+                "split": "test",
+                "width": 15,
+            },
+        },
+    }
+    changes["second"]["optimizer.average_decay"] = None
+    text = place.file.read_text().replace('{"seed": i}', f"{changes!r}[name]")
+    place.file.write_text(text)
+    first, second, third = place.runs()
+    assert first.fields["optimizer"]["cooldown_steps"] == 20
+    assert second.fields["optimizer"]["kind"] == "schedule_free_adamw"
+    assert third.fields["evaluators"]["unseen_15"]["width"] == 15
+    place.file.write_text(text.replace("(240, 60, 15)", "(60, 15)"))
+    with pytest.raises(InputError, match=r"loss.widths is \(60, 15\), but embeddings"):
+        place.runs()
+
+
 def test_evaluations_of_two_checkpoints_are_two_runs(place):
     place.file.write_text(
         place.file.read_text()

@@ -12,7 +12,6 @@ from align_jax.training.optimizer import (
     OptimizerConfig,
     check_patterns,
     make_optimizer,
-    make_schedule,
     trainable,
 )
 
@@ -138,31 +137,6 @@ def test_adaptive_optimizers_scale_gradients_away_and_decay(kind):
     )
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, [0.0, 1.0, 2.0, 1.0, 0.0]),
-        ({"decay": "cosine"}, [0.0, 1.0, 2.0, 1.0, 0.0]),
-        ({"decay": "constant"}, [0.0, 1.0, 2.0, 2.0, 2.0]),
-        (
-            {"decay": "staircase", "staircase_steps": 3, "staircase_factor": 0.5},
-            [0.0, 1.0, 2.0, 1.0, 0.5],
-        ),
-    ],
-)
-def test_the_rate_rises_then_falls(fields, expected):
-    config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, **fields)
-    schedule = make_schedule(config, 12)
-    rates = [float(schedule(step)) for step in (0, 2, 4, 8, 12)]
-    np.testing.assert_allclose(rates, expected, atol=1e-6)
-
-
-def test_half_a_cosine_at_a_quarter():
-    config = OptimizerConfig(learning_rate=2.0, warmup_steps=0, decay="cosine")
-    rate = float(make_schedule(config, 100)(25))
-    np.testing.assert_allclose(rate, 1 + np.cos(np.pi / 4), rtol=1e-6)
-
-
 def test_a_pattern_that_fits_no_parameter_is_refused():
     names = ["image_tower/stem_norm/scale", "temperature"]
     check_patterns(OptimizerConfig(frozen=("temp",)), names)
@@ -176,8 +150,7 @@ def test_a_pattern_that_fits_no_parameter_is_refused():
     ("fields", "message"),
     [
         ({"kind": "lars"}, "optimizer.kind is 'lars'; known: lamb, sgd, adamw"),
-        ({"decay": "step"}, "optimizer.decay is 'step'; known: linear, cosine"),
-        ({"decay": "staircase"}, "staircase_steps is 0"),
+        ({"muon_others": "sgd"}, "muon_others is 'sgd'; known: adamw, lamb"),
         (
             {"rate_factors": ("^text", 0.1)},
             r"rate_factors\[0\] is '\^text' \(str\); wanted tuple",
