@@ -39,6 +39,11 @@ def start(data, workdir, *flags, devices=1, **variables):
     )
 
 
+def last_step(workdir):
+    """Returns the last step whose metrics are written; 0 before them."""
+    return max((row["step"] for row in rows(workdir)), default=0)
+
+
 def steps_saved(workdir):
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return [int(name) for name in names if name.isdigit()]  # other names are unfinished
@@ -86,6 +91,31 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_metrics(
     _, errors = again.communicate(timeout=500)
     assert again.returncode == 0, errors
     assert rows(workdir) == whole
+
+
+@pytest.mark.faults
+def test_a_run_told_to_stop_while_it_compiles_its_next_phase_saves_and_goes_on(
+    data, tmp_path
+):
+    # The second phase begins as soon as the first checkpoint is written.
+    phases = "((0, {'image_size': 12, 'max_tokens': 4}), (5, {'virtual_cores': 16}))"
+    flag, fresh = f"--config.phases={phases}", str(tmp_path / "compiled")
+    workdir = tmp_path / "run"
+    process = start(data, workdir, flag, JAX_COMPILATION_CACHE_DIR=fresh)
+    while process.poll() is None and last_step(workdir) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, errors
+    assert "saved after step 5; the same command continues" in errors
+    assert steps_saved(workdir) == [5]
+    print(f"left {time.monotonic() - told:.1f} s after the signal")
+    for run in (workdir, tmp_path / "whole"):
+        process = start(data, run, flag)
+        _, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors
+    assert rows(workdir) == rows(tmp_path / "whole")
 
 
 @pytest.mark.faults
