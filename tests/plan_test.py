@@ -81,13 +81,13 @@ def test_a_plan_has_the_work_and_the_needs_of_every_phase(
     assert [line for line in lines if line.startswith(("from", "here"))] == [
         "from step 0: pictures of 8 x 8, 4 tokens",
         "here: 8 x cpu, 16 pairs a step, 2 a device, microbatches=1, fsdp=1,"
-        " rematerialise=nothing",
+        " rematerialise=none",
         "from step 2: pictures of 16 x 16, 6 tokens",
         "here: 8 x cpu, 16 pairs a step, 2 a device, microbatches=1, fsdp=1,"
-        " rematerialise=nothing",
+        " rematerialise=none",
         "from step 3: pictures of 16 x 16, 6 tokens",
         "here: 8 x cpu, 32 pairs a step, 4 a device, microbatches=1, fsdp=1,"
-        " rematerialise=nothing",
+        " rematerialise=none",
     ]
     assert [line for line in lines if line.endswith(("fits", "not fit"))] == [
         *["0.80 GiB of 1: fits"] * 2,
