@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from align_jax.errors import InputError, run_command
+from align_jax.errors import InputError, end_unawaited, run_command
 from align_jax.progress import doing
 
 
@@ -78,7 +78,7 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return 0
-    return run_command("main.py", partial(run, sys.argv))
+    return end_unawaited(run_command("main.py", partial(run, sys.argv)))
 
 
 if __name__ == "__main__":

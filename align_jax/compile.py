@@ -15,8 +15,8 @@ from align_jax.devices.mesh import make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.runs import workdir as folder
-from align_jax.training.compiled_step import compile_steps
 from align_jax.training.kept_programs import FIRST_STATE, KeptPrograms
+from align_jax.training.phase_programs import PhasePrograms
 from align_jax.training.train_state import compile_create
 from align_jax.training.training_runs import read_run_config
 
@@ -41,15 +41,14 @@ def compile_run(fields: dict[str, Any], workdir: str) -> None:
     check_workdir(workdir, fields)
     folder.check_path(workdir)
     mesh = make_mesh(config.fsdp)
-    plan = config.make_plan(mesh)
+    programs = PhasePrograms(config, mesh)
     with folder.locked_workdir(workdir):
         check_workdir(workdir, fields)  # it was not locked before
         if folder.leads():
             write_config(workdir, fill_defaults(fields))
         kept = KeptPrograms(workdir, config, mesh)
-        kept.get(FIRST_STATE, partial(compile_create, plan))
-        steps = range(1, config.total_steps + 1)
-        programs = {config.measures_norms(step) for step in steps}
-        compile_steps(plan, config.batch_shapes(mesh), programs, kept)
+        kept.get(FIRST_STATE, partial(compile_create, programs.plans[0]))
+        for phase in config.batch_phases:
+            programs.compile_first(phase.start, kept)
         for path, size in kept.write().items():
             print(f"{path}: {size / 1e6:.1f} MB")

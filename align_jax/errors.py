@@ -7,12 +7,14 @@ import re
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 
 from align_jax.quiet import drop_start_lines
 
+UNAWAITED = "unawaited"  # name of a thread for which a process does not wait at its end
 STDOUT = 1  # file descriptor
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that stopped after SIGTERM
 UNREAD = 128 + signal.SIGPIPE  # exit code of a command whose output nobody reads
@@ -161,6 +163,22 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
     except Preempted as error:
         message, code = f"{error}; the same command continues", STOPPED
     print(f"{name}: {message}", file=sys.stderr)
+    return code
+
+
+def end_unawaited(code: int) -> int:
+    """Returns an exit code; ends the process with it if a thread is `UNAWAITED`.
+
+    A thread in a compiler cannot be stopped. Python would not wait for it, but would
+    abort the process when the compiler returns.
+    """
+    if any(thread.name == UNAWAITED for thread in threading.enumerate()):
+        import jax  # loaded already, by the thread
+
+        jax.distributed.shutdown()  # as at the end of any process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
+from jax.sharding import Mesh
 
 from align_jax.devices.collectives import Collectives, count_collectives
 from align_jax.devices.known import DEVICES
 from align_jax.devices.mesh import make_mesh, slices_of
 from align_jax.errors import InputError, one_line
+from align_jax.input.phases import Phase
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.run_config import RunConfig
@@ -68,9 +70,11 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
         the microbatches, and for the other values of the image tower's
         `memory_choices`; the step is compiled for each of them.
 
+    A run with phases has a step, and lines, for each of them.
+
     Returns:
-      Whether the step of `fields` fits into a device's memory. If the size of the
-      memory is not known, whether the step compiles.
+      Whether the steps of `fields` fit into a device's memory. If the size of the
+      memory is not known, whether they compile.
 
     Raises:
       InputError: bad fields, an unknown topology, a missing TPU compiler, or a number
@@ -79,40 +83,62 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
     config = read_run_config(fields)
     devices = find_devices(target)
     mesh = make_mesh(config.fsdp, devices)
-    step = config.make_plan(mesh)
-    kind = devices[0].device_kind
-    pairs = config.batch_size // len(devices)
-    tower = config.model.image_tower
+    limit = memory_limit(devices[0], here=target == HERE)
+    phases = config.batch_phases
+    for phase in phases:
+        config.make_plan(mesh, phase)  # all are checked before one is compiled
+    fits = []
+    for phase in phases:
+        if len(phases) > 1:
+            print(f"from step {phase.start}: {_describe(phase)}")
+        found = _plan_phase(config, mesh, phase, target)
+        print(_verdict(found, limit), flush=True)
+        fits.append(_fits(found, limit))
+        for changes, other in _alternatives(config) if alternatives else ():
+            try:
+                step = other.make_plan(mesh, phase)
+            except InputError:  # the batch does not divide into these parts
+                continue
+            verdict = _verdict(_try(step, other, phase), limit)
+            print(f"{changes}: {verdict}", flush=True)
+    return all(fits)
+
+
+def _plan_phase(
+    config: RunConfig, mesh: Mesh, phase: Phase, target: str
+) -> Needs | str:
+    """Prints the work and the needs of a phase's step; returns the result of `_try`."""
+    step, tower = config.make_plan(mesh, phase), config.model.image_tower
+    pairs = phase.pairs // mesh.size
     chosen = (f", {name}={getattr(tower, name)}" for name in tower.memory_choices)
     print(
-        f"{target}: {len(devices)} x {kind}, {config.batch_size} pairs a step, {pairs}"
-        f" a device, microbatches={config.microbatches}, fsdp={config.fsdp}"
-        f"{''.join(chosen)}"
+        f"{target}: {mesh.size} x {mesh.devices.flat[0].device_kind}, {phase.pairs}"
+        f" pairs a step, {pairs} a device, microbatches={config.microbatches},"
+        f" fsdp={config.fsdp}{''.join(chosen)}"
     )
-    flops = count_model_flops(step, config.batch_shapes(mesh))
+    flops = count_model_flops(step, config.batch_shapes(mesh, phase))
     shares = ", ".join(
-        f"{part} {count / config.batch_size / 1e9:.3g}" for part, count in flops.items()
+        f"{part} {count / phase.pairs / 1e9:.3g}" for part, count in flops.items()
     )
-    total = sum(flops.values()) / config.batch_size / 1e9
+    total = sum(flops.values()) / phase.pairs / 1e9
     print(f"  {total:.3g} GFLOP a pair, nothing computed twice: {shares}", flush=True)
-    found = _try(step, config)
+    found = _try(step, config, phase)
     if isinstance(found, Needs):
         print_needs(found, pairs)
-    limit = memory_limit(devices[0], here=target == HERE)
-    print(_verdict(found, limit), flush=True)
-    for changes, other in _alternatives(config) if alternatives else ():
-        try:
-            step = other.make_plan(mesh)
-        except InputError:  # the batch does not divide into these parts
-            continue
-        print(f"{changes}: {_verdict(_try(step, other), limit)}", flush=True)
-    return _fits(found, limit)
+    return found
 
 
-def _try(step: StepPlan, config: RunConfig) -> Needs | str:
+def _describe(phase: Phase) -> str:
+    """Returns the sizes of a phase's pictures and texts in words."""
+    side = phase.preprocess.image_size
+    tokens = f", {phase.max_tokens} tokens" if phase.max_tokens else ""
+    return f"pictures of {side} x {side}{tokens}"
+
+
+def _try(step: StepPlan, config: RunConfig, phase: Phase) -> Needs | str:
     """Returns the needs of a step, or the compiler's message if memory is too small."""
     try:
-        return measure(step, config)
+        return measure(step, config, phase)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -168,11 +194,18 @@ def _alternatives(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
                 yield f"model.image_tower.{name}={value}", other
 
 
-def measure(step: StepPlan, config: RunConfig) -> Needs:
-    """Compiles a step that also measures norms; returns the needs of one device."""
+def measure(step: StepPlan, config: RunConfig, phase: Phase | None = None) -> Needs:
+    """Compiles a step that also measures norms; returns the needs of one device.
+
+    Args:
+      step: plan of the step.
+      config: config of the run.
+      phase: phase that the step belongs to; None for the first one.
+    """
     state = abstract_state(step)
     start = time.perf_counter()
-    compiled = compile_step(step, config.batch_shapes(step.mesh), norms=True)
+    shapes = config.batch_shapes(step.mesh, phase)
+    compiled = compile_step(step, shapes, norms=True)
     seconds = time.perf_counter() - start
     memory = cast(Any, compiled.memory_analysis())  # never None here
     costs = cast(dict[str, float], compiled.cost_analysis())

@@ -128,9 +128,11 @@ def _check_data(config: SearchConfig) -> None:
             (config.final_fields(task, 0, 0), config.final_metric),
         ):
             run = read_run_config(fields, f"config {task}")
-            run.make_plan(make_mesh(run.fsdp))
+            phases, processes = run.batch_phases, jax.process_count()
+            for phase in phases:
+                run.make_plan(make_mesh(run.fsdp), phase)
             make_evaluators(run.evaluators)
-            open_training(run.input, run.batch_size, jax.process_count())
+            open_training(run.input, run.batch_size, processes, phases)
             run.check_data()
             if metric.removeprefix("eval/").rpartition("/")[0] not in run.evaluators:
                 raise InputError(

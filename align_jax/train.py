@@ -35,11 +35,10 @@ from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import collect_results
 from align_jax.runs.telemetry import StepLog, open_writers
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
-from align_jax.training.compiled_step import compile_steps
-from align_jax.training.flops import count_model_flops
 from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.optimizer import check_patterns, trainable
+from align_jax.training.phase_programs import PhasePrograms, Steps
 from align_jax.training.run_config import RunConfig
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
@@ -79,10 +78,14 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
             return
         folder.check_path(workdir)
         mesh = make_mesh(config.fsdp)
-        plan = config.make_plan(mesh)
+        programs = PhasePrograms(config, mesh)
+        stack.callback(programs.close)
+        plan = programs.plans[0]
         tokenizer = config.make_tokenizer()
         evaluators = make_evaluators(config.evaluators)
-        data = open_training(config.input, config.batch_size, jax.process_count())
+        data = open_training(
+            config.input, config.batch_size, jax.process_count(), config.batch_phases
+        )
         config.check_data()
         _check_patterns(config)
         profile = Profile(workdir, config.profile_steps, config.profile_process)
@@ -114,16 +117,18 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         stack.callback(own_batches.close)
         stack.enter_context(_explaining(workdir, own_batches, checkpoints))
         batches = global_batches(own_batches, mesh)
+        wait_for_all = multihost.get_barrier_sync_fn()
         embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
         lines, writer, past = open_writers(workdir, start, times.begun)
-        flops = count_model_flops(plan, config.batch_shapes(mesh))
-        pace = Pace(config.batch_size, flops, past, times)
+        flops = programs.count_flops(start)
+        pace = Pace(programs.pairs_after(start), flops, past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)
         stack.callback(log.end_bar)
         stack.enter_context(HangWatch(workdir, config.hang_seconds, pace))
 
         def flush() -> None:
             lock.check()
+            programs.check()
             log.flush()
             profile.look()
 
@@ -138,19 +143,25 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
             writer.write_scalars(step, scores)
             return scores
 
+        @times.doing("compile")
+        @notice.leaving_at_once()
+        def begin_phase(step: int) -> Steps:
+            program = programs.take(step)
+            wait_for_all(key=f"step {step} compiled", timeout_ms=COMPILING * 1000)
+            pace.change(program.pairs, program.flops)
+            return program.steps
+
         if config.evaluates(start) and not _evaluated(past, start):
             evaluate(start)
         steps = range(start + 1, config.total_steps + 1)
-        programs = {config.measures_norms(step) for step in steps}
         times.switch("compile")
         with doing(COMPILING_LINE, folder.leads()):
-            shapes = config.batch_shapes(mesh)
-            train_steps = compile_steps(plan, shapes, programs, kept)
+            train_steps = programs.compile_first(start, kept)
             kept.write()
-        wait_for_all = multihost.get_barrier_sync_fn()
         # On CPUs only the first process reads compiled programs from the cache, so the
         # others compile longer, but a first collective waits only half a minute.
         wait_for_all(key="step compiled", timeout_ms=COMPILING * 1000)
+        programs.compile_later(start, kept)
         notice.leaves_at_once = False
         times.switch(STEPS)
         for step in steps:
@@ -168,6 +179,13 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
                 try:
                     scores = evaluate(step)
                 except Preempted:  # the run evaluates this step when it continues
+                    stops = True
+            if programs.begins(step) and not stops:
+                flush()  # so that no interval has steps of two phases
+                try:
+                    with log.showing("compiling"):
+                        train_steps = begin_phase(step)
+                except Preempted:
                     stops = True
             if step == config.total_steps or stops or config.saves(step):
                 flush()  # the metrics of a checkpoint's steps are written before it

@@ -3,6 +3,8 @@
 import concurrent.futures
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -21,6 +23,35 @@ from align_jax.errors import printable, run_command
 )
 def test_what_could_act_on_a_terminal_is_shown_as_an_escape(text, shown):
     assert printable(text) == shown
+
+
+UNAWAITED_THREAD = """
+import threading, sys, time, jax, jax.numpy as jnp
+from align_jax import errors
+
+def compile_long():
+    x = jnp.ones((8, 8))
+    def grow(x):
+        for i in range(2_000):
+            x = jnp.sin(x @ x) + i
+        return x
+    jax.jit(jax.grad(lambda x: grow(x).sum())).lower(x).compile()
+    print("waited")
+
+jnp.ones(3).block_until_ready()
+if sys.argv[1:]:
+    threading.Thread(target=compile_long, name=errors.UNAWAITED, daemon=True).start()
+    time.sleep(1)
+print("before", end="")
+sys.exit(errors.end_unawaited(7))
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("compile",)])
+def test_a_process_ends_with_its_code_while_a_thread_compiles(arguments):
+    command = [sys.executable, "-c", UNAWAITED_THREAD, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout, found.stderr) == (7, "before", "")
 
 
 def test_a_killed_process_of_a_command_is_one_line(capsys):

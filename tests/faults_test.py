@@ -20,6 +20,11 @@ from tests.mounted import run_mounting
 from tests.run_tiny import STEPS, rows
 
 TIMES = 20
+# The second phase begins after the first checkpoint.
+PHASES = (
+    "--config.phases="
+    "((0, {'image_size': 12, 'max_tokens': 4}), (5, {'virtual_cores': 16}))"
+)
 
 
 def environment(data, devices=1):
@@ -37,6 +42,11 @@ def start(data, workdir, *flags, devices=1, **variables):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def last_step(workdir):
+    """Returns the last step whose metrics are written; 0 before them."""
+    return max((row["step"] for row in rows(workdir)), default=0)
 
 
 def steps_saved(workdir):
@@ -86,6 +96,28 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_metrics(
     _, errors = again.communicate(timeout=500)
     assert again.returncode == 0, errors
     assert rows(workdir) == whole
+
+
+@pytest.mark.faults
+def test_a_run_told_to_stop_while_it_compiles_its_next_phase_saves_and_goes_on(
+    data, tmp_path
+):
+    workdir, fresh = tmp_path / "run", str(tmp_path / "compiled")
+    process = start(data, workdir, PHASES, JAX_COMPILATION_CACHE_DIR=fresh)
+    while process.poll() is None and last_step(workdir) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, errors
+    assert "saved after step 5; the same command continues" in errors
+    assert steps_saved(workdir) == [5]
+    print(f"left {time.monotonic() - told:.1f} s after the signal")
+    for run in (workdir, tmp_path / "whole"):
+        process = start(data, run, PHASES)
+        _, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors
+    assert rows(workdir) == rows(tmp_path / "whole")
 
 
 @pytest.mark.faults
@@ -191,9 +223,10 @@ def start_several(count, data, workdir, *flags, **variables):
 
 
 @pytest.mark.faults
-def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_path):
+@pytest.mark.parametrize("flags", [(), (PHASES,)])
+def test_two_processes_save_together_when_one_is_told_to_stop(data, flags, tmp_path):
     workdir = tmp_path / "run"
-    processes = start_several(2, data, workdir)
+    processes = start_several(2, data, workdir, *flags)
     while all(p.poll() is None for p in processes) and not steps_saved(workdir):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
@@ -203,7 +236,7 @@ def test_two_processes_save_together_when_one_is_told_to_stop(data, whole, tmp_p
     assert all(f"saved after step {last}; the same" in error for error in errors)
     assert max(steps_saved(workdir)) == last < STEPS
     for folder in (workdir, tmp_path / "whole"):
-        for process in start_several(2, data, folder):
+        for process in start_several(2, data, folder, *flags):
             _, error = process.communicate(timeout=500)
             assert process.returncode == 0, error
         assert (folder / "results.json").exists()

@@ -5,6 +5,7 @@ import pytest
 
 from align_jax.command_line import read_command_line
 from align_jax.errors import UNREAD, InputError, run_command
+from align_jax.training.training_runs import read_run_config
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -43,6 +44,24 @@ def test_the_flag_of_a_file_without_a_config_is_named(tmp_path):
     file.write_text("")
     with pytest.raises(InputError, match="file of --diff has no get_config"):
         read_command_line(["main.py", QUICKSTART, f"--diff={file}"])
+
+
+def test_phases_are_given_as_a_tuple_on_the_command_line(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from configs import quickstart\n\n\ndef get_config():\n"
+        "    config = quickstart.get_config()\n    config.phases = ()\n"
+        "    return config\n"
+    )
+    sizes = "((0, {'image_size': 16, 'max_tokens': 8}), (900, {'flip': False}))"
+    flags = ["main.py", f"--config={file}", "--plan=here"]
+    fields = read_command_line([*flags, f"--config.phases={sizes}"]).fields
+    phases = read_run_config(fields).batch_phases
+    assert [phase.start for phase in phases] == [0, 900]
+    assert [phase.preprocess.image_size for phase in phases] == [16, 32]
+    fields = read_command_line([*flags, "--config.phases=32"]).fields
+    with pytest.raises(InputError, match=r"config.phases\[0\] is 32 \(int\); wanted"):
+        read_run_config(fields)
 
 
 @pytest.mark.parametrize("flag", ["--plan=", "--workdir="])

@@ -41,7 +41,7 @@ def test_a_step_is_planned_for_the_devices_at_hand(tmp_path, mesh_of):
 
 
 def test_planning_here_prints_what_it_found(tmp_path, capsys, monkeypatch):
-    def need(step, config):
+    def need(step, config, phase):
         found = {
             "all-gather": Collectives(1, 2**22, 2**21),
             "all-reduce": Collectives(3, 2**20),
@@ -60,13 +60,55 @@ def test_planning_here_prints_what_it_found(tmp_path, capsys, monkeypatch):
     assert "the device's memory is not known" in printed
 
 
+def test_a_plan_has_the_work_and_the_needs_of_every_phase(
+    tmp_path, capsys, monkeypatch
+):
+    sides = []
+
+    def need(step, config, phase):  # replaces the compiler, which takes long
+        sides.append(config.batch_shapes(step.mesh, phase)["images"].shape)
+        pairs = step.virtual_cores * step.pairs_per_core
+        return Needs({"activations": pairs * GIB / 20}, 0.0, {}, 0.0)
+
+    device = Device(memory_gib=1, peak_flops=1.0)
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setattr("align_jax.plan.DEVICES", {kind: device})
+    monkeypatch.setattr("align_jax.plan.measure", need)
+    small = (0, {"image_size": 8, "max_tokens": 4})
+    phases = (small, (2, {}), (3, {"virtual_cores": 16}))
+    assert not plan(tiny.make_run(tmp_path, phases=phases), "here")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("from", "here"))] == [
+        "from step 0: pictures of 8 x 8, 4 tokens",
+        "here: 8 x cpu, 16 pairs a step, 2 a device, microbatches=1, fsdp=1,"
+        " rematerialise=none",
+        "from step 2: pictures of 16 x 16, 6 tokens",
+        "here: 8 x cpu, 16 pairs a step, 2 a device, microbatches=1, fsdp=1,"
+        " rematerialise=none",
+        "from step 3: pictures of 16 x 16, 6 tokens",
+        "here: 8 x cpu, 32 pairs a step, 4 a device, microbatches=1, fsdp=1,"
+        " rematerialise=none",
+    ]
+    assert [line for line in lines if line.endswith(("fits", "not fit"))] == [
+        *["0.80 GiB of 1: fits"] * 2,
+        "1.60 GiB of 1: does not fit",
+    ]
+    work = [float(line.split()[0]) for line in lines if "GFLOP a pair" in line]
+    assert work[0] < work[1]
+    assert sides == [(16, 8, 8, 3), (16, 16, 16, 3), (32, 16, 16, 3)]
+    bad = tiny.make_run(tmp_path, phases=(small, (3, {"virtual_cores": 12})))
+    with pytest.raises(InputError, match="12, which does not divide over 8 devices"):
+        plan(bad, "here")
+    assert "from step" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("virtual_cores", "parts"), [(8, []), (16, ["microbatches=2: 1.00 GiB of 1: fits"])]
 )
 def test_alternatives_are_compiled_and_told(
     tmp_path, capsys, monkeypatch, virtual_cores, parts
 ):
-    def need(step, config):  # replaces the compiler, which takes long
+    def need(step, config, phase):  # replaces the compiler, which takes long
         if config.model.image_tower.rematerialise == "stages":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out\n of memory")
         return Needs({"activations": 2 * GIB / step.microbatches}, 0.0, {}, 0.0)

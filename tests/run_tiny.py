@@ -47,11 +47,12 @@ def main(data: str, workdir: str, *flags: str) -> int:
     )
     path = pathlib.Path(data) / "config.py"
     if not path.exists():
-        text = f"return ConfigDict(json.loads({json.dumps(fields)!r}))"
+        text = f"ConfigDict(json.loads({json.dumps(fields)!r}))"
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(
             "import json\nfrom ml_collections import ConfigDict\n\n\n"
-            f"def get_config():\n    {text}\n"
+            f"def get_config():\n    config = {text}\n"
+            "    config.phases = ()  # so that a flag can set it\n    return config\n"
         )
         partial.rename(path)
 

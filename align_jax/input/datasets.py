@@ -1,7 +1,8 @@
 """Opens training datasets: the records that a run uses, in any known format."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from align_jax import dataset_folder
@@ -39,18 +40,26 @@ def check_phases(field: str, phases: Phases) -> None:
     Raises:
       ValueError: no weight of a phase is above 0, or the steps do not ascend from 0.
     """
-    steps = [-1]
     for step, by_name in phases:
         if not any(by_name.values()):
             raise ValueError(
                 f"{field} from step {step} are {by_name}; wanted one or more above 0"
             )
-        if step <= steps[-1] or (steps == [-1] and step):
-            raise ValueError(
-                f"{field} begins phases at steps {[s for s, _ in phases]}; wanted 0"
-                " first and then later ones"
-            )
-        steps.append(step)
+    check_starts(field, [step for step, _ in phases])
+
+
+def check_starts(field: str, steps: Sequence[int]) -> None:
+    """Checks the first steps of the phases of a config's field; there may be none.
+
+    Raises:
+      ValueError: the steps do not ascend from 0.
+    """
+    ascend = all(a < b for a, b in itertools.pairwise(steps))
+    if not ascend or any(steps[:1]):
+        raise ValueError(
+            f"{field} begins phases at steps {[*steps]}; wanted 0 first and then later"
+            " ones"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,16 @@ import collections
 import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from align_jax.input.preprocess import PreprocessConfig, train_image
 from align_jax.input.scratch import Scratch, Spares
 
-Rest = TypeVar("Rest")
+# Encoded pictures (B,), keys (B, 2) for `train_image`, sizes and augmentations, and any
+# further data.
+Encoded = tuple[Sequence[bytes], np.ndarray, PreprocessConfig, Any]
 
 AHEAD = 2  # batches that are computed while the caller uses one
 TASK = 4  # pictures in one task of a thread
@@ -38,17 +40,14 @@ class StartedBatch(NamedTuple):
 
 
 def augment_batches(
-    batches: Iterator[tuple[Sequence[bytes], np.ndarray, Rest]],
-    config: PreprocessConfig,
+    batches: Iterator[Encoded],
     threads: int | None = None,
     ahead: int = AHEAD,
-) -> Generator[tuple[np.ndarray, list[str], Rest]]:
+) -> Generator[tuple[np.ndarray, list[str], Any]]:
     """Runs `train_image` on every picture of every batch, some batches ahead.
 
     Args:
-      batches: batches of encoded pictures (B,), keys (B, 2) for `train_image` and any
-        further data.
-      config: sizes and augmentations.
+      batches: batches of encoded pictures, see `Encoded`.
       threads: number of threads; by default one a processor of this process.
       ahead: number of batches that are computed while the caller uses one.
 
@@ -60,7 +59,7 @@ def augment_batches(
     spares, scratch = Spares(), Scratch()
     with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[StartedBatch] = collections.deque()
-        for encoded, keys, rest in batches:
+        for encoded, keys, config, rest in batches:
             images = spares.take(
                 (len(encoded), config.image_size, config.image_size, 3)
             )

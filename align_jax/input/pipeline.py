@@ -20,7 +20,8 @@ from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.captions import Captions
 from align_jax.input.formats.dataset import Read
-from align_jax.input.image_batches import augment_batches
+from align_jax.input.image_batches import Encoded, augment_batches
+from align_jax.input.phases import find_phase
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import TrainingData
 
@@ -68,15 +69,8 @@ class TrainBatches(Iterator):
         per_host = config.streams // process_count
         self._streams = range(process_index * per_host, (process_index + 1) * per_host)
         self._data, self._seed, self._tokenizer = data, seed, tokenizer
-        records = read_records(data, seed, self._streams, start_step, tokenizer)
-        numbered = enumerate(records.as_numpy_iterator(), start_step)
         self._batches = augment_batches(
-            (
-                (record["image"], self._keys(seed, step), record)
-                for step, record in numbered
-            ),
-            config.preprocess,
-            config.workers or None,
+            self._encoded(start_step), config.workers or None
         )
         self._bad_shards: collections.Counter[str] = collections.Counter()
         self.pairs = 0
@@ -102,6 +96,17 @@ class TrainBatches(Iterator):
             self._replace(records, images, targets, reasons)
         name = "labels" if self._data.labelled else "tokens"
         return {"images": images, name: targets}
+
+    def _encoded(self, step: int) -> Iterator[Encoded]:
+        """Yields the arguments of `augment_batches` from batch `step` on, endlessly."""
+        data, seed = self._data, self._seed
+        while True:  # a turn is a phase
+            phase = data.phases[find_phase(data.phases, step)]
+            records = read_records(data, seed, self._streams, step, self._tokenizer)
+            for record in records.as_numpy_iterator():
+                keys = self._keys(step, data.draws_at(step))
+                yield record["image"], keys, phase.preprocess, record
+                step += 1
 
     def describe(self, step: int) -> list[dict]:
         """Reads the pairs of one batch again, to say where each is from.
@@ -132,11 +137,10 @@ class TrainBatches(Iterator):
         """Stops the threads."""
         self._batches.close()
 
-    def _keys(self, seed: int, step: int) -> np.ndarray:
+    def _keys(self, step: int, draws: int) -> np.ndarray:
         """Returns keys (rows, 2): seed and step, and the row in the global batch."""
-        draws = self._data.draws_a_step
         rows = np.arange(draws * self._streams.start, draws * self._streams.stop)
-        return np.stack([np.full(len(rows), seed * 2**32 + step), rows], 1)
+        return np.stack([np.full(len(rows), self._seed * 2**32 + step), rows], 1)
 
     def _replace(
         self,
@@ -146,7 +150,7 @@ class TrainBatches(Iterator):
         reasons: list[str],
     ) -> None:
         """Replaces the pairs that have a reason, in place, and counts them."""
-        draws = self._data.draws_a_step
+        draws = len(reasons) // len(self._streams)
         for row in [row for row, reason in enumerate(reasons) if reason]:
             stream = row // draws * draws
             following = [stream + (row + i) % draws for i in range(1, draws)]
@@ -179,7 +183,7 @@ def read_records(
     start_step: int,
     tokenizer: Tokenizer | None,
 ) -> tf.data.Dataset:
-    """Reads the records of some streams, one batch a step.
+    """Reads the records of some streams, one batch a step, to the end of a phase.
 
     Args:
       data: datasets that `open_training` opened.
@@ -189,15 +193,16 @@ def read_records(
       tokenizer: tokenizer of the text tower; None for labels.
 
     Returns:
-      An endless dataset of batches: image (rows,) encoded pictures; target (rows, L)
-      int32 tokens or (rows,) int64 labels; texts (rows,) numbers of texts (or labels)
-      of the records; dataset and shard (rows,) int64 indices.
+      A dataset of batches, endless in the last phase: image (rows,) encoded pictures;
+      target (rows, L) int32 tokens or (rows,) int64 labels; texts (rows,) numbers of
+      texts (or labels) of the records; dataset and shard (rows,) int64 indices.
     """
-    start, draws = start_step * data.draws_a_step, data.draws_a_step
+    start, draws = data.draws_before(start_step), data.draws_at(start_step)
+    number = find_phase(data.phases, start_step)
     parts, taken = [], {s: data.mixture.drawn(seed, s, start) for s in streams}
     for stream in streams:
         parts += [
-            _stream(data, index, seed, stream, int(taken[stream][index]))
+            _stream(data, index, seed, stream, int(taken[stream][index]), draws)
             for index in range(len(data.datasets))
         ]
 
@@ -225,22 +230,26 @@ def read_records(
     if not data.labelled:
         if tokenizer is None:
             raise ValueError("datasets of texts want a tokenizer")
-        tokenize = tokenizer
+        length = data.phases[number].max_tokens
+        tokenize = tokenizer if length is None else tokenizer.shortened(length)
         records = records.map(lambda r: r | {"target": tokenize(r["target"])})
+    for following in data.phases[number + 1 : number + 2]:
+        records = records.take(following.start - start_step)
     return records.prefetch(1)
 
 
 def _stream(
-    data: TrainingData, index: int, seed: int, stream: int, taken: int
+    data: TrainingData, index: int, seed: int, stream: int, taken: int, ahead: int
 ) -> tf.data.Dataset:
     """Returns a stream's records of dataset `index` after the first `taken`, endless.
 
     They are dicts of single elements of the batches of `read_records`, not tokenized.
+    Up to `ahead` of them are read before they are used.
     """
     number = zlib.crc32([*data.config.datasets][index].encode())
     config, dataset = [*data.config.datasets.values()][index], data.datasets[index]
     drawn = (
-        int(data.mixture.drawn(seed, stream, step * data.draws_a_step)[index])
+        int(data.mixture.drawn(seed, stream, data.draws_before(step))[index])
         for step, _ in config.captions
     )
     captions = Captions(config, [*drawn])
@@ -275,7 +284,7 @@ def _stream(
             dataset.read, shard, shuffle_key, span, window
         )
     )
-    return found.enumerate(taken).map(parse).prefetch(data.draws_a_step)
+    return found.enumerate(taken).map(parse).prefetch(ahead)
 
 
 def _pieces(

@@ -4,15 +4,16 @@ A dataset of N records is read as an endless sequence of epochs, each with the s
 a new order. The sequence's positions are dealt to S streams, position g to stream
 g mod S, and a batch of B takes the next B / S positions of every stream. So step s
 holds positions s B to (s + 1) B - 1, and positions e N to (e + 1) N - 1 are epoch e,
-which has each record once. Within an epoch a stream reads neighbouring records, so it
-opens few shards. Several datasets take turns in a stream by their weights, and each
-continues its sequence.
+which has each record once. If the batch changes with the step, s B is the number of
+pairs in the batches before step s. Within an epoch a stream reads neighbouring records,
+so it opens few shards. Several datasets take turns in a stream by their weights, and
+each continues its sequence.
 
 No file is read here, and resuming needs no saved state.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -119,18 +120,13 @@ class Mixture:
     phases: tuple[tuple[int, tuple[int, ...]], ...]
 
     @classmethod
-    def of_weights(
-        cls, phases: Sequence[tuple[int, Sequence[float]]], draws_a_step: int
-    ) -> "Mixture":
+    def of_weights(cls, phases: Iterable[tuple[int, Sequence[float]]]) -> "Mixture":
         """Rounds weights to shares of CYCLE draws, by largest remainder.
 
         Args:
-          phases: tuples (first step, weight of each dataset), in order.
-          draws_a_step: number of draws of a stream in a step.
+          phases: tuples (first draw of a stream, weight of each dataset), in order.
         """
-        return cls(
-            tuple((step * draws_a_step, _shares(weights)) for step, weights in phases)
-        )
+        return cls(tuple((draw, _shares(weights)) for draw, weights in phases))
 
     def drawn(self, seed: int, stream: int, draws: int) -> np.ndarray:
         """Counts the draws from each dataset among a stream's first `draws` draws.

@@ -19,6 +19,7 @@ library's version of Unicode. Two differences remain:
 """
 
 import collections
+import copy
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -127,6 +128,12 @@ class Tokenizer:
             found = [self._cls, *pieces[:most], self._sep]
             ids[row, : len(found)] = found
         return ids
+
+    def shortened(self, max_tokens: int) -> "Tokenizer":
+        """Returns this tokenizer with another length of the token sequences."""
+        other = copy.copy(self)
+        other.max_tokens = max_tokens
+        return other
 
     def _split_word(self, word: str) -> list[int]:
         """Returns the ids of a word's pieces, each the longest that the rest allows."""

@@ -1,16 +1,18 @@
 """Opens the mixture of training datasets and checks it before a run starts."""
 
+import bisect
 import collections
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from align_jax.dataset_folder import reading_records
 from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.datasets import DatasetConfig, check_phases, open_dataset
 from align_jax.input.formats.dataset import Dataset
+from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.ranges import Count, Natural, NonNegative, Share
 
@@ -68,21 +70,34 @@ class TrainingData:
     Attributes:
       config: config of the input.
       datasets: opened datasets in the config's order.
-      draws_a_step: number of pairs that a stream gives to a global batch.
-      mixture: assignment of a dataset to each of these pairs.
+      phases: form of the global batches by step, one phase or more.
+      mixture: assignment of a dataset to each pair that a stream gives.
       reading: paths of the newest shards that were opened, by index of the dataset and
         stream; written while batches are read ahead.
     """
 
     config: InputConfig
     datasets: list[Dataset]
-    draws_a_step: int
+    phases: tuple[Phase, ...]
     mixture: record_order.Mixture
     reading: dict[tuple[int, int], collections.deque[str]] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(
             lambda: collections.deque(maxlen=READ_AHEAD)
         )
     )
+
+    def draws_at(self, step: int) -> int:
+        """Returns the number of pairs that a stream gives to batch `step`, from 0."""
+        pairs = self.phases[find_phase(self.phases, step)].pairs
+        return pairs // self.config.streams
+
+    def draws_before(self, step: int) -> int:
+        """Returns the number of pairs that a stream gives to batches 0 to `step` - 1.
+
+        Every batch takes as many pairs from each stream, so this number, the streams
+        and the seed define batch `step`, whatever the sizes of the batches before.
+        """
+        return count_pairs(self.phases, step) // self.config.streams
 
     def list_reading(self) -> list[str]:
         """Lists the shards that were opened last, of all datasets and streams."""
@@ -116,25 +131,32 @@ class TrainingData:
 
 
 def open_training(
-    config: InputConfig, batch_size: int, process_count: int
+    config: InputConfig,
+    batch_size: int,
+    process_count: int,
+    phases: Sequence[Phase] = (),
 ) -> TrainingData:
     """Opens the training data.
 
     Args:
       config: config of the input.
-      batch_size: number of pairs in a global batch.
+      batch_size: number of pairs in a global batch, if there are no phases.
       process_count: number of hosts.
+      phases: form of the global batches by step; () for one phase with `batch_size`
+        pairs and the config's `preprocess`.
 
     Raises:
       InputError: the batch does not divide by the streams or the streams by the hosts,
         a dataset is missing, damaged or empty, or lacks a feature, or more than
         `MOST_REPEATED` of a batch with texts are repeated pairs. Fewer are a warning.
     """
-    if batch_size % config.streams:
-        raise InputError(
-            f"the global batch of {batch_size} pairs does not divide over"
-            f" input.streams = {config.streams}"
-        )
+    phases = tuple(phases) or (Phase(0, batch_size, config.preprocess),)
+    for pairs in (phase.pairs for phase in phases):
+        if pairs % config.streams:
+            raise InputError(
+                f"the global batch of {pairs} pairs does not divide over"
+                f" input.streams = {config.streams}"
+            )
     if config.streams % process_count:
         raise InputError(
             f"input.streams is {config.streams}, not a multiple of the"
@@ -145,18 +167,27 @@ def open_training(
         (step, [float(by_name.get(name, 0)) for name in config.datasets])
         for step, by_name in config.weights
     ] or [(0, [float(size) for size in _sizes(datasets)])]
-    draws = batch_size // config.streams
-    mixture = record_order.Mixture.of_weights(weights, draws)
-    data = TrainingData(config, datasets, draws, mixture)
+    mixture = record_order.Mixture.of_weights(
+        (count_pairs(phases, step) // config.streams, by_dataset)
+        for step, by_dataset in weights
+    )
+    data = TrainingData(config, datasets, phases, mixture)
     if not data.labelled:
-        _check_repeats(data, batch_size)
+        _check_repeats(data, [step for step, _ in weights])
     return data
 
 
-def _check_repeats(data: TrainingData, batch_size: int) -> None:
-    """Warns of pairs that a batch holds more than once, or raises InputError."""
+def _check_repeats(data: TrainingData, mixed: Sequence[int]) -> None:
+    """Warns of pairs that a batch holds more than once, or raises InputError.
+
+    Args:
+      data: the training data.
+      mixed: first step of each phase of the mixture.
+    """
     names, sizes = [*data.config.datasets], _sizes(data.datasets)
-    for start, shares in data.mixture.phases:
+    for start in sorted({*mixed, *(phase.start for phase in data.phases)}):
+        batch_size = data.draws_at(start) * data.config.streams
+        _, shares = data.mixture.phases[bisect.bisect_right(mixed, start) - 1]
         rows = [batch_size * share / record_order.CYCLE for share in shares]
         parts = list(zip(names, sizes, rows, strict=True))
         repeated = sum(max(0.0, count - size) for _, size, count in parts) / batch_size
@@ -169,7 +200,7 @@ def _check_repeats(data: TrainingData, batch_size: int) -> None:
             if count > size
         )
         message = (
-            f"from step {start // data.draws_a_step} on, {repeated:.0%} of a batch of"
+            f"from step {start} on, {repeated:.0%} of a batch of"
             f" {batch_size} pairs are in the batch more than once: {times}; take a"
             " smaller batch or more pairs"
         )

@@ -94,7 +94,10 @@ class TextTowerConfig(TowerConfig, Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """Length L of token sequences, [CLS] and [SEP] included."""
+        """Largest length L of token sequences, [CLS] and [SEP] included.
+
+        A run's phases may train on shorter ones.
+        """
 
 
 class Tower(Protocol):

@@ -14,13 +14,15 @@ from typing import Any
 from align_jax import places
 from align_jax.config import CONFIG_FILE, as_json, is_claimed, leave_out
 from align_jax.errors import InputError, one_line
+from align_jax.input.phases import count_pairs
 from align_jax.models.parameters import variable_shapes
 from align_jax.report.run_kinds import RUN_KINDS, fill_defaults, kind_of
 from align_jax.runs import workdir as folder
 from align_jax.runs.metric_lines import stream_metrics
-from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE
+from align_jax.runs.pace import DEVICE_HOURS, OPERATIONS, PRODUCTIVE
 from align_jax.runs.provenance import count_starts, read_starts
 from align_jax.runs.results import REPORT_FILE, read_results
+from align_jax.training.run_config import RunConfig
 from align_jax.training.training_runs import TRAINING, read_run_config
 
 HASH = re.compile("-[0-9a-f]{8}$")  # the end of a run's folder in a sweep
@@ -69,19 +71,23 @@ class FoundRun:
         return path if places.exists(path) else None
 
     @cached_property
+    def config(self) -> RunConfig | None:
+        """Config of a training run; None if another version of this code wrote it."""
+        try:
+            return read_run_config(self.fields) if self.trains else None
+        except InputError:
+            return None
+
+    @cached_property
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each top-level part of the model, by the part's name.
 
         {} if the run is an evaluation or a search, or if its config cannot be read.
         """
-        if not self.trains:
-            return {}
-        try:
-            model = read_run_config(self.fields).model
-        except InputError:  # written by another version of this code
+        if self.config is None:
             return {}
         counts: Counter = Counter()
-        for path, shape in variable_shapes(model).items():
+        for path, shape in variable_shapes(self.config.model).items():
             if path[0] == "params":
                 counts[path[1]] += math.prod(shape)
         return dict(counts)
@@ -92,13 +98,17 @@ class FoundRun:
         found: dict[str, float | None] = {"parameters": sum(self.parameters.values())}
         latest = self.latest
         if self.trains:
+            step = int(latest.get("step", 0))
+            phases = self.config.batch_phases if self.config else ()
             batch = self.fields["virtual_cores"] * self.fields["pairs_per_core"]
-            pairs_seen = latest.get("step", 0) * batch
+            pairs_seen = count_pairs(phases, step) if phases else step * batch
             found["pairs_seen"] = pairs_seen
             speed = latest.get("train/pairs_per_second_per_device")
             flops = latest.get("train/tflops_per_second_per_device")
             if speed and flops:  # operations per pair, times pairs
                 found["flops"] = flops / speed * pairs_seen * 1e12
+            if len(phases) > 1:  # with other operations per pair in each phase
+                found["flops"] = latest.get(OPERATIONS, 0.0) * 1e12
         for name in ("pairs_per_second", "model_flops_utilisation", "goodput"):
             found[name] = latest.get(f"train/{name}")
         found["training_hours"] = latest.get(PRODUCTIVE, 0) / 3600

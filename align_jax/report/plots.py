@@ -18,6 +18,7 @@ def plot_lines(
     lines: dict[str, list[tuple[float, float]]],
     limits: tuple[float, float] | None = None,
     among: Sequence[str] = (),
+    marks: Sequence[int] = (),
 ) -> dict[str, str]:
     """Plots named lines over the training step.
 
@@ -27,6 +28,7 @@ def plot_lines(
       limits: lowest and highest value of the vertical axis; None fits it to the lines.
       among: line names of several plots, this one included, so that a line looks the
         same in all of them; by default the names of `lines`.
+      marks: steps at which a vertical line stands, where a phase of the run begins.
 
     Returns:
       The dict that `plot` returns.
@@ -43,6 +45,8 @@ def plot_lines(
                 linestyle=DASHES[looks[name] // len(COLOURS) % len(DASHES)],
                 linewidth=1.2,
             )
+        for step in marks:
+            axes.axvline(step, color="grey", linestyle=":", linewidth=1)
         axes.set_xlabel("step")
         axes.set_ylim(limits)
         if len(lines) > 1:
@@ -53,6 +57,8 @@ def plot_lines(
         f" to {points[-1][1]:.4g} at step {points[-1][0]:.0f}"
         for name, points in lines.items()
     ]
+    if marks:
+        ends.append(f"phases begin at steps {', '.join(map(str, marks))}")
     return plot(title, "; ".join(ends), draw)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,7 @@ def write_report(
     if not folder.leads():
         return path
     rows, table = read_plotted(workdir), table_rows(results)
+    marks = [step for step, _ in fields.get("phases", ())[1:]]
     page = render(
         TEMPLATES / "run.html.jinja",
         run=os.path.basename(os.path.normpath(workdir)),
@@ -140,8 +141,8 @@ def write_report(
         source=PUBLISHED["source"],
         remarks=number_remarks(row.name for row in table)[1],
         times=split_time(results),
-        training=training_plots(rows),
-        scores=score_plots(rows),
+        training=training_plots(rows, marks),
+        scores=score_plots(rows, marks),
         corpora=read_corpora(fields),
         evaluations=evaluations,
         data_uri=data_uri,
@@ -166,27 +167,29 @@ def read_plotted(workdir: str) -> list[Row]:
     return rows
 
 
-def training_plots(rows: list[Row]) -> list[dict[str, str]]:
+def training_plots(rows: list[Row], marks: Sequence[int] = ()) -> list[dict[str, str]]:
     """Plots loss, temperature and speed over the steps.
 
     Args:
       rows: metric lines, see `read_plotted`.
+      marks: steps at which later phases of the run begin.
 
     Returns:
       The dicts of `plot`, one for each of these metrics that occurs in the lines.
     """
     return [
-        plot_lines(name.replace("_", " "), {name: points})
+        plot_lines(name.replace("_", " "), {name: points}, marks=marks)
         for name in PLOTTED
         if (points := [(r["step"], r[k]) for r in rows if (k := f"train/{name}") in r])
     ]
 
 
-def score_plots(rows: list[Row]) -> list[dict[str, str]]:
+def score_plots(rows: list[Row], marks: Sequence[int] = ()) -> list[dict[str, str]]:
     """Plots every evaluator's scores over the steps, from 0 to 1 if they allow it.
 
     Args:
       rows: metric lines, see `read_plotted`.
+      marks: steps at which later phases of the run begin.
 
     Returns:
       The dicts of `plot`, one for each evaluator.
@@ -201,7 +204,7 @@ def score_plots(rows: list[Row]) -> list[dict[str, str]]:
     for evaluator, series in lines.items():
         values = [value for points in series.values() for _, value in points]
         limits = (0, 1) if 0 <= min(values) and max(values) <= 1 else None
-        plots.append(plot_lines(evaluator, series, limits))
+        plots.append(plot_lines(evaluator, series, limits, marks=marks))
     return plots
 
 

@@ -24,6 +24,7 @@ from align_jax.runs.step_times import StepTimes
 GIB = 2**30
 GOODPUT = "train/goodput"
 DEVICE_HOURS = "train/device_hours"  # total over all restarts
+OPERATIONS = "train/model_tflops"  # of the model so far, nothing computed twice
 STARTED = "run/started_unix_seconds"  # when the process of a start began
 # Metrics that only grow over a run.
 TOTALS = {PRODUCTIVE, WALL, DEVICE_HOURS, *map(lost, LOST)}
@@ -81,8 +82,8 @@ class Pace:
         """
         self.times = times or Timesheet(cause=STEPS)
         self.steps = StepTimes(self.times.clock)
-        self._batch_size = batch_size
-        self._flops = sum(flops.values())
+        self.change(batch_size, flops)
+        self._operations = max((row.get(OPERATIONS, 0.0) for row in past), default=0.0)
         self._devices = jax.local_devices()
         self._past = {
             name: max((row.get(name, 0.0) for row in past), default=0.0)
@@ -91,6 +92,15 @@ class Pace:
         self._ready = self.times.clock()
         self._begun = min(row.get(STARTED, self.times.begun) for row in [*past, {}])
         self._ended = self.times.read()
+
+    def change(self, batch_size: int, flops: Mapping[str, float]) -> None:
+        """Changes the work of a step, right after the end of an interval.
+
+        Args:
+          batch_size: pairs a step.
+          flops: floating-point operations a step on all devices, by part of the model.
+        """
+        self._batch_size, self._flops = batch_size, sum(flops.values())
 
     @contextlib.contextmanager
     def waiting(self, step: int) -> Iterator[None]:
@@ -105,7 +115,8 @@ class Pace:
         In a run of several processes, all of them must call this.
 
         Returns:
-          Measures by name, with units in the names, and `totals`. "input_wait" is the
+          Measures by name, with units in the names, and `totals`. "model_tflops" is the
+          model's work since the first step of the run. "input_wait" is the
           fraction of the interval spent waiting for input; "slowest_input_wait" is the
           largest of all processes and "slowest_process" the number of that process,
           both only if there are several. "step_seconds_deviation" is the standard
@@ -120,12 +131,14 @@ class Pace:
         waited = spent["input"] + spent["first_batch"]
         seconds = waited + spent[STEPS] + spent["save"]
         speed = steps * self._batch_size / seconds
+        self._operations += steps * self._flops / 1e12
         flops = steps * self._flops / seconds / jax.device_count()
         kind = self._devices[0].device_kind
         measures = {
             "pairs_per_second": speed,
             "pairs_per_second_per_device": speed / jax.device_count(),
             "tflops_per_second_per_device": flops / 1e12,
+            "model_tflops": self._operations,
             "input_wait": waited / seconds,
             "step_seconds_deviation": self.steps.take_deviation(),
             "host_memory_peak_gib": _host_memory_peak() / GIB,

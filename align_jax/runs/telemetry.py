@@ -186,7 +186,16 @@ class StepLog:
             with doing("scoring the model before its first step", leads()):
                 yield
             return
-        self._bar.set_description("scoring")
+        with self.showing("scoring"):
+            yield
+
+    @contextlib.contextmanager
+    def showing(self, activity: str) -> Iterator[None]:
+        """Shows an activity before the bar, inside the `with` statement."""
+        if self._bar is None:
+            yield
+            return
+        self._bar.set_description(activity)
         try:
             yield
         finally:

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
 from align_jax.config import read_part
 from align_jax.errors import InputError
 from align_jax.input.datasets import count_labels
@@ -50,10 +48,6 @@ class ClassifyConfig(RunConfig):
             return found
         sizes = read_part(PreprocessConfig, fields, "evaluation", where)
         return dataclasses.replace(found, preprocess=sizes)
-
-    def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns {"labels": (shape per picture, number type)}."""
-        return {"labels": ((), jnp.int32)}
 
     @property
     def evaluation_preprocess(self) -> PreprocessConfig:

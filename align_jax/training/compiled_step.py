@@ -49,6 +49,7 @@ def compile_steps(
     batch: dict[str, jax.ShapeDtypeStruct],
     kinds: Collection[bool],
     kept: KeptPrograms | None = None,
+    begin: int = 0,
 ) -> dict[bool, jax.stages.Compiled]:
     """Compiles a run's step without norms (False), with norms (True), or both.
 
@@ -61,6 +62,7 @@ def compile_steps(
       batch: shapes and shardings of the global batch, see `train_step`.
       kinds: keys of the result: False, True, or both.
       kept: the run's kept programs, which are loaded instead; None to compile all.
+      begin: number of steps before the programs' phase, part of their kept names.
 
     Returns:
       The program with norms under True, and the one without norms under False.
@@ -69,7 +71,8 @@ def compile_steps(
 
     def get(norms: bool) -> jax.stages.Compiled:
         compile_one = partial(compile_step, plan, batch, norms)
-        return kept.get(NAMES[norms], compile_one) if kept else compile_one()
+        name = f"{NAMES[norms]}_from_{begin}" if begin else NAMES[norms]
+        return kept.get(name, compile_one) if kept else compile_one()
 
     with ThreadPoolExecutor() as pool:
         programs = pool.map(get, kinds)

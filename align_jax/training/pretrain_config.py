@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
 from align_jax.config import read_part
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer, open_tokenizer
@@ -68,9 +66,10 @@ class PretrainConfig(RunConfig):
             found, vocabulary=read_part(str, fields, "vocabulary", where)
         )
 
-    def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns {"tokens": (shape per pair, number type)}."""
-        return {"tokens": ((self.model.text_tower.max_tokens,), jnp.int32)}
+    @property
+    def text_length(self) -> int:
+        """Length of the longest token sequences."""
+        return self.model.text_tower.max_tokens
 
     def make_tokenizer(self) -> Tokenizer:
         """Reads the vocabulary.
@@ -80,7 +79,7 @@ class PretrainConfig(RunConfig):
             more tokens than `model.text_tower.vocabulary_size`.
         """
         rows = self.model.text_tower.vocabulary_size
-        tokenizer = open_tokenizer(self.vocabulary, self.model.text_tower.max_tokens)
+        tokenizer = open_tokenizer(self.vocabulary, self.text_length)
         if tokenizer.size > rows:
             raise InputError(
                 f"{self.vocabulary} has {tokenizer.size} tokens, but"

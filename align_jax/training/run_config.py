@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from align_jax.config import leave_out, read_part, stored_fields
+from align_jax.config import READER, leave_out, read_part, stored_fields
 from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import FSDP_AXIS, Placement, batch_split
+from align_jax.input.phases import Phase
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import InputConfig
@@ -24,6 +25,7 @@ from align_jax.models.towers import execution_fields
 from align_jax.ranges import Count, Natural, Seed
 from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.optimizer import OptimizerConfig
+from align_jax.training.phase_config import PhaseFields, make_phases, read_phases
 from align_jax.training.step_plan import StepPlan
 
 # Fields that change how a run is computed but not its result. `run_execution` adds the
@@ -145,6 +147,8 @@ class RunConfig:
       microbatches: number of parts in which a device computes its share of the batch,
         one after the other, to save memory; the result is the same. A part holds whole
         BatchNorm groups.
+      phases: tuples (step, {field of `PhaseConfig`: value, ...}) that change the sizes
+        of batches from a step on, until the next one; the first step is 0.
       fsdp: number of devices that one copy of the state is split over, to save memory;
         the result is the same.
       profile_steps: numbers of the first and the last step to trace into
@@ -175,14 +179,27 @@ class RunConfig:
     initialize: Initial = Initial()
     microbatches: Count = 1
     fsdp: Count = 1
+    phases: PhaseFields = dataclasses.field(default=(), metadata={READER: read_phases})
     profile_steps: tuple[Count, ...] = ()
     profile_process: Natural = 0
     hang_seconds: Natural = 300
 
     @property
     def batch_size(self) -> int:
-        """Pairs in the global batch."""
+        """Pairs in the global batch, unless a phase changes it."""
         return self.virtual_cores * self.pairs_per_core
+
+    @property
+    def batch_phases(self) -> tuple[Phase, ...]:
+        """The phases in order: one for a run without `phases`; see `make_phases`."""
+        whole = Phase(0, self.batch_size, self.input.preprocess, self.text_length)
+        sizes = self.pairs_per_core, self.batch_norm_cores, self.total_steps
+        return make_phases(self.phases, whole, *sizes)
+
+    @property
+    def text_length(self) -> int | None:
+        """Length of the longest token sequences; None for a run without texts."""
+        return None
 
     @property
     def batch_norm_group(self) -> int:
@@ -196,6 +213,7 @@ class RunConfig:
                 f"virtual_cores is {self.virtual_cores}, not a multiple of"
                 f" batch_norm_cores, {self.batch_norm_cores}"
             )
+        _ = self.batch_phases
         if self.start_from == "":
             raise ValueError("start_from is empty; name a run, or None")
         if self.start_from is not None and self.initialize != Initial():
@@ -260,40 +278,47 @@ class RunConfig:
         kernels = choose_kernels(self.model.image_tower.kernels, mesh)
         return self.model.build(self.batch_norm_group, placement, kernels)
 
-    def make_plan(self, mesh: Mesh) -> StepPlan:
+    def make_plan(self, mesh: Mesh, phase: Phase | None = None) -> StepPlan:
         """Collects everything that the training step is compiled for.
+
+        Args:
+          mesh: devices of the run.
+          phase: one of `batch_phases`; None for the first one.
 
         Raises:
           InputError: the batch does not fit the devices, the microbatches or the loss,
             see `StepPlan`.
         """
+        phase = phase or self.batch_phases[0]
         return StepPlan(
             model=self.make_model(mesh),
             loss=self.loss,
             optimizer=self.optimizer,
             total_steps=self.total_steps,
-            virtual_cores=self.virtual_cores,
+            virtual_cores=phase.pairs // self.pairs_per_core,
             pairs_per_core=self.pairs_per_core,
             microbatches=self.microbatches,
             seed=self.seed,
             mesh=mesh,
         )
 
-    def batch_shapes(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_shapes(
+        self, mesh: Mesh, phase: Phase | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and shardings of a global batch: images, and tokens or labels.
 
-        Images (B, H, W, 3) are uint8.
+        Images (B, H, W, 3) are uint8, tokens (B, L) and labels (B,) int32. `phase` is
+        one of `batch_phases`, None the first one.
         """
-        side, split = self.input.preprocess.image_size, batch_split(mesh)
-        shapes = {"images": ((side, side, 3), jnp.uint8), **self.target_shape()}
+        phase = phase or self.batch_phases[0]
+        side, length = phase.preprocess.image_size, phase.max_tokens
+        name, target = ("labels", ()) if length is None else ("tokens", (length,))
+        split = batch_split(mesh)
+        shapes = {"images": ((side, side, 3), jnp.uint8), name: (target, jnp.int32)}
         return {
-            name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=split)
+            name: jax.ShapeDtypeStruct((phase.pairs, *shape), dtype, sharding=split)
             for name, (shape, dtype) in shapes.items()
         }
-
-    def target_shape(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Returns {name: (shape per pair, number type)} of the token ids or labels."""
-        raise NotImplementedError
 
     @property
     def evaluation_preprocess(self) -> PreprocessConfig:

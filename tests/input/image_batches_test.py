@@ -22,13 +22,13 @@ def draw_batches(count, rows=10):
     for step in range(count):
         encoded = [pictures[(step + row) % len(pictures)] for row in range(rows)]
         keys = np.array([(step, row) for row in range(rows)])
-        yield encoded, keys, f"batch {step}"
+        yield encoded, keys, CONFIG, f"batch {step}"
 
 
 def test_batches_come_in_order_with_what_came_with_them():
-    found = list(augment_batches(draw_batches(7), CONFIG, threads=3))
+    found = list(augment_batches(draw_batches(7), threads=3))
     assert [rest for _, _, rest in found] == [f"batch {step}" for step in range(7)]
-    for (images, reasons, _), (encoded, keys, _) in zip(
+    for (images, reasons, _), (encoded, keys, _, _) in zip(
         found, draw_batches(7), strict=True
     ):
         assert images.dtype == np.uint8
@@ -42,8 +42,8 @@ def test_batches_come_in_order_with_what_came_with_them():
 
 
 def test_the_number_of_threads_changes_no_bit():
-    alone = list(augment_batches(draw_batches(5), CONFIG, threads=1, ahead=1))
-    many = list(augment_batches(draw_batches(5), CONFIG, threads=7, ahead=4))
+    alone = list(augment_batches(draw_batches(5), threads=1, ahead=1))
+    many = list(augment_batches(draw_batches(5), threads=7, ahead=4))
     for (images, reasons, _), (others, other_reasons, _) in zip(
         alone, many, strict=True
     ):
@@ -56,10 +56,10 @@ def test_batches_are_drawn_no_further_ahead_than_asked():
 
     def watched():
         for batch in draw_batches(9):
-            drawn.append(batch[2])
+            drawn.append(batch[3])
             yield batch
 
-    batches = augment_batches(watched(), CONFIG, threads=2, ahead=2)
+    batches = augment_batches(watched(), threads=2, ahead=2)
     next(batches)
     assert len(drawn) == 3
     batches.close()

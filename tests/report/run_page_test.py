@@ -219,7 +219,7 @@ def test_similarities_are_plotted_of_an_evaluator_that_has_matched_pairs(write):
 
 
 def test_scores_outside_of_0_to_1_are_not_cut_off(monkeypatch):
-    monkeypatch.setattr(report, "plot_lines", lambda *arguments: arguments)
+    monkeypatch.setattr(report, "plot_lines", lambda *arguments, **_: arguments)
     rows = [{"step": 0, "eval/a/recall@1": 0.5, "eval/b/margin": -0.25}]
     assert report.score_plots(rows) == [
         ("a", {"recall@1": [(0, 0.5)]}, (0, 1)),

@@ -17,7 +17,7 @@ from align_jax.runs.lost_time import (
     split_time,
 )
 from align_jax.runs.metric_lines import open_lines, read_metrics
-from align_jax.runs.pace import DEVICE_HOURS, PRODUCTIVE, STARTED, Pace
+from align_jax.runs.pace import DEVICE_HOURS, OPERATIONS, PRODUCTIVE, STARTED, Pace
 
 LOADED = time.time()
 
@@ -56,6 +56,24 @@ def test_an_interval_is_measured_by_hand():
     assert "model_flops_utilisation" not in found  # a CPU's peak is not known
     clock.now += 5.0
     assert measured.end_interval(steps=1)["input_wait"] == 0.0
+
+
+def test_the_work_of_each_phase_is_counted_over_restarts():
+    clock = Clock()
+    past = [{"step": 9, OPERATIONS: 50.0}, {"step": 4, OPERATIONS: 20.0}]
+    times = Timesheet(cause=STEPS, clock=clock)
+    measured = Pace(batch_size=16, flops={"a": 3e12}, past=past, times=times)
+    clock.now += 2.0
+    found = measured.end_interval(steps=4)
+    assert found["pairs_per_second"] == pytest.approx(32)
+    assert found["model_tflops"] == pytest.approx(50 + 4 * 3)
+    measured.change(batch_size=8, flops={"a": 4e12, "b": 2e12})
+    clock.now += 1.0
+    found = measured.end_interval(steps=2)
+    assert found["pairs_per_second"] == pytest.approx(16)
+    speed = found["tflops_per_second_per_device"] * jax.device_count()
+    assert speed == pytest.approx(12)
+    assert found["model_tflops"] == pytest.approx(62 + 2 * 6)
 
 
 def test_goodput_counts_what_an_interruption_lost():

@@ -42,6 +42,23 @@ def test_schedules_optimizers_and_nested_embeddings_are_swept(place):
         place.runs()
 
 
+def test_phases_are_swept_as_any_field(place):
+    usual = place.runs()
+    sizes = "((0, {'image_size': 32}), (50, {}))"
+    text = place.file.read_text()
+    place.file.write_text(
+        text.replace('{"seed": i}', f'{{"seed": i, "phases": {sizes}}}')
+    )
+    phased = place.runs()
+    assert not {run.id for run in usual} & {run.id for run in phased}
+    assert phased[0].fields["phases"] == ((0, {"image_size": 32}), (50, {}))
+    place.file.write_text(
+        text.replace('{"seed": i}', '{"phases": ((0, {"size": 1}),)}')
+    )
+    with pytest.raises(InputError, match=r"phases\[0\]\[1\] has no field 'size'"):
+        place.runs()
+
+
 def test_evaluations_of_two_checkpoints_are_two_runs(place):
     place.file.write_text(
         place.file.read_text()

@@ -1,0 +1,50 @@
+"""Phases of a run: the sizes of pictures, texts and batches by step."""
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from align_jax.input.preprocess import PreprocessConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """The form of the global batches from a step on.
+
+    Attributes:
+      start: number of steps before the phase.
+      pairs: number of pairs in a global batch.
+      preprocess: sizes and augmentations of the pictures.
+      max_tokens: length of the token sequences; None for that of the tokenizer.
+    """
+
+    start: int
+    pairs: int
+    preprocess: PreprocessConfig
+    max_tokens: int | None = None
+
+
+def find_phase(phases: Sequence[Phase], step: int) -> int:
+    """Returns the index of the phase that batch `step`, counted from 0, belongs to.
+
+    Args:
+      phases: phases in order; the first one starts at 0.
+      step: number of a batch.
+    """
+    return bisect.bisect_right([phase.start for phase in phases], step) - 1
+
+
+def count_pairs(phases: Sequence[Phase], steps: int) -> int:
+    """Returns the number of pairs in the first `steps` global batches.
+
+    Args:
+      phases: phases in order; the first one starts at 0.
+      steps: number of batches.
+    """
+    starts = [min(phase.start, steps) for phase in phases]
+    spans = itertools.pairwise([*starts, steps])
+    return sum(
+        phase.pairs * (last - first)
+        for phase, (first, last) in zip(phases, spans, strict=True)
+    )
