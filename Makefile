@@ -20,7 +20,7 @@ EXTRAS := browser convert nsfw spark tpu
 SUITES := fast buckets docker faults formats launch pods wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
-.PHONY: quickstart data ablations docs docker test test-all test-newest lint format clean
+.PHONY: quickstart data ablations recipes recipes-data docs docker test test-all test-newest lint format clean
 .PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
 quickstart: data  ## train on real pictures and texts and write a report, about 12 minutes
@@ -37,6 +37,30 @@ ablations: data  ## run small versions of the paper's ablations and report, abou
 	$(RUN) -m align_jax.sweep --workdir=runs/ablations \
 		$(foreach name,$(MINI),--sweep=configs/sweeps/mini_$(name).py)
 	$(RUN) -m align_jax.report runs/ablations
+
+# A folder with png/ and svg/ of Debian's packages openclipart-png and openclipart-svg.
+# If they are not installed, they are downloaded (156 MB) and unpacked, without root.
+CLIPART ?= $(or $(wildcard /usr/share/openclipart),runs/openclipart/usr/share/openclipart)
+
+recipes: recipes-data  ## train by each recipe for equal operations and compare, 5 hours
+	$(RUN) -m benchmarks.recipes --workdir=runs/recipes
+
+recipes-data: .venv/installed $(CLIPART)  ## make the corpus of `recipes`, 5 minutes
+	$(RUN) -m data.recipes --out=runs/recipes_data --root=$(CLIPART)
+	$(RUN) -m data.build --config=configs/corpus_recipes.py \
+		--workdir=runs/recipes_corpus
+
+runs/openclipart/usr/share/openclipart:
+	@command -v dpkg-deb >/dev/null || { echo 'ERROR: `make recipes` needs Debian or' \
+		'Ubuntu, for the packages openclipart-png and openclipart-svg; elsewhere' \
+		'give the folder of their png/ and svg/ by CLIPART=FOLDER' >&2; exit 1; }
+	rm -rf runs/openclipart runs/openclipart.tmp
+	mkdir -p runs/openclipart.tmp
+	cd runs/openclipart.tmp && apt-get download openclipart-png openclipart-svg
+	for package in runs/openclipart.tmp/*.deb; do \
+		dpkg-deb --extract "$$package" runs/openclipart.tmp || exit 1; done
+	rm runs/openclipart.tmp/*.deb
+	mv runs/openclipart.tmp runs/openclipart
 
 docs: .venv-docs/installed  ## build docs/ as a site in site/; broken links are errors
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

@@ -18,8 +18,6 @@ or DIR/evaluation is kept.
 """
 
 import argparse
-import concurrent.futures
-import multiprocessing
 import pathlib
 import sys
 
@@ -29,7 +27,7 @@ from align_jax.config import check_folder, claim_folder
 from align_jax.errors import run_command
 from align_jax.locks import locked
 from data.records.stages import materialise
-from data.samples.emoji_drawings import draw, list_concepts
+from data.samples.emoji_drawings import draw_all, list_concepts
 
 ATTRIBUTION = """# Attribution
 
@@ -63,16 +61,10 @@ def main() -> None:
 
 def _write(out: pathlib.Path, seed: int) -> None:
     """Writes the pairs and the evaluation sets that do not exist yet."""
-    import tqdm
-
     from data.samples.quickstart_splits import write_evaluation, write_pairs
 
     concepts = list_concepts()
-    paths = [path for concept in concepts for path in concept.drawings.values()]
-    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive forks
-    with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
-        drawn = zip(paths, pool.map(draw, paths, chunksize=64), strict=True)
-        pictures = dict(tqdm.tqdm(drawn, "draw", len(paths), disable=None))
+    pictures = draw_all(concepts)
     places.write_text(out / "ATTRIBUTION.md", ATTRIBUTION)
     materialise(
         out / "evaluation",

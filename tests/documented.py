@@ -33,6 +33,7 @@ from align_jax.sweep.config import open_sweep
 from align_jax.training.classify_config import ClassifyConfig
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.random_search_config import SearchConfig
+from benchmarks.recipes import read_flags as read_recipes_flags
 from data.corpus.config import CorpusConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,6 +114,8 @@ def check_module(module: str, arguments: Sequence[str], whole: bool) -> None:
         flags = read_sweep_flags(arguments)
         for sweep in flags.sweep:
             open_sweep(sweep, flags.workdir, flags.further)
+    elif module == "benchmarks.recipes" and whole:
+        read_recipes_flags(arguments)
     elif whole:
         parser_of(module).parse_args(arguments)
     elif unknown := given - flags_of(parser_of(module)):

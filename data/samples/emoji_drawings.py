@@ -1,8 +1,10 @@
 """Emoji as concepts: names, two drawings, and the choice of held-out concepts."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
+import multiprocessing
 import pathlib
 
 STYLES = ("twemoji", "openmoji")
@@ -140,6 +142,17 @@ def draw(path: pathlib.Path) -> bytes:
     file = io.BytesIO()
     drawing.crop(window).resize((SIDE, SIDE), Image.Resampling.BOX).save(file, "PNG")
     return file.getvalue()
+
+
+def draw_all(concepts: list[Concept]) -> dict[pathlib.Path, bytes]:
+    """Returns the PNG bytes of all drawings by path, drawn by all CPU cores."""
+    import tqdm
+
+    paths = [path for concept in concepts for path in concept.drawings.values()]
+    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive forks
+    with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
+        drawn = zip(paths, pool.map(draw, paths, chunksize=64), strict=True)
+        return dict(tqdm.tqdm(drawn, "draw", len(paths), disable=None))
 
 
 def _readable(name: str) -> str:

@@ -1,0 +1,103 @@
+"""The base config of the bench of recipes, and the recipes that it compares.
+
+    make recipes
+
+or, once `make recipes-data` has been run,
+
+    python -m benchmarks.recipes --workdir=runs/recipes
+
+A recipe changes fields of the quickstart's config, given the number of its steps. It
+has a range for each setting that is searched; all recipes get the same number of
+trials. Operations decide how many steps a recipe has, see `benchmarks.recipes`.
+
+Hardware: 2 CPU cores; a run of all operations takes about 10 minutes.
+Expected: docs/recipes.md has what was measured.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+RECORDS = "runs/recipes_corpus/records"
+EVALUATION = "runs/recipes_data/evaluation"
+PARTS = ("unseen_drawing", "unseen_concept", "clipart")
+
+Changes = dict[str, Any]  # values by dotted path of the field
+
+
+def get_config() -> ConfigDict:
+    """Returns the quickstart's config on the data of the bench."""
+    config = quickstart.get_config()
+    config.vocabulary = f"{RECORDS}/vocabulary.txt"
+    config.input.datasets = ConfigDict()
+    config.input.datasets.recipes = ConfigDict()
+    config.input.datasets.recipes.directory = RECORDS
+    config.evaluate_every_steps = config.total_steps  # at the start and at the end
+    config.evaluators = ConfigDict()
+    config.evaluators.choose = ConfigDict()
+    config.evaluators.choose.kind = "retrieval"
+    config.evaluators.choose.directory = EVALUATION
+    config.evaluators.choose.split = "+".join(f"choose_{part}" for part in PARTS)
+    config.evaluators.choose.merge_texts = True  # drawings share titles
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A way to train the same towers.
+
+    Attributes:
+      about: description for the page, a short phrase.
+      change: function from the number of steps to the changed fields.
+      space: searched fields and their ranges, as in `SearchConfig.space`.
+    """
+
+    about: str
+    change: Callable[[int], Changes]
+    space: tuple[tuple, ...]
+
+
+def _baseline(steps: int) -> Changes:
+    return {}
+
+
+def _small_pictures(steps: int) -> Changes:
+    return {"input.preprocess.image_size": 24, "input.preprocess.resize": 27}
+
+
+def _short_texts(steps: int) -> Changes:
+    return {"model.text_tower.max_tokens": 8}
+
+
+def _small_batch(steps: int) -> Changes:
+    # BatchNorm sees the whole batch, as in the base config.
+    return {"virtual_cores": 4, "batch_norm_cores": 4}
+
+
+def _cosine(steps: int) -> Changes:
+    return {"optimizer.decay": "cosine"}
+
+
+def _adamw(steps: int) -> Changes:
+    # The base config slows down the text tower against LAMB's trust ratio.
+    return {"optimizer.kind": "adamw", "optimizer.rate_factors": ()}
+
+
+def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
+    """Returns the space of a search over the learning rate alone."""
+    return (("optimizer.learning_rate", "log", lowest, highest),)
+
+
+# Every range is a factor of 4. The trials lie at the same points of all ranges.
+RECIPES = {
+    "baseline": Recipe("the quickstart's settings", _baseline, rates(2e-3, 8e-3)),
+    "small_pictures": Recipe("24 pixels, not 32", _small_pictures, rates(2e-3, 8e-3)),
+    "short_texts": Recipe("8 tokens, not 12", _short_texts, rates(2e-3, 8e-3)),
+    "small_batch": Recipe("64 pairs, not 128", _small_batch, rates(1.4e-3, 5.6e-3)),
+    "cosine": Recipe("cosine decay, not linear", _cosine, rates(2e-3, 8e-3)),
+    "adamw": Recipe("AdamW, not LAMB", _adamw, rates(1e-3, 4e-3)),
+}
