@@ -16,7 +16,7 @@ from align_jax.training.random_search_config import SearchConfig
 from benchmarks import recipes as bench
 from benchmarks.recipes_page import PAGE, Cell, find_reaching, make_table, write_page
 from configs import recipes
-from configs.recipes import RECIPES
+from configs.recipes import RECIPES, Recipe
 from data.records import records
 from tests import tiny
 
@@ -155,9 +155,17 @@ def flags(workdir, names=(), shares=(0.5,), trials=3):
     )
 
 
-def test_a_bench_spends_equal_operations_and_repeats_no_run(tmp_path, fake, capsys):
+def test_a_bench_spends_equal_operations_and_repeats_no_run(
+    tmp_path, fake, capsys, monkeypatch
+):
     ran, stop_at = fake
     base, out = make_base(tmp_path), tmp_path / "out"
+    tiny_pictures = Recipe(
+        "8 pixels",
+        lambda steps: {"input.preprocess.image_size": 8},
+        RECIPES["baseline"].space,
+    )
+    monkeypatch.setitem(RECIPES, "small_pictures", tiny_pictures)
     stop_at.append("baseline_1/baseline/seed_2")
     with pytest.raises(Preempted):
         bench.run_bench(flags(out), base)
@@ -169,7 +177,7 @@ def test_a_bench_spends_equal_operations_and_repeats_no_run(tmp_path, fake, caps
     stop_at.clear()
     bench.run_bench(flags(out), base)
     assert [name for name, _ in ran[4:]] == ["baseline_1/baseline/seed_2"]
-    names = ("baseline", "small_batch")
+    names = ("baseline", "small_pictures")
     bench.run_bench(flags(out, names, shares=(0.5, 1.0)), base)  # one of them is done
     finished = [name for name, _ in ran]
     assert len(finished) == len({*finished}) == 4 * (3 + 2)
@@ -178,9 +186,9 @@ def test_a_bench_spends_equal_operations_and_repeats_no_run(tmp_path, fake, caps
     assert cells["baseline", 1.0].steps == 40
     assert cells["baseline", 1.0].operations == 1.0
     assert cells["baseline", 0.5].steps == 20
-    # Half the pairs cost half the towers, and a quarter of the loss's products.
+    # A picture of 8 pixels costs less than half of one of 16.
     for share in (0.5, 1.0):
-        cell = cells["small_batch", share]
+        cell = cells["small_pictures", share]
         assert cell.steps >= 2 * 40 * share
         assert share * (1 - 1 / cell.steps) < cell.operations <= share
     for cell in cells.values():
@@ -193,9 +201,9 @@ def test_a_bench_spends_equal_operations_and_repeats_no_run(tmp_path, fake, caps
         if name.startswith("baseline_1/")
     }
     assert rates["baseline_1/baseline/seed_1"] == rates["baseline_1/baseline/trial_01"]
-    assert "| small batch | 0.5" in capsys.readouterr().out
+    assert "| small pictures | 0.4" in capsys.readouterr().out
     page = (out / PAGE).read_text()
-    assert "small batch reaches 50.0 with 0.5" in page
+    assert "small pictures reaches 50.0 with 0.49" in page
     ran.clear()
     with pytest.raises(InputError, match=r"another config \(config.trials: 3 -> 2\)"):
         bench.run_bench(flags(out, trials=2), base)
