@@ -13,6 +13,7 @@ COMMANDS = {
     "data.clipart": [f"--out={URL}"],
     "data.eval_sets": ["coco", "--source=.", f"--out={URL}"],
     "data.quickstart": [f"--out={URL}"],
+    "data.recipes": [f"--out={URL}"],
     "data.vtab": ["--source=.", f"--out={URL}"],
 }
 
