@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from align_jax import places
 from align_jax.report.pages import TEMPLATES, render
-from align_jax.report.plots import plot
+from align_jax.report.plots import COLOURS, DASHES, plot
 from align_jax.report.summary import ABSENT, Table
 from configs.recipes import RECIPES
 
@@ -82,13 +82,13 @@ def find_reaching(cells: Sequence[Cell]) -> list[str]:
         told, points = name.replace("_", " "), f"{100 * aim.score:.1f}"
         if enough:
             part = min(cell.operations for cell in enough) / aim.operations
-            line = f"{told} reaches {points} with {part:.2f} of its operations"
+            line = f"{told} reaches {points} with {part:.2f} of the operations"
         else:
             best = max(others, key=lambda cell: cell.score)
             part = best.operations / aim.operations
             line = (
                 f"{told} does not reach {points}: it has {100 * best.score:.1f} with"
-                f" {part:.2f} of its operations"
+                f" {part:.2f} of the operations"
             )
         sentences.append(line)
     return sentences
@@ -117,13 +117,15 @@ def _plot(cells: Sequence[Cell]) -> dict[str, str]:
     """Plots the mean score of each recipe over its operations, with the spread."""
 
     def draw(axes: Axes) -> None:
-        for name in dict.fromkeys(cell.recipe for cell in cells):
+        for i, name in enumerate(dict.fromkeys(cell.recipe for cell in cells)):
             own = [cell for cell in cells if cell.recipe == name]
             axes.errorbar(
                 [cell.operations for cell in own],
                 [100 * cell.score for cell in own],
                 [100 * _deviation(next(iter(cell.scores.values()))) for cell in own],
                 label=name.replace("_", " "),
+                color=COLOURS[i % len(COLOURS)],
+                linestyle=DASHES[i // len(COLOURS) % len(DASHES)],
                 marker="o",
                 capsize=3,
                 linewidth=1.2,

@@ -253,9 +253,9 @@ def test_the_least_operations_for_the_baseline_s_score_are_found():
         cell("small_batch", 0.4, [0.29]),
     ]
     assert find_reaching(cells) == [
-        "baseline does not reach 30.0: it has 20.0 with 0.40 of its operations",
-        "adamw reaches 30.0 with 0.40 of its operations",
-        "small batch does not reach 30.0: it has 29.0 with 0.40 of its operations",
+        "baseline does not reach 30.0: it has 20.0 with 0.40 of the operations",
+        "adamw reaches 30.0 with 0.40 of the operations",
+        "small batch does not reach 30.0: it has 29.0 with 0.40 of the operations",
     ]
     assert find_reaching([whole]) == []
     assert find_reaching([dataclasses.replace(whole, recipe="adamw")]) == []
