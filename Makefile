@@ -20,7 +20,8 @@ EXTRAS := browser convert nsfw spark tpu
 SUITES := fast buckets docker faults formats launch pods wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
-.PHONY: quickstart data ablations recipes recipes-data docs docker test test-all test-newest lint format clean
+.PHONY: quickstart data ablations recipes recipes-data docs docker
+.PHONY: test test-all test-newest lint format clean
 .PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
 quickstart: data  ## train on real pictures and texts and write a report, about 12 minutes
@@ -40,17 +41,19 @@ ablations: data  ## run small versions of the paper's ablations and report, abou
 
 # A folder with png/ and svg/ of Debian's packages openclipart-png and openclipart-svg.
 # If they are not installed, they are downloaded (156 MB) and unpacked, without root.
-CLIPART ?= $(or $(wildcard /usr/share/openclipart),runs/openclipart/usr/share/openclipart)
+DOWNLOADED := runs/openclipart/usr/share/openclipart
+CLIPART ?= $(or $(wildcard /usr/share/openclipart),$(DOWNLOADED))
 
 recipes: recipes-data  ## train by each recipe for equal operations and compare, 5 hours
 	$(RUN) -m benchmarks.recipes --workdir=runs/recipes
 
-recipes-data: .venv/installed $(CLIPART)  ## make the corpus of `recipes`, 5 minutes
+TO_DOWNLOAD = $(filter $(DOWNLOADED),$(CLIPART))
+recipes-data: .venv/installed $(TO_DOWNLOAD)  ## make the corpus of `recipes`, 5 minutes
 	$(RUN) -m data.recipes --out=runs/recipes_data --root=$(CLIPART)
 	$(RUN) -m data.build --config=configs/corpus_recipes.py \
 		--workdir=runs/recipes_corpus
 
-runs/openclipart/usr/share/openclipart:
+$(DOWNLOADED):
 	@command -v dpkg-deb >/dev/null || { echo 'ERROR: `make recipes` needs Debian or' \
 		'Ubuntu, for the packages openclipart-png and openclipart-svg; elsewhere' \
 		'give the folder of their png/ and svg/ by CLIPART=FOLDER' >&2; exit 1; }
