@@ -167,12 +167,17 @@ def make_counter(base: Mapping[str, Any]) -> Callable[[Recipe, int], float]:
 
     def count(recipe: Recipe, steps: int) -> float:
         run = read_run_config(settings(base, recipe, steps))
-        mesh = make_mesh(run.fsdp)
-        plan, shapes = run.make_plan(mesh), run.batch_shapes(mesh)
-        key = (run.model, run.loss, *((n, x.shape) for n, x in shapes.items()))
-        if key not in known:
-            known[key] = sum(count_model_flops(plan, shapes).values())
-        return steps * known[key]
+        mesh, phases = make_mesh(run.fsdp), run.batch_phases
+        ends = [*(phase.start for phase in phases[1:]), steps]
+        work = 0.0
+        for phase, end in zip(phases, ends, strict=True):
+            shapes = run.batch_shapes(mesh, phase)
+            key = (run.model, run.loss, *((n, x.shape) for n, x in shapes.items()))
+            if key not in known:
+                plan = run.make_plan(mesh, phase)
+                known[key] = sum(count_model_flops(plan, shapes).values())
+            work += (end - phase.start) * known[key]
+        return work
 
     return count
 

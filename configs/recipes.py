@@ -87,6 +87,37 @@ def _adamw(steps: int) -> Changes:
     return {"optimizer.kind": "adamw", "optimizer.rate_factors": ()}
 
 
+def _growing_pictures(steps: int) -> Changes:
+    return {"phases": ((0, {"image_size": 24}), (int(0.8 * steps), {}))}
+
+
+def _growing_texts(steps: int) -> Changes:
+    return {"phases": ((0, {"max_tokens": 8}), (int(0.8 * steps), {}))}
+
+
+def _growing(steps: int) -> Changes:
+    small = {"image_size": 24, "max_tokens": 8}
+    return {"phases": ((0, small), (int(0.8 * steps), {}))}
+
+
+def _cooldown(steps: int) -> Changes:
+    cooldown = max(1, steps // 5)
+    return {"optimizer.decay": "constant", "optimizer.cooldown_steps": cooldown}
+
+
+def _muon(steps: int) -> Changes:
+    return {"optimizer.kind": "muon", "optimizer.rate_factors": ()}
+
+
+def _schedule_free(steps: int) -> Changes:
+    return {
+        "optimizer.kind": "schedule_free_adamw",
+        "optimizer.decay": "constant",
+        "optimizer.average_decay": None,
+        "optimizer.rate_factors": (),
+    }
+
+
 def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
     """Returns the space of a search over the learning rate alone."""
     return (("optimizer.learning_rate", "log", lowest, highest),)
@@ -100,4 +131,22 @@ RECIPES = {
     "small_batch": Recipe("64 pairs, not 128", _small_batch, rates(1.4e-3, 5.6e-3)),
     "cosine": Recipe("cosine decay, not linear", _cosine, rates(2e-3, 8e-3)),
     "adamw": Recipe("AdamW, not LAMB", _adamw, rates(1e-3, 4e-3)),
+    "growing_pictures": Recipe(
+        "24 pixels, 32 in the last fifth", _growing_pictures, rates(2e-3, 8e-3)
+    ),
+    "growing_texts": Recipe(
+        "8 tokens, 12 in the last fifth", _growing_texts, rates(2e-3, 8e-3)
+    ),
+    "growing": Recipe(
+        "24 pixels and 8 tokens, 32 and 12 in the last fifth",
+        _growing,
+        rates(2e-3, 8e-3),
+    ),
+    "cooldown": Recipe(
+        "a constant rate that falls in the last fifth", _cooldown, rates(2e-3, 8e-3)
+    ),
+    "muon": Recipe("Muon and AdamW, not LAMB", _muon, rates(1e-3, 4e-3)),
+    "schedule_free": Recipe(
+        "schedule-free AdamW, not LAMB", _schedule_free, rates(1e-3, 4e-3)
+    ),
 }

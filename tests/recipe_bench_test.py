@@ -127,6 +127,19 @@ def make_base(root: pathlib.Path) -> dict:
     return tiny.make_run(root, total_steps=40, evaluators={"choose": choose})
 
 
+def test_a_run_of_phases_costs_the_steps_of_each(tmp_path):
+    count = bench.make_counter(make_base(tmp_path))
+
+    def make(change):
+        return Recipe("", change, ())
+
+    small = make(lambda n: {"input.preprocess.image_size": 8})
+    phases = make(lambda n: {"phases": ((0, {"image_size": 8}), (n // 4, {}))})
+    whole, less = (count(recipe, 4) / 4 for recipe in (make(lambda n: {}), small))
+    assert less < whole / 2
+    assert count(phases, 8) == pytest.approx(2 * less + 6 * whole)
+
+
 @pytest.fixture
 def fake(monkeypatch):
     """Replaces training by scores; lists the runs that it made as (path, fields)."""
