@@ -105,6 +105,7 @@ def take_steps(plan, devices):
     return params, state
 
 
+@pytest.mark.pods
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_split_state_takes_the_steps_of_a_whole_one(root, mesh_of, small, name):
     config = steps.read(root, **OPTIONS[name])

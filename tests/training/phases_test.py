@@ -71,7 +71,14 @@ def whole(root, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("saved", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        pytest.param(BOUNDARY - 1, marks=pytest.mark.pods),
+        BOUNDARY,
+        pytest.param(BOUNDARY + 1, marks=pytest.mark.pods),
+    ],
+)
 def test_a_run_that_is_killed_around_a_boundary_ends_in_the_same_bits(
     root, whole, tmp_path, saved
 ):
@@ -94,6 +101,7 @@ def test_the_program_of_each_phase_is_kept(whole):
     assert names == {"first_state", "step_with_norms", later}
 
 
+@pytest.mark.pods
 def test_one_device_and_eight_agree_in_every_phase(
     root, whole, tmp_path, monkeypatch, mesh_of
 ):
@@ -111,6 +119,7 @@ def test_one_device_and_eight_agree_in_every_phase(
     )
 
 
+@pytest.mark.pods
 def test_phases_of_the_runs_own_sizes_change_no_bit(root, whole, tmp_path):
     usual = make_fields(root, phases=(), virtual_cores=16)  # as `whole` has compiled
     same = {"image_size": 32, "resize": 36, "max_tokens": 6, "virtual_cores": 16}
