@@ -1,4 +1,4 @@
-"""Compiles the steps of a run's phases: the first at once, later ones in a thread."""
+"""Compiles the steps of a run's phases: the current at once, later ones in a thread."""
 
 import dataclasses
 import threading
