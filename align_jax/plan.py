@@ -62,6 +62,8 @@ class Needs:
 def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> bool:
     """Prints the memory and work of a training step on each device.
 
+    If a run has phases, the step of each phase is compiled and printed.
+
     Args:
       fields: the literal config of a training run; its `run` is a key of `TRAINING`.
       target: topology such as "v3:16x32" or, for two slices, "2xv5e:16x16"; or "here"
@@ -69,8 +71,6 @@ def plan(fields: dict[str, Any], target: str, alternatives: bool = False) -> boo
       alternatives: whether to print in one line each the memory for half and double
         the microbatches, and for the other values of the image tower's
         `memory_choices`; the step is compiled for each of them.
-
-    A run with phases has a step, and lines, for each of them.
 
     Returns:
       Whether the steps of `fields` fit into a device's memory. If the size of the

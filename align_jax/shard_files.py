@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Seekable(io.RawIOBase):
-    """A file as Arrow wants it; TensorFlow's files in buckets have no `closed`."""
+    """An opened file for Arrow, which wants `closed`; TensorFlow's files lack it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         """Wraps an opened file."""

@@ -79,15 +79,15 @@ def find_reaching(cells: Sequence[Cell]) -> list[str]:
     for name in dict.fromkeys(cell.recipe for cell in cells if cell is not aim):
         others = [cell for cell in cells if cell.recipe == name and cell is not aim]
         enough = [cell for cell in others if cell.score >= aim.score]
-        told, points = name.replace("_", " "), f"{100 * aim.score:.1f}"
+        label, points = name.replace("_", " "), f"{100 * aim.score:.1f}"
         if enough:
             part = min(cell.operations for cell in enough) / aim.operations
-            line = f"{told} reaches {points} with {part:.2f} of the operations"
+            line = f"{label} reaches {points} with {part:.2f} of the operations"
         else:
             best = max(others, key=lambda cell: cell.score)
             part = best.operations / aim.operations
             line = (
-                f"{told} does not reach {points}: it has {100 * best.score:.1f} with"
+                f"{label} does not reach {points}: it has {100 * best.score:.1f} with"
                 f" {part:.2f} of the operations"
             )
         sentences.append(line)

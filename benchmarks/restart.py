@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ml_collections import ConfigDict
 
@@ -157,10 +158,10 @@ def main() -> None:
         workdir, cache = f"{folder}/run", f"{folder}/cache"
         checkpoint = pathlib.Path(workdir, "checkpoints", "5")
         logs = [f"{folder}/first", f"{folder}/again"]
-        run = (workdir, cache, flags.processes, config)
-        with started(*run, logs[0]) as processes:
+        start = partial(started, workdir, cache, flags.processes, config)
+        with start(logs[0]) as processes:
             wait_for(checkpoint.exists, processes)
-        with started(*run, logs[1]) as processes:
+        with start(logs[1]) as processes:
             wait_for(lambda: len(split_starts(workdir)) == 2, processes)
             wait_for(lambda: bool(split_starts(workdir)[1]), processes)
         first, again = split_starts(workdir)

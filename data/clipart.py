@@ -24,6 +24,7 @@ from align_jax.errors import InputError, run_command
 from align_jax.locks import locked
 from data.records.stages import materialise
 from data.samples.openclipart import (
+    MANY_PICTURES,
     ROOT,
     Drawing,
     check_expat,
@@ -32,7 +33,6 @@ from data.samples.openclipart import (
 )
 
 PICTURES_A_SHARD = 500
-MANY_PICTURES = 10  # the paper's bound on the pictures of one text, for the summary
 
 
 def write_pairs(

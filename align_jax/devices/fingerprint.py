@@ -39,13 +39,13 @@ def describe_compiler(mesh: Mesh) -> dict[str, Any]:
       A JSON object, which is the same in every process of a run on equal machines.
     """
     devices = mesh.devices.flat
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "python": platform.python_version(),
         "sources": hash_sources(),
         "packages": sorted(
-            f"{found.name}=={found.version}"
-            for found in importlib.metadata.distributions()
-            if found.name.lower().startswith(COMPILERS)
+            f"{package.name}=={package.version}"
+            for package in importlib.metadata.distributions()
+            if package.name.lower().startswith(COMPILERS)
         ),
         "compiler": devices[0].client.platform_version,
         "flags": {name: os.environ.get(name, "") for name in FLAGS},
@@ -58,8 +58,8 @@ def describe_compiler(mesh: Mesh) -> dict[str, Any]:
         "devices": [_describe_device(device) for device in devices],
     }
     if devices[0].platform == "cpu":
-        found["processor"] = _describe_processor()
-    return found
+        description["processor"] = _describe_processor()
+    return description
 
 
 def hash_sources() -> str:
@@ -77,8 +77,8 @@ def hash_sources() -> str:
 
 def _describe_device(device: jax.Device) -> list:
     """Returns a device's type, number, process, slice and position in the slice."""
-    places = ("slice_index", "coords", "core_on_chip")
-    position = [str(getattr(device, name, None)) for name in places]
+    names = ("slice_index", "coords", "core_on_chip")
+    position = [str(getattr(device, name, None)) for name in names]
     return [device.device_kind, device.id, device.process_index, *position]
 
 
@@ -92,7 +92,7 @@ def _describe_processor() -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         lines = [f"model name: {platform.processor()}"]
-    kinds = ("model name", "flags", "Features")
-    distinct = sorted({line for line in lines if line.startswith(kinds)})
+    fields = ("model name", "flags", "Features")
+    distinct = sorted({line for line in lines if line.startswith(fields)})
     text = "\n".join([platform.machine(), str(os.cpu_count()), *distinct])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -84,7 +84,7 @@ def fill_evaluators(described: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
 
 
 def _read_width(name: str, fields: Mapping[str, Any]) -> int | None:
-    """Returns the width at which an evaluator scores embeddings; None for all of it.
+    """Returns the width at which an evaluator scores embeddings; None for the whole.
 
     Args:
       name: name of the evaluator.

@@ -1,8 +1,7 @@
 """Opens training datasets: the records that a run uses, in any known format."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from align_jax import dataset_folder
@@ -13,6 +12,7 @@ from align_jax.input.formats.dataset import Dataset
 from align_jax.input.formats.parquet import open_parquet
 from align_jax.input.formats.tfds import open_tfds
 from align_jax.input.formats.webdataset import open_webdataset
+from align_jax.input.phases import check_starts
 from align_jax.input.shards import open_builder
 from align_jax.ranges import INT64, Natural, NonNegative, Range, Share
 
@@ -46,20 +46,6 @@ def check_phases(field: str, phases: Phases) -> None:
                 f"{field} from step {step} are {by_name}; wanted one or more above 0"
             )
     check_starts(field, [step for step, _ in phases])
-
-
-def check_starts(field: str, steps: Sequence[int]) -> None:
-    """Checks the first steps of the phases of a config's field; there may be none.
-
-    Raises:
-      ValueError: the steps do not ascend from 0.
-    """
-    ascend = all(a < b for a, b in itertools.pairwise(steps))
-    if not ascend or any(steps[:1]):
-        raise ValueError(
-            f"{field} begins phases at steps {[*steps]}; wanted 0 first and then later"
-            " ones"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

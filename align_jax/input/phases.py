@@ -25,6 +25,20 @@ class Phase:
     max_tokens: int | None = None
 
 
+def check_starts(field: str, steps: Sequence[int]) -> None:
+    """Checks the first steps of the phases of a config's field; there may be none.
+
+    Raises:
+      ValueError: the steps do not ascend from 0.
+    """
+    ascend = all(a < b for a, b in itertools.pairwise(steps))
+    if not ascend or any(steps[:1]):
+        raise ValueError(
+            f"{field} begins phases at steps {[*steps]}; wanted 0 first and then later"
+            " ones"
+        )
+
+
 def find_phase(phases: Sequence[Phase], step: int) -> int:
     """Returns the index of the phase that batch `step`, counted from 0, belongs to.
 

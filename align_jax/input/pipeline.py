@@ -100,7 +100,7 @@ class TrainBatches(Iterator):
     def _encoded(self, step: int) -> Iterator[Encoded]:
         """Yields the arguments of `augment_batches` from batch `step` on, endlessly."""
         data, seed = self._data, self._seed
-        while True:  # a turn is a phase
+        while True:  # each turn reads one phase
             phase = data.phases[find_phase(data.phases, step)]
             records = read_records(data, seed, self._streams, step, self._tokenizer)
             for record in records.as_numpy_iterator():

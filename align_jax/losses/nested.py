@@ -63,7 +63,7 @@ def nested_loss(
       text_embeddings: (N, D) unit vectors, split in the same way.
       temperature: () positive divisor of the cosine similarities.
       mesh: mesh of the devices.
-      widths: numbers of the prefixes, each at most D.
+      widths: number of components of each prefix, at most D.
       weights: weight of each width.
       label_smoothing: share of the uniform target; see `contrastive_loss` for this and
         the other arguments.
@@ -75,8 +75,8 @@ def nested_loss(
 
     Returns:
       The loss, (), and the metrics of `contrastive_loss` for the first width; for each
-      other width d, they have names as "width_d/i2t_loss". Only the loss has a
-      gradient.
+      other width d, their names begin with "width_d/", as "width_d/i2t_loss". Only
+      the loss has a gradient.
 
     Raises:
       ValueError: a width is more than D, or `contrastive_loss` would raise it.
@@ -85,7 +85,10 @@ def nested_loss(
         raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
     pairs, full = image_embeddings.shape
     if max(widths) > full:
-        raise ValueError(f"widths are {widths}; the embeddings have {full} numbers")
+        raise ValueError(
+            f"widths are {widths}; the embeddings have {full} numbers; wanted at most"
+            " these"
+        )
     tiling = make_tiling(pairs, mesh, negatives, tile, precision, len(widths))
     kernels = contrastive_gpu.choose(kernels, precision, mesh)
     tiling = dataclasses.replace(tiling, kernels=kernels)
@@ -202,11 +205,13 @@ def _backward_share(
     widths: Widths,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of this device's rows and of the temperature."""
-    ximg, ytxt, temperature, *stored = residuals
+    ximg, ytxt, temperature, lses, kept_logits = residuals
     ximg, all_texts = _rounded(ximg, tiling), gather(_rounded(ytxt, tiling))
     scale = 1.0 / (tiling.pairs * temperature)
     dimgs, dtxts, sums = [], [], []
-    for width, weight, lse, kept in zip(widths, weights, *stored, strict=True):
+    for width, weight, lse, kept in zip(
+        widths, weights, lses, kept_logits, strict=True
+    ):
         images, to_images = shorten(ximg, width)
         texts, to_texts = shorten(all_texts, width)
         logits = Logits(images, texts, temperature, tiling)
@@ -235,7 +240,7 @@ def shorten(
 
     Returns:
       The prefixes (n, width) in the type of x, and a function from the gradient of the
-      prefixes, float32, to that of x (n, D). Rounding counts as no change.
+      prefixes, float32, to that of x (n, D). The function ignores rounding.
     """
     if width == x.shape[1]:
         return x, lambda gradient: gradient

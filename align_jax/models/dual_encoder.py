@@ -42,7 +42,7 @@ class ModelConfig:
       text_tower: config of the text tower; its field `kind` is a key of `TEXT_TOWERS`.
       embedding_size: width of a linear layer on the image tower; None for no layer,
         ALIGN's choice for B7 and L2 (its ablations set 640, 320, 160 or 80).
-      embedding_prefix: number of the image tower's first outputs that are the
+      embedding_prefix: number of the image tower's first outputs that make up the
         embedding; None for all. Only without `embedding_size`.
       temperature_init: initial temperature, which divides the cosines.
       temperature_form: parameter that is learned: the temperature ("direct", as in
@@ -71,7 +71,7 @@ class ModelConfig:
             raise ValueError(
                 f"model.embedding_prefix is {prefix} and embedding_size"
                 f" {self.embedding_size}; wanted at most the image tower's {outputs}"
-                " outputs, and None"
+                " outputs, and embedding_size None"
             )
 
     @property

@@ -19,7 +19,7 @@ def connect(place: str, seen: datetime.timedelta) -> lancedb.DBConnection:
       seen: time after which the changes of other processes are seen.
 
     Raises:
-      InputError: the bucket is missing or out of reach, or does not permit to read.
+      InputError: the bucket is missing or out of reach, or does not permit reading.
     """
     try:
         return lancedb.connect(place, read_consistency_interval=seen)

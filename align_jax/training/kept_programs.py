@@ -68,7 +68,7 @@ class KeptPrograms:
         return program
 
     def write(self) -> dict[str, int]:
-        """Writes the programs that were compiled and not loaded; one process does.
+        """Writes the programs that were compiled and not loaded, in one process only.
 
         A failure is a warning: a run can do without these files.
 
@@ -76,8 +76,8 @@ class KeptPrograms:
           Sizes of the files that this process wrote, in bytes, by path.
         """
         sizes: dict[str, int] = {}
-        # Every process can load what one wrote. The last one writes, because JAX's
-        # cache serves only the first one on CPUs, and what it serves is not written.
+        # Every process can load the files of one. The last process writes: on CPUs,
+        # the first one gets programs from JAX's cache, and these are not written.
         if jax.process_index() < jax.process_count() - 1:
             return sizes
         for name, program in self._new.items():
@@ -95,7 +95,7 @@ class KeptPrograms:
         return os.path.join(self._folder, name)
 
     def _load(self, name: str) -> jax.stages.Compiled | None:
-        """Loads a program; returns None if it is absent, of another kind or damaged."""
+        """Loads a program; None if it is absent, damaged or of another identity."""
         path = self._path(name)
         with warned(f"{path} is not used", "the program is compiled"):
             if not places.exists(path):

@@ -17,9 +17,9 @@ RMS = 0.2  # root mean square of a step at a learning rate of 1
 def orthogonal_steps(momentum: float) -> optax.GradientTransformation:
     """Returns Muon without weight decay, at a learning rate of 1.
 
-    Steps have the root mean square `RMS` whatever a matrix's shape, which is that of
-    AdamW's steps (arXiv 2502.16982, section 2.2). So AdamW's learning rate and weight
-    decay fit Muon, too.
+    Steps of matrices of all shapes have the root mean square `RMS`, which AdamW's steps
+    have, too (arXiv 2502.16982, section 2.2). So AdamW's learning rate and weight decay
+    fit Muon.
 
     Args:
       momentum: decay of the gradient's moving average.
@@ -34,7 +34,7 @@ def is_matrix(name: str, x: jax.Array) -> bool:
     """Returns whether a parameter is a matrix from its inputs to its outputs.
 
     Kernels are, except those of depthwise convolutions, (H, W, 1, C), which hold a
-    small filter for each channel. A table of embeddings is none either: only the rows
+    small filter for each channel. A table of embeddings does not count: only the rows
     of a batch's words have gradients.
 
     Args:

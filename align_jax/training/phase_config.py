@@ -4,8 +4,7 @@ import dataclasses
 from typing import Annotated, Any
 
 from align_jax.config import read_config, read_value
-from align_jax.input.datasets import check_starts
-from align_jax.input.phases import Phase
+from align_jax.input.phases import Phase, check_starts
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.ranges import Count, Natural, Range, Share, Side
 
@@ -20,7 +19,8 @@ class PhaseConfig:
       image_size: side of the training pictures, see `PreprocessConfig`.
       resize: side of the squashed picture before the crop; None scales
         `input.preprocess.resize` with `image_size`.
-      crop: crop, see `PreprocessConfig`, like the next four fields.
+      crop: crop of the picture; for this field and the next four, see
+        `PreprocessConfig`.
       crop_area: smallest fraction of the picture's area that an inception crop shows.
       flip: whether to mirror half of the pictures.
       random_background: whether to lay transparent pictures over a random colour.
@@ -46,9 +46,9 @@ class PhaseConfig:
         Raises:
           ValueError: the sizes or the crop are wrong, see `PreprocessConfig`.
         """
-        known = [field.name for field in dataclasses.fields(run)]
-        found = {n: x for n, x in dataclasses.asdict(self).items() if n in known}
-        changes = {name: value for name, value in found.items() if value is not None}
+        names = {field.name for field in dataclasses.fields(run)}
+        fields = dataclasses.asdict(self)
+        changes = {n: fields[n] for n in fields if n in names and fields[n] is not None}
         if self.image_size is not None and self.resize is None:
             scale = self.image_size / run.image_size
             changes["resize"] = max(round(run.resize * scale), self.image_size)
@@ -58,10 +58,11 @@ class PhaseConfig:
 def read_phases(value: Any, where: str) -> PhaseFields:
     """Reads the field `phases`, and keeps the fields of each phase as a plain dict.
 
-    So a config that is written to a run's folder has no fields that it did not change.
+    So a phase in a run's folder has only the fields that it changes.
 
     Raises:
-      InputError: no tuple of (step, fields), or a field is unknown or wrong.
+      InputError: the value is not a tuple of (step, fields), or a field is unknown or
+        wrong.
     """
     hint = tuple[tuple[Natural, dict[str, Any]], ...]
     phases = read_value(hint, value, where)
@@ -87,8 +88,8 @@ def make_phases(
       total_steps: number of optimizer steps.
 
     Raises:
-      ValueError: the steps do not ascend from 0 to below `total_steps`, pictures, texts
-        or batch of a phase do not fit the run.
+      ValueError: the steps do not ascend from 0 to below `total_steps`, or pictures,
+        texts or batch of a phase do not fit the run.
     """
     check_starts("phases", [start for start, _ in fields])
     phases = []
@@ -105,7 +106,9 @@ def make_phases(
             raise ValueError(f"{name}: {error}") from error
         length, cores = config.max_tokens or run.max_tokens, config.virtual_cores
         if length and run.max_tokens is None:
-            raise ValueError(f"{name} has max_tokens, but the run has no texts")
+            raise ValueError(
+                f"{name}.max_tokens is {length}, but the run has no texts; wanted None"
+            )
         if length and run.max_tokens and length > run.max_tokens:
             raise ValueError(
                 f"{name}.max_tokens is {length}, above model.text_tower.max_tokens,"

@@ -1,4 +1,4 @@
-"""The compiled steps of a run's phases: the present one's at once, later ones ahead."""
+"""Compiles the steps of a run's phases: the current at once, later ones in a thread."""
 
 import dataclasses
 import threading
@@ -60,9 +60,11 @@ class PhasePrograms:
         self._closed = False
 
     def compile_first(self, start: int, kept: KeptPrograms | None = None) -> Steps:
-        """Compiles the steps after `start` steps, to the end of their phase.
+        """Returns the programs that a start at step `start` needs in its phase.
 
-        `kept` are the run's kept programs, which are loaded instead.
+        Args:
+          start: number of steps that the run has taken.
+          kept: the run's kept programs, which are loaded; None to compile all.
         """
         return self._compile(find_phase(self._phases, start), start, kept)
 
@@ -77,9 +79,11 @@ class PhasePrograms:
         return self._phases[find_phase(self._phases, step)].pairs
 
     def compile_later(self, start: int, kept: KeptPrograms | None = None) -> None:
-        """Starts to compile the steps of the phases that begin after `start` steps.
+        """Starts to compile the programs of the phases that begin after `start` steps.
 
-        `kept` are the run's kept programs, which are loaded instead.
+        Args:
+          start: number of steps that the run has taken.
+          kept: the run's kept programs, which are loaded; None to compile all.
         """
         numbers = range(find_phase(self._phases, start) + 1, len(self._phases))
         self._later = {number: Future() for number in numbers}
@@ -93,9 +97,9 @@ class PhasePrograms:
         return number in self._later and self._phases[number].start == step
 
     def take(self, step: int) -> PhaseProgram:
-        """Returns the program of the phase that begins after `step` steps.
+        """Returns the programs of the phase that begins after `step` steps.
 
-        This waits until it is compiled, and raises the error if that failed.
+        It waits until they are compiled, and raises the error if that failed.
         """
         return self._later[find_phase(self._phases, step)].result()
 
@@ -125,7 +129,7 @@ class PhasePrograms:
                 future.set_exception(error)
 
     def _compile(self, number: int, start: int, kept: KeptPrograms | None) -> Steps:
-        """Compiles the steps of phase `number` that follow after `start` steps."""
+        """Compiles the programs of the steps after `start` of phase `number`."""
         following = [phase.start for phase in self._phases[number + 1 :]]
         last = min([*following, self._config.total_steps])
         kinds = {

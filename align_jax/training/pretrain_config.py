@@ -50,7 +50,7 @@ class PretrainConfig(RunConfig):
             if isinstance(width, int) and width > self.model.width:
                 raise ValueError(
                     f"evaluators.{name}.width is {width}, but embeddings have"
-                    f" {self.model.width} numbers"
+                    f" {self.model.width} numbers; wanted at most these"
                 )
         if self.model.temperature_init < self.loss.temperature_floor:
             raise ValueError(

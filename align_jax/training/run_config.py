@@ -147,8 +147,8 @@ class RunConfig:
       microbatches: number of parts in which a device computes its share of the batch,
         one after the other, to save memory; the result is the same. A part holds whole
         BatchNorm groups.
-      phases: tuples (step, {field of `PhaseConfig`: value, ...}) that change the sizes
-        of batches from a step on, until the next one; the first step is 0.
+      phases: tuples (step, {field of `PhaseConfig`: value, ...}). From this step to
+        that of the next tuple, batches have these sizes; the first step is 0.
       fsdp: number of devices that one copy of the state is split over, to save memory;
         the result is the same.
       profile_steps: numbers of the first and the last step to trace into
@@ -193,8 +193,13 @@ class RunConfig:
     def batch_phases(self) -> tuple[Phase, ...]:
         """The phases in order: one for a run without `phases`; see `make_phases`."""
         whole = Phase(0, self.batch_size, self.input.preprocess, self.text_length)
-        sizes = self.pairs_per_core, self.batch_norm_cores, self.total_steps
-        return make_phases(self.phases, whole, *sizes)
+        return make_phases(
+            self.phases,
+            whole,
+            self.pairs_per_core,
+            self.batch_norm_cores,
+            self.total_steps,
+        )
 
     @property
     def text_length(self) -> int | None:
@@ -213,7 +218,7 @@ class RunConfig:
                 f"virtual_cores is {self.virtual_cores}, not a multiple of"
                 f" batch_norm_cores, {self.batch_norm_cores}"
             )
-        _ = self.batch_phases
+        _ = self.batch_phases  # raises ValueError if a phase is wrong
         if self.start_from == "":
             raise ValueError("start_from is empty; name a run, or None")
         if self.start_from is not None and self.initialize != Initial():

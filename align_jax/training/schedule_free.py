@@ -40,8 +40,8 @@ def evaluation_point(optimizer: Any, params: dict) -> dict:
 def average(y: Any, z: Any, b1: Any) -> Any:
     """Returns the average x of a parameter, from its y, its z and the weight b1.
 
-    Only the scalar is divided, which the compiler may replace by its reciprocal: so x
-    has the same bits whether JAX or NumPy computes it.
+    Only scalars are divided, because a compiler may divide an array by multiplying it
+    with a reciprocal. So x has the same bits whether JAX or NumPy computes it.
     """
     return y + (1.0 - b1) / b1 * (y - z)
 
@@ -50,8 +50,8 @@ def map_points(change: Callable[[dict], dict], optimizer: Any, params: dict) -> 
     """Returns an optimizer's state with other values of z, if it is schedule-free.
 
     Args:
-      change: function from a tree of parameters with z, and with the parameters
-        themselves if they are frozen, to the new values.
+      change: function from the tree of all z to the tree of their new values. A frozen
+        parameter, which has no z, is in the first tree itself.
       optimizer: state of the optimizer.
       params: parameters of the same step.
     """
@@ -82,7 +82,7 @@ def stored_points(
 
     Args:
       paths: paths of all arrays of the checkpoint, see `array_paths`.
-      variables: paths of the model's variables, as ("params", "stem", "kernel").
+      variables: paths of the model's variables, such as ("params", "stem", "kernel").
     """
     for path in paths:
         if path[0] == "optimizer" and path[-1] == "weight_sum":

@@ -44,8 +44,7 @@ class ScheduleConfig:
     cooldown: str = "1-sqrt"
 
     def __post_init__(self) -> None:
-        for field, known in (("decay", DECAYS), ("cooldown", COOLDOWNS)):
-            check_choices(self, {field: known}, "optimizer.")
+        check_choices(self, {"decay": DECAYS, "cooldown": COOLDOWNS}, "optimizer.")
         if self.decay == "staircase" and self.staircase_steps < 1:
             raise ValueError(
                 f"optimizer.staircase_steps is {self.staircase_steps}; the staircase"

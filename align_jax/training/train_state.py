@@ -67,7 +67,7 @@ def compile_create(plan: StepPlan) -> jax.stages.Compiled:
     return compile_fast(create.lower(), plan.mesh, ONCE_OPTIONS)
 
 
-@lru_cache(maxsize=4)  # tracing takes seconds; phases with other batches have plans
+@lru_cache(maxsize=4)  # tracing takes seconds; each size of the batch has a plan
 def abstract_state(plan: StepPlan) -> TrainState:
     """Returns a run's state with a sharded `jax.ShapeDtypeStruct` for each array."""
     return jax.tree.map(

@@ -20,9 +20,8 @@ import numpy as np
 from align_jax.pictures import PictureError, lay_on_white, make_thumbnail, read_file
 from data.pictures.images import hash_greys, shrink
 from data.samples.emoji_drawings import share
-from data.samples.openclipart import Drawing
+from data.samples.openclipart import MANY_PICTURES, Drawing
 
-MANY_PICTURES = 10  # the paper's bound on the pictures of one text
 MANY_WORDS = 20  # the paper's bound on the words of a text
 SIDE = 192  # pixels of a picture's longer side
 LEAST_SIDE = 64  # pixels of a picture's shorter side, after the reduction to SIDE

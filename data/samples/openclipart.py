@@ -18,6 +18,7 @@ from align_jax.errors import InputError
 
 ROOT = pathlib.Path("/usr/share/openclipart")
 PACKAGES = "openclipart-png openclipart-svg"
+MANY_PICTURES = 10  # the paper's bound on the pictures of one text
 
 # Language names that are not codes. Any other language that does not start with a code
 # of two letters becomes None.

@@ -17,7 +17,6 @@ from align_jax.input.evaluation_records import evaluation_records
 from data import recipes
 from data.samples import emoji_drawings
 from data.samples.clean_clipart import (
-    MANY_PICTURES,
     NEAR_BITS,
     SIDE,
     CleanDrawing,
@@ -27,7 +26,7 @@ from data.samples.clean_clipart import (
     reduce_picture,
     split_drawings,
 )
-from data.samples.openclipart import Drawing
+from data.samples.openclipart import MANY_PICTURES, Drawing
 from data.samples.recipe_splits import evaluation_rows, half_of
 from tests.data.samples.clipart_test import BOMB, WORK
 
