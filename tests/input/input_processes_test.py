@@ -54,14 +54,10 @@ def read_steps(reader, count):
     return [int(line[0]) for line in lines], [line[1:] for line in lines]
 
 
+@pytest.mark.pods
 @pytest.mark.parametrize(
     ("hosts", "name"),
-    [
-        (2, "tfds"),
-        pytest.param(1, "tfds", marks=pytest.mark.pods),
-        pytest.param(4, "tfds", marks=pytest.mark.pods),
-        *(pytest.param(2, name, marks=pytest.mark.pods) for name in WRITERS),
-    ],
+    [(2, "tfds"), (1, "tfds"), (4, "tfds"), *((2, name) for name in WRITERS)],
 )
 def test_killed_processes_go_on_with_the_same_global_batches(
     folder, expected, hosts, name

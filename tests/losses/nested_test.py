@@ -50,7 +50,7 @@ def assert_close(found, wanted):
     jax.tree.map(compare, found, wanted)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.pods), 8])
 @pytest.mark.parametrize(
     "options", [{}, {"tile": 12, "negatives": 0.25, "reduction": "mean"}]
 )

@@ -71,14 +71,8 @@ def whole(root, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(
-    "saved",
-    [
-        pytest.param(BOUNDARY - 1, marks=pytest.mark.pods),
-        BOUNDARY,
-        pytest.param(BOUNDARY + 1, marks=pytest.mark.pods),
-    ],
-)
+@pytest.mark.pods
+@pytest.mark.parametrize("saved", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1])
 def test_a_run_that_is_killed_around_a_boundary_ends_in_the_same_bits(
     root, whole, tmp_path, saved
 ):
@@ -95,6 +89,7 @@ def test_a_run_that_is_killed_around_a_boundary_ends_in_the_same_bits(
     assert_equal(*(end_state(make_fields(root), path) for path in (run, whole)))
 
 
+@pytest.mark.pods
 def test_the_program_of_each_phase_is_kept(whole):
     names = {path.name for path in (whole / "compiled").iterdir()}
     later = f"step_with_norms_from_{BOUNDARY}"
@@ -131,6 +126,7 @@ def test_phases_of_the_runs_own_sizes_change_no_bit(root, whole, tmp_path):
     assert_equal(*states)
 
 
+@pytest.mark.pods
 def test_metrics_and_measures_count_the_work_of_each_phase(root, whole, mesh_of):
     config = read_run_config(make_fields(root))
     programs = PhasePrograms(config, mesh_of(8))
@@ -153,6 +149,7 @@ def test_metrics_and_measures_count_the_work_of_each_phase(root, whole, mesh_of)
     assert f"phases begin at steps {BOUNDARY}" in page
 
 
+@pytest.mark.pods
 def test_the_rate_is_that_of_a_run_without_phases(root, whole):
     schedule = read_run_config(make_fields(root, phases=())).make_plan(make_mesh(1))
     rates = [row["train/learning_rate"] for row in rows(whole)]
