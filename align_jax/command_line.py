@@ -150,6 +150,10 @@ def parse_flags(
         added = "to set a field that the config file leaves out, add it to the file"
         hint = f"did you mean {meant[1]!r}?" if meant else added
         raise InputError(f"the config has no field {name!r}; {hint}") from error
+    except IndexError as error:
+        raise InputError(
+            f"bad flags: {error}; give the whole tuple, as in --config.NAME='(1, 2)'"
+        ) from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         reason = one_line(error)
         reason = re.sub(r"Traceback .*?\w+Error: ", "", reason)  # from the config file

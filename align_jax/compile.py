@@ -16,6 +16,7 @@ from align_jax.devices.runtime import reuse_memory
 from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.runs import workdir as folder
 from align_jax.training.kept_programs import FIRST_STATE, KeptPrograms
+from align_jax.training.parameter_choice import check_parameters
 from align_jax.training.phase_programs import PhasePrograms
 from align_jax.training.train_state import compile_create
 from align_jax.training.training_runs import read_run_config
@@ -32,7 +33,8 @@ def compile_run(fields: dict[str, Any], workdir: str) -> None:
       workdir: path or URL of the run's folder.
 
     Raises:
-      InputError: bad fields or workdir, or another run holds its lock.
+      InputError: bad fields or workdir, another run holds its lock, or a program cannot
+        be written.
     """
     config = read_run_config(fields)
     reuse_memory()
@@ -42,6 +44,7 @@ def compile_run(fields: dict[str, Any], workdir: str) -> None:
     folder.check_path(workdir)
     mesh = make_mesh(config.fsdp)
     programs = PhasePrograms(config, mesh)
+    check_parameters(config)
     with folder.locked_workdir(workdir):
         check_workdir(workdir, fields)  # it was not locked before
         if folder.leads():
@@ -50,5 +53,5 @@ def compile_run(fields: dict[str, Any], workdir: str) -> None:
         kept.get(FIRST_STATE, partial(compile_create, programs.plans[0]))
         for phase in config.batch_phases:
             programs.compile_first(phase.start, kept)
-        for path, size in kept.write().items():
+        for path, size in kept.write(required=True).items():
             print(f"{path}: {size / 1e6:.1f} MB")

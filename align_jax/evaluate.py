@@ -8,6 +8,7 @@ from align_jax.embed.model import make_embedder
 from align_jax.embed.saved import SavedEmbedder
 from align_jax.evaluation.runner import (
     EvaluateConfig,
+    check_widths,
     make_evaluators,
     run_evaluators,
 )
@@ -15,7 +16,7 @@ from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.report.run_page import publish, show_finished
 from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import add_provenance
-from align_jax.weights.folder import digest
+from align_jax.weights.folder import digest, is_dual_encoder
 from align_jax.weights.source import open_weights
 
 
@@ -43,6 +44,8 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     weights = open_weights(config.checkpoint)
     embedder: Encoder = make_embedder(weights)
     evaluators = make_evaluators(config.evaluators)
+    if is_dual_encoder(weights):
+        check_widths(config.evaluators, weights.config.width)
     fields = fill_defaults(fields)
     if config.embeddings:
         embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))

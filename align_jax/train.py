@@ -16,12 +16,11 @@ from align_jax.config import write_config
 from align_jax.devices.mesh import batch_position, global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
-from align_jax.errors import InputError, NonFiniteError, Preempted
+from align_jax.errors import NonFiniteError, Preempted
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import open_training
-from align_jax.models.parameters import variable_shapes
 from align_jax.progress import doing
 from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.report.run_page import publish, show_finished
@@ -37,9 +36,8 @@ from align_jax.runs.telemetry import StepLog, open_writers
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
-from align_jax.training.optimizer import check_patterns, trainable
+from align_jax.training.parameter_choice import check_parameters
 from align_jax.training.phase_programs import PhasePrograms, Steps
-from align_jax.training.run_config import RunConfig
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
 from align_jax.weights.vocabulary import check_copy, keep_copy
@@ -87,7 +85,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
             config.input, config.batch_size, jax.process_count(), config.batch_phases
         )
         config.check_data()
-        _check_patterns(config)
+        check_parameters(config)
         profile = Profile(workdir, config.profile_steps, config.profile_process)
         stack.enter_context(profile)
         # Nothing but the lock is written until all input is checked.
@@ -263,26 +261,3 @@ def _evaluated(past: list[dict[str, float]], step: int) -> bool:
     rows = (row for row in past if row["step"] == step)
     found = any(name.startswith("eval/") for row in rows for name in row)
     return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
-
-
-def _check_patterns(config: RunConfig) -> None:
-    """Checks the optimizer's patterns against the model's parameters.
-
-    Raises:
-      InputError: a bad pattern, or a frozen tower whose BatchNorm statistics move.
-    """
-    shapes = variable_shapes(config.model)
-    names = ["/".join(path[1:]) for path in shapes if path[0] == "params"]
-    try:
-        check_patterns(config.optimizer, names)
-    except ValueError as error:
-        raise InputError(f"config.{error}") from error
-    moving = trainable(config.optimizer, {name: 0 for name in names})
-    for tower, its in config.model.towers.items():
-        moves = any(moving[name] for name in names if name.startswith(f"{tower}/"))
-        if not moves and its.freezing_field:
-            raise InputError(
-                f"config.optimizer.frozen keeps the whole {tower.replace('_', ' ')},"
-                " but its BatchNorm statistics would move; set"
-                f" config.model.{tower}.{its.freezing_field}"
-            )

@@ -62,6 +62,9 @@ def test_phases_are_given_as_a_tuple_on_the_command_line(tmp_path):
     fields = read_command_line([*flags, "--config.phases=32"]).fields
     with pytest.raises(InputError, match=r"config.phases\[0\] is 32 \(int\); wanted"):
         read_run_config(fields)
+    message = "^bad flags: tuple index out of range; give the whole tuple"
+    with pytest.raises(InputError, match=message):
+        read_command_line([*flags, "--config.phases[0]=32"])
 
 
 @pytest.mark.parametrize("flag", ["--plan=", "--workdir="])

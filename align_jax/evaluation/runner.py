@@ -8,7 +8,11 @@ from align_jax.config import choose, read_config, read_value
 from align_jax.contracts import check_contract, check_instance
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
-from align_jax.evaluation.evaluators import EVALUATORS, Evaluator
+from align_jax.evaluation.evaluators import (
+    EVALUATORS,
+    WITHOUT_EMBEDDINGS,
+    Evaluator,
+)
 from align_jax.evaluation.narrowed import narrowed
 from align_jax.ranges import Count
 
@@ -83,6 +87,24 @@ def fill_evaluators(described: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
     return filled
 
 
+def check_widths(described: Mapping[str, dict], width: int) -> None:
+    """Checks that embeddings have the components that evaluators score.
+
+    Args:
+      described: the argument of `make_evaluators`.
+      width: number of components of the embeddings.
+
+    Raises:
+      InputError: an evaluator has a larger width.
+    """
+    for name, fields in described.items():
+        if (wanted := _read_width(name, fields) or 0) > width:
+            raise InputError(
+                f"config.evaluators.{name}.{WIDTH} is {wanted}, but embeddings have"
+                f" {width} numbers"
+            )
+
+
 def _read_width(name: str, fields: Mapping[str, Any]) -> int | None:
     """Returns the width at which an evaluator scores embeddings; None for the whole.
 
@@ -91,10 +113,16 @@ def _read_width(name: str, fields: Mapping[str, Any]) -> int | None:
       fields: the evaluator's fields.
 
     Raises:
-      InputError: the width is not 1 or more.
+      InputError: the width is not 1 or more, or the evaluator scores no embeddings.
     """
     where = f"config.evaluators.{name}.{WIDTH}"
-    return read_value(Count | None, fields.get(WIDTH), where)
+    width = read_value(Count | None, fields.get(WIDTH), where)
+    if width and fields["kind"] in WITHOUT_EMBEDDINGS:
+        raise InputError(
+            f"{where} is {width}, but the kind {fields['kind']!r} scores no embeddings;"
+            " leave it out"
+        )
+    return width
 
 
 def _read_evaluator(

@@ -151,10 +151,11 @@ def open_training(
         `MOST_REPEATED` of a batch with texts are repeated pairs. Fewer are a warning.
     """
     phases = tuple(phases) or (Phase(0, batch_size, config.preprocess),)
-    for pairs in (phase.pairs for phase in phases):
-        if pairs % config.streams:
+    for phase in phases:
+        if phase.pairs % config.streams:
+            since = f" from step {phase.start} on" if len(phases) > 1 else ""
             raise InputError(
-                f"the global batch of {pairs} pairs does not divide over"
+                f"the global batch of {phase.pairs} pairs{since} does not divide over"
                 f" input.streams = {config.streams}"
             )
     if config.streams % process_count:

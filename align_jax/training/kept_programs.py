@@ -44,7 +44,7 @@ class KeptPrograms:
         self._folder = os.path.join(workdir, FOLDER)
         self._devices = [*mesh.devices.flat]
         fields = as_json(dataclasses.asdict(config))
-        self._identity = digest({"config": fields, **describe_compiler(mesh)})
+        self._dependencies = {"config": fields, **describe_compiler(mesh)}
         self._new: dict[str, jax.stages.Compiled] = {}
 
     def get(
@@ -67,13 +67,19 @@ class KeptPrograms:
                 self._new[name] = program
         return program
 
-    def write(self) -> dict[str, int]:
+    def write(self, required: bool = False) -> dict[str, int]:
         """Writes the programs that were compiled and not loaded, in one process only.
 
         A failure is a warning: a run can do without these files.
 
+        Args:
+          required: whether failures, after their warnings, are an error.
+
         Returns:
           Sizes of the files that this process wrote, in bytes, by path.
+
+        Raises:
+          InputError: files are required, and some could not be written.
         """
         sizes: dict[str, int] = {}
         # Every process can load the files of one. The last process writes: on CPUs,
@@ -84,12 +90,19 @@ class KeptPrograms:
             path = self._path(name)
             with warned(f"{path} is not written", "the next start compiles again"):
                 content = pickle.dumps(serialize(program))
-                head = {IDENTITY: self._identity, CHECKSUM: _checksum(content)}
+                head = {IDENTITY: self._identify(name), CHECKSUM: _checksum(content)}
                 places.make_folder(self._folder)
                 places.write_bytes(path, json.dumps(head).encode() + b"\n" + content)
                 sizes[path] = len(content)
+        failed = len(self._new) - len(sizes)
         self._new.clear()
+        if required and failed:
+            raise InputError(f"{failed} programs could not be kept in {self._folder}")
         return sizes
+
+    def _identify(self, name: str) -> str:
+        """Hashes all that a program depends on; a file under another name differs."""
+        return digest({"program": name, **self._dependencies})
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
@@ -98,11 +111,13 @@ class KeptPrograms:
         """Loads a program; None if it is absent, damaged or of another identity."""
         path = self._path(name)
         with warned(f"{path} is not used", "the program is compiled"):
-            if not places.exists(path):
+            if not places.is_file(path):
+                if places.exists(path):
+                    raise InputError("it is no file")
                 return None
             with places.opening(path) as file:
                 head = json.loads(file.readline())
-                if head[IDENTITY] != self._identity:
+                if head[IDENTITY] != self._identify(name):
                     return None
                 content = file.read()
             if _checksum(content) != head[CHECKSUM]:

@@ -30,7 +30,7 @@ def orthogonal_steps(momentum: float) -> optax.GradientTransformation:
     )
 
 
-def is_matrix(name: str, x: jax.Array) -> bool:
+def is_matrix(name: str, x: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Returns whether a parameter is a matrix from its inputs to its outputs.
 
     Kernels are, except those of depthwise convolutions, (H, W, 1, C), which hold a

@@ -21,6 +21,9 @@ from align_jax.ranges import NonNegative, Positive, ProperShare, Range
 from align_jax.training.muon import is_matrix, orthogonal_steps
 from align_jax.training.schedules import ScheduleConfig
 
+# The average is computed with a rounding error of 1 / b1 times that of a parameter.
+LEAST_B1 = 0.01
+
 Mask = Callable[[Any], Any]  # function from a tree of parameters to a tree of bools
 Chain = tuple[optax.GradientTransformation, ...]
 
@@ -101,10 +104,11 @@ class OptimizerConfig(ScheduleConfig):
                 f"optimizer.kind is {self.kind!r} and average_decay"
                 f" {self.average_decay}; it evaluates with its own average: wanted None"
             )
-        if self.b1 == 0:
+        if self.b1 < LEAST_B1:
             raise ValueError(
-                f"optimizer.kind is {self.kind!r} and b1 0; wanted above 0, the weight"
-                " of the average in the point of the gradient"
+                f"optimizer.kind is {self.kind!r} and b1 {self.b1}; wanted"
+                f" {LEAST_B1} or more, the weight of the average in the point of the"
+                " gradient"
             )
 
     def patterns(self) -> dict[str, list[str]]:

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from align_jax.config import READER, leave_out, read_part, stored_fields
 from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import FSDP_AXIS, Placement, batch_split
-from align_jax.input.phases import Phase
+from align_jax.errors import InputError
+from align_jax.input.phases import Phase, find_phase
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import InputConfig
@@ -295,6 +296,15 @@ class RunConfig:
             see `StepPlan`.
         """
         phase = phase or self.batch_phases[0]
+        try:
+            return self._plan(mesh, phase)
+        except InputError as error:
+            if not self.phases:
+                raise
+            number = find_phase(self.batch_phases, phase.start)
+            raise InputError(f"in config.phases[{number}], {error}") from error
+
+    def _plan(self, mesh: Mesh, phase: Phase) -> StepPlan:
         return StepPlan(
             model=self.make_model(mesh),
             loss=self.loss,

@@ -5,6 +5,7 @@ They are good embeddings if the model was trained with `config.loss.widths` (arX
 """
 
 import dataclasses
+import numbers
 from typing import Any
 
 from align_jax.errors import InputError
@@ -35,6 +36,8 @@ def narrow(weights: Weights[Any], width: int | None) -> Weights[Any]:
             " a dual encoder"
         )
     config = weights.config
+    if isinstance(width, bool) or not isinstance(width, numbers.Integral):
+        raise InputError(f"width is {width!r}; wanted a whole number")
     if not 1 <= width <= config.width:
         raise InputError(
             f"width is {width}; the model's embeddings have {config.width} numbers,"

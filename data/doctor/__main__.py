@@ -201,8 +201,9 @@ class Doctor(FileChecks):
             return
         import numpy as np
 
-        [scans] = self.scans.values()
-        ids = join(scan.ids for scan in scans)
+        ids = join(scan.ids for scans in self.scans.values() for scan in scans)
+        if self.packed and not len(ids):
+            self.note("records", 0, "one or more", self.folder)
         read = {"pairs_kept": len(ids), "images_kept": len(np.unique(ids))}
         for name, found in read.items():
             wanted = (self.manifest or {}).get(name, found)

@@ -194,6 +194,9 @@ class FileChecks:
             for name in places.list_names(self.folder)
             if name.endswith(PACKED[self.packed])
         ]
+        for path in paths:
+            if not places.is_file(path):
+                self.note("files", "no file", "a file of this name", path)
         counts = {path.name: count_records(self.packed, path) for path in paths}
         self.shards["all"] = counts
         if self.packed != "webdataset":

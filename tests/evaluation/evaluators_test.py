@@ -1,12 +1,20 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from align_jax.embed.embedder import Embedder
 from align_jax.errors import InputError
+from align_jax.evaluation.evaluators import EVALUATORS, WITHOUT_EMBEDDINGS
 from align_jax.evaluation.evaluators.retrieval import Retrieval, RetrievalConfig
 from align_jax.evaluation.evaluators.zero_shot import ZeroShot, ZeroShotConfig
-from align_jax.evaluation.runner import make_evaluators, run_evaluators
+from align_jax.evaluation.runner import (
+    check_widths,
+    fill_evaluators,
+    make_evaluators,
+    run_evaluators,
+)
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
@@ -223,3 +231,23 @@ def test_an_unknown_evaluator_or_field_is_refused():
         make_evaluators({"a": {"kind": "retrieval", "splt": "test"}})
     with pytest.raises(InputError, match=r"evaluators\.a lacks the field 'kind'"):
         make_evaluators({"a": {}})
+
+
+@pytest.mark.parametrize("kind", WITHOUT_EMBEDDINGS)
+def test_a_width_of_scores_without_embeddings_is_refused(directory, kind, monkeypatch):
+    fields = {"a": {"kind": kind, "width": 4}}
+    monkeypatch.setattr(EVALUATORS[kind], "Config", dataclasses.make_dataclass("C", []))
+    message = rf"evaluators\.a\.width is 4, but the kind '{kind}' scores no embeddings"
+    with pytest.raises(InputError, match=message):
+        fill_evaluators(fields)
+    del fields["a"]["width"]
+    assert fill_evaluators(fields) == {"a": {"kind": kind}}
+
+
+def test_a_width_is_at_most_that_of_the_embeddings(directory):
+    pairs = {"kind": "retrieval", "directory": directory, "split": "test"}
+    fields = {"whole": pairs, "short": pairs | {"width": 8}}
+    check_widths(fields, 8)
+    message = r"evaluators\.short\.width is 8, but embeddings have 7 numbers"
+    with pytest.raises(InputError, match=message):
+        check_widths(fields, 7)

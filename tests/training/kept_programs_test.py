@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from align_jax.devices import fingerprint
 from align_jax.devices.mesh import batch_split, replicated
+from align_jax.errors import InputError
 from align_jax.training.kept_programs import FOLDER, KeptPrograms
 
 COUNT = 16
@@ -241,3 +243,39 @@ def test_a_file_tells_what_it_is_before_it_is_read_whole(config, tmp_path, mesh_
     keep(str(tmp_path), config, mesh_of(8))
     first, _ = (tmp_path / FOLDER / "small").read_bytes().split(b"\n", 1)
     assert {*json.loads(first)} == {"identity", "sha256"}
+
+
+def test_a_file_under_the_name_of_another_program_is_not_loaded(
+    config, tmp_path, mesh_of, capsys
+):
+    keep(str(tmp_path), config, mesh_of(8))
+    (tmp_path / FOLDER / "small").rename(tmp_path / FOLDER / "other")
+    compiler = Compiler(mesh_of(8), factor=7.0)
+    kept = KeptPrograms(str(tmp_path), config, mesh_of(8))
+    program = kept.get("other", compiler)
+    assert compiler.calls == 1
+    np.testing.assert_array_equal(call(program, mesh_of(8)), expected(7.0))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_a_program_s_place_is_one_warning(
+    make, config, tmp_path, mesh_of, capsys
+):
+    (tmp_path / FOLDER).mkdir()
+    make(path := tmp_path / FOLDER / "small")
+    kept = KeptPrograms(str(tmp_path), config, mesh_of(8))
+    assert kept.get("small", lambda: "compiled") == "compiled"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {path} is not used: InputError: it is no file")
+
+
+def test_a_required_file_that_cannot_be_written_is_an_error(config, tmp_path, mesh_of):
+    (tmp_path / FOLDER / "small").mkdir(parents=True)
+    kept = KeptPrograms(str(tmp_path), config, mesh_of(8))
+    for name in ("small", "other"):
+        kept.get(name, Compiler(mesh_of(8)))
+    with pytest.raises(InputError, match=r"1 programs could not be kept in .*compiled"):
+        kept.write(required=True)
+    assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"small", "other"}
+    kept.get("other", pytest.fail)  # it was written

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +7,14 @@ import optax
 import pytest
 from optax.contrib import muon
 
+from align_jax.compile import compile_run
+from align_jax.errors import InputError
 from align_jax.training.integrity import all_finite, squared_moments
 from align_jax.training.muon import is_matrix
 from align_jax.training.optimizer import OptimizerConfig, make_optimizer
+from align_jax.training.parameter_choice import check_parameters
+from align_jax.training.training_runs import read_run_config
+from tests import tiny
 
 RATE, DECAY = 0.1, 0.01
 SHAPES = {
@@ -183,3 +190,17 @@ def test_vectors_and_tables_are_no_matrices():
         if is_matrix(f"{name}/{leaf}", x)
     ]
     assert {*names} == {f"{name}/kernel" for name in MATRICES}
+
+
+def test_a_pattern_that_fits_no_matrix_is_refused(tmp_path):
+    fields = tiny.make_run(tmp_path)
+    for pattern in ("depthwise", "bias$", "^text_tower/.*embedding"):
+        fields["optimizer"]["muon_matrices"] = ("kernel", pattern)
+        message = re.escape(f"the pattern {pattern!r}, which fits no matrix")
+        with pytest.raises(InputError, match=message):
+            check_parameters(read_run_config(fields))
+        with pytest.raises(InputError, match=message):
+            compile_run(fields, str(tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+    fields["optimizer"]["muon_matrices"] = ("kernel", "projection")
+    check_parameters(read_run_config(fields))

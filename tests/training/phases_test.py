@@ -15,6 +15,7 @@ from align_jax.devices.mesh import make_mesh
 from align_jax.errors import InputError
 from align_jax.input.phases import Phase
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.training_data import open_training
 from align_jax.report.found_runs import find_runs
 from align_jax.runs.metric_lines import read_metrics
 from align_jax.runs.pace import STARTED
@@ -297,7 +298,13 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused_before_a_start(
     root, tmp_path
 ):
     fields = make_fields(root, phases=((0, {}), (3, {"virtual_cores": 12})))
-    message = "virtual_cores is 12, which does not divide over 8 devices"
+    message = r"config.phases\[1\], config.virtual_cores is 12, which does not divide"
     with pytest.raises(InputError, match=message):
         train(fields, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+    fields = make_fields(root, phases=((0, {}), (3, {"virtual_cores": 2})))
+    fields["input"] = fields["input"] | {"streams": 16}
+    config = read_run_config(fields)
+    message = "batch of 8 pairs from step 3 on does not divide over input.streams = 16"
+    with pytest.raises(InputError, match=message):
+        open_training(config.input, config.batch_size, 1, config.batch_phases)

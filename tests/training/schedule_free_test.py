@@ -157,7 +157,8 @@ def test_new_values_are_the_start_of_all_points():
         ({"decay": "linear"}, "decay 'linear' and cooldown_steps 0; .* wanted 'const"),
         ({"cooldown_steps": 5}, "decay 'constant' and cooldown_steps 5"),
         ({"average_decay": 0.9}, "average_decay 0.9; it evaluates with its own"),
-        ({"b1": 0.0}, "b1 0; wanted above 0"),
+        ({"b1": 0.0}, "b1 0.0; wanted 0.01 or more"),
+        ({"b1": 1e-9}, "b1 1e-09; wanted 0.01 or more"),
     ],
 )
 def test_fields_that_it_replaces_are_refused(fields, message):

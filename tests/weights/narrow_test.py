@@ -9,6 +9,7 @@ from align_jax import convert
 from align_jax.embed import __main__ as embed
 from align_jax.embed.prefix import PrefixEncoder
 from align_jax.errors import InputError, run_command
+from align_jax.evaluate import evaluate
 from align_jax.evaluation.runner import (
     fill_evaluators,
     make_evaluators,
@@ -104,6 +105,24 @@ def test_a_width_that_the_model_does_not_have_is_refused(sources, width):
     for encode in (encoder.encode_texts, encoder.project_texts):
         with pytest.raises(InputError, match=r"width is 41, but .* have 7 numbers"):
             encode(["red left"])
+
+
+@pytest.mark.parametrize("width", [True, 8.0, "8", [8]])
+def test_a_width_is_a_whole_number(sources, width):
+    weights = open_weights(sources["plain"])
+    with pytest.raises(InputError, match=r"width is .*; wanted a whole number"):
+        narrow(weights, width)
+    assert narrow(weights, np.int64(8)).config.width == 8
+
+
+def test_an_evaluation_of_too_wide_a_prefix_writes_nothing(sources, tmp_path):
+    data = tiny.write_evaluation(tmp_path / "data")
+    pairs = {"kind": "retrieval", "directory": data, "split": "test", "width": 41}
+    fields = {"run": "evaluate", "checkpoint": sources["projected"]}
+    message = "config.evaluators.pairs.width is 41, but embeddings have 40 numbers"
+    with pytest.raises(InputError, match=message):
+        evaluate(fields | {"evaluators": {"pairs": pairs}}, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_dual_encoders_are_cut_and_a_prefix_needs_no_projection(sources):

@@ -83,3 +83,6 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "word_similarity": WordSimilarity,
     "zero_shot": ZeroShot,
 }
+
+# Kinds that score features of a tower or a classifier's logits.
+WITHOUT_EMBEDDINGS = ("classification", "few_shot", "linear_probe", "word_similarity")

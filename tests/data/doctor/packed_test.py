@@ -61,3 +61,19 @@ def test_the_column_of_the_texts_is_chosen_by_its_name(tmp_path):
     assert diagnose(tmp_path, text="note") == []
     with pytest.raises(InputError, match=r"wanted a folder with dataset_info.json, w"):
         diagnose(tmp_path.parent / "nowhere")
+
+
+def test_files_without_a_record_and_names_without_a_file_are_found(tmp_path):
+    cases = {"tars": "a.tar", "rows": "a.parquet", "folder": "b.parquet"}
+    paths = {name: tmp_path / name / file for name, file in cases.items()}
+    for path in paths.values():
+        path.parent.mkdir()
+    paths["tars"].write_bytes(bytes(10240))
+    empty = {"image": pa.array([], pa.binary()), "text": pa.array([], pa.string())}
+    pq.write_table(pa.table(empty), paths["rows"])
+    paths["folder"].mkdir()
+    for name in ("tars", "rows"):
+        (finding,) = diagnose(tmp_path / name)
+        assert (finding.what, finding.found) == ("records", "0")
+    (finding,) = diagnose(tmp_path / "folder")
+    assert (finding.found, finding.where) == ("no file", str(paths["folder"]))
