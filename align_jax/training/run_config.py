@@ -194,13 +194,8 @@ class RunConfig:
     def batch_phases(self) -> tuple[Phase, ...]:
         """The phases in order: one for a run without `phases`; see `make_phases`."""
         whole = Phase(0, self.batch_size, self.input.preprocess, self.text_length)
-        return make_phases(
-            self.phases,
-            whole,
-            self.pairs_per_core,
-            self.batch_norm_cores,
-            self.total_steps,
-        )
+        cores, steps = self.batch_norm_cores, self.total_steps
+        return make_phases(self.phases, whole, self.pairs_per_core, cores, steps)
 
     @property
     def text_length(self) -> int | None:
