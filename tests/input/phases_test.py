@@ -122,5 +122,5 @@ def test_mixtures_and_repeats_count_pairs_and_not_steps(tmp_path):
     large = (Phase(0, 4, SMALL), Phase(3, 128, SMALL))
     with pytest.raises(InputError, match="from step 3 on, 62% of a batch of 128 pairs"):
         open_training(config, 4, 1, large)
-    with pytest.raises(InputError, match="batch of 7 pairs does not divide over"):
+    with pytest.raises(InputError, match="batch of 7 pairs from step 3 on does not"):
         open_training(config, 4, 1, (Phase(0, 4, SMALL), Phase(3, 7, SMALL)))
