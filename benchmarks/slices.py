@@ -27,7 +27,7 @@ from align_jax.devices.mesh import (
     replicated,
     slices_of,
 )
-from align_jax.losses import contrastive
+from align_jax.losses import contrastive, softmax_terms
 from align_jax.plan import find_devices
 
 
@@ -66,8 +66,9 @@ def main() -> None:
     program = compile_gradient(mesh, flags.pairs, flags.width)
     print_row("in two steps", program, slices_of(mesh))
     jax.clear_caches()
-    contrastive.gather = lambda x: lax.all_gather(x, BATCH_AXES, tiled=True)
-    contrastive.scatter_sum = lambda x: lax.psum_scatter(x, BATCH_AXES, tiled=True)
+    for module in (contrastive, softmax_terms):
+        module.gather = lambda x: lax.all_gather(x, BATCH_AXES, tiled=True)
+        module.scatter_sum = lambda x: lax.psum_scatter(x, BATCH_AXES, tiled=True)
     program = compile_gradient(mesh, flags.pairs, flags.width)
     print_row("over all devices", program, slices_of(mesh))
 

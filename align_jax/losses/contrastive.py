@@ -1,12 +1,16 @@
 """ALIGN's contrastive loss over the global batch (arXiv 2102.05918, section 4.1).
 
-`contrastive_loss` has the formula. Each device computes the loss of its pairs under
-`shard_map`, see `tiles`, or with the Pallas kernels of `contrastive_gpu` if
-`contrastive_gpu.choose` says so.
+`contrastive_loss` has the formula. `nested_loss` sums it over prefixes of the
+embeddings (Matryoshka, arXiv 2205.13147); the other is its case of one prefix. Each
+device computes the loss of its pairs under `shard_map`, see `softmax_terms`. Texts are
+gathered once, at their full width. Each prefix is cut from the gathered texts and
+scaled to unit length on every device, so memory stays linear in N.
 """
 
 import dataclasses
-from functools import partial
+import operator
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -17,29 +21,21 @@ from jax.sharding import Mesh
 from align_jax.devices.kernel_choice import PLAIN
 from align_jax.devices.mesh import BATCH_AXES
 from align_jax.losses import contrastive_gpu
-from align_jax.losses.logits import (
-    Directions,
-    Logits,
-    LogitStatistics,
-    mean_cosines,
-)
+from align_jax.losses.logits import Directions, Logits
+from align_jax.losses.softmax_terms import backward_terms, forward_terms
 from align_jax.losses.tiles import (
-    EXCLUDED,
     KEPT,
     ROWS,
     WHOLE,
-    LogitBlock,
     Tiling,
-    accuracies,
     gather,
     make_tiling,
-    mean_over_pairs,
-    own_rows,
     scatter_sum,
-    walk,
 )
+from align_jax.models.dual_encoder import unit_length
 
 REDUCTIONS = {"sum": 1.0, "mean": 0.5}
+Widths = tuple[int, ...]
 
 
 def contrastive_loss(
@@ -93,16 +89,90 @@ def contrastive_loss(
       ValueError: reduction, negatives, tile or kernels is invalid, or N does not divide
         over the devices.
     """
+    return nested_loss(
+        image_embeddings,
+        text_embeddings,
+        temperature,
+        mesh,
+        widths=(image_embeddings.shape[1],),
+        weights=(1.0,),
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        negatives=negatives,
+        tile=tile,
+        precision=precision,
+        kernels=kernels,
+    )
+
+
+def nested_loss(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    temperature: jax.Array,
+    mesh: Mesh,
+    widths: Widths,
+    weights: tuple[float, ...],
+    label_smoothing: float = 0.0,
+    reduction: str = "sum",
+    negatives: float = 1.0,
+    tile: int | None = None,
+    precision: str = "highest",
+    kernels: str = "auto",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the weighted sum of `contrastive_loss` over prefixes of the embeddings.
+
+    With the first d numbers x[:d] of a vector x, the loss is (arXiv 2205.13147,
+    equation 1)
+
+        sum_d weight_d L( x_i[:d] / |x_i[:d]|, y_j[:d] / |y_j[:d]| )
+
+    All prefixes have one temperature.
+
+    Args:
+      image_embeddings: (N, D) unit vectors, split over the mesh by rows.
+      text_embeddings: (N, D) unit vectors, split in the same way.
+      temperature: () positive divisor of the cosine similarities.
+      mesh: mesh of the devices.
+      widths: number of components of each prefix, at most D.
+      weights: weight of each width.
+      label_smoothing: share of the uniform target; see `contrastive_loss` for this and
+        the other arguments.
+      reduction: "sum" or "mean" of the two directions.
+      negatives: share of the batch that a pair is compared with.
+      tile: number of columns of the logits held at a time.
+      precision: precision of the matrix products.
+      kernels: "auto" or "plain".
+
+    Returns:
+      The loss, (), and the metrics of `contrastive_loss` for the first width; for each
+      other width d, their names begin with "width_d/", as "width_d/i2t_loss". Only
+      the loss has a gradient.
+
+    Raises:
+      ValueError: a width is more than D, or `contrastive_loss` would raise it.
+    """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; known: {', '.join(REDUCTIONS)}")
-    tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
+    pairs, full = image_embeddings.shape
+    if max(widths) > full:
+        raise ValueError(
+            f"widths are {widths}; the embeddings have {full} numbers; wanted at most"
+            " these"
+        )
+    tiling = make_tiling(pairs, mesh, negatives, tile, precision, len(widths))
     kernels = contrastive_gpu.choose(kernels, precision, mesh)
     tiling = dataclasses.replace(tiling, kernels=kernels)
-    metrics = _compiled(
-        image_embeddings, text_embeddings, temperature, tiling, label_smoothing
+    found = _compiled(
+        image_embeddings, text_embeddings, temperature, tiling, label_smoothing, widths
     )
-    loss = REDUCTIONS[reduction] * (metrics["i2t_loss"] + metrics["t2i_loss"])
-    return loss, jax.tree.map(lax.stop_gradient, metrics)
+    loss = jnp.zeros(())
+    named: dict[str, jax.Array] = {}
+    for width, weight, metrics in zip(widths, weights, found, strict=True):
+        own = REDUCTIONS[reduction] * (metrics["i2t_loss"] + metrics["t2i_loss"])
+        loss += weight * own
+        prefix = "" if width == widths[0] else f"width_{width}/"
+        named |= {f"{prefix}{name}": value for name, value in metrics.items()}
+    return loss, jax.tree.map(lax.stop_gradient, named)
 
 
 class SoftmaxResiduals(NamedTuple):
@@ -112,27 +182,28 @@ class SoftmaxResiduals(NamedTuple):
       ximg: (N, D) images, split by rows.
       ytxt: (N, D) texts, split by rows.
       temperature: () temperature.
-      lse: natural log-sum-exps of the rows and of the columns, (N,) each, split.
-      kept: logits (K, N, T) of the first tiles, see `walk`; () with Pallas kernels.
+      lse: natural log-sum-exps of rows and columns, (N,) each, for each width.
+      kept: kept logits for each width, see `forward_terms`.
     """
 
     ximg: Any
     ytxt: Any
     temperature: Any
-    lse: Directions[Any]
+    lse: Any
     kept: Any
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _directions(
     ximg: jax.Array,
     ytxt: jax.Array,
     temperature: jax.Array,
     tiling: Tiling,
     smoothing: float,
-) -> dict[str, jax.Array]:
-    """Returns each direction's loss and accuracy, the metrics of `contrastive_loss`."""
-    return _directions_forward(ximg, ytxt, temperature, tiling, smoothing)[0]
+    widths: Widths,
+) -> tuple[dict[str, jax.Array], ...]:
+    """Returns each direction's loss and accuracy for every width."""
+    return _directions_forward(ximg, ytxt, temperature, tiling, smoothing, widths)[0]
 
 
 def _directions_forward(
@@ -141,12 +212,13 @@ def _directions_forward(
     temperature: jax.Array,
     tiling: Tiling,
     smoothing: float,
-) -> tuple[dict[str, jax.Array], SoftmaxResiduals]:
+    widths: Widths,
+) -> tuple[tuple[dict[str, jax.Array], ...], SoftmaxResiduals]:
     share = jax.shard_map(
-        partial(_forward_share, tiling=tiling, smoothing=smoothing),
+        partial(_forward_share, tiling=tiling, smoothing=smoothing, widths=widths),
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
-        out_specs=(WHOLE, Directions(ROWS, ROWS), KEPT),
+        out_specs=(WHOLE, ROWS, KEPT),
         check_vma=tiling.kernels == PLAIN,  # Pallas does not support the check
     )
     metrics, lse, kept = share(ximg, ytxt, temperature)
@@ -156,25 +228,23 @@ def _directions_forward(
 def _directions_backward(
     tiling: Tiling,
     smoothing: float,
+    widths: Widths,
     residuals: SoftmaxResiduals,
-    cotangents: dict[str, jax.Array],
+    cotangents: tuple[dict[str, jax.Array], ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     share = jax.shard_map(
-        partial(_backward_share, tiling=tiling, smoothing=smoothing),
+        partial(_backward_share, tiling=tiling, smoothing=smoothing, widths=widths),
         mesh=tiling.mesh,
-        in_specs=(
-            SoftmaxResiduals(ROWS, ROWS, WHOLE, Directions(ROWS, ROWS), KEPT),
-            WHOLE,
-        ),
+        in_specs=(SoftmaxResiduals(ROWS, ROWS, WHOLE, ROWS, KEPT), WHOLE),
         out_specs=(ROWS, ROWS, WHOLE),
         check_vma=tiling.kernels == PLAIN,
     )
-    weights = Directions(cotangents["i2t_loss"], cotangents["t2i_loss"])
+    weights = [Directions(each["i2t_loss"], each["t2i_loss"]) for each in cotangents]
     return share(residuals, weights)
 
 
 _directions.defvjp(_directions_forward, _directions_backward)
-_compiled = jax.jit(_directions, static_argnums=(3, 4))  # for calls outside of a jit
+_compiled = jax.jit(_directions, static_argnums=(3, 4, 5))  # for calls without a jit
 
 
 def _forward_share(
@@ -183,163 +253,72 @@ def _forward_share(
     temperature: jax.Array,
     tiling: Tiling,
     smoothing: float,
-) -> tuple[dict[str, jax.Array], Directions[jax.Array], jax.Array | tuple[()]]:
-    """Returns metrics, this device's log-sum-exps (n,), and the kept logits."""
-    if tiling.kernels != PLAIN:
-        ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
-    logits = Logits(ximg, gather(ytxt), temperature, tiling)
-    return forward_terms(logits, ytxt, smoothing)
-
-
-def forward_terms(
-    logits: Logits, ytxt: jax.Array, smoothing: float
-) -> tuple[dict[str, jax.Array], Directions[jax.Array], jax.Array | tuple[()]]:
-    """Returns the results of `_forward_share`, from gathered texts and own (n, D)."""
-    ximg, temperature, tiling = logits.ximg, logits.temperature, logits.tiling
-    n = len(ximg)
-    x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
-    positive = (x / temperature * y).sum(1)  # (n,)
-    kept: jax.Array | tuple[()] = ()
-    if tiling.kernels == PLAIN:
-        found, kept = _walk_forward(logits, positive)
-    else:
-        found = contrastive_gpu.statistics(logits, positive, contrastive_gpu.STATISTICS)
-    column_lse = found.column_lse  # over this device's rows
-
-    shift = lax.pmax(column_lse, BATCH_AXES)  # (N,)
-    column_sum = scatter_sum(jnp.exp(column_lse - shift))  # (n,)
-    column_lse = jnp.log(column_sum) + shift[own_rows(n)]
-
-    metrics = accuracies(positive, found.best_text, found.best_image, temperature)
-    both = Directions(found.row_lse, column_lse)
-    means = mean_cosines(logits, ytxt)
-    for direction, lse, mean in zip(("i2t_loss", "t2i_loss"), both, means, strict=True):
-        terms = lse - (1.0 - smoothing) * positive - smoothing * mean / temperature
-        metrics[direction] = mean_over_pairs(terms)
-    return metrics, both, kept
-
-
-def _walk_forward(
-    logits: Logits, positive: jax.Array
-) -> tuple[LogitStatistics, jax.Array]:
-    """Computes `contrastive_gpu.statistics` by a walk, and kept logits (K, n, T)."""
-
-    # A log-sum-exp may be shifted by any number near its maximum. The shift is the
-    # larger of the pair's own logit and the best of the others. The own logit is
-    # computed separately, so it may differ by rounding.
-    def visit(
-        carry: tuple[jax.Array, jax.Array],
-        block: LogitBlock,
-        column_positive: jax.Array,
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-        row_sum, best_text = carry
-        others = block.others()  # (n, T)
-        old_shift = jnp.maximum(positive, best_text)
-        best_text = jnp.maximum(best_text, others.max(1))
-        shift = jnp.maximum(positive, best_text)
-        row_sum *= jnp.exp(old_shift - shift)
-        row_sum += jnp.exp(block.logits - shift[:, None]).sum(1)
-        best_image = others.max(0)  # (T,)
-        column_shift = jnp.maximum(column_positive, best_image)
-        column_sum = jnp.exp(block.logits - column_shift[None]).sum(0)
-        return (row_sum, best_text), (column_shift, column_sum, best_image)
-
-    n = len(logits.ximg)
-    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
-    rows, columns, kept = walk(
-        logits.tiling,
-        logits.ximg / logits.temperature,
-        logits.all_texts,
-        visit,
-        carry=start,
-        columns=gather(positive),
-    )
-    row_sum, best_text = rows
-    column_shift, column_sum, best_image = columns
-    row_lse = jnp.log(row_sum) + jnp.maximum(positive, best_text)
-    column_lse = jnp.log(column_sum) + column_shift
-    return LogitStatistics(row_lse, best_text, column_lse, best_image), kept
+    widths: Widths,
+) -> tuple[tuple, tuple, tuple]:
+    """Returns metrics, this device's log-sum-exps and kept logits, for every width."""
+    ximg, ytxt = _rounded(ximg, tiling), _rounded(ytxt, tiling)
+    all_texts = gather(ytxt)
+    found = []
+    for width in widths:
+        images, texts, every = (shorten(x, width)[0] for x in (ximg, ytxt, all_texts))
+        logits = Logits(images, every, temperature, tiling)
+        found.append(forward_terms(logits, texts, smoothing))
+    metrics, lse, kept = zip(*found, strict=True)
+    return metrics, lse, kept
 
 
 def _backward_share(
     residuals: SoftmaxResiduals,
-    weights: Directions[jax.Array],
+    weights: list[Directions[jax.Array]],
     tiling: Tiling,
     smoothing: float,
+    widths: Widths,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients of this device's rows and of the temperature.
-
-    They are gradients of weights.i2t * L_i2t + weights.t2i * L_t2i.
-    """
-    ximg, ytxt, temperature, lse, kept = residuals
-    if tiling.kernels != PLAIN:
-        ximg, ytxt = contrastive_gpu.rounded(ximg), contrastive_gpu.rounded(ytxt)
-    logits = Logits(ximg, gather(ytxt), temperature, tiling)
-    dimg, dtxt = backward_terms(logits, lse, weights, smoothing, kept)
+    """Returns the gradients of this device's rows and of the temperature."""
+    ximg, ytxt, temperature, lses, kept_logits = residuals
+    ximg, all_texts = _rounded(ximg, tiling), gather(_rounded(ytxt, tiling))
     scale = 1.0 / (tiling.pairs * temperature)
-    dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
-    # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
-    dtemperature = (
-        -lax.psum((ximg.astype(jnp.float32) * dimg).sum(), BATCH_AXES) / temperature
+    dimgs, dtxts, sums = [], [], []
+    for width, weight, lse, kept in zip(
+        widths, weights, lses, kept_logits, strict=True
+    ):
+        images, to_images = shorten(ximg, width)
+        texts, to_texts = shorten(all_texts, width)
+        logits = Logits(images, texts, temperature, tiling)
+        dimg, dtxt = backward_terms(logits, lse, weight, smoothing, kept)
+        dimg = scale * dimg
+        # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
+        sums.append((images.astype(jnp.float32) * dimg).sum())
+        dimgs.append(to_images(dimg))
+        dtxts.append(to_texts(dtxt))
+    dtemperature = -lax.psum(reduce(operator.add, sums), BATCH_AXES) / temperature
+    return (
+        reduce(operator.add, dimgs),
+        scale * scatter_sum(reduce(operator.add, dtxts)),
+        dtemperature,
     )
-    return dimg, dtxt, dtemperature
 
 
-def backward_terms(
-    logits: Logits,
-    lse: Directions[jax.Array],
-    weights: Directions[jax.Array],
-    smoothing: float,
-    kept: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Computes `contrastive_gpu.gradients`, by its kernels or by a walk.
+def shorten(
+    x: jax.Array, width: int
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """Cuts vectors to a prefix of unit length, see `nested_loss`.
 
-    Here `lse` has the log-sum-exps of this device's images and texts, (n,) each.
+    Args:
+      x: (n, D) unit vectors, float32 or, for kernels, bfloat16.
+      width: number of the first components to keep; x itself is returned for D.
+
+    Returns:
+      The prefixes (n, width) in the type of x, and a function from the gradient of the
+      prefixes, float32, to that of x (n, D). The function ignores rounding.
     """
-    lse = Directions(lse.i2t, gather(lse.t2i))  # (n,), (N,)
-    if logits.tiling.kernels == PLAIN:
-        return _walk_backward(logits, lse, weights, smoothing, kept)
-    return contrastive_gpu.gradients(
-        logits,
-        lse,
-        weights,
-        smoothing,
-        shape=contrastive_gpu.GRADIENTS,
-        chunk_bytes=contrastive_gpu.CHUNK_BYTES,
-    )
+    if width == x.shape[1]:
+        return x, lambda gradient: gradient
+    short, pull = jax.vjp(lambda x: unit_length(x[:, :width]), x.astype(jnp.float32))
+    if x.dtype != jnp.float32:
+        short = contrastive_gpu.rounded(short)
+    return short, lambda gradient: pull(gradient)[0]
 
 
-def _walk_backward(
-    logits: Logits,
-    lse: Directions[jax.Array],
-    weights: Directions[jax.Array],
-    smoothing: float,
-    kept: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Computes `contrastive_gpu.gradients` by a walk, from kept logits (K, n, T)."""
-    ximg, tiling = logits.ximg, logits.tiling
-
-    def visit(
-        dimg: jax.Array, block: LogitBlock, column_lse: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        # The gradient of a direction's loss by a logit is (probability - target) / N.
-        target = (1.0 - smoothing) * block.own.astype(jnp.float32)
-        candidate = block.candidate.astype(jnp.float32)
-        target += smoothing / tiling.candidates * candidate
-        dlogits = weights.i2t * (jnp.exp(block.logits - lse.i2t[:, None]) - target)
-        by_column = jnp.exp(block.logits - column_lse[None])
-        dlogits += weights.t2i * (by_column - target)  # (n, T)
-        dimg += tiling.product(dlogits, block.texts)  # (n, D)
-        return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
-
-    start = jnp.zeros(ximg.shape)
-    dimg, dtxt, _ = walk(
-        tiling,
-        ximg / logits.temperature,
-        logits.all_texts,
-        visit,
-        carry=start,
-        columns=lse.t2i,
-        kept=kept,
-    )
-    return dimg, dtxt
+def _rounded(x: jax.Array, tiling: Tiling) -> jax.Array:
+    return x if tiling.kernels == PLAIN else contrastive_gpu.rounded(x)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Annotated
 
 import jax
@@ -12,8 +11,7 @@ from jax.sharding import Mesh
 
 from align_jax.config import check_choices
 from align_jax.devices.kernel_choice import CHOICES
-from align_jax.losses.contrastive import REDUCTIONS, contrastive_loss
-from align_jax.losses.nested import nested_loss
+from align_jax.losses.contrastive import REDUCTIONS, nested_loss
 from align_jax.losses.sigmoid import sigmoid_loss
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.ranges import Count, Positive, ProperShare, Range
@@ -129,21 +127,20 @@ def softmax_objective(
     config: LossConfig,
     mesh: Mesh,
 ) -> tuple[jax.Array, Metrics]:
-    """Computes `contrastive_loss` or `nested_loss` with a run's options.
+    """Computes `nested_loss` with a run's options, see `compute_loss`.
 
-    See `compute_loss`.
+    Without `config.widths`, this is `contrastive_loss`.
     """
     image_embeddings, text_embeddings = outputs
     temperature = temperature_of(params)
-    compute = contrastive_loss
-    if config.widths:
-        weights = config.width_weights or (1.0,) * len(config.widths)
-        compute = partial(nested_loss, widths=config.widths, weights=weights)
-    loss, metrics = compute(
+    widths = config.widths or (image_embeddings.shape[1],)
+    loss, metrics = nested_loss(
         image_embeddings,
         text_embeddings,
         temperature,
         mesh,
+        widths,
+        config.width_weights or (1.0,) * len(widths),
         label_smoothing=config.label_smoothing,
         reduction=config.reduction,
         negatives=config.negatives,

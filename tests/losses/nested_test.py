@@ -6,8 +6,7 @@ import pytest
 from align_jax.devices.collectives import count_collectives
 from align_jax.devices.mesh import batch_split, replicated, slices_of
 from align_jax.losses import contrastive_gpu, logit_kernels
-from align_jax.losses.contrastive import contrastive_loss
-from align_jax.losses.nested import nested_loss, shorten
+from align_jax.losses.contrastive import contrastive_loss, nested_loss, shorten
 from align_jax.models.dual_encoder import unit_length
 from align_jax.training.flops import count_flops
 from tests.reference import contrastive_reference, embeddings
@@ -73,18 +72,6 @@ def test_each_width_is_the_equation(mesh_of):
         prefix = f"width_{width}/" if width < D else ""
         np.testing.assert_allclose(metrics[f"{prefix}i2t_loss"], i2t, rtol=1e-5)
         np.testing.assert_allclose(metrics[f"{prefix}t2i_loss"], t2i, rtol=1e-5)
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("kernels", ["plain", "interpret"])
-def test_one_width_is_the_loss_in_every_bit(mesh_of, monkeypatch, devices, kernels):
-    shape = logit_kernels.TileShape(rows=16, columns=32, depth=32)
-    monkeypatch.setattr(contrastive_gpu, "STATISTICS", shape)
-    monkeypatch.setattr(contrastive_gpu, "GRADIENTS", shape)
-    options = {"label_smoothing": 0.1, "tile": 12, "kernels": kernels}
-    found = nested(mesh_of(devices), (D,), (1.0,), **options)
-    expected = value_and_gradients(contrastive_loss, mesh_of(devices), **options)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_kernels_agree_with_the_walk(mesh_of, monkeypatch):
