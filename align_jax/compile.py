@@ -51,7 +51,6 @@ def compile_run(fields: dict[str, Any], workdir: str) -> None:
             write_config(workdir, fill_defaults(fields))
         kept = KeptPrograms(workdir, config, mesh)
         kept.get(FIRST_STATE, partial(compile_create, programs.plans[0]))
-        for phase in config.batch_phases:
-            programs.compile_first(phase.start, kept)
+        programs.compile_all(kept)
         for path, size in kept.write(required=True).items():
             print(f"{path}: {size / 1e6:.1f} MB")

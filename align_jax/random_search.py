@@ -132,7 +132,7 @@ def _check_data(config: SearchConfig) -> None:
             for phase in phases:
                 run.make_plan(make_mesh(run.fsdp), phase)
             make_evaluators(run.evaluators)
-            open_training(run.input, run.batch_size, processes, phases)
+            open_training(run.input, phases, processes)
             run.check_data()
             if metric.removeprefix("eval/").rpartition("/")[0] not in run.evaluators:
                 raise InputError(

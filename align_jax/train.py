@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
+from jax.sharding import Mesh
 
 from align_jax import places
 from align_jax.config import write_config
@@ -20,7 +20,7 @@ from align_jax.errors import NonFiniteError, Preempted
 from align_jax.evaluation.runner import make_evaluators, run_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.tokenizer import Tokenizer
-from align_jax.input.training_data import open_training
+from align_jax.input.training_data import TrainingData, open_training
 from align_jax.progress import doing
 from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.report.run_page import publish, show_finished
@@ -42,7 +42,6 @@ from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
 from align_jax.weights.vocabulary import check_copy, keep_copy
 
-COMPILING = 7200  # seconds that one process may compile longer than another
 RESTORING_LINE = "making or restoring the state"
 COMPILING_LINE = "compiling the training step: minutes, or seconds if done before"
 
@@ -81,9 +80,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         plan = programs.plans[0]
         tokenizer = config.make_tokenizer()
         evaluators = make_evaluators(config.evaluators)
-        data = open_training(
-            config.input, config.batch_size, jax.process_count(), config.batch_phases
-        )
+        data = open_training(config.input, config.batch_phases, jax.process_count())
         config.check_data()
         check_parameters(config)
         profile = Profile(workdir, config.profile_steps, config.profile_process)
@@ -104,18 +101,10 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         local = LocalCheckpoints(workdir, config.checkpoint, identity)
         stack.callback(local.close)
         local.remove_later(start)
-        own_batches = TrainBatches(
-            data,
-            tokenizer,
-            config.seed,
-            start_step=start,
-            process_index=batch_position(mesh),
-            process_count=jax.process_count(),
-        )
+        own_batches = _read_batches(config, data, tokenizer, start, mesh)
         stack.callback(own_batches.close)
         stack.enter_context(_explaining(workdir, own_batches, checkpoints))
         batches = global_batches(own_batches, mesh)
-        wait_for_all = multihost.get_barrier_sync_fn()
         embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
         lines, writer, past = open_writers(workdir, start, times.begun)
         flops = programs.count_flops(start)
@@ -144,8 +133,8 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         @times.doing("compile")
         @notice.leaving_at_once()
         def begin_phase(step: int) -> Steps:
-            program = programs.take(step)
-            wait_for_all(key=f"step {step} compiled", timeout_ms=COMPILING * 1000)
+            with log.showing("compiling"):
+                program = programs.take(step)
             pace.change(program.pairs, program.flops)
             return program.steps
 
@@ -154,12 +143,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         steps = range(start + 1, config.total_steps + 1)
         times.switch("compile")
         with doing(COMPILING_LINE, folder.leads()):
-            train_steps = programs.compile_first(start, kept)
-            kept.write()
-        # On CPUs only the first process reads compiled programs from the cache, so the
-        # others compile longer, but a first collective waits only half a minute.
-        wait_for_all(key="step compiled", timeout_ms=COMPILING * 1000)
-        programs.compile_later(start, kept)
+            train_steps = programs.begin(start, kept)
         notice.leaves_at_once = False
         times.switch(STEPS)
         for step in steps:
@@ -172,19 +156,15 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
             if config.flushes(step):
                 flush()
             stops, scores = notice.reached(step), None
-            if config.evaluates(step) and not stops:
-                flush()
-                try:
+            try:
+                if config.evaluates(step) and not stops:
+                    flush()
                     scores = evaluate(step)
-                except Preempted:  # the run evaluates this step when it continues
-                    stops = True
-            if programs.begins(step) and not stops:
-                flush()  # so that no interval has steps of two phases
-                try:
-                    with log.showing("compiling"):
-                        train_steps = begin_phase(step)
-                except Preempted:
-                    stops = True
+                if programs.begins(step) and not stops:
+                    flush()  # so that no interval has steps of two phases
+                    train_steps = begin_phase(step)
+            except Preempted:  # the run does it when it continues
+                stops = True
             if step == config.total_steps or stops or config.saves(step):
                 flush()  # the metrics of a checkpoint's steps are written before it
                 with times.doing("save"):
@@ -207,6 +187,24 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         results = collect_results(workdir) if folder.leads() else {}
         embedder.load(state.variables)
         publish(workdir, fields, results, evaluators, embedder)
+
+
+def _read_batches(
+    config: RunConfig,
+    data: TrainingData,
+    tokenizer: Tokenizer | None,
+    start: int,
+    mesh: Mesh,
+) -> TrainBatches:
+    """Begins to read this process's part of the batches after `start` steps."""
+    return TrainBatches(
+        data,
+        tokenizer,
+        config.seed,
+        start_step=start,
+        process_index=batch_position(mesh),
+        process_count=jax.process_count(),
+    )
 
 
 def _prepare_folder(

@@ -37,6 +37,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from align_jax.input.datasets import FORMATS, DatasetConfig
+from align_jax.input.phases import Phase
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.preprocess import PreprocessConfig, evaluation_image
 from align_jax.input.scratch import Scratch
@@ -118,7 +119,7 @@ def open_train(
     dataset = dataset or DatasetConfig(str(folder / "records"))
     config = InputConfig({"photographs": dataset}, PreprocessConfig(**preprocess))
     tokenizer = open_tokenizer(str(folder / "vocabulary.txt"), 64)
-    data = open_training(config, batch_size, process_count=1)
+    data = open_training(config, (Phase(0, batch_size, config.preprocess),), 1)
     return TrainBatches(data, tokenizer, seed=0, start_step=start)
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from align_jax.input.datasets import DatasetConfig
+from align_jax.input.phases import Phase
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import open_tokenizer
@@ -27,7 +28,7 @@ def read_hashes(
     config = InputConfig(
         part, PREPROCESS, streams=STREAMS, shuffle_window=8, workers=workers
     )
-    data = open_training(config, BATCH, hosts)
+    data = open_training(config, (Phase(0, BATCH, PREPROCESS),), hosts)
     tokenizer = open_tokenizer(f"{folder}/vocabulary.txt", 6)
     batches = TrainBatches(
         data,

@@ -56,7 +56,7 @@ def run(config, mesh, count=COUNT, checkpoints=None):
     start = fetch(state)
     hosts = jax.process_count()
     tail = []
-    data = open_training(config.input, config.batch_size, hosts)
+    data = open_training(config.input, config.batch_phases, hosts)
     batches = TrainBatches(
         data,
         tokenizer,

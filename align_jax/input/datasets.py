@@ -18,7 +18,8 @@ from align_jax.ranges import INT64, Natural, NonNegative, Range, Share
 
 SPLIT, TEXT_FEATURE = "train", "text"  # defaults
 
-Phases = tuple[tuple[Natural, dict[str, NonNegative]], ...]
+# Weights by name from a step on, ((step, {name: weight, ...}), ...).
+WeightsByStep = tuple[tuple[Natural, dict[str, NonNegative]], ...]
 
 FORMATS: dict[str, Callable[["DatasetConfig"], Dataset]] = {
     "tfds": open_tfds,
@@ -28,24 +29,24 @@ FORMATS: dict[str, Callable[["DatasetConfig"], Dataset]] = {
 }
 
 
-def read_captions(value: Any, where: str) -> Phases:
-    """Reads `DatasetConfig.captions`; one dict of weights is a phase from step 0 on."""
-    phases = ((0, value),) if isinstance(value, Mapping) and value else value
-    return read_value(Phases, phases or (), where)
+def read_captions(value: Any, where: str) -> WeightsByStep:
+    """Reads `DatasetConfig.captions`; one dict of weights holds from step 0 on."""
+    weights = ((0, value),) if isinstance(value, Mapping) and value else value
+    return read_value(WeightsByStep, weights or (), where)
 
 
-def check_phases(field: str, phases: Phases) -> None:
-    """Checks phases ((step, {name: weight, ...}), ...) of a config's field.
+def check_weights(field: str, weights: WeightsByStep) -> None:
+    """Checks the weights of a config's field.
 
     Raises:
-      ValueError: no weight of a phase is above 0, or the steps do not ascend from 0.
+      ValueError: all weights from a step on are 0, or the steps do not ascend from 0.
     """
-    for step, by_name in phases:
+    for step, by_name in weights:
         if not any(by_name.values()):
             raise ValueError(
                 f"{field} from step {step} are {by_name}; wanted one or more above 0"
             )
-    check_starts(field, [step for step, _ in phases])
+    check_starts(field, [step for step, _ in weights])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class DatasetConfig:
       text_feature: name of the text, or of a list of texts; each visit of a record uses
         a random one. "captions/text" is the field `text` of a list `captions`.
       captions: weights of several features of texts that take the place of
-        `text_feature`, as {feature: weight, ...}, or as phases ((step, {feature:
+        `text_feature`, as {feature: weight, ...}, or by step as ((step, {feature:
         weight, ...}), ...) of which the first step is 0. Each visit of a record draws
         one of the features that the record has.
       first_sentence: share of the visits that use only the first sentence of the text.
@@ -81,7 +82,9 @@ class DatasetConfig:
     split: str = SPLIT
     image_feature: str = "image"
     text_feature: str = TEXT_FEATURE
-    captions: Phases = dataclasses.field(default=(), metadata={READER: read_captions})
+    captions: WeightsByStep = dataclasses.field(
+        default=(), metadata={READER: read_captions}
+    )
     first_sentence: Share = 0.0
     label_feature: str = ""
     index: str = ""
@@ -90,7 +93,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, {"format": FORMATS})
-        check_phases("captions", self.captions)
+        check_weights("captions", self.captions)
         if self.captions and self.text_feature != TEXT_FEATURE:
             raise ValueError(
                 f"captions names {', '.join(self.targets)} and text_feature is"

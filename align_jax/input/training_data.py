@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from align_jax.dataset_folder import reading_records
 from align_jax.errors import InputError
 from align_jax.input import record_order
-from align_jax.input.datasets import DatasetConfig, check_phases, open_dataset
+from align_jax.input.datasets import DatasetConfig, check_weights, open_dataset
 from align_jax.input.formats.dataset import Dataset
 from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.preprocess import PreprocessConfig
@@ -131,26 +131,20 @@ class TrainingData:
 
 
 def open_training(
-    config: InputConfig,
-    batch_size: int,
-    process_count: int,
-    phases: Sequence[Phase] = (),
+    config: InputConfig, phases: tuple[Phase, ...], process_count: int
 ) -> TrainingData:
     """Opens the training data.
 
     Args:
       config: config of the input.
-      batch_size: number of pairs in a global batch, if there are no phases.
+      phases: form of the global batches by step, as `RunConfig.batch_phases`.
       process_count: number of hosts.
-      phases: form of the global batches by step; () for one phase with `batch_size`
-        pairs and the config's `preprocess`.
 
     Raises:
       InputError: the batch does not divide by the streams or the streams by the hosts,
         a dataset is missing, damaged or empty, or lacks a feature, or more than
         `MOST_REPEATED` of a batch with texts are repeated pairs. Fewer are a warning.
     """
-    phases = tuple(phases) or (Phase(0, batch_size, config.preprocess),)
     for phase in phases:
         if phase.pairs % config.streams:
             since = f" from step {phase.start} on" if len(phases) > 1 else ""
@@ -223,4 +217,4 @@ def _check_weights(weights: tuple, names: list[str]) -> None:
             raise ValueError(
                 f"weights names {unknown}, but datasets has {', '.join(names)}"
             )
-    check_phases("weights", weights)
+    check_weights("weights", weights)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import TracebackType
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -92,6 +93,8 @@ class Notice:
         """Lets the signal raise `Preempted` inside the `with` statement."""
         self.leaves_at_once = True
         try:
+            if self._told.is_set():  # since the step's `reached`
+                self._leave()
             yield
         except Exception as error:
             self._uncover(error)
@@ -110,9 +113,12 @@ class Notice:
     def _handle(self, *_: object) -> None:
         self._told.set()
         if self.leaves_at_once:
-            self.leaves_at_once = False  # a second signal must not cut the saving short
-            self._raised = Preempted("told to stop; nothing new to save")
-            raise self._raised
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        self.leaves_at_once = False  # a second signal must not cut the saving short
+        self._raised = Preempted("told to stop; nothing new to save")
+        raise self._raised
 
     def _watch(self, pipe: int) -> None:
         """Ends the process `grace` seconds after SIGTERM, unless `__exit__` ran before.

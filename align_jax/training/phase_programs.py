@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 from jax.sharding import Mesh
+from orbax.checkpoint import multihost
 
 from align_jax.errors import UNAWAITED
 from align_jax.input.phases import find_phase
@@ -15,6 +16,7 @@ from align_jax.training.flops import count_model_flops
 from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.run_config import RunConfig
 
+COMPILING = 7200  # seconds that one process may compile longer than another
 Steps = dict[bool, jax.stages.Compiled]  # by kind of step, see `compile_steps`
 
 
@@ -36,8 +38,9 @@ class PhaseProgram:
 class PhasePrograms:
     """Compiles the steps of a run's phases, each before its phase begins.
 
-    A start waits for the phase of its first step only. While it trains, a thread
-    compiles the programs of later phases, one phase after the other.
+    A start waits for the phase of its first step only, until all processes have its
+    programs. While it trains, a thread compiles those of later phases, one phase after
+    the other.
 
     Attributes:
       plans: plan of each phase's step.
@@ -56,17 +59,32 @@ class PhasePrograms:
         self._config, self._mesh = config, mesh
         self._phases = config.batch_phases
         self.plans = [config.make_plan(mesh, phase) for phase in self._phases]
+        self._wait_for_all = multihost.get_barrier_sync_fn()
         self._later: dict[int, Future[PhaseProgram]] = {}
         self._closed = False
 
-    def compile_first(self, start: int, kept: KeptPrograms | None = None) -> Steps:
-        """Returns the programs that a start at step `start` needs in its phase.
+    def begin(self, start: int, kept: KeptPrograms | None = None) -> Steps:
+        """Returns the programs that a start needs in its phase; compiles later ones.
 
         Args:
           start: number of steps that the run has taken.
           kept: the run's kept programs, which are loaded; None to compile all.
         """
-        return self._compile(find_phase(self._phases, start), start, kept)
+        number = find_phase(self._phases, start)
+        steps = self._compile(number, start, kept)
+        if kept:
+            kept.write()
+        self._wait(start)
+        self._later = {n: Future() for n in range(number + 1, len(self._phases))}
+        if self._later:
+            work = partial(self._work, kept)
+            threading.Thread(target=work, name=UNAWAITED, daemon=True).start()
+        return steps
+
+    def compile_all(self, kept: KeptPrograms) -> None:
+        """Loads or compiles the programs of all phases; does not write them."""
+        for number, phase in enumerate(self._phases):
+            self._compile(number, phase.start, kept)
 
     def count_flops(self, step: int) -> dict[str, float]:
         """Counts the operations of the step after `step` steps, by part."""
@@ -78,19 +96,6 @@ class PhasePrograms:
         """Returns the number of pairs in the batch after `step` steps."""
         return self._phases[find_phase(self._phases, step)].pairs
 
-    def compile_later(self, start: int, kept: KeptPrograms | None = None) -> None:
-        """Starts to compile the programs of the phases that begin after `start` steps.
-
-        Args:
-          start: number of steps that the run has taken.
-          kept: the run's kept programs, which are loaded; None to compile all.
-        """
-        numbers = range(find_phase(self._phases, start) + 1, len(self._phases))
-        self._later = {number: Future() for number in numbers}
-        if self._later:
-            work = partial(self._work, kept)
-            threading.Thread(target=work, name=UNAWAITED, daemon=True).start()
-
     def begins(self, step: int) -> bool:
         """Returns whether a later phase begins after `step` steps."""
         number = find_phase(self._phases, step)
@@ -99,9 +104,11 @@ class PhasePrograms:
     def take(self, step: int) -> PhaseProgram:
         """Returns the programs of the phase that begins after `step` steps.
 
-        It waits until they are compiled, and raises the error if that failed.
+        It waits until all processes have them, and raises the error if that failed.
         """
-        return self._later[find_phase(self._phases, step)].result()
+        program = self._later[find_phase(self._phases, step)].result()
+        self._wait(step)
+        return program
 
     def check(self) -> None:
         """Raises the error of a later phase whose step cannot be compiled."""
@@ -112,6 +119,14 @@ class PhasePrograms:
     def close(self) -> None:
         """Lets the thread end after the phase that it compiles."""
         self._closed = True
+
+    def _wait(self, step: int) -> None:
+        """Waits until all processes have the programs of the steps after `step`.
+
+        On CPUs only the first process reads compiled programs from JAX's cache, so the
+        others compile longer, but a first collective waits only half a minute.
+        """
+        self._wait_for_all(key=f"step {step} compiled", timeout_ms=COMPILING * 1000)
 
     def _work(self, kept: KeptPrograms | None) -> None:
         for number, future in self._later.items():

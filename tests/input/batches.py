@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from align_jax.input.datasets import DatasetConfig
+from align_jax.input.phases import Phase
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.training_data import InputConfig, open_training
@@ -30,7 +31,7 @@ def open_batches(directory, start=0, seed=0, host=0, hosts=1, batch=8, **fields)
     }
     fields = {"streams": 4, "shuffle_window": 8} | fields
     config = InputConfig(named, PREPROCESS, **fields)
-    data = open_training(config, batch, hosts)
+    data = open_training(config, (Phase(0, batch, PREPROCESS),), hosts)
     return TrainBatches(
         data,
         NumberReader(),

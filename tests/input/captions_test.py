@@ -9,6 +9,7 @@ from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.input.captions import cut_sentence
 from align_jax.input.datasets import DatasetConfig
+from align_jax.input.phases import Phase
 from align_jax.input.pipeline import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from data.index import index_dataset
@@ -32,7 +33,7 @@ def texts(folder, start, count, hosts=1, **fields):
         InputConfig,
         {"datasets": {"t": part}, "preprocess": {"image_size": 8, "resize": 8}},
     )
-    data = open_training(config, 16, hosts)
+    data = open_training(config, (Phase(0, 16, config.preprocess),), hosts)
     found = [
         read_records(
             data, 0, range(h * 8 // hosts, (h + 1) * 8 // hosts), start, Same()

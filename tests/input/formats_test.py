@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from align_jax.input.phases import Phase
 from align_jax.input.pipeline import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from tests.input.batches import PREPROCESS, NumberReader, assert_equal, batches
@@ -16,7 +17,7 @@ STEPS = sum(PAIRS) // BATCH * EPOCHS
 def records(part, start, count, host=0, hosts=1):
     """The steps' (pictures, numbers in the texts) of one host."""
     config = InputConfig({"tiny": part}, PREPROCESS, streams=4, shuffle_window=128)
-    data = open_training(config, BATCH, hosts)
+    data = open_training(config, (Phase(0, BATCH, PREPROCESS),), hosts)
     streams = range(host * 4 // hosts, (host + 1) * 4 // hosts)
     found = read_records(data, 0, streams, start, NumberReader()).take(count)
     return [

@@ -31,7 +31,7 @@ def read(directory, count, start=0, phases=PHASES, tokenizer=None, **place):
         {"tiny": DatasetConfig(directory)}, LARGE, streams=4, shuffle_window=8
     )
     host, hosts = place.get("host", 0), place.get("hosts", 1)
-    data = open_training(config, 8, hosts, phases)
+    data = open_training(config, phases, hosts)
     drawn = TrainBatches(
         data,
         tokenizer or NumberReader(),
@@ -114,13 +114,13 @@ def test_mixtures_and_repeats_count_pairs_and_not_steps(tmp_path):
     weights = ((0, {"a": 1}), (4, {"b": 1}))  # from the second phase's second batch on
     config = InputConfig(parts, SMALL, weights=weights, streams=2, shuffle_window=8)
     phases = (Phase(0, 4, SMALL), Phase(3, 8, SMALL))
-    data = open_training(config, 4, 1, phases)
+    data = open_training(config, phases, 1)
     drawn = TrainBatches(data, NumberReader(), 0)
     for step, name in ((3, "a"), (4, "b")):
         assert {pair["dataset"] for pair in drawn.describe(step)} == {name}
     drawn.close()
     large = (Phase(0, 4, SMALL), Phase(3, 128, SMALL))
     with pytest.raises(InputError, match="from step 3 on, 62% of a batch of 128 pairs"):
-        open_training(config, 4, 1, large)
+        open_training(config, large, 1)
     with pytest.raises(InputError, match="batch of 7 pairs from step 3 on does not"):
-        open_training(config, 4, 1, (Phase(0, 4, SMALL), Phase(3, 7, SMALL)))
+        open_training(config, (Phase(0, 4, SMALL), Phase(3, 7, SMALL)), 1)

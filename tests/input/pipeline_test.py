@@ -9,6 +9,7 @@ from PIL import Image
 
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig
+from align_jax.input.phases import Phase
 from align_jax.input.pipeline import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from tests import tiny
@@ -67,7 +68,7 @@ def test_an_epoch_holds_each_pair_once(directory, window, streams):
 def test_places_within_an_epoch_are_evenly_spread(tmp_path):
     folder = tiny.write_training(tmp_path / "train", [4, 3, 5])
     config = InputConfig({"t": DatasetConfig(folder)}, PREPROCESS, streams=2)
-    data = open_training(config, 12, 1)
+    data = open_training(config, (Phase(0, 12, PREPROCESS),), 1)
     records = read_records(data, 0, range(2), 0, NumberReader()).take(600)
     counts = np.zeros((12, 12))  # pair, position
     for batch in records.as_numpy_iterator():

@@ -57,6 +57,15 @@ def test_a_run_can_go_on_to_save_after_its_evaluation_was_interrupted():
         assert notice.reached(7)
 
 
+def test_a_notice_just_before_an_evaluation_ends_it_too():
+    with Notice() as notice:
+        notice.leaves_at_once = False
+        assert not notice.reached(7)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Preempted), notice.leaving_at_once():
+            raise AssertionError("the evaluation ran")
+
+
 def test_an_error_without_a_notice_stays():
     with pytest.raises(KeyError):
         fail_after(lambda: None)

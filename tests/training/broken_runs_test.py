@@ -31,7 +31,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(tmp_path):
     newest = f"of step {max(saved)}, is whole" if saved else "no checkpoint is written"
     assert newest in str(error.value)
     config = read_config(PretrainConfig, fields)
-    data = open_training(config.input, config.batch_size, 1)
+    data = open_training(config.input, config.batch_phases, 1)
     batches = TrainBatches(data, config.make_tokenizer(), config.seed, step - 1)
     np.testing.assert_array_equal(
         [pair["tokens"] for pair in pairs], next(batches)["tokens"]

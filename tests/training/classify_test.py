@@ -161,7 +161,7 @@ def test_parts_and_devices_agree(root, mesh_of):
     found = []
     for config, mesh in ((whole, mesh_of(8)), (parts, mesh_of(1))):
         plan = config.make_plan(mesh)
-        data = open_training(config.input, config.batch_size, 1)
+        data = open_training(config.input, config.batch_phases, 1)
         state, step = create_state(plan), make_train_step(plan)
         batches, losses = TrainBatches(data, None, config.seed), []
         for batch in itertools.islice(batches, 3):

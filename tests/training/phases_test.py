@@ -181,8 +181,7 @@ def test_a_start_waits_for_its_own_phase_only(root, monkeypatch, mesh_of):
     compiling(monkeypatch, compile_one)
     config = read_run_config(make_fields(root, phases=THREE))
     programs = PhasePrograms(config, mesh_of(8))
-    assert programs.compile_first(0) == {True: 8}
-    programs.compile_later(0)
+    assert programs.begin(0) == {True: 8}
     assert [programs.begins(step) for step in range(6)] == [
         *(False, False, True, False, True, False)
     ]
@@ -192,8 +191,7 @@ def test_a_start_waits_for_its_own_phase_only(root, monkeypatch, mesh_of):
     assert [programs.take(step).steps[True] for step in (2, 4)] == [12, 32]
     compiled.clear()
     again = PhasePrograms(config, mesh_of(8))
-    assert again.compile_first(3) == {True: 12}  # a restart inside the second phase
-    again.compile_later(3)
+    assert again.begin(3) == {True: 12}  # a restart inside the second phase
     assert again.take(4).steps == {True: 32}
     assert compiled == [12, 32]
     assert not any(again.begins(step) for step in (0, 2, 3))
@@ -211,8 +209,7 @@ def test_a_later_phase_that_does_not_compile_ends_the_run_early(
     programs = PhasePrograms(
         read_run_config(make_fields(root, phases=THREE)), mesh_of(8)
     )
-    programs.compile_first(0)
-    programs.compile_later(0)
+    programs.begin(0)
     programs.take(4)  # the phase after it, which is compiled later
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
         programs.check()
@@ -307,4 +304,4 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused_before_a_start(
     config = read_run_config(fields)
     message = "batch of 8 pairs from step 3 on does not divide over input.streams = 16"
     with pytest.raises(InputError, match=message):
-        open_training(config.input, config.batch_size, 1, config.batch_phases)
+        open_training(config.input, config.batch_phases, 1)
