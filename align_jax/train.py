@@ -38,6 +38,7 @@ from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.parameter_choice import check_parameters
 from align_jax.training.phase_programs import PhasePrograms, Steps
+from align_jax.training.run_config import RunConfig
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
 from align_jax.weights.vocabulary import check_copy, keep_copy

@@ -15,12 +15,9 @@ import pathlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from align_jax import places
-from data.corpus.ingest import identify
-from data.records import records
 from data.samples.emoji_drawings import (
     LICENSE_URLS,
     LICENSES,
@@ -30,6 +27,7 @@ from data.samples.emoji_drawings import (
     share,
     trained_styles,
 )
+from data.samples.evaluation_writer import Row, write_rows
 
 CATEGORIES = pathlib.Path(__file__).with_name("categories.json")
 Pictures = dict[pathlib.Path, bytes]
@@ -84,32 +82,29 @@ def write_evaluation(
         for label, category in enumerate(categories["categories"])
         for code in category["concepts"]
     }
-    folder.mkdir()
-    splits, queried = {}, []
-    for split, drawings in evaluation_drawings(concepts, seed).items():
-        examples = []
-        for concept, style, query in drawings:
-            picture = pictures[concept.drawings[style]]
-            image_id = identify(picture)
-            if query:
-                queried.append(image_id)
-            examples.append(
-                records.make_example(
-                    image=picture,
-                    texts=[concept.english.encode()],
-                    image_id=image_id.encode(),
-                    query=int(query),
-                    label=label_of.get(concept.code, -1),
-                    concept=concept.code.encode(),
-                    style=style.encode(),
-                )
+    splits = {
+        split: [
+            Row(
+                pictures[concept.drawings[style]],
+                concept.english,
+                query,
+                {
+                    "label": label_of.get(concept.code, -1),
+                    "concept": concept.code.encode(),
+                    "style": style.encode(),
+                },
             )
-        splits[split] = records.write_split(
-            folder, "evaluation", split, examples, count=len(examples), shards=1
-        )
+            for concept, style, query in drawings
+        ]
+        for split, drawings in evaluation_drawings(concepts, seed).items()
+    }
     names = [category["name"] for category in categories["categories"]]
-    records.write_metadata(folder, "evaluation", _features(names), splits)
-    pq.write_table(pa.table({"image_id": queried}), folder / "queries.parquet")
+    features = {
+        "label": tfds.features.ClassLabel(names=names),
+        "concept": tfds.features.Text(),
+        "style": tfds.features.Text(),
+    }
+    write_rows(folder, splits, features)
     for category in categories["categories"]:
         del category["concepts"]
     prompts = json.dumps(categories, indent=2, ensure_ascii=False)
@@ -138,17 +133,3 @@ def evaluation_drawings(
             style = STYLES[share(seed, "candidate", concept.code) < 0.5]
             splits["unseen_drawing"].append((concept, style, False))
     return splits
-
-
-def _features(categories: list[str]) -> tfds.features.FeaturesDict:
-    return tfds.features.FeaturesDict(
-        {
-            "image": records.image_feature(),
-            "texts": tfds.features.Sequence(tfds.features.Text()),
-            "image_id": tfds.features.Text(),
-            "query": tf.bool,
-            "label": tfds.features.ClassLabel(names=categories),
-            "concept": tfds.features.Text(),
-            "style": tfds.features.Text(),
-        }
-    )

@@ -7,28 +7,21 @@ Every split of the evaluation dataset exists twice: settings are chosen by the s
 * unseen_drawing, unseen_concept: the quickstart's splits of the same names (see
   `data.samples.quickstart_splits`), each cut into two halves by concept;
 * clipart: drawings of Open Clip Art that are not trained on, with their titles.
-
-A record holds `image`, `texts`, `image_id` and `query` (false if the picture is only a
-candidate).
 """
 
 import pathlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
-from data.corpus.ingest import identify
-from data.records import records
 from data.samples import quickstart_splits
 from data.samples.clean_clipart import CleanDrawing, split_drawings
 from data.samples.emoji_drawings import Concept, share
+from data.samples.evaluation_writer import Row, write_rows
 from data.samples.quickstart_splits import Pictures
 
 EMOJI_SPLITS = ("unseen_drawing", "unseen_concept")
 LICENSE_URL = "https://creativecommons.org/publicdomain/zero/1.0/"
-Row = tuple[bytes, str, bool]  # picture, text, whether the picture is a query
 
 
 def write_pairs(
@@ -78,35 +71,7 @@ def write_evaluation(
 
     The arguments are those of `write_pairs`.
     """
-    folder.mkdir()
-    splits, queried = {}, []
-    for name, rows in evaluation_rows(concepts, pictures, clipart, seed).items():
-        examples = []
-        for picture, text, query in rows:
-            image_id = identify(picture)
-            if query:
-                queried.append(image_id)
-            examples.append(
-                records.make_example(
-                    image=picture,
-                    texts=[text.encode()],
-                    image_id=image_id.encode(),
-                    query=int(query),
-                )
-            )
-        splits[name] = records.write_split(
-            folder, "evaluation", name, examples, count=len(examples), shards=1
-        )
-    features = tfds.features.FeaturesDict(
-        {
-            "image": records.image_feature(),
-            "texts": tfds.features.Sequence(tfds.features.Text()),
-            "image_id": tfds.features.Text(),
-            "query": tf.bool,
-        }
-    )
-    records.write_metadata(folder, "evaluation", features, splits)
-    pq.write_table(pa.table({"image_id": queried}), folder / "queries.parquet")
+    write_rows(folder, evaluation_rows(concepts, pictures, clipart, seed), {})
 
 
 def evaluation_rows(
@@ -122,12 +87,12 @@ def evaluation_rows(
     for half in ("choose", "report"):
         for split in EMOJI_SPLITS:
             rows[f"{half}_{split}"] = [
-                (pictures[concept.drawings[style]], concept.english, query)
+                Row(pictures[concept.drawings[style]], concept.english, query)
                 for concept, style, query in drawings[split]
                 if half == half_of(seed, concept)
             ]
         rows[f"{half}_clipart"] = [
-            (clipart[i].picture, clipart[i].texts[0], True) for i in parts[half]
+            Row(clipart[i].picture, clipart[i].texts[0], True) for i in parts[half]
         ]
     return rows
 
