@@ -26,6 +26,7 @@ from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import print_results, read_results
 from align_jax.train import train
+from align_jax.training import kept_programs
 from align_jax.training.checkpoint import FOLDER
 from align_jax.training.random_search_config import SearchConfig
 from align_jax.training.training_runs import read_run_config
@@ -142,7 +143,7 @@ def _check_data(config: SearchConfig) -> None:
 
 
 def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
-    """Trains, unless the run is finished, and removes the run's checkpoints.
+    """Trains, unless the run is finished, and removes what only its next start reads.
 
     Returns:
       The run's score `metric`, or `DIVERGED`.
@@ -159,7 +160,8 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
         multihost_utils.sync_global_devices(workdir)  # until process 0 wrote them
         jax.clear_caches()  # the next run compiles another program
     if folder.leads():  # the checkpoints of all trials would fill the disk
-        places.remove(os.path.join(workdir, FOLDER))
+        for name in (FOLDER, kept_programs.FOLDER):
+            places.remove(os.path.join(workdir, name))
     results = read_results(os.path.join(workdir, folder.RESULTS_FILE))
     if "diverged" in results:
         return DIVERGED

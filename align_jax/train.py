@@ -184,6 +184,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
 
         multihost_utils.sync_global_devices("all metrics are written")
         local.remove()
+        kept.remove()
         lock.check()
         results = collect_results(workdir) if folder.leads() else {}
         embedder.load(state.variables)

@@ -9,6 +9,7 @@ several times too little. Here every operation of the compiled program counts wh
 reads from and writes to HBM, times the turns of the loops around it. Arrays that the
 compiler keeps in the core's vector memory do not count. The slice need not be the one
 to train on: the traffic of a device depends on its pairs, not on the number of devices.
+If a run has phases, only the step of the first one counts.
 """
 
 import argparse

@@ -35,7 +35,7 @@ def forward_terms(
     """Computes the loss's two directions from the logits of this device's images.
 
     Args:
-      logits: this device's images (n, D) and all texts (N, D).
+      logits: images of this device (n, D) and all texts (N, D).
       ytxt: (n, D) texts of this device.
       smoothing: label smoothing.
 
@@ -78,7 +78,7 @@ def backward_terms(
     """Computes `contrastive_gpu.gradients`, by its kernels or by a walk.
 
     Args:
-      logits: this device's images (n, D) and all texts (N, D).
+      logits: images of this device (n, D) and all texts (N, D).
       lse: log-sum-exps of this device's images and texts, (n,) each.
       weights: weights of the two directions.
       smoothing: label smoothing.

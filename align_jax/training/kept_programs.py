@@ -94,11 +94,18 @@ class KeptPrograms:
                 places.make_folder(self._folder)
                 places.write_bytes(path, json.dumps(head).encode() + b"\n" + content)
                 sizes[path] = len(content)
-        failed = len(self._new) - len(sizes)
+        failed = [name for name in self._new if self._path(name) not in sizes]
         self._new.clear()
         if required and failed:
-            raise InputError(f"{failed} programs could not be kept in {self._folder}")
+            names = ", ".join(failed)
+            raise InputError(f"{self._folder} lacks {names}, which cannot be written")
         return sizes
+
+    def remove(self) -> None:
+        """Removes the folder of the programs, for a run that is finished."""
+        if jax.process_index() == 0:
+            with warned(f"{self._folder} is not removed", "nothing reads it again"):
+                places.remove(self._folder)
 
     def _identify(self, name: str) -> str:
         """Hashes all that a program depends on; a file under another name differs."""

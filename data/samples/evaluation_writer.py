@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     Attributes:
       picture: encoded picture.
-      text: its text.
+      text: text of the picture.
       query: whether it is a query.
       more: further fields of the record, by name.
     """

@@ -275,7 +275,18 @@ def test_a_required_file_that_cannot_be_written_is_an_error(config, tmp_path, me
     kept = KeptPrograms(str(tmp_path), config, mesh_of(8))
     for name in ("small", "other"):
         kept.get(name, Compiler(mesh_of(8)))
-    with pytest.raises(InputError, match=r"1 programs could not be kept in .*compiled"):
+    with pytest.raises(InputError, match="compiled lacks small, which cannot be"):
         kept.write(required=True)
     assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"small", "other"}
     kept.get("other", pytest.fail)  # it was written
+
+
+def test_a_finished_run_removes_its_programs(config, tmp_path, mesh_of, capsys):
+    kept = KeptPrograms(str(tmp_path), config, mesh_of(8))
+    kept.get("small", Compiler(mesh_of(8)))
+    kept.write()
+    assert (tmp_path / FOLDER / "small").exists()
+    for _ in range(2):  # also if there are none
+        kept.remove()
+        assert not (tmp_path / FOLDER).exists()
+    assert capsys.readouterr().err == ""

@@ -22,6 +22,7 @@ from align_jax.runs.pace import STARTED
 from align_jax.train import train
 from align_jax.training import phase_programs
 from align_jax.training.checkpoint import Checkpoints
+from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.phase_config import PhaseConfig
 from align_jax.training.phase_programs import PhasePrograms
 from align_jax.training.train_state import abstract_state
@@ -66,9 +67,11 @@ def assert_equal(found, expected):
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
-    """The workdir of an uninterrupted run with two phases."""
+    """The workdir of an uninterrupted run with two phases, with its programs."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train(make_fields(root), str(workdir))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptPrograms, "remove", lambda _: None)
+        train(make_fields(root), str(workdir))
     return workdir
 
 
@@ -87,6 +90,7 @@ def test_a_run_that_is_killed_around_a_boundary_ends_in_the_same_bits(
     assert rows(run) == rows(whole)
     starts = [row["step"] for row in read_metrics(str(run)) if STARTED in row]
     assert starts == [0, saved]
+    assert not (run / "compiled").exists()  # it is finished
     assert_equal(*(end_state(make_fields(root), path) for path in (run, whole)))
 
 
