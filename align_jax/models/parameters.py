@@ -1,7 +1,6 @@
 """Shapes and paths of a model's variables, and the inputs that initialise them."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,11 @@ def variable_shapes(
     Nothing is computed. A path is like ("params", "image_tower", "stem", "kernel").
     """
     model = config.build()
-    create = partial(model.init, train=False)
-    variables = jax.eval_shape(create, jax.random.key(0), *first_inputs(model))
+
+    def create() -> dict:
+        return model.init(jax.random.key(0), *first_inputs(model), train=False)
+
+    variables = jax.eval_shape(create)
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 
@@ -46,10 +48,10 @@ def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
     tower = build_tower(name, config, jnp.float32)
     inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
 
-    def create(key: jax.Array) -> dict:
-        return tower.init(key, inputs, FIRST_CORES, False)
+    def create() -> dict:
+        return tower.init(jax.random.key(0), inputs, FIRST_CORES, False)
 
-    variables = jax.eval_shape(create, jax.random.key(0))
+    variables = jax.eval_shape(create)
     return {
         (kind, name, *path): leaf.shape
         for (kind, *path), leaf in flatten(variables).items()

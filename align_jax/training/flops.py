@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -43,7 +43,7 @@ def count_model_flops(
     # The towers' work is proportional to the batch: count one BatchNorm group and
     # multiply.
     pairs = plan.model.batch_norm_group
-    cores = jnp.arange(pairs // plan.pairs_per_core)
+    cores = np.arange(pairs // plan.pairs_per_core)
     groups = plan.virtual_cores // cores.size
     some = {
         name: jax.ShapeDtypeStruct((pairs, *x.shape[1:]), x.dtype)
