@@ -12,10 +12,10 @@ import statistics
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from align_jax import places
 from align_jax.config import is_claimed, read_config, write_config
+from align_jax.devices.exchange import wait_for_all
 from align_jax.devices.mesh import make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.errors import InputError
@@ -53,7 +53,7 @@ def random_search(fields: dict[str, Any], workdir: str) -> None:
     reuse_memory()
     _check_data(config)
     check_workdir(workdir, fields)
-    multihost_utils.sync_global_devices("the search is checked")
+    wait_for_all()  # until all have checked the search
     if config.only:
         # Many commands start at once, and they must not write the same file.
         if folder.leads() and not is_claimed(workdir):
@@ -157,7 +157,7 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
             if folder.leads():
                 path = os.path.join(workdir, folder.RESULTS_FILE)
                 places.write_json(path, {"diverged": str(error)})
-        multihost_utils.sync_global_devices(workdir)  # until process 0 wrote them
+        wait_for_all()  # until process 0 wrote them
         jax.clear_caches()  # the next run compiles another program
     if folder.leads():  # the checkpoints of all trials would fill the disk
         for name in (FOLDER, kept_programs.FOLDER):

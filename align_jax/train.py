@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from align_jax import places
 from align_jax.config import write_config
+from align_jax.devices.exchange import gather, wait_for_all
 from align_jax.devices.mesh import batch_position, global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
@@ -182,7 +182,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         times.switch("save")  # nobody must wait for another step
         checkpoints.wait()
 
-        multihost_utils.sync_global_devices("all metrics are written")
+        wait_for_all()  # until all metrics are written
         local.remove()
         kept.remove()
         lock.check()
@@ -226,7 +226,7 @@ def _prepare_folder(
         add_provenance(workdir)
         set_aside_later(workdir, start)
         set_aside_hangs(workdir)
-    multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+    wait_for_all()  # until damaged checkpoints are set aside
 
 
 @contextlib.contextmanager
@@ -260,4 +260,4 @@ def _evaluated(past: list[dict[str, float]], step: int) -> bool:
     """
     rows = (row for row in past if row["step"] == step)
     found = any(name.startswith("eval/") for row in rows for name in row)
-    return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
+    return bool(gather(np.bool_(found))[0])

@@ -9,6 +9,8 @@ from tests.run_tiny import rows
 
 # Functions that a run compiles and keeps, and the names of their files.
 KEPT = {"jit(_create)": "first_state", "jit(train_step)": "step_with_norms"}
+# Functions of the tiny run's evaluators, which come after the next step.
+LATER = {"jit(of_images)", "jit(apply)", "jit(compare)", "jit(<lambda>)"}
 
 
 @pytest.mark.faults
@@ -32,9 +34,12 @@ def test_a_run_on_new_machines_loads_its_programs_and_ends_in_the_same_metrics(
             assert process.returncode == 0, errors
             assert "warning" not in errors
 
+    def names(number):
+        return (tmp_path / f"names_{number}").read_text().split()
+
     def compiled(number):
-        names = (tmp_path / f"names_{number}").read_text().split()
-        return {name: names.count(name) for name in KEPT if name in names}
+        found = names(number)
+        return {name: found.count(name) for name in KEPT if name in found}
 
     data, workdir = tmp_path / "data", tmp_path / "run"
     data.mkdir()
@@ -48,7 +53,8 @@ def test_a_run_on_new_machines_loads_its_programs_and_ends_in_the_same_metrics(
         process.kill()
         process.wait()
     end(begin(workdir, 2))
-    assert compiled(1) == compiled(2) == {}
+    assert compiled(1) == {}
+    assert {*names(2)} <= LATER
     end(begin(tmp_path / "whole", 3))
     assert compiled(3) == dict.fromkeys(KEPT, count)
     assert rows(workdir) == rows(tmp_path / "whole")

@@ -29,6 +29,18 @@ def variables_of(arrays):
     return unflatten({tuple(n.split("/")[1:]): arrays[n] for n in names})
 
 
+def test_small_values_are_gathered_by_process_and_nothing_is_compiled(results):
+    arrays, _ = results
+    found = {n.split("/")[1]: arrays[n] for n in arrays if n.startswith("exchange/")}
+    numbers = [[10 * i, 10 * i + 1] for i in range(12)]
+    np.testing.assert_array_equal(found["numbers"], np.float32(numbers))
+    large = np.stack([np.full((2, 3), 2**63 + i, np.uint64) for i in range(2)])
+    np.testing.assert_array_equal(found["large"], large)
+    assert found["truth"].tolist() == [False, True]
+    assert found["empty"].shape == (2, 0, 4)
+    assert found["compiled"] == 0
+
+
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_loss_and_gradients_equal_the_equation(results, case):
     arrays, _ = results

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
+from align_jax.devices.exchange import gather, wait_for_all
 from align_jax.devices.mesh import (
     batch_split,
     make_mesh,
@@ -133,11 +134,31 @@ def restore_lost(root: str, state: TrainState, fsdp: int) -> bool:
     )
 
 
+def exchange(index: int) -> dict[str, np.ndarray]:
+    """Gathers values of several types, and some more often than once."""
+    compiled = []
+
+    def listen(event: str, *_: float, **__: str) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    found = {
+        "numbers": np.stack([gather(np.float32(10 * i + index)) for i in range(12)]),
+        "large": gather(np.full((2, 3), 2**63 + index, np.uint64)),
+        "truth": gather(np.bool_(index)),
+        "empty": gather(np.zeros((0, 4))),
+    }
+    wait_for_all()
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return found | {"compiled": np.array(len(compiled))}
+
+
 def main(root: str, address: str, index: str) -> None:
     """Writes losses, gradients, scores and the results of a few steps to `root`."""
     jax.distributed.initialize(address, 2, int(index))
     mesh = make_mesh()
-    arrays = {}
+    arrays = {f"exchange/{n}": x for n, x in exchange(int(index)).items()}
     for case, (n, smoothing, temperature) in enumerate(CASES):
         rows = [
             jax.make_array_from_callback(

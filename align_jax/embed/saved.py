@@ -17,10 +17,10 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from align_jax import places
+from align_jax.devices.exchange import gather, wait_for_all
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError, one_line
 from align_jax.runs import workdir
@@ -59,7 +59,7 @@ class SavedEmbedder:
         self._folder = os.path.join(places.resolve(folder), model)
         self._saved = {kind: _Rows(os.path.join(self._folder, kind)) for kind in KINDS}
         files = "\n".join(file for rows in self._saved.values() for file in rows.files)
-        seen = multihost_utils.process_allgather(np.uint32(zlib.crc32(files.encode())))
+        seen = gather(np.uint32(zlib.crc32(files.encode())))
         if len(np.unique(seen)) > 1:
             raise InputError(
                 f"processes see different files in {self._folder}; it must be one"
@@ -202,7 +202,7 @@ class _Rows:
             pq.write_table(table, file, compression="none")
             places.make_folder(self._folder)
             places.write_bytes(path, file.getvalue())
-        multihost_utils.sync_global_devices(path)
+        wait_for_all()
         self.files.append(path)
         self._new, self._new_ids = [], []
 

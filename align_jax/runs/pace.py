@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 import tensorstore
-from jax.experimental import multihost_utils
 
+from align_jax.devices.exchange import gather
 from align_jax.devices.known import DEVICES
 from align_jax.runs.lost_time import (
     LOST,
@@ -147,7 +147,7 @@ class Pace:
         }
         if jax.process_count() > 1:
             wait = np.float32(waited / seconds)
-            waits = multihost_utils.process_allgather(wait)  # (processes,)
+            waits = gather(wait)  # (processes,)
             measures |= zip(SLOWEST, (waits.max(), waits.argmax()), strict=True)
         if kind in DEVICES:
             measures["model_flops_utilisation"] = flops / DEVICES[kind].peak_flops

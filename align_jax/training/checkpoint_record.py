@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from align_jax import places
 from align_jax.config import differing_fields
+from align_jax.devices.exchange import gather
 from align_jax.errors import InputError, one_line
 from align_jax.training.integrity import DamagedCheckpointError, digest, is_sealed, seal
 
@@ -168,9 +168,7 @@ def agree(path: str) -> Iterator[None]:
     severity = 0
     if failure is not None:
         severity = 1 if isinstance(failure, DamagedCheckpointError) else 2
-    worst = severity
-    if jax.process_count() > 1:
-        worst = int(np.max(multihost_utils.process_allgather(np.int32(severity))))
+    worst = gather(np.int32(severity)).max()
     if failure is not None and severity == worst:
         raise failure
     if worst:

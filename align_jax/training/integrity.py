@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
+from align_jax.devices.exchange import gather
 from align_jax.errors import InputError
 
 SEAL = "sha256"  # field of a record with the hash of all other fields
@@ -67,9 +67,7 @@ def measure(tree: Any) -> tuple[dict[str, list], list[str]]:
     with ThreadPoolExecutor() as pool:
         sums = np.stack([np.zeros(3, np.uint64), *pool.map(_sums, leaves.values())])
     if any(not _is_local(x) for x in leaves.values()):
-        # JAX would cut 64 bits to 32.
-        parts = multihost_utils.process_allgather(sums.view(np.uint32))
-        sums = np.ascontiguousarray(parts).view(np.uint64).sum(0)
+        sums = gather(sums).sum(0)
     found = {
         name: [*_form(x), f"{first:016x}{second:016x}"]
         for (name, x), (first, second, _) in zip(

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from align_jax import places
 from align_jax.config import as_json
+from align_jax.devices.exchange import gather
 from align_jax.errors import one_line, warned
 from align_jax.runs.provenance import read_starts
 from align_jax.runs.workdir import leads
@@ -66,7 +67,7 @@ class LocalCheckpoints:
             # Another run may have used the same workdir before.
             name = digest([places.resolve(workdir), starts[0]["started"]])
             run[:] = list(bytes.fromhex(name[:16]))
-        run[:] = multihost_utils.broadcast_one_to_all(run)
+        run = gather(run)[0]
         if run.any():
             folder = places.local_path(config.local_folder)
             self._folder = os.path.join(folder, f"align_jax_{run.tobytes().hex()}")
@@ -117,7 +118,7 @@ class LocalCheckpoints:
         self.wait()
         own = sorted({step for step, _ in self._files()})[-KEPT:]
         padded = [*own, *[-1] * (KEPT - len(own))]
-        steps = np.unique(_gather(np.array(padded, np.int32)))
+        steps = np.unique(gather(np.array(padded, np.int32)))
         for step in reversed(steps[steps > after].tolist()):
             state = self._read(step, abstract)
             if state is not None:
@@ -136,11 +137,11 @@ class LocalCheckpoints:
                 if device.process_index == jax.process_index():
                     needed.add(key)
         parts = self._load(step, forms)
-        held = _gather(np.array([key in parts for key in forms]))
+        held = gather(np.array([key in parts for key in forms]))
         if not held.any(0).all():
             return None
         lacks = np.array([key in needed and key not in parts for key in forms])
-        lacking = _gather(lacks).any(0)
+        lacking = gather(lacks).any(0)
         for sender in np.unique(held.argmax(0)[lacking]):
             chosen = lacking & (held.argmax(0) == sender)
             keys = [key for key, sent in zip(forms, chosen, strict=True) if sent]
@@ -242,12 +243,6 @@ def _key(name: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
 
 def _part_shape(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in _spans(index, shape))
-
-
-def _gather(x: np.ndarray) -> np.ndarray:
-    """Returns (P, ...): the arrays x (...) of all P processes."""
-    found = multihost_utils.process_allgather(x)
-    return np.asarray(found).reshape(jax.process_count(), *x.shape)
 
 
 def _send(
