@@ -37,19 +37,47 @@ class Captions:
         self._first_sentence = config.first_sentence
 
     def choose(
-        self, features: Sequence[tf.Tensor], draw: tf.Tensor, key: tf.Tensor
+        self,
+        features: Sequence[tf.Tensor | tf.RaggedTensor],
+        draws: tf.Tensor,
+        keys: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws a text of a record.
+        """Draws a text of each of N records.
 
         Args:
-          features: the record's text () or texts (texts,) of each feature.
-          draw: () int64 number of the draw from the dataset in its stream.
-          key: (2,) int64 key of this draw's random numbers.
+          features: one text (N,) or the texts (N, None) of each feature.
+          draws: (N,) int64 numbers of the draws from the dataset in its stream.
+          keys: (N, 2) int64 keys of these draws' random numbers.
 
         Returns:
-          The text (), "" if there is none, and the number () int32 of texts among which
-          it was drawn.
+          The texts (N,), "" where there is none, and the numbers (N,) int32 of texts
+          among which they were drawn.
         """
+
+        def choose_each() -> tuple[tf.Tensor, tf.Tensor]:
+            return tf.map_fn(
+                lambda row: self._choose(*row),
+                ([*features], draws, keys),
+                fn_output_signature=(tf.string, tf.int32),
+            )
+
+        if len(features) > 1 or self._first_sentence:
+            return choose_each()
+        (texts,) = features
+        if isinstance(texts, tf.Tensor):
+            return texts, tf.ones_like(draws, tf.int32)
+        counts = tf.cast(texts.row_lengths(), tf.int32)
+        # Records that have one text need no random numbers, which are slow.
+        return tf.cond(
+            tf.reduce_max(counts) < 2,
+            lambda: (texts.to_tensor(shape=(None, 1))[:, 0], counts),
+            choose_each,
+        )
+
+    def _choose(
+        self, features: Sequence[tf.Tensor], draw: tf.Tensor, key: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws a text () of one record; see `choose`."""
         if len(features) == 1 and not features[0].shape.rank:
             text, count = features[0], tf.size(features[0])
         else:

@@ -254,25 +254,28 @@ def _stream(
     )
     captions = Captions(config, [*drawn])
 
-    def parse(draw: tf.Tensor, content: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, targets = dataset.parse(content)
-        target, texts = targets[0], tf.size(targets[0])
+    def parse(
+        shard: tf.Tensor, draws: tf.Tensor, records: dict[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        images, targets = dataset.parse(records)
+        target, texts = targets[0], tf.ones_like(draws, tf.int32)
         if not config.label_feature:
-            key = tf.stack([seed * 2**32 + number, stream * 2**40 + draw])
-            target, texts = captions.choose(targets, draw, key)
+            seeds = tf.fill(tf.shape(draws), tf.cast(seed * 2**32 + number, tf.int64))
+            keys = tf.stack([seeds, stream * 2**40 + draws], 1)
+            target, texts = captions.choose(targets, draws, keys)
         return {
-            "image": image,
+            "image": images,
             "target": target,
             "texts": texts,
-            "dataset": tf.constant(index, tf.int64),
-            "shard": content["shard"],
+            "dataset": tf.fill(tf.shape(draws), tf.constant(index, tf.int64)),
+            "shard": tf.fill(tf.shape(draws), shard),
         }
 
     integer = tf.TensorSpec((), tf.int64)
     signature = (
         (tf.TensorSpec((), tf.string), integer, integer),
         tf.TensorSpec((2,), tf.int64),
-        (integer, integer),
+        (integer, integer, integer),
     )
     found = tf.data.Dataset.from_generator(
         functools.partial(_pieces, data, index, (seed, number), stream, taken),
@@ -284,12 +287,13 @@ def _stream(
             dataset.read, shard, shuffle_key, span, window
         )
     )
-    return found.enumerate(taken).map(parse).prefetch(ahead)
+    # Windows are parsed as a whole, and taken apart without copies.
+    return found.map(parse).unbatch().prefetch(ahead)
 
 
 def _pieces(
     data: TrainingData, index: int, key: tuple[int, int], stream: int, taken: int
-) -> Iterator[tuple[tuple, np.ndarray, tuple[int, int]]]:
+) -> Iterator[tuple[tuple, np.ndarray, tuple[int, int, int]]]:
     """Yields the parts of a dataset's shards that a stream reads, without end.
 
     Args:
@@ -301,7 +305,7 @@ def _pieces(
 
     Yields:
       (path, number of records, index) of a shard, the key (2,) of its shuffle, and
-      (first record, number of records) of the part.
+      (first record, number of records, number of the first draw) of the part.
     """
     shards = data.datasets[index].shards
     lengths, streams = [shard.records for shard in shards], data.config.streams
@@ -309,9 +313,10 @@ def _pieces(
         shuffle = np.random.default_rng((*key, piece.epoch, piece.shard))
         shuffle_key = shuffle.integers(2**62, size=2)
         shard = shards[piece.shard]
-        span = (piece.first, piece.records)
+        span = (piece.first, piece.records, taken)
         data.reading[index, stream].append(shard.path)
         yield (shard.path, shard.records, piece.shard), shuffle_key, span
+        taken += piece.records
 
 
 def _read_piece(
@@ -321,28 +326,34 @@ def _read_piece(
     span: tuple[tf.Tensor, ...],
     window: int,
 ) -> tf.data.Dataset:
-    """Reads one value of `_pieces`, shuffled by windows; adds the index of the shard.
+    """Reads one value of `_pieces`, shuffled by windows.
 
     Args:
       read: function of the dataset that reads its shards, see `Dataset`.
       shard: path, number of records and index of the shard.
       shuffle_key: (2,) key of the shuffle.
-      span: first record and number of records.
+      span: first record, number of records and number of the first draw.
       window: number of records that are permuted together.
+
+    Returns:
+      A dataset of windows: index of the shard, numbers of the draws (N,) int64, and the
+      fields of the N records that are used, in order.
     """
     path, records, index = shard
-    first, count = span
+    first, count, draw = span
     begin, last = first // window, first + count
     end = tf.minimum(records, -(-last // window) * window)
 
-    def permute(number: tf.Tensor, group: dict[str, tf.Tensor]) -> tf.data.Dataset:
+    def permute(
+        number: tf.Tensor, group: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), number])
         start = number * window
         order = tf.range(tf.minimum(end - start, window))
         order = tf.random.experimental.stateless_shuffle(order, window_key)
         used = order[tf.maximum(first - start, 0) : last - start]
         picked = {name: tf.gather(field, used) for name, field in group.items()}
-        return tf.data.Dataset.from_tensor_slices(picked)
+        drawn = draw + tf.maximum(start - first, 0)
+        return index, drawn + tf.range(tf.size(used, tf.int64)), picked
 
-    windows = read(path, begin * window, end, window).enumerate(begin)
-    return windows.flat_map(permute).map(lambda record: record | {"shard": index})
+    return read(path, begin * window, end, window).enumerate(begin).map(permute)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # A pair's picture file, and its texts by feature or its label (negative for none).
 Row = tuple[bytes, list[list[bytes]] | int]
 Read = Callable[["tf.Tensor", "tf.Tensor", "tf.Tensor", int], "tf.data.Dataset"]
-Pair = tuple["tf.Tensor", list["tf.Tensor"]]
+Pairs = tuple["tf.Tensor", list["tf.Tensor | tf.RaggedTensor"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Dataset:
         second one in order, as a tf.data.Dataset of dicts of tensors (N, ...) with the
         fields of N records each; the last dict may have fewer. The first number is a
         multiple of N.
-      parse: function from a record, a dict of tensors without the first axis, to the
-        picture's file () string and a list of its text () string or its texts (texts,)
-        string for each feature of texts, or of its label () int64.
+      parse: function from N records, a dict of tensors (N, ...), to the pictures' files
+        (N,) string and a list of the targets: for each feature of texts, one text of
+        each record (N,) string or its texts (N, None) ragged; or the labels (N,) int64.
       failures: errors that ended the reading of a shard; filled by `read`.
     """
 
     shards: list[Shard]
     read: Read
-    parse: Callable[[dict[str, "tf.Tensor"]], Pair]
+    parse: Callable[[dict[str, "tf.Tensor"]], Pairs]
     failures: list[Exception] = dataclasses.field(default_factory=list)
 
 
@@ -115,11 +115,14 @@ def open_rows(
         signature["texts"] = tf.TensorSpec((None, features, None), tf.string)
         signature["counts"] = tf.TensorSpec((None, features), tf.int64)
 
-    def parse(record: dict[str, "tf.Tensor"]) -> Pair:
+    def parse(records: dict[str, "tf.Tensor"]) -> Pairs:
         if labelled:
-            return record["image"], [record["label"]]
-        texts = [record["texts"][i, : record["counts"][i]] for i in range(features)]
-        return record["image"], texts
+            return records["image"], [records["label"]]
+        texts = [
+            tf.RaggedTensor.from_tensor(records["texts"][:, i], records["counts"][:, i])
+            for i in range(features)
+        ]
+        return records["image"], texts
 
     failures: list[Exception] = []
     read = read_in_python(reader, signature, _stack_rows, failures)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from align_jax.errors import InputError
-from align_jax.input.formats.dataset import Pair
+from align_jax.input.formats.dataset import Pairs
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def make_parser(
     known: Mapping[str, "tf.io.FixedLenFeature"], config: "DatasetConfig"
-) -> Callable[[dict[str, "tf.Tensor"]], Pair]:
-    """Makes `Dataset.parse` for records {"record": () string}.
+) -> Callable[[dict[str, "tf.Tensor"]], Pairs]:
+    """Makes `Dataset.parse` for records {"record": (N,) string}.
 
     Args:
       known: the features of a record, as tf.io describes them.
@@ -50,9 +50,12 @@ def make_parser(
                 f" {description}"
             )
     spec = {name: known[name] for name in wanted}
+    for name, feature in spec.items():  # padding would be taken for empty texts
+        if isinstance(feature, tf.io.FixedLenSequenceFeature):
+            spec[name] = tf.io.RaggedFeature(feature.dtype, row_splits_dtype=tf.int64)
 
-    def parse(record: dict[str, "tf.Tensor"]) -> Pair:
-        example = tf.io.parse_single_example(record["record"], spec)
-        return example[config.image_feature], [example[name] for name in names]
+    def parse(records: dict[str, "tf.Tensor"]) -> Pairs:
+        examples = tf.io.parse_example(records["record"], spec)
+        return examples[config.image_feature], [examples[name] for name in names]
 
     return parse
