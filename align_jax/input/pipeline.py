@@ -254,21 +254,19 @@ def _stream(
     )
     captions = Captions(config, [*drawn])
 
-    def parse(
-        shard: tf.Tensor, draws: tf.Tensor, records: dict[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def parse(shard: tf.Tensor, draws: tf.Tensor, records: dict) -> dict:
         images, targets = dataset.parse(records)
-        target, texts = targets[0], tf.ones_like(draws, tf.int32)
+        ones = tf.ones_like(draws)
+        target, texts = targets[0], ones
         if not config.label_feature:
-            seeds = tf.fill(tf.shape(draws), tf.cast(seed * 2**32 + number, tf.int64))
-            keys = tf.stack([seeds, stream * 2**40 + draws], 1)
-            target, texts = captions.choose(targets, draws, keys)
+            key = ((seed * 2**32 + number) * ones, stream * 2**40 + draws)
+            target, texts = captions.choose(targets, draws, tf.stack(key, 1))
         return {
             "image": images,
             "target": target,
             "texts": texts,
-            "dataset": tf.fill(tf.shape(draws), tf.constant(index, tf.int64)),
-            "shard": tf.fill(tf.shape(draws), shard),
+            "dataset": index * ones,
+            "shard": shard * ones,
         }
 
     integer = tf.TensorSpec((), tf.int64)
@@ -281,14 +279,9 @@ def _stream(
         functools.partial(_pieces, data, index, (seed, number), stream, taken),
         output_signature=signature,
     )
-    window = data.config.shuffle_window
-    found = found.flat_map(
-        lambda shard, shuffle_key, span: _read_piece(
-            dataset.read, shard, shuffle_key, span, window
-        )
-    )
+    read = functools.partial(_read_piece, dataset.read, data.config.shuffle_window)
     # Windows are parsed as a whole, and taken apart without copies.
-    return found.map(parse).unbatch().prefetch(ahead)
+    return found.flat_map(read).map(parse).unbatch().prefetch(ahead)
 
 
 def _pieces(
@@ -321,19 +314,19 @@ def _pieces(
 
 def _read_piece(
     read: Read,
+    window: int,
     shard: tuple[tf.Tensor, ...],
     shuffle_key: tf.Tensor,
     span: tuple[tf.Tensor, ...],
-    window: int,
 ) -> tf.data.Dataset:
     """Reads one value of `_pieces`, shuffled by windows.
 
     Args:
       read: function of the dataset that reads its shards, see `Dataset`.
+      window: number of records that are permuted together.
       shard: path, number of records and index of the shard.
       shuffle_key: (2,) key of the shuffle.
       span: first record, number of records and number of the first draw.
-      window: number of records that are permuted together.
 
     Returns:
       A dataset of windows: index of the shard, numbers of the draws (N,) int64, and the
@@ -344,9 +337,7 @@ def _read_piece(
     begin, last = first // window, first + count
     end = tf.minimum(records, -(-last // window) * window)
 
-    def permute(
-        number: tf.Tensor, group: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    def permute(number: tf.Tensor, group: dict[str, tf.Tensor]) -> tuple:
         window_key = shuffle_key + tf.stack([tf.constant(0, tf.int64), number])
         start = number * window
         order = tf.range(tf.minimum(end - start, window))

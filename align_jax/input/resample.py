@@ -63,9 +63,11 @@ def resample(
         out = np.empty((height, width, 3), np.uint8)
     groups = (width + 3) // 4  # four pixels are three int32 words
     between = (scratch or Scratch()).take("between", rows * groups * 12)
-    flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+    flat = np.ascontiguousarray(pixels).reshape(rows, -1)
     _resample(
         flat,
+        # The last row has no byte behind its last pixel.
+        np.ndarray((rows - 1, columns), np.uint32, flat, strides=(3 * columns, 3)),
         _weigh(
             size=rows,
             begin=float(part[0]),
@@ -146,6 +148,7 @@ def _weigh(
 @compiled
 def _resample(
     pixels: np.ndarray,
+    words: np.ndarray,
     rows: PixelWeights,
     columns: PixelWeights,
     between: np.ndarray,
@@ -155,6 +158,7 @@ def _resample(
 
     Args:
       pixels: (H, W * 3) uint8.
+      words: (H - 1, W) uint32, each pixel of these rows and the byte behind it.
       rows: weights of the vertical pass, see `_weigh`.
       columns: weights of the horizontal pass, see `_weigh`.
       between: (H, words) int32 memory for the pixels between the passes, overwritten.
@@ -170,27 +174,31 @@ def _resample(
     narrow = np.empty((4 * (between.shape[1] // 3), LANES), np.int32)
     for first in range(top, bottom, LANES):
         number = min(LANES, bottom - first)
-        _gather(pixels[first : first + number], left, tile[: right - left])
+        _gather(words[first : first + number], left, tile[: right - left])
+        if first + number > len(words):
+            _gather_row(pixels[-1], left, tile[: right - left, number - 1])
         _reduce_width(tile, left, columns, narrow)
         _scatter(narrow, between[first : first + number])
     _reduce_height(between.view(np.uint8), rows, out)
 
 
 @compiled
-def _gather(pixels: np.ndarray, left: int, tile: np.ndarray) -> None:
-    """Copies rows of pixels (rows, W * 3) to the lanes of tile (columns, LANES).
+def _gather(words: np.ndarray, left: int, tile: np.ndarray) -> None:
+    """Copies rows of pixels (rows, W) to the lanes of tile (columns, LANES).
 
-    The tile begins at pixel `left`; an int32 holds the three colours of a pixel.
+    The tile begins at pixel `left`; the lower 24 bits hold the colours of a pixel.
     """
     for x in range(len(tile)):
+        for lane in range(len(words)):
+            tile[x, lane] = words[lane, left + x]
+
+
+@compiled
+def _gather_row(row: np.ndarray, left: int, lane: np.ndarray) -> None:
+    """Copies a row (W * 3,) to one lane (columns,) of a tile; see `_gather`."""
+    for x in range(len(lane)):
         i = 3 * (left + x)
-        for lane in range(len(pixels)):
-            row = pixels[lane]
-            tile[x, lane] = (
-                np.int32(row[i])
-                | (np.int32(row[i + 1]) << 8)
-                | (np.int32(row[i + 2]) << 16)
-            )
+        lane[x] = np.int32(row[i]) | (row[i + 1] << 8) | (row[i + 2] << 16)
 
 
 # numba widens integers to 64 bits; each cast keeps twice as many in a vector register.
@@ -212,7 +220,8 @@ def _reduce_width(
 ) -> None:
     """Sums weighted columns of tile (columns, LANES) to narrow (new columns, LANES).
 
-    Both are packed as by `_gather`; the tile begins at pixel `left`.
+    The tile is packed as by `_gather` and begins at pixel `left`. In narrow, the upper
+    8 bits of a pixel are 0.
     """
     starts, numbers, weights = columns
     red, green, blue = (
