@@ -15,6 +15,7 @@ from align_jax import tar_index
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig, open_dataset
 from align_jax.input.formats import webdataset
+from align_jax.input.formats.parquet import RowReader
 from data.index import index_dataset, main
 from data.records.records import (
     WRITERS,
@@ -106,6 +107,18 @@ def test_columns_in_structs_lists_and_dictionaries(tmp_path):
     for name in ("sentences/raw", "name"):
         part = DatasetConfig(str(tmp_path), "parquet", text_feature=name)
         assert sorted(numbers(batches({"a": part}, 5, batch=4))) == [*range(20)]
+
+
+def test_any_rows_of_structs_with_a_field_of_nulls_are_read(tmp_path):
+    images = [{"bytes": b"%d" % i, "path": None} if i % 7 else None for i in range(90)]
+    table = pa.table({"image": images, "text": [f"pair {i}" for i in range(90)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=40)
+    read = RowReader("image", ["text"], False)
+    for first, last in ((0, 90), (3, 7), (39, 81), (89, 90)):
+        rows = [*read(str(tmp_path / "a.parquet"), first, last)]
+        expected = [b"%d" % i if i % 7 else b"" for i in range(first, last)]
+        assert [image for image, _ in rows] == expected
+        assert rows[-1][1] == [[b"pair %d" % (last - 1)]]
 
 
 def test_a_tar_that_is_cut_short_gives_its_whole_samples(tmp_path, caplog, capsys):

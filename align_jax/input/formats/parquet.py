@@ -126,30 +126,30 @@ class RowReader:
                 # Arrow reads local files faster without Python between.
                 source = shard_files.Seekable(opened) if places.is_url(path) else path
                 file = pq.ParquetFile(source, buffer_size=BUFFER_BYTES)
-                yield from self._rows(file, first, last)
+                yield from self._rows(path, file, first, last)
             except (pa.ArrowException, OSError) as error:
                 reason = one_line(error)
                 raise dataset_folder.DamagedFileError(path, reason) from error
 
-    def _rows(self, file: Any, first: int, last: int) -> Iterator[Row]:
+    def _rows(self, path: str, file: Any, first: int, last: int) -> Iterator[Row]:
         """Yields rows of an opened file; reads only the row groups that have them."""
         groups = range(file.metadata.num_row_groups)
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
         begin = int(np.searchsorted(ends, first, "right"))
         end = int(np.searchsorted(ends, last, "left")) + 1
         at = int(ends[begin - 1]) if begin else 0
-        names = (self.image, *self.targets)
-        columns = [*dict.fromkeys(name.split("/")[0] for name in names)]
+        names = [name.split("/") for name in (self.image, *self.targets)]
+        if _is_struct(_find_type(path, file.schema_arrow, self.image)):
+            names[0].append("bytes")
+        columns = [*dict.fromkeys(name[0] for name in names)]
         batches = file.iter_batches(
             TOGETHER, row_groups=groups[begin:end], columns=columns, use_threads=False
         )
         for batch in batches:
             wanted = batch[max(first - at, 0) : last - at]
             at += len(batch)
-            values = [_values(wanted, name.split("/")) for name in names]
+            values = [_values(wanted, name) for name in names]
             for image, *targets in zip(*values, strict=True):
-                if isinstance(image, dict):
-                    image = image.get("bytes")
                 yield image or b"", self._target(targets)
             if at >= last:
                 return
@@ -165,11 +165,15 @@ class RowReader:
 
 def _values(batch: "pa.RecordBatch", parts: list[str]) -> list[Any]:
     """Returns the values of a column or of a field in it; texts are bytes."""
-    column = batch[parts[0]]
+    import pyarrow.compute as pc
+
+    column, fields = batch[parts[0]], parts[1:]
+    while fields and _is_struct(column.type):  # also if another field has the type null
+        column, fields = pc.struct_field(column, fields[0]), fields[1:]
     if (plain := _plain(column.type)) != column.type:
         column = column.cast(plain)
     values = column.cast(_with_bytes(column.type)).to_pylist()
-    for part in parts[1:]:
+    for part in fields:
         values = [_field(value, part) for value in values]
     return values
 
