@@ -201,15 +201,16 @@ def _gather_row(row: np.ndarray, left: int, lane: np.ndarray) -> None:
         lane[x] = np.int32(row[i]) | (row[i + 1] << 8) | (row[i + 2] << 16)
 
 
-# numba widens integers to 64 bits; each cast keeps twice as many in a vector register.
+# numba widens integers to 64 bits. The casts narrow them again, so that a register holds
+# twice as many.
 @compiled
-def _term(pixels: int, shift: int, weight: int) -> int:
+def _term(pixels: int, shift: int, weight: int) -> np.int32:
     """Returns the product of a weight and 8 bits of pixels, as int32."""
     return np.int32(((pixels >> shift) & 255) * weight)
 
 
 @compiled
-def _sum(one: int, two: int, three: int) -> int:
+def _sum(one: int, two: int, three: int) -> np.int32:
     """Returns the rounded sum of three terms, as int32."""
     return np.int32(np.int32(one + HALF) + np.int32(two + three))
 
