@@ -201,8 +201,8 @@ def _gather_row(row: np.ndarray, left: int, lane: np.ndarray) -> None:
         lane[x] = np.int32(row[i]) | (row[i + 1] << 8) | (row[i + 2] << 16)
 
 
-# numba widens integers to 64 bits. The casts narrow them again, so that a register holds
-# twice as many.
+# numba widens integers to 64 bits. The casts narrow them again, so that a vector
+# register holds twice as many.
 @compiled
 def _term(pixels: int, shift: int, weight: int) -> np.int32:
     """Returns the product of a weight and 8 bits of pixels, as int32."""
