@@ -3,7 +3,9 @@
 import itertools
 
 import pytest
+import tensorflow as tf
 
+from align_jax.input.formats import dataset
 from align_jax.input.phases import Phase
 from align_jax.input.pipeline import read_records
 from align_jax.input.training_data import InputConfig, open_training
@@ -61,3 +63,20 @@ def test_pixels_at_a_step_of_a_million_are_those_of_tfrecord(parts):
     first, *others = (batches({"a": part}, 2, 1_000_000) for part in parts.values())
     for found in others:
         assert_equal(found, first)
+
+
+@pytest.mark.parametrize("together", [3, 64])
+def test_groups_are_whole_whatever_python_hands_over_at_once(monkeypatch, together):
+    monkeypatch.setattr(dataset, "TOGETHER", together)
+    rows = [(b"%d" % i, [[b"text %d" % i] * (i % 4)]) for i in range(20)]
+    data = dataset.open_rows(
+        [], lambda _, first, last: iter(rows[first:last]), 1, False
+    )
+    first, last = tf.constant(1, tf.int64), tf.constant(19, tf.int64)
+    found, sizes = [], []
+    for group in data.read(tf.constant("path"), first, last, 8):
+        images, (texts,) = data.parse(group)
+        sizes.append(len(images))
+        found += zip(images.numpy(), ([text] for text in texts.to_list()), strict=True)
+    assert found == rows[1:19]
+    assert sizes == [8, 8, 2]
