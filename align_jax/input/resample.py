@@ -204,13 +204,13 @@ def _gather_row(row: np.ndarray, left: int, lane: np.ndarray) -> None:
 # numba widens integers to 64 bits. The casts narrow them again, so that a vector
 # register holds twice as many.
 @compiled
-def _term(pixels: int, shift: int, weight: int) -> np.int32:
+def _term(pixels: np.int32, shift: int, weight: np.int32) -> np.int32:
     """Returns the product of a weight and 8 bits of pixels, as int32."""
     return np.int32(((pixels >> shift) & 255) * weight)
 
 
 @compiled
-def _sum(one: int, two: int, three: int) -> np.int32:
+def _sum(one: np.int32, two: np.int32, three: np.int32) -> np.int32:
     """Returns the rounded sum of three terms, as int32."""
     return np.int32(np.int32(one + HALF) + np.int32(two + three))
 
@@ -282,7 +282,7 @@ def _reduce_height(between: np.ndarray, rows: PixelWeights, out: np.ndarray) -> 
         one, two = between[start], between[min(start + 1, last)]
         w, v = weights[y, 0], weights[y, 1]
         for i in range(length):
-            total[i] = _sum(_term(one[i], 0, w), _term(two[i], 0, v), 0)
+            total[i] = _sum(_term(one[i], 0, w), _term(two[i], 0, v), np.int32(0))
         for k in range(2, numbers[y]):
             weight, row = weights[y, k], between[start + k]
             for i in range(length):
