@@ -4,6 +4,7 @@ Collectives would also carry them, but need a compiled program and idle devices.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,11 +32,8 @@ def gather(value: np.ndarray | np.generic) -> np.ndarray:
     value = np.asarray(value)
     if jax.process_count() == 1:
         return value[None].copy()
-    client, index, call = (
-        distributed.global_state.client,
-        jax.process_index(),
-        next(_calls),
-    )
+    client: Any = distributed.global_state.client
+    index, call = jax.process_index(), next(_calls)
     folder = f"align_jax_exchange/{call}/"
     client.key_value_set_bytes(f"{folder}{index}", value.tobytes())
     client.wait_at_barrier(BARRIER, PATIENCE_MS)

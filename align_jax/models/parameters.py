@@ -1,6 +1,7 @@
 """Shapes and paths of a model's variables, and the inputs that initialise them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def variable_shapes(
     """
     model = config.build()
 
-    def create() -> dict:
+    def create() -> Mapping[str, Any]:
         return model.init(jax.random.key(0), *first_inputs(model), train=False)
 
     variables = jax.eval_shape(create)

@@ -148,7 +148,8 @@ class Pace:
         if jax.process_count() > 1:
             wait = np.float32(waited / seconds)
             waits = gather(wait)  # (processes,)
-            measures |= zip(SLOWEST, (waits.max(), waits.argmax()), strict=True)
+            slowest = float(waits.max()), int(waits.argmax())
+            measures |= zip(SLOWEST, slowest, strict=True)
         if kind in DEVICES:
             measures["model_flops_utilisation"] = flops / DEVICES[kind].peak_flops
         held = [device.memory_stats() for device in self._devices]

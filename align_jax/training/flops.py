@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -43,8 +43,8 @@ def count_model_flops(
     # The towers' work is proportional to the batch: count one BatchNorm group and
     # multiply.
     pairs = plan.model.batch_norm_group
-    cores = np.arange(pairs // plan.pairs_per_core)
-    groups = plan.virtual_cores // cores.size
+    cores = pairs // plan.pairs_per_core
+    groups = plan.virtual_cores // cores
     some = {
         name: jax.ShapeDtypeStruct((pairs, *x.shape[1:]), x.dtype)
         for name, x in batch.items()
@@ -52,7 +52,8 @@ def count_model_flops(
 
     def embed(params: dict, statistics: dict, batch: dict) -> Outputs:
         key = jax.random.key(0)
-        return encode(params, statistics, Part(batch, cores), key, towers)[0]
+        part = Part(batch, jnp.arange(cores))
+        return encode(params, statistics, part, key, towers)[0]
 
     found = {}
     for index, name in enumerate(plan.model.config.towers):
