@@ -17,8 +17,9 @@ import jinja2
 
 from align_jax import places
 from align_jax.pictures import PictureError, small_jpeg
+from data.corpus.balance import BALANCE_RULES
 from data.corpus.picture_rules import PICTURE_RULES, PictureRule
-from data.corpus.plots import Execute, draw_cosines, draw_plots
+from data.corpus.plots import Execute, draw_balance, draw_cosines, draw_plots
 from data.corpus.rules import RULES, Rule
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
@@ -44,10 +45,11 @@ def write_page(
         {"rule", "breaks", "first"}, in order: the name, the number of pairs that break
         the rule, and of those that break no earlier rule). Optional: `name`, `config`,
         `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count} of unreadable
-        source rows), `off` (list of {"rule", "reason"}) and `not_embedded` ({label:
-        count}).
+        source rows), `off` (list of {"rule", "reason"}), `not_embedded` ({label:
+        count}) and `balance` (see `describe_balance`).
       tables: the stages `pictures`, `ngrams` and `kept`; `flags` with a column for
-        every rule; `scores` if pictures were compared by their embeddings.
+        every rule; `scores` if pictures were compared by their embeddings;
+        `entry_counts` if concepts were balanced.
       read_pictures: function from image ids to the files' bytes by image id; some
         pictures may be missing from its result.
       path: path of the page.
@@ -70,7 +72,9 @@ def write_page(
         rules=describe_rules(report),
         drops=report.get("drops", {}),
         plots=draw_plots(report, tables, execute)
-        + draw_cosines(report, tables, execute),
+        + draw_cosines(report, tables, execute)
+        + draw_balance(report, tables, execute),
+        balance=describe_entries(report.get("balance")),
         kept=samples.pop("kept"),
         samples=samples,
         settings=describe_config(config),
@@ -94,7 +98,7 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def list_rules() -> dict[str, Rule | type[PictureRule]]:
     """Returns all rules by name; each has `meaning`, `bound` and `withheld`."""
-    return {**RULES, **PICTURE_RULES}
+    return {**RULES, **PICTURE_RULES, **BALANCE_RULES}
 
 
 def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,6 +131,14 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def describe_entries(balance: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the balance of concepts with printable entries; None if it is off."""
+    if balance is None:
+        return None
+    top = [row | {"entry": printable(row["entry"])} for row in balance["top"]]
+    return balance | {"top": top}
 
 
 def share(part: int, whole: int) -> str:

@@ -109,6 +109,33 @@ def draw_cosines(
     ]
 
 
+def draw_balance(
+    report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws the histogram of the pairs an entry of the concept list, all and kept.
+
+    Returns:
+      One result of `plot` in a list; an empty list if `tables` has no `entry_counts`.
+    """
+    if "entry_counts" not in tables:
+        return []
+    entries = tables["entry_counts"].filter(tables["entry_counts"].pairs > 0)
+    counted = {
+        "all": _counts(entries, entries.pairs, execute),
+        "kept": _counts(entries, entries.kept, execute),
+    }
+    return [
+        plot(
+            "Pairs per concept",
+            "number of pairs that contain an entry",
+            counted,
+            2.0 ** np.arange(int(counted["all"][0].max(initial=1)).bit_length() + 1),
+            bound=report["balance"]["pairs_per_entry"],
+            log="xy",
+        )
+    ]
+
+
 def plot(
     title: str,
     label: str,
