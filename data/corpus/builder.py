@@ -42,7 +42,7 @@ from data.corpus.dataset import described, with_defaults, write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
-from data.corpus.page import write_page
+from data.corpus.page import read_files, write_page
 from data.corpus.picture_rules import (
     check_picture_rules,
     judge_pairs,
@@ -280,17 +280,10 @@ class Build(StageTables):
         write_page(
             {**report, "config": described(self.config)},
             tables,
-            self._read_pictures,
+            functools.partial(read_files, self.shards("images"), self.engine.execute),
             self.directory / "report.html",
             self.engine.execute,
         )
-
-    def _read_pictures(self, image_ids: list[str]) -> dict[str, bytes]:
-        images = self.shards("images")
-        found = images.filter(images.image_id.isin(image_ids))
-        frame = self.engine.execute(found.select("image_id", "image"))
-        rows = zip(frame["image_id"], frame["image"], strict=True)
-        return {name: bytes(image) for name, image in rows if image is not None}
 
 
 def check_inputs(config: CorpusConfig) -> None:
