@@ -156,7 +156,7 @@ def write_comparison(
     """
     (one, first), (other, second) = corpora.items()
     kept = {name: tables["kept"] for name, tables in corpora.items()}
-    samples = []
+    samples: list[tuple[str, list[dict[str, Any]]]] = []
     for title, pairs, tables in (
         (f"Only in {one}", kept[one].anti_join(kept[other], SAME["pairs"]), first),
         (f"Only in {other}", kept[other].anti_join(kept[one], SAME["pairs"]), second),

@@ -48,8 +48,11 @@ def read_entries(path: str) -> list[str]:
 
 def _is_text(entry: object) -> bool:
     """Returns whether a JSON value is a text, not blank, without half characters."""
-    blank = not isinstance(entry, str) or not entry.strip()
-    return not blank and not re.search("[\ud800-\udfff]", entry)
+    return (
+        isinstance(entry, str)
+        and bool(entry.strip())
+        and not re.search("[\ud800-\udfff]", entry)
+    )
 
 
 def space_out(texts: pa.Array) -> pa.Array:

@@ -179,18 +179,26 @@ def draw_comparison(
     if len(scored) < len(corpora):
         return plots
     for column, kind in scored[0].schema().items():
-        if kind.is_floating() and all(column in table.columns for table in scored):
-            counted = count("scores", lambda t, c=column: (t[c] * 1000).floor())
-            if any(counts.sum() for _, counts in counted.values()):
-                thousandths = {
-                    name: ((values + 0.5) / 1000, counts)
-                    for name, (values, counts) in counted.items()
-                }
-                axis = f"{column}, per cent of the pictures that were scored"
-                edges = np.arange(0, 101) / 100
-                title = f"Score {column}"
-                plots.append(plot(title, axis, thousandths, edges, shares=True))
+        if kind.is_floating() and column in scored[1].columns:
+            plots += _draw_scores(
+                column, dict(zip(corpora, scored, strict=True)), execute
+            )
     return plots
+
+
+def _draw_scores(
+    column: str, scores: dict[str, ibis.Table], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws the histogram of a score; an empty list if a corpus has none."""
+    series = {}
+    for name, table in scores.items():
+        values, counts = _counts(table, (table[column] * 1000).floor(), execute)
+        series[name] = (values + 0.5) / 1000, counts
+    if not all(len(values) for values, _ in series.values()):
+        return []
+    label = f"{column}, per cent of the pictures that were scored"
+    edges = np.arange(0, 101) / 100
+    return [plot(f"Score {column}", label, series, edges, shares=True)]
 
 
 def plot(

@@ -48,12 +48,12 @@ def run(monkeypatch, *arguments) -> int:
 def test_the_list_of_a_build_equals_plain_python(tmp_path, monkeypatch, capsys):
     write_ngrams(tmp_path)
     out = tmp_path / "entries.txt"
-    flags = ("--out", out, "--min-count", 2, "--min-pmi", 1.5)
+    flags = ("--out", out, "--min-count", 2, "--min-pmi", 2)
     assert run(monkeypatch, tmp_path, *flags) == 0
     listed = read_entries(str(out))
-    assert listed == expected(2, 1.5)
+    assert listed == expected(2, 2)
     assert "new york" in listed
-    assert "in the" not in listed
+    assert "in the" in set(expected(2, -99)) - set(listed)  # by chance
     assert f"{len(listed)} entries, from 'the' to" in capsys.readouterr().out
     assert run(monkeypatch, tmp_path, *flags, "--most", 3) == 0
     assert read_entries(str(out)) == listed[:3]
