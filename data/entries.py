@@ -3,9 +3,9 @@
     python -m data.entries WORKDIR [--out entries.txt] [--min-count 20] [--min-pmi 5]
         [--most 500000]
 
-WORKDIR is the workdir of a build. Its normalised texts are counted, so the list is for
-`config.balance.column = "text"`. A phrase is two neighbouring words. It is listed if
-they stand together at least 2 ** min_pmi times as often as chance would have it.
+WORKDIR is the workdir of a build. The normalised texts of its kept pairs are counted.
+So the list is for `config.balance.column = "text"`. A phrase is two neighbouring words.
+It is listed if they stand together at least 2 ** min_pmi times as often as by chance.
 """
 
 import argparse

@@ -35,25 +35,37 @@ def open_corpus(engine: Engine, directory: pathlib.Path) -> dict[str, ibis.Table
     Raises:
       InputError: the folder holds no corpus that got so far.
     """
-    stages = directory / "stages"
-    names = ("kept.parquet", "pictures.parquet", "images")
-    missing = [name for name in names if not (stages / name).exists()]
-    if missing:
+    kept = open_stage(engine, directory, "kept.parquet")
+    pictures = open_stage(engine, directory, "pictures.parquet")
+    tables = {
+        "kept": kept,
+        "images": open_stage(engine, directory, "images"),
+        "pictures": pictures.semi_join(kept, "image_id"),
+    }
+    if (directory / "stages" / "scores").exists():
+        scores = open_stage(engine, directory, "scores")
+        tables["scores"] = scores.semi_join(kept, "image_id")
+    return tables
+
+
+def open_stage(engine: Engine, directory: pathlib.Path, name: str) -> ibis.Table:
+    """Opens a stage that `data.build` wrote, on either engine.
+
+    Args:
+      engine: engine that reads the stage.
+      directory: workdir of the build.
+      name: name of the file or folder in DIRECTORY/stages.
+
+    Raises:
+      InputError: the stage is missing.
+    """
+    path = directory / "stages" / name
+    if not path.exists():
         raise InputError(
-            f"{directory} lacks stages/{missing[0]}; wanted the workdir of a complete"
+            f"{directory} lacks stages/{name}; wanted the workdir of a complete"
             " `python -m data.build`"
         )
-
-    def read(name: str) -> ibis.Table:
-        path = stages / name
-        return engine.read(path / "*.parquet" if path.is_dir() else path)
-
-    kept = read("kept.parquet")
-    tables = {"kept": kept, "images": read("images")}
-    tables["pictures"] = read("pictures.parquet").semi_join(kept, "image_id")
-    if (stages / "scores").exists():
-        tables["scores"] = read("scores").semi_join(kept, "image_id")
-    return tables
+    return engine.read(path / "*.parquet" if path.is_dir() else path)
 
 
 def compare_corpora(

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from align_jax import places
 from align_jax.errors import InputError
 
+SPLIT_OFF = ",.;:?!`"  # characters that get a space on both sides
+
 
 def read_entries(path: str) -> list[str]:
     """Reads a concept list; repeated entries and empty lines are left out.
@@ -61,7 +63,7 @@ def space_out(texts: pa.Array) -> pa.Array:
     Tabs and line ends become spaces.
     """
     spaced = pc.binary_join_element_wise("", texts, "", " ")
-    spaced = pc.replace_substring_regex(spaced, r"([,.;:?!`])", r" \1 ")
+    spaced = pc.replace_substring_regex(spaced, f"([{SPLIT_OFF}])", r" \1 ")
     return pc.replace_substring_regex(spaced, r"[\t\n\r]", " ")
 
 

@@ -5,9 +5,10 @@ import pathlib
 import ibis
 
 from align_jax.errors import InputError
+from data.corpus.comparison import open_stage
+from data.corpus.concepts import SPLIT_OFF
 from data.corpus.engines import Engine
-
-SPLIT_OFF = frozenset(",.;:?!`")  # a text has spaces around these when it is searched
+from data.corpus.ngrams import count_ngrams, count_texts
 
 
 def list_entries(
@@ -20,17 +21,15 @@ def list_entries(
 
     Args:
       engine: engine that reads the stages of the build.
-      workdir: workdir of the build, whose normalised texts are counted.
+      workdir: workdir of the build; the normalised texts of its kept pairs are counted.
       min_count: smallest count of a word or phrase.
       min_pmi: smallest pointwise mutual information of a phrase.
 
     Raises:
-      InputError: the build has not counted its n-grams, or no entry is left.
+      InputError: the build is not complete, or no entry is left.
     """
-    path = workdir / "stages" / "ngrams.parquet"
-    if not path.exists():
-        raise InputError(f"{workdir} lacks stages/ngrams.parquet; run data.build first")
-    ngrams = engine.read(path / "*.parquet" if path.is_dir() else path)
+    kept = open_stage(engine, workdir, "kept.parquet")
+    ngrams = count_ngrams(count_texts(kept))
     is_phrase = ngrams.ngram.contains(" ")
     total = ngrams.filter(~is_phrase)["count"].sum().as_scalar().cast("float64")
     frequent = ngrams["count"] >= min_count
@@ -55,4 +54,4 @@ def list_entries(
 
 def _can_be_found(entry: str) -> bool:
     """Returns whether an entry has letters or digits and nothing that is split off."""
-    return any(map(str.isalnum, entry)) and not SPLIT_OFF & {*entry}
+    return any(map(str.isalnum, entry)) and not {*SPLIT_OFF} & {*entry}

@@ -14,14 +14,11 @@ TEXTS = ["new york in the rain"] * 4 + ["the rain, the sea", "the sea - in the s
 TEXTS += ["the new in the house"] * 3 + ["", "york", "--- !"]
 
 
-def write_ngrams(folder) -> None:
-    counts: collections.Counter = collections.Counter()
-    for text in TEXTS:
-        words = text.split(" ")
-        counts.update(words + [f"{a} {b}" for a, b in itertools.pairwise(words)])
-    table = {"ngram": list(counts), "count": list(counts.values())}
+def write_corpus(folder) -> None:
+    names = [f"i{n}" for n in range(len(TEXTS))]
+    table = {"image_id": names, "text": TEXTS, "key": range(len(TEXTS))}
     (folder / "stages").mkdir()
-    pq.write_table(pa.table(table), folder / "stages" / "ngrams.parquet")
+    pq.write_table(pa.table(table), folder / "stages" / "kept.parquet")
 
 
 def expected(min_count: int, min_pmi: float) -> list[str]:
@@ -46,7 +43,7 @@ def run(monkeypatch, *arguments) -> int:
 
 
 def test_the_list_of_a_build_equals_plain_python(tmp_path, monkeypatch, capsys):
-    write_ngrams(tmp_path)
+    write_corpus(tmp_path)
     out = tmp_path / "entries.txt"
     flags = ("--out", out, "--min-count", 2, "--min-pmi", 2)
     assert run(monkeypatch, tmp_path, *flags) == 0
@@ -62,8 +59,8 @@ def test_the_list_of_a_build_equals_plain_python(tmp_path, monkeypatch, capsys):
 def test_a_list_without_entries_is_refused(tmp_path, monkeypatch, capsys):
     out = tmp_path / "entries.txt"
     assert run(monkeypatch, tmp_path, "--out", out) != 0
-    assert "lacks stages/ngrams.parquet; run data.build" in capsys.readouterr().err
-    write_ngrams(tmp_path)
+    assert "lacks stages/kept.parquet; wanted the workdir" in capsys.readouterr().err
+    write_corpus(tmp_path)
     assert run(monkeypatch, tmp_path, "--out", out, "--min-count", 99) != 0
     assert "has no word that occurs 99 times" in capsys.readouterr().err
     assert not out.exists()
