@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from benchmarks.corpus import peak_bytes
 from benchmarks.corpus_rows import generate
 from data.corpus.balance import balance_pairs
-from data.corpus.builder import Build
 from data.corpus.config import BalanceConfig, CorpusConfig, EngineConfig
 from data.corpus.engines import DuckDB
 from data.corpus.rules import RuleBounds
+from data.corpus.stage_tables import StageTables
 from data.sources.config import SourceConfig
 
 
@@ -90,7 +90,7 @@ def main() -> None:
         balance=BalanceConfig(str(listed), flags.pairs_per_entry, column="text"),
         engine=EngineConfig(workers=1, memory_limit=flags.memory_limit),
     )
-    stages = Build(config, out)
+    stages = StageTables(config, out)
     stages.engine.close()
     stages.engine = engine = TimedDuckDB(config.engine, out / "spill")
     (out / "stages").mkdir()
