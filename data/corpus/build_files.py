@@ -116,6 +116,11 @@ def format_report(report: dict[str, Any]) -> str:
         for what, count in report.get("not_embedded", {}).items()
         if count
     ]
+    if balance := report.get("balance"):
+        lines.append(
+            f"balance: {balance['sampled']} of {balance['entries']} entries have more"
+            f" than {balance['pairs_per_entry']} pairs, {balance['unmatched']} none"
+        )
     lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
     lines.append(
         f"{report['pairs_in']} distinct pairs in, {report['pairs_kept']} kept, of"

@@ -22,6 +22,12 @@ from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError, warned
 from align_jax.locks import locked
 from data.corpus import ngrams, rules
+from data.corpus.balance import (
+    balance_pairs,
+    check_balance,
+    describe_balance,
+    judge_balance,
+)
 from data.corpus.build_files import (
     count_drops,
     count_rows,
@@ -36,13 +42,14 @@ from data.corpus.dataset import described, with_defaults, write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
-from data.corpus.page import write_page
+from data.corpus.page import read_files, write_page
 from data.corpus.picture_rules import (
     check_picture_rules,
     judge_pairs,
     make_picture_rules,
     scores_schema,
 )
+from data.corpus.rule_counts import count_refusals, count_rules, rule_names
 from data.corpus.score import score_shard
 from data.corpus.stage_tables import StageTables
 from data.pictures.evaluation_images import (
@@ -197,13 +204,24 @@ class Build(StageTables):
 
         If it is off, a picture rule has a column of false, any other rule no column.
         """
+        if self.config.balance.entries:
+            return judge_balance(self._judged_alone(), self.shards("balance"))
+        return self._judged_alone()
+
+    def _judged_alone(self) -> ibis.Table:
+        """Returns `judged` without the balance, which compares pairs that are left."""
         scores = self.shards("scores") if (self.folder / "scores").exists() else None
         return judge_pairs(self.table("flags"), scores, self.picture_rules)
 
     def keep(self) -> None:
-        """Writes `kept`, the pairs that break no rule."""
-        kept = self._unbroken(self.judged())
-        self.save("kept", kept.select("image_id", "text", "key").distinct())
+        """Writes `kept`, the pairs that break no rule and pass the balance."""
+        if self.stage("kept").exists():
+            return
+        kept = self._unbroken(self._judged_alone())
+        kept = kept.select("image_id", "text", "key").distinct()
+        if self.config.balance.entries:
+            kept = balance_pairs(self, kept)
+        self.save("kept", kept)
 
     def _unbroken(self, flagged: ibis.Table) -> ibis.Table:
         return flagged.filter(~ibis.or_(*(flagged[n] for n in rule_names(flagged))))
@@ -214,7 +232,7 @@ class Build(StageTables):
         Raises:
           InputError: no pair is left; the message gives the counts.
         """
-        pairs, rows = self._count_rules()
+        pairs, rows = count_rules(self.judged(), self.engine.execute)
         kept = self.table("kept")
         drops = count_drops(self.folder)
         raw = int(self.engine.execute(self.shards("pairs").count()))
@@ -227,12 +245,16 @@ class Build(StageTables):
             "images_kept": int(self.engine.execute(kept.image_id.nunique())),
             "ngram_cut": cut,
             "drops": drops,
-            "refused_pictures": self._count_refusals(),
+            "refused_pictures": count_refusals(
+                self.table("pictures"), self.engine.execute
+            ),
             "off": [{"rule": r, "reason": why} for r, why in self.off().items()],
             "rules": rows,
         }
         if self.config.pictures.embedding_model:
             report["not_embedded"] = count_not_embedded(self)
+        if self.config.balance.entries:
+            report["balance"] = describe_balance(self)
         if not report["pairs_kept"]:
             first = ", ".join(f"{r['rule']} {r['first']}" for r in report["rules"])
             raise InputError(
@@ -240,28 +262,6 @@ class Build(StageTables):
                 f" first by: {first}); loosen config.rules"
             )
         return report
-
-    def _count_refusals(self) -> dict[str, int]:
-        counts = self.engine.execute(rules.count_refusals(self.table("pictures")))
-        numbers = map(int, counts["pictures"])
-        return dict(sorted(zip(counts["reason"], numbers, strict=True)))
-
-    def _count_rules(self) -> tuple[int, list[dict[str, Any]]]:
-        """Returns the number of distinct pairs, and a row of counts for each rule."""
-        flagged = self.judged()
-        counts: dict[str, Any] = {"pairs": flagged.count()}
-        earlier = ibis.literal(False)
-        for name in rule_names(flagged):
-            counts[f"breaks {name}"] = flagged[name].cast("int64").sum()
-            first = flagged[name] & ~earlier
-            counts[f"first {name}"] = first.cast("int64").sum()
-            earlier = earlier | flagged[name]
-        row = self.engine.execute(flagged.aggregate(**counts)).iloc[0]
-        rows = [
-            {"rule": name} | {n: int(row[f"{n} {name}"]) for n in ("breaks", "first")}
-            for name in rule_names(flagged)
-        ]
-        return int(row["pairs"]), rows
 
     def records(self, report: dict[str, Any]) -> None:
         """Writes the dataset to DIR/records; removes the stage `exchange`."""
@@ -275,25 +275,15 @@ class Build(StageTables):
         tables["flags"] = self.judged()
         if self.config.pictures.embedding_model:
             tables["scores"] = self.shards("scores")
+        if self.config.balance.entries:
+            tables["entry_counts"] = self.table("entry_counts")
         write_page(
             {**report, "config": described(self.config)},
             tables,
-            self._read_pictures,
+            functools.partial(read_files, self.shards("images"), self.engine.execute),
             self.directory / "report.html",
             self.engine.execute,
         )
-
-    def _read_pictures(self, image_ids: list[str]) -> dict[str, bytes]:
-        images = self.shards("images")
-        found = images.filter(images.image_id.isin(image_ids))
-        frame = self.engine.execute(found.select("image_id", "image"))
-        rows = zip(frame["image_id"], frame["image"], strict=True)
-        return {name: bytes(image) for name, image in rows if image is not None}
-
-
-def rule_names(flagged: ibis.Table) -> list[str]:
-    """Returns the names of the rule columns of a table of flags, in order."""
-    return [name for name in flagged.columns if name not in rules.PAIR_COLUMNS]
 
 
 def check_inputs(config: CorpusConfig) -> None:
@@ -307,6 +297,7 @@ def check_inputs(config: CorpusConfig) -> None:
     if config.evaluation_images:
         open_evaluation(config.evaluation_images)
     check_picture_rules(make_picture_rules(config))
+    check_balance(config.balance)
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:

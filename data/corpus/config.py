@@ -91,6 +91,34 @@ class PictureConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BalanceConfig:
+    """Settings of the balance of concepts, which sees the pairs that no rule dropped.
+
+    The balance is MetaCLIP's (arXiv 2309.16671); see `data.corpus.concepts`.
+
+    Attributes:
+      entries: file of the concept list, an entry a line or a JSON list of strings;
+        empty turns the balance off.
+      pairs_per_entry: number of pairs, t. MetaCLIP uses 20,000 for 400 million pairs.
+      tail_share: share of all matches that the entries of counts up to t have; if it is
+        not 0, it decides t in place of `pairs_per_entry`.
+      column: "alt_text" searches the texts of the source, where case counts; "text"
+        searches the normalised texts, which are in lower case.
+    """
+
+    entries: str = ""
+    pairs_per_entry: Count = 20_000
+    tail_share: ProperShare = 0.0
+    column: str = "alt_text"
+
+    def __post_init__(self) -> None:
+        """Raises InputError if the column is unknown."""
+        choose(
+            dict.fromkeys(("alt_text", "text")), self.column, "config.balance.column"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CorpusConfig:
     """The whole config of a corpus.
 
@@ -104,6 +132,7 @@ class CorpusConfig:
         none. It has the column `image_id`. To find near-duplicates, it needs `phash` or
         `image` for the rule by hash and `image` for the rule by embedding.
       pictures: settings of the rules that look at pictures.
+      balance: settings of the balance of concepts, which is off by default.
       engine: settings of the engine.
       max_characters: number of characters after which a normalised text is cut.
       shards: number of record files; 0 makes files of about `shard_megabytes`.
@@ -121,6 +150,7 @@ class CorpusConfig:
     vocabulary_size: Count
     evaluation_images: str = ""
     pictures: PictureConfig = PictureConfig()
+    balance: BalanceConfig = BalanceConfig()
     engine: EngineConfig = EngineConfig()
     max_characters: Count = 1000
     shards: Natural = 0

@@ -17,11 +17,12 @@ import jinja2
 
 from align_jax import places
 from align_jax.pictures import PictureError, small_jpeg
+from data.corpus.balance import BALANCE_RULES
 from data.corpus.picture_rules import PICTURE_RULES, PictureRule
-from data.corpus.plots import Execute, draw_cosines, draw_plots
+from data.corpus.plots import Execute, draw_balance, draw_cosines, draw_plots
 from data.corpus.rules import RULES, Rule
 
-TEMPLATE = pathlib.Path(__file__).with_name("page.html")
+TEMPLATES = pathlib.Path(__file__).parent
 
 KEPT_PAIRS = 24
 DROPPED_PAIRS = 8  # per rule
@@ -44,10 +45,11 @@ def write_page(
         {"rule", "breaks", "first"}, in order: the name, the number of pairs that break
         the rule, and of those that break no earlier rule). Optional: `name`, `config`,
         `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count} of unreadable
-        source rows), `off` (list of {"rule", "reason"}) and `not_embedded` ({label:
-        count}).
+        source rows), `off` (list of {"rule", "reason"}), `not_embedded` ({label:
+        count}) and `balance` (see `describe_balance`).
       tables: the stages `pictures`, `ngrams` and `kept`; `flags` with a column for
-        every rule; `scores` if pictures were compared by their embeddings.
+        every rule; `scores` if pictures were compared by their embeddings;
+        `entry_counts` if concepts were balanced.
       read_pictures: function from image ids to the files' bytes by image id; some
         pictures may be missing from its result.
       path: path of the page.
@@ -56,13 +58,8 @@ def write_page(
     config = report.get("config") or {}
     samples = sample_pairs(report, tables, execute)
     show_pictures(samples, tables["pictures"], read_pictures, execute)
-    template = jinja2.Template(
-        TEMPLATE.read_text(encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    page = template.render(
+    page = render(
+        "page.html",
         name=report.get("name") or config.get("name") or path.parent.name,
         figures=headline(report),
         off=report.get("off", []),
@@ -70,13 +67,36 @@ def write_page(
         rules=describe_rules(report),
         drops=report.get("drops", {}),
         plots=draw_plots(report, tables, execute)
-        + draw_cosines(report, tables, execute),
+        + draw_cosines(report, tables, execute)
+        + draw_balance(report, tables, execute),
+        balance=describe_entries(report.get("balance")),
         kept=samples.pop("kept"),
         samples=samples,
         settings=describe_config(config),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
     places.write_text(path, page)
+
+
+def render(template: str, **fields: Any) -> str:
+    """Fills a template of this folder; texts are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(template).render(**fields)
+
+
+def read_files(
+    images: ibis.Table, execute: Execute, image_ids: list[str]
+) -> dict[str, bytes]:
+    """Returns the files of pictures by image id, as far as they are in `images`."""
+    found = images.filter(images.image_id.isin(image_ids))
+    frame = execute(found.select("image_id", "image"))
+    rows = zip(frame["image_id"], frame["image"], strict=True)
+    return {name: bytes(image) for name, image in rows if image is not None}
 
 
 def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -94,7 +114,7 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def list_rules() -> dict[str, Rule | type[PictureRule]]:
     """Returns all rules by name; each has `meaning`, `bound` and `withheld`."""
-    return {**RULES, **PICTURE_RULES}
+    return {**RULES, **PICTURE_RULES, **BALANCE_RULES}
 
 
 def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,6 +147,14 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def describe_entries(balance: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the balance of concepts with printable entries; None if it is off."""
+    if balance is None:
+        return None
+    top = [row | {"entry": printable(row["entry"])} for row in balance["top"]]
+    return balance | {"top": top}
 
 
 def share(part: int, whole: int) -> str:
@@ -163,19 +191,22 @@ def sample_pairs(
       no earlier rule.
     """
     kept, flags = tables["kept"], tables["flags"]
-    samples = {"kept": _lowest(kept, KEPT_PAIRS, execute)}
+    samples = {"kept": lowest_pairs(kept, KEPT_PAIRS, execute)}
     earlier = ibis.literal(False)
     for row in report["rules"]:
         broken = flags[row["rule"]].fill_null(False)
         samples[row["rule"]] = []
         if row["first"]:
             first = flags.filter(broken & ~earlier)
-            samples[row["rule"]] = _lowest(first, DROPPED_PAIRS, execute)
+            samples[row["rule"]] = lowest_pairs(first, DROPPED_PAIRS, execute)
         earlier = earlier | broken
     return samples
 
 
-def _lowest(pairs: ibis.Table, count: int, execute: Execute) -> list[dict[str, Any]]:
+def lowest_pairs(
+    pairs: ibis.Table, count: int, execute: Execute
+) -> list[dict[str, Any]]:
+    """Returns the pairs of the lowest keys, a random sample, as `sample_pairs` does."""
     picked = pairs.order_by("key", "image_id", "text").limit(count)
     cut = pairs.text.substr(0, SHOWN_CHARACTERS + 1).name("shown")
     rows = execute(picked.select("image_id", shown=cut)).to_dict("records")

@@ -109,6 +109,98 @@ def draw_cosines(
     ]
 
 
+def draw_balance(
+    report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws the histogram of the pairs an entry of the concept list, all and kept.
+
+    Returns:
+      One result of `plot` in a list; an empty list if `tables` has no `entry_counts`.
+    """
+    if "entry_counts" not in tables:
+        return []
+    entries = tables["entry_counts"].filter(tables["entry_counts"].pairs > 0)
+    counted = {
+        "all": _counts(entries, entries.pairs, execute),
+        "kept": _counts(entries, entries.kept, execute),
+    }
+    return [
+        plot(
+            "Pairs per concept",
+            "number of pairs that contain an entry",
+            counted,
+            2.0 ** np.arange(int(counted["all"][0].max(initial=1)).bit_length() + 1),
+            bound=report["balance"]["pairs_per_entry"],
+            log="xy",
+        )
+    ]
+
+
+def draw_comparison(
+    corpora: dict[str, dict[str, ibis.Table]], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws histograms of two corpora: lengths of texts, sizes and scores of pictures.
+
+    Args:
+      corpora: tables `kept`, `pictures` (of kept pairs only) and, if pictures were
+        scored, `scores`, by the corpus's name.
+      execute: function that evaluates an expression.
+
+    Returns:
+      The results of `plot`.
+    """
+
+    def count(table: str, value: Callable[[ibis.Table], ibis.Value]) -> dict:
+        return {
+            name: _counts(tables[table], value(tables[table]), execute)
+            for name, tables in corpora.items()
+        }
+
+    sides = np.geomspace(8, 8192, 41)
+    lengths = np.arange(LONGEST_TEXT + 2) - 0.5
+    plots = [
+        plot(
+            "Length of the texts",
+            f"unigrams; {LONGEST_TEXT} or more at the end, per cent of the pairs",
+            count("kept", _length),
+            lengths,
+            shares=True,
+        ),
+        plot(
+            "Shorter side of the pictures",
+            "pixels, per cent of the pictures",
+            count("pictures", _shorter),
+            sides,
+            log="x",
+            shares=True,
+        ),
+    ]
+    scored = [tables["scores"] for tables in corpora.values() if "scores" in tables]
+    if len(scored) < len(corpora):
+        return plots
+    for column, kind in scored[0].schema().items():
+        if kind.is_floating() and column in scored[1].columns:
+            plots += _draw_scores(
+                column, dict(zip(corpora, scored, strict=True)), execute
+            )
+    return plots
+
+
+def _draw_scores(
+    column: str, scores: dict[str, ibis.Table], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws the histogram of a score; an empty list if a corpus has none."""
+    series = {}
+    for name, table in scores.items():
+        values, counts = _counts(table, (table[column] * 1000).floor(), execute)
+        series[name] = (values + 0.5) / 1000, counts
+    if not all(len(values) for values, _ in series.values()):
+        return []
+    label = f"{column}, per cent of the pictures that were scored"
+    edges = np.arange(0, 101) / 100
+    return [plot(f"Score {column}", label, series, edges, shares=True)]
+
+
 def plot(
     title: str,
     label: str,
@@ -116,16 +208,19 @@ def plot(
     edges: np.ndarray,
     bound: float | None = None,
     log: str = "",
+    shares: bool = False,
 ) -> dict[str, str]:
     """Draws overlaid histograms.
 
     Args:
       title: title of the plot.
       label: label of the value axis.
-      series: values (N,) and their counts (N,), by the name "all" or "kept".
+      series: values (N,) and their counts (N,), by name, as in "all" and "kept"; two
+        names at most.
       edges: (E,) edges of the bars; values outside go to the first or last bar.
       bound: bound of a rule, drawn as a line; None for none.
       log: axes with a logarithmic scale, as in "xy".
+      shares: whether the bars are percentages of each series, drawn as outlines.
 
     Returns:
       {"title", "alt", "svg"}: "alt" has the total and the median of each series, "svg"
@@ -135,16 +230,17 @@ def plot(
     axes = figure.add_subplot()
     middles = (edges[:-1] + edges[1:]) / 2
     parts = []
-    for name, colour in (("all", ALL_COLOUR), ("kept", KEPT_COLOUR)):
-        if name in series:
-            values, counts = series[name]
-            inside = np.clip(values, middles[0], middles[-1])
-            bars, _ = np.histogram(inside, edges, weights=counts)
-            floor = 0.5 if "y" in log else 0
-            axes.stairs(
-                bars, edges, baseline=floor, fill=True, color=colour, label=name
-            )
-            parts.append(f"{name}: {_median(values, counts)}")
+    colours = (BOUND_COLOUR if shares else ALL_COLOUR, KEPT_COLOUR)
+    for (name, (values, counts)), colour in zip(series.items(), colours, strict=False):
+        inside = np.clip(values, middles[0], middles[-1])
+        bars, _ = np.histogram(inside, edges, weights=counts)
+        if shares:
+            bars = 100 * bars / max(counts.sum(), 1)
+        floor = 0.5 if "y" in log else 0
+        axes.stairs(
+            bars, edges, baseline=floor, fill=not shares, color=colour, label=name
+        )
+        parts.append(f"{name}: {_median(values, counts)}")
     if bound is not None and edges[0] <= bound <= edges[-1]:
         axes.axvline(bound, color=BOUND_COLOUR, linestyle="--", label=f"bound {bound}")
     _dress(axes, label, log)

@@ -1,0 +1,140 @@
+import collections
+import re
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align_jax.errors import run_command
+from data import compare
+from data.corpus import comparison
+from data.corpus.config import EngineConfig
+from data.corpus.engines import DuckDB
+from tests import tiny
+
+# Pictures and texts of two corpora; they share two pairs and, beside these, a text.
+FIRST = [(0, "a red thing"), (1, "a red <b>"), (1, "one more thing"), (2, "a dot")]
+SECOND = [(0, "a red thing"), (1, "a red <b>"), (3, "a dot"), (4, "blue blue sky sky")]
+PHASHES = [7, 8, 9, 9, 5]  # pictures 2 and 3 look alike
+
+
+def write_corpus(folder, pairs, scores=None):
+    stages = folder / "stages"
+    (stages / "images").mkdir(parents=True)
+    keys = [hash((image, len(text))) for image, text in pairs]
+    kept = {"image_id": [f"i{n}" for n, _ in pairs], "text": [t for _, t in pairs]}
+    pq.write_table(pa.table(kept | {"key": keys}), stages / "kept.parquet")
+    names = [f"i{n}" for n in range(5)]
+    pictures = {
+        "image_id": names,
+        "width": pa.array([12] * 5, pa.int32()),
+        "height": pa.array([16] * 5, pa.int32()),
+        "format": ["PNG"] * 5,
+        "phash": pa.array(PHASHES, pa.int64()),
+        "error": pa.nulls(5, pa.string()),
+    }
+    files = [tiny.draw(name, 3) for name in tiny.NAMES[:5]]
+    pq.write_table(pa.table(pictures), stages / "pictures.parquet")
+    images = pa.table({"image_id": names, "image": files})
+    pq.write_table(images, stages / "images" / "00000.parquet")
+    if scores:
+        (stages / "scores").mkdir()
+        table = {"image_id": names, "cosine": scores, "nsfw": pa.nulls(5, pa.float32())}
+        pq.write_table(pa.table(table), stages / "scores" / "00000.parquet")
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    write_corpus(tmp_path / "one", FIRST, [0.1, 0.2, 0.3, 0.4, 0.5])
+    write_corpus(tmp_path / "other", SECOND, [0.1, 0.2, 0.3, 0.4, 0.5])
+    return tmp_path / "one", tmp_path / "other"
+
+
+def test_overlaps_and_words_equal_plain_python(corpora, tmp_path):
+    engine = DuckDB(EngineConfig(workers=1), tmp_path / "spill")
+    tables = [comparison.open_corpus(engine, folder) for folder in corpora]
+    report = comparison.compare_corpora(*tables, engine.execute)
+    engine.close()
+
+    rows = {
+        "pairs": [set(FIRST), set(SECOND)],
+        "pictures by file": [{n for n, _ in side} for side in (FIRST, SECOND)],
+        "pictures by perceptual hash": [
+            {PHASHES[n] for n, _ in side} for side in (FIRST, SECOND)
+        ],
+        "texts": [{t for _, t in side} for side in (FIRST, SECOND)],
+    }
+    assert report["overlaps"] == [
+        {"rows": name, "first": len(a), "second": len(b), "both": len(a & b)}
+        for name, (a, b) in rows.items()
+    ]
+    counts = [
+        collections.Counter(word for _, text in side for word in text.split())
+        for side in (FIRST, SECOND)
+    ]
+    totals = [count.total() for count in counts]
+    both = counts[0].keys() & counts[1].keys()
+    words = report["words"]
+    assert [words[n] for n in ("first", "second", "both")] == [
+        *map(len, counts),
+        len(both),
+    ]
+    millions = {
+        word: [1e6 * n[word] / total for n, total in zip(counts, totals, strict=True)]
+        for word in counts[0] | counts[1]
+    }
+    change = {word: other - one for word, (one, other) in millions.items()}
+    gained = sorted((-d, word) for word, d in change.items() if d > 0)
+    lost = sorted((d, word) for word, d in change.items() if d < 0)
+    assert [row["word"] for row in words["gained"]] == [word for _, word in gained]
+    assert [row["word"] for row in words["lost"]] == [word for _, word in lost]
+    for row in words["gained"] + words["lost"]:
+        assert [row["first"], row["second"]] == pytest.approx(millions[row["word"]])
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
+    return run_command("data.compare", compare.main)
+
+
+def test_the_command_prints_the_counts_and_writes_a_page(
+    corpora, tmp_path, monkeypatch, capsys
+):
+    page_path = tmp_path / "page.html"
+    assert run(monkeypatch, *corpora, "--out", page_path) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"pairs +4 +4 +2\n", printed)
+    assert "words gained: blue, sky" in printed
+    page = page_path.read_text()
+    assert "<b>" not in page
+    assert "a red &lt;b&gt;" in page
+    only_first, only_second, both = page.split('id="samples"')[1].split("<h3>")[1:]
+    assert "one more thing" in only_first
+    assert "blue blue sky sky" in only_second
+    assert (only_first + only_second).count("data:image/jpeg") == 4
+    assert both.count("data:image/jpeg") == 2
+    assert "Score cosine" in page
+    assert "Score nsfw" not in page
+    assert page.count("<svg") == 3
+
+
+def test_corpora_without_shared_pairs_or_scores_have_a_page(
+    tmp_path, monkeypatch, capsys
+):
+    write_corpus(tmp_path / "a" / "corpus", FIRST[:1])
+    write_corpus(tmp_path / "b" / "corpus", SECOND[3:], [0.5] * 5)
+    folders = (tmp_path / "a" / "corpus", tmp_path / "b" / "corpus")
+    assert run(monkeypatch, *folders, "--out", tmp_path / "page.html") == 0
+    page = (tmp_path / "page.html").read_text()
+    assert f"Only in {folders[1]}" in page
+    assert "<h3>In both</h3>\n<p" in page
+    assert page.count("<svg") == 2
+
+
+def test_a_folder_that_is_no_corpus_is_refused(corpora, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, corpora[0], tmp_path, "--out", tmp_path / "p.html") != 0
+    assert f"{tmp_path} lacks stages/kept.parquet; wanted" in capsys.readouterr().err
+    assert run(monkeypatch, corpora[0], corpora[0], "--out", tmp_path / "p") != 0
+    assert "is compared with itself" in capsys.readouterr().err
+    assert not (tmp_path / "p.html").exists()
