@@ -99,6 +99,30 @@ def read_command_line(argv: list[str]) -> CommandLine:
     )
 
 
+def read_build_line(argv: Sequence[str]) -> tuple[dict[str, Any], pathlib.Path]:
+    """Reads the flags --config and --workdir of a command that makes data.
+
+    Args:
+      argv: the program's name and its arguments.
+
+    Returns:
+      The literal config, changed as the flags say, and the path of the workdir.
+
+    Raises:
+      InputError: an unknown or missing flag, an unknown config or field, a value of the
+        wrong type, or a workdir that is a URL.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    known, argv = flags.FlagValues(), expand_home(argv)
+    config = config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
+    flags.mark_flag_as_required("config", known)
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=known, required=True)
+    (fields,) = parse_flags(known, [config], argv)
+    return fields or {}, places.local_path(workdir.value)
+
+
 def expand_home(argv: Sequence[str]) -> list[str]:
     """Returns the arguments with the home folder for ~ in --config and --diff."""
     return [

@@ -18,23 +18,15 @@ def main() -> None:
         return
     # Imports inside `main` let a missing package end in a one-line error. TensorFlow
     # logs while it is imported, so it is imported after the flags are checked.
-    from absl import flags
-    from ml_collections import config_flags
-
-    from align_jax import places
-    from align_jax.command_line import expand_home, parse_flags
+    from align_jax.command_line import read_build_line
     from align_jax.config import read_config
     from data.corpus.config import CorpusConfig
 
-    known, argv = flags.FlagValues(), expand_home(sys.argv)
-    config = config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
-    flags.mark_flag_as_required("config", known)
-    workdir = flags.DEFINE_string("workdir", None, "", flag_values=known, required=True)
-    (fields,) = parse_flags(known, [config], argv)
-    corpus = read_config(CorpusConfig, fields or {})
+    fields, workdir = read_build_line(sys.argv)
+    corpus = read_config(CorpusConfig, fields)
     from data.corpus.builder import build
 
-    build(corpus, places.local_path(workdir.value))
+    build(corpus, workdir)
 
 
 if __name__ == "__main__":

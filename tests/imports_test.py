@@ -10,7 +10,8 @@ GROUND = """errors config command_line contracts places locks progress quiet
 ROOMS = {
     "align_jax": """devices input kernels models losses runs training weights embed
         evaluation report search sweep""".split(),
-    "data": "sources records pictures corpus doctor evaluation_sets samples".split(),
+    "data": """sources records pictures corpus curation doctor evaluation_sets
+        samples""".split(),
 }
 
 

@@ -41,14 +41,14 @@ def draw_plots(
     pictures = pictures.filter(pictures.error.isnull() & (pictures.width > 0))
     shown = pictures.semi_join(kept, "image_id")
     ngrams = tables["ngrams"]
-    counted = {"all": _counts(ngrams, ngrams["count"], execute)}
+    counted = {"all": count_values(ngrams, ngrams["count"], execute)}
     return [
         plot(
             "Shorter side of the pictures",
             "pixels",
             {
-                "all": _counts(pictures, _shorter(pictures), execute),
-                "kept": _counts(shown, _shorter(shown), execute),
+                "all": count_values(pictures, _shorter(pictures), execute),
+                "kept": count_values(shown, _shorter(shown), execute),
             },
             np.geomspace(8, 8192, 41),
             bound=bounds.get("min_shorter_side"),
@@ -58,8 +58,8 @@ def draw_plots(
             "Aspect ratio of the pictures",
             f"longer side / shorter side; {WIDEST_ASPECT / 10:.0f} or more at the end",
             {
-                "all": _tenths(_counts(pictures, _aspect(pictures), execute)),
-                "kept": _tenths(_counts(shown, _aspect(shown), execute)),
+                "all": _tenths(count_values(pictures, _aspect(pictures), execute)),
+                "kept": _tenths(count_values(shown, _aspect(shown), execute)),
             },
             np.arange(10, WIDEST_ASPECT + 2) / 10,
             bound=bounds.get("max_aspect_ratio"),
@@ -69,8 +69,8 @@ def draw_plots(
             "Length of the texts",
             f"unigrams; {LONGEST_TEXT} or more at the end",
             {
-                "all": _counts(tables["flags"], _length(tables["flags"]), execute),
-                "kept": _counts(kept, _length(kept), execute),
+                "all": count_values(tables["flags"], _length(tables["flags"]), execute),
+                "kept": count_values(kept, _length(kept), execute),
             },
             np.arange(LONGEST_TEXT + 2) - 0.5,
         ),
@@ -96,7 +96,7 @@ def draw_cosines(
     if "scores" not in tables:
         return []
     cosines = tables["scores"].cosine
-    values, counts = _counts(tables["scores"], (cosines * 1000).floor(), execute)
+    values, counts = count_values(tables["scores"], (cosines * 1000).floor(), execute)
     return [
         plot(
             "Likeness to the nearest evaluation image",
@@ -273,7 +273,7 @@ def _dress(axes: Axes, label: str, log: str) -> None:
     axes.legend(fontsize="small", labelcolor=INK, frameon=False)
 
 
-def _counts(
+def count_values(
     table: ibis.Table, value: ibis.Value, execute: Execute
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distinct integers (N,) of an expression, ascending, and their counts.

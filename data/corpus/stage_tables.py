@@ -5,35 +5,34 @@ import pathlib
 import ibis
 
 from align_jax import places
-from data.corpus.config import CorpusConfig
+from data.corpus.config import CorpusConfig, EngineConfig
 from data.corpus.engines import Engine, choose_engine
 from data.records.stages import materialise
 
 
-class StageTables:
-    """Reads and writes the stages of a build through its engine.
+class Stages:
+    """Reads and writes the stages of a folder through an engine.
 
     `data.corpus.builder` says what a stage is. All tables are Ibis expressions.
     """
 
-    def __init__(self, config: CorpusConfig, directory: pathlib.Path) -> None:
+    def __init__(self, engine: EngineConfig, directory: pathlib.Path) -> None:
         """Opens the engine and removes what a killed build left half-written.
 
         Args:
-          config: config of the corpus.
+          engine: config of the engine.
           directory: folder of the build; the engine spills to its `stages/spill`.
 
         Raises:
           InputError: no engine has the configured name, or its package is missing.
         """
-        self.config = config
         self.directory = directory
         self.folder = directory / "stages"
-        engine = choose_engine(config.engine.kind)
+        chosen = choose_engine(engine.kind)
         for left in directory.rglob(f"*{places.TEMPORARY}"):  # by a killed build
             places.remove(left)
         spill = self.folder / "spill"
-        self.engine: Engine = engine(config=config.engine, spill=spill)
+        self.engine: Engine = chosen(config=engine, spill=spill)
 
     def stage(self, name: str) -> pathlib.Path:
         """Returns the path of a stage without shards, DIR/stages/NAME.parquet.
@@ -57,3 +56,12 @@ class StageTables:
     def close(self) -> None:
         """Closes the engine."""
         self.engine.close()
+
+
+class StageTables(Stages):
+    """The stages of a corpus and its config."""
+
+    def __init__(self, config: CorpusConfig, directory: pathlib.Path) -> None:
+        """Opens the engine of the config; see `Stages`."""
+        super().__init__(config.engine, directory)
+        self.config = config

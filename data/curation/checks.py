@@ -1,0 +1,67 @@
+"""Checks the inputs of a curation, and describes it by its config and its report."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from align_jax import places
+from align_jax.config import read_config
+from data.corpus.engines import choose_engine
+from data.curation.config import CurationConfig
+from data.curation.entities import load_entities
+from data.curation.languages import LANGUAGE_MODELS
+from data.curation.pool import embedding_file, find_columns, list_tables
+from data.curation.vectors import read_matrix
+from data.sources.subsets import open_subset
+
+
+def described(config: CurationConfig) -> dict[str, Any]:
+    """Returns the fields that decide the subsets: the config as a dict, no `engine`."""
+    fields = dataclasses.asdict(config)
+    del fields["engine"]
+    return fields
+
+
+def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the defaults to the fields that `described` returned in an earlier version.
+
+    Raises:
+      InputError: a field is missing, unknown or wrong.
+    """
+    return described(read_config(CurationConfig, fields))
+
+
+def check_inputs(config: CurationConfig) -> None:
+    """Raises InputError if a file, model or column is missing or unreadable."""
+    choose_engine(config.engine.kind)
+    find_columns(config)
+    bounds = config.bounds.values()
+    language = config.language
+    if language.kind in LANGUAGE_MODELS and any(b.languages for b in bounds):
+        LANGUAGE_MODELS[language.kind](language.model)
+    if any(b.text_entities for b in bounds):
+        load_entities(config.entities)
+    for path in {b.subset for b in bounds if b.subset}:
+        open_subset(path)
+    if any(b.image_clusters for b in bounds):
+        for table in list_tables(config.pool.path, "config.pool.path"):
+            embedding_file(config.pool, table)
+        for field in ("target", "centroids"):
+            if path := getattr(config.clusters, field):
+                read_matrix(places.local_path(path), f"config.clusters.{field}")
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Formats a report for a terminal: each filter's rules and totals."""
+    lines = []
+    for name, found in report["filters"].items():
+        lines.append(f"{name:<32}{'breaks':>12}{'dropped first':>15}")
+        lines += [
+            f"  {row['rule']:<30}{row['breaks']:>12}{row['first']:>15}"
+            for row in found["rules"]
+        ]
+        kept = f"{found['kept']} of {report['rows']} rows kept"
+        if found["min_score"] is not None:
+            kept += f"; smallest score {found['min_score']!r}"
+        lines.append(f"  {kept}")
+    return "\n".join(lines)

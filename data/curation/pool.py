@@ -1,0 +1,190 @@
+"""Reads a pool: the rows of its Parquet files, and what lies beside them."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from align_jax.errors import InputError, one_line
+from data.curation.config import CurationConfig, PoolConfig
+from data.sources.config import SourceConfig
+from data.sources.files import list_files
+from data.sources.parquet_tables import open_parquet
+
+BATCH_ROWS = 1 << 15
+
+
+def list_tables(path: str, field: str) -> list[pathlib.Path]:
+    """Lists Parquet files, sorted by name.
+
+    Args:
+      path: file, folder or glob.
+      field: config field of the path, for messages.
+
+    Raises:
+      InputError: no file matches.
+    """
+    root, names = list_files(SourceConfig(field, path), (".parquet",))
+    return [pathlib.Path(root, name) for name in names]
+
+
+def find_columns(config: CurationConfig) -> dict[str, bool]:
+    """Finds the columns of numbers that the filters name.
+
+    Returns:
+      {name: whether the pool's own files have it}, in the order of the filters.
+
+    Raises:
+      InputError: the pool or `config.pool.columns` lack a column, or a file differs
+        from the first one in its columns.
+    """
+    pool = config.pool
+    scores = dict.fromkeys(b.score for b in config.bounds.values() if b.score)
+    own = _common_columns(list_tables(pool.path, "config.pool.path"))
+    wanted = [
+        pool.uid_column,
+        pool.text_column,
+        pool.width_column,
+        pool.height_column,
+    ]
+    if config.language.kind == "column":
+        wanted.append(config.language.column)
+    brought: set[str] = set()
+    if pool.columns:
+        tables = list_tables(pool.columns, "config.pool.columns")
+        brought = _common_columns(tables)
+        _check_names([pool.uid_column], brought, pool.columns)
+    _check_names(wanted, own, pool.path)
+    _check_names(scores, own | brought, pool.path)
+    return {name: name in own for name in scores}
+
+
+def _common_columns(paths: Sequence[pathlib.Path]) -> set[str]:
+    """Returns the names of the columns that all Parquet files have once."""
+    names = []
+    for path in paths:
+        found = open_parquet(path).schema_arrow.names
+        names.append({name for name in found if found.count(name) == 1})
+    return set.intersection(*names)
+
+
+def _check_names(wanted: Sequence[str] | dict, found: set[str], path: str) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise InputError(
+            f"{path} lacks the columns {missing}; all its files have {sorted(found)}"
+        )
+
+
+def read_rows(
+    path: pathlib.Path, columns: Sequence[str], at_once: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a Parquet file in order, in batches.
+
+    Args:
+      path: path of the file.
+      columns: names of the columns to read; an empty list reads all.
+      at_once: maximum number of rows of a batch.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    batches = open_parquet(path).iter_batches(at_once, columns=[*columns] or None)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path} is damaged ({one_line(error)}); download it again"
+            ) from error
+        if batch is None:
+            return
+        yield batch
+
+
+def read_texts(column: pa.Array) -> list[str]:
+    """Returns the texts of a column; null is "", and bytes that are no UTF-8 are `�`.
+
+    Raises:
+      InputError: the column holds no texts.
+    """
+    try:
+        found = column.cast(pa.large_binary()).to_pylist()
+    except pa.ArrowException as error:
+        raise InputError(f"a column of texts holds {column.type}") from error
+    return [(text or b"").decode(errors="replace") for text in found]
+
+
+def read_numbers(column: pa.Array, name: str, path: pathlib.Path) -> pa.Array:
+    """Returns a column as float64; a number that is not finite becomes null.
+
+    Raises:
+      InputError: the column holds no numbers.
+    """
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise InputError(f"column {name!r} of {path} is {kind}; wanted numbers")
+    numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return pa.array(numbers, mask=~np.isfinite(numbers))
+
+
+def embedding_file(pool: PoolConfig, table: pathlib.Path) -> pathlib.Path:
+    """Returns the file of the embeddings of one of the pool's tables.
+
+    Raises:
+      InputError: no such file exists.
+    """
+    folder = pathlib.Path(os.path.expanduser(pool.embeddings or table.parent))
+    candidates = [folder / f"{table.stem}.npz"]
+    if pool.embeddings:
+        candidates.append(folder / table.name)
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{table} has no embeddings: wanted {' or '.join(map(str, candidates))}"
+        " (config.pool.embeddings)"
+    )
+
+
+def count_rows(path: pathlib.Path) -> int:
+    """Returns the number of rows of a Parquet file."""
+    return open_parquet(path).metadata.num_rows
+
+
+def take_rows(path: pathlib.Path, rows: Sequence[int], column: str) -> list[str]:
+    """Returns the texts of a few rows of a Parquet file; reads their row groups only."""
+    file = open_parquet(path)
+    sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    ends = np.cumsum(sizes)
+    texts = []
+    for row in rows:
+        group = int(np.searchsorted(ends, row, "right"))
+        first = int(ends[group]) - sizes[group]
+        found = file.read_row_group(group, columns=[column])[column]
+        texts += read_texts(found.slice(row - first, 1).combine_chunks())
+    return texts
+
+
+def copy_rows(
+    source: pathlib.Path, rows: np.ndarray, target: pathlib.Path | str
+) -> None:
+    """Writes chosen rows of a Parquet file, with all columns, to a new file.
+
+    Args:
+      source: path of the file.
+      rows: (N,) indices in ascending order.
+      target: path of the new file.
+    """
+    schema = open_parquet(source).schema_arrow
+    with pq.ParquetWriter(target, schema) as writer:
+        start = 0
+        for batch in read_rows(source, []):
+            first, last = np.searchsorted(rows, [start, start + len(batch)])
+            if first < last:
+                taken = batch.take(pa.array(rows[first:last] - start))
+                writer.write_batch(taken)
+            start += len(batch)
