@@ -35,6 +35,7 @@ from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.random_search_config import SearchConfig
 from benchmarks.recipes import read_flags as read_recipes_flags
 from data.corpus.config import CorpusConfig
+from data.curation.config import CurationConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 OURS = ("align_jax", "benchmarks", "configs", "data", "docs", "launch", "tests")
@@ -47,7 +48,10 @@ OTHERS = """
     tfds xpk
 """.split()
 
-CONFIGS = (PretrainConfig, ClassifyConfig, EvaluateConfig, SearchConfig, CorpusConfig)
+CONFIGS = (
+    *(PretrainConfig, ClassifyConfig, EvaluateConfig, SearchConfig),
+    *(CorpusConfig, CurationConfig),
+)
 TOWERS = {"image_tower": EfficientNetConfig, "text_tower": BertConfig}
 
 
@@ -66,6 +70,8 @@ def start(module: str, arguments: Sequence[str] = ()) -> Any:
             patch.setattr(argparse.ArgumentParser, method, capture)
         builder = types.SimpleNamespace(build=capture)
         patch.setitem(sys.modules, "data.corpus.builder", builder)
+        curator = types.SimpleNamespace(curate=capture)
+        patch.setitem(sys.modules, "data.curation.curator", curator)
         patch.setattr(sys, "argv", [module, *arguments])
         warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
         try:
@@ -104,7 +110,7 @@ def check_module(module: str, arguments: Sequence[str], whole: bool) -> None:
     given = {a.partition("=")[0] for a in arguments if a.startswith("--")}
     if module.partition(".")[0] not in OURS:
         return
-    if module == "data.build":  # its flags are absl's
+    if module in ("data.build", "data.curate"):  # their flags are absl's
         if whole:
             start(module, arguments)
     elif module == "benchmarks.ahead":  # gives the flags of others to the step

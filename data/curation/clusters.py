@@ -103,7 +103,9 @@ def write_targets(config: ClustersConfig, stages: pathlib.Path) -> None:
     def write(temporary: pathlib.Path) -> None:
         centroids = np.load(stages / CENTROIDS)
         target = read_matrix(places.local_path(config.target), "config.clusters.target")
-        found = np.unique(nearest_centroids(centroids, target, "config.clusters.target"))
+        found = np.unique(
+            nearest_centroids(centroids, target, "config.clusters.target")
+        )
         with temporary.open("wb") as file:
             np.save(file, found)
 

@@ -192,7 +192,7 @@ class CurationConfig:
     language: LanguageConfig = LanguageConfig()
     entities: EntitiesConfig = EntitiesConfig()
     clusters: ClustersConfig = ClustersConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         """Raises InputError if a filter needs something that is not configured."""

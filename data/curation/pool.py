@@ -80,19 +80,21 @@ def _check_names(wanted: Sequence[str] | dict, found: set[str], path: str) -> No
 
 
 def read_rows(
-    path: pathlib.Path, columns: Sequence[str], at_once: int = BATCH_ROWS
+    path: pathlib.Path, columns: Sequence[str], at_once: int = 0
 ) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a Parquet file in order, in batches.
 
     Args:
       path: path of the file.
       columns: names of the columns to read; an empty list reads all.
-      at_once: maximum number of rows of a batch.
+      at_once: maximum number of rows of a batch; 0 for BATCH_ROWS.
 
     Raises:
       InputError: the file is damaged.
     """
-    batches = open_parquet(path).iter_batches(at_once, columns=[*columns] or None)
+    batches = open_parquet(path).iter_batches(
+        at_once or BATCH_ROWS, columns=[*columns] or None
+    )
     while True:
         try:
             batch = next(batches, None)
@@ -156,7 +158,7 @@ def count_rows(path: pathlib.Path) -> int:
 
 
 def take_rows(path: pathlib.Path, rows: Sequence[int], column: str) -> list[str]:
-    """Returns the texts of a few rows of a Parquet file; reads their row groups only."""
+    """Returns the texts of a few rows of a Parquet file, from their row groups."""
     file = open_parquet(path)
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     ends = np.cumsum(sizes)

@@ -78,6 +78,9 @@ class SourceConfig:
       encoding: encoding of CSV and TSV files.
       header: column names of CSV and TSV files without a header line, as in
         ("alt_text", "url"); empty if the first line holds them.
+      subset: subset file of DataComp; only pairs whose `uid` it has are read. The uid
+        is a column of Parquet files, a field of a .json in a tar, or a column that
+        img2dataset copied. Empty reads all pairs.
       base_url: URL under which a folder of HTML pages was served; empty if unknown.
       max_characters: number of characters after which a raw text is cut.
     """
@@ -95,6 +98,7 @@ class SourceConfig:
     base_url: str = ""
     max_characters: Count = 10_000
     header: tuple[str, ...] = ()
+    subset: str = ""
 
     def __post_init__(self) -> None:
         """Raises InputError if the path is empty."""

@@ -17,6 +17,7 @@ from align_jax.errors import InputError
 from align_jax.picture_limits import MAX_BYTES
 from data.sources.config import SourceConfig
 
+UID = "uid"  # column or field by which a subset file names pairs
 MAX_IMAGE_BYTES = MAX_BYTES  # a larger file is not read: no picture may have more
 
 
@@ -28,12 +29,14 @@ class RawPair(NamedTuple):
       url: address of the picture, or None.
       alt_text: text of the pair; None means empty.
       language: language of the text; empty if unknown.
+      uid: name of the pair in a subset file; empty if unknown.
     """
 
     image: bytes | None
     url: str | None
     alt_text: str | None
     language: str
+    uid: str = ""
 
 
 def decode_pair(
@@ -57,6 +60,13 @@ def decode_pair(
     except (UnicodeDecodeError, AttributeError):  # AttributeError: not bytes
         drops["undecodable text"] += 1
         return None
+
+
+def with_uid(pair: RawPair | None, uid: object) -> RawPair | None:
+    """Adds a uid, which may be bytes, to a pair; any other value counts as unknown."""
+    if isinstance(uid, bytes):
+        uid = uid.decode(errors="replace")
+    return pair and pair._replace(uid=uid if isinstance(uid, str) else "")
 
 
 @dataclasses.dataclass(frozen=True)

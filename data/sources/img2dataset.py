@@ -11,11 +11,13 @@ from align_jax.errors import InputError
 from align_jax.tars import IMAGE_SUFFIXES
 from data.sources.config import SourceConfig
 from data.sources.files import (
+    UID,
     RawPair,
     SourceShard,
     decode_pair,
     list_files,
     read_inside,
+    with_uid,
 )
 from data.sources.parquet_tables import open_parquet, read_parquet_columns
 from data.sources.tars import Sample, make_pairs, read_samples
@@ -104,7 +106,8 @@ class Img2datasetSource:
         default = self.config.language.encode()
         language = fields.get(self.config.language_column) or default
         for one in text if isinstance(text, list) else [text]:
-            yield decode_pair(image, url, one or b"", language, drops)
+            pair = decode_pair(image, url, one or b"", language, drops)
+            yield with_uid(pair, fields.get(UID))
 
 
 def _check(path: str) -> None:

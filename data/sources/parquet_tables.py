@@ -15,11 +15,13 @@ from align_jax.errors import InputError, one_line
 from align_jax.shard_files import Seekable
 from data.sources.config import SourceConfig, TableColumns
 from data.sources.files import (
+    UID,
     RawPair,
     SourceShard,
     decode_pair,
     list_files,
     read_inside,
+    with_uid,
 )
 
 # A shard of a large file ends with the row group that reaches one of these bounds.
@@ -42,6 +44,12 @@ class ParquetSource:
             path = os.path.join(root, name)
             file = open_parquet(path)
             check_parquet(file, path, self.config.columns)
+            if self.config.subset and file.schema_arrow.names.count(UID) != 1:
+                raise InputError(
+                    f"{path} lacks the column {UID!r}, by which"
+                    f" {self.config.subset} names pairs; it has"
+                    f" {file.schema_arrow.names}"
+                )
             parts = parquet_parts(file)
             for first, last in parts:
                 part = f"[{first}:{last}]" if len(parts) > 1 else ""
@@ -64,9 +72,10 @@ class ParquetSource:
         paths = bool(kind) and _is_text(kind)
         folder = pathlib.Path(shard.path).parent
         default = self.config.language.encode()
-        names = dataclasses.astuple(present)
+        uids = UID if self.config.subset else ""
+        names = (*dataclasses.astuple(present), uids)
         rows = read_parquet_columns(shard.path, names, shard.first, shard.last)
-        for image, url, texts, language in rows:
+        for image, url, texts, language, uid in rows:
             content, path = (None, image) if paths else (image, None)
             if isinstance(image, dict):
                 content, path = image["bytes"], image["path"]
@@ -80,7 +89,7 @@ class ParquetSource:
                 if pair and path and content is None:
                     inside = read_inside(folder, os.fsdecode(path), drops)
                     pair = None if inside is None else pair._replace(image=inside)
-                yield pair
+                yield with_uid(pair, uid)
 
 
 def open_parquet(

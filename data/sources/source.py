@@ -22,6 +22,7 @@ from data.sources.html_pages import HtmlSource
 from data.sources.img2dataset import Img2datasetSource
 from data.sources.json_lines import JsonLinesSource
 from data.sources.parquet_tables import ParquetSource
+from data.sources.subsets import Subset, open_subset
 from data.sources.tars import WebdatasetSource
 from data.sources.tfds_records import TfdsSource
 
@@ -95,6 +96,9 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
+WITH_UIDS = ("parquet", "webdataset", "img2dataset")  # the kinds that give uids
+
+
 def choose_source(kind: str) -> type[Source]:
     """Returns the class of a type of source, by its name in SOURCES.
 
@@ -111,8 +115,16 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
     """Lists the shards of a source, in an order that depends on the files only.
 
     Raises:
-      InputError: no shard exists, or a file lacks a column or has another type.
+      InputError: no shard exists, or a file lacks a column or has another type, or the
+        subset cannot be used.
     """
+    if config.subset:
+        if config.kind not in WITH_UIDS:
+            raise InputError(
+                f"a source of kind {config.kind!r} has no uids for the subset"
+                f" {config.subset}; wanted one of {', '.join(WITH_UIDS)}"
+            )
+        open_subset(config.subset)
     return _open_source(config).list_shards()
 
 
@@ -122,8 +134,9 @@ def read_shard(
     """Reads the usable pairs of a shard, with texts cut to `config.max_characters`.
 
     A pair is dropped and counted if it has neither picture nor URL, a picture of more
-    than MAX_IMAGE_BYTES, or a text that cannot be stored as UTF-8 without NUL. At the
-    end, the rows of the shard are the pairs and the drops.
+    than MAX_IMAGE_BYTES, a text that cannot be stored as UTF-8 without NUL, or a uid
+    that is not in the subset. At the end, the rows of the shard are the pairs and the
+    drops.
 
     Args:
       config: config of the source.
@@ -139,6 +152,7 @@ def read_shard(
         another number of drops than it has rows without a pair.
     """
     source = _open_source(config)
+    subset = Subset(config.subset) if config.subset else None
     rows: list[RawPair] = []
     size = empty = 0
     counted: collections.Counter[str] = collections.Counter()  # by the source
@@ -147,6 +161,8 @@ def read_shard(
             empty += 1
             continue
         row, reason = _check(pair, config.max_characters)
+        if subset is not None and pair.uid not in subset:
+            reason = "not in the subset" if pair.uid else "no uid"
         if reason:
             drops[reason] += 1
             continue
@@ -200,7 +216,7 @@ def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:
 
 
 def _batch(rows: list[RawPair]) -> pa.RecordBatch:
-    columns = zip(*rows, strict=True)
+    columns = zip(*(row[: len(RAW)] for row in rows), strict=True)
     return pa.RecordBatch.from_arrays(
         [pa.array(c, f.type) for c, f in zip(columns, RAW, strict=True)], schema=RAW
     )

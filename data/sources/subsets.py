@@ -102,7 +102,9 @@ class Subset:
         return place < len(self._uids) and _halves(self._uids[place]) == wanted
 
 
-def write_subset(path: str | os.PathLike[str], parts: Iterable[np.ndarray], n: int):
+def write_subset(
+    path: str | os.PathLike[str], parts: Iterable[np.ndarray], n: int
+) -> None:
     """Writes a subset file, completely or not at all.
 
     Args:
@@ -114,7 +116,6 @@ def write_subset(path: str | os.PathLike[str], parts: Iterable[np.ndarray], n: i
       InputError: the uids are not in ascending order, or their number is not `n`.
     """
     with places.writing(path), places.replacing(path) as temporary:
-        # open_memmap cannot make an empty file.
         with pathlib.Path(temporary).open("wb") as file:
             header = {"descr": UIDS.descr, "fortran_order": False, "shape": (n,)}
             np.lib.format.write_array_header_1_0(file, header)

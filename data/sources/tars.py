@@ -10,7 +10,14 @@ from typing import Any
 from align_jax.errors import InputError
 from align_jax.tars import DAMAGE, IMAGE_SUFFIXES, Member, Tar
 from data.sources.config import SourceConfig
-from data.sources.files import MAX_IMAGE_BYTES, RawPair, SourceShard, list_files
+from data.sources.files import (
+    MAX_IMAGE_BYTES,
+    UID,
+    RawPair,
+    SourceShard,
+    list_files,
+    with_uid,
+)
 
 PARTS = ("image", "txt", "json")
 MAX_PARTS = 8  # of members that agree up to the first dot, for the memory
@@ -161,12 +168,13 @@ def make_pairs(
         return
     url, language = fields.get("url"), fields.get(config.language_column)
     for one in [texts] if isinstance(texts, str) else texts:
-        yield RawPair(
+        pair = RawPair(
             contents.get("image"),
             url if isinstance(url, str) else None,
             one,
             language if isinstance(language, str) and language else config.language,
         )
+        yield with_uid(pair, fields.get(UID))
 
 
 def _is_texts(value: Any) -> bool:

@@ -124,7 +124,7 @@ def make_pool(root: pathlib.Path, rows: int, tables: int = 3, seed: int = 0) -> 
 
 
 def draw_row(drawn: random.Random, number: int) -> dict:
-    words = drawn.choices([*SYNSETS, "red", "sale", "2019", "wallpaper"], k=7)
+    words = drawn.choices([*SYNSETS, "red", "<i>sale</i>", "2019", "wallpaper"], k=7)
     text = " ".join(words[: drawn.randrange(1, 8)])
     if number < len(TEXTS) or drawn.random() < 0.2:
         text = TEXTS[number % len(TEXTS)]
