@@ -16,7 +16,7 @@ BRIEFLY := sed -unE '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB|^Installi
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-EXTRAS := browser convert nsfw spark tpu
+EXTRAS := browser convert languages nsfw spark tpu
 SUITES := fast buckets docker faults formats launch pods wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
@@ -121,6 +121,9 @@ test-buckets: ready-buckets  ## train, kill and search in buckets of local serve
 
 test-spark: ready-spark  ## compare corpora of local Spark and DuckDB; needs Java
 	$(TEST) -m spark
+
+test-languages: ready-languages  ## find languages by the extra `languages`
+	$(TEST) -m languages
 
 test-nsfw: ready-nsfw  ## test the NSFW model of the extra `nsfw`
 	$(TEST) -m nsfw

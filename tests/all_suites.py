@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 SUITES: dict[str, tuple[str, ...]] = {
     "fast": (),
     "convert": (),
+    "languages": (),
     "nsfw": (),
     "launch": (),
     "docker": ("docker",),

@@ -37,9 +37,11 @@ def load_fasttext(model: str) -> Detector:
         ) from error
 
     def detect(texts: list[str]) -> list[str]:
-        lines = [text.replace("\n", " ") for text in texts]
-        labels, _ = loaded.predict(lines)
-        return [found[0].removeprefix(LABEL) if found else "" for found in labels]
+        languages = []
+        for text in texts:  # fasttext-predict 0.9 fails with a list
+            labels, _ = loaded.predict(text.replace("\n", " "))
+            languages.append(labels[0].removeprefix(LABEL) if labels else "")
+        return languages
 
     return detect
 
