@@ -46,7 +46,7 @@ def get_config(names: str = f"basic_filter,{BEST}") -> ConfigDict:
     """Returns the config of some baselines.
 
     Args:
-      names: names in `BASELINES`, with commas between them. "laion2b" stands alone,
+      names: keys of `BASELINES`, with commas between them. "laion2b" stands alone,
         because another model finds its languages.
 
     Raises:

@@ -54,8 +54,7 @@ def write_sample(
 def fit_centroids(config: ClustersConfig, seed: int, stages: pathlib.Path) -> None:
     """Fits centroids to the stage `sample_vectors` by k-means; writes CENTROIDS.
 
-    The centroids have unit length, and a vector belongs to the one of largest inner
-    product.
+    K-means compares distances, as DataComp's does; the centroids are means, not scaled.
 
     Raises:
       InputError: the sample has fewer rows with an embedding than `config.count`.
@@ -75,7 +74,6 @@ def fit_centroids(config: ClustersConfig, seed: int, stages: pathlib.Path) -> No
             config.count,
             niter=config.iterations,
             seed=seed,
-            spherical=True,
             min_points_per_centroid=1,
             max_points_per_centroid=len(sample),
         )

@@ -182,7 +182,7 @@ class Curation(Stages):
     def clusters(self) -> None:
         """Writes `sample`, `candidates` and `clusters`, if a filter asks for clusters.
 
-        Candidates are the rows that keep all other rules of such a filter.
+        Candidates are the rows that no other rule of a filter with clusters drops.
         """
         asking = [b for b in self.filters.values() if b.image_clusters]
         if not asking:
@@ -276,7 +276,7 @@ def _joined(facts: ibis.Table, columns: ibis.Table, by: list[str]) -> ibis.Table
 
 
 def curate(config: CurationConfig, directory: pathlib.Path) -> None:
-    """Filters the pool, or continues with what is missing; prints the report.
+    """Filters the pool, or continues with the first missing stage; prints the report.
 
     Args:
       config: config of the curation.
@@ -309,13 +309,13 @@ def curate(config: CurationConfig, directory: pathlib.Path) -> None:
         with warned(f"{directory}/report.html is not written", "the subsets are whole"):
             write_page(
                 {**report, "config": described(config)},
-                {name: stages.filters[name] for name in config.filters},
-                stages.described_rows(),
-                {name: stages.table(f"flags_{name}") for name in config.filters},
-                stages.tables,
-                config.pool,
-                directory / "report.html",
-                stages.engine.execute,
+                filters={name: stages.filters[name] for name in config.filters},
+                facts=stages.described_rows(),
+                flags={n: stages.table(f"flags_{n}") for n in config.filters},
+                tables=stages.tables,
+                pool=config.pool,
+                path=directory / "report.html",
+                execute=stages.engine.execute,
             )
     places.write_json(report_path, report)
     print(format_report(report))

@@ -1,5 +1,6 @@
 """Models that say in which language a text is."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +78,7 @@ LANGUAGE_MODELS: dict[str, Callable[[str], Detector]] = {
 
 def _import(name: str, advice: str) -> Any:
     try:
-        return __import__(name)
+        return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
             f"package {name!r}, which config.language.kind asks for, cannot be"

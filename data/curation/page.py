@@ -28,6 +28,7 @@ LANGUAGES = 20  # of the most frequent ones
 
 def write_page(
     report: dict[str, Any],
+    *,
     filters: Mapping[str, FilterBounds],
     facts: ibis.Table,
     flags: Mapping[str, ibis.Table],

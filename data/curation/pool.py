@@ -86,7 +86,7 @@ def read_rows(
 
     Args:
       path: path of the file.
-      columns: names of the columns to read; an empty list reads all.
+      columns: list of the columns to read; an empty one reads all.
       at_once: maximum number of rows of a batch; 0 for BATCH_ROWS.
 
     Raises:
@@ -137,7 +137,7 @@ def embedding_file(pool: PoolConfig, table: pathlib.Path) -> pathlib.Path:
     """Returns the file of the embeddings of one of the pool's tables.
 
     Raises:
-      InputError: no such file exists.
+      InputError: the file is missing.
     """
     folder = pathlib.Path(os.path.expanduser(pool.embeddings or table.parent))
     candidates = [folder / f"{table.stem}.npz"]

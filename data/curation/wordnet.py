@@ -1,7 +1,9 @@
 """Looks words up in the files of WordNet's database (wndb(5WN)).
 
 A word's first synset is that of its first sense as a noun, else as a verb, an adjective
-or an adverb. An inflected word is looked up by its base form, as in morphy(7WN).
+or an adverb. An inflected word is looked up by its base form, as in morphy(7WN). If the
+index has none of its forms, endings are removed again and again, as by NLTK 3.8.1, with
+which DataComp was made.
 """
 
 import pathlib

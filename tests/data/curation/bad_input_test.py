@@ -21,7 +21,6 @@ from data.curation.config import (
     PoolConfig,
 )
 from data.curation.curator import curate
-from data.curation.vectors import unit_rows
 
 UIDS = [f"{n:032x}" for n in range(6)]
 CLUSTERS = FilterBounds(image_clusters=True)
@@ -126,7 +125,7 @@ def _flip(path: pathlib.Path) -> None:
 
 
 def test_bad_clusters_are_refused(config, tmp_path):
-    refuse(clustered(config, count=7), tmp_path, "only 5|only 4|count is 7")
+    refuse(clustered(config, count=7), tmp_path, "count is 7, but only 4 rows")
     np.save(tmp_path / "wrong.npy", np.arange(4))
     wrong = str(tmp_path / "wrong.npy")
     refuse(clustered(config, target=wrong), tmp_path, "wanted finite floating-point")
@@ -241,9 +240,3 @@ def test_the_config_of_datacomp_names_its_baselines():
         get_config("basic")
     with pytest.raises(ValueError, match="run it alone"):
         get_config("laion2b,basic_filter")
-
-
-def test_rows_get_unit_length_or_nothing():
-    rows = np.array([[3, 4], [0, 0], [np.inf, 1], [np.nan, 1]], np.float16)
-    found = unit_rows(rows)
-    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [0, 0], [0, 0]], atol=1e-7)

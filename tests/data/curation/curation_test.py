@@ -44,7 +44,7 @@ def make(root: pathlib.Path, rows: int) -> tuple[Pool, CurationConfig]:
 
 
 def expected(made: Pool) -> dict[str, list[bool]]:
-    """Which rows each baseline keeps, in the pool's order."""
+    """Returns whether each baseline keeps each row, in the pool's order."""
     rows = made.rows
     top = pools.clip_score(rows, L14, 0.3)
     near = [pools.image_based(made, row) for row in rows]
