@@ -21,13 +21,25 @@ from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.random_search_config import SearchConfig
 from align_jax.training.training_runs import read_run_config
-from configs import corpus_quickstart, quickstart, quickstart_transfer, vtab
+from configs import (
+    corpus_datacomp,
+    corpus_quickstart,
+    quickstart,
+    quickstart_transfer,
+    vtab,
+)
 from data.corpus.config import CorpusConfig
+from data.curation.config import CurationConfig
 
 TOWERS = [config for config, _ in (*IMAGE_TOWERS.values(), *TEXT_TOWERS.values())]
 CONFIGS = [PretrainConfig, ClassifyConfig, EvaluateConfig, SearchConfig, CorpusConfig]
-CONFIGS += [*TOWERS, *(evaluator.Config for evaluator in EVALUATORS.values())]
-UNBOUNDED = {"ModelConfig.logit_bias_init"}  # any finite number
+CONFIGS += [
+    CurationConfig,
+    *TOWERS,
+    *(evaluator.Config for evaluator in EVALUATORS.values()),
+]
+# Any finite number.
+UNBOUNDED = {"ModelConfig.logit_bias_init", "FilterBounds.min_score"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +158,10 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any]], Any], Callable[[], Mappin
     "corpus": (
         partial(read_config, CorpusConfig),
         lambda: corpus_quickstart.get_config().to_dict(),
+    ),
+    "curation": (
+        partial(read_config, CurationConfig),
+        lambda: corpus_datacomp.get_config().to_dict(),
     ),
     **{
         kind: (
