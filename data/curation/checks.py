@@ -31,6 +31,25 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     return described(read_config(CurationConfig, fields))
 
 
+def with_places(config: CurationConfig) -> CurationConfig:
+    """Makes the paths of a config absolute, for processes in other folders."""
+
+    def resolved(part: Any, names: str) -> Any:
+        paths = {name: getattr(part, name) for name in names.split()}
+        found = {name: path and places.resolve(path) for name, path in paths.items()}
+        return dataclasses.replace(part, **found)
+
+    filters = {name: resolved(b, "subset") for name, b in config.filters.items()}
+    return dataclasses.replace(
+        config,
+        pool=resolved(config.pool, "path columns embeddings"),
+        filters=filters,
+        language=resolved(config.language, "model"),
+        entities=resolved(config.entities, "words wordnet synsets"),
+        clusters=resolved(config.clusters, "target centroids"),
+    )
+
+
 def check_inputs(config: CurationConfig) -> None:
     """Raises InputError if a file, model or column is missing or unreadable."""
     choose_engine(config.engine.kind)

@@ -24,6 +24,7 @@ from data.curation.checks import (
     described,
     format_report,
     with_defaults,
+    with_places,
 )
 from data.curation.clusters import (
     CENTROIDS,
@@ -54,7 +55,7 @@ class Curation(Stages):
     def __init__(self, config: CurationConfig, directory: pathlib.Path) -> None:
         """Opens the engine, and lists the pool's tables and columns."""
         super().__init__(config.engine, directory)
-        self.config = config
+        self.config = config = with_places(config)
         self.tables = list_tables(config.pool.path, "config.pool.path")
         self.columns = find_columns(config)
         self.filters: dict[str, FilterBounds] = {}  # with their scores' bounds
@@ -287,7 +288,7 @@ def curate(config: CurationConfig, directory: pathlib.Path) -> None:
     """
     report_path = directory / "report.json"
     if not report_path.exists():
-        check_inputs(config)
+        check_inputs(with_places(config))
     check_folder(directory, described(config), fill=with_defaults)
     if report_path.exists():
         print(f"{directory} holds these subsets, complete: nothing to do.")

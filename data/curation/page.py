@@ -18,11 +18,19 @@ from data.corpus.page import printable, share
 from data.corpus.plots import Execute, count_values, plot
 from data.curation.config import FilterBounds, PoolConfig
 from data.curation.pool import take_rows
-from data.curation.rules import ROW, aspect_ratio, score_of, shorter_side, unbroken
+from data.curation.rules import (
+    ROW,
+    aspect_ratio,
+    bin_scores,
+    score_of,
+    shorter_side,
+    unbroken,
+)
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 KEPT, DROPPED = 24, 8  # examples of kept rows, and of those that a rule drops first
 LONGEST, MOST_WORDS, WIDEST = 200, 40, 60  # characters, words, tenths of a ratio
+BARS = 80  # of the histogram of scores
 LANGUAGES = 20  # of the most frequent ones
 
 
@@ -107,16 +115,7 @@ def draw_plots(
 
     plots = []
     if bounds.score:
-        plots.append(
-            draw(
-                "Scores",
-                bounds.score,
-                lambda facts: (score_of(facts, bounds) * 1000).floor(),
-                np.arange(-20, 61) / 100,
-                parts=1000,
-                bound=bounds.min_score,
-            )
-        )
+        plots.append(draw_scores(bounds, series, execute))
     if bounds.min_shorter_side:
         plots.append(
             draw(
@@ -156,6 +155,26 @@ def draw_plots(
                 )
             )
     return plots
+
+
+def draw_scores(
+    bounds: FilterBounds, series: Mapping[str, ibis.Table], execute: Execute
+) -> dict[str, str]:
+    """Draws a histogram of the scores that a filter bounds; see `draw_plots`."""
+    scores = {
+        name: table.select(score=score_of(table, bounds))
+        for name, table in series.items()
+    }
+    _, low, width = bin_scores(scores["all"], BARS, execute)
+    if not width > 0:  # all are equal, or none is known
+        low, width = (low if np.isfinite(low) else 0.0) - 0.5, 1.0
+    counted = {}
+    for name, table in scores.items():
+        bars = ((table.score - low) / width).floor()
+        values, counts = count_values(table, bars, execute)
+        counted[name] = (low + (values + 0.5) * width, counts)
+    edges = low + np.arange(BARS + 1) * width
+    return plot("Scores", bounds.score, counted, edges, bound=bounds.min_score)
 
 
 def count_languages(

@@ -1,6 +1,5 @@
 """Reads a pool: the rows of its Parquet files, and what lies beside them."""
 
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -113,6 +112,8 @@ def read_texts(column: pa.Array) -> list[str]:
     Raises:
       InputError: the column holds no texts.
     """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     try:
         found = column.cast(pa.large_binary()).to_pylist()
     except pa.ArrowException as error:
@@ -139,7 +140,7 @@ def embedding_file(pool: PoolConfig, table: pathlib.Path) -> pathlib.Path:
     Raises:
       InputError: the file is missing.
     """
-    folder = pathlib.Path(os.path.expanduser(pool.embeddings or table.parent))
+    folder = pathlib.Path(pool.embeddings or table.parent)
     candidates = [folder / f"{table.stem}.npz"]
     if pool.embeddings:
         candidates.append(folder / table.name)
@@ -162,13 +163,14 @@ def take_rows(path: pathlib.Path, rows: Sequence[int], column: str) -> list[str]
     file = open_parquet(path)
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     ends = np.cumsum(sizes)
-    texts = []
-    for row in rows:
-        group = int(np.searchsorted(ends, row, "right"))
-        first = int(ends[group]) - sizes[group]
-        found = file.read_row_group(group, columns=[column])[column]
-        texts += read_texts(found.slice(row - first, 1).combine_chunks())
-    return texts
+    groups = np.searchsorted(ends, rows, "right")
+    texts = {}
+    for group in np.unique(groups):
+        here = np.asarray(rows)[groups == group]
+        found = file.read_row_group(int(group), columns=[column])[column]
+        taken = found.take(pa.array(here - (ends[group] - sizes[group])))
+        texts |= zip(here.tolist(), read_texts(taken.combine_chunks()), strict=True)
+    return [texts[row] for row in rows]
 
 
 def copy_rows(

@@ -6,6 +6,7 @@ is dropped. To add a rule, add a field to `FilterBounds` and one `Rule` to `RULE
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import ibis
 from ibis import Table
@@ -157,7 +158,7 @@ def unbroken(flags: Table) -> Table:
 
 
 def ranked_score(
-    scores: Table, rank: int, execute: Callable[[ibis.Expr], object]
+    scores: Table, rank: int, execute: Callable[[ibis.Expr], Any]
 ) -> float | None:
     """Returns the score of a rank in falling order, or None if there are too few.
 
@@ -168,19 +169,39 @@ def ranked_score(
       rank: rank, counted from 0.
       execute: function that evaluates an expression.
     """
-    scores = scores.filter(scores.score.notnull())
-    ends = execute(scores.aggregate(low=scores.score.min(), high=scores.score.max()))
-    low, high = (float(ends[name].iloc[0] or 0) for name in ("low", "high"))  # type: ignore[index]
-    scale = BINS / (high - low) if high > low else 0.0
-    binned = scores.mutate(bin=((scores.score - low) * scale).floor().cast("int64"))
+    binned, _, _ = bin_scores(scores, BINS, execute)
     counts = execute(binned.group_by("bin").agg(rows=binned.count()))
     above = 0
-    pairs = sorted(zip(counts["bin"], counts["rows"], strict=True), reverse=True)  # type: ignore[index]
-    for place, rows in pairs:
+    for place, rows in sorted(zip(counts.bin, counts.rows, strict=True), reverse=True):
         if above + rows > rank:
             inside = binned.filter(binned.bin == int(place)).select("score")
             ordered = inside.order_by(ibis.desc("score"))
             found = execute(ordered.limit(1, offset=int(rank - above)))
-            return float(found["score"].iloc[0])  # type: ignore[index]
+            return float(found.score.iloc[0])
         above += int(rows)
     return None
+
+
+def bin_scores(
+    scores: Table, bins: int, execute: Callable[[ibis.Expr], Any]
+) -> tuple[Table, float, float]:
+    """Cuts the range of scores into equal bins.
+
+    Args:
+      scores: column `score`, float64; nulls are left out.
+      bins: number of bins; the largest score may have one for itself.
+      execute: function that evaluates an expression.
+
+    Returns:
+      The scores with the column `bin`, counted from 0, the smallest score, and the
+      width of a bin, which is 0 if all scores are equal.
+    """
+    scores = scores.filter(scores.score.notnull())
+    ends = execute(scores.aggregate(low=scores.score.min(), high=scores.score.max()))
+    low, high = ends.low.iloc[0], ends.high.iloc[0]
+    if not low < high:  # or there are none, and both are NaN
+        zero = ibis.literal(0).cast("int64")
+        return scores.mutate(bin=zero), float(low), 0.0
+    width = float(high - low) / bins
+    bin_ = ((scores.score - float(low)) / width).floor().cast("int64")
+    return scores.mutate(bin=bin_), float(low), width

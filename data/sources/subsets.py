@@ -30,7 +30,7 @@ def parse_uids(uids: Sequence[str | None], where: str) -> np.ndarray:
       InputError: a text is no uid.
     """
     try:
-        if all(uid is not None and len(uid) == DIGITS for uid in uids):
+        if all(isinstance(uid, str) and len(uid) == DIGITS for uid in uids):
             digits = bytes.fromhex("".join(map(str, uids)))
             if len(digits) == len(uids) * DIGITS // 2:  # no white space
                 halves = np.frombuffer(digits, ">u8").astype("u8")
@@ -45,7 +45,7 @@ def parse_uids(uids: Sequence[str | None], where: str) -> np.ndarray:
 
 def parse_uid(uid: str | None) -> tuple[int, int] | None:
     """Returns the upper and the lower 64 bits of a uid; None if a text is no uid."""
-    if uid is None or len(uid) != DIGITS:
+    if not isinstance(uid, str) or len(uid) != DIGITS:
         return None
     try:
         number = bytes.fromhex(uid)

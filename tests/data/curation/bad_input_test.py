@@ -74,6 +74,7 @@ def clustered(config: CurationConfig, **changed) -> CurationConfig:
         ({"uid": None}, r"lacks the columns \['uid'\]"),
         ({"original_width": None}, r"lacks the columns \['original_width'\]"),
         ({"uid": [*UIDS[:5], "xyz"]}, "a.parquet has the uid 'xyz'; wanted 32 hex"),
+        ({"uid": [*range(6)]}, "has the uid 0; wanted 32 hex"),
         ({"uid": [*UIDS[:5], None]}, "has the uid None; wanted 32 hex"),
         ({"uid": [*UIDS[:5], "0" * 30 + " 0"]}, "wanted 32 hex"),
         ({"text": [1] * 6}, "a column of texts holds int64"),
