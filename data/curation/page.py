@@ -217,7 +217,7 @@ def sample_rows(
     places_of: dict[int, list[int]] = {}
     for shard, row in {place for sample in samples.values() for place in sample}:
         places_of.setdefault(shard, []).append(row)
-    texts = {}
+    texts: dict[tuple[int, int], str] = {}
     for shard, rows in places_of.items():
         found_texts = take_rows(tables[shard], rows, pool.text_column)
         texts |= {

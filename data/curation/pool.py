@@ -164,7 +164,7 @@ def take_rows(path: pathlib.Path, rows: Sequence[int], column: str) -> list[str]
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     ends = np.cumsum(sizes)
     groups = np.searchsorted(ends, rows, "right")
-    texts = {}
+    texts: dict[int, str] = {}
     for group in np.unique(groups):
         here = np.asarray(rows)[groups == group]
         found = file.read_row_group(int(group), columns=[column])[column]
