@@ -150,13 +150,13 @@ def test_the_page_is_the_same_every_time(tmp_path, engine):
 
 def test_histograms_count_every_row_once(tmp_path, engine):
     made = stage(tmp_path, engine, "flags", tables()["flags"])
-    values, counts = plots._counts(made, plots._length(made), engine.execute)
+    values, counts = plots.count_values(made, plots._length(made), engine.execute)
     words = [3, 5, 1, 0, 2]
     words[1] = len(HOSTILE.replace("\0", " ").split(" "))
     assert dict(zip(values, counts, strict=True)) == {w: 1 for w in words}
     shown = stage(tmp_path, engine, "pictures", tables()["pictures"])
     shown = shown.filter(shown.width > 0)
-    values, counts = plots._counts(shown, plots._aspect(shown), engine.execute)
+    values, counts = plots.count_values(shown, plots._aspect(shown), engine.execute)
     assert values.tolist() == [20]
     assert counts.tolist() == [3]
 
