@@ -151,7 +151,7 @@ def draw_plots(
                     f"{fact}; {most} or more at the end",
                     lambda facts, fact=fact, most=most: ibis.least(facts[fact], most),
                     np.arange(most + 2) - 0.5,
-                    bound=bound - 0.5,
+                    bound=bound,
                 )
             )
     return plots
