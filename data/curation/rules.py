@@ -175,9 +175,8 @@ def ranked_score(
     for place, rows in sorted(zip(counts.bin, counts.rows, strict=True), reverse=True):
         if above + rows > rank:
             inside = binned.filter(binned.bin == int(place)).select("score")
-            ordered = inside.order_by(ibis.desc("score"))
-            found = execute(ordered.limit(1, offset=int(rank - above)))
-            return float(found.score.iloc[0])
+            top = inside.order_by(ibis.desc("score")).limit(int(rank - above) + 1)
+            return float(execute(top.score.min()))
         above += int(rows)
     return None
 
