@@ -7,8 +7,8 @@ The names after the colon, with commas between them, are those of `BASELINES`; t
 default is the basic filter and the best baseline, which is DataComp-1B if the pool is
 xlarge. docs/curation.md says where the files come from.
 
-Hardware: CPU cores with 4 GB of memory. The clusters of the small pool need 2e15
-operations, half a day on 4 cores.
+Hardware: CPU cores and 8 GB of memory, 6 of them for k-means. The clusters of the small
+pool need up to 2e15 operations, and k-means 6e15 for its 20 rounds.
 """
 
 from typing import Any

@@ -121,8 +121,8 @@ def draw_balance(
         return []
     entries = tables["entry_counts"].filter(tables["entry_counts"].pairs > 0)
     counted = {
-        "all": _counts(entries, entries.pairs, execute),
-        "kept": _counts(entries, entries.kept, execute),
+        "all": count_values(entries, entries.pairs, execute),
+        "kept": count_values(entries, entries.kept, execute),
     }
     return [
         plot(
@@ -152,7 +152,7 @@ def draw_comparison(
 
     def count(table: str, value: Callable[[ibis.Table], ibis.Value]) -> dict:
         return {
-            name: _counts(tables[table], value(tables[table]), execute)
+            name: count_values(tables[table], value(tables[table]), execute)
             for name, tables in corpora.items()
         }
 
@@ -192,7 +192,7 @@ def _draw_scores(
     """Draws the histogram of a score; an empty list if a corpus has none."""
     series = {}
     for name, table in scores.items():
-        values, counts = _counts(table, (table[column] * 1000).floor(), execute)
+        values, counts = count_values(table, (table[column] * 1000).floor(), execute)
         series[name] = (values + 0.5) / 1000, counts
     if not all(len(values) for values, _ in series.values()):
         return []

@@ -16,20 +16,22 @@ def rule_names(flagged: ibis.Table) -> list[str]:
 
 
 def count_rules(
-    flagged: ibis.Table, execute: Execute
+    flagged: ibis.Table, execute: Execute, names: list[str] | None = None
 ) -> tuple[int, list[dict[str, Any]]]:
     """Returns the number of distinct pairs, and a row of counts for each rule.
 
     Args:
       flagged: distinct pairs with a boolean column per rule, true where it is broken.
       execute: function that evaluates an expression.
+      names: rule columns in order; None for those of a build.
 
     Returns:
       The rows are {"rule", "breaks", "first"}, in the order of the columns.
     """
+    names = rule_names(flagged) if names is None else names
     counts: dict[str, Any] = {"pairs": flagged.count()}
     earlier = ibis.literal(False)
-    for name in rule_names(flagged):
+    for name in names:
         counts[f"breaks {name}"] = flagged[name].cast("int64").sum()
         first = flagged[name] & ~earlier
         counts[f"first {name}"] = first.cast("int64").sum()
@@ -37,7 +39,7 @@ def count_rules(
     row = execute(flagged.aggregate(**counts)).iloc[0]
     rows = [
         {"rule": name} | {n: int(row[f"{n} {name}"]) for n in ("breaks", "first")}
-        for name in rule_names(flagged)
+        for name in names
     ]
     return int(row["pairs"]), rows
 

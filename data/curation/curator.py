@@ -18,6 +18,7 @@ from align_jax import places
 from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError, warned
 from align_jax.locks import locked
+from data.corpus.rule_counts import count_rules
 from data.corpus.stage_tables import Stages
 from data.curation.checks import (
     check_inputs,
@@ -229,29 +230,16 @@ class Curation(Stages):
             stage = self.stage(f"uids_{name}")
             count = int(self.engine.execute(self.table(stage.stem).count()))
             write_subset(path, read_uids(stage), count)
+        rules = list_rules(self.filters[name])
+        _, counts = count_rules(flags, self.engine.execute, [*rules])
         return {
             "kept": int(self.engine.execute(kept.count())),
             "min_score": self.filters[name].min_score,
-            "rules": self._count_rules(flags, self.filters[name]),
+            "rules": [
+                {**row, "meaning": rule.describe(self.filters[name])}
+                for row, rule in zip(counts, rules.values(), strict=True)
+            ],
         }
-
-    def _count_rules(
-        self, flags: ibis.Table, bounds: FilterBounds
-    ) -> list[dict[str, Any]]:
-        """Returns the number of rows that each rule drops, also before any other."""
-        counts: dict[str, Any] = {"rows": flags.count()}
-        earlier = ibis.literal(False)
-        rules = list_rules(bounds)
-        for name in rules:
-            counts[f"breaks {name}"] = flags[name].cast("int64").sum()
-            counts[f"first {name}"] = (flags[name] & ~earlier).cast("int64").sum()
-            earlier = earlier | flags[name]
-        row = self.engine.execute(flags.aggregate(**counts)).iloc[0]
-        return [
-            {"rule": name, "meaning": rule.describe(bounds)}
-            | {part: int(row[f"{part} {name}"]) for part in ("breaks", "first")}
-            for name, rule in rules.items()
-        ]
 
     def _split(self, name: str, rows: ibis.Table) -> None:
         """Writes a stage with a folder for each of the pool's tables."""

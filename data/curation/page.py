@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ibis
-import jinja2
 import numpy as np
 
 from align_jax import places
-from data.corpus.page import printable, share
+from data.corpus.page import printable, render, share
 from data.corpus.plots import Execute, count_values, plot
 from data.curation.config import FilterBounds, PoolConfig
 from data.curation.pool import take_rows
@@ -27,7 +26,6 @@ from data.curation.rules import (
     unbroken,
 )
 
-TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 KEPT, DROPPED = 24, 8  # examples of kept rows, and of those that a rule drops first
 LONGEST, MOST_WORDS, WIDEST = 200, 40, 60  # characters, words, tenths of a ratio
 BARS = 80  # of the histogram of scores
@@ -74,13 +72,8 @@ def write_page(
                 "examples": sample_rows(found, flags[name], tables, pool, execute),
             }
         )
-    template = jinja2.Template(
-        TEMPLATE.read_text(encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    page = template.render(
+    page = render(
+        "page_subsets.html",
         name=report["name"],
         rows=report["rows"],
         sections=sections,
