@@ -102,6 +102,7 @@ def write_embeddings(
         model=np.array(model),
         shard_bytes=np.array(places.size(shard)),
     )
+    places.make_folder(places.resolve(folder))
     places.write_bytes(file_of(folder, shard), content.getvalue())
 
 
