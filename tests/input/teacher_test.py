@@ -134,7 +134,10 @@ def without(name):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (None, "00000.tar.npz is missing, the teacher's embeddings of .*00000.tar: write them"),
+        (
+            None,
+            "tar.npz is missing, the teacher's embeddings of .*0.tar: write",
+        ),
         (b"", "is not a file of teacher embeddings: File is not a zip file"),
         (without("texts"), "There is no item named 'texts.npy'"),
         ({n: rows[:29] for n, rows in ROWS.items()}, "of 29 pictures.* has 30 records"),
