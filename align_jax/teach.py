@@ -116,7 +116,7 @@ def _embed_shard(
     Args:
       model: the teacher.
       dataset: the opened dataset.
-      part: its config.
+      part: config of the dataset.
       shard: the shard.
       name: hash of the teacher.
       progress: function called with numbers of embedded records.

@@ -45,7 +45,7 @@ def add_teacher(
       The dataset, and the names of the teachers that the files state.
 
     Raises:
-      InputError: see `check_embeddings`.
+      InputError: a file is missing or wrong, see `check_embeddings`.
     """
     import tensorflow as tf
 

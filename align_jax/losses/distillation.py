@@ -106,7 +106,7 @@ class Residuals(NamedTuple):
       temperature: () temperature.
       teacher: the teacher.
       lse: the student's log-sum-exps of rows and columns, (N,) each, split by rows.
-      teacher_lse: those of the teacher.
+      teacher_lse: the teacher's log-sum-exps, in the same form.
     """
 
     ximg: Any
