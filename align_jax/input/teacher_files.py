@@ -1,7 +1,7 @@
 """Files of a teacher's embeddings, one for each shard of a dataset.
 
-The file of the shard SHARD is FOLDER/SHARD.npz. `align_jax.teach` writes it.
-`numpy.savez` makes such a file of other embeddings, with the arrays
+The file of the shard SHARD is FOLDER/SHARD.npz. `align_jax.teach` writes it, and
+`numpy.savez` can make it of other embeddings. It has the arrays
 
     images       (R, D) embeddings of the pictures, in the order of the shard's records
     texts        (T, D) embeddings of the texts: those of the first record, of the
