@@ -127,6 +127,10 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
                 if name not in ("images", "texts")
             }
         counts = others.pop("counts", np.ones(images.rows, int))
+        if counts.dtype.kind not in "iu" or (counts < 0).any():
+            raise ValueError(
+                f"counts is {counts.dtype}; wanted whole numbers from 0 on"
+            )
         if counts.shape != (images.rows,) or counts.sum() != texts.rows:
             raise ValueError(
                 f"it has embeddings of {images.rows} pictures and {texts.rows} texts,"

@@ -5,6 +5,8 @@ import itertools
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
@@ -15,7 +17,7 @@ from align_jax.input.teacher_files import write_embeddings
 from align_jax.input.training_data import InputConfig
 from tests import tiny
 from tests.input.batches import LENGTHS, PREPROCESS, batches, open_batches
-from tests.input.written import WRITERS, write_format
+from tests.input.written import WRITERS, pairs_of, write_format, write_parquet
 from tests.teachers import WIDTH, draw_rows, write_teacher
 
 FORMATS = ("tfds", *WRITERS)
@@ -66,6 +68,23 @@ def test_hosts_share_the_embeddings_and_pairs_stay_the_same(taught):
             halves = np.concatenate([host[step][field] for host in hosts])
             np.testing.assert_array_equal(halves, rows)
             np.testing.assert_array_equal(plain[step].get(field, rows), rows)
+
+
+def test_columns_of_a_dataset_become_a_file(tmp_path):
+    """As docs/input.md says."""
+    write_parquet(tmp_path / "shards", pairs_of([40]))
+    rows = draw_rows(40)
+    (path,) = (tmp_path / "shards").iterdir()
+    table = pq.read_table(path)
+    for name, column in zip(("image_emb", "text_emb"), rows, strict=True):
+        vectors = [list(map(float, 3 * row)) for row in column]
+        table = table.append_column(name, pa.array(vectors, pa.list_(pa.float32())))
+    pq.write_table(table, path)
+    table = pq.read_table(path, columns=["image_emb", "text_emb"])
+    images, texts = (np.stack(column.to_numpy()) for column in table.columns)
+    np.savez(tmp_path / f"{path.name}.npz", images=images, texts=texts)
+    part = DatasetConfig(str(tmp_path / "shards"), "parquet", teacher=str(tmp_path))
+    assert_are_of_their_pairs(batches({"a": part}, 3, teacher_width=WIDTH), rows)
 
 
 def test_datasets_of_several_formats_mix(taught):
@@ -148,6 +167,8 @@ def without(name):
         ({n: rows[:29] for n, rows in ROWS.items()}, "of 29 pictures.* has 30 records"),
         (ROWS | {"images": np.zeros((31, 5), "f2"), "counts": [1] * 30}, "31 pictures"),
         (ROWS | {"texts": ROWS["texts"][:29]}, "30 pictures and 29 texts"),
+        (ROWS | {"counts": [1.0] * 30}, "counts is float64; wanted whole numbers"),
+        (ROWS | {"counts": [-1, 3] * 15}, "wanted whole numbers from 0"),
         (ROWS | {"counts": [2] * 30}, "30 texts, and counts is .30,. with the sum 60"),
         ({n: rows[:, :4] + 0 for n, rows in ROWS.items()}, "of 4 numbers, and .* is 5"),
         (ROWS | {"texts": ROWS["texts"][:, :4] + 0}, "have 5 numbers, those of texts"),
