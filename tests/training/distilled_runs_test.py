@@ -1,6 +1,7 @@
 """Runs that learn from a teacher: plans, resumed runs, parts of a batch, sweeps."""
 
 import dataclasses
+import shutil
 
 import jax.numpy as jnp
 import pytest
@@ -9,12 +10,15 @@ from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig
 from align_jax.input.teacher import FIELDS
 from align_jax.plan import measure
+from align_jax.train import train
 from align_jax.training.checkpoint import Checkpoints
 from align_jax.training.compiled_step import make_train_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.train_state import abstract_state
 from tests import steps, tiny
+from tests.run_tiny import rows
 from tests.teachers import WIDTH, write_teacher
+from tests.training import phases_test
 
 SHARES = ((0, 0.5), (2, 0.0), (3, 1.0))
 LOSS = {"distillation": SHARES, "teacher_temperature": 0.1}
@@ -28,10 +32,13 @@ def root(tmp_path_factory):
     return root
 
 
-def read(root, width=WIDTH, loss=LOSS, **changes):
+def taught(root, width=WIDTH):
     folders = {"directory": str(root / "train"), "teacher": str(root / "teacher")}
-    taught = {"teacher_width": width, "datasets": {"tiny": folders}}
-    return steps.read(root, input=taught, loss=loss, **changes)
+    return {"teacher_width": width, "datasets": {"tiny": folders}}
+
+
+def read(root, width=WIDTH, loss=LOSS, **changes):
+    return steps.read(root, input=taught(root, width), loss=loss, **changes)
 
 
 @pytest.mark.pods
@@ -41,15 +48,36 @@ def test_devices_parts_and_a_resumed_run_agree(root, tmp_path, mesh_of):
     identity = config.identity(config.make_tokenizer())
     checkpoints = Checkpoints(str(tmp_path), config.checkpoint, identity)
     mesh = mesh_of(8, slices=2)
-    rows, _, end, _ = steps.run(config, mesh, checkpoints=checkpoints)
-    steps.assert_same(rows, end.own_variables, expected)
-    assert [row["distillation_share"] for row in rows] == [0.5, 0.5, 0, 1, 1]
-    for row in rows:
+    found, _, end, _ = steps.run(config, mesh, checkpoints=checkpoints)
+    steps.assert_same(found, end.own_variables, expected)
+    assert [row["distillation_share"] for row in found] == [0.5, 0.5, 0, 1, 1]
+    for row in found:
         plain = row["i2t_loss"] + row["t2i_loss"]
         added = row["distillation_i2t"] + row["distillation_t2i"]
         share = row["distillation_share"]
         mixed = (1 - share) * plain + share * added
         assert row["loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+@pytest.mark.pods
+def test_a_killed_run_with_phases_ends_in_the_same_bits(root, tmp_path):
+    """The size of the batch and the share of distillation change in different steps."""
+    fields = phases_test.make_fields(root)
+    fields["input"] |= taught(root)
+    fields["loss"] |= LOSS
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(fields, str(whole))
+    shutil.copytree(whole, run)
+    for step in range(3, phases_test.STEPS + 1):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    for name in ("results.json", "report.html"):
+        (run / name).unlink()
+    train(fields, str(run))
+    assert rows(run) == rows(whole)
+    shares = [row["train/distillation_share"] for row in rows(whole)]
+    assert shares == [0.5, 0.5, 0, 1, 1, 1]
+    ends = [phases_test.end_state(fields, path) for path in (run, whole)]
+    phases_test.assert_equal(*ends)
 
 
 def lowered(config, mesh):
@@ -63,18 +91,18 @@ def test_a_share_of_0_is_the_same_program_as_without_a_teacher(root, mesh_of):
 
 
 def test_a_plan_has_the_embeddings_and_the_work_of_the_teacher(root, mesh_of):
-    plain, taught = steps.read(root), read(root, loss=LOSS | {"tile": 8})
-    shapes = taught.batch_shapes(mesh_of(8))
+    plain, config = steps.read(root), read(root, loss=LOSS | {"tile": 8})
+    shapes = config.batch_shapes(mesh_of(8))
     for name in FIELDS:
-        assert shapes[name].shape == (taught.batch_size, WIDTH)
+        assert shapes[name].shape == (config.batch_size, WIDTH)
         assert shapes[name].dtype == jnp.float32
     assert {*shapes} == {*plain.batch_shapes(mesh_of(8)), *FIELDS}
     found = [
-        count_model_flops(config.make_plan(mesh_of(8)), config.batch_shapes(mesh_of(8)))
-        for config in (plain, taught)
+        count_model_flops(each.make_plan(mesh_of(8)), each.batch_shapes(mesh_of(8)))
+        for each in (plain, config)
     ]
     # Logits of student and teacher forward and backward, and two gradients.
-    added = (8 * taught.model.width + 4 * WIDTH) * taught.batch_size**2
+    added = (8 * config.model.width + 4 * WIDTH) * config.batch_size**2
     assert found[1]["loss"] - found[0]["loss"] == pytest.approx(added, rel=1e-6)
     assert found[1]["image_tower"] == found[0]["image_tower"]
 
@@ -85,10 +113,10 @@ def test_the_memory_of_a_plan_grows_by_the_embeddings(root, mesh_of):
         return measure(config.make_plan(mesh_of(8)), config)
 
     config = read(root)
-    plain, taught = needs(steps.read(root)), needs(config)
+    plain, more = needs(steps.read(root)), needs(config)
     embeddings = 2 * 4 * WIDTH * config.batch_size // 8
-    assert taught.parts["batch"] - plain.parts["batch"] == embeddings
-    assert taught.peak < 1.1 * plain.peak
+    assert more.parts["batch"] - plain.parts["batch"] == embeddings
+    assert more.peak < 1.1 * plain.peak
 
 
 def test_a_run_needs_the_width_and_the_temperature_of_its_teacher(root):
