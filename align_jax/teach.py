@@ -151,14 +151,17 @@ def _read_records(
     path, last = tf.constant(shard.path), tf.constant(shard.records, tf.int64)
     groups = dataset.read(path, tf.constant(0, tf.int64), last, BATCH_SIZE)
 
-    def parse(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        image, features = dataset.parse(record)
-        return image, tf.concat([tf.reshape(x, [-1]) for x in features], 0)
+    def ragged(texts: tf.Tensor | tf.RaggedTensor) -> tf.RaggedTensor:
+        if isinstance(texts, tf.RaggedTensor):
+            return texts
+        return tf.RaggedTensor.from_tensor(texts[:, None])
 
     with reading_records(lambda: [shard.path]):
         try:
-            for image, texts in groups.unbatch().map(parse).as_numpy_iterator():
-                yield image, texts.tolist()
+            for group in groups:
+                images, features = dataset.parse(group)
+                texts = tf.concat([ragged(found) for found in features], 1)
+                yield from zip(images.numpy(), texts.to_list(), strict=True)
         except Exception as error:  # TensorFlow's, of an error in a format's reader
             for failure in dataset.failures:
                 raise failure from error
