@@ -5,6 +5,7 @@ Any field can be changed on the command line, as in `--config.total_steps=100`.
 step on that TPU slice, and ends with exit code 1 if it does not fit. `--plan=here` is
 for this machine's devices. `--alternatives` adds the needs of other settings.
 `--compile` with `--workdir` compiles the run's programs and keeps them in its folder.
+`--teacher=MODEL` embeds the training pairs with a trained model, for distillation.
 `--diff=configs/Y.py` prints the fields in which Y differs. `--distributed` joins the
 processes of a pod or a cluster.
 
@@ -60,8 +61,14 @@ def run(argv: list[str]) -> int:
     from align_jax.training.training_runs import TRAINING
 
     if fields["run"] not in TRAINING:
-        flag = "--plan" if flags.workdir is None else "--compile"
+        given = {"--teacher": flags.teacher, "--plan": flags.plan}
+        flag = next((n for n in given if given[n] is not None), "--compile")
         raise InputError(f"{flag} is for training, not for {fields['run']!r}")
+    if flags.teacher is not None:
+        from align_jax.teach import teach
+
+        teach(fields, flags.teacher)
+        return 0
     if flags.workdir is not None:
         from align_jax.compile import compile_run
 
@@ -69,7 +76,7 @@ def run(argv: list[str]) -> int:
         return 0
     from align_jax.plan import plan
 
-    assert flags.plan is not None  # one of the three flags is given
+    assert flags.plan is not None  # one of the flags is given
     return 0 if plan(fields, flags.plan, flags.alternatives) else 1
 
 

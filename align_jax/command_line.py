@@ -23,6 +23,7 @@ class CommandLine:
       diff: the literal config to compare `fields` with, or None.
       workdir: absolute path or URL of the run's folder, or None.
       plan: TPU slice, or "here", to plan the run for; or None.
+      teacher: source of the model to embed the training pairs with, or None.
       alternatives: whether the plan also prints the needs of other settings.
       compile: whether to compile the run's programs instead of running it.
       distributed: whether to join the other processes of the run.
@@ -32,6 +33,7 @@ class CommandLine:
     diff: dict[str, Any] | None
     workdir: str | None
     plan: str | None
+    teacher: str | None
     alternatives: bool
     compile: bool
     distributed: bool
@@ -59,9 +61,9 @@ def read_command_line(argv: list[str]) -> CommandLine:
     """Reads `main.py`'s flags; argv[0] is the program's name.
 
     Raises:
-      InputError: an unknown flag, no --config, not exactly one of --workdir, --plan and
-        --diff, an empty one of these, --compile without --workdir, an unknown config or
-        field, or a value of the wrong type.
+      InputError: an unknown flag, no --config, not exactly one of --workdir, --plan,
+        --teacher and --diff, an empty one of these, --compile without --workdir, an
+        unknown config or field, or a value of the wrong type.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -74,13 +76,15 @@ def read_command_line(argv: list[str]) -> CommandLine:
     ]
     flags.DEFINE_string("workdir", None, "", flag_values=known)
     flags.DEFINE_string("plan", None, "", flag_values=known)
+    flags.DEFINE_string("teacher", None, "", flag_values=known)
     flags.DEFINE_bool("alternatives", False, "", flag_values=known)
     flags.DEFINE_bool("compile", False, "", flag_values=known)
     flags.DEFINE_bool("distributed", False, "", flag_values=known)
     flags.mark_flags_as_required(["config"], known)
-    flags.mark_flags_as_mutual_exclusive(["workdir", "plan", "diff"], True, known)
+    ways = ["workdir", "plan", "teacher", "diff"]
+    flags.mark_flags_as_mutual_exclusive(ways, True, known)
     fields, diff = parse_flags(known, configs, argv)
-    for name in ("workdir", "plan"):
+    for name in ("workdir", "plan", "teacher"):
         if known[name].value == "":
             raise InputError(f"--{name} is empty; give it a value, see --help")
     if known.compile and known.workdir is None:
@@ -93,6 +97,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
         diff=diff,
         workdir=None if known.workdir is None else places.resolve(known.workdir),
         plan=known.plan,
+        teacher=known.teacher,
         alternatives=known.alternatives,
         compile=known.compile,
         distributed=known.distributed,

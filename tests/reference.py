@@ -41,6 +41,38 @@ def contrastive_reference(ximg, ytxt, temperature, smoothing, groups=1):
     return i2t, t2i, gradients
 
 
+def distillation_reference(student, teacher, groups=1):
+    """Returns both divergences (arXiv 2311.17049) and the gradients of their sum.
+
+    `student` and `teacher` are (images, texts, temperature).
+    """
+    (ximg, ytxt, temperature), n = student, len(student[0])
+    group = np.arange(n) * groups // n
+    candidate = group[:, None] == group
+
+    def log_shares(x, y, temperature):
+        z = np.where(candidate, x @ y.T / temperature, -np.inf)
+        z -= z.max(1, keepdims=True)
+        return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+    def direction(swap):
+        order = (1, 0, 2) if swap else (0, 1, 2)
+        log_p = log_shares(*(student[i] for i in order))
+        log_q = log_shares(*(teacher[i] for i in order))
+        p, q = np.exp(log_p), np.exp(log_q)
+        ratio = np.where(candidate, log_q, 0.0) - np.where(candidate, log_p, 0.0)
+        return (q * ratio).sum(1).mean(), (p - q) / n
+
+    (i2t, by_rows), (t2i, by_columns) = direction(False), direction(True)
+    to_z = by_rows + by_columns.T
+    gradients = (
+        to_z @ ytxt / temperature,
+        to_z.T @ ximg / temperature,
+        -(to_z * (ximg @ ytxt.T)).sum() / temperature**2,
+    )
+    return i2t, t2i, gradients
+
+
 def sigmoid_reference(ximg, ytxt, temperature, bias):
     """Returns the loss (arXiv 2303.15343) and its gradients by all four arguments."""
     n = len(ximg)

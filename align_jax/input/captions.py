@@ -41,7 +41,7 @@ class Captions:
         features: Sequence[tf.Tensor | tf.RaggedTensor],
         draws: tf.Tensor,
         keys: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draws a text of each of N records.
 
         Args:
@@ -50,46 +50,48 @@ class Captions:
           keys: (N, 2) int64 keys of these draws' random numbers.
 
         Returns:
-          The texts (N,), "" where there is none, and the numbers (N,) int32 of texts
-          among which they were drawn.
+          The texts (N,), "" where there is none, the numbers (N,) int32 of texts among
+          which they were drawn, and the indices (N,) int32 of the texts among those of
+          all features of a record.
         """
 
-        def choose_each() -> tuple[tf.Tensor, tf.Tensor]:
+        def choose_each() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             return tf.map_fn(
                 lambda row: self._choose(*row),
                 ([*features], draws, keys),
-                fn_output_signature=(tf.string, tf.int32),
+                fn_output_signature=(tf.string, tf.int32, tf.int32),
             )
 
         if len(features) > 1 or self._first_sentence:
             return choose_each()
         (texts,) = features
         if isinstance(texts, tf.Tensor):
-            return texts, tf.ones_like(draws, tf.int32)
+            ones = tf.ones_like(draws, tf.int32)
+            return texts, ones, ones - 1
         counts = tf.cast(texts.row_lengths(), tf.int32)
         # Records that have one text need no random numbers, which are slow.
         return tf.cond(
             tf.reduce_max(counts) < 2,
-            lambda: (texts.to_tensor(shape=(None, 1))[:, 0], counts),
+            lambda: (texts.to_tensor(shape=(None, 1))[:, 0], counts, 0 * counts),
             choose_each,
         )
 
     def _choose(
         self, features: Sequence[tf.Tensor], draw: tf.Tensor, key: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draws a text () of one record; see `choose`."""
         if len(features) == 1 and not features[0].shape.rank:
-            text, count = features[0], tf.size(features[0])
+            text, count, index = features[0], tf.size(features[0]), tf.constant(0)
         else:
-            text, count = self._choose_text(features, draw, key)
+            text, count, index = self._choose_text(features, draw, key)
         if self._first_sentence:
             part = _uniform(key, OF_LENGTH) < self._first_sentence
             text = tf.cond(part, lambda: cut_sentence(text), lambda: text)
-        return text, count
+        return text, count, index
 
     def _choose_text(
         self, features: Sequence[tf.Tensor], draw: tf.Tensor, key: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         texts = [tf.reshape(feature, [-1]) for feature in features]
         counts = tf.stack([tf.size(part) for part in texts])  # (features,)
         chosen = tf.constant(0)
@@ -103,8 +105,8 @@ class Captions:
         # Without a text of positive weight, the feature after the last one is chosen.
         count = tf.concat([counts, [0]], 0)[chosen]
         number = tf.random.stateless_uniform((), key, 0, tf.maximum(count, 1), tf.int32)
-        before = tf.reduce_sum(counts[:chosen])
-        return tf.concat([*texts, [""]], 0)[before + number], count
+        index = tf.reduce_sum(counts[:chosen]) + number
+        return tf.concat([*texts, [""]], 0)[index], count, index
 
 
 def cut_sentence(text: tf.Tensor) -> tf.Tensor:

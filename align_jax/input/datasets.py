@@ -71,6 +71,8 @@ class DatasetConfig:
       label_feature: name of a class number that replaces the text; "" for none.
       index: path or URL of the folder to which `data.index` wrote the index of tars; ""
         for the folder of the tars.
+      teacher: path or URL of the folder of a teacher's embeddings of the records, see
+        `align_jax.input.teacher_files`; "" for none.
       fraction: fraction of the records that is used, the first ones of the files. If
         the records are in random order, as `data.build` writes them, these are a random
         sample, and a smaller sample is part of a larger one.
@@ -88,6 +90,7 @@ class DatasetConfig:
     first_sentence: Share = 0.0
     label_feature: str = ""
     index: str = ""
+    teacher: str = ""
     fraction: Annotated[float, Range(above=0, most=1)] = 1.0
     max_pairs: Annotated[int, Range(least=0, most=INT64)] = 0
 
@@ -103,6 +106,11 @@ class DatasetConfig:
             raise ValueError(
                 f"label_feature is {self.label_feature!r}, so no texts are used; wanted"
                 " no captions and no first_sentence"
+            )
+        if self.label_feature and self.teacher:
+            raise ValueError(
+                f"label_feature is {self.label_feature!r} and teacher {self.teacher!r};"
+                " a teacher's embeddings are for pairs with texts"
             )
         if self.index and self.format != "webdataset":
             raise ValueError(

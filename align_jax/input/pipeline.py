@@ -22,8 +22,11 @@ from align_jax.input.captions import Captions
 from align_jax.input.formats.dataset import Read
 from align_jax.input.image_batches import Encoded, augment_batches
 from align_jax.input.phases import find_phase
+from align_jax.input.teacher import choose_rows, take_rows
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import TrainingData
+
+Fields = dict[str, np.ndarray]  # (rows, ...) each
 
 GREY = 127
 FEW_PAIRS = 1000  # while there are fewer, replaced pairs are a share of this number
@@ -33,10 +36,11 @@ class TrainBatches(Iterator):
     """An endless iterator over this host's rows of the global batches.
 
     A batch is a dict of images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L)
-    int32, or labels (B / hosts,) int32 if the datasets have labels. A pair that cannot
-    be decoded, or has no text or label, is replaced by the next good pair of its stream
-    in the batch. If the stream has none, the picture is grey, and the tokens or the
-    label stay.
+    int32, or labels (B / hosts,) int32 if the datasets have labels, and of the
+    embeddings of a teacher if they have one, see `take_rows`. A pair that cannot be
+    decoded, or lacks a text, a label or an embedding, is replaced by the next good pair
+    of its stream in the batch. If the stream has none, the picture is grey, and the
+    other fields stay.
 
     Attributes:
       pairs: number of pairs that this host has yielded, with replaced ones.
@@ -76,7 +80,7 @@ class TrainBatches(Iterator):
         self.pairs = 0
         self.replaced: collections.Counter[str] = collections.Counter()
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Fields:
         """Returns the next batch.
 
         Raises:
@@ -91,11 +95,12 @@ class TrainBatches(Iterator):
         if self._data.labelled:
             for row in map(int, np.flatnonzero(targets < 0)):
                 reasons[row] = reasons[row] or "no label"
+        name = "labels" if self._data.labelled else "tokens"
+        batch = {"images": images, name: targets, **take_rows(records, reasons)}
         self.pairs += len(reasons)
         if any(reasons):
-            self._replace(records, images, targets, reasons)
-        name = "labels" if self._data.labelled else "tokens"
-        return {"images": images, name: targets}
+            self._replace(records, batch, reasons)
+        return batch
 
     def _encoded(self, step: int) -> Iterator[Encoded]:
         """Yields the arguments of `augment_batches` from batch `step` on, endlessly."""
@@ -142,21 +147,16 @@ class TrainBatches(Iterator):
         rows = np.arange(draws * self._streams.start, draws * self._streams.stop)
         return np.stack([np.full(len(rows), self._seed * 2**32 + step), rows], 1)
 
-    def _replace(
-        self,
-        records: dict[str, np.ndarray],
-        images: np.ndarray,
-        targets: np.ndarray,
-        reasons: list[str],
-    ) -> None:
+    def _replace(self, records: Fields, batch: Fields, reasons: list[str]) -> None:
         """Replaces the pairs that have a reason, in place, and counts them."""
         draws = len(reasons) // len(self._streams)
         for row in [row for row, reason in enumerate(reasons) if reason]:
             stream = row // draws * draws
             following = [stream + (row + i) % draws for i in range(1, draws)]
             good = [other for other in following if not reasons[other]]
-            images[row] = images[good[0]] if good else GREY
-            targets[row] = targets[good[0]] if good else targets[row]
+            batch["images"][row] = GREY
+            for rows in batch.values() if good else ():
+                rows[row] = rows[good[0]]
             self._count(records["dataset"][row], records["shard"][row], reasons[row])
 
     def _count(self, dataset: int, shard: int, reason: str) -> None:
@@ -195,7 +195,7 @@ def read_records(
     Returns:
       A dataset of batches, endless in the last phase: image (rows,) encoded pictures;
       target (rows, L) int32 tokens or (rows,) int64 labels; texts (rows,) numbers of
-      texts (or labels) of the records; dataset and shard (rows,) int64 indices.
+      texts (or labels); dataset and shard (rows,) int64 indices; also `choose_rows`.
     """
     start, draws = data.draws_before(start_step), data.draws_at(start_step)
     number = find_phase(data.phases, start_step)
@@ -257,11 +257,11 @@ def _stream(
     def parse(shard: tf.Tensor, draws: tf.Tensor, records: dict) -> dict:
         images, targets = dataset.parse(records)
         ones = tf.ones_like(draws)
-        target, texts = targets[0], ones
+        target, texts, chosen = targets[0], ones, ones
         if not config.label_feature:
             key = ((seed * 2**32 + number) * ones, stream * 2**40 + draws)
-            target, texts = captions.choose(targets, draws, tf.stack(key, 1))
-        return {
+            target, texts, chosen = captions.choose(targets, draws, tf.stack(key, 1))
+        return choose_rows(records, chosen) | {
             "image": images,
             "target": target,
             "texts": texts,

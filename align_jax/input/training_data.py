@@ -14,6 +14,7 @@ from align_jax.input.datasets import DatasetConfig, check_weights, open_dataset
 from align_jax.input.formats.dataset import Dataset
 from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.teacher import add_teacher
 from align_jax.ranges import Count, Natural, NonNegative, Share
 
 # Largest share of a batch's pairs that may be copies of its other pairs. A contrastive
@@ -41,6 +42,8 @@ class InputConfig:
       workers: number of threads that prepare pictures on a host; 0 for one a core.
       max_replaced: largest share of a host's pairs so far that may be replaced because
         they cannot be used; above it the run stops. Fewer pairs count as 1000.
+      teacher_width: width of the embeddings in the `teacher` folders of all datasets,
+        which a batch then holds; 0 for batches without a teacher.
     """
 
     datasets: dict[str, DatasetConfig]
@@ -50,6 +53,7 @@ class InputConfig:
     shuffle_window: Count = 1024
     workers: Natural = 0
     max_replaced: Share = 0.01
+    teacher_width: Natural = 0
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -60,6 +64,12 @@ class InputConfig:
             raise ValueError(
                 f"datasets {labels} have a label_feature, and the others texts; wanted"
                 " one kind in all"
+            )
+        lacking = [name for name, part in self.datasets.items() if not part.teacher]
+        if self.teacher_width and lacking:
+            raise ValueError(
+                f"teacher_width is {self.teacher_width}, but datasets {lacking} have no"
+                " teacher; wanted one in all"
             )
 
 
@@ -142,8 +152,9 @@ def open_training(
 
     Raises:
       InputError: the batch does not divide by the streams or the streams by the hosts,
-        a dataset is missing, damaged or empty, or lacks a feature, or more than
-        `MOST_REPEATED` of a batch with texts are repeated pairs. Fewer are a warning.
+        a dataset is missing, damaged or empty, or lacks a feature or the embeddings of
+        a teacher, or more than `MOST_REPEATED` of a batch with texts are repeated
+        pairs. Fewer are a warning.
     """
     for phase in phases:
         if phase.pairs % config.streams:
@@ -158,6 +169,8 @@ def open_training(
             f" {process_count} hosts"
         )
     datasets = [open_dataset(dataset) for dataset in config.datasets.values()]
+    if config.teacher_width:
+        datasets = _add_teachers(datasets, config)
     weights = [
         (step, [float(by_name.get(name, 0)) for name in config.datasets])
         for step, by_name in config.weights
@@ -170,6 +183,20 @@ def open_training(
     if not data.labelled:
         _check_repeats(data, [step for step, _ in weights])
     return data
+
+
+def _add_teachers(datasets: list[Dataset], config: InputConfig) -> list[Dataset]:
+    """Adds the embeddings of a teacher; InputError if the teachers are several."""
+    width = config.teacher_width
+    parts = zip(datasets, config.datasets.values(), strict=True)
+    added = [add_teacher(dataset, part, width) for dataset, part in parts]
+    models = sorted({model for _, found in added for model in found})
+    if len(models) > 1:
+        raise InputError(
+            f"the embeddings are of {len(models)} teachers ({', '.join(models)});"
+            " wanted one in all shards of all datasets"
+        )
+    return [dataset for dataset, _ in added]
 
 
 def _check_repeats(data: TrainingData, mixed: Sequence[int]) -> None:

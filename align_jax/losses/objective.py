@@ -2,24 +2,34 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.sharding import Mesh
 
-from align_jax.config import check_choices
+from align_jax.config import READER, check_choices, read_value
 from align_jax.devices.kernel_choice import CHOICES
+from align_jax.input.phases import check_starts
 from align_jax.losses.contrastive import REDUCTIONS, nested_loss
+from align_jax.losses.distillation import Teacher, distillation_loss
 from align_jax.losses.sigmoid import sigmoid_loss
 from align_jax.models.dual_encoder import temperature_of
-from align_jax.ranges import Count, Positive, ProperShare, Range
+from align_jax.ranges import Count, Natural, Positive, ProperShare, Range, Share
 
 PRECISIONS = ("default", "high", "highest")
 
 Metrics = dict[str, jax.Array]  # () each
 Outputs = tuple[jax.Array, ...]  # embeddings (B, D) of both towers, or logits (B, K)
+SharesByStep = tuple[tuple[Natural, Share], ...]  # (first step, share), in order
+
+
+def read_shares(value: Any, where: str) -> SharesByStep:
+    """Reads `LossConfig.distillation`; one number holds from step 0 on."""
+    shares = ((0, value),) if isinstance(value, int | float) else value
+    return read_value(SharesByStep, shares, where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,12 @@ class LossConfig:
         the loss is the sum over these prefixes, see `nested_loss`. () for the complete
         embeddings only; "softmax" only.
       width_weights: weight of each width in the sum; () for 1 each.
+      distillation: share w of `distillation_loss` in the loss, or shares by step as
+        ((step, share), ...) of which the first step is 0. The loss is (1 - w) times
+        that of the other fields plus w times the divergences, summed or averaged by
+        `reduction`. () for no distillation. It needs `input.teacher_width`.
+      teacher_temperature: divisor of the teacher's cosines in the distillation. The
+        temperature that the teacher learned is `align_jax.load(TEACHER).temperature`.
     """
 
     kind: str = "softmax"
@@ -55,6 +71,15 @@ class LossConfig:
     temperature_floor: Positive = 1e-3
     widths: tuple[Count, ...] = ()
     width_weights: tuple[Positive, ...] = ()
+    distillation: SharesByStep = dataclasses.field(
+        default=(), metadata={READER: read_shares}
+    )
+    teacher_temperature: Positive | None = None
+
+    @property
+    def distils(self) -> bool:
+        """Whether the loss of some step has a part of distillation."""
+        return any(share for _, share in self.distillation)
 
     @property
     def contrasts(self) -> bool:
@@ -89,6 +114,17 @@ class LossConfig:
                 f"loss.width_weights has {len(self.width_weights)} weights and"
                 f" loss.widths {len(self.widths)} widths; wanted one for each, or ()"
             )
+        check_starts("loss.distillation", [step for step, _ in self.distillation])
+        if self.distils and not self.contrasts:
+            raise ValueError(
+                f"loss.distillation is {self.distillation} and loss.kind {self.kind!r},"
+                " which compares no pairs; wanted 'softmax' or 'sigmoid'"
+            )
+        if self.distils and self.teacher_temperature is None:
+            raise ValueError(
+                f"loss.distillation is {self.distillation} and loss.teacher_temperature"
+                " None; wanted a number, as the temperature that the teacher learned"
+            )
 
 
 def compute_loss(
@@ -97,6 +133,8 @@ def compute_loss(
     params: Mapping,
     config: LossConfig,
     mesh: Mesh,
+    teacher: Outputs = (),
+    step: jax.Array | int = 0,
 ) -> tuple[jax.Array, Metrics]:
     """Computes a run's loss.
 
@@ -107,17 +145,64 @@ def compute_loss(
       params: parameters of the model, for the temperature and the bias.
       config: options of the objective.
       mesh: mesh of the devices.
+      teacher: a teacher's embeddings of images and texts, (N, E) each.
+      step: () number of steps before this one, for the share of distillation.
 
     Returns:
       The loss, (), and its metrics, () each. For "softmax", these are the metrics of
       `contrastive_loss` or `nested_loss`, and "temperature"; for "sigmoid", those of
       `sigmoid_loss`, "temperature" and "logit_bias"; for "cross_entropy", "accuracy".
+      With distillation, "distillation_i2t", "distillation_t2i" and
+      "distillation_share" are added.
 
     Raises:
-      ValueError: the batch does not fit the options, see `make_tiling`, or the
-        objective is cross-entropy and there are no labels.
+      ValueError: the batch does not fit the options, see `make_tiling`, the objective
+        is cross-entropy and there are no labels, or distillation lacks a teacher.
     """
-    return LOSSES[config.kind].compute(outputs, labels, params, config, mesh)
+    found = LOSSES[config.kind].compute(outputs, labels, params, config, mesh)
+    if not config.distils:
+        return found
+    loss, metrics = found
+    added, share, others = _distil(outputs, teacher, params, config, mesh, step)
+    return (1.0 - share) * loss + share * added, metrics | others
+
+
+def _distil(
+    outputs: Outputs,
+    teacher: Outputs,
+    params: Mapping,
+    config: LossConfig,
+    mesh: Mesh,
+    step: jax.Array | int,
+) -> tuple[jax.Array, jax.Array, Metrics]:
+    """Computes `distillation_loss` with a run's options, see `compute_loss`.
+
+    Returns:
+      The divergence, its share in the loss, and the metrics; all are ().
+    """
+    if len(teacher) != 2 or config.teacher_temperature is None:
+        raise ValueError("loss.distillation needs the embeddings of a teacher")
+    image_embeddings, text_embeddings = outputs
+    divergences = distillation_loss(
+        image_embeddings,
+        text_embeddings,
+        temperature_of(params),
+        Teacher(*teacher, config.teacher_temperature),
+        mesh,
+        negatives=config.negatives,
+        tile=config.tile,
+        precision=config.precision,
+    )
+    starts, shares = zip(*config.distillation, strict=True)
+    phase = jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1
+    share = jnp.asarray(shares, jnp.float32)[phase]
+    metrics = {f"distillation_{name}": x for name, x in divergences._asdict().items()}
+    metrics = jax.tree.map(lax.stop_gradient, metrics) | {"distillation_share": share}
+    return (
+        REDUCTIONS[config.reduction] * (divergences.i2t + divergences.t2i),
+        share,
+        metrics,
+    )
 
 
 def softmax_objective(

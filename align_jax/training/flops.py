@@ -73,7 +73,7 @@ def count_model_flops(
     )
 
     def loss(params: dict, outputs: Outputs, batch: dict) -> jax.Array:
-        return score(params, outputs, batch, plan)[0]
+        return score(params, outputs, batch, plan, jnp.zeros((), jnp.int32))[0]
 
     gradient = jax.value_and_grad(loss, (0, 1))
     found["loss"] = count_flops(gradient, state.params, outputs, batch)

@@ -40,6 +40,11 @@ class PretrainConfig(RunConfig):
                 f" {self.model.logit_bias_init}; the sigmoid loss wants a bias, the"
                 " softmax none"
             )
+        if self.loss.distils and not self.input.teacher_width:
+            raise ValueError(
+                f"loss.distillation is {self.loss.distillation} and"
+                " input.teacher_width 0; wanted the embeddings of a teacher"
+            )
         if self.loss.widths and self.loss.widths[0] != self.model.width:
             raise ValueError(
                 f"loss.widths is {self.loss.widths}, but embeddings have"

@@ -15,6 +15,7 @@ from align_jax.config import READER, leave_out, read_part, stored_fields
 from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import FSDP_AXIS, Placement, batch_split
 from align_jax.errors import InputError
+from align_jax.input import teacher
 from align_jax.input.phases import Phase, find_phase
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import Tokenizer
@@ -315,16 +316,18 @@ class RunConfig:
     def batch_shapes(
         self, mesh: Mesh, phase: Phase | None = None
     ) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and shardings of a global batch: images, and tokens or labels.
+        """Returns shapes and shardings of the fields of a global batch.
 
-        Images (B, H, W, 3) are uint8, tokens (B, L) and labels (B,) int32. `phase` is
-        one of `batch_phases`, None the first one.
+        Images (B, H, W, 3) are uint8, tokens (B, L) or labels (B,) int32, a teacher's
+        embeddings (B, D) float32. `phase` is one of `batch_phases`, None the first one.
         """
         phase = phase or self.batch_phases[0]
         side, length = phase.preprocess.image_size, phase.max_tokens
         name, target = ("labels", ()) if length is None else ("tokens", (length,))
         split = batch_split(mesh)
         shapes = {"images": ((side, side, 3), jnp.uint8), name: (target, jnp.int32)}
+        if width := self.input.teacher_width:
+            shapes |= dict.fromkeys(teacher.FIELDS, ((width,), jnp.float32))
         return {
             name: jax.ShapeDtypeStruct((phase.pairs, *shape), dtype, sharding=split)
             for name, (shape, dtype) in shapes.items()

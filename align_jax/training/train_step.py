@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax.devices.mesh import BATCH_AXES, batch_split
+from align_jax.input.teacher import FIELDS
 from align_jax.losses.objective import (
     Metrics,
     Outputs,
@@ -46,7 +47,8 @@ def train_step(
 
     Args:
       state: state before the step; the compiled step reuses its memory (donation).
-      batch: images (B, H, W, 3) and tokens (B, L) or labels (B,), split over the mesh.
+      batch: images (B, H, W, 3) and tokens (B, L) or labels (B,), split over the mesh;
+        perhaps the embeddings of a teacher, see `RunConfig.batch_shapes`.
       plan: plan of the step.
       norms: whether the metrics include norms of gradients and updates.
 
@@ -61,7 +63,7 @@ def train_step(
     whole = jax.value_and_grad(loss_fn, has_aux=True)
     gradient = accumulate if plan.microbatches > 1 else whole
     (loss, (metrics, batch_stats)), gradients = gradient(
-        state.params, state.batch_stats, part, key, plan
+        state.params, state.batch_stats, part, key, plan, state.step
     )
     updates, optimizer_state = plan.transformation.update(
         gradients, state.optimizer, state.params
@@ -118,7 +120,12 @@ def _follow(average: dict, state: TrainState, decay: float) -> dict:
 
 
 def loss_fn(
-    params: dict, batch_stats: dict, part: Part, key: jax.Array, plan: StepPlan
+    params: dict,
+    batch_stats: dict,
+    part: Part,
+    key: jax.Array,
+    plan: StepPlan,
+    step: jax.Array,
 ) -> tuple[jax.Array, tuple[Metrics, dict]]:
     """Returns (loss, (metrics, new running statistics)) of a batch.
 
@@ -128,9 +135,10 @@ def loss_fn(
       part: the global batch.
       key: random key of the step.
       plan: plan of the step.
+      step: () number of steps before this one.
     """
     outputs, batch_stats = encode(params, batch_stats, part, key, plan)
-    loss, metrics = score(params, outputs, part.batch, plan)
+    loss, metrics = score(params, outputs, part.batch, plan, step)
     return loss, (metrics, mean_over_groups(batch_stats))
 
 
@@ -174,15 +182,27 @@ def _gather_outer(params: dict, plan: StepPlan) -> dict:
 
 
 def score(
-    params: dict, outputs: Outputs, batch: dict[str, jax.Array], plan: StepPlan
+    params: dict,
+    outputs: Outputs,
+    batch: dict[str, jax.Array],
+    plan: StepPlan,
+    step: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """Returns the loss and metrics of the model's outputs for the global batch."""
     params, labels = _hold_frozen(params, plan), batch.get("labels")
-    return compute_loss(outputs, labels, params, plan.loss, plan.mesh)
+    teacher = tuple(batch[name] for name in FIELDS if name in batch)
+    return compute_loss(
+        outputs, labels, params, plan.loss, plan.mesh, teacher=teacher, step=step
+    )
 
 
 def accumulate(
-    params: dict, batch_stats: dict, whole: Part, key: jax.Array, plan: StepPlan
+    params: dict,
+    batch_stats: dict,
+    whole: Part,
+    key: jax.Array,
+    plan: StepPlan,
+    step: jax.Array,
 ) -> tuple[tuple[jax.Array, tuple[Metrics, dict]], dict]:
     """Computes `loss_fn` and its gradients in the memory of one microbatch.
 
@@ -202,7 +222,7 @@ def accumulate(
 
     _, (outputs, statistics) = lax.scan(embed, None, parts)
     gradient = jax.value_and_grad(
-        partial(score, batch=whole.batch, plan=plan), (0, 1), has_aux=True
+        partial(score, batch=whole.batch, plan=plan, step=step), (0, 1), has_aux=True
     )
     (loss, metrics), (gradients, cotangents) = gradient(params, _join(outputs, plan))
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from align_jax import places
+from align_jax.input.teacher import FIELDS
 from data.doctor.__main__ import diagnose
 from data.index import index_dataset
 from tests.input.batches import assert_equal, batches
 from tests.input.written import WRITERS, write_format
+from tests.teachers import write_teacher
 
 pytestmark = pytest.mark.buckets
 STEPS = 30
@@ -32,6 +35,28 @@ def test_files_in_a_bucket_are_read_by_few_requests(storage, tmp_path, name):
             f" {received / STEPS:.0f} bytes a batch, with opening"
         )
         assert_equal(found, batches({"a": part}, STEPS, start, **fields))
+        assert requests < 6 * STEPS
+
+
+def test_the_embeddings_of_a_teacher_are_read_in_parts(storage, tmp_path):
+    part = write_format("parquet", tmp_path, [300, 200, 280])
+    rows = write_teacher(tmp_path / "teacher", part, width=640)
+    url = storage.upload(tmp_path / "teacher", "teacher")
+    remote = dataclasses.replace(part, teacher=url)
+    for start in (0, 1_000):
+        requests, received = storage.requests.total(), storage.received.total()
+        fields = {"batch": 16, "shuffle_window": 64, "teacher_width": 640}
+        found = batches({"a": remote}, STEPS, start, **fields)
+        requests = storage.requests.total() - requests
+        received = storage.received.total() - received
+        print(
+            f"teacher from step {start}: {requests / STEPS:.1f} requests and"
+            f" {received / STEPS:.0f} bytes a batch, with opening"
+        )
+        for batch in found:
+            numbers = batch["tokens"][:, 0]
+            for field, expected in zip(FIELDS, rows, strict=True):
+                np.testing.assert_allclose(batch[field], expected[numbers], atol=1e-6)
         assert requests < 6 * STEPS
 
 

@@ -31,14 +31,24 @@ def test_schedules_optimizers_and_nested_embeddings_are_swept(place):
         },
     }
     changes["second"]["optimizer.average_decay"] = None
+    changes["second"] |= {
+        "input.datasets.emoji.teacher": "runs/teacher",
+        "input.teacher_width": 240,
+        "loss.distillation": ((0, 0.7), (50, 0.0)),
+        "loss.teacher_temperature": 0.05,
+    }
     text = place.file.read_text().replace('{"seed": i}', f"{changes!r}[name]")
     place.file.write_text(text)
     first, second, third = place.runs()
     assert first.fields["optimizer"]["cooldown_steps"] == 20
     assert second.fields["optimizer"]["kind"] == "schedule_free_adamw"
+    assert second.fields["loss"]["distillation"] == ((0, 0.7), (50, 0.0))
     assert third.fields["evaluators"]["unseen_15"]["width"] == 15
     place.file.write_text(text.replace("(240, 60, 15)", "(60, 15)"))
     with pytest.raises(InputError, match=r"loss.widths is \(60, 15\), but embeddings"):
+        place.runs()
+    place.file.write_text(text.replace("(50, 0.0)", "(50, 1.5)"))
+    with pytest.raises(InputError, match=r"loss.distillation\[1\]\[1\] is 1.5; wanted"):
         place.runs()
 
 
