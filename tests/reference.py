@@ -97,3 +97,30 @@ def positive_ranks(scores, positives):
     """
     best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
     return np.count_nonzero(~positives & (scores >= best), axis=1)
+
+
+def choose_pairs_reference(judges, noise, count, loss, gain):
+    """Returns ascending rows of the chosen pairs (arXiv 2406.17711, section 3).
+
+    Judges are (images, texts, temperature, bias, weight); noise is (chunks, n).
+    """
+    chunks, n = noise.shape
+    chosen = []
+    for drawn in noise:
+        scores = np.zeros(n)
+        for ximg, ytxt, temperature, bias, weight in judges:
+            z = ximg @ ytxt.T / temperature + bias
+            if loss == "softmax":
+                total = -np.diag(z)
+                if chosen:
+                    total += 0.5 * np.log(np.exp(z[:, chosen]).sum(1))
+                    total += 0.5 * np.log(np.exp(z[chosen]).sum(0))
+            else:
+                total = np.logaddexp(0, -np.diag(z))
+                total += np.logaddexp(0, z[:, chosen]).sum(1)
+                total += np.logaddexp(0, z[chosen]).sum(0)
+            scores += weight * total
+        noisy = gain * scores + drawn
+        noisy[chosen] = -np.inf
+        chosen += [*np.argsort(-noisy)[: count // chunks]]
+    return np.sort(chosen)
