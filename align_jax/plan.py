@@ -110,10 +110,11 @@ def _plan_phase(
     """Prints the work and the needs of a phase's step; returns the result of `_try`."""
     step, tower = config.make_plan(mesh, phase), config.model.image_tower
     pairs = phase.pairs // mesh.size
+    read = f" chosen from {phase.pairs_read}" if phase.batches > 1 else ""
     chosen = (f", {name}={getattr(tower, name)}" for name in tower.memory_choices)
     print(
         f"{target}: {mesh.size} x {mesh.devices.flat[0].device_kind}, {phase.pairs}"
-        f" pairs a step, {pairs} a device, microbatches={config.microbatches},"
+        f" pairs a step{read}, {pairs} a device, microbatches={config.microbatches},"
         f" fsdp={config.fsdp}{''.join(chosen)}"
     )
     flops = count_model_flops(step, config.batch_shapes(mesh, phase))
@@ -121,7 +122,10 @@ def _plan_phase(
         f"{part} {count / phase.pairs / 1e9:.3g}" for part, count in flops.items()
     )
     total = sum(flops.values()) / phase.pairs / 1e9
-    print(f"  {total:.3g} GFLOP a pair, nothing computed twice: {shares}", flush=True)
+    trained = "trained pair" if read else "pair"
+    print(
+        f"  {total:.3g} GFLOP a {trained}, nothing computed twice: {shares}", flush=True
+    )
     found = _try(step, config, phase)
     if isinstance(found, Needs):
         print_needs(found, pairs)

@@ -28,7 +28,8 @@ def read(root, **changes):
     fields["input"]["preprocess"] = {"resize": 36, "image_size": 32, "flip": False}
     fields["optimizer"]["learning_rate"] = 1e-3
     for name, value in changes.items():
-        fields[name] = fields[name] | value if isinstance(value, dict) else value
+        whole = fields.get(name, {}) | value if isinstance(value, dict) else value
+        fields[name] = whole
     return read_config(PretrainConfig, fields)
 
 

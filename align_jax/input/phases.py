@@ -17,12 +17,19 @@ class Phase:
       pairs: number of pairs in a global batch.
       preprocess: sizes and augmentations of the pictures.
       max_tokens: length of the token sequences; None for that of the tokenizer.
+      batches: number of global batches that a step reads, to train on one.
     """
 
     start: int
     pairs: int
     preprocess: PreprocessConfig
     max_tokens: int | None = None
+    batches: int = 1
+
+    @property
+    def pairs_read(self) -> int:
+        """Number of pairs that a step reads."""
+        return self.pairs * self.batches
 
 
 def check_starts(field: str, steps: Sequence[int]) -> None:
@@ -50,15 +57,15 @@ def find_phase(phases: Sequence[Phase], step: int) -> int:
 
 
 def count_pairs(phases: Sequence[Phase], steps: int) -> int:
-    """Returns the number of pairs in the first `steps` global batches.
+    """Returns the number of pairs that the first `steps` steps read.
 
     Args:
       phases: phases in order; the first one starts at 0.
-      steps: number of batches.
+      steps: number of steps.
     """
     starts = [min(phase.start, steps) for phase in phases]
     spans = itertools.pairwise([*starts, steps])
     return sum(
-        phase.pairs * (last - first)
+        phase.pairs_read * (last - first)
         for phase, (first, last) in zip(phases, spans, strict=True)
     )

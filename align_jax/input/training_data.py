@@ -98,7 +98,7 @@ class TrainingData:
 
     def draws_at(self, step: int) -> int:
         """Returns the number of pairs that a stream gives to batch `step`, from 0."""
-        pairs = self.phases[find_phase(self.phases, step)].pairs
+        pairs = self.phases[find_phase(self.phases, step)].pairs_read
         return pairs // self.config.streams
 
     def draws_before(self, step: int) -> int:
@@ -157,11 +157,11 @@ def open_training(
         pairs. Fewer are a warning.
     """
     for phase in phases:
-        if phase.pairs % config.streams:
+        if phase.pairs_read % config.streams:
             since = f" from step {phase.start} on" if len(phases) > 1 else ""
             raise InputError(
-                f"the global batch of {phase.pairs} pairs{since} does not divide over"
-                f" input.streams = {config.streams}"
+                f"the global batch of {phase.pairs_read} pairs{since} does not divide"
+                f" over input.streams = {config.streams}"
             )
     if config.streams % process_count:
         raise InputError(

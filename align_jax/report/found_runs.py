@@ -103,6 +103,8 @@ class FoundRun:
             batch = self.fields["virtual_cores"] * self.fields["pairs_per_core"]
             pairs_seen = count_pairs(phases, step) if phases else step * batch
             found["pairs_seen"] = pairs_seen
+            if phases and phases[0].batches > 1:
+                found["pairs_trained"] = pairs_seen // phases[0].batches
             speed = latest.get("train/pairs_per_second_per_device")
             flops = latest.get("train/tflops_per_second_per_device")
             if speed and flops:  # operations per pair, times pairs
@@ -118,7 +120,8 @@ class FoundRun:
 
 MEASURES = {
     "parameters": "parameters of the model",
-    "pairs_seen": "pairs it was trained on, each as often as it was seen",
+    "pairs_seen": "pairs read for training, each as often as it was read",
+    "pairs_trained": "pairs chosen from these to train on",
     "flops": "operations of the model, forward and backward",
     "pairs_per_second": "pairs per second, all devices, at the last measure",
     "model_flops_utilisation": "share of the devices' peak, where that is known",

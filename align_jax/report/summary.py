@@ -216,7 +216,7 @@ def show_measure(name: str, value: float | None) -> str:
     """Formats the value of one of `MEASURES`; None gives `ABSENT`."""
     if value is None:
         return ABSENT
-    if name in ("parameters", "pairs_seen"):
+    if name in ("parameters", "pairs_seen", "pairs_trained"):
         return f"{value:,.0f}"
     if name in ("model_flops_utilisation", "goodput"):
         return _percent(value) + " %"

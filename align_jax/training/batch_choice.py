@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from align_jax.input.teacher import FIELDS
 from align_jax.losses.chosen_rows import take_rows
 from align_jax.losses.objective import Metrics, Outputs
 from align_jax.losses.pair_choice import Choice, Judge, choose_pairs
@@ -81,12 +82,13 @@ def choose_rows(
     judges = []
     if learner:
         bias = params.get("logit_bias", jnp.zeros(()))
-        judges.append(Judge(*outputs, temperature_of(params), bias, learner))
+        images, texts = outputs
+        judges.append(Judge(images, texts, temperature_of(params), bias, learner))
     if reference:
-        embeddings = super_batch["teacher_image"], super_batch["teacher_text"]
+        images, texts = (super_batch[name] for name in FIELDS)
         temperature = jnp.float32(config.reference_temperature)
         bias = jnp.float32(config.reference_bias or 0.0)
-        judges.append(Judge(*embeddings, temperature, bias, reference))
+        judges.append(Judge(images, texts, temperature, bias, reference))
     choice = Choice(
         count=plan.virtual_cores * plan.pairs_per_core,
         chunks=config.chunks,

@@ -9,7 +9,8 @@ microbatches is counted once, as in the model FLOPs utilisation of PaLM (arXiv
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +20,28 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from align_jax.losses.objective import Outputs
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
+from align_jax.training.batch_choice import choose_rows
+from align_jax.training.hard_pairs import HardPairs
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import abstract_state
-from align_jax.training.train_step import Part, encode, score
+from align_jax.training.train_step import Part, embed_pairs, encode, score
+
+Batch = dict[str, jax.ShapeDtypeStruct]
+Tree = TypeVar("Tree")  # any tree of shapes
 
 
-def count_model_flops(
-    plan: StepPlan, batch: dict[str, jax.ShapeDtypeStruct]
-) -> dict[str, float]:
+def count_model_flops(plan: StepPlan, batch: Batch) -> dict[str, float]:
     """Counts the floating-point operations of a step, forward and backward.
 
     Args:
       plan: plan of the step.
-      batch: shapes of the global batch.
+      batch: shapes of the global batch, or of the super-batch it is chosen from.
 
     Returns:
       Numbers of operations of one step on all devices together, under the keys
-      "image_tower", "text_tower" if the model has one, and "loss". A tower's number
-      includes its projection or the classifier's head.
+      "image_tower", "text_tower" if the model has one, "loss", and "hard_pairs" if the
+      batch is chosen. The last one is the work of choosing, with a forward pass of the
+      super-batch. A tower's number includes its projection or the classifier's head.
     """
     towers = dataclasses.replace(plan, model=_plain(plan))
     state = abstract_state(plan)
@@ -45,10 +50,7 @@ def count_model_flops(
     pairs = plan.model.batch_norm_group
     cores = pairs // plan.pairs_per_core
     groups = plan.virtual_cores // cores
-    some = {
-        name: jax.ShapeDtypeStruct((pairs, *x.shape[1:]), x.dtype)
-        for name, x in batch.items()
-    }
+    some = _resized(batch, pairs)
 
     def embed(params: dict, statistics: dict, batch: dict) -> Outputs:
         key = jax.random.key(0)
@@ -67,17 +69,47 @@ def count_model_flops(
             jax.value_and_grad(total), state.params, state.batch_stats, some
         )
         found[name] = groups * work
-    outputs = tuple(
-        jax.ShapeDtypeStruct((groups * pairs, x.shape[1]), x.dtype)
-        for x in jax.eval_shape(embed, state.params, state.batch_stats, some)
-    )
+    outputs = jax.eval_shape(embed, state.params, state.batch_stats, some)
+    outputs = _resized(outputs, groups * pairs)
 
     def loss(params: dict, outputs: Outputs, batch: dict) -> jax.Array:
         return score(params, outputs, batch, plan, jnp.zeros((), jnp.int32))[0]
 
     gradient = jax.value_and_grad(loss, (0, 1))
-    found["loss"] = count_flops(gradient, state.params, outputs, batch)
+    trained = _resized(batch, groups * pairs)
+    found["loss"] = count_flops(gradient, state.params, outputs, trained)
+    if plan.hard_pairs:
+        found["hard_pairs"] = _count_choice(plan, towers, batch, some)
     return found
+
+
+def _count_choice(plan: StepPlan, towers: StepPlan, batch: Batch, some: Batch) -> float:
+    """Counts the operations of the choice of a batch from its super-batch.
+
+    Args:
+      plan: plan of the step.
+      towers: the same, with a model that computes nothing twice.
+      batch: shapes of the super-batch.
+      some: shapes of a part of it, whose forward pass is counted and multiplied.
+    """
+    state, config = abstract_state(plan), cast(HardPairs, plan.hard_pairs)
+    pairs = batch["images"].shape[0]
+    embed = partial(embed_pairs, plan=towers)
+    outputs = jax.eval_shape(embed, state.params, state.batch_stats, some)
+    outputs = _resized(outputs, pairs)
+    choose = partial(choose_rows, plan=plan, config=config)
+    work = count_flops(choose, batch, state.params, outputs, jax.random.key(0))
+    if config.weights[0]:
+        forward = count_flops(embed, state.params, state.batch_stats, some)
+        work += pairs // some["images"].shape[0] * forward
+    return work
+
+
+def _resized(tree: Tree, rows: int) -> Tree:
+    """Returns the shapes of arrays with another number of rows."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), tree
+    )
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:

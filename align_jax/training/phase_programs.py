@@ -26,7 +26,7 @@ class PhaseProgram:
 
     Attributes:
       steps: programs of the kinds of step that the phase has.
-      pairs: number of pairs in a global batch.
+      pairs: number of pairs that a step reads.
       flops: operations of a step by part of the model, see `count_model_flops`.
     """
 
@@ -93,8 +93,8 @@ class PhasePrograms:
         return count_model_flops(self.plans[number], shapes)
 
     def pairs_after(self, step: int) -> int:
-        """Returns the number of pairs in the batch after `step` steps."""
-        return self._phases[find_phase(self._phases, step)].pairs
+        """Returns the number of pairs that the step after `step` steps reads."""
+        return self._phases[find_phase(self._phases, step)].pairs_read
 
     def begins(self, step: int) -> bool:
         """Returns whether a later phase begins after `step` steps."""
@@ -138,7 +138,7 @@ class PhasePrograms:
                 steps = self._compile(number, start, kept)
                 if kept:
                     kept.write()
-                pairs = self._phases[number].pairs
+                pairs = self._phases[number].pairs_read
                 future.set_result(PhaseProgram(steps, pairs, flops))
             except BaseException as error:  # `take` and `check` raise it
                 future.set_exception(error)

@@ -4,11 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from jax.sharding import Mesh
+
 from align_jax.config import read_part
 from align_jax.errors import InputError
+from align_jax.input.phases import Phase
 from align_jax.input.tokenizer import Tokenizer, open_tokenizer
 from align_jax.models.dual_encoder import ModelConfig
+from align_jax.training.hard_pairs import HardPairs
 from align_jax.training.run_config import ModelFields, RunConfig
+from align_jax.training.step_plan import StepPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,12 +24,14 @@ class PretrainConfig(RunConfig):
       run: the string "pretrain".
       vocabulary: file of the WordPiece vocabulary, vocab.txt or tokenizer.json.
       model: the towers, the embedding size and the form of the logits.
+      hard_pairs: choice of each batch from a larger one; None to train on all pairs.
     """
 
     kind: ClassVar[str] = "dual_encoder"
 
     vocabulary: str
     model: ModelConfig
+    hard_pairs: HardPairs | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +69,30 @@ class PretrainConfig(RunConfig):
                 f"model.temperature_init is {self.model.temperature_init}, below"
                 f" loss.temperature_floor, {self.loss.temperature_floor}"
             )
+        if choice := self._choice:
+            choice.check_reference(self.input.teacher_width, self.loss.wants_bias)
+            if self.loss.negatives != 1.0:
+                raise ValueError(
+                    f"loss.negatives is {self.loss.negatives} and hard_pairs chooses"
+                    " pairs as negatives of each other; wanted 1.0"
+                )
+
+    @property
+    def _choice(self) -> HardPairs | None:
+        """The choice of hard pairs; None if all pairs are trained on."""
+        choice = self.hard_pairs
+        return choice if choice and choice.batches > 1 else None
+
+    @property
+    def batch_phases(self) -> tuple[Phase, ...]:
+        """The phases in order, with the super-batches that hard pairs are of."""
+        batches = self._choice.batches if self._choice else 1
+        phases = super().batch_phases
+        return tuple(dataclasses.replace(phase, batches=batches) for phase in phases)
+
+    def _plan(self, mesh: Mesh, phase: Phase) -> StepPlan:
+        plan = super()._plan(mesh, phase)
+        return dataclasses.replace(plan, hard_pairs=self._choice)
 
     @classmethod
     def read_model(cls, fields: Mapping[str, Any], where: str) -> ModelFields:

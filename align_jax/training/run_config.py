@@ -324,12 +324,12 @@ class RunConfig:
         phase = phase or self.batch_phases[0]
         side, length = phase.preprocess.image_size, phase.max_tokens
         name, target = ("labels", ()) if length is None else ("tokens", (length,))
-        split = batch_split(mesh)
+        split, pairs = batch_split(mesh), phase.pairs_read
         shapes = {"images": ((side, side, 3), jnp.uint8), name: (target, jnp.int32)}
         if width := self.input.teacher_width:
             shapes |= dict.fromkeys(teacher.FIELDS, ((width,), jnp.float32))
         return {
-            name: jax.ShapeDtypeStruct((phase.pairs, *shape), dtype, sharding=split)
+            name: jax.ShapeDtypeStruct((pairs, *shape), dtype, sharding=split)
             for name, (shape, dtype) in shapes.items()
         }
 

@@ -11,6 +11,7 @@ from align_jax.losses.tiles import make_tiling
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.towers import undecayed_parameters
+from align_jax.training.hard_pairs import HardPairs
 from align_jax.training.optimizer import OptimizerConfig, make_optimizer
 from align_jax.training.schedules import make_schedule
 
@@ -32,11 +33,13 @@ class StepPlan:
       seed: seed of the run; random masks depend only on it, the step and the virtual
         core.
       mesh: the devices.
+      hard_pairs: choice of the batch from a super-batch; None to train on all pairs.
 
     Raises:
       InputError: the virtual cores do not divide over devices and microbatches, a
         microbatch would split a BatchNorm group, or the loss's `negatives` or `tile` is
-        invalid for the batch, see `make_tiling`.
+        invalid for the batch, see `make_tiling`, or the chunks of `hard_pairs` do not
+        divide it.
     """
 
     model: DualEncoder | Classifier
@@ -48,6 +51,7 @@ class StepPlan:
     microbatches: int
     seed: int
     mesh: Mesh
+    hard_pairs: HardPairs | None = None
 
     def __post_init__(self) -> None:
         devices, cores = self.mesh.size, self.virtual_cores
@@ -75,6 +79,11 @@ class StepPlan:
             make_tiling(pairs, self.mesh, loss.negatives, loss.tile, loss.precision)
         except ValueError as error:
             raise InputError(f"config.loss.{error}") from error
+        if self.hard_pairs and pairs % self.hard_pairs.chunks:
+            raise InputError(
+                f"config.hard_pairs.chunks is {self.hard_pairs.chunks}, which does not"
+                f" divide the global batch of {pairs} pairs"
+            )
 
     @property
     def schedule(self) -> optax.Schedule:

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from align_jax.devices.mesh import BATCH_AXES, batch_split
 from align_jax.input.teacher import FIELDS
 from align_jax.losses.objective import (
     Metrics,
@@ -19,13 +17,13 @@ from align_jax.losses.objective import (
     hold_temperature,
 )
 from align_jax.models.batch_norm import mean_over_groups
+from align_jax.training.batch_choice import choose_batch
 from align_jax.training.integrity import all_finite, squared_moments
+from align_jax.training.microbatches import join_parts, split_parts
 from align_jax.training.optimizer import trainable
 from align_jax.training.schedule_free import map_points
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
-
-Tree = TypeVar("Tree")  # any tree of arrays
 
 
 class Part(NamedTuple):
@@ -48,17 +46,25 @@ def train_step(
     Args:
       state: state before the step; the compiled step reuses its memory (donation).
       batch: images (B, H, W, 3) and tokens (B, L) or labels (B,), split over the mesh;
-        perhaps the embeddings of a teacher, see `RunConfig.batch_shapes`.
+        perhaps the embeddings of a teacher, see `RunConfig.batch_shapes`. With
+        `plan.hard_pairs`, they are those of a super-batch, from which it chooses.
       plan: plan of the step.
       norms: whether the metrics include norms of gradients and updates.
 
     Returns:
-      The state after the step, and scalar metrics of the step: those of `compute_loss`,
-      "loss", "learning_rate", "finite" (a bool: whether all running statistics and
-      moments are finite after the step) and, with `norms`, "gradient_norm",
-      "update_norm" and the same of each tower, such as "image_tower/gradient_norm".
+      The state after the step, and scalar metrics of the step: those of `compute_loss`
+      and `choose_batch`, "loss", "learning_rate", "finite" (a bool: whether all running
+      statistics and moments are finite after the step) and, with `norms`,
+      "gradient_norm", "update_norm" and the same of each tower, such as
+      "image_tower/gradient_norm".
     """
     key = jax.random.fold_in(jax.random.key(plan.seed), state.step)
+    chosen: Metrics = {}
+    if plan.hard_pairs:
+        embed = partial(embed_pairs, state.params, state.batch_stats, plan=plan)
+        batch, chosen = choose_batch(
+            batch, state.params, embed, key, plan, plan.hard_pairs
+        )
     part = Part(batch, jnp.arange(plan.virtual_cores))
     whole = jax.value_and_grad(loss_fn, has_aux=True)
     gradient = accumulate if plan.microbatches > 1 else whole
@@ -77,6 +83,7 @@ def train_step(
         "learning_rate": jnp.asarray(plan.schedule(state.step)),
         # Parameters that are not finite show in the loss of the next step.
         "finite": all_finite([batch_stats, squared_moments(optimizer_state)]),
+        **chosen,
     }
     if norms:
         metrics |= _norms(gradients, updates, plan)
@@ -162,6 +169,15 @@ def encode(
     return outputs, changed.get("batch_stats", {})
 
 
+def embed_pairs(
+    params: dict, batch_stats: dict, batch: dict[str, jax.Array], plan: StepPlan
+) -> Outputs:
+    """Returns the model's outputs for a batch in evaluation, without a gradient."""
+    inputs = [batch[name] for name in plan.model.inputs]
+    variables = {"params": _gather_outer(params, plan), "batch_stats": batch_stats}
+    return plan.model.apply(variables, *inputs, None, train=False)
+
+
 def _gather_outer(params: dict, plan: StepPlan) -> dict:
     """Gathers the parameters outside of the towers' blocks, if they are sharded.
 
@@ -215,7 +231,8 @@ def accumulate(
     Returns:
       ((loss, (metrics, new running statistics)), gradients).
     """
-    parts = _split(whole, plan)
+    count, mesh = plan.microbatches, plan.mesh
+    parts = split_parts(whole, count, mesh)
 
     def embed(_: None, part: Part) -> tuple[None, tuple[Outputs, dict]]:
         return None, encode(params, batch_stats, part, key, plan)
@@ -224,7 +241,9 @@ def accumulate(
     gradient = jax.value_and_grad(
         partial(score, batch=whole.batch, plan=plan, step=step), (0, 1), has_aux=True
     )
-    (loss, metrics), (gradients, cotangents) = gradient(params, _join(outputs, plan))
+    outputs = join_parts(outputs, count, mesh)
+    (loss, metrics), (gradients, cotangents) = gradient(params, outputs)
+    cotangents = split_parts(cotangents, count, mesh)
 
     def pull_back(gradients: dict, each: tuple[Part, Outputs]) -> tuple[dict, None]:
         part, cotangent = each
@@ -234,38 +253,10 @@ def accumulate(
         (own,) = pull(cotangent)
         return optax.tree.add(gradients, own), None
 
-    gradients, _ = lax.scan(pull_back, gradients, (parts, _split(cotangents, plan)))
+    gradients, _ = lax.scan(pull_back, gradients, (parts, cotangents))
     # All microbatches start from the same statistics, so the mean of their results is
     # one update with all groups.
     return (loss, (metrics, mean_over_groups(statistics))), gradients
-
-
-def _split(tree: Tree, plan: StepPlan) -> Tree:
-    """Reshapes (B, ...) to (microbatches, B / microbatches, ...).
-
-    Each microbatch takes an equal part of every device's share of the batch.
-    """
-    shape = (plan.mesh.size, plan.microbatches, -1)
-    sharding = NamedSharding(plan.mesh, PartitionSpec(None, BATCH_AXES))
-
-    def split(x: jax.Array) -> jax.Array:
-        parts = x.reshape(*shape, *x.shape[1:]).swapaxes(0, 1)
-        parts = parts.reshape(plan.microbatches, -1, *x.shape[1:])
-        return lax.with_sharding_constraint(parts, sharding)
-
-    return jax.tree.map(split, tree)
-
-
-def _join(tree: Tree, plan: StepPlan) -> Tree:
-    """Reshapes (microbatches, B / microbatches, ...) to (B, ...); undoes `_split`."""
-    shape = (plan.microbatches, plan.mesh.size, -1)
-
-    def join(x: jax.Array) -> jax.Array:
-        parts = x.reshape(*shape, *x.shape[2:]).swapaxes(0, 1)
-        whole = parts.reshape(-1, *x.shape[2:])
-        return lax.with_sharding_constraint(whole, batch_split(plan.mesh))
-
-    return jax.tree.map(join, tree)
 
 
 def _hold_frozen(params: Mapping, plan: StepPlan) -> dict:

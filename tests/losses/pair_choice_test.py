@@ -16,8 +16,8 @@ def judge(pairs, temperature, bias=0.0, weight=1.0):
     return Judge(images, texts, jnp.float32(temperature), jnp.float32(bias), weight)
 
 
-def choose(judges, choice, seed=0):
-    """Chooses in one compiled program, from embeddings that are split by rows."""
+def choose(judges, choice, seeds=(0,)):
+    """Chooses from embeddings that are split by rows; returns results of each seed."""
     split, whole = batch_split(choice.mesh), replicated(choice.mesh)
     arrays = [j[:4] for j in judges]
     arrays = jax.device_put(arrays, [(split, split, whole, whole)] * len(judges))
@@ -27,7 +27,7 @@ def choose(judges, choice, seed=0):
         weighed = [Judge(*a, j.weight) for a, j in zip(arrays, judges, strict=True)]
         return choose_pairs(weighed, key, choice)
 
-    return run(arrays, jax.random.key(seed))
+    return [run(arrays, jax.random.key(seed)) for seed in seeds]
 
 
 def learner_and_reference(loss):
@@ -46,7 +46,7 @@ def test_the_choice_is_that_of_the_equations_for_the_same_draws(
     monkeypatch.setattr(pair_choice, "BLOCK_BYTES", 8 * 8 * 3)  # three rows at a time
     judges = [learner_and_reference(loss)[i] for i in used]
     choice = Choice(COUNT, CHUNKS, loss, gain, mesh_of(devices, slices=slices))
-    chosen, scores = choose(judges, choice)
+    ((chosen, scores),) = choose(judges, choice)
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(CHUNKS)]
     noise = np.stack([jax.random.gumbel(key, (N,)) for key in keys])
     exact = [tuple(np.asarray(x, np.float64) for x in j) for j in judges]
@@ -60,7 +60,7 @@ def test_the_choice_is_that_of_the_equations_for_the_same_draws(
 
 def test_all_pairs_are_chosen_in_order_if_none_is_left_out(mesh_of):
     choice = Choice(N, CHUNKS, "softmax", 1.0, mesh_of(8))
-    chosen, _ = choose(learner_and_reference("softmax"), choice)
+    ((chosen, _),) = choose(learner_and_reference("softmax"), choice)
     np.testing.assert_array_equal(chosen, np.arange(N))
 
 
@@ -91,8 +91,9 @@ def planted():
 
 def shares(judges, choice):
     """Returns the mean number of chosen pairs of each kind of `planted`."""
-    kinds = [np.bincount(choose(judges, choice, seed)[0] // 40) for seed in range(5)]
-    return np.mean([np.pad(k, (0, 4 - len(k))) for k in kinds], axis=0)
+    results = choose(judges, choice, seeds=range(5))
+    kinds = [np.bincount(rows // 40, minlength=4) for rows, _ in results]
+    return np.mean(kinds, axis=0)
 
 
 def test_learnability_finds_learnable_pairs_and_the_learner_alone_takes_noise(mesh_of):
@@ -139,4 +140,6 @@ def test_memory_is_linear_in_the_pairs_at_the_size_of_the_paper(mesh_of, devices
 
     program = jax.make_jaxpr(run)(vectors, vectors, scalar, scalar)
     block = pair_choice.BLOCK_BYTES // 8
-    assert block <= largest(program.jaxpr) <= max(n * width, 2 * block) < n * count / 100
+    assert (
+        block <= largest(program.jaxpr) <= max(n * width, 2 * block) < n * count / 100
+    )

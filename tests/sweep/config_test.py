@@ -14,7 +14,7 @@ def test_ids_are_of_what_is_computed(place):
     assert changed[1].fields["loss"]["label_smoothing"] == 0.2
 
 
-def test_schedules_optimizers_and_nested_embeddings_are_swept(place):
+def test_the_options_of_recipes_are_swept(place):
     constant = {"optimizer.decay": "constant"}
     changes = {
         "first": constant | {"optimizer.cooldown_steps": 20},
@@ -37,10 +37,12 @@ def test_schedules_optimizers_and_nested_embeddings_are_swept(place):
         "loss.distillation": ((0, 0.7), (50, 0.0)),
         "loss.teacher_temperature": 0.05,
     }
+    changes["first"]["hard_pairs.scoring"] = "hard"
     text = place.file.read_text().replace('{"seed": i}', f"{changes!r}[name]")
     place.file.write_text(text)
     first, second, third = place.runs()
     assert first.fields["optimizer"]["cooldown_steps"] == 20
+    assert first.fields["hard_pairs"] == {"scoring": "hard"}
     assert second.fields["optimizer"]["kind"] == "schedule_free_adamw"
     assert second.fields["loss"]["distillation"] == ((0, 0.7), (50, 0.0))
     assert third.fields["evaluators"]["unseen_15"]["width"] == 15
