@@ -13,6 +13,11 @@ from align_jax.losses.tiles import ROWS, WHOLE, own_rows, scatter_sum
 MOVED_BYTES = 64 * 2**20
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """Returns the largest divisor of a number that is at most `most`, or 1."""
+    return max(i for i in range(1, max(min(number, most), 1) + 1) if number % i == 0)
+
+
 def own_part(x: jax.Array, indices: jax.Array) -> jax.Array:
     """Returns chosen rows of an array, with zeros for the rows of other devices.
 
@@ -51,7 +56,7 @@ def take_rows(x: jax.Array, indices: jax.Array, mesh: Mesh) -> jax.Array:
         return x[indices]
     share = len(indices) // mesh.size  # rows that a device receives
     most = MOVED_BYTES // (mesh.size * x.dtype.itemsize * math.prod(x.shape[1:]))
-    rows = max(i for i in range(1, share + 1) if share % i == 0 and i <= max(most, 1))
+    rows = largest_divisor(share, most)
     # A tile holds the next rows of every device, in the devices' order.
     tiles = indices.reshape(mesh.size, -1, rows).swapaxes(0, 1)
     tiles = tiles.reshape(-1, mesh.size * rows)

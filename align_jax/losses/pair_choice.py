@@ -30,7 +30,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from align_jax.devices.mesh import BATCH_AXES, replicated
-from align_jax.losses.chosen_rows import own_part
+from align_jax.losses.chosen_rows import largest_divisor, own_part
 from align_jax.losses.tiles import BLOCK_BYTES, EXCLUDED, ROWS, WHOLE
 
 Terms = tuple[jax.Array, jax.Array]  # (N,) each: terms of S by images, and by texts
@@ -173,7 +173,8 @@ def _share_of_terms(
         by_text = product(chosen_images, text) + bias  # (c,), the logits z_ji
         return reduce(by_image), reduce(by_text)
 
-    rows = max(BLOCK_BYTES // (8 * len(drawn)), 1)  # two logits, float32
+    most = BLOCK_BYTES // (8 * len(drawn))  # two logits of a pair, float32
+    rows = largest_divisor(len(images), most)
     return lax.map(terms, (images, texts), batch_size=rows)
 
 
