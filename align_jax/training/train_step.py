@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,8 @@ def embed_pairs(
     """Returns the model's outputs for a batch in evaluation, without a gradient."""
     inputs = [batch[name] for name in plan.model.inputs]
     variables = {"params": _gather_outer(params, plan), "batch_stats": batch_stats}
-    return plan.model.apply(variables, *inputs, None, train=False)
+    outputs: Any = plan.model.apply(variables, *inputs, None, train=False)
+    return outputs
 
 
 def _gather_outer(params: dict, plan: StepPlan) -> dict:

@@ -257,8 +257,13 @@ def test_chunks_divide_the_batch_of_every_phase(root, mesh_of):
 
 
 def test_the_step_traces_with_every_kind_of_choice(root, mesh_of):
-    for hard_pairs in (HARD, LEARNABLE | {"scoring": "easy_reference"}):
-        config, devices = read(root, hard_pairs), mesh_of(8)
+    distilled = {"distillation": 0.5, "teacher_temperature": 0.1}
+    for hard_pairs, loss in (
+        (HARD, {}),
+        (LEARNABLE, distilled),
+        (LEARNABLE | {"scoring": "easy_reference"}, {}),
+    ):
+        config, devices = read(root, hard_pairs, loss=loss), mesh_of(8)
         step, shapes = config.make_plan(devices), config.batch_shapes(devices)
         traced = make_train_step(step).trace(abstract_state(step), shapes)
         assert {"hard_pairs/read_score"} < {*traced.out_info[1]}
