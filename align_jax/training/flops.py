@@ -98,7 +98,8 @@ def _count_choice(plan: StepPlan, towers: StepPlan, batch: Batch, some: Batch) -
     outputs = jax.eval_shape(embed, state.params, state.batch_stats, some)
     outputs = _resized(outputs, pairs)
     choose = partial(choose_rows, plan=plan, config=config)
-    work = count_flops(choose, batch, state.params, outputs, jax.random.key(0))
+    key = jax.eval_shape(partial(jax.random.key, 0))
+    work = count_flops(choose, batch, state.params, outputs, key)
     if config.weights[0]:
         forward = count_flops(embed, state.params, state.batch_stats, some)
         work += pairs // some["images"].shape[0] * forward
