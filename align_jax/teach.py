@@ -23,7 +23,7 @@ from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig, open_dataset
 from align_jax.input.formats.dataset import Dataset
 from align_jax.input.shards import Shard
-from align_jax.input.teacher import check_embeddings
+from align_jax.input.teacher import check_embeddings, check_folders
 from align_jax.input.teacher_files import file_of, write_embeddings
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.folder import digest
@@ -44,7 +44,7 @@ def teach(fields: dict[str, Any], source: str) -> None:
     Raises:
       InputError: bad fields or data, no folder for a dataset's embeddings, no dual
         encoder, embeddings of another width than the config's, a file of another model
-        or shard, several processes, or a failure to write.
+        or shard or of two shards, several processes, or a failure to write.
     """
     import tqdm
 
@@ -62,9 +62,11 @@ def teach(fields: dict[str, Any], source: str) -> None:
             f"the embeddings of {source} have {model.width} numbers, and"
             f" config.input.teacher_width is {config.teacher_width}"
         )
-    name = digest(model.weights)
-    for part in config.datasets.values():
-        used = [shard.path for shard in open_dataset(part).shards]
+    name, parts = digest(model.weights), [*config.datasets.values()]
+    opened = [open_dataset(part) for part in parts]
+    check_folders(opened, parts)
+    for part, found in zip(parts, opened, strict=True):
+        used = [shard.path for shard in found.shards]
         part = dataclasses.replace(part, fraction=1.0, max_pairs=0)
         dataset = open_dataset(part)
         shards = [shard for shard in dataset.shards if shard.path in used]

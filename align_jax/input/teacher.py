@@ -6,7 +6,7 @@ seed and the step only.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +69,30 @@ def add_teacher(
     return dataclasses.replace(dataset, read=read), models - {""}
 
 
+def check_folders(
+    datasets: Sequence[Dataset], configs: Sequence["DatasetConfig"]
+) -> None:
+    """Checks that no two shards have the same file of embeddings.
+
+    Args:
+      datasets: the opened datasets.
+      configs: their configs.
+
+    Raises:
+      InputError: two datasets have one folder, and shards of the same name.
+    """
+    shards: dict[str, str] = {}  # path of a shard by place of its embeddings
+    for dataset, config in zip(datasets, configs, strict=True):
+        for shard in dataset.shards:
+            place = file_of(config.teacher, shard.path)
+            other = shards.setdefault(place, shard.path)
+            if other != shard.path:
+                raise InputError(
+                    f"{place} would have the embeddings of {other} and of {shard.path};"
+                    " give each dataset a folder of its own as `teacher`"
+                )
+
+
 def check_embeddings(shard: Shard, config: "DatasetConfig", width: int) -> str:
     """Checks the file of a shard's embeddings.
 
@@ -107,23 +131,23 @@ def check_embeddings(shard: Shard, config: "DatasetConfig", width: int) -> str:
             f"{place} has embeddings of {rows} pictures, and {shard.path} has {records}"
             " records; write it again"
         )
-    size, features = places.size(shard.path), found.others.get("features")
-    if found.others.get("shard_bytes", size) != size:
+    size = places.size(shard.path)
+    if found.shard_bytes not in (None, size):
         raise InputError(
-            f"{place} is of a shard of {found.others['shard_bytes']:,} bytes, and"
+            f"{place} is of a shard of {found.shard_bytes:,} bytes, and"
             f" {shard.path} has {size:,}; write it again"
         )
-    if features is not None and [*features] != config.targets:
+    if found.features not in (None, config.targets):
         raise InputError(
-            f"{place} has the texts of {', '.join(features)}, and the config names"
-            f" {', '.join(config.targets)}; write it again, to another folder"
+            f"{place} has the texts of {', '.join(found.features)}, and the config"
+            f" names {', '.join(config.targets)}; write it again, to another folder"
         )
     if not unit_rows(first)[1].any():
         raise InputError(
             f"{place} has no embedding of the first {len(first)} pictures: their"
             " numbers are zero or not finite"
         )
-    return str(found.others.get("model", ""))
+    return found.model
 
 
 def _read_rows(

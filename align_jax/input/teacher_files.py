@@ -32,6 +32,14 @@ HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# NumPy's kinds of the types, the number of axes, and the meaning of the arrays that may
+# be absent.
+OTHERS = {
+    "counts": ("iu", 1, "whole numbers, one for each record"),
+    "shard_bytes": ("iu", 0, "one whole number"),
+    "features": ("U", 1, "names in a list"),
+    "model": ("U", 0, "one name"),
+}
 
 
 class StoredArray(NamedTuple):
@@ -59,14 +67,18 @@ class ShardEmbeddings:
       images: embeddings of the pictures.
       texts: embeddings of the texts.
       counts: (R,) number of texts of each record.
-      others: values of the other arrays by name.
+      shard_bytes: size of the shard's file in bytes; None if the file lacks it.
+      features: names of the features of texts; None if the file lacks them.
+      model: name or hash of the teacher; "" if the file lacks it.
     """
 
     file: IO[bytes]
     images: StoredArray
     texts: StoredArray
     counts: np.ndarray
-    others: dict[str, Any]
+    shard_bytes: int | None
+    features: list[str] | None
+    model: str
 
     def read(self, array: StoredArray, first: int, last: int) -> np.ndarray:
         """Reads the rows [first, last) of `images` or `texts` as float32."""
@@ -120,17 +132,14 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
     try:
         with zipfile.ZipFile(source) as archive:
             images, texts = (_locate(archive, source, n) for n in ("images", "texts"))
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
             others = {
-                name: np.load(io.BytesIO(archive.read(f"{name}.npy")))
-                for name in names
-                if name not in ("images", "texts")
+                name: _load(archive, name)
+                for name in OTHERS
+                if f"{name}.npy" in archive.namelist()
             }
-        counts = others.pop("counts", np.ones(images.rows, int))
-        if counts.dtype.kind not in "iu" or (counts < 0).any():
-            raise ValueError(
-                f"counts is {counts.dtype}; wanted whole numbers from 0 on"
-            )
+        counts = others.get("counts", np.ones(images.rows, int))
+        if (counts < 0).any():
+            raise ValueError(f"counts has {counts.min()}; wanted numbers from 0 on")
         if counts.shape != (images.rows,) or counts.sum() != texts.rows:
             raise ValueError(
                 f"it has embeddings of {images.rows} pictures and {texts.rows} texts,"
@@ -145,7 +154,25 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
         raise InputError(
             f"{place} is not a file of teacher embeddings: {one_line(error)}"
         ) from error
-    return ShardEmbeddings(source, images, texts, counts, others)
+    known = {name: array.tolist() for name, array in others.items()}
+    return ShardEmbeddings(
+        file=source,
+        images=images,
+        texts=texts,
+        counts=counts,
+        shard_bytes=known.get("shard_bytes"),
+        features=known.get("features"),
+        model=known.get("model", ""),
+    )
+
+
+def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Reads one of the arrays `OTHERS` of a file; ValueError if it is wrong."""
+    array = np.load(io.BytesIO(archive.read(f"{name}.npy")))
+    kinds, axes, wanted = OTHERS[name]
+    if array.dtype.kind not in kinds or array.ndim != axes:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; wanted {wanted}")
+    return array
 
 
 def _locate(archive: zipfile.ZipFile, file: IO[bytes], name: str) -> StoredArray:

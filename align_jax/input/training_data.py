@@ -14,7 +14,7 @@ from align_jax.input.datasets import DatasetConfig, check_weights, open_dataset
 from align_jax.input.formats.dataset import Dataset
 from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.teacher import add_teacher
+from align_jax.input.teacher import add_teacher, check_folders
 from align_jax.ranges import Count, Natural, NonNegative, Share
 
 # Largest share of a batch's pairs that may be copies of its other pairs. A contrastive
@@ -186,10 +186,13 @@ def open_training(
 
 
 def _add_teachers(datasets: list[Dataset], config: InputConfig) -> list[Dataset]:
-    """Adds the embeddings of a teacher; InputError if the teachers are several."""
-    width = config.teacher_width
-    parts = zip(datasets, config.datasets.values(), strict=True)
-    added = [add_teacher(dataset, part, width) for dataset, part in parts]
+    """Adds a teacher's embeddings; InputError for several teachers or a shared file."""
+    width, parts = config.teacher_width, [*config.datasets.values()]
+    check_folders(datasets, parts)
+    added = [
+        add_teacher(dataset, part, width)
+        for dataset, part in zip(datasets, parts, strict=True)
+    ]
     models = sorted({model for _, found in added for model in found})
     if len(models) > 1:
         raise InputError(

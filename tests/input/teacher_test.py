@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -167,8 +168,12 @@ def without(name):
         ({n: rows[:29] for n, rows in ROWS.items()}, "of 29 pictures.* has 30 records"),
         (ROWS | {"images": np.zeros((31, 5), "f2"), "counts": [1] * 30}, "31 pictures"),
         (ROWS | {"texts": ROWS["texts"][:29]}, "30 pictures and 29 texts"),
-        (ROWS | {"counts": [1.0] * 30}, "counts is float64; wanted whole numbers"),
-        (ROWS | {"counts": [-1, 3] * 15}, "wanted whole numbers from 0"),
+        (
+            ROWS | {"counts": [1.0] * 30},
+            "counts is float64 .30,.; wanted whole numbers",
+        ),
+        (ROWS | {"counts": [-1, 3] * 15}, "counts has -1; wanted numbers from 0"),
+        (ROWS | {"counts": 1}, "counts is int64 ..; wanted whole numbers, one for"),
         (ROWS | {"counts": [2] * 30}, "30 texts, and counts is .30,. with the sum 60"),
         ({n: rows[:, :4] + 0 for n, rows in ROWS.items()}, "of 4 numbers, and .* is 5"),
         (ROWS | {"texts": ROWS["texts"][:, :4] + 0}, "have 5 numbers, those of texts"),
@@ -179,6 +184,11 @@ def without(name):
         (ROWS | {"images": ROWS["images"] * 0}, "are zero or not finite"),
         (ROWS | {"shard_bytes": 7}, "is of a shard of 7 bytes, and .*00000.tar has"),
         (ROWS | {"features": ["json/a"]}, "texts of json/a, and the config names text"),
+        (ROWS | {"shard_bytes": [7, 7]}, "shard_bytes is int64 .2,.; wanted one whole"),
+        (ROWS | {"shard_bytes": "7"}, "shard_bytes is <U1 ..; wanted one whole number"),
+        (ROWS | {"features": "text"}, "features is <U4 ..; wanted names in a list"),
+        (ROWS | {"features": [b"text"]}, "features is .S4 .1,.; wanted names in a"),
+        (ROWS | {"model": ["a", "b"]}, "model is <U1 .2,.; wanted one name"),
         (ROWS | {"model": "other"}, "are of 2 teachers .one, other.; wanted one"),
     ],
 )
@@ -193,6 +203,19 @@ def test_wrong_files_are_refused_before_training(taught, tmp_path, arrays, messa
         np.savez(path, **arrays)
     with pytest.raises(InputError, match=message):
         open_batches({"a": part}, teacher_width=WIDTH)
+
+
+def test_one_folder_cannot_hold_the_embeddings_of_two_shards(taught, tmp_path):
+    """Shards of two folders may have the same name; one dataset may be read twice."""
+    part = dataclasses.replace(taught[0]["parquet"], teacher=str(tmp_path))
+    write_teacher(tmp_path, part)
+    twice = {"a": part, "b": dataclasses.replace(part, max_pairs=40)}
+    open_batches(twice, teacher_width=WIDTH).close()
+    copy = tmp_path / "copy"
+    shutil.copytree(part.directory, copy)
+    other = dataclasses.replace(part, directory=str(copy))
+    with pytest.raises(InputError, match=r"train-0.*npz would have .* and of .*copy"):
+        open_batches({"a": part, "b": other}, teacher_width=WIDTH)
 
 
 def test_compressed_files_are_refused(taught, tmp_path):
