@@ -31,6 +31,11 @@ class Phase:
         """Number of pairs that a step reads."""
         return self.pairs * self.batches
 
+    @property
+    def batch_read(self) -> str:
+        """Name of the pairs that a step reads, for messages."""
+        return "batch" if self.batches == 1 else "super-batch"
+
 
 def check_starts(field: str, steps: Sequence[int]) -> None:
     """Checks the first steps of the phases of a config's field; there may be none.

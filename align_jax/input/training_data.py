@@ -160,8 +160,8 @@ def open_training(
         if phase.pairs_read % config.streams:
             since = f" from step {phase.start} on" if len(phases) > 1 else ""
             raise InputError(
-                f"the global batch of {phase.pairs_read} pairs{since} does not divide"
-                f" over input.streams = {config.streams}"
+                f"the global {phase.batch_read} of {phase.pairs_read} pairs{since} does"
+                f" not divide over input.streams = {config.streams}"
             )
     if config.streams % process_count:
         raise InputError(
@@ -211,6 +211,7 @@ def _check_repeats(data: TrainingData, mixed: Sequence[int]) -> None:
     """
     names, sizes = [*data.config.datasets], _sizes(data.datasets)
     for start in sorted({*mixed, *(phase.start for phase in data.phases)}):
+        batch = data.phases[find_phase(data.phases, start)].batch_read
         batch_size = data.draws_at(start) * data.config.streams
         _, shares = data.mixture.phases[bisect.bisect_right(mixed, start) - 1]
         rows = [batch_size * share / record_order.CYCLE for share in shares]
@@ -225,9 +226,9 @@ def _check_repeats(data: TrainingData, mixed: Sequence[int]) -> None:
             if count > size
         )
         message = (
-            f"from step {start} on, {repeated:.0%} of a batch of"
-            f" {batch_size} pairs are in the batch more than once: {times}; take a"
-            " smaller batch or more pairs"
+            f"from step {start} on, {repeated:.0%} of a {batch} of"
+            f" {batch_size} pairs are in the {batch} more than once: {times}; take a"
+            f" smaller {batch} or more pairs"
         )
         if repeated > MOST_REPEATED:
             raise InputError(f"{message} (at most {MOST_REPEATED:.0%} may be)")

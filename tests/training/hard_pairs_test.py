@@ -267,3 +267,14 @@ def test_the_step_traces_with_every_kind_of_choice(root, mesh_of):
         step, shapes = config.make_plan(devices), config.batch_shapes(devices)
         traced = make_train_step(step).trace(abstract_state(step), shapes)
         assert {"hard_pairs/read_score"} < {*traced.out_info[1]}
+
+
+def test_errors_of_the_input_name_the_super_batch(root):
+    config = read(root, LEARNABLE | {"filter_ratio": 0.8})
+    for streams, message in (
+        (4, "of a super-batch of 280 pairs are in the super-batch more than once"),
+        (3, "the global super-batch of 280 pairs does not divide over input.streams"),
+    ):
+        part = dataclasses.replace(config.input, streams=streams)
+        with pytest.raises(InputError, match=message):
+            open_training(part, config.batch_phases, 1)
