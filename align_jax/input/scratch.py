@@ -15,7 +15,6 @@ KEPT = 64 * 2**20  # bytes; larger pieces are rare and not kept
 # memory is mapped for each block; from the second one on, free memory is returned.
 MMAP_THRESHOLD, MAPPED = -3, 32 * 2**20
 TRIM_THRESHOLD, RETURNED = -1, 256 * 2**20
-UNUSED = 3  # references to a free array: list, loop variable and `getrefcount`
 
 
 class Scratch(threading.local):
@@ -52,6 +51,16 @@ def keep_freed_memory() -> None:
         mallopt(TRIM_THRESHOLD, RETURNED)
 
 
+def _count_references(arrays: list[np.ndarray]) -> list[int]:
+    """Returns CPython's number of references to each array, with those of this call."""
+    return [sys.getrefcount(array) for array in arrays]
+
+
+# References to an array of a list that has no others: 3 up to Python 3.13. Later ones
+# do not count all references of a call.
+(UNUSED,) = _count_references([np.empty(0)])
+
+
 class Spares:
     """Arrays of one shape, each reused as soon as nothing refers to it."""
 
@@ -67,8 +76,9 @@ class Spares:
         CPython's counts of references tell which arrays are free: views and devices
         that read an array hold a reference.
         """
-        for array in self._arrays:
-            if array.shape == shape and sys.getrefcount(array) == UNUSED:
+        counts = _count_references(self._arrays)
+        for array, count in zip(self._arrays, counts, strict=True):
+            if array.shape == shape and count == UNUSED:
                 return array
         array = np.empty(shape, np.uint8)
         self._arrays = [a for a in self._arrays if a.shape == shape] + [array]

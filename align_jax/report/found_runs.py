@@ -277,9 +277,10 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
     """Returns, for each run, {dotted path: value} of its unusual config fields.
 
     A field is listed if it differs from the most common value among the runs with the
-    same `config.run`; a field that the run lacks has the value "absent". Evaluators and
-    fields that do not change the result are ignored. A field that an earlier version's
-    config leaves out has the default.
+    same `config.run`; a field that the run lacks has the value "absent". If a part of
+    the config is None in some runs, these list the part, and the others its fields.
+    Evaluators and fields that do not change the result are ignored. A field that an
+    earlier version's config leaves out has the default.
     """
     flat = []
     for run in runs:
@@ -296,9 +297,22 @@ def changed_fields(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
             values = [repr(flat[i].get(path, "absent")) for i in alike]
             usual = Counter(values).most_common(1)[0][0]  # the first if tied
             for i, value in zip(alike, values, strict=True):
-                if value != usual:
+                if value != usual and not _is_of_part(path, flat[i]):
                     changed[i][path] = flat[i].get(path, "absent")
     return changed
+
+
+def _is_of_part(path: str, flat: Mapping[str, Any]) -> bool:
+    """Whether a run lacks a path because a part is None in it, or None in others.
+
+    Args:
+      path: dotted path of a field, or of a part that is None.
+      flat: fields of the run by dotted path.
+    """
+    near = (
+        f"{a}.".startswith(f"{b}.") for x in flat for a, b in ((x, path), (path, x))
+    )
+    return path not in flat and any(near)
 
 
 def _flatten(fields: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -345,3 +345,18 @@ def test_a_damaged_metric_line_is_named_and_its_run_is_shown(tmp_path, capsys, l
     path = tmp_path / "b" / "metrics.jsonl"
     told = f"warning: line 1 of {path} is no metric line and was skipped\n"
     assert capsys.readouterr().err == told
+
+
+def test_a_part_that_some_runs_lack_is_listed_once(root):
+    """As None where most runs have it, and by its fields where most lack it."""
+    folder = root / "parts"
+    hard = {"filter_ratio": 0.5, "scoring": "hard"}
+    for name, part in (("a", hard), ("b", None), ("c", hard)):
+        fields = quickstart.get_config().to_dict() | {"hard_pairs": part}
+        write_run(folder / name, fields, {})
+    runs = find_runs([str(folder)])
+    assert changed_fields(runs) == [{}, {"hard_pairs": None}, {}]
+    lone = changed_fields([runs[1], runs[1], runs[0]])
+    assert lone[:2] == [{}, {}]
+    assert lone[2].items() >= {f"hard_pairs.{n}": x for n, x in hard.items()}.items()
+    assert "absent" not in lone[2].values()
