@@ -137,7 +137,8 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
                 for name in OTHERS
                 if f"{name}.npy" in archive.namelist()
             }
-        counts = others.get("counts", np.ones(images.rows, int))
+        # Sums of unsigned numbers and 0 would be float64.
+        counts = others.get("counts", np.ones(images.rows)).astype(np.int64)
         if (counts < 0).any():
             raise ValueError(f"counts has {counts.min()}; wanted numbers from 0 on")
         if counts.shape != (images.rows,) or counts.sum() != texts.rows:

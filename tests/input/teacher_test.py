@@ -125,7 +125,13 @@ def test_the_embedding_is_that_of_the_text_that_was_drawn(tmp_path):
     )
     shard = f"{folder}/tiny-train.tfrecord-00000-of-00001"
     write_embeddings(
-        part.teacher, shard, images, texts, counts.sum(1), part.targets, "a"
+        part.teacher,
+        shard,
+        images,
+        texts,
+        counts=counts.sum(1).astype(np.uint8),
+        features=part.targets,
+        model="a",
     )
     of_text = np.repeat(np.arange(len(counts)), counts.sum(1))
     drawn = batches({"a": part}, 20, teacher_width=WIDTH)
