@@ -76,7 +76,7 @@ def check_folders(
 
     Args:
       datasets: the opened datasets.
-      configs: their configs.
+      configs: config of each dataset.
 
     Raises:
       InputError: two datasets have one folder, and shards of the same name.

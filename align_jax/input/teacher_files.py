@@ -68,7 +68,7 @@ class ShardEmbeddings:
       texts: embeddings of the texts.
       counts: (R,) number of texts of each record.
       shard_bytes: size of the shard's file in bytes; None if the file lacks it.
-      features: names of the features of texts; None if the file lacks them.
+      features: list of the names of texts' features; None if the file lacks it.
       model: name or hash of the teacher; "" if the file lacks it.
     """
 
