@@ -118,6 +118,20 @@ def _schedule_free(steps: int) -> Changes:
     }
 
 
+def _light(steps: int) -> Changes:
+    # A short run underfits with the augmentation of a long one.
+    return {
+        "input.preprocess.crop_area": 0.65,
+        "input.preprocess.colour_jitter": 0.4,
+        "model.image_tower.drop_rate": 0.0,
+    }
+
+
+def _combined(steps: int) -> Changes:
+    parts = (_small_batch, _short_texts, _adamw, _light)
+    return {path: value for part in parts for path, value in part(steps).items()}
+
+
 def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
     """Returns the space of a search over the learning rate alone."""
     return (("optimizer.learning_rate", "log", lowest, highest),)
@@ -144,6 +158,10 @@ RECIPES = {
     ),
     "cooldown": Recipe(
         "a constant rate that falls in the last fifth", _cooldown, rates(2e-3, 8e-3)
+    ),
+    "light": Recipe("less augmentation, no depth dropped", _light, rates(2e-3, 8e-3)),
+    "combined": Recipe(
+        "64 pairs, 8 tokens, AdamW, less augmentation", _combined, rates(7e-4, 2.8e-3)
     ),
     "muon": Recipe("Muon and AdamW, not LAMB", _muon, rates(1e-3, 4e-3)),
     "schedule_free": Recipe(
