@@ -128,8 +128,15 @@ def _light(steps: int) -> Changes:
 
 
 def _combined(steps: int) -> Changes:
-    parts = (_small_batch, _short_texts, _adamw, _light)
-    return {path: value for part in parts for path, value in part(steps).items()}
+    return _short_texts(steps) | _light(steps)
+
+
+def _muon_short_texts(steps: int) -> Changes:
+    return _muon(steps) | _short_texts(steps)
+
+
+def _combined_muon(steps: int) -> Changes:
+    return _combined(steps) | _muon(steps)
 
 
 def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
@@ -161,9 +168,13 @@ RECIPES = {
     ),
     "light": Recipe("less augmentation, no depth dropped", _light, rates(2e-3, 8e-3)),
     "combined": Recipe(
-        "64 pairs, 8 tokens, AdamW, less augmentation", _combined, rates(7e-4, 2.8e-3)
+        "8 tokens, less augmentation, no depth dropped", _combined, rates(2e-3, 8e-3)
     ),
     "muon": Recipe("Muon and AdamW, not LAMB", _muon, rates(1e-3, 4e-3)),
+    "muon_short_texts": Recipe(
+        "Muon, 8 tokens, not 12", _muon_short_texts, rates(1e-3, 4e-3)
+    ),
+    "combined_muon": Recipe("combined, with Muon", _combined_muon, rates(1e-3, 4e-3)),
     "schedule_free": Recipe(
         "schedule-free AdamW, not LAMB", _schedule_free, rates(1e-3, 4e-3)
     ),
