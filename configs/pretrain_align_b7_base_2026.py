@@ -5,7 +5,7 @@
         --config.vocabulary=gs://BUCKET/corpus/records/vocabulary.txt
 
 Steps and pairs are the paper's. Small pictures and short texts come first, as in CLIPA
-(arXiv 2305.07017, 2306.15658). Full sizes come last, while the learning rate falls to 0.
+(arXiv 2305.07017, 2306.15658). Full sizes come last, when the learning rate is low.
 
 Hardware: 1024 virtual cores of 16 pairs on any slice that holds them.
 Expected: docs/recipes.md has the operations of both configs. The scores are not known:
