@@ -44,7 +44,7 @@ ablations: data  ## run small versions of the paper's ablations and report, abou
 DOWNLOADED := runs/openclipart/usr/share/openclipart
 CLIPART ?= $(or $(wildcard /usr/share/openclipart),$(DOWNLOADED))
 
-recipes: recipes-data  ## train by each recipe for equal operations and compare, 8 hours
+recipes: recipes-data  ## train by each recipe for equal operations and compare, 10 hours
 	$(RUN) -m benchmarks.recipes --workdir=runs/recipes
 
 TO_DOWNLOAD = $(filter $(DOWNLOADED),$(CLIPART))

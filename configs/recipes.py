@@ -118,6 +118,27 @@ def _schedule_free(steps: int) -> Changes:
     }
 
 
+def _light(steps: int) -> Changes:
+    # A short run underfits with the augmentation of a long one.
+    return {
+        "input.preprocess.crop_area": 0.65,
+        "input.preprocess.colour_jitter": 0.4,
+        "model.image_tower.drop_rate": 0.0,
+    }
+
+
+def _combined(steps: int) -> Changes:
+    return _short_texts(steps) | _light(steps)
+
+
+def _muon_short_texts(steps: int) -> Changes:
+    return _muon(steps) | _short_texts(steps)
+
+
+def _combined_muon(steps: int) -> Changes:
+    return _combined(steps) | _muon(steps)
+
+
 def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
     """Returns the space of a search over the learning rate alone."""
     return (("optimizer.learning_rate", "log", lowest, highest),)
@@ -145,7 +166,15 @@ RECIPES = {
     "cooldown": Recipe(
         "a constant rate that falls in the last fifth", _cooldown, rates(2e-3, 8e-3)
     ),
+    "light": Recipe("less augmentation, no depth dropped", _light, rates(2e-3, 8e-3)),
+    "combined": Recipe(
+        "8 tokens, less augmentation, no depth dropped", _combined, rates(2e-3, 8e-3)
+    ),
     "muon": Recipe("Muon and AdamW, not LAMB", _muon, rates(1e-3, 4e-3)),
+    "muon_short_texts": Recipe(
+        "Muon, 8 tokens, not 12", _muon_short_texts, rates(1e-3, 4e-3)
+    ),
+    "combined_muon": Recipe("combined, with Muon", _combined_muon, rates(1e-3, 4e-3)),
     "schedule_free": Recipe(
         "schedule-free AdamW, not LAMB", _schedule_free, rates(1e-3, 4e-3)
     ),

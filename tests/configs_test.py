@@ -20,6 +20,7 @@ from configs import (
     finetune_retrieval,
     linear_probe,
     pretrain_align_b7_base,
+    pretrain_align_b7_base_2026,
     pretrain_align_l2_large,
     pretrain_align_multilingual,
     pretrain_b3_mini_cc3m,
@@ -78,6 +79,7 @@ SMALL_TEXT = text_size(1, 64, words=4096, positions=12)
 MINI = MINI_TOWER + MINI_TEXT + 129 * 240 + 1
 TRAINING = {
     "b7": (pretrain_align_b7_base, (), pair_size("b7", "base")),
+    "b7_2026": (pretrain_align_b7_base_2026, (), pair_size("b7", "base")),
     "l2": (pretrain_align_l2_large, (), pair_size("l2", "large")),
     "b3_mini_cc3m": (pretrain_b3_mini_cc3m, (), pair_size("b3", "mini", 640)),
     "multilingual": (
