@@ -29,6 +29,7 @@ from align_jax.training.checkpoint_record import (
     RECORD,
     STATE,
     agree,
+    all_see,
     check_scores,
     leaving_undeleted,
     make_record,
@@ -39,7 +40,6 @@ from align_jax.training.integrity import DamagedCheckpointError
 from align_jax.training.train_state import TrainState
 
 T = TypeVar("T")
-
 FOLDER = "checkpoints"  # in a workdir
 SET_ASIDE = ".damaged"  # ending of the name of a checkpoint that a run went back behind
 
@@ -130,6 +130,7 @@ class Checkpoints:
             )
             kept.append(best)
         options = ocp.CheckpointManagerOptions(
+            create=not all_see(self._directory),
             best_fn=score,  # without it, no scores are stored
             preservation_policy=policies.AnyPreservationPolicy(kept),
         )

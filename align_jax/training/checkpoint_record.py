@@ -176,6 +176,15 @@ def agree(path: str) -> Iterator[None]:
         raise kind(f"{path} could not be read by another process of this run")
 
 
+def all_see(folder: str) -> bool:
+    """Returns whether a folder exists for all processes, which must all call it.
+
+    Orbax waits for all processes where it may create its folder. It does so by a
+    collective, which each start of a run would compile.
+    """
+    return bool(gather(np.bool_(places.exists(folder))).all())
+
+
 @contextlib.contextmanager
 def leaving_undeleted() -> Iterator[None]:
     """Ignores that Orbax could not delete an old checkpoint of a bucket.
