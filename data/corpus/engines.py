@@ -135,7 +135,10 @@ class DuckDB:
     def read(self, path: pathlib.Path | str) -> ibis.Table:
         """Reads a Parquet file, or all that match a pattern."""
         folder, name = os.path.split(path)
-        return self._connection.read_parquet(os.path.join(glob.escape(folder), name))
+        # A folder named as `shard=7` is no partition and adds no column.
+        return self._connection.read_parquet(
+            os.path.join(glob.escape(folder), name), hive_partitioning=False
+        )
 
     def execute(self, expression: ibis.Expr) -> Any:
         """Evaluates an expression; a table gives a data frame."""
@@ -145,7 +148,7 @@ class DuckDB:
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
         """Writes a Parquet file and shows the progress and the rows per second."""
         with tqdm.tqdm(desc=label, unit="row", unit_scale=True, disable=None) as bar:
-            self._watch(lambda: self._connection.to_parquet(table, path), bar)
+            self._watch(lambda: self._copy(table, path), bar)
             bar.update(pq.read_metadata(path).num_rows)
 
     def save_split(
@@ -153,9 +156,7 @@ class DuckDB:
     ) -> None:
         """Writes a folder with one subfolder `by`=value for each value of a column."""
         with tqdm.tqdm(desc=label, unit="row", unit_scale=True, disable=None) as bar:
-            self._watch(
-                lambda: self._connection.to_parquet(table, path, partition_by=by), bar
-            )
+            self._watch(lambda: self._copy(table, path, f", PARTITION_BY ({by})"), bar)
             files = path.rglob("*.parquet")
             bar.update(sum(pq.read_metadata(file).num_rows for file in files))
 
@@ -165,6 +166,15 @@ class DuckDB:
             self._pool.shutdown()
             self._pool = None
         self._connection.disconnect()
+
+    def _copy(self, table: ibis.Table, path: pathlib.Path, options: str = "") -> None:
+        """Writes a table; Ibis's `to_parquet` fails if the path has an apostrophe."""
+        target = str(path).replace("'", "''")
+        self._connection._run_pre_execute_hooks(table)  # registers tables in memory
+        rows = self._connection.compile(table)
+        self._connection.raw_sql(
+            f"COPY ({rows}) TO '{target}' (FORMAT parquet{options})"
+        )
 
     def _watch(self, query: Callable[[], None], bar: tqdm.tqdm) -> None:
         """Runs a query and shows the percentage that DuckDB reports."""
