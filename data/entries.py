@@ -15,7 +15,7 @@ import tempfile
 
 from align_jax import places
 from align_jax.command_line import local_path, path_or_url
-from align_jax.errors import run_command
+from align_jax.errors import InputError, run_command
 
 
 def main() -> None:
@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument("--min-pmi", type=float, default=5.0, help="of a phrase")
     parser.add_argument("--most", type=int, default=500_000, help="length of the list")
     flags = parser.parse_args()
+    for option, number in (("min-count", flags.min_count), ("most", flags.most)):
+        if number < 1:
+            raise InputError(f"--{option} is {number}; wanted at least 1")
 
     # Imports here let a missing package end in a one-line error.
     from data.corpus.config import EngineConfig

@@ -1,6 +1,7 @@
 """Checks the inputs of a curation, and describes it by its config and its report."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from data.corpus.engines import choose_engine
 from data.curation.config import CurationConfig
 from data.curation.entities import load_entities
 from data.curation.languages import LANGUAGE_MODELS
-from data.curation.pool import embedding_file, find_columns, list_tables
+from data.curation.pool import embedding_files, find_columns, list_tables
 from data.curation.vectors import read_matrix
 from data.sources.subsets import open_subset
 
@@ -63,11 +64,28 @@ def check_inputs(config: CurationConfig) -> None:
     for path in {b.subset for b in bounds if b.subset}:
         open_subset(path)
     if any(b.image_clusters for b in bounds):
-        for table in list_tables(config.pool.path, "config.pool.path"):
-            embedding_file(config.pool, table)
+        embedding_files(config.pool, list_tables(config.pool.path, "config.pool.path"))
         for field in ("target", "centroids"):
             if path := getattr(config.clusters, field):
                 read_matrix(places.local_path(path), f"config.clusters.{field}")
+
+
+def list_inputs(config: CurationConfig) -> list[pathlib.Path]:
+    """Lists the files that a curation reads: tables, embeddings, models and lists.
+
+    Raises:
+      InputError: a file is missing.
+    """
+    pool, bounds = config.pool, config.bounds.values()
+    paths = tables = list_tables(pool.path, "config.pool.path")
+    if pool.columns:
+        paths = paths + list_tables(pool.columns, "config.pool.columns")
+    named = [config.language.model, config.entities.words, config.entities.synsets]
+    named += sorted({rules.subset for rules in bounds})
+    if any(rules.image_clusters for rules in bounds):
+        paths = paths + embedding_files(pool, tables)
+        named += [config.clusters.target, config.clusters.centroids]
+    return paths + [places.local_path(path) for path in named if path]
 
 
 def format_report(report: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from data.curation.checks import (
     check_inputs,
     described,
     format_report,
+    list_inputs,
     with_defaults,
     with_places,
 )
@@ -62,16 +63,17 @@ class Curation(Stages):
         self.filters: dict[str, FilterBounds] = {}  # with their scores' bounds
 
     def check_tables(self) -> None:
-        """Raises InputError if the pool's files are not those the run began with."""
-        found = [[str(path), path.stat().st_size] for path in self.tables]
+        """Raises InputError if the files are not those the run began with."""
+        paths = [path for path in list_inputs(self.config) if path.is_file()]
+        found = [[str(path), path.stat().st_size] for path in paths]
         path = self.folder / "shards.json"
         if not path.exists():
             places.make_folder(path.parent)
             places.write_json(path, found)
         elif places.read_json(path) != found:
             raise InputError(
-                f"{self.config.pool.path} has changed since {self.directory} was begun"
-                f" ({path} lists its files); give another folder"
+                f"the input has changed since {self.directory} was begun ({path} lists"
+                " its files and their sizes); give another folder"
             )
 
     def facts(self) -> int:

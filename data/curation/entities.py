@@ -22,6 +22,11 @@ def load_entities(config: EntitiesConfig) -> Callable[[str], bool]:
     """
     if config.words:
         known = frozenset(_read_lines(config.words))
+        if phrase := next((line for line in known if len(line.split()) > 1), None):
+            raise InputError(
+                f"{config.words} (config.entities.words) has the line {phrase!r};"
+                " wanted one word a line, without white space inside"
+            )
         return lambda text: not known.isdisjoint(text.split())
     synsets = _read_synsets(config.synsets)
     wordnet = WordNet(places.local_path(config.wordnet))
@@ -45,7 +50,7 @@ def _read_synsets(path: str) -> frozenset[int]:
 
 
 def _read_lines(path: str) -> list[str]:
-    text = places.read_text(places.local_path(path))
+    text = places.read_text(places.local_path(path)).removeprefix("\ufeff")
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     if not lines:
         raise InputError(f"{path} (config.entities) is empty; wanted one entity a line")

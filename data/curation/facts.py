@@ -100,11 +100,12 @@ def describe_rows(
       table: file of the rows, for messages.
     """
     pool = config.pool
-    texts = read_texts(batch[pool.text_column])
+    texts = read_texts(batch[pool.text_column], pool.text_column, table)
     uids = parse_uids(batch[pool.uid_column].to_pylist(), str(table))
     languages: list[str] | list[None] = [None] * len(texts)
     if config.language.kind == "column":
-        languages = read_texts(batch[config.language.column])
+        name = config.language.column
+        languages = read_texts(batch[name], name, table)
     elif any(bounds.languages for bounds in config.bounds.values()):
         languages = _detector(config.language.kind, config.language.model)(texts)
     entities: list[bool] | list[None] = [None] * len(texts)

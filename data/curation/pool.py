@@ -38,7 +38,7 @@ def find_columns(config: CurationConfig) -> dict[str, bool]:
 
     Raises:
       InputError: the pool or `config.pool.columns` lack a column, or a file differs
-        from the first one in its columns.
+        from the first one in its columns, or two names differ only in case.
     """
     pool = config.pool
     scores = dict.fromkeys(b.score for b in config.bounds.values() if b.score)
@@ -58,6 +58,12 @@ def find_columns(config: CurationConfig) -> dict[str, bool]:
         _check_names([pool.uid_column], brought, pool.columns)
     _check_names(wanted, own, pool.path)
     _check_names(scores, own | brought, pool.path)
+    folded = [name.lower() for name in scores]
+    if len({*folded}) < len(folded):  # engines do not tell them apart
+        raise InputError(
+            f"config.filters name the scores {[*scores]}, of which some differ only in"
+            " case; wanted other names"
+        )
     return {name: name in own for name in scores}
 
 
@@ -106,7 +112,7 @@ def read_rows(
         yield batch
 
 
-def read_texts(column: pa.Array) -> list[str]:
+def read_texts(column: pa.Array, name: str, path: pathlib.Path) -> list[str]:
     """Returns the texts of a column; null is "", and bytes that are no UTF-8 are `�`.
 
     Raises:
@@ -117,7 +123,9 @@ def read_texts(column: pa.Array) -> list[str]:
     try:
         found = column.cast(pa.large_binary()).to_pylist()
     except pa.ArrowException as error:
-        raise InputError(f"a column of texts holds {column.type}") from error
+        raise InputError(
+            f"column {name!r} of {path} is {column.type}; wanted texts"
+        ) from error
     return [(text or b"").decode(errors="replace") for text in found]
 
 
@@ -128,7 +136,9 @@ def read_numbers(column: pa.Array, name: str, path: pathlib.Path) -> pa.Array:
       InputError: the column holds no numbers.
     """
     kind = column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    types = pa.types
+    numeric = (types.is_integer, types.is_floating, types.is_decimal, types.is_null)
+    if not any(is_type(kind) for is_type in numeric):
         raise InputError(f"column {name!r} of {path} is {kind}; wanted numbers")
     numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return pa.array(numbers, mask=~np.isfinite(numbers))
@@ -153,6 +163,26 @@ def embedding_file(pool: PoolConfig, table: pathlib.Path) -> pathlib.Path:
     )
 
 
+def embedding_files(
+    pool: PoolConfig, tables: Sequence[pathlib.Path]
+) -> list[pathlib.Path]:
+    """Returns the files of the embeddings of the pool's tables, in their order.
+
+    Raises:
+      InputError: a file is missing, or two tables of the same name share one.
+    """
+    owners: dict[pathlib.Path, pathlib.Path] = {}
+    for table in tables:
+        path = embedding_file(pool, table)
+        if path in owners:
+            raise InputError(
+                f"{owners[path]} and {table} have the same file of embeddings, {path};"
+                " wanted one for each (config.pool.embeddings)"
+            )
+        owners[path] = table
+    return [*owners]
+
+
 def count_rows(path: pathlib.Path) -> int:
     """Returns the number of rows of a Parquet file."""
     return open_parquet(path).metadata.num_rows
@@ -167,10 +197,19 @@ def take_rows(path: pathlib.Path, rows: Sequence[int], column: str) -> list[str]
     texts: dict[int, str] = {}
     for group in np.unique(groups):
         here = np.asarray(rows)[groups == group]
-        found = file.read_row_group(int(group), columns=[column])[column]
+        found = file.read_row_group(int(group), columns=[column])
+        found = found.cast(copied_schema(found.schema))[column]
         taken = found.take(pa.array(here - (ends[group] - sizes[group])))
-        texts |= zip(here.tolist(), read_texts(taken.combine_chunks()), strict=True)
+        found_texts = read_texts(taken.combine_chunks(), column, path)
+        texts |= zip(here.tolist(), found_texts, strict=True)
     return [texts[row] for row in rows]
+
+
+def copied_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns a schema without views of texts, of which Arrow cannot take rows."""
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    fields = [field.with_type(plain.get(field.type, field.type)) for field in schema]
+    return pa.schema(fields, schema.metadata)
 
 
 def copy_rows(
@@ -183,12 +222,12 @@ def copy_rows(
       rows: (N,) indices in ascending order.
       target: path of the new file.
     """
-    schema = open_parquet(source).schema_arrow
+    schema = copied_schema(open_parquet(source).schema_arrow)
     with pq.ParquetWriter(target, schema) as writer:
         start = 0
         for batch in read_rows(source, []):
             first, last = np.searchsorted(rows, [start, start + len(batch)])
             if first < last:
-                taken = batch.take(pa.array(rows[first:last] - start))
+                taken = batch.cast(schema).take(pa.array(rows[first:last] - start))
                 writer.write_batch(taken)
             start += len(batch)

@@ -58,8 +58,10 @@ def shorter_side(facts: Table) -> NumericValue:
 
 
 def aspect_ratio(facts: Table) -> NumericValue:
-    """Returns longer side / shorter side of each picture; null for a side of 0."""
-    return ibis.greatest(facts.width, facts.height) / shorter_side(facts).nullif(0)
+    """Returns longer side / shorter side of each picture; null for a side below 1."""
+    shorter = shorter_side(facts)
+    positive = ibis.ifelse(shorter >= 1, shorter, ibis.null("float64"))
+    return ibis.greatest(facts.width, facts.height) / positive
 
 
 def score_of(facts: Table, bounds: FilterBounds) -> NumericValue:

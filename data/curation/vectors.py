@@ -66,7 +66,7 @@ def read_matrix(path: pathlib.Path, field: str) -> np.ndarray:
     """
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of NumPy
         reason = one_line(error)
         raise InputError(f"{path} ({field}) is no NumPy file: {reason}") from error
     is_matrix = isinstance(found, np.ndarray) and found.ndim == 2 and found.size
@@ -111,7 +111,7 @@ def _read_npz(path: pathlib.Path, name: str) -> Iterator[np.ndarray]:
         raise InputError(f"{path} lacks the array {name!r}") from error
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of zipfile, zlib and NumPy
         raise InputError(f"{path} is damaged ({one_line(error)})") from error
 
 

@@ -69,7 +69,7 @@ def open_subset(path: str, check: bool = True) -> np.ndarray:
     local = places.local_path(path)
     try:
         uids = np.load(local, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of NumPy
         raise InputError(
             f"{local} is no readable subset file ({one_line(error)})"
         ) from error

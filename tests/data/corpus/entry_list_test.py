@@ -5,6 +5,7 @@ import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from align_jax.errors import run_command
 from data import entries
@@ -54,6 +55,15 @@ def test_the_list_of_a_build_equals_plain_python(tmp_path, monkeypatch, capsys):
     assert f"{len(listed)} entries, from 'the' to" in capsys.readouterr().out
     assert run(monkeypatch, tmp_path, *flags, "--most", 3) == 0
     assert read_entries(str(out)) == listed[:3]
+
+
+@pytest.mark.parametrize("option", ["--most", "--min-count"])
+def test_a_number_below_one_is_refused(tmp_path, monkeypatch, capsys, option):
+    write_corpus(tmp_path)
+    out = tmp_path / "entries.txt"
+    assert run(monkeypatch, tmp_path, "--out", out, option, 0) == 2
+    assert f"{option} is 0; wanted at least 1" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_list_without_entries_is_refused(tmp_path, monkeypatch, capsys):

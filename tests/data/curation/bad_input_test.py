@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,6 @@ from data.curation.config import (
     CurationConfig,
     EntitiesConfig,
     FilterBounds,
-    LanguageConfig,
     PoolConfig,
 )
 from data.curation.curator import curate
@@ -77,7 +77,7 @@ def clustered(config: CurationConfig, **changed) -> CurationConfig:
         ({"uid": [*range(6)]}, "has the uid 0; wanted 32 hex"),
         ({"uid": [*UIDS[:5], None]}, "has the uid None; wanted 32 hex"),
         ({"uid": [*UIDS[:5], "0" * 30 + " 0"]}, "wanted 32 hex"),
-        ({"text": [1] * 6}, "a column of texts holds int64"),
+        ({"text": [1] * 6}, "column 'text' of .*a.parquet is int64; wanted texts"),
         ({"original_width": ["3"] * 6}, "'original_width' of .* is string; wanted num"),
     ],
 )
@@ -110,6 +110,8 @@ def test_a_damaged_table_is_refused(config, tmp_path):
         (lambda path: np.savez(path, l14_img=np.eye(6, dtype=int)), "is int64"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "is damaged"),
         (lambda path: _flip(path), "is damaged .*CRC"),
+        (lambda path: _compress(path), "is damaged .*decompressing"),
+        (lambda path: _mangle(path), "is damaged"),
         (lambda path: np.savez(path, l14_img=np.eye(6)), "width 4; wanted 6"),
         (lambda path: np.savez(path, l14_img=np.zeros((6, 4))), "only 0 rows with"),
     ],
@@ -123,6 +125,100 @@ def _flip(path: pathlib.Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(np.float16(1).tobytes() + b"\0\0")] ^= 1
     path.write_bytes(content)
+
+
+def _compress(path: pathlib.Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(6, 4))
+    np.savez_compressed(path, l14_img=vectors)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"l14_img.npy") + 71
+    content[start : start + 40] = bytes(byte ^ 255 for byte in content[start:][:40])
+    path.write_bytes(content)
+
+
+def _mangle(path: pathlib.Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("l14_img.npy", b"\x93NUMPY\x01\0\x10\0{'descr': [[((((  ")
+
+
+def test_tables_of_one_name_need_embeddings_of_their_own(config, tmp_path):
+    for name in ("p", "q"):
+        (tmp_path / name).mkdir()
+        write_pool(tmp_path / name)
+    vectors = str(tmp_path / "pool")
+    shared = PoolConfig(str(tmp_path / "[pq]" / "*.parquet"), embeddings=vectors)
+    config = dataclasses.replace(clustered(config), pool=shared)
+    refuse(config, tmp_path, "p/a.parquet and .*q/a.parquet have the same file of")
+    for name in ("p", "q"):
+        np.savez(tmp_path / name / "a.npz", l14_img=np.eye(6, 4))
+    own = dataclasses.replace(shared, embeddings="")
+    curate(dataclasses.replace(config, pool=own), tmp_path / "own")
+
+
+@pytest.mark.parametrize("changed", ["columns/a.parquet", "pool/a.npz", "target.npy"])
+def test_a_run_whose_input_changed_is_refused(config, tmp_path, changed, monkeypatch):
+    (tmp_path / "columns").mkdir()
+    table = pa.table({"uid": UIDS, "mine": [0.5] * 6})
+    pq.write_table(table, tmp_path / "columns" / "a.parquet")
+    pool = dataclasses.replace(config.pool, columns=str(tmp_path / "columns"))
+    bounds = dataclasses.replace(CLUSTERS, score="mine", min_score=0.1)
+    config = dataclasses.replace(clustered(config), pool=pool, filters={"near": bounds})
+    with monkeypatch.context() as patch:
+        patch.setattr("data.curation.curator.write_subset", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            curate(config, tmp_path / "out")
+    path = tmp_path / changed
+    content = path.read_bytes()
+    if path.suffix == ".parquet":
+        pq.write_table(table.slice(0, 5), path)
+    else:
+        path.write_bytes(content + b"0")
+    refuse(config, tmp_path, "input has changed since .*out was begun")
+    path.write_bytes(content)
+    curate(config, tmp_path / "out")
+
+
+def _stop(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_names_of_scores_that_differ_in_case_are_refused(config, tmp_path):
+    write_pool(tmp_path / "pool", Score=[0.5] * 6)
+    filters = {n: FilterBounds(score=n, min_score=0.3) for n in ("score", "Score")}
+    config = dataclasses.replace(config, filters=filters)
+    refuse(config, tmp_path, "differ only in case")
+
+
+def test_columns_of_rarer_types_are_read(config, tmp_path):
+    scores = pa.array([0, 1, 2, 3, 4, 5]).cast(pa.decimal128(30, 2))
+    texts = pa.array(["a", "b c", None, "d e", "f", "g h"]).cast(pa.string_view())
+    write_pool(tmp_path / "pool", score=scores, text=texts, none=pa.nulls(6))
+    filters = {
+        "high": FilterBounds(min_words=2, score="score", min_score=3),
+        "none": FilterBounds(score="none", min_score=0.1),
+    }
+    curate(dataclasses.replace(config, filters=filters), tmp_path / "out")
+    found = np.load(tmp_path / "out" / "high" / "subset.npy")
+    assert found["f1"].tolist() == [3, 5]
+    table = pq.read_table(tmp_path / "out" / "high" / "kept" / "00000.parquet")
+    assert table["text"].to_pylist() == ["d e", "g h"]
+    assert (tmp_path / "out" / "report.html").exists()
+    assert not len(np.load(tmp_path / "out" / "none" / "subset.npy"))
+
+
+@pytest.mark.parametrize("name", ["shard=7", "score=3", "Ann's [data]"])
+def test_the_name_of_the_folder_does_not_matter(config, tmp_path, name):
+    filters = {
+        "near": CLUSTERS,
+        "high": FilterBounds(score="score", min_score=0.2),
+    }
+    np.save(tmp_path / "centroids.npy", np.eye(3, 4))
+    config = clustered(config, centroids=str(tmp_path / "centroids.npy"))
+    curate(dataclasses.replace(config, filters=filters), tmp_path / name)
+    assert (tmp_path / name / "report.html").exists()
+    found = {n: np.load(tmp_path / name / n / "subset.npy")["f1"] for n in filters}
+    assert found["near"].tolist() == [0, 1, 3]  # row 3 is at right angles to all
+    assert found["high"].tolist() == [1, 3]
 
 
 def test_bad_clusters_are_refused(config, tmp_path):
@@ -148,7 +244,7 @@ def test_a_fraction_of_scores_that_are_missing_is_refused(config, tmp_path):
 
 
 def test_rows_without_a_size_are_dropped(config, tmp_path):
-    sizes = [None, 300, 0, 300, 300, 300]
+    sizes = [None, 300, 0, 300, 300, -300]
     write_pool(tmp_path / "pool", original_width=sizes)
     filters = {
         "wide": FilterBounds(min_shorter_side=200),
@@ -157,7 +253,7 @@ def test_rows_without_a_size_are_dropped(config, tmp_path):
     curate(dataclasses.replace(config, filters=filters), tmp_path / "out")
     for name in filters:
         found = np.load(tmp_path / "out" / name / "subset.npy")
-        assert found["f1"].tolist() == [1, 3, 4, 5]
+        assert found["f1"].tolist() == [1, 3, 4]
 
 
 def test_a_score_without_a_bound_is_refused():
@@ -214,7 +310,9 @@ def test_entities_are_words_or_synsets(config, tmp_path):
         config, filters=filters, entities=EntitiesConfig(str(words))
     )
     refuse(named, tmp_path, "is empty; wanted one entity a line")
-    words.write_text("cat\n b \n")
+    words.write_text("cat\nnew york\n")
+    refuse(named, tmp_path, "has the line 'new york'; wanted one word a line")
+    words.write_text("\ufeffcat\n b \n", encoding="utf-8")
     write_pool(tmp_path / "pool", text=["b", "a b c", "B", "b,", "", "cat"])
     curate(named, tmp_path / "out")
     found = np.load(tmp_path / "out" / "a" / "subset.npy")
@@ -226,11 +324,6 @@ def test_entities_are_words_or_synsets(config, tmp_path):
         tmp_path / "other",
         "has the line 'v01926311'; wanted noun synsets",
     )
-
-
-def test_an_unknown_kind_of_language_is_refused():
-    with pytest.raises(InputError, match="did you mean 'fasttext'"):
-        LanguageConfig("fastext")
 
 
 def test_the_config_of_datacomp_names_its_baselines():

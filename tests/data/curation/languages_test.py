@@ -137,3 +137,8 @@ def test_gcld3_reads_a_thousand_bytes(monkeypatch):
 )
 def test_tokens_of_fasttext(text, count):
     assert count_tokens(text) == count
+
+
+def test_an_unknown_kind_of_language_is_refused():
+    with pytest.raises(InputError, match="did you mean 'fasttext'"):
+        LanguageConfig("fastext")

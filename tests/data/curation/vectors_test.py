@@ -7,9 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align_jax.errors import InputError
 from data.curation import vectors
 from data.curation.config import PoolConfig
-from data.curation.vectors import read_vectors, select_vectors, unit_rows
+from data.curation.vectors import (
+    read_matrix,
+    read_vectors,
+    select_vectors,
+    unit_rows,
+)
+from data.sources.subsets import open_subset
 
 ROWS, WIDTH = 40_000, 128
 
@@ -37,3 +44,12 @@ def test_rows_get_unit_length_or_nothing():
     rows = np.array([[3, 4], [0, 0], [np.inf, 1], [np.nan, 1]], np.float16)
     found = unit_rows(rows)
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [0, 0], [0, 0]], atol=1e-7)
+
+
+def test_a_mangled_matrix_is_refused(tmp_path):
+    content = b"\x93NUMPY\x01\0\x10\0{'descr': [[((((  "
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InputError, match="is no NumPy file"):
+        read_matrix(tmp_path / "a.npy", "config.clusters.target")
+    with pytest.raises(InputError, match="is no readable subset file"):
+        open_subset(str(tmp_path / "a.npy"))
