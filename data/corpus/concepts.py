@@ -24,7 +24,7 @@ def read_entries(path: str) -> list[str]:
 
     Args:
       path: path or URL of a JSON list of strings (`.json`), or of a text with an entry
-        a line.
+        a line, where spaces and tabs at the ends of a line do not count.
 
     Raises:
       InputError: the file is unreadable, has no entries or other content.
@@ -42,7 +42,7 @@ def read_entries(path: str) -> list[str]:
                 )
     else:
         lines = places.read_text(path).removeprefix("\ufeff").split("\n")
-        entries = [line.removesuffix("\r") for line in lines if line.strip()]
+        entries = [line.strip(" \t\r") for line in lines if line.strip()]
     if not entries:
         raise InputError(f"{path} (config.balance.entries) has no entries")
     return list(dict.fromkeys(entries))

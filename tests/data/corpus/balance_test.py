@@ -105,7 +105,7 @@ def test_draws_are_uniform_and_differ_between_pairs_and_entries():
 def test_entry_lists_are_lines_or_json(tmp_path):
     lines, listed = tmp_path / "entries.txt", tmp_path / "entries.json"
     lines.write_bytes("\ufeffred dog\r\n\r\n Dog\n\u2028x\nred dog\n".encode())
-    assert concepts.read_entries(str(lines)) == ["red dog", " Dog", "\u2028x"]
+    assert concepts.read_entries(str(lines)) == ["red dog", "Dog", "\u2028x"]
     listed.write_text(json.dumps(["red dog", "a\nb", "red dog"]))
     assert concepts.read_entries(str(listed)) == ["red dog", "a\nb"]
 
