@@ -63,6 +63,8 @@ def get_config(names: str = f"basic_filter,{BEST}") -> ConfigDict:
 
     config.pool = ConfigDict()
     config.pool.path = "runs/datacomp_metadata"  # NAME.parquet, and NAME.npz beside it
+    config.pool.columns = ""  # Parquet files with uids and your own scores
+    config.pool.embeddings = ""  # a folder in place of the pool's
     config.pool.embedding = "l14_img"
 
     config.filters = ConfigDict({name: BASELINES[name] for name in chosen})

@@ -2,8 +2,8 @@
 
     python -m data.build --config=configs/corpus_X.py --workdir=DIR
 
-Any field of the config can be changed, as in `--config.shards=8`. The docstring of
-`data.corpus.builder` lists the contents of DIR.
+Any field that the config file has can be changed, as in `--config.name=NAME`. The
+docstring of `data.corpus.builder` lists the contents of DIR.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python -m data.curate --config=configs/corpus_X.py --workdir=DIR
 
-Any field of the config can be changed, as in `--config.pool.path=FOLDER`. The docstring
-of `data.curation.curator` lists the contents of DIR.
+Any field that the config file has can be changed, as in `--config.pool.path=FOLDER`.
+The docstring of `data.curation.curator` lists the contents of DIR.
 """
 
 import sys
