@@ -39,7 +39,11 @@ CONFIGS += [
     *(evaluator.Config for evaluator in EVALUATORS.values()),
 ]
 # Any finite number.
-UNBOUNDED = {"ModelConfig.logit_bias_init", "FilterBounds.min_score"}
+UNBOUNDED = {
+    "FilterBounds.min_score",
+    "HardPairs.reference_bias",
+    "ModelConfig.logit_bias_init",
+}
 
 
 @dataclasses.dataclass(frozen=True)

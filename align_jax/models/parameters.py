@@ -1,7 +1,7 @@
 """Shapes and paths of a model's variables, and the inputs that initialise them."""
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,8 @@ def variable_shapes(
     Nothing is computed. A path is like ("params", "image_tower", "stem", "kernel").
     """
     model = config.build()
-
-    def create() -> Mapping[str, Any]:
-        return model.init(jax.random.key(0), *first_inputs(model), train=False)
-
-    variables = jax.eval_shape(create)
+    create = partial(model.init, train=False)
+    variables = jax.eval_shape(create, _key(), *first_inputs(model))
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 
@@ -49,14 +46,20 @@ def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
     tower = build_tower(name, config, jnp.float32)
     inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
 
-    def create() -> dict:
-        return tower.init(jax.random.key(0), inputs, FIRST_CORES, False)
+    def create(key: jax.Array) -> dict:
+        return tower.init(key, inputs, FIRST_CORES, False)
 
-    variables = jax.eval_shape(create)
+    variables = jax.eval_shape(create, _key())
     return {
         (kind, name, *path): leaf.shape
         for (kind, *path), leaf in flatten(variables).items()
     }
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    """Returns the shape of a random key; JAX would compile programs to make one."""
+    shape: jax.ShapeDtypeStruct = jax.eval_shape(partial(jax.random.key, 0))
+    return shape
 
 
 def first_inputs(model: DualEncoder | Classifier) -> list[np.ndarray]:
