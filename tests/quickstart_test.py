@@ -106,6 +106,7 @@ def test_a_run_leaves_results_checkpoints_and_a_report(finished):
     assert {"3", "4"} <= steps
 
 
+@pytest.mark.pods
 def test_a_long_run_measures_norms_where_it_writes_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(run_config, "SHORT_RUN", 2)
     fields = tiny.make_run(tmp_path, total_steps=3, log_every_steps=2, evaluators={})

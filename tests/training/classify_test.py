@@ -151,6 +151,7 @@ def test_a_tower_of_a_dual_encoder_is_where_a_classifier_starts(root, tmp_path):
         read_initial(read_config(ClassifyConfig, fields), None)
 
 
+@pytest.mark.pods
 def test_parts_and_devices_agree(root, mesh_of):
     fields = make_fields(root, pairs_per_core=6, batch_norm_cores=1)
     fields["input"]["preprocess"] |= {"resize": 36, "image_size": 32}

@@ -65,7 +65,7 @@ def test_microbatches_agree_with_the_whole(root, one_device, mesh_of):
     ("fsdp", "slices", "tower"),
     [
         pytest.param(4, 1, {"rematerialise": "blocks"}, marks=pytest.mark.pods),
-        (2, 2, {}),
+        pytest.param(2, 2, {}, marks=pytest.mark.pods),
         pytest.param(2, 1, {"rematerialise": "stages"}, marks=pytest.mark.pods),
         pytest.param(8, 1, {"scan": True}, marks=pytest.mark.pods),
     ],

@@ -97,6 +97,7 @@ def change_config(workdir, change):
     path.write_text(json.dumps(config))
 
 
+@pytest.mark.pods
 def test_a_copy_without_its_corpus_embeds_alike_on_any_number_of_devices(
     run, embeddings, tmp_path, monkeypatch
 ):
