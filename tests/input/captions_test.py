@@ -63,6 +63,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.pods
 def test_captions_are_drawn_by_weights_that_change_with_the_step(folder):
     found = texts(folder, 0, 70, captions=WEIGHTS)
     kinds = [
