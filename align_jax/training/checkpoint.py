@@ -43,9 +43,8 @@ T = TypeVar("T")
 FOLDER = "checkpoints"  # in a workdir
 SET_ASIDE = ".damaged"  # ending of the name of a checkpoint that a run went back behind
 
-# Devices that hold copies of an array each write a part of it, if the parts have at
-# least this many bytes. JAX compiles a program for every shape of part, so with Orbax's
-# default (any size) the first checkpoint of a small model takes 10 s or more.
+# Devices with copies of an array each write a part of at least this many bytes. JAX
+# compiles a program for each shape of part: 10 s for a small model by Orbax's default.
 SMALLEST_PART = 4 * 2**20
 
 OTHER_FORM = (
@@ -131,6 +130,7 @@ class Checkpoints:
             kept.append(best)
         options = ocp.CheckpointManagerOptions(
             create=not all_see(self._directory),
+            save_root_metadata=False,  # there is none, and all processes would wait
             best_fn=score,  # without it, no scores are stored
             preservation_policy=policies.AnyPreservationPolicy(kept),
         )
