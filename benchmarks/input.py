@@ -36,6 +36,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from align_jax.devices.runtime import reuse_memory
 from align_jax.input.datasets import FORMATS, DatasetConfig
 from align_jax.input.phases import Phase
 from align_jax.input.pipeline import TrainBatches
@@ -313,6 +314,7 @@ def main() -> None:
     parser.add_argument("--memory_batches", type=int, default=20_000)
     parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
     flags = parser.parse_args()
+    reuse_memory()  # as in training
     if not (flags.folder / "vocabulary.txt").exists():
         write_data(flags.folder)
     if flags.memory:

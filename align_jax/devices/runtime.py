@@ -9,8 +9,9 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-# Numbers of two parameters of glibc's mallopt.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+# Numbers of parameters of glibc's mallopt.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+MIB = 2**20
 
 
 def start(distributed: bool = False, tensorflow: bool = True) -> None:
@@ -53,25 +54,31 @@ def start(distributed: bool = False, tensorflow: bool = True) -> None:
 
 
 def reuse_memory() -> None:
-    """Keeps freed memory for reuse if JAX runs on one CPU device.
+    """Keeps freed memory for reuse.
 
-    Must be called before JAX runs a program.
+    Must be called before JAX runs a program. With other C libraries than glibc, memory
+    is managed as before.
 
-    XLA allocates all temporaries of a step at once. By default glibc maps new memory
-    for them each time, which costs a page fault for every 4 KiB, a fourth of a small
-    step. glibc can keep the main thread's memory instead, so programs are made to run
-    in the thread that calls them. Programs for several devices always run in other
-    threads; for them, and with other C libraries, nothing changes.
+    By default glibc returns freed memory to the system, and the first use of new memory
+    costs a page fault for every 4 KiB. Files of pictures come and go by batches, so up
+    to 256 MiB are kept for them.
+
+    XLA allocates all temporaries of a step at once. On one CPU device their page faults
+    take a fourth of a small step. glibc can keep all memory of the main thread, so
+    programs are then made to run in the thread that calls them. Programs for several
+    devices always run in other threads.
     """
     import jax
 
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    mallopt(M_MMAP_THRESHOLD, 32 * MIB)
+    mallopt(M_TRIM_THRESHOLD, 256 * MIB)
     flags = os.environ.get("XLA_FLAGS", "")
     several = jax.config.values["jax_num_cpu_devices"] > 1
     if several or "host_platform_device_count" in flags:
         return
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() == "cpu":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
 

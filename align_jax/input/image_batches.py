@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align_jax.input.preprocess import PreprocessConfig, train_image
-from align_jax.input.scratch import Scratch, Spares, keep_freed_memory
+from align_jax.input.scratch import Scratch, Spares
 
 # Encoded pictures (B,), keys (B, 2) for `train_image`, sizes and augmentations, and any
 # further data.
@@ -56,7 +56,6 @@ def augment_batches(
       picture cannot be used ("" if it can), and the further data of the batch.
     """
     threads = threads or _processors()
-    keep_freed_memory()
     spares, scratch = Spares(), Scratch()
     with ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[StartedBatch] = collections.deque()

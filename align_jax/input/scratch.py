@@ -4,17 +4,12 @@ The first write to new memory costs a page fault for every 4 KiB. For a small pi
 this takes as much time as decoding it.
 """
 
-import ctypes
 import sys
 import threading
 
 import numpy as np
 
 KEPT = 64 * 2**20  # bytes; larger pieces are rare and not kept
-# Parameters of glibc's mallopt, and their values in bytes: from the first size on,
-# memory is mapped for each block; from the second one on, free memory is returned.
-MMAP_THRESHOLD, MAPPED = -3, 32 * 2**20
-TRIM_THRESHOLD, RETURNED = -1, 256 * 2**20
 
 
 class Scratch(threading.local):
@@ -38,17 +33,6 @@ class Scratch(threading.local):
             if size <= KEPT:
                 self._pieces[name] = piece
         return piece[:size]
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc use freed memory again instead of returning it to the system.
-
-    Files of pictures come and go by batches. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, MAPPED)
-        mallopt(TRIM_THRESHOLD, RETURNED)
 
 
 def _count_references(arrays: list[np.ndarray]) -> list[int]:

@@ -1,6 +1,4 @@
 import concurrent.futures
-import platform
-import resource
 import runpy
 import sys
 
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 
 from align_jax.input import scratch
-from align_jax.input.scratch import Scratch, keep_freed_memory
+from align_jax.input.scratch import Scratch
 
 
 def test_a_threads_pieces_are_the_same_memory_and_grow():
@@ -46,19 +44,3 @@ def test_an_array_is_given_again_only_when_nobody_refers_to_it(monkeypatch, unco
     del row
     assert spares.take((2, 3)).ctypes.data == address
     assert spares.take((4, 3)).shape == (4, 3)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc only")
-def test_freed_memory_is_used_again():
-    keep_freed_memory()
-    for size, blocks in ((40_000, 200), (3_000_000, 4)):
-
-        def take_and_free(size=size, blocks=blocks):
-            held = [b"x" * size for _ in range(blocks)]
-            return len(held)
-
-        take_and_free()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        assert take_and_free() == blocks
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        assert faults < size * blocks / resource.getpagesize() / 10
