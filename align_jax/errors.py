@@ -6,9 +6,13 @@ import os
 import re
 import select
 import signal
+import struct
 import sys
 import threading
+import tokenize
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 
@@ -35,6 +39,19 @@ BROUGHT_BY = {
     "tensorstore": "orbax-checkpoint",
     "yaml": "PyYAML",
 }
+# What `numpy.load` and `zipfile` raise for a damaged .npz file, beside OSError.
+DAMAGED_NPZ = (
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,  # for a flag of encryption or an unknown compression
+    SyntaxError,  # of a header
+    tokenize.TokenError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 KILLED = "It was killed, most often for lack of memory; the same command continues."
 REINSTALL = "run `make .venv`, or `pip install -r requirements.txt`"
 

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from align_jax import places, shard_files
-from align_jax.errors import InputError, one_line
+from align_jax.errors import DAMAGED_NPZ, InputError, one_line
 
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -151,7 +151,7 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
                 f"embeddings of pictures have {images.width} numbers, those of texts"
                 f" {texts.width}"
             )
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, struct.error) as error:
+    except DAMAGED_NPZ as error:
         raise InputError(
             f"{place} is not a file of teacher embeddings: {one_line(error)}"
         ) from error

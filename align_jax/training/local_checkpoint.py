@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -24,7 +22,7 @@ from jax.experimental import multihost_utils
 from align_jax import places
 from align_jax.config import as_json
 from align_jax.devices.exchange import gather
-from align_jax.errors import one_line, warned
+from align_jax.errors import DAMAGED_NPZ, one_line, warned
 from align_jax.runs.provenance import read_starts
 from align_jax.runs.workdir import leads
 from align_jax.training.checkpoint import CheckpointConfig
@@ -34,7 +32,6 @@ from align_jax.training.train_state import TrainState
 KEPT = 2  # steps; a process may be killed before it has written the newer one
 SENT = 2**26  # bytes that one process sends to the others at a time
 IDENTITY = "identity"  # entry of a file beside the arrays' parts
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 FILE = re.compile(r"(\d+)\.(\d+)-of-(\d+)\.npz")  # step, process, number of processes
 
 
@@ -181,7 +178,7 @@ class LocalCheckpoints:
                     for key in forms.keys() & entries.keys():
                         shape, dtype = forms[key]
                         parts[key] = entries[key].view(dtype).reshape(shape)
-            except DAMAGE as error:
+            except (OSError, *DAMAGED_NPZ) as error:
                 warning = f"warning: {path} is damaged: {one_line(error)}"
                 print(warning, file=sys.stderr, flush=True)
         return parts

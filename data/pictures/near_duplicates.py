@@ -12,14 +12,13 @@ embeddings find augmented copies.
 
 import dataclasses
 import pathlib
-import zipfile
 
 import faiss
 import numpy as np
 from scipy import sparse
 
 from align_jax import places
-from align_jax.errors import InputError
+from align_jax.errors import DAMAGED_NPZ, InputError
 from data.pictures.embeddings import unit_vectors
 
 HASH_BITS = 64
@@ -241,7 +240,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGED_NPZ) as error:
         raise InputError(f"{path} is no readable .npz file ({error})") from error
 
 

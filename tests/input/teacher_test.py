@@ -1,6 +1,7 @@
 """The embeddings of a teacher reach the batches of every format, each with its pair."""
 
 import dataclasses
+import io
 import itertools
 import re
 import shutil
@@ -162,6 +163,17 @@ def without(name):
     return {n: rows for n, rows in ROWS.items() if n != name}
 
 
+def unknown_compression():
+    file = io.BytesIO()
+    np.savez(file, model="one", **ROWS)
+    content = bytearray(file.getvalue())
+    content[content.index(b"PK\1\2") + 10] = 99
+    return bytes(content)
+
+
+UNKNOWN = unknown_compression()
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -170,6 +182,7 @@ def without(name):
             "tar.npz is missing, the teacher's embeddings of .*0.tar: write",
         ),
         (b"", "is not a file of teacher embeddings: File is not a zip file"),
+        (UNKNOWN, "not a file of teacher embeddings: That compression method is not"),
         (without("texts"), "There is no item named 'texts.npy'"),
         ({n: rows[:29] for n, rows in ROWS.items()}, "of 29 pictures.* has 30 records"),
         (ROWS | {"images": np.zeros((31, 5), "f2"), "counts": [1] * 30}, "31 pictures"),

@@ -136,6 +136,15 @@ def test_saving_and_loading_changes_nothing(tmp_path):
     path.write_bytes(content[:-50])
     with pytest.raises(InputError, match=r"index\.npz"):
         NearDuplicates.load(path)
+    np.savez_compressed(path, embeddings=draw(1, 300))
+    squeezed = bytearray(path.read_bytes())
+    squeezed[100:140] = bytes(byte ^ 255 for byte in squeezed[100:140])
+    encrypted = bytearray(content)
+    encrypted[content.rindex(b"PK\1\2") + 8] |= 1  # a flag of the last array
+    for damaged in (squeezed, encrypted):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"index\.npz is no readable \.npz file"):
+            NearDuplicates.load(path)
     np.savez(path, embeddings=draw(1, 3))
     with pytest.raises(InputError, match="centroids"):
         NearDuplicates.load(path)
