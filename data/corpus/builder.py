@@ -37,8 +37,8 @@ from data.corpus.build_files import (
     read_shards,
     resolve_shards,
 )
-from data.corpus.config import CorpusConfig
-from data.corpus.dataset import described, with_defaults, write_dataset
+from data.corpus.config import CorpusConfig, described, with_defaults
+from data.corpus.dataset import write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
@@ -49,7 +49,7 @@ from data.corpus.picture_rules import (
     make_picture_rules,
     scores_schema,
 )
-from data.corpus.rule_counts import count_refusals, count_rules, rule_names
+from data.corpus.rule_counts import count_refusals, count_rules, unbroken
 from data.corpus.score import score_shard
 from data.corpus.stage_tables import StageTables
 from data.pictures.evaluation_images import (
@@ -173,7 +173,7 @@ class Build(StageTables):
         used = {n: rule for n, rule in self.picture_rules.items() if n not in off}
         if self.stage("kept").exists() or not used:
             return
-        survivors = self._unbroken(self.table("flags")).select("image_id").distinct()
+        survivors = unbroken(self.table("flags")).select("image_id").distinct()
         pictures = self.table("pictures").select("image_id", "shard")
         self.save("survivors", pictures.semi_join(survivors, "image_id"))
         shards = len(list((self.folder / "images").glob("*.parquet")))
@@ -217,14 +217,11 @@ class Build(StageTables):
         """Writes `kept`, the pairs that break no rule and pass the balance."""
         if self.stage("kept").exists():
             return
-        kept = self._unbroken(self._judged_alone())
+        kept = unbroken(self._judged_alone())
         kept = kept.select("image_id", "text", "key").distinct()
         if self.config.balance.entries:
             kept = balance_pairs(self, kept)
         self.save("kept", kept)
-
-    def _unbroken(self, flagged: ibis.Table) -> ibis.Table:
-        return flagged.filter(~ibis.or_(*(flagged[n] for n in rule_names(flagged))))
 
     def report(self, cut: int) -> dict[str, Any]:
         """Returns the report, as `write_page` describes it; `cut` is from `ngrams`.
@@ -314,14 +311,15 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(config)
-    check_folder(directory, described(config), fill=with_defaults)
+    fill = functools.partial(with_defaults, CorpusConfig)
+    check_folder(directory, described(config), fill=fill)
     if report_path.exists():
         print(f"{directory} holds this corpus, complete: nothing to do.")
         print(format_report(read_report(report_path)))
         return
     with places.writing(directory), contextlib.ExitStack() as stack:
         stack.enter_context(locked(directory))
-        claim_folder(directory, described(config), fill=with_defaults)
+        claim_folder(directory, described(config), fill=fill)
         stages = stack.enter_context(contextlib.closing(Build(config, directory)))
         stages.ingest()
         stages.distinct()

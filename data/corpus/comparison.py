@@ -7,11 +7,11 @@ from typing import Any
 import ibis
 
 from align_jax import places
-from align_jax.errors import InputError
-from data.corpus.engines import Engine
+from data.corpus.engines import Engine, Execute
 from data.corpus.ngrams import unigrams_of
 from data.corpus.page import lowest_pairs, printable, read_files, render, show_pictures
-from data.corpus.plots import Execute, draw_comparison
+from data.corpus.plots import draw_comparison
+from data.corpus.stage_tables import open_stage
 
 SHOWN_PAIRS = 24  # of each part
 SHOWN_WORDS = 30  # gained, and as many lost
@@ -46,26 +46,6 @@ def open_corpus(engine: Engine, directory: pathlib.Path) -> dict[str, ibis.Table
         scores = open_stage(engine, directory, "scores")
         tables["scores"] = scores.semi_join(kept, "image_id")
     return tables
-
-
-def open_stage(engine: Engine, directory: pathlib.Path, name: str) -> ibis.Table:
-    """Opens a stage that `data.build` wrote, on either engine.
-
-    Args:
-      engine: engine that reads the stage.
-      directory: workdir of the build.
-      name: name of the file or folder in DIRECTORY/stages.
-
-    Raises:
-      InputError: the stage is missing.
-    """
-    path = directory / "stages" / name
-    if not path.exists():
-        raise InputError(
-            f"{directory} lacks stages/{name}; wanted the workdir of a complete"
-            " `python -m data.build`"
-        )
-    return engine.read(path / "*.parquet" if path.is_dir() else path)
 
 
 def compare_corpora(

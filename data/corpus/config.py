@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from align_jax.config import choose
+from align_jax.config import choose, read_config
 from align_jax.errors import InputError
 from align_jax.ranges import Count, Natural, ProperShare, Range, Seed, Share
 from data.corpus.rules import RuleBounds
@@ -168,3 +169,27 @@ class CorpusConfig:
         choose_source(self.ingest.kind)
         formats = dict.fromkeys(RECORD_FORMATS)
         choose(formats, self.record_format, "config.record_format")
+
+
+def described(config: Any) -> dict[str, Any]:
+    """Returns the fields that decide the result: the config as a dict, no `engine`.
+
+    Args:
+      config: config of a corpus or of a curation.
+    """
+    fields = dataclasses.asdict(config)
+    del fields["engine"]
+    return fields
+
+
+def with_defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the defaults to the fields that `described` returned in an earlier version.
+
+    Args:
+      cls: class of the config.
+      fields: fields of the earlier version.
+
+    Raises:
+      InputError: a field is missing, unknown or wrong.
+    """
+    return described(read_config(cls, fields))

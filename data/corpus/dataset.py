@@ -5,14 +5,12 @@ import functools
 import hashlib
 import importlib.metadata
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import ibis
 
 from align_jax import places
-from align_jax.config import read_config
-from data.corpus.config import CorpusConfig
+from data.corpus.config import described
 from data.corpus.ngrams import unigrams_of
 from data.corpus.stage_tables import StageTables
 from data.records.stages import materialise
@@ -64,22 +62,6 @@ def write_dataset(
         "versions": {n: importlib.metadata.version(n) for n in VERSIONED},
     }
     places.write_json(folder / "manifest.json", manifest)
-
-
-def described(config: CorpusConfig) -> dict[str, Any]:
-    """Returns the fields that decide the corpus: the config as a dict, no `engine`."""
-    fields = dataclasses.asdict(config)
-    del fields["engine"]
-    return fields
-
-
-def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the defaults to the fields that `described` returned in an earlier version.
-
-    Raises:
-      InputError: a field is missing, unknown or wrong.
-    """
-    return described(read_config(CorpusConfig, fields))
 
 
 def _write_shards(

@@ -34,6 +34,7 @@ DUCKDB_SHARE = 0.8
 # A task returns the number of rows it processed. Tasks are pickled and sent to other
 # processes and machines; a `functools.partial` of a module's function can be pickled.
 ShardTask = Callable[[], int]
+Execute = Callable[[ibis.Expr], Any]  # the method of an engine
 
 
 class Engine(Protocol):
@@ -115,6 +116,7 @@ class DuckDB:
 
     def __init__(self, config: EngineConfig, spill: pathlib.Path) -> None:
         """Opens a database in memory, which spills to the folder `spill`."""
+        _check_folder(spill)
         self.workers = config.workers or len(os.sched_getaffinity(0))
         number = config.memory_limit.rstrip("KMGTiB ")
         unit = config.memory_limit.removeprefix(number).strip()
@@ -133,12 +135,20 @@ class DuckDB:
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def read(self, path: pathlib.Path | str) -> ibis.Table:
-        """Reads a Parquet file, or all that match a pattern."""
+        """Reads a Parquet file, or all that match a pattern.
+
+        Raises:
+          InputError: the path has a backslash, or no readable Parquet file matches.
+        """
         folder, name = os.path.split(path)
-        # A folder named as `shard=7` is no partition and adds no column.
-        return self._connection.read_parquet(
-            os.path.join(glob.escape(folder), name), hive_partitioning=False
-        )
+        _check_folder(folder)
+        pattern = os.path.join(glob.escape(folder), name)
+        try:
+            # A folder named as `shard=7` is no partition and adds no column.
+            return self._connection.read_parquet(pattern, hive_partitioning=False)
+        except duckdb.Error as error:
+            reason = one_line(error).partition(" LINE 1: ")[0]  # without the query
+            raise InputError(f"{path} cannot be read: {reason}") from error
 
     def execute(self, expression: ibis.Expr) -> Any:
         """Evaluates an expression; a table gives a data frame."""
@@ -321,6 +331,15 @@ def _storage_errors() -> Iterator[None]:
         yield
     except duckdb.IOException as error:
         raise OSError(one_line(error)) from error
+
+
+def _check_folder(folder: pathlib.Path | str) -> None:
+    """Raises InputError if DuckDB's patterns cannot name the files of a folder."""
+    if "\\" in str(folder):
+        raise InputError(
+            f"DuckDB cannot read {folder}: it takes a backslash for a slash; wanted a"
+            " path without one"
+        )
 
 
 def _ignore_interrupt() -> None:

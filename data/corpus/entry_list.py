@@ -5,10 +5,10 @@ import pathlib
 import ibis
 
 from align_jax.errors import InputError
-from data.corpus.comparison import open_stage
 from data.corpus.concepts import SPLIT_OFF
 from data.corpus.engines import Engine
 from data.corpus.ngrams import count_ngrams, count_texts
+from data.corpus.stage_tables import open_stage
 
 
 def list_entries(

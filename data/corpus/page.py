@@ -18,8 +18,9 @@ import jinja2
 from align_jax import places
 from align_jax.pictures import PictureError, small_jpeg
 from data.corpus.balance import BALANCE_RULES
+from data.corpus.engines import Execute
 from data.corpus.picture_rules import PICTURE_RULES, PictureRule
-from data.corpus.plots import Execute, draw_balance, draw_cosines, draw_plots
+from data.corpus.plots import draw_balance, draw_cosines, draw_plots
 from data.corpus.rules import RULES, Rule
 
 TEMPLATES = pathlib.Path(__file__).parent

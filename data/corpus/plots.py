@@ -7,10 +7,10 @@ from typing import Any
 import ibis
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data.corpus.engines import Execute
 from data.corpus.ngrams import unigrams_of
 
 LONGEST_TEXT = 41  # unigrams; longer texts share the last bar
@@ -19,8 +19,6 @@ WIDEST_ASPECT = 60  # tenths; wider pictures share the last bar
 # Okabe and Ito's blue, and a grey that shows on white and on black.
 KEPT_COLOUR, ALL_COLOUR, BOUND_COLOUR = "#0072b2", "#9aa0a8", "#d55e00"
 INK = "#010203"  # replaced by the page's text colour, light or dark
-
-Execute = Callable[[ibis.Expr], pd.DataFrame]
 
 
 def draw_plots(

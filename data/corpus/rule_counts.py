@@ -1,34 +1,37 @@
-"""Counts of the pairs that each rule of a build drops."""
+"""The rule columns of a table of flags, and counts of the rows that each drops."""
 
-from collections.abc import Callable
 from typing import Any
 
 import ibis
 
 from data.corpus import rules
-
-Execute = Callable[[ibis.Expr], Any]
+from data.corpus.engines import Execute
 
 
 def rule_names(flagged: ibis.Table) -> list[str]:
-    """Returns the names of the rule columns of a table of flags, in order."""
-    return [name for name in flagged.columns if name not in rules.PAIR_COLUMNS]
+    """Returns the names of a table's rule columns, its boolean ones, in order."""
+    return [name for name, kind in flagged.schema().items() if kind.is_boolean()]
+
+
+def unbroken(flagged: ibis.Table) -> ibis.Table:
+    """Returns the rows that break no rule."""
+    broken = [flagged[name] for name in rule_names(flagged)]
+    return flagged.filter(~ibis.or_(*broken)) if broken else flagged
 
 
 def count_rules(
-    flagged: ibis.Table, execute: Execute, names: list[str] | None = None
+    flagged: ibis.Table, execute: Execute
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Returns the number of distinct pairs, and a row of counts for each rule.
+    """Returns the number of rows, and a row of counts for each rule.
 
     Args:
-      flagged: distinct pairs with a boolean column per rule, true where it is broken.
+      flagged: rows with a boolean column per rule, true where it is broken.
       execute: function that evaluates an expression.
-      names: rule columns in order; None for those of a build.
 
     Returns:
       The rows are {"rule", "breaks", "first"}, in the order of the columns.
     """
-    names = rule_names(flagged) if names is None else names
+    names = rule_names(flagged)
     counts: dict[str, Any] = {"pairs": flagged.count()}
     earlier = ibis.literal(False)
     for name in names:

@@ -5,6 +5,7 @@ import pathlib
 import ibis
 
 from align_jax import places
+from align_jax.errors import InputError
 from data.corpus.config import CorpusConfig, EngineConfig
 from data.corpus.engines import Engine, choose_engine
 from data.records.stages import materialise
@@ -65,3 +66,23 @@ class StageTables(Stages):
         """Opens the engine of the config; see `Stages`."""
         super().__init__(config.engine, directory)
         self.config = config
+
+
+def open_stage(engine: Engine, directory: pathlib.Path, name: str) -> ibis.Table:
+    """Opens a stage that `data.build` wrote, on either engine.
+
+    Args:
+      engine: engine that reads the stage.
+      directory: workdir of the build.
+      name: name of the file or folder in DIRECTORY/stages.
+
+    Raises:
+      InputError: the stage is missing.
+    """
+    path = directory / "stages" / name
+    if not path.exists():
+        raise InputError(
+            f"{directory} lacks stages/{name}; wanted the workdir of a complete"
+            " `python -m data.build`"
+        )
+    return engine.read(path / "*.parquet" if path.is_dir() else path)

@@ -1,35 +1,18 @@
-"""Checks the inputs of a curation, and describes it by its config and its report."""
+"""Checks and lists the inputs of a curation, and formats its report."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from align_jax import places
-from align_jax.config import read_config
 from data.corpus.engines import choose_engine
 from data.curation.config import CurationConfig
 from data.curation.entities import load_entities
 from data.curation.languages import LANGUAGE_MODELS
 from data.curation.pool import embedding_files, find_columns, list_tables
 from data.curation.vectors import read_matrix
+from data.curation.wordnet import list_files
 from data.sources.subsets import open_subset
-
-
-def described(config: CurationConfig) -> dict[str, Any]:
-    """Returns the fields that decide the subsets: the config as a dict, no `engine`."""
-    fields = dataclasses.asdict(config)
-    del fields["engine"]
-    return fields
-
-
-def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the defaults to the fields that `described` returned in an earlier version.
-
-    Raises:
-      InputError: a field is missing, unknown or wrong.
-    """
-    return described(read_config(CurationConfig, fields))
 
 
 def with_places(config: CurationConfig) -> CurationConfig:
@@ -85,6 +68,8 @@ def list_inputs(config: CurationConfig) -> list[pathlib.Path]:
     if any(rules.image_clusters for rules in bounds):
         paths = paths + embedding_files(pool, tables)
         named += [config.clusters.target, config.clusters.centroids]
+    if config.entities.wordnet:
+        paths = paths + list_files(places.local_path(config.entities.wordnet))
     return paths + [places.local_path(path) for path in named if path]
 
 

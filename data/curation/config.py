@@ -198,20 +198,18 @@ class CurationConfig:
         """Raises InputError if a filter needs something that is not configured."""
         if not self.filters:
             raise InputError("config.filters is empty; wanted at least one filter")
-        for name, bounds in self.filters.items():
-            where = f"config.filters.{name}"
+        for name in self.filters:
             if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name == "stages":
                 raise InputError(
                     f"config.filters has the name {name!r}; wanted letters, digits, _"
                     " and -, a letter first, and not 'stages'"
                 )
-            self._check(bounds, where)
-        if self.fits_clusters:
-            self._check(self.clusters.sample, "config.clusters.sample")
+        for name, bounds in self.bounds.items():
+            self._check(bounds, name_filter(name))
 
     @property
     def bounds(self) -> dict[str, FilterBounds]:
-        """The rules of each filter, and of the sample of k-means if it is used."""
+        """The rules of each filter, and of the sample of k-means, as "", if used."""
         sample = {"": self.clusters.sample} if self.fits_clusters else {}
         return {**self.filters, **sample}
 
@@ -230,3 +228,8 @@ class CurationConfig:
         ):
             if asked and not given:
                 raise InputError(f"{where} needs {field}, which is empty")
+
+
+def name_filter(name: str) -> str:
+    """Returns the config field of a filter's rules; "" is the sample of k-means."""
+    return f"config.filters.{name}" if name else "config.clusters.sample"

@@ -18,14 +18,13 @@ from align_jax import places
 from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError, warned
 from align_jax.locks import locked
-from data.corpus.rule_counts import count_rules
+from data.corpus.config import described, with_defaults
+from data.corpus.rule_counts import count_rules, unbroken
 from data.corpus.stage_tables import Stages
 from data.curation.checks import (
     check_inputs,
-    described,
     format_report,
     list_inputs,
-    with_defaults,
     with_places,
 )
 from data.curation.clusters import (
@@ -35,18 +34,12 @@ from data.curation.clusters import (
     write_sample,
     write_targets,
 )
-from data.curation.config import CurationConfig, FilterBounds
+from data.curation.config import CurationConfig, FilterBounds, name_filter
 from data.curation.facts import unsigned, write_columns, write_facts
 from data.curation.kept import copy_subset, read_uids, write_kept
 from data.curation.page import write_page
 from data.curation.pool import find_columns, list_tables
-from data.curation.rules import (
-    flag_rows,
-    list_rules,
-    ranked_score,
-    score_of,
-    unbroken,
-)
+from data.curation.rules import flag_rows, list_rules, ranked_score, score_of
 from data.records.stages import materialise
 from data.sources.subsets import write_subset
 
@@ -149,20 +142,23 @@ class Curation(Stages):
                 rank = int(rows * bounds.score_fraction)
                 score = ranked_score(scores, rank, self.engine.execute)
                 if score is None:
+                    where = name_filter(name)
                     raise InputError(
-                        f"config.filters.{name}.score_fraction is"
-                        f" {bounds.score_fraction} of {rows} rows, but not more than"
-                        f" {rank} have a finite {bounds.score!r}"
+                        f"{where}.score_fraction is {bounds.score_fraction} of"
+                        f" {rows} rows, but not more than {rank} have a finite"
+                        f" {bounds.score!r}"
                     )
                 found[name] = score
             places.write_json(path, found)
-        bounded = {}
-        for name, bounds in self.config.bounds.items():
-            score = places.read_object(path).get(name, bounds.min_score)
-            bounded[name] = dataclasses.replace(
-                bounds, min_score=score, score_fraction=0.0
+        bounded = places.read_object(path)
+        return {
+            name: dataclasses.replace(
+                bounds,
+                min_score=bounded.get(name, bounds.min_score),
+                score_fraction=0.0,
             )
-        return bounded
+            for name, bounds in self.config.bounds.items()
+        }
 
     def flagged(self, bounds: FilterBounds) -> ibis.Table:
         """Returns all rows with the columns that `flag_rows` adds for a filter."""
@@ -233,7 +229,7 @@ class Curation(Stages):
             count = int(self.engine.execute(self.table(stage.stem).count()))
             write_subset(path, read_uids(stage), count)
         rules = list_rules(self.filters[name])
-        _, counts = count_rules(flags, self.engine.execute, [*rules])
+        _, counts = count_rules(flags, self.engine.execute)
         return {
             "kept": int(self.engine.execute(kept.count())),
             "min_score": self.filters[name].min_score,
@@ -279,14 +275,15 @@ def curate(config: CurationConfig, directory: pathlib.Path) -> None:
     report_path = directory / "report.json"
     if not report_path.exists():
         check_inputs(with_places(config))
-    check_folder(directory, described(config), fill=with_defaults)
+    fill = functools.partial(with_defaults, CurationConfig)
+    check_folder(directory, described(config), fill=fill)
     if report_path.exists():
         print(f"{directory} holds these subsets, complete: nothing to do.")
         print(format_report(places.read_object(report_path)))
         return
     with places.writing(directory), contextlib.ExitStack() as stack:
         stack.enter_context(locked(directory))
-        claim_folder(directory, described(config), fill=with_defaults)
+        claim_folder(directory, described(config), fill=fill)
         stages = stack.enter_context(contextlib.closing(Curation(config, directory)))
         stages.check_tables()
         rows = stages.facts()

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.corpus.concepts import mix
 from data.curation.config import CurationConfig
 from data.curation.entities import load_entities
 from data.curation.languages import LANGUAGE_MODELS, Detector
-from data.curation.pool import read_numbers, read_rows, read_texts
+from data.curation.pool import name_columns, read_numbers, read_rows, read_texts
 from data.records.stages import materialise
 from data.sources.subsets import UIDS, parse_uids
 
@@ -62,9 +63,10 @@ def write_facts(
 
     def write(temporary: pathlib.Path) -> None:
         schema = facts_schema(own)
+        names = dict.fromkeys([*name_columns(config), *own])  # each once
         with pq.ParquetWriter(temporary, schema) as writer:
             start = 0
-            for batch in read_rows(table, _names(config, own)):
+            for batch in read_rows(table, [*names]):
                 found = describe_rows(config, own, batch, table)
                 found["shard"] = np.full(len(batch), index, np.int32)
                 found["row"] = np.arange(start, start + len(batch))
@@ -151,16 +153,8 @@ def hash_uids(seed: int, uids: np.ndarray) -> np.ndarray:
     """Returns a hash of the seed and each uid, (N,) int64, by SplitMix64."""
     mixed = np.full(len(uids), seed, np.uint64)
     for half in ("f0", "f1"):
-        mixed = _mix(mixed ^ uids[half])
+        mixed = mix(mixed ^ uids[half])
     return mixed.view(np.int64)
-
-
-def _mix(numbers: np.ndarray) -> np.ndarray:
-    """Returns SplitMix64's function of uint64 numbers."""
-    numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
 
 
 def write_columns(
@@ -197,15 +191,6 @@ def write_columns(
 
     materialise(path, write)
     return pq.read_metadata(path).num_rows
-
-
-def _names(config: CurationConfig, columns: list[str]) -> list[str]:
-    """Returns the names of the pool's columns to read, each once."""
-    pool = config.pool
-    names = [pool.uid_column, pool.text_column, pool.width_column, pool.height_column]
-    if config.language.kind == "column":
-        names.append(config.language.column)
-    return [*dict.fromkeys([*names, *columns])]
 
 
 @functools.cache

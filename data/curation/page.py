@@ -6,25 +6,20 @@ examples are the rows of lowest hash, hence random.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ibis
 import numpy as np
 
 from align_jax import places
+from data.corpus.engines import Execute
 from data.corpus.page import printable, render, share
-from data.corpus.plots import Execute, count_values, plot
+from data.corpus.plots import count_values, plot
+from data.corpus.rule_counts import rule_names, unbroken
 from data.curation.config import FilterBounds, PoolConfig
 from data.curation.pool import take_rows
-from data.curation.rules import (
-    ROW,
-    aspect_ratio,
-    bin_scores,
-    score_of,
-    shorter_side,
-    unbroken,
-)
+from data.curation.rules import aspect_ratio, bin_scores, score_of, shorter_side
 
 KEPT, DROPPED = 24, 8  # examples of kept rows, and of those that a rule drops first
 LONGEST, MOST_WORDS, WIDEST = 200, 40, 60  # characters, words, tenths of a ratio
@@ -96,15 +91,23 @@ def draw_plots(
       The results of `plot`.
     """
 
-    def draw(title: str, label: str, value: Any, edges: np.ndarray, **more: Any) -> Any:
-        """Draws integers, or parts of 1 if `more` has their number as `parts`."""
-        parts = more.pop("parts", 1)
+    def draw(
+        title: str,
+        label: str,
+        value: Callable[..., ibis.Value],
+        edges: np.ndarray,
+        *,
+        bound: float,
+        parts: int = 1,
+        log: str = "",
+    ) -> dict[str, str]:
+        """Draws integers, or multiples of 1 / `parts`."""
         counted = {}
         for name, table in series.items():
             values, counts = count_values(table, value(table), execute)
             middle = 0.5 if parts > 1 else 0
             counted[name] = ((values + middle) / parts, counts)
-        return plot(title, label, counted, edges, **more)
+        return plot(title, label, counted, edges, bound=bound, log=log)
 
     plots = []
     if bounds.score:
@@ -200,7 +203,7 @@ def sample_rows(
     execute: Execute,
 ) -> dict[str, list[str]]:
     """Returns texts of kept rows as "kept", and of those that each rule drops first."""
-    rules = [name for name in flags.columns if name not in ROW]
+    rules = rule_names(flags)
     samples = {"kept": _lowest(unbroken(flags), KEPT, execute)}
     earlier = ibis.literal(False)
     for name, row in zip(rules, found["rules"], strict=True):

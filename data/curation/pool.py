@@ -30,6 +30,15 @@ def list_tables(path: str, field: str) -> list[pathlib.Path]:
     return [pathlib.Path(root, name) for name in names]
 
 
+def name_columns(config: CurationConfig) -> list[str]:
+    """Returns the names of the columns that each of the pool's own files must have."""
+    pool = config.pool
+    names = [pool.uid_column, pool.text_column, pool.width_column, pool.height_column]
+    if config.language.kind == "column":
+        names.append(config.language.column)
+    return names
+
+
 def find_columns(config: CurationConfig) -> dict[str, bool]:
     """Finds the columns of numbers that the filters name.
 
@@ -43,20 +52,12 @@ def find_columns(config: CurationConfig) -> dict[str, bool]:
     pool = config.pool
     scores = dict.fromkeys(b.score for b in config.bounds.values() if b.score)
     own = _common_columns(list_tables(pool.path, "config.pool.path"))
-    wanted = [
-        pool.uid_column,
-        pool.text_column,
-        pool.width_column,
-        pool.height_column,
-    ]
-    if config.language.kind == "column":
-        wanted.append(config.language.column)
     brought: set[str] = set()
     if pool.columns:
         tables = list_tables(pool.columns, "config.pool.columns")
         brought = _common_columns(tables)
         _check_names([pool.uid_column], brought, pool.columns)
-    _check_names(wanted, own, pool.path)
+    _check_names(name_columns(config), own, pool.path)
     _check_names(scores, own | brought, pool.path)
     folded = [name.lower() for name in scores]
     if len({*folded}) < len(folded):  # engines do not tell them apart

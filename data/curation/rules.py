@@ -6,16 +6,16 @@ is dropped. To add a rule, add a field to `FilterBounds` and one `Rule` to `RULE
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import ibis
 from ibis import Table
 from ibis.expr.types import BooleanValue, NumericValue
 
+from data.corpus.engines import Execute
 from data.curation.config import FilterBounds
 from data.curation.facts import COLUMN
 
-ROW = ("shard", "row", "upper", "lower", "key")  # all other columns are rules
+ROW = ("shard", "row", "upper", "lower", "key")
 BINS = 1 << 12  # of scores, to find the one of a rank
 
 
@@ -153,15 +153,7 @@ def flag_rows(facts: Table, bounds: FilterBounds) -> Table:
     return facts.select(*ROW, **columns)
 
 
-def unbroken(flags: Table) -> Table:
-    """Returns the rows that no rule of a filter drops."""
-    rules = [flags[name] for name in flags.columns if name not in ROW]
-    return flags.filter(~ibis.or_(*rules)) if rules else flags
-
-
-def ranked_score(
-    scores: Table, rank: int, execute: Callable[[ibis.Expr], Any]
-) -> float | None:
+def ranked_score(scores: Table, rank: int, execute: Execute) -> float | None:
     """Returns the score of a rank in falling order, or None if there are too few.
 
     Scores are counted by bins, so only those of one bin are sorted.
@@ -184,7 +176,7 @@ def ranked_score(
 
 
 def bin_scores(
-    scores: Table, bins: int, execute: Callable[[ibis.Expr], Any]
+    scores: Table, bins: int, execute: Execute
 ) -> tuple[Table, float, float]:
     """Cuts the range of scores into equal bins.
 

@@ -51,7 +51,7 @@ class WordNet:
         self._first: dict[str, dict[str, int]] = {}  # offset by lemma
         self._bases: dict[str, dict[str, list[str]]] = {}  # of irregular words
         for part in ENDINGS:
-            index, irregular = folder / f"index.{part}", folder / f"{part}.exc"
+            index, irregular = _files(folder, part)
             lines = [line.split() for line in _read_lines(index)]
             exceptions = [line.split() for line in _read_lines(irregular)]
             try:
@@ -98,6 +98,16 @@ class WordNet:
                 if form in first:
                     return form
         return None
+
+
+def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the files that `WordNet` reads."""
+    return [path for part in ENDINGS for path in _files(folder, part)]
+
+
+def _files(folder: pathlib.Path, part: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Returns the index of a part of speech, and the list of its irregular words."""
+    return folder / f"index.{part}", folder / f"{part}.exc"
 
 
 def _read_lines(path: pathlib.Path) -> list[str]:

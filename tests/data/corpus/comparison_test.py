@@ -1,5 +1,6 @@
 import collections
 import re
+import shutil
 import sys
 
 import pyarrow as pa
@@ -137,4 +138,15 @@ def test_a_folder_that_is_no_corpus_is_refused(corpora, tmp_path, monkeypatch, c
     assert f"{tmp_path} lacks stages/kept.parquet; wanted" in capsys.readouterr().err
     assert run(monkeypatch, corpora[0], corpora[0], "--out", tmp_path / "p") != 0
     assert "is compared with itself" in capsys.readouterr().err
+    for damaged in ("kept.parquet", "images/00000.parquet"):
+        shutil.copytree(corpora[1], tmp_path / "cut", dirs_exist_ok=True)
+        path = tmp_path / "cut" / "stages" / damaged
+        path.write_bytes(path.read_bytes()[:10])
+        assert run(monkeypatch, corpora[0], tmp_path / "cut") != 0
+        printed = capsys.readouterr().err
+        assert re.search(r"compare: .*cut/stages/.* cannot be read: .*\n", printed)
+        assert "LINE" not in printed
+    renamed = corpora[1].rename(tmp_path / "b\\c")
+    assert run(monkeypatch, corpora[0], renamed, "--out", tmp_path / "p.html") != 0
+    assert "it takes a backslash for a slash" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()

@@ -21,6 +21,7 @@ from data.curation.config import (
     PoolConfig,
 )
 from data.curation.curator import curate
+from tests.data.curation.pools import write_wordnet
 
 UIDS = [f"{n:032x}" for n in range(6)]
 CLUSTERS = FilterBounds(image_clusters=True)
@@ -155,14 +156,26 @@ def test_tables_of_one_name_need_embeddings_of_their_own(config, tmp_path):
     curate(dataclasses.replace(config, pool=own), tmp_path / "own")
 
 
-@pytest.mark.parametrize("changed", ["columns/a.parquet", "pool/a.npz", "target.npy"])
+@pytest.mark.parametrize(
+    "changed",
+    ["columns/a.parquet", "pool/a.npz", "target.npy", "wordnet/noun.exc"],
+)
 def test_a_run_whose_input_changed_is_refused(config, tmp_path, changed, monkeypatch):
     (tmp_path / "columns").mkdir()
     table = pa.table({"uid": UIDS, "mine": [0.5] * 6})
     pq.write_table(table, tmp_path / "columns" / "a.parquet")
     pool = dataclasses.replace(config.pool, columns=str(tmp_path / "columns"))
     bounds = dataclasses.replace(CLUSTERS, score="mine", min_score=0.1)
-    config = dataclasses.replace(clustered(config), pool=pool, filters={"near": bounds})
+    (tmp_path / "synsets").write_text("n02084071\n")
+    config = dataclasses.replace(
+        clustered(config),
+        pool=pool,
+        filters={"near": bounds, "dogs": FilterBounds(text_entities=True)},
+        entities=EntitiesConfig(
+            wordnet=write_wordnet(tmp_path / "wordnet"),
+            synsets=str(tmp_path / "synsets"),
+        ),
+    )
     with monkeypatch.context() as patch:
         patch.setattr("data.curation.curator.write_subset", _stop)
         with pytest.raises(KeyboardInterrupt):
@@ -221,6 +234,11 @@ def test_the_name_of_the_folder_does_not_matter(config, tmp_path, name):
     assert found["high"].tolist() == [1, 3]
 
 
+def test_a_folder_with_a_backslash_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match=r"read .*a\\b/stages/spill: .*backslash"):
+        curate(config, tmp_path / "a\\b")
+
+
 def test_bad_clusters_are_refused(config, tmp_path):
     refuse(clustered(config, count=7), tmp_path, "count is 7, but only 4 rows")
     np.save(tmp_path / "wrong.npy", np.arange(4))
@@ -239,6 +257,9 @@ def test_a_fraction_of_scores_that_are_missing_is_refused(config, tmp_path):
     filters = {"top": FilterBounds(score="score", score_fraction=0.5)}
     wide = dataclasses.replace(config, filters=filters)
     refuse(wide, tmp_path, "0.5 of 6 rows, but not more than 3 have a finite 'score'")
+    match = r"config\.clusters\.sample\.score_fraction is 0\.5 of 6"
+    with pytest.raises(InputError, match=match):
+        curate(clustered(config, sample=filters["top"]), tmp_path / "sampled")
     filters = {"top": FilterBounds(score="scores", min_score=0.5)}
     refuse(dataclasses.replace(config, filters=filters), tmp_path, r"\['scores'\]")
 
