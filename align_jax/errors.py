@@ -39,7 +39,7 @@ BROUGHT_BY = {
     "tensorstore": "orbax-checkpoint",
     "yaml": "PyYAML",
 }
-# What `numpy.load` and `zipfile` raise for a damaged .npz file, beside OSError.
+# Errors of `numpy.load` and `zipfile` for a damaged .npz file, beside OSError.
 DAMAGED_NPZ = (
     ValueError,
     TypeError,

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.corpus import concepts
+
 CHUNK = 250_000  # rows per file
 WORDS = 200_000
 LONGEST = 28  # unigrams
@@ -15,12 +17,8 @@ UNIT = 2.0**-53
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
-    """Hashes integers to random-looking uint64 (the finaliser of splitmix64)."""
-    with np.errstate(over="ignore"):
-        x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    """Hashes integers of any type to random-looking uint64."""
+    return concepts.mix(numbers.astype(np.uint64))
 
 
 def rank(uniform: np.ndarray, n: int) -> np.ndarray:

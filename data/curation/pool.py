@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align_jax.errors import InputError, one_line
+from align_jax.errors import InputError
 from data.curation.config import CurationConfig, PoolConfig
 from data.sources.config import SourceConfig
 from data.sources.files import list_files
-from data.sources.parquet_tables import open_parquet
+from data.sources.parquet_tables import open_parquet, reading_parquet
 
 BATCH_ROWS = 1 << 15
 
@@ -98,19 +98,10 @@ def read_rows(
     Raises:
       InputError: the file is damaged.
     """
-    batches = open_parquet(path).iter_batches(
-        at_once or BATCH_ROWS, columns=[*columns] or None
-    )
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path} is damaged ({one_line(error)}); download it again"
-            ) from error
-        if batch is None:
-            return
-        yield batch
+    file = open_parquet(path)
+    with reading_parquet(path):
+        rows = at_once or BATCH_ROWS
+        yield from file.iter_batches(rows, columns=[*columns] or None)
 
 
 def read_texts(column: pa.Array, name: str, path: pathlib.Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Pairs in Parquet files, with pictures as bytes, paths or URLs."""
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -177,19 +178,23 @@ def read_parquet_columns(
     file = open_parquet(path)
     groups = range(first, file.metadata.num_row_groups if last is None else last)
     distinct = list(dict.fromkeys(name for name in names if name))
-    batches = file.iter_batches(256, row_groups=groups, columns=distinct)
-    while True:
-        try:
-            batch = next(batches, None)
-            if batch is None:
-                return
+    with reading_parquet(path):
+        for batch in file.iter_batches(256, row_groups=groups, columns=distinct):
             values = {name: _as_bytes(batch[name]).to_pylist() for name in distinct}
-        except (pa.ArrowException, OSError) as error:
-            reason = one_line(error)
-            raise InputError(f"{path} is damaged ({reason}); make it anew") from error
-        nothing = [None] * len(batch)
-        columns = [values[name] if name else nothing for name in names]
-        yield from zip(*columns, strict=True)
+            nothing = [None] * len(batch)
+            columns = [values[name] if name else nothing for name in names]
+            yield from zip(*columns, strict=True)
+
+
+@contextlib.contextmanager
+def reading_parquet(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raises InputError if a Parquet file read in the `with` statement is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} is damaged ({one_line(error)}); download or make it again"
+        ) from error
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
