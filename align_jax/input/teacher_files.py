@@ -32,6 +32,15 @@ HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# RuntimeError is of a file that is marked as encrypted.
+DAMAGE = (
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 # NumPy's kinds of the types, the number of axes, and the meaning of the arrays that may
 # be absent.
 OTHERS = {
@@ -151,7 +160,7 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
                 f"embeddings of pictures have {images.width} numbers, those of texts"
                 f" {texts.width}"
             )
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{place} is not a file of teacher embeddings: {one_line(error)}"
         ) from error
@@ -167,9 +176,18 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
     )
 
 
+def _find(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """Finds an array in a file; KeyError or ValueError if it is not as stored."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed; wanted a file of numpy.savez")
+    return info
+
+
 def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Reads one of the arrays `OTHERS` of a file; ValueError if it is wrong."""
-    array = np.load(io.BytesIO(archive.read(f"{name}.npy")))
+    content = io.BytesIO(archive.read(_find(archive, name)))
+    array = np.lib.format.read_array(content)
     kinds, axes, wanted = OTHERS[name]
     if array.dtype.kind not in kinds or array.ndim != axes:
         raise ValueError(f"{name} is {array.dtype} {array.shape}; wanted {wanted}")
@@ -178,9 +196,7 @@ def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _locate(archive: zipfile.ZipFile, file: IO[bytes], name: str) -> StoredArray:
     """Finds an array in a file that `numpy.savez` wrote; ValueError if it is wrong."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} is compressed; wanted a file of numpy.savez")
+    info = _find(archive, name)
     with archive.open(info) as member:
         read_header = HEADERS[np.lib.format.read_magic(member)]
         shape, columns_first, dtype = read_header(member)

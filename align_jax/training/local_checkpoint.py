@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -34,7 +32,6 @@ from align_jax.training.train_state import TrainState
 KEPT = 2  # steps; a process may be killed before it has written the newer one
 SENT = 2**26  # bytes that one process sends to the others at a time
 IDENTITY = "identity"  # entry of a file beside the arrays' parts
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 FILE = re.compile(r"(\d+)\.(\d+)-of-(\d+)\.npz")  # step, process, number of processes
 
 
@@ -181,7 +178,7 @@ class LocalCheckpoints:
                     for key in forms.keys() & entries.keys():
                         shape, dtype = forms[key]
                         parts[key] = entries[key].view(dtype).reshape(shape)
-            except DAMAGE as error:
+            except Exception as error:  # of zipfile, zlib and NumPy
                 warning = f"warning: {path} is damaged: {one_line(error)}"
                 print(warning, file=sys.stderr, flush=True)
         return parts

@@ -101,14 +101,16 @@ def test_the_next_step_may_overwrite_what_is_being_written(opened):
     np.testing.assert_array_equal(found.params["large"], bits)
 
 
-@pytest.mark.parametrize("cut", [0, 1000, -30, "flip"])
+@pytest.mark.parametrize("cut", [0, 1000, -30, "flip", "encrypt"])
 def test_a_damaged_file_leads_to_the_step_before(opened, tmp_path, capsys, cut):
     save(opened(), 1, (3, 6))
     (path,) = (tmp_path / "local").glob("*/6.*")
     content = bytearray(path.read_bytes())
     if cut == "flip":
         content[len(content) // 2] ^= 1
-    path.write_bytes(content if cut == "flip" else content[:cut])
+    elif cut == "encrypt":  # the flag that the directory at the end has for a member
+        content[content.index(b"PK\1\2") + 8] ^= 1
+    path.write_bytes(content[:cut] if isinstance(cut, int) else content)
     step, _ = opened().restore(shapes_of(make_state(1, 0)), 0)
     assert step == 3
     assert f"warning: {path} is damaged: " in capsys.readouterr().err

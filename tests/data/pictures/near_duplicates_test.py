@@ -136,6 +136,12 @@ def test_saving_and_loading_changes_nothing(tmp_path):
     path.write_bytes(content[:-50])
     with pytest.raises(InputError, match=r"index\.npz"):
         NearDuplicates.load(path)
+    np.savez_compressed(path, embeddings=draw(1, 300))
+    content = bytearray(path.read_bytes())
+    content[60:90] = bytes(30)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"index\.npz is no readable .npz file"):
+        NearDuplicates.load(path)
     np.savez(path, embeddings=draw(1, 3))
     with pytest.raises(InputError, match="centroids"):
         NearDuplicates.load(path)
