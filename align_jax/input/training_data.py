@@ -7,11 +7,10 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 
-from align_jax.dataset_folder import reading_records
 from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.datasets import DatasetConfig, check_weights, open_dataset
-from align_jax.input.formats.dataset import Dataset
+from align_jax.input.formats.dataset import Dataset, naming_damage
 from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.teacher import add_teacher, check_folders
@@ -119,15 +118,10 @@ class TrainingData:
         """Turns errors of reading inside the `with` statement into InputErrors.
 
         Raises:
-          InputError: a shard is damaged, missing or unreadable; see `reading_records`.
+          InputError: a shard is damaged, missing or unreadable; see `naming_damage`.
         """
-        with reading_records(self.list_reading):
-            try:
-                yield
-            except Exception as error:  # TensorFlow's, of an error in a format's reader
-                for failure in (f for part in self.datasets for f in part.failures):
-                    raise failure from error
-                raise
+        with naming_damage(self.datasets, self.list_reading):
+            yield
 
     @property
     def pairs(self) -> int:
