@@ -42,7 +42,7 @@ class InputConfig:
       max_replaced: largest share of a host's pairs so far that may be replaced because
         they cannot be used; above it the run stops. Fewer pairs count as 1000.
       teacher_width: width of the embeddings in the `teacher` folders of all datasets,
-        which a batch then holds; 0 for batches without a teacher.
+        which a batch then holds; 0 if no dataset has a `teacher`.
     """
 
     datasets: dict[str, DatasetConfig]
@@ -69,6 +69,12 @@ class InputConfig:
             raise ValueError(
                 f"teacher_width is {self.teacher_width}, but datasets {lacking} have no"
                 " teacher; wanted one in all"
+            )
+        taught = [name for name, part in self.datasets.items() if part.teacher]
+        if taught and not self.teacher_width:
+            raise ValueError(
+                "teacher_width is 0; wanted the width of the embeddings in the teacher"
+                f" folders of datasets {taught}"
             )
 
 
