@@ -16,12 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from align_jax import places
-from align_jax.dataset_folder import reading_records
+from align_jax import places, shard_files
 from align_jax.embed.model import Model, load
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig, open_dataset
-from align_jax.input.formats.dataset import Dataset
+from align_jax.input.formats.dataset import Dataset, naming_damage
 from align_jax.input.shards import Shard
 from align_jax.input.teacher import check_embeddings, check_folders
 from align_jax.input.teacher_files import file_of, write_embeddings
@@ -46,8 +45,6 @@ def teach(fields: dict[str, Any], source: str) -> None:
         encoder, embeddings of another width than the config's, a file of another model
         or shard or of two shards, several processes, or a failure to write.
     """
-    import tqdm
-
     config = read_run_config(fields).input
     if jax.process_count() > 1:
         raise InputError("--teacher embeds in one process; wanted no --distributed")
@@ -65,31 +62,47 @@ def teach(fields: dict[str, Any], source: str) -> None:
     name, parts = digest(model.weights), [*config.datasets.values()]
     opened = [open_dataset(part) for part in parts]
     check_folders(opened, parts)
-    for part, found in zip(parts, opened, strict=True):
-        used = [shard.path for shard in found.shards]
-        part = dataclasses.replace(part, fraction=1.0, max_pairs=0)
-        dataset = open_dataset(part)
-        shards = [shard for shard in dataset.shards if shard.path in used]
-        there = [s for s in shards if places.exists(file_of(part.teacher, s.path))]
-        for shard in there:
-            _check_model(shard, part, model.width, name)
-        total = sum(shard.records for shard in shards)
-        with tqdm.tqdm(desc="embed", unit="pair", total=total, disable=None) as bar:
-            bar.update(sum(shard.records for shard in there))
-            for shard in (shard for shard in shards if shard not in there):
-                _embed_shard(model, dataset, part, shard, name, bar.update)
-        print(
-            f"{part.teacher}: embeddings of {total} pairs in {len(shards)} shards, of"
-            f" {len(there)} before"
-        )
+    for part, dataset in zip(parts, opened, strict=True):
+        _embed_dataset(model, dataset, part, name)
     print(
         f"config.loss.teacher_temperature = {model.temperature:.4g} is the temperature"
         " that the teacher learned"
     )
 
 
-def _check_model(shard: Shard, part: DatasetConfig, width: int, name: str) -> None:
-    """Checks the embeddings of a shard; raises InputError if another model made them.
+def _embed_dataset(model: Model, used: Dataset, part: DatasetConfig, name: str) -> None:
+    """Embeds the shards of a dataset that have no embeddings.
+
+    Args:
+      model: the teacher.
+      used: the opened dataset, perhaps with a part of the last shard only.
+      part: config of the dataset.
+      name: hash of the teacher.
+    """
+    import tqdm
+
+    whole = dataclasses.replace(part, fraction=1.0, max_pairs=0)
+    dataset = used if whole == part else open_dataset(whole)
+    paths = {shard.path for shard in used.shards}
+    shards = {shard.path: shard for shard in dataset.shards if shard.path in paths}
+    there = shard_files.for_each(
+        lambda path: _is_there(shards[path], whole, model.width, name), [*shards]
+    )
+    sizes = [shard.records for shard in shards.values()]
+    total = sum(sizes)
+    with tqdm.tqdm(desc="embed", unit="pair", total=total, disable=None) as bar:
+        bar.update(sum(itertools.compress(sizes, there)))
+        for shard, done in zip(shards.values(), there, strict=True):
+            if not done:
+                _embed_shard(model, dataset, whole, shard, name, bar.update)
+    print(
+        f"{part.teacher}: embeddings of {total} pairs in {len(shards)} shards, of"
+        f" {sum(there)} before"
+    )
+
+
+def _is_there(shard: Shard, part: DatasetConfig, width: int, name: str) -> bool:
+    """Whether a shard has embeddings; raises InputError if another model made them.
 
     Args:
       shard: the shard.
@@ -97,12 +110,16 @@ def _check_model(shard: Shard, part: DatasetConfig, width: int, name: str) -> No
       width: width of the teacher's embeddings.
       name: hash of the teacher.
     """
+    place = file_of(part.teacher, shard.path)
+    if not places.exists(place):
+        return False
     found = check_embeddings(shard, part, width)
     if found != name:
         raise InputError(
-            f"{file_of(part.teacher, shard.path)} has embeddings of another model"
+            f"{place} has embeddings of another model"
             f" ({found or 'without a name'}); give another folder, or remove it"
         )
+    return True
 
 
 def _embed_shard(
@@ -158,13 +175,8 @@ def _read_records(
             return texts
         return tf.RaggedTensor.from_tensor(texts[:, None])
 
-    with reading_records(lambda: [shard.path]):
-        try:
-            for group in groups:
-                images, features = dataset.parse(group)
-                texts = tf.concat([ragged(found) for found in features], 1)
-                yield from zip(images.numpy(), texts.to_list(), strict=True)
-        except Exception as error:  # TensorFlow's, of an error in a format's reader
-            for failure in dataset.failures:
-                raise failure from error
-            raise
+    with naming_damage([dataset], lambda: [shard.path]):
+        for group in groups:
+            images, features = dataset.parse(group)
+            texts = tf.concat([ragged(found) for found in features], 1)
+            yield from zip(images.numpy(), texts.to_list(), strict=True)

@@ -97,3 +97,7 @@ def test_the_config_must_name_the_width(fields, source):
         changed = fields | {"input": fields["input"] | {"teacher_width": width}}
         with pytest.raises(InputError, match=message):
             teach(changed, source)
+    plain = {n: p | {"teacher": ""} for n, p in fields["input"]["datasets"].items()}
+    part = fields["input"] | {"datasets": plain, "teacher_width": 0}
+    with pytest.raises(InputError, match=r"width is 0; .* a folder `teacher` for each"):
+        teach(fields | {"input": part}, source)

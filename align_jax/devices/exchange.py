@@ -15,6 +15,8 @@ from jax._src import distributed
 PATIENCE_MS = 7_200_000  # a process may restore or write for a long time
 BARRIER = "align_jax_exchange"
 
+# State of the process, as the client is. It numbers the calls, so that a process that
+# is a call behind the others fails, and does not read their older values.
 _calls = itertools.count()
 
 

@@ -22,7 +22,7 @@ from align_jax.input.captions import Captions
 from align_jax.input.formats.dataset import Read
 from align_jax.input.image_batches import Encoded, augment_batches
 from align_jax.input.phases import find_phase
-from align_jax.input.teacher import choose_rows, take_rows
+from align_jax.input.teacher import choose_embeddings, take_embeddings
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import TrainingData
 
@@ -37,10 +37,10 @@ class TrainBatches(Iterator):
 
     A batch is a dict of images (B / hosts, H, W, 3) uint8 and tokens (B / hosts, L)
     int32, or labels (B / hosts,) int32 if the datasets have labels, and of the
-    embeddings of a teacher if they have one, see `take_rows`. A pair that cannot be
-    decoded, or lacks a text, a label or an embedding, is replaced by the next good pair
-    of its stream in the batch. If the stream has none, the picture is grey, and the
-    other fields stay.
+    embeddings of a teacher if they have one, see `take_embeddings`. A pair that cannot
+    be decoded, or lacks a text, a label or an embedding, is replaced by the next good
+    pair of its stream in the batch. If the stream has none, the picture is grey, and
+    the other fields stay.
 
     Attributes:
       pairs: number of pairs that this host has yielded, with replaced ones.
@@ -96,7 +96,7 @@ class TrainBatches(Iterator):
             for row in map(int, np.flatnonzero(targets < 0)):
                 reasons[row] = reasons[row] or "no label"
         name = "labels" if self._data.labelled else "tokens"
-        batch = {"images": images, name: targets, **take_rows(records, reasons)}
+        batch = {"images": images, name: targets, **take_embeddings(records, reasons)}
         self.pairs += len(reasons)
         if any(reasons):
             self._replace(records, batch, reasons)
@@ -195,7 +195,8 @@ def read_records(
     Returns:
       A dataset of batches, endless in the last phase: image (rows,) encoded pictures;
       target (rows, L) int32 tokens or (rows,) int64 labels; texts (rows,) numbers of
-      texts (or labels); dataset and shard (rows,) int64 indices; also `choose_rows`.
+      texts (or labels); dataset and shard (rows,) int64 indices; and the fields of
+      `choose_embeddings`.
     """
     start, draws = data.draws_before(start_step), data.draws_at(start_step)
     number = find_phase(data.phases, start_step)
@@ -261,7 +262,7 @@ def _stream(
         if not config.label_feature:
             key = ((seed * 2**32 + number) * ones, stream * 2**40 + draws)
             target, texts, chosen = captions.choose(targets, draws, tf.stack(key, 1))
-        return choose_rows(records, chosen) | {
+        return choose_embeddings(records, chosen) | {
             "image": images,
             "target": target,
             "texts": texts,

@@ -183,7 +183,7 @@ def _stack(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     return {"teacher_image": images, "teacher_texts": stacked}
 
 
-def choose_rows(
+def choose_embeddings(
     records: Mapping[str, "tf.Tensor"], chosen: "tf.Tensor"
 ) -> dict[str, "tf.Tensor"]:
     """Returns the embeddings `FIELDS` (N, D) of N records; {} without a teacher.
@@ -203,7 +203,7 @@ def choose_rows(
     return dict(zip(FIELDS, rows, strict=True))
 
 
-def take_rows(
+def take_embeddings(
     records: Mapping[str, np.ndarray], reasons: list[str]
 ) -> dict[str, np.ndarray]:
     """Returns the embeddings `FIELDS` (B, D) of a batch; {} without a teacher.

@@ -167,9 +167,18 @@ def open_embeddings(place: str, file: IO[bytes]) -> ShardEmbeddings:
     )
 
 
+def _find(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """Finds an array in a file; KeyError or ValueError if it is not as stored."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed; wanted a file of numpy.savez")
+    return info
+
+
 def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Reads one of the arrays `OTHERS` of a file; ValueError if it is wrong."""
-    array = np.load(io.BytesIO(archive.read(f"{name}.npy")))
+    content = io.BytesIO(archive.read(_find(archive, name)))
+    array = np.lib.format.read_array(content)
     kinds, axes, wanted = OTHERS[name]
     if array.dtype.kind not in kinds or array.ndim != axes:
         raise ValueError(f"{name} is {array.dtype} {array.shape}; wanted {wanted}")
@@ -178,9 +187,7 @@ def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _locate(archive: zipfile.ZipFile, file: IO[bytes], name: str) -> StoredArray:
     """Finds an array in a file that `numpy.savez` wrote; ValueError if it is wrong."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} is compressed; wanted a file of numpy.savez")
+    info = _find(archive, name)
     with archive.open(info) as member:
         read_header = HEADERS[np.lib.format.read_magic(member)]
         shape, columns_first, dtype = read_header(member)

@@ -7,11 +7,10 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 
-from align_jax.dataset_folder import reading_records
 from align_jax.errors import InputError
 from align_jax.input import record_order
 from align_jax.input.datasets import DatasetConfig, check_weights, open_dataset
-from align_jax.input.formats.dataset import Dataset
+from align_jax.input.formats.dataset import Dataset, naming_damage
 from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.teacher import add_teacher, check_folders
@@ -43,7 +42,7 @@ class InputConfig:
       max_replaced: largest share of a host's pairs so far that may be replaced because
         they cannot be used; above it the run stops. Fewer pairs count as 1000.
       teacher_width: width of the embeddings in the `teacher` folders of all datasets,
-        which a batch then holds; 0 for batches without a teacher.
+        which a batch then holds; 0 if no dataset has a `teacher`.
     """
 
     datasets: dict[str, DatasetConfig]
@@ -70,6 +69,12 @@ class InputConfig:
             raise ValueError(
                 f"teacher_width is {self.teacher_width}, but datasets {lacking} have no"
                 " teacher; wanted one in all"
+            )
+        taught = [name for name, part in self.datasets.items() if part.teacher]
+        if taught and not self.teacher_width:
+            raise ValueError(
+                "teacher_width is 0; wanted the width of the embeddings in the teacher"
+                f" folders of datasets {taught}"
             )
 
 
@@ -119,15 +124,10 @@ class TrainingData:
         """Turns errors of reading inside the `with` statement into InputErrors.
 
         Raises:
-          InputError: a shard is damaged, missing or unreadable; see `reading_records`.
+          InputError: a shard is damaged, missing or unreadable; see `naming_damage`.
         """
-        with reading_records(self.list_reading):
-            try:
-                yield
-            except Exception as error:  # TensorFlow's, of an error in a format's reader
-                for failure in (f for part in self.datasets for f in part.failures):
-                    raise failure from error
-                raise
+        with naming_damage(self.datasets, self.list_reading):
+            yield
 
     @property
     def pairs(self) -> int:

@@ -59,6 +59,7 @@ class LossConfig:
         `reduction`. () for no distillation. It needs `input.teacher_width`.
       teacher_temperature: divisor of the teacher's cosines in the distillation. The
         temperature that the teacher learned is `align_jax.load(TEACHER).temperature`.
+        None without distillation.
     """
 
     kind: str = "softmax"
@@ -115,6 +116,11 @@ class LossConfig:
                 f" loss.widths {len(self.widths)} widths; wanted one for each, or ()"
             )
         check_starts("loss.distillation", [step for step, _ in self.distillation])
+        if self.teacher_temperature is not None and not self.distillation:
+            raise ValueError(
+                f"loss.teacher_temperature is {self.teacher_temperature} and"
+                " loss.distillation (), which uses none; wanted None"
+            )
         if self.distils and not self.contrasts:
             raise ValueError(
                 f"loss.distillation is {self.distillation} and loss.kind {self.kind!r},"

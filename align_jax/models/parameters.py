@@ -32,7 +32,7 @@ def variable_shapes(
     """
     model = config.build()
     create = partial(model.init, train=False)
-    variables = jax.eval_shape(create, _key(), *first_inputs(model))
+    variables = jax.eval_shape(create, key_shape(), *first_inputs(model))
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 
@@ -49,14 +49,14 @@ def tower_shapes(name: str, config: TowerConfig) -> dict[Path, tuple[int, ...]]:
     def create(key: jax.Array) -> dict:
         return tower.init(key, inputs, FIRST_CORES, False)
 
-    variables = jax.eval_shape(create, _key())
+    variables = jax.eval_shape(create, key_shape())
     return {
         (kind, name, *path): leaf.shape
         for (kind, *path), leaf in flatten(variables).items()
     }
 
 
-def _key() -> jax.ShapeDtypeStruct:
+def key_shape() -> jax.ShapeDtypeStruct:
     """Returns the shape of a random key; JAX would compile programs to make one."""
     shape: jax.ShapeDtypeStruct = jax.eval_shape(partial(jax.random.key, 0))
     return shape

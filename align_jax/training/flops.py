@@ -20,6 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from align_jax.losses.objective import Outputs
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
+from align_jax.models.parameters import key_shape
 from align_jax.training.batch_choice import choose_rows
 from align_jax.training.hard_pairs import HardPairs
 from align_jax.training.step_plan import StepPlan
@@ -98,8 +99,7 @@ def _count_choice(plan: StepPlan, towers: StepPlan, batch: Batch, some: Batch) -
     outputs = jax.eval_shape(embed, state.params, state.batch_stats, some)
     outputs = _resized(outputs, pairs)
     choose = partial(choose_rows, plan=plan, config=config)
-    key = jax.eval_shape(partial(jax.random.key, 0))
-    work = count_flops(choose, batch, state.params, outputs, key)
+    work = count_flops(choose, batch, state.params, outputs, key_shape())
     if config.weights[0]:
         forward = count_flops(embed, state.params, state.batch_stats, some)
         work += pairs // some["images"].shape[0] * forward

@@ -11,6 +11,7 @@ SCORINGS = {
     "hard": (1.0, 0.0),
     "easy_reference": (0.0, -1.0),
 }
+ROUNDING = 0.0005 + 1e-9  # largest error of a ratio with three digits, and of float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,8 @@ class HardPairs:
 
     Attributes:
       filter_ratio: share of the pairs read that are not trained on, 1 - 1 / a whole
-        number of batches in a super-batch, such as 0.5, 0.8 or 0.9; 0 for no choice.
+        number of batches in a super-batch, exact or with three digits, such as 0.5, 0.8
+        or 0.667; 0 for no choice.
       chunks: number of chunks in which a batch is drawn, a divisor of the global batch.
       scoring: a key of `SCORINGS`: "learnable" for the learner's loss minus the
         reference's; "hard" for the learner's loss; "easy_reference" for minus the
@@ -39,10 +41,10 @@ class HardPairs:
 
     def __post_init__(self) -> None:
         check_choices(self, {"scoring": SCORINGS}, "hard_pairs.")
-        if abs((1.0 - self.filter_ratio) * self.batches - 1.0) > 1e-3:
+        if abs(self.filter_ratio - (1.0 - 1.0 / self.batches)) > ROUNDING:
             raise ValueError(
                 f"hard_pairs.filter_ratio is {self.filter_ratio}; wanted 1 - 1 / a"
-                " whole number, such as 0.5, 0.75, 0.8 or 0.9"
+                " whole number, such as 0.5, 0.667, 0.75 or 0.8"
             )
 
     @property

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -237,11 +238,24 @@ def test_one_folder_cannot_hold_the_embeddings_of_two_shards(taught, tmp_path):
         open_batches({"a": part, "b": other}, teacher_width=WIDTH)
 
 
-def test_compressed_files_are_refused(taught, tmp_path):
+def test_compressed_and_encrypted_files_are_refused(taught, tmp_path):
     part = dataclasses.replace(taught[0]["webdataset"], teacher=str(tmp_path))
     write_teacher(tmp_path, part)
-    np.savez_compressed(tmp_path / "00002.tar.npz", **ROWS)
+    path = tmp_path / "00002.tar.npz"
+    np.savez(path, **ROWS)
+    content = bytearray(path.read_bytes())
+    counts = io.BytesIO()
+    np.save(counts, np.ones(30, int))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("counts.npy", counts.getvalue())
+    with pytest.raises(InputError, match=r"00002.*counts is compressed"):
+        open_batches({"a": part}, teacher_width=WIDTH)
+    np.savez_compressed(path, **ROWS)
     with pytest.raises(InputError, match=r"00002.*images is compressed"):
+        open_batches({"a": part}, teacher_width=WIDTH)
+    content[content.index(b"PK\1\2") + 8] ^= 1  # the flag of an encrypted member
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"00002.*images.npy.* is encrypted"):
         open_batches({"a": part}, teacher_width=WIDTH)
 
 
@@ -257,7 +271,8 @@ def test_a_file_that_is_lost_during_training_is_one_line(taught, tmp_path):
 
 def test_all_datasets_or_none_have_a_teacher():
     parts = {"a": DatasetConfig("a", teacher="b"), "b": DatasetConfig("b")}
-    InputConfig(parts, PREPROCESS)
+    with pytest.raises(ValueError, match=r"width is 0; wanted .* datasets \['a'\]"):
+        InputConfig(parts, PREPROCESS)
     with pytest.raises(ValueError, match=r"width is 5, but datasets \['b'\] have no"):
         InputConfig(parts, PREPROCESS, teacher_width=5)
     with pytest.raises(ValueError, match="label_feature is 'l' and teacher 'b'"):

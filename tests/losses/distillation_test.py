@@ -8,6 +8,7 @@ from align_jax.devices.mesh import batch_split
 from align_jax.errors import InputError
 from align_jax.losses.distillation import Teacher, distillation_loss
 from align_jax.losses.objective import LossConfig, compute_loss
+from tests.jaxprs import largest_array
 from tests.reference import distillation_reference, embeddings
 
 D = 24
@@ -85,19 +86,6 @@ def test_a_student_that_is_its_teacher_is_at_the_minimum(mesh_of):
         assert np.abs(gradient).max() < 1e-6 * np.abs(other).max()
 
 
-def largest_array(jaxpr):
-    """The largest number of elements of an intermediate result, also inside calls."""
-    inner = [
-        part
-        for equation in jaxpr.eqns
-        for value in equation.params.values()
-        for part in (value if isinstance(value, list | tuple) else [value])
-    ]
-    inner = [getattr(part, "jaxpr", part) for part in inner]
-    sizes = [v.aval.size for equation in jaxpr.eqns for v in equation.outvars]
-    return max([0, *sizes, *(largest_array(j) for j in inner if hasattr(j, "eqns"))])
-
-
 def test_no_array_is_quadratic_in_the_batch(mesh_of):
     mesh, n = mesh_of(8), 2**16
     split = batch_split(mesh)
@@ -124,7 +112,8 @@ def loss_and_gradient(mesh, step=0, teacher=None, **fields):
         teacher = as_float32(embeddings(16, 6, seed=3))
 
     def loss(images):
-        config = read_config(LossConfig, {"teacher_temperature": 0.1, **fields})
+        temperature = {"teacher_temperature": 0.1} if "distillation" in fields else {}
+        config = read_config(LossConfig, temperature | fields)
         return compute_loss(
             (images, texts), None, PARAMS, config, mesh, (*teacher,), step
         )
@@ -188,6 +177,10 @@ def test_share_0_is_no_distillation():
         ({"distillation": ((0, 0.5), (10, -1))}, "wanted 0 to 1"),
         ({"distillation": ((5, 0.5),)}, "loss.distillation begins phases at steps"),
         ({"distillation": 0.5}, "loss.teacher_temperature None; wanted a number"),
+        (
+            {"teacher_temperature": 0.1},
+            "loss.teacher_temperature is 0.1 .* wanted None",
+        ),
         ({"distillation": True}, "True .bool.; wanted float"),
         ({"distillation": 1, "kind": "cross_entropy"}, "which compares no pairs"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from align_jax.devices.mesh import batch_split, replicated
 from align_jax.losses import pair_choice
 from align_jax.losses.pair_choice import Choice, Judge, choose_pairs
+from tests.jaxprs import largest_array
 from tests.reference import choose_pairs_reference, embeddings
 
 N, COUNT, CHUNKS = 160, 32, 4
@@ -115,18 +116,6 @@ def test_pairs_that_are_negatives_of_each_other_are_chosen_together(mesh_of):
     assert alike[1] > 2 * alike[0]
 
 
-def largest(jaxpr):
-    """Returns the largest number of elements of an array in a program."""
-    sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
-    for eqn in jaxpr.eqns:
-        for part in jax.tree.leaves(
-            [*eqn.params.values()], is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(part, "jaxpr", part)
-            sizes += [largest(inner)] if hasattr(inner, "eqns") else []
-    return max(sizes, default=0)
-
-
 @pytest.mark.parametrize("devices", [1, 8])
 def test_memory_is_linear_in_the_pairs_at_the_size_of_the_paper(mesh_of, devices):
     n, width, count = 81_920, 64, 16_384
@@ -140,6 +129,5 @@ def test_memory_is_linear_in_the_pairs_at_the_size_of_the_paper(mesh_of, devices
 
     program = jax.make_jaxpr(run)(vectors, vectors, scalar, scalar)
     block = pair_choice.BLOCK_BYTES // 8
-    assert (
-        block <= largest(program.jaxpr) <= max(n * width, 2 * block) < n * count / 100
-    )
+    largest = largest_array(program.jaxpr)
+    assert block <= largest <= max(n * width, 2 * block) < n * count / 100

@@ -6,7 +6,6 @@ import pytest
 
 from align_jax.report import summary as report
 from align_jax.report.found_runs import find_runs
-from tests.report.report_test import root  # noqa: F401, a fixture
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -24,7 +23,7 @@ def browser():
 
 
 @pytest.mark.parametrize("width", [1280, 375])
-def test_the_page_of_many_runs_is_whole_and_fits(browser, root, tmp_path, width):  # noqa: F811
+def test_the_page_of_many_runs_is_whole_and_fits(browser, root, tmp_path, width):
     path, _ = report.write_summary(find_runs([str(root)]), str(tmp_path / "out"))
     page = browser.new_page(viewport={"width": width, "height": 800})
     errors = []

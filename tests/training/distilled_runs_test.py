@@ -121,6 +121,8 @@ def test_the_memory_of_a_plan_grows_by_the_embeddings(root, mesh_of):
 
 def test_a_run_needs_the_width_and_the_temperature_of_its_teacher(root):
     with pytest.raises(InputError, match=r"teacher_width 0; wanted the embeddings"):
+        steps.read(root, loss=LOSS)
+    with pytest.raises(InputError, match=r"teacher_width is 0; wanted the width"):
         read(root, width=0)
     with pytest.raises(InputError, match=r"teacher_temperature None; wanted a number"):
         read(root, loss={"distillation": 0.5})

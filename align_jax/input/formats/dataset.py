@@ -1,13 +1,15 @@
 """An opened training dataset, and the way from a format's reader to tf.data."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from align_jax import dataset_folder
 from align_jax.input.shards import Shard
 
 if TYPE_CHECKING:
@@ -58,6 +60,29 @@ class ShardReader(Protocol):
           InputError: the shard cannot be read, with its path.
         """
         ...
+
+
+@contextlib.contextmanager
+def naming_damage(
+    datasets: Sequence[Dataset], list_shards: Callable[[], Iterable[str]]
+) -> Iterator[None]:
+    """Turns errors of reading inside the `with` statement into InputErrors.
+
+    Args:
+      datasets: datasets that are read.
+      list_shards: function that returns the shards that are read, for
+        `dataset_folder.reading_records`.
+
+    Raises:
+      InputError: a shard is damaged, missing or unreadable; see `reading_records`.
+    """
+    with dataset_folder.reading_records(list_shards):
+        try:
+            yield
+        except Exception as error:  # TensorFlow's, of an error in a format's reader
+            for failure in (f for dataset in datasets for f in dataset.failures):
+                raise failure from error
+            raise
 
 
 def read_in_python(
