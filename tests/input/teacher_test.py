@@ -183,7 +183,7 @@ UNKNOWN = unknown_compression()
             "tar.npz is missing, the teacher's embeddings of .*0.tar: write",
         ),
         (b"", "is not a file of teacher embeddings: File is not a zip file"),
-        (UNKNOWN, "not a file of teacher embeddings: That compression method is not"),
+        (UNKNOWN, "model is compressed; wanted a file of numpy.savez"),
         (without("texts"), "There is no item named 'texts.npy'"),
         ({n: rows[:29] for n, rows in ROWS.items()}, "of 29 pictures.* has 30 records"),
         (ROWS | {"images": np.zeros((31, 5), "f2"), "counts": [1] * 30}, "31 pictures"),
