@@ -22,7 +22,7 @@ from align_jax.runs.pace import STARTED
 from align_jax.train import train
 from align_jax.training import phase_programs
 from align_jax.training.checkpoint import Checkpoints
-from align_jax.training.kept_programs import KeptPrograms
+from align_jax.training.kept_programs import FIRST_STATE, KeptPrograms
 from align_jax.training.phase_config import PhaseConfig
 from align_jax.training.phase_programs import PhasePrograms
 from align_jax.training.train_state import abstract_state
@@ -98,7 +98,8 @@ def test_a_run_that_is_killed_around_a_boundary_ends_in_the_same_bits(
 def test_the_program_of_each_phase_is_kept(whole):
     names = {path.name for path in (whole / "compiled").iterdir()}
     later = f"step_with_norms_from_{BOUNDARY}"
-    assert names == {"first_state", "step_with_norms", later}
+    # The state's program is not kept if an earlier test has put it in JAX's cache.
+    assert names - {FIRST_STATE} == {"step_with_norms", later}
 
 
 @pytest.mark.pods
