@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import pathlib
 import shutil
-import types
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,26 +97,30 @@ create temp table flags as
 """
 
 
-def _build(folder: pathlib.Path, out: pathlib.Path, flags: argparse.Namespace):
+def make_build(folder: pathlib.Path, out: pathlib.Path, flags: argparse.Namespace):
+    """Returns a build in the new folder `out` on the pairs and pictures of `folder`."""
     from data.corpus.builder import Build
-    from data.corpus.config import EngineConfig, PictureConfig
+    from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
+    from data.sources.config import SourceConfig
 
     (out / "stages").mkdir(parents=True)
     for name in ("pairs", "images"):
         (out / "stages" / name).symlink_to((folder / name).resolve())
-    config = types.SimpleNamespace(
+    config = CorpusConfig(
         name="benchmark",
-        engine=EngineConfig(workers=flags.threads, memory_limit=flags.memory_limit),
+        seed=0,
+        ingest=SourceConfig(kind="parquet", path=str(folder)),
         rules=RuleBounds(frequent_ngrams=flags.frequent_ngrams),
+        vocabulary_size=100_000,
         pictures=PictureConfig(max_hash_distance=-1),
-        evaluation_images="",
+        engine=EngineConfig(workers=flags.threads, memory_limit=flags.memory_limit),
     )
     return Build(config, out)
 
 
 def run_ours(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     """Runs the stages of `data.corpus.builder.Build`."""
-    build = _build(folder, out, flags)
+    build = make_build(folder, out, flags)
     build.distinct()
     cut = build.ngrams()
     build.flags()
@@ -131,7 +134,7 @@ def run_lengths(folder: pathlib.Path, out: pathlib.Path, flags) -> dict:
     """Applies only bounds on the numbers of unigrams and of characters."""
     from data.corpus.ngrams import unigrams_of
 
-    build, bounds = _build(folder, out, flags), RuleBounds()
+    build, bounds = make_build(folder, out, flags), RuleBounds()
     pairs = build.shards("pairs")
     unigrams = unigrams_of(pairs).length()
     fits = unigrams.between(bounds.min_unigrams, bounds.max_unigrams)
