@@ -4,8 +4,10 @@
 
 RUN is any source that `align_jax.load` reads. The files have the columns `image_id` and
 `image` (the bytes of a picture's file). FOLDER receives one Parquet file for each, with
-the columns `image_id` and `embedding`; see `align_jax.embed.shards`. Finished files in
-FOLDER are kept, so the same command continues after an interruption.
+the columns `image_id` and `embedding`; see `align_jax.embed.shards`. With --texts, the
+files also have a column `texts`, a list of texts for each picture, and FOLDER's files
+the column `text_embeddings`. Finished files in FOLDER are kept, so the same command
+continues after an interruption.
 """
 
 import argparse
@@ -37,7 +39,7 @@ def main() -> None:
         width = load(flags.model, width=flags.width).width
         print(f"{flags.model}: embeddings of {width} numbers")
         return
-    shards = list_shards(flags.images)
+    shards = list_shards(flags.images, flags.texts)
     model = load(flags.model, flags.batch_size, flags.width)
     there = sum(places.exists(flags.out / shard.name) for shard in shards)
     parent, began = os.getppid(), time.perf_counter()
@@ -50,7 +52,9 @@ def main() -> None:
             if flags.child and os.getppid() != parent:
                 raise InputError("the command that started this one has ended")
 
-        unreadable = embed_shards(model, shards, flags.out, flags.batch_size, progress)
+        unreadable = embed_shards(
+            model, shards, flags.out, flags.batch_size, progress, flags.texts
+        )
     print(
         f"{flags.out}: {total} pictures of {len(shards)} files, {there} of them there"
         f" already, in {time.perf_counter() - began:.0f} s; {len(unreadable)} without"
@@ -84,6 +88,9 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument(
         "--width", type=int, help="number of the embeddings' first components to keep"
+    )
+    parser.add_argument(
+        "--texts", action="store_true", help="embed the column `texts` too"
     )
     parser.add_argument(
         "--check",

@@ -1,9 +1,11 @@
-"""Embeds the pictures of Parquet files, shard by shard.
+"""Embeds the pictures of Parquet files, and their texts, shard by shard.
 
 A shard has the columns `image_id` and `image` (the bytes of a picture's file). For each
 shard, a file of the same name is written with the columns `image_id` and `embedding`, D
 float32 of unit length, in the same order. The embedding is null if the picture cannot
-be read. A file appears only when it is complete, and model.json beside the files
+be read. If texts are embedded too, a shard also has the column `texts`, a list of texts
+for each picture, and its file the column `text_embeddings`, a list of one embedding for
+each text. A file appears only when it is complete, and model.json beside the files
 identifies the model.
 """
 
@@ -25,6 +27,7 @@ from align_jax.weights.folder import digest
 
 DIGEST_FILE = "model.json"
 WANTED = {"image_id": "string", "image": "binary"}
+TEXTS = "texts"
 BATCHES_AT_ONCE = 4  # batches whose encoded pictures are held in memory
 
 
@@ -43,16 +46,17 @@ class PictureShard:
     rows: int
 
 
-def list_shards(sources: list[str]) -> list[PictureShard]:
+def list_shards(sources: list[str], texts: bool = False) -> list[PictureShard]:
     """Lists the Parquet files of the sources, sorted by name within each source.
 
     Args:
       sources: paths of files, folders (for their *.parquet) or glob patterns, or URLs
         of files or folders.
+      texts: whether the files must have the column `texts`.
 
     Raises:
       InputError: a source has no files, two files would have the same output, or a file
-        is not Parquet or lacks a column of `WANTED`.
+        is not Parquet or lacks a column.
     """
     shards: dict[str, PictureShard] = {}
     for source in sources:
@@ -63,7 +67,7 @@ def list_shards(sources: list[str]) -> list[PictureShard]:
                 " *.parquet or a pattern"
             )
         for name in found:
-            shard = _open(name)
+            shard = _open(name, texts)
             other = shards.setdefault(shard.name, shard)
             if other is not shard:
                 raise InputError(
@@ -79,6 +83,7 @@ def embed_shards(
     folder: pathlib.Path,
     batch_size: int,
     progress: Callable[[int], None] = lambda rows: None,
+    texts: bool = False,
 ) -> dict[str, str]:
     """Writes the embeddings of all shards that have none yet.
 
@@ -91,6 +96,7 @@ def embed_shards(
         a time.
       progress: function called after every few batches, and for each finished shard,
         with the number of pictures done since its last call.
+      texts: whether to embed the texts of the pictures too.
 
     Returns:
       The reason for each picture that could not be read, by "file: image_id". Shards
@@ -98,16 +104,17 @@ def embed_shards(
 
     Raises:
       InputError: the folder belongs to another model, a folder without a digest holds
-        other files, a shard is damaged, or a finished file does not have its shard's
-        number of rows, or the disk is full.
+        other files, a shard is damaged, a finished file does not have its shard's
+        number of rows or the wanted columns, or the disk is full.
     """
     unreadable: dict[str, str] = {}
+    schema = _schema(model.width, texts)
     with locked(folder) as lock:
         _claim(folder, model)
         for shard in shards:
             target = folder / shard.name
             if places.exists(target):
-                _check_rows(target, shard)
+                _check_rows(target, shard, schema)
                 progress(shard.rows)
                 continue
             lock.check()
@@ -116,7 +123,7 @@ def embed_shards(
             with places.writing(target), contextlib.ExitStack() as stack:
                 file = sink or stack.enter_context(places.replacing(target))
                 for name, reason in _embed_shard(
-                    model, shard, file, batch_size, progress
+                    model, shard, file, schema, batch_size, progress
                 ):
                     unreadable[f"{shard.name}: {name}"] = reason
             if sink:
@@ -128,17 +135,20 @@ def _embed_shard(
     model: Model,
     shard: PictureShard,
     file: str | pa.NativeFile,
+    schema: pa.Schema,
     batch_size: int,
     progress: Callable[[int], None],
 ) -> Iterator[tuple[str, str]]:
     """Writes a shard's embeddings; yields (image_id, reason) of unreadable pictures."""
-    vector = pa.list_(pa.float32(), model.width)
-    schema = pa.schema([("image_id", pa.string()), ("embedding", vector)])
+    vector = schema.field("embedding").type
+    texts = len(schema) > 2
     # Compression or a dictionary would not make the file smaller.
     with pq.ParquetWriter(
         file, schema, compression="none", use_dictionary=False
     ) as writer:
-        for names, images in _read(shard, batch_size * BATCHES_AT_ONCE):
+        for batch in _read(shard, batch_size * BATCHES_AT_ONCE, texts):
+            names = batch["image_id"].cast(pa.string())
+            images = [image or b"" for image in batch["image"].to_pylist()]
             reasons: dict[int, str] = {}
             embeddings = model.encode_images(images, reasons)  # (N, D)
             missing = np.zeros(len(images), bool)
@@ -146,23 +156,40 @@ def _embed_shard(
             column = pa.FixedSizeListArray.from_arrays(
                 pa.array(embeddings.ravel()), type=vector, mask=pa.array(missing)
             )
-            writer.write_batch(pa.record_batch([names, column], schema))
+            columns = [names, column]
+            if texts:
+                columns.append(_embed_texts(model, batch[TEXTS], vector))
+            writer.write_batch(pa.record_batch(columns, schema))
             progress(len(images))
             for place, reason in sorted(reasons.items()):
                 yield names[place].as_py(), reason.removeprefix(f"picture {place} ")
 
 
-def _read(
-    shard: PictureShard, rows: int
-) -> Iterator[tuple[pa.StringArray, list[bytes]]]:
-    """Yields (ids, encoded pictures), `rows` at a time; a null picture becomes b""."""
+def _embed_texts(
+    model: Model, texts: pa.ListArray, vector: pa.FixedSizeListType
+) -> pa.ListArray:
+    """Embeds lists of texts; a null list gives no embedding, a null text that of ""."""
+    found = [rows or [] for rows in texts.to_pylist()]
+    flat = [text or "" for rows in found for text in rows]
+    numbers = pa.array(model.encode_texts(flat).ravel())
+    values = pa.FixedSizeListArray.from_arrays(numbers, type=vector)
+    ends = np.cumsum([0, *map(len, found)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), values)
+
+
+def _schema(width: int, texts: bool) -> pa.Schema:
+    """Returns the schema of a file of embeddings."""
+    vector = pa.list_(pa.float32(), width)
+    fields = [("image_id", pa.string()), ("embedding", vector)]
+    return pa.schema(fields + [("text_embeddings", pa.list_(vector))] * texts)
+
+
+def _read(shard: PictureShard, rows: int, texts: bool) -> Iterator[pa.RecordBatch]:
+    """Yields the wanted columns of a shard, `rows` at a time."""
     try:
-        batches = pq.ParquetFile(_source(shard.path)).iter_batches(
-            rows, columns=[*WANTED]
+        yield from pq.ParquetFile(_source(shard.path)).iter_batches(
+            rows, columns=[*WANTED, *([TEXTS] * texts)]
         )
-        for batch in batches:
-            images = [image or b"" for image in batch.column("image").to_pylist()]
-            yield batch.column("image_id").cast(pa.string()), images
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{shard.path} is damaged: {one_line(error)}") from error
 
@@ -182,19 +209,27 @@ def _source(path: pathlib.Path) -> pathlib.Path | pa.BufferReader:
     return pa.BufferReader(places.read_bytes(path)) if places.is_url(path) else path
 
 
-def _open(path: pathlib.Path) -> PictureShard:
+def _open(path: pathlib.Path, texts: bool) -> PictureShard:
     try:
         file = pq.ParquetFile(_source(path))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} is not a Parquet file: {one_line(error)}") from error
     schema = file.schema_arrow
-    lacking = [name for name in WANTED if name not in schema.names]
+    wanted = [*WANTED, *([TEXTS] * texts)]
+    lacking = [name for name in wanted if name not in schema.names]
     if lacking:
         raise InputError(f"{path} lacks the columns {lacking}; it has {schema.names}")
     for name, kind in WANTED.items():
         found = schema.field(name).type
         if str(found).removeprefix("large_") != kind:
             raise InputError(f"column {name!r} of {path} is {found}; wanted {kind}")
+    if texts:
+        found = schema.field(TEXTS).type
+        lists = pa.types.is_list(found) or pa.types.is_large_list(found)
+        if not lists or str(found.value_type).removeprefix("large_") != "string":
+            raise InputError(
+                f"column {TEXTS!r} of {path} is {found}; wanted lists of strings"
+            )
     name = path.name.removesuffix(".parquet") + ".parquet"
     return PictureShard(path, name, file.metadata.num_rows)
 
@@ -226,11 +261,17 @@ def _claim(folder: pathlib.Path, model: Model) -> None:
     places.write_json(path, described)
 
 
-def _check_rows(target: pathlib.Path, shard: PictureShard) -> None:
+def _check_rows(target: pathlib.Path, shard: PictureShard, schema: pa.Schema) -> None:
     try:
-        rows = pq.read_metadata(_source(target)).num_rows
+        file = pq.ParquetFile(_source(target))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{target} is damaged: {one_line(error)}") from error
+    rows, names = file.metadata.num_rows, file.schema_arrow.names
+    if names != schema.names:
+        raise InputError(
+            f"{target} has the columns {names}; wanted {schema.names}: remove it, or"
+            " give another folder"
+        )
     if rows != shard.rows:
         raise InputError(
             f"{target} has {rows} embeddings, but {shard.path} {shard.rows} pictures;"

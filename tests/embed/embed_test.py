@@ -83,6 +83,34 @@ def test_every_picture_has_a_row_in_its_order(model, shards, embedded):
     assert described["width"] == model.width == 80
 
 
+def test_texts_are_embedded_beside_their_pictures(model, tmp_path):
+    texts = [["red left", "blue"], [], None, [None, "", "green top"]]
+    lists = pa.array(texts, pa.list_(pa.string()))
+    images = [picture(0), b"no picture", picture(1), picture(2)]
+    write(tmp_path / "a.parquet", images, texts=lists)
+    listed, out = list_shards([str(tmp_path / "a.parquet")], True), tmp_path / "out"
+    embed_shards(model, listed, out, 8, texts=True)
+    found = pq.read_table(out / "a.parquet")
+    rows = found["text_embeddings"].to_pylist()
+    assert [*map(len, rows)] == [2, 0, 0, 3]
+    flat = np.array([row for some in rows for row in some], np.float32)
+    expected = model.encode_texts(["red left", "blue", "", "", "green top"])
+    np.testing.assert_array_equal(flat, expected)
+    assert found["embedding"].null_count == 1
+    with pytest.raises(InputError, match=r"has the columns .* wanted .*: remove it"):
+        embed_shards(model, listed, out, 8)
+    for column, message in (
+        (pa.array(["x"] * 4), "column 'texts' of .* is string; wanted lists of"),
+        (pa.array([[1]] * 4), "column 'texts' of .* wanted lists of strings"),
+    ):
+        write(tmp_path / "bad.parquet", images, texts=column)
+        with pytest.raises(InputError, match=message):
+            list_shards([str(tmp_path / "bad.parquet")], True)
+    write(tmp_path / "bad.parquet", images)
+    with pytest.raises(InputError, match=r"lacks the columns \['texts'\]"):
+        list_shards([str(tmp_path / "bad.parquet")], True)
+
+
 def test_pictures_that_cannot_be_read_are_an_error_unless_asked_for(model):
     with pytest.raises(InputError, match="picture 1 is no picture"):
         model.encode_images([picture(0), b"bad"])
