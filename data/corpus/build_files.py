@@ -1,6 +1,8 @@
 """The JSON files that a build writes for itself: shards, drops and the report."""
 
 import collections
+import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -8,12 +10,34 @@ import pyarrow.parquet as pq
 
 from align_jax import places
 from align_jax.errors import InputError, one_line
+from data.sources.config import SourceConfig
+from data.sources.files import SourceShard
+from data.sources.source import list_shards
 
 # Key in the metadata of a file of pairs: the number of rows that the source gave.
 ROWS = "rows"
 
 # Types of the report's fields that a terminal shows.
 REPORT = {"rules": list, "off": list, "drops": dict, "pairs_in": int, "pairs_kept": int}
+
+
+def remember_shards(source: SourceConfig, path: pathlib.Path) -> list[SourceShard]:
+    """Lists the shards of a source, and writes the list to a file that does not exist.
+
+    Raises:
+      InputError: the source cannot be read, or the file lists other shards.
+    """
+    shards = list_shards(source)
+    found = json.dumps([dataclasses.asdict(shard) for shard in shards], indent=1)
+    if not path.exists():
+        places.make_folder(path.parent)
+        places.write_text(path, found)
+    elif read_shards(path) != resolve_shards(json.loads(found)):
+        raise InputError(
+            f"{source.path} has changed since {path.parents[1]} was begun ({path} lists"
+            " its shards); give another folder"
+        )
+    return shards
 
 
 def read_shards(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -116,10 +140,25 @@ def format_report(report: dict[str, Any]) -> str:
         for what, count in report.get("not_embedded", {}).items()
         if count
     ]
+    if copies := report.get("copies"):
+        lines.append(
+            f"copies: {copies['copies']} of {copies['pictures']} pictures have a better"
+            " one near them"
+        )
+    if scores := report.get("pair_scores"):
+        lines.append(
+            f"pair score: {scores['min_score']:.6g} or more is kept of"
+            f" {scores['pairs']} pairs; {scores['without_score']} have no score"
+        )
     if balance := report.get("balance"):
         lines.append(
             f"balance: {balance['sampled']} of {balance['entries']} entries have more"
             f" than {balance['pairs_per_entry']} pairs, {balance['unmatched']} none"
+        )
+    if captions := report.get("captions"):
+        lines.append(
+            f"captions: {captions['captions']} of {captions['pictures']} kept pictures;"
+            f" {captions['without']} have none; {captions['unknown']} ids are unknown"
         )
     lines += [f"unreadable: {n} x {reason}" for reason, n in report["drops"].items()]
     lines.append(

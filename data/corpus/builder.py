@@ -8,9 +8,7 @@ DIR/report.html say how many pairs each rule dropped.
 """
 
 import contextlib
-import dataclasses
 import functools
-import json
 import math
 import pathlib
 from typing import Any
@@ -22,27 +20,22 @@ from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError, warned
 from align_jax.locks import locked
 from data.corpus import ngrams, rules
-from data.corpus.balance import (
-    balance_pairs,
-    check_balance,
-    describe_balance,
-    judge_balance,
-)
 from data.corpus.build_files import (
     count_drops,
     count_rows,
     format_report,
     name_drops,
     read_report,
-    read_shards,
-    resolve_shards,
+    remember_shards,
 )
+from data.corpus.captions import check_captions, describe_captions, write_captions
 from data.corpus.config import CorpusConfig, described, with_defaults
 from data.corpus.dataset import write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
 from data.corpus.page import read_files, write_page
+from data.corpus.pair_steps import list_steps
 from data.corpus.picture_rules import (
     check_picture_rules,
     judge_pairs,
@@ -80,17 +73,8 @@ class Build(StageTables):
         """
         if self.stage("distinct").exists():
             return
-        shards = list_shards(self.config.ingest)
-        found = json.dumps([dataclasses.asdict(shard) for shard in shards], indent=1)
         path = self.folder / "shards.json"
-        if not path.exists():
-            places.make_folder(path.parent)
-            places.write_text(path, found)
-        elif read_shards(path) != resolve_shards(json.loads(found)):
-            raise InputError(
-                f"{self.config.ingest.path} has changed since {self.directory} was"
-                f" begun ({path} lists its shards); give another folder"
-            )
+        shards = remember_shards(self.config.ingest, path)
         tasks = [
             functools.partial(
                 ingest_shard,
@@ -204,23 +188,24 @@ class Build(StageTables):
 
         If it is off, a picture rule has a column of false, any other rule no column.
         """
-        if self.config.balance.entries:
-            return judge_balance(self._judged_alone(), self.shards("balance"))
-        return self._judged_alone()
+        judged = self._judged_alone()
+        for step in list_steps(self.config).values():
+            judged = step.judge(self, judged)
+        return judged
 
     def _judged_alone(self) -> ibis.Table:
-        """Returns `judged` without the balance, which compares pairs that are left."""
+        """Returns `judged` without the steps that compare the pairs that are left."""
         scores = self.shards("scores") if (self.folder / "scores").exists() else None
         return judge_pairs(self.table("flags"), scores, self.picture_rules)
 
     def keep(self) -> None:
-        """Writes `kept`, the pairs that break no rule and pass the balance."""
+        """Writes `kept`, the pairs that break no rule and that every step keeps."""
         if self.stage("kept").exists():
             return
         kept = unbroken(self._judged_alone())
         kept = kept.select("image_id", "text", "key").distinct()
-        if self.config.balance.entries:
-            kept = balance_pairs(self, kept)
+        for step in list_steps(self.config).values():
+            kept = step.keep(self, kept)
         self.save("kept", kept)
 
     def report(self, cut: int) -> dict[str, Any]:
@@ -250,8 +235,10 @@ class Build(StageTables):
         }
         if self.config.pictures.embedding_model:
             report["not_embedded"] = count_not_embedded(self)
-        if self.config.balance.entries:
-            report["balance"] = describe_balance(self)
+        for name, step in list_steps(self.config).items():
+            report[name] = step.describe(self)
+        if self.config.captions.path:
+            report["captions"] = describe_captions(self)
         if not report["pairs_kept"]:
             first = ", ".join(f"{r['rule']} {r['first']}" for r in report["rules"])
             raise InputError(
@@ -272,6 +259,10 @@ class Build(StageTables):
         tables["flags"] = self.judged()
         if self.config.pictures.embedding_model:
             tables["scores"] = self.shards("scores")
+        if self.config.copies.max_hash_distance >= 0:
+            tables["copies"] = self.table("copies")
+        if self.config.embeddings.model:
+            tables["pair_scores"] = self.shards("pair_scores")
         if self.config.balance.entries:
             tables["entry_counts"] = self.table("entry_counts")
         write_page(
@@ -293,8 +284,10 @@ def check_inputs(config: CorpusConfig) -> None:
     list_shards(config.ingest)
     if config.evaluation_images:
         open_evaluation(config.evaluation_images)
+    check_captions(config.captions)
     check_picture_rules(make_picture_rules(config))
-    check_balance(config.balance)
+    for step in list_steps(config).values():
+        step.check(config)
 
 
 def build(config: CorpusConfig, directory: pathlib.Path) -> None:
@@ -322,6 +315,8 @@ def build(config: CorpusConfig, directory: pathlib.Path) -> None:
         claim_folder(directory, described(config), fill=fill)
         stages = stack.enter_context(contextlib.closing(Build(config, directory)))
         stages.ingest()
+        if config.captions.path:
+            write_captions(stages)
         stages.distinct()
         cut = stages.ngrams()
         stages.flags()

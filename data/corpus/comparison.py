@@ -1,7 +1,8 @@
-"""Compares two corpora: shared pairs, words, lengths, sizes, scores and samples."""
+"""Compares two corpora or pools: shared pairs, words, sizes, scores and samples."""
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ibis
@@ -17,7 +18,7 @@ SHOWN_PAIRS = 24  # of each part
 SHOWN_WORDS = 30  # gained, and as many lost
 
 # The columns whose equal values make two rows the same, by the name of the rows.
-SAME = {
+SAME: Mapping[str, tuple[str, ...]] = {
     "pairs": ("image_id", "text"),
     "pictures by file": ("image_id",),
     "pictures by perceptual hash": ("phash",),
@@ -29,8 +30,8 @@ def open_corpus(engine: Engine, directory: pathlib.Path) -> dict[str, ibis.Table
     """Opens a corpus that `data.build` wrote, on either engine.
 
     Returns:
-      The tables `kept`, `pictures` (of kept pairs), `images` (their files) and, if
-      pictures were scored, `scores`.
+      The tables `kept`, `pictures` (of kept pairs), `images` (their files) and, if they
+      were scored, `scores` of pictures and `pair_scores`.
 
     Raises:
       InputError: the folder holds no corpus that got so far.
@@ -45,25 +46,33 @@ def open_corpus(engine: Engine, directory: pathlib.Path) -> dict[str, ibis.Table
     if (directory / "stages" / "scores").exists():
         scores = open_stage(engine, directory, "scores")
         tables["scores"] = scores.semi_join(kept, "image_id")
+    if (directory / "stages" / "pair_scores").exists():
+        scores = open_stage(engine, directory, "pair_scores")
+        scores = scores.semi_join(kept, ["image_id", "text"])
+        tables["pair_scores"] = scores.select(pair_score=scores.score)
     return tables
 
 
 def compare_corpora(
-    first: dict[str, ibis.Table], second: dict[str, ibis.Table], execute: Execute
+    first: dict[str, ibis.Table],
+    second: dict[str, ibis.Table],
+    execute: Execute,
+    same: Mapping[str, tuple[str, ...]] = SAME,
 ) -> dict[str, Any]:
-    """Compares the kept pairs of two corpora.
+    """Compares the kept pairs of two corpora, or the rows of pools.
 
     Args:
-      first: tables from `open_corpus`.
-      second: tables of the other corpus.
+      first: tables from `open_corpus` or `open_pool`.
+      second: tables of the other corpus or pool.
       execute: function that evaluates an expression.
+      same: columns whose equal values make two rows the same, by the name of the rows.
 
     Returns:
       {"overlaps": [{"rows", "first", "second", "both"}], numbers of distinct rows as in
-      SAME; "words": the result of `compare_words`}.
+      `same`; "words": the result of `compare_words`}.
     """
     overlaps = []
-    for name, columns in SAME.items():
+    for name, columns in same.items():
         table = "pictures" if "phash" in columns else "kept"
         one, other = (
             tables[table].select(*columns).drop_null().distinct()
@@ -137,6 +146,7 @@ def write_comparison(
     corpora: dict[str, dict[str, ibis.Table]],
     path: places.Place,
     execute: Execute,
+    same: tuple[str, ...] = SAME["pairs"],
 ) -> None:
     """Writes the page of a comparison.
 
@@ -145,17 +155,18 @@ def write_comparison(
       corpora: tables of the first and of the second corpus, by their shown names.
       path: path or URL of the page.
       execute: function that evaluates an expression.
+      same: columns whose equal values make two pairs the same.
     """
     (one, first), (other, second) = corpora.items()
     kept = {name: tables["kept"] for name, tables in corpora.items()}
     samples: list[tuple[str, list[dict[str, Any]]]] = []
     for title, pairs, tables in (
-        (f"Only in {one}", kept[one].anti_join(kept[other], SAME["pairs"]), first),
-        (f"Only in {other}", kept[other].anti_join(kept[one], SAME["pairs"]), second),
-        ("In both", kept[one].semi_join(kept[other], SAME["pairs"]), first),
+        (f"Only in {one}", kept[one].anti_join(kept[other], same), first),
+        (f"Only in {other}", kept[other].anti_join(kept[one], same), second),
+        ("In both", kept[one].semi_join(kept[other], same), first),
     ):
         sample = {title: lowest_pairs(pairs, SHOWN_PAIRS, execute)}
-        read = functools.partial(read_files, tables["images"], execute)
+        read = functools.partial(_read_files, tables.get("images"), execute)
         show_pictures(sample, tables["pictures"], read, execute)
         samples += sample.items()
     page = render(
@@ -166,6 +177,13 @@ def write_comparison(
         samples=samples,
     )
     places.write_text(path, page)
+
+
+def _read_files(
+    images: ibis.Table | None, execute: Execute, image_ids: list[str]
+) -> dict[str, bytes]:
+    """Works as `read_files`; a pool has no files."""
+    return {} if images is None else read_files(images, execute, image_ids)
 
 
 def format_comparison(report: dict[str, Any], names: list[str]) -> str:

@@ -25,8 +25,8 @@ class EngineConfig:
       memory_limit: memory of DuckDB, or of the driver of a Spark session that the
         engine starts, as in "4GB". Data beyond the limit are spilled to disk.
       spark_master: address of Spark's master, used if no session is active.
-      embedding_batch_size: number of pictures that `config.pictures.embedding_model`
-        embeds at a time, on this machine or on Spark's driver.
+      embedding_batch_size: number of pictures that a model embeds at a time, on this
+        machine or on Spark's driver.
     """
 
     kind: str = "duckdb"
@@ -92,6 +92,48 @@ class PictureConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CopiesConfig:
+    """Settings of the rule on near-copies within the corpus; see `data.corpus.copies`.
+
+    Attributes:
+      max_hash_distance: number of bits out of 64. A picture is dropped if its hash
+        differs from a better picture's in at most this many bits; -1 turns the rule
+        off.
+    """
+
+    max_hash_distance: Annotated[int, Range(least=-1, most=8)] = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingConfig:
+    """Settings of the rule on the likeness of pictures and texts.
+
+    The rule sees the pairs that no other rule dropped; see `data.corpus.pair_scores`.
+
+    Attributes:
+      model: path of a run or of a folder of weights, for `align_jax.load`; empty turns
+        the rule off.
+      min_score: smallest cosine of a picture and its text to keep; None is off.
+      score_fraction: share f of the N pairs; keeps the scores that are at least the one
+        at index int(N f) in falling order, counted from 0; 0 is off.
+    """
+
+    model: str = ""
+    min_score: Annotated[float, Range(least=-1, most=1)] | None = None
+    score_fraction: ProperShare = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises InputError if the model and its bound do not fit each other."""
+        bounds = (self.min_score is not None) + bool(self.score_fraction)
+        if bounds != bool(self.model):
+            raise InputError(
+                f"config.embeddings has model={self.model!r},"
+                f" min_score={self.min_score}, score_fraction={self.score_fraction};"
+                " wanted a model and one of the two bounds, or none of the three"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class BalanceConfig:
     """Settings of the balance of concepts, which sees the pairs that no rule dropped.
 
@@ -120,6 +162,34 @@ class BalanceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CaptionConfig:
+    """Captions of pictures, which records hold beside the texts of the source.
+
+    Attributes:
+      path: file, folder or glob of Parquet and CSV files with the two columns; empty
+        for no captions.
+      id_column: column of the pictures' ids: the first 32 hexadecimal digits of the
+        SHA-256 of a picture's file. An id occurs once in all files.
+      text_column: column of the captions, a text or, in Parquet, a list of texts.
+      feature: name of the captions in the records, a list of texts.
+    """
+
+    path: str = ""
+    id_column: str = "image_id"
+    text_column: str = "caption"
+    feature: str = "synthetic"
+
+    def __post_init__(self) -> None:
+        """Raises InputError if the feature's name is invalid or taken."""
+        taken = self.feature in ("image", "text", "image_id", "key")
+        if taken or not re.fullmatch(r"[A-Za-z]\w*", self.feature, re.ASCII):
+            raise InputError(
+                f"config.captions.feature is {self.feature!r}; wanted letters, digits"
+                " and underscores, a letter first, and no name of another feature"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class CorpusConfig:
     """The whole config of a corpus.
 
@@ -133,7 +203,12 @@ class CorpusConfig:
         none. It has the column `image_id`. To find near-duplicates, it needs `phash` or
         `image` for the rule by hash and `image` for the rule by embedding.
       pictures: settings of the rules that look at pictures.
+      copies: settings of the rule on near-copies within the corpus, which is off by
+        default.
+      embeddings: settings of the rule on the likeness of pictures and texts, which is
+        off by default.
       balance: settings of the balance of concepts, which is off by default.
+      captions: captions of pictures beside the texts, none by default.
       engine: settings of the engine.
       max_characters: number of characters after which a normalised text is cut.
       shards: number of record files; 0 makes files of about `shard_megabytes`.
@@ -151,7 +226,10 @@ class CorpusConfig:
     vocabulary_size: Count
     evaluation_images: str = ""
     pictures: PictureConfig = PictureConfig()
+    copies: CopiesConfig = CopiesConfig()
+    embeddings: EmbeddingConfig = EmbeddingConfig()
     balance: BalanceConfig = BalanceConfig()
+    captions: CaptionConfig = CaptionConfig()
     engine: EngineConfig = EngineConfig()
     max_characters: Count = 1000
     shards: Natural = 0

@@ -10,6 +10,7 @@ from typing import Any
 import ibis
 
 from align_jax import places
+from data.corpus.captions import join_captions, kept_captions
 from data.corpus.config import described
 from data.corpus.ngrams import unigrams_of
 from data.corpus.stage_tables import StageTables
@@ -35,7 +36,10 @@ def write_dataset(
       InputError: `config.vocabulary_size` is too small.
     """
     kept, pairs = stages.table("kept"), report["pairs_kept"]
-    words = kept.select(word=unigrams_of(kept).unnest())
+    texts = kept.select("text")
+    if stages.config.captions.path:
+        texts = texts.union(kept_captions(stages, kept))
+    words = texts.select(word=unigrams_of(texts).unnest())
     counts = stages.engine.execute(words.group_by("word").agg(n=words.count()))
     exchange = stages.folder / "exchange"
     shards = _count_shards(stages)
@@ -71,7 +75,7 @@ def _write_shards(
     from data.records import record_shards, records
 
     name, side = stages.config.name, stages.config.max_image_side
-    kind = stages.config.record_format
+    kind, captions = stages.config.record_format, _captions(stages)
     lengths = [(i + 1) * pairs // shards - i * pairs // shards for i in range(shards)]
     tasks = [
         functools.partial(
@@ -83,6 +87,7 @@ def _write_shards(
             shards=shards,
             max_image_side=side,
             file_format=kind,
+            captions=captions,
         )
         for index, length in enumerate(lengths)
         if length
@@ -94,9 +99,15 @@ def _write_shards(
         if not length:
             records.write_shard(path, [], kind)
         written.append(records.describe_shard(path, length))
-    features = records.corpus_features()
+    features = records.corpus_features(captions)
     records.write_metadata(folder, name, features, {"train": written}, kind)
     return [dataclasses.asdict(shard) for shard in written]
+
+
+def _captions(stages: StageTables) -> str:
+    """Returns the name of the captions in the records; "" if there are none."""
+    captions = stages.config.captions
+    return captions.feature if captions.path else ""
 
 
 def _count_shards(stages: StageTables) -> int:
@@ -128,6 +139,7 @@ def _place(stages: StageTables, pairs: int, shards: int) -> ibis.Table:
     pictures = stages.table("pictures").select("image_id", "shard")
     images = stages.shards("images").select("image_id", "shard", "image")
     placed = ordered.join(pictures, "image_id")
-    return placed.join(images, ["image_id", "shard"]).select(
+    placed = placed.join(images, ["image_id", "shard"]).select(
         "key", "text", "image_id", "image", "part"
     )
+    return join_captions(stages, placed) if _captions(stages) else placed

@@ -17,11 +17,12 @@ import jinja2
 
 from align_jax import places
 from align_jax.pictures import PictureError, small_jpeg
-from data.corpus.balance import BALANCE_RULES
 from data.corpus.engines import Execute
+from data.corpus.pair_steps import list_step_rules
 from data.corpus.picture_rules import PICTURE_RULES, PictureRule
 from data.corpus.plots import draw_balance, draw_cosines, draw_plots
 from data.corpus.rules import RULES, Rule
+from data.corpus.score_ranks import draw_scores
 
 TEMPLATES = pathlib.Path(__file__).parent
 
@@ -47,9 +48,10 @@ def write_page(
         the rule, and of those that break no earlier rule). Optional: `name`, `config`,
         `pairs_raw`, `images_kept`, `ngram_cut`, `drops` ({reason: count} of unreadable
         source rows), `off` (list of {"rule", "reason"}), `not_embedded` ({label:
-        count}) and `balance` (see `describe_balance`).
+        count}) and the parts of the steps by their names, see `PAIR_STEPS`.
       tables: the stages `pictures`, `ngrams` and `kept`; `flags` with a column for
         every rule; `scores` if pictures were compared by their embeddings;
+        `pair_scores` if pairs were scored; `copies` if copies were dropped;
         `entry_counts` if concepts were balanced.
       read_pictures: function from image ids to the files' bytes by image id; some
         pictures may be missing from its result.
@@ -58,6 +60,7 @@ def write_page(
     """
     config = report.get("config") or {}
     samples = sample_pairs(report, tables, execute)
+    samples["copies"] = sample_copies(tables.get("copies"), execute)
     show_pictures(samples, tables["pictures"], read_pictures, execute)
     page = render(
         "page.html",
@@ -69,9 +72,11 @@ def write_page(
         drops=report.get("drops", {}),
         plots=draw_plots(report, tables, execute)
         + draw_cosines(report, tables, execute)
+        + draw_pair_scores(report, tables, execute)
         + draw_balance(report, tables, execute),
         balance=describe_entries(report.get("balance")),
         kept=samples.pop("kept"),
+        copies=samples.pop("copies"),
         samples=samples,
         settings=describe_config(config),
         config=json.dumps(config, indent=2, ensure_ascii=False),
@@ -115,7 +120,7 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def list_rules() -> dict[str, Rule | type[PictureRule]]:
     """Returns all rules by name; each has `meaning`, `bound` and `withheld`."""
-    return {**RULES, **PICTURE_RULES, **BALANCE_RULES}
+    return {**RULES, **PICTURE_RULES, **list_step_rules()}
 
 
 def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,6 +132,8 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
     """
     config = report.get("config") or {}
     bounds = {**config.get("pictures", {}), **config.get("rules", {})}
+    bounds |= report.get("pair_scores", {})
+    bounds["max_copy_distance"] = config.get("copies", {}).get("max_hash_distance")
     off = {row["rule"] for row in report.get("off", [])}
     known = list_rules()
     rows = []
@@ -137,6 +144,8 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
             bound = ", ".join(map(str, bound))
         elif isinstance(bound, int):
             bound = f"{bound:,}"
+        elif isinstance(bound, float):
+            bound = f"{bound:.6g}"
         rows.append(
             {
                 **row,
@@ -148,6 +157,23 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def draw_pair_scores(
+    report: dict[str, Any], tables: dict[str, ibis.Table], execute: Execute
+) -> list[dict[str, str]]:
+    """Draws the histogram of the likeness of pictures and texts.
+
+    Returns:
+      One result of `plot` in a list; an empty list if `tables` has no `pair_scores`.
+    """
+    if "pair_scores" not in tables:
+        return []
+    scores = tables["pair_scores"]
+    kept = scores.semi_join(tables["kept"], ["image_id", "text"])
+    bound = round(report["pair_scores"]["min_score"], 6)
+    series = {"all": scores, "kept": kept}
+    return [draw_scores("cosine of picture and text", series, bound, execute)]
 
 
 def describe_entries(balance: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -202,6 +228,16 @@ def sample_pairs(
             samples[row["rule"]] = lowest_pairs(first, DROPPED_PAIRS, execute)
         earlier = earlier | broken
     return samples
+
+
+def sample_copies(copies: ibis.Table | None, execute: Execute) -> list[dict[str, Any]]:
+    """Returns dropped copies, each followed by the better picture, as samples."""
+    if copies is None:
+        return []
+    rows = execute(copies.order_by("image_id").limit(DROPPED_PAIRS))
+    ids = zip(rows["image_id"], rows["better"], strict=True)
+    named = [[*zip(pair, ("dropped", "better"), strict=True)] for pair in ids]
+    return [{"image_id": name, "text": text} for pair in named for name, text in pair]
 
 
 def lowest_pairs(

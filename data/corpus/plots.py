@@ -140,8 +140,8 @@ def draw_comparison(
     """Draws histograms of two corpora: lengths of texts, sizes and scores of pictures.
 
     Args:
-      corpora: tables `kept`, `pictures` (of kept pairs only) and, if pictures were
-        scored, `scores`, by the corpus's name.
+      corpora: tables `kept`, `pictures` (of kept pairs only) and, if there are scores,
+        `scores` and `pair_scores`, by the corpus's name.
       execute: function that evaluates an expression.
 
     Returns:
@@ -173,14 +173,12 @@ def draw_comparison(
             shares=True,
         ),
     ]
-    scored = [tables["scores"] for tables in corpora.values() if "scores" in tables]
-    if len(scored) < len(corpora):
-        return plots
-    for column, kind in scored[0].schema().items():
-        if kind.is_floating() and column in scored[1].columns:
-            plots += _draw_scores(
-                column, dict(zip(corpora, scored, strict=True)), execute
-            )
+    for table in ("scores", "pair_scores"):
+        scored = {name: tables.get(table) for name, tables in corpora.items()}
+        schemas = [{} if t is None else t.schema() for t in scored.values()]
+        for column, kind in schemas[0].items():
+            if kind.is_floating() and column in schemas[1]:
+                plots += _draw_scores(column, scored, execute)
     return plots
 
 
@@ -194,8 +192,9 @@ def _draw_scores(
         series[name] = (values + 0.5) / 1000, counts
     if not all(len(values) for values, _ in series.values()):
         return []
-    label = f"{column}, per cent of the pictures that were scored"
-    edges = np.arange(0, 101) / 100
+    label = f"{column}, per cent of those that were scored"
+    lowest = min(values[0] for values, _ in series.values())
+    edges = np.arange(0 if lowest >= 0 else -100, 101) / 100
     return [plot(f"Score {column}", label, series, edges, shares=True)]
 
 

@@ -20,6 +20,7 @@ from align_jax.errors import InputError, warned
 from align_jax.locks import locked
 from data.corpus.config import described, with_defaults
 from data.corpus.rule_counts import count_rules, unbroken
+from data.corpus.score_ranks import ranked_score
 from data.corpus.stage_tables import Stages
 from data.curation.checks import (
     check_inputs,
@@ -39,7 +40,7 @@ from data.curation.facts import unsigned, write_columns, write_facts
 from data.curation.kept import copy_subset, read_uids, write_kept
 from data.curation.page import write_page
 from data.curation.pool import find_columns, list_tables
-from data.curation.rules import flag_rows, list_rules, ranked_score, score_of
+from data.curation.rules import flag_rows, list_rules, score_of
 from data.records.stages import materialise
 from data.sources.subsets import write_subset
 

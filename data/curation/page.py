@@ -17,13 +17,13 @@ from data.corpus.engines import Execute
 from data.corpus.page import printable, render, share
 from data.corpus.plots import count_values, plot
 from data.corpus.rule_counts import rule_names, unbroken
+from data.corpus.score_ranks import draw_scores
 from data.curation.config import FilterBounds, PoolConfig
 from data.curation.pool import take_rows
-from data.curation.rules import aspect_ratio, bin_scores, score_of, shorter_side
+from data.curation.rules import aspect_ratio, score_of, shorter_side
 
 KEPT, DROPPED = 24, 8  # examples of kept rows, and of those that a rule drops first
 LONGEST, MOST_WORDS, WIDEST = 200, 40, 60  # characters, words, tenths of a ratio
-BARS = 80  # of the histogram of scores
 LANGUAGES = 20  # of the most frequent ones
 
 
@@ -111,7 +111,11 @@ def draw_plots(
 
     plots = []
     if bounds.score:
-        plots.append(draw_scores(bounds, series, execute))
+        scores = {
+            name: table.select(score=score_of(table, bounds))
+            for name, table in series.items()
+        }
+        plots.append(draw_scores(bounds.score, scores, bounds.min_score, execute))
     if bounds.min_shorter_side:
         plots.append(
             draw(
@@ -151,26 +155,6 @@ def draw_plots(
                 )
             )
     return plots
-
-
-def draw_scores(
-    bounds: FilterBounds, series: Mapping[str, ibis.Table], execute: Execute
-) -> dict[str, str]:
-    """Draws a histogram of the scores that a filter bounds; see `draw_plots`."""
-    scores = {
-        name: table.select(score=score_of(table, bounds))
-        for name, table in series.items()
-    }
-    _, low, width = bin_scores(scores["all"], BARS, execute)
-    if not width > 0:  # all are equal, or none is known
-        low, width = (low if np.isfinite(low) else 0.0) - 0.5, 1.0
-    counted = {}
-    for name, table in scores.items():
-        bars = ((table.score - low) / width).floor()
-        values, counts = count_values(table, bars, execute)
-        counted[name] = (low + (values + 0.5) * width, counts)
-    edges = low + np.arange(BARS + 1) * width
-    return plot("Scores", bounds.score, counted, edges, bound=bounds.min_score)
 
 
 def count_languages(

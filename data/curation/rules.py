@@ -11,12 +11,10 @@ import ibis
 from ibis import Table
 from ibis.expr.types import BooleanValue, NumericValue
 
-from data.corpus.engines import Execute
 from data.curation.config import FilterBounds
 from data.curation.facts import COLUMN
 
 ROW = ("shard", "row", "upper", "lower", "key")
-BINS = 1 << 12  # of scores, to find the one of a rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,50 +149,3 @@ def flag_rows(facts: Table, bounds: FilterBounds) -> Table:
         *others, last = columns
         columns[last] &= ~ibis.or_(*(columns[name] for name in others))
     return facts.select(*ROW, **columns)
-
-
-def ranked_score(scores: Table, rank: int, execute: Execute) -> float | None:
-    """Returns the score of a rank in falling order, or None if there are too few.
-
-    Scores are counted by bins, so only those of one bin are sorted.
-
-    Args:
-      scores: column `score`, float64; nulls are left out.
-      rank: rank, counted from 0.
-      execute: function that evaluates an expression.
-    """
-    binned, _, _ = bin_scores(scores, BINS, execute)
-    counts = execute(binned.group_by("bin").agg(rows=binned.count()))
-    above = 0
-    for place, rows in sorted(zip(counts.bin, counts.rows, strict=True), reverse=True):
-        if above + rows > rank:
-            inside = binned.filter(binned.bin == int(place)).select("score")
-            top = inside.order_by(ibis.desc("score")).limit(int(rank - above) + 1)
-            return float(execute(top.score.min()))
-        above += int(rows)
-    return None
-
-
-def bin_scores(
-    scores: Table, bins: int, execute: Execute
-) -> tuple[Table, float, float]:
-    """Cuts the range of scores into equal bins.
-
-    Args:
-      scores: column `score`, float64; nulls are left out.
-      bins: number of bins; the largest score may have one for itself.
-      execute: function that evaluates an expression.
-
-    Returns:
-      The scores with the column `bin`, counted from 0, the smallest score, and the
-      width of a bin, which is 0 if all scores are equal.
-    """
-    scores = scores.filter(scores.score.notnull())
-    ends = execute(scores.aggregate(low=scores.score.min(), high=scores.score.max()))
-    low, high = ends.low.iloc[0], ends.high.iloc[0]
-    if not low < high:  # or there are none, and both are NaN
-        zero = ibis.literal(0).cast("int64")
-        return scores.mutate(bin=zero), float(low), 0.0
-    width = float(high - low) / bins
-    bin_ = ((scores.score - float(low)) / width).floor().cast("int64")
-    return scores.mutate(bin=bin_), float(low), width

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
@@ -30,6 +31,7 @@ def write_record_shard(
     shards: int,
     max_image_side: int,
     file_format: str,
+    captions: str = "",
 ) -> int:
     """Sorts a shard's rows by key and writes them as records of the split "train".
 
@@ -37,13 +39,14 @@ def write_record_shard(
 
     Args:
       rows: folder of the shard's rows, as Parquet files with the columns key, text,
-        image_id and image.
+        image_id and image, and captions if the records have some.
       folder: output folder, the folder of the dataset.
       name: name of the dataset.
       index: index of the shard, from 0.
       shards: number of all shards.
       max_image_side: longest side in pixels, see `reduce_image`; 0 reduces no picture.
       file_format: a name in `RECORD_FORMATS`.
+      captions: name of the feature of captions; empty for none.
 
     Returns:
       The number of records.
@@ -52,7 +55,7 @@ def write_record_shard(
       PictureError: `max_image_side` is not 0 and a picture cannot be decoded.
     """
     order = [("key", "ascending"), ("text", "ascending"), ("image_id", "ascending")]
-    columns = ["key", "text", "image_id", "image"]
+    columns = ["key", "text", "image_id", "image", *(["captions"] if captions else [])]
     table = pq.read_table(rows, columns=columns, partitioning=None).sort_by(order)
     examples = (
         make_example(
@@ -60,6 +63,7 @@ def write_record_shard(
             text=row["text"].encode(),
             image_id=row["image_id"].encode(),
             key=row["key"],
+            **_encode_captions(row, captions),
         )
         for batch in table.to_batches(max_chunksize=256)
         for row in batch.to_pylist()
@@ -67,6 +71,11 @@ def write_record_shard(
     path = folder / shard_name(name, "train", index, shards, file_format)
     write_shard(path, examples, file_format)
     return len(table)
+
+
+def _encode_captions(row: dict[str, Any], name: str) -> dict[str, list[bytes]]:
+    """Returns a row's captions as the feature `name`, or nothing for an empty name."""
+    return {name: [t.encode() for t in row["captions"] or []]} if name else {}
 
 
 def reduce_image(image: bytes, max_side: int) -> bytes:

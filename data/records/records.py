@@ -7,6 +7,7 @@ A dataset is a folder in TFDS's layout, so `tfds.builder_from_directory` opens i
 
 A record of a corpus is one pair: `image` (the bytes of the picture file, unchanged
 unless `config.max_image_side` reduces it), `text` (normalised), `image_id` and `key`.
+A corpus may have captions beside the texts, in one more feature, a list.
 The key is a pseudo-random signed 64-bit number. Pairs are sorted by key over all
 shards, hence shuffled. The folder of a corpus also holds `vocabulary.txt` and
 `manifest.json` (shards with counts and hashes, the rules' report, config and versions).
@@ -45,16 +46,21 @@ def image_feature() -> tfds.features.Image:
     return tfds.features.Image(shape=(None, None, 3))
 
 
-def corpus_features() -> tfds.features.FeaturesDict:
-    """Returns the features of a corpus record."""
-    return tfds.features.FeaturesDict(
-        {
-            "image": image_feature(),
-            "text": tfds.features.Text(),
-            "image_id": tfds.features.Text(),
-            "key": tf.int64,
-        }
-    )
+def corpus_features(captions: str = "") -> tfds.features.FeaturesDict:
+    """Returns the features of a corpus record.
+
+    Args:
+      captions: name of a list of further texts; empty for none.
+    """
+    features = {
+        "image": image_feature(),
+        "text": tfds.features.Text(),
+        "image_id": tfds.features.Text(),
+        "key": tf.int64,
+    }
+    if captions:
+        features[captions] = tfds.features.Sequence(tfds.features.Text())
+    return tfds.features.FeaturesDict(features)
 
 
 def make_example(**values: bytes | int | Sequence[bytes]) -> bytes:

@@ -22,7 +22,7 @@ from data.sources.html_pages import HtmlSource
 from data.sources.img2dataset import Img2datasetSource
 from data.sources.json_lines import JsonLinesSource
 from data.sources.parquet_tables import ParquetSource
-from data.sources.subsets import Subset, open_subset
+from data.sources.subsets import Subset, open_subset, parse_uid
 from data.sources.tars import WebdatasetSource
 from data.sources.tfds_records import TfdsSource
 
@@ -34,6 +34,7 @@ RAW = pa.schema(
         ("language", pa.string()),
     ]
 )
+RAW_WITH_UID = RAW.append(pa.field("uid", pa.string()))
 BATCH_ROWS = 256
 BATCH_BYTES = 64 * 2**20
 MAX_URL_CHARACTERS = 8192
@@ -119,17 +120,30 @@ def list_shards(config: SourceConfig) -> list[SourceShard]:
         subset cannot be used.
     """
     if config.subset:
-        if config.kind not in WITH_UIDS:
-            raise InputError(
-                f"a source of kind {config.kind!r} has no uids for the subset"
-                f" {config.subset}; wanted one of {', '.join(WITH_UIDS)}"
-            )
+        check_uids(config.kind, f"for the subset {config.subset}")
         open_subset(config.subset)
     return _open_source(config).list_shards()
 
 
+def check_uids(kind: str, use: str) -> None:
+    """Raises InputError if the sources of a kind have no uids.
+
+    Args:
+      kind: a name in SOURCES.
+      use: purpose of the uids, for the message.
+    """
+    if kind not in WITH_UIDS:
+        raise InputError(
+            f"a source of kind {kind!r} has no uids {use}; wanted one of"
+            f" {', '.join(WITH_UIDS)}"
+        )
+
+
 def read_shard(
-    config: SourceConfig, shard: SourceShard, drops: collections.Counter[str]
+    config: SourceConfig,
+    shard: SourceShard,
+    drops: collections.Counter[str],
+    uids: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Reads the usable pairs of a shard, with texts cut to `config.max_characters`.
 
@@ -142,16 +156,17 @@ def read_shard(
       config: config of the source.
       shard: one of `list_shards(config)`.
       drops: counter of the reasons why rows and pairs are dropped.
+      uids: whether to drop pairs without a uid, and to give the uids of the others.
 
     Yields:
-      Batches of schema RAW, of at most 256 rows; a batch also ends when its pictures
-        reach 64 MiB.
+      Batches of schema RAW, with uids RAW_WITH_UID, of at most 256 rows; a batch also
+        ends when its pictures reach 64 MiB.
 
     Raises:
       InputError: a file is damaged and the rest cannot be read, or the source counted
         another number of drops than it has rows without a pair.
     """
-    source = _open_source(config)
+    source, schema = _open_source(config), RAW_WITH_UID if uids else RAW
     subset = Subset(config.subset) if config.subset else None
     rows: list[RawPair] = []
     size = empty = 0
@@ -163,16 +178,18 @@ def read_shard(
         row, reason = _check(pair, config.max_characters)
         if subset is not None and pair.uid not in subset:
             reason = "not in the subset" if pair.uid else "no uid"
+        elif uids and parse_uid(pair.uid) is None:
+            reason = "no uid"
         if reason:
             drops[reason] += 1
             continue
         rows.append(row)
         size += len(row.image or b"")
         if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
-            yield _batch(rows)
+            yield _batch(rows, schema)
             rows, size = [], 0
     if rows:
-        yield _batch(rows)
+        yield _batch(rows, schema)
     drops.update(counted)
     if empty != counted.total():
         raise InputError(
@@ -200,7 +217,7 @@ def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:
     text, language = (pair.alt_text or "")[:max_characters], pair.language[:64]
     if url and len(url) > MAX_URL_CHARACTERS:
         url = None
-    row, reason = RawPair(image, url or None, text, language), ""
+    row, reason = RawPair(image, url or None, text, language, pair.uid), ""
     if image is None and not url:
         reason = "no image and no url"
     elif image is not None and len(image) > MAX_IMAGE_BYTES:
@@ -215,8 +232,7 @@ def _check(pair: RawPair, max_characters: int) -> tuple[RawPair, str]:
     return row, reason
 
 
-def _batch(rows: list[RawPair]) -> pa.RecordBatch:
-    columns = zip(*(row[: len(RAW)] for row in rows), strict=True)
-    return pa.RecordBatch.from_arrays(
-        [pa.array(c, f.type) for c, f in zip(columns, RAW, strict=True)], schema=RAW
-    )
+def _batch(rows: list[RawPair], schema: pa.Schema) -> pa.RecordBatch:
+    columns = zip(*(row[: len(schema)] for row in rows), strict=True)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

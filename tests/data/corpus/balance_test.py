@@ -12,10 +12,15 @@ import pytest
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
-from configs import corpus_coyo, corpus_metaclip
+from configs import corpus_coyo, corpus_metaclip, corpus_paper
 from data.corpus import balance, concepts
 from data.corpus.builder import Build, build
-from data.corpus.config import BalanceConfig, CorpusConfig, EngineConfig
+from data.corpus.config import (
+    BalanceConfig,
+    CorpusConfig,
+    EngineConfig,
+    PictureConfig,
+)
 from data.corpus.ingest import normalise, shuffle_key
 from data.corpus.rules import RuleBounds
 from data.sources.config import SourceConfig
@@ -326,10 +331,16 @@ def test_a_list_that_matches_nothing_ends_in_one_line(config, tmp_path):
 
 
 def test_the_published_configs_are_read():
-    metaclip, coyo = (
+    metaclip, coyo, paper = (
         read_config(CorpusConfig, module.get_config().to_dict())
-        for module in (corpus_metaclip, corpus_coyo)
+        for module in (corpus_metaclip, corpus_coyo, corpus_paper)
     )
+    assert paper.rules == RuleBounds()  # the defaults are the paper's
+    pictures = PictureConfig(
+        nsfw_model="open_nsfw", embedding_model="runs/quickstart", max_hash_distance=-1
+    )
+    assert paper.pictures == pictures
+    assert paper.vocabulary_size == 100_000
     assert metaclip.balance.pairs_per_entry == 20_000
     assert metaclip.balance.entries.endswith("metadata.json")
     assert coyo.rules.max_images_per_text == 10

@@ -1,4 +1,5 @@
 import collections
+import html
 import re
 import shutil
 import sys
@@ -12,7 +13,9 @@ from data import compare
 from data.corpus import comparison
 from data.corpus.config import EngineConfig
 from data.corpus.engines import DuckDB
+from data.corpus.page import printable
 from tests import tiny
+from tests.data.curation import pools
 
 # Pictures and texts of two corpora; they share two pairs and, beside these, a text.
 FIRST = [(0, "a red thing"), (1, "a red <b>"), (1, "one more thing"), (2, "a dot")]
@@ -150,3 +153,79 @@ def test_a_folder_that_is_no_corpus_is_refused(corpora, tmp_path, monkeypatch, c
     assert run(monkeypatch, corpora[0], renamed, "--out", tmp_path / "p.html") != 0
     assert "it takes a backslash for a slash" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
+
+
+def in_both(first, second, *columns):
+    """Returns the numbers of distinct rows of each and of both, in plain Python."""
+    one, other = (
+        {tuple(row[column] for column in columns) for row in rows}
+        for rows in (first, second)
+    )
+    return rf"{len(one)} +{len(other)} +{len(one & other)}\n"
+
+
+def test_a_pool_is_compared_with_a_subset_of_it(tmp_path, monkeypatch, capsys):
+    made = pools.make_pool(tmp_path, 200)
+    kept = [row for n, row in enumerate(made.rows) if n % 3 == 0 and row["text"]]
+    (tmp_path / "kept").mkdir()
+    columns = [{k: v for k, v in row.items() if k != "l14_img"} for row in kept]
+    pq.write_table(pa.Table.from_pylist(columns), tmp_path / "kept" / "a.parquet")
+    page_path = tmp_path / "page.html"
+    paths = (made.folder, tmp_path / "kept")
+    assert run(monkeypatch, *paths, "--out", page_path) == 0
+    printed = capsys.readouterr().out
+    for name, columns in (
+        ("rows by uid", ["uid"]),
+        ("rows by address and text", ["url", "text"]),
+        ("texts", ["text"]),
+    ):
+        assert re.search(f"{name} +{in_both(made.rows, kept, *columns)}", printed)
+    page = page_path.read_text()
+    for column in (pools.L14, pools.B32):
+        assert f"Score {column}" in page
+    only_pool, only_kept, both = page.split('id="samples"')[1].split("<h3>")[1:]
+    assert "None." in only_kept
+    assert only_pool.count("<li>") == both.count("<li>") == comparison.SHOWN_PAIRS
+    lowest = min(row["uid"] for row in kept)
+    text = next(row["text"] for row in kept if row["uid"] == lowest)
+    assert html.escape(printable(text)) in both
+
+
+def test_a_corpus_is_compared_with_a_pool_by_addresses_and_texts(
+    tmp_path, monkeypatch, capsys
+):
+    made = pools.make_pool(tmp_path, 60, tables=1)
+    rows = [row for row in made.rows if row["text"].strip()][:10]
+    write_corpus(tmp_path / "one", FIRST)
+    stages = tmp_path / "one" / "stages"
+    normal = [{"image_id": f"i{n % 5}", "text": f"text {n}"} for n in range(10)]
+    keyed = [row | {"key": n} for n, row in enumerate(normal)]
+    pq.write_table(pa.Table.from_pylist(keyed), stages / "kept.parquet")
+    raw = [
+        pair | {"url": row["url"] if n < 7 else "else", "alt_text": row["text"]}
+        for n, (pair, row) in enumerate(zip(normal, rows, strict=True))
+    ]
+    (stages / "pairs").mkdir()
+    pq.write_table(pa.Table.from_pylist(raw * 2), stages / "pairs" / "0.parquet")
+    source = [{"url": row["url"], "text": row["alt_text"]} for row in raw]
+    paths = (tmp_path / "one", made.folder / "*.parquet")
+    assert run(monkeypatch, *paths, "--out", tmp_path / "page.html") == 0
+    printed = capsys.readouterr().out
+    for name, columns in (
+        ("rows by address and text", ["url", "text"]),
+        ("texts", ["text"]),
+    ):
+        assert re.search(f"{name} +{in_both(source, made.rows, *columns)}", printed)
+    assert "by uid" not in printed
+    page = (tmp_path / "page.html").read_text()
+    both = page.split('id="samples"')[1].split("<h3>")[3]
+    assert both.count("data:image/jpeg") == 7
+
+
+def test_pools_without_a_column_or_files_are_refused(tmp_path, monkeypatch, capsys):
+    made = pools.make_pool(tmp_path, 9, tables=1)
+    pq.write_table(pa.table({"uid": ["x"]}), tmp_path / "bad.parquet")
+    assert run(monkeypatch, made.folder, tmp_path / "bad.parquet") == 2
+    assert "bad.parquet lacks the columns ['url', 'text'," in capsys.readouterr().err
+    assert run(monkeypatch, made.folder, tmp_path / "none") == 2
+    assert "no files at" in capsys.readouterr().err
