@@ -145,6 +145,8 @@ def format_report(report: dict[str, Any]) -> str:
             f"copies: {copies['copies']} of {copies['pictures']} pictures have a better"
             " one near them"
         )
+    if copies := report.get("embedding_copies"):
+        lines.append(f"copies by embedding: {copies['copies']} pictures")
     if scores := report.get("pair_scores"):
         lines.append(
             f"pair score: {scores['min_score']:.6g} or more is kept of"

@@ -35,7 +35,7 @@ from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
 from data.corpus.page import read_files, write_page
-from data.corpus.pair_steps import list_steps
+from data.corpus.pair_steps import COPIES, list_steps
 from data.corpus.picture_rules import (
     check_picture_rules,
     judge_pairs,
@@ -259,9 +259,10 @@ class Build(StageTables):
         tables["flags"] = self.judged()
         if self.config.pictures.embedding_model:
             tables["scores"] = self.shards("scores")
-        if self.config.copies.max_hash_distance >= 0:
-            tables["copies"] = self.table("copies")
-        if self.config.embeddings.model:
+        copies = [self.table(n) for n in list_steps(self.config) if n in COPIES]
+        if copies:
+            tables["copies"] = ibis.union(*copies) if copies[1:] else copies[0]
+        if self.config.embeddings.bounds:
             tables["pair_scores"] = self.shards("pair_scores")
         if self.config.balance.entries:
             tables["entry_counts"] = self.table("entry_counts")

@@ -99,20 +99,30 @@ class CopiesConfig:
       max_hash_distance: number of bits out of 64. A picture is dropped if its hash
         differs from a better picture's in at most this many bits; -1 turns the rule
         off.
+      max_cosine: cosine of the embeddings by `config.embeddings.model` above which a
+        picture is a copy of a better one; 0 turns the rule off.
+      clusters: number of k-means clusters; only pictures of one cluster are compared.
+      nearest_clusters: number of clusters that each picture belongs to.
+      cluster_sample: number of pictures that k-means uses. Each takes 4 bytes of memory
+        times the width of the embedding.
     """
 
     max_hash_distance: Annotated[int, Range(least=-1, most=8)] = -1
+    max_cosine: ProperShare = 0.0
+    clusters: Count = 4096
+    nearest_clusters: Count = 2
+    cluster_sample: Count = 262_144
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingConfig:
-    """Settings of the rule on the likeness of pictures and texts.
+    """Embeddings of the pairs that no rule dropped, and the rule on their likeness.
 
-    The rule sees the pairs that no other rule dropped; see `data.corpus.pair_scores`.
+    `data.corpus.pair_scores` has the rule on the likeness of a picture and its text.
 
     Attributes:
-      model: path of a run or of a folder of weights, for `align_jax.load`; empty turns
-        the rule off.
+      model: path of a run or of a folder of weights, for `align_jax.load`; empty for no
+        embeddings.
       min_score: smallest cosine of a picture and its text to keep; None is off.
       score_fraction: share f of the N pairs; keeps the scores that are at least the one
         at index int(N f) in falling order, counted from 0; 0 is off.
@@ -123,14 +133,18 @@ class EmbeddingConfig:
     score_fraction: ProperShare = 0.0
 
     def __post_init__(self) -> None:
-        """Raises InputError if the model and its bound do not fit each other."""
-        bounds = (self.min_score is not None) + bool(self.score_fraction)
-        if bounds != bool(self.model):
+        """Raises InputError if the model and the bounds do not fit each other."""
+        if self.bounds > bool(self.model):
             raise InputError(
                 f"config.embeddings has model={self.model!r},"
                 f" min_score={self.min_score}, score_fraction={self.score_fraction};"
-                " wanted a model and one of the two bounds, or none of the three"
+                " wanted one of the two bounds at most, and none without a model"
             )
+
+    @property
+    def bounds(self) -> int:
+        """The number of bounds of the score, 0 if the rule is off."""
+        return (self.min_score is not None) + bool(self.score_fraction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +219,8 @@ class CorpusConfig:
       pictures: settings of the rules that look at pictures.
       copies: settings of the rule on near-copies within the corpus, which is off by
         default.
-      embeddings: settings of the rule on the likeness of pictures and texts, which is
-        off by default.
+      embeddings: embeddings of pairs, and the rule on the likeness of pictures and
+        texts, which is off by default.
       balance: settings of the balance of concepts, which is off by default.
       captions: captions of pictures beside the texts, none by default.
       engine: settings of the engine.
@@ -243,6 +257,13 @@ class CorpusConfig:
             raise InputError(
                 f"config.name is {self.name!r}; wanted letters, digits and underscores,"
                 " a letter first, as in TFDS's file names"
+            )
+        uses = self.embeddings.bounds + bool(self.copies.max_cosine)
+        if bool(uses) != bool(self.embeddings.model):
+            raise InputError(
+                f"config.embeddings.model is {self.embeddings.model!r}; wanted a model"
+                " if config.embeddings has a bound of the score or"
+                " config.copies.max_cosine is not 0, else none"
             )
         choose_source(self.ingest.kind)
         formats = dict.fromkeys(RECORD_FORMATS)

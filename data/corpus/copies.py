@@ -61,7 +61,7 @@ def keep_originals(stages: StageTables, pairs: ibis.Table) -> ibis.Table:
         area = pictures.width.cast("int64") * pictures.height
         stages.save("hashed", pictures.select("image_id", "phash", area=area))
         hashed = stages.table("hashed")
-        stages.save("best_of_hash", _best(hashed, "phash", "image_id", "area"))
+        stages.save("best_of_hash", best_pictures(hashed, "phash", "image_id", "area"))
         _match(stages)
         stages.save("copies", _find_copies(stages))
     return pairs.anti_join(stages.table("copies"), "image_id")
@@ -69,9 +69,13 @@ def keep_originals(stages: StageTables, pairs: ibis.Table) -> ibis.Table:
 
 def judge_copies(stages: StageTables, flagged: ibis.Table) -> ibis.Table:
     """Adds the boolean column `near_copy`, true where the picture is dropped."""
-    copies = stages.table("copies").select("image_id", copy=True)
-    joined = flagged.left_join(copies, "image_id")
-    return joined.select(*flagged.columns, near_copy=joined.copy.fill_null(False))
+    return judge_by_copies(stages.table("copies"), flagged, "near_copy")
+
+
+def judge_by_copies(copies: ibis.Table, flagged: ibis.Table, rule: str) -> ibis.Table:
+    """Adds a boolean column for a rule, true where the picture is one of the copies."""
+    joined = flagged.left_join(copies.select("image_id", copy=True), "image_id")
+    return joined.select(*flagged.columns, **{rule: joined.copy.fill_null(False)})
 
 
 def describe_copies(stages: StageTables) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def choose_masks(distance: int, hashes: int) -> list[int]:
     return [mask - 2**HASH_BITS * (mask >> 63) for mask in masks]
 
 
-def _best(table: ibis.Table, by: str, name: str, area: str) -> ibis.Table:
+def best_pictures(table: ibis.Table, by: str, name: str, area: str) -> ibis.Table:
     """Returns the row of the best picture for each value of a column.
 
     Args:
@@ -143,7 +147,7 @@ def _match(stages: StageTables) -> None:
         )
         near = bit_count(pairs.phash ^ pairs.near) <= distance
         found = pairs.filter(is_better & near).select("phash", "better", "better_area")
-        found = _best(found, "phash", "better", "better_area")
+        found = best_pictures(found, "phash", "better", "better_area")
         materialise(
             _join_path(stages, index),
             functools.partial(stages.engine.save, found, label=f"near hashes {index}"),
@@ -160,6 +164,6 @@ def _find_copies(stages: StageTables) -> ibis.Table:
     of_hash = best.select("phash", better=best.image_id, better_area=best.area)
     if _join_path(stages, 0).exists():
         near = stages.shards("near_hashes").select(*of_hash.columns)
-        of_hash = _best(of_hash.union(near), "phash", "better", "better_area")
+        of_hash = best_pictures(of_hash.union(near), "phash", "better", "better_area")
     copies = hashed.join(of_hash, "phash")
     return copies.filter(copies.image_id != copies.better).select("image_id", "better")

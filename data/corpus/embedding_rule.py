@@ -176,7 +176,7 @@ def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:
     found = NearDuplicates.load(stages / INDEX)
     path = stages / "embeddings" / f"{index:05}.parquet"
     names, embeddings = read_embeddings(path)
-    with _one_thread():
+    with one_thread():
         cosines, near = found.query(embeddings)
     columns = [names, pa.array(cosines), pa.array(near)]
     return pa.Table.from_arrays(columns, schema=COMPARED)
@@ -209,7 +209,10 @@ def _copy_evaluation(source: str, path: pathlib.Path) -> None:
 def _build_index(
     evaluation: np.ndarray, stages: StageTables, config: PictureConfig
 ) -> NearDuplicates:
-    sample = _read_sample(stages, config.cluster_sample)
+    folder = stages.folder / "embeddings"
+    sample = read_sample(
+        stages, stages.table("survivors"), folder, config.cluster_sample
+    )
     return NearDuplicates.build(
         evaluation,
         sample if len(sample) else evaluation,  # no pictures are left to compare
@@ -221,17 +224,25 @@ def _build_index(
     )
 
 
-def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
-    """Returns embeddings (N, D) of the `bound` survivors of lowest image_id, or fewer.
+def read_sample(
+    stages: StageTables, pictures: ibis.Table, folder: pathlib.Path, bound: int
+) -> np.ndarray:
+    """Returns embeddings (N, D) of the `bound` pictures of lowest image_id, or fewer.
 
     An image_id is a hash, so these pictures are a random sample. The sample and its
     order do not depend on the number of processes.
+
+    Args:
+      stages: stages of the build.
+      pictures: embedded pictures, each once, with the column image_id.
+      folder: folder of the embeddings, beside which EVALUATION_FILE may lie.
+      bound: maximum number N.
     """
-    lowest = stages.table("survivors").order_by("image_id").limit(bound)
+    lowest = pictures.order_by("image_id").limit(bound)
     last = stages.engine.execute(lowest.aggregate(last=lowest.image_id.max()))
     last = last["last"].iloc[0]
     names, vectors = [], []
-    for path in sorted((stages.folder / "embeddings").glob("*.parquet")):
+    for path in sorted(folder.glob("*.parquet")):
         if path.name == EVALUATION_FILE or not isinstance(last, str):
             continue
         found, embeddings = read_embeddings(path)
@@ -245,7 +256,7 @@ def _read_sample(stages: StageTables, bound: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Limits faiss to one thread inside the `with` statement.
 
     Each core may already run a process, and any number of processes must compute alike.

@@ -133,7 +133,9 @@ def describe_rules(report: dict[str, Any]) -> list[dict[str, Any]]:
     config = report.get("config") or {}
     bounds = {**config.get("pictures", {}), **config.get("rules", {})}
     bounds |= report.get("pair_scores", {})
-    bounds["max_copy_distance"] = config.get("copies", {}).get("max_hash_distance")
+    copies = config.get("copies", {})
+    bounds["max_copy_distance"] = copies.get("max_hash_distance")
+    bounds["max_copy_cosine"] = copies.get("max_cosine")
     off = {row["rule"] for row in report.get("off", [])}
     known = list_rules()
     rows = []

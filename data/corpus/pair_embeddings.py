@@ -3,7 +3,7 @@
 Stages, all in the folder of the build's stages:
 
 * `pairs_to_embed/shard=N`: the pairs, by the source shard of their picture.
-* `pair_embeddings/N.parquet`: the embeddings of a shard's pictures and of their texts,
+* `pair_embeddings/N.parquet`: the embeddings of a shard's pictures, and of their texts,
   as `align_jax.embed.shards` writes them. One process embeds all shards, with the
   engine Spark on the driver's machine.
 """
@@ -33,7 +33,9 @@ def check_pair_model(model: str) -> None:
 
 
 def embed_pairs(stages: StageTables, pairs: ibis.Table) -> None:
-    """Embeds the pictures and the texts of pairs, unless that is done.
+    """Embeds the pictures of pairs, and their texts if these are scored.
+
+    Nothing is done if the embeddings exist.
 
     Args:
       stages: stages of the build, up to `distinct`.
@@ -55,7 +57,7 @@ def embed_pairs(stages: StageTables, pairs: ibis.Table) -> None:
             folder / "files_to_embed",
             folder / "pair_embeddings",
             stages.config.engine.embedding_batch_size,
-            texts=True,
+            texts=bool(stages.config.embeddings.bounds),
             field=FIELD,
         )
     places.remove(folder / "files_to_embed")

@@ -24,6 +24,12 @@ from data.corpus.copies import (
     judge_copies,
     keep_originals,
 )
+from data.corpus.embedding_copies import (
+    EMBEDDING_COPY_RULES,
+    describe_unlike,
+    judge_unlike,
+    keep_unlike,
+)
 from data.corpus.pair_embeddings import check_pair_model
 from data.corpus.pair_scores import (
     PAIR_SCORE_RULES,
@@ -69,9 +75,22 @@ PAIR_STEPS: dict[str, PairStep] = {
         judge=judge_copies,
         describe=describe_copies,
     ),
+    "embedding_copies": PairStep(
+        rules=EMBEDDING_COPY_RULES,
+        is_on=lambda config: bool(config.copies.max_cosine),
+        # The next step, if it is on, loads the same model.
+        check=lambda config: (
+            None
+            if config.embeddings.bounds
+            else check_pair_model(config.embeddings.model)
+        ),
+        keep=keep_unlike,
+        judge=judge_unlike,
+        describe=describe_unlike,
+    ),
     "pair_scores": PairStep(
         rules=PAIR_SCORE_RULES,
-        is_on=lambda config: bool(config.embeddings.model),
+        is_on=lambda config: bool(config.embeddings.bounds),
         check=lambda config: check_pair_model(config.embeddings.model),
         keep=keep_scored,
         judge=judge_scores,
@@ -86,6 +105,8 @@ PAIR_STEPS: dict[str, PairStep] = {
         describe=describe_balance,
     ),
 }
+
+COPIES = ("copies", "embedding_copies")  # the steps that drop copies
 
 
 def list_steps(config: CorpusConfig) -> dict[str, PairStep]:

@@ -120,17 +120,8 @@ class NearDuplicates:
             )
         nearest = min(nearest, len(sample))
         share = min(share, nearest)
-        k = min(clusters, max(nearest, len(sample) // POINTS_PER_CLUSTER))
-        kmeans = faiss.Kmeans(
-            sample.shape[1],
-            k,
-            niter=ITERATIONS,
-            seed=seed,
-            min_points_per_centroid=1,
-        )
-        kmeans.train(sample)
-        centroids = np.array(kmeans.centroids)  # (K, D)
-        found = _nearest(centroids, evaluation, nearest)  # (M, nearest)
+        centroids = fit_clusters(sample, clusters, nearest, seed)  # (K, D)
+        found = nearest_clusters(centroids, evaluation, nearest)  # (M, nearest)
         return cls(
             embeddings=evaluation,
             centroids=centroids,
@@ -162,7 +153,7 @@ class NearDuplicates:
         similarity = np.zeros(len(queries), np.float32)
         if len(queries) and len(self.embeddings):
             mine = self._membership(
-                _nearest(self.centroids, queries, self.clusters.shape[1])
+                nearest_clusters(self.centroids, queries, self.clusters.shape[1])
             )  # (N, K)
             members = self._membership(self.clusters).T.tocsr()  # (K, M)
             # Cumulative upper bounds of the numbers of pairs that share a cluster.
@@ -236,6 +227,28 @@ class NearDuplicates:
             np.maximum.at(similarity, rows[part], found)
 
 
+def fit_clusters(
+    sample: np.ndarray, clusters: int, least: int, seed: int
+) -> np.ndarray:
+    """Fits cluster centres by k-means, (K, D) float32.
+
+    Args:
+      sample: (N, D) unit vectors.
+      clusters: maximum number K; it is N / 39, rounded down, if that is smaller.
+      least: minimum number K, at most N.
+      seed: seed of k-means; the same seed and sample give the same clusters.
+    """
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        min(clusters, max(least, len(sample) // POINTS_PER_CLUSTER)),
+        niter=ITERATIONS,
+        seed=seed,
+        min_points_per_centroid=1,
+    )
+    kmeans.train(sample)
+    return np.array(kmeans.centroids)
+
+
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
@@ -244,7 +257,9 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is no readable .npz file ({error})") from error
 
 
-def _nearest(centroids: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
+def nearest_clusters(
+    centroids: np.ndarray, vectors: np.ndarray, count: int
+) -> np.ndarray:
     """Returns (N, count) int32, the clusters nearest to each vector, nearest first."""
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)

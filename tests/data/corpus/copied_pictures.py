@@ -38,6 +38,14 @@ COPIES = [
 ]
 
 
+def write_shards(rows: list[tuple[bytes, str]], folder: pathlib.Path) -> None:
+    """Writes pairs of a picture and a text as three shards of a source."""
+    for n in range(3):
+        image, text = zip(*rows[n::3], strict=True)
+        table = {"image": image, "alt_text": text, "language": ["en"] * len(image)}
+        pq.write_table(pa.table(table), folder / f"{n}.parquet")
+
+
 def make_config(model: str, folder: pathlib.Path) -> CorpusConfig:
     """Writes three shards of raw pairs, and returns the config of their corpus.
 
@@ -47,10 +55,7 @@ def make_config(model: str, folder: pathlib.Path) -> CorpusConfig:
     dropped = draw(50)  # by a cheaper rule, so no picture rule sees it
     rows = [(picture, sentence(4, i)) for i, picture in enumerate(pictures)]
     rows += [(dropped, "")]
-    for n in range(3):
-        image, text = zip(*rows[n::3], strict=True)
-        table = {"image": image, "alt_text": text, "language": ["en"] * len(image)}
-        pq.write_table(pa.table(table), folder / f"{n}.parquet")
+    write_shards(rows, folder)
     held_out = {
         "image_id": ["mirrored", "cropped", "broken"],
         "image": [draw(MIRRORED), draw(CROPPED), b"no picture"],

@@ -14,6 +14,7 @@ from data.corpus import builder, score
 from data.corpus.build_files import format_report
 from data.corpus.builder import Build, build
 from data.corpus.config import EngineConfig
+from data.corpus.embedding_rule import read_sample
 from data.corpus.engines import DuckDB
 from data.corpus.ingest import identify
 from data.pictures import embeddings
@@ -189,16 +190,15 @@ def test_a_build_killed_between_two_shards_of_scores_does_not_embed_again(
 def test_a_small_sample_for_the_clusters_is_one_of_the_lowest_names(
     config, built, tmp_path
 ):
-    from data.corpus.embedding_rule import _read_sample
-
     shutil.copytree(built, tmp_path / "copy")
     stages = Build(config, tmp_path / "copy")
     scores = scores_of(built)
     wanted = [name for name in sorted(scores) if scores[name]["cosine"] is not None]
-    everything = _read_sample(stages, 1000)
+    folder = stages.folder / "embeddings"
+    everything = read_sample(stages, stages.table("survivors"), folder, 1000)
     assert len(everything) == len(wanted) == 36
     by_name = dict(zip(wanted, everything, strict=True))
-    few = _read_sample(stages, 7)
+    few = read_sample(stages, stages.table("survivors"), folder, 7)
     lowest = [name for name in sorted(scores)[:7] if name in by_name]
     np.testing.assert_array_equal(few, [by_name[name] for name in lowest])
     stages.close()
