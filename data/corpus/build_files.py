@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -38,6 +39,27 @@ def remember_shards(source: SourceConfig, path: pathlib.Path) -> list[SourceShar
             " its shards); give another folder"
         )
     return shards
+
+
+def remember_files(paths: Iterable[pathlib.Path], listed: pathlib.Path) -> None:
+    """Writes the names and sizes of files to a list, unless the list exists.
+
+    Args:
+      paths: files that a build reads; folders are left out.
+      listed: path of the list, in the folder of the stages.
+
+    Raises:
+      InputError: the list has other files or sizes.
+    """
+    found = [[str(path), path.stat().st_size] for path in paths if path.is_file()]
+    if not listed.exists():
+        places.make_folder(listed.parent)
+        places.write_json(listed, found)
+    elif places.read_json(listed) != found:
+        raise InputError(
+            f"the input has changed since {listed.parents[1]} was begun ({listed} lists"
+            " its files and their sizes); give another folder"
+        )
 
 
 def read_shards(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from align_jax.errors import InputError, one_line
 from align_jax.texts import normalise
+from data.corpus.build_files import remember_files
 from data.corpus.config import CaptionConfig
 from data.corpus.stage_tables import StageTables
 from data.records.stages import materialise
@@ -50,9 +51,11 @@ def write_captions(stages: StageTables) -> None:
     """Writes the stage `captions`; files that exist are kept.
 
     Raises:
-      InputError: a table cannot be read, or an id occurs twice.
+      InputError: a table cannot be read or has changed, or an id occurs twice.
     """
     config = stages.config.captions
+    tables = list_captions(config)
+    remember_files(tables, stages.folder / "captions.json")
     tasks = [
         functools.partial(
             normalise_captions,
@@ -62,7 +65,7 @@ def write_captions(stages: StageTables) -> None:
             stages=stages.folder,
             max_characters=stages.config.max_characters,
         )
-        for index, path in enumerate(list_captions(config))
+        for index, path in enumerate(tables)
     ]
     stages.engine.map(tasks, "captions", "picture")
     captions = stages.shards("captions")

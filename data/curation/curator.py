@@ -18,6 +18,7 @@ from align_jax import places
 from align_jax.config import check_folder, claim_folder
 from align_jax.errors import InputError, warned
 from align_jax.locks import locked
+from data.corpus.build_files import remember_files
 from data.corpus.config import described, with_defaults
 from data.corpus.rule_counts import count_rules, unbroken
 from data.corpus.score_ranks import ranked_score
@@ -58,17 +59,7 @@ class Curation(Stages):
 
     def check_tables(self) -> None:
         """Raises InputError if the files are not those the run began with."""
-        paths = [path for path in list_inputs(self.config) if path.is_file()]
-        found = [[str(path), path.stat().st_size] for path in paths]
-        path = self.folder / "shards.json"
-        if not path.exists():
-            places.make_folder(path.parent)
-            places.write_json(path, found)
-        elif places.read_json(path) != found:
-            raise InputError(
-                f"the input has changed since {self.directory} was begun ({path} lists"
-                " its files and their sizes); give another folder"
-            )
+        remember_files(list_inputs(self.config), self.folder / "shards.json")
 
     def facts(self) -> int:
         """Writes `facts` and, if the pool has columns of its user, `columns`.

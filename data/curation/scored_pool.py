@@ -8,6 +8,7 @@ one process. A killed run continues with the first missing file.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -93,12 +94,12 @@ def score_pool(config: ScoredPool, folder: pathlib.Path) -> dict[str, int]:
         claim_folder(folder, described)
         shards = remember_shards(config.source, stages / "shards.json")
         engine = DuckDB(EngineConfig(workers=config.workers), stages / "spill")
-        for start in range(0, len(shards), SHARDS_AT_ONCE):
-            part = dict(enumerate(shards[start : start + SHARDS_AT_ONCE], start))
-            left = {n: s for n, s in part.items() if not pool_file(folder, n).exists()}
-            if left:
-                _score_shards(config, folder, left, engine)
-        engine.close()
+        with contextlib.closing(engine):
+            for start in range(0, len(shards), SHARDS_AT_ONCE):
+                part = enumerate(shards[start : start + SHARDS_AT_ONCE], start)
+                left = {n: s for n, s in part if not pool_file(folder, n).exists()}
+                if left:
+                    _score_shards(config, folder, left, engine)
     tables = [pool_file(folder, index) for index in range(len(shards))]
     unscored = sum(
         pq.read_table(path, columns=[score_name(config)])[0].null_count

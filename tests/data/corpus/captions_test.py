@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from align_jax.errors import InputError
 from data.corpus.build_files import format_report
-from data.corpus.builder import build
+from data.corpus.builder import Build, build
 from data.corpus.config import CaptionConfig, CorpusConfig, EngineConfig
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
@@ -115,6 +115,20 @@ def test_captions_lie_beside_the_texts_and_training_draws_both(config, tmp_path)
     captions = {caption for some in EXPECTED.values() for caption in some}
     assert captions <= drawn
     assert {f"{name} side" for n, name in enumerate(tiny.NAMES) if n != 3} <= drawn
+
+
+def test_tables_that_change_during_a_build_are_refused(config, tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Build, "distinct", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(config, tmp_path / "corpus")
+    with (tmp_path / "captions" / "b.csv").open("a") as file:
+        file.write("new,x,more\r\n")
+    with pytest.raises(InputError, match=r"has changed since .*captions.json lists"):
+        build(config, tmp_path / "corpus")
 
 
 @pytest.mark.spark
