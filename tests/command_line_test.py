@@ -14,6 +14,7 @@ COMMANDS = {
     "data.eval_sets": ["coco", "--source=.", f"--out={URL}"],
     "data.quickstart": [f"--out={URL}"],
     "data.recipes": [f"--out={URL}"],
+    "data.score": ["--model=m", "--kind=parquet", "--path=p", f"--out={URL}"],
     "data.vtab": ["--source=.", f"--out={URL}"],
 }
 
