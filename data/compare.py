@@ -45,7 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as spill:
         engine = DuckDB(config, pathlib.Path(spill))
         tables, same = compared_pools.open_both(engine, folders)
-        report = comparison.compare_corpora(*tables, engine.execute, same)
+        first, second = tables
+        report = comparison.compare_corpora(first, second, engine.execute, same)
         print(comparison.format_comparison(report, list(map(str, folders))))
         corpora = dict(zip(names, tables, strict=True))
         pair = next(iter(same.values()))

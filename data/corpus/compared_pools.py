@@ -111,9 +111,7 @@ def _as_in_pool(
     corpus: dict[str, ibis.Table], engine: Engine, directory: pathlib.Path
 ) -> dict[str, ibis.Table]:
     """Gives the kept pairs of a corpus their addresses and the texts of the source."""
-    raw = open_stage(engine, directory, "pairs").select(
-        "image_id", "text", "url", "alt_text"
-    )
-    kept = corpus["kept"].join(raw.distinct(), ["image_id", "text"])
+    raw = open_stage(engine, directory, "pairs")
+    kept = corpus["kept"].join(raw, ["image_id", "text"])
     kept = kept.select("image_id", "key", "url", text=kept.alt_text.fill_null(""))
-    return {**corpus, "kept": kept}
+    return {**corpus, "kept": kept.distinct()}

@@ -12,7 +12,7 @@ from align_jax.config import read_config
 from align_jax.embed import shards
 from align_jax.errors import InputError
 from data.corpus.build_files import format_report
-from data.corpus.builder import build
+from data.corpus.builder import Build, build
 from data.corpus.config import CorpusConfig, EmbeddingConfig, EngineConfig
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
@@ -105,8 +105,9 @@ def test_the_best_share_of_the_pairs_is_kept(config, scores, tmp_path, here):
 
 
 def test_a_bound_keeps_the_scores_from_it_on_for_any_number_of_workers(
-    config, scores, tmp_path, here
+    config, scores, tmp_path, here, monkeypatch
 ):
+    monkeypatch.setattr(Build, "records", lambda self, report: None)
     bound = sorted(scores.values())[6] + 1e-6
     embeddings = dataclasses.replace(
         config.embeddings, min_score=bound, score_fraction=0.0
