@@ -6,7 +6,7 @@ text. The rule keeps the scores from a bound on, or the best ones: DataComp's CL
 `data.corpus.pair_embeddings`:
 
 * `pair_scores/N.parquet`: the scores of a shard's pairs.
-* `pair_score.json`: the bound.
+* `pair_score.json`: the rule's part of the report, with the bound.
 """
 
 import functools
@@ -54,9 +54,9 @@ def keep_scored(stages: StageTables, pairs: ibis.Table) -> ibis.Table:
             for index in range(count_shards(stages.folder))
         ]
         stages.engine.map(tasks, "score pairs", "pair")
-        places.write_json(path, {"min_score": _choose_bound(stages, pairs)})
+        places.write_json(path, _bound_scores(stages, pairs))
     scores = stages.shards("pair_scores")
-    bound = _read_bound(stages)
+    bound = describe_scores(stages)["min_score"]
     if bound is None:
         return pairs.limit(0)
     return pairs.semi_join(scores.filter(scores.score >= bound), ["image_id", "text"])
@@ -67,7 +67,7 @@ def judge_scores(stages: StageTables, flagged: ibis.Table) -> ibis.Table:
 
     Pairs that were not scored, since another rule drops them, do not break it.
     """
-    scores, bound = stages.shards("pair_scores"), _read_bound(stages)
+    scores, bound = stages.shards("pair_scores"), describe_scores(stages)["min_score"]
     high = ibis.literal(False) if bound is None else scores.score >= bound
     low = scores.select("image_id", "text", low=~high.fill_null(False))
     joined = flagged.left_join(low, ["image_id", "text"])
@@ -78,16 +78,10 @@ def describe_scores(stages: StageTables) -> dict[str, Any]:
     """Returns the rule's part of the report.
 
     Returns:
-      {"min_score": bound, or None if no pair has a score; "pairs": number of scored
-      pairs; "without_score": number of pairs whose picture could not be embedded}.
+      {"min_score": bound, or None if no pair has a score; "pairs": number of pairs with
+      a score; "without_score": number of pairs whose picture could not be embedded}.
     """
-    scores = stages.shards("pair_scores")
-    counts = stages.engine.execute(
-        scores.aggregate(pairs=scores.score.count(), rows=scores.count())
-    )
-    pairs, rows = (int(counts[name].iloc[0]) for name in ("pairs", "rows"))
-    bound = _read_bound(stages)
-    return {"min_score": bound, "pairs": pairs, "without_score": rows - pairs}
+    return places.read_object(stages.folder / BOUND)
 
 
 def score_pairs(stages: pathlib.Path, index: int) -> int:
@@ -120,16 +114,13 @@ def score_pairs(stages: pathlib.Path, index: int) -> int:
     return pq.read_metadata(path).num_rows
 
 
-def _choose_bound(stages: StageTables, pairs: ibis.Table) -> float | None:
-    """Returns the smallest score to keep; None if no pair has a score."""
-    config = stages.config.embeddings
-    if config.min_score is not None:
-        return config.min_score
+def _bound_scores(stages: StageTables, pairs: ibis.Table) -> dict[str, Any]:
+    """Returns the result of `describe_scores` for the pairs that are left."""
+    config, execute = stages.config.embeddings, stages.engine.execute
     scores = stages.shards("pair_scores").semi_join(pairs, ["image_id", "text"])
-    rows = int(stages.engine.execute(scores.score.count()))
-    rank = int(rows * config.score_fraction)
-    return ranked_score(scores.select("score"), rank, stages.engine.execute)
-
-
-def _read_bound(stages: StageTables) -> float | None:
-    return places.read_object(stages.folder / BOUND)["min_score"]
+    total, known = (int(execute(n)) for n in (scores.count(), scores.score.count()))
+    bound = config.min_score
+    if bound is None:
+        rank = int(known * config.score_fraction)
+        bound = ranked_score(scores.select("score"), rank, execute)
+    return {"min_score": bound, "pairs": known, "without_score": total - known}
