@@ -158,6 +158,9 @@ def test_copies_are_not_scored(config, embeddings, tmp_path, here):
     build(dataclasses.replace(config, embeddings=bounded), tmp_path)
     dropped = oracle(embeddings).keys()
     assert kept_of(tmp_path) == embeddings.keys() - dropped
+    report = json.loads((tmp_path / "report.json").read_text())["pair_scores"]
+    assert report["pairs"] == len(embeddings) - len(dropped)
+    assert report["without_score"] == 1
     assert [*map(len, here)] == [1, 5]  # a check and one run
 
 
