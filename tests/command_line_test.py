@@ -22,7 +22,8 @@ COMMANDS = {
 def refusal(command, flags, monkeypatch, capsys):
     """Runs a command with flags that argparse refuses; returns what it prints."""
     monkeypatch.setattr(sys, "argv", ["__main__.py", *flags])
-    monkeypatch.delitem(sys.modules, f"{command}.__main__", raising=False)
+    program = command if command in COMMANDS else f"{command}.__main__"
+    monkeypatch.delitem(sys.modules, program, raising=False)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(command, run_name="__main__", alter_sys=False)
     assert ended.value.code == 2
