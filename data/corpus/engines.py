@@ -306,6 +306,7 @@ class Spark:
         """Does nothing; the Spark session stays open for its owner."""
 
     def _frame(self, table: ibis.Table) -> Any:
+        self._connection._run_pre_execute_hooks(table)  # registers tables in memory
         return self._session.sql(self._connection.compile(table))
 
 
