@@ -97,13 +97,15 @@ def open_pool(engine: Engine, path: pathlib.Path) -> dict[str, ibis.Table]:
     sizes = {"width": rows.original_width, "height": rows.original_height}
     known: dict[str, Any] = {n: v.cast("int64") for n, v in sizes.items()}
     nothing = {n: ibis.literal("") for n in ("format", "error")}
-    numbers = {n: rows[n] for n, kind in rows.schema().items() if kind.is_floating()}
+    numbers = {
+        name: rows[name]
+        for name, kind in rows.schema().items()
+        if kind.is_floating() and name not in WANTED
+    }
     return {
         "kept": kept,
         "pictures": rows.select(image_id=uid, **known, **nothing),
-        "scores": rows.select(
-            image_id=uid, **{n: v for n, v in numbers.items() if n not in WANTED}
-        ),
+        "scores": rows.select(image_id=uid, **numbers),
     }
 
 
