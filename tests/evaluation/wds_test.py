@@ -81,12 +81,12 @@ def test_several_labels_are_scored_by_average_precision(tmp_path):
     directory = wds.write_multilabel(tmp_path / "set")
     found = run(directory, expected_classes=7)
     assert found["mean_average_precision"] == 1.0
-    assert found["chance"] == pytest.approx(2 / 7)
+    assert found["mean_average_chance"] == pytest.approx(2 / 7)
     assert found["queries"] == 12
     flat = FixedEncoder(lambda _: np.ones(7) / np.sqrt(7), perfect)
     found = run(directory, flat)
-    assert found["mean_average_precision"] < found["chance"]
-    assert found["ties_in_order_mean_average_precision"] > found["chance"]
+    assert found["mean_average_precision"] < found["mean_average_chance"]
+    assert found["ties_in_order_mean_average_precision"] > found["mean_average_chance"]
 
 
 def test_captions_are_lines(tmp_path):

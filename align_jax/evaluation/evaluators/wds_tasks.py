@@ -174,7 +174,7 @@ class MultipleClasses:
         yield name, float(average_precisions(scores, positives).mean())
         in_order = average_precisions(scores, positives, in_order=True)
         yield f"ties_in_order_{name}", float(in_order.mean())
-        yield "chance", float(positives.mean())
+        yield "mean_average_chance", float(positives.mean())
         yield "queries", len(images)
         yield "candidates", len(classes)
 
