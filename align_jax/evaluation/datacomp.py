@@ -81,6 +81,7 @@ _TABLE = json.loads((HERE / "datacomp.json").read_text(encoding="utf-8"))
 SETS = [DatacompSet(**fields) for fields in _TABLE["sets"]]
 SCORED = [each for each in SETS if each.metric]  # the 38 of the average
 GROUPS: dict[str, list[str]] = _TABLE["groups"]
+AVERAGES = {"average": [each.name for each in SCORED], **GROUPS}
 PUBLISHED = json.loads((HERE / "datacomp_published.json").read_text(encoding="utf-8"))
 
 
@@ -129,9 +130,8 @@ def summarise(results: Mapping[str, float]) -> dict[str, float]:
     if not scores:
         return {}
     found = {}
-    for name, members in {"average": [s.name for s in SCORED], **GROUPS}.items():
-        if {*members} <= {*scores}:
-            mean = float(np.mean([scores[member] for member in members]))
+    for name, members in AVERAGES.items():
+        if (mean := _mean(scores, members)) is not None:
             found[f"eval/datacomp/{name}"] = mean
     if AVERAGE not in found:
         found["eval/datacomp/average_of_present"] = float(np.mean([*scores.values()]))
@@ -195,18 +195,16 @@ def make_table(results: Mapping[str, float]) -> Table | None:
     """Makes the table of some results; None if they have none of the sets."""
     if not (scores := main_scores(results)):
         return None
-    models = [
-        dict(zip(PUBLISHED["columns"], r, strict=True)) for r in PUBLISHED["rows"]
-    ]
-    averages = [float(model[PUBLISHED["columns"][2]]) for model in models]
-    lines = [("average", "mean", results.get(AVERAGE), None, averages)]
-    for name, members in GROUPS.items():
-        means = [float(np.mean([model[m] for m in members])) for model in models]
+    models = _published_models()
+    lines = []
+    for name, members in AVERAGES.items():
         value = results.get(f"eval/datacomp/{name}")
-        lines.append((name.replace("_", " "), "mean", value, None, means))
+        published = [_mean(model, members) for model in models.values()]
+        lines.append((name.replace("_", " "), "mean", value, None, published))
     for each in SCORED:
-        published, value = [model[each.name] for model in models], scores.get(each.name)
-        lines.append((each.name, each.metric, value, each.chance, published))
+        published = [model.get(each.name) for model in models.values()]
+        line = (each.name, each.metric, scores.get(each.name), each.chance, published)
+        lines.append(line)
     numbers = [f"[{number}]" for number in range(1, 1 + len(models))]
     missing = [each.name for each in SCORED if each.name not in scores]
     return Table(
@@ -216,12 +214,29 @@ def make_table(results: Mapping[str, float]) -> Table | None:
             [name, metric, *map(_cell, (value, chance, *published))]
             for name, metric, value, chance, published in lines
         ],
-        remarks=[" ".join(row[:2]) for row in PUBLISHED["rows"]],
+        remarks=[*models],
         source=PUBLISHED["source"],
         missing=f"{len(scores)} of {len(SCORED)} sets; missing: {', '.join(missing)}."
         if missing
         else "",
     )
+
+
+def _published_models() -> dict[str, dict[str, float]]:
+    """Returns the scores of each published model by set; some models have few."""
+    sets = PUBLISHED["columns"][3:]
+    rows = {
+        f"{r[0]} {r[1]}": dict(zip(sets, r[3:], strict=True)) for r in PUBLISHED["rows"]
+    }
+    others = {f"{o['name']}: {o['note']}": o["scores"] for o in PUBLISHED["others"]}
+    return rows | others
+
+
+def _mean(scores: Mapping[str, float], members: Sequence[str]) -> float | None:
+    """Returns the mean score of some sets; None if one of them is missing."""
+    if not {*members} <= {*scores}:
+        return None
+    return float(np.mean([scores[member] for member in members]))
 
 
 def _cell(value: float | None) -> str:
