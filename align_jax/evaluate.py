@@ -51,11 +51,12 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     if is_dual_encoder(weights):
         check_widths(config.evaluators, weights.config.width)
     fields = fill_defaults(fields)
+    model = digest(weights) if config.embeddings or config.datacomp.directory else ""
     datacomp = None
     if config.datacomp.directory:
-        datacomp = Datacomp(config.datacomp, workdir, digest(weights))
+        datacomp = Datacomp(config.datacomp, workdir, model)
     if config.embeddings:
-        embedder = SavedEmbedder(embedder, config.embeddings, digest(weights))
+        embedder = SavedEmbedder(embedder, config.embeddings, model)
     with folder.locked_workdir(workdir) as lock:
         check_workdir(workdir, fields)  # it was not locked before
         if folder.leads():
@@ -65,8 +66,8 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
         if weights.step is not None:
             results["step"] = weights.step
         if datacomp and not config.embeddings:
-            saved = os.path.join(workdir, "embeddings")
-            embedder = SavedEmbedder(embedder, saved, digest(weights))
+            saved = os.path.join(workdir, "embeddings")  # a folder that is claimed now
+            embedder = SavedEmbedder(embedder, saved, model)
         results |= dict(run_evaluators(evaluators, embedder))
         if datacomp:
             results |= datacomp.run(embedder)

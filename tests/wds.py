@@ -95,7 +95,7 @@ def write_multilabel(folder: pathlib.Path, count: int = 12) -> str:
         {"webp": picture, "npy": npy(*(float(n in name.split()) for n in names))}
         for name, picture in pictures(count)
     ]
-    texts = prompts(names, ["{c}"]) | {"dataset_type": ["multilabel"]}
+    texts = prompts(names, ["{c}"]) | {"dataset_type": ["Multilabel"]}
     return write_set(folder, samples, texts)
 
 

@@ -1,8 +1,8 @@
 """Reads WinoGAViL (arXiv 2207.12576) from a snapshot of `nlphuji/winogavil`.
 
-SET/winogavil_dataset.csv   columns cue, candidates and associations, the last two
-JSON lists of names
-SET/winogavil_images.zip    a picture NAME.jpg of each candidate
+The file winogavil_dataset.csv has the columns cue, candidates and associations, the
+last two as JSON lists of names. winogavil_images.zip has a picture NAME.jpg of each
+candidate.
 """
 
 import csv
@@ -11,6 +11,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -62,10 +63,11 @@ def _read_riddle(row: dict[str, str | None], where: str) -> Riddle:
     try:
         cue, *lists = (row[name] or "" for name in COLUMNS)
         candidates, associations = map(json.loads, lists)
+        if not isinstance(candidates, list) or not isinstance(associations, list):
+            raise ValueError("wanted two lists")
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"{where} has no {' or '.join(COLUMNS)} of the right form: "
-            f"{one_line(error)}"
+            f"{where} does not hold {', '.join(COLUMNS)} as wanted: {one_line(error)}"
         ) from error
     for text in (cue, *candidates, *associations):
         check_text(text, where)
@@ -93,5 +95,5 @@ def read_pictures(directory: str, names: list[str]) -> Iterator[bytes]:
                     if name + ENDING not in members:
                         raise InputError(f"{path} has no picture {name}{ENDING}")
                     yield archive.read(members[name + ENDING])
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(f"{path} is damaged: {one_line(error)}") from error

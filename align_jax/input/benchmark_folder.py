@@ -30,9 +30,11 @@ TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 
 def read_type(directory: str) -> str:
-    """Returns the content of dataset_type.txt; "classification" without the file."""
+    """Returns the type in dataset_type.txt; "classification" without the file."""
     path = os.path.join(places.resolve(directory), "dataset_type.txt")
-    return places.read_text(path).strip() if places.exists(path) else CLASSIFICATION
+    if not places.exists(path):
+        return CLASSIFICATION
+    return places.read_text(path).strip().lower()
 
 
 def read_lines(directory: str, name: str) -> list[str]:

@@ -145,6 +145,24 @@ def test_associations_are_scored_by_the_number_of_candidates(tmp_path):
     assert found["queries"] == 3
     with pytest.raises(InputError, match=r"has 3 cues; wanted 3,563"):
         make(directory, task="associations", expected=3563)
+    table, pictures = (
+        tmp_path / "set" / f"winogavil_{n}" for n in ("dataset.csv", "images.zip")
+    )
+    pictures.write_bytes(pictures.read_bytes()[:-99])
+    with pytest.raises(InputError, match=r"images.zip is damaged: "):
+        run(directory, encoder, task="associations")
+    for row, message in (
+        (
+            'red,"[""a"", ""b""]","[""c""]"',
+            r"line 2 of .* the associations \['c'\]; want",
+        ),
+        ('red,a b,"[""c""]"', r"line 2 of .* does not hold cue, candidates, assoc"),
+        ('red,7,"[""c""]"', r"line 2 of .* as wanted: wanted two lists"),
+        ('red,"[1]","[1]"', r"line 2 of .* is 1; wanted a text"),
+    ):
+        table.write_text(f"cue,candidates,associations\n{row}\n")
+        with pytest.raises(InputError, match=message):
+            make(directory, task="associations")
 
 
 def break_count(folder):
