@@ -196,24 +196,22 @@ def make_table(results: Mapping[str, float]) -> Table | None:
     if not (scores := main_scores(results)):
         return None
     models = _published_models()
-    lines = []
+    rows = []
     for name, members in AVERAGES.items():
         value = results.get(f"eval/datacomp/{name}")
-        published = [_mean(model, members) for model in models.values()]
-        lines.append((name.replace("_", " "), "mean", value, None, published))
+        others = [_mean(model, members) for model in models.values()]
+        cells = map(_cell, (value, None, *others))  # no chance is published
+        rows.append([name.replace("_", " "), "mean", *cells])
     for each in SCORED:
-        published = [model.get(each.name) for model in models.values()]
-        line = (each.name, each.metric, scores.get(each.name), each.chance, published)
-        lines.append(line)
+        others = [model.get(each.name) for model in models.values()]
+        cells = map(_cell, (scores.get(each.name), each.chance, *others))
+        rows.append([each.name, each.metric, *cells])
     numbers = [f"[{number}]" for number in range(1, 1 + len(models))]
     missing = [each.name for each in SCORED if each.name not in scores]
     return Table(
         title="DataComp's 38 sets",
         head=["set", "metric", "ours", "chance", *numbers],
-        rows=[
-            [name, metric, *map(_cell, (value, chance, *published))]
-            for name, metric, value, chance, published in lines
-        ],
+        rows=rows,
         remarks=[*models],
         source=PUBLISHED["source"],
         missing=f"{len(scores)} of {len(SCORED)} sets; missing: {', '.join(missing)}."

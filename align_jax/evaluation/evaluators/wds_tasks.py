@@ -93,11 +93,12 @@ class Classes:
         and `region_3_top1` that of group 3, which has `region_3_queries` pictures.
         """
         values = dict(self._zero_shot.run(embedder))
-        found, cuts = self._zero_shot.found, (1, 5)
+        found = self._zero_shot.found
         assert found is not None  # `run` has set it
+        cuts = [1, 5]
         if len(found.classes) < max(cuts):
             del values["top5"]
-            cuts = (1,)
+            cuts = [1]
         yield from values.items()
         yield "f1_macro", macro_f1(predict(found), found.truth)
         for name, column in self._config.groups.items():
