@@ -3,10 +3,11 @@
     python main.py --config=configs/zero_shot.py:imagenet,coco --workdir=runs/scores \
         --config.checkpoint=DIR
 
-Names after the colon choose among `EVALUATIONS`; without names all run. DIR is any
-model that `align_jax.load` reads, such as a run's workdir or a Hugging Face folder.
-docs/evaluation_sets.md says how to prepare each dataset, and
-`--config.evaluators.NAME.directory` changes its path.
+Names after the colon choose among `EVALUATIONS`; without names all run. `datacomp`
+instead evaluates those of DataComp's 38 sets that lie in `config.datacomp.directory`,
+see docs/benchmarks.md. DIR is any model that `align_jax.load` reads, such as a run's
+workdir or a Hugging Face folder. docs/evaluation_sets.md says how to prepare each
+dataset, and `--config.evaluators.NAME.directory` changes its path.
 
 Hardware: any.
 Expected: the printed table has published numbers beside the scores.
@@ -83,7 +84,15 @@ EVALUATIONS = {
 
 def get_config(names: str = "") -> ConfigDict:
     """Returns the evaluations of some names, joined by commas; without names all."""
-    return choose(names, EVALUATIONS)
+    if names != "datacomp":
+        return choose(names, EVALUATIONS)
+    config = choose("", {})
+    config.datacomp = ConfigDict()
+    config.datacomp.directory = "evaluation/datacomp"  # holds wds_cifar10_test, ...
+    config.datacomp.check_sizes = True  # every set has its published size
+    config.datacomp.model = ""  # columns of open_clip's table: the name,
+    config.datacomp.pretrained = ""  # and the training data
+    return config
 
 
 def choose(names: str, known: dict[str, dict]) -> ConfigDict:

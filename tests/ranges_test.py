@@ -173,7 +173,7 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any]], Any], Callable[[], Mappin
             lambda config=evaluator.Config: {
                 field.name: "x"
                 for field in dataclasses.fields(config)
-                if field.default is dataclasses.MISSING
+                if field.default is field.default_factory is dataclasses.MISSING
             },
         )
         for kind, evaluator in EVALUATORS.items()

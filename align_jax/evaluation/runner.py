@@ -20,6 +20,25 @@ WIDTH = "width"  # field of every evaluator
 
 
 @dataclasses.dataclass(frozen=True)
+class DatacompConfig:
+    """DataComp's 38 sets, or those of them that there are.
+
+    Attributes:
+      directory: path or URL of the folder that holds the sets' folders, such as
+        wds_cifar10_test; "" to evaluate none of them.
+      check_sizes: whether each set must have its published number of samples.
+      model: column `name` of the model's row in open_clip's table; "" for the
+        checkpoint's name.
+      pretrained: column `pretrained` of that row.
+    """
+
+    directory: str = ""
+    check_sizes: bool = True
+    model: str = ""
+    pretrained: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """An evaluation of a checkpoint.
 
@@ -30,13 +49,16 @@ class EvaluateConfig:
       evaluators: name -> {"kind": a key of EVALUATORS, and that evaluator's fields}.
         A field "width" is the number of the embeddings' first components to score.
       embeddings: folder in which embeddings are saved, for evaluators that embed the
-        same pictures or texts and for later evaluations of this model; "" saves none.
+        same pictures or texts and for later evaluations of this model; "" saves none,
+        or with `datacomp` in the workdir.
+      datacomp: DataComp's sets, evaluated after `evaluators`.
     """
 
     run: str
     checkpoint: str
     evaluators: dict[str, dict]
     embeddings: str = ""
+    datacomp: DatacompConfig = DatacompConfig()
 
     def __post_init__(self) -> None:
         if not self.checkpoint:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
+# Formats of an evaluation set: TFDS's layout, and CLIP_benchmark's folders of tars.
+FORMATS = ("tfds", "wds")
+
 
 def evaluation_records(
     directory: str, split: str, wanted: Sequence[str] = ()

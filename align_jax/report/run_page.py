@@ -16,6 +16,7 @@ from align_jax import dataset_folder, places
 from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
 from align_jax.errors import warned
+from align_jax.evaluation.datacomp import make_table
 from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
 from align_jax.evaluation.runner import make_evaluators
@@ -70,8 +71,7 @@ def publish(
         places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
     with _warned(workdir):
         write_report(workdir, fields, results, evaluators, embedder)
-    if folder.leads():
-        print_results(workdir)
+    _print(workdir)
 
 
 def show_finished(workdir: str, fields: Mapping[str, Any], source: str) -> None:
@@ -91,8 +91,16 @@ def show_finished(workdir: str, fields: Mapping[str, Any], source: str) -> None:
             evaluators = make_evaluators(fields["evaluators"])
             embedder = make_embedder(open_weights(source))
             write_report(workdir, fields, results, evaluators, embedder)
+    _print(workdir)
+
+
+def _print(workdir: str) -> None:
+    """Prints a finished run's results; the first process does."""
     if folder.leads():
         print_results(workdir)
+        results = read_results(os.path.join(workdir, folder.RESULTS_FILE))
+        if table := make_table(results):
+            print(table.format())
 
 
 def _warned(workdir: str) -> contextlib.AbstractContextManager[None]:
@@ -140,6 +148,7 @@ def write_report(
         columns=PUBLISHED["columns"],
         source=PUBLISHED["source"],
         remarks=number_remarks(row.name for row in table)[1],
+        datacomp=make_table(results),
         times=split_time(results),
         training=training_plots(rows, marks),
         scores=score_plots(rows, marks),

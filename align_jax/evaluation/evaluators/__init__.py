@@ -16,6 +16,7 @@ from align_jax.evaluation.evaluators.few_shot import FewShot
 from align_jax.evaluation.evaluators.linear_probe import LinearProbe
 from align_jax.evaluation.evaluators.neighbours import Neighbours
 from align_jax.evaluation.evaluators.retrieval import Retrieval
+from align_jax.evaluation.evaluators.wds import Wds
 from align_jax.evaluation.evaluators.word_similarity import WordSimilarity
 from align_jax.evaluation.evaluators.zero_shot import ZeroShot
 from align_jax.evaluation.examples import Example
@@ -80,6 +81,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "linear_probe": LinearProbe,
     "neighbours": Neighbours,
     "retrieval": Retrieval,
+    "wds": Wds,
     "word_similarity": WordSimilarity,
     "zero_shot": ZeroShot,
 }

@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from align_jax.config import check_choices
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, chance_recall, recall_at
-from align_jax.input.evaluation_records import evaluation_records
+from align_jax.input.benchmark_folder import read_captions
+from align_jax.input.evaluation_records import FORMATS, evaluation_records
 from align_jax.ranges import Natural
 
 
@@ -26,7 +28,7 @@ class RetrievalConfig:
     """The pairs to retrieve.
 
     Attributes:
-      directory: dataset in TFDS's layout.
+      directory: dataset in TFDS's layout, or a set of format "wds".
       split: split of the dataset.
       image_feature: name of the encoded picture in a record.
       texts_feature: name of the list of texts in a record.
@@ -37,6 +39,8 @@ class RetrievalConfig:
       expected_images: number of pictures that the split must have; 0 for any.
       expected_texts: number of used texts, before merging, that the split must have; 0
         for any.
+      format: "tfds", or "wds" for CLIP_benchmark's folders, see
+        `align_jax.input.benchmark_folder`, which have no features.
     """
 
     directory: str
@@ -47,6 +51,19 @@ class RetrievalConfig:
     merge_texts: bool = False
     expected_images: Natural = 0
     expected_texts: Natural = 0
+    format: str = "tfds"
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"format": FORMATS})
+
+    def read(self) -> list[dict]:
+        """Reads the records; raises InputError as `evaluation_records` does."""
+        wanted = (self.image_feature, self.texts_feature)
+        if self.format == "tfds":
+            return evaluation_records(self.directory, self.split, wanted)
+        found = read_captions(self.directory, self.split, self.expected_images)
+        encoded = ((image, [text.encode() for text in texts]) for image, texts in found)
+        return [dict(zip(wanted, pair, strict=True)) for pair in encoded]
 
 
 class RankedPairs(NamedTuple):
@@ -85,8 +102,7 @@ class Retrieval:
           InputError: the split or a feature is missing, no picture has a text, or the
             size is unexpected.
         """
-        wanted = (config.image_feature, config.texts_feature)
-        records = evaluation_records(config.directory, config.split, wanted)
+        records = config.read()
         self.pictures = [record[config.image_feature] for record in records]
         used = config.texts_per_image or None
         owned = [

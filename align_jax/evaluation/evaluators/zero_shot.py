@@ -16,10 +16,11 @@ from align_jax.embed.embedder import class_embeddings
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.class_ranks import class_ranks, first_equals
-from align_jax.evaluation.evaluators.prompts import read_prompts, read_subset
+from align_jax.evaluation.evaluators.prompts import Prompts, read_prompts, read_subset
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.scores import mean_per_class, recall_at
-from align_jax.input.evaluation_records import LabelledSplits
+from align_jax.input.benchmark_folder import BenchmarkPictures, read_templates
+from align_jax.input.evaluation_records import FORMATS, LabelledPictures, LabelledSplits
 from align_jax.ranges import Natural
 from align_jax.texts import check_template
 
@@ -31,9 +32,10 @@ class ZeroShotConfig(LabelledSplits):
     """The labelled pictures and the classes' prompts.
 
     Attributes:
-      directory: dataset in TFDS's layout.
+      directory: dataset in TFDS's layout, or a set of format "wds".
       split: split of the dataset.
-      prompts: name of a shipped set of prompts or path of a file, see `read_prompts`.
+      prompts: name of a shipped set of prompts or path of a file, see `read_prompts`;
+        "" for the classes and the templates of a set of format "wds".
       classes: candidate classes, if the dataset has pictures of some classes only:
         "imagenet_a" or "imagenet_r"; "" for all.
       average: scale of the prompts' embeddings when they are averaged: "unit" length,
@@ -43,6 +45,8 @@ class ZeroShotConfig(LabelledSplits):
       expected_pictures: number of records that `split` must have; 0 for any.
       image_feature: name of the encoded picture in a record.
       label_feature: name of the label in a record; a record with label < 0 is skipped.
+      format: "tfds", or "wds" for CLIP_benchmark's folders, see
+        `align_jax.input.benchmark_folder`, which have no features.
     """
 
     directory: str
@@ -54,11 +58,25 @@ class ZeroShotConfig(LabelledSplits):
     expected_pictures: Natural = 0
     image_feature: str = "image"
     label_feature: str = "label"
+    format: str = "tfds"
 
     def __post_init__(self) -> None:
-        check_choices(self, {"average": AVERAGES})
+        check_choices(self, {"average": AVERAGES, "format": FORMATS})
         if self.single:
             check_template(self.single, "the field single")
+
+    def open_pictures(self) -> LabelledPictures | BenchmarkPictures:
+        """Opens the labelled pictures; raises InputError as their class does."""
+        if self.format == "wds":
+            return BenchmarkPictures(self.directory, self.split, self.expected_pictures)
+        return self.open(self.split, self.expected_pictures)
+
+    def open_prompts(self, names: Sequence[str] | None) -> Prompts:
+        """Reads the prompts of the classes with these names; raises InputError."""
+        if self.format == "wds" and not self.prompts and names is not None:
+            templates = read_templates(self.directory)
+            return Prompts([*names], [[name] for name in names], templates)
+        return read_prompts(self.prompts, names)
 
 
 class RankedClasses(NamedTuple):
@@ -94,8 +112,8 @@ class ZeroShot:
         """
         self._config = config
         self.found: RankedClasses | None = None
-        self.data = config.open(config.split, config.expected_pictures)
-        self.prompts = read_prompts(config.prompts, self.data.names)
+        self.data = config.open_pictures()
+        self.prompts = config.open_prompts(self.data.names)
         every = range(len(self.prompts.classes))
         self.kept = read_subset(config.classes) if config.classes else [*every]
         if self.kept[-1] not in every:

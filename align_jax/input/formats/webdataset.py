@@ -104,10 +104,22 @@ class SampleReader:
                 f"the index of {path} has {len(index.offsets)} samples; wanted {last}:"
                 " run `python -m data.index` on its folder again"
             )
-        offsets, sizes = self._columns(index, slice(first, last))
+        for contents in self.contents(path, index, slice(first, last)):
+            yield self._row(contents)
+
+    def contents(
+        self, path: str, index: tar_index.TarIndex, rows: slice
+    ) -> Iterator[list[bytes]]:
+        """Yields the contents of the picture and the members of some samples.
+
+        Args:
+          path: path or URL of the tar.
+          index: index of the tar.
+          rows: range of the samples.
+        """
+        offsets, sizes = self._columns(index, rows)
         with places.opening(path) as file:
-            for contents in _read_members(path, file, offsets, sizes):
-                yield self._row(contents)
+            yield from _read_members(path, file, offsets, sizes)
 
     def check_fields(self, shard: Shard) -> None:
         """Raises InputError if the first samples lack a field of the config."""

@@ -1,0 +1,99 @@
+"""Reads WinoGAViL (arXiv 2207.12576) from a snapshot of `nlphuji/winogavil`.
+
+The file winogavil_dataset.csv has the columns cue, candidates and associations, the
+last two as JSON lists of names. winogavil_images.zip has a picture NAME.jpg of each
+candidate.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from align_jax import places, shard_files
+from align_jax.errors import InputError, one_line
+from align_jax.texts import check_text
+
+TABLE_FILE, PICTURES_FILE = "winogavil_dataset.csv", "winogavil_images.zip"
+ENDING = ".jpg"
+COLUMNS = ("cue", "candidates", "associations")
+
+
+@dataclasses.dataclass(frozen=True)
+class Riddle:
+    """A cue and the pictures among which its associations are.
+
+    Attributes:
+      cue: the cue.
+      candidates: list of the names of the candidates' pictures.
+      right: (candidates,) bools, whether each is an association.
+    """
+
+    cue: str
+    candidates: list[str]
+    right: np.ndarray
+
+
+def read_riddles(directory: str, expected: int = 0) -> list[Riddle]:
+    """Reads all riddles of a set.
+
+    Args:
+      directory: path or URL of the set's folder.
+      expected: number of riddles that the set must have; 0 for any number.
+
+    Raises:
+      InputError: the table is missing or has another form, or another size.
+    """
+    path = os.path.join(places.resolve(directory), TABLE_FILE)
+    rows = csv.DictReader(io.StringIO(places.read_text(path)))
+    found = [_read_riddle(row, f"line {rows.line_num} of {path}") for row in rows]
+    if not found or expected not in (0, len(found)):
+        wanted = f"{expected:,}" if expected else "one or more"
+        raise InputError(f"{path} has {len(found):,} cues; wanted {wanted}")
+    return found
+
+
+def _read_riddle(row: dict[str, str | None], where: str) -> Riddle:
+    try:
+        cue, *lists = (row[name] or "" for name in COLUMNS)
+        candidates, associations = map(json.loads, lists)
+        if not isinstance(candidates, list) or not isinstance(associations, list):
+            raise ValueError("wanted two lists")
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{where} does not hold {', '.join(COLUMNS)} as wanted: {one_line(error)}"
+        ) from error
+    for text in (cue, *candidates, *associations):
+        check_text(text, where)
+    right = np.isin(candidates, associations)
+    if not cue or not right.any() or right.sum() != len(associations):
+        raise InputError(
+            f"{where} has the cue {cue!r} and the associations {associations}; wanted a"
+            f" text, and one or more of {candidates}"
+        )
+    return Riddle(cue, candidates, right)
+
+
+def read_pictures(directory: str, names: list[str]) -> Iterator[bytes]:
+    """Yields the encoded picture of each name.
+
+    Raises:
+      InputError: the archive is missing or damaged, or has no picture of a name.
+    """
+    path = os.path.join(places.resolve(directory), PICTURES_FILE)
+    with places.opening(path) as file:
+        try:
+            with zipfile.ZipFile(shard_files.Seekable(file)) as archive:
+                members = {os.path.basename(n): n for n in archive.namelist()}
+                for name in names:
+                    if name + ENDING not in members:
+                        raise InputError(f"{path} has no picture {name}{ENDING}")
+                    yield archive.read(members[name + ENDING])
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{path} is damaged: {one_line(error)}") from error
