@@ -3,11 +3,12 @@
     python main.py --config=configs/zero_shot.py:imagenet,coco --workdir=runs/scores \
         --config.checkpoint=DIR
 
-Names after the colon choose among `EVALUATIONS`; without names all run. `datacomp`
-instead evaluates those of DataComp's 38 sets that lie in `config.datacomp.directory`,
-see docs/benchmarks.md. DIR is any model that `align_jax.load` reads, such as a run's
-workdir or a Hugging Face folder. docs/evaluation_sets.md says how to prepare each
-dataset, and `--config.evaluators.NAME.directory` changes its path.
+Names after the colon choose among `EVALUATIONS`, the paper's, and `BEYOND`; without
+names the paper's run. `datacomp` instead evaluates those of DataComp's 38 sets that lie
+in `config.datacomp.directory`. DIR is any model that `align_jax.load` reads, such as a
+run's workdir or a Hugging Face folder. docs/evaluation_sets.md and docs/benchmarks.md
+say how to prepare each dataset, and `--config.evaluators.NAME.directory` changes its
+path.
 
 Hardware: any.
 Expected: the printed table has published numbers beside the scores.
@@ -27,6 +28,7 @@ def classification(name: str, split: str, pictures: int, prompts: str, **more) -
         "split": split,
         "prompts": prompts,
         "expected_pictures": pictures,
+        "attack": False,  # True: also score pictures with the name of a wrong class
         **more,
     }
 
@@ -80,12 +82,35 @@ EVALUATIONS = {
     },
     "simlex": {"kind": "word_similarity", "path": "downloads/SimLex-999.txt"},
 }
+# Sets that the paper does not have.
+BEYOND = {
+    "sugar_crepe": {
+        "kind": "selection",
+        "directory": "downloads/sugar-crepe/data",
+        "format": "sugar_crepe",
+        "pictures": "downloads/val2017",
+        "expected": 7_511,
+    },
+    "winoground": {
+        "kind": "selection",
+        "directory": "evaluation/winoground",
+        "format": "winoground",
+        "expected": 400,
+    },
+    "docci": retrieval("docci", 5_000, 5_000),
+    "urban1k": retrieval("urban1k", 1_000, 1_000),
+    "xm3600": {
+        "kind": "languages",
+        "directory": "downloads/xm3600",
+        "expected_images": 3_600,
+    },
+}
 
 
 def get_config(names: str = "") -> ConfigDict:
-    """Returns the evaluations of some names, joined by commas; without names all."""
+    """Returns the evaluations of some names, joined by commas; without, the paper's."""
     if names != "datacomp":
-        return choose(names, EVALUATIONS)
+        return choose(names, EVALUATIONS | BEYOND if names else EVALUATIONS)
     config = choose("", {})
     config.datacomp = ConfigDict()
     config.datacomp.directory = "evaluation/datacomp"  # holds wds_cifar10_test, ...

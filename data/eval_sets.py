@@ -26,6 +26,7 @@ from data.evaluation_sets.captioned_sets import (
     EVALUATION_SETS,
     CaptionedPicture,
     EvaluationSet,
+    caption_files,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def read_source(
         picture occurs twice or has no caption.
     """
     for name in facts.captions:
-        if not (source / name).is_file():
+        if not caption_files(source, name):
             raise InputError(
                 f"no file {source / name}; wanted in {source}: {facts.layout}"
             )
@@ -104,7 +105,7 @@ def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
 
     Returns:
       "name", "splits" (numbers of pictures and captions) and "sources" (SHA-256 of the
-      caption files in `source`, by name).
+      caption files in `source`, by name; for a pattern, of the files in sequence).
     """
     return {
         "name": facts.name,
@@ -113,10 +114,16 @@ def describe(facts: EvaluationSet, source: pathlib.Path) -> dict[str, Any]:
             for split in facts.images
         },
         "sources": {
-            name: hashlib.sha256(places.read_bytes(source / name)).hexdigest()
-            for name in facts.captions
+            name: _hash_files(caption_files(source, name)) for name in facts.captions
         },
     }
+
+
+def _hash_files(paths: list[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(places.read_bytes(path))
+    return digest.hexdigest()
 
 
 def write_set(facts: EvaluationSet, source: pathlib.Path, out: pathlib.Path) -> None:

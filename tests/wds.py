@@ -108,6 +108,15 @@ def write_captions(folder: pathlib.Path, count: int = 12) -> str:
     return write_set(folder, samples, {"dataset_type": ["retrieval"]})
 
 
+def write_choices(folder: pathlib.Path, choices: list[tuple[str, list[str]]]) -> str:
+    """Writes a set like SugarCrepe, of (name of the picture, captions)."""
+    samples = [
+        {"png": tiny.draw(name, 110), "txt": "\n".join(captions).encode()}
+        for name, captions in choices
+    ]
+    return write_set(folder, samples, {"dataset_type": ["retrieval"]})
+
+
 def write_faces(folder: pathlib.Path, count: int = 12) -> str:
     """Writes a set like FairFace: race is the colour, gender whether it is left."""
     lines = ["race:red", "race:green", "race:blue", "gender:right", "gender:left"]

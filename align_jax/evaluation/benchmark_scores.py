@@ -79,3 +79,37 @@ def association_score(
     chosen = np.lexsort((ties, rounded))[-int(right.sum()) :]
     hits = int(right[chosen].sum())
     return hits / (2 * int(right.sum()) - hits)
+
+
+def selection_hits(
+    scores: np.ndarray, in_order: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which instances have all captions right, and which all pictures.
+
+    Picture i of an instance belongs to caption i, for i below n = min(I, C). The
+    captions are right if each of the first n pictures is closest to its caption, and
+    the pictures are if each of the first n captions is closest to its picture
+    (CLIP_benchmark's image_caption_selection; Winoground, arXiv 2204.03162).
+
+    Args:
+      scores: (N, I, C) similarity of each picture and each caption of an instance.
+      in_order: whether the first of several equal candidates is chosen, as argmax does
+        in CLIP_benchmark's code. Else a wrong one is.
+
+    Returns:
+      (N,) bools of the captions, and (N,) bools of the pictures.
+    """
+    count = min(scores.shape[1:])
+    own = np.arange(count)
+    right = scores[:, own, own]  # (N, n)
+    if in_order:
+        best = [
+            (scores >= scores.max(axis, keepdims=True) - ROUNDING).argmax(axis)
+            for axis in (2, 1)
+        ]  # (N, I) and (N, C)
+        captions, pictures = ((chosen[:, :count] == own).all(1) for chosen in best)
+        return captions, pictures
+    floor = right - ROUNDING
+    captions = (scores[:, :count] >= floor[:, :, None]).sum(2) == 1  # itself alone
+    pictures = (scores[:, :, :count] >= floor[:, None]).sum(1) == 1
+    return captions.all(1), pictures.all(1)

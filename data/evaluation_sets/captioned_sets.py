@@ -1,11 +1,13 @@
 """Facts about retrieval sets and their training splits, and readers of their captions.
 
-The counts are those of Karpathy's splits and of Multi30K's test set of 2016. They are
-checked, because evaluating on another split gives wrong but believable numbers.
+The counts are those of Karpathy's splits, of Multi30K's test set of 2016, and of the
+sets of long captions, DOCCI (arXiv 2404.19753) and Urban-1k (arXiv 2403.15378). They
+are checked, because evaluating on another split gives wrong but believable numbers.
 """
 
 import dataclasses
 import gzip
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +38,8 @@ class EvaluationSet:
 
     Attributes:
       name: name of the dataset.
-      captions: files that `read` reads, relative to the folder of the downloads.
+      captions: files that `read` reads, relative to the folder of the downloads; a name
+        may be a pattern of files, as "captions/*.txt".
       pictures: folder of the pictures, relative to the folder of the downloads.
       images: dict from split to number of pictures.
       texts: dict from split to number of captions by feature name.
@@ -120,6 +123,58 @@ def read_multi30k(
             for name, of_picture in zip(names, texts, strict=True)
         ]
     }
+
+
+def read_docci(
+    facts: EvaluationSet, source: pathlib.Path
+) -> dict[str, list[CaptionedPicture]]:
+    """Reads the splits in `facts.images` from DOCCI's lines of JSON objects.
+
+    Raises:
+      InputError: the file is damaged, or a line has another form.
+    """
+    path, folder = source / facts.captions[0], source / facts.pictures
+    entries: dict[str, list[CaptionedPicture]] = {split: [] for split in facts.images}
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            found = json.loads(line)
+            if found["split"] in entries:
+                name = pathlib.PurePosixPath(found["image_file"]).name
+                texts = {"texts": [found["description"].strip()]}
+                entry = CaptionedPicture(folder / name, texts, [])
+                entries[found["split"]].append(entry)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"line {number} of {path} is none of DOCCI's ({type(error).__name__}:"
+                f" {error}); wanted in {source}: {facts.layout}"
+            ) from error
+    return entries
+
+
+def read_urban(
+    facts: EvaluationSet, source: pathlib.Path
+) -> dict[str, list[CaptionedPicture]]:
+    """Reads Urban-1k, a text file for each picture.
+
+    A caption is the first line of its file, as in Long-CLIP's code.
+
+    Raises:
+      InputError: a file is damaged.
+    """
+    folder = source / facts.pictures
+    return {
+        "test": [
+            CaptionedPicture(
+                folder / f"{path.stem}.jpg", {"texts": [_lines(path)[0].strip()]}, []
+            )
+            for path in caption_files(source, facts.captions[0])
+        ]
+    }
+
+
+def caption_files(source: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Lists the files of an entry of `EvaluationSet.captions`, sorted; [] for none."""
+    return sorted(path for path in source.glob(name) if path.is_file())
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -221,7 +276,35 @@ MULTI30K = EvaluationSet(
     read=read_multi30k,
 )
 
+DOCCI = EvaluationSet(
+    name="docci",
+    captions=("docci/docci_descriptions.jsonlines",),
+    pictures="docci/images",
+    images={"test": 5000},
+    texts={"test": {"texts": 5000}},
+    layout=(
+        "the folder docci/ with docci_descriptions.jsonlines and the folder images/ of"
+        " docci_images.tar.gz (https://google.github.io/docci/#downloads)"
+    ),
+    read=read_docci,
+)
+URBAN1K = EvaluationSet(
+    name="urban1k",
+    captions=("Urban1k/caption/*.txt",),
+    pictures="Urban1k/image",
+    images={"test": 1000},
+    texts={"test": {"texts": 1000}},
+    layout=(
+        "the folder Urban1k/ with the folders caption/ and image/"
+        " (https://huggingface.co/datasets/BeichenZhang/Urban1k)"
+    ),
+    read=read_urban,
+)
+
 EVALUATION_SETS = {
     facts.name: facts
-    for facts in (FLICKR30K, COCO, MULTI30K, FLICKR30K_TRAIN, COCO_TRAIN)
+    for facts in (
+        *(FLICKR30K, COCO, MULTI30K, FLICKR30K_TRAIN, COCO_TRAIN),
+        *(DOCCI, URBAN1K),
+    )
 }

@@ -8,6 +8,7 @@ from align_jax.evaluation.benchmark_scores import (
     average_precisions,
     group_means,
     macro_f1,
+    selection_hits,
 )
 
 TOLERANCE = 1e-6
@@ -46,6 +47,33 @@ def test_associations_typed_by_hand():
 def test_group_means_typed_by_hand():
     found = group_means(np.array([1, 0, 1, 1]), np.array([4.0, 4.0, 2.0, 2.0]))
     assert found == {2: 1.0, 4: 0.5}
+
+
+def test_selections_typed_by_hand():
+    # Two pictures and two captions: all right, the captions alone, the pictures alone,
+    # and all equal, where argmax chooses the first one for each of the two.
+    scores = np.float32(
+        [
+            [[3, 1], [1, 3]],
+            [[3, 1], [4, 5]],
+            [[3, 4], [1, 5]],
+            [[1, 1], [1, 1]],
+            [[3, 3], [1, 3]],
+        ]
+    )
+    captions, pictures = selection_hits(scores)
+    np.testing.assert_array_equal(captions, [True, True, False, False, False])
+    np.testing.assert_array_equal(pictures, [True, False, True, False, False])
+    captions, pictures = selection_hits(scores, in_order=True)
+    np.testing.assert_array_equal(captions, [True, True, False, False, True])
+    np.testing.assert_array_equal(pictures, [True, False, True, False, False])
+    # One picture, its caption and wrong ones: in order, a constant model is right.
+    scores = np.float32([[[2, 1, 1]], [[1, 2, 1]], [[1, 1, 1]], [[1 - 1e-7, 1, 0]]])
+    captions, pictures = selection_hits(scores)
+    np.testing.assert_array_equal(captions, [True, False, False, False])
+    assert pictures.all()
+    captions, _ = selection_hits(scores, in_order=True)
+    np.testing.assert_array_equal(captions, [True, False, True, True])
 
 
 def draw(seed, shape, ties):
@@ -106,6 +134,27 @@ def test_scores_agree_with_a_plain_statement_with_ties(seed, ties):
             expected = sklearn.metrics.jaccard_score(right, chosen)
             score = association_score(scores[:12, 0], right, in_order)
             assert score == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2), (3, 2), (2, 4)])
+def test_selections_agree_with_a_plain_statement_with_ties(shape, ties):
+    scores = draw(0, (40, *shape), ties)
+
+    def right(candidates, i, in_order):
+        if in_order:
+            return [*candidates].index(max(candidates)) == i
+        return all(candidates[i] > c for j, c in enumerate(candidates) if j != i)
+
+    for in_order in (False, True):
+        for side, found in enumerate(selection_hits(scores, in_order)):
+            expected = []
+            for matrix in scores:
+                queries = matrix.T if side else matrix
+                rows = range(min(shape))
+                expected.append(all(right(queries[i], i, in_order) for i in rows))
+            assert np.mean(found) == pytest.approx(np.mean(expected), abs=TOLERANCE)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_rounding_errors_are_ties():

@@ -155,6 +155,15 @@ def test_evaluations_are_chosen_by_name():
         zero_shot.get_config("coca")
 
 
+@pytest.mark.parametrize("name", zero_shot.BEYOND)
+def test_sets_beyond_the_paper_are_chosen_by_name_alone(name, tmp_path):
+    assert name not in zero_shot.get_config().evaluators
+    config = zero_shot.get_config(name).to_dict()["evaluators"]
+    config[name]["directory"] = str(tmp_path / "absent")
+    with pytest.raises(InputError, match=f"{tmp_path}/absent"):
+        make_evaluators(config)
+
+
 def test_published_numbers_are_of_measures_that_there_are():
     measures = PUBLISHED["measures"]
     recalls = [f"flickr30k/{way}_recall@{k}" for way in ("i2t", "t2i") for k in CUTS]
@@ -190,3 +199,59 @@ def test_the_command_line_names_what_is_missing(name, message, tmp_path):
         main.run(["main.py", *flags])
     assert "Traceback" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_under_attack_a_reader_of_words_chooses_the_word(directory, monkeypatch):
+    written = []
+
+    def note(picture, word, random):
+        written.append((picture, word, random.random()))
+        return word.encode()
+
+    monkeypatch.setattr("align_jax.evaluation.evaluators.zero_shot.write_word", note)
+    fields = {"kind": "zero_shot", "directory": directory, "split": "test"}
+    fields |= {"prompts": f"{directory}/prompts.json", "attack": True}
+
+    def run(share, **more):
+        """Evaluates an encoder that reads a share of the words, the first ones."""
+        encoder = FixedEncoder(perfect, perfect)
+        shown = iter(range(12))
+        stream = encoder.stream_images
+
+        def read(pictures):
+            for picture in pictures:
+                if picture in encoder.names:
+                    yield from stream([picture])
+                else:
+                    reads = next(shown) < 12 * share
+                    name = picture.decode() if reads else encoder.names[written[-1][0]]
+                    yield np.float32([perfect(name)])
+
+        encoder.stream_images = read
+        described = {"set": fields | more}
+        return dict(make_evaluators(described)["set"].run(encoder))
+
+    found = run(1)
+    assert found["top1"] == 1
+    assert found["attacked_top1"] == 0
+    assert found["attack_loss"] == found["attack_success"] == 1
+    first, written[:] = list(written), []
+    names = {tiny.draw(n, 110): n for n in tiny.NAMES}
+    assert [names[picture] for picture, _, _ in first] == tiny.NAMES
+    assert all(word not in names[picture] for picture, word, _ in first)
+    assert len({word for _, word, _ in first}) > 1
+    found = run(0.25)
+    assert found["attacked_top1"] == 0.75
+    assert found["attack_success"] == found["attack_loss"] == 0.25
+    assert written == first  # of the same seed
+    written.clear()
+    run(0, attack_seed=1)
+    assert written != first
+
+
+def test_an_attack_needs_two_names(directory, tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"templates": ["{}"], "classes": ["red"] * 3}))
+    config = ZeroShotConfig(directory, "test", str(path), attack=True)
+    with pytest.raises(InputError, match="has the one class name 'red'; an attack nee"):
+        ZeroShot(config)

@@ -13,9 +13,11 @@ from align_jax.embed.encoder import Encoder
 from align_jax.evaluation.evaluators.classification import Classification
 from align_jax.evaluation.evaluators.crisscrossed import Crisscrossed
 from align_jax.evaluation.evaluators.few_shot import FewShot
+from align_jax.evaluation.evaluators.languages import Languages
 from align_jax.evaluation.evaluators.linear_probe import LinearProbe
 from align_jax.evaluation.evaluators.neighbours import Neighbours
 from align_jax.evaluation.evaluators.retrieval import Retrieval
+from align_jax.evaluation.evaluators.selection import Selection
 from align_jax.evaluation.evaluators.wds import Wds
 from align_jax.evaluation.evaluators.word_similarity import WordSimilarity
 from align_jax.evaluation.evaluators.zero_shot import ZeroShot
@@ -78,9 +80,11 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "classification": Classification,
     "crisscrossed": Crisscrossed,
     "few_shot": FewShot,
+    "languages": Languages,
     "linear_probe": LinearProbe,
     "neighbours": Neighbours,
     "retrieval": Retrieval,
+    "selection": Selection,
     "wds": Wds,
     "word_similarity": WordSimilarity,
     "zero_shot": ZeroShot,

@@ -21,7 +21,8 @@ from align_jax.evaluation.examples import Example, Item, Side, make_examples, sh
 from align_jax.evaluation.scores import mean_per_class, recall_at
 from align_jax.input.benchmark_folder import BenchmarkPictures, read_templates
 from align_jax.input.evaluation_records import FORMATS, LabelledPictures, LabelledSplits
-from align_jax.ranges import Natural
+from align_jax.input.word_attack import choose_wrong, write_word
+from align_jax.ranges import Natural, Seed
 from align_jax.texts import check_template
 
 AVERAGES = ("unit", "plain")
@@ -47,6 +48,10 @@ class ZeroShotConfig(LabelledSplits):
       label_feature: name of the label in a record; a record with label < 0 is skipped.
       format: "tfds", or "wds" for CLIP_benchmark's folders, see
         `align_jax.input.benchmark_folder`, which have no features.
+      attack: whether the accuracy is also measured on the same pictures with the name
+        of a wrong class written onto each, see `align_jax.input.word_attack`.
+      attack_seed: seed that, with the picture's number, gives the wrong class and the
+        position of its name.
     """
 
     directory: str
@@ -59,6 +64,8 @@ class ZeroShotConfig(LabelledSplits):
     image_feature: str = "image"
     label_feature: str = "label"
     format: str = "tfds"
+    attack: bool = False
+    attack_seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_choices(self, {"average": AVERAGES, "format": FORMATS})
@@ -121,6 +128,12 @@ class ZeroShot:
                 f"{config.classes} has labels up to {self.kept[-1]}; {config.prompts}"
                 f" describes {len(every)} classes"
             )
+        self._names = [self.prompts.classes[label] for label in self.kept]
+        if config.attack and len({*self._names}) < 2:
+            raise InputError(
+                f"{config.directory} has the one class name {self._names[0]!r}; an"
+                " attack needs two or more"
+            )
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields accuracies in [0, 1], then a baseline and counts.
@@ -131,6 +144,10 @@ class ZeroShot:
         template `single`; `ensemble_gain_over_bare_name` is `top1` minus
         `bare_name_top1`, that of the class name alone. ALIGN's paper has a gain of 2.9
         points and does not name its baseline.
+
+        With `attack`, `attacked_top1` is the accuracy on the pictures with a word,
+        `attack_loss` is `top1` minus that, and `attack_success` the share of these
+        pictures for which the model chooses the word's class.
         """
         self.found = self.find(embedder)
         images, truth, _, ranks = self.found
@@ -145,6 +162,8 @@ class ZeroShot:
                 _, found = self._rank(embedder, images, truth, [template])
                 yield name, recall_at(found, 1)
                 yield gain, recall_at(ranks, 1) - recall_at(found, 1)
+        if self._config.attack:
+            yield from self._attack(embedder, self.found)
         yield "majority", float(np.bincount(truth).max() / len(truth))
         yield "queries", len(truth)
         yield "candidates", len(self.kept)
@@ -181,11 +200,29 @@ class ZeroShot:
         classes = class_embeddings(embedder, self._fill(templates), unit)
         return classes, class_ranks(images, classes, truth, embedder.mesh)
 
+    def _attack(
+        self, embedder: Encoder, found: RankedClasses
+    ) -> Iterator[tuple[str, float]]:
+        """Yields the accuracy on pictures with a word, its loss, and the success."""
+        wrong: list[int] = []  # class of each word
+
+        def write() -> Iterator[bytes]:
+            for number, picture in enumerate(self._pictures([])):
+                random = np.random.default_rng((self._config.attack_seed, number))
+                wrong.append(choose_wrong(self._names, found.truth[number], random))
+                yield write_word(picture, self._names[wrong[-1]], random)
+
+        images, mesh = embedder.encode_images(write()), embedder.mesh
+        top1 = recall_at(class_ranks(images, found.classes, found.truth, mesh), 1)
+        yield "attacked_top1", top1
+        yield "attack_loss", recall_at(found.ranks, 1) - top1
+        chosen = class_ranks(images, found.classes, np.array(wrong), mesh)
+        yield "attack_success", recall_at(chosen, 1)
+
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Returns {title: examples} of the last run; before any run, of `find`."""
         found = self.found or self.find(embedder)
-        names = [self.prompts.classes[label] for label in self.kept]
-        truth = found.truth
+        names, truth = self._names, found.truth
 
         def show_pictures(rows: Sequence[int]) -> dict[int, Item]:
             shown = self.data.some(rows)

@@ -17,10 +17,12 @@ from data.eval_sets import write_set
 from data.evaluation_sets.captioned_sets import (
     COCO,
     COCO_TRAIN,
+    DOCCI,
     EVALUATION_SETS,
     FLICKR30K,
     FLICKR30K_TRAIN,
     MULTI30K,
+    URBAN1K,
 )
 from tests import tiny
 
@@ -72,10 +74,15 @@ def test_the_true_counts_are_karpathys_and_multi30ks():
     assert set(EVALUATION_SETS) == {
         "coco",
         "coco_train",
+        "docci",
         "flickr30k",
         "flickr30k_train",
         "multi30k",
+        "urban1k",
     }
+    assert (DOCCI.images, URBAN1K.images) == ({"test": 5000}, {"test": 1000})
+    for facts in (DOCCI, URBAN1K):  # a description a picture
+        assert facts.texts == {"test": {"texts": facts.images["test"]}}
     assert FLICKR30K_TRAIN.images == {"train": 29_000}
     assert FLICKR30K_TRAIN.texts == {"train": {"texts": 5 * 29_000}}
     assert COCO_TRAIN.images == {"train": 82_783, "restval": 30_504}
@@ -153,6 +160,68 @@ def test_coco_s_training_pictures_lie_in_two_folders(tmp_path):
         read = Retrieval(RetrievalConfig(str(tmp_path / "out"), split))
         assert read.pictures == [tiny.draw(tiny.NAMES[number], 1)]
         assert read.texts == [f"{split} 0", f"{split} 1"]
+
+
+def test_docci_has_one_description_a_picture_of_its_split(tmp_path):
+    facts = dataclasses.replace(DOCCI, images={"test": 2}, texts={"test": {"texts": 2}})
+    source = tmp_path / "downloads"
+    (source / "docci" / "images").mkdir(parents=True)
+    lines = []
+    for number, split in enumerate(["train", "test", "qual_dev", "test"]):
+        name, text = f"{split}_{number}.jpg", f"Long {number}.\u2028 And longer. "
+        line = {"example_id": name[:-4], "split": split, "image_file": name}
+        lines.append(json.dumps(line | {"description": text}, ensure_ascii=False))
+        if split == "test":
+            picture = tiny.draw(tiny.NAMES[number], 1)
+            (source / "docci" / "images" / name).write_bytes(picture)
+    path = source / "docci" / "docci_descriptions.jsonlines"
+    path.write_text("\n".join(lines) + "\n")
+    write_set(facts, source, tmp_path / "out")
+    read = Retrieval(RetrievalConfig(str(tmp_path / "out"), "test"))
+    assert read.pictures == [tiny.draw(tiny.NAMES[n], 1) for n in (1, 3)]
+    assert read.texts == [f"Long {n}.\u2028 And longer." for n in (1, 3)]
+    with pytest.raises(
+        InputError, match=r"of docci has 2 pictures; wanted 5000: docci/"
+    ):
+        write_set(DOCCI, source, tmp_path / "other")
+    for broken in ("{", '"test"', '{"split": "test", "image_file": "1.jpg"}'):
+        path.write_text("\n".join([lines[0], broken]))
+        with pytest.raises(
+            InputError, match=r"line 2 of .* is none of DOCCI's .*github"
+        ):
+            write_set(facts, source, tmp_path / "other")
+
+
+def test_urban_1k_has_a_text_file_for_each_picture(tmp_path):
+    facts = dataclasses.replace(
+        URBAN1K, images={"test": 2}, texts={"test": {"texts": 2}}
+    )
+    source = tmp_path / "downloads"
+    with pytest.raises(
+        InputError, match=r"no file .*Urban1k/caption/\*.txt; .*Beichen"
+    ):
+        write_set(facts, source, tmp_path / "out")
+    captions, pictures = (source / "Urban1k" / n for n in ("caption", "image"))
+    captions.mkdir(parents=True)
+    pictures.mkdir()
+    for number in (2, 10):
+        (captions / f"{number}.txt").write_text(f"Street {number}.\nMore.\n")
+        (pictures / f"{number}.jpg").write_bytes(tiny.draw(tiny.NAMES[number], 1))
+    write_set(facts, source, tmp_path / "out")
+    read = Retrieval(RetrievalConfig(str(tmp_path / "out"), "test"))
+    assert read.pictures == [tiny.draw(tiny.NAMES[n], 1) for n in (10, 2)]
+    assert read.texts == ["Street 10.", "Street 2."]
+    (hashed,) = json.loads((tmp_path / "out" / "manifest.json").read_text())[
+        "sources"
+    ].values()
+    content = b"Street 10.\nMore.\nStreet 2.\nMore.\n"
+    assert hashed == hashlib.sha256(content).hexdigest()
+    (captions / "2.txt").write_text("Another.\n")
+    with pytest.raises(InputError, match="does not hold urban1k of these files"):
+        write_set(facts, source, tmp_path / "out")
+    (captions / "3.txt").write_text("Street 3.\n")
+    with pytest.raises(InputError, match=r"of urban1k has 3 pictures; wanted 2"):
+        write_set(facts, source, tmp_path / "other")
 
 
 def test_multi30k_pairs_line_i_with_picture_i_in_every_language(source, tmp_path):
@@ -263,7 +332,7 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error == (
         "data.eval_sets: NAME is 'flikr30k'; did you mean 'flickr30k'? known:"
-        " flickr30k, coco, multi30k, flickr30k_train, coco_train\n"
+        " flickr30k, coco, multi30k, flickr30k_train, coco_train, docci, urban1k\n"
     )
 
 
