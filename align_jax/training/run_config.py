@@ -40,6 +40,7 @@ EXECUTION = (
     "profile_steps",
     "profile_process",
     "hang_seconds",
+    "trackers",
 )
 
 # A second program without norms is about 2 % faster than the program with norms. In a
@@ -159,6 +160,7 @@ class RunConfig:
       hang_seconds: time without a step after which each process writes its stacks, and
         one names the processes that hold the others up; ten steps if they take longer;
         0 for never.
+      trackers: {key of TRACKERS: that tracker's fields}; the run is reported to each.
     """
 
     kind: ClassVar[str]  # type of its weights, a key of `WEIGHTS_KINDS`
@@ -185,6 +187,7 @@ class RunConfig:
     profile_steps: tuple[Count, ...] = ()
     profile_process: Natural = 0
     hang_seconds: Natural = 300
+    trackers: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
@@ -293,25 +296,22 @@ class RunConfig:
         """
         phase = phase or self.batch_phases[0]
         try:
-            return self._plan(mesh, phase)
+            return StepPlan(
+                model=self.make_model(mesh),
+                loss=self.loss,
+                optimizer=self.optimizer,
+                total_steps=self.total_steps,
+                virtual_cores=phase.pairs // self.pairs_per_core,
+                pairs_per_core=self.pairs_per_core,
+                microbatches=self.microbatches,
+                seed=self.seed,
+                mesh=mesh,
+            )
         except InputError as error:
             if not self.phases:
                 raise
             number = find_phase(self.batch_phases, phase.start)
             raise InputError(f"in config.phases[{number}], {error}") from error
-
-    def _plan(self, mesh: Mesh, phase: Phase) -> StepPlan:
-        return StepPlan(
-            model=self.make_model(mesh),
-            loss=self.loss,
-            optimizer=self.optimizer,
-            total_steps=self.total_steps,
-            virtual_cores=phase.pairs // self.pairs_per_core,
-            pairs_per_core=self.pairs_per_core,
-            microbatches=self.microbatches,
-            seed=self.seed,
-            mesh=mesh,
-        )
 
     def batch_shapes(
         self, mesh: Mesh, phase: Phase | None = None
