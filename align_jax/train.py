@@ -118,8 +118,7 @@ def train(
         stack.enter_context(_explaining(workdir, own_batches, checkpoints))
         batches = global_batches(own_batches, mesh)
         embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
-        opened = open_writers(workdir, start, times.begun, tracking.feeds)
-        lines, writer, past = opened
+        lines, writer, past = open_writers(workdir, start, times.begun, tracking.feeds)
         flops = programs.count_flops(start)
         pace = Pace(programs.pairs_after(start), flops, past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)

@@ -32,16 +32,8 @@ from align_jax.training.step_plan import StepPlan
 
 # Fields that change how a run is computed but not its result. `run_execution` adds the
 # fields of the towers.
-EXECUTION = (
-    "microbatches",
-    "fsdp",
-    "checkpoint",
-    "log_every_steps",
-    "profile_steps",
-    "profile_process",
-    "hang_seconds",
-    "trackers",
-)
+EXECUTION = """microbatches fsdp checkpoint log_every_steps profile_steps
+    profile_process hang_seconds trackers""".split()
 
 # A second program without norms is about 2 % faster than the program with norms. In a
 # run of at most this many steps, compiling it takes longer than it saves.
@@ -296,22 +288,25 @@ class RunConfig:
         """
         phase = phase or self.batch_phases[0]
         try:
-            return StepPlan(
-                model=self.make_model(mesh),
-                loss=self.loss,
-                optimizer=self.optimizer,
-                total_steps=self.total_steps,
-                virtual_cores=phase.pairs // self.pairs_per_core,
-                pairs_per_core=self.pairs_per_core,
-                microbatches=self.microbatches,
-                seed=self.seed,
-                mesh=mesh,
-            )
+            return self._plan(mesh, phase)
         except InputError as error:
             if not self.phases:
                 raise
             number = find_phase(self.batch_phases, phase.start)
             raise InputError(f"in config.phases[{number}], {error}") from error
+
+    def _plan(self, mesh: Mesh, phase: Phase) -> StepPlan:
+        return StepPlan(
+            model=self.make_model(mesh),
+            loss=self.loss,
+            optimizer=self.optimizer,
+            total_steps=self.total_steps,
+            virtual_cores=phase.pairs // self.pairs_per_core,
+            pairs_per_core=self.pairs_per_core,
+            microbatches=self.microbatches,
+            seed=self.seed,
+            mesh=mesh,
+        )
 
     def batch_shapes(
         self, mesh: Mesh, phase: Phase | None = None

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from align_jax.config import write_config
 from align_jax.errors import UNAWAITED, InputError, NonFiniteError, Preempted
 from align_jax.report.pages import encode_uri
+from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.runs.trackers import reporting
 from align_jax.runs.trackers.reporting import Trackers
 from align_jax.runs.trackers.tracked_run import TrackedRun
 from align_jax.runs.trackers.trackio_run import TrackioConfig
 from align_jax.runs.trackers.wandb_run import WandbConfig
+from configs import quickstart
 
 FIELDS = {"seed": 3, "model": {"image_tower": {"width": 0.25}}}
 
@@ -165,6 +168,14 @@ def test_a_config_of_trackers_is_checked_before_the_run(monkeypatch):
             Trackers({name: {}})
     assert WandbConfig().mode == "online"
     assert TrackioConfig().space_id is None
+
+
+def test_a_run_continues_with_other_trackers(tmp_path):
+    fields = quickstart.get_config().to_dict()
+    write_config(tmp_path, fill_defaults(fields))
+    check_workdir(tmp_path, fields | {"trackers": {"trackio": {"project": "x"}}})
+    with pytest.raises(InputError, match="belongs to another config"):
+        check_workdir(tmp_path, fields | {"seed": 7})
 
 
 def test_runs_of_a_sweep_share_a_group():

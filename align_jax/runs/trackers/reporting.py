@@ -24,7 +24,6 @@ from align_jax import places
 from align_jax.config import choose, read_config
 from align_jax.contracts import check_contract
 from align_jax.errors import UNAWAITED, InputError, warned
-from align_jax.runs.metric_lines import ScalarWriter
 from align_jax.runs.trackers import TRACKERS, Tracker
 from align_jax.runs.trackers.tracked_run import TrackedRun
 from align_jax.runs.workdir import leads
@@ -35,8 +34,8 @@ PATIENCE = 30  # seconds that the end of a run waits for a tracker
 GO_ON = "the run goes on without it"
 
 
-class Feed(ScalarWriter):
-    """Hands all calls to a tracker in a thread, which also begins its run.
+class Feed:
+    """A writer that calls a tracker in a thread, which also begins the tracker's run.
 
     A tracker that raises an error is left out from then on, with one line on stderr.
     """
