@@ -124,6 +124,7 @@ def _add(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
         return inputs
     out = [atom.aval for atom in equation.outvars]
     fixed = all(isinstance(size, int) for like in out for size in like.shape)
+    fixed = fixed and kind != "dim_as_value"  # the size of the batch
     if fixed and all(isinstance(value, np.ndarray) for value in inputs):
         with jax.ensure_compile_time_eval():
             found = equation.primitive.bind(*inputs, **fields)

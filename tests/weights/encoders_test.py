@@ -140,7 +140,8 @@ def test_an_operation_that_onnx_export_lacks_is_named():
     like = jax.ShapeDtypeStruct((3,), np.float32)
     lacking = {
         "sort": jax.numpy.sort,
-        "scan": lambda x: jax.lax.scan(lambda c, y: (c + x, y), x, x[0])[0],
+        "scan": lambda x: jax.lax.scan(lambda c, _: (c * 2, None), x, length=3)[0],
+        "dim_as_value": lambda x: x * x.shape[0],
     }
     for name, function in lacking.items():
         with pytest.raises(InputError, match=f"the model has '{name}', an operation"):
