@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class WandbRun:
             name=run.name,
             id=run.id,
             resume="allow" if config.mode == ONLINE else None,
-            mode=config.mode,
+            mode=cast(Any, config.mode),
             dir=None if places.is_url(run.workdir) else run.workdir,
             config=dict(run.fields),
             reinit="create_new",
