@@ -23,7 +23,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -81,9 +81,10 @@ class Logged:
         config: PretrainConfig,
         workdir: str,
         trackers: Sequence[MetricWriter] = (),
+        steps: Mapping[bool, jax.stages.Compiled] | None = None,
     ):
         shapes = config.batch_shapes(plan.mesh)
-        self.steps = compile_steps(plan, shapes, (False, True))
+        self.steps = steps or compile_steps(plan, shapes, (False, True))
         self._state, self._batch = create_state(plan), batch
         self._pace = Pace(config.batch_size, count_model_flops(plan, shapes), [])
         lines, writer, _ = open_writers(workdir, 0, trackers=trackers)
