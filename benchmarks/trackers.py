@@ -4,8 +4,8 @@
 
 Loops without a tracker and with each take turns on the quickstart's model and batch.
 All write the metrics to JSON lines and TensorBoard as the config says. A tracker works
-in threads and processes of its own. The printed interval holds the true median of the
-ratios in 95 of 100 measurements like this one.
+in other threads and processes. The printed interval holds the true median of the ratios
+in 95 of 100 measurements like this one.
 """
 
 import argparse
