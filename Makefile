@@ -16,8 +16,8 @@ BRIEFLY := sed -unE '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB|^Installi
 SPREAD := --numprocesses 2 --dist loadfile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-EXTRAS := browser convert languages nsfw spark tpu
-SUITES := fast buckets docker faults formats launch pods wheel $(EXTRAS)
+EXTRAS := browser convert languages nsfw onnx spark tpu
+SUITES := fast buckets docker faults formats launch pods trackers wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
 .PHONY: quickstart data ablations recipes recipes-data docs docker
@@ -110,6 +110,10 @@ ready-launch: .venv/installed
 	$(PYTHON) -m venv .venv-xpk
 	.venv-xpk/bin/pip install --quiet 'xpk==1.16.0'
 
+ready-trackers: .venv/installed
+	.venv/bin/pip install --quiet -e '.[wandb,trackio]' -c constraints.txt
+	.venv/bin/pip install --quiet --no-deps trackio -c constraints.txt
+
 test-convert: ready-convert  ## compare with torch and transformers, which it installs
 	$(TEST) -m convert
 
@@ -128,6 +132,9 @@ test-languages: ready-languages  ## find languages by the extra `languages`
 test-nsfw: ready-nsfw  ## test the NSFW model of the extra `nsfw`
 	$(TEST) -m nsfw
 
+test-onnx: ready-onnx  ## compare encoders in ONNX, by onnxruntime, with ours
+	$(TEST) -m onnx
+
 test-faults: ready-faults  ## kill runs at random moments, damage pictures
 	$(TEST) -m faults
 
@@ -145,6 +152,9 @@ test-launch: ready-launch  ## read the tasks with SkyPilot and XPK
 
 ready-docker: .venv/installed
 	@docker version >/dev/null || { echo 'ERROR: Docker does not run' >&2; exit 1; }
+
+test-trackers: ready-trackers  ## track runs in Weights & Biases, offline, and Trackio
+	$(TEST) -m trackers
 
 test-docker: ready-docker  ## build the image and run it, where Docker runs
 	$(TEST) -m docker

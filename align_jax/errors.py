@@ -37,6 +37,7 @@ BROUGHT_BY = {
     "pydantic": "fastapi",
     "starlette": "fastapi",
     "tensorstore": "orbax-checkpoint",
+    "trackio": "gradio-client",  # the extra lacks Trackio itself, see docs/trackers.md
     "yaml": "PyYAML",
 }
 # Errors of `numpy.load` and `zipfile` for a damaged .npz file, beside OSError.

@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from clu.metric_writers import MetricWriter
 from jax.sharding import Mesh
 
 from align_jax import places
@@ -33,6 +34,7 @@ from align_jax.runs.profiles import Profile
 from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import collect_results
 from align_jax.runs.telemetry import StepLog, open_writers
+from align_jax.runs.trackers.reporting import Trackers
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
@@ -47,7 +49,12 @@ RESTORING_LINE = "making or restoring the state"
 COMPILING_LINE = "compiling the training step: minutes, or seconds if done before"
 
 
-def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> None:
+def train(
+    fields: dict[str, Any],
+    workdir: str,
+    begun: float | None = None,
+    trackers: Sequence[MetricWriter] = (),
+) -> None:
     """Starts or continues a training run, and writes its results and report.
 
     If the workdir holds the finished run already, its results are only printed, and a
@@ -57,6 +64,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
       fields: the literal config of a training run; its `run` is a key of `TRAINING`.
       workdir: path or URL of the run's folder, which nothing else may use.
       begun: time from which this start counts, in Unix seconds; None is now.
+      trackers: writers beside those of `config.trackers`, called from a thread.
 
     Raises:
       InputError: bad fields, data or workdir, before the step compiles; later, too many
@@ -81,6 +89,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         plan = programs.plans[0]
         tokenizer = config.make_tokenizer()
         evaluators = make_evaluators(config.evaluators)
+        tracking = Trackers(config.trackers, trackers)
         data = open_training(config.input, config.batch_phases, jax.process_count())
         config.check_data()
         check_parameters(config)
@@ -95,6 +104,8 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         check_copy(workdir, tokenizer)
         fields = fill_defaults(fields)
         _prepare_folder(workdir, fields, tokenizer, start)
+        # A tracker may take long to end; a checkpoint is complete before.
+        stack.enter_context(tracking.reporting(workdir, fields))
         identity = config.identity(tokenizer)
         checkpoints = Checkpoints(workdir, config.checkpoint, identity)
         checkpoints.open()
@@ -107,7 +118,7 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         stack.enter_context(_explaining(workdir, own_batches, checkpoints))
         batches = global_batches(own_batches, mesh)
         embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
-        lines, writer, past = open_writers(workdir, start, times.begun)
+        lines, writer, past = open_writers(workdir, start, times.begun, tracking.feeds)
         flops = programs.count_flops(start)
         pace = Pace(programs.pairs_after(start), flops, past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)
@@ -188,7 +199,8 @@ def train(fields: dict[str, Any], workdir: str, begun: float | None = None) -> N
         lock.check()
         results = collect_results(workdir) if folder.leads() else {}
         embedder.load(state.variables)
-        publish(workdir, fields, results, evaluators, embedder)
+        plots = publish(workdir, fields, results, evaluators, embedder)
+        tracking.show(config.total_steps, plots)
 
 
 def _read_batches(

@@ -23,10 +23,11 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from clu.metric_writers import MetricWriter
 
 from align_jax.config import read_config
 from align_jax.devices.compiling import compile_fast
@@ -79,12 +80,14 @@ class Logged:
         batch: dict[str, jax.Array],
         config: PretrainConfig,
         workdir: str,
+        trackers: Sequence[MetricWriter] = (),
+        steps: Mapping[bool, jax.stages.Compiled] | None = None,
     ):
         shapes = config.batch_shapes(plan.mesh)
-        self.steps = compile_steps(plan, shapes, (False, True))
+        self.steps = steps or compile_steps(plan, shapes, (False, True))
         self._state, self._batch = create_state(plan), batch
         self._pace = Pace(config.batch_size, count_model_flops(plan, shapes), [])
-        lines, writer, _ = open_writers(workdir, 0)
+        lines, writer, _ = open_writers(workdir, 0, trackers=trackers)
         self._log = StepLog(lines, writer, self._pace, 0, config.total_steps)
         self._profile = Profile(workdir, ())
         self._config = config

@@ -16,6 +16,7 @@ from align_jax.evaluation.evaluators import EVALUATORS
 from align_jax.evaluation.runner import EvaluateConfig
 from align_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 from align_jax.ranges import ANY, INT32, INT64, Count, Range, find_fault
+from align_jax.runs.trackers import TRACKERS
 from align_jax.training.classify_config import ClassifyConfig
 from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.pretrain_config import PretrainConfig
@@ -37,6 +38,7 @@ CONFIGS += [
     CurationConfig,
     *TOWERS,
     *(evaluator.Config for evaluator in EVALUATORS.values()),
+    *(tracker.Config for tracker in TRACKERS.values()),
 ]
 # Any finite number.
 UNBOUNDED = {

@@ -152,10 +152,15 @@ def write_vocabulary(path: pathlib.Path) -> str:
 
 
 def write_model(
-    folder: pathlib.Path, seed: int = 0, max_pixels: int = MAX_PIXELS
+    folder: pathlib.Path,
+    seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    config: ModelConfig | None = None,
+    image_size: int = 16,
 ) -> str:
     """Writes a random dual encoder as a folder that `align_jax.load` reads."""
-    config = ModelConfig(EfficientNetConfig(**IMAGE_TOWER), BertConfig.smallest())
+    if config is None:
+        config = ModelConfig(EfficientNetConfig(**IMAGE_TOWER), BertConfig.smallest())
 
     random, arrays = np.random.default_rng(seed), {}
     for path, shape in variable_shapes(config).items():
@@ -164,7 +169,9 @@ def write_model(
         if path[-1] in ("kernel", "embedding"):
             spread = np.sqrt(2 / np.prod(shape[:-1]))
             arrays[path] = random.normal(0, spread, shape).astype(np.float32)
-    sizes = PreprocessConfig(resize=18, image_size=16, max_pixels=max_pixels)
+    sizes = PreprocessConfig(
+        resize=image_size + 2, image_size=image_size, max_pixels=max_pixels
+    )
     weights = Weights("dual_encoder", config, arrays, sizes, tuple(WORDS))
     write_weights(weights, str(folder))
     return str(folder)

@@ -82,8 +82,8 @@ def test_each_package_has_its_range_in_one_place():
     for name in installed:  # grows by the extras that these extras hold
         for held in re.findall(r"align-jax\[([\w,]+)\]", " ".join(extras[name])):
             installed += held.split(",")
-    suites = "browser convert docs gpu gs languages nsfw spark tpu".split()
-    assert extras.keys() == {*installed, *suites}
+    suites = "browser convert docs gpu gs languages nsfw onnx spark tpu".split()
+    assert extras.keys() == {*installed, *suites, "trackio", "wandb"}
 
 
 def test_a_missing_package_names_the_extra_that_brings_it(wheel, monkeypatch, capsys):
@@ -103,6 +103,9 @@ def test_a_missing_package_names_the_extra_that_brings_it(wheel, monkeypatch, ca
         "array_record": "[train]",
         "ibis": "[corpus]",
         "torch": "[convert]",
+        "huggingface_hub": "[hub]",
+        "onnx": "[onnx]",
+        "wandb": "[wandb]",
         "PIL": "",
     }.items():
         wanted = f"install align-jax{extra}, in a checkout by `pip install -e '.{extra}"

@@ -177,7 +177,7 @@ def apply_statistics(
     """
     mean, var = statistics
     factor = scale[None] * lax.rsqrt(var + EPSILON)  # (G, C)
-    affine = _each([factor, bias[None] - mean * factor], len(x))
+    affine = _each([factor, bias[None] - mean * factor], x.shape[0])
     affine = lax.optimization_barrier(affine)  # computed once, not at every pixel
 
     def activate(

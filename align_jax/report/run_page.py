@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from align_jax import dataset_folder, places
+from align_jax import places
 from align_jax.embed.encoder import Encoder
 from align_jax.embed.model import make_embedder
 from align_jax.errors import warned
@@ -21,6 +21,7 @@ from align_jax.evaluation.evaluators import Evaluator, PairEvaluator
 from align_jax.evaluation.examples import spread
 from align_jax.evaluation.runner import make_evaluators
 from align_jax.pictures import make_thumbnail
+from align_jax.report.corpora import read_corpora
 from align_jax.report.pages import TEMPLATES, encode_uri, render
 from align_jax.report.plots import plot, plot_lines
 from align_jax.runs import workdir as folder
@@ -61,17 +62,19 @@ def publish(
     results: dict[str, float],
     evaluators: Mapping[str, Evaluator],
     embedder: Encoder,
-) -> None:
+) -> list[dict[str, str]]:
     """Writes a run's results, which makes it a finished one, then its report.
 
     Prints the results. If the report fails, a warning is printed instead of an error.
-    The arguments are those of `write_report`.
+    Arguments and result are those of `write_report`, or no plots if it fails.
     """
     if folder.leads():
         places.write_json(os.path.join(workdir, folder.RESULTS_FILE), results)
+    plots: list[dict[str, str]] = []
     with _warned(workdir):
-        write_report(workdir, fields, results, evaluators, embedder)
+        plots = write_report(workdir, fields, results, evaluators, embedder)
     _print(workdir)
+    return plots
 
 
 def show_finished(workdir: str, fields: Mapping[str, Any], source: str) -> None:
@@ -115,7 +118,7 @@ def write_report(
     results: dict[str, float],
     evaluators: Mapping[str, Evaluator],
     embedder: Encoder,
-) -> str:
+) -> list[dict[str, str]]:
     """Writes `<workdir>/report.html`; every process calls this, and the first writes.
 
     The page's command and versions are those of this process.
@@ -128,16 +131,16 @@ def write_report(
       embedder: the model with its final parameters.
 
     Returns:
-      The page's path.
+      The page's plots, the dicts of `plot`; none in the other processes.
     """
-    path = os.path.join(workdir, REPORT_FILE)
     evaluations = {  # by all processes together
         name: describe(evaluator, embedder) for name, evaluator in evaluators.items()
     }
     if not folder.leads():
-        return path
+        return []
     rows, table = read_plotted(workdir), table_rows(results)
     marks = [step for step, _ in fields.get("phases", ())[1:]]
+    training, scores = training_plots(rows, marks), score_plots(rows, marks)
     page = render(
         TEMPLATES / "run.html.jinja",
         run=os.path.basename(os.path.normpath(workdir)),
@@ -150,8 +153,8 @@ def write_report(
         remarks=number_remarks(row.name for row in table)[1],
         datacomp=make_table(results),
         times=split_time(results),
-        training=training_plots(rows, marks),
-        scores=score_plots(rows, marks),
+        training=training,
+        scores=scores,
         corpora=read_corpora(fields),
         evaluations=evaluations,
         data_uri=data_uri,
@@ -159,8 +162,13 @@ def write_report(
         provenance=provenance() | count_starts(read_starts(workdir)),
         config=json.dumps(fields, indent=2, ensure_ascii=False),
     )
-    places.write_text(path, page)
-    return path
+    places.write_text(os.path.join(workdir, REPORT_FILE), page)
+    similarities = [
+        found["histogram"] | {"title": f"{name} {found['histogram']['title']}"}
+        for name, found in evaluations.items()
+        if found["histogram"]
+    ]
+    return [*training, *scores, *similarities]
 
 
 def read_plotted(workdir: str) -> list[Row]:
@@ -231,25 +239,6 @@ def data_uri(picture: bytes) -> str:
         reduced.save(file, kind, quality=85)
         picture = file.getvalue()
     return encode_uri(picture, kind)
-
-
-def read_corpora(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reads the manifests of a config's datasets.
-
-    Args:
-      fields: literal config of a run.
-
-    Returns:
-      {dataset name: manifest} of the datasets whose manifest has "rules", the number of
-      pairs that each filter rule dropped.
-    """
-    corpora = {}
-    for name, dataset in fields.get("input", {}).get("datasets", {}).items():
-        directory = places.resolve(dataset["directory"])
-        manifest = dataset_folder.read_manifest(directory)
-        if "rules" in manifest:
-            corpora[name] = manifest
-    return corpora
 
 
 def describe(evaluator: Evaluator, embedder: Encoder) -> dict[str, Any]:

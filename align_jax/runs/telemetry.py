@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,7 +69,10 @@ class CurvesWriter(ScalarWriter):
 
 
 def open_writers(
-    workdir: str, step: int, begun: float | None = None
+    workdir: str,
+    step: int,
+    begun: float | None = None,
+    trackers: Sequence[metric_writers.MetricWriter] = (),
 ) -> tuple[metric_writers.MetricWriter, metric_writers.MetricWriter, list[Row]]:
     """Opens the writers of a run that continues after `step`; see `open_lines`.
 
@@ -79,16 +82,17 @@ def open_writers(
       workdir: path or URL of the run's folder.
       step: number of steps taken before.
       begun: time of the start, in Unix seconds; None is now.
+      trackers: further writers, for which no call may wait.
 
     Returns:
-      (writer of metric lines, slower writer of these lines and of TensorBoard's curves,
-      lines of the run so far that have scores or measures of time).
+      (writer of metric lines, slower writer of these lines, of TensorBoard's curves and
+      of the trackers, lines of the run so far that have scores or measures of time).
     """
     if not leads():
         return metric_writers.MultiWriter([]), metric_writers.MultiWriter([]), []
     lines, past = open_lines(workdir, step, begun)
     curves = CurvesWriter(os.path.join(workdir, "tensorboard"))
-    return lines, metric_writers.MultiWriter([lines, curves]), past
+    return lines, metric_writers.MultiWriter([lines, curves, *trackers]), past
 
 
 class StepLog:

@@ -32,15 +32,8 @@ from align_jax.training.step_plan import StepPlan
 
 # Fields that change how a run is computed but not its result. `run_execution` adds the
 # fields of the towers.
-EXECUTION = (
-    "microbatches",
-    "fsdp",
-    "checkpoint",
-    "log_every_steps",
-    "profile_steps",
-    "profile_process",
-    "hang_seconds",
-)
+EXECUTION = """microbatches fsdp checkpoint log_every_steps profile_steps
+    profile_process hang_seconds trackers""".split()
 
 # A second program without norms is about 2 % faster than the program with norms. In a
 # run of at most this many steps, compiling it takes longer than it saves.
@@ -159,6 +152,7 @@ class RunConfig:
       hang_seconds: time without a step after which each process writes its stacks, and
         one names the processes that hold the others up; ten steps if they take longer;
         0 for never.
+      trackers: {key of TRACKERS: that tracker's fields}; the run is reported to each.
     """
 
     kind: ClassVar[str]  # type of its weights, a key of `WEIGHTS_KINDS`
@@ -185,6 +179,7 @@ class RunConfig:
     profile_steps: tuple[Count, ...] = ()
     profile_process: Natural = 0
     hang_seconds: Natural = 300
+    trackers: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:

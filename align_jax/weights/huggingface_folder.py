@@ -4,6 +4,7 @@ The folders are local and in the form that transformers 4 and 5 write.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,15 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     )
 
 
-def write_align(weights: Weights, directory: str) -> None:
+def write_align(
+    weights: Weights, directory: str, texts: Mapping[str, str] | None = None
+) -> None:
     """Writes a new folder that `AlignModel` and `AlignProcessor` load.
+
+    Args:
+      weights: weights of a dual encoder.
+      directory: local path of the folder.
+      texts: contents of further text files, by name.
 
     Raises:
       InputError: the weights are not those of a dual encoder, the model has a part that
@@ -193,6 +201,8 @@ def write_align(weights: Weights, directory: str) -> None:
         write_vocabulary(weights.vocabulary, folder / "vocab.txt")
         for name, content in files.items():
             places.write_json(folder / name, content)
+        for name, text in (texts or {}).items():
+            places.write_text(folder / name, text)
 
 
 def _read_preprocess(folder: pathlib.Path) -> PreprocessConfig:

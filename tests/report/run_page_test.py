@@ -110,10 +110,10 @@ def write(tmp_path, monkeypatch):
         datasets = {"data": {"directory": str(tmp_path / "data")}}
         fields = {"input": {"datasets": datasets}, "note": "</pre>&"}
         evaluators = {"pairs": FakeRetrieval()} if evaluators is None else evaluators
-        path = report.write_report(
+        plots = report.write_report(
             str(run), fields, results, evaluators, FakeEmbedder()
         )
-        assert path == str(run / "report.html")
+        assert {"loss", "temperature"} < {plot["title"] for plot in plots}
         assert sorted(p.name for p in run.iterdir()) == ["metrics.jsonl", "report.html"]
         return Page((run / "report.html").read_text(encoding="utf-8"))
 
@@ -126,7 +126,8 @@ def test_only_the_first_process_reads_the_metrics_and_draws(tmp_path, monkeypatc
     described = []
     monkeypatch.setattr(report, "describe", lambda *parts: described.append(parts))
     evaluators, embedder = {"pairs": FakeRetrieval()}, FakeEmbedder()
-    report.write_report(str(tmp_path), {}, {}, evaluators, embedder)
+    plots = report.write_report(str(tmp_path), {}, {}, evaluators, embedder)
+    assert plots == []
     assert described == [(evaluators["pairs"], embedder)]  # with the others
     assert not [*tmp_path.iterdir()]
 
