@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 from align_jax.input.scratch import Scratch
+from align_jax.input.transpose import SIDE, transpose_pixels, transpose_words
 
 BITS = 22  # bits of a weight: 32 minus 8 of the pixel minus 2 of headroom
 HALF = 1 << (BITS - 1)
@@ -61,13 +62,14 @@ def resample(
     top, left, height, width = window
     if out is None:
         out = np.empty((height, width, 3), np.uint8)
-    groups = (width + 3) // 4  # four pixels are three int32 words
-    between = (scratch or Scratch()).take("between", rows * groups * 12)
-    flat = np.ascontiguousarray(pixels).reshape(rows, -1)
+    line = -(-width // SIDE) * SIDE * 3  # bytes
+    between = (scratch or Scratch()).take("between", max(rows, SIDE) * line)
+    if min(rows, columns) < SIDE:
+        more = [(0, max(SIDE - side, 0)) for side in (rows, columns)]
+        pixels = np.pad(pixels, [*more, (0, 0)])
+    pixels = np.ascontiguousarray(pixels)
     _resample(
-        flat,
-        # The last row has no byte behind its last pixel.
-        np.ndarray((rows - 1, columns), np.uint32, flat, strides=(3 * columns, 3)),
+        pixels.reshape(len(pixels), -1),
         _weigh(
             size=rows,
             begin=float(part[0]),
@@ -88,7 +90,7 @@ def resample(
             antialias=antialias,
             backwards=mirror,
         ),
-        between.view(np.int32).reshape(rows, -1),
+        between.reshape(-1, line),
         out.reshape(height, -1),
     )
     return out
@@ -148,7 +150,6 @@ def _weigh(
 @compiled
 def _resample(
     pixels: np.ndarray,
-    words: np.ndarray,
     rows: PixelWeights,
     columns: PixelWeights,
     between: np.ndarray,
@@ -157,48 +158,60 @@ def _resample(
     """Runs the horizontal and the vertical pass.
 
     Args:
-      pixels: (H, W * 3) uint8.
-      words: (H - 1, W) uint32, each pixel of these rows and the byte behind it.
+      pixels: (H, W * 3) uint8; H and W are `SIDE` or more.
       rows: weights of the vertical pass, see `_weigh`.
       columns: weights of the horizontal pass, see `_weigh`.
-      between: (H, words) int32 memory for the pixels between the passes, overwritten.
+      between: (H, new columns * 3) uint8 memory for the pixels between the passes, with
+        columns up to a multiple of `SIDE`; overwritten.
       out: (rows, columns * 3) uint8 array for the result.
     """
     row_starts, row_numbers, _ = rows
     starts, numbers, _ = columns
-    top = row_starts[0]
-    bottom = row_starts[-1] + row_numbers[-1]
-    left = min(starts[0], starts[-1])
-    right = max(starts[0] + numbers[0], starts[-1] + numbers[-1])
+    top = min(row_starts[0], len(pixels) - SIDE)
+    bottom = max(row_starts[-1] + row_numbers[-1], top + SIDE)
+    left = min(starts[0], starts[-1], pixels.shape[1] // 3 - SIDE)
+    right = max(starts[0] + numbers[0], starts[-1] + numbers[-1], left + SIDE)
     tile = np.empty((right - left + TAPS, LANES), np.int32)
-    narrow = np.empty((4 * (between.shape[1] // 3), LANES), np.int32)
+    narrow = np.empty((between.shape[1] // 3, LANES), np.int32)
     for first in range(top, bottom, LANES):
-        number = min(LANES, bottom - first)
-        _gather(words[first : first + number], left, tile[: right - left])
-        if first + number > len(words):
-            _gather_row(pixels[-1], left, tile[: right - left, number - 1])
+        last = min(first + LANES, bottom)
+        first = min(first, last - SIDE)
+        _gather(pixels[first:last], left, tile[: right - left])
         _reduce_width(tile, left, columns, narrow)
-        _scatter(narrow, between[first : first + number])
-    _reduce_height(between.view(np.uint8), rows, out)
+        _scatter(narrow, between[first:last])
+    _reduce_height(between, rows, out)
 
 
 @compiled
-def _gather(words: np.ndarray, left: int, tile: np.ndarray) -> None:
-    """Copies rows of pixels (rows, W) to the lanes of tile (columns, LANES).
+def _gather(pixels: np.ndarray, left: int, tile: np.ndarray) -> None:
+    """Copies rows of pixels (rows, W * 3) to the lanes of tile (columns, LANES).
 
-    The tile begins at pixel `left`; the lower 24 bits hold the colours of a pixel.
+    The tile begins at pixel `left`, and has `SIDE` or more columns; so has pixels rows.
+    The lower 24 bits hold the colours of a pixel.
     """
-    for x in range(len(tile)):
-        for lane in range(len(words)):
-            tile[x, lane] = words[lane, left + x]
+    source, target = pixels.ctypes.data + 3 * left, tile.ctypes.data
+    line, lanes = pixels.strides[0], tile.strides[0]
+    for number in range(0, len(pixels), SIDE):
+        row = min(number, len(pixels) - SIDE)  # the last square may overlap
+        for place in range(0, len(tile), SIDE):
+            x = min(place, len(tile) - SIDE)
+            begin, end = source + row * line + 3 * x, target + x * lanes + 4 * row
+            transpose_pixels(begin, line, end, lanes)
 
 
 @compiled
-def _gather_row(row: np.ndarray, left: int, lane: np.ndarray) -> None:
-    """Copies a row (W * 3,) to one lane (columns,) of a tile; see `_gather`."""
-    for x in range(len(lane)):
-        i = 3 * (left + x)
-        lane[x] = np.int32(row[i]) | (row[i + 1] << 8) | (row[i + 2] << 16)
+def _scatter(narrow: np.ndarray, rows: np.ndarray) -> None:
+    """Copies the lanes of narrow (columns, LANES) to rows of bytes (rows, columns * 3).
+
+    The number of columns is a multiple of `SIDE`, and there are `SIDE` rows or more.
+    """
+    source, target = narrow.ctypes.data, rows.ctypes.data
+    lanes, line = narrow.strides[0], rows.strides[0]
+    for number in range(0, len(rows), SIDE):
+        row = min(number, len(rows) - SIDE)
+        for x in range(0, len(narrow), SIDE):
+            begin, end = source + x * lanes + 4 * row, target + row * line + 3 * x
+            transpose_words(begin, lanes, end, line)
 
 
 # numba widens integers to 64 bits. The casts narrow them again, so that a vector
@@ -253,21 +266,6 @@ def _reduce_width(
                 | ((green[lane] >> BITS) << 8)
                 | ((blue[lane] >> BITS) << 16)
             )
-
-
-@compiled
-def _scatter(narrow: np.ndarray, rows: np.ndarray) -> None:
-    """Copies the lanes of narrow (columns, LANES) to rows of bytes (rows, bytes / 4).
-
-    Four packed pixels become three int32 words.
-    """
-    for group in range(rows.shape[1] // 3):
-        for lane in range(len(rows)):
-            one, two = narrow[4 * group, lane], narrow[4 * group + 1, lane]
-            three, four = narrow[4 * group + 2, lane], narrow[4 * group + 3, lane]
-            rows[lane, 3 * group] = one | (two << 24)
-            rows[lane, 3 * group + 1] = (two >> 8) | (three << 16)
-            rows[lane, 3 * group + 2] = (three >> 16) | (four << 8)
 
 
 @compiled
