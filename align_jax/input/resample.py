@@ -56,10 +56,10 @@ def resample(
     Returns:
       uint8 (window height, window width, 3).
     """
-    window = window or (0, 0, *size)
     rows, columns, _ = pixels.shape
+    window = window or (0, 0, *size)
     part = part or (0.0, 0.0, rows, columns)
-    top, left, height, width = window
+    _, _, height, width = window
     if out is None:
         out = np.empty((height, width, 3), np.uint8)
     line = -(-width // SIDE) * SIDE * 3  # bytes
@@ -69,29 +69,15 @@ def resample(
         pixels = np.pad(pixels, [*more, (0, 0)])
     pixels = np.ascontiguousarray(pixels)
     _resample(
-        pixels.reshape(len(pixels), -1),
-        _weigh(
-            size=rows,
-            begin=float(part[0]),
-            extent=float(part[2]),
-            out_size=size[0],
-            first=top,
-            count=height,
-            antialias=antialias,
-            backwards=False,
-        ),
-        _weigh(
-            size=columns,
-            begin=float(part[1]),
-            extent=float(part[3]),
-            out_size=size[1],
-            first=left,
-            count=width,
-            antialias=antialias,
-            backwards=mirror,
-        ),
-        between.reshape(-1, line),
-        out.reshape(height, -1),
+        pixels=pixels.reshape(len(pixels), -1),
+        shape=(rows, columns),
+        size=tuple(map(int, size)),  # one type, so that it is compiled once
+        window=tuple(map(int, window)),
+        part=tuple(map(float, part)),
+        antialias=antialias,
+        mirror=mirror,
+        between=between.reshape(-1, line),
+        out=out.reshape(height, -1),
     )
     return out
 
@@ -150,21 +136,49 @@ def _weigh(
 @compiled
 def _resample(
     pixels: np.ndarray,
-    rows: PixelWeights,
-    columns: PixelWeights,
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    window: tuple[int, ...],
+    part: tuple[float, ...],
+    antialias: bool,
+    mirror: bool,
     between: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Runs the horizontal and the vertical pass.
+    """Runs the horizontal and the vertical pass of `resample`.
 
     Args:
       pixels: (H, W * 3) uint8; H and W are `SIDE` or more.
-      rows: weights of the vertical pass, see `_weigh`.
-      columns: weights of the horizontal pass, see `_weigh`.
+      shape: height and width of the picture, which may be smaller than H and W.
+      size: see `resample`.
+      window: see `resample`.
+      part: see `resample`.
+      antialias: see `resample`.
+      mirror: see `resample`.
       between: (H, new columns * 3) uint8 memory for the pixels between the passes, with
         columns up to a multiple of `SIDE`; overwritten.
       out: (rows, columns * 3) uint8 array for the result.
     """
+    rows = _weigh(
+        size=shape[0],
+        begin=part[0],
+        extent=part[2],
+        out_size=size[0],
+        first=window[0],
+        count=window[2],
+        antialias=antialias,
+        backwards=False,
+    )
+    columns = _weigh(
+        size=shape[1],
+        begin=part[1],
+        extent=part[3],
+        out_size=size[1],
+        first=window[1],
+        count=window[3],
+        antialias=antialias,
+        backwards=mirror,
+    )
     row_starts, row_numbers, _ = rows
     starts, numbers, _ = columns
     top = min(row_starts[0], len(pixels) - SIDE)

@@ -174,9 +174,7 @@ class Tokenizer:
         import tensorflow as tf
 
         is_long = tf.strings.length(texts) > HEAD_BYTES * self.max_tokens
-        texts = tf.cond(
-            tf.reduce_any(is_long), lambda: self._cut(texts), lambda: texts
-        )
+        texts = tf.cond(tf.reduce_any(is_long), lambda: self._cut(texts), lambda: texts)
         return self._ids(self._split(texts))
 
     def _cut(self, texts: "tf.Tensor") -> "tf.Tensor":
