@@ -150,11 +150,11 @@ def _resample(
     Args:
       pixels: (H, W * 3) uint8; H and W are `SIDE` or more.
       shape: height and width of the picture, which may be smaller than H and W.
-      size: see `resample`.
-      window: see `resample`.
-      part: see `resample`.
-      antialias: see `resample`.
-      mirror: see `resample`.
+      size: argument of `resample`, integers.
+      window: argument of `resample`, integers.
+      part: argument of `resample`, floats.
+      antialias: argument of `resample`.
+      mirror: argument of `resample`.
       between: (H, new columns * 3) uint8 memory for the pixels between the passes, with
         columns up to a multiple of `SIDE`; overwritten.
       out: (rows, columns * 3) uint8 array for the result.

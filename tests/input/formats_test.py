@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from align_jax.input.formats import dataset
 from align_jax.input.phases import Phase
-from align_jax.input.pipeline import read_records
+from align_jax.input.streams import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from tests.input.batches import PREPROCESS, NumberReader, assert_equal, batches
 from tests.input.written import WRITERS, write_format

@@ -21,4 +21,5 @@ def test_a_square_is_transposed_and_nothing_beside_it():
     packed = pixels.astype(np.int32) @ np.array([1, 2**8, 2**16])
     np.testing.assert_array_equal(words[:, :SIDE], packed.T)
     np.testing.assert_array_equal(back[:, :-1], pixels.reshape(SIDE, -1))
-    assert (words[:, SIDE] == -1).all() and (back[:, -1] == 7).all()
+    assert (words[:, SIDE] == -1).all()
+    assert (back[:, -1] == 7).all()
