@@ -13,7 +13,6 @@ import math
 import numba
 import numpy as np
 
-from align_jax.input.scratch import Scratch
 from align_jax.input.transpose import SIDE, transpose_pixels, transpose_words
 
 BITS = 22  # bits of a weight: 32 minus 8 of the pixel minus 2 of headroom
@@ -35,7 +34,6 @@ def resample(
     antialias: bool = True,
     mirror: bool = False,
     out: np.ndarray | None = None,
-    scratch: Scratch | None = None,
 ) -> np.ndarray:
     """Resizes a picture and returns a window of the result.
 
@@ -51,7 +49,6 @@ def resample(
         tf.image.resize does.
       mirror: whether to exchange left and right of the returned window.
       out: array for the result; None for a new one.
-      scratch: memory for the pixels between the passes; None for new memory.
 
     Returns:
       uint8 (window height, window width, 3).
@@ -62,8 +59,6 @@ def resample(
     _, _, height, width = window
     if out is None:
         out = np.empty((height, width, 3), np.uint8)
-    line = -(-width // SIDE) * SIDE * 3  # bytes
-    between = (scratch or Scratch()).take("between", max(rows, SIDE) * line)
     if min(rows, columns) < SIDE:
         more = [(0, max(SIDE - side, 0)) for side in (rows, columns)]
         pixels = np.pad(pixels, [*more, (0, 0)])
@@ -76,7 +71,6 @@ def resample(
         part=tuple(map(float, part)),
         antialias=antialias,
         mirror=mirror,
-        between=between.reshape(-1, line),
         out=out.reshape(height, -1),
     )
     return out
@@ -142,7 +136,6 @@ def _resample(
     part: tuple[float, ...],
     antialias: bool,
     mirror: bool,
-    between: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Runs the horizontal and the vertical pass of `resample`.
@@ -155,8 +148,6 @@ def _resample(
       part: argument of `resample`, floats.
       antialias: argument of `resample`.
       mirror: argument of `resample`.
-      between: (H, new columns * 3) uint8 memory for the pixels between the passes, with
-        columns up to a multiple of `SIDE`; overwritten.
       out: (rows, columns * 3) uint8 array for the result.
     """
     rows = _weigh(
@@ -179,21 +170,33 @@ def _resample(
         antialias=antialias,
         backwards=mirror,
     )
-    row_starts, row_numbers, _ = rows
+    row_starts, row_numbers, row_weights = rows
     starts, numbers, _ = columns
     top = min(row_starts[0], len(pixels) - SIDE)
     bottom = max(row_starts[-1] + row_numbers[-1], top + SIDE)
     left = min(starts[0], starts[-1], pixels.shape[1] // 3 - SIDE)
     right = max(starts[0] + numbers[0], starts[-1] + numbers[-1], left + SIDE)
     tile = np.empty((right - left + TAPS, LANES), np.int32)
-    narrow = np.empty((between.shape[1] // 3, LANES), np.int32)
+    narrow = np.empty((-(-len(starts) // SIDE) * SIDE, LANES), np.int32)
+    # Rows between the passes, from row `held` on: few, so that they stay in the cache.
+    held_rows = LANES + max(row_weights.shape[1], SIDE)
+    between = np.empty((held_rows, 3 * len(narrow)), np.uint8)
+    held, done = top, 0
     for first in range(top, bottom, LANES):
         last = min(first + LANES, bottom)
         first = min(first, last - SIDE)
         _gather(pixels[first:last], left, tile[: right - left])
         _reduce_width(tile, left, columns, narrow)
-        _scatter(narrow, between[first:last])
-    _reduce_height(between, rows, out)
+        _scatter(narrow, between[first - held : last - held])
+        end = done
+        while end < len(out) and row_starts[end] + row_numbers[end] <= last:
+            end += 1
+        _reduce_height(between, held, rows, out, done, end)
+        if end < len(out):
+            keep = min(row_starts[end], last, bottom - SIDE)
+            for row in range(keep, last):
+                between[row - keep] = between[row - held]
+            held, done = keep, end
 
 
 @compiled
@@ -283,14 +286,30 @@ def _reduce_width(
 
 
 @compiled
-def _reduce_height(between: np.ndarray, rows: PixelWeights, out: np.ndarray) -> None:
-    """Sums weighted rows of between (rows, bytes) to out (new rows, bytes)."""
+def _reduce_height(
+    between: np.ndarray,
+    held: int,
+    rows: PixelWeights,
+    out: np.ndarray,
+    begin: int,
+    end: int,
+) -> None:
+    """Sums weighted rows of between (rows, bytes) to some rows of the result.
+
+    Args:
+      between: (rows, bytes) uint8.
+      held: number of the first row in `between`.
+      rows: weights of the vertical pass, see `_weigh`.
+      out: (new rows, bytes) uint8 array for the result.
+      begin: first row of the result to compute.
+      end: row of the result after the last one to compute.
+    """
     starts, numbers, weights = rows
     length = out.shape[1]
     total = np.empty(length, np.int32)
     last = len(between) - 1
-    for y in range(len(starts)):
-        start = starts[y]
+    for y in range(begin, end):
+        start = starts[y] - held
         one, two = between[start], between[min(start + 1, last)]
         w, v = weights[y, 0], weights[y, 1]
         for i in range(length):
