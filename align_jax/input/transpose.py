@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
 
 SIDE = 8  # pixels of a square's side
+# numba's type of an intrinsic wants the typing context in calls, too.
+intrinsic: Any = extending.intrinsic
 
 BYTE, WORD = ir.IntType(8), ir.IntType(32)
 PIXELS, PADDED = ir.VectorType(BYTE, 3 * SIDE), ir.VectorType(BYTE, 4 * SIDE)
