@@ -21,14 +21,15 @@ from align_jax.input.scratch import Scratch, Spares
 Encoded = tuple[Sequence[bytes], np.ndarray, PreprocessConfig, Any]
 
 AHEAD = 2  # batches that are computed while the caller uses one
-TASK = 4  # pictures in one task of a thread
+TASK = 4  # least number of pictures in one task of a thread
+TASKS = 4  # tasks of a batch for each thread, unless they would be smaller
 
 
 class StartedBatch(NamedTuple):
     """A batch that threads prepare.
 
     Attributes:
-      tasks: futures of `TASK` pictures each, in order; their results are the reasons of
+      tasks: futures of some pictures each, in order; their results are the reasons of
         `augment_batches`.
       images: (B, image_size, image_size, 3) uint8, complete when all tasks are done.
       rest: further data of the batch.
@@ -64,7 +65,13 @@ def augment_batches(
                 (len(encoded), config.image_size, config.image_size, 3)
             )
             tasks = _start(
-                pool, encoded, keys, config=config, images=images, scratch=scratch
+                pool,
+                encoded,
+                keys,
+                config=config,
+                images=images,
+                scratch=scratch,
+                size=max(TASK, len(encoded) // (TASKS * threads)),
             )
             waiting.append(StartedBatch(tasks, images, rest))
             if len(waiting) > ahead:
@@ -87,17 +94,19 @@ def _start(
     config: PreprocessConfig,
     images: np.ndarray,
     scratch: Scratch,
+    size: int,
 ) -> list[Future]:
-    """Starts to fill `images`; returns the tasks, see `StartedBatch`."""
+    """Starts to fill `images` with tasks of `size` pictures; see `StartedBatch`."""
+    numbers = keys.tolist()  # Python's integers are faster than NumPy's
 
     def fill(first: int) -> list[str]:
         reasons = []
-        for i in range(first, min(first + TASK, len(encoded))):
-            _, reason = train_image(encoded[i], keys[i], config, images[i], scratch)
+        for i in range(first, min(first + size, len(encoded))):
+            _, reason = train_image(encoded[i], numbers[i], config, images[i], scratch)
             reasons.append(reason)
         return reasons
 
-    return [pool.submit(fill, i) for i in range(0, len(encoded), TASK)]
+    return [pool.submit(fill, i) for i in range(0, len(encoded), size)]
 
 
 def _finish(batch: StartedBatch) -> tuple[np.ndarray, list[str], Any]:

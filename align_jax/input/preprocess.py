@@ -209,7 +209,6 @@ def _augment(
         antialias=config.resampling == "pil",
         mirror=config.flip and uniform(key, FLIP) < 0.5,
         out=out,
-        scratch=scratch,
     )
     if config.colour_jitter:
         out[:] = _jitter(out, key, config.colour_jitter)

@@ -13,7 +13,7 @@ import math
 import numba
 import numpy as np
 
-from align_jax.input.scratch import Scratch
+from align_jax.input.transpose import SIDE, transpose_pixels, transpose_words
 
 BITS = 22  # bits of a weight: 32 minus 8 of the pixel minus 2 of headroom
 HALF = 1 << (BITS - 1)
@@ -34,7 +34,6 @@ def resample(
     antialias: bool = True,
     mirror: bool = False,
     out: np.ndarray | None = None,
-    scratch: Scratch | None = None,
 ) -> np.ndarray:
     """Resizes a picture and returns a window of the result.
 
@@ -50,46 +49,29 @@ def resample(
         tf.image.resize does.
       mirror: whether to exchange left and right of the returned window.
       out: array for the result; None for a new one.
-      scratch: memory for the pixels between the passes; None for new memory.
 
     Returns:
       uint8 (window height, window width, 3).
     """
-    window = window or (0, 0, *size)
     rows, columns, _ = pixels.shape
+    window = window or (0, 0, *size)
     part = part or (0.0, 0.0, rows, columns)
-    top, left, height, width = window
+    _, _, height, width = window
     if out is None:
         out = np.empty((height, width, 3), np.uint8)
-    groups = (width + 3) // 4  # four pixels are three int32 words
-    between = (scratch or Scratch()).take("between", rows * groups * 12)
-    flat = np.ascontiguousarray(pixels).reshape(rows, -1)
+    if min(rows, columns) < SIDE:
+        more = [(0, max(SIDE - side, 0)) for side in (rows, columns)]
+        pixels = np.pad(pixels, [*more, (0, 0)])
+    pixels = np.ascontiguousarray(pixels)
     _resample(
-        flat,
-        # The last row has no byte behind its last pixel.
-        np.ndarray((rows - 1, columns), np.uint32, flat, strides=(3 * columns, 3)),
-        _weigh(
-            size=rows,
-            begin=float(part[0]),
-            extent=float(part[2]),
-            out_size=size[0],
-            first=top,
-            count=height,
-            antialias=antialias,
-            backwards=False,
-        ),
-        _weigh(
-            size=columns,
-            begin=float(part[1]),
-            extent=float(part[3]),
-            out_size=size[1],
-            first=left,
-            count=width,
-            antialias=antialias,
-            backwards=mirror,
-        ),
-        between.view(np.int32).reshape(rows, -1),
-        out.reshape(height, -1),
+        pixels=pixels.reshape(len(pixels), -1),
+        shape=(rows, columns),
+        size=tuple(map(int, size)),  # one type, so that it is compiled once
+        window=tuple(map(int, window)),
+        part=tuple(map(float, part)),
+        antialias=antialias,
+        mirror=mirror,
+        out=out.reshape(height, -1),
     )
     return out
 
@@ -148,57 +130,105 @@ def _weigh(
 @compiled
 def _resample(
     pixels: np.ndarray,
-    words: np.ndarray,
-    rows: PixelWeights,
-    columns: PixelWeights,
-    between: np.ndarray,
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    window: tuple[int, ...],
+    part: tuple[float, ...],
+    antialias: bool,
+    mirror: bool,
     out: np.ndarray,
 ) -> None:
-    """Runs the horizontal and the vertical pass.
+    """Runs the horizontal and the vertical pass of `resample`.
 
     Args:
-      pixels: (H, W * 3) uint8.
-      words: (H - 1, W) uint32, each pixel of these rows and the byte behind it.
-      rows: weights of the vertical pass, see `_weigh`.
-      columns: weights of the horizontal pass, see `_weigh`.
-      between: (H, words) int32 memory for the pixels between the passes, overwritten.
+      pixels: (H, W * 3) uint8; H and W are `SIDE` or more.
+      shape: height and width of the picture, which may be smaller than H and W.
+      size: argument of `resample`, integers.
+      window: argument of `resample`, integers.
+      part: argument of `resample`, floats.
+      antialias: argument of `resample`.
+      mirror: argument of `resample`.
       out: (rows, columns * 3) uint8 array for the result.
     """
-    row_starts, row_numbers, _ = rows
+    rows = _weigh(
+        size=shape[0],
+        begin=part[0],
+        extent=part[2],
+        out_size=size[0],
+        first=window[0],
+        count=window[2],
+        antialias=antialias,
+        backwards=False,
+    )
+    columns = _weigh(
+        size=shape[1],
+        begin=part[1],
+        extent=part[3],
+        out_size=size[1],
+        first=window[1],
+        count=window[3],
+        antialias=antialias,
+        backwards=mirror,
+    )
+    row_starts, row_numbers, row_weights = rows
     starts, numbers, _ = columns
-    top = row_starts[0]
-    bottom = row_starts[-1] + row_numbers[-1]
-    left = min(starts[0], starts[-1])
-    right = max(starts[0] + numbers[0], starts[-1] + numbers[-1])
+    top = min(row_starts[0], len(pixels) - SIDE)
+    bottom = max(row_starts[-1] + row_numbers[-1], top + SIDE)
+    left = min(starts[0], starts[-1], pixels.shape[1] // 3 - SIDE)
+    right = max(starts[0] + numbers[0], starts[-1] + numbers[-1], left + SIDE)
     tile = np.empty((right - left + TAPS, LANES), np.int32)
-    narrow = np.empty((4 * (between.shape[1] // 3), LANES), np.int32)
+    narrow = np.empty((-(-len(starts) // SIDE) * SIDE, LANES), np.int32)
+    # Rows between the passes, from row `held` on: few, so that they stay in the cache.
+    held_rows = LANES + max(row_weights.shape[1], SIDE)
+    between = np.empty((held_rows, 3 * len(narrow)), np.uint8)
+    held, done = top, 0
     for first in range(top, bottom, LANES):
-        number = min(LANES, bottom - first)
-        _gather(words[first : first + number], left, tile[: right - left])
-        if first + number > len(words):
-            _gather_row(pixels[-1], left, tile[: right - left, number - 1])
+        last = min(first + LANES, bottom)
+        first = min(first, last - SIDE)
+        _gather(pixels[first:last], left, tile[: right - left])
         _reduce_width(tile, left, columns, narrow)
-        _scatter(narrow, between[first : first + number])
-    _reduce_height(between.view(np.uint8), rows, out)
+        _scatter(narrow, between[first - held : last - held])
+        end = done
+        while end < len(out) and row_starts[end] + row_numbers[end] <= last:
+            end += 1
+        _reduce_height(between, held, rows, out, done, end)
+        if end < len(out):
+            keep = min(row_starts[end], last, bottom - SIDE)
+            for row in range(keep, last):
+                between[row - keep] = between[row - held]
+            held, done = keep, end
 
 
 @compiled
-def _gather(words: np.ndarray, left: int, tile: np.ndarray) -> None:
-    """Copies rows of pixels (rows, W) to the lanes of tile (columns, LANES).
+def _gather(pixels: np.ndarray, left: int, tile: np.ndarray) -> None:
+    """Copies rows of pixels (rows, W * 3) to the lanes of tile (columns, LANES).
 
-    The tile begins at pixel `left`; the lower 24 bits hold the colours of a pixel.
+    The tile begins at pixel `left`, and has `SIDE` or more columns; so has pixels rows.
+    The lower 24 bits hold the colours of a pixel.
     """
-    for x in range(len(tile)):
-        for lane in range(len(words)):
-            tile[x, lane] = words[lane, left + x]
+    source, target = pixels.ctypes.data + 3 * left, tile.ctypes.data
+    line, lanes = pixels.strides[0], tile.strides[0]
+    for number in range(0, len(pixels), SIDE):
+        row = min(number, len(pixels) - SIDE)  # the last square may overlap
+        for place in range(0, len(tile), SIDE):
+            x = min(place, len(tile) - SIDE)
+            begin, end = source + row * line + 3 * x, target + x * lanes + 4 * row
+            transpose_pixels(begin, line, end, lanes)
 
 
 @compiled
-def _gather_row(row: np.ndarray, left: int, lane: np.ndarray) -> None:
-    """Copies a row (W * 3,) to one lane (columns,) of a tile; see `_gather`."""
-    for x in range(len(lane)):
-        i = 3 * (left + x)
-        lane[x] = np.int32(row[i]) | (row[i + 1] << 8) | (row[i + 2] << 16)
+def _scatter(narrow: np.ndarray, rows: np.ndarray) -> None:
+    """Copies the lanes of narrow (columns, LANES) to rows of bytes (rows, columns * 3).
+
+    The number of columns is a multiple of `SIDE`, and there are `SIDE` rows or more.
+    """
+    source, target = narrow.ctypes.data, rows.ctypes.data
+    lanes, line = narrow.strides[0], rows.strides[0]
+    for number in range(0, len(rows), SIDE):
+        row = min(number, len(rows) - SIDE)
+        for x in range(0, len(narrow), SIDE):
+            begin, end = source + x * lanes + 4 * row, target + row * line + 3 * x
+            transpose_words(begin, lanes, end, line)
 
 
 # numba widens integers to 64 bits. The casts narrow them again, so that a vector
@@ -256,29 +286,30 @@ def _reduce_width(
 
 
 @compiled
-def _scatter(narrow: np.ndarray, rows: np.ndarray) -> None:
-    """Copies the lanes of narrow (columns, LANES) to rows of bytes (rows, bytes / 4).
+def _reduce_height(
+    between: np.ndarray,
+    held: int,
+    rows: PixelWeights,
+    out: np.ndarray,
+    begin: int,
+    end: int,
+) -> None:
+    """Sums weighted rows of between (rows, bytes) to some rows of the result.
 
-    Four packed pixels become three int32 words.
+    Args:
+      between: (rows, bytes) uint8.
+      held: number of the first row in `between`.
+      rows: weights of the vertical pass, see `_weigh`.
+      out: (new rows, bytes) uint8 array for the result.
+      begin: first row of the result to compute.
+      end: row of the result after the last one to compute.
     """
-    for group in range(rows.shape[1] // 3):
-        for lane in range(len(rows)):
-            one, two = narrow[4 * group, lane], narrow[4 * group + 1, lane]
-            three, four = narrow[4 * group + 2, lane], narrow[4 * group + 3, lane]
-            rows[lane, 3 * group] = one | (two << 24)
-            rows[lane, 3 * group + 1] = (two >> 8) | (three << 16)
-            rows[lane, 3 * group + 2] = (three >> 16) | (four << 8)
-
-
-@compiled
-def _reduce_height(between: np.ndarray, rows: PixelWeights, out: np.ndarray) -> None:
-    """Sums weighted rows of between (rows, bytes) to out (new rows, bytes)."""
     starts, numbers, weights = rows
     length = out.shape[1]
     total = np.empty(length, np.int32)
     last = len(between) - 1
-    for y in range(len(starts)):
-        start = starts[y]
+    for y in range(begin, end):
+        start = starts[y] - held
         one, two = between[start], between[min(start + 1, last)]
         w, v = weights[y, 0], weights[y, 1]
         for i in range(length):

@@ -171,7 +171,11 @@ class Tokenizer:
 
         Bytes that are not UTF-8 are dropped.
         """
-        return self._ids(self._split(self._cut(texts)))
+        import tensorflow as tf
+
+        is_long = tf.strings.length(texts) > HEAD_BYTES * self.max_tokens
+        texts = tf.cond(tf.reduce_any(is_long), lambda: self._cut(texts), lambda: texts)
+        return self._ids(self._split(texts))
 
     def _cut(self, texts: "tf.Tensor") -> "tf.Tensor":
         """Cuts long texts (B,) where the rest cannot change their ids.

@@ -10,7 +10,7 @@ from align_jax.errors import InputError
 from align_jax.input.captions import cut_sentence
 from align_jax.input.datasets import DatasetConfig
 from align_jax.input.phases import Phase
-from align_jax.input.pipeline import read_records
+from align_jax.input.streams import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from data.index import index_dataset
 from tests import tiny

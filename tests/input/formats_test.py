@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from align_jax.input.formats import dataset
 from align_jax.input.phases import Phase
-from align_jax.input.pipeline import read_records
+from align_jax.input.streams import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from tests.input.batches import PREPROCESS, NumberReader, assert_equal, batches
 from tests.input.written import WRITERS, write_format
@@ -72,9 +72,7 @@ def test_pixels_at_a_step_of_a_million_are_those_of_tfrecord(parts):
         assert_equal(found, first)
 
 
-@pytest.mark.parametrize("together", [3, 64])
-def test_groups_are_whole_whatever_python_hands_over_at_once(monkeypatch, together):
-    monkeypatch.setattr(dataset, "TOGETHER", together)
+def test_groups_of_a_reader_in_python_are_whole():
     rows = [(b"%d" % i, [[b"text %d" % i] * (i % 4)]) for i in range(20)]
     data = dataset.open_rows(
         [], lambda _, first, last: iter(rows[first:last]), 1, False

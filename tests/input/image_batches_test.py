@@ -42,8 +42,8 @@ def test_batches_come_in_order_with_what_came_with_them():
 
 
 def test_the_number_of_threads_changes_no_bit():
-    alone = list(augment_batches(draw_batches(5), threads=1, ahead=1))
-    many = list(augment_batches(draw_batches(5), threads=7, ahead=4))
+    alone = list(augment_batches(draw_batches(3, rows=70), threads=1, ahead=1))
+    many = list(augment_batches(draw_batches(3, rows=70), threads=7, ahead=4))
     for (images, reasons, _), (others, other_reasons, _) in zip(
         alone, many, strict=True
     ):

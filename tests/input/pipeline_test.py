@@ -10,7 +10,7 @@ from PIL import Image
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig
 from align_jax.input.phases import Phase
-from align_jax.input.pipeline import read_records
+from align_jax.input.streams import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from tests import tiny
 from tests.input.batches import (

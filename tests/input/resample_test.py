@@ -68,6 +68,7 @@ def test_a_part_is_pillows_box():
         (0, 0, 90, 70),
         (5.25, 60, 80, 10),
         (3, 2.5, 9, 9),
+        (87.5, 66, 2.5, 3),
     ):
         box = (left, 0, left + width, 90)
         wide = image.resize((29, 90), Image.Resampling.BILINEAR, box)

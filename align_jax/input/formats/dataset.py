@@ -15,7 +15,6 @@ from align_jax.input.shards import Shard
 if TYPE_CHECKING:
     import tensorflow as tf
 
-TOGETHER = 64  # records that go from Python to tf.data at once, under Python's lock
 # A pair's picture file, and its texts by feature or its label (negative for none).
 Row = tuple[bytes, list[list[bytes]] | int]
 Read = Callable[["tf.Tensor", "tf.Tensor", "tf.Tensor", int], "tf.data.Dataset"]
@@ -100,10 +99,10 @@ def read_in_python(
       failures: list that receives the reader's errors, which tf.data turns into text.
     """
 
-    def groups(path: bytes, first: int, last: int) -> Iterator[dict]:
+    def groups(path: bytes, first: int, last: int, size: int) -> Iterator[dict]:
         records = reader(os.fsdecode(path), int(first), int(last))
         try:
-            while group := list(itertools.islice(records, TOGETHER)):
+            while group := list(itertools.islice(records, int(size))):
                 yield stack(group)
         except Exception as error:
             failures.append(error)
@@ -114,10 +113,9 @@ def read_in_python(
     ) -> "tf.data.Dataset":
         import tensorflow as tf
 
-        found = tf.data.Dataset.from_generator(
-            groups, args=(path, first, last), output_signature=signature
+        return tf.data.Dataset.from_generator(
+            groups, args=(path, first, last, size), output_signature=signature
         )
-        return found.unbatch().padded_batch(size)  # numbers of texts differ
 
     return read
 

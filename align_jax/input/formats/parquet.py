@@ -172,7 +172,9 @@ def _values(batch: "pa.RecordBatch", parts: list[str]) -> list[Any]:
         column, fields = pc.struct_field(column, fields[0]), fields[1:]
     if (plain := _plain(column.type)) != column.type:
         column = column.cast(plain)
-    values = column.cast(_with_bytes(column.type)).to_pylist()
+    if (content := _with_bytes(column.type)) != column.type:
+        column = column.cast(content)
+    values = column.to_pylist()
     for part in fields:
         values = [_field(value, part) for value in values]
     return values
