@@ -154,18 +154,32 @@ def make_search(
     }
 
 
-def make_counter(base: Mapping[str, Any]) -> Callable[[Recipe, int], float]:
-    """Returns a function (recipe, steps) to the model's operations in a whole run.
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """Counts the operations of whole runs, given a recipe and a number of steps.
+
+    Attributes:
+      model: operations of the model.
+      optimizer: operations of the optimizer's matrix products.
+    """
+
+    model: Callable[[Recipe, int], float]
+    optimizer: Callable[[Recipe, int], float]
+
+
+def make_counter(base: Mapping[str, Any]) -> Counter:
+    """Returns a counter for the base config.
 
     A step of the same shapes and model is traced once.
     """
     from align_jax.devices.mesh import make_mesh
-    from align_jax.training.flops import count_model_flops
+    from align_jax.training.flops import count_flops, count_model_flops
+    from align_jax.training.train_state import abstract_state
     from align_jax.training.training_runs import read_run_config
 
     known: dict[Any, float] = {}
 
-    def count(recipe: Recipe, steps: int) -> float:
+    def count_model(recipe: Recipe, steps: int) -> float:
         run = read_run_config(settings(base, recipe, steps))
         mesh, phases = make_mesh(run.fsdp), run.batch_phases
         ends = [*(phase.start for phase in phases[1:]), steps]
@@ -179,7 +193,14 @@ def make_counter(base: Mapping[str, Any]) -> Callable[[Recipe, int], float]:
             work += (end - phase.start) * known[key]
         return work
 
-    return count
+    def count_optimizer(recipe: Recipe, steps: int) -> float:
+        run = read_run_config(settings(base, recipe, steps))
+        plan = run.make_plan(make_mesh(run.fsdp))
+        state = abstract_state(plan)
+        update = plan.transformation.update
+        return steps * count_flops(update, state.params, state.optimizer, state.params)
+
+    return Counter(count_model, count_optimizer)
 
 
 def fit_steps(count: Callable[[int], float], budget: float) -> int:
@@ -210,7 +231,12 @@ def fit_steps(count: Callable[[int], float], budget: float) -> int:
 
 
 def read_cell(
-    workdir: str, search: Mapping[str, Any], name: str, share: float, operations: float
+    workdir: str,
+    search: Mapping[str, Any],
+    name: str,
+    share: float,
+    operations: float,
+    whole_operations: float,
 ) -> Cell:
     """Reads the scores of a finished search.
 
@@ -219,7 +245,8 @@ def read_cell(
       search: literal config of the search.
       name: name of the recipe.
       share: part of the baseline's operations that a run may have.
-      operations: operations of each run, as the same part.
+      operations: operations of the model in each run, as the same part.
+      whole_operations: operations of the model and the optimizer, as the same part.
     """
     from align_jax.runs.results import read_results
 
@@ -234,6 +261,7 @@ def read_cell(
         recipe=name,
         share=share,
         operations=operations,
+        whole_operations=whole_operations,
         steps=config["total_steps"],
         learning_rate=config["optimizer"]["learning_rate"],
         choose=[
@@ -252,19 +280,21 @@ def run_bench(flags: argparse.Namespace, base: dict[str, Any]) -> None:
     identity = {"base": base, "trials": flags.trials, "seeds": flags.seeds}
     claim_folder(flags.workdir, identity)
     count = make_counter(base)
-    whole = count(RECIPES[BASELINE], base["total_steps"])
+    whole = count.model(RECIPES[BASELINE], base["total_steps"])
     page = os.path.join(flags.workdir, PAGE)
     asked = [(name, share) for share in flags.shares for name in flags.recipes]
     for name, share in dict.fromkeys([(BASELINE, 1.0), *asked]):
-        steps = fit_steps(partial(count, RECIPES[name]), share * whole)
+        recipe = RECIPES[name]
+        steps = fit_steps(partial(count.model, recipe), share * whole)
         search = make_search(
-            base, name, RECIPES[name], steps, trials=flags.trials, seeds=flags.seeds
+            base, name, recipe, steps, trials=flags.trials, seeds=flags.seeds
         )
         print(f"{name}, {share:g} of the operations: {steps:,} steps", flush=True)
         place = os.path.join(flags.workdir, f"{name}_{share:g}")
         random_search(search, place)
-        operations = count(RECIPES[name], steps) / whole
-        cell = read_cell(place, search, name, share, operations)
+        operations = count.model(recipe, steps)
+        both = operations + count.optimizer(recipe, steps)
+        cell = read_cell(place, search, name, share, operations / whole, both / whole)
         places.write_json(f"{place}.json", dataclasses.asdict(cell))
         write_page(page, read_cells(flags.workdir), identity)
     cells = read_cells(flags.workdir)

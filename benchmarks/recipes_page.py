@@ -24,7 +24,9 @@ class Cell:
     Attributes:
       recipe: name of the recipe.
       share: operations that the run may have, in those of the baseline's whole run.
-      operations: operations of the run, in the same unit; at most `share`.
+      operations: operations of the model, in the same unit; at most `share`.
+      whole_operations: operations of the model and the optimizer's matrix products, in
+        the same unit.
       steps: number of steps.
       learning_rate: chosen learning rate.
       choose: score of each trial on the splits to choose by; None if it diverged.
@@ -35,6 +37,7 @@ class Cell:
     recipe: str
     share: float
     operations: float
+    whole_operations: float
     steps: int
     learning_rate: float
     choose: list[float | None]
@@ -49,11 +52,12 @@ class Cell:
 def make_table(cells: Sequence[Cell]) -> Table:
     """Returns the table of all cells; scores are means and deviations in per cent."""
     parts = [*cells[0].scores]
-    head = ["recipe", "operations", "steps", "learning rate", "trials"]
+    head = ["recipe", "operations", "with the optimizer's", "steps", "rate", "trials"]
     rows = [
         [
             cell.recipe.replace("_", " "),
             f"{cell.operations:.3f}",
+            f"{cell.whole_operations:.3f}",
             f"{cell.steps:,}",
             f"{cell.learning_rate:.2g}",
             _trials(cell.choose),

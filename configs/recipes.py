@@ -6,8 +6,8 @@ or, once `make recipes-data` has been run,
 
     python -m benchmarks.recipes --workdir=runs/recipes
 
-A recipe changes fields of the quickstart's config, given the number of its steps. It
-has a range for each setting that is searched; all recipes get the same number of
+A recipe changes fields of `configs/quickstart_paper.py`, given the number of its steps.
+It has a range for each setting that is searched; all recipes get the same number of
 trials. Operations decide how many steps a recipe has, see `benchmarks.recipes`.
 
 Hardware: 2 CPU cores; a run of all operations takes about 10 minutes.
@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import quickstart_paper
 
 RECORDS = "runs/recipes_corpus/records"
 EVALUATION = "runs/recipes_data/evaluation"
@@ -30,8 +30,8 @@ Changes = dict[str, Any]  # values by dotted path of the field
 
 
 def get_config() -> ConfigDict:
-    """Returns the quickstart's config on the data of the bench."""
-    config = quickstart.get_config()
+    """Returns the baseline's config on the data of the bench."""
+    config = quickstart_paper.get_config()
     config.vocabulary = f"{RECORDS}/vocabulary.txt"
     config.input.datasets = ConfigDict()
     config.input.datasets.recipes = ConfigDict()
@@ -146,7 +146,7 @@ def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
 
 # Every range is a factor of 4. The trials lie at the same points of all ranges.
 RECIPES = {
-    "baseline": Recipe("the quickstart's settings", _baseline, rates(2e-3, 8e-3)),
+    "baseline": Recipe("quickstart_paper.py", _baseline, rates(2e-3, 8e-3)),
     "small_pictures": Recipe("24 pixels, not 32", _small_pictures, rates(2e-3, 8e-3)),
     "short_texts": Recipe("8 tokens, not 12", _short_texts, rates(2e-3, 8e-3)),
     "small_batch": Recipe("64 pairs, not 128", _small_batch, rates(1.4e-3, 5.6e-3)),

@@ -12,7 +12,9 @@ import tensorflow_datasets as tfds
 from align_jax import random_search as program
 from align_jax.config import as_json, read_config
 from align_jax.errors import InputError, Preempted
+from align_jax.models.parameters import variable_shapes
 from align_jax.training.random_search_config import SearchConfig
+from align_jax.training.training_runs import read_run_config
 from benchmarks import recipes as bench
 from benchmarks.recipes_page import PAGE, Cell, find_reaching, make_table, write_page
 from configs import recipes
@@ -128,7 +130,7 @@ def make_base(root: pathlib.Path) -> dict:
 
 
 def test_a_run_of_phases_costs_the_steps_of_each(tmp_path):
-    count = bench.make_counter(make_base(tmp_path))
+    count = bench.make_counter(make_base(tmp_path)).model
 
     def make(change):
         return Recipe("", change, ())
@@ -138,6 +140,21 @@ def test_a_run_of_phases_costs_the_steps_of_each(tmp_path):
     whole, less = (count(recipe, 4) / 4 for recipe in (make(lambda n: {}), small))
     assert less < whole / 2
     assert count(phases, 8) == pytest.approx(2 * less + 6 * whole)
+
+
+def test_the_operations_of_muons_iteration_are_counted(tmp_path):
+    base = make_base(tmp_path)
+    count = bench.make_counter(base).optimizer
+    change = {
+        "optimizer.kind": "muon",
+        "optimizer.muon_matrices": ("^text_projection",),
+    }
+    lamb, muon = (Recipe("", lambda _, c=c: c, ()) for c in ({}, change))
+    shapes = variable_shapes(read_run_config(base).model)
+    a, b = sorted(shapes["params", "text_projection", "kernel"])
+    products = 2 * (2 * a * a * b + a**3)  # X X', its square, and their sum times X
+    assert count(lamb, 3) == 0
+    assert count(muon, 3) == 3 * 5 * products
 
 
 @pytest.fixture
@@ -228,6 +245,7 @@ def cell(recipe: str, operations: float, scores: list[float]) -> Cell:
         recipe=recipe,
         share=operations,
         operations=operations,
+        whole_operations=1.5 * operations,
         steps=round(2100 * operations),
         learning_rate=0.004,
         choose=[0.123, None],
@@ -239,11 +257,11 @@ def test_the_table_has_means_and_deviations(tmp_path):
     cells = [cell("baseline", 1.0, [0.2, 0.3, 0.4]), cell("small_batch", 0.4, [0.3])]
     table = make_table(cells)
     assert statistics.stdev([0.2, 0.3, 0.4]) == pytest.approx(0.1)
-    assert [row[:5] for row in table.rows] == [
-        ["baseline", "1.000", "2,100", "0.004", "12.3 diverged"],
-        ["small batch", "0.400", "840", "0.004", "12.3 diverged"],
+    assert [row[:6] for row in table.rows] == [
+        ["baseline", "1.000", "1.500", "2,100", "0.004", "12.3 diverged"],
+        ["small batch", "0.400", "0.600", "840", "0.004", "12.3 diverged"],
     ]
-    assert [row[5:] for row in table.rows] == [
+    assert [row[6:] for row in table.rows] == [
         ["30.0 ± 10.0", "15.0 ± 5.0"],
         ["30.0 ± –", "15.0 ± –"],
     ]
