@@ -3,7 +3,7 @@
     python -m benchmarks.corpus_growth --pairs 1000000,10000000,50000000
 
 The rows are those of `benchmarks.corpus`, generated from a seed and kept in --folder.
-Each number of pairs runs in a process of its own, and each stage of
+Each number of pairs runs in a separate process, and each stage of
 `data.corpus.builder.Build` is timed as it is saved. The first table has a row for each
 stage: processor seconds, pairs a second, and its file. An exponent is the slope of the
 logarithm of the seconds between two numbers of pairs: 1 for time that grows with the
