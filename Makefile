@@ -150,11 +150,11 @@ test-formats: ready-formats  ## train on files that img2dataset and datasets wri
 test-launch: ready-launch  ## read the tasks with SkyPilot and XPK
 	$(TEST) -m launch
 
-ready-docker: .venv/installed
-	@docker version >/dev/null || { echo 'ERROR: Docker does not run' >&2; exit 1; }
-
 test-trackers: ready-trackers  ## track runs in Weights & Biases, offline, and Trackio
 	$(TEST) -m trackers
+
+ready-docker: .venv/installed
+	@docker version >/dev/null || { echo 'ERROR: Docker does not run' >&2; exit 1; }
 
 test-docker: ready-docker  ## build the image and run it, where Docker runs
 	$(TEST) -m docker

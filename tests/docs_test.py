@@ -164,6 +164,31 @@ def test_the_site_has_every_page_once():
     assert nav[0] == "index.md"
 
 
+def file_map(page: pathlib.Path) -> str:
+    """The block of a page that maps the files."""
+    (block,) = (b for _, b in FENCED.findall(page.read_text()) if "main.py " in b[:8])
+    return block
+
+
+def test_the_file_maps_are_one_and_name_every_room_and_command():
+    shown = file_map(ROOT / "README.md")
+    assert file_map(DOCS / "design.md") == shown
+    parts = re.split(r"^(?=\w+/)", shown, flags=re.MULTILINE)
+    for package in ("align_jax", "data"):
+        (part,) = (part for part in parts if part.startswith(f"{package}/"))
+        rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        files = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+        assert {*re.findall(r"^  (\w+)/", part, re.MULTILINE)} == rooms
+        assert files <= {*re.findall(r"\w+", part)}
+
+
+@pytest.mark.parametrize("table", ["README.md", "docs/index.md"])
+def test_every_page_is_named_where_a_reader_begins(table):
+    page = (ROOT / table).read_text()
+    targets = {link.partition("#")[0].rpartition("/")[2] for link in LINK.findall(page)}
+    assert {path.name for path in DOCS.glob("*.md")} - {"index.md", "log.md"} <= targets
+
+
 @pytest.mark.parametrize("path", [page for page in PAGES if DOCS in page.parents])
 def test_a_page_has_one_title(path):
     page = path.read_text()
