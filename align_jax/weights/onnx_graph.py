@@ -19,15 +19,15 @@ class Tensor:
 
     Attributes:
       name: name in the graph.
-      shape: shape in the graph. An axis that JAX has repeated may have size 1, because
-        most ONNX operations repeat it themselves.
+      shape: shape in the graph. An axis that JAX broadcasts may have size 1, because
+        most ONNX operations broadcast it themselves.
     """
 
     name: str
     shape: Shape
 
 
-Value = Tensor | np.ndarray  # an array of the graph, or one that is known here
+Value = Tensor | np.ndarray  # depends on the input, or is a constant
 
 
 class Graph:
@@ -69,13 +69,13 @@ class Graph:
         return name
 
     def name_of(self, value: Value) -> str:
-        """Returns the name of an array, whose repeated axes may have size 1."""
+        """Returns the name of an array, whose broadcast axes may have size 1."""
         if isinstance(value, Tensor):
             return value.name
         return self.constant(value, value.dtype)
 
-    def whole(self, value: Value, shape: Shape) -> str:
-        """Returns the name of an array that has its repeated axes in full size."""
+    def expand(self, value: Value, shape: Shape) -> str:
+        """Returns the name of an array with its broadcast axes in full size."""
         name = self.name_of(value)
         if tuple(value.shape) == tuple(shape):
             return name
@@ -103,11 +103,11 @@ class Graph:
         return self.op("Reshape", name, target)
 
     def elementwise(self, kind: str, *inputs: Value, **attributes: Any) -> Tensor:
-        """Adds an operation on equal elements of arrays of one number of axes."""
+        """Adds an elementwise operation; the inputs have as many axes as the output."""
         axes = max(len(value.shape) for value in inputs)
         padded = [(1,) * (axes - len(v.shape)) + tuple(v.shape) for v in inputs]
         shape = tuple(
-            next((size for size in sizes if not _is_one(size)), 1)
+            next((size for size in sizes if size != 1), 1)
             for sizes in zip(*padded, strict=True)
         )
         names = map(self.name_of, inputs)
@@ -132,14 +132,10 @@ class Call:
     out: list[Any]
     fields: Mapping[str, Any]
 
-    def whole(self, number: int) -> str:
-        """Returns the name of an input that has its repeated axes in full size."""
-        return self.graph.whole(self.inputs[number], self.shapes[number])
+    def expand(self, number: int) -> str:
+        """Returns the name of an input with its broadcast axes in full size."""
+        return self.graph.expand(self.inputs[number], self.shapes[number])
 
     def result(self, name: str, number: int = 0) -> Tensor:
         """Returns an output that has its shape in JAX."""
         return Tensor(name, self.out[number].shape)
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1

@@ -8,11 +8,10 @@ import numpy as np
 from align_jax.errors import InputError
 from align_jax.weights.onnx_graph import Call, Tensor, Value
 
-# Operations of one or two arrays that have an equal in ONNX.
+# Elementwise operations that have an equal in ONNX.
 ELEMENTWISE = {
     "abs": "Abs",
     "add": "Add",
-    "add_any": "Add",
     "and": "And",
     "copy": "Identity",
     "div": "Div",
@@ -80,11 +79,11 @@ def _select(call: Call) -> list[Value]:
 
 
 def _reshape(call: Call) -> list[Value]:
-    return [call.result(call.graph.reshape(call.whole(0), call.out[0].shape))]
+    return [call.result(call.graph.reshape(call.expand(0), call.out[0].shape))]
 
 
 def _broadcast(call: Call) -> list[Value]:
-    """Inserts axes of size 1; they are repeated where an operation needs it."""
+    """Inserts axes of size 1; `Graph.expand` gives them their full size if needed."""
     value, shape = call.inputs[0], [1] * len(call.out[0].shape)
     axes = call.fields["broadcast_dimensions"]
     for axis, size in zip(axes, value.shape, strict=True):
@@ -102,13 +101,13 @@ def _transpose(call: Call) -> list[Value]:
 def _reduce(kind: str) -> Callable[[Call], list[Value]]:
     def reduce(call: Call) -> list[Value]:
         axes = call.graph.constant(call.fields["axes"])
-        return [call.result(call.graph.op(kind, call.whole(0), axes, keepdims=0))]
+        return [call.result(call.graph.op(kind, call.expand(0), axes, keepdims=0))]
 
     return reduce
 
 
 def _concatenate(call: Call) -> list[Value]:
-    parts = map(call.whole, range(len(call.inputs)))
+    parts = map(call.expand, range(len(call.inputs)))
     axis = call.fields["dimension"]
     return [call.result(call.graph.op("Concat", *parts, axis=axis))]
 
@@ -117,17 +116,17 @@ def _stack(call: Call) -> list[Value]:
     axis = call.fields["axis"]
     where = call.graph.constant([axis])
     parts = [
-        call.graph.op("Unsqueeze", call.whole(i), where)
+        call.graph.op("Unsqueeze", call.expand(i), where)
         for i in range(len(call.inputs))
     ]
     return [call.result(call.graph.op("Concat", *parts, axis=axis))]
 
 
 def _unstack(call: Call) -> list[Value]:
-    whole, axis = call.whole(0), call.fields["axis"]
+    table, axis = call.expand(0), call.fields["axis"]
     return [
         call.result(
-            call.graph.op("Gather", whole, call.graph.constant(i), axis=axis), i
+            call.graph.op("Gather", table, call.graph.constant(i), axis=axis), i
         )
         for i in range(len(call.out))
     ]
@@ -144,7 +143,7 @@ def _slice(call: Call) -> list[Value]:
         )
         if not (start == 0 and limit == shape[axis] and stride == 1)
     ]
-    found = call.whole(0)
+    found = call.expand(0)
     if cuts:
         axes, first, ends, steps = map(call.graph.constant, zip(*cuts, strict=True))
         found = call.graph.op("Slice", found, first, ends, axes, steps)
@@ -155,8 +154,8 @@ def _pad(call: Call) -> list[Value]:
     before, after, between = zip(*call.fields["padding_config"], strict=True)
     if any(between) or min(*before, *after) < 0:
         raise InputError("the model pads inside an array, which ONNX export lacks")
-    pads, filling = call.graph.constant([*before, *after]), call.whole(1)
-    return [call.result(call.graph.op("Pad", call.whole(0), pads, filling))]
+    pads, filling = call.graph.constant([*before, *after]), call.expand(1)
+    return [call.result(call.graph.op("Pad", call.expand(0), pads, filling))]
 
 
 def _gather(call: Call) -> list[Value]:
@@ -175,14 +174,14 @@ def _gather(call: Call) -> list[Value]:
         or tuple(call.fields["slice_sizes"]) != taken
     ):
         raise InputError("the model gathers in a way that ONNX export lacks")
-    flat = call.graph.reshape(call.whole(1), indices[:-1])
-    return [call.result(call.graph.op("Gather", call.whole(0), flat, axis=axis))]
+    flat = call.graph.reshape(call.expand(1), indices[:-1])
+    return [call.result(call.graph.op("Gather", call.expand(0), flat, axis=axis))]
 
 
 def _product(call: Call) -> list[Value]:
     sums, batch = call.fields["dimension_numbers"]
     left, right = (len(shape) for shape in call.shapes)
-    names = [call.whole(0), call.whole(1)]
+    names = [call.expand(0), call.expand(1)]
     if (sums, batch, right) == (((left - 1,), (0,)), ((), ()), 2):
         return [call.result(call.graph.op("MatMul", *names))]
     letters = iter(string.ascii_lowercase)
@@ -207,7 +206,7 @@ def _convolution(call: Call) -> list[Value]:
     before, after = zip(*fields["padding"], strict=True)
     found = graph.op(
         "Conv",
-        graph.op("Transpose", call.whole(0), perm=[*numbers.lhs_spec]),
+        graph.op("Transpose", call.expand(0), perm=[*numbers.lhs_spec]),
         graph.name_of(np.ascontiguousarray(kernel.transpose(numbers.rhs_spec))),
         strides=[*fields["window_strides"]],
         pads=[*before, *after],

@@ -1,8 +1,11 @@
 """Translates a traced JAX function into an ONNX model.
 
-Only the operations of our towers are known. The first axis of the input, the batch, has
-any size; every other size is fixed. Numbers that do not depend on the input are
-computed here and stored in the model.
+JAX has no export to ONNX, and packages that have one bring TensorFlow or other
+frameworks with them. Our towers use few operations: `onnx_operations` has them, and the
+package `onnx` alone is needed. A new operation is one function and one line there.
+
+The first axis of the input, the batch, has any size; every other size is fixed. What
+does not depend on the input is computed here and stored in the model as constants.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +23,8 @@ from align_jax.weights.onnx_operations import OPERATIONS
 OPSET = 18
 IR_VERSION = 9  # of ONNX 1.14; later runtimes read it
 
-# Operations that call a function, those that return their inputs, and the parameters
-# that hold the function.
+# Operations that call a function, those that return their inputs unchanged, and the
+# names of the field that holds a called function.
 CALLS = """checkpoint closed_call core_call custom_jvp_call custom_vjp_call jit pjit
     remat remat2""".split()
 TRANSPARENT = ("name", "optimization_barrier", "sharding_constraint")
@@ -56,9 +59,9 @@ def translate(
     )
     graph = Graph(name, batch)
     given = Tensor(name, (batch, *like.shape))
-    (result,) = run(graph, traced.jaxpr, traced.consts, [given])
+    (result,) = _add_function(graph, traced.jaxpr, traced.consts, [given])
     (described,) = traced.out_avals
-    found = graph.whole(result, described.shape)
+    found = graph.expand(result, described.shape)
     graph.nodes.append(onnx.helper.make_node("Identity", [found], [output]))
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
@@ -85,7 +88,7 @@ def _describe(name: str, shape: Shape, dtype: Any) -> Any:
     return onnx.helper.make_tensor_value_info(name, kind, sizes)
 
 
-def run(
+def _add_function(
     graph: Graph, jaxpr: core.Jaxpr, consts: Sequence[Any], given: Sequence[Value]
 ) -> list[Value]:
     """Adds the operations of a traced function to a graph; returns its outputs."""
@@ -101,25 +104,25 @@ def run(
     values |= zip(jaxpr.invars, given, strict=True)
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        outputs = _add(graph, equation, inputs)
+        outputs = _add_operation(graph, equation, inputs)
         values |= zip(equation.outvars, outputs, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _add(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
+def _add_operation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
     """Adds one operation to a graph, or computes it if it does not need the input."""
     kind, fields = equation.primitive.name, equation.params
-    if kind == "platform_index":  # the programs of accelerators, not of CPUs
-        (place,) = (i for i, p in enumerate(fields["platforms"]) if p is None)
-        return [np.asarray(place, np.int32)]
+    if kind == "platform_index":  # the default program; accelerators have others
+        index = fields["platforms"].index(None)
+        return [np.asarray(index, np.int32)]
     if kind == "cond" and isinstance(inputs[0], np.ndarray):
         branch = fields["branches"][int(inputs[0])]
-        return run(graph, branch.jaxpr, branch.consts, inputs[1:])
+        return _add_function(graph, branch.jaxpr, branch.consts, inputs[1:])
     if kind in CALLS:
         inner = next(fields[key] for key in FUNCTIONS if key in fields)
         closed = isinstance(inner, core.ClosedJaxpr)
         jaxpr, consts = (inner.jaxpr, inner.consts) if closed else (inner, ())
-        return run(graph, jaxpr, consts, inputs)
+        return _add_function(graph, jaxpr, consts, inputs)
     if kind in TRANSPARENT:
         return inputs
     out = [atom.aval for atom in equation.outvars]

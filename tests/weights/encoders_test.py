@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -139,13 +140,55 @@ def test_an_operation_that_onnx_export_lacks_is_named():
 
     like = jax.ShapeDtypeStruct((3,), np.float32)
     lacking = {
-        "sort": jax.numpy.sort,
+        "sort": jnp.sort,
         "scan": lambda x: jax.lax.scan(lambda c, _: (c * 2, None), x, length=3)[0],
         "dim_as_value": lambda x: x * x.shape[0],
     }
     for name, function in lacking.items():
         with pytest.raises(InputError, match=f"the model has '{name}', an operation"):
             translate(function, like, name="x", output="y", metadata={})
+
+
+# Operations that no tower here has, and a tower of a user may have, for x (B, 4).
+FURTHER = {
+    "abs": jnp.abs,
+    "copy": jnp.copy,
+    "eq": lambda x: jnp.where(jnp.maximum(x, 0.5) == x, x, -x),
+    "ge": lambda x: jnp.where(x >= 0.5, x, -x),
+    "gt": lambda x: jnp.where(x > 0.5, x, -x),
+    "integer_pow": lambda x: x**3,
+    "le": lambda x: jnp.where(x <= 0.5, x, -x),
+    "log": jnp.log,
+    "min": lambda x: jnp.minimum(x, 0.5),
+    "neg": jnp.negative,
+    "not": lambda x: jnp.where(~(x < 0.5), x, -x),
+    "or": lambda x: jnp.where((x < 0.2) | (x > 0.6), x, -x),
+    "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2)), constant_values=3),
+    "pow": lambda x: x**1.5,
+    "reduce_min": lambda x: x.min(1),
+    "slice": lambda x: jax.lax.slice_in_dim(x, 1, 4, 2, 1),
+    "sqrt": jnp.sqrt,
+    "squeeze": lambda x: jnp.squeeze(x[:, None], 1),
+    "tanh": jnp.tanh,
+}
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_translated_operation_gives_what_jax_gives(name):
+    import onnxruntime
+
+    from align_jax.weights.onnx_translation import translate
+
+    function = FURTHER[name]
+    assert f" {name}" in str(jax.make_jaxpr(function)(np.ones((2, 4), np.float32)))
+    like = jax.ShapeDtypeStruct((4,), np.float32)
+    model = translate(function, like, name="x", output="y", metadata={})
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for count in (1, 3):
+        array = np.random.default_rng(0).uniform(0.1, 1, (count, 4)).astype("f4")
+        (found,) = session.run(["y"], {"x": array})
+        np.testing.assert_allclose(found, function(array), rtol=1e-6)
 
 
 @pytest.mark.onnx
