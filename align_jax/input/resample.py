@@ -203,8 +203,8 @@ def _resample(
 def _gather(pixels: np.ndarray, left: int, tile: np.ndarray) -> None:
     """Copies rows of pixels (rows, W * 3) to the lanes of tile (columns, LANES).
 
-    The tile begins at pixel `left`, and has `SIDE` or more columns; so has pixels rows.
-    The lower 24 bits hold the colours of a pixel.
+    The tile begins at pixel `left`. There are `SIDE` or more rows and columns. The
+    lower 24 bits of a word hold the colours of a pixel.
     """
     source, target = pixels.ctypes.data + 3 * left, tile.ctypes.data
     line, lanes = pixels.strides[0], tile.strides[0]

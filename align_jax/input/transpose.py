@@ -1,8 +1,13 @@
 """Transposes squares of pixels in vector registers, for compiled functions of numba.
 
-LLVM does not vectorise a transposition that is written as loops. So its instructions
-are stated here, for vectors of any processor. numba caches compiled functions by their
-own file: after a change of this file, the caches of files that import it are stale.
+LLVM does not vectorise a transposition that is written as loops. So numba's intrinsics
+here emit LLVM's vector instructions themselves, which work on any processor. A row of
+`SIDE` pixels is one vector of 32-bit words. Three stages of shuffles exchange words
+between rows that are 1, 2 and 4 apart, as in a transposition by halves: first single
+words, then pairs, then halves of rows.
+
+numba caches compiled functions by their own file: after a change of this file, the
+caches of files that import it are stale.
 """
 
 from collections.abc import Sequence
@@ -19,7 +24,8 @@ BYTE, WORD = ir.IntType(8), ir.IntType(32)
 PIXELS, PADDED = ir.VectorType(BYTE, 3 * SIDE), ir.VectorType(BYTE, 4 * SIDE)
 WORDS = ir.VectorType(WORD, SIDE)
 # (distance of two rows, lanes of the new first row, lanes of the new second row); lanes
-# from SIDE on are those of the second row.
+# from SIDE on are those of the second row. Each shuffle is one instruction of AVX2:
+# vpunpckldq and vpunpckhdq, vpunpcklqdq and vpunpckhqdq, and two of vperm2i128.
 STAGES = (
     (1, (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)),
     (2, (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)),
@@ -30,8 +36,8 @@ ZERO = 3 * SIDE  # lane of zeros behind a row of pixels
 TO_WORDS = [3 * i + j if j < 3 else ZERO for i in range(SIDE) for j in range(4)]
 TO_PIXELS = [4 * i + j for i in range(SIDE) for j in range(3)]
 
-# Arguments of the functions below: the address of a source, the bytes from one of its
-# rows to the next, and both of a target. A square has SIDE rows of SIDE pixels.
+# Types of the intrinsics' arguments: the address of a source, the bytes from one of its
+# rows to the next, and the same two of a target. A square has SIDE rows of SIDE pixels.
 SQUARES = types.void(types.intp, types.intp, types.intp, types.intp)
 
 

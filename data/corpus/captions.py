@@ -34,7 +34,7 @@ BATCH_ROWS = 8192
 def check_captions(config: CaptionConfig) -> None:
     """Raises InputError if a table is missing, unreadable or lacks a column."""
     for path in list_captions(config) if config.path else ():
-        _read_names(config, path)
+        _check_columns(config, path)
 
 
 def list_captions(config: CaptionConfig) -> list[pathlib.Path]:
@@ -102,7 +102,7 @@ def normalise_captions(
 
     def clean(captions: Any) -> list[str]:
         listed = captions if isinstance(captions, list) else [captions]
-        texts = (normalise(text or "", max_characters) for text in listed or [])
+        texts = (normalise(text or "", max_characters) for text in listed)
         return [*dict.fromkeys(filter(None, texts))]
 
     def write(temporary: pathlib.Path) -> None:
@@ -153,10 +153,10 @@ def kept_captions(stages: StageTables, kept: ibis.Table) -> ibis.Table:
     return captions.select(text=captions.captions.unnest())
 
 
-def _read_names(config: CaptionConfig, path: pathlib.Path) -> None:
+def _check_columns(config: CaptionConfig, path: pathlib.Path) -> None:
     """Raises InputError if a table lacks a column or has one of another type."""
-    if path.suffix.lower() == ".csv":
-        with _reading(path), pa.csv.open_csv(path) as reader:
+    if _is_csv(path):
+        with _reading_csv(path), pa.csv.open_csv(path) as reader:
             schema = reader.schema
     else:
         schema = open_parquet(path).schema_arrow
@@ -167,7 +167,7 @@ def _read_names(config: CaptionConfig, path: pathlib.Path) -> None:
             f"{path} ({FIELD}) lacks the columns {missing}, each once; it has"
             f" {schema.names}"
         )
-    if path.suffix.lower() == ".csv":
+    if _is_csv(path):
         return
     for name in wanted:
         found = inner = schema.field(name).type
@@ -190,16 +190,22 @@ def _read(
       InputError: the table is damaged, or an id is missing.
     """
     names = [config.id_column, config.text_column]
-    if path.suffix.lower() == ".csv":
-        batches = _read_csv(path, names)
-    else:
-        batches = open_parquet(path).iter_batches(BATCH_ROWS, columns=names)
+    read = _read_csv if _is_csv(path) else _read_parquet
+    for batch in read(path, names):
+        ids, captions = (batch[name].to_pylist() for name in names)
+        if not all(ids):
+            raise InputError(f"{path} has a row without {names[0]!r}")
+        yield ids, captions
+
+
+def _is_csv(path: pathlib.Path) -> bool:
+    return path.suffix.lower() == ".csv"
+
+
+def _read_parquet(path: pathlib.Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+    file = open_parquet(path)
     with reading_parquet(path):
-        for batch in batches:
-            ids, captions = (batch[name].to_pylist() for name in names)
-            if not all(ids):
-                raise InputError(f"{path} has a row without {names[0]!r}")
-            yield ids, captions
+        yield from file.iter_batches(BATCH_ROWS, columns=names)
 
 
 def _read_csv(path: pathlib.Path, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -207,12 +213,12 @@ def _read_csv(path: pathlib.Path, names: list[str]) -> Iterator[pa.RecordBatch]:
         include_columns=names, column_types=dict.fromkeys(names, pa.string())
     )
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
-    with _reading(path):
+    with _reading_csv(path):
         yield from pa.csv.open_csv(path, None, parsing, options)
 
 
 @contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
+def _reading_csv(path: pathlib.Path) -> Iterator[None]:
     """Raises InputError if a CSV file read in the `with` statement is damaged."""
     try:
         yield

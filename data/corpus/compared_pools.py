@@ -94,9 +94,12 @@ def open_pool(engine: Engine, path: pathlib.Path) -> dict[str, ibis.Table]:
     kept = rows.select(
         image_id=uid, uid=uid, key=uid, url=rows.url, text=rows.text.fill_null("")
     )
-    sizes = {"width": rows.original_width, "height": rows.original_height}
-    known: dict[str, Any] = {n: v.cast("int64") for n, v in sizes.items()}
-    nothing = {n: ibis.literal("") for n in ("format", "error")}
+    facts: dict[str, Any] = {
+        "width": rows.original_width.cast("int64"),
+        "height": rows.original_height.cast("int64"),
+        "format": ibis.literal(""),
+        "error": ibis.literal(""),
+    }
     numbers = {
         name: rows[name]
         for name, kind in rows.schema().items()
@@ -104,7 +107,7 @@ def open_pool(engine: Engine, path: pathlib.Path) -> dict[str, ibis.Table]:
     }
     return {
         "kept": kept,
-        "pictures": rows.select(image_id=uid, **known, **nothing),
+        "pictures": rows.select(image_id=uid, **facts),
         "scores": rows.select(image_id=uid, **numbers),
     }
 

@@ -134,7 +134,7 @@ class EmbeddingConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError if the model and the bounds do not fit each other."""
-        if self.bounds > bool(self.model):
+        if self.bounds > (1 if self.model else 0):
             raise InputError(
                 f"config.embeddings has model={self.model!r},"
                 f" min_score={self.min_score}, score_fraction={self.score_fraction};"
@@ -258,8 +258,8 @@ class CorpusConfig:
                 f"config.name is {self.name!r}; wanted letters, digits and underscores,"
                 " a letter first, as in TFDS's file names"
             )
-        uses = self.embeddings.bounds + bool(self.copies.max_cosine)
-        if bool(uses) != bool(self.embeddings.model):
+        used = bool(self.embeddings.bounds or self.copies.max_cosine)
+        if used != bool(self.embeddings.model):
             raise InputError(
                 f"config.embeddings.model is {self.embeddings.model!r}; wanted a model"
                 " if config.embeddings has a bound of the score or"

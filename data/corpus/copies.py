@@ -1,4 +1,4 @@
-"""A rule that keeps one of the pictures of a corpus that are nearly alike, by hash.
+"""A rule that keeps one of nearly equal pictures of a corpus, by their hashes.
 
 Equal files are one picture already. A picture is better than another if it has more
 pixels, or as many and a lower image_id. A picture is dropped if its hash and that of a
@@ -15,7 +15,8 @@ Stages, all in the folder of the build's stages:
 
 * `hashed.parquet`: the pictures of the pairs that are left, with their hashes.
 * `best_of_hash.parquet`: the best picture of each hash.
-* `near_hashes/N`: of one join, each hash that has a better near one, and the best.
+* `near_hashes/N`: the result of one join: each hash near which there is a better
+  picture, and the best of these pictures.
 * `copies.parquet`: the dropped pictures, each with the best one near it.
 """
 
@@ -120,18 +121,16 @@ def best_pictures(table: ibis.Table, by: str, name: str, area: str) -> ibis.Tabl
       area: column of the pictures' numbers of pixels.
     """
     order = [ibis.desc(table[area]), table[name]]
-    placed = table.mutate(
-        place=ibis.row_number().over(ibis.window(group_by=by, order_by=order))
+    ranked = table.mutate(
+        rank=ibis.row_number().over(ibis.window(group_by=by, order_by=order))
     )
-    return placed.filter(placed.place == 0).drop("place")
+    return ranked.filter(ranked.rank == 0).drop("rank")
 
 
 def _match(stages: StageTables) -> None:
     """Writes the stage `near_hashes`, a file or folder for each join."""
-    best, distance = (
-        stages.table("best_of_hash"),
-        stages.config.copies.max_hash_distance,
-    )
+    best = stages.table("best_of_hash")
+    distance = stages.config.copies.max_hash_distance
     hashes = int(stages.engine.execute(best.count()))
     for index, mask in enumerate(choose_masks(distance, hashes)):
         one = best.mutate(block=best.phash & mask)

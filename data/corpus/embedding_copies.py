@@ -51,7 +51,7 @@ NEAR = pa.schema(
 )
 
 
-def keep_unlike(stages: StageTables, pairs: ibis.Table) -> ibis.Table:
+def keep_embedding_originals(stages: StageTables, pairs: ibis.Table) -> ibis.Table:
     """Returns the pairs whose picture has no better one near it.
 
     Args:
@@ -67,10 +67,12 @@ def keep_unlike(stages: StageTables, pairs: ibis.Table) -> ibis.Table:
             functools.partial(assign_shard, stages.folder, n, nearest) for n in shards
         ]
         stages.engine.map(tasks, "clusters of pictures", "picture")
-        placed = stages.shards("in_clusters")
+        assigned = stages.shards("in_clusters")
         materialise(
             stages.folder / "clusters",
-            lambda path: stages.engine.save_split(placed, path, "cluster", "clusters"),
+            lambda path: stages.engine.save_split(
+                assigned, path, "cluster", "clusters"
+            ),
         )
         bound = stages.config.copies.max_cosine
         comparisons = [
@@ -86,12 +88,12 @@ def keep_unlike(stages: StageTables, pairs: ibis.Table) -> ibis.Table:
     return pairs.anti_join(stages.table(COPIES), "image_id")
 
 
-def judge_unlike(stages: StageTables, flagged: ibis.Table) -> ibis.Table:
+def judge_embedding_copies(stages: StageTables, flagged: ibis.Table) -> ibis.Table:
     """Adds the boolean column `near_copy_embedding`, true for a dropped picture."""
     return judge_by_copies(stages.table(COPIES), flagged, "near_copy_embedding")
 
 
-def describe_unlike(stages: StageTables) -> dict[str, Any]:
+def describe_embedding_copies(stages: StageTables) -> dict[str, Any]:
     """Returns {"copies": number of dropped pictures}."""
     return {"copies": int(stages.engine.execute(stages.table(COPIES).count()))}
 
@@ -180,18 +182,18 @@ def find_near(vectors: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray
     Returns:
       The indices (M,) of the vectors, and for each the first vector near it (M,).
     """
-    none = len(vectors)
-    first = np.full(none, none)
-    for start in range(0, none, ROWS):
+    count = len(vectors)
+    first = np.full(count, count)  # until a near one is found
+    for start in range(0, count, ROWS):
         part = vectors[start : start + ROWS]  # (n, D)
         rows = np.arange(start, start + len(part))
         for left in range(0, start + len(part), COLUMNS):
             block = vectors[left : left + COLUMNS]  # (m, D)
             near = part @ block.T > np.float32(bound)  # (n, m)
             near &= left + np.arange(len(block)) < rows[:, None]
-            new = near.any(1) & (first[rows] == none)
+            new = near.any(1) & (first[rows] == count)
             first[rows[new]] = left + near[new].argmax(1)
-    found = np.flatnonzero(first < none)
+    found = np.flatnonzero(first < count)
     return found, first[found]
 
 

@@ -237,9 +237,11 @@ def sample_copies(copies: ibis.Table | None, execute: Execute) -> list[dict[str,
     if copies is None:
         return []
     rows = execute(copies.order_by("image_id").limit(DROPPED_PAIRS))
-    ids = zip(rows["image_id"], rows["better"], strict=True)
-    named = [[*zip(pair, ("dropped", "better"), strict=True)] for pair in ids]
-    return [{"image_id": name, "text": text} for pair in named for name, text in pair]
+    samples = []
+    for dropped, better in zip(rows["image_id"], rows["better"], strict=True):
+        samples.append({"image_id": dropped, "text": "dropped"})
+        samples.append({"image_id": better, "text": "better"})
+    return samples
 
 
 def lowest_pairs(

@@ -26,9 +26,9 @@ from data.corpus.copies import (
 )
 from data.corpus.embedding_copies import (
     EMBEDDING_COPY_RULES,
-    describe_unlike,
-    judge_unlike,
-    keep_unlike,
+    describe_embedding_copies,
+    judge_embedding_copies,
+    keep_embedding_originals,
 )
 from data.corpus.pair_embeddings import check_pair_model
 from data.corpus.pair_scores import (
@@ -84,9 +84,9 @@ PAIR_STEPS: dict[str, PairStep] = {
             if config.embeddings.bounds
             else check_pair_model(config.embeddings.model)
         ),
-        keep=keep_unlike,
-        judge=judge_unlike,
-        describe=describe_unlike,
+        keep=keep_embedding_originals,
+        judge=judge_embedding_copies,
+        describe=describe_embedding_copies,
     ),
     "pair_scores": PairStep(
         rules=PAIR_SCORE_RULES,
@@ -106,7 +106,8 @@ PAIR_STEPS: dict[str, PairStep] = {
     ),
 }
 
-COPIES = ("copies", "embedding_copies")  # the steps that drop copies
+# The steps that drop copies; each writes the copies to the stage of its own name.
+COPIES = ("copies", "embedding_copies")
 
 
 def list_steps(config: CorpusConfig) -> dict[str, PairStep]:

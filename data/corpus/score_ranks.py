@@ -26,9 +26,9 @@ def ranked_score(scores: Table, rank: int, execute: Execute) -> float | None:
     binned, _, _ = bin_scores(scores, BINS, execute)
     counts = execute(binned.group_by("bin").agg(rows=binned.count()))
     above = 0
-    for place, rows in sorted(zip(counts.bin, counts.rows, strict=True), reverse=True):
+    for bin_, rows in sorted(zip(counts.bin, counts.rows, strict=True), reverse=True):
         if above + rows > rank:
-            inside = binned.filter(binned.bin == int(place)).select("score")
+            inside = binned.filter(binned.bin == int(bin_)).select("score")
             top = inside.order_by(ibis.desc("score")).limit(int(rank - above) + 1)
             return float(execute(top.score.min()))
         above += int(rows)
