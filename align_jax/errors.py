@@ -82,6 +82,20 @@ class NonFiniteError(FloatingPointError):
         self.advice = advice
 
 
+def check_count(place: str, count: int, expected: int, what: str) -> None:
+    """Raises InputError if a data set has another number of parts than expected.
+
+    Args:
+      place: name of the file, folder or split, for the message.
+      count: number of its parts.
+      expected: number that it must have; 0 for any number above 0.
+      what: name of the parts, such as "pictures".
+    """
+    if not count or expected not in (0, count):
+        wanted = f"{expected:,}" if expected else "one or more"
+        raise InputError(f"{place} has {count:,} {what}; wanted {wanted}")
+
+
 def one_line(error: BaseException) -> str:
     """Returns an error's message with every run of white space as one space."""
     return " ".join(str(error).split())

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from align_jax.errors import printable, run_command
+from align_jax.errors import InputError, check_count, printable, run_command
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,15 @@ def test_a_killed_process_of_a_command_is_one_line(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("data.index: A process in the process pool")
     assert line.endswith("for lack of memory; the same command continues.")
+
+
+@pytest.mark.parametrize("count", [0, 1_999])
+def test_a_set_of_another_size_is_refused(count):
+    check_count("DIR", 2_000, 2_000, "pictures")
+    check_count("DIR", 2_000, 0, "pictures")
+    with pytest.raises(
+        InputError, match=rf"^DIR has {count:,} pictures; wanted 2,000$"
+    ):
+        check_count("DIR", count, 2_000, "pictures")
+    with pytest.raises(InputError, match=r"^DIR has 0 texts; wanted one or more$"):
+        check_count("DIR", 0, 0, "texts")

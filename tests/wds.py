@@ -131,12 +131,12 @@ def write_faces(folder: pathlib.Path, count: int = 12) -> str:
     return write_set(folder, samples, prompts(lines, templates))
 
 
-def write_riddles(folder: pathlib.Path, riddles: list[tuple[str, list, list]]) -> str:
+def write_cues(folder: pathlib.Path, cues: list[tuple[str, list, list]]) -> str:
     """Writes a set like WinoGAViL, of (cue, candidates, associations)."""
     folder.mkdir(parents=True)
     quoted = (
         [cue, *(str(names).replace("'", '""') for names in lists)]
-        for cue, *lists in riddles
+        for cue, *lists in cues
     )
     lines = ["ID,cue,candidates,associations"]
     lines += [f'{i},{c},"{a}","{b}"' for i, (c, a, b) in enumerate(quoted)]
@@ -154,8 +154,8 @@ def write_datacomp(root: pathlib.Path, names: list[str]) -> str:
         if each.task == "faces":
             write_faces(folder)
         elif each.task == "associations":
-            riddles = [("red", tiny.NAMES[:size], tiny.NAMES[:2]) for size in (5, 12)]
-            write_riddles(folder, riddles)
+            cues = [("red", tiny.NAMES[:size], tiny.NAMES[:2]) for size in (5, 12)]
+            write_cues(folder, cues)
         elif each.classes:
             write_classes(folder, groups=2 * bool(each.groups), classes=each.classes)
         else:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from align_jax import places, shard_files
-from align_jax.errors import InputError, one_line
+from align_jax.errors import InputError, check_count, one_line
 from align_jax.texts import check_text
 
 TABLE_FILE, PICTURES_FILE = "winogavil_dataset.csv", "winogavil_images.zip"
@@ -26,42 +26,40 @@ COLUMNS = ("cue", "candidates", "associations")
 
 
 @dataclasses.dataclass(frozen=True)
-class Riddle:
-    """A cue and the pictures among which its associations are.
+class Cue:
+    """A word and the pictures among which its associations are.
 
     Attributes:
-      cue: the cue.
-      candidates: list of the names of the candidates' pictures.
-      right: (candidates,) bools, whether each is an association.
+      word: the word; a few cues have several.
+      candidates: list of the names of C candidate pictures.
+      right: (C,) bools, whether each is an association.
     """
 
-    cue: str
+    word: str
     candidates: list[str]
     right: np.ndarray
 
 
-def read_riddles(directory: str, expected: int = 0) -> list[Riddle]:
-    """Reads all riddles of a set.
+def read_cues(directory: str, expected: int = 0) -> list[Cue]:
+    """Reads all cues of a set.
 
     Args:
       directory: path or URL of the set's folder.
-      expected: number of riddles that the set must have; 0 for any number.
+      expected: number of cues that the set must have; 0 for any number.
 
     Raises:
       InputError: the table is missing or has another form, or another size.
     """
     path = os.path.join(places.resolve(directory), TABLE_FILE)
     rows = csv.DictReader(io.StringIO(places.read_text(path)))
-    found = [_read_riddle(row, f"line {rows.line_num} of {path}") for row in rows]
-    if not found or expected not in (0, len(found)):
-        wanted = f"{expected:,}" if expected else "one or more"
-        raise InputError(f"{path} has {len(found):,} cues; wanted {wanted}")
+    found = [_read_cue(row, f"line {rows.line_num} of {path}") for row in rows]
+    check_count(path, len(found), expected, "cues")
     return found
 
 
-def _read_riddle(row: dict[str, str | None], where: str) -> Riddle:
+def _read_cue(row: dict[str, str | None], where: str) -> Cue:
     try:
-        cue, *lists = (row[name] or "" for name in COLUMNS)
+        word, *lists = (row[name] or "" for name in COLUMNS)
         candidates, associations = map(json.loads, lists)
         if not isinstance(candidates, list) or not isinstance(associations, list):
             raise ValueError("wanted two lists")
@@ -69,15 +67,15 @@ def _read_riddle(row: dict[str, str | None], where: str) -> Riddle:
         raise InputError(
             f"{where} does not hold {', '.join(COLUMNS)} as wanted: {one_line(error)}"
         ) from error
-    for text in (cue, *candidates, *associations):
+    for text in (word, *candidates, *associations):
         check_text(text, where)
     right = np.isin(candidates, associations)
-    if not cue or not right.any() or right.sum() != len(associations):
+    if not word or not right.any() or right.sum() != len(associations):
         raise InputError(
-            f"{where} has the cue {cue!r} and the associations {associations}; wanted a"
-            f" text, and one or more of {candidates}"
+            f"{where} has the cue {word!r} and the associations {associations};"
+            f" wanted a text, and one or more of {candidates}"
         )
-    return Riddle(cue, candidates, right)
+    return Cue(word, candidates, right)
 
 
 def read_pictures(directory: str, names: list[str]) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from align_jax import places, shard_files, tar_index
-from align_jax.errors import InputError, one_line
+from align_jax.errors import InputError, check_count, one_line
 from align_jax.input.formats.webdataset import SampleReader
 from align_jax.texts import check_text
 
@@ -99,11 +99,7 @@ class BenchmarkFolder:
         self._indices = dict(zip(self._paths, indices, strict=True))
         self.count = sum(len(index.offsets) for index in indices)
         self.members = {ending for index in indices for ending in index.endings}
-        if not self.count or expected not in (0, self.count):
-            wanted = f"{expected:,}" if expected else "one or more"
-            raise InputError(
-                f"{self._split} has {self.count:,} samples; wanted {wanted}"
-            )
+        check_count(self._split, self.count, expected, "samples")
 
     def require(self, *endings: str) -> None:
         """Checks that every sample has a picture and other members.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from align_jax import dataset_folder
-from align_jax.errors import InputError
+from align_jax.errors import InputError, check_count
 from align_jax.input.shards import open_shards
 
 if TYPE_CHECKING:
@@ -100,11 +100,7 @@ class LabelledPictures:
         self._image, self._label = wanted
         self._indices = array.array("q")  # records of the yielded pictures
         self.count = self._builder.info.splits[split].num_examples
-        if expected not in (0, self.count):
-            raise InputError(
-                f"split {split!r} of {directory} has {self.count} pictures; wanted"
-                f" {expected}"
-            )
+        check_count(f"split {split!r} of {directory}", self.count, expected, "pictures")
         label = self._builder.info.features[label_feature]
         self.names = getattr(label, "names", None)
 

@@ -22,9 +22,8 @@ from align_jax.input.benchmark_folder import read_captions
 from align_jax.texts import check_text
 
 PARTS = (
-    *("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel"),
-    *("swap_att", "swap_obj"),
-)
+    "add_att add_obj replace_att replace_obj replace_rel swap_att swap_obj"
+).split()
 FIELDS = ("filename", "caption", "negative_caption")
 IMAGES, CAPTIONS = ("image_0", "image_1"), ("caption_0", "caption_1")
 TOGETHER = 16  # rows of a Parquet file that are read together

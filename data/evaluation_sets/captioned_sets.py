@@ -304,7 +304,12 @@ URBAN1K = EvaluationSet(
 EVALUATION_SETS = {
     facts.name: facts
     for facts in (
-        *(FLICKR30K, COCO, MULTI30K, FLICKR30K_TRAIN, COCO_TRAIN),
-        *(DOCCI, URBAN1K),
+        FLICKR30K,
+        COCO,
+        MULTI30K,
+        FLICKR30K_TRAIN,
+        COCO_TRAIN,
+        DOCCI,
+        URBAN1K,
     )
 }

@@ -212,13 +212,13 @@ def test_equal_texts_are_candidates_of_their_own_else(repeated):
 
 
 def test_counts_that_differ_are_refused(repeated, directory):
-    with pytest.raises(InputError, match="has 3 pictures; wanted 1000"):
+    with pytest.raises(InputError, match="has 3 pictures; wanted 1,000"):
         Retrieval(RetrievalConfig(repeated, "test", expected_images=1000))
     with pytest.raises(InputError, match="no feature 'captions'; it has image, texts"):
         Retrieval(RetrievalConfig(repeated, "test", texts_feature="captions"))
-    with pytest.raises(InputError, match="has 5 texts; wanted 5000"):
+    with pytest.raises(InputError, match="has 5 texts; wanted 5,000"):
         Retrieval(RetrievalConfig(repeated, "test", expected_texts=5000))
-    with pytest.raises(InputError, match="has 12 pictures; wanted 50000"):
+    with pytest.raises(InputError, match="has 12 pictures; wanted 50,000"):
         ZeroShot(ZeroShotConfig(directory, "test", "cifar", expected_pictures=50_000))
 
 

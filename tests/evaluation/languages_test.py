@@ -61,7 +61,7 @@ def test_the_languages_are_crossmodal_3600_s():
 
 def test_other_counts_languages_and_damage_are_refused(tmp_path):
     fields = write_crossmodal(tmp_path)
-    with pytest.raises(InputError, match=r"has 12 pictures; wanted 3600"):
+    with pytest.raises(InputError, match=r"has 12 pictures; wanted 3,600"):
         make(**fields, expected_images=3600)
     with pytest.raises(
         InputError, match=r"line 1 of .*captions.jsonl is broken: KeyErr"

@@ -36,7 +36,7 @@ def test_neighbours_are_sought_in_the_other_split(tmp_path):
     assert scores["recall@1"] == pytest.approx(10 / 12)
     assert scores["recall@5"] == 1.0
     assert scores["queries"] == scores["candidates"] == 12
-    with pytest.raises(InputError, match="has 12 pictures; wanted 50000"):
+    with pytest.raises(InputError, match="has 12 pictures; wanted 50,000"):
         Neighbours(NeighboursConfig(queries, "train", expected_queries=50_000))
     with pytest.raises(InputError, match="has no feature 'fine'; it has image, label"):
         Neighbours(NeighboursConfig(queries, "train", "train", label_feature="fine"))

@@ -122,12 +122,12 @@ def test_faces_have_accuracies_by_race_and_gender(tmp_path):
 
 def test_associations_are_scored_by_the_number_of_candidates(tmp_path):
     red = [name for name in tiny.NAMES if "red" in name]
-    riddles = [
+    cues = [
         ("Red", tiny.NAMES[:5], red),
         ("top", tiny.NAMES[:10], ["red top", "green top"]),
         ("right", tiny.NAMES[:6], ["red left"]),
     ]
-    directory = wds.write_riddles(tmp_path / "set", riddles)
+    directory = wds.write_cues(tmp_path / "set", cues)
     texts = []
 
     def embed(text):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from align_jax.embed.encoder import Encoder
-from align_jax.errors import InputError
+from align_jax.errors import check_count
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, chance_recall, recall_at
@@ -54,11 +54,7 @@ class Languages:
         self._set = read_crossmodal(config.directory, config.languages)
         self._used = config.texts_per_image or None
         count = len(self._set.paths)
-        if not count or config.expected_images not in (0, count):
-            raise InputError(
-                f"{config.directory} has {count:,} pictures; wanted"
-                f" {config.expected_images or 'one or more'}"
-            )
+        check_count(config.directory, count, config.expected_images, "pictures")
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields the means over the languages, then the values of each.

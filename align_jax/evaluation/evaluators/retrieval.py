@@ -14,7 +14,7 @@ import numpy as np
 
 from align_jax.config import check_choices
 from align_jax.embed.encoder import Encoder
-from align_jax.errors import InputError
+from align_jax.errors import InputError, check_count
 from align_jax.evaluation.examples import Example, Item, Side, make_examples, show_each
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, chance_recall, recall_at
@@ -110,20 +110,13 @@ class Retrieval:
             for row, record in enumerate(records)
             for text in record[config.texts_feature][:used]
         ]
-        for kind, found, expected in (
-            ("pictures", len(records), config.expected_images),
-            ("texts", len(owned), config.expected_texts),
-        ):
-            if expected not in (0, found):
-                raise InputError(
-                    f"split {config.split!r} of {config.directory} has {found} {kind};"
-                    f" wanted {expected}"
-                )
+        place = f"split {config.split!r} of {config.directory}"
+        check_count(place, len(records), config.expected_images, "pictures")
         if not owned:
             raise InputError(
-                f"no picture of split {config.split!r} of {config.directory} has a text"
-                f" in {config.texts_feature!r}"
+                f"no picture of {place} has a text in {config.texts_feature!r}"
             )
+        check_count(place, len(owned), config.expected_texts, "texts")
         self.texts = [text for _, text in owned]
         indices: Sequence[int] = range(len(owned))
         if config.merge_texts:

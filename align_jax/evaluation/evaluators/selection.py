@@ -11,7 +11,7 @@ import numpy as np
 
 from align_jax.config import check_choices
 from align_jax.embed.encoder import Encoder
-from align_jax.errors import InputError
+from align_jax.errors import check_count
 from align_jax.evaluation.benchmark_scores import selection_hits
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.ranking import check_finite
@@ -76,11 +76,7 @@ class Selection:
         """
         self._set = config.read()
         count = len(self._set.captions)
-        if not count or config.expected not in (0, count):
-            wanted = f"{config.expected:,}" if config.expected else "one or more"
-            raise InputError(
-                f"{config.directory} has {count:,} instances; wanted {wanted}"
-            )
+        check_count(config.directory, count, config.expected, "instances")
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields `text_acc`, `image_acc` and `acc`, then chance levels and counts.

@@ -7,7 +7,7 @@ import numpy as np
 
 from align_jax.embed.embedder import class_embeddings
 from align_jax.embed.encoder import Encoder
-from align_jax.errors import InputError
+from align_jax.errors import InputError, check_count
 from align_jax.evaluation.benchmark_scores import (
     association_score,
     average_precisions,
@@ -24,7 +24,7 @@ from align_jax.evaluation.evaluators.zero_shot import (
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.ranking import check_finite
 from align_jax.evaluation.scores import recall_at
-from align_jax.input.association_set import read_pictures, read_riddles
+from align_jax.input.association_set import read_cues, read_pictures
 from align_jax.input.benchmark_folder import (
     CLASSES_FILE,
     BenchmarkFolder,
@@ -62,10 +62,7 @@ class WdsConfig:
 
     def check_classes(self, count: int) -> None:
         """Raises InputError if a set has another number of classes than expected."""
-        if self.expected_classes not in (0, count):
-            raise InputError(
-                f"{self.directory} has {count} classes; wanted {self.expected_classes}"
-            )
+        check_count(self.directory, count, self.expected_classes, "classes")
 
 
 class Classes:
@@ -227,9 +224,9 @@ class Associations:
     """WinoGAViL: the pictures that a cue is associated with, among 5 to 12."""
 
     def __init__(self, config: WdsConfig) -> None:
-        """Reads the cues; raises InputError as `read_riddles`."""
+        """Reads the cues; raises InputError as `read_cues`."""
         self._directory = config.directory
-        self._riddles = read_riddles(config.directory, config.expected)
+        self._cues = read_cues(config.directory, config.expected)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields the mean Jaccard index by the number of candidates, and counts.
@@ -237,21 +234,21 @@ class Associations:
         Ties count against the model. In DataComp's code later candidates win them, as
         in `ties_in_order_jaccard_10-12`.
         """
-        names = list(dict.fromkeys(n for r in self._riddles for n in r.candidates))
+        names = list(dict.fromkeys(n for cue in self._cues for n in cue.candidates))
         rows = {name: row for row, name in enumerate(names)}
         images = embedder.encode_images(read_pictures(self._directory, names))
-        texts = embedder.encode_texts([cue_text(r.cue) for r in self._riddles])
+        texts = embedder.encode_texts([cue_text(cue.word) for cue in self._cues])
         check_finite(images, "picture")
         check_finite(texts, "text")
         similarities = [
-            images[[rows[name] for name in riddle.candidates]] @ text
-            for text, riddle in zip(texts, self._riddles, strict=True)
+            images[[rows[name] for name in cue.candidates]] @ text
+            for text, cue in zip(texts, self._cues, strict=True)
         ]
-        sizes = np.array([len(riddle.candidates) for riddle in self._riddles])
+        sizes = np.array([len(cue.candidates) for cue in self._cues])
         for prefix, in_order in (("", False), ("ties_in_order_", True)):
-            pairs = zip(similarities, self._riddles, strict=True)
+            pairs = zip(similarities, self._cues, strict=True)
             scores = np.array(
-                [association_score(s, r.right, in_order) for s, r in pairs]
+                [association_score(s, cue.right, in_order) for s, cue in pairs]
             )
             for name, chosen in (
                 ("10-12", sizes >= 10),
@@ -269,7 +266,7 @@ class Associations:
         return {}
 
 
-def cue_text(cue: str) -> str:
+def cue_text(word: str) -> str:
     """Returns the text of a cue, as DataComp writes it: "An apple" or "A tree"."""
-    lower = cue.lower()
+    lower = word.lower()
     return f"{'An' if lower[0] in 'aeiou' else 'A'} {lower}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from align_jax import places
 from align_jax.embed.encoder import Encoder
-from align_jax.errors import InputError
+from align_jax.errors import InputError, check_count
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.scores import rank_correlation
 from align_jax.ranges import Natural
@@ -58,10 +58,7 @@ class WordSimilarity:
         if lacking:
             raise InputError(f"{config.path} lacks the columns {sorted(lacking)}")
         rows = list(reader)
-        if config.expected_pairs not in (0, len(rows)):
-            raise InputError(
-                f"{config.path} has {len(rows)} pairs; wanted {config.expected_pairs}"
-            )
+        check_count(config.path, len(rows), config.expected_pairs, "pairs")
         self.pairs = [(row["word1"], row["word2"]) for row in rows]
         self.ratings = np.array([float(row["SimLex999"]) for row in rows])
         self.kinds = {"all": np.ones(len(rows), bool)}

@@ -26,6 +26,7 @@ from data.corpus.rules import RuleBounds
 from data.sources.config import SourceConfig
 from tests import tiny
 from tests.data.corpus import balance_oracle
+from tests.data.spark import SPARK
 
 ENTRIES = [
     *("a", "b", "ab", "a b", "b a", "a b a", "A", "A b", "b  b", "a  b"),
@@ -239,9 +240,8 @@ def test_parts_and_threads_do_not_change_the_rows(
 
 @pytest.mark.spark
 def test_spark_keeps_the_same_rows(raw, tmp_path, monkeypatch):
-    engine = EngineConfig(kind="spark", spark_master="local[2]", memory_limit="2GB")
     monkeypatch.setattr(balance, "PART_PAIRS", 200)
-    assert balanced(stages_of(raw, tmp_path, engine)) == expected(raw)
+    assert balanced(stages_of(raw, tmp_path, SPARK)) == expected(raw)
 
 
 @pytest.fixture

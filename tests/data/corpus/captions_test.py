@@ -18,6 +18,7 @@ from data.corpus.rules import RuleBounds
 from data.doctor.__main__ import diagnose
 from data.sources.config import SourceConfig
 from tests import tiny
+from tests.data.spark import SPARK
 from tests.input.captions_test import texts
 
 IDS = [identify(tiny.draw(name, 3)) for name in tiny.NAMES]
@@ -133,8 +134,7 @@ def test_tables_that_change_during_a_build_are_refused(config, tmp_path, monkeyp
 
 @pytest.mark.spark
 def test_spark_joins_the_same_captions(config, tmp_path):
-    spark = EngineConfig(kind="spark", spark_master="local[2]", memory_limit="2GB")
-    for name, engine in (("plain", config.engine), ("spark", spark)):
+    for name, engine in (("plain", config.engine), ("spark", SPARK)):
         build(dataclasses.replace(config, engine=engine), tmp_path / name)
         check(tmp_path / name)
     for path in (tmp_path / "plain" / "records").glob("*tfrecord*"):

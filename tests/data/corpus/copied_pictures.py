@@ -1,9 +1,10 @@
 """Raw pairs with copies of evaluation images, for rules that look at pictures."""
 
+import contextlib
 import io
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from align_jax.embed import __main__ as embed
+from align_jax.embed import shards
 from data.corpus.config import CorpusConfig, EngineConfig, PictureConfig
 from data.corpus.rules import RuleBounds
 from data.sources.config import SourceConfig
@@ -72,6 +74,21 @@ def make_config(model: str, folder: pathlib.Path) -> CorpusConfig:
         engine=EngineConfig(workers=1),
         shards=2,
     )
+
+
+@contextlib.contextmanager
+def killed_at(name: str) -> Iterator[None]:
+    """Kills the build in the `with` statement when it embeds the shard of a name."""
+    embed_shard = shards._embed_shard
+
+    def killed(model, shard, *arguments):
+        if shard.name == name:
+            raise KeyboardInterrupt
+        return embed_shard(model, shard, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_embed_shard", killed)
+        yield
 
 
 def run_here(model: str, arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
 from data.sources.config import SourceConfig
 from tests.data.corpus.corpus_test import draw, resized, sentence
+from tests.data.spark import SPARK
 
 CHOICES = random.Random(0)
 
@@ -143,8 +144,7 @@ def test_the_copies_are_those_of_a_comparison_of_all(tmp_path, distance):
 @pytest.mark.spark
 @pytest.mark.parametrize("distance", [0, 2])
 def test_spark_finds_the_same_copies(tmp_path, distance):
-    engine = EngineConfig(kind="spark", spark_master="local[2]", memory_limit="2GB")
-    left, copies, _ = find(tmp_path, distance, engine)
+    left, copies, _ = find(tmp_path, distance, SPARK)
     assert copies == oracle(left, distance)
 
 
@@ -184,7 +184,7 @@ def test_a_corpus_keeps_the_larger_of_two_copies(tmp_path):
     assert page.count(">better<") == 3
 
 
-def test_the_number_of_joins_is_stated(monkeypatch):
+def test_the_number_of_joins_is_stated():
     """docs/corpus.md states it for 4 bits."""
     assert [len(choose_masks(4, 10**n)) for n in (6, 9)] == [15, 70]
     assert math.comb(8, 4) == 70

@@ -24,6 +24,7 @@ from data.corpus.rules import RuleBounds
 from data.pictures.images import hash_greys, shrink
 from data.sources.config import SourceConfig
 from tests.data.corpus.corpus_oracle import decide
+from tests.data.spark import SPARK
 
 WORDS = [f"word{n}" for n in range(48)]
 
@@ -207,8 +208,7 @@ def test_any_number_of_workers_writes_the_same_bytes(raw, built, tmp_path, worke
 
 @pytest.mark.spark
 def test_spark_writes_the_same_bytes(raw, built, tmp_path):
-    engine = EngineConfig(kind="spark", spark_master="local[2]", memory_limit="2GB")
-    build(dataclasses.replace(raw[1], engine=engine), tmp_path / "corpus")
+    build(dataclasses.replace(raw[1], engine=SPARK), tmp_path / "corpus")
     assert_equals_oracle(raw[0], tmp_path / "corpus")
     assert records_of(tmp_path / "corpus") == records_of(built)
 

@@ -21,6 +21,7 @@ from tests import tiny
 from tests.data.corpus import copied_pictures
 from tests.data.corpus.copied_pictures import large
 from tests.data.corpus.corpus_test import draw, resized
+from tests.data.spark import SPARK
 
 BOUND = 0.995
 # Pictures, larger copies of some, and one that the model cannot read.
@@ -166,12 +167,7 @@ def test_copies_are_not_scored(config, embeddings, tmp_path, here):
 
 @pytest.mark.spark
 def test_spark_finds_the_same_copies(config, embeddings, tmp_path, here):
-    engine = EngineConfig(
-        kind="spark",
-        spark_master="local[2]",
-        memory_limit="2GB",
-        embedding_batch_size=4,
-    )
+    engine = dataclasses.replace(SPARK, embedding_batch_size=4)
     build(dataclasses.replace(config, engine=engine), tmp_path)
     assert copies_of(tmp_path) == oracle(embeddings)
 

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import align_jax
-from align_jax.embed import shards
 from data.corpus import builder, score
 from data.corpus.build_files import format_report
 from data.corpus.builder import Build, build
@@ -24,11 +23,13 @@ from tests.data.corpus.copied_pictures import (
     CROPPED,
     MAX_COSINE,
     MIRRORED,
+    killed_at,
     large,
     make_config,
     run_here,
 )
 from tests.data.corpus.corpus_test import draw, records_of
+from tests.data.spark import SPARK
 
 
 @pytest.fixture(scope="module")
@@ -136,26 +137,16 @@ def test_two_workers_write_the_same_bytes(config, built, tmp_path, here, monkeyp
 
 @pytest.mark.spark
 def test_spark_drops_the_same_pictures(config, built, tmp_path, here):
-    engine = EngineConfig(kind="spark", spark_master="local[2]", memory_limit="2GB")
-    build(dataclasses.replace(config, engine=engine), tmp_path / "corpus")
+    build(dataclasses.replace(config, engine=SPARK), tmp_path / "corpus")
     assert_same(tmp_path / "corpus", built)
 
 
 def test_a_build_killed_while_it_embeds_goes_on_with_the_next_shard(
-    config, built, tmp_path, here, monkeypatch
+    config, built, tmp_path, here
 ):
-    embed_shard = shards._embed_shard
-
-    def killed(model, shard, *arguments):
-        if shard.name == "00001.parquet":
-            raise KeyboardInterrupt
-        return embed_shard(model, shard, *arguments)
-
     folder = tmp_path / "corpus"
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "_embed_shard", killed)
-        with pytest.raises(KeyboardInterrupt):
-            build(config, folder)
+    with killed_at("00001.parquet"), pytest.raises(KeyboardInterrupt):
+        build(config, folder)
     first = folder / "stages" / "embeddings" / "00000.parquet"
     written = first.stat().st_mtime_ns
     assert not (first.parent / "00001.parquet").exists()

@@ -9,7 +9,6 @@ import pytest
 
 import align_jax
 from align_jax.config import read_config
-from align_jax.embed import shards
 from align_jax.errors import InputError
 from data.corpus.build_files import format_report
 from data.corpus.builder import Build, build
@@ -18,8 +17,9 @@ from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
 from data.sources.config import SourceConfig
 from tests import tiny
-from tests.data.corpus.copied_pictures import large, write_shards
+from tests.data.corpus.copied_pictures import killed_at, large, write_shards
 from tests.data.corpus.corpus_test import draw
+from tests.data.spark import SPARK
 
 PICTURES = [draw(n) for n in range(14)]
 # The second texts of pictures, a text of several pictures, and a picture in two shards.
@@ -123,20 +123,9 @@ def test_a_bound_keeps_the_scores_from_it_on_for_any_number_of_workers(
     assert len(kept[0]) == 13
 
 
-def test_a_killed_build_goes_on_with_the_next_shard(
-    config, scores, tmp_path, here, monkeypatch
-):
-    embed_shard = shards._embed_shard
-
-    def killed(model, shard, *arguments):
-        if shard.name == "00001.parquet":
-            raise KeyboardInterrupt
-        return embed_shard(model, shard, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "_embed_shard", killed)
-        with pytest.raises(KeyboardInterrupt):
-            build(config, tmp_path)
+def test_a_killed_build_goes_on_with_the_next_shard(config, scores, tmp_path, here):
+    with killed_at("00001.parquet"), pytest.raises(KeyboardInterrupt):
+        build(config, tmp_path)
     first = tmp_path / "stages" / "pair_embeddings" / "00000.parquet"
     written = first.stat().st_mtime_ns
     build(config, tmp_path)
@@ -147,12 +136,7 @@ def test_a_killed_build_goes_on_with_the_next_shard(
 
 @pytest.mark.spark
 def test_spark_keeps_the_same_pairs(config, scores, tmp_path, here):
-    engine = EngineConfig(
-        kind="spark",
-        spark_master="local[2]",
-        memory_limit="2GB",
-        embedding_batch_size=4,
-    )
+    engine = dataclasses.replace(SPARK, embedding_batch_size=4)
     for name, chosen in (("plain", config.engine), ("spark", engine)):
         build(dataclasses.replace(config, engine=chosen), tmp_path / name)
     plain, spark = (tmp_path / name for name in ("plain", "spark"))

@@ -9,9 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align_jax.config import read_config
 from align_jax.errors import InputError
-from configs.corpus_datacomp import get_config
 from data.corpus.config import EngineConfig
 from data.curation.config import (
     ClustersConfig,
@@ -345,13 +343,3 @@ def test_entities_are_words_or_synsets(config, tmp_path):
         tmp_path / "other",
         "has the line 'v01926311'; wanted noun synsets",
     )
-
-
-def test_the_config_of_datacomp_names_its_baselines():
-    read = read_config(CurationConfig, get_config().to_dict())
-    assert {*read.filters} == {"basic_filter", "image_based_intersect_clip_score"}
-    assert read_config(CurationConfig, get_config("laion2b").to_dict())
-    with pytest.raises(ValueError, match=r"no baselines \['basic'\]; known: no_filter"):
-        get_config("basic")
-    with pytest.raises(ValueError, match="run it alone"):
-        get_config("laion2b,basic_filter")

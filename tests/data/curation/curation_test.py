@@ -12,7 +12,6 @@ import pytest
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from configs.corpus_datacomp import BASELINES, get_config
-from data.corpus.config import EngineConfig
 from data.curation import kept, pool, vectors
 from data.curation.config import ClustersConfig, CurationConfig, FilterBounds
 from data.curation.curator import curate
@@ -20,6 +19,7 @@ from data.curation.facts import hash_uids
 from data.sources.subsets import UIDS, parse_uids, write_subset
 from tests.data.curation import pools
 from tests.data.curation.pools import B32, ENTITIES, L14, Pool
+from tests.data.spark import SPARK
 
 ROWS = 3000
 
@@ -298,8 +298,7 @@ def test_clusters_are_fitted_to_the_rows_of_lowest_hash(made, tmp_path):
 
 @pytest.mark.spark
 def test_spark_writes_the_same_bytes(made, built, tmp_path):
-    engine = EngineConfig(kind="spark", spark_master="local[2]", memory_limit="2GB")
-    curate(dataclasses.replace(made[1], engine=engine), tmp_path)
+    curate(dataclasses.replace(made[1], engine=SPARK), tmp_path)
     for name in BASELINES:
         found = (tmp_path / name / "subset.npy").read_bytes()
         assert found == (built / name / "subset.npy").read_bytes()
@@ -319,3 +318,13 @@ def test_uids_are_sorted_as_numpy_sorts_them(built):
     assert len(uids) == ROWS
     assert uids.dtype == UIDS
     assert (np.sort(uids) == uids).all()
+
+
+def test_the_config_of_datacomp_names_its_baselines():
+    read = read_config(CurationConfig, get_config().to_dict())
+    assert {*read.filters} == {"basic_filter", "image_based_intersect_clip_score"}
+    assert read_config(CurationConfig, get_config("laion2b").to_dict())
+    with pytest.raises(ValueError, match=r"no baselines \['basic'\]; known: no_filter"):
+        get_config("basic")
+    with pytest.raises(ValueError, match="run it alone"):
+        get_config("laion2b,basic_filter")
