@@ -7,12 +7,16 @@ import numpy as np
 from align_jax.devices.mesh import make_mesh
 from align_jax.embed.embedder import Embedder, class_embeddings
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.models.parameters import unflatten
 from align_jax.pictures import Picture
 from align_jax.texts import check_template
-from align_jax.weights.folder import Weights, is_dual_encoder, is_model
+from align_jax.weights.folder import (
+    Weights,
+    is_dual_encoder,
+    is_model,
+    make_tokenizer,
+)
 from align_jax.weights.narrow import narrow
 from align_jax.weights.source import open_weights
 
@@ -116,12 +120,7 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
         raise InputError(
             f"wanted a dual encoder or a classifier, found one {weights.kind}"
         )
-    tokenizer = None
-    if is_dual_encoder(weights):
-        max_tokens = weights.config.text_tower.max_tokens
-        tokenizer = Tokenizer(
-            weights.vocabulary, max_tokens, normalisation=weights.normalisation
-        )
+    tokenizer = make_tokenizer(weights) if is_dual_encoder(weights) else None
     embedder = Embedder(
         weights.config.build(),
         tokenizer,

@@ -53,17 +53,18 @@ def make_card(
             " 'apache-2.0' or 'other'"
         )
     workdir, fields = _find_run(source)
+    corpora = read_corpora(fields)
     parts = [
-        _front(licence),
+        _front_matter(licence),
         f"# {name.rpartition('/')[2]}",
         "A dual encoder of pictures and texts after ALIGN"
         " ([arXiv 2102.05918](https://arxiv.org/abs/2102.05918)),"
         f" {'trained with' if fields else 'converted by'} align_jax.",
         _use(name),
         *_describe_model(weights),
-        *(_describe_training(fields) if fields else []),
+        *(_describe_training(fields, corpora) if fields else []),
         *_describe_scores(workdir, weights.step),
-        *_describe_limits(weights, fields),
+        *_describe_limits(weights, corpora),
         *([_config(fields)] if fields else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -81,7 +82,7 @@ def _find_run(source: str) -> tuple[str | None, Mapping[str, Any]]:
     return None, {}
 
 
-def _front(licence: str | None) -> str:
+def _front_matter(licence: str | None) -> str:
     lines = [
         "---",
         *([f"license: {licence}"] if licence else []),
@@ -125,11 +126,12 @@ def _describe_model(weights: Weights[ModelConfig]) -> Iterator[str]:
     yield _table(["", ""], [[name, value] for name, value in facts.items()])
 
 
-def _describe_training(fields: Mapping[str, Any]) -> Iterator[str]:
+def _describe_training(
+    fields: Mapping[str, Any], corpora: Mapping[str, Any]
+) -> Iterator[str]:
     batch = fields["virtual_cores"] * fields["pairs_per_core"]
     yield "## Training"
     yield f"{fields['total_steps']:,} steps of {batch:,} pairs were planned, on:"
-    corpora = read_corpora(fields)
     lines = []
     for name in fields["input"]["datasets"]:
         corpus = corpora.get(name, {})
@@ -187,7 +189,7 @@ def _describe_scores(workdir: str | None, step: int | None) -> Iterator[str]:
 
 
 def _describe_limits(
-    weights: Weights[ModelConfig], fields: Mapping[str, Any]
+    weights: Weights[ModelConfig], corpora: Mapping[str, Any]
 ) -> Iterator[str]:
     assert weights.preprocess is not None
     side, tokens = weights.preprocess.image_size, weights.config.text_tower.max_tokens
@@ -202,7 +204,7 @@ def _describe_limits(
     ]
     off = [
         f"{rule['rule']} ({name})"
-        for name, corpus in (read_corpora(fields) if fields else {}).items()
+        for name, corpus in corpora.items()
         for rule in corpus.get("off", ())
     ]
     if off:

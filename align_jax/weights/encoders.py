@@ -31,7 +31,6 @@ from jax import export
 from align_jax import places
 from align_jax.config import leave_out, read_config, stored_fields
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig, temperature_of
 from align_jax.models.parameters import unflatten
 from align_jax.models.towers import execution_fields
@@ -39,6 +38,7 @@ from align_jax.weights.folder import (
     WEIGHTS_FILE,
     Weights,
     is_dual_encoder,
+    make_tokenizer,
     new_folder,
     write_tensors,
 )
@@ -186,10 +186,6 @@ def _write_others(
     weights: Weights[ModelConfig], described: Mapping[str, Any], folder: pathlib.Path
 ) -> None:
     """Writes the description and the tokenizer."""
-    tokenizer = Tokenizer(
-        weights.vocabulary,
-        weights.config.text_tower.max_tokens,
-        normalisation=weights.normalisation,
-    )
     places.write_json(folder / ENCODERS_FILE, described)
-    places.write_json(folder / TOKENIZER_FILE, write_tokenizer(tokenizer))
+    tokenizer = write_tokenizer(make_tokenizer(weights))
+    places.write_json(folder / TOKENIZER_FILE, tokenizer)

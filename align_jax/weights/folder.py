@@ -22,7 +22,11 @@ from align_jax import places
 from align_jax.config import choose, read_config, stored_fields
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import find_normalisation, read_vocabulary
+from align_jax.input.tokenizer import (
+    Tokenizer,
+    find_normalisation,
+    read_vocabulary,
+)
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
@@ -124,6 +128,15 @@ def is_model(
 def is_dual_encoder(weights: Weights[Any]) -> TypeGuard[Weights[ModelConfig]]:
     """Returns whether the weights are those of a complete dual encoder."""
     return is_model(weights) and WEIGHTS_KINDS[weights.kind].reads_texts
+
+
+def make_tokenizer(weights: Weights[ModelConfig]) -> Tokenizer:
+    """Makes the tokenizer of a dual encoder; InputError if its vocabulary is wrong."""
+    return Tokenizer(
+        weights.vocabulary,
+        weights.config.text_tower.max_tokens,
+        normalisation=weights.normalisation,
+    )
 
 
 def write_weights(weights: Weights, directory: str) -> None:

@@ -13,7 +13,7 @@ from align_jax import places
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import MASK, Tokenizer
+from align_jax.input.tokenizer import MASK
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
@@ -21,6 +21,7 @@ from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
     is_dual_encoder,
+    make_tokenizer,
     new_folder,
     write_tensors,
 )
@@ -174,13 +175,7 @@ def write_align(
         "resample": BILINEAR,
     }
     special = SPECIAL_FIELDS | {"mask_token": MASK}
-    described_tokenizer = write_tokenizer(
-        Tokenizer(
-            weights.vocabulary,
-            weights.config.text_tower.max_tokens,
-            normalisation=weights.normalisation,
-        )
-    )
+    described_tokenizer = write_tokenizer(make_tokenizer(weights))
     tokenizer = special | {
         "tokenizer_class": tokenizer_class(described_tokenizer),
         "processor_class": "AlignProcessor",
