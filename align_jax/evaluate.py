@@ -66,7 +66,7 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
         if weights.step is not None:
             results["step"] = weights.step
         if datacomp and not config.embeddings:
-            saved = os.path.join(workdir, "embeddings")  # a folder that is claimed now
+            saved = os.path.join(workdir, "embeddings")  # the workdir exists by now
             embedder = SavedEmbedder(embedder, saved, model)
         results |= dict(run_evaluators(evaluators, embedder))
         if datacomp:

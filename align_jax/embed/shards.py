@@ -27,7 +27,7 @@ from align_jax.weights.folder import digest
 
 DIGEST_FILE = "model.json"
 WANTED = {"image_id": "string", "image": "binary"}
-TEXTS = "texts"
+TEXTS, TEXT_EMBEDDINGS = "texts", "text_embeddings"
 BATCHES_AT_ONCE = 4  # batches whose encoded pictures are held in memory
 
 
@@ -141,7 +141,7 @@ def _embed_shard(
 ) -> Iterator[tuple[str, str]]:
     """Writes a shard's embeddings; yields (image_id, reason) of unreadable pictures."""
     vector = schema.field("embedding").type
-    texts = len(schema) > 2
+    texts = TEXT_EMBEDDINGS in schema.names
     # Compression or a dictionary would not make the file smaller.
     with pq.ParquetWriter(
         file, schema, compression="none", use_dictionary=False
@@ -181,7 +181,7 @@ def _schema(width: int, texts: bool) -> pa.Schema:
     """Returns the schema of a file of embeddings."""
     vector = pa.list_(pa.float32(), width)
     fields = [("image_id", pa.string()), ("embedding", vector)]
-    return pa.schema(fields + [("text_embeddings", pa.list_(vector))] * texts)
+    return pa.schema(fields + [(TEXT_EMBEDDINGS, pa.list_(vector))] * texts)
 
 
 def _read(shard: PictureShard, rows: int, texts: bool) -> Iterator[pa.RecordBatch]:

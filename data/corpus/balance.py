@@ -35,7 +35,7 @@ from data.corpus.concepts import (
 from data.corpus.config import BalanceConfig
 from data.corpus.rules import Rule
 from data.corpus.stage_tables import StageTables
-from data.records.stages import materialise
+from data.records.stages import materialise, materialise_shard
 
 PART_PAIRS = 250_000
 BATCH_PAIRS = 16_384
@@ -204,9 +204,7 @@ def match_part(stages: pathlib.Path, index: int) -> int:
                 table = pa.Table.from_arrays([*columns, matched], schema=MATCHES)
                 writer.write_table(table)
 
-    path = stages / "matches" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "matches", index, write)
 
 
 def draw_part(stages: pathlib.Path, index: int) -> int:
@@ -234,9 +232,7 @@ def draw_part(stages: pathlib.Path, index: int) -> int:
                 columns = [*batch.columns, no_entry, not_drawn]
                 writer.write_table(pa.Table.from_arrays(columns, schema=BALANCE))
 
-    path = stages / "balance" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "balance", index, write)
 
 
 def _read_part(folder: pathlib.Path) -> Iterator[pa.RecordBatch]:

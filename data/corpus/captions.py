@@ -21,7 +21,7 @@ from align_jax.texts import normalise
 from data.corpus.build_files import remember_files
 from data.corpus.config import CaptionConfig
 from data.corpus.stage_tables import StageTables
-from data.records.stages import materialise
+from data.records.stages import materialise_shard
 from data.sources.config import SourceConfig
 from data.sources.files import list_files
 from data.sources.parquet_tables import open_parquet, reading_parquet
@@ -112,9 +112,7 @@ def normalise_captions(
                 arrays = map(pa.array, columns, CAPTIONS.types)
                 writer.write_table(pa.Table.from_arrays([*arrays], schema=CAPTIONS))
 
-    path = stages / "captions" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "captions", index, write)
 
 
 def describe_captions(stages: StageTables) -> dict[str, int]:

@@ -33,7 +33,7 @@ from data.corpus.rules import Rule
 from data.corpus.stage_tables import StageTables
 from data.pictures.embeddings import read_embeddings
 from data.pictures.near_duplicates import fit_clusters, nearest_clusters
-from data.records.stages import materialise
+from data.records.stages import materialise, materialise_shard
 
 COPIES = "embedding_copies"
 CENTROIDS = "copy_centroids.npy"
@@ -141,9 +141,7 @@ def assign_shard(stages: pathlib.Path, index: int, nearest: int) -> int:
                 columns = [pa.array(clusters), ids, pa.array(width * height), column]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
-    path = stages / "in_clusters" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "in_clusters", index, write)
 
 
 def compare_cluster(stages: pathlib.Path, cluster: int, bound: float) -> int:
@@ -167,9 +165,7 @@ def compare_cluster(stages: pathlib.Path, cluster: int, bound: float) -> int:
         table = pa.Table.from_arrays(columns, schema=NEAR)
         pq.write_table(table, temporary)
 
-    path = stages / "near_pictures" / f"{cluster:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "near_pictures", cluster, write)
 
 
 def find_near(vectors: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:

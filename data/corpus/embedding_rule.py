@@ -28,7 +28,7 @@ from data.corpus.survivors import read_survivors
 from data.pictures.embeddings import check_model, embed_pictures, read_embeddings
 from data.pictures.evaluation_images import open_evaluation
 from data.pictures.near_duplicates import NearDuplicates
-from data.records.stages import materialise
+from data.records.stages import materialise, materialise_shard
 
 TO_EMBED = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 INDEX = "near_duplicates.npz"
@@ -157,9 +157,7 @@ def copy_survivors(stages: pathlib.Path, index: int) -> int:
             for table in read_survivors(stages, index, ["image"]):
                 writer.write_table(table)
 
-    path = stages / "to_embed" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "to_embed", index, write)
 
 
 def compare_shard(stages: pathlib.Path, index: int) -> pa.Table:

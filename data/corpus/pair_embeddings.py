@@ -20,7 +20,7 @@ from align_jax import places
 from data.corpus.stage_tables import StageTables
 from data.corpus.survivors import BATCH_ROWS
 from data.pictures.embeddings import check_model, embed_pictures
-from data.records.stages import materialise
+from data.records.stages import materialise, materialise_shard
 
 FIELD = "config.embeddings.model"
 TEXTS = pa.schema([("image_id", pa.string()), ("texts", pa.list_(pa.string()))])
@@ -111,6 +111,4 @@ def copy_pairs(stages: pathlib.Path, index: int) -> int:
                 table = pa.table([*batch.columns, lists], names=PICTURES.names)
                 writer.write_table(table.cast(PICTURES))
 
-    path = stages / "files_to_embed" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "files_to_embed", index, write)

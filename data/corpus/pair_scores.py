@@ -24,7 +24,7 @@ from data.corpus.rules import Rule
 from data.corpus.score_ranks import ranked_score
 from data.corpus.stage_tables import StageTables
 from data.pictures.embeddings import read_pair_embeddings
-from data.records.stages import materialise
+from data.records.stages import materialise_shard
 
 PAIR_SCORE_RULES: dict[str, Rule] = {
     "pair_score": Rule(
@@ -109,9 +109,7 @@ def score_pairs(stages: pathlib.Path, index: int) -> int:
         ]
         pq.write_table(pa.Table.from_arrays(columns, schema=SCORES), temporary)
 
-    path = stages / "pair_scores" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "pair_scores", index, write)
 
 
 def _bound_scores(stages: StageTables, pairs: ibis.Table) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from data.corpus.picture_rules import PictureRule, PictureScorer
 from data.corpus.survivors import read_survivors
-from data.records.stages import materialise
+from data.records.stages import materialise_shard
 
 
 def score_shard(
@@ -42,9 +42,7 @@ def score_shard(
             for images in read_survivors(stages, index, ["image", "phash"]):
                 writer.write_table(score_images(images, rules, scorers, schema))
 
-    path = stages / "scores" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "scores", index, write)
 
 
 def score_images(

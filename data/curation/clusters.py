@@ -11,7 +11,7 @@ from align_jax import places
 from align_jax.errors import InputError
 from data.curation.config import ClustersConfig, PoolConfig
 from data.curation.vectors import read_matrix, select_vectors
-from data.records.stages import materialise
+from data.records.stages import materialise, materialise_shard
 
 CENTROIDS, TARGETS = "centroids.npy", "target_clusters.npy"
 CLUSTERS = pa.schema(
@@ -145,9 +145,7 @@ def write_clusters(
                 writer.write_table(pa.Table.from_arrays(columns, schema=CLUSTERS))
                 done += len(vectors)
 
-    path = stages / "clusters" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "clusters", index, write)
 
 
 def nearest_centroids(

@@ -14,7 +14,7 @@ from data.curation.config import CurationConfig
 from data.curation.entities import load_entities
 from data.curation.languages import LANGUAGE_MODELS, Detector
 from data.curation.pool import name_columns, read_numbers, read_rows, read_texts
-from data.records.stages import materialise
+from data.records.stages import materialise_shard
 from data.sources.subsets import UIDS, parse_uids
 
 FACTS = pa.schema(
@@ -59,7 +59,6 @@ def write_facts(
       The number of rows.
     """
     own = [name for name, is_own in columns.items() if is_own]
-    path = stages / "facts" / f"{index:05}.parquet"
 
     def write(temporary: pathlib.Path) -> None:
         schema = facts_schema(own)
@@ -77,8 +76,7 @@ def write_facts(
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
                 start += len(batch)
 
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "facts", index, write)
 
 
 def facts_schema(columns: list[str]) -> pa.Schema:
@@ -179,7 +177,6 @@ def write_columns(
     schema = pa.schema([FACTS.field("upper"), FACTS.field("lower")])
     for name in columns:
         schema = schema.append(pa.field(COLUMN + name, pa.float64()))
-    path = stages / "columns" / f"{index:05}.parquet"
 
     def write(temporary: pathlib.Path) -> None:
         with pq.ParquetWriter(temporary, schema) as writer:
@@ -189,8 +186,7 @@ def write_columns(
                 arrays += [read_numbers(batch[name], name, table) for name in columns]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "columns", index, write)
 
 
 @functools.cache

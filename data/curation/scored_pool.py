@@ -26,7 +26,7 @@ from data.corpus.config import EngineConfig
 from data.corpus.engines import DuckDB
 from data.pictures.embeddings import check_model, embed_pictures, read_pair_embeddings
 from data.pictures.images import describe_images
-from data.records.stages import materialise
+from data.records.stages import materialise, materialise_shard
 from data.sources.config import SourceConfig
 from data.sources.files import SourceShard
 from data.sources.source import check_uids, read_shard
@@ -179,9 +179,7 @@ def copy_shard(
         places.make_folder(path.parent)
         places.write_json(path, dict(drops))
 
-    path = stages / "to_embed" / f"{index:05}.parquet"
-    materialise(path, write)
-    return pq.read_metadata(path).num_rows
+    return materialise_shard(stages, "to_embed", index, write)
 
 
 def write_pool(config: ScoredPool, folder: pathlib.Path, index: int) -> int:

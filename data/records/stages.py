@@ -24,3 +24,24 @@ def materialise(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> N
     places.make_folder(target.parent)
     with places.writing(target), places.replacing(target) as temporary:
         make(pathlib.Path(temporary))
+
+
+def materialise_shard(
+    stages: pathlib.Path, name: str, index: int, make: Callable[[pathlib.Path], None]
+) -> int:
+    """Makes the Parquet file of a shard, STAGES/NAME/NNNNN.parquet; see `materialise`.
+
+    Args:
+      stages: folder of the stages.
+      name: name of the stage.
+      index: index of the shard.
+      make: function that writes the file to the path it gets.
+
+    Returns:
+      The number of rows in the file.
+    """
+    import pyarrow.parquet as pq  # needed by builds only
+
+    path = stages / name / f"{index:05}.parquet"
+    materialise(path, make)
+    return pq.read_metadata(path).num_rows

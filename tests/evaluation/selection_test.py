@@ -9,7 +9,7 @@ from align_jax.errors import InputError
 from align_jax.evaluation.runner import make_evaluators
 from align_jax.input.selection_set import PARTS
 from tests import tiny, wds
-from tests.fixed_encoder import FixedEncoder, perfect
+from tests.fixed_encoder import FixedEncoder, perfect, worse
 
 # The captions of the first picture have one word of the second picture each.
 CHOICES = [("red left", ["red left", "red top"]), ("blue top", ["blue top", "red top"])]
@@ -59,11 +59,6 @@ def make(**fields):
 
 def run(encoder=None, **fields):
     return dict(make(**fields).run(encoder or FixedEncoder(perfect, perfect)))
-
-
-def worse(wrong):
-    """Embeds pictures whose names are in `wrong` as the picture named there."""
-    return FixedEncoder(lambda name: perfect(wrong.get(name, name)), perfect)
 
 
 FLAT = FixedEncoder(lambda _: perfect("red left"), lambda _: perfect("red left"))

@@ -9,7 +9,7 @@ from align_jax.evaluation.evaluators.wds import TASKS
 from align_jax.evaluation.runner import make_evaluators
 from data.index import index_dataset
 from tests import tiny, wds
-from tests.fixed_encoder import FixedEncoder, perfect
+from tests.fixed_encoder import FixedEncoder, perfect, worse
 
 
 def make(directory, **fields):
@@ -20,11 +20,6 @@ def make(directory, **fields):
 def run(directory, encoder=None, **fields):
     encoder = encoder or FixedEncoder(perfect, perfect)
     return dict(make(directory, **fields).run(encoder))
-
-
-def worse(wrong):
-    """Embeds pictures whose names are in `wrong` as the picture named there."""
-    return FixedEncoder(lambda name: perfect(wrong.get(name, name)), perfect)
 
 
 def test_a_set_of_classes_is_read_in_place(tmp_path):
