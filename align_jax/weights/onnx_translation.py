@@ -4,8 +4,8 @@ JAX has no export to ONNX, and packages that have one bring TensorFlow or other
 frameworks with them. Our towers use few operations: `onnx_operations` has them, and the
 package `onnx` alone is needed. A new operation is one function and one line there.
 
-The first axis of the input, the batch, has any size; every other size is fixed. What
-does not depend on the input is computed here and stored in the model as constants.
+The first axis of the input, the batch, has any size; every other size is fixed. Numbers
+that do not depend on the input are computed here and stored in the model as constants.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -106,7 +106,7 @@ PAIR_STEPS: dict[str, PairStep] = {
     ),
 }
 
-# The steps that drop copies; each writes the copies to the stage of its own name.
+# The steps that drop copies; each writes the copies to a stage of the step's name.
 COPIES = ("copies", "embedding_copies")
 
 
