@@ -21,8 +21,8 @@ from align_jax.input.scratch import Scratch, Spares
 Encoded = tuple[Sequence[bytes], np.ndarray, PreprocessConfig, Any]
 
 AHEAD = 2  # batches that are computed while the caller uses one
-TASK = 4  # least number of pictures in one task of a thread
-TASKS = 4  # tasks of a batch for each thread, unless they would be smaller
+TASK_PICTURES = 4  # smallest number of pictures in one task of a thread
+THREAD_TASKS = 4  # tasks of a batch for each thread, unless they would be smaller
 
 
 class StartedBatch(NamedTuple):
@@ -71,7 +71,7 @@ def augment_batches(
                 config=config,
                 images=images,
                 scratch=scratch,
-                size=max(TASK, len(encoded) // (TASKS * threads)),
+                size=max(TASK_PICTURES, len(encoded) // (THREAD_TASKS * threads)),
             )
             waiting.append(StartedBatch(tasks, images, rest))
             if len(waiting) > ahead:

@@ -188,11 +188,11 @@ def _resample(
         _gather(pixels[first:last], left, tile[: right - left])
         _reduce_width(tile, left, columns, narrow)
         _scatter(narrow, between[first - held : last - held])
-        end = done
+        end = done  # rows of the result before `end` have all their rows in `between`
         while end < len(out) and row_starts[end] + row_numbers[end] <= last:
             end += 1
         _reduce_height(between, held, rows, out, done, end)
-        if end < len(out):
+        if end < len(out):  # move the rows that the next ones need to the front
             keep = min(row_starts[end], last, bottom - SIDE)
             for row in range(keep, last):
                 between[row - keep] = between[row - held]
