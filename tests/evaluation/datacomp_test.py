@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from align_jax.evaluation.datacomp import (
     SETS,
     find_sets,
     make_table,
+    misnamed_sets,
     summarise,
     write_row,
 )
@@ -82,6 +84,7 @@ def test_averages_are_of_whole_groups():
 def test_folders_are_found_by_their_names_on_the_hub(tmp_path):
     for name in ("wds_mscoco_captions", "wds_vtab-dtd_test", "wds_geode_test", "other"):
         (tmp_path / name).mkdir()
+    assert misnamed_sets(str(tmp_path)) == []
     found = find_sets(str(tmp_path))
     assert found == {
         "Describable Textures": f"{tmp_path}/wds_vtab-dtd_test",
@@ -93,6 +96,12 @@ def test_folders_are_found_by_their_names_on_the_hub(tmp_path):
         find_sets(str(tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has none of DataComp's sets; wanted folders"):
+        find_sets(str(tmp_path / "empty"))
+    for name in ("wds_vtab-dtdd_test", "cifar10", "WDS_stl10", "other"):
+        (tmp_path / "empty" / name).mkdir()
+    wrong = ["WDS_stl10", "cifar10", "wds_vtab-dtdd_test"]
+    assert misnamed_sets(str(tmp_path / "empty")) == wrong
+    with pytest.raises(InputError, match=f"_test, not {', '.join(wrong)}$"):
         find_sets(str(tmp_path / "empty"))
 
 
@@ -168,9 +177,15 @@ def test_a_killed_evaluation_continues_with_the_sets_that_are_left(
     evaluate(fields, str(workdir))
     assert not evaluated  # it is finished
     wds.write_datacomp(tmp_path / "sets", ["STL-10"])
+    (tmp_path / "sets" / "wds_stl-10_test").mkdir()
     evaluate(fields, str(workdir))
     assert evaluated == ["wds_stl10"]
     assert results_of(workdir)["eval/datacomp/queries"] == 7
+    assert "sets has wds_stl-10_test: left out, since" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "sets")
+    (tmp_path / "sets").mkdir()
+    evaluate(fields, str(workdir))  # it needs no sets
+    assert "7 of 38 sets" in capsys.readouterr().out
 
 
 def test_one_command_evaluates_all_sets(tmp_path, monkeypatch):
