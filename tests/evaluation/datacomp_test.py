@@ -213,6 +213,18 @@ def test_sets_of_other_sizes_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_picture_that_cannot_be_read_is_named_with_its_set(tmp_path):
+    fields = make_fields(tmp_path, ["CIFAR-10", "STL-10"])
+    folder = tmp_path / "sets" / "wds_stl10_test"
+    shutil.rmtree(folder)
+    samples = [{"png": p, "cls": b"0"} for _, p in wds.pictures(5)]
+    samples[3]["png"] = samples[3]["png"][:60]
+    wds.write_set(folder, samples, wds.prompts([str(n) for n in range(10)]))
+    with pytest.raises(InputError, match=r"^wds_stl10: picture 3 is broken or cut"):
+        evaluate(fields, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "datacomp" / "wds_cifar10.json").exists()
+
+
 def test_scores_of_another_model_are_not_used(tmp_path, monkeypatch):
     fields = make_fields(tmp_path, ["CIFAR-10"])
     workdir = tmp_path / "run"
