@@ -104,6 +104,7 @@ def main() -> None:
 
 def _write(weights: "Weights", folder: str, flags: argparse.Namespace) -> None:
     """Writes the folder in the format of the flags, and prints a line on it."""
+    from align_jax import places
     from align_jax.report.model_card import CARD_FILE, make_card
     from align_jax.weights.encoders import write_onnx, write_stablehlo
     from align_jax.weights.folder import write_weights
@@ -116,7 +117,7 @@ def _write(weights: "Weights", folder: str, flags: argparse.Namespace) -> None:
         STABLEHLO: write_stablehlo,
     }
     if flags.push is not None or flags.card:
-        name = flags.push or os.path.basename(os.path.normpath(folder))
+        name = flags.push or places.local_path(folder).name
         card = make_card(flags.source, weights, name, flags.license)
         write_align(weights, folder, {CARD_FILE: card})
     else:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from align_jax.devices.mesh import batch_split, place_array, replicated
-from align_jax.embed.encoder import Encoder
+from align_jax.embed.encoder import Encoder, UnreadableError
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig, evaluation_image
 from align_jax.input.scratch import Scratch
@@ -163,13 +163,13 @@ class Embedder:
             place: int, get: Callable[[int], Picture], row: int
         ) -> np.ndarray | None:
             index = place + row
+            name = f"picture {index}"
             try:
-                picture = read_picture(
-                    get(row), f"picture {index}", limit, buffer=buffer
-                )
+                picture = read_picture(get(row), name, limit, buffer=buffer)
             except InputError as error:
                 if unreadable is None:
-                    raise
+                    reason = str(error).removeprefix(name)
+                    raise UnreadableError(index, reason) from error
                 unreadable[index] = str(error)
                 return None
             return evaluation_image(picture, self._preprocess)

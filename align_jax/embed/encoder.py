@@ -6,6 +6,22 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import Mesh
 
+from align_jax.errors import InputError
+
+
+class UnreadableError(InputError):
+    """A picture cannot be read; the message begins with "picture" and its index.
+
+    Attributes:
+      index: index of the picture among those that the encoder was given.
+      reason: rest of the message.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"picture {index}{reason}")
+        self.index = index
+        self.reason = reason
+
 
 class Encoder(Protocol):
     """Encodes N pictures or texts, none or more, with a dual encoder or a classifier.

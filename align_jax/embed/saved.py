@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from align_jax import places
 from align_jax.devices.exchange import gather, wait_for_all
-from align_jax.embed.encoder import Encoder
+from align_jax.embed.encoder import Encoder, UnreadableError
 from align_jax.errors import InputError, one_line
 from align_jax.runs import workdir
 
@@ -129,15 +129,25 @@ class SavedEmbedder:
           items: files of pictures, or texts.
           name: function from an item to its id in the saved files.
           encode: function from a list of n items to their embeddings (n, D).
+
+        Raises:
+          UnreadableError: an item is a picture that cannot be read; its index is among
+            all items.
         """
-        saved, waiting = self._saved[kind], iter(items)
+        saved, waiting, start = self._saved[kind], iter(items), 0
         while batch := list(itertools.islice(waiting, ITEMS)):
             ids = [name(item) for item in batch]
             found = dict(zip(ids, batch, strict=True))
             new = {i: item for i, item in found.items() if i not in saved}
             if new:
-                saved.add([*new], encode([*new.values()]))
+                try:
+                    embeddings = encode([*new.values()])
+                except UnreadableError as error:
+                    index = start + ids.index([*new][error.index])
+                    raise UnreadableError(index, error.reason) from error
+                saved.add([*new], embeddings)
             yield saved[ids]
+            start += len(batch)
         saved.write()
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,32 @@ def find_sets(directory: str) -> dict[str, str]:
     Raises:
       InputError: the folder is missing, it has none of the sets, or two folders of one.
     """
+    found, left_out = _match(directory)
+    if not found:
+        instead = f", not {', '.join(left_out)}" if left_out else ""
+        raise InputError(
+            f"{places.resolve(directory)} has none of DataComp's sets; wanted folders"
+            f" such as {SETS[0].evaluator}_test{instead}"
+        )
+    return found
+
+
+def has_set(directory: str, evaluators: Collection[str]) -> bool:
+    """Returns whether a folder has a set whose evaluator is not among some."""
+    found, _ = _match(directory)
+    return any(s.name in found and s.evaluator not in evaluators for s in SETS)
+
+
+def misnamed_sets(directory: str) -> list[str]:
+    """Lists a folder's names with wds_, or those that only lack it, that are no set."""
+    return _match(directory)[1]
+
+
+def _match(directory: str) -> tuple[dict[str, str], list[str]]:
+    """Returns the results of `find_sets`, maybe {}, and of `misnamed_sets`."""
     root = places.resolve(directory)
     names, found = places.list_names(root), {}
+    left_out = {n for n in names if n.lower().startswith("wds_")}
     for each in SETS:
         known = (each.evaluator, *each.folders)
         there = [name for name in names if name.removesuffix("_test") in known]
@@ -106,12 +130,9 @@ def find_sets(directory: str) -> dict[str, str]:
             )
         if there:
             found[each.name] = os.path.join(root, there[0])
-    if not found:
-        raise InputError(
-            f"{root} has none of DataComp's sets; wanted folders such as"
-            f" {SETS[0].evaluator}_test"
-        )
-    return found
+        left_out -= {*there}
+        left_out |= {n for n in names if f"wds_{n.removesuffix('_test')}" in known}
+    return found, sorted(left_out)
 
 
 def main_scores(results: Mapping[str, float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Evaluates a model on a folder of DataComp's sets, set by set."""
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,14 @@ from align_jax import places
 from align_jax.devices.exchange import gather
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
-from align_jax.evaluation.datacomp import SETS, find_sets, summarise, write_row
+from align_jax.evaluation.datacomp import (
+    SETS,
+    find_sets,
+    has_set,
+    misnamed_sets,
+    summarise,
+    write_row,
+)
 from align_jax.evaluation.runner import (
     DatacompConfig,
     make_evaluators,
@@ -28,8 +36,7 @@ def has_new_sets(config: DatacompConfig, results: Mapping[str, float]) -> bool:
     if not config.directory or not places.is_folder(places.resolve(config.directory)):
         return False
     done = {name.split("/")[1] for name in results if name.startswith("eval/")}
-    found = find_sets(config.directory)
-    return any(each.name in found and each.evaluator not in done for each in SETS)
+    return has_set(config.directory, done)
 
 
 class Datacomp:
@@ -52,6 +59,12 @@ class Datacomp:
         """
         self._config, self._workdir, self._model = config, workdir, model
         paths = find_sets(config.directory)
+        if (names := misnamed_sets(config.directory)) and folder.leads():
+            print(
+                f"warning: {config.directory} has {', '.join(names)}: left out, since"
+                " none of DataComp's sets has this name; see docs/benchmarks.md",
+                file=sys.stderr,
+            )
         self._sets = [each for each in SETS if each.name in paths]
         self._scores = {
             each.evaluator: self._read(each.evaluator) for each in self._sets

@@ -171,10 +171,17 @@ def run_evaluators(
     """Yields ("eval/<evaluator's name>/<score>", value) of all evaluators, in order.
 
     Raises:
-      InputError: an evaluator needs a part that the model lacks, such as a text tower.
+      InputError: an evaluator needs a part that the model lacks, such as a text tower,
+        or cannot read its data.
+      FloatingPointError: an embedding is not finite.
       TypeError: the encoder does not fulfil `Encoder`.
     """
     check_instance(embedder, Encoder, "the evaluation's encoder")
     for name, evaluator in evaluators.items():
-        for score, value in evaluator.run(embedder):
-            yield f"eval/{name}/{score}", float(value)  # of NumPy or JAX, too
+        try:
+            for score, value in evaluator.run(embedder):
+                yield f"eval/{name}/{score}", float(value)  # of NumPy or JAX, too
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{name}: {error}") from error

@@ -11,13 +11,12 @@ import io
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from align_jax import places, shard_files
-from align_jax.errors import InputError, check_count, one_line
+from align_jax.errors import DAMAGED_NPZ, InputError, check_count, one_line
 from align_jax.texts import check_text
 
 TABLE_FILE, PICTURES_FILE = "winogavil_dataset.csv", "winogavil_images.zip"
@@ -51,8 +50,12 @@ def read_cues(directory: str, expected: int = 0) -> list[Cue]:
       InputError: the table is missing or has another form, or another size.
     """
     path = os.path.join(places.resolve(directory), TABLE_FILE)
-    rows = csv.DictReader(io.StringIO(places.read_text(path)))
-    found = [_read_cue(row, f"line {rows.line_num} of {path}") for row in rows]
+    content = places.read_text(path).removeprefix("\ufeff")
+    rows = csv.DictReader(io.StringIO(content))
+    try:
+        found = [_read_cue(row, f"line {rows.line_num} of {path}") for row in rows]
+    except csv.Error as error:
+        raise InputError(f"{path} is no readable CSV ({one_line(error)})") from error
     check_count(path, len(found), expected, "cues")
     return found
 
@@ -63,7 +66,7 @@ def _read_cue(row: dict[str, str | None], where: str) -> Cue:
         candidates, associations = map(json.loads, lists)
         if not isinstance(candidates, list) or not isinstance(associations, list):
             raise ValueError("wanted two lists")
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise InputError(
             f"{where} does not hold {', '.join(COLUMNS)} as wanted: {one_line(error)}"
         ) from error
@@ -93,5 +96,7 @@ def read_pictures(directory: str, names: list[str]) -> Iterator[bytes]:
                     if name + ENDING not in members:
                         raise InputError(f"{path} has no picture {name}{ENDING}")
                     yield archive.read(members[name + ENDING])
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except InputError:
+            raise
+        except DAMAGED_NPZ as error:
             raise InputError(f"{path} is damaged: {one_line(error)}") from error

@@ -27,6 +27,8 @@ PICTURES = ("webp", "png", "jpg", "jpeg")
 CLASSIFICATION, MULTILABEL, RETRIEVAL = "classification", "multilabel", "retrieval"
 CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+LARGEST = 2**53  # whole number up to which float64 has all
+DIGITS = 6  # of the number of tars, at most
 
 
 def read_type(directory: str) -> str:
@@ -34,7 +36,7 @@ def read_type(directory: str) -> str:
     path = os.path.join(places.resolve(directory), "dataset_type.txt")
     if not places.exists(path):
         return CLASSIFICATION
-    return places.read_text(path).strip().lower()
+    return _read_text(path).strip().lower()
 
 
 def read_lines(directory: str, name: str) -> list[str]:
@@ -44,7 +46,7 @@ def read_lines(directory: str, name: str) -> list[str]:
       InputError: the file is missing, not UTF-8, or empty, or a line is.
     """
     path = os.path.join(places.resolve(directory), name)
-    lines = [line.strip() for line in places.read_text(path).rstrip().splitlines()]
+    lines = [line.strip() for line in _read_text(path).rstrip().splitlines()]
     if not all(lines):
         raise InputError(f"line {1 + lines.index('')} of {path} is empty")
     if not lines:
@@ -53,7 +55,7 @@ def read_lines(directory: str, name: str) -> list[str]:
 
 
 def read_templates(directory: str) -> list[str]:
-    """Reads the templates of a set, each a sentence with {} for the class.
+    """Reads the templates of a set, each a sentence with {0} for the class.
 
     Raises:
       InputError: an error of `read_lines`, or a line without {c} or with other braces.
@@ -64,12 +66,31 @@ def read_templates(directory: str) -> list[str]:
             parts = [part[1:] for part in string.Formatter().parse(line)]
         except ValueError:  # a brace without its partner
             parts = []
-        if [part for part in parts if part[0] is not None] != [("c", "", None)]:
+        if {part for part in parts if part[0] is not None} != {("c", "", None)}:
             raise InputError(
                 f"{os.path.join(directory, TEMPLATES_FILE)} has the template {line!r};"
-                " wanted a sentence with one {c} and no other brace"
+                " wanted a sentence with {c} and no other brace"
             )
-    return [line.replace("{c}", "{}") for line in lines]
+    return [line.replace("{c}", "{0}") for line in lines]
+
+
+def whole_numbers(array: np.ndarray, where: str) -> np.ndarray:
+    """Returns an array of numbers as int64.
+
+    Args:
+      array: numbers of any type.
+      where: sample of the array, for the message.
+
+    Raises:
+      InputError: one is not whole, not finite, or so large that float64 rounds it.
+    """
+    numbers = array.astype(np.float64)
+    numbers = np.where(np.isfinite(numbers), numbers, 0.5)
+    if ((numbers % 1 != 0) | (np.abs(numbers) > LARGEST)).any():
+        raise InputError(
+            f"{where} has {array.tolist()} in its npy; wanted whole numbers"
+        )
+    return numbers.astype(np.int64)
 
 
 class BenchmarkFolder:
@@ -209,6 +230,27 @@ class BenchmarkPictures:
             self.metadata += beside
             yield picture, int(label)
 
+    def column(self, column: int, name: str) -> np.ndarray:
+        """Returns a column of the newest iteration's `metadata`, int64 (N,).
+
+        Args:
+          column: number of the column, from 0.
+          name: name of the column, for messages.
+
+        Raises:
+          InputError: the set has no `npy`, or a picture has no whole number there.
+        """
+        wanted = f"wanted number {column} for {name}"
+        if not self.metadata:
+            raise InputError(f"{self._directory} has no npy members; {wanted}")
+        found = []
+        for number, array in enumerate(self.metadata):
+            where, row = self._folder.name(number), np.atleast_1d(array)
+            if row.ndim > 1 or len(row) <= column:
+                raise InputError(f"{where} has an npy of shape {array.shape}; {wanted}")
+            found.append(whole_numbers(row[column], where))
+        return np.array(found)
+
     def some(self, indices: Iterable[int]) -> dict[int, bytes]:
         """Reads some pictures by their numbers; returns the encoded picture of each."""
         found = {}
@@ -230,9 +272,10 @@ def read_captions(
     folder.require("txt")
     for number, (picture, content) in enumerate(folder.read("txt")):
         try:
-            texts = content.decode().splitlines()
+            lines = content.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise InputError(f"{folder.name(number)}: {one_line(error)}") from error
+        texts = [line for line in lines if line.strip()]
         if not texts:
             raise InputError(f"{folder.name(number)} has no caption in its txt")
         for text in texts:
@@ -241,14 +284,24 @@ def read_captions(
     return found
 
 
+def _read_text(path: str) -> str:
+    """Reads a text file without the byte order mark at its beginning."""
+    return places.read_text(path).removeprefix("\ufeff")
+
+
 def _list_tars(split: str) -> list[str]:
     """Lists the tars that nshards.txt counts; InputError if the folder has others."""
     path = os.path.join(split, "nshards.txt")
-    content = places.read_text(path).strip()
-    if not (content.isascii() and content.isdecimal() and int(content)):
-        raise InputError(f"{path} holds {content!r}; wanted a number of tars")
+    content = _read_text(path).strip()
+    is_number = content.isascii() and content.isdecimal() and len(content) <= DIGITS
+    if not is_number or not int(content):
+        raise InputError(f"{path} holds {content[:80]!r}; wanted a number of tars")
     wanted = [f"{number}.tar" for number in range(int(content))]
-    found = [name for name in places.list_names(split) if name.endswith(".tar")]
+    found = [
+        name
+        for name in places.list_names(split)
+        if name.endswith(".tar") and not name.startswith("._")  # which macOS adds
+    ]
     if missing := [name for name in wanted if name not in found]:
         raise InputError(f"{path} counts {content} tars; {split} lacks {missing[0]}")
     if surplus := [name for name in found if name not in wanted]:

@@ -53,7 +53,7 @@ def read_crossmodal(directory: str, languages: Sequence[str]) -> LanguageSet:
     path, images = (os.path.join(folder, n) for n in ("captions.jsonl", "images"))
     names = []
     captions: dict[str, list[list[str]]] = {language: [] for language in languages}
-    for number, line in enumerate(places.read_bytes(path).splitlines(), 1):
+    for number, line in enumerate(places.read_bytes(path).rstrip().splitlines(), 1):
         where = f"line {number} of {path}"
         try:
             entry = json.loads(line)
@@ -62,7 +62,7 @@ def read_crossmodal(directory: str, languages: Sequence[str]) -> LanguageSet:
                 found.append(entry[language]["caption"])
                 if not isinstance(found[-1], list) or not found[-1]:
                     raise TypeError(f"no caption in {language!r}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{where} is broken: {type(error).__name__}, {one_line(error)}; wanted"
                 f" {KEY!r} and captions in {', '.join(languages)}"

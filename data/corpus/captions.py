@@ -24,7 +24,13 @@ from data.corpus.stage_tables import StageTables
 from data.records.stages import materialise_shard
 from data.sources.config import SourceConfig
 from data.sources.files import list_files
-from data.sources.parquet_tables import open_parquet, reading_parquet
+from data.sources.parquet_tables import (
+    is_list,
+    is_text,
+    open_parquet,
+    plain_type,
+    reading_parquet,
+)
 
 FIELD = "config.captions.path"
 CAPTIONS = pa.schema([("image_id", pa.string()), ("captions", pa.list_(pa.string()))])
@@ -168,11 +174,12 @@ def _check_columns(config: CaptionConfig, path: pathlib.Path) -> None:
     if _is_csv(path):
         return
     for name in wanted:
-        found = inner = schema.field(name).type
+        found = schema.field(name).type
+        inner = plain_type(found)
         may_be_list = name == config.text_column
-        if may_be_list and (pa.types.is_list(found) or pa.types.is_large_list(found)):
-            inner = found.value_type
-        if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+        if may_be_list and is_list(found):
+            inner = plain_type(found.value_type)
+        if not is_text(inner):
             wanted_type = "texts or lists of texts" if may_be_list else "texts"
             raise InputError(
                 f"column {name!r} of {path} is {found}; wanted {wanted_type}"

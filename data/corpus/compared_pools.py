@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ibis
+import pyarrow as pa
 
 from align_jax.errors import InputError
 from data.corpus.comparison import SAME, open_corpus
@@ -12,7 +13,7 @@ from data.corpus.engines import Engine
 from data.corpus.stage_tables import open_stage
 from data.sources.config import SourceConfig
 from data.sources.files import list_files
-from data.sources.parquet_tables import open_parquet
+from data.sources.parquet_tables import is_text, open_parquet, plain_type
 
 WANTED = ("uid", "url", "text", "original_width", "original_height")
 
@@ -85,31 +86,76 @@ def open_pool(engine: Engine, path: pathlib.Path) -> dict[str, ibis.Table]:
     """
     source = SourceConfig("corpus or pool", str(path))
     root, names = list_files(source, (".parquet",))
-    for file in (pathlib.Path(root, name) for name in names):
-        found = open_parquet(file).schema_arrow.names
-        if missing := [column for column in WANTED if column not in found]:
-            raise InputError(f"{file} lacks the columns {missing}; it has {found}")
+    common = set.intersection(*(_columns(pathlib.Path(root, name)) for name in names))
     rows = engine.read(path / "*.parquet" if path.is_dir() else path)
     uid = rows.uid.cast("string").lower()
+    image_id = uid.fill_null("")
     kept = rows.select(
-        image_id=uid, uid=uid, key=uid, url=rows.url, text=rows.text.fill_null("")
+        image_id=image_id,
+        uid=uid,
+        key=uid,
+        url=rows.url.cast("string"),
+        text=rows.text.cast("string").fill_null(""),
     )
     facts: dict[str, Any] = {
-        "width": rows.original_width.cast("int64"),
-        "height": rows.original_height.cast("int64"),
+        "width": _finite(rows.original_width).cast("int64"),
+        "height": _finite(rows.original_height).cast("int64"),
         "format": ibis.literal(""),
         "error": ibis.literal(""),
     }
     numbers = {
-        name: rows[name]
+        name: _finite(rows[name])
         for name, kind in rows.schema().items()
-        if kind.is_floating() and name not in WANTED
+        if kind.is_floating()
+        and name in common
+        and name.lower() not in (*WANTED, "image_id")
     }
     return {
         "kept": kept,
-        "pictures": rows.select(image_id=uid, **facts),
-        "scores": rows.select(image_id=uid, **numbers),
+        "pictures": rows.select(image_id=image_id, **facts),
+        "scores": rows.select(image_id=image_id, **numbers),
     }
+
+
+def _columns(path: pathlib.Path) -> set[str]:
+    """Returns the names of a file's columns.
+
+    Raises:
+      InputError: the file is no Parquet file, or it lacks a column or has one of
+        another type.
+    """
+    schema = open_parquet(path).schema_arrow
+    if missing := [name for name in WANTED if schema.names.count(name) != 1]:
+        raise InputError(
+            f"{path} lacks the columns {missing}, each once; it has {schema.names}"
+        )
+    for names, wanted, fits in (
+        (("uid",), "texts or whole numbers", _is_id),
+        (("url", "text"), "texts", is_text),
+        (("original_width", "original_height"), "numbers", _is_number),
+    ):
+        for name in names:
+            if not fits(plain_type(schema.field(name).type)):
+                raise InputError(
+                    f"column {name!r} of {path} is {schema.field(name).type}; wanted"
+                    f" {wanted}"
+                )
+    return {*schema.names}
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return is_text(kind) or pa.types.is_integer(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.null()
+
+
+def _finite(column: Any) -> Any:
+    """Replaces NaN and infinity by null."""
+    if not column.type().is_floating():
+        return column
+    return (column.isnan() | column.isinf()).ifelse(ibis.null(), column)
 
 
 def _as_in_pool(

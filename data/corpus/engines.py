@@ -6,7 +6,6 @@ engine, write a class that fulfils `Engine` and add one line to `ENGINES`.
 """
 
 import concurrent.futures
-import contextlib
 import glob
 import multiprocessing
 import os
@@ -25,8 +24,9 @@ import tqdm
 
 from align_jax.config import choose
 from align_jax.contracts import check_contract
-from align_jax.errors import InputError, one_line
+from align_jax.errors import InputError
 from data.corpus.config import EngineConfig
+from data.corpus.duckdb_errors import duckdb_errors, reason_of
 
 # DuckDB exceeds its memory limit, so the limit is this share of the configured memory.
 DUCKDB_SHARE = 0.8
@@ -147,12 +147,11 @@ class DuckDB:
             # A folder named as `shard=7` is no partition and adds no column.
             return self._connection.read_parquet(pattern, hive_partitioning=False)
         except duckdb.Error as error:
-            reason = one_line(error).partition(" LINE 1: ")[0]  # without the query
-            raise InputError(f"{path} cannot be read: {reason}") from error
+            raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
 
     def execute(self, expression: ibis.Expr) -> Any:
         """Evaluates an expression; a table gives a data frame."""
-        with _storage_errors():
+        with duckdb_errors():
             return self._connection.execute(expression)
 
     def save(self, table: ibis.Table, path: pathlib.Path, label: str) -> None:
@@ -189,10 +188,10 @@ class DuckDB:
     def _watch(self, query: Callable[[], None], bar: tqdm.tqdm) -> None:
         """Runs a query and shows the percentage that DuckDB reports."""
         if bar.disable:
-            with _storage_errors():
+            with duckdb_errors():
                 query()
             return
-        with _storage_errors(), concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with duckdb_errors(), concurrent.futures.ThreadPoolExecutor(1) as thread:
             running = thread.submit(query)
             while not concurrent.futures.wait([running], timeout=0.5).done:
                 percent = self._connection.con.query_progress()
@@ -323,15 +322,6 @@ def choose_engine(kind: str) -> type[Engine]:
     engine = choose(ENGINES, kind, "config.engine.kind")
     check_contract(engine, Engine, f"ENGINES[{kind!r}]")
     return engine
-
-
-@contextlib.contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Raises DuckDB's errors of the storage, such as a full disk, as OSErrors."""
-    try:
-        yield
-    except duckdb.IOException as error:
-        raise OSError(one_line(error)) from error
 
 
 def _check_folder(folder: pathlib.Path | str) -> None:

@@ -21,9 +21,10 @@ from align_jax import places
 from align_jax.config import claim_folder
 from align_jax.errors import InputError
 from align_jax.locks import locked
-from data.corpus.build_files import count_drops, remember_shards
+from data.corpus.build_files import count_drops, name_drops, remember_shards
 from data.corpus.config import EngineConfig
 from data.corpus.engines import DuckDB
+from data.curation.pool import read_rows
 from data.pictures.embeddings import check_model, embed_pictures, read_pair_embeddings
 from data.pictures.images import describe_images
 from data.records.stages import materialise, materialise_shard
@@ -83,8 +84,8 @@ def score_pool(config: ScoredPool, folder: pathlib.Path) -> dict[str, int]:
       source's rows that gave no pair, by reason.
 
     Raises:
-      InputError: the source or the model cannot be used, or the folder belongs to
-        another pool.
+      InputError: the source or the model cannot be used, no row of the source gives a
+        pair, a file of the pool is damaged, or the folder belongs to another pool.
     """
     check_uids(config.source.kind, "for a pool")
     check_model(config.model, FIELD)
@@ -97,16 +98,26 @@ def score_pool(config: ScoredPool, folder: pathlib.Path) -> dict[str, int]:
         with contextlib.closing(engine):
             for start in range(0, len(shards), SHARDS_AT_ONCE):
                 part = enumerate(shards[start : start + SHARDS_AT_ONCE], start)
-                left = {n: s for n, s in part if not pool_file(folder, n).exists()}
+                left = {n: s for n, s in part if not _is_written(folder, n)}
                 if left:
                     _score_shards(config, folder, left, engine)
-    tables = [pool_file(folder, index) for index in range(len(shards))]
-    unscored = sum(
-        pq.read_table(path, columns=[score_name(config)])[0].null_count
-        for path in tables
-    )
-    pairs = sum(pq.read_metadata(path).num_rows for path in tables)
+    pairs = unscored = 0
+    for path in (pool_file(folder, index) for index in range(len(shards))):
+        for batch in read_rows(path, [score_name(config)]):
+            pairs += len(batch)
+            unscored += batch[0].null_count
+    if not pairs:
+        raise InputError(
+            f"{config.source.path} gave no pair with a uid: {name_drops(stages)};"
+            " wanted uids of 32 hexadecimal digits"
+        )
     return {"pairs": pairs, "without a score": unscored, **count_drops(stages)}
+
+
+def _is_written(folder: pathlib.Path, index: int) -> bool:
+    """Returns whether both files of a shard exist."""
+    table = pool_file(folder, index)
+    return table.exists() and table.with_suffix(".npz").exists()
 
 
 def _score_shards(

@@ -57,6 +57,10 @@ class EvaluationSet:
     read: Callable[["EvaluationSet", pathlib.Path], dict[str, list[CaptionedPicture]]]
 
 
+# Errors of JSON that is broken or has another form.
+NOT_THE_FORM = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
 def read_karpathy(
     facts: EvaluationSet, source: pathlib.Path
 ) -> dict[str, list[CaptionedPicture]]:
@@ -74,7 +78,7 @@ def read_karpathy(
         for image in images:
             if image["split"] in entries:
                 entries[image["split"]].append(_karpathy_entry(facts, source, image))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except NOT_THE_FORM as error:
         raise InputError(
             f"{path} is not one of Karpathy's files ({type(error).__name__}: {error});"
             f" wanted in {source}: {facts.layout}"
@@ -143,7 +147,7 @@ def read_docci(
                 texts = {"texts": [found["description"].strip()]}
                 entry = CaptionedPicture(folder / name, texts, [])
                 entries[found["split"]].append(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NOT_THE_FORM as error:
             raise InputError(
                 f"line {number} of {path} is none of DOCCI's ({type(error).__name__}:"
                 f" {error}); wanted in {source}: {facts.layout}"

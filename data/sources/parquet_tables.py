@@ -69,11 +69,11 @@ class ParquetSource:
         """
         file = open_parquet(shard.path)
         present = check_parquet(file, shard.path, self.config.columns)
-        kind = present.image and _plain(file.schema_arrow.field(present.image).type)
-        paths = bool(kind) and _is_text(kind)
+        kind = present.image and plain_type(file.schema_arrow.field(present.image).type)
+        paths = bool(kind) and is_text(kind)
         folder = pathlib.Path(shard.path).parent
         default = self.config.language.encode()
-        uids = UID if self.config.subset else ""
+        uids = UID if file.schema_arrow.names.count(UID) == 1 else ""
         names = (*dataclasses.astuple(present), uids)
         rows = read_parquet_columns(shard.path, names, shard.first, shard.last)
         for image, url, texts, language, uid in rows:
@@ -128,12 +128,14 @@ def check_parquet(
     schema = file.schema_arrow
     present = columns.among(schema.names, path)
     for name in (present.url, present.text, present.language):
-        kind = _plain(schema.field(name).type) if name else pa.string()
-        lists = name == present.text and _is_list(kind)
-        if not _is_text(_plain(kind.value_type) if lists else kind):
+        kind = plain_type(schema.field(name).type) if name else pa.string()
+        lists = name == present.text and is_list(kind)
+        if not is_text(plain_type(kind.value_type) if lists else kind):
             raise InputError(f"column {name!r} of {path} is {kind}; wanted string")
-    kind = _plain(schema.field(present.image).type) if present.image else pa.string()
-    if not (_is_text(kind) or _is_binary(kind) or _is_struct(kind)):
+    kind = (
+        plain_type(schema.field(present.image).type) if present.image else pa.string()
+    )
+    if not (is_text(kind) or _is_binary(kind) or _is_struct(kind)):
         raise InputError(
             f"column {present.image!r} of {path} is {kind}; wanted binary (a picture"
             " file's bytes) or string (its path)"
@@ -191,7 +193,7 @@ def reading_parquet(path: str | os.PathLike[str]) -> Iterator[None]:
     """Raises InputError if a Parquet file read in the `with` statement is damaged."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is damaged ({one_line(error)}); download or make it again"
         ) from error
@@ -199,10 +201,10 @@ def reading_parquet(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _as_bytes(column: pa.Array) -> pa.Array:
     """Turns texts into bytes, so that bad UTF-8 is found where it can be counted."""
-    kind = _plain(column.type)
+    kind = plain_type(column.type)
     if kind != column.type:
         column = column.cast(kind)
-    if _is_text(kind):
+    if is_text(kind):
         return column.cast(pa.large_binary())
     if _is_struct(kind):
         return pa.StructArray.from_arrays(
@@ -214,19 +216,22 @@ def _as_bytes(column: pa.Array) -> pa.Array:
             ],
             ["bytes", "path"],
         )
-    if _is_list(kind) and _is_text(_plain(kind.value_type)):
+    if is_list(kind) and is_text(plain_type(kind.value_type)):
         return column.cast(pa.large_list(pa.large_binary()))
     return column
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of a column's values, which a dictionary may hold."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Returns whether the values of a type are texts or nulls."""
     return (
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
         or pa.types.is_null(kind)
     )
 
@@ -240,8 +245,9 @@ def _is_struct(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         return False
     wanted = [field.type for field in kind if field.name in ("bytes", "path")]
-    return all(_is_binary(part) or _is_text(part) for part in wanted)
+    return all(_is_binary(part) or is_text(part) for part in wanted)
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether a type is a list of any length."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import align_jax
 from align_jax.embed import saved
 from align_jax.embed.saved import SavedEmbedder, content_id
 from align_jax.errors import InputError
@@ -105,6 +106,19 @@ def test_what_was_written_before_a_run_ended_is_used(open_saved, monkeypatch):
     embedder, encoder = open_saved()
     embedder.encode_images(PICTURES)
     assert encoder.asked == NAMES[6:]
+
+
+@pytest.mark.parametrize("broken", [1, 8, 11])
+def test_an_unreadable_picture_has_its_index_among_all(
+    open_saved, tmp_path, monkeypatch, broken
+):
+    monkeypatch.setattr(saved, "ITEMS", 5)
+    embedder = align_jax.load(tiny.write_model(tmp_path / "model")).embedder
+    embedder = SavedEmbedder(embedder, str(tmp_path / "saved"), "m")
+    embedder.encode_images([PICTURES[n] for n in (0, 6, 10)])
+    pictures = [*PICTURES[:broken], b"no picture", *PICTURES[broken:]]
+    with pytest.raises(InputError, match=rf"^picture {broken} is no picture that"):
+        embedder.encode_images(pictures)
 
 
 def test_a_damaged_file_is_named(open_saved, tmp_path):

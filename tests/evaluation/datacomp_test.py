@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from align_jax.evaluation.datacomp import (
     SETS,
     find_sets,
     make_table,
+    misnamed_sets,
     summarise,
     write_row,
 )
@@ -79,6 +81,7 @@ def test_averages_are_of_whole_groups():
 def test_folders_are_found_by_their_names_on_the_hub(tmp_path):
     for name in ("wds_mscoco_captions", "wds_vtab-dtd_test", "wds_geode_test", "other"):
         (tmp_path / name).mkdir()
+    assert misnamed_sets(str(tmp_path)) == []
     found = find_sets(str(tmp_path))
     assert found == {
         "Describable Textures": f"{tmp_path}/wds_vtab-dtd_test",
@@ -90,6 +93,12 @@ def test_folders_are_found_by_their_names_on_the_hub(tmp_path):
         find_sets(str(tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has none of DataComp's sets; wanted folders"):
+        find_sets(str(tmp_path / "empty"))
+    for name in ("wds_vtab-dtdd_test", "cifar10", "WDS_stl10", "other"):
+        (tmp_path / "empty" / name).mkdir()
+    wrong = ["WDS_stl10", "cifar10", "wds_vtab-dtdd_test"]
+    assert misnamed_sets(str(tmp_path / "empty")) == wrong
+    with pytest.raises(InputError, match=f"_test, not {', '.join(wrong)}$"):
         find_sets(str(tmp_path / "empty"))
 
 
@@ -161,9 +170,15 @@ def test_a_killed_evaluation_continues_with_the_sets_that_are_left(
     evaluate(fields, str(workdir))
     assert not evaluated  # it is finished
     wds.write_datacomp(tmp_path / "sets", ["STL-10"])
+    (tmp_path / "sets" / "wds_stl-10_test").mkdir()
     evaluate(fields, str(workdir))
     assert evaluated == ["wds_stl10"]
     assert results_of(workdir)["eval/datacomp/queries"] == 7
+    assert "sets has wds_stl-10_test: left out, since" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "sets")
+    (tmp_path / "sets").mkdir()
+    evaluate(fields, str(workdir))  # it needs no sets
+    assert "7 of 38 sets" in capsys.readouterr().out
 
 
 def test_one_command_evaluates_all_sets(tmp_path, monkeypatch):
@@ -189,6 +204,18 @@ def test_sets_of_other_sizes_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"has 12 samples; wanted 10,000"):
         evaluate(fields, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_named_with_its_set(tmp_path):
+    fields = make_fields(tmp_path, ["CIFAR-10", "STL-10"])
+    folder = tmp_path / "sets" / "wds_stl10_test"
+    shutil.rmtree(folder)
+    samples = [{"png": p, "cls": b"0"} for _, p in wds.pictures(5)]
+    samples[3]["png"] = samples[3]["png"][:60]
+    wds.write_set(folder, samples, wds.prompts([str(n) for n in range(10)]))
+    with pytest.raises(InputError, match=r"^wds_stl10: picture 3 is broken or cut"):
+        evaluate(fields, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "datacomp" / "wds_cifar10.json").exists()
 
 
 def test_scores_of_another_model_are_not_used(tmp_path, monkeypatch):

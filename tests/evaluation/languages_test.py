@@ -75,7 +75,10 @@ def test_other_counts_languages_and_damage_are_refused(tmp_path):
         InputError, match=r"lacks 1 of 12 pictures, among them 0003.jpg"
     ):
         make(**fields)
+    (tmp_path / "images" / "0003.jpg").write_bytes(b"x")
     path = tmp_path / "captions.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\n")
+    make(**fields, expected_images=12)  # empty last lines are no pictures
     lines = path.read_text().splitlines()
     entry = json.loads(lines[1])
     for broken, message in (
@@ -84,6 +87,7 @@ def test_other_counts_languages_and_damage_are_refused(tmp_path):
         (json.dumps(entry | {"de": {"caption": "rot"}}), "no caption in 'de'"),
         (json.dumps(entry | {"de": {"caption": [3]}}), "is 3; wanted a text"),
         ("[]", "TypeError"),
+        ("[" * 100_000, "RecursionError"),
     ):
         path.write_text("\n".join([lines[0], broken, *lines[2:]]))
         with pytest.raises(InputError, match=rf"line 2 of .*captions.jsonl.*{message}"):

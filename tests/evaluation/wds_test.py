@@ -68,8 +68,11 @@ def test_groups_have_accuracies_and_a_worst_one(tmp_path):
     assert found["region_1_top1"] == 1.0
     assert found["region_0_queries"] == found["region_1_queries"] == 6
     assert not [name for name in found if "top5" in name]
-    with pytest.raises(InputError, match=r"npy members of 3 numbers; wanted number 3"):
+    with pytest.raises(InputError, match=r"npy of shape \(3,\); wanted number 3"):
         run(directory, groups={"region": 3})
+    without = wds.write_classes(tmp_path / "without")
+    with pytest.raises(InputError, match=r"no npy members; wanted number 0 for region"):
+        run(without, groups={"region": 0})
 
 
 def test_several_labels_are_scored_by_average_precision(tmp_path):
@@ -197,7 +200,7 @@ def break_type(folder):
         (break_surplus, r"nshards.txt counts 1 tars; .*test has 1.tar, too"),
         (break_number, r"nshards.txt holds 'two'; wanted a number of tars"),
         (break_tar, r"1.tar is damaged: "),
-        (break_template, r"template 'a photo of {}'; wanted a sentence with one {c}"),
+        (break_template, r"template 'a photo of {}'; wanted a sentence with {c}"),
         (break_classes, r"line 2 of .*classnames.txt is empty"),
         (break_type, r"the type of .* is 'detection'; known: "),
     ],

@@ -18,7 +18,7 @@ from align_jax.runs.trackers import reporting
 from align_jax.runs.trackers.reporting import Trackers
 from align_jax.runs.trackers.tracked_run import TrackedRun
 from align_jax.runs.trackers.trackio_run import TrackioConfig
-from align_jax.runs.trackers.wandb_run import WandbConfig
+from align_jax.runs.trackers.wandb_run import WandbConfig, WandbRun
 from configs import quickstart
 
 FIELDS = {"seed": 3, "model": {"image_tower": {"width": 0.25}}}
@@ -117,6 +117,21 @@ def test_a_tracker_that_fails_is_left_out_with_one_line(tmp_path, capsys, method
     assert line.endswith("; the run goes on without it")
 
 
+def test_a_run_that_ends_while_its_tracker_begins_keeps_the_id(tmp_path):
+    ids = []
+    for _ in range(2):
+        report(tmp_path, [1], writer=Recorder(fails_in="write_hparams"))
+        ids.append(json.loads((tmp_path / "trackers/writer_0.json").read_text())["id"])
+    assert ids[0] == ids[1]
+
+
+def test_a_folder_that_cannot_be_written_stops_no_run(tmp_path, capsys):
+    (tmp_path / "trackers").write_text("a file")
+    assert report(tmp_path, [1, 2]).calls == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the tracker writer_0 failed: InputError" in line
+
+
 def test_a_damaged_file_of_a_tracker_stops_no_run(tmp_path, capsys):
     (tmp_path / "trackers").mkdir()
     (tmp_path / "trackers/writer_0.json").write_text('{"id": 3')
@@ -152,7 +167,7 @@ def test_only_the_first_process_reports(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_config_of_trackers_is_checked_before_the_run(monkeypatch):
+def test_a_config_of_trackers_is_checked_before_the_run(tmp_path, monkeypatch):
     cases = {
         "name in config.trackers is 'wandbb'; did you mean 'wandb'": {"wandbb": {}},
         "config.trackers.wandb has no field 'projekt'": {"wandb": {"projekt": "x"}},
@@ -164,6 +179,15 @@ def test_a_config_of_trackers_is_checked_before_the_run(monkeypatch):
             Trackers(trackers)
     monkeypatch.setattr(reporting, "find_spec", lambda name: None)
     for name in ("wandb", "trackio"):
+        with pytest.raises(InputError, match=f"trackers.{name} needs the package"):
+            Trackers({name: {}})
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        reporting, "TRACKERS", {"wandb_": WandbRun, "trackio_": WandbRun}
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("wandb_", "trackio_"):
+        (tmp_path / name).mkdir()  # as W&B makes one for its files
         with pytest.raises(InputError, match=f"trackers.{name} needs the package"):
             Trackers({name: {}})
     assert WandbConfig().mode == "online"

@@ -155,6 +155,11 @@ def test_a_dry_run_only_writes_the_folder(hub, source, tmp_path, monkeypatch):
     assert hub.requests == []
     assert (folder / "README.md").read_text().startswith("---\nlibrary_name: ")
     assert open_weights(str(folder)).kind == "dual_encoder"
+    for name in ("here", "a b=%[x]"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert run(monkeypatch, f"--from={source}", "--to=.", "--card") == 0
+        assert f"# {name}\n" in (tmp_path / name / "README.md").read_text()
 
 
 def test_a_card_tells_of_the_run(tmp_path):

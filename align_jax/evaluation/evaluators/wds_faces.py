@@ -21,6 +21,7 @@ from align_jax.input.benchmark_folder import (
     BenchmarkFolder,
     read_lines,
     read_templates,
+    whole_numbers,
 )
 
 OBJECTIVES = ("race", "gender", "age", "toxic")
@@ -92,7 +93,7 @@ class Faces:
                     f"{self._folder.name(number)} has an npy of shape {found.shape};"
                     f" wanted {len(COLUMNS)} numbers: {', '.join(COLUMNS)}"
                 )
-            rows.append(found.astype(np.int64))
+            rows.append(whole_numbers(found, self._folder.name(number)))
             yield picture
 
     def examples(self, embedder: Encoder) -> Mapping[str, Iterator[Example]]:

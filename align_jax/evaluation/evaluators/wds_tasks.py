@@ -99,7 +99,9 @@ class Classes:
         yield from values.items()
         yield "f1_macro", macro_f1(predict(found), found.truth)
         for name, column in self._config.groups.items():
-            groups = self._column(name, column)
+            data = self._zero_shot.data
+            assert isinstance(data, BenchmarkPictures)
+            groups = data.column(column, name)
             for cut in cuts:
                 means = group_means(found.ranks < cut, groups)
                 yield f"worst_{name}_top{cut}", min(means.values())
@@ -107,20 +109,6 @@ class Classes:
                     yield f"{name}_{group}_top{cut}", mean
             for group in means:
                 yield f"{name}_{group}_queries", int((groups == group).sum())
-
-    def _column(self, name: str, column: int) -> np.ndarray:
-        """Returns the group of each picture (N,); InputError if the set has none."""
-        data = self._zero_shot.data
-        assert isinstance(data, BenchmarkPictures)
-        arrays = data.metadata
-        widths = {len(np.atleast_1d(found)) for found in arrays}
-        if not widths or min(widths) <= column:
-            raise InputError(
-                f"{self._config.directory} has npy members of"
-                f" {', '.join(map(str, sorted(widths))) or 'no'} numbers; wanted number"
-                f" {column} for {name}"
-            )
-        return np.array([np.atleast_1d(found)[column] for found in arrays], np.int64)
 
     def examples(self, embedder: Encoder) -> dict[str, Iterator[Example]]:
         """Returns the examples of `ZeroShot`."""

@@ -109,6 +109,7 @@ class Feed:
             else:
                 self._id, self._sent_before = uuid.uuid4().hex[:16], {}
             self._sent = dict(self._sent_before)
+            self._store()  # so that a run killed while it begins has the same id again
             tracker = self._begin(self._id)
             self._note(tracker)
             while call := self._calls.get():
@@ -130,6 +131,10 @@ class Feed:
     def _note(self, tracker: Any) -> None:
         """Flushes the tracker, and stores what it was sent."""
         tracker.flush()
+        self._store()
+
+    def _store(self) -> None:
+        """Writes the run's id and the last steps that were sent."""
         places.make_folder(os.path.dirname(self._path))
         places.write_json(self._path, {"id": self._id, "sent": self._sent})
 
@@ -162,7 +167,9 @@ class Trackers:
             cls = choose(TRACKERS, name, "a name in config.trackers")
             check_contract(cls, Tracker, f"TRACKERS[{name!r}]")
             config = read_config(cls.Config, fields, where)
-            if find_spec(name) is None:
+            spec = find_spec(name)
+            # A folder of this name, as W&B makes one, is importable without a loader.
+            if spec is None or spec.origin is None:
                 raise InputError(
                     f"{where} needs the package {name!r}, which is missing; docs/"
                     "trackers.md says how to install it"

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from align_jax.errors import InputError
 from data.corpus.build_files import format_report
 from data.corpus.builder import Build, build
+from data.corpus.captions import check_captions, normalise_captions
 from data.corpus.config import CaptionConfig, CorpusConfig, EngineConfig
 from data.corpus.ingest import identify
 from data.corpus.rules import RuleBounds
@@ -31,6 +32,7 @@ CAPTIONS = {
     IDS[5]: None,
     "ab" * 16: ["of no picture"],
 }
+BAD_TEXT = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
 WRITTEN = {IDS[6]: 'six, "quoted"\nin two lines', IDS[7]: "seven"}
 
 
@@ -169,6 +171,8 @@ def test_an_id_that_occurs_twice_is_refused(config, tmp_path, name):
             "'machine' of .*; wanted texts or",
         ),
         ("c.parquet", {"id": [["a"]], "machine": ["x"]}, "'id' of .*; wanted texts"),
+        ("c.parquet", {"id": ["a"], "machine": BAD_TEXT}, "c.parquet is damaged"),
+        ("c.parquet", {"id": BAD_TEXT, "machine": ["a"]}, "c.parquet is damaged"),
     ],
 )
 def test_a_wrong_table_is_refused_in_one_line(config, tmp_path, name, content, message):
@@ -181,6 +185,28 @@ def test_a_wrong_table_is_refused_in_one_line(config, tmp_path, name, content, m
         build(config, tmp_path / "corpus")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "corpus" / "records").exists()
+
+
+def test_columns_of_other_layouts_are_read(tmp_path):
+    """Dictionaries, large texts, texts without a copy, and columns of nulls."""
+    encoded = pa.array(["a red half"]).dictionary_encode()
+    for kind, captions in enumerate(
+        (
+            encoded,
+            pa.array([["a red half"]], pa.large_list(pa.large_string())),
+            pa.array(["a red half"], pa.string_view()),
+            pa.nulls(1),
+        )
+    ):
+        path = tmp_path / f"{kind}.parquet"
+        ids = pa.array([IDS[0]]).dictionary_encode()
+        pq.write_table(pa.table({"id": ids, "machine": captions}), path)
+        named = CaptionConfig(str(path), "id", "machine")
+        check_captions(named)
+        normalise_captions(named, path, kind, tmp_path, 100)
+        (row,) = pq.read_table(tmp_path / f"captions/{kind:05}.parquet").to_pylist()
+        expected = [] if captions.null_count else ["a red half"]
+        assert row == {"image_id": IDS[0], "captions": expected}
 
 
 @pytest.mark.parametrize("name", ["text", "key", "a b", ""])

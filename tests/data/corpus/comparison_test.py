@@ -229,3 +229,81 @@ def test_pools_without_a_column_or_files_are_refused(tmp_path, monkeypatch, caps
     assert "bad.parquet lacks the columns ['url', 'text'," in capsys.readouterr().err
     assert run(monkeypatch, made.folder, tmp_path / "none") == 2
     assert "no files at" in capsys.readouterr().err
+
+
+def write_pool(path, **columns):
+    rows = range(4)
+    plain = {
+        "uid": [f"u{n}" for n in rows],
+        "url": [f"http://x/{n}" for n in rows],
+        "text": [f"a red thing {n}" for n in rows],
+        "original_width": [12] * 4,
+        "original_height": [16] * 4,
+        "score": [0.1 * n for n in rows],
+    }
+    path.parent.mkdir(exist_ok=True)
+    kept = {n: v for n, v in (plain | columns).items() if v is not None}
+    pq.write_table(pa.table(kept), path)
+    return path
+
+
+def test_odd_columns_of_pools_are_compared(tmp_path, monkeypatch, capsys):
+    """Nulls, dictionaries, NaN, and scores that not all files of a pool have."""
+    texts = pa.array([f"a red thing {n}" for n in range(3)] + [None])
+    nan = float("nan")
+    odd = tmp_path / "a=1 %[b]"
+    write_pool(
+        odd / "0.parquet",
+        text=texts.dictionary_encode(),
+        uid=pa.array(["u0", "u1", None, "u1"], pa.large_string()),
+        original_width=[12.0, nan, float("inf"), None],
+        score=[0.1, nan, float("inf"), None],
+        image_id=[0.5] * 4,
+    )
+    write_pool(
+        odd / "1.parquet", text=pa.nulls(4), original_width=[1.0] * 4, score=None
+    )
+    plain = write_pool(tmp_path / "plain.parquet")
+    out = tmp_path / "page.html"
+    for paths in ((odd, plain), (plain, odd)):
+        assert run(monkeypatch, *paths, "--out", out) == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"rows by uid +4 +4 +4\n", printed)
+        assert re.search(r"\ntexts +4 +4 +3\n", printed)
+    assert "Score" not in out.read_text()  # no score is in all files of both
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": [["a"]] * 4}, "column 'text' of .* is list.*; wanted texts"),
+        ({"url": [b"a"] * 4}, "column 'url' of .* is binary; wanted texts"),
+        ({"uid": [[1]] * 4}, "column 'uid' of .*; wanted texts or whole numbers"),
+        ({"original_width": ["a"] * 4}, "'original_width' of .*; wanted numbers"),
+        (
+            {"original_height": pa.array([2**64 - 1] * 4, pa.uint64())},
+            "a table cannot be read: Conversion Error: ",
+        ),
+    ],
+)
+def test_columns_of_other_types_are_refused_in_one_line(
+    tmp_path, monkeypatch, capsys, columns, message
+):
+    plain = write_pool(tmp_path / "plain.parquet")
+    odd = write_pool(tmp_path / "odd.parquet", **columns)
+    assert run(monkeypatch, plain, odd, "--out", tmp_path / "page.html") == 2
+    printed = capsys.readouterr().err
+    assert re.search(message, printed)
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_damage_inside_a_pool_is_one_line(tmp_path, monkeypatch, capsys):
+    plain = write_pool(tmp_path / "plain.parquet")
+    cut = tmp_path / "cut.parquet"
+    content = plain.read_bytes()
+    cut.write_bytes(content[:4] + bytes(200) + content[204:])
+    assert run(monkeypatch, plain, cut, "--out", tmp_path / "page.html") == 2
+    printed = capsys.readouterr().err
+    assert "a table cannot be read: " in printed
+    assert printed.count("\n") == 1

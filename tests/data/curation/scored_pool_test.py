@@ -51,8 +51,8 @@ def tars(tmp_path_factory):
     return folder
 
 
-def make(model, tars, out, monkeypatch, *more):
-    flags = [f"--model={model}", "--kind=webdataset", f"--path={tars}", f"--out={out}"]
+def make(model, path, out, monkeypatch, *more, kind="webdataset"):
+    flags = [f"--model={model}", f"--kind={kind}", f"--path={path}", f"--out={out}"]
     monkeypatch.setattr(embeddings, "_run", run_here)
     flags += ["--batch_size=4", "--workers=1", *more]
     monkeypatch.setattr(sys, "argv", ["score", *flags])
@@ -93,6 +93,40 @@ def test_a_pool_has_the_scores_and_the_embeddings_of_the_model(
     assert scores[4] is None
     expected = np.sum(images * texts[readable], 1)
     np.testing.assert_allclose([scores[n] for n in readable], expected, atol=1e-5)
+
+
+def write_table(path, uids):
+    columns = {"uid": uids, "image": PICTURES, "alt_text": TEXTS}
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_parquet_files_give_uids(model, tmp_path, monkeypatch, capsys):
+    """The uids may be in a dictionary, in capitals, or missing."""
+    uids = pa.array([UIDS[0], "A" * 32, None, "", UIDS[4][:31], UIDS[1]])
+    path = write_table(tmp_path / "a=1 [b].parquet", uids.dictionary_encode())
+    out = tmp_path / "out"
+    assert make(model, path, out, monkeypatch, kind="parquet") == 0
+    assert "3 pairs, 0 without a score, 3 no uid" in capsys.readouterr().out
+    rows, _ = read_pool(out)
+    assert [row["uid"] for row in rows] == [UIDS[0], "A" * 32, UIDS[1]]
+    assert [row["text"] for row in rows] == [TEXTS[n] for n in (0, 1, 5)]
+    written = (out / "pool" / "00000.npz").read_bytes()
+    (out / "pool" / "00000.npz").unlink()
+    assert make(model, path, out, monkeypatch, kind="parquet") == 0
+    assert (out / "pool" / "00000.npz").read_bytes() == written
+    (out / "pool" / "00000.parquet").write_bytes(b"PAR1")
+    capsys.readouterr()
+    assert make(model, path, out, monkeypatch, kind="parquet") == 2
+    assert "00000.parquet is not a Parquet file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uids", [pa.array(range(6)), pa.array(["x"] * 6)])
+def test_a_source_without_uids_is_refused(model, tmp_path, monkeypatch, capsys, uids):
+    path = write_table(tmp_path / "0.parquet", uids)
+    assert make(model, path, tmp_path / "out", monkeypatch, kind="parquet") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "0.parquet gave no pair with a uid: 6 x no uid; wanted uids of 32" in line
 
 
 def test_filters_read_a_scored_pool_and_its_columns(model, tars, tmp_path, monkeypatch):

@@ -184,7 +184,8 @@ def test_docci_has_one_description_a_picture_of_its_split(tmp_path):
         InputError, match=r"of docci has 2 pictures; wanted 5000: docci/"
     ):
         write_set(DOCCI, source, tmp_path / "other")
-    for broken in ("{", '"test"', '{"split": "test", "image_file": "1.jpg"}'):
+    without_text = '{"split": "test", "image_file": "1.jpg"}'
+    for broken in ("{", "[" * 100_000, '"test"', without_text):
         path.write_text("\n".join([lines[0], broken]))
         with pytest.raises(
             InputError, match=r"line 2 of .* is none of DOCCI's .*github"
