@@ -33,6 +33,7 @@ BROUGHT_BY = {
     "h5py": "tensorflow",
     "ibis": "ibis-framework",
     "keras": "tensorflow",
+    "llvmlite": "numba",
     "orbax": "orbax-checkpoint",
     "pydantic": "fastapi",
     "starlette": "fastapi",

@@ -5,7 +5,7 @@ import pytest
 
 from align_jax.errors import InputError
 from align_jax.input import benchmark_folder as folder
-from align_jax.input.association_set import read_pictures, read_riddles
+from align_jax.input.association_set import read_cues, read_pictures
 from tests import tiny, wds
 from tests.places_test import run
 
@@ -97,7 +97,7 @@ def test_whole_numbers_of_any_type_are_groups():
         assert found.tolist() == [1, 0]
 
 
-RIDDLE = ("red", tiny.NAMES[:5], tiny.NAMES[:2])
+CUE = ("red", tiny.NAMES[:5], tiny.NAMES[:2])
 
 
 @pytest.mark.parametrize(
@@ -108,22 +108,22 @@ RIDDLE = ("red", tiny.NAMES[:5], tiny.NAMES[:2])
         ('x,"[1]","[1]"', "line 2 of .* is 1; wanted a text"),
     ],
 )
-def test_a_damaged_table_of_riddles_is_refused(tmp_path, text, message):
-    directory = wds.write_riddles(tmp_path / "set", [RIDDLE])
+def test_a_damaged_table_of_cues_is_refused(tmp_path, text, message):
+    directory = wds.write_cues(tmp_path / "set", [CUE])
     table = tmp_path / "set" / "winogavil_dataset.csv"
     content = table.read_bytes().replace(b"ID,", b"").replace(b"\n0,", b"\n")
     table.write_bytes(b"\xef\xbb\xbf" + content)
-    (riddle,) = read_riddles(directory)
-    assert (riddle.cue, riddle.candidates) == RIDDLE[:2]
+    (cue,) = read_cues(directory)
+    assert (cue.word, cue.candidates) == CUE[:2]
     table.write_text(f"cue,candidates,associations\n{text}\n")
     with pytest.raises(InputError, match=message):
-        read_riddles(directory)
+        read_cues(directory)
 
 
 @pytest.mark.parametrize(("byte", "value"), [(8, 1), (10, 99)])
 def test_an_archive_that_zipfile_refuses_is_one_line(tmp_path, byte, value):
     """The flag of encryption is in byte 8 of an entry, the compression in byte 10."""
-    directory = wds.write_riddles(tmp_path / "set", [RIDDLE])
+    directory = wds.write_cues(tmp_path / "set", [CUE])
     path = tmp_path / "set" / "winogavil_images.zip"
     content = bytearray(path.read_bytes())
     for entry in re.finditer(b"PK\x01\x02", bytes(content)):

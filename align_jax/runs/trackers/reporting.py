@@ -7,7 +7,6 @@ from an earlier step therefore sends no step twice.
 
 import base64
 import contextlib
-import io
 import os
 import queue
 import sys
@@ -18,12 +17,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from align_jax import places
 from align_jax.config import choose, read_config
 from align_jax.contracts import check_contract
 from align_jax.errors import UNAWAITED, InputError, warned
+from align_jax.pictures import read_picture
 from align_jax.runs.trackers import TRACKERS, Tracker
 from align_jax.runs.trackers.tracked_run import TrackedRun
 from align_jax.runs.workdir import leads
@@ -245,4 +244,4 @@ def _group(name: str) -> str:
 def _decode(uri: str) -> np.ndarray:
     """Returns the pixels (H, W, 3) of a data URI of a picture file."""
     content = base64.b64decode(uri.partition(",")[2])
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    return read_picture(content, "plot")
