@@ -196,8 +196,7 @@ def _read(
     """
     names = [config.id_column, config.text_column]
     read = _read_csv if _is_csv(path) else _read_parquet
-    for batch in read(path, names):
-        ids, captions = (batch[name].to_pylist() for name in names)
+    for ids, captions in read(path, names):
         if not all(ids):
             raise InputError(f"{path} has a row without {names[0]!r}")
         yield ids, captions
@@ -207,19 +206,21 @@ def _is_csv(path: pathlib.Path) -> bool:
     return path.suffix.lower() == ".csv"
 
 
-def _read_parquet(path: pathlib.Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _read_parquet(path: pathlib.Path, names: list[str]) -> Iterator[list[list]]:
     file = open_parquet(path)
     with reading_parquet(path):
-        yield from file.iter_batches(BATCH_ROWS, columns=names)
+        for batch in file.iter_batches(BATCH_ROWS, columns=names):
+            yield [batch[name].to_pylist() for name in names]
 
 
-def _read_csv(path: pathlib.Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _read_csv(path: pathlib.Path, names: list[str]) -> Iterator[list[list]]:
     options = pa.csv.ConvertOptions(
         include_columns=names, column_types=dict.fromkeys(names, pa.string())
     )
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
     with _reading_csv(path):
-        yield from pa.csv.open_csv(path, None, parsing, options)
+        for batch in pa.csv.open_csv(path, None, parsing, options):
+            yield [batch[name].to_pylist() for name in names]
 
 
 @contextlib.contextmanager
