@@ -1,6 +1,7 @@
 import errno
 import io
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from PIL import Image
 
 from align_jax.errors import InputError
 from align_jax.pictures import read_picture
-from data.corpus import engines
+from data.corpus.duckdb_errors import duckdb_errors
 from data.pictures.evaluation_images import read_hashes, write_evaluation
 from data.pictures.images import describe_images
 from data.records import records
@@ -97,8 +98,8 @@ def test_a_stage_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def fail_in_duckdb(path):
-        with engines._storage_errors():
-            raise engines.duckdb.IOException("IO Error: No space left on device")
+        with duckdb_errors():
+            raise duckdb.IOException("IO Error: No space left on device")
 
     for make in (fail, fail_in_duckdb):
         with pytest.raises(
