@@ -1,3 +1,4 @@
+import csv
 import re
 
 import numpy as np
@@ -100,6 +101,14 @@ def test_whole_numbers_of_any_type_are_groups():
 CUE = ("red", tiny.NAMES[:5], tiny.NAMES[:2])
 
 
+@pytest.fixture
+def usual_field_size():
+    """Sets Python's limit on a field of a CSV file, which other code may raise."""
+    before = csv.field_size_limit(131_072)
+    yield
+    csv.field_size_limit(before)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -108,7 +117,7 @@ CUE = ("red", tiny.NAMES[:5], tiny.NAMES[:2])
         ('x,"[1]","[1]"', "line 2 of .* is 1; wanted a text"),
     ],
 )
-def test_a_damaged_table_of_cues_is_refused(tmp_path, text, message):
+def test_a_damaged_table_of_cues_is_refused(tmp_path, usual_field_size, text, message):
     directory = wds.write_cues(tmp_path / "set", [CUE])
     table = tmp_path / "set" / "winogavil_dataset.csv"
     content = table.read_bytes().replace(b"ID,", b"").replace(b"\n0,", b"\n")
