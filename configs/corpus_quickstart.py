@@ -39,6 +39,10 @@ def get_config() -> ConfigDict:
     config.pictures.embedding_model = ""  # a trained run, to compare embeddings too
     config.pictures.max_cosine = 0.975  # the paper's; see docs/corpus.md for others
 
+    config.embeddings = ConfigDict()
+    config.embeddings.model = ""  # a trained run, to score pairs; docs/corpus.md
+    config.embeddings.score_fraction = 0.0  # share of pairs to keep; 0 keeps all
+
     config.vocabulary_size = 4096
     config.shards = 16  # two for each of the eight streams
     return config

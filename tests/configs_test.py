@@ -35,6 +35,7 @@ from configs.sweeps import (
     mini_embedding_size,
     mini_negatives,
     mini_nested,
+    mini_scored,
     mini_temperature,
     mini_towers,
     negatives,
@@ -137,6 +138,7 @@ SWEEPS = {
     },
     mini_negatives: MINI,
     mini_nested: MINI,
+    mini_scored: MINI,
     mini_temperature: MINI,
     mini_data: MINI,
 }

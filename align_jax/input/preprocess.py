@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 
 from align_jax.config import check_choices
+from align_jax.input.colours import lay_over, scale_colours
 from align_jax.input.resample import resample
 from align_jax.input.scratch import Scratch
 from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
@@ -136,21 +137,6 @@ def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray
     )
 
 
-def lay_over(pixels: np.ndarray, background: tuple[float, ...]) -> np.ndarray:
-    """Lays pixels over a background and returns uint8 (H, W, 3).
-
-    Args:
-      pixels: uint8 (H, W, 3) or (H, W, 4) with alpha.
-      background: colour (3,) in [0, 255].
-    """
-    if pixels.shape[2] == 3:
-        return pixels
-    alpha = pixels[..., 3:] / np.float32(255.0)
-    colour = np.asarray(background, np.float32)
-    mixed = colour + alpha * (pixels[..., :3] - colour)
-    return np.rint(mixed).astype(np.uint8)
-
-
 GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64 - 1  # constants of SplitMix64
 
 
@@ -211,7 +197,7 @@ def _augment(
         out=out,
     )
     if config.colour_jitter:
-        out[:] = _jitter(out, key, config.colour_jitter)
+        _jitter(out, key, config.colour_jitter)
 
 
 def _least_size(config: PreprocessConfig) -> tuple[int, int] | None:
@@ -251,13 +237,7 @@ def _inception_window(
     return 0, 0, height, width
 
 
-def _jitter(image: np.ndarray, key: tuple[int, int], most: float) -> np.ndarray:
+def _jitter(image: np.ndarray, key: tuple[int, int], most: float) -> None:
     """Scales saturation, contrast and brightness, each by a factor in 1 +- `most`."""
-    saturation, contrast, brightness = (
-        np.float32(1.0 - most + 2.0 * most * uniform(key, COLOUR + i)) for i in range(3)
-    )
-    grey = image.mean(-1, keepdims=True, dtype=np.float32)
-    coloured = grey + saturation * (image - grey)
-    mean = coloured.mean()
-    coloured = brightness * (mean + contrast * (coloured - mean))
-    return np.rint(coloured.clip(0.0, 255.0)).astype(np.uint8)
+    factors = (1.0 - most + 2.0 * most * uniform(key, COLOUR + i) for i in range(3))
+    scale_colours(image, *factors)
