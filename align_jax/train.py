@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +17,8 @@ from align_jax.devices.exchange import gather, wait_for_all
 from align_jax.devices.mesh import batch_position, global_batches, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.embed.embedder import Embedder
-from align_jax.errors import NonFiniteError, Preempted
-from align_jax.evaluation.runner import make_evaluators, run_evaluators
+from align_jax.errors import NonFiniteError
+from align_jax.evaluation.runner import Evaluator, make_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.training_data import TrainingData, open_training
@@ -27,7 +27,7 @@ from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.report.run_page import publish, show_finished
 from align_jax.runs import workdir as folder
 from align_jax.runs.hangs import HangWatch, set_aside_hangs
-from align_jax.runs.lost_time import STEPS, Timesheet
+from align_jax.runs.lost_time import Timesheet
 from align_jax.runs.pace import Pace
 from align_jax.runs.preemption import Notice
 from align_jax.runs.profiles import Profile
@@ -35,18 +35,18 @@ from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import collect_results
 from align_jax.runs.telemetry import StepLog, open_writers
 from align_jax.runs.trackers.reporting import Trackers
+from align_jax.train_loop import TrainLoop
 from align_jax.training.checkpoint import Checkpoints, set_aside_later
 from align_jax.training.kept_programs import KeptPrograms
 from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.parameter_choice import check_parameters
-from align_jax.training.phase_programs import PhasePrograms, Steps
+from align_jax.training.phase_programs import PhasePrograms
 from align_jax.training.run_config import RunConfig
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.initialize import first_state
 from align_jax.weights.vocabulary import check_copy, keep_copy
 
 RESTORING_LINE = "making or restoring the state"
-COMPILING_LINE = "compiling the training step: minutes, or seconds if done before"
 
 
 def train(
@@ -83,124 +83,124 @@ def train(
             show_finished(workdir, fill_defaults(fields), workdir)
             return
         folder.check_path(workdir)
-        mesh = make_mesh(config.fsdp)
-        programs = PhasePrograms(config, mesh)
-        stack.callback(programs.close)
-        plan = programs.plans[0]
-        tokenizer = config.make_tokenizer()
-        evaluators = make_evaluators(config.evaluators)
-        tracking = Trackers(config.trackers, trackers)
-        data = open_training(config.input, config.batch_phases, jax.process_count())
-        config.check_data()
-        check_parameters(config)
+        inputs = _check_inputs(config, trackers, stack)
         profile = Profile(workdir, config.profile_steps, config.profile_process)
         stack.enter_context(profile)
         # Nothing but the lock is written until all input is checked.
         lock = stack.enter_context(folder.locked_workdir(workdir))
         check_workdir(workdir, fields)  # it was not locked before
-        kept = KeptPrograms(workdir, config, mesh)
+        plan, tokenizer = inputs.programs.plans[0], inputs.tokenizer
+        kept = KeptPrograms(workdir, config, plan.mesh)
         with times.doing("restore"), doing(RESTORING_LINE, folder.leads()):
             start, state = first_state(config, plan, tokenizer, workdir, kept)
         check_copy(workdir, tokenizer)
         fields = fill_defaults(fields)
         _prepare_folder(workdir, fields, tokenizer, start)
         # A tracker may take long to end; a checkpoint is complete before.
-        stack.enter_context(tracking.reporting(workdir, fields))
-        identity = config.identity(tokenizer)
-        checkpoints = Checkpoints(workdir, config.checkpoint, identity)
-        checkpoints.open()
-        stack.callback(checkpoints.close)  # finishes a save, even after an error
-        local = LocalCheckpoints(workdir, config.checkpoint, identity)
-        stack.callback(local.close)
-        local.remove_later(start)
-        own_batches = _read_batches(config, data, tokenizer, start, mesh)
-        stack.callback(own_batches.close)
-        stack.enter_context(_explaining(workdir, own_batches, checkpoints))
-        batches = global_batches(own_batches, mesh)
-        embedder = Embedder(plan.model, tokenizer, config.evaluation_preprocess, mesh)
-        lines, writer, past = open_writers(workdir, start, times.begun, tracking.feeds)
-        flops = programs.count_flops(start)
-        pace = Pace(programs.pairs_after(start), flops, past, times)
+        stack.enter_context(inputs.tracking.reporting(workdir, fields))
+        checkpoints, local = _open_checkpoints(config, workdir, tokenizer, start, stack)
+        read = _read_batches(config, inputs.data, tokenizer, start, plan.mesh)
+        stack.callback(read.close)
+        stack.enter_context(_explaining(workdir, read, checkpoints))
+        batches = global_batches(read, plan.mesh)
+        embedder = Embedder(
+            plan.model, tokenizer, config.evaluation_preprocess, plan.mesh
+        )
+        feeds = inputs.tracking.feeds
+        lines, writer, past = open_writers(workdir, start, times.begun, feeds)
+        pairs, flops = inputs.programs.pairs_after(start), inputs.programs.count_flops
+        pace = Pace(pairs, flops(start), past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)
         stack.callback(log.end_bar)
         stack.enter_context(HangWatch(workdir, config.hang_seconds, pace))
-
-        def flush() -> None:
-            lock.check()
-            programs.check()
-            log.flush()
-            profile.look()
-
-        @times.doing("evaluation")
-        @notice.leaving_at_once()
-        def evaluate(step: int) -> dict[str, float]:
-            embedder.load(state.variables)
-            with log.scoring():
-                scores = dict(run_evaluators(evaluators, embedder))
-            embedder.load({})  # frees an average that was computed for it
-            checkpoints.check_scores(scores)
-            writer.write_scalars(step, scores)
-            return scores
-
-        @times.doing("compile")
-        @notice.leaving_at_once()
-        def begin_phase(step: int) -> Steps:
-            with log.showing("compiling"):
-                program = programs.take(step)
-            pace.change(program.pairs, program.flops)
-            return program.steps
-
+        loop = TrainLoop(
+            config=config,
+            state=state,
+            programs=inputs.programs,
+            read=read,
+            batches=batches,
+            evaluators=inputs.evaluators,
+            embedder=embedder,
+            checkpoints=checkpoints,
+            local=local,
+            writer=writer,
+            log=log,
+            pace=pace,
+            profile=profile,
+            lock=lock,
+            notice=notice,
+            times=times,
+        )
         if config.evaluates(start) and not _evaluated(past, start):
-            evaluate(start)
-        steps = range(start + 1, config.total_steps + 1)
-        times.switch("compile")
-        with doing(COMPILING_LINE, folder.leads()):
-            train_steps = programs.begin(start, kept)
-        notice.leaves_at_once = False
-        times.switch(STEPS)
-        for step in steps:
-            with pace.waiting(step):
-                batch = next(batches)
-            profile.before(step)
-            state, metrics = train_steps[config.measures_norms(step)](state, batch)
-            profile.after(step, metrics)
-            log.add(step, metrics | {"replaced_pairs": own_batches.replaced.total()})
-            if config.flushes(step):
-                flush()
-            stops, scores = notice.reached(step), None
-            try:
-                if config.evaluates(step) and not stops:
-                    flush()
-                    scores = evaluate(step)
-                if programs.begins(step) and not stops:
-                    flush()  # so that no interval has steps of two phases
-                    train_steps = begin_phase(step)
-            except Preempted:  # the run does it when it continues
-                stops = True
-            if step == config.total_steps or stops or config.saves(step):
-                flush()  # the metrics of a checkpoint's steps are written before it
-                with times.doing("save"):
-                    checkpoints.save(step, state, scores)
-            elif local.saves(step):
-                flush()
-                with times.doing("save"):
-                    local.save(step, state)
-            if stops:
-                log.close()
-                raise Preempted(f"told to stop; saved after step {step}")
-        notice.leaves_at_once = True
-        log.close()
-        times.switch("save")  # nobody must wait for another step
-        checkpoints.wait()
+            loop.evaluate(start)
+        loop.run(start, kept)
 
-        wait_for_all()  # until all metrics are written
         local.remove()
         kept.remove()
         lock.check()
         results = collect_results(workdir) if folder.leads() else {}
-        embedder.load(state.variables)
-        plots = publish(workdir, fields, results, evaluators, embedder)
-        tracking.show(config.total_steps, plots)
+        embedder.load(loop.state.variables)
+        plots = publish(workdir, fields, results, inputs.evaluators, embedder)
+        inputs.tracking.show(config.total_steps, plots)
+
+
+class Inputs(NamedTuple):
+    """What a run is given, opened and checked before anything compiles.
+
+    Attributes:
+      programs: programs of the step in each phase, not yet compiled.
+      tokenizer: the vocabulary; None for a run without texts.
+      evaluators: evaluators by name.
+      tracking: the run's trackers.
+      data: the training datasets.
+    """
+
+    programs: PhasePrograms
+    tokenizer: Tokenizer | None
+    evaluators: dict[str, Evaluator]
+    tracking: Trackers
+    data: TrainingData
+
+
+def _check_inputs(
+    config: RunConfig,
+    trackers: Sequence[MetricWriter],
+    stack: contextlib.ExitStack,
+) -> Inputs:
+    """Opens and checks what a run is given; the stack closes the programs."""
+    programs = PhasePrograms(config, make_mesh(config.fsdp))
+    stack.callback(programs.close)
+    inputs = Inputs(
+        programs=programs,
+        tokenizer=config.make_tokenizer(),
+        evaluators=make_evaluators(config.evaluators),
+        tracking=Trackers(config.trackers, trackers),
+        data=open_training(config.input, config.batch_phases, jax.process_count()),
+    )
+    config.check_data()
+    check_parameters(config)
+    return inputs
+
+
+def _open_checkpoints(
+    config: RunConfig,
+    workdir: str,
+    tokenizer: Tokenizer | None,
+    start: int,
+    stack: contextlib.ExitStack,
+) -> tuple[Checkpoints, LocalCheckpoints]:
+    """Opens the checkpoints of the workdir and of this machine; the stack closes them.
+
+    Local ones that are later than `start` steps are removed.
+    """
+    identity = config.identity(tokenizer)
+    checkpoints = Checkpoints(workdir, config.checkpoint, identity)
+    checkpoints.open()
+    stack.callback(checkpoints.close)  # finishes a save, even after an error
+    local = LocalCheckpoints(workdir, config.checkpoint, identity)
+    stack.callback(local.close)
+    local.remove_later(start)
+    return checkpoints, local
 
 
 def _read_batches(
