@@ -1,6 +1,9 @@
 import dataclasses
+import json
+import pathlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -8,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from align_jax.config import read_config, stored_fields
 from align_jax.devices.mesh import Placement
@@ -22,8 +26,10 @@ from align_jax.models.parameters import (
     TOWER_INPUTS,
     flatten,
     tower_shapes,
+    variable_shapes,
 )
 from align_jax.models.towers import (
+    DEFAULT_KINDS,
     IMAGE_TOWERS,
     TEXT_TOWERS,
     TOWERS,
@@ -31,8 +37,11 @@ from align_jax.models.towers import (
     execution_fields,
     undecayed_parameters,
 )
+from align_jax.models.transformer import TransformerConfig
+from align_jax.models.vit import VitConfig
 from align_jax.plan import plan as print_plan
-from align_jax.training.flops import count_model_flops
+from align_jax.train import train
+from align_jax.training.flops import count_flops, count_model_flops
 from align_jax.training.train_state import create_state
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.folder import Weights, digest, read_weights, write_weights
@@ -51,6 +60,8 @@ class ToyConfig:
     again: bool = False
     vocabulary_size: int = 16
     max_tokens: int = 6
+    pad_token: int = 0
+    end_token: int | None = None
 
     execution_fields: ClassVar[tuple[str, ...]] = ("again",)
     module_options: ClassVar[tuple[str, ...]] = ()
@@ -202,6 +213,7 @@ def test_every_tower_s_answers_are_true_of_it(name, kind):
     fields = {field.name for field in dataclasses.fields(config)}
     assert config.kind == kind
     assert fields >= {"kind", *config.execution_fields}
+    assert stored_fields(config).get("kind", DEFAULT_KINDS[name]) == kind
     tower = build_tower(name, config, jnp.float32)
     inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
     out = jax.eval_shape(
@@ -216,6 +228,107 @@ def test_every_tower_s_answers_are_true_of_it(name, kind):
     assert any(path.startswith(config.block_prefix) for path in below)
     for pattern in config.undecayed:
         assert any(re.match(pattern, path) for path in below), pattern
+
+
+INPUTS = {
+    "image_tower": [(4, 64, 64, 3), (4, 72, 80, 3)],
+    "text_tower": [(4, 6), (4, 3)],
+}
+
+
+def build_smallest(name, kind, dtype=jnp.float32):
+    """Returns the smallest tower of a kind and the shapes of its variables."""
+    config_class, _ = TOWERS[name][kind]
+    tower = build_tower(name, config_class.smallest(), dtype, batch_norm_group=2)
+    inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
+    shapes = jax.eval_shape(partial(tower.init, train=False), KEY, inputs, None)
+    return tower, shapes
+
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_every_tower_takes_the_sizes_of_a_runs_phases(name, kind, mixed_types):
+    tower, variables = build_smallest(name, kind, jnp.bfloat16)
+    for shape in INPUTS[name]:
+        inputs = jnp.zeros(shape, jnp.float32 if len(shape) == 4 else jnp.int32)
+
+        def train(variables, inputs):
+            keys = {"dropout": jax.random.key(0)}
+            return tower.apply(
+                variables, inputs, jnp.arange(2), True, rngs=keys, mutable=True
+            )
+
+        out, changed = jax.eval_shape(train, variables, inputs)
+        assert out.shape == (4, tower.config.output_width)
+        leaves = jax.tree.leaves((out, changed))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+TRANSFORMERS = {
+    "image_tower": dataclasses.asdict(VitConfig.smallest()),
+    "text_tower": dataclasses.asdict(TransformerConfig.smallest()),
+    "projection_bias": False,
+    "pixel_mean": (0.4, 0.5, 0.6),
+}
+
+
+PHASES = ((0, {}), (1, {"image_size": 24, "max_tokens": 4}))
+
+
+@pytest.mark.pods
+@pytest.mark.parametrize(("kind", "phases"), [("lamb", ()), ("muon", PHASES)])
+def test_a_run_trains_transformers(tmp_path, mixed_types, kind, phases):
+    fields = tiny.make_run(
+        tmp_path, model=TRANSFORMERS, total_steps=2, phases=phases, evaluators={}
+    )
+    fields["optimizer"]["kind"] = kind
+    run = str(tmp_path / "run")
+    train(fields, run)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for name in TOWERS:
+        assert results[f"train/{name}/update_norm"] > 0
+    model = load(run)
+    assert model.encode_images([tiny.draw("red left", 0)]).shape == (1, 16)
+    assert model.encode_texts(["red left", "blue"]).shape == (2, 16)
+
+
+def test_what_is_undecayed_are_gains_biases_tokens_and_positions():
+    model = read_config(ModelConfig, TRANSFORMERS)
+    clip = dataclasses.replace(model.image_tower, pooling="cls")
+    patterns = undecayed_parameters(model.towers)
+    names = {
+        "/".join(path[1:])
+        for tower in (model.image_tower, clip)
+        for path in variable_shapes(dataclasses.replace(model, image_tower=tower))
+    }
+    decayed = {n for n in names if not any(re.search(p, n) for p in patterns)}
+    others = {"temperature", "text_tower/word_embeddings/embedding"}
+    assert decayed - others == {n for n in names if n.endswith("/kernel")}
+    assert others < decayed
+
+
+def test_the_page_s_model_is_read_and_its_operations_are_counted():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "towers.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    config = ConfigDict({"model": {}})
+    exec(block, {"config": config})
+    model = read_config(ModelConfig, config.model.to_dict())
+    assert model.width == 512
+    counts = []
+    for share in (0.0, 0.5):
+        vit = dataclasses.replace(model.image_tower, patch_dropout=share, scan=True)
+        tower = build_tower("image_tower", vit, jnp.float32)
+        images = jnp.zeros((1, 224, 224, 3))
+        variables = jax.eval_shape(partial(tower.init, train=False), KEY, images, None)
+
+        def train(variables, images, tower=tower):
+            keys = {"dropout": jax.random.key(0)}
+            return tower.apply(variables, images, jnp.arange(1), True, rngs=keys)
+
+        counts.append(count_flops(train, variables, images))
+    assert counts[1] / counts[0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_smallest_efficientnet_has_all_that_larger_ones_have():

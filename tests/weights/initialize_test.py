@@ -84,6 +84,13 @@ def test_a_tower_of_another_size_kind_or_vocabulary_is_refused(config, tmp_path)
         read(config, text_tower=str(tmp_path / "text"))
 
 
+def test_a_tower_of_pixels_of_another_scale_is_refused(config, tmp_path):
+    folder = tiny.write_model(tmp_path / "model")
+    model = dataclasses.replace(open_weights(folder).config, pixel_std=(0.2, 0.2, 0.3))
+    with pytest.raises(InputError, match=r"std is \(0.2, 0.2, 0.3\), but .* was t"):
+        read(dataclasses.replace(config, model=model), image_tower=folder)
+
+
 def test_texts_are_normalised_as_in_the_training_of_the_weights(config, tmp_path):
     folder = str(tmp_path / "text")
     tower = config.model.text_tower
