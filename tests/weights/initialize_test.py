@@ -92,7 +92,7 @@ def test_texts_are_normalised_as_in_the_training_of_the_weights(config, tmp_path
     folder = str(tmp_path / "text")
     tower = config.model.text_tower
     arrays = write_tower(folder, "text_tower", tower, tiny.WORDS, NONE)
-    with pytest.raises(InputError, match="nfkc_casefold.* which .*normalisation none"):
+    with pytest.raises(InputError, match=r"nfkc_casefold.* which .*normalisation none"):
         read(config, text_tower=folder)
     ids = {word: index for index, word in enumerate(tiny.WORDS)}
     path = tmp_path / "tokenizer.json"
