@@ -3,8 +3,8 @@
     python -m benchmarks.token_times --folder DATA --texts 1024 --rounds 9
 
 The vocabularies have the sizes of BERT's (30,522), CLIP's (49,408), Gemma's (256,000,
-as SigLIP 2 has it) and T5's (32,000), and drawn words. The texts are drawn sentences of 4 to 20 of these
-words. `encode` is the form in Python, `tf.data` the one of the training input, a batch
+as SigLIP 2 has it) and T5's (32,000), and drawn words. The texts are sentences of 4 to 20
+of these words. `encode` is the form in Python, `tf.data` the one of the training input, a batch
 at a time. Each tokenizer is opened in a process of its own; figures of time are medians
 over the rounds.
 """

@@ -45,7 +45,8 @@ def make_clip(folder: pathlib.Path) -> CLIPTokenizer:
 
 
 def make_siglip(folder: pathlib.Path) -> SiglipTokenizer:
-    model = learn(model_type="unigram", vocab_size=500, pad_id=0, eos_id=1, unk_id=2)
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    model = learn(model_type="unigram", vocab_size=500, **special)
     path = folder / "spiece.model"
     path.write_bytes(model)
     return SiglipTokenizer(str(path))

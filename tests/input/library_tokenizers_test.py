@@ -7,6 +7,7 @@ import gzip
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -171,6 +172,9 @@ def test_sentencepiece_s_ids_are_those_of_the_papers(opened, models, kind, split
 )
 def test_a_tokenizer_json_has_the_ids_of_its_model(opened, models, kind, split):
     _, scores, ids = models[kind]
+    if kind == "unigram":  # the library takes the names of bytes for pieces
+        named = [piece for piece in ids if re.fullmatch("<0x..>", piece)]
+        scores = scores | dict.fromkeys(named, 0.0)
     plain = []
     for text in TEXTS:
         found = []
