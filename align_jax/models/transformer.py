@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import LATE, check_choices
+from align_jax.config import check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.models.block import (
     PREFIX,
@@ -107,7 +107,7 @@ class TransformerConfig:
     dropout: ProperShare = 0.0
     scan: bool = False
     rematerialise: str = "none"
-    kind: str = dataclasses.field(default="transformer", metadata=LATE)
+    kind: str = "transformer"
 
     @property
     def output_width(self) -> int:
@@ -244,7 +244,7 @@ def find_tokens(tokens: jax.Array, config: TransformerConfig) -> jax.Array:
     """Returns which tokens (B, L) are no padding, as bools; the first one never is."""
     places = jnp.arange(tokens.shape[1])[None]
     lengths = jnp.where(tokens != config.pad_token, places + 1, 0).max(1, keepdims=True)
-    ends = config.end_token == config.pad_token
+    ends = int(config.end_token == config.pad_token)
     return places < jnp.maximum(lengths + ends, 1)
 
 
