@@ -129,8 +129,8 @@ class SentencePieces(FramedTokenizer):
         source: str = "the model",
     ) -> None:
         """Keeps the processor of `content`; see `open_model`."""
-        described = {"model": hashlib.sha256(content).hexdigest(), "cleaning": cleaning}
         size = processor.get_piece_size()
+        described = f"{hashlib.sha256(content).hexdigest()} {cleaning}"
         super().__init__(size, max_tokens, frame, described, source)
         self.cleaning = cleaning
         self._content, self._processor = content, processor

@@ -321,6 +321,9 @@ def test_a_file_that_does_not_say_all_is_refused(described, models, clip, tmp_pa
     refused(broken, "is broken: ", **pad)
     broken = change(path, tmp_path / "tokens", added_tokens=[{"id": 0}])
     refused(broken, "broken list of tokens", **pad)
+    odd = json.loads(pathlib.Path(path).read_text())["model"] | {"merges": ["a"]}
+    broken = change(path, tmp_path / "pairs", model=odd)
+    refused(broken, "no list of merges of two tokens", **pad)
     model = models["bpe"][0]
     refused(model, "has no token '<no>'", pad_token="<no>")
     refused(model, "normalisation 'no'; wanted one of", normalisation="no")
