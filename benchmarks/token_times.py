@@ -5,8 +5,8 @@
 The vocabularies have the sizes of BERT's (30,522), CLIP's (49,408), Gemma's (256,000,
 as SigLIP 2 has it) and T5's (32,000), and drawn words. The texts are sentences of 4 to
 20 of these words. `encode` is the form in Python, `tf.data` the one of the training
-input, a batch at a time. Each tokenizer is opened in a process of its own; figures of
-time are medians over the rounds.
+input, a batch at a time. A new process opens each tokenizer; figures of time are
+medians over the rounds.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def resident() -> int:
 
 
 def measure(path: str, texts: list[str], rounds: int) -> dict[str, float]:
-    """Opens one tokenizer and measures it; in a process of its own."""
+    """Opens a tokenizer in a new process and measures it."""
     before = resident()
     start = time.perf_counter()
     tokenizer = open_tokenizer(path, LENGTH)

@@ -1,4 +1,4 @@
-"""What the tokenizers that a library computes have in common."""
+"""The common part of the tokenizers that a library computes."""
 
 import copy
 import hashlib

@@ -16,8 +16,8 @@ from align_jax.input.post_processor import read_ends, write_template
 from align_jax.input.stored_tokenizer import TOKENIZER_FILE
 
 MODELS = ("BPE", "Unigram")
-# Parts of a tokenizer.json that ids depend on; `padding` and `truncation` are written
-# anew, and decoders are not used.
+# Parts of a tokenizer.json that ids depend on; decoders are not used, and `files`
+# writes `padding` and `truncation`.
 PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
 LOWERCASE = {"type": "Lowercase"}
 # Classes of transformers that put it before a normalizer that lacks it.
@@ -35,9 +35,9 @@ def open_described(
     Args:
       described: content of a tokenizer.json.
       max_tokens: length of the token sequences, special tokens included.
-      source: its path, for messages.
-      settings: fields of tokenizer_config.json. Of these, `tokenizer_class`,
-        `pad_token`, `add_bos_token` and `add_eos_token` have an effect.
+      source: path of the file, for messages.
+      settings: fields of tokenizer_config.json; those with an effect are
+        `tokenizer_class`, `pad_token`, `add_bos_token` and `add_eos_token`.
 
     Raises:
       InputError: the file is not one of a BPE or Unigram model, is broken, or does not
@@ -79,7 +79,8 @@ def open_described(
         )
     names = {number: token for token, number in ids.items()}
     parts["post_processor"] = write_template(first, last, names)
-    return LibraryTokenizer(parts, max_tokens, Frame((*first,), (*last,), pad_id), ids)
+    frame = Frame((*first,), (*last,), pad_id)
+    return LibraryTokenizer(parts, max_tokens, frame, ids, source)
 
 
 class LibraryTokenizer(FramedTokenizer):
@@ -145,7 +146,7 @@ class LibraryTokenizer(FramedTokenizer):
 
 
 class Library:
-    """The library's object, which copies share and other processes make anew.
+    """The library's object, which copies share; other processes open it again.
 
     Attributes:
       content: the parts of the tokenizer.json, as JSON.

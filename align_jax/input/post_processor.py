@@ -1,4 +1,4 @@
-"""Reads and writes the post-processor of a tokenizer.json, which adds special tokens."""
+"""Reads and writes a tokenizer.json's post-processor, which adds special tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

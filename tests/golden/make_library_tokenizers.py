@@ -95,7 +95,7 @@ def main() -> None:
         ):
             tokenizer = make(pathlib.Path(made))
             tokenizer.save_pretrained(kept)
-            # What a folder on the hub has is what this class reads.
+            # The class reads a folder, as from the hub.
             tokenizer = type(tokenizer).from_pretrained(kept, split_special_tokens=True)
             ids = tokenizer(
                 texts,
