@@ -64,8 +64,8 @@ def open_model(
       source: path of the file, for messages.
       settings: fields of tokenizer_config.json; those with an effect are
         `normalisation` (a key of `CLEANING`), `tokenizer_class`, `pad_token`,
-        `add_bos_token` and `add_eos_token`. Without them, a text ends with the model's end token, is padded
-        with its padding, and is not cleaned.
+        `add_bos_token` and `add_eos_token`. Without them, a text ends with the model's
+        end token, is padded with its padding, and is not cleaned.
 
     Raises:
       InputError: the file is no model of SentencePiece, or lacks a special token.
