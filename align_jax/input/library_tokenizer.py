@@ -67,17 +67,17 @@ def open_described(
             [_id_of(ids, token, source) for token in named[name] or ()]
             for name in ("bos", "eos")
         )
-    pad = named_token(settings, "pad_token")
+    names = {number: token for token, number in ids.items()}
+    pad, padding = named_token(settings, "pad_token"), described.get("padding")
     if pad is not None:
         pad_id = _id_of(ids, pad, source)
-    elif isinstance(padding := described.get("padding"), dict):
+    elif isinstance(padding, dict) and padding.get("pad_id") in names:
         pad_id = padding["pad_id"]
     else:
         raise InputError(
             f"{source} does not say which token is padding; put the model's"
             " tokenizer_config.json, with its pad_token, beside it"
         )
-    names = {number: token for token, number in ids.items()}
     parts["post_processor"] = write_template(first, last, names)
     frame = Frame((*first,), (*last,), pad_id)
     return LibraryTokenizer(parts, max_tokens, frame, ids, source)
@@ -258,8 +258,10 @@ def _ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
         found = parts["model"]["vocab"]
         if parts["model"]["type"] == "Unigram":
             found = {piece: number for number, (piece, _) in enumerate(found)}
-        ids = dict(found) | {t["content"]: t["id"] for t in parts["added_tokens"]}
-        [token["special"] for token in parts["added_tokens"]]
+        ids = dict(found)
+        for token in parts["added_tokens"]:
+            content, number, _ = (token[n] for n in ("content", "id", "special"))
+            ids[content] = number
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{source} has a broken list of tokens: {error!r}") from error
     if not ids or not all(type(number) is int for number in ids.values()):
