@@ -130,8 +130,8 @@ def test_our_folder_comes_back_as_it_went(folder, tmp_path):
     again = read_weights(str(tmp_path / "ours"))
     assert again.config == weights.config
     assert again.preprocess == weights.preprocess
-    assert again.vocabulary == weights.vocabulary == tuple(TOKENS)
-    assert again.normalisation == weights.normalisation == NONE
+    assert again.tokenizer.tokens == weights.tokenizer.tokens == tuple(TOKENS)
+    assert again.tokenizer.normalisation == weights.tokenizer.normalisation == NONE
     for mine, other in (
         (again.variables, weights.variables),
         (again.unused, weights.unused),
@@ -149,7 +149,7 @@ def test_our_folder_that_is_not_whole_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match=r"weights\.safetensors cannot be read: "):
         read_weights(str(ours))
     (ours / "weights.safetensors").write_bytes(whole)
-    (ours / "vocabulary.txt").unlink()
+    (ours / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"no vocabulary at .*vocabulary\.txt"):
         read_weights(str(ours))
     edit(ours / "model.json", config={})
