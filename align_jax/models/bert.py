@@ -169,9 +169,11 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1.0 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Applies layer normalisation in float32 with BERT's epsilon; casts to `dtype`."""
-    norm = nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name=name)
+def layer_norm(
+    name: str, x: jax.Array, dtype: jnp.dtype, epsilon: float = 1e-12
+) -> jax.Array:
+    """Applies layer normalisation in float32 (default: BERT's); casts to `dtype`."""
+    norm = nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
     return norm(x.astype(jnp.float32)).astype(dtype)
 
 
