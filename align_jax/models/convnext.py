@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from align_jax.config import check_choices
 from align_jax.devices.kernel_choice import CHOICES, Kernels
 from align_jax.devices.mesh import Placement
-from align_jax.models.bert import gelu, layer_norm
 from align_jax.models.layers import (
     REMATERIALISATIONS,
     gathered,
+    gelu,
+    layer_norm,
     rematerialised,
     scan_blocks,
     split_batch,

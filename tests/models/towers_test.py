@@ -1,6 +1,9 @@
 import dataclasses
+import json
+import pathlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -8,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from align_jax.config import read_config, stored_fields
 from align_jax.devices.mesh import Placement
@@ -22,6 +26,7 @@ from align_jax.models.parameters import (
     TOWER_INPUTS,
     flatten,
     tower_shapes,
+    variable_shapes,
 )
 from align_jax.models.towers import (
     IMAGE_TOWERS,
@@ -31,8 +36,11 @@ from align_jax.models.towers import (
     execution_fields,
     undecayed_parameters,
 )
+from align_jax.models.transformer import TransformerConfig
+from align_jax.models.vit import VitConfig
 from align_jax.plan import plan as print_plan
-from align_jax.training.flops import count_model_flops
+from align_jax.train import train
+from align_jax.training.flops import count_flops, count_model_flops
 from align_jax.training.train_state import create_state
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.folder import Weights, digest, read_weights, write_weights
@@ -51,6 +59,8 @@ class ToyConfig:
     again: bool = False
     vocabulary_size: int = 16
     max_tokens: int = 6
+    pad_token: int = 0
+    end_token: int | None = None
 
     execution_fields: ClassVar[tuple[str, ...]] = ("again",)
     module_options: ClassVar[tuple[str, ...]] = ()
@@ -216,6 +226,127 @@ def test_every_tower_s_answers_are_true_of_it(name, kind):
     assert any(path.startswith(config.block_prefix) for path in below)
     for pattern in config.undecayed:
         assert any(re.match(pattern, path) for path in below), pattern
+
+
+INPUTS = {
+    "image_tower": [(4, 64, 64, 3), (4, 72, 80, 3)],
+    "text_tower": [(4, 6), (4, 3)],
+}
+
+
+def build_smallest(name, kind, dtype=jnp.float32):
+    """Returns the smallest tower of a kind and the shapes of its variables."""
+    config_class, _ = TOWERS[name][kind]
+    tower = build_tower(name, config_class.smallest(), dtype, batch_norm_group=2)
+    inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
+    shapes = jax.eval_shape(partial(tower.init, train=False), KEY, inputs, None)
+    return tower, shapes
+
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_every_tower_takes_the_sizes_of_a_runs_phases(name, kind, mixed_types):
+    tower, variables = build_smallest(name, kind, jnp.bfloat16)
+    for shape in INPUTS[name]:
+        inputs = jnp.zeros(shape, jnp.float32 if len(shape) == 4 else jnp.int32)
+
+        def train(variables, inputs):
+            keys = {"dropout": jax.random.key(0)}
+            return tower.apply(
+                variables, inputs, jnp.arange(2), True, rngs=keys, mutable=True
+            )
+
+        out, changed = jax.eval_shape(train, variables, inputs)
+        assert out.shape == (4, tower.config.output_width)
+        leaves = jax.tree.leaves((out, changed))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_random_masks_of_every_tower_belong_to_virtual_cores(name, kind):
+    """A half of the batch gives the same on a device that holds no other half."""
+    tower, shapes = build_smallest(name, kind)
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: random.uniform(0.1, 0.5, x.shape).astype(np.float32), shapes
+    )
+    if name == "image_tower":
+        inputs = random.normal(size=(8, 32, 32, 3)).astype(np.float32)
+    else:
+        inputs = random.integers(4, 16, (8, 6), np.int32)
+
+    @jax.jit
+    def encode(inputs, cores):
+        keys = {"dropout": jax.random.key(0)}
+        return tower.apply(variables, inputs, cores, True, rngs=keys, mutable=True)[0]
+
+    whole = encode(inputs, jnp.arange(4))
+    for half in (np.s_[0:4], np.s_[4:8]):
+        part = encode(inputs[half], jnp.arange(4)[half.start // 2 : half.stop // 2])
+        np.testing.assert_allclose(part, whole[half], rtol=1e-4, atol=1e-5)
+
+
+TRANSFORMERS = {
+    "image_tower": dataclasses.asdict(VitConfig.smallest()),
+    "text_tower": dataclasses.asdict(TransformerConfig.smallest()),
+    "projection_bias": False,
+    "pixel_mean": (0.4, 0.5, 0.6),
+}
+
+
+def test_a_run_trains_transformers_on_other_sizes(tmp_path, mixed_types):
+    phases = ((0, {}), (1, {"image_size": 24, "max_tokens": 4}))
+    fields = tiny.make_run(
+        tmp_path, model=TRANSFORMERS, total_steps=2, phases=phases, evaluators={}
+    )
+    fields["optimizer"] |= {"kind": "muon", "muon_others": "lamb"}
+    run = str(tmp_path / "run")
+    train(fields, run)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for name in TOWERS:
+        assert results[f"train/{name}/update_norm"] > 0
+    model = load(run)
+    assert model.encode_images([tiny.draw("red left", 0)]).shape == (1, 16)
+    assert model.encode_texts(["red left", "blue"]).shape == (2, 16)
+
+
+def test_what_is_undecayed_are_gains_biases_tokens_and_positions():
+    model = read_config(ModelConfig, TRANSFORMERS)
+    clip = dataclasses.replace(model.image_tower, pooling="cls")
+    patterns = undecayed_parameters(model.towers)
+    names = {
+        "/".join(path[1:])
+        for tower in (model.image_tower, clip)
+        for path in variable_shapes(dataclasses.replace(model, image_tower=tower))
+    }
+    decayed = {n for n in names if not any(re.search(p, n) for p in patterns)}
+    others = {"temperature", "text_tower/word_embeddings/embedding"}
+    assert decayed - others == {n for n in names if n.endswith("/kernel")}
+    assert others < decayed
+
+
+def test_the_page_s_model_is_read_and_its_operations_are_counted():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "towers.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    config = ConfigDict({"model": {}})
+    exec(block, {"config": config})
+    model = read_config(ModelConfig, config.model.to_dict())
+    assert model.width == 512
+    counts = []
+    for share in (0.0, 0.5):
+        vit = dataclasses.replace(model.image_tower, patch_dropout=share, scan=True)
+        tower = build_tower("image_tower", vit, jnp.float32)
+        images = jnp.zeros((1, 224, 224, 3))
+        variables = jax.eval_shape(partial(tower.init, train=False), KEY, images, None)
+
+        def train(variables, images, tower=tower):
+            keys = {"dropout": jax.random.key(0)}
+            return tower.apply(variables, images, jnp.arange(1), True, rngs=keys)
+
+        counts.append(count_flops(train, variables, images))
+    assert counts[1] / counts[0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_smallest_efficientnet_has_all_that_larger_ones_have():
