@@ -169,7 +169,7 @@ def convolution_of(
         kernel,
         dtype=module.dtype,
         kernels=module.kernels,
-        init=nn.initializers.truncated_normal(module.config.init_std),
+        kernel_init=nn.initializers.truncated_normal(module.config.init_std),
         bias=True,
         name=name,
         **fields,

@@ -79,7 +79,7 @@ class Convolution(nn.Module):
       padding: a key of `PADDINGS`.
       dtype: number type of the computation.
       kernels: choice between the forms for NVIDIA GPUs and plain XLA.
-      init: initializer of the kernel; None for EfficientNet's.
+      kernel_init: initializer of the kernel; None for EfficientNet's.
       bias: whether a bias per channel is added; it starts at 0.
     """
 
@@ -90,7 +90,7 @@ class Convolution(nn.Module):
     padding: str = "same"
     dtype: jnp.dtype = jnp.float32
     kernels: Kernels = Kernels()
-    init: Callable[..., jax.Array] | None = None
+    kernel_init: Callable[..., jax.Array] | None = None
     bias: bool = False
 
     @nn.compact
@@ -99,14 +99,14 @@ class Convolution(nn.Module):
         _, height, width, channels = x.shape
         channels_in = 1 if self.depthwise else channels
         shape = (self.kernel, self.kernel, channels_in, self.features)  # HWIO
-        init = self.init or (depthwise_init if self.depthwise else dense_init)
+        init = self.kernel_init or (depthwise_init if self.depthwise else dense_init)
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         padding = PADDINGS[self.padding]((height, width), self.kernel, self.stride)
         out = checkpoint_name(self._convolve(x, kernel, padding), "convolution")
         if not self.bias:
             return out
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return out + bias.astype(self.dtype)
+        return out + bias.astype(self.dtype)[None, None, None]
 
     def _convolve(self, x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
         kind, stride = self.kernels.kind, self.stride

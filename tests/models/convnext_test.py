@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,11 +102,10 @@ def test_published_first_values_and_depths():
     assert drop_rates(ConvNeXtConfig(stages=((1, 8),), drop_rate=0.5)) == [0.0]
 
 
-@pytest.mark.parametrize("side", [24, 33])
-def test_every_pixel_and_every_parameter_matters(side):
-    tower = ConvNeXt(dataclasses.replace(ConvNeXtConfig.smallest(), layer_scale=1.0))
-    images = jax.random.normal(jax.random.key(1), (1, side, side, 3))
-    weights = jax.random.normal(jax.random.key(2), (1, 16))
+def test_every_pixel_and_every_parameter_matters():
+    tower = ConvNeXt(ConvNeXtConfig(stages=((1, 4), (1, 8))))
+    images = jax.random.normal(jax.random.key(1), (1, 17, 18, 3))
+    weights = jax.random.normal(jax.random.key(2), (1, 8))
     shapes = jax.eval_shape(lambda: tower.init(jax.random.key(0), images, None, False))
 
     def score(params, images):
@@ -123,6 +120,7 @@ def test_every_pixel_and_every_parameter_matters(side):
     assert not dead
 
 
+@pytest.mark.pods
 def test_kernels_change_neither_a_blocks_result_nor_its_gradient():
     mesh = make_mesh(devices=jax.devices()[:2])
     config = ConvNeXtConfig(layer_scale=1.0)

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from align_jax.models import convnext, efficientnet_v2
+from align_jax.models import convnext, efficientnet_v2, transformer
 from align_jax.models.convnext import ConvNeXtConfig
 from align_jax.models.efficientnet_v2 import EfficientNetV2Config
+from align_jax.models.parameters import FIRST_INPUTS, TOWER_INPUTS, key_shape
 from align_jax.models.towers import build_tower
+from align_jax.models.transformer import TransformerConfig
 from align_jax.training.flops import count_flops
 
 CLASSES = 1000
@@ -79,10 +81,13 @@ V2_ROWS = {
 }
 
 
+def read_rows(text):
+    return [tuple(int(n) for n in row.split(",")) for row in text.split()]
+
+
 def count_efficientnet_v2(name, side):
     """Counts an EfficientNetV2 (arXiv 2104.00298, figure 2 and table 4)."""
-    rows = [[int(n) for n in row.split(",")] for row in V2_ROWS[name].split()]
-    count = Count(side)
+    rows, count = read_rows(V2_ROWS[name]), Count(side)
     wide = count.convolve(3, 3, rows[0][3], stride=2)
     count.normalise(wide)
     for index, (blocks, first_stride, expansion, out) in enumerate(rows):
@@ -107,83 +112,127 @@ def count_efficientnet_v2(name, side):
     return count
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A published network.
-
-    Attributes:
-      config: config of its tower.
-      side: side of its pictures.
-      count: its parts, counted by hand, without the classifier.
-      parameters: published number of parameters; with running statistics for
-        EfficientNetV2.
-      billions: published multiplications with additions, in 1e9.
-      within: largest difference from `billions` that its rounding explains.
-    """
-
-    config: object
-    side: int
-    count: Count
-    parameters: int
-    billions: float
-    within: float
+def count_text(layers, wide, length):
+    """Counts a CLIP text tower (arXiv 2103.00020, section 2.4) without vocabulary."""
+    count = Count(1)
+    count.parameters += length * wide  # positions
+    for _ in range(layers):
+        count.normalise(wide, running=False)
+        count.normalise(wide, running=False)
+        for out, into in ((wide, wide),) * 4 + ((4 * wide, wide), (wide, 4 * wide)):
+            count.parameters += (into + 1) * out
+            count.products += length * into * out
+        count.products += 2 * length**2 * wide  # the weights and the mixture
+    count.normalise(wide, running=False)
+    return count
 
 
-def convnext_of(name, side, parameters, billions, within):
-    stages = convnext.SIZES[name]
-    config = ConvNeXtConfig(stages=stages, scan=True)
-    count = count_convnext(stages, side)
-    return Published(config, side, count, parameters, billions, within)
-
-
-def v2_of(name, side, parameters, billions, within):
-    stages = efficientnet_v2.SIZES[name]
-    config = EfficientNetV2Config(stages=stages, top_conv=True, scan=True)
-    count = count_efficientnet_v2(name, side)
-    return Published(config, side, count, parameters, billions, within)
-
-
-# ConvNeXt T to L: torchvision, models/convnext.py (num_params, _ops). XL: the table of
-# facebookresearch/ConvNeXt has 60.9, timm 350.20 million. XXL: timm, convnext.py, has
+# Parameters and operations in 1e9 with the largest difference that rounding explains.
+# Multiplications with additions, and a classifier, are part of both; running statistics
+# are part of the parameters of EfficientNetV2.
+#
+# ConvNeXt T to L: torchvision, models/convnext.py (num_params, _ops). XL: timm has
+# 350.20 million, and the table of facebookresearch/ConvNeXt has 60.9. XXL: timm has
 # 846.47 million and 198.09, which counts the layer norms, too. EfficientNetV2: the
-# parameters and statistics of google/automl, efficientnetv2/effnetv2_model_test.py; the
-# operations of S to L of torchvision, models/efficientnet.py; XL of timm's
-# results/benchmark-infer-*.csv (52.81), which counts the normalisations, too.
+# parameters of google/automl, efficientnetv2/effnetv2_model_test.py; the operations of S
+# to L of torchvision, models/efficientnet.py. timm's results/benchmark-infer-*.csv have
+# 52.81 for XL, which counts the normalisations, too.
 PUBLISHED = {
-    "convnext_t": convnext_of("t", 224, 28_589_128, 4.456, 0.0005),
-    "convnext_s": convnext_of("s", 224, 50_223_688, 8.684, 0.0005),
-    "convnext_b": convnext_of("b", 224, 88_591_464, 15.355, 0.0005),
-    "convnext_l": convnext_of("l", 224, 197_767_336, 34.361, 0.0005),
-    "convnext_xl": convnext_of("xl", 224, 350_196_968, 60.9, 0.05),
-    "convnext_xxl": convnext_of("xxl", 256, 846_471_040, 198.09, 0.4),
-    "v2_s": v2_of("s", 384, 21_612_360, 8.366, 0.0005),
-    "v2_m": v2_of("m", 480, 54_431_388, 24.582, 0.0005),
-    "v2_l": v2_of("l", 480, 119_027_848, 56.08, 0.0005),
-    "v2_xl": v2_of("xl", 384, 208_896_832, 52.81, 0.3),
+    ("convnext", "t", 224): (28_589_128, 0, 4.456, 0.0005),
+    ("convnext", "s", 224): (50_223_688, 0, 8.684, 0.0005),
+    ("convnext", "b", 224): (88_591_464, 0, 15.355, 0.0005),
+    ("convnext", "l", 224): (197_767_336, 0, 34.361, 0.0005),
+    ("convnext", "xl", 224): (350_200_000, 5_000, 60.9, 0.05),
+    ("convnext", "xxl", 256): (846_470_000, 5_000, 198.09, 0.2),
+    ("efficientnet_v2", "s", 384): (21_612_360, 0, 8.366, 0.0005),
+    ("efficientnet_v2", "m", 480): (54_431_388, 0, 24.582, 0.0005),
+    ("efficientnet_v2", "l", 480): (119_027_848, 0, 56.08, 0.0005),
+    ("efficientnet_v2", "xl", 384): (208_896_832, 0, 52.81, 0.3),
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_size_has_its_parameters_and_operations(name):
-    published = PUBLISHED[name]
-    config, side, count = published.config, published.side, published.count
-    tower = build_tower("image_tower", config, jnp.float32)
+def config_of(kind, name):
+    if kind == "convnext":
+        return ConvNeXtConfig(stages=convnext.SIZES[name], scan=True)
+    stages = efficientnet_v2.SIZES[name]
+    return EfficientNetV2Config(stages=stages, top_conv=True, scan=True)
+
+
+def count_by_hand(kind, name, side):
+    if kind == "convnext":
+        return count_convnext(convnext.SIZES[name], side)
+    return count_efficientnet_v2(name, side)
+
+
+@pytest.mark.parametrize(("kind", "name", "side"), PUBLISHED)
+def test_a_count_by_hand_is_the_published_one(kind, name, side):
+    parameters, rounding, billions, within = PUBLISHED[kind, name, side]
+    count = count_by_hand(kind, name, side)
+    count.dense(config_of(kind, name).output_width, CLASSES)
+    found = count.parameters + count.statistics * (kind == "efficientnet_v2")
+    assert abs(found - parameters) <= rounding
+    assert abs(count.products / 1e9 - billions) <= within
+
+
+def check_tower(tower, name, inputs, count):
+    """Checks the size and the operations of a tower on inputs of one row."""
 
     def create(key):
-        return tower.init(key, jnp.zeros((1, 32, 32, 3)), None, False)
+        return tower.init(key, FIRST_INPUTS[TOWER_INPUTS[name]], None, False)
 
-    variables = jax.eval_shape(create, jax.random.key(0))
+    variables = jax.eval_shape(create, key_shape())
     sizes = {
         kind: sum(leaf.size for leaf in jax.tree.leaves(tree))
         for kind, tree in variables.items()
     }
     assert sizes["params"] == count.parameters
     assert sizes.get("batch_stats", 0) == count.statistics
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     encode = lambda variables, x: tower.apply(variables, x, None, False)  # noqa: E731
-    found = count_flops(encode, variables, images)
-    assert found == 2 * count.products
+    assert count_flops(encode, variables, inputs) == 2 * count.products
 
-    count.dense(config.output_width, CLASSES)
-    assert count.parameters + count.statistics == published.parameters
-    assert abs(count.products / 1e9 - published.billions) <= published.within
+
+SMALL = (("convnext", "t", 224), ("efficientnet_v2", "s", 384))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "side"),
+    [
+        pytest.param(*case, marks=[] if case in SMALL else [pytest.mark.pods])
+        for case in PUBLISHED
+    ],
+)
+def test_a_tower_has_the_parameters_and_operations_counted_by_hand(kind, name, side):
+    tower = build_tower("image_tower", config_of(kind, name), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    check_tower(tower, "image_tower", images, count_by_hand(kind, name, side))
+
+
+def test_clip_s_text_tower_has_its_operations():
+    width, layers, heads, mlp_width = transformer.SIZES["clip_b"]
+    config = TransformerConfig(
+        *(49_408, 77, 77),
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=mlp_width,
+        pooling="last",
+        scan=True,
+    )
+    count = count_text(layers, width, 77)
+    # OpenCLIP's docs/model_profile.csv has 63.43 million and 5.96 billion operations,
+    # with the projection to 512 numbers.
+    projected = count.parameters + 49_408 * width + width * 512
+    assert round(projected / 1e6, 2) == 63.43
+    assert round(2 * (count.products + width * 512) / 1e9, 2) == 5.96
+    count.parameters += 49_408 * width
+    tower = build_tower("text_tower", config, jnp.float32)
+    check_tower(tower, "text_tower", jax.ShapeDtypeStruct((1, 77), jnp.int32), count)
+
+
+def test_the_rows_counted_by_hand_are_the_configs():
+    for name, rows in V2_ROWS.items():
+        found = [
+            (blocks, stride, expansion, out)
+            for blocks, _, stride, expansion, out in efficientnet_v2.SIZES[name]
+        ]
+        assert found == read_rows(rows)

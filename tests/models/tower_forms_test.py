@@ -7,10 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax.config import as_json, stored_fields
 from align_jax.devices import mesh as mesh_module
 from align_jax.devices.mesh import Placement, batch_split, state_sharding
 from align_jax.models.parameters import TOWER_INPUTS
-from align_jax.models.towers import TOWERS, build_tower
+from align_jax.models.towers import (
+    TOWERS,
+    build_tower,
+    read_image_tower,
+    read_text_tower,
+)
 
 EVERY = [(name, kind) for name, towers in TOWERS.items() for kind in towers]
 CORES, PAIRS = 8, 16  # two pairs a virtual core, which share BatchNorm's statistics
@@ -132,3 +138,10 @@ def test_bfloat16_changes_a_result_by_its_rounding(name, kind, plain, mixed_type
     assert found.dtype == jnp.float32
     error = np.abs(found - wanted).max() / np.abs(wanted).max()
     assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_a_stored_tower_is_read_as_itself(name, kind):
+    config = TOWERS[name][kind][0].smallest()
+    read = {"image_tower": read_image_tower, "text_tower": read_text_tower}[name]
+    assert read(as_json(stored_fields(config)), name) == config
