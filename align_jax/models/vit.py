@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import LATE, check_choices
+from align_jax.config import check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.errors import InputError
 from align_jax.models.block import (
@@ -134,7 +134,7 @@ class VitConfig:
     final_norm: bool = True
     scan: bool = False
     rematerialise: str = "none"
-    kind: str = dataclasses.field(default="vit", metadata=LATE)
+    kind: str = "vit"
 
     @property
     def output_width(self) -> int:

@@ -18,8 +18,10 @@ from align_jax.weights.huggingface_config import align_towers
 
 
 def convolve(x, kernel, stride):
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    layout = ("NHWC", "HWIO", "NHWC")
+    strides = (stride, stride)
+    return np.asarray(
+        lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
     )
 
 

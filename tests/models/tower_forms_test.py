@@ -33,11 +33,11 @@ def inputs_of(name, config):
 
 
 def forms_of(config):
-    """Returns fields that change how a tower is computed, each form once."""
-    choices = getattr(config, "memory_choices", {"rematerialise": (False, True)})
-    scan = {"scan": True} if "scan" in config.execution_fields else {}
-    (field, values), *_ = choices.items()
-    return [{**scan, field: value} for value in values[::-1]]
+    """Returns forms of computing a tower; the first has all that is special."""
+    again = (True,) if config.rematerialise is False else ("blocks",)
+    if hasattr(config, "memory_choices"):
+        again = config.memory_choices["rematerialise"][:0:-1]
+    return [{"scan": True, "rematerialise": choice} for choice in again]
 
 
 def first_variables(name, config, inputs):
