@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from align_jax.models import convnext, efficientnet_v2, transformer
+from align_jax.models import convnext, transformer
 from align_jax.models.convnext import ConvNeXtConfig
-from align_jax.models.efficientnet_v2 import EfficientNetV2Config
+from align_jax.models.efficientnet_v2 import SIZES, EfficientNetV2Config
 from align_jax.models.parameters import FIRST_INPUTS, TOWER_INPUTS, key_shape
 from align_jax.models.towers import build_tower
 from align_jax.models.transformer import TransformerConfig
@@ -83,9 +83,9 @@ def read_rows(text):
     return [tuple(int(n) for n in row.split(",")) for row in text.split()]
 
 
-def count_efficientnet_v2(name, side):
-    """Counts an EfficientNetV2 (arXiv 2104.00298, figure 2 and table 4)."""
-    rows, count = read_rows(V2_ROWS[name]), Count(side)
+def count_efficientnet_v2(rows, side):
+    """Counts an EfficientNetV2 (arXiv 2104.00298, figure 2) to its last block."""
+    rows, count = read_rows(rows), Count(side)
     wide = count.convolve(3, 3, rows[0][3], stride=2)
     count.normalise(wide)
     for index, (blocks, first_stride, expansion, out) in enumerate(rows):
@@ -106,7 +106,6 @@ def count_efficientnet_v2(name, side):
                 count.convolve(1, inner, out)
             count.normalise(out)
             wide = out
-    count.normalise(count.convolve(1, wide, 1280))
     return count
 
 
@@ -175,14 +174,16 @@ PUBLISHED = {
 def config_of(kind, name):
     if kind == "convnext":
         return ConvNeXtConfig(stages=convnext.SIZES[name], scan=True)
-    stages = efficientnet_v2.SIZES[name]
+    stages = SIZES[name]
     return EfficientNetV2Config(stages=stages, top_conv=True, scan=True)
 
 
 def count_by_hand(kind, name, side):
     if kind == "convnext":
         return count_convnext(convnext.SIZES[name], side)
-    return count_efficientnet_v2(name, side)
+    count, last = count_efficientnet_v2(V2_ROWS[name], side), SIZES[name][-1][-1]
+    count.normalise(count.convolve(1, last, 1280))
+    return count
 
 
 @pytest.mark.parametrize(("kind", "name", "side"), PUBLISHED)
@@ -254,6 +255,6 @@ def test_the_rows_counted_by_hand_are_the_configs():
     for name, rows in V2_ROWS.items():
         found = [
             (blocks, stride, expansion, out)
-            for blocks, _, stride, expansion, out in efficientnet_v2.SIZES[name]
+            for blocks, _, stride, expansion, out in SIZES[name]
         ]
         assert found == read_rows(rows)
