@@ -3,8 +3,8 @@
     python -m align_jax.sweep --sweep=configs/sweeps/families.py --workdir=DIR ...
 
 All have BERT-Mini as text tower and pictures of 288 pixels, a multiple of 32. B3 takes
-the million steps of the ablations; the others take as many as its operations pay for
-(`--plan` prints those of a step).
+the ablations' million steps. The others take as many as its operations pay for, as
+`align_jax.training.flops` counts them.
 
 Hardware: 4 runs of 1024 virtual cores each; see docs/ablations.md.
 Expected: no paper compares these towers on ALIGN's data. Not run here.
@@ -20,31 +20,25 @@ IMAGE_SIZE = 288
 WIDTH, LAYERS, HEADS, MLP_WIDTH = vit.SIZES["s"]
 EXECUTION = {"scan": True, "rematerialise": "blocks"}
 
-# Each tower's fields and steps; None for those of the ablations' B3.
+V2_S = {"kind": "efficientnet_v2", "stages": efficientnet_v2.SIZES["s"]}
+VIT_S16 = {
+    "kind": "vit",
+    "patch": 16,
+    "width": WIDTH,
+    "layers": LAYERS,
+    "heads": HEADS,
+    "mlp_width": MLP_WIDTH,
+    "pooling": "mean",
+    "position_grid": IMAGE_SIZE // 16,
+}
+CONVNEXT_T = {"kind": "convnext", "stages": convnext.SIZES["t"]}
+
+# Fields of each tower (None: the ablations' B3) and steps, in whole thousands.
 FAMILIES: dict[str, tuple[dict | None, int]] = {
     "b3": (None, 1_000_000),
-    "v2_s": (
-        {"kind": "efficientnet_v2", "stages": efficientnet_v2.SIZES["s"]} | EXECUTION,
-        100_000,
-    ),
-    "vit_s16": (
-        {
-            "kind": "vit",
-            "patch": 16,
-            "width": WIDTH,
-            "layers": LAYERS,
-            "heads": HEADS,
-            "mlp_width": MLP_WIDTH,
-            "pooling": "mean",
-            "position_grid": IMAGE_SIZE // 16,
-        }
-        | EXECUTION,
-        100_000,
-    ),
-    "convnext_t": (
-        {"kind": "convnext", "stages": convnext.SIZES["t"]} | EXECUTION,
-        100_000,
-    ),
+    "v2_s": (V2_S | EXECUTION, 358_000),
+    "vit_s16": (VIT_S16 | EXECUTION, 215_000),
+    "convnext_t": (CONVNEXT_T | EXECUTION, 231_000),
 }
 
 

@@ -18,42 +18,37 @@ from configs.sweeps.choose_run import choose_run
 
 SEEDS = 3
 
-# Each tower's fields and steps; None for those of the baseline.
+EFFICIENTNET_V2 = {
+    "kind": "efficientnet_v2",
+    "stages": efficientnet_v2.SIZES["s"],
+    "width": 0.5,
+    "depth": 0.15,
+    "drop_rate": 0.1,
+    "batch_norm_momentum": 0.97,
+}
+VIT = {
+    "kind": "vit",
+    "patch": 8,
+    "width": 128,
+    "layers": 3,
+    "heads": 2,
+    "mlp_width": 512,
+    "pooling": "mean",
+    "position_grid": 4,
+    "drop_rate": 0.1,
+}
+CONVNEXT = {
+    "kind": "convnext",
+    "stages": ((1, 48), (1, 96), (3, 192)),
+    "drop_rate": 0.1,
+}
+
+# Fields of each tower (None: the baseline's) and steps.
 FAMILIES: dict[str, tuple[dict | None, int]] = {
     "efficientnet": (None, mini.STEPS),
-    "efficientnet_v2": (
-        {
-            "kind": "efficientnet_v2",
-            "stages": efficientnet_v2.SIZES["s"],
-            "width": 0.5,
-            "depth": 0.15,
-            "drop_rate": 0.1,
-            "batch_norm_momentum": 0.97,
-        },
-        600,
-    ),
-    "vit": (
-        {
-            "kind": "vit",
-            "patch": 8,
-            "width": 128,
-            "layers": 3,
-            "heads": 2,
-            "mlp_width": 512,
-            "pooling": "mean",
-            "position_grid": 4,
-            "drop_rate": 0.1,
-        },
-        600,
-    ),
-    "convnext": (
-        {
-            "kind": "convnext",
-            "stages": ((1, 48), (1, 96), (3, 192)),
-            "drop_rate": 0.1,
-        },
-        600,
-    ),
+    "efficientnet_v2": (EFFICIENTNET_V2, 562),
+    "vit": (VIT, 308),
+    "convnext": (CONVNEXT, 385),
 }
 
 
