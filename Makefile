@@ -32,9 +32,9 @@ data: .venv/installed  ## make the quickstart's raw pairs, corpus, vocabulary an
 	$(RUN) -m data.build --config=configs/corpus_quickstart.py \
 		--workdir=runs/quickstart_corpus
 
-MINI := towers embedding_size negatives temperature data
+MINI := towers embedding_size negatives temperature data families losses
 
-ablations: data  ## run small versions of the paper's ablations and report, about an hour
+ablations: data  ## run small versions of the paper's ablations and report, about two hours
 	$(RUN) -m align_jax.sweep --workdir=runs/ablations \
 		$(foreach name,$(MINI),--sweep=configs/sweeps/mini_$(name).py)
 	$(RUN) -m align_jax.report runs/ablations

@@ -13,6 +13,7 @@ from align_jax.evaluation.evaluators import EVALUATORS
 from align_jax.models.parameters import tower_shapes, variable_shapes
 from align_jax.report.run_kinds import fill_defaults
 from align_jax.runs.results import PUBLISHED
+from align_jax.training.flops import count_model_flops
 from align_jax.training.training_runs import read_run_config
 from configs import (
     finetune_fine_grained,
@@ -31,8 +32,12 @@ from configs import (
 from configs.sweeps import (
     data,
     embedding_size,
+    families,
+    losses,
     mini_data,
     mini_embedding_size,
+    mini_families,
+    mini_losses,
     mini_negatives,
     mini_nested,
     mini_scored,
@@ -42,8 +47,17 @@ from configs.sweeps import (
     temperature,
     towers,
 )
+from tests.models.published_sizes_test import count_convnext, count_efficientnet_v2
 
-# Parameters and width of EfficientNet without its head, by the rules of
+
+def vit_size(width, layers, patch, grid):
+    """Counts a vision transformer with mean pooling by hand."""
+    first = (3 * patch**2 + 1 + grid**2) * width
+    layer = 4 * (width + 1) * width + (8 * width + 5) * width + 2 * 2 * width
+    return first + layers * layer + 2 * width
+
+
+# Parameters and width of image towers without their head, by the rules of
 # arXiv 1905.11946.
 IMAGE = {
     "b1": (6_101_024, 320),
@@ -51,6 +65,10 @@ IMAGE = {
     "b5": (27_288_112, 512),
     "b7": (62_143_440, 640),
     "l2": (467_219_796, 1376),
+    # Published with a classifier of 1000 classes; V2-S also with a 1 x 1 convolution.
+    "convnext_t": (28_589_128 - 769 * 1000, 768),
+    "v2_s": (21_458_488 - 1281 * 1000 - (256 + 2) * 1280, 256),
+    "vit_s16": (vit_size(384, 12, patch=16, grid=18), 384),
 }
 L2 = IMAGE["l2"][0]
 TEXT = {"mini": (4, 256), "medium": (8, 512), "base": (12, 768), "large": (24, 1024)}
@@ -78,6 +96,9 @@ MINI_TOWER = 1_034_334
 MINI_TEXT = text_size(2, 128, words=4096, positions=12)
 SMALL_TEXT = text_size(1, 64, words=4096, positions=12)
 MINI = MINI_TOWER + MINI_TEXT + 129 * 240 + 1
+# Half of V2-S's channels and 0.15 of its blocks.
+V2 = "1,1,1,16 1,2,4,24 1,2,4,32 1,2,4,64 2,1,6,80 3,2,6,128"
+CONVNEXT = ((1, 48), (1, 96), (3, 192))
 TRAINING = {
     "b7": (pretrain_align_b7_base, (), pair_size("b7", "base")),
     "b7_2026": (pretrain_align_b7_base_2026, (), pair_size("b7", "base")),
@@ -136,6 +157,19 @@ SWEEPS = {
         "baseline": MINI,
         **{f"embedding_{n}": MINI - 129 * 240 + 241 * n + 129 * n for n in (60, 15, 4)},
     },
+    families: {name: pair_size(name, "mini", 640) for name in families.FAMILIES},
+    losses: {"baseline": BASELINE, "sigmoid": BASELINE + 1},
+    mini_families: {
+        f"{name}_{seed}": size + MINI - MINI_TOWER
+        for name, size in {
+            "efficientnet": MINI_TOWER,
+            "efficientnet_v2": count_efficientnet_v2(V2, 32).parameters + 129 * 240,
+            "vit": vit_size(128, 3, patch=8, grid=4) + 129 * 240,
+            "convnext": count_convnext(CONVNEXT, 32).parameters + 193 * 240,
+        }.items()
+        for seed in range(mini_families.SEEDS)
+    },
+    mini_losses: {"baseline": MINI, "sigmoid": MINI + 1, "sigmoid_bias": MINI + 1},
     mini_negatives: MINI,
     mini_nested: MINI,
     mini_scored: MINI,
@@ -145,12 +179,27 @@ SWEEPS = {
 
 
 # Values for fields that change no parameter, so that runs share traced towers.
-SHAPELESS = {
-    "image_tower": {"drop_rate": 0.0, "batch_norm_momentum": 0.9, "padding": "same"}
-    | {"frozen_statistics": False, "rematerialise": "none", "scan": False},
-    "text_tower": {"dropout": 0.0, "init_std": 0.02, "rematerialise": False}
-    | {"scan": False},
+SHAPELESS = {"drop_rate": 0.0, "batch_norm_momentum": 0.9, "padding": "same"}
+SHAPELESS |= {"frozen_statistics": False, "dropout": 0.0, "init_std": 0.02}
+SHAPELESS |= {"scan": False, "rematerialise": "none"}
+BERT = {"rematerialise": False}
+# Fields of a shorter tower with an output of the same width.
+SHORT = {
+    "efficientnet": lambda config: {"stages": config.rows[-1:], "depth": 0.1},
+    "efficientnet_v2": lambda config: {"stages": config.rows[-1:], "depth": 0.1},
+    "convnext": lambda config: {"stages": ((1, config.output_width),)},
+    "vit": lambda config: {"layers": 1},
+    "transformer": lambda config: {"layers": 1},
+    "bert": lambda config: {"layers": 1},
 }
+
+
+def without_options(config):
+    """Returns a tower's config with the values of `SHAPELESS`."""
+    names = {field.name for field in dataclasses.fields(config)}
+    values = SHAPELESS | (BERT if config.kind == "bert" else {})
+    own = {name: value for name, value in values.items() if name in names}
+    return dataclasses.replace(config, **own)
 
 
 def total(shapes):
@@ -171,15 +220,10 @@ def count_rest(model):
 
 def count_parameters(model):
     """Counts a model by its parts; all but the towers is traced with short towers."""
-    plain = {
-        name: dataclasses.replace(config, **SHAPELESS[name])
-        for name, config in model.towers.items()
-    }
+    plain = {name: without_options(tower) for name, tower in model.towers.items()}
     short = {
-        name: dataclasses.replace(config, stages=config.rows[-1:], depth=0.1)
-        if name == "image_tower"
-        else dataclasses.replace(config, layers=1)
-        for name, config in plain.items()
+        name: dataclasses.replace(tower, **SHORT[tower.kind](tower))
+        for name, tower in plain.items()
     }
     towers = sum(count_tower(*tower) for tower in plain.items())
     return towers + count_rest(dataclasses.replace(model, **short))
@@ -266,6 +310,28 @@ def test_what_the_ablations_change_is_what_the_paper_changes():
     assert small["total_steps"] == 100_000
     assert small["input"]["datasets"]["corpus"]["max_pairs"] == 3_000_000
     assert {*base["evaluators"]} == {"coco", "neighbours"}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "suffix", "unit"),
+    [
+        (mini_families, "_0", 1),
+        pytest.param(families, "", 1000, marks=pytest.mark.pods),
+    ],
+)
+def test_families_take_equal_operations(sweep, suffix, unit):
+    work = {}
+    for name, (_, steps) in sweep.FAMILIES.items():
+        run = read_run_config(sweep.get_config(f"{name}{suffix}").to_dict())
+        mesh = make_mesh()
+        plan = run.make_plan(mesh)
+        step = sum(count_model_flops(plan, run.batch_shapes(mesh)).values())
+        assert run.total_steps == steps
+        assert steps % unit == 0
+        work[name] = (step * steps, step)
+    budget, _ = next(iter(work.values()))
+    for name, (done, step) in work.items():
+        assert done <= budget < done + step * unit, name
 
 
 @pytest.mark.parametrize("module", [zero_shot, linear_probe])

@@ -20,7 +20,9 @@ from align_jax.devices.mesh import Placement
 from align_jax.kernels.convolution import PADDINGS
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.layers import (
+    REMATERIALISATIONS,
     gathered,
+    rematerialised,
     scan_blocks,
     split_batch,
     survival_scales,
@@ -57,9 +59,6 @@ VARIANTS = {
     "b7": (2.0, 3.1),
     "l2": (4.3, 5.3),
 }
-
-KEPT = ("convolution", "sums")  # names of the arrays that "pointwise" keeps
-REMATERIALISATIONS = ("none", "pointwise", "blocks", "stages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +122,16 @@ class EfficientNetConfig:
         return self.stages or STAGES
 
     @property
+    def stem_channels(self) -> int:
+        """Channels of the stem before scaling."""
+        return STEM_CHANNELS
+
+    @property
+    def fused_stages(self) -> int:
+        """Number of first stages whose blocks are fused, as in EfficientNetV2."""
+        return 0
+
+    @property
     def freezing_field(self) -> str:
         """Name of the field that stops BatchNorm's statistics; "" if it is set."""
         return "" if self.frozen_statistics else "frozen_statistics"
@@ -166,9 +175,10 @@ def round_channels(channels: int, width: float, divisor: int = 8) -> int:
 
 def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
     """Lists the blocks of each stage of a scaled network, in order."""
-    channels = round_channels(STEM_CHANNELS, config.width)
+    channels = round_channels(config.stem_channels, config.width)
     stages = []
-    for count, kernel, stride, expansion, out in config.rows:
+    for index, (count, kernel, stride, expansion, out) in enumerate(config.rows):
+        fused = index < config.fused_stages
         channels_out = round_channels(out, config.width)
         first = Block(
             kernel=kernel,
@@ -176,7 +186,8 @@ def expand_stages(config: EfficientNetConfig) -> list[list[Block]]:
             expansion=expansion,
             channels_in=channels,
             channels_out=channels_out,
-            residual=False,
+            residual=fused and stride == 1 and channels == channels_out,
+            fused=fused,
         )
         repeated = dataclasses.replace(
             first, stride=1, channels_in=channels_out, residual=True
@@ -190,18 +201,6 @@ def drop_rates(config: EfficientNetConfig) -> list[float]:
     """Returns the stochastic-depth rate of every block: `drop_rate` * b / blocks."""
     count = len(config.block_names())
     return [config.drop_rate * block / count for block in range(count)]
-
-
-def rematerialised(block_type: type[nn.Module], choice: str) -> type[nn.Module]:
-    """Returns a block's class with rematerialisation; `choice` is the config's field.
-
-    It is `block_type` itself for "none" and "stages".
-    """
-    if choice not in ("pointwise", "blocks"):
-        return block_type
-    kept = KEPT if choice == "pointwise" else ()
-    policy = jax.checkpoint_policies.save_only_these_names(*kept)
-    return nn.remat(block_type, static_argnums=3, policy=policy)
 
 
 class EfficientNet(nn.Module):
@@ -247,7 +246,7 @@ class EfficientNet(nn.Module):
             survival = survival_scales(key, core_ids, images.shape[0], rates)
 
         x = images.astype(self.dtype)
-        stem = round_channels(STEM_CHANNELS, config.width)
+        stem = round_channels(config.stem_channels, config.width)
         x = self._normalised_conv(
             x, "stem", features=stem, kernel=3, stride=2, train=train
         )
@@ -319,7 +318,9 @@ class EfficientNet(nn.Module):
           (B, H', W', C').
         """
         make_block = partial(
-            rematerialised(gathered(MBConv, self), self.config.rematerialise),
+            rematerialised(
+                gathered(MBConv, self), self.config.rematerialise, static_argnums=3
+            ),
             norm=self._norm,
             padding=self.config.padding,
             dtype=self.dtype,

@@ -18,6 +18,9 @@ from jax import lax
 
 Body = Callable[[dict, jax.Array, Any], tuple[jax.Array, dict]]
 
+KEPT = ("convolution", "sums")  # names of the arrays that "pointwise" keeps
+REMATERIALISATIONS = ("none", "pointwise", "blocks", "stages")
+
 
 def keep_mask(
     key: jax.Array, core_ids: jax.Array | None, shape: tuple[int, ...], rate: float
@@ -118,6 +121,24 @@ def dropout(
     if key is None:
         return x
     return jnp.where(keep_mask(key, core_ids, x.shape, rate), x / (1.0 - rate), 0.0)
+
+
+def rematerialised(
+    block: type[nn.Module], choice: str, static_argnums: int | tuple[int, ...] = ()
+) -> type[nn.Module]:
+    """Returns a block's class with rematerialisation.
+
+    Args:
+      block: class of the block.
+      choice: one of `REMATERIALISATIONS`, see `EfficientNetConfig`; for "none" and
+        "stages" the class is `block` itself.
+      static_argnums: arguments of the block's call that are no arrays; `self` is 0.
+    """
+    if choice not in ("pointwise", "blocks"):
+        return block
+    kept = KEPT if choice == "pointwise" else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    return nn.remat(block, static_argnums=static_argnums, policy=policy)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -1,4 +1,8 @@
-"""EfficientNet's building block and its convolutions (arXiv 1905.11946)."""
+"""EfficientNet's building blocks and its convolutions.
+
+MBConv is that of EfficientNet (arXiv 1905.11946), and its fused form is that of
+EfficientNetV2 (arXiv 2104.00298, figure 2).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,12 +39,14 @@ class Block:
     """Shape of one MBConv block.
 
     Attributes:
-      kernel: side of the depthwise kernel.
-      stride: stride of the depthwise convolution.
+      kernel: side of the depthwise kernel, or of the fused block's dense one.
+      stride: stride of that convolution.
       expansion: factor of the channels in the block; 1 has no "expand" convolution.
       channels_in: channels of the input.
       channels_out: channels of the output.
       residual: whether the input is added to the output; their shapes must be equal.
+      fused: whether one dense convolution replaces "expand" and the depthwise one, see
+        `MBConv`.
     """
 
     kernel: int
@@ -49,6 +55,7 @@ class Block:
     channels_in: int
     channels_out: int
     residual: bool
+    fused: bool = False
 
     @property
     def expanded(self) -> int:
@@ -62,7 +69,7 @@ class Block:
 
 
 class Convolution(nn.Module):
-    """Dense convolution without bias, or a depthwise one.
+    """Dense convolution, or a depthwise one.
 
     Attributes:
       features: number of output channels; for a depthwise convolution, the input's.
@@ -72,6 +79,8 @@ class Convolution(nn.Module):
       padding: a key of `PADDINGS`.
       dtype: number type of the computation.
       kernels: choice between the forms for NVIDIA GPUs and plain XLA.
+      kernel_init: initializer of the kernel; None for EfficientNet's.
+      bias: whether a bias per channel is added; it starts at 0.
     """
 
     features: int
@@ -81,6 +90,8 @@ class Convolution(nn.Module):
     padding: str = "same"
     dtype: jnp.dtype = jnp.float32
     kernels: Kernels = Kernels()
+    kernel_init: Callable[..., jax.Array] | None = None
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -88,10 +99,14 @@ class Convolution(nn.Module):
         _, height, width, channels = x.shape
         channels_in = 1 if self.depthwise else channels
         shape = (self.kernel, self.kernel, channels_in, self.features)  # HWIO
-        init = depthwise_init if self.depthwise else dense_init
+        init = self.kernel_init or (depthwise_init if self.depthwise else dense_init)
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         padding = PADDINGS[self.padding]((height, width), self.kernel, self.stride)
-        return checkpoint_name(self._convolve(x, kernel, padding), "convolution")
+        out = checkpoint_name(self._convolve(x, kernel, padding), "convolution")
+        if not self.bias:
+            return out
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return out + bias.astype(self.dtype)[None, None, None]
 
     def _convolve(self, x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
         kind, stride = self.kernels.kind, self.stride
@@ -146,6 +161,10 @@ class DenseWeights(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand, depthwise, squeeze-excite, project.
 
+    A fused block (arXiv 2104.00298) expands by a dense convolution instead of a
+    pointwise and a depthwise one, and has no squeeze-excite. With expansion 1, its
+    "project" is that dense convolution.
+
     Attributes:
       block: shape of the block.
       norm: constructor of BatchNorm, which takes its fields `swish` and `name`.
@@ -173,29 +192,40 @@ class MBConv(nn.Module):
           train: whether to use batch statistics, see `BatchNorm`.
         """
         block = self.block
-        hidden = x
-        dense = partial(Convolution, kernel=1, dtype=self.dtype, kernels=self.kernels)
-        if block.expansion != 1:
-            hidden = dense(block.expanded, name="expand")(hidden)
-            norm = self.norm(swish=True, name="expand_norm")
-            hidden = norm(hidden, train)
-        hidden = Convolution(
-            block.expanded,
-            block.kernel,
-            block.stride,
-            depthwise=True,
-            padding=self.padding,
-            dtype=self.dtype,
-            kernels=self.kernels,
-            name="depthwise",
-        )(hidden)
-        excite = SqueezeExcite(block.expanded, block.reduced, name="squeeze_excite")()
-        norm = self.norm(swish=True, name="depthwise_norm")
-        hidden = norm(hidden, train, excite)
-        hidden = dense(block.channels_out, name="project")(hidden)
-        hidden = self.norm(name="project_norm")(hidden, train)
+        hidden = (self._fused if block.fused else self._separable)(x, train)
         if not block.residual:
             return hidden
         if survival is not None:
             hidden = (hidden * survival[:, None, None, None]).astype(self.dtype)
         return x + hidden
+
+    @property
+    def _convolution(self) -> Callable[..., Convolution]:
+        """Constructor of a convolution with the block's fields set."""
+        return partial(
+            Convolution, padding=self.padding, dtype=self.dtype, kernels=self.kernels
+        )
+
+    def _separable(self, x: jax.Array, train: bool) -> jax.Array:
+        block, convolution = self.block, self._convolution
+        if block.expansion != 1:
+            x = convolution(block.expanded, 1, name="expand")(x)
+            x = self.norm(swish=True, name="expand_norm")(x, train)
+        x = convolution(
+            block.expanded, block.kernel, block.stride, depthwise=True, name="depthwise"
+        )(x)
+        excite = SqueezeExcite(block.expanded, block.reduced, name="squeeze_excite")()
+        x = self.norm(swish=True, name="depthwise_norm")(x, train, excite)
+        x = convolution(block.channels_out, 1, name="project")(x)
+        return self.norm(name="project_norm")(x, train)
+
+    def _fused(self, x: jax.Array, train: bool) -> jax.Array:
+        block, convolution = self.block, self._convolution
+        dense = (block.kernel, block.stride)
+        if block.expansion == 1:
+            x = convolution(block.channels_out, *dense, name="project")(x)
+            return self.norm(swish=True, name="project_norm")(x, train)
+        x = convolution(block.expanded, *dense, name="expand")(x)
+        x = self.norm(swish=True, name="expand_norm")(x, train)
+        x = convolution(block.channels_out, 1, name="project")(x)
+        return self.norm(name="project_norm")(x, train)

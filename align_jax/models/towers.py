@@ -17,7 +17,9 @@ from align_jax.devices.kernel_choice import Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.errors import InputError
 from align_jax.models.bert import Bert, BertConfig
+from align_jax.models.convnext import ConvNeXt, ConvNeXtConfig
 from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from align_jax.models.efficientnet_v2 import EfficientNetV2Config
 from align_jax.models.transformer import Transformer, TransformerConfig
 from align_jax.models.vit import Vit, VitConfig
 
@@ -147,6 +149,8 @@ class Tower(Protocol):
 
 IMAGE_TOWERS: dict[str, tuple[type[ImageTowerConfig], type[Tower]]] = {
     "efficientnet": (EfficientNetConfig, EfficientNet),
+    "efficientnet_v2": (EfficientNetV2Config, EfficientNet),
+    "convnext": (ConvNeXtConfig, ConvNeXt),
     "vit": (VitConfig, Vit),
 }
 TEXT_TOWERS: dict[str, tuple[type[TextTowerConfig], type[Tower]]] = {

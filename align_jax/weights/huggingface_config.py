@@ -190,7 +190,9 @@ def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
       InputError: another image tower than EfficientNet, or text tower than BERT.
     """
     image, text = config.image_tower, config.text_tower
-    if isinstance(image, EfficientNetConfig) and isinstance(text, BertConfig):
+    # EfficientNetV2's config is a subclass.
+    own = isinstance(image, EfficientNetConfig) and image.kind == "efficientnet"
+    if own and isinstance(text, BertConfig):
         return image, text
     raise InputError(
         "an AlignModel has the towers 'efficientnet' and 'bert'; this model has"

@@ -15,8 +15,8 @@ from align_jax.models.efficientnet import (
     EfficientNetConfig,
     drop_rates,
     expand_stages,
-    rematerialised,
 )
+from align_jax.models.layers import rematerialised
 from align_jax.models.mbconv import Block, Convolution, MBConv
 
 
@@ -185,7 +185,7 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice)
 
     def run(kernels, choice="none"):
         norm = partial(BatchNorm, group_size=2, kernels=kernels)
-        layer = rematerialised(MBConv, choice)(block, norm, kernels=kernels)
+        layer = rematerialised(MBConv, choice, 3)(block, norm, kernels=kernels)
 
         def score(params):
             out, changed = layer.apply(
@@ -202,7 +202,9 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice)
 
 def test_pointwise_keeps_what_convolutions_return_and_no_other_wide_array(capsys):
     block, x = Block(3, 1, 6, 8, 8, residual=True), jnp.ones((4, 7, 5, 8))
-    layer = rematerialised(MBConv, "pointwise")(block, partial(BatchNorm, group_size=2))
+    layer = rematerialised(MBConv, "pointwise", 3)(
+        block, partial(BatchNorm, group_size=2)
+    )
     variables = layer.init(jax.random.key(1), x, None, False)
 
     def score(params):
