@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.wordpiece import WordPiece
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
@@ -145,6 +146,10 @@ def write_evaluation(folder: pathlib.Path) -> str:
     return path
 
 
+def make_tokenizer(config: ModelConfig) -> WordPiece:
+    return WordPiece(WORDS, config.text_tower.max_tokens)
+
+
 def write_vocabulary(path: pathlib.Path) -> str:
     """Writes the vocabulary of the tiny datasets."""
     path.write_text("\n".join(WORDS) + "\n")
@@ -172,7 +177,7 @@ def write_model(
     sizes = PreprocessConfig(
         resize=image_size + 2, image_size=image_size, max_pixels=max_pixels
     )
-    weights = Weights("dual_encoder", config, arrays, sizes, tuple(WORDS))
+    weights = Weights("dual_encoder", config, arrays, sizes, make_tokenizer(config))
     write_weights(weights, str(folder))
     return str(folder)
 

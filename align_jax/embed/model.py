@@ -13,9 +13,9 @@ from align_jax.pictures import Picture
 from align_jax.texts import check_template
 from align_jax.weights.folder import (
     Weights,
+    fitting_tokenizer,
     is_dual_encoder,
     is_model,
-    make_tokenizer,
 )
 from align_jax.weights.narrow import narrow
 from align_jax.weights.source import open_weights
@@ -120,7 +120,7 @@ def make_embedder(weights: Weights, batch_size: int = 128) -> Embedder:
         raise InputError(
             f"wanted a dual encoder or a classifier, found one {weights.kind}"
         )
-    tokenizer = make_tokenizer(weights) if is_dual_encoder(weights) else None
+    tokenizer = fitting_tokenizer(weights) if is_dual_encoder(weights) else None
     embedder = Embedder(
         weights.config.build(),
         tokenizer,

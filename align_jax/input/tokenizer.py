@@ -1,311 +1,156 @@
-"""Tokenizes texts as BERT's uncased models do, in Python or inside tf.data.
+"""The contract of tokenizers, and the choice of a tokenizer by its file.
 
-Both forms give the same ids. Python's needs no TensorFlow; tf.data's needs no
-interpreter lock. A vocabulary that was made from normalised texts is used with
-normalised texts: then each character is replaced as `align_jax.texts` and BERT together
-replace it.
-
-Without that, the ids equal those of Hugging Face. A table, bert_characters.txt, holds
-the change that Hugging Face's `tokenizers` 0.23 makes to each character (dropped,
-lower-cased without accents, set apart, ...). So BERT's ids do not depend on any
-library's version of Unicode. Two differences remain:
-
-* A text cannot hold special tokens: "[SEP]" in a text is three words, as with Hugging
-  Face's `split_special_tokens=True`. By default Hugging Face reads it as the special
-  token, so that a text from the web could end the sequence or hold padding.
-* Hugging Face also sorts consecutive combining marks. Nearly all of them are dropped
-  afterwards; the 83 others (Glagolitic, musical notation, ...) keep their written order
-  here.
+Every tokenizer turns a text into a row of ids of one length, in Python or inside
+tf.data, with the same ids in both. A text cannot hold special tokens: what looks like
+one in a text is plain text.
 """
 
-import collections
-import copy
-import functools
-import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input import normalizers
-from align_jax.input.characters import replacements, split_words
-from align_jax.input.normalizers import read_normalizer
-from align_jax.texts import NFKC_CASEFOLD, NONE, is_folded
+from align_jax.input import clip_files, library_tokenizer, sentence_pieces
+from align_jax.input.stored_tokenizer import (
+    MODEL_FILE,
+    SETTINGS_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+)
+from align_jax.input.wordpiece import WordPiece
+from align_jax.input.wordpiece_files import MODEL, read_tokens
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
-LONGEST_WORD = 100  # characters; a longer word becomes [UNK]
-HEAD_BYTES = 16  # per token, where a long text is first cut; enough for most texts
-# Characters beyond these change no id: white space after white space, and the rest of a
-# word that is too long in any case.
-SPACES = r"[ \t\n\r]+"
-ENDLESS_WORD = rf"([0-9A-Za-z]{{{LONGEST_WORD + 1}}})[0-9A-Za-z]+"
-CACHED_WORDS = 2**16  # words whose pieces are kept in memory
 
-# Settings of the model that a tokenizer.json must have; this file implements no others.
-MODEL = {
-    "type": "WordPiece",
-    "unk_token": UNKNOWN,
-    "continuing_subword_prefix": "##",
-    "max_input_chars_per_word": LONGEST_WORD,
-}
-
-
-class Tokenizer:
-    """BERT's lower-casing WordPiece tokenizer for a vocabulary.
+class Tokenizer(Protocol):
+    """Contract of a tokenizer; the files that store it decide its class.
 
     Attributes:
-      tokens: tokens in the order of their ids.
-      size: number of tokens.
-      max_tokens: length of the token sequences, [CLS] and [SEP] included.
-      normalisation: the step before BERT's own ones: NFKC_CASEFOLD or NONE of
-        `align_jax.texts`.
-      digest: SHA-256 of the tokens, one a line, in hexadecimal digits. Where the
-        normalisation is not that of `find_normalisation`, one more line names it.
+      size: number of ids, that is one more than the largest.
+      max_tokens: length L of the token sequences, special tokens included.
+      pad_token: id of padding, which fills a sequence at its end.
+      end_token: id of the token that ends a text; a text that is cut keeps it. None for
+        a tokenizer without one.
+      digest: SHA-256, in hexadecimal digits, of everything that ids depend on except
+        `max_tokens`.
     """
 
-    def __init__(
-        self,
-        vocabulary: Sequence[str],
-        max_tokens: int,
-        source: str = "the vocabulary",
-        normalisation: str | None = None,
-    ) -> None:
-        """Prepares the vocabulary.
-
-        Args:
-          vocabulary: tokens in the order of their ids, [PAD] first.
-          max_tokens: length of the token sequences, [CLS] and [SEP] included.
-          source: origin of the vocabulary, for messages.
-          normalisation: normalisation of the texts; None for that of
-            `find_normalisation`.
-
-        Raises:
-          InputError: the vocabulary lacks one of BERT's special tokens, or its first
-            token is not [PAD].
-        """
-        missing = [t for t in (PAD, UNKNOWN, CLS, SEP) if t not in vocabulary]
-        if missing or vocabulary[0] != PAD:
-            raise InputError(
-                f"{source} is not a BERT vocabulary: its first token is"
-                f" {list(vocabulary[:1])} and it lacks {missing}; wanted {PAD} first"
-                f" and {UNKNOWN}, {CLS}, {SEP} anywhere"
-            )
-        self.tokens = tuple(vocabulary)
-        self.size = len(vocabulary)
-        lines = "".join(token + "\n" for token in vocabulary)
-        usual = find_normalisation(vocabulary)
-        self.normalisation = normalisation or usual
-        if self.normalisation != usual:
-            lines += self.normalisation + "\n"
-        self.digest = hashlib.sha256(lines.encode()).hexdigest()
-        self.max_tokens = max_tokens
-        self._cls = vocabulary.index(CLS)
-        self._sep = vocabulary.index(SEP)
-        self._id_of = {token: place for place, token in enumerate(vocabulary)}
-        self._longest = max(map(len, vocabulary))
-        self._pieces = functools.lru_cache(CACHED_WORDS)(self._split_word)
+    size: int
+    max_tokens: int
+    pad_token: int
+    end_token: int | None
+    digest: str
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Tokenizes texts (B) to int32 ids (B, max_tokens).
+        """Tokenizes texts (B) to int32 ids (B, L), without TensorFlow.
 
-        The ids of a text are [CLS], its word pieces, [SEP] and zeros. A text longer
-        than max_tokens - 2 pieces is cut.
+        Raises:
+          InputError: a text holds half of a surrogate pair.
         """
-        ids = np.zeros((len(texts), self.max_tokens), np.int32)
-        most = self.max_tokens - 2
-        for row, text in enumerate(texts):
-            pieces: list[int] = []
-            for word in text.translate(replacements(self.normalisation)).split():
-                pieces += self._pieces(word)
-                if len(pieces) >= most:
-                    break
-            found = [self._cls, *pieces[:most], self._sep]
-            ids[row, : len(found)] = found
-        return ids
-
-    def shortened(self, max_tokens: int) -> "Tokenizer":
-        """Returns this tokenizer with another length of the token sequences."""
-        other = copy.copy(self)
-        other.max_tokens = max_tokens
-        return other
-
-    def _split_word(self, word: str) -> list[int]:
-        """Returns the ids of a word's pieces, each the longest that the rest allows."""
-        unknown = [self._id_of[UNKNOWN]]
-        if len(word) > LONGEST_WORD:
-            return unknown
-        pieces, start = [], 0
-        while start < len(word):
-            prefix = "##" if start else ""
-            for end in range(min(len(word), start + self._longest), start, -1):
-                piece = self._id_of.get(prefix + word[start:end])
-                if piece is not None:
-                    break
-            else:
-                return unknown
-            pieces.append(piece)
-            start = end
-        return pieces
-
-    @functools.cached_property
-    def _wordpiece(self) -> Any:
-        import tensorflow as tf
-        import tensorflow_text as tf_text
-
-        with tf.init_scope():  # its tensors must not belong to a traced graph
-            return tf_text.FastWordpieceTokenizer(
-                self.tokens,
-                max_bytes_per_word=4 * LONGEST_WORD,
-                token_out_type=tf.int32,
-                no_pretokenization=True,
-            )
 
     def __call__(self, texts: "tf.Tensor") -> "tf.Tensor":
-        """Tokenizes UTF-8 texts (B,) to the ids (B, max_tokens) of `encode`.
+        """Tokenizes UTF-8 texts (B,) to the ids (B, L) of `encode`, inside tf.data.
 
         Bytes that are not UTF-8 are dropped.
         """
-        import tensorflow as tf
 
-        is_long = tf.strings.length(texts) > HEAD_BYTES * self.max_tokens
-        texts = tf.cond(tf.reduce_any(is_long), lambda: self._cut(texts), lambda: texts)
-        return self._ids(self._split(texts))
+    def shortened(self, max_tokens: int) -> Self:
+        """Returns this tokenizer with another length of the token sequences."""
 
-    def _cut(self, texts: "tf.Tensor") -> "tf.Tensor":
-        """Cuts long texts (B,) where the rest cannot change their ids.
+    def files(self) -> dict[str, bytes]:
+        """Returns the files that store this tokenizer, by their names in a folder.
 
-        A word has one piece or more, so that max_tokens - 2 words suffice. Only the
-        last word of a cut text may be incomplete. So a text is long enough if it has
-        one word more than that.
+        `open_tokenizer` reads the last of them.
         """
-        import tensorflow as tf
 
-        def is_too_short(size: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
-            cut = tf.boolean_mask(texts, tf.strings.length(texts) > size)
-            words = self._split(tf.strings.substr(cut, 0, size)).row_lengths()
-            return tf.reduce_any(words < self.max_tokens - 1)
+    def exported(self) -> dict[str, bytes]:
+        """Returns the files from which other programs get the ids, by their names."""
 
-        def shorten(texts: tf.Tensor) -> tf.Tensor:
-            texts = tf.strings.regex_replace(texts, SPACES, " ")
-            return tf.strings.regex_replace(texts, ENDLESS_WORD, r"\1")
-
-        size = tf.constant(HEAD_BYTES * self.max_tokens)
-        grows = is_too_short(size, texts)
-        texts = tf.cond(grows, lambda: shorten(texts), lambda: texts)
-        size, texts = tf.while_loop(
-            is_too_short, lambda s, t: (4 * s, t), (size, texts)
-        )
-        return tf.strings.substr(texts, 0, size)
-
-    def _split(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
-        return split_words(texts, self.normalisation)
-
-    def _ids(self, words: "tf.RaggedTensor") -> "tf.Tensor":
-        """Converts words (B, words) to int32 ids (B, max_tokens)."""
-        import tensorflow as tf
-
-        too_long = tf.strings.length(words.values, unit="UTF8_CHAR") > LONGEST_WORD
-        known = tf.where(too_long, UNKNOWN, words.values)
-        pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
-        pieces = pieces[:, : self.max_tokens - 2]
-        rows = words.nrows(tf.int32)
-        first, last = (tf.fill((rows, 1), token) for token in (self._cls, self._sep))
-        ids = tf.concat([first, pieces, last], 1)
-        return ids.to_tensor(shape=(None, self.max_tokens))
+    def __str__(self) -> str:
+        """Returns the number of ids and the kind of the tokenizer, for messages."""
 
 
-def open_tokenizer(path: str, max_tokens: int) -> Tokenizer:
-    """Makes a tokenizer from a vocabulary file; see `read_tokens`.
-
-    Raises:
-      InputError: the errors of `read_tokens` and of `Tokenizer`.
-    """
-    vocabulary, normalisation = read_tokens(path)
-    return Tokenizer(vocabulary, max_tokens, path, normalisation)
+# What may store a tokenizer in a run's folder or beside weights; one of them is there.
+STORED = (VOCABULARY_FILE, TOKENIZER_FILE, MODEL_FILE)
+# Where a folder of Hugging Face's has its tokenizer; the first that is there is read.
+# SigLIP's tokenizer reads spiece.model, and there is no exact tokenizer.json of it.
+PUBLISHED = ("spiece.model", "tokenizer.json", MODEL_FILE, "vocab.json", "vocab.txt")
 
 
-def find_normalisation(vocabulary: Sequence[str]) -> str:
-    """Returns how the texts were normalised from which a vocabulary was made.
-
-    `data.build` learns vocabularies from normalised texts, so that normalisation
-    changes no token. A published one, such as BERT's with its ß and ², has others.
-    """
-    ours = all(is_folded(token) for token in vocabulary if token not in SPECIAL)
-    return NFKC_CASEFOLD if ours else NONE
-
-
-def read_vocabulary(path: str) -> list[str]:
-    """Reads the tokens of a vocabulary file alone; see `read_tokens`."""
-    vocabulary, _ = read_tokens(path)
-    return vocabulary
-
-
-def read_tokens(path: str) -> tuple[list[str], str | None]:
-    """Reads the tokens of a vocabulary file, and the normalisation that it states.
+def open_tokenizer(
+    path: str, max_tokens: int, settings: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """Opens the tokenizer that a file describes.
 
     Args:
-      path: path or URL of the file. If it ends in .json, the file is a tokenizer.json
-        of Hugging Face, whose special and added tokens are not read; else it is a
-        vocab.txt of BERT, one token a line.
-
-    Returns:
-      The tokens in the order of their ids, and the normalisation of a tokenizer.json;
-      None for a vocab.txt, which states none.
+      path: path or URL of the file:
+        * a vocab.txt of BERT, one token a line,
+        * a tokenizer.json of Hugging Face's library `tokenizers`: BERT's uncased
+          WordPiece is computed here, BPE and Unigram by the library,
+        * CLIP's vocab.json, with merges.txt beside it,
+        * a .model file of SentencePiece.
+      max_tokens: length of the token sequences, special tokens included.
+      settings: fields of Hugging Face's tokenizer_config.json; None to read this file
+        beside `path`, if it is there. WordPiece needs none.
 
     Raises:
-      InputError: the file is missing, is not UTF-8 or JSON, holds a token twice, skips
-        an id, or is the tokenizer.json of another tokenizer than BERT's uncased one.
+      InputError: the file is missing or broken, or of a tokenizer that is none of
+        these; the message names the difference.
     """
     place = places.resolve(path)
     if not places.exists(place):
         raise InputError(f"no vocabulary at {path}; data.build writes one")
-    if path.endswith(".json"):
-        vocabulary, normalisation = _parse_json(places.read_object(place), path)
-    else:
-        normalisation = None
-        # Not splitlines: a token may be another line break than \n, such as U+2028.
-        vocabulary = places.read_text(place).removesuffix("\n").split("\n")
-        vocabulary = [token.removesuffix("\r") for token in vocabulary]
-    twice = [t for t, n in collections.Counter(vocabulary).items() if n > 1]
-    if twice:
-        raise InputError(f"{path} holds tokens more than once: {twice[:9]}")
-    return vocabulary, normalisation
+    if not path.endswith((".json", ".model")):
+        return _open_wordpiece(path, max_tokens)
+    if path.endswith(".model"):
+        content, own = places.read_bytes(place), _settings(place, settings)
+        return sentence_pieces.open_model(content, max_tokens, path, own)
+    described = places.read_object(place)
+    if clip_files.MARK in described:
+        described = clip_files.build_tokenizer(described, place)
+    model = described.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    if kind in (None, MODEL["type"]):  # early files of BERT lack the type
+        return _open_wordpiece(path, max_tokens)
+    settings = _settings(place, settings)
+    return library_tokenizer.open_described(described, max_tokens, path, settings)
 
 
-def _parse_json(tokenizer: dict, path: str) -> tuple[list[str], str]:
-    """Returns the tokens and the normalisation of a tokenizer.json.
+def find_stored(folder: str) -> str | None:
+    """Returns the path of the tokenizer in a folder of ours; None if there is none."""
+    return _first(folder, STORED)
+
+
+def find_published(folder: str) -> str:
+    """Returns the path of the tokenizer in a Hugging Face folder.
 
     Raises:
-      InputError: the file skips an id or is of another tokenizer.
+      InputError: the folder has none of the files `PUBLISHED`.
     """
-    normalizer = tokenizer.get("normalizer") or {}
-    model = tokenizer.get("model") or {}
-    if not isinstance(normalizer, dict) or not isinstance(model, dict):
-        raise InputError(f"{path} has a normalizer or a model that is no object")
-    model.setdefault("type", "WordPiece")  # early files lack the type
-    normalisation = read_normalizer(normalizer)
-    if normalisation is None:
-        found = {key: normalizer.get(key) for key in normalizers.BERT}
-        raise InputError(
-            f"the normalizer of {path} is {found}; wanted {normalizers.BERT}"
-        )
-    found = {key: model.get(key) for key in MODEL}
-    if found != MODEL:
-        raise InputError(f"the model of {path} is {found}; wanted {MODEL}")
-    ids = model.get("vocab")
-    if not isinstance(ids, dict) or not ids:
-        raise InputError(f"{path} has no vocabulary (model.vocab)")
-    if not all(type(value) is int for value in ids.values()):
-        raise InputError(f"{path} has an id in model.vocab that is no whole number")
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise InputError(
-            f"the ids in {path} run from {min(ids.values())} to {max(ids.values())},"
-            f" but it has {len(ids)} tokens; wanted every id from 0 on once"
-        )
-    return sorted(ids, key=lambda token: ids[token]), normalisation
+    found = _first(folder, PUBLISHED)
+    if found is None:
+        raise InputError(f"{folder} has no tokenizer: none of {', '.join(PUBLISHED)}")
+    return found
+
+
+def _settings(place: str, settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Returns the settings, or those of the file beside a tokenizer; {} without one."""
+    if settings is not None:
+        return settings
+    beside = os.path.join(os.path.dirname(place), SETTINGS_FILE)
+    return places.read_object(beside) if places.exists(beside) else {}
+
+
+def _first(folder: str, names: Sequence[str]) -> str | None:
+    paths = [os.path.join(folder, name) for name in names]
+    return next((path for path in paths if places.exists(path)), None)
+
+
+def _open_wordpiece(path: str, max_tokens: int) -> WordPiece:
+    vocabulary, normalisation = read_tokens(path)
+    return WordPiece(vocabulary, max_tokens, path, normalisation)

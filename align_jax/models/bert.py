@@ -63,6 +63,8 @@ class BertConfig:
     undecayed: ClassVar[tuple[str, ...]] = ()
     optional_modules: ClassVar[tuple[str, ...]] = ()
     freezing_field: ClassVar[str] = ""
+    pad_token: ClassVar[int] = 0
+    end_token: ClassVar[int | None] = None
 
     vocabulary_size: Count
     max_tokens: Annotated[int, Range(least=3)] = 64

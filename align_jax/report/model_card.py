@@ -118,7 +118,7 @@ def _describe_model(weights: Weights[ModelConfig]) -> Iterator[str]:
         "parameters": f"{count:,}",
         "image tower": f"{image.kind}, {preprocess.image_size} pixels",
         "text tower": f"{text.kind}, {text.max_tokens} tokens",
-        "vocabulary": f"{len(weights.vocabulary):,} tokens",
+        "vocabulary": str(weights.tokenizer),
         "embedding": f"{config.width} numbers",
         "training steps": "unknown" if weights.step is None else f"{weights.step:,}",
     }

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from jax.sharding import Mesh
 
 from align_jax.config import read_part
-from align_jax.errors import InputError
 from align_jax.input.phases import Phase
 from align_jax.input.tokenizer import Tokenizer, open_tokenizer
 from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.tokens import check_tokenizer
 from align_jax.training.hard_pairs import HardPairs
 from align_jax.training.run_config import ModelFields, RunConfig
 from align_jax.training.step_plan import StepPlan
@@ -22,7 +22,9 @@ class PretrainConfig(RunConfig):
 
     Attributes:
       run: the string "pretrain".
-      vocabulary: file of the WordPiece vocabulary, vocab.txt or tokenizer.json.
+      vocabulary: file of the tokenizer, see `input.tokenizer.open_tokenizer`: a
+        WordPiece vocabulary (vocab.txt), a tokenizer.json, a .model of SentencePiece,
+        or CLIP's vocab.json.
       model: the towers, the embedding size and the form of the logits.
       hard_pairs: choice of each batch from a larger one; None to train on all pairs.
     """
@@ -111,14 +113,10 @@ class PretrainConfig(RunConfig):
         """Reads the vocabulary.
 
         Raises:
-          InputError: the file is missing or wrong, see `read_vocabulary`, or it has
-            more tokens than `model.text_tower.vocabulary_size`.
+          InputError: the file is missing or wrong, see `open_tokenizer`, or its ids
+            are not those of `model.text_tower`, see `check_tokenizer`.
         """
-        rows = self.model.text_tower.vocabulary_size
         tokenizer = open_tokenizer(self.vocabulary, self.text_length)
-        if tokenizer.size > rows:
-            raise InputError(
-                f"{self.vocabulary} has {tokenizer.size} tokens, but"
-                f" config.model.text_tower.vocabulary_size is {rows}; raise it"
-            )
+        tower, where = self.model.text_tower, "config.model.text_tower"
+        check_tokenizer(tokenizer, tower, self.vocabulary, where)
         return tokenizer

@@ -1,7 +1,8 @@
 """Writes the two encoders of a model as programs that run without this package.
 
 encoders.json         the inputs' shapes and types, and the preprocessing
-tokenizer.json        the tokenizer, for Hugging Face's library `tokenizers`
+tokenizer.json        the tokenizer, for Hugging Face's library `tokenizers`; one of
+                      SentencePiece is tokenizer.model with tokenizer_config.json
 
 With ONNX, for onnxruntime and others:
 
@@ -37,15 +38,13 @@ from align_jax.models.towers import execution_fields
 from align_jax.weights.folder import (
     WEIGHTS_FILE,
     Weights,
+    fitting_tokenizer,
     is_dual_encoder,
-    make_tokenizer,
     new_folder,
     write_tensors,
 )
-from align_jax.weights.huggingface_tokenizer import write_tokenizer
 from align_jax.weights.onnx_graph import BATCH
 from align_jax.weights.onnx_translation import OPSET, translate
-from align_jax.weights.vocabulary import TOKENIZER_FILE
 
 ENCODERS_FILE = "encoders.json"
 OUTPUT = "embeddings"
@@ -187,5 +186,5 @@ def _write_others(
 ) -> None:
     """Writes the description and the tokenizer."""
     places.write_json(folder / ENCODERS_FILE, described)
-    tokenizer = write_tokenizer(make_tokenizer(weights))
-    places.write_json(folder / TOKENIZER_FILE, tokenizer)
+    for name, content in fitting_tokenizer(weights).exported().items():
+        places.write_bytes(folder / name, content)

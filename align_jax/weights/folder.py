@@ -3,7 +3,8 @@
 model.json            type and config of the weights, number of training steps, and
                       preprocessing except for a tower
 weights.safetensors   float32 arrays; their names are paths joined by "."
-vocabulary.txt        tokens of the text tower, if there is one
+vocabulary.txt        tokenizer of the text tower, if there is one; in its place,
+                      tokenizer.json or tokenizer.model with tokenizer_config.json
 """
 
 import contextlib
@@ -22,19 +23,18 @@ from align_jax import places
 from align_jax.config import choose, read_config, stored_fields
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import (
-    Tokenizer,
-    find_normalisation,
-    read_vocabulary,
-)
+from align_jax.input.stored_tokenizer import VOCABULARY_FILE
+from align_jax.input.tokenizer import Tokenizer, find_stored, open_tokenizer
+from align_jax.input.wordpiece import WordPiece
+from align_jax.input.wordpiece_files import find_normalisation, read_tokens
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
+from align_jax.models.tokens import check_tokenizer
 from align_jax.models.towers import TowerConfig, read_image_tower, read_text_tower
 from align_jax.texts import NFKC_CASEFOLD, NONE
 from align_jax.weights.tensor_files import check_floats, read_safetensors
 from align_jax.weights.tensors import check_names
-from align_jax.weights.vocabulary import VOCABULARY_FILE, write_vocabulary
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -54,22 +54,20 @@ class Weights(Generic[OfT]):
       config: config of the model or tower.
       variables: float32 arrays by path, such as ("params", "image_tower", ...).
       preprocess: sizes of the pictures; None for a tower.
-      vocabulary: tokens by id; empty if there is no text tower.
+      tokenizer: tokenizer of the text tower, with the length of the tower's longest
+        sequences; None if there is no text tower.
       unused: tensors of another codebase that the model does not use, by their names
         there; a conversion back needs them.
       step: number of optimizer steps of the training, or None if unknown.
-      normalisation: the normalisation of texts, see `Tokenizer`; None for the one that
-        the vocabulary implies.
     """
 
     kind: str
     config: OfT
     variables: Mapping[Path, np.ndarray]
     preprocess: PreprocessConfig | None = None
-    vocabulary: tuple[str, ...] = ()
+    tokenizer: Tokenizer | None = None
     unused: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     step: int | None = None
-    normalisation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +128,13 @@ def is_dual_encoder(weights: Weights[Any]) -> TypeGuard[Weights[ModelConfig]]:
     return is_model(weights) and WEIGHTS_KINDS[weights.kind].reads_texts
 
 
-def make_tokenizer(weights: Weights[ModelConfig]) -> Tokenizer:
-    """Makes the tokenizer of a dual encoder; InputError if its vocabulary is wrong."""
-    return Tokenizer(
-        weights.vocabulary,
-        weights.config.text_tower.max_tokens,
-        normalisation=weights.normalisation,
-    )
+def fitting_tokenizer(weights: Weights[ModelConfig]) -> Tokenizer:
+    """Returns the tokenizer of a dual encoder; InputError if it does not fit."""
+    if weights.tokenizer is None:
+        raise InputError("the weights of this dual encoder have no tokenizer")
+    tower = weights.config.text_tower
+    check_tokenizer(weights.tokenizer, tower, "the tokenizer", "text_tower")
+    return weights.tokenizer.shortened(tower.max_tokens)
 
 
 def write_weights(weights: Weights, directory: str) -> None:
@@ -157,14 +155,13 @@ def write_weights(weights: Weights, directory: str) -> None:
     }
     if weights.preprocess is not None:
         described["preprocess"] = stored_fields(weights.preprocess)
-    if weights.normalisation is not None:
-        described["normalisation"] = weights.normalisation
     arrays = {".".join(path): array for path, array in weights.variables.items()}
     arrays |= {UNUSED + name: array for name, array in weights.unused.items()}
     with new_folder(directory) as folder:
         write_tensors(arrays, folder / WEIGHTS_FILE)
-        if weights.vocabulary:
-            write_vocabulary(weights.vocabulary, folder / VOCABULARY_FILE)
+        files = weights.tokenizer.files() if weights.tokenizer else {}
+        for name, content in files.items():
+            places.write_bytes(folder / name, content)
         places.write_json(folder / MODEL_FILE, described)
 
 
@@ -200,37 +197,55 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
         str(folder / WEIGHTS_FILE),
     )
     check_floats(arrays, arrays, str(folder / WEIGHTS_FILE))
-    normalisation = described.get("normalisation")
-    if normalisation is not None:
-        choose(NORMALISATIONS, normalisation, f"{where}: normalisation")
-    vocabulary: tuple[str, ...] = ()
+    tokenizer = None
     if kind.reads_texts:
-        vocabulary = tuple(read_vocabulary(str(folder / VOCABULARY_FILE)))
+        tower = config.text_tower if isinstance(config, ModelConfig) else config
+        normalisation = described.get("normalisation")
+        tokenizer = _read_tokenizer(folder, tower.max_tokens, normalisation)
     return Weights(
         kind=described["kind"],
         config=config,
         variables={tuple(name.split(".")): a for name, a in arrays.items()},
         preprocess=preprocess,
-        vocabulary=vocabulary,
+        tokenizer=tokenizer,
         unused=unused,
         step=described.get("step"),
-        normalisation=normalisation,
     )
+
+
+def _read_tokenizer(
+    folder: pathlib.Path, max_tokens: int, normalisation: str | None
+) -> Tokenizer:
+    """Opens the tokenizer of a folder.
+
+    Folders of earlier versions have the normalisation in `MODEL_FILE`.
+    """
+    path = find_stored(str(folder)) or str(folder / VOCABULARY_FILE)
+    if normalisation is None:
+        return open_tokenizer(path, max_tokens)
+    choose(NORMALISATIONS, normalisation, f"{folder / MODEL_FILE}: normalisation")
+    tokens, _ = read_tokens(path)
+    return WordPiece(tokens, max_tokens, path, normalisation)
 
 
 def digest(weights: Weights) -> str:
     """Returns a hash, 32 hex digits, of everything that a model's output depends on.
 
-    These are the config, the preprocessing, the vocabulary, the variables, and the
-    normalisation of texts if it is not the one that the vocabulary implies.
+    These are the config, the preprocessing, the tokenizer and the variables. Indexes
+    keep this hash, so it stays what earlier versions computed for WordPiece.
     """
     found = hashlib.blake2b(digest_size=16)
     described = [weights.config, weights.preprocess]
     fields = [part and stored_fields(part) for part in described]
-    found.update(json.dumps([fields, weights.vocabulary], sort_keys=True).encode())
-    implied = (None, find_normalisation(weights.vocabulary))
-    if weights.normalisation not in implied:
-        found.update(str(weights.normalisation).encode())
+    tokenizer, tokens, suffix = weights.tokenizer, [], ""
+    if isinstance(tokenizer, WordPiece):
+        tokens = [*tokenizer.tokens]
+        if tokenizer.normalisation != find_normalisation(tokens):
+            suffix = tokenizer.normalisation
+    elif tokenizer is not None:
+        suffix = tokenizer.digest
+    found.update(json.dumps([fields, tokens], sort_keys=True).encode())
+    found.update(suffix.encode())
     for path, array in sorted(weights.variables.items()):
         found.update(".".join(path).encode())
         found.update(np.ascontiguousarray(array).data)

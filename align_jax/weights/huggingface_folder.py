@@ -13,27 +13,26 @@ from align_jax import places
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import MASK
+from align_jax.input.wordpiece import WordPiece
+from align_jax.input.wordpiece_files import MASK, tokenizer_class, write_tokenizer
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
 from align_jax.weights import huggingface_config, huggingface_tensors
 from align_jax.weights.folder import (
     Weights,
+    fitting_tokenizer,
     is_dual_encoder,
-    make_tokenizer,
     new_folder,
     write_tensors,
 )
-from align_jax.weights.huggingface_tokenizer import tokenizer_class, write_tokenizer
 from align_jax.weights.huggingface_vocabulary import (
     SPECIAL_FIELDS,
     read_optional,
-    read_uncased_vocabulary,
+    read_uncased,
 )
 from align_jax.weights.tensor_files import check_floats, read_tensors
 from align_jax.weights.tensors import check_names, to_ours, to_theirs
-from align_jax.weights.vocabulary import write_vocabulary
 
 # Fields of the image processor that give our preprocessing; sizes and resampling are
 # set elsewhere.
@@ -75,9 +74,8 @@ def read_align(directory: str) -> Weights[ModelConfig]:
     config = huggingface_config.read_model_config(
         places.read_object(path), preprocess.image_size, _max_tokens(folder), str(path)
     )
-    vocabulary, normalisation = read_uncased_vocabulary(
-        folder, config.text_tower.vocabulary_size
-    )
+    tower = config.text_tower
+    tokenizer = read_uncased(folder, tower.vocabulary_size, tower.max_tokens)
     found, source = read_tensors(folder)
     tensors = huggingface_tensors.list_tensors(config)
     wanted = {tensor.name: tensor.shape for tensor in tensors}
@@ -97,9 +95,8 @@ def read_align(directory: str) -> Weights[ModelConfig]:
         config=config,
         variables=variables,
         preprocess=preprocess,
-        vocabulary=vocabulary,
+        tokenizer=tokenizer,
         unused=unused,
-        normalisation=normalisation,
     )
 
 
@@ -117,7 +114,7 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     config = huggingface_config.read_bert_config(
         places.read_object(path), _max_tokens(folder), str(path)
     )
-    vocabulary, normalisation = read_uncased_vocabulary(folder, config.vocabulary_size)
+    tokenizer = read_uncased(folder, config.vocabulary_size, config.max_tokens)
     found, source = read_tensors(folder)
     prefix = "bert." if any(name.startswith("bert.") for name in found) else ""
     # Early checkpoints use TensorFlow's names for the scale and shift of layer norm.
@@ -131,13 +128,7 @@ def read_bert(directory: str) -> Weights[BertConfig]:
     check_names(shapes, wanted, source)
     check_floats(found, wanted, source)
     variables = to_ours(tensors, found, tower_shapes("text_tower", config))
-    return Weights(
-        "text_tower",
-        config,
-        variables,
-        vocabulary=vocabulary,
-        normalisation=normalisation,
-    )
+    return Weights("text_tower", config, variables, tokenizer=tokenizer)
 
 
 def write_align(
@@ -175,7 +166,10 @@ def write_align(
         "resample": BILINEAR,
     }
     special = SPECIAL_FIELDS | {"mask_token": MASK}
-    described_tokenizer = write_tokenizer(make_tokenizer(weights))
+    own = fitting_tokenizer(weights)
+    if not isinstance(own, WordPiece):
+        raise InputError(f"an AlignModel has BERT's WordPiece; this model has {own}")
+    described_tokenizer = write_tokenizer(own.tokens, own.normalisation)
     tokenizer = special | {
         "tokenizer_class": tokenizer_class(described_tokenizer),
         "processor_class": "AlignProcessor",
@@ -193,7 +187,7 @@ def write_align(
     }
     with new_folder(directory) as folder:
         write_tensors(arrays, folder / "model.safetensors")
-        write_vocabulary(weights.vocabulary, folder / "vocab.txt")
+        places.write_text(folder / "vocab.txt", "".join(f"{t}\n" for t in own.tokens))
         for name, content in files.items():
             places.write_json(folder / name, content)
         for name, text in (texts or {}).items():

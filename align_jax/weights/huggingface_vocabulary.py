@@ -10,9 +10,17 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import CLS, PAD, SEP, SPECIAL, UNKNOWN, read_tokens
+from align_jax.input.wordpiece import WordPiece
+from align_jax.input.wordpiece_files import (
+    CLS,
+    PAD,
+    PRE_TOKENIZER,
+    SEP,
+    SPECIAL,
+    UNKNOWN,
+    read_tokens,
+)
 from align_jax.texts import NONE
-from align_jax.weights.huggingface_tokenizer import PRE_TOKENIZER
 
 # Values of the fields of tokenizer_config.json with which the ids are ours. A field
 # that is absent or null has the first value.
@@ -41,18 +49,17 @@ SPECIAL_FIELDS = {
 }
 
 
-def read_uncased_vocabulary(
-    folder: pathlib.Path, rows: int
-) -> tuple[tuple[str, ...], str]:
+def read_uncased(folder: pathlib.Path, rows: int, max_tokens: int) -> WordPiece:
     """Reads vocab.txt or tokenizer.json.
 
     Args:
       folder: folder of the model.
       rows: number of rows of the word embedding.
+      max_tokens: length of the token sequences.
 
     Returns:
-      The tokens in the order of their ids, and the normalisation of texts: NONE, except
-      in a folder that `write_align` wrote.
+      The tokenizer. Its normalisation is NONE, except in a folder that `write_align`
+      wrote.
 
     Raises:
       InputError: the folder has neither file, or both with different tokens; the
@@ -76,7 +83,7 @@ def read_uncased_vocabulary(
             f"{present[0]} has {len(vocabulary)} tokens, but the checkpoint's word"
             f" embedding has {rows} rows"
         )
-    return tuple(vocabulary), normalisation or NONE
+    return WordPiece(vocabulary, max_tokens, str(folder), normalisation or NONE)
 
 
 def check_tokenizer(folder: pathlib.Path) -> None:

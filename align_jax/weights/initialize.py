@@ -180,19 +180,11 @@ def _check_vocabulary(
     """Raises InputError if the weights were trained with other ids of equal texts."""
     if tokenizer is None:
         return
-    theirs = Tokenizer(
-        weights.vocabulary, tokenizer.max_tokens, source, weights.normalisation
-    )
-    if theirs.tokens != tokenizer.tokens:
+    theirs = weights.tokenizer
+    if theirs is None or theirs.digest != tokenizer.digest:
         raise InputError(
-            f"config.vocabulary has {tokenizer.size} tokens and is not the vocabulary"
-            f" of {source}, which has {theirs.size}"
-        )
-    if theirs.normalisation != tokenizer.normalisation:
-        raise InputError(
-            f"config.vocabulary has the tokens of {source}, but normalises texts by"
-            f" {tokenizer.normalisation!r} instead of {theirs.normalisation!r}; give a"
-            " tokenizer.json with that normalisation"
+            f"config.vocabulary has {tokenizer} and is not the vocabulary of {source},"
+            f" which has {theirs}; give the tokenizer that lies in that folder"
         )
 
 

@@ -109,7 +109,6 @@ def _read_checkpoint(
         config=described.model,
         variables=read_variables(workdir, step, identity, shapes),
         preprocess=described.preprocess,
-        vocabulary=tokenizer.tokens if tokenizer else (),
-        normalisation=tokenizer.normalisation if tokenizer else None,
+        tokenizer=tokenizer,
         step=step,
     )

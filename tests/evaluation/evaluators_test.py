@@ -15,7 +15,7 @@ from align_jax.evaluation.runner import (
     make_evaluators,
     run_evaluators,
 )
-from align_jax.input.tokenizer import Tokenizer
+from align_jax.input.wordpiece import WordPiece
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.weights.source import open_weights
@@ -142,7 +142,7 @@ def test_scores_depend_on_neither_batch_size_nor_devices(directory, tmp_path, me
     for devices, batch_size in ((1, 5), (8, 16)):
         embedder = Embedder(
             DualEncoder(weights.config, batch_norm_group=1),
-            Tokenizer(weights.vocabulary, weights.config.text_tower.max_tokens),
+            weights.tokenizer,
             weights.preprocess,
             mesh_of(devices),
             batch_size,

@@ -15,11 +15,9 @@ import tensorflow as tf
 from align_jax.errors import InputError
 from align_jax.input.characters import replacements
 from align_jax.input.normalizers import BERT, read_normalizer, write_normalizer
-from align_jax.input.tokenizer import (
-    Tokenizer,
-    find_normalisation,
-    open_tokenizer,
-)
+from align_jax.input.tokenizer import open_tokenizer
+from align_jax.input.wordpiece import WordPiece
+from align_jax.input.wordpiece_files import find_normalisation
 from align_jax.texts import NFKC_CASEFOLD, NONE, check_template, check_text, normalise
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/tokenizer.json.gz"
@@ -47,7 +45,7 @@ def make_vocabulary() -> list[str]:
 
 
 def test_a_caption_has_the_ids_of_the_text_that_the_corpus_stores():
-    tokenizer = Tokenizer(make_vocabulary(), 96)
+    tokenizer = WordPiece(make_vocabulary(), 96)
     assert tokenizer.normalisation == NFKC_CASEFOLD
     stored = [normalise(text, 1000) for text in CAPTIONS]
     asked, learned = (
@@ -57,7 +55,7 @@ def test_a_caption_has_the_ids_of_the_text_that_the_corpus_stores():
     np.testing.assert_array_equal(tokenizer.encode(CAPTIONS), asked)
     assert not (asked == tokenizer.tokens.index("[UNK]")).any()
     # Stored texts have the same ids without this step, so old corpora keep theirs.
-    plain = Tokenizer(make_vocabulary(), 96, normalisation=NONE)
+    plain = WordPiece(make_vocabulary(), 96, normalisation=NONE)
     np.testing.assert_array_equal(plain(tf.constant(stored)).numpy(), learned)
     assert (plain(tf.constant(CAPTIONS)).numpy() != asked).any(1).sum() >= 8
 
@@ -92,7 +90,7 @@ def test_a_vocabulary_says_what_it_was_made_from():
 
 def test_the_normalisation_is_part_of_the_identity(tmp_path):
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    ours = Tokenizer([*special, "a"], 8)
+    ours = WordPiece([*special, "a"], 8)
     path = tmp_path / "tokenizer.json"
     vocabulary = {token: i for i, token in enumerate(ours.tokens)}
     model = {"type": "WordPiece", "unk_token": "[UNK]", "vocab": vocabulary}

@@ -10,7 +10,7 @@ from align_jax.input.datasets import DatasetConfig
 from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import Tokenizer
+from align_jax.input.wordpiece import WordPiece
 from align_jax.input.training_data import InputConfig, open_training
 from tests import tiny
 from tests.input.batches import LENGTHS, NumberReader, assert_equal, batches, numbers
@@ -94,7 +94,7 @@ def test_a_phase_of_the_same_sizes_changes_no_bit(directory):
 
 
 def test_texts_are_cut_to_the_length_of_the_phase(directory):
-    tokenizer = Tokenizer(tiny.WORDS, 6)
+    tokenizer = WordPiece(tiny.WORDS, 6)
     phases = (Phase(0, 8, SMALL, 3), Phase(1, 8, SMALL, 6))
     short, long = read(directory, 2, phases=phases, tokenizer=tokenizer)
     assert (short["tokens"].shape, long["tokens"].shape) == ((8, 3), (8, 6))

@@ -11,11 +11,9 @@ import tensorflow as tf
 
 from align_jax.errors import InputError
 from align_jax.input.characters import replacements, split_words
-from align_jax.input.tokenizer import (
-    Tokenizer,
-    open_tokenizer,
-    read_vocabulary,
-)
+from align_jax.input.tokenizer import open_tokenizer
+from align_jax.input.wordpiece import WordPiece
+from align_jax.input.wordpiece_files import read_vocabulary
 from align_jax.texts import NONE
 
 # Vocabulary, texts and ids of Hugging Face's tokenizer, see golden/make_tokenizer.py.
@@ -72,7 +70,7 @@ def test_both_forms_give_the_same_ids_for_any_vocabulary():
             length = draw.randint(1, 4)
             piece = "".join(draw.choices("abcd日#[]-,'", k=length))
             pieces.add(draw.choice(["", "##"]) + piece)
-        tokenizer = Tokenizer(
+        tokenizer = WordPiece(
             ["[PAD]", *sorted(pieces - {"[PAD]"})], draw.choice([2, 3, 8, 40])
         )
         drawn = [

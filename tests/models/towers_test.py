@@ -14,6 +14,7 @@ from align_jax.devices.mesh import Placement
 from align_jax.embed.model import load
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.wordpiece import WordPiece
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig, expand_stages
@@ -114,7 +115,7 @@ def test_a_new_tower_s_weights_come_back(toys, tmp_path, mesh_of, mixed_types):
         config.model,
         jax.tree.map(np.asarray, flatten(state.variables)),
         PreprocessConfig(resize=18, image_size=16),
-        tuple(tiny.WORDS),
+        tiny.make_tokenizer(config.model),
     )
     write_weights(weights, str(tmp_path / "model"))
     found = read_weights(str(tmp_path / "model"))
@@ -258,7 +259,7 @@ def test_files_of_earlier_versions_fit():
         model,
         {("params", "temperature"): np.ones((), np.float32)},
         PreprocessConfig(resize=18, image_size=16),
-        ("[PAD]", "[UNK]"),
+        WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], 6),
     )
     assert digest(weights) == "c709a8105917d1fdfbbab295b4e44bd8"
     smallest = dataclasses.replace(model, image_tower=EfficientNetConfig.smallest())

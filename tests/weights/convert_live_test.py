@@ -12,10 +12,9 @@ from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.texts import NONE
 from align_jax.weights.huggingface_folder import write_align
-from align_jax.weights.huggingface_vocabulary import read_uncased_vocabulary
+from align_jax.weights.huggingface_vocabulary import read_uncased
 from align_jax.weights.source import open_weights
 from align_jax.weights.tensor_files import read_tensors
-from align_jax.weights.vocabulary import write_vocabulary
 from tests.golden import align_arrays
 from tests.weights.convert_test import IMAGE_PROCESSOR, tensors_of
 
@@ -66,7 +65,7 @@ def make_processor(folder: pathlib.Path, size: int):
         image_processing_pil_efficientnet as pil,
     )
 
-    write_vocabulary(tuple(WORDS), folder / "words.txt")
+    (folder / "words.txt").write_text("".join(f"{word}\n" for word in WORDS))
     images = pil.EfficientNetImageProcessorPil(
         **IMAGE_PROCESSOR,
         resample=2,
@@ -184,7 +183,7 @@ def test_an_exported_processor_tokenizes_as_we_do(tmp_path):
 
     from align_jax.input.characters import replacements
     from align_jax.input.preprocess import PreprocessConfig
-    from align_jax.input.tokenizer import Tokenizer
+    from align_jax.input.wordpiece import WordPiece
     from align_jax.models.bert import BertConfig
     from align_jax.models.dual_encoder import ModelConfig
     from align_jax.models.efficientnet import EfficientNetConfig
@@ -202,10 +201,13 @@ def test_an_exported_processor_tokenizes_as_we_do(tmp_path):
         config,
         {path: np.full(shape, 0.5, np.float32) for path, shape in shapes.items()},
         PreprocessConfig(resize=20, image_size=16),
-        vocabulary,
+        WordPiece(vocabulary, 96),
     )
     write_align(weights, str(tmp_path / "exported"))
-    assert open_weights(str(tmp_path / "exported")).normalisation == NFKC_CASEFOLD
+    assert (
+        open_weights(str(tmp_path / "exported")).tokenizer.normalisation
+        == NFKC_CASEFOLD
+    )
     replaced = replacements(NFKC_CASEFOLD)
     points = [*range(0xD800), *range(0xE000, 0x110000)]
     changed = [chr(p) for p in points if replaced[p].strip() != chr(p)]
@@ -216,7 +218,7 @@ def test_an_exported_processor_tokenizes_as_we_do(tmp_path):
     found = processor.tokenizer(
         texts, padding="max_length", max_length=96, truncation=True
     )["input_ids"]
-    np.testing.assert_array_equal(found, Tokenizer(vocabulary, 96)(texts).numpy())
+    np.testing.assert_array_equal(found, WordPiece(vocabulary, 96)(texts).numpy())
 
 
 class Touch:
@@ -273,7 +275,7 @@ def test_a_tokenizer_that_transformers_saved_is_read_or_refused(tmp_path, name, 
     vocabulary = {word: index for index, word in enumerate(WORDS)}
     BertTokenizer(vocab=vocabulary, **{name: value}).save_pretrained(tmp_path)
     if value:
-        assert read_uncased_vocabulary(tmp_path, len(WORDS)) == (tuple(WORDS), NONE)
+        assert read_uncased(tmp_path, len(WORDS), 6).tokens == tuple(WORDS)
     else:
         with pytest.raises(InputError, match=f"{name} is False"):
-            read_uncased_vocabulary(tmp_path, len(WORDS))
+            read_uncased(tmp_path, len(WORDS), 6)

@@ -130,8 +130,8 @@ def test_our_folder_comes_back_as_it_went(folder, tmp_path):
     again = read_weights(str(tmp_path / "ours"))
     assert again.config == weights.config
     assert again.preprocess == weights.preprocess
-    assert again.vocabulary == weights.vocabulary == tuple(TOKENS)
-    assert again.normalisation == weights.normalisation == NONE
+    assert again.tokenizer.tokens == weights.tokenizer.tokens == tuple(TOKENS)
+    assert again.tokenizer.normalisation == weights.tokenizer.normalisation == NONE
     for mine, other in (
         (again.variables, weights.variables),
         (again.unused, weights.unused),

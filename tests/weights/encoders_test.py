@@ -44,7 +44,7 @@ def make_inputs(weights):
     random = np.random.default_rng(0)
     side, length = weights.preprocess.image_size, weights.config.text_tower.max_tokens
     images = random.integers(0, 256, (COUNT, side, side, 3), np.uint8)
-    tokens = random.integers(4, len(weights.vocabulary), (COUNT, length), np.int32)
+    tokens = random.integers(4, weights.tokenizer.size, (COUNT, length), np.int32)
     tokens[np.arange(length) >= random.integers(1, length + 1, COUNT)[:, None]] = 0
     return {"images": images, "tokens": tokens}
 

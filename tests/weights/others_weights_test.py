@@ -9,12 +9,12 @@ import safetensors.numpy
 
 from align_jax.errors import InputError
 from align_jax.input.normalizers import BERT
-from align_jax.input.tokenizer import MODEL
+from align_jax.input.wordpiece_files import MODEL
 from align_jax.texts import NONE
 from align_jax.weights.folder import read_weights, write_weights
 from align_jax.weights.huggingface_config import read_bert_config, read_model_config
 from align_jax.weights.huggingface_folder import IMAGE_PROCESSOR, read_align
-from align_jax.weights.huggingface_vocabulary import read_uncased_vocabulary
+from align_jax.weights.huggingface_vocabulary import read_uncased
 from tests.weights.convert_test import TOKENS, edit, tensors_of, write_huggingface
 from tests.weights.tensor_files_test import safetensors_of
 
@@ -128,10 +128,11 @@ def test_the_uncased_tokenizer_is_read_in_all_its_forms(folder):
         added_tokens=[{"content": "[MASK]"}, {"content": "<x>", "special": True}],
     )
     (folder / "tokenizer.json").write_text(json.dumps(fast))
-    assert read_uncased_vocabulary(folder, 12) == (tuple(TOKENS), NONE)
+    found = read_uncased(folder, 12, 6)
+    assert (found.tokens, found.normalisation) == (tuple(TOKENS), NONE)
     (folder / "vocab.txt").unlink()
     weights = read_align(str(folder))
-    assert weights.vocabulary == tuple(TOKENS)
+    assert weights.tokenizer.tokens == tuple(TOKENS)
     assert weights.config.text_tower.max_tokens == 16  # the rows of the positions
 
 

@@ -13,7 +13,8 @@ import pytest
 import align_jax
 from align_jax.errors import InputError
 from align_jax.evaluation.evaluators import EVALUATORS
-from align_jax.input.tokenizer import Tokenizer, open_tokenizer
+from align_jax.input.tokenizer import open_tokenizer
+from align_jax.input.wordpiece import WordPiece
 from align_jax.runs.provenance import read_starts
 from align_jax.texts import NFKC_CASEFOLD, NONE
 from align_jax.train import train
@@ -201,7 +202,7 @@ def test_a_run_goes_on_with_its_own_vocabulary_only(data, run, tmp_path):
 def test_a_copy_keeps_any_token_and_the_normalisation(
     tmp_path, token, normalisation, file
 ):
-    tokenizer = Tokenizer([*tiny.WORDS, token], 6, normalisation=normalisation)
+    tokenizer = WordPiece([*tiny.WORDS, token], 6, normalisation=normalisation)
     assert find_vocabulary(str(tmp_path), "named") == "named"
     keep_copy(str(tmp_path), tokenizer)
     check_copy(str(tmp_path), tokenizer)
@@ -210,7 +211,7 @@ def test_a_copy_keeps_any_token_and_the_normalisation(
     copy = open_tokenizer(found, 6)
     assert (copy.tokens, copy.digest) == (tokenizer.tokens, tokenizer.digest)
     other = NFKC_CASEFOLD if tokenizer.normalisation == NONE else NONE
-    changed = Tokenizer([*tiny.WORDS, token], 6, normalisation=other)
+    changed = WordPiece([*tiny.WORDS, token], 6, normalisation=other)
     with pytest.raises(InputError, match=f"normalisation {other}"):
         check_copy(str(tmp_path), changed)
 

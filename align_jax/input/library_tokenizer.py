@@ -1,0 +1,329 @@
+"""Tokenizers that Hugging Face's library `tokenizers` computes from a tokenizer.json.
+
+These are byte-level BPE, as CLIP has it, and SentencePiece's BPE and Unigram models in
+the library's form, such as Gemma's for SigLIP 2. The ids equal the library's with
+`encode_special_tokens`: a text that spells a special token is plain text.
+"""
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from align_jax.errors import InputError
+from align_jax.input.framed_tokenizer import Frame, FramedTokenizer
+from align_jax.input.hub_settings import added_ends, check_sides, named_token
+from align_jax.input.stored_tokenizer import TOKENIZER_FILE
+
+MODELS = ("BPE", "Unigram")
+# Parts of a tokenizer.json that ids depend on; `padding` and `truncation` are written
+# anew, and decoders are not used.
+PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
+LOWERCASE = {"type": "Lowercase"}
+# Classes of transformers that put it before a normalizer that lacks it.
+LOWERCASING = ("Siglip2Tokenizer", "Siglip2TokenizerFast")
+PAIRED = ("BertProcessing", "RobertaProcessing")
+
+
+def open_described(
+    described: Mapping[str, Any],
+    max_tokens: int,
+    source: str,
+    settings: Mapping[str, Any],
+) -> "LibraryTokenizer":
+    """Opens a tokenizer that is not WordPiece.
+
+    Args:
+      described: content of a tokenizer.json.
+      max_tokens: length of the token sequences, special tokens included.
+      source: its path, for messages.
+      settings: fields of tokenizer_config.json. Of these, `tokenizer_class`,
+        `pad_token`, `add_bos_token` and `add_eos_token` have an effect.
+
+    Raises:
+      InputError: the file is not one of a BPE or Unigram model, is broken, or does not
+        say which token is padding.
+      ModuleNotFoundError: the package `tokenizers` is missing.
+    """
+    model = described.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    if kind not in MODELS:
+        raise InputError(
+            f"the model of {source} is {kind!r}; wanted WordPiece, {', '.join(MODELS)}"
+        )
+    check_sides(settings, source)
+    parts = {"version": "1.0"} | {name: described.get(name) for name in PARTS}
+    parts["added_tokens"] = parts["added_tokens"] or []
+    if settings.get("tokenizer_class") in LOWERCASING:
+        parts["normalizer"] = _lowercased(parts["normalizer"])
+    ids = _ids_of(parts, source)
+    first, last = _ends(parts["post_processor"], source)
+    for name, ends in zip(("bos", "eos"), (first, last), strict=True):
+        named = added_ends(settings, name)
+        if named is not None:
+            ends[:] = [_id_of(ids, token, source) for token in named]
+    pad = named_token(settings, "pad_token")
+    if pad is not None:
+        pad_id = _id_of(ids, pad, source)
+    elif isinstance(padding := described.get("padding"), dict):
+        pad_id = padding["pad_id"]
+    else:
+        raise InputError(
+            f"{source} does not say which token is padding; put the model's"
+            " tokenizer_config.json, with its pad_token, beside it"
+        )
+    names = {number: token for token, number in ids.items()}
+    parts["post_processor"] = _template(first, last, names)
+    return LibraryTokenizer(parts, max_tokens, Frame((*first,), (*last,), pad_id), ids)
+
+
+class LibraryTokenizer(FramedTokenizer):
+    """A BPE or Unigram tokenizer, see `FramedTokenizer`."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        max_tokens: int,
+        frame: Frame,
+        ids: Mapping[str, int],
+        source: str = "the tokenizer",
+    ) -> None:
+        """Prepares the library's tokenizer.
+
+        Args:
+          parts: the `PARTS` of a tokenizer.json; its post-processor adds the frame.
+          max_tokens: length of the token sequences.
+          frame: the special tokens.
+          ids: ids by token, added tokens included.
+          source: origin of the tokenizer, for messages.
+
+        Raises:
+          InputError: the library refuses the parts, or a reason of `FramedTokenizer`.
+          ModuleNotFoundError: the package `tokenizers` is missing.
+        """
+        size = max(ids.values()) + 1
+        super().__init__(size, max_tokens, frame, parts, source)
+        self.kind = parts["model"]["type"]
+        self._names = {i: token for token, i in ids.items() if i == frame.pad}
+        self._library = Library(json.dumps(parts, ensure_ascii=False), frame, source)
+
+    def split(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of texts, without special tokens."""
+        return self._library.split(texts)
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the tokenizer.json, by its name; its padding and truncation are ours.
+
+        So the library alone gives the rows of `encode`.
+        """
+        pad, length = self.pad_token, self.max_tokens
+        truncation = {
+            "direction": "Right",
+            "max_length": length,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        }
+        padding = {
+            "strategy": {"Fixed": length},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": pad,
+            "pad_type_id": 0,
+            "pad_token": self._names[pad],
+        }
+        parts = json.loads(self._library.content)
+        stored = parts | {"truncation": truncation, "padding": padding, "decoder": None}
+        return {TOKENIZER_FILE: json.dumps(stored, ensure_ascii=False).encode()}
+
+    def __str__(self) -> str:
+        return f"{self.size} tokens ({self.kind}, padding {self.pad_token})"
+
+
+class Library:
+    """The library's object, which copies share and other processes make anew.
+
+    Attributes:
+      content: the parts of the tokenizer.json, as JSON.
+    """
+
+    def __init__(self, content: str, frame: Frame, source: str) -> None:
+        """Makes the library's object; InputError if the library refuses the content."""
+        self.content, self._frame, self._source = content, frame, source
+        self._open()
+
+    def split(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of texts, without special tokens."""
+        found = self._opened.encode_batch_fast([*texts], add_special_tokens=False)
+        return [text.ids for text in found]
+
+    def __getstate__(self) -> tuple[str, Frame, str]:
+        return self.content, self._frame, self._source
+
+    def __setstate__(self, state: tuple[str, Frame, str]) -> None:
+        self.content, self._frame, self._source = state
+        self._open()
+
+    def _open(self) -> None:
+        import tokenizers
+
+        parts = json.loads(self.content)
+        special = {t["content"] for t in parts["added_tokens"] if t["special"]}
+        ids = _ids_of(parts, self._source)
+        special |= {token for token, i in ids.items() if i in _framed(self._frame)}
+        plain = json.dumps(_without(parts, special), ensure_ascii=False)
+        try:
+            self._opened = tokenizers.Tokenizer.from_str(plain)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"{self._source} is broken: {error}") from error
+        self._opened.encode_special_tokens = True
+        for token in parts["added_tokens"]:
+            found = self._opened.token_to_id(token["content"])
+            if not token["special"] and found != token["id"]:
+                raise InputError(
+                    f"{self._source} adds {token['content']!r} as {token['id']}, but"
+                    f" the library as {found}"
+                )
+
+
+def _framed(frame: Frame) -> set[int]:
+    return {*frame.first, *frame.last, frame.pad}
+
+
+def _without(parts: Mapping[str, Any], special: Set[str]) -> dict[str, Any]:
+    """Returns a tokenizer.json whose model makes no special token of a text.
+
+    The library looks for special tokens before the model does. Without that, pieces and
+    merges that spell one must go, too.
+    """
+    model = dict(parts["model"])
+    if model["type"] == "Unigram":
+        # An empty piece matches nothing, and keeps the ids of those after it.
+        model["vocab"] = [
+            ["" if piece in special else piece, score]
+            for piece, score in model["vocab"]
+        ]
+        kept = {piece for piece, _ in parts["model"]["vocab"]}
+    else:
+        prefix = model.get("continuing_subword_prefix") or ""
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        model["merges"] = [
+            [left, right]
+            for left, right in pairs
+            if left + right.removeprefix(prefix) not in special
+        ]
+        unknown = model.get("unk_token")
+        if model.get("ignore_merges"):
+            spelled = special - {unknown}
+            model["vocab"] = {
+                t: i for t, i in model["vocab"].items() if t not in spelled
+            }
+        if unknown in special and _frames(parts, unknown):
+            model["unk_token"] = None  # as CLIP's, whose bytes are all known
+        kept = set(parts["model"]["vocab"])
+    added = [
+        token
+        for token in parts["added_tokens"]
+        if not (token["special"] and token["content"] in kept)
+    ]
+    return dict(parts) | {"model": model, "added_tokens": added, "post_processor": None}
+
+
+def _frames(parts: Mapping[str, Any], token: str) -> bool:
+    return token in (parts["post_processor"] or {}).get("special_tokens", {})
+
+
+def _ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
+    """Returns the ids of all tokens; InputError if the file does not list them."""
+    try:
+        found = parts["model"]["vocab"]
+        if parts["model"]["type"] == "Unigram":
+            found = {piece: number for number, (piece, _) in enumerate(found)}
+        ids = dict(found) | {t["content"]: t["id"] for t in parts["added_tokens"]}
+        [token["special"] for token in parts["added_tokens"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{source} has a broken list of tokens: {error!r}") from error
+    if not ids or not all(type(number) is int for number in ids.values()):
+        raise InputError(f"{source} has no tokens, or an id that is no whole number")
+    return ids
+
+
+def _id_of(ids: Mapping[str, int], token: str, source: str) -> int:
+    if token not in ids:
+        raise InputError(f"{source} has no token {token!r}, which its settings name")
+    return ids[token]
+
+
+def _lowercased(normalizer: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns a normalizer that begins with lower-casing."""
+    if normalizer is None:
+        return LOWERCASE
+    steps = (
+        normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    )
+    if steps[0] == LOWERCASE:
+        return normalizer
+    return {"type": "Sequence", "normalizers": [LOWERCASE, *steps]}
+
+
+def _ends(processor: Any, source: str) -> tuple[list[int], list[int]]:
+    """Returns the ids that a post-processor puts before and after a text.
+
+    Raises:
+      InputError: the post-processor is of a type that we do not know, or broken.
+    """
+    first: list[int] = []
+    last: list[int] = []
+    if processor is None:
+        return first, last
+    try:
+        kind = processor["type"]
+        if kind == "Sequence":
+            for step in processor["processors"]:
+                before, after = _ends(step, source)
+                first, last = before + first, last + after
+        elif kind in PAIRED:
+            first, last = [processor["cls"][1]], [processor["sep"][1]]
+        elif kind == "TemplateProcessing":
+            ends = first
+            for item in processor["single"]:
+                if "Sequence" in item:
+                    ends = last
+                else:
+                    name = item["SpecialToken"]["id"]
+                    ends += processor["special_tokens"][name]["ids"]
+        elif kind != "ByteLevel":
+            raise InputError(
+                f"the post_processor of {source} is {kind!r}; wanted"
+                f" TemplateProcessing, {', '.join(PAIRED)} or ByteLevel"
+            )
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"the post_processor of {source} lacks {error}") from error
+    return first, last
+
+
+def _template(
+    first: Sequence[int], last: Sequence[int], names: Mapping[int, str]
+) -> dict[str, Any] | None:
+    """Returns the post-processor that puts ids around a text."""
+    if not first and not last:
+        return None
+
+    def around(name: str, type_id: int) -> list[dict[str, Any]]:
+        specials = [
+            [{"SpecialToken": {"id": names[i], "type_id": type_id}} for i in ends]
+            for ends in (first, last)
+        ]
+        return [
+            *specials[0],
+            {"Sequence": {"id": name, "type_id": type_id}},
+            *specials[1],
+        ]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": [*around("A", 0), *around("B", 1)],
+        "special_tokens": {
+            names[i]: {"id": names[i], "ids": [i], "tokens": [names[i]]}
+            for i in sorted({*first, *last})
+        },
+    }
