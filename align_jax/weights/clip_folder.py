@@ -17,6 +17,7 @@ from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import Tokenizer, find_published, open_tokenizer
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
+from align_jax.models.tokens import check_tokenizer
 from align_jax.models.towers import TowerConfig
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import VitConfig
@@ -26,6 +27,7 @@ from align_jax.weights.clip_config import CLIP, SIGLIP
 from align_jax.weights.described_fields import read_token_limit
 from align_jax.weights.folder import (
     Weights,
+    fitting_tokenizer,
     is_dual_encoder,
     new_folder,
     write_tensors,
@@ -50,7 +52,11 @@ from align_jax.weights.tensors import (
 )
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-OPEN_CLIP_NAMES = ("open_clip_model", "open_clip_pytorch_model")
+OPEN_CLIP_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 TEMPERATURE, LOG_TEMPERATURE = ("params", "temperature"), ("params", "log_temperature")
 # Buffers that some versions save; they hold 0, 1, 2, ...
 BUFFERS = tuple(f"{t}_model.embeddings.position_ids" for t in ("text", "vision"))
@@ -93,7 +99,7 @@ def read_open_clip(directory: str) -> Weights[ModelConfig]:
     )
     size = described["model_cfg"]["vision_cfg"].get("image_size", 224)
     pictures = read_open_clip_pictures(described.get("preprocess_cfg"), size, str(path))
-    found, source = read_tensors(folder, OPEN_CLIP_NAMES)
+    found, source = read_tensors(folder, OPEN_CLIP_FILES)
     prefix = "text." if "text.positional_embedding" in found else ""
     tensors = open_tensors.list_tensors(config, prefix)
     buffer = (f"{prefix}attn_mask",)
@@ -126,8 +132,7 @@ def _make_weights(
             f"{folder}: pictures of {side} pixels have {side // image.patch} patches a"
             f" side, but the network has positions for {image.position_grid}"
         )
-    tokenizer = _open_tokenizer(folder, text)
-    text = dataclasses.replace(text, pad_token=tokenizer.pad_token)
+    text, tokenizer = _open_tokenizer(folder, text)
     config = dataclasses.replace(config, text_tower=text)
     found, source = checkpoint
     unused = {name: found[name] for name in buffers if name in found}
@@ -166,8 +171,7 @@ def read_clip_tower(directory: str) -> Weights[TowerConfig]:
     else:
         limit = read_token_limit(folder)
         text = clip_config.read_text_tower(kind, described, limit, str(path))
-        tokenizer = _open_tokenizer(folder, text)
-        config = dataclasses.replace(text, pad_token=tokenizer.pad_token)
+        config, tokenizer = _open_tokenizer(folder, text)
         tensors = clip_tensors.text_tensors(config, prefix)
     wanted = list_shapes(tensors)
     shapes = {key: array.shape for key, array in found.items() if key in wanted}
@@ -177,25 +181,20 @@ def read_clip_tower(directory: str) -> Weights[TowerConfig]:
     return Weights(name, config, variables, tokenizer=tokenizer)
 
 
-def _open_tokenizer(folder: pathlib.Path, text: TransformerConfig) -> Tokenizer:
-    """Opens the tokenizer of a folder.
+def _open_tokenizer(
+    folder: pathlib.Path, text: TransformerConfig
+) -> tuple[TransformerConfig, Tokenizer]:
+    """Opens the tokenizer of a folder; returns the tower with its padding, and it.
 
     Raises:
       InputError: it has more tokens than the network, or ends texts otherwise.
     """
     path = find_published(str(folder))
     tokenizer = open_tokenizer(path, text.max_tokens)
-    if tokenizer.size > text.vocabulary_size:
-        raise InputError(
-            f"{path} has {tokenizer.size} tokens, but the network's word embedding has"
-            f" {text.vocabulary_size} rows"
-        )
-    if text.pooling == "end" and tokenizer.end_token != text.end_token:
-        raise InputError(
-            f"{path} ends texts with token {tokenizer.end_token}, but the network takes"
-            f" its output at token {text.end_token}"
-        )
-    return tokenizer
+    if tokenizer.size <= text.vocabulary_size:
+        text = dataclasses.replace(text, pad_token=tokenizer.pad_token)
+    check_tokenizer(tokenizer, text, path, "the network")
+    return text, tokenizer
 
 
 def write_clip(
@@ -249,8 +248,7 @@ def write_open_clip(
         "preprocess_cfg": write_open_clip_pictures(config, preprocess),
     }
     tensors, files = open_tensors.list_tensors(config), {OPEN_CLIP_CONFIG: described}
-    name = f"{OPEN_CLIP_NAMES[0]}.safetensors"
-    _write(weights, directory, name, (tensors, {}), files, texts)
+    _write(weights, directory, OPEN_CLIP_FILES[0], (tensors, {}), files, texts)
 
 
 def _check_kind(weights: Weights) -> tuple[ModelConfig, PreprocessConfig]:
@@ -282,12 +280,12 @@ def _write(
     variables: dict[Path, np.ndarray] = dict(weights.variables)
     if TEMPERATURE in variables:
         variables[LOG_TEMPERATURE] = np.log(variables.pop(TEMPERATURE))
-    assert weights.tokenizer is not None
+    tokenizer = fitting_tokenizer(weights)
     with new_folder(directory) as folder:
         write_tensors(to_theirs(tensors, variables) | dict(buffers), folder / file)
         for name, content in files.items():
             places.write_json(folder / name, content)
-        for name, data in tokenizer_files(weights.tokenizer).items():
+        for name, data in tokenizer_files(tokenizer).items():
             places.write_bytes(folder / name, data)
         for name, text in (texts or {}).items():
             places.write_text(folder / name, text)

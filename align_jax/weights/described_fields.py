@@ -1,13 +1,16 @@
 """Strict reading of the config files in which others describe a network."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
+from align_jax import places
 from align_jax.config import Dataclass, read_config
 from align_jax.errors import InputError
-from align_jax.ranges import Range
+from align_jax.ranges import INT32, Range
 
+LEAST_TOKENS = 3  # the beginning of a text, one token, the end
 Fields = TypeVar("Fields", bound=Dataclass)
 
 # A config beyond this is damaged; the largest published networks are far below.
@@ -63,3 +66,26 @@ def check_others(
         found = described.get(name)
         if found is not None and found != value:
             raise InputError(f"{where}.{name} is {found!r}; ours is {value!r}")
+
+
+def read_token_limit(folder: pathlib.Path) -> int | None:
+    """Returns the limit of tokens in a text that tokenizer_config.json has, or None.
+
+    Tokenizers without a limit have a number there that is larger than any text.
+
+    Raises:
+      InputError: the limit is no number, or too small for a text.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        return None
+    found = places.read_object(path).get("model_max_length")
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise InputError(f"{path}: model_max_length is {found!r}; wanted a number")
+    if not found >= LEAST_TOKENS:
+        raise InputError(
+            f"{path}: model_max_length is {found!r}; wanted {LEAST_TOKENS} or more"
+        )
+    return int(min(INT32, found))
