@@ -4,7 +4,6 @@ ALIGN does not use the pooler on top of [CLS], so it is never built.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self
@@ -12,16 +11,22 @@ from typing import Annotated, Any, ClassVar, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from align_jax.config import LATE
 from align_jax.devices.mesh import Placement
-from align_jax.models.layers import dropout, gathered, scan_blocks, split_batch
+from align_jax.models.layers import (
+    dropout,
+    gathered,
+    gelu,
+    layer_norm,
+    scan_blocks,
+    split_batch,
+)
 from align_jax.ranges import Count, Positive, ProperShare, Range
 
-PAD_ID = 0
 HEAD_WIDTH = 64
 POSITION_STD = 0.02  # standard deviation of initial position and token type embeddings
+EPSILON = 1e-12  # of layer norms
 TOKEN_TYPES = 2  # texts use type 0 only; BERT's checkpoints have both
 
 # Layers and hidden width of the published sizes.
@@ -140,6 +145,7 @@ class BertLayer(nn.Module):
         init = nn.initializers.truncated_normal(config.init_std)
         dense = partial(nn.Dense, kernel_init=init, dtype=self.dtype)
         by_head = partial(nn.DenseGeneral, kernel_init=init, dtype=self.dtype)
+        norm = partial(layer_norm, dtype=self.dtype, epsilon=EPSILON)
         heads = config.hidden // HEAD_WIDTH
         query, key, value = (
             by_head((heads, HEAD_WIDTH), name=name)(x)
@@ -152,29 +158,13 @@ class BertLayer(nn.Module):
             attended
         )
         attended = dropout(attended, keys[0], core_ids, config.dropout)
-        x = layer_norm("attention_norm", x + attended, self.dtype)
+        x = norm("attention_norm", x + attended)
 
         hidden = dense(4 * config.hidden, name="intermediate")(x)
         hidden = jax.checkpoint(gelu)(hidden)  # recomputed in the backward pass
         hidden = dense(config.hidden, name="output")(hidden)
         hidden = dropout(hidden, keys[1], core_ids, config.dropout)
-        return layer_norm("output_norm", x + hidden, self.dtype)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """Applies the Gaussian error linear unit in float32 (arXiv 1606.08415).
-
-    It uses the error function, as BERT does. `jax.nn.gelu` uses the complementary error
-    function, which is twice the work.
-    """
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1.0 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Applies layer normalisation in float32 with BERT's epsilon; casts to `dtype`."""
-    norm = nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name=name)
-    return norm(x.astype(jnp.float32)).astype(dtype)
+        return norm("output_norm", x + hidden)
 
 
 class Bert(nn.Module):
@@ -222,13 +212,13 @@ class Bert(nn.Module):
             config.positions, embedding_init=small, name="position_embeddings"
         )
         x += positions(jnp.arange(length))[None]
-        x = layer_norm("embeddings_norm", x, self.dtype)
+        x = layer_norm("embeddings_norm", x, self.dtype, EPSILON)
         keys: Sequence[jax.Array | None] = [None] * (1 + config.layers)
         if train and config.dropout:
             keys = list(jax.random.split(self.make_rng("dropout"), len(keys)))
         *keys, first = keys
         x = dropout(x, first, core_ids, config.dropout)
-        mask = tokens != PAD_ID
+        mask = tokens != config.pad_token
         layer = gathered(BertLayer, self)
         if config.rematerialise:
             layer = nn.remat(layer)

@@ -6,10 +6,17 @@ from typing import Annotated, Self
 import flax.linen as nn
 import jax
 
-from align_jax.config import READER, check_choices
+from align_jax.config import LATE, READER, check_choices
 from align_jax.devices.kernel_choice import Kernels
 from align_jax.devices.mesh import Placement
-from align_jax.models.dual_encoder import DTYPES, ImageModel, unit_length
+from align_jax.models.dual_encoder import (
+    DTYPES,
+    HALVES,
+    ImageModel,
+    PixelMean,
+    PixelStd,
+    unit_length,
+)
 from align_jax.models.layers import dropout
 from align_jax.models.towers import ImageTowerConfig, TowerConfig, read_image_tower
 from align_jax.ranges import ProperShare, Range
@@ -24,6 +31,8 @@ class ClassifierConfig:
       classes: number of classes K.
       dropout: dropout rate before the head.
       dtype: number type of the tower's computation, a key of `DTYPES`.
+      pixel_mean: as in `ModelConfig`.
+      pixel_std: as in `ModelConfig`.
     """
 
     image_tower: ImageTowerConfig = dataclasses.field(
@@ -32,6 +41,8 @@ class ClassifierConfig:
     classes: Annotated[int, Range(least=2)]
     dropout: ProperShare = 0.0
     dtype: str = "float32"
+    pixel_mean: PixelMean = dataclasses.field(default=HALVES, metadata=LATE)
+    pixel_std: PixelStd = dataclasses.field(default=HALVES, metadata=LATE)
 
     def __post_init__(self) -> None:
         check_choices(self, {"dtype": DTYPES}, "model.")

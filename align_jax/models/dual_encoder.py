@@ -13,6 +13,7 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from align_jax.config import LATE, READER, check_choices
 from align_jax.devices.kernel_choice import Kernels
@@ -26,10 +27,15 @@ from align_jax.models.towers import (
     read_image_tower,
     read_text_tower,
 )
-from align_jax.ranges import Count, Positive
+from align_jax.ranges import Count, Positive, Share
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEMPERATURE_FORMS = ("direct", "log")
+PixelMean = tuple[
+    Share, Share, Share
+]  # of red, green and blue, between black and white
+PixelStd = tuple[Positive, Positive, Positive]
+HALVES = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,11 @@ class ModelConfig:
       logit_bias_init: initial value of a bias added to the logits, for the sigmoid
         loss; None for no bias.
       dtype: number type of the computation, a key of `DTYPES`.
+      projection_bias: whether the linear layers on the towers have a bias (CLIP: no).
+      pixel_mean: red, green and blue that the image tower receives as 0, as shares of
+        white; see `scale_pixels`.
+      pixel_std: red, green and blue, as shares of white, by which it receives a
+        difference of 1. Their default with that of `pixel_mean` is the range [-1, 1].
     """
 
     image_tower: ImageTowerConfig = dataclasses.field(
@@ -62,6 +73,9 @@ class ModelConfig:
     logit_bias_init: float | None = None
     dtype: str = "float32"
     embedding_prefix: Count | None = dataclasses.field(default=None, metadata=LATE)
+    projection_bias: bool = dataclasses.field(default=True, metadata=LATE)
+    pixel_mean: PixelMean = dataclasses.field(default=HALVES, metadata=LATE)
+    pixel_std: PixelStd = dataclasses.field(default=HALVES, metadata=LATE)
 
     def __post_init__(self) -> None:
         choices = {"temperature_form": TEMPERATURE_FORMS, "dtype": DTYPES}
@@ -107,7 +121,8 @@ class ImageModel(nn.Module):
     """A model with an image tower.
 
     Attributes:
-      config: config of the model, with the fields `image_tower` and `dtype`.
+      config: config of the model, with the fields `image_tower`, `dtype`, `pixel_mean`
+        and `pixel_std`.
       batch_norm_group: number of images that share BatchNorm statistics in training.
       placement: sharding by which blocks gather their parameters; None if parameters
         are not sharded.
@@ -148,10 +163,13 @@ class ImageModel(nn.Module):
     ) -> jax.Array:
         """Returns the image tower's output (B, W), before any projection, float32.
 
-        Images (B, H, W, 3) are uint8 levels, or floats in [-1, 1], see `scale_pixels`.
-        In training, core_ids (V,) are the global indices of the batch's virtual cores.
+        Images (B, H, W, 3) are uint8 levels, or floats that are scaled already, see
+        `scale_pixels`. In training, core_ids (V,) are the global indices of the batch's
+        virtual cores.
         """
-        return self.image_tower(scale_pixels(images), core_ids, train)
+        config = self.config
+        pixels = scale_pixels(images, config.pixel_mean, config.pixel_std)
+        return self.image_tower(pixels, core_ids, train)
 
 
 class DualEncoder(ImageModel):
@@ -171,8 +189,10 @@ class DualEncoder(ImageModel):
         config = self.config
         self.text_tower = self.build_tower("text_tower", config.text_tower)
         if config.embedding_size is not None:
-            self.image_projection = nn.Dense(config.embedding_size)
-        self.text_projection = nn.Dense(config.width)
+            self.image_projection = nn.Dense(
+                config.embedding_size, use_bias=config.projection_bias
+            )
+        self.text_projection = nn.Dense(config.width, use_bias=config.projection_bias)
         scalars = {"temperature": config.temperature_init}
         if config.temperature_form == "log":
             scalars = {"log_temperature": math.log(config.temperature_init)}
@@ -189,7 +209,7 @@ class DualEncoder(ImageModel):
     ) -> jax.Array:
         """Embeds images (B, H, W, 3) as unit vectors (B, D), float32.
 
-        Images are uint8 levels, or floats in [-1, 1], see `scale_pixels`. In training,
+        Images are uint8 levels, or scaled floats, see `scale_pixels`. In training,
         core_ids (V,) are the global indices of the batch's virtual cores.
         """
         features = self.image_features(images, core_ids, train)
@@ -203,9 +223,10 @@ class DualEncoder(ImageModel):
         core_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Embeds token ids (B, L), 0 as padding, as unit vectors (B, D), float32.
+        """Embeds token ids (B, L) as unit vectors (B, D), float32.
 
-        In training, core_ids (V,) are the global indices of the batch's virtual cores.
+        Texts are padded with the text tower's `pad_token`. In training, core_ids (V,)
+        are the global indices of the batch's virtual cores.
         """
         return unit_length(self.project_texts(tokens, core_ids, train))
 
@@ -235,15 +256,25 @@ class DualEncoder(ImageModel):
         )
 
 
-def scale_pixels(images: jax.Array) -> jax.Array:
-    """Scales uint8 levels to float32 in [-1, 1]; floats stay as they are.
+def scale_pixels(
+    images: jax.Array, mean: PixelMean = HALVES, std: PixelStd = HALVES
+) -> jax.Array:
+    """Scales uint8 levels to float32; floats stay as they are.
 
+    A level x becomes (x / 255 - mean) / std, computed as x / (255 std) - mean / std.
     Pictures travel to the device as bytes, a quarter of the memory, and are converted
     to floats where they are used.
+
+    Args:
+      images: (B, H, W, 3) levels, or floats that are scaled already.
+      mean: red, green and blue that become 0, as shares of white.
+      std: red, green and blue that divide, as shares of white.
     """
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 127.5 - 1.0
-    return images
+    if images.dtype != jnp.uint8:
+        return images
+    ones = np.ones((1, 1, 1, 3))
+    levels, shift = 255 * np.array(std) * ones, np.array(mean) / np.array(std) * ones
+    return images.astype(jnp.float32) / np.float32(levels) - np.float32(shift)
 
 
 def temperature_of(params: Mapping) -> jax.Array:

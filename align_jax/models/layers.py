@@ -1,17 +1,20 @@
-"""Parts that both towers share: random masks by virtual core, and loops over blocks.
+"""Parts that towers share: random masks by virtual core, norms, and loops over blocks.
 
 A run is defined in virtual cores of `pairs_per_core` pairs each, whatever the hardware
 is. Random masks are drawn per virtual core, so the result does not depend on how many
 virtual cores one device holds.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Body = Callable[[dict, jax.Array, Any], tuple[jax.Array, dict]]
 
@@ -33,12 +36,46 @@ def keep_mask(
     Raises:
       ValueError: `core_ids` is None.
     """
+    draw = partial(jax.random.bernoulli, p=1.0 - rate)
+    return _draw_by_core(draw, key, core_ids, shape)
+
+
+def kept_places(
+    key: jax.Array, core_ids: jax.Array | None, shape: tuple[int, int], count: int
+) -> jax.Array:
+    """Draws places of each example that depend only on the key and the virtual core.
+
+    Args:
+      key: random key of this step and layer.
+      core_ids: (V,) global index of each virtual core in this batch.
+      shape: (B, L) number of examples and of places; B is a multiple of V.
+      count: number K of places to keep, at most L.
+
+    Returns:
+      (B, K) int32, different numbers below L in ascending order.
+
+    Raises:
+      ValueError: `core_ids` is None.
+    """
+    order = jnp.argsort(_draw_by_core(jax.random.uniform, key, core_ids, shape))
+    return jnp.sort(order[:, :count])
+
+
+def _draw_by_core(
+    draw: Callable[..., jax.Array],
+    key: jax.Array,
+    core_ids: jax.Array | None,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Draws an array of `shape` (B, ...), the rows of each virtual core by its own key.
+
+    `draw` is a function of a key and the argument `shape`.
+    """
     if core_ids is None:
         raise ValueError("random masks are drawn by virtual core; core_ids is None")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, core_ids)
     per_core = (shape[0] // core_ids.shape[0], *shape[1:])
-    draw = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate, per_core))
-    return draw(keys).reshape(shape)
+    return jax.vmap(lambda k: draw(k, shape=per_core))(keys).reshape(shape)
 
 
 def survival_scales(
@@ -81,6 +118,29 @@ def dropout(
     if key is None:
         return x
     return jnp.where(keep_mask(key, core_ids, x.shape, rate), x / (1.0 - rate), 0.0)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Applies the Gaussian error linear unit in float32 (arXiv 1606.08415).
+
+    It uses the error function, as BERT does. `jax.nn.gelu` uses the complementary error
+    function, which is twice the work.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype, epsilon: float) -> jax.Array:
+    """Applies layer normalisation to x (..., W) in float32; casts to `dtype`.
+
+    Args:
+      name: name of the submodule with the scale and the bias.
+      x: (..., W) input.
+      dtype: number type of the result.
+      epsilon: number that is added to the variance.
+    """
+    norm = nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+    return norm(x.astype(jnp.float32)).astype(dtype)
 
 
 def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:

@@ -18,6 +18,8 @@ from align_jax.devices.mesh import Placement
 from align_jax.errors import InputError
 from align_jax.models.bert import Bert, BertConfig
 from align_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from align_jax.models.transformer import Transformer, TransformerConfig
+from align_jax.models.vit import Vit, VitConfig
 
 ConfigT = TypeVar("ConfigT", bound="TowerConfig")
 
@@ -90,14 +92,22 @@ class TextTowerConfig(TowerConfig, Protocol):
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of token ids; id 0 is padding."""
+        """Number of token ids."""
 
     @property
     def max_tokens(self) -> int:
-        """Largest length L of token sequences, [CLS] and [SEP] included.
+        """Largest length L of token sequences, special tokens included.
 
         A run's phases may train on shorter ones.
         """
+
+    @property
+    def pad_token(self) -> int:
+        """Id that fills a sequence after its text."""
+
+    @property
+    def end_token(self) -> int | None:
+        """Id at whose place the tower takes its output; None if it looks for none."""
 
 
 class Tower(Protocol):
@@ -120,7 +130,8 @@ class Tower(Protocol):
         """Encodes a batch.
 
         Args:
-          inputs: images (B, H, W, 3), float32 in [-1, 1], or token ids (B, L), int32.
+          inputs: images (B, H, W, 3), float32, scaled by the model's `pixel_mean` and
+            `pixel_std`, or token ids (B, L), int32, padded with `pad_token`.
           core_ids: (V,) global indices of the batch's virtual cores, by which random
             masks are drawn, see `models.layers`; None if not `train`.
           train: whether the result is trained on.
@@ -135,9 +146,11 @@ class Tower(Protocol):
 
 IMAGE_TOWERS: dict[str, tuple[type[ImageTowerConfig], type[Tower]]] = {
     "efficientnet": (EfficientNetConfig, EfficientNet),
+    "vit": (VitConfig, Vit),
 }
 TEXT_TOWERS: dict[str, tuple[type[TextTowerConfig], type[Tower]]] = {
     "bert": (BertConfig, Bert),
+    "transformer": (TransformerConfig, Transformer),
 }
 
 TOWERS: dict[str, Mapping[str, tuple[type[TowerConfig], type[Tower]]]] = {

@@ -68,6 +68,7 @@ class VisionFields:
     drop_connect_rate: Share = 0.2
 
 
+FIXED = ("logit_bias_init", "projection_bias", "pixel_mean", "pixel_std")
 # Fields that our towers support with their default value only.
 TEXT_FIXED = ("hidden_act", "type_vocab_size", "layer_norm_eps", "pad_token_id")
 VISION_FIXED = (
@@ -221,8 +222,8 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
         raise InputError(
             f"an AlignModel has the paper's stages; this model has {tower.stages}"
         )
-    if config.logit_bias_init is not None:
-        raise InputError("an AlignModel's logits have no bias, but this model's have")
+    if other := [f for f in FIXED if getattr(config, f) != getattr(ModelConfig, f)]:
+        raise InputError(f"an AlignModel has the default {other}, not this model's")
     return {
         "architectures": ["AlignModel"],
         "model_type": "align",

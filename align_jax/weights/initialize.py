@@ -10,6 +10,8 @@ import numpy as np
 
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer
+from align_jax.models.classifier import ClassifierConfig
+from align_jax.models.dual_encoder import HALVES, ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.training.checkpoint import (
     FOLDER,
@@ -127,6 +129,7 @@ def read_initial(
                 f" {weights.kind}; wanted a {config.kind}"
             )
         _check(weights.variables, variable_shapes(model), sources.model)
+        _check_pixels(weights, model, sources.model)
         _check_vocabulary(weights, tokenizer, sources.model)
         return dict(weights.variables)
     arrays: dict[Path, np.ndarray] = {}
@@ -149,6 +152,8 @@ def read_initial(
         _check(own, wanted, source)
         if kind == "text_tower":
             _check_vocabulary(weights, tokenizer, source)
+        else:
+            _check_pixels(weights, model, source)
         arrays |= own
     return arrays
 
@@ -172,6 +177,21 @@ def _check(
     check_names(
         found, {".".join(path): shape for path, shape in wanted.items()}, source
     )
+
+
+def _check_pixels(
+    weights: Weights, model: ModelConfig | ClassifierConfig, source: str
+) -> None:
+    """Raises InputError if the weights were trained on pixels of another scale.
+
+    A tower without a model takes pixels in [-1, 1].
+    """
+    for field in ("pixel_mean", "pixel_std"):
+        theirs = getattr(weights.config, field, HALVES)
+        if (own := getattr(model, field)) != theirs:
+            raise InputError(
+                f"config.model.{field} is {own}, but {source} was trained with {theirs}"
+            )
 
 
 def _check_vocabulary(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.models.bert import SIZES, Bert, BertConfig, gelu
+from align_jax.models.bert import SIZES, Bert, BertConfig
+from align_jax.models.layers import gelu
 
 CONFIG = BertConfig(vocabulary_size=50, max_tokens=8, layers=2, hidden=64, dropout=0.0)
 TOKENS = jnp.array([[2, 7, 8, 3, 0, 0, 0, 0], [2, 9, 3, 0, 0, 0, 0, 0]])

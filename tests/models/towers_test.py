@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -52,6 +53,8 @@ class ToyConfig:
     again: bool = False
     vocabulary_size: int = 16
     max_tokens: int = 6
+    pad_token: int = 0
+    end_token: int | None = None
 
     execution_fields: ClassVar[tuple[str, ...]] = ("again",)
     module_options: ClassVar[tuple[str, ...]] = ()
@@ -217,6 +220,66 @@ def test_every_tower_s_answers_are_true_of_it(name, kind):
     assert any(path.startswith(config.block_prefix) for path in below)
     for pattern in config.undecayed:
         assert any(re.match(pattern, path) for path in below), pattern
+
+
+INPUTS = {
+    "image_tower": [(4, 64, 64, 3), (4, 72, 80, 3)],
+    "text_tower": [(4, 6), (4, 3)],
+}
+
+
+def build_smallest(name, kind, dtype=jnp.float32):
+    """Returns the smallest tower of a kind and the shapes of its variables."""
+    config_class, _ = TOWERS[name][kind]
+    tower = build_tower(name, config_class.smallest(), dtype, batch_norm_group=2)
+    inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
+    shapes = jax.eval_shape(partial(tower.init, train=False), KEY, inputs, None)
+    return tower, shapes
+
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_every_tower_takes_the_sizes_of_a_runs_phases(name, kind, mixed_types):
+    tower, variables = build_smallest(name, kind, jnp.bfloat16)
+    for shape in INPUTS[name]:
+        inputs = jnp.zeros(shape, jnp.float32 if len(shape) == 4 else jnp.int32)
+
+        def train(variables, inputs):
+            keys = {"dropout": jax.random.key(0)}
+            return tower.apply(
+                variables, inputs, jnp.arange(2), True, rngs=keys, mutable=True
+            )
+
+        out, changed = jax.eval_shape(train, variables, inputs)
+        assert out.shape == (4, tower.config.output_width)
+        leaves = jax.tree.leaves((out, changed))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_random_masks_of_every_tower_belong_to_virtual_cores(name, kind):
+    """A half of the batch gives the same on a device that holds no other half."""
+    tower, shapes = build_smallest(name, kind)
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: random.uniform(0.1, 0.5, x.shape).astype(np.float32), shapes
+    )
+    if name == "image_tower":
+        inputs = random.normal(size=(8, 32, 32, 3)).astype(np.float32)
+    else:
+        inputs = random.integers(4, 16, (8, 6), np.int32)
+
+    @jax.jit
+    def encode(inputs, cores):
+        keys = {"dropout": jax.random.key(0)}
+        return tower.apply(variables, inputs, cores, True, rngs=keys, mutable=True)[0]
+
+    whole = encode(inputs, jnp.arange(4))
+    for half in (np.s_[0:4], np.s_[4:8]):
+        part = encode(inputs[half], jnp.arange(4)[half.start // 2 : half.stop // 2])
+        np.testing.assert_allclose(part, whole[half], rtol=1e-4, atol=1e-5)
 
 
 def test_the_smallest_efficientnet_has_all_that_larger_ones_have():

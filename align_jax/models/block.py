@@ -1,0 +1,314 @@
+"""The pre-layer-norm transformer block of image and text towers.
+
+y = x + Attention(LN(x)) and z = y + MLP(LN(y)) (ViT, arXiv 2010.11929, equations 2 and
+3; CLIP's text encoder is built of the same block, arXiv 2103.00020, section 2.4).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from align_jax.config import check_choices
+from align_jax.models.layers import (
+    dropout,
+    gathered,
+    gelu,
+    layer_norm,
+    scan_blocks,
+    split_batch,
+)
+from align_jax.models.positions import Rotation
+
+PREFIX = "layer_"  # of the names of blocks
+REMATERIALISATIONS = ("none", "blocks")
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """Applies the tanh form of `gelu` in float32, as SigLIP does."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """Applies x * sigmoid(1.702 x) in float32 (arXiv 1606.08415), as CLIP."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+}
+
+
+class Deviations(NamedTuple):
+    """Standard deviations of the normal distributions from which kernels start.
+
+    Attributes:
+      attention: of the kernels of queries, keys and values.
+      intermediate: of the MLP's first kernel.
+      output: of the last kernels of the attention and of the MLP.
+    """
+
+    attention: float
+    intermediate: float
+    output: float
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """Size and form of a block.
+
+    Attributes:
+      width: width W of the input and output, a multiple of `heads`.
+      heads: number of attention heads.
+      mlp_width: width between the two layers of the MLP.
+      activation: a key of `ACTIVATIONS`.
+      norm_epsilon: number that layer norms add to the variance.
+      causal: whether a token attends to itself and earlier tokens only.
+      layer_scale: initial factor of each channel of the attention's and the MLP's
+        output (CaiT, arXiv 2103.17239, section 2.1); None for no factors.
+      qk_norm: whether queries and keys are normalised by head (ViT-22B, arXiv
+        2302.05442, section 2).
+      dropout: dropout rate after the attention and after the MLP.
+      deviations: distributions from which kernels start; None for Xavier's uniform one,
+        as in ViT's published code. Biases start at 0.
+    """
+
+    width: int
+    heads: int
+    mlp_width: int
+    activation: str
+    norm_epsilon: float
+    causal: bool = False
+    layer_scale: float | None = None
+    qk_norm: bool = False
+    dropout: float = 0.0
+    deviations: Deviations | None = None
+
+    def initializer(self, kernel: str) -> nn.initializers.Initializer:
+        """Returns the distribution of a kernel's start; a field of `Deviations`."""
+        if self.deviations is None:
+            return nn.initializers.xavier_uniform()
+        return nn.initializers.normal(getattr(self.deviations, kernel))
+
+
+class Drawn(NamedTuple):
+    """What a block draws at random in training.
+
+    Attributes:
+      survival: factors (B,) of the attention's and of the MLP's output, float32, see
+        `layers.survival_scales`; None for no stochastic depth.
+      key: random key of the masks of dropout; None for no dropout.
+    """
+
+    survival: tuple[jax.Array, jax.Array] | None = None
+    key: jax.Array | None = None
+
+
+class Block(nn.Module):
+    """One pre-layer-norm transformer block.
+
+    Attributes:
+      shape: size and form.
+      dtype: number type of the computation; layer norms are float32.
+    """
+
+    shape: BlockShape
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        drawn: Drawn,
+        core_ids: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        rotation: Rotation | None = None,
+    ) -> jax.Array:
+        """Maps x (B, L, W) to the same shape.
+
+        Args:
+          x: (B, L, W) input.
+          drawn: what is drawn at random.
+          core_ids: (V,) global indices of the batch's virtual cores; None if
+            `drawn.key` is.
+          mask: (B, L) bool, false on tokens that are not attended to; None for none.
+          rotation: rotary positions; None for none.
+        """
+        shape = self.shape
+        survival = drawn.survival or (None, None)
+        keys = (None, None) if drawn.key is None else jax.random.split(drawn.key)
+        norm = partial(layer_norm, dtype=self.dtype, epsilon=shape.norm_epsilon)
+
+        def add(x: jax.Array, branch: jax.Array, number: int) -> jax.Array:
+            if shape.layer_scale is not None:
+                start = nn.initializers.constant(shape.layer_scale)
+                name = f"layer_scale_{number + 1}"
+                factors = self.param(name, start, (shape.width,))
+                branch = branch * factors.astype(self.dtype)[None, None]
+            branch = dropout(branch, keys[number], core_ids, shape.dropout)
+            if (scale := survival[number]) is not None:
+                branch = branch * scale.astype(self.dtype)[:, None, None]
+            return x + branch
+
+        normed = norm("attention_norm", x)
+        attended = attend(
+            shape, normed, normed, self.dtype, mask=mask, rotation=rotation
+        )
+        x = add(x, attended, 0)
+        return add(x, feed_forward(shape, norm("mlp_norm", x), self.dtype), 1)
+
+
+def attend(
+    shape: BlockShape,
+    queries: jax.Array,
+    inputs: jax.Array,
+    dtype: Any,
+    *,
+    mask: jax.Array | None = None,
+    rotation: Rotation | None = None,
+) -> jax.Array:
+    """Applies attention with several heads inside a module's compact method.
+
+    Args:
+      shape: size and form; `mlp_width` and what follows the attention are not used.
+      queries: (B, Q, W) input of the queries.
+      inputs: (B, L, W) input of the keys and values.
+      dtype: number type of the computation.
+      mask: (B, L) bool, false on inputs that are not attended to; None for none.
+      rotation: rotary positions of queries and inputs; None for none.
+
+    Returns:
+      (B, Q, W).
+    """
+    by_head = partial(nn.DenseGeneral, dtype=dtype)
+    start, size = shape.initializer("attention"), shape.width // shape.heads
+    query, key, value = (
+        by_head((shape.heads, size), kernel_init=start, name=name)(x)
+        for name, x in (("query", queries), ("key", inputs), ("value", inputs))
+    )  # (B, Q or L, heads, W / heads)
+    if shape.qk_norm:
+        norm = partial(layer_norm, dtype=dtype, epsilon=shape.norm_epsilon)
+        query, key = norm("query_norm", query), norm("key_norm", key)
+    if rotation is not None:
+        query, key = rotation.turn(query), rotation.turn(key)
+    attended = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=None if mask is None else mask[:, None, None, :],
+        is_causal=shape.causal,
+    )
+    start = shape.initializer("output")
+    return by_head(
+        shape.width, axis=(-2, -1), kernel_init=start, name="attention_output"
+    )(attended)
+
+
+def feed_forward(shape: BlockShape, x: jax.Array, dtype: Any) -> jax.Array:
+    """Applies the MLP to x (B, L, W) inside a module's compact method."""
+    dense = partial(nn.Dense, dtype=dtype)
+    start = shape.initializer("intermediate")
+    hidden = dense(shape.mlp_width, kernel_init=start, name="intermediate")(x)
+    activation = ACTIVATIONS[shape.activation]
+    hidden = jax.checkpoint(activation)(hidden)  # recomputed in the backward pass
+    start = shape.initializer("output")
+    return dense(shape.width, kernel_init=start, name="output")(hidden)
+
+
+class AttentionPool(nn.Module):
+    """Attention of one learned query over tokens, with an MLP (SigLIP's pooling).
+
+    It is the multihead attention pooling of Scaling Vision Transformers (arXiv
+    2106.04560, section 3.3).
+
+    Attributes:
+      shape: size and form of the attention and the MLP.
+      dtype: number type of the computation; the layer norm is float32.
+    """
+
+    shape: BlockShape
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens x (B, L, W) to features (B, W)."""
+        shape = dataclasses.replace(self.shape, qk_norm=False)
+        start = nn.initializers.xavier_uniform()
+        probe = self.param("probe", start, (1, shape.width)).astype(self.dtype)
+        queries = jnp.broadcast_to(probe[None], (x.shape[0], *probe.shape))
+        y = attend(shape, queries, x, self.dtype)  # (B, 1, W)
+        normed = layer_norm("norm", y, self.dtype, shape.norm_epsilon)
+        return (y + feed_forward(shape, normed, self.dtype))[:, 0]
+
+
+def block_names(layers: int) -> list[str]:
+    """Returns the names of the parameters of a tower's blocks, in order."""
+    return [f"{PREFIX}{index:02}" for index in range(layers)]
+
+
+def check_blocks(config: Any, where: str) -> None:
+    """Checks the fields of a tower's config that describe its blocks.
+
+    Args:
+      config: config with `activation`, `rematerialise`, `width` and `heads`.
+      where: text before a field's name in the message, as in "image_tower.".
+
+    Raises:
+      ValueError: an unknown choice, or a width that the heads do not divide.
+    """
+    choices = {"activation": ACTIVATIONS, "rematerialise": REMATERIALISATIONS}
+    check_choices(config, choices, where)
+    if config.width % config.heads:
+        raise ValueError(
+            f"{where}width is {config.width}; it must be a multiple of {where}heads,"
+            f" {config.heads}"
+        )
+
+
+def run_blocks(
+    tower: nn.Module,
+    shape: BlockShape,
+    x: jax.Array,
+    drawn: Sequence[Drawn],
+    *,
+    core_ids: jax.Array | None,
+    mask: jax.Array | None = None,
+    rotation: Rotation | None = None,
+) -> jax.Array:
+    """Runs a tower's blocks one after the other inside its compact method.
+
+    Args:
+      tower: module with `config`, `dtype` and `placement`; the config has `scan` and
+        `rematerialise`.
+      shape: size and form of every block.
+      x: (B, L, W) input of the first block.
+      drawn: what each block draws at random.
+      core_ids: (V,) global indices of the batch's virtual cores; None if not training.
+      mask: (B, L) bool, false on tokens that are not attended to; None for none.
+      rotation: rotary positions; None for none.
+
+    Returns:
+      (B, L, W) output of the last block.
+    """
+    block = gathered(Block, tower)
+    if tower.config.rematerialise == "blocks":
+        block = nn.remat(block)
+    names = block_names(len(drawn))
+    if tower.config.scan and not tower.is_initializing():
+        body = block(shape, tower.dtype, parent=None)
+
+        def run(variables: dict, x: jax.Array, own: Drawn) -> Any:
+            return body.apply(variables, x, own, core_ids, mask, rotation), {}
+
+        return scan_blocks(tower, names, run, x, drawn)
+    for name, own in zip(names, drawn, strict=True):
+        x = block(shape, tower.dtype, name=name)(x, own, core_ids, mask, rotation)
+        x = split_batch(x, tower)
+    return x
