@@ -8,124 +8,28 @@ what `SiglipModel` does. Its processor for pictures of any shape is refused else
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import VitConfig
-from align_jax.ranges import Count, Natural, Positive, Range, Side
-from align_jax.weights.described_fields import Layers, check_others, read_fields
-
-CLIP, SIGLIP, SIGLIP2 = "clip", "siglip", "siglip2"
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFields:
-    """Fields of `CLIPTextConfig` and `SiglipTextConfig`; the defaults are CLIP's."""
-
-    vocab_size: Count = 49408
-    hidden_size: Count = 512
-    intermediate_size: Count = 2048
-    num_hidden_layers: Layers = 12
-    num_attention_heads: Count = 8
-    max_position_embeddings: Annotated[int, Range(least=3)] = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: Positive = 1e-5
-    attention_dropout: float = 0.0
-    eos_token_id: Natural = 49407
-    projection_size: Count | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionFields:
-    """Fields of the configs of image towers; the defaults are CLIP's.
-
-    Only CLIP and SigLIP have `image_size`, and only SigLIP 2 has `num_patches`.
-    """
-
-    hidden_size: Count = 768
-    intermediate_size: Count = 3072
-    num_hidden_layers: Layers = 12
-    num_attention_heads: Count = 12
-    num_channels: int = 3
-    image_size: Side = 224
-    patch_size: Count = 32
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: Positive = 1e-5
-    attention_dropout: float = 0.0
-    vision_use_head: bool = True
-    num_patches: Count = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """One class of models of transformers.
-
-    Attributes:
-      architecture: name of the class.
-      text: fields of its text tower with their defaults.
-      vision: fields of its image tower with their defaults.
-      image_fields: fields of our image tower that all models of the class have.
-      text_fields: fields of our text tower that they have.
-      model_fields: fields of our model that they have.
-    """
-
-    architecture: str
-    text: TextFields
-    vision: VisionFields
-    image_fields: Mapping[str, Any]
-    text_fields: Mapping[str, Any]
-    model_fields: Mapping[str, Any]
-
-
-IMAGE_FIELDS = {
-    "positions": "learned",
-    "registers": 0,
-    "layer_scale": None,
-    "qk_norm": False,
-    "final_norm": True,
-}
-TANH = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
-SIGLIP_FORM = Form(
-    "SiglipModel",
-    TextFields(32000, 768, 3072, 12, 12, 64, **TANH),
-    VisionFields(patch_size=16, **TANH),
-    {**IMAGE_FIELDS, "pooling": "attention", "pre_norm": False, "patch_bias": True},
-    {"causal": False, "pooling": "last", "mask_padding": False},
-    {"projection_bias": True, "embedding_size": None},
+from align_jax.weights.clip_forms import (
+    ACTIVATIONS,
+    CLIP,
+    FIXED,
+    FORMS,
+    OTHERS,
+    OUR_ACTIVATIONS,
+    SIGLIP,
+    SIGLIP2,
+    VISION_FIXED,
+    TextFields,
+    VisionFields,
 )
-FORMS = {
-    CLIP: Form(
-        "CLIPModel",
-        TextFields(),
-        VisionFields(),
-        {**IMAGE_FIELDS, "pooling": "cls", "pre_norm": True, "patch_bias": False},
-        {"causal": True, "pooling": "end"},
-        {"projection_bias": False, "logit_bias_init": None},
-    ),
-    SIGLIP: SIGLIP_FORM,
-    SIGLIP2: dataclasses.replace(SIGLIP_FORM, architecture="Siglip2Model"),
-}
+from align_jax.weights.described_fields import check_others, read_fields
 
-# Fields that our towers support with this value only.
-FIXED = ("attention_dropout",)
-VISION_FIXED = (*FIXED, "num_channels", "vision_use_head")
-# Fields of other networks of the same classes, with the value that leaves ours.
-OTHERS = {
-    "dropout": 0.0,
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "pruned_heads": {},
-    "quantization_config": None,
-}
-ACTIVATIONS = {
-    "quick_gelu": "quick_gelu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-OUR_ACTIVATIONS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 PROJECTION = 512  # default of projection_dim
 LOGIT_SCALE = 2.6592  # default of logit_scale_init_value, the logarithm of 1 / 0.07
 FIRST_BIAS = -10.0  # of SigLIP's logits (arXiv 2303.15343, section 3.1)
@@ -233,6 +137,21 @@ def read_text_tower(
     return read_config(TransformerConfig, fields, where)
 
 
+def clip_towers(config: ModelConfig) -> tuple[VitConfig, TransformerConfig]:
+    """Returns the towers of a model.
+
+    Raises:
+      InputError: another image tower than a ViT, or text tower than a transformer.
+    """
+    image, text = config.image_tower, config.text_tower
+    if isinstance(image, VitConfig) and isinstance(text, TransformerConfig):
+        return image, text
+    raise InputError(
+        "a CLIPModel or SiglipModel has the towers 'vit' and 'transformer'; this model"
+        f" has {image.kind!r} and {text.kind!r}"
+    )
+
+
 def find_form(config: ModelConfig) -> str:
     """Returns the key in `FORMS` of the class of models that a model is one of.
 
@@ -241,12 +160,7 @@ def find_form(config: ModelConfig) -> str:
     Raises:
       InputError: a field has a value that no such model has; the message names it.
     """
-    image, text = config.image_tower, config.text_tower
-    if not isinstance(image, VitConfig) or not isinstance(text, TransformerConfig):
-        raise InputError(
-            "a CLIPModel or SiglipModel has the towers 'vit' and 'transformer'; this"
-            f" model has {image.kind!r} and {text.kind!r}"
-        )
+    image, text = clip_towers(config)
     kind = SIGLIP if image.pooling == "attention" else CLIP
     form = FORMS[kind]
     parts = {
@@ -285,8 +199,7 @@ def write_model_config(
     Raises:
       InputError: the positions are not those of pictures of `image_size`.
     """
-    image, text = config.image_tower, config.text_tower
-    assert isinstance(image, VitConfig) and isinstance(text, TransformerConfig)
+    image, text = clip_towers(config)
     if image_size // image.patch != image.position_grid:
         raise InputError(
             f"pictures have {image_size} pixels, {image_size // image.patch} patches a"

@@ -1,4 +1,4 @@
-"""Reads and writes folders of CLIP and SigLIP in the forms of transformers and OpenCLIP.
+"""Reads and writes folders of CLIP and SigLIP, as transformers and OpenCLIP have them.
 
 The folders are local. Those of transformers have a config.json, those of OpenCLIP an
 open_clip_config.json; both have a tokenizer of Hugging Face.
@@ -20,10 +20,10 @@ from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.models.tokens import check_tokenizer
 from align_jax.models.towers import TowerConfig
 from align_jax.models.transformer import TransformerConfig
-from align_jax.models.vit import VitConfig
 from align_jax.weights import clip_config, clip_tensors, open_clip_config
 from align_jax.weights import open_clip_tensors as open_tensors
-from align_jax.weights.clip_config import CLIP, SIGLIP
+from align_jax.weights.clip_config import clip_towers
+from align_jax.weights.clip_forms import CLIP, FORMS, SIGLIP
 from align_jax.weights.described_fields import read_token_limit
 from align_jax.weights.folder import (
     Weights,
@@ -125,8 +125,7 @@ def _make_weights(
       buffers: names of arrays that are kept but not used.
     """
     config, side = pictures.set_pixels(config), pictures.preprocess.image_size
-    image, text = config.image_tower, config.text_tower
-    assert isinstance(image, VitConfig) and isinstance(text, TransformerConfig)
+    image, text = clip_towers(config)
     if side // image.patch != image.position_grid:
         raise InputError(
             f"{folder}: pictures of {side} pixels have {side // image.patch} patches a"
@@ -164,15 +163,16 @@ def read_clip_tower(directory: str) -> Weights[TowerConfig]:
     found, source = read_tensors(folder)
     own = f"{'vision' if name == 'image_tower' else 'text'}_model."
     prefix = own if any(tensor.startswith(own) for tensor in found) else ""
-    tokenizer, config = None, None
+    tokenizer: Tokenizer | None = None
+    config: TowerConfig
     if name == "image_tower":
-        config = clip_config.read_image_tower(kind, described, str(path))
-        tensors = clip_tensors.image_tensors(config, kind, prefix)
+        config = image = clip_config.read_image_tower(kind, described, str(path))
+        tensors = clip_tensors.image_tensors(image, kind, prefix)
     else:
         limit = read_token_limit(folder)
         text = clip_config.read_text_tower(kind, described, limit, str(path))
-        config, tokenizer = _open_tokenizer(folder, text)
-        tensors = clip_tensors.text_tensors(config, prefix)
+        text, tokenizer = _open_tokenizer(folder, text)
+        config, tensors = text, clip_tensors.text_tensors(text, prefix)
     wanted = list_shapes(tensors)
     shapes = {key: array.shape for key, array in found.items() if key in wanted}
     check_names(shapes, wanted, source)
@@ -209,7 +209,7 @@ def write_clip(
       weights: weights of a dual encoder.
       directory: local path of the folder.
       texts: contents of further text files, by name.
-      kind: a key of `clip_config.FORMS`; None for the one of the model's towers.
+      kind: a key of `FORMS`; None for the one of the model's towers.
 
     Raises:
       InputError: the weights are not those of a dual encoder, the model has a part that
@@ -219,8 +219,8 @@ def write_clip(
     found = clip_config.find_form(config)
     if kind is not None and (kind == CLIP) != (found == CLIP):
         raise InputError(
-            f"a {clip_config.FORMS[kind].architecture} has other towers than this"
-            f" model, a {clip_config.FORMS[found].architecture}"
+            f"a {FORMS[kind].architecture} has other towers than this"
+            f" model, a {FORMS[found].architecture}"
         )
     kind = kind or found
     tensors = clip_tensors.list_tensors(config, kind)

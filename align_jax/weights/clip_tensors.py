@@ -4,7 +4,8 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import VitConfig
-from align_jax.weights.clip_config import CLIP, SIGLIP2
+from align_jax.weights.clip_config import clip_towers
+from align_jax.weights.clip_forms import CLIP, SIGLIP2
 from align_jax.weights.tensors import Tensor
 
 # Permutations from their axis order to ours: a convolution is OIHW there and HWIO here,
@@ -28,10 +29,9 @@ def list_tensors(config: ModelConfig, kind: str) -> list[Tensor]:
 
     Args:
       config: config of our model, which `clip_config.find_form` accepts.
-      kind: a key of `clip_config.FORMS`.
+      kind: a key of `clip_forms.FORMS`.
     """
-    image, text = config.image_tower, config.text_tower
-    assert isinstance(image, VitConfig) and isinstance(text, TransformerConfig)
+    image, text = clip_towers(config)
     logarithm, projection = ("params", "log_temperature"), ("params", "text_projection")
     found = [*image_tensors(image, kind), *text_tensors(text)]
     if kind == CLIP:
@@ -58,7 +58,7 @@ def image_tensors(
 
     Args:
       config: config of our tower.
-      kind: a key of `clip_config.FORMS`.
+      kind: a key of `clip_forms.FORMS`.
       prefix: first part of all names in the other codebase.
     """
     width, embeddings = config.width, f"{prefix}embeddings"

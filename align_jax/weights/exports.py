@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.weights.clip_config import SIGLIP2
 from align_jax.weights.clip_folder import write_clip, write_open_clip
+from align_jax.weights.clip_forms import SIGLIP2
 from align_jax.weights.encoders import write_onnx, write_stablehlo
 from align_jax.weights.folder import Weights, write_weights
 from align_jax.weights.huggingface_folder import write_align

@@ -16,7 +16,8 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import SIZES, VitConfig
 from align_jax.ranges import Count, Natural, Positive, ProperShare, Range, Side
-from align_jax.weights.clip_config import CLIP, FORMS, SIGLIP, find_form
+from align_jax.weights.clip_config import clip_towers, find_form
+from align_jax.weights.clip_forms import CLIP, FORMS, SIGLIP
 from align_jax.weights.described_fields import Layers, read_fields
 
 Ratio = Annotated[float, Range(above=0, most=100)]
@@ -162,7 +163,9 @@ def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig
     ignored = [*VISION_IGNORED, *(VISION_OTHERS if is_timm else ())]
     _check_fields(found, others, ignored, where, VisionFields)
     if isinstance(found.get("layers"), list):
-        raise InputError(f"{where}.layers is {found['layers']}, a ResNet; ours is a ViT")
+        raise InputError(
+            f"{where}.layers is {found['layers']}, a ResNet; ours is a ViT"
+        )
     fields = read_fields(VisionFields(), found, where)
     if is_timm:
         size = _read_timm(fields, where)
@@ -178,9 +181,7 @@ def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig
         }
         size |= FORMS[CLIP].image_fields
     size["position_grid"] = fields.image_size // size["patch"]
-    return read_config(
-        VitConfig, size | {"patch_dropout": fields.patch_dropout}, where
-    )
+    return read_config(VitConfig, size | {"patch_dropout": fields.patch_dropout}, where)
 
 
 def _read_timm(fields: VisionFields, where: str) -> dict[str, Any]:
@@ -296,14 +297,13 @@ def write_open_clip(config: ModelConfig, image_size: int) -> dict[str, Any]:
     Raises:
       InputError: the model is not a CLIP of OpenCLIP's own towers.
     """
-    image, text = config.image_tower, config.text_tower
-    if isinstance(image, VitConfig) and image.pooling == "attention":
+    image, text = clip_towers(config)
+    if image.pooling == "attention":
         raise InputError(
             "OpenCLIP takes a SigLIP's image tower from timm by name; write a"
             " SiglipModel by --format=huggingface instead"
         )
     find_form(dataclasses.replace(config, logit_bias_init=None))
-    assert isinstance(image, VitConfig) and isinstance(text, TransformerConfig)
     quick = image.activation == "quick_gelu"
     if quick != (text.activation == "quick_gelu") or image.width % image.heads:
         raise InputError(

@@ -53,7 +53,9 @@ def read_open_clip_pictures(found: Any, size: Any, source: str) -> PictureSettin
     for name in ("mean", "std"):
         numbers = read_colours(fields[name])
         if numbers is None or (name == "std" and min(numbers) <= 0):
-            raise InputError(f"{where}.{name} is {fields[name]!r}; wanted three numbers")
+            raise InputError(
+                f"{where}.{name} is {fields[name]!r}; wanted three numbers up to 1"
+            )
         pixels[name] = numbers
     preprocess = {
         "resize": size,

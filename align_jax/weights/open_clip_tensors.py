@@ -4,6 +4,7 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import VitConfig
+from align_jax.weights.clip_config import clip_towers
 from align_jax.weights.clip_tensors import (
     CONVOLUTION,
     IMAGE,
@@ -25,15 +26,14 @@ def list_tensors(config: ModelConfig, text_prefix: str = "") -> list[Tensor]:
       text_prefix: first part of the names of the text tower: "", or "text." in a
         model with `custom_text`.
     """
-    image, text = config.image_tower, config.text_tower
-    assert isinstance(image, VitConfig) and isinstance(text, TransformerConfig)
+    image, text = clip_towers(config)
     if image.pooling == "attention":
         found = _timm_tensors(image)
     else:
         found = _image_tensors(image)
-        path = ("params", "image_projection", "kernel")
+        kernel = ("params", "image_projection", "kernel")
         shape = (image.width, config.width)
-        found.append(Tensor("visual.proj", path, shape, (0, 1)))
+        found.append(Tensor("visual.proj", kernel, shape, (0, 1)))
     found += _text_tensors(text, text_prefix)
     name, path = f"{text_prefix}text_projection", ("params", "text_projection")
     if config.projection_bias:

@@ -10,7 +10,7 @@ from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.weights.clip_config import CLIP, FORMS
+from align_jax.weights.clip_forms import CLIP, FORMS
 
 # Pillow's codes for resampling, with ours. "tf" has none; it is written as bilinear.
 RESAMPLINGS = {2: "pil", 3: "bicubic"}
@@ -81,7 +81,7 @@ def read_pictures(folder: pathlib.Path, kind: str) -> PictureSettings:
 
     Args:
       folder: folder of the model.
-      kind: a key of `clip_config.FORMS`, which names the class of a processor that the
+      kind: a key of `clip_forms.FORMS`, which names the class of a processor that the
         file does not name.
 
     Raises:
@@ -159,10 +159,10 @@ def _read_fields(found: Mapping[str, Any], path: str) -> PictureSettings:
     if found["do_normalize"]:
         for index, name in enumerate(("image_mean", "image_std")):
             if (numbers := read_colours(found[name])) is None:
-                raise refuse(name, "three numbers")
+                raise refuse(name, "three numbers from 0 to 1")
             pixels[index] = numbers
     if min(pixels[1]) <= 0:
-        raise refuse("image_std", "three numbers above 0")
+        raise refuse("image_std", "three numbers above 0, up to 1")
     return PictureSettings(preprocess, pixels[0], pixels[1])
 
 
@@ -176,13 +176,13 @@ def _read_side(size: Any) -> int | None:
 
 
 def read_colours(found: Any) -> tuple[float, float, float] | None:
-    """Returns three finite numbers, or None if a JSON value is anything else."""
+    """Returns three numbers from 0 to 1, or None if a JSON value is anything else."""
     if not isinstance(found, list | tuple) or len(found) != 3:
         return None
     for number in found:
         if isinstance(number, bool) or not isinstance(number, int | float):
             return None
-        if not abs(number) < 1e6:
+        if not 0 <= number <= 1:
             return None
     return float(found[0]), float(found[1]), float(found[2])
 
@@ -195,7 +195,7 @@ def write_pictures(
     Args:
       config: config of the model, with the scaling of its pixels.
       preprocess: sizes and resampling.
-      kind: a key of `clip_config.FORMS`.
+      kind: a key of `clip_forms.FORMS`.
 
     Raises:
       InputError: SigLIP's processor cannot do this preprocessing.

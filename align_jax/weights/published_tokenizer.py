@@ -1,4 +1,4 @@
-"""Files in which transformers finds the tokenizer of a CLIP or SigLIP that we export."""
+"""Files in which transformers finds the tokenizer of an exported CLIP or SigLIP."""
 
 import json
 from collections.abc import Mapping
@@ -49,4 +49,5 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 def _find_end(described: Mapping[str, Any], end: int | None) -> dict[str, str]:
     """Returns the field of the token that ends a text, if there is one."""
     special = (described.get("post_processor") or {}).get("special_tokens", {})
-    return {"eos_token": name for name, s in special.items() if s["ids"] == [end]}
+    names = [name for name, found in special.items() if found["ids"] == [end]]
+    return {"eos_token": names[0]} if names else {}

@@ -14,7 +14,6 @@ from align_jax.training.checkpoint import FOLDER, read_whole
 from align_jax.training.checkpoint_part import read_variables
 from align_jax.training.run_config import model_identity
 from align_jax.training.training_runs import TRAINING
-from align_jax.weights.clip_config import FORMS
 from align_jax.weights.clip_folder import (
     OPEN_CLIP_CONFIG,
     TOWERS,
@@ -22,6 +21,7 @@ from align_jax.weights.clip_folder import (
     read_clip_tower,
     read_open_clip,
 )
+from align_jax.weights.clip_forms import FORMS
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
 from align_jax.weights.folder import (
     MODEL_FILE,
@@ -83,8 +83,9 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
         return read_run(place)
     found = "a folder without any" if places.is_folder(place) else "no folder"
     raise InputError(
-        f"{source} is {found}: wanted one with {MODEL_FILE}, config.json or"
-        f" {OPEN_CLIP_CONFIG}, a Keras .h5 file or the prefix of a TensorFlow checkpoint"
+        f"{source} is {found}: wanted one with {MODEL_FILE}, {CONFIG_FILE} or"
+        f" {OPEN_CLIP_CONFIG}, a Keras .h5 file or the prefix of a TensorFlow"
+        " checkpoint"
     )
 
 

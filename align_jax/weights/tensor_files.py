@@ -31,7 +31,7 @@ INDEX = ".index.json"
 
 
 def has_tensors(folder: str) -> bool:
-    """Returns whether a folder has a Hugging Face checkpoint, in one file or several."""
+    """Returns whether a folder has a Hugging Face checkpoint, also one of parts."""
     names = [f"{name}{end}" for name in CHECKPOINTS for end in ("", INDEX)]
     return any(places.exists(os.path.join(folder, name)) for name in names)
 

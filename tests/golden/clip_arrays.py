@@ -1,4 +1,4 @@
-"""Weights and inputs of the golden CLIP and SigLIP, computed wherever they are needed."""
+"""Weights and inputs of the golden CLIP and SigLIP, computed wherever needed."""
 
 import math
 import zlib
