@@ -25,8 +25,7 @@ import main
 from align_jax.command_line import read_command_line
 from align_jax.errors import InputError
 from align_jax.evaluation.runner import EvaluateConfig
-from align_jax.models.bert import BertConfig
-from align_jax.models.efficientnet import EfficientNetConfig
+from align_jax.models import towers
 from align_jax.report.run_kinds import kind_of
 from align_jax.sweep.__main__ import read_flags as read_sweep_flags
 from align_jax.sweep.config import open_sweep
@@ -52,7 +51,10 @@ CONFIGS = (
     *(PretrainConfig, ClassifyConfig, EvaluateConfig, SearchConfig),
     *(CorpusConfig, CurationConfig),
 )
-TOWERS = {"image_tower": EfficientNetConfig, "text_tower": BertConfig}
+TOWERS = {
+    name: typing.Union[*(config for config, _ in kinds.values())]
+    for name, kinds in towers.TOWERS.items()
+}
 
 
 class Captured(BaseException):

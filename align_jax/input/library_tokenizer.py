@@ -57,10 +57,13 @@ def open_described(
         parts["normalizer"] = _lowercased(parts["normalizer"])
     ids = _ids_of(parts, source)
     first, last = _ends(parts["post_processor"], source)
-    for name, ends in zip(("bos", "eos"), (first, last), strict=True):
-        named = added_ends(settings, name)
-        if named is not None:
-            ends[:] = [_id_of(ids, token, source) for token in named]
+    named = {name: added_ends(settings, name) for name in ("bos", "eos")}
+    if named["bos"] is not None or named["eos"] is not None:
+        # As in transformers: one of the two fields stands for both.
+        first, last = (
+            [_id_of(ids, token, source) for token in named[name] or ()]
+            for name in ("bos", "eos")
+        )
     pad = named_token(settings, "pad_token")
     if pad is not None:
         pad_id = _id_of(ids, pad, source)

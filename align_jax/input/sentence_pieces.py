@@ -82,9 +82,7 @@ def open_model(
     def id_of(token: str) -> int:
         found = processor.piece_to_id(token)
         if processor.id_to_piece(found) != token:
-            raise InputError(
-                f"{source} has no token {token!r}, as its settings name it"
-            )
+            raise InputError(f"{source} has no token {token!r} of its settings")
         return found
 
     cleaning = BY_CLASS.get(settings.get("tokenizer_class", ""), NONE)
@@ -108,7 +106,7 @@ def open_model(
     pad_id = processor.pad_id() if pad is None else id_of(pad)
     if pad_id < 0:
         raise InputError(
-            f"{source} has no padding; name its pad_token in a {SETTINGS_FILE} beside it"
+            f"{source} has no padding; name its pad_token in {SETTINGS_FILE} beside it"
         )
     frame = Frame((*ends["bos"],), (*ends["eos"],), pad_id)
     return SentencePieces(content, processor, max_tokens, frame, cleaning, source)

@@ -42,7 +42,7 @@ class OptimizerConfig(ScheduleConfig):
         "lamb" and "adamw". Without it, a parameter whose gradients are all 0 would be
         divided by 0.
       undecayed: patterns of parameters without weight decay; None for the patterns
-        that the towers name (BatchNorm's).
+        that the towers name (BatchNorm's; a transformer's gains, biases and positions).
       unadapted: patterns of parameters without LAMB's trust ratio; None for the
         patterns that the towers name.
       frozen: patterns of parameters that keep their values.

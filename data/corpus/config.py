@@ -13,6 +13,9 @@ from data.records.formats import RECORD_FORMATS
 from data.sources.config import SourceConfig
 from data.sources.source import choose_source
 
+WORDPIECE = "wordpiece"
+VOCABULARY_KINDS = (WORDPIECE, "unigram", "bpe")
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -212,7 +215,9 @@ class CorpusConfig:
       seed: seed of the shuffle and of k-means.
       ingest: source of the raw pairs.
       rules: bounds of the paper's filters.
-      vocabulary_size: upper bound of the WordPiece vocabulary (paper: 100,000).
+      vocabulary_size: upper bound of the number of tokens (paper: 100,000).
+      vocabulary_kind: "wordpiece", BERT's, as in the paper; "unigram" or "bpe" for a
+        model of SentencePiece, whose package `sentencepiece` learns it.
       evaluation_images: Parquet file of pictures that must not be trained on; empty for
         none. It has the column `image_id`. To find near-duplicates, it needs `phash` or
         `image` for the rule by hash and `image` for the rule by embedding.
@@ -250,6 +255,7 @@ class CorpusConfig:
     shard_megabytes: Count = 150
     max_image_side: Natural = 0
     record_format: str = "tfrecord"
+    vocabulary_kind: str = WORDPIECE
 
     def __post_init__(self) -> None:
         """Raises InputError if a name is invalid or unknown."""
@@ -268,6 +274,8 @@ class CorpusConfig:
         choose_source(self.ingest.kind)
         formats = dict.fromkeys(RECORD_FORMATS)
         choose(formats, self.record_format, "config.record_format")
+        kinds = dict.fromkeys(VOCABULARY_KINDS)
+        choose(kinds, self.vocabulary_kind, "config.vocabulary_kind")
 
 
 def described(config: Any) -> dict[str, Any]:

@@ -5,17 +5,19 @@ import functools
 import hashlib
 import importlib.metadata
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import ibis
 
 from align_jax import places
 from data.corpus.captions import join_captions, kept_captions
-from data.corpus.config import described
+from data.corpus.config import WORDPIECE, described
 from data.corpus.ngrams import unigrams_of
 from data.corpus.stage_tables import StageTables
 from data.records.stages import materialise
 
+# Packages whose versions the manifest lists.
 VERSIONED = ("duckdb", "ibis-framework", "pyarrow", "tensorflow", "tensorflow-text")
 KEY_RANGES = 1024  # ranges of keys; pairs are sorted one range at a time
 
@@ -49,23 +51,62 @@ def write_dataset(
         lambda path: stages.engine.save_split(placed, path, "part", "exchange"),
     )
 
-    # Imported late: TensorFlow takes a gigabyte that the engine needed until here.
-    from data.corpus.vocabulary import learn_vocabulary
-
     counted = zip(counts["word"], map(int, counts["n"]), strict=True)
-    tokens = learn_vocabulary(counted, stages.config.vocabulary_size)
+    kind, bound = stages.config.vocabulary_kind, stages.config.vocabulary_size
+    size, files = learn_files(counted, bound, kind)
     folder.mkdir()
-    text = "\n".join(tokens) + "\n"
-    places.write_text(folder / "vocabulary.txt", text)
+    for name, content in files.items():
+        places.write_bytes(folder / name, content)
+    *_, name = files
     manifest = {
         **report,
-        "vocabulary_size": len(tokens),
-        "vocabulary_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "vocabulary_file": name,
+        "vocabulary_size": size,
+        "vocabulary_sha256": hashlib.sha256(files[name]).hexdigest(),
         "shards": _write_shards(stages, folder, pairs, shards),
         "config": described(stages.config),
-        "versions": {n: importlib.metadata.version(n) for n in VERSIONED},
+        "versions": {n: importlib.metadata.version(n) for n in _versioned(kind)},
     }
     places.write_json(folder / "manifest.json", manifest)
+
+
+def learn_files(
+    words: Iterable[tuple[str, int]], size: int, kind: str
+) -> tuple[int, dict[str, bytes]]:
+    """Learns a vocabulary.
+
+    Args:
+      words: pairs of a white-space separated word of the normalised texts and its
+        count, in any order.
+      size: maximum number of tokens, special ones included.
+      kind: one of `VOCABULARY_KINDS`.
+
+    Returns:
+      (number of tokens, contents of the files that hold them, by name). A run's
+      `config.vocabulary` names the last file.
+
+    Raises:
+      InputError: `size` is too small.
+    """
+    # Imported late: TensorFlow takes a gigabyte that the engine needed until here.
+    if kind == WORDPIECE:
+        from data.corpus.vocabulary import learn_vocabulary
+
+        tokens = learn_vocabulary(words, size)
+        text = "\n".join(tokens) + "\n"
+        return len(tokens), {"vocabulary.txt": text.encode()}
+    from data.corpus import sentence_pieces
+
+    model = sentence_pieces.learn_pieces(words, size, kind)
+    files = {
+        sentence_pieces.SETTINGS_FILE: sentence_pieces.settings_file().encode(),
+        sentence_pieces.MODEL_FILE: model,
+    }
+    return sentence_pieces.count_pieces(model), files
+
+
+def _versioned(kind: str) -> tuple[str, ...]:
+    return VERSIONED if kind == WORDPIECE else (*VERSIONED, "sentencepiece")
 
 
 def _write_shards(

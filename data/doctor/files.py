@@ -8,10 +8,12 @@ import shlex
 from typing import Any
 
 from align_jax import dataset_folder, places, tar_index
-from align_jax.errors import InputError
+from align_jax.errors import InputError, one_line
+from data.corpus.sentence_pieces import SETTINGS, SETTINGS_FILE, count_pieces
 from data.records.formats import RECORD_FORMATS
 
 NAMED = 3  # examples that a finding gives
+SHOWN = 200  # characters of an error
 # Endings of the files of formats without TFDS's metadata.
 PACKED = {
     "webdataset": (".tar",),
@@ -250,8 +252,9 @@ class FileChecks:
                 self.note("changed shard", f"sha256 {digest}", shard["sha256"], path)
 
     def vocabulary(self) -> None:
-        """Checks vocabulary.txt against the manifest and the needs of a tokenizer."""
-        path, manifest = self.folder / "vocabulary.txt", self.manifest or {}
+        """Checks the vocabulary against the manifest and the needs of a tokenizer."""
+        manifest = self.manifest or {}
+        path = self.folder / str(manifest.get("vocabulary_file", "vocabulary.txt"))
         if not places.exists(path):
             if "vocabulary_sha256" in manifest:
                 self.note("vocabulary", "no such file", "the corpus's", path)
@@ -261,6 +264,9 @@ class FileChecks:
         if manifest.get("vocabulary_sha256", digest) != digest:
             wanted = manifest["vocabulary_sha256"]
             self.note("vocabulary", f"sha256 {digest}", wanted, path)
+        if path.suffix == ".model":
+            self._sentence_pieces(path, content)
+            return
         tokens = content.decode(errors="replace").removesuffix("\n").split("\n")
         size = manifest.get("vocabulary_size", len(tokens))
         if size != len(tokens):
@@ -274,6 +280,22 @@ class FileChecks:
         if twice:
             found = f"{len(twice)} tokens twice or more: {twice[:NAMED]}"
             self.note("vocabulary", found, "each token once", path)
+
+    def _sentence_pieces(self, path: pathlib.Path, content: bytes) -> None:
+        """Checks a model of SentencePiece, and the settings beside it."""
+        try:
+            found = count_pieces(content)
+        except RuntimeError as error:
+            what = one_line(error)[:SHOWN]
+            self.note("vocabulary", what, "a model of SentencePiece", path)
+            return
+        size = (self.manifest or {}).get("vocabulary_size", found)
+        if size != found:
+            self.note("vocabulary", f"{found} tokens", size, path)
+        beside = path.with_name(SETTINGS_FILE)
+        settings = places.read_object(beside) if places.exists(beside) else {}
+        if settings != SETTINGS:
+            self.note("vocabulary", settings, SETTINGS, beside)
 
 
 def _count(records: int | None) -> str:

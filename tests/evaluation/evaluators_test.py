@@ -15,7 +15,6 @@ from align_jax.evaluation.runner import (
     make_evaluators,
     run_evaluators,
 )
-from align_jax.input.wordpiece import WordPiece
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.weights.source import open_weights

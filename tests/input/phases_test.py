@@ -10,8 +10,8 @@ from align_jax.input.datasets import DatasetConfig
 from align_jax.input.phases import Phase, count_pairs, find_phase
 from align_jax.input.pipeline import TrainBatches
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.wordpiece import WordPiece
 from align_jax.input.training_data import InputConfig, open_training
+from align_jax.input.wordpiece import WordPiece
 from tests import tiny
 from tests.input.batches import LENGTHS, NumberReader, assert_equal, batches, numbers
 

@@ -6,14 +6,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax.config import read_config
+from align_jax.errors import InputError
 from align_jax.models.bert import BertConfig
-from align_jax.models.dual_encoder import DualEncoder, ModelConfig, temperature_of
+from align_jax.models.classifier import ClassifierConfig
+from align_jax.models.dual_encoder import (
+    DualEncoder,
+    ModelConfig,
+    scale_pixels,
+    temperature_of,
+)
 from align_jax.models.efficientnet import EfficientNetConfig
 from tests import tiny
 
 IMAGES = jax.random.uniform(jax.random.key(1), (4, 32, 32, 3), minval=-1.0)
 TOKENS = jnp.array([[2, 5, 3, 0], [2, 6, 7, 3], [2, 8, 3, 0], [2, 3, 0, 0]])
 CORES = jnp.arange(2)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
 def build(**fields):
@@ -64,6 +73,51 @@ def test_the_temperature_has_either_form_and_a_bias_is_added_on_demand():
         assert set(params) == scalars | {"text_tower", "text_projection"}
     assert temperature_of({"temperature": 0.5}) == 0.5
     assert temperature_of({"log_temperature": np.log(0.5)}) == pytest.approx(0.5)
+
+
+def test_levels_are_scaled_to_one_range_or_by_means_and_deviations():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    for scale in (scale_pixels, jax.jit(scale_pixels)):
+        expected = levels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        np.testing.assert_array_equal(scale(levels), expected)
+        np.testing.assert_array_equal(scale(expected), expected)
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    expected = (levels / 255 - mean) / std
+    np.testing.assert_allclose(scale_pixels(levels, mean, std), expected, atol=1e-6)
+    model = build(pixel_mean=mean, pixel_std=std)
+    images = jax.eval_shape(partial(model.init, method="encode_images"), KEY, levels)
+    assert "image_tower" in images["params"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"pixel_std": (0.5, 0.0, 0.5)},
+            r"pixel_std\[1\] is 0.0; wanted above 0",
+        ),
+        (
+            {"pixel_mean": (0.5, 0.5, 128)},
+            r"model.pixel_mean\[2\] is 128.0; wanted 0",
+        ),
+        ({"pixel_mean": (0.5,)}, r"pixel_mean is \(0.5,\); wanted 3 values, not 1"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ModelConfig, ClassifierConfig])
+def test_wrong_scales_of_pixels_are_refused(kind, fields, message):
+    towers = {"image_tower": {}, "text_tower": {"vocabulary_size": 9}}
+    towers = towers if kind is ModelConfig else {"image_tower": {}, "classes": 2}
+    with pytest.raises(InputError, match=message):
+        read_config(kind, towers | fields, "config.model")
+
+
+def test_projections_have_a_bias_or_none():
+    for bias, names in ((True, {"kernel", "bias"}), (False, {"kernel"})):
+        model = build(projection_bias=bias, embedding_size=8)
+        params = jax.eval_shape(
+            partial(model.init, train=False), KEY, IMAGES, TOKENS, CORES
+        )["params"]
+        assert {*params["image_projection"]} == {*params["text_projection"]} == names
 
 
 def test_model_init_is_called_in_one_file_and_apply_in_three():

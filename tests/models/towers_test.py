@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import pathlib
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from align_jax.config import read_config, stored_fields
 from align_jax.devices.mesh import Placement
@@ -24,6 +27,7 @@ from align_jax.models.parameters import (
     TOWER_INPUTS,
     flatten,
     tower_shapes,
+    variable_shapes,
 )
 from align_jax.models.towers import (
     IMAGE_TOWERS,
@@ -33,8 +37,11 @@ from align_jax.models.towers import (
     execution_fields,
     undecayed_parameters,
 )
+from align_jax.models.transformer import TransformerConfig
+from align_jax.models.vit import VitConfig
 from align_jax.plan import plan as print_plan
-from align_jax.training.flops import count_model_flops
+from align_jax.train import train
+from align_jax.training.flops import count_flops, count_model_flops
 from align_jax.training.train_state import create_state
 from align_jax.training.training_runs import read_run_config
 from align_jax.weights.folder import Weights, digest, read_weights, write_weights
@@ -280,6 +287,67 @@ def test_random_masks_of_every_tower_belong_to_virtual_cores(name, kind):
     for half in (np.s_[0:4], np.s_[4:8]):
         part = encode(inputs[half], jnp.arange(4)[half.start // 2 : half.stop // 2])
         np.testing.assert_allclose(part, whole[half], rtol=1e-4, atol=1e-5)
+
+
+TRANSFORMERS = {
+    "image_tower": dataclasses.asdict(VitConfig.smallest()),
+    "text_tower": dataclasses.asdict(TransformerConfig.smallest()),
+    "projection_bias": False,
+    "pixel_mean": (0.4, 0.5, 0.6),
+}
+
+
+def test_a_run_trains_transformers_on_other_sizes(tmp_path, mixed_types):
+    phases = ((0, {}), (1, {"image_size": 24, "max_tokens": 4}))
+    fields = tiny.make_run(
+        tmp_path, model=TRANSFORMERS, total_steps=2, phases=phases, evaluators={}
+    )
+    fields["optimizer"] |= {"kind": "muon", "muon_others": "lamb"}
+    run = str(tmp_path / "run")
+    train(fields, run)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for name in TOWERS:
+        assert results[f"train/{name}/update_norm"] > 0
+    model = load(run)
+    assert model.encode_images([tiny.draw("red left", 0)]).shape == (1, 16)
+    assert model.encode_texts(["red left", "blue"]).shape == (2, 16)
+
+
+def test_what_is_undecayed_are_gains_biases_tokens_and_positions():
+    model = read_config(ModelConfig, TRANSFORMERS)
+    clip = dataclasses.replace(model.image_tower, pooling="cls")
+    patterns = undecayed_parameters(model.towers)
+    names = {
+        "/".join(path[1:])
+        for tower in (model.image_tower, clip)
+        for path in variable_shapes(dataclasses.replace(model, image_tower=tower))
+    }
+    decayed = {n for n in names if not any(re.search(p, n) for p in patterns)}
+    others = {"temperature", "text_tower/word_embeddings/embedding"}
+    assert decayed - others == {n for n in names if n.endswith("/kernel")}
+    assert others < decayed
+
+
+def test_the_page_s_model_is_read_and_its_operations_are_counted():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "towers.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    config = ConfigDict({"model": {}})
+    exec(block, {"config": config})
+    model = read_config(ModelConfig, config.model.to_dict())
+    assert model.width == 512
+    counts = []
+    for share in (0.0, 0.5):
+        vit = dataclasses.replace(model.image_tower, patch_dropout=share, scan=True)
+        tower = build_tower("image_tower", vit, jnp.float32)
+        images = jnp.zeros((1, 224, 224, 3))
+        variables = jax.eval_shape(partial(tower.init, train=False), KEY, images, None)
+
+        def train(variables, images, tower=tower):
+            keys = {"dropout": jax.random.key(0)}
+            return tower.apply(variables, images, jnp.arange(1), True, rngs=keys)
+
+        counts.append(count_flops(train, variables, images))
+    assert counts[1] / counts[0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_smallest_efficientnet_has_all_that_larger_ones_have():

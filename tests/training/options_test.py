@@ -11,6 +11,8 @@ import pytest
 from align_jax.devices import mesh
 from align_jax.devices.mesh import state_sharding
 from align_jax.models.parameters import flatten, variable_shapes
+from align_jax.models.transformer import TransformerConfig
+from align_jax.models.vit import VitConfig
 from align_jax.plan import measure
 from align_jax.training.checkpoint import Checkpoints
 from align_jax.training.checkpoint_part import read_variables
@@ -39,6 +41,12 @@ OPTIONS = {
 }
 OPTIMIZERS = [*OPTIONS]
 WIDTHS = (80, 24, 8)
+OPTIONS["transformers"] = {
+    "model": {
+        "image_tower": dataclasses.asdict(VitConfig.smallest()),
+        "text_tower": dataclasses.asdict(TransformerConfig.smallest()),
+    }
+}
 OPTIONS["nested"] = {"loss": {"widths": WIDTHS, "width_weights": (1.0, 0.5, 2.0)}}
 
 

@@ -10,7 +10,6 @@ from align_jax.embed.model import Model
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
-from align_jax.texts import NONE
 from align_jax.weights.huggingface_folder import write_align
 from align_jax.weights.huggingface_vocabulary import read_uncased
 from align_jax.weights.source import open_weights

@@ -14,6 +14,7 @@ from ibis.backends.duckdb import Backend
 from align_jax import places
 from align_jax.config import leave_out, read_config, stored_fields
 from align_jax.errors import InputError, run_command
+from align_jax.input.tokenizer import open_tokenizer
 from data import build as command
 from data.corpus import builder, vocabulary
 from data.corpus.builder import build
@@ -87,6 +88,20 @@ def test_building_twice_gives_the_same_bytes(config, tmp_path):
         build(config, tmp_path / name)
     one, two = (files_of(tmp_path / name / "records") for name in ("one", "two"))
     assert one == two
+
+
+def test_a_build_can_learn_sentencepiece_s_pieces(config, tmp_path):
+    pieces = dataclasses.replace(config, vocabulary_kind="unigram")
+    build(pieces, tmp_path / "corpus")
+    records = tmp_path / "corpus" / "records"
+    manifest = json.loads((records / "manifest.json").read_text())
+    assert manifest["vocabulary_file"] == "tokenizer.model"
+    assert "sentencepiece" in manifest["versions"]
+    tokenizer = open_tokenizer(str(records / "tokenizer.model"), 8)
+    assert tokenizer.size == manifest["vocabulary_size"] <= 300
+    assert diagnose(tmp_path / "corpus") == []
+    with pytest.raises(InputError, match="vocabulary_kind is 'words'; wanted"):
+        dataclasses.replace(config, vocabulary_kind="words")
 
 
 def test_array_record_files_hold_the_same_records_for_grain(config, tmp_path):
