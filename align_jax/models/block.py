@@ -72,7 +72,7 @@ class BlockShape:
       norm_epsilon: number that layer norms add to the variance.
       causal: whether a token attends to itself and earlier tokens only.
       layer_scale: initial factor of each channel of the attention's and the MLP's
-        output (CaiT, arXiv 2103.17239, section 2.1); None for no factors.
+        output (CaiT, arXiv 2103.17239, section 2); None for no factors.
       qk_norm: whether queries and keys are normalised by head (ViT-22B, arXiv
         2302.05442, section 2).
       dropout: dropout rate after the attention and after the MLP.
@@ -226,7 +226,7 @@ class AttentionPool(nn.Module):
     """Attention of one learned query over tokens, with an MLP (SigLIP's pooling).
 
     It is the multihead attention pooling of Scaling Vision Transformers (arXiv
-    2106.04560, section 3.3).
+    2106.04560, section 3).
 
     Attributes:
       shape: size and form of the attention and the MLP.

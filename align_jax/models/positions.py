@@ -62,8 +62,8 @@ def sincos_positions(height: int, width: int, grid: int, channels: int) -> np.nd
     """Returns the sines and cosines of the coordinates of patches.
 
     The channels are sin(x f), cos(x f), sin(y f) and cos(y f), a quarter each, with
-    f = 10000^(-i / (n - 1)) for i = 0 .. n - 1 (MoCo v3, arXiv 2104.02057, section 5,
-    in the form of big_vision).
+    f = 10000^(-i / (n - 1)) for i = 0 .. n - 1 (MoCo v3, arXiv 2104.02057, in the form
+    of big_vision).
 
     Args:
       height: number of rows of patches.
@@ -88,7 +88,7 @@ def rotary_positions(
     """Returns the rotations of patches by their coordinates, and of tokens before them.
 
     The first half of a head's angles are x f and the second half y f, with
-    f = 100^(-i / n) for i = 0 .. n - 1 (axial RoPE, arXiv 2403.13298, section 3.1).
+    f = 100^(-i / n) for i = 0 .. n - 1 (axial RoPE, arXiv 2403.13298, section 3).
 
     Args:
       height: number of rows of patches.

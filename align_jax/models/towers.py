@@ -38,8 +38,9 @@ class TowerConfig(Dataclass, Protocol):
       undecayed: regular expressions of the parameters without weight decay and without
         LAMB's trust ratio; each matches the beginning of a path below the tower, such
         as "stem_norm/scale".
-      optional_modules: submodules that only some towers of this class have. If a tower
-        lacks one of them, it ignores that submodule's values in weights that it loads.
+      optional_modules: submodules, and parameters outside of them, that only some
+        towers of this class have. If a tower lacks one of them, it ignores its values
+        in weights that it loads.
     """
 
     execution_fields: ClassVar[tuple[str, ...]]

@@ -244,7 +244,7 @@ def find_tokens(tokens: jax.Array, config: TransformerConfig) -> jax.Array:
     """Returns which tokens (B, L) are no padding, as bools; the first one never is."""
     places = jnp.arange(tokens.shape[1])[None]
     lengths = jnp.where(tokens != config.pad_token, places + 1, 0).max(1, keepdims=True)
-    ends = config.end_token == config.pad_token
+    ends = int(config.end_token == config.pad_token)
     return places < jnp.maximum(lengths + ends, 1)
 
 

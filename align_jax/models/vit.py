@@ -36,8 +36,8 @@ from align_jax.models.positions import (
 from align_jax.ranges import Count, Natural, Positive, ProperShare, Range
 
 # Width, layers, heads and MLP width of the published sizes: arXiv 2010.11929, table 1
-# (B, L, H); 2106.04560, table 2 (Ti, S, g, G); 2305.13035, section 4 (So400m); and
-# 2502.14786, section 3 (SigLIP 2's g-opt).
+# (B, L, H); 2106.04560, table 2 (Ti, S, g, G); 2305.13035 (So400m); and 2502.14786
+# (SigLIP 2's g-opt).
 SIZES = {
     "ti": (192, 12, 3, 768),
     "s": (384, 12, 6, 1536),
@@ -256,7 +256,7 @@ class Vit(nn.Module):
             learned = self.param("position_embeddings", START, (rows, config.width))
             grid = learned[rows - side * side :].reshape(side, side, config.width)
             x += resize_grid(grid, height, width)[None]
-        x = x.reshape(-1, height * width, config.width).astype(self.dtype)  # (B, L, W)
+        x = x.reshape(x.shape[0], height * width, -1).astype(self.dtype)  # (B, L, W)
         if patch_key is not None:
             x, rotation = self._drop_patches(x, rotation, patch_key, core_ids)
         x = self._add_leading_tokens(x, learned)

@@ -18,9 +18,9 @@ CASES = {
 CREATE = {"image_tower": vit_test.create, "text_tower": transformer_test.create}
 
 
-def run(name, config, variables, dtype=jnp.float32):
+def run(name, config, variables):
     """Returns the output in training and the gradient of a function of it."""
-    tower, inputs = build_tower(name, config, dtype), CASES[name][1]
+    tower, inputs = build_tower(name, config, jnp.float32), CASES[name][1]
     keys = {"dropout": jax.random.key(3)}
 
     def score(params):
@@ -42,7 +42,7 @@ def case(request):
     return name, config, variables, run(name, config, variables)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.pods), True])
 def test_execution_changes_neither_result_nor_gradient(case, scan):
     name, config, variables, expected = case
     assert {"scan", "rematerialise"} == {*TOWERS[name][config.kind][0].execution_fields}
@@ -53,26 +53,12 @@ def test_execution_changes_neither_result_nor_gradient(case, scan):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale)
 
 
-def test_bfloat16_is_near_float32(case, mixed_types):
-    name, config, variables, (expected, gradient) = case
-    found, own = run(name, config, variables, jnp.bfloat16)
-    leaves = jax.tree.leaves((found, own))
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
-    assert 1e-4 < np.abs(found - expected).max() < 0.1
-    flat = [
-        np.concatenate([*map(np.ravel, jax.tree.leaves(g))]) for g in (own, gradient)
-    ]
-    cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
-    assert cosine > 0.999
-
-
 def test_a_random_draw_belongs_to_its_example(case):
     """Stochastic depth, dropout and patch dropout differ between examples."""
-    name, config, variables, (out, _) = case
+    name, config, variables, _ = case
     tower, inputs = build_tower(name, config, jnp.float32), CASES[name][1]
-    twice = jnp.concatenate([inputs[:1], inputs[:1]])
+    equal = jnp.concatenate([inputs[:1]] * 16)
     keys = {"dropout": jax.random.key(3)}
     apply = jax.jit(tower.apply, static_argnums=3)
-    first, second = apply(variables, twice, CORES, True, rngs=keys)
-    np.testing.assert_allclose(first, out[0], rtol=1e-4, atol=1e-5)
-    assert np.abs(first - second).max() > 1e-3
+    found = apply(variables, equal, CORES, True, rngs=keys)
+    assert len(np.unique(np.round(found, 3), axis=0)) > 4

@@ -265,30 +265,6 @@ def test_every_tower_takes_the_sizes_of_a_runs_phases(name, kind, mixed_types):
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(("name", "kind"), EVERY)
-def test_random_masks_of_every_tower_belong_to_virtual_cores(name, kind):
-    """A half of the batch gives the same on a device that holds no other half."""
-    tower, shapes = build_smallest(name, kind)
-    random = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda x: random.uniform(0.1, 0.5, x.shape).astype(np.float32), shapes
-    )
-    if name == "image_tower":
-        inputs = random.normal(size=(8, 32, 32, 3)).astype(np.float32)
-    else:
-        inputs = random.integers(4, 16, (8, 6), np.int32)
-
-    @jax.jit
-    def encode(inputs, cores):
-        keys = {"dropout": jax.random.key(0)}
-        return tower.apply(variables, inputs, cores, True, rngs=keys, mutable=True)[0]
-
-    whole = encode(inputs, jnp.arange(4))
-    for half in (np.s_[0:4], np.s_[4:8]):
-        part = encode(inputs[half], jnp.arange(4)[half.start // 2 : half.stop // 2])
-        np.testing.assert_allclose(part, whole[half], rtol=1e-4, atol=1e-5)
-
-
 TRANSFORMERS = {
     "image_tower": dataclasses.asdict(VitConfig.smallest()),
     "text_tower": dataclasses.asdict(TransformerConfig.smallest()),

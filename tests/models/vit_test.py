@@ -17,6 +17,7 @@ from align_jax.models.positions import (
     sincos_positions,
 )
 from align_jax.models.vit import SIZES, Vit, VitConfig
+from align_jax.training.flops import count_flops
 from tests.models import plain_blocks
 
 SMALLEST = VitConfig.smallest()
@@ -133,25 +134,23 @@ def test_features_are_those_of_plain_numpy(config):
 
 # Millions of parameters of OpenCLIP's image encoders
 # (https://github.com/mlfoundations/open_clip/blob/main/docs/model_profile.csv): CLIP's
-# with their projection, which is no part of the tower, and SigLIP's without one.
+# with their projection, which is no part of the tower, and SigLIP's without one. Then
+# billions of operations for a picture of 224 pixels.
 @pytest.mark.parametrize(
-    ("size", "patch", "projection", "millions"),
+    ("size", "patch", "projection", "millions", "billions"),
     [
-        ("s", 32, 384, 22.64),
-        ("s", 16, 384, 21.81),
-        ("b", 32, 512, 87.85),
-        ("b", 16, 512, 86.19),
-        ("l", 16, 768, 304.09),
-        ("l", 14, 768, 303.97),
-        ("h", 16, 1024, 632.23),
-        ("h", 14, 1024, 632.08),
-        ("g", 14, 1024, 1012.65),
-        ("G", 14, 1280, 1844.91),
-        ("b", 16, None, 92.88),
-        ("so400m", 14, None, 427.68),
+        ("s", 16, 384, 21.81, 9.2),
+        ("b", 32, 512, 87.85, 8.82),
+        ("b", 16, 512, 86.19, 35.13),
+        ("l", 14, 768, 303.97, 162.03),
+        ("h", 14, 1024, 632.08, 334.59),
+        ("g", 14, 1024, 1012.65, 534.06),
+        ("G", 14, 1280, 1844.91, 967.5),
+        ("b", 16, None, 92.88, 35.42),
+        ("so400m", 14, None, 427.68, 220.35),
     ],
 )
-def test_published_sizes(size, patch, projection, millions):
+def test_published_sizes(size, patch, projection, millions, billions):
     width, layers, heads, mlp_width = SIZES[size]
     config = VitConfig(
         patch=patch,
@@ -163,10 +162,16 @@ def test_published_sizes(size, patch, projection, millions):
         position_grid=224 // patch,
         pre_norm=projection is not None,
         patch_bias=projection is None,
+        scan=True,
     )
-    shapes = tower_shapes("image_tower", config).values()
-    count = sum(map(np.prod, shapes)) + width * (projection or 0)
+    tower, images = Vit(config), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    apply = partial(tower.apply, core_ids=None, train=False)
+    variables = jax.eval_shape(partial(tower.init, train=False), KEY, images, None)
+    last = width * (projection or 0)
+    count = sum(x.size for x in jax.tree.leaves(variables)) + last
     assert round(count / 1e6, 2) == millions
+    work = count_flops(apply, variables, images) + 2 * last
+    assert work / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
 def test_every_pixel_of_a_patch_and_every_parameter_matters():
@@ -285,5 +290,5 @@ def test_wrong_fields_are_refused(fields, message):
 
 
 def test_a_picture_below_a_patch_is_refused():
-    with pytest.raises(InputError, match=r"16 x 16 pixels and .*patch is 32; want"):
-        Vit(VitConfig(patch=32)).init(KEY, np.zeros((1, 16, 16, 3)), None, False)
+    with pytest.raises(InputError, match=r"64 x 64 pixels and .*patch is 128; wan"):
+        tower_shapes("image_tower", VitConfig(patch=128))

@@ -12,6 +12,8 @@ from align_jax.errors import InputError
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
+from align_jax.models.transformer import TransformerConfig
+from align_jax.models.vit import VitConfig
 from align_jax.weights import encoders
 from align_jax.weights.folder import read_weights
 from tests import tiny
@@ -31,6 +33,12 @@ OTHER = ModelConfig(
     dataclasses.replace(BertConfig.smallest(), layers=2, scan=True),
     embedding_size=40,
     temperature_form="log",
+)
+TRANSFORMERS = ModelConfig(
+    VitConfig.smallest(),
+    TransformerConfig.smallest(),
+    projection_bias=False,
+    pixel_std=(0.2, 0.3, 0.4),
 )
 
 
@@ -61,7 +69,9 @@ def embed(weights, inputs):
     }
 
 
-def test_stablehlo_gives_our_embeddings_for_any_batch(weights, tmp_path):
+@pytest.mark.parametrize("config", [None, TRANSFORMERS], ids=["tiny", "transformers"])
+def test_stablehlo_gives_our_embeddings_for_any_batch(tmp_path, config):
+    weights = read_weights(tiny.write_model(tmp_path / "model", config=config))
     folder = tmp_path / "stablehlo"
     encoders.write_stablehlo(weights, str(folder))
     described = json.loads((folder / "encoders.json").read_text())
@@ -82,7 +92,9 @@ def test_stablehlo_gives_our_embeddings_for_any_batch(weights, tmp_path):
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize("config", [None, OTHER], ids=["tiny", "other"])
+@pytest.mark.parametrize(
+    "config", [None, OTHER, TRANSFORMERS], ids=["tiny", "other", "transformers"]
+)
 def test_onnx_gives_our_embeddings_for_any_batch(tmp_path, config):
     import onnx
     import onnxruntime
