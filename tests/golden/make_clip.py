@@ -40,7 +40,7 @@ MODELS: dict[str, tuple] = {
         "CLIP",
         32,
         {"projection_dim": 20},
-        {**SMALL, **WORDS, "eos_token_id": 2},
+        {**SMALL, **WORDS, "eos_token_id": 2, "bos_token_id": 0},
         {**SMALL, "image_size": 32, "patch_size": 8},
         (39, 39),
     ),
