@@ -50,9 +50,9 @@ class Deviations(NamedTuple):
     """Standard deviations of the normal distributions from which kernels start.
 
     Attributes:
-      attention: of the kernels of queries, keys and values.
-      intermediate: of the MLP's first kernel.
-      output: of the last kernels of the attention and of the MLP.
+      attention: deviation of the kernels of queries, keys and values.
+      intermediate: deviation of the MLP's first kernel.
+      output: deviation of the last kernels of the attention and of the MLP.
     """
 
     attention: float
@@ -99,7 +99,7 @@ class BlockShape:
 
 
 class Drawn(NamedTuple):
-    """What a block draws at random in training.
+    """Random numbers of a block in training.
 
     Attributes:
       survival: factors (B,) of the attention's and of the MLP's output, float32, see
@@ -135,7 +135,7 @@ class Block(nn.Module):
 
         Args:
           x: (B, L, W) input.
-          drawn: what is drawn at random.
+          drawn: random numbers of the block.
           core_ids: (V,) global indices of the batch's virtual cores; None if
             `drawn.key` is.
           mask: (B, L) bool, false on tokens that are not attended to; None for none.
@@ -289,7 +289,7 @@ def run_blocks(
         `rematerialise`.
       shape: size and form of every block.
       x: (B, L, W) input of the first block.
-      drawn: what each block draws at random.
+      drawn: random numbers of each block.
       core_ids: (V,) global indices of the batch's virtual cores; None if not training.
       mask: (B, L) bool, false on tokens that are not attended to; None for none.
       rotation: rotary positions; None for none.

@@ -31,8 +31,8 @@ class ClassifierConfig:
       classes: number of classes K.
       dropout: dropout rate before the head.
       dtype: number type of the tower's computation, a key of `DTYPES`.
-      pixel_mean: as in `ModelConfig`.
-      pixel_std: as in `ModelConfig`.
+      pixel_mean: mean of the pixels' scale, see `ModelConfig`.
+      pixel_std: deviation of the pixels' scale, see `ModelConfig`.
     """
 
     image_tower: ImageTowerConfig = dataclasses.field(

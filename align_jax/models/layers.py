@@ -67,7 +67,7 @@ def _draw_by_core(
     core_ids: jax.Array | None,
     shape: tuple[int, ...],
 ) -> jax.Array:
-    """Draws an array of `shape` (B, ...), the rows of each virtual core by its own key.
+    """Draws an array of `shape` (B, ...), one key for the rows of each virtual core.
 
     `draw` is a function of a key and the argument `shape`.
     """

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import LATE, check_choices
+from align_jax.config import check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.models.block import (
     PREFIX,
@@ -107,7 +107,7 @@ class TransformerConfig:
     dropout: ProperShare = 0.0
     scan: bool = False
     rematerialise: str = "none"
-    kind: str = dataclasses.field(default="transformer", metadata=LATE)
+    kind: str = "transformer"
 
     @property
     def output_width(self) -> int:

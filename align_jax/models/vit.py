@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import LATE, check_choices
+from align_jax.config import check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.errors import InputError
 from align_jax.models.block import (
@@ -134,7 +134,7 @@ class VitConfig:
     final_norm: bool = True
     scan: bool = False
     rematerialise: str = "none"
-    kind: str = dataclasses.field(default="vit", metadata=LATE)
+    kind: str = "vit"
 
     @property
     def output_width(self) -> int:
@@ -277,7 +277,7 @@ class Vit(nn.Module):
     def _draw(
         self, batch: int, core_ids: jax.Array | None, train: bool
     ) -> tuple[jax.Array | None, list[Drawn]]:
-        """Returns the key of patch dropout, or None, and what each block draws."""
+        """Returns the key of patch dropout, or None, and each block's random numbers."""
         config, patch_key = self.config, None
         drawn = [Drawn()] * config.layers
         if train and (config.patch_dropout or config.drop_rate):

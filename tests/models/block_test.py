@@ -1,4 +1,4 @@
-"""What image and text towers of the same block share."""
+"""Image and text towers of the same block."""
 
 import dataclasses
 

@@ -30,6 +30,7 @@ from align_jax.models.parameters import (
     variable_shapes,
 )
 from align_jax.models.towers import (
+    DEFAULT_KINDS,
     IMAGE_TOWERS,
     TEXT_TOWERS,
     TOWERS,
@@ -213,6 +214,7 @@ def test_every_tower_s_answers_are_true_of_it(name, kind):
     fields = {field.name for field in dataclasses.fields(config)}
     assert config.kind == kind
     assert fields >= {"kind", *config.execution_fields}
+    assert stored_fields(config).get("kind", DEFAULT_KINDS[name]) == kind
     tower = build_tower(name, config, jnp.float32)
     inputs = FIRST_INPUTS[TOWER_INPUTS[name]]
     out = jax.eval_shape(
@@ -273,12 +275,18 @@ TRANSFORMERS = {
 }
 
 
-def test_a_run_trains_transformers_on_other_sizes(tmp_path, mixed_types):
-    phases = ((0, {}), (1, {"image_size": 24, "max_tokens": 4}))
+PHASES = ((0, {}), (1, {"image_size": 24, "max_tokens": 4}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "phases"),
+    [("lamb", ()), pytest.param("muon", PHASES, marks=pytest.mark.pods)],
+)
+def test_a_run_trains_transformers(tmp_path, mixed_types, kind, phases):
     fields = tiny.make_run(
         tmp_path, model=TRANSFORMERS, total_steps=2, phases=phases, evaluators={}
     )
-    fields["optimizer"] |= {"kind": "muon", "muon_others": "lamb"}
+    fields["optimizer"]["kind"] = kind
     run = str(tmp_path / "run")
     train(fields, run)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
