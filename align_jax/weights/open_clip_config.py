@@ -133,6 +133,8 @@ def read_open_clip(
     text, has_bias = _read_text(
         described["text_cfg"], quick, max_tokens, f"{source}.text_cfg"
     )
+    if type(size) is not int:
+        raise InputError(f"{source}.embed_dim is {size!r}; wanted a whole number")
     timm = image.pooling == "attention"
     if timm != has_bias or (timm and size != image.width):
         raise InputError(
@@ -164,7 +166,7 @@ def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig
     _check_fields(found, others, ignored, where, VisionFields)
     if isinstance(found.get("layers"), list):
         raise InputError(
-            f"{where}.layers is {found['layers']}, a ResNet; ours is a ViT"
+            f"{where}.layers is {found['layers']}, of a ResNet; ours is a ViT"
         )
     fields = read_fields(VisionFields(), found, where)
     if is_timm:

@@ -113,7 +113,8 @@ def compute(name: str) -> dict[str, Any]:
     kind = CustomTextCLIP if fields.pop("custom_text", False) else CLIP
     # Releases up to 3.3 do not know this field, and pass no such arguments on.
     sizes = fields["vision_cfg"].pop("timm_model_kwargs", {})
-    timm_model.timm.create_model = partial(create_model, **sizes)
+    side = fields["vision_cfg"]["image_size"]
+    timm_model.timm.create_model = partial(create_model, img_size=side, **sizes)
     model = kind(**fields).eval()
     weights = {
         tensor: torch.tensor(clip_arrays.weight(tensor, tuple(array.shape)))
