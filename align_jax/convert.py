@@ -11,12 +11,8 @@ from align_jax.errors import InputError, run_command
 if TYPE_CHECKING:
     from align_jax.weights.folder import Weights
 
-ALIGN_JAX, HUGGINGFACE, ONNX, STABLEHLO = (
-    "align_jax",
-    "huggingface",
-    "onnx",
-    "stablehlo",
-)
+ALIGN_JAX, HUGGINGFACE = "align_jax", "huggingface"
+FORMATS = (ALIGN_JAX, HUGGINGFACE, "siglip2", "open_clip", "onnx", "stablehlo")
 
 
 def read_flags() -> argparse.Namespace:
@@ -35,8 +31,9 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--to", metavar="DIR", help="a new folder")
     parser.add_argument(
         "--format",
-        choices=(ALIGN_JAX, HUGGINGFACE, ONNX, STABLEHLO),
-        help="format of the folder; with --push or --card it is huggingface",
+        choices=FORMATS,
+        help="format of the folder; huggingface is the class of transformers that has"
+        " the model's towers, and with --push or --card the only one",
     )
     parser.add_argument(
         "--width", type=int, help="number of the embeddings' first components to keep"
@@ -106,22 +103,14 @@ def _write(weights: "Weights", folder: str, flags: argparse.Namespace) -> None:
     """Writes the folder in the format of the flags, and prints a line on it."""
     from align_jax import places
     from align_jax.report.model_card import CARD_FILE, make_card
-    from align_jax.weights.encoders import write_onnx, write_stablehlo
-    from align_jax.weights.folder import write_weights
-    from align_jax.weights.huggingface_folder import write_align
+    from align_jax.weights.exports import WRITERS, write_huggingface
 
-    writers = {
-        ALIGN_JAX: write_weights,
-        HUGGINGFACE: write_align,
-        ONNX: write_onnx,
-        STABLEHLO: write_stablehlo,
-    }
     if flags.push is not None or flags.card:
         name = flags.push or places.local_path(folder).name
         card = make_card(flags.source, weights, name, flags.license)
-        write_align(weights, folder, {CARD_FILE: card})
+        write_huggingface(weights, folder, {CARD_FILE: card})
     else:
-        writers[flags.format](weights, folder)
+        WRITERS[flags.format](weights, folder)
     count = sum(
         array.size for path, array in weights.variables.items() if path[0] == "params"
     )

@@ -2,8 +2,8 @@
 
 The paper (arXiv 2102.05918, section 5) resizes to 346 x 346 without keeping the aspect
 ratio, crops 289 x 289 at random in training and from the centre in evaluation, and
-flips at random in training. Pixels stay uint8 until the model scales them to [-1, 1].
-Only the pixels of the crop are computed.
+flips at random in training. CLIP (arXiv 2103.00020) resizes the shorter side instead.
+Pixels stay uint8 until the model scales them. Only the pixels of the crop are computed.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import numpy as np
 
-from align_jax.config import check_choices
+from align_jax.config import LATE, check_choices
 from align_jax.input.colours import lay_over, scale_colours
 from align_jax.input.resample import resample
 from align_jax.input.scratch import Scratch
@@ -21,7 +21,8 @@ from align_jax.pictures import MAX_PIXELS, PictureError, read_picture
 from align_jax.ranges import Count, Range, Share, Side
 
 WHITE = (255.0, 255.0, 255.0)
-RESAMPLINGS = ("pil", "tf")
+RESAMPLINGS = ("pil", "tf", "bicubic")
+RESIZES = ("squash", "shortest")
 CROPS = ("random", "inception")
 DECODINGS = ("fast", "exact")
 
@@ -40,13 +41,15 @@ class PreprocessConfig:
     """Sizes and augmentations of pictures.
 
     Attributes:
-      resize: side of the squashed picture before the crop, pixels (paper: 346).
+      resize: side of the squashed picture before the crop, pixels (paper: 346); in
+        evaluation with `evaluation_resize` "shortest", the shorter side.
       image_size: side of the crop, pixels (paper: 289).
-      resampling: "pil" (antialiased, rounded as Pillow does) or "tf" (bilinear without
-        antialiasing, as in the training of the open model).
+      resampling: "pil" (bilinear and antialiased, rounded as Pillow does), "bicubic"
+        (the same with Pillow's cubic filter, as CLIP and SigLIP) or "tf" (bilinear
+        without antialiasing, as in the training of the open model).
       decode: decoding in training. "fast" decodes JPEG files that are at least twice as
-        large as needed at 1/2, 3/8, 1/4 or 1/8 of their size, if `resampling` is "pil";
-        "exact" does not.
+        large as needed at 1/2, 3/8, 1/4 or 1/8 of their size, unless `resampling` is
+        "tf"; "exact" does not.
       crop: crop in training. "random" takes a window of the squashed picture,
         "inception" a window of random area and shape of the whole picture
         (arXiv 1409.4842).
@@ -58,6 +61,8 @@ class PreprocessConfig:
         training, 0 to 1; 0 changes nothing.
       max_pixels: largest number of pixels; a larger picture is refused before it is
         decoded.
+      evaluation_resize: resize in evaluation. "squash" makes the picture a square,
+        "shortest" keeps its aspect ratio and cuts what the crop leaves over (CLIP).
     """
 
     resize: Side = 346
@@ -70,6 +75,7 @@ class PreprocessConfig:
     random_background: bool = False
     colour_jitter: Share = 0.0
     max_pixels: Count = MAX_PIXELS
+    evaluation_resize: str = dataclasses.field(default="squash", metadata=LATE)
 
     def __post_init__(self) -> None:
         if self.resize < self.image_size:
@@ -77,7 +83,12 @@ class PreprocessConfig:
                 f"preprocess.resize is {self.resize}, below preprocess.image_size,"
                 f" {self.image_size}"
             )
-        choices = {"resampling": RESAMPLINGS, "decode": DECODINGS, "crop": CROPS}
+        choices = {
+            "resampling": RESAMPLINGS,
+            "decode": DECODINGS,
+            "crop": CROPS,
+            "evaluation_resize": RESIZES,
+        }
         check_choices(self, choices, "preprocess.")
 
 
@@ -119,7 +130,10 @@ def train_image(
 
 
 def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """Lays a picture over white, squashes it to a square and crops the centre.
+    """Lays a picture over white, resizes it and crops the centre.
+
+    Where a crop of the centre leaves an odd number of pixels over, the larger part is
+    at the right or the bottom.
 
     Args:
       pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
@@ -128,13 +142,26 @@ def evaluation_image(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray
     Returns:
       uint8 (image_size, image_size, 3).
     """
-    start = (config.resize - config.image_size) // 2
+    height = width = config.resize
+    if config.evaluation_resize == "shortest":
+        height, width = _keep_aspect(pixels.shape[0], pixels.shape[1], config.resize)
+    side = config.image_size
     return resample(
         lay_over(pixels, WHITE),
-        (config.resize, config.resize),
-        (start, start, config.image_size, config.image_size),
-        antialias=config.resampling == "pil",
+        (height, width),
+        ((height - side) // 2, (width - side) // 2, side, side),
+        filtering=config.resampling,
     )
+
+
+def _keep_aspect(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Returns the height and width of a picture whose shorter side gets a new length.
+
+    The longer side is rounded down from the same float as in torchvision and in Hugging
+    Face's CLIP processor.
+    """
+    longer = int(shorter * max(height, width) / min(height, width))
+    return (shorter, longer) if height <= width else (longer, shorter)
 
 
 GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64 - 1  # constants of SplitMix64
@@ -192,7 +219,7 @@ def _augment(
         size,
         window,
         part,
-        antialias=config.resampling == "pil",
+        filtering=config.resampling,
         mirror=config.flip and uniform(key, FLIP) < 0.5,
         out=out,
     )

@@ -1,29 +1,21 @@
-"""Resizes 8-bit pictures bilinearly, bit for bit as Pillow, several times faster.
+"""Resizes 8-bit pictures bilinearly or bicubically, bit for bit as Pillow, but faster.
 
-Pillow computes an antialiased bilinear resize in integers: every output pixel is a sum
-of input pixels times weights of 22 bits, rounded to 8 bits after the horizontal pass
-and again after the vertical one (Pillow's Resample.c). The same sums are computed here
+Pillow computes an antialiased resize in integers: every output pixel is a sum of input
+pixels times weights of 22 bits, rounded to 8 bits after the horizontal pass and again
+after the vertical one (Pillow's Resample.c). The same sums are computed here
 on all vector lanes of the processor, compiled by numba, and only for the window that is
 kept. The interpreter lock is not held meanwhile, so several threads run at full speed;
 the result does not depend on their number.
 """
 
-import math
-
-import numba
 import numpy as np
 
+from align_jax.input.filters import BITS, TAPS, PixelWeights, compiled, weigh
 from align_jax.input.transpose import SIDE, transpose_pixels, transpose_words
 
-BITS = 22  # bits of a weight: 32 minus 8 of the pixel minus 2 of headroom
 HALF = 1 << (BITS - 1)
 LANES = 64  # rows computed side by side; few enough that their tile stays in the cache
-TAPS = 3  # weights that every output pixel has; those it does not need are 0
-
-PixelWeights = tuple[np.ndarray, np.ndarray, np.ndarray]  # see `_weigh`
-
-# Runs without the interpreter lock. Cached on disk, because compiling takes seconds.
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+MOST = (256 << BITS) - 1  # largest sum of 8 bits
 
 
 def resample(
@@ -31,7 +23,7 @@ def resample(
     size: tuple[int, int],
     window: tuple[int, int, int, int] | None = None,
     part: tuple[float, float, float, float] | None = None,
-    antialias: bool = True,
+    filtering: str = "pil",
     mirror: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -44,9 +36,9 @@ def resample(
         None for all of it.
       part: top, left, height and width of the part of `pixels` to resize, fractions
         allowed (Pillow's `box`); None for all of it.
-      antialias: whether to filter with a triangle as wide as the reduction, as Pillow's
-        BILINEAR does. False interpolates between the two nearest pixels, as
-        tf.image.resize does.
+      filtering: "pil" filters with a triangle as wide as the reduction, as Pillow's
+        BILINEAR does, "bicubic" with a cubic of that width, as its BICUBIC does. "tf"
+        interpolates between the two nearest pixels, as tf.image.resize does.
       mirror: whether to exchange left and right of the returned window.
       out: array for the result; None for a new one.
 
@@ -69,62 +61,12 @@ def resample(
         size=tuple(map(int, size)),  # one type, so that it is compiled once
         window=tuple(map(int, window)),
         part=tuple(map(float, part)),
-        antialias=antialias,
+        antialias=filtering != "tf",
+        cubic=filtering == "bicubic",
         mirror=mirror,
         out=out.reshape(height, -1),
     )
     return out
-
-
-@compiled
-def _weigh(
-    size: int,
-    begin: float,
-    extent: float,
-    out_size: int,
-    first: int,
-    count: int,
-    antialias: bool,
-    backwards: bool,
-) -> PixelWeights:
-    """Computes the weights of one direction.
-
-    Args:
-      size: number of input pixels.
-      begin: position where the part that is resized begins, in input pixels.
-      extent: length of this part, in input pixels.
-      out_size: number of pixels that the part is resized to.
-      first: index of the first output pixel wanted.
-      count: number of output pixels wanted.
-      antialias: whether to widen the triangle by the reduction.
-      backwards: whether the last output pixel comes first.
-
-    Returns:
-      For each output pixel the index of its first input pixel (count,), the number of
-      its input pixels (count,) and their weights (count, most) in units of 2**-BITS,
-      with `TAPS` or more columns, of which the unused ones are 0.
-    """
-    scale = extent / out_size
-    support = max(scale, 1.0) if antialias else 1.0
-    starts = np.empty(count, np.int64)
-    numbers = np.empty(count, np.int64)
-    row = np.empty(math.ceil(support) * 2 + 1)
-    weights = np.zeros((count, max(len(row), TAPS)), np.int32)
-    for i in range(count):
-        centre = begin + (first + i + 0.5) * scale
-        start = max(int(centre - support + 0.5), 0)
-        number = min(int(centre + support + 0.5), size) - start
-        place = count - 1 - i if backwards else i
-        total = 0.0
-        for k in range(number):
-            # As in Pillow: a product with 1 / support, and this order of the sum.
-            distance = abs((k + start - centre + 0.5) * (1.0 / support))
-            row[k] = max(1.0 - distance, 0.0)
-            total += row[k]
-        for k in range(number):
-            weights[place, k] = int(0.5 + row[k] / total * (1 << BITS))
-        starts[place], numbers[place] = start, number
-    return starts, numbers, weights
 
 
 @compiled
@@ -135,6 +77,7 @@ def _resample(
     window: tuple[int, ...],
     part: tuple[float, ...],
     antialias: bool,
+    cubic: bool,
     mirror: bool,
     out: np.ndarray,
 ) -> None:
@@ -146,11 +89,12 @@ def _resample(
       size: argument of `resample`, integers.
       window: argument of `resample`, integers.
       part: argument of `resample`, floats.
-      antialias: argument of `resample`.
+      antialias: argument of `weigh`.
+      cubic: argument of `weigh`.
       mirror: argument of `resample`.
       out: (rows, columns * 3) uint8 array for the result.
     """
-    rows = _weigh(
+    rows = weigh(
         size=shape[0],
         begin=part[0],
         extent=part[2],
@@ -158,9 +102,10 @@ def _resample(
         first=window[0],
         count=window[2],
         antialias=antialias,
+        cubic=cubic,
         backwards=False,
     )
-    columns = _weigh(
+    columns = weigh(
         size=shape[1],
         begin=part[1],
         extent=part[3],
@@ -168,6 +113,7 @@ def _resample(
         first=window[1],
         count=window[3],
         antialias=antialias,
+        cubic=cubic,
         backwards=mirror,
     )
     row_starts, row_numbers, row_weights = rows
@@ -186,12 +132,12 @@ def _resample(
         last = min(first + LANES, bottom)
         first = min(first, last - SIDE)
         _gather(pixels[first:last], left, tile[: right - left])
-        _reduce_width(tile, left, columns, narrow)
+        _reduce_width(tile, left, columns, cubic, narrow)
         _scatter(narrow, between[first - held : last - held])
         end = done  # rows of the result before `end` have all their rows in `between`
         while end < len(out) and row_starts[end] + row_numbers[end] <= last:
             end += 1
-        _reduce_height(between, held, rows, out, done, end)
+        _reduce_height(between, held, rows, cubic, out, done, end)
         if end < len(out):  # move the rows that the next ones need to the front
             keep = min(row_starts[end], last, bottom - SIDE)
             for row in range(keep, last):
@@ -246,13 +192,24 @@ def _sum(one: np.int32, two: np.int32, three: np.int32) -> np.int32:
 
 
 @compiled
+def _clip(sums: np.ndarray) -> None:
+    """Clips sums, int32, in place to the range of 8 bits."""
+    for i in range(len(sums)):
+        sums[i] = min(max(sums[i], np.int32(0)), np.int32(MOST))
+
+
+@compiled
 def _reduce_width(
-    tile: np.ndarray, left: int, columns: PixelWeights, narrow: np.ndarray
+    tile: np.ndarray,
+    left: int,
+    columns: PixelWeights,
+    clips: bool,
+    narrow: np.ndarray,
 ) -> None:
     """Sums weighted columns of tile (columns, LANES) to narrow (new columns, LANES).
 
     The tile is packed as by `_gather` and begins at pixel `left`. In narrow, the upper
-    8 bits of a pixel are 0.
+    8 bits of a pixel are 0. `clips` says that sums may leave the range of 8 bits.
     """
     starts, numbers, weights = columns
     red, green, blue = (
@@ -276,6 +233,10 @@ def _reduce_width(
                 red[lane] += _term(pixel, 0, weight)
                 green[lane] += _term(pixel, 8, weight)
                 blue[lane] += _term(pixel, 16, weight)
+        if clips:
+            _clip(red)
+            _clip(green)
+            _clip(blue)
         out = narrow[x]
         for lane in range(LANES):
             out[lane] = (
@@ -290,6 +251,7 @@ def _reduce_height(
     between: np.ndarray,
     held: int,
     rows: PixelWeights,
+    clips: bool,
     out: np.ndarray,
     begin: int,
     end: int,
@@ -299,7 +261,8 @@ def _reduce_height(
     Args:
       between: (rows, bytes) uint8.
       held: number of the first row in `between`.
-      rows: weights of the vertical pass, see `_weigh`.
+      rows: weights of the vertical pass, see `weigh`.
+      clips: whether sums may leave the range of 8 bits.
       out: (new rows, bytes) uint8 array for the result.
       begin: first row of the result to compute.
       end: row of the result after the last one to compute.
@@ -318,6 +281,8 @@ def _reduce_height(
             weight, row = weights[y, k], between[start + k]
             for i in range(length):
                 total[i] += _term(row[i], 0, weight)
+        if clips:
+            _clip(total)
         line = out[y]
         for i in range(length):
             line[i] = total[i] >> BITS

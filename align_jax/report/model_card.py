@@ -4,11 +4,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from align_jax import places
 from align_jax.config import CONFIG_FILE
 from align_jax.errors import InputError
+from align_jax.input.wordpiece import WordPiece
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.report.corpora import read_corpora
 from align_jax.runs.results import (
@@ -20,6 +21,8 @@ from align_jax.runs.results import (
 )
 from align_jax.runs.workdir import RESULTS_FILE
 from align_jax.training.training_runs import TRAINING
+from align_jax.weights.clip_config import find_form
+from align_jax.weights.clip_forms import CLIP, SIGLIP
 from align_jax.weights.folder import Weights, is_dual_encoder
 
 CARD_FILE = "README.md"
@@ -55,12 +58,11 @@ def make_card(
     workdir, fields = _find_run(source)
     corpora = read_corpora(fields)
     parts = [
-        _front_matter(licence),
+        _front_matter(licence, weights.config),
         f"# {name.rpartition('/')[2]}",
-        "A dual encoder of pictures and texts after ALIGN"
-        " ([arXiv 2102.05918](https://arxiv.org/abs/2102.05918)),"
+        f"A dual encoder of pictures and texts after {_family(weights.config).after},"
         f" {'trained with' if fields else 'converted by'} align_jax.",
-        _use(name),
+        _use(name, weights.config),
         *_describe_model(weights),
         *(_describe_training(fields, corpora) if fields else []),
         *_describe_scores(workdir, weights.step),
@@ -82,28 +84,72 @@ def _find_run(source: str) -> tuple[str | None, Mapping[str, Any]]:
     return None, {}
 
 
-def _front_matter(licence: str | None) -> str:
+class Family(NamedTuple):
+    """The models of transformers that a model is written as.
+
+    Attributes:
+      after: name and address of the paper.
+      model: class of the model.
+      processor: class of its processor.
+      tag: the hub's tag.
+    """
+
+    after: str
+    model: str
+    processor: str
+    tag: str
+
+
+FAMILIES = {
+    "align": Family(
+        "ALIGN ([arXiv 2102.05918](https://arxiv.org/abs/2102.05918))",
+        "AlignModel",
+        "AlignProcessor",
+        "align",
+    ),
+    CLIP: Family(
+        "CLIP ([arXiv 2103.00020](https://arxiv.org/abs/2103.00020))",
+        "CLIPModel",
+        "CLIPProcessor",
+        "clip",
+    ),
+    SIGLIP: Family(
+        "SigLIP ([arXiv 2303.15343](https://arxiv.org/abs/2303.15343))",
+        "SiglipModel",
+        "SiglipProcessor",
+        "siglip",
+    ),
+}
+
+
+def _family(config: ModelConfig) -> Family:
+    is_vit = config.image_tower.kind == "vit"
+    return FAMILIES[find_form(config) if is_vit else "align"]
+
+
+def _front_matter(licence: str | None, config: ModelConfig) -> str:
     lines = [
         "---",
         *([f"license: {licence}"] if licence else []),
         "library_name: transformers",
         "pipeline_tag: zero-shot-image-classification",
         "tags:",
-        "- align",
+        f"- {_family(config).tag}",
         "- dual-encoder",
         "---",
     ]
     return "\n".join(lines)
 
 
-def _use(name: str) -> str:
+def _use(name: str, config: ModelConfig) -> str:
+    _, model, processor, _ = _family(config)
     return f"""## Use
 
 ```python
-from transformers import AlignModel, AlignProcessor
+from transformers import {model}, {processor}
 
-model = AlignModel.from_pretrained("{name}")
-processor = AlignProcessor.from_pretrained("{name}")
+model = {model}.from_pretrained("{name}")
+processor = {processor}.from_pretrained("{name}")
 ```
 
 `align_jax.load` reads a local copy of this folder."""
@@ -193,14 +239,18 @@ def _describe_limits(
 ) -> Iterator[str]:
     assert weights.preprocess is not None
     side, tokens = weights.preprocess.image_size, weights.config.text_tower.max_tokens
+    squashed = weights.preprocess.evaluation_resize == "squash"
+    resized = "resized to a square" if squashed else "resized by its shorter side"
+    no_case = isinstance(weights.tokenizer, WordPiece)
     lines = [
         "* Only the scores above were measured. How the model treats groups of people"
         " was not.",
         "* Texts of the web are often wrong about their pictures, and the model learned"
         " from them. Its answers are similarities, not facts.",
-        f"* A picture is resized to a square and cut to {side} x {side} pixels; smaller"
-        " details are lost.",
-        f"* A text is cut after {tokens} tokens, and letters have no case.",
+        f"* A picture is {resized} and cut to {side} x {side} pixels; smaller details"
+        " are lost.",
+        f"* A text is cut after {tokens} tokens"
+        + (", and letters have no case." if no_case else "."),
     ]
     off = [
         f"{rule['rule']} ({name})"

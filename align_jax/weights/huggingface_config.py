@@ -1,8 +1,8 @@
 """Translation of the config of Hugging Face's ALIGN (`AlignModel`), both ways."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
@@ -16,12 +16,15 @@ from align_jax.models.efficientnet import (
 )
 from align_jax.models.mbconv import SQUEEZE_RATIO
 from align_jax.ranges import Count, Natural, ProperShare, Range, Share
-
-Fields = TypeVar("Fields", "TextFields", "VisionFields")
+from align_jax.weights.described_fields import (
+    Layers,
+    check_fixed,
+    check_others,
+    read_fields,
+)
 
 # A config beyond these is damaged; the largest published networks are far below.
 Scale = Annotated[float, Range(above=0, most=100)]
-Layers = Annotated[int, Range(least=1, most=1000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,6 @@ TEXT_OTHERS = {
     "quantization_config": None,
 }
 WHOLE_OTHERS = {"quantization_config": None}
-SAME_ACTIVATIONS = {"silu": "swish", "gelu_python": "gelu"}
 PROJECTION = 640  # default of projection_dim
 STRIDE = 32  # of the image tower's last grid
 
@@ -120,8 +122,8 @@ def read_model_config(
     vision_fields = described.get("vision_config") or {}
     text_fields = described.get("text_config") or {}
     where = f"{source}: vision_config"
-    _check_others(described, WHOLE_OTHERS, source)
-    vision = _read_fields(VisionFields, vision_fields, VISION_FIXED, where)
+    check_others(described, WHOLE_OTHERS, source)
+    vision = read_fields(VisionFields(), vision_fields, where, fixed=VISION_FIXED)
     rates = {
         "width": vision.width_coefficient,
         "depth": vision.depth_coefficient,
@@ -159,8 +161,8 @@ def read_bert_config(
     Raises:
       InputError: a field describes a BERT that our tower cannot be.
     """
-    _check_others(described, TEXT_OTHERS, where)
-    text = _read_fields(TextFields, described, TEXT_FIXED, where)
+    check_others(described, TEXT_OTHERS, where)
+    text = read_fields(TextFields(), described, where, fixed=TEXT_FIXED)
     hidden = text.hidden_size
     if hidden % HEAD_WIDTH:
         raise InputError(
@@ -171,7 +173,7 @@ def read_bert_config(
         "num_attention_heads": hidden // HEAD_WIDTH,
         "intermediate_size": 4 * hidden,
     }
-    _check_fixed(text, derived, where)
+    check_fixed(text, derived, where)
     fields = {
         "vocabulary_size": text.vocab_size,
         "max_tokens": min(max_tokens, text.max_position_embeddings),
@@ -307,45 +309,3 @@ def _write_padding(tower: EfficientNetConfig, image_size: int) -> list[int]:
             " even preprocess.image_size"
         )
     return _square_blocks(tower, image_size)
-
-
-def _read_fields(
-    cls: type[Fields], described: Mapping[str, Any], fixed: Iterable[str], where: str
-) -> Fields:
-    """Reads the fields of one tower's config; null means the default.
-
-    Args:
-      cls: `TextFields` or `VisionFields`.
-      described: JSON object; its fields that `cls` lacks are ignored.
-      fixed: the names of fields that must have their default.
-      where: path of the object, for messages.
-
-    Raises:
-      InputError: a field has another type, or a value that our towers do not support.
-    """
-    names = {field.name for field in dataclasses.fields(cls)}
-    given = {k: v for k, v in described.items() if k in names and v is not None}
-    if isinstance(activation := given.get("hidden_act"), str):
-        given["hidden_act"] = SAME_ACTIVATIONS.get(activation, activation)
-    found = read_config(cls, given, where)
-    defaults = cls()
-    _check_fixed(found, {name: getattr(defaults, name) for name in fixed}, where)
-    return found
-
-
-def _check_fixed(found: Any, wanted: Mapping[str, Any], where: str) -> None:
-    """Raises InputError if a field of a dataclass is not the wanted value."""
-    for name in sorted(wanted):
-        value = getattr(found, name)
-        if value != wanted[name]:
-            raise InputError(f"{where}.{name} is {value}; ours is {wanted[name]}")
-
-
-def _check_others(
-    described: Mapping[str, Any], wanted: Mapping[str, Any], where: str
-) -> None:
-    """Raises InputError if a field that may be absent or null has another value."""
-    for name, value in wanted.items():
-        found = described.get(name)
-        if found is not None and found != value:
-            raise InputError(f"{where}.{name} is {found!r}; ours is {value!r}")

@@ -19,6 +19,7 @@ from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import tower_shapes, variable_shapes
 from align_jax.weights import huggingface_config, huggingface_tensors
+from align_jax.weights.described_fields import read_token_limit
 from align_jax.weights.folder import (
     Weights,
     fitting_tokenizer,
@@ -28,7 +29,6 @@ from align_jax.weights.folder import (
 )
 from align_jax.weights.huggingface_vocabulary import (
     SPECIAL_FIELDS,
-    read_optional,
     read_uncased,
 )
 from align_jax.weights.tensor_files import check_floats, read_tensors
@@ -54,7 +54,6 @@ IMAGE_PROCESSORS = (
 BILINEAR = 2  # Pillow's code for bilinear resampling
 TOLERANCE = 1e-5  # relative, of the numbers above
 MAX_TOKENS = 64
-LEAST_TOKENS = 3  # [CLS], one token, [SEP]
 TEMPERATURE, LOG_TEMPERATURE = ("params", "temperature"), ("params", "log_temperature")
 
 # Buffers that some versions save; they hold 0, 1, 2, ... and zeros.
@@ -247,19 +246,8 @@ def _is_square(sides: Any) -> bool:
 def _max_tokens(folder: pathlib.Path) -> int:
     """Returns the tokenizer's limit of tokens in a text, but no more than 64.
 
-    64 is the limit of ALIGN's paper (arXiv 2102.05918).
-
-    Raises:
-      InputError: the limit is no number, or too small for a text.
+    64 is the limit of ALIGN's paper (arXiv 2102.05918). The errors are those of
+    `read_token_limit`.
     """
-    path = folder / "tokenizer_config.json"
-    found = read_optional(path).get("model_max_length")
-    if found is None:
-        return MAX_TOKENS
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise InputError(f"{path}: model_max_length is {found!r}; wanted a number")
-    if not found >= LEAST_TOKENS:
-        raise InputError(
-            f"{path}: model_max_length is {found!r}; wanted {LEAST_TOKENS} or more"
-        )
-    return int(min(MAX_TOKENS, found))
+    found = read_token_limit(folder)
+    return MAX_TOKENS if found is None else min(MAX_TOKENS, found)

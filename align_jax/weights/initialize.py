@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,10 @@ from align_jax.training.train_state import TrainState, abstract_state, create_st
 from align_jax.weights.folder import Weights
 from align_jax.weights.source import open_weights
 from align_jax.weights.tensors import check_names
+
+# Fields of towers that change what they compute, but no shape of a parameter.
+FORM_FIELDS = """activation norm_epsilon pooling positions position_grid causal
+    mask_padding end_token padding""".split()
 
 
 def first_state(
@@ -130,6 +135,8 @@ def read_initial(
             )
         _check(weights.variables, variable_shapes(model), sources.model)
         _check_pixels(weights, model, sources.model)
+        for name, tower in model.towers.items():
+            _check_form(getattr(weights.config, name), tower, name, sources.model)
         _check_vocabulary(weights, tokenizer, sources.model)
         return dict(weights.variables)
     arrays: dict[Path, np.ndarray] = {}
@@ -150,6 +157,8 @@ def read_initial(
         optional = tower.optional_modules
         own = {p: a for p, a in own.items() if p in wanted or p[2] not in optional}
         _check(own, wanted, source)
+        theirs = getattr(weights.config, kind, weights.config)
+        _check_form(theirs, tower, kind, source)
         if kind == "text_tower":
             _check_vocabulary(weights, tokenizer, source)
         else:
@@ -177,6 +186,20 @@ def _check(
     check_names(
         found, {".".join(path): shape for path, shape in wanted.items()}, source
     )
+
+
+def _check_form(theirs: Any, own: Any, where: str, source: str) -> None:
+    """Raises InputError if two towers differ in a field that no shape shows.
+
+    With the same parameters, they would compute different features.
+    """
+    for name in FORM_FIELDS:
+        wanted, found = getattr(theirs, name, None), getattr(own, name, None)
+        if wanted != found:
+            raise InputError(
+                f"config.model.{where}.{name} is {found}, but {source} was trained with"
+                f" {wanted}"
+            )
 
 
 def _check_pixels(

@@ -14,6 +14,14 @@ from align_jax.training.checkpoint import FOLDER, read_whole
 from align_jax.training.checkpoint_part import read_variables
 from align_jax.training.run_config import model_identity
 from align_jax.training.training_runs import TRAINING
+from align_jax.weights.clip_folder import (
+    OPEN_CLIP_CONFIG,
+    TOWERS,
+    read_clip,
+    read_clip_tower,
+    read_open_clip,
+)
+from align_jax.weights.clip_forms import FORMS
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
 from align_jax.weights.folder import (
     MODEL_FILE,
@@ -23,11 +31,14 @@ from align_jax.weights.folder import (
     read_weights,
 )
 from align_jax.weights.huggingface_folder import read_align, read_bert
+from align_jax.weights.tensor_files import has_tensors
 from align_jax.weights.vocabulary import find_vocabulary
 
 HUGGING_FACE: dict[str, Callable[[str], Weights[WeightsConfig]]] = {
     "align": read_align,
     "bert": read_bert,
+    **dict.fromkeys(FORMS, read_clip),
+    **dict.fromkeys(TOWERS, read_clip_tower),
 }
 
 
@@ -37,8 +48,9 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
     Args:
       source: a folder that `write_weights` wrote, the workdir of a training run (for
         its newest whole checkpoint), one of its checkpoints (RUN/checkpoints/STEP), a
-        Hugging Face folder of ALIGN or BERT, a Keras EfficientNet's .h5 file, or the
-        prefix of a TensorFlow EfficientNet checkpoint.
+        Hugging Face folder of ALIGN, CLIP, SigLIP, one tower of these two, or BERT, an
+        OpenCLIP folder, a Keras EfficientNet's .h5 file, or the prefix of a TensorFlow
+        EfficientNet checkpoint.
 
     Raises:
       InputError: the source is none of these, or it is incomplete.
@@ -51,6 +63,10 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
     if places.exists(os.path.join(place, MODEL_FILE)):
         return read_weights(place)
     described_by = os.path.join(place, CONFIG_FILE)
+    if places.exists(os.path.join(place, OPEN_CLIP_CONFIG)):
+        # A folder in both forms has the tensors of both, or of OpenCLIP's only.
+        if not (places.exists(described_by) and has_tensors(place)):
+            return read_open_clip(place)
     if places.exists(described_by):
         described = places.read_object(described_by)
         if described.get("run") in TRAINING:
@@ -65,10 +81,11 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
     folder, name = os.path.split(place)
     if os.path.basename(folder) == FOLDER and name.isdigit():
         return read_run(place)
-    found = "a folder without either" if places.is_folder(place) else "no folder"
+    found = "a folder without any" if places.is_folder(place) else "no folder"
     raise InputError(
-        f"{source} is {found}: wanted one with {MODEL_FILE} or config.json, a Keras .h5"
-        " file or the prefix of a TensorFlow checkpoint"
+        f"{source} is {found}: wanted one with {MODEL_FILE}, {CONFIG_FILE} or"
+        f" {OPEN_CLIP_CONFIG}, a Keras .h5 file or the prefix of a TensorFlow"
+        " checkpoint"
     )
 
 

@@ -4,9 +4,10 @@ The files may come from anyone. No code in them is run, and every file that cann
 read is an InputError.
 """
 
+import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,25 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 OTHERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
 
-def read_tensors(folder: pathlib.Path) -> tuple[Arrays, str]:
+# Names of a checkpoint's file in a Hugging Face folder, and what an index adds to it.
+CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"
+
+
+def has_tensors(folder: str) -> bool:
+    """Returns whether a folder has a Hugging Face checkpoint, also one of parts."""
+    names = [f"{name}{end}" for name in CHECKPOINTS for end in ("", INDEX)]
+    return any(places.exists(os.path.join(folder, name)) for name in names)
+
+
+def read_tensors(
+    folder: pathlib.Path, names: Sequence[str] = CHECKPOINTS
+) -> tuple[Arrays, str]:
     """Reads a Hugging Face checkpoint's arrays by name, from one file or several.
+
+    Args:
+      folder: the checkpoint's folder.
+      names: possible names of the file; safetensors end in ".safetensors".
 
     Returns:
       The arrays by name, with all floating-point types converted to float32, and the
@@ -35,12 +53,9 @@ def read_tensors(folder: pathlib.Path) -> tuple[Arrays, str]:
       InputError: the checkpoint is missing, incomplete or damaged, or it is a pickle
         and PyTorch is not installed.
     """
-    readers: dict[str, Callable[[pathlib.Path], Arrays]] = {
-        "model.safetensors": read_safetensors,
-        "pytorch_model.bin": read_pickle,
-    }
-    for name, read in readers.items():
-        whole, index = folder / name, folder / f"{name}.index.json"
+    for name in names:
+        read = read_safetensors if name.endswith(".safetensors") else read_pickle
+        whole, index = folder / name, folder / f"{name}{INDEX}"
         if whole.exists():
             return read(whole), str(whole)
         if index.exists():
@@ -48,7 +63,7 @@ def read_tensors(folder: pathlib.Path) -> tuple[Arrays, str]:
             for part in _list_parts(index):
                 arrays |= read(part)
             return arrays, str(index)
-    raise InputError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    raise InputError(f"{folder} has neither {' nor '.join(names)}")
 
 
 def read_safetensors(path: pathlib.Path) -> Arrays:

@@ -18,12 +18,28 @@ class Tensor:
       path: path in our variables.
       shape: shape in the other codebase.
       axes: permutation of the axes into our order, before the reshape to our shape.
+      part: (index, count) if this is one of `count` equal parts of the named tensor
+        along its first axis; the shape is that of the part.
+      negated: whether ours has the opposite sign.
     """
 
     name: str
     path: Path
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    part: tuple[int, int] = (0, 1)
+    negated: bool = False
+
+
+def list_shapes(tensors: list[Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the other codebase's tensors by name."""
+    shapes = {}
+    for tensor in tensors:
+        shapes[tensor.name] = tensor.shape
+        if tensor.part[1] > 1:
+            rows = tensor.shape[0] * tensor.part[1]
+            shapes[tensor.name] = (rows, *tensor.shape[1:])
+    return shapes
 
 
 def check_names(
@@ -73,22 +89,31 @@ def to_ours(
     Returns:
       Our arrays by path.
     """
-    return {
-        tensor.path: found[tensor.name]
-        .transpose(tensor.axes)
-        .reshape(shapes[tensor.path])
-        for tensor in tensors
-    }
+    ours = {}
+    for tensor in tensors:
+        array, (index, count) = found[tensor.name], tensor.part
+        if count > 1:
+            rows = tensor.shape[0]
+            array = array[index * rows : (index + 1) * rows]
+        array = array.transpose(tensor.axes).reshape(shapes[tensor.path])
+        ours[tensor.path] = np.asarray(-array) if tensor.negated else array
+    return ours
 
 
 def to_theirs(
     tensors: list[Tensor], ours: Mapping[Path, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Converts our arrays by path to those of the other codebase by name."""
-    theirs = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for tensor in tensors:
         permuted = tuple(tensor.shape[axis] for axis in tensor.axes)
         back = np.argsort(tensor.axes)
         array = np.asarray(ours[tensor.path]).reshape(permuted).transpose(back)
-        theirs[tensor.name] = array.copy(order="C")
-    return theirs
+        array = np.asarray(-array) if tensor.negated else array
+        parts.setdefault(tensor.name, {})[tensor.part[0]] = array.copy(order="C")
+    return {
+        name: np.concatenate([found[i] for i in sorted(found)])
+        if len(found) > 1
+        else found[0]
+        for name, found in parts.items()
+    }

@@ -91,6 +91,34 @@ def test_evaluation_takes_the_centre():
     np.testing.assert_array_equal(out, np.full((4, 4, 3), 255))
 
 
+@pytest.mark.parametrize("name", sorted({*PHOTOGRAPHS} - {"grey"}))  # a square
+@pytest.mark.parametrize("resampling", ["bicubic", "pil"])
+@pytest.mark.parametrize(("resize", "size"), [(64, 64), (75, 64)])
+def test_the_shortest_side_is_resized_as_by_pillow(name, resampling, resize, size):
+    """CLIP's preprocessing; the longer side is rounded as in torchvision."""
+    pixels = read_picture(GOLDEN[f"{name}/file"].tobytes())
+    shape = pixels.shape[:2]
+    height, width = (int(resize * side / min(shape)) for side in shape)
+    kind = {"pil": "BILINEAR", "bicubic": "BICUBIC"}[resampling]
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling[kind])
+    top, left = (height - size) // 2, (width - size) // 2
+    expected = np.asarray(image)[top : top + size, left : left + size]
+    config = PreprocessConfig(resize, size, resampling, evaluation_resize="shortest")
+    found = evaluation_image(pixels, config).astype(int)
+    assert np.abs(found - expected).max() <= 1
+    squashed = evaluation_image(pixels, PreprocessConfig(resize, size, resampling))
+    assert np.abs(squashed - expected.astype(int)).max() > 3
+
+
+def test_training_crops_are_bicubic_if_evaluation_is():
+    encoded = GOLDEN["cat_enlarged/file"].tobytes()
+    config = PreprocessConfig(100, 100, "bicubic", flip=False)
+    expected = evaluation_image(read_picture(encoded), config)
+    np.testing.assert_array_equal(train(encoded, 0, config), expected)
+    other = evaluation_image(read_picture(encoded), PreprocessConfig(100, 100))
+    assert np.abs(other.astype(int) - expected).max() > 3
+
+
 def test_inception_crops_show_windows_of_the_asked_area():
     rows, columns = np.mgrid[:60, :90].astype(np.uint8)
     pixels = np.stack([rows * 2, columns * 2, rows * 0], -1)
@@ -149,7 +177,8 @@ def test_a_crop_larger_than_the_picture_is_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"resampling": "cubic"}, "resampling is 'cubic'; known: pil, tf"),
+        ({"resampling": "cubic"}, "resampling is 'cubic'; did you mean 'bicubic'"),
+        ({"evaluation_resize": "long"}, "evaluation_resize is 'long'; known: squash"),
         ({"decode": "slow"}, "decode is 'slow'; known: fast, exact"),
         ({"crop": "x"}, "crop is 'x'; known: random, inception"),
         ({"crop_area": 1.5}, "crop_area is 1.5; wanted above 0, up to 1"),

@@ -13,14 +13,18 @@ def draw(height, width):
     return DRAW.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def pillow(pixels, size):
+FILTERS = {"pil": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def pillow(pixels, size, filtering="pil"):
     """Resizes with Pillow, always the width first."""
     height, width = size
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image = image.resize((width, image.height), Image.Resampling.BILINEAR)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    image = image.resize((width, image.height), FILTERS[filtering])
+    return np.asarray(image.resize((width, height), FILTERS[filtering]))
 
 
+@pytest.mark.parametrize("filtering", FILTERS)
 @pytest.mark.parametrize(
     ("shape", "size"),
     [
@@ -35,16 +39,28 @@ def pillow(pixels, size):
         ((7, 13), (289, 290)),
     ],
 )
-def test_every_level_is_pillows(shape, size):
+def test_every_level_is_pillows(shape, size, filtering):
     pixels = draw(*shape)
-    np.testing.assert_array_equal(resample(pixels, size), pillow(pixels, size))
+    found = resample(pixels, size, filtering=filtering)
+    np.testing.assert_array_equal(found, pillow(pixels, size, filtering))
 
 
 def test_extreme_levels_stay_in_range():
     for level in (0, 255):
         pixels = np.full((99, 77, 3), level, np.uint8)
         for size in ((31, 37), (200, 201)):
-            assert (resample(pixels, size) == level).all()
+            for filtering in FILTERS:
+                assert (resample(pixels, size, filtering=filtering) == level).all()
+
+
+def test_a_cubic_that_leaves_the_range_is_clipped_as_in_pillow():
+    """Beside an edge of black and white, the cubic sums to less than 0 or over 255."""
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    pixels[10:, 20:] = 255
+    for size in ((80, 100), (27, 31)):
+        found = resample(pixels, size, filtering="bicubic")
+        np.testing.assert_array_equal(found, pillow(pixels, size, "bicubic"))
+    assert {0, 255} <= {*found.ravel()}
 
 
 def test_a_window_is_the_window_of_the_whole():

@@ -1,0 +1,351 @@
+"""Translation of open_clip_config.json, OpenCLIP's description of a model, both ways.
+
+The towers are OpenCLIP's own ViT and text transformer, or a ViT of timm in the form of
+SigLIP's image towers. All other networks are refused by the field that describes them.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from align_jax.config import read_config
+from align_jax.errors import InputError
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.transformer import TransformerConfig
+from align_jax.models.vit import SIZES, VitConfig
+from align_jax.ranges import Count, Natural, Positive, ProperShare, Range, Side
+from align_jax.weights.clip_config import clip_towers, find_form
+from align_jax.weights.clip_forms import CLIP, FORMS, SIGLIP
+from align_jax.weights.described_fields import Layers, read_fields
+
+Ratio = Annotated[float, Range(above=0, most=100)]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFields:
+    """Fields of OpenCLIP's `CLIPTextCfg` that we support, with their defaults there."""
+
+    context_length: Annotated[int, Range(least=3)] = 77
+    vocab_size: Count = 49408
+    width: Count = 512
+    heads: Count = 8
+    layers: Layers = 12
+    mlp_ratio: Ratio = 4.0
+    no_causal_mask: bool = False
+    pool_type: str = "argmax"
+    proj_bias: bool = False
+    eos_id: Natural | None = None
+    norm_kwargs: dict | None = None
+    act_kwargs: dict | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionFields:
+    """Fields of OpenCLIP's `CLIPVisionCfg` that we support, with their defaults."""
+
+    layers: Layers = 12
+    width: Count = 768
+    head_width: Count = 64
+    mlp_ratio: Ratio = 4.0
+    patch_size: Count = 16
+    image_size: Side = 224
+    patch_dropout: ProperShare = 0.0
+    norm_kwargs: dict | None = None
+    act_kwargs: dict | None = None
+    timm_model_name: str | None = None
+    timm_model_kwargs: dict | None = None
+
+
+# Fields of other networks, with the values that leave ours.
+BLOCKS: dict[str, tuple] = {
+    "ls_init_value": (None,),
+    "block_type": (None, "default"),
+    "qk_norm": (False,),
+    "scaled_cosine_attn": (False,),
+    "scale_heads": (False,),
+    "scale_attn_inner": (False,),
+    "scale_attn": (False,),
+    "scale_fc": (False,),
+    "final_ln_after_pool": (False,),
+}
+TEXT_OTHERS = BLOCKS | {
+    "text_arch": ("clip",),
+    "embed_cls": (False,),
+    "proj_type": ("linear",),
+    "hf_model_name": (None,),
+}
+VISION_OTHERS = BLOCKS | {
+    "attentional_pool": (False,),
+    "no_ln_pre": (False,),
+    "pos_embed_type": ("learnable",),
+    "pool_type": ("tok",),
+}
+TIMM_OTHERS: dict[str, tuple] = {"timm_pool": ("map",), "timm_proj": ("none", "", None)}
+MODEL_OTHERS: dict[str, tuple] = {"multimodal_cfg": (None,)}
+# Fields that do not change the network.
+TEXT_IGNORED = """hf_tokenizer_name tokenizer_kwargs tokenizer_mode tokenizer_type
+    tiktoken_name pad_id bos_id variable_text output_tokens hf_model_pretrained
+    hf_proj_type hf_pooler_type hf_model_config""".split()
+VISION_IGNORED = """output_tokens image_seq_len attn_pooler_queries attn_pooler_heads
+    timm_model_pretrained timm_drop timm_drop_path timm_proj_bias timm_pool
+    timm_proj""".split()
+MODEL_IGNORED = """embed_dim quick_gelu custom_text init_logit_scale init_logit_bias
+    vision_cfg text_cfg nonscalar_logit_scale output_dict cast_dtype""".split()
+
+# SigLIP's towers in timm: (name in `SIZES`, patch) by the names' parts, and those with
+# the tanh form of GELU.
+TIMM_NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_\d+")
+TIMM_SIZES = {"base": "b", "large": "l", "so400m": "so400m", "giantopt": "g_opt"}
+TIMM_TANH = (("so400m", 16), ("giantopt", 16))
+TIMM_FIELDS = {
+    "embed_dim": "width",
+    "depth": "layers",
+    "num_heads": "heads",
+    "patch_size": "patch",
+}
+TIMM_RATIOS = {"so400m": 3.7362, "giantopt": 4.0, "base": 4.0, "large": 4.0}
+EPSILON, TIMM_EPSILON = 1e-5, 1e-6  # of PyTorch's layer norms and of timm's
+LOGIT_SCALE = math.log(1 / 0.07)
+POOLINGS = {"argmax": "end", "eos": "end", "last": "last", "first": "first"}
+
+
+def read_open_clip(
+    described: Mapping[str, Any], max_tokens: int | None, source: str
+) -> ModelConfig:
+    """Translates the `model_cfg` of an open_clip_config.json.
+
+    The arguments and errors are those of `clip_config.read_model_config`.
+    """
+    for name in ("vision_cfg", "text_cfg"):
+        if not isinstance(described.get(name), dict):
+            raise InputError(
+                f"{source}: {name} is {described.get(name)!r}; wanted a dict"
+            )
+    _check_fields(described, MODEL_OTHERS, MODEL_IGNORED, source)
+    quick = described.get("quick_gelu") or False
+    if not isinstance(quick, bool):
+        raise InputError(f"{source}.quick_gelu is {quick!r}; wanted true or false")
+    size = described.get("embed_dim")
+    where = f"{source}.vision_cfg"
+    image = _read_vision(described["vision_cfg"], quick, where)
+    text, has_bias = _read_text(
+        described["text_cfg"], quick, max_tokens, f"{source}.text_cfg"
+    )
+    if type(size) is not int:
+        raise InputError(f"{source}.embed_dim is {size!r}; wanted a whole number")
+    timm = image.pooling == "attention"
+    if timm != has_bias or (timm and size != image.width):
+        raise InputError(
+            f"{source}: text_cfg.proj_bias is {has_bias} and embed_dim {size}, with"
+            f" {'a tower of timm' if timm else 'the ViT of OpenCLIP'} of width"
+            f" {image.width}; ours are SigLIP, with a bias and this width, or CLIP"
+        )
+    scale = described.get("init_logit_scale")
+    scale = LOGIT_SCALE if scale is None else scale
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise InputError(f"{source}.init_logit_scale is {scale!r}; wanted a number")
+    fields = {
+        "image_tower": dataclasses.asdict(image),
+        "text_tower": dataclasses.asdict(text),
+        "embedding_size": None if timm else size,
+        "projection_bias": has_bias,
+        "temperature_form": "log",
+        "temperature_init": math.exp(-max(-20.0, min(20.0, scale))),
+        "logit_bias_init": described.get("init_logit_bias"),
+    }
+    return read_config(ModelConfig, fields, source)
+
+
+def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig:
+    """Translates the `vision_cfg`."""
+    is_timm = found.get("timm_model_name") is not None
+    others = TIMM_OTHERS if is_timm else VISION_OTHERS
+    ignored = [*VISION_IGNORED, *(VISION_OTHERS if is_timm else ())]
+    _check_fields(found, others, ignored, where, VisionFields)
+    if isinstance(found.get("layers"), list):
+        raise InputError(
+            f"{where}.layers is {found['layers']}, of a ResNet; ours is a ViT"
+        )
+    fields = read_fields(VisionFields(), found, where)
+    if is_timm:
+        size = _read_timm(fields, where)
+    else:
+        size = {
+            "patch": fields.patch_size,
+            "width": fields.width,
+            "layers": fields.layers,
+            "heads": max(1, fields.width // fields.head_width),
+            "mlp_width": int(fields.width * fields.mlp_ratio),
+            "activation": _read_activation(fields.act_kwargs, quick, where),
+            "norm_epsilon": _read_epsilon(fields.norm_kwargs, where),
+        }
+        size |= FORMS[CLIP].image_fields
+    size["position_grid"] = fields.image_size // size["patch"]
+    return read_config(VitConfig, size | {"patch_dropout": fields.patch_dropout}, where)
+
+
+def _read_timm(fields: VisionFields, where: str) -> dict[str, Any]:
+    """Returns the fields of a SigLIP tower of timm."""
+    named = TIMM_NAME.fullmatch(fields.timm_model_name or "")
+    if named is None:
+        raise InputError(
+            f"{where}.timm_model_name is {fields.timm_model_name!r}; of timm's models"
+            " ours are SigLIP's, such as 'vit_base_patch16_siglip_224'"
+        )
+    name, patch = named[1], int(named[2])
+    width, layers, heads, _ = SIZES[TIMM_SIZES[name]]
+    size: dict[str, Any] = {
+        "patch": patch,
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "activation": "gelu_tanh" if (name, patch) in TIMM_TANH else "gelu",
+        "norm_epsilon": TIMM_EPSILON,
+    }
+    ratio, changed = TIMM_RATIOS[name], dict(fields.timm_model_kwargs or {})
+    ratio = changed.pop("mlp_ratio", ratio)
+    unknown = [key for key in changed if key not in TIMM_FIELDS]
+    if unknown or isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise InputError(
+            f"{where}.timm_model_kwargs is {fields.timm_model_kwargs}; ours are"
+            f" mlp_ratio, {', '.join(TIMM_FIELDS)}"
+        )
+    size |= {TIMM_FIELDS[key]: value for key, value in changed.items()}
+    size |= FORMS[SIGLIP].image_fields
+    if type(size["width"]) is not int:
+        raise InputError(f"{where}.timm_model_kwargs.embed_dim is {size['width']!r}")
+    return size | {"mlp_width": int(size["width"] * ratio)}
+
+
+def _read_text(
+    found: Mapping[str, Any], quick: bool, max_tokens: int | None, where: str
+) -> tuple[TransformerConfig, bool]:
+    """Translates the `text_cfg`; also returns whether the projection has a bias."""
+    _check_fields(found, TEXT_OTHERS, TEXT_IGNORED, where, TextFields)
+    fields = read_fields(TextFields(), found, where)
+    if fields.pool_type not in POOLINGS:
+        raise InputError(
+            f"{where}.pool_type is {fields.pool_type!r}; ours are {', '.join(POOLINGS)}"
+        )
+    positions = fields.context_length
+    largest = fields.vocab_size - 1 if fields.pool_type == "argmax" else None
+    size = {
+        "vocabulary_size": fields.vocab_size,
+        "positions": positions,
+        "max_tokens": positions if max_tokens is None else min(max_tokens, positions),
+        "width": fields.width,
+        "heads": fields.heads,
+        "layers": fields.layers,
+        "mlp_width": int(fields.width * fields.mlp_ratio),
+        "causal": not fields.no_causal_mask,
+        "pooling": POOLINGS[fields.pool_type],
+        "end_token": fields.eos_id if fields.pool_type == "eos" else largest,
+        "mask_padding": False,
+        "activation": _read_activation(fields.act_kwargs, quick, where),
+        "norm_epsilon": _read_epsilon(fields.norm_kwargs, where),
+    }
+    return read_config(TransformerConfig, size, where), fields.proj_bias
+
+
+def _check_fields(
+    found: Mapping[str, Any],
+    others: Mapping[str, tuple],
+    ignored: list[str],
+    where: str,
+    cls: Any = None,
+) -> None:
+    """Raises InputError for a field of another network, or one that is not known."""
+    known = {f.name for f in dataclasses.fields(cls)} if cls else set()
+    for name, value in found.items():
+        if name in others:
+            if value not in (None, *others[name]):
+                wanted = others[name][0]
+                raise InputError(f"{where}.{name} is {value!r}; ours is {wanted!r}")
+        elif name not in known and name not in ignored:
+            raise InputError(
+                f"{where}.{name} is {value!r}, a field that we do not know"
+            )
+
+
+def _read_activation(found: Mapping | None, quick: bool, where: str) -> str:
+    """Returns our name of the activation that `act_kwargs` and quick_gelu give."""
+    choices = {"{}": "gelu", "{'approximate': 'none'}": "gelu"}
+    choices["{'approximate': 'tanh'}"] = "gelu_tanh"
+    name = str(dict(found or {}))
+    if quick and not found:
+        return "quick_gelu"
+    if quick or name not in choices:
+        raise InputError(
+            f"{where}.act_kwargs is {found} and quick_gelu {quick}; ours are none, or"
+            " an approximate GELU without quick_gelu"
+        )
+    return choices[name]
+
+
+def _read_epsilon(found: Mapping | None, where: str) -> Positive:
+    """Returns the epsilon that `norm_kwargs` gives."""
+    given = dict(found or {})
+    epsilon = given.pop("eps", EPSILON)
+    if given or isinstance(epsilon, bool) or not isinstance(epsilon, float):
+        raise InputError(f"{where}.norm_kwargs is {found}; wanted only a number eps")
+    return epsilon
+
+
+def write_open_clip(config: ModelConfig, image_size: int) -> dict[str, Any]:
+    """Returns the `model_cfg` of a CLIP; the inverse of `read_open_clip`.
+
+    Raises:
+      InputError: the model is not a CLIP of OpenCLIP's own towers.
+    """
+    image, text = clip_towers(config)
+    if image.pooling == "attention":
+        raise InputError(
+            "OpenCLIP takes a SigLIP's image tower from timm by name; write a"
+            " SiglipModel by --format=huggingface instead"
+        )
+    find_form(dataclasses.replace(config, logit_bias_init=None))
+    quick = image.activation == "quick_gelu"
+    if quick != (text.activation == "quick_gelu") or image.width % image.heads:
+        raise InputError(
+            "OpenCLIP has one quick_gelu for both towers; this model has"
+            f" {image.activation!r} and {text.activation!r}"
+        )
+    if image_size // image.patch != image.position_grid:
+        raise InputError(
+            f"pictures have {image_size // image.patch} patches a side, but"
+            f" model.image_tower.position_grid is {image.position_grid}"
+        )
+    parts: list[dict[str, Any]] = []
+    for tower in (image, text):
+        part: dict[str, Any] = {"width": tower.width, "layers": tower.layers}
+        # The float whose product with the width is not below the whole number.
+        part["mlp_ratio"] = math.nextafter(tower.mlp_width / tower.width, math.inf)
+        if tower.mlp_width == 4 * tower.width:
+            part["mlp_ratio"] = 4.0
+        if tower.norm_epsilon != EPSILON:
+            part["norm_kwargs"] = {"eps": tower.norm_epsilon}
+        if tower.activation == "gelu_tanh":
+            part["act_kwargs"] = {"approximate": "tanh"}
+        parts.append(part)
+    vision, texts = parts
+    vision |= {"image_size": image_size, "patch_size": image.patch}
+    vision |= {"head_width": image.width // image.heads}
+    texts |= {
+        "context_length": text.positions,
+        "vocab_size": text.vocabulary_size,
+        "heads": text.heads,
+    }
+    if text.end_token != text.vocabulary_size - 1:
+        texts |= {"pool_type": "eos", "eos_id": text.end_token}
+    described = {
+        "embed_dim": config.width,
+        "quick_gelu": quick,
+        "init_logit_scale": -math.log(config.temperature_init),
+        "vision_cfg": vision,
+        "text_cfg": texts,
+    }
+    if config.logit_bias_init is not None:
+        described["init_logit_bias"] = config.logit_bias_init
+    return described

@@ -1,0 +1,65 @@
+"""Fields of a config whose run starts from the weights of others."""
+
+import dataclasses
+import os
+from typing import Any
+
+from align_jax import places
+from align_jax.errors import InputError
+from align_jax.input.tokenizer import find_published, find_stored
+from align_jax.training.training_runs import TRAINING
+from align_jax.weights.folder import MODEL_FILE, WEIGHTS_KINDS, is_model
+from align_jax.weights.source import open_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a config takes over from a model.
+
+    Attributes:
+      model: fields of the model.
+      preprocess: fields of its preprocessing.
+      vocabulary: path of its tokenizer; "" if it has none.
+    """
+
+    model: dict[str, Any]
+    preprocess: dict[str, Any]
+    vocabulary: str
+
+
+def describe_start(source: str) -> Start:
+    """Reads what a config takes over from a model.
+
+    Args:
+      source: a source of a dual encoder or classifier, see `open_weights`.
+
+    Raises:
+      InputError: the source cannot be read, is empty, or has a single tower.
+    """
+    if not source:
+        raise InputError(
+            "this config wants the folder of a model, as in --config=FILE.py:FOLDER"
+        )
+    weights = open_weights(source)
+    if not is_model(weights) or weights.preprocess is None:
+        raise InputError(
+            f"{source} is one {weights.kind}; wanted a complete model, whose"
+            " preprocessing is known"
+        )
+    vocabulary = ""
+    if WEIGHTS_KINDS[weights.kind].reads_texts:
+        vocabulary = _find_tokenizer(places.resolve(source))
+    return Start(
+        dataclasses.asdict(weights.config),
+        dataclasses.asdict(weights.preprocess),
+        vocabulary,
+    )
+
+
+def _find_tokenizer(place: str) -> str:
+    """Returns the path of the tokenizer in a folder of ours or of others."""
+    described_by = os.path.join(place, "config.json")
+    ours = places.exists(os.path.join(place, MODEL_FILE))
+    if not ours and places.exists(described_by):
+        ours = places.read_object(described_by).get("run") in TRAINING
+    return (ours and find_stored(place)) or find_published(place)

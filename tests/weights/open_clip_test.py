@@ -1,0 +1,183 @@
+"""Folders of OpenCLIP, beside its results in golden/."""
+
+import gzip
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from align_jax.errors import InputError
+from align_jax.models.dual_encoder import DualEncoder
+from align_jax.models.parameters import unflatten
+from align_jax.weights.clip_folder import write_open_clip
+from align_jax.weights.open_clip_config import read_open_clip
+from align_jax.weights.source import open_weights
+from tests.golden import clip_arrays
+from tests.weights.clip_test import assert_same, edit, tensors_of, vocabulary
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden/open_clip.json.gz"
+MODELS = json.loads(gzip.decompress(GOLDEN.read_bytes()))
+FILE = "open_clip_model.safetensors"
+
+
+def write_folder(folder: pathlib.Path, name: str) -> str:
+    """Writes a golden model's folder as OpenCLIP does; returns its path."""
+    golden = MODELS[name]
+    folder.mkdir()
+    arrays = {
+        tensor: clip_arrays.weight(tensor, tuple(shape))
+        for tensor, shape in golden["shapes"].items()
+    }
+    safetensors.numpy.save_file(arrays, folder / FILE)
+    described = {"model_cfg": golden["config"], "preprocess_cfg": golden["pictures"]}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    words = vocabulary(golden["config"]["text_cfg"]["vocab_size"], golden["end"])
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_and_logits_are_openclips(name, tmp_path):
+    golden = MODELS[name]
+    weights = open_weights(write_folder(tmp_path / name, name))
+    variables = unflatten(weights.variables)
+
+    @jax.jit
+    def embed(variables, images, tokens):
+        model = DualEncoder(weights.config, batch_norm_group=1)
+        return (
+            model.apply(variables, images, method="encode_images"),
+            model.apply(variables, tokens, method="encode_texts"),
+        )
+
+    text = golden["config"]["text_cfg"]
+    ids = clip_arrays.tokens(
+        text["vocab_size"], text["context_length"], golden["end"], golden["pad"]
+    )
+    images, texts = embed(variables, clip_arrays.pixels(golden["size"]), ids)
+    params = variables["params"]
+    logits = images @ texts.T * np.exp(-params["log_temperature"])
+    logits += params.get("logit_bias", 0.0)
+    for found, key in ((images, "image"), (texts, "text"), (logits, "logits")):
+        expected = np.array(golden[key])
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max(), key
+    for key in ("image", "text"):
+        cosines = np.array(golden[key]) @ np.array(golden[key]).T
+        assert cosines[~np.eye(3, dtype=bool)].max() < 0.95, key
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("clip")])
+def test_a_round_trip_gives_the_same_bits(name, tmp_path):
+    source = pathlib.Path(write_folder(tmp_path / name, name))
+    weights = open_weights(str(source))
+    write_open_clip(weights, str(tmp_path / "back"))
+    assert_same(tensors_of(source, FILE), tensors_of(tmp_path / "back", FILE))
+    again = open_weights(str(tmp_path / "back"))
+    assert again.config == weights.config
+    assert again.preprocess == weights.preprocess
+
+
+def test_a_siglip_is_not_written(tmp_path):
+    name = next(n for n in MODELS if n.startswith("siglip"))
+    weights = open_weights(write_folder(tmp_path / name, name))
+    with pytest.raises(InputError, match="from timm by name; write a SiglipModel"):
+        write_open_clip(weights, str(tmp_path / "back"))
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("vision_cfg", {"pool_type": "avg"}, "vision_cfg.pool_type is 'avg'; ours is"),
+        ("vision_cfg", {"no_ln_pre": True}, "no_ln_pre is True; ours is False"),
+        ("vision_cfg", {"attentional_pool": True}, "attentional_pool is True; ours is"),
+        (
+            "vision_cfg",
+            {"ls_init_value": 1e-4},
+            "ls_init_value is 0.0001; ours is None",
+        ),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "of a ResNet; ours is a ViT"),
+        (
+            "vision_cfg",
+            {"timm_model_name": "convnext_base"},
+            "timm_model_name is 'convnext_base'; of timm's models ours are",
+        ),
+        ("vision_cfg", {"colour": 3}, "vision_cfg.colour is 3, a field that we do not"),
+        (
+            "text_cfg",
+            {"hf_model_name": "roberta"},
+            "hf_model_name is 'roberta'; ours is",
+        ),
+        ("text_cfg", {"text_arch": "modern"}, "text_arch is 'modern'; ours is 'clip'"),
+        ("text_cfg", {"embed_cls": True}, "embed_cls is True; ours is False"),
+        (
+            "text_cfg",
+            {"pool_type": "x"},
+            "pool_type is 'x'; ours are argmax, eos, last",
+        ),
+        ("text_cfg", {"proj_bias": True}, "proj_bias is True and embed_dim"),
+        (
+            "text_cfg",
+            {"norm_kwargs": {"elementwise": 1}},
+            "norm_kwargs is .*a number eps",
+        ),
+        ("text_cfg", {"act_kwargs": {"x": 1}}, "act_kwargs is .'x': 1."),
+        (None, {"multimodal_cfg": {}}, "multimodal_cfg is {}; ours is None"),
+        (None, {"text_cfg": 3}, "text_cfg is 3; wanted a dict"),
+        (None, {"quick_gelu": "x"}, "quick_gelu is 'x'; wanted true or false"),
+        (None, {"embed_dim": None}, "embed_dim is None; wanted a whole"),
+    ],
+)
+def test_another_network_is_refused_by_the_field_s_name(part, fields, message):
+    described = json.loads(json.dumps(MODELS["clip_small"]["config"]))
+    (described if part is None else described[part]).update(fields)
+    with pytest.raises(InputError, match=message):
+        read_open_clip(described, None, "model_cfg")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize_mode": "longest"}, "resize_mode is 'longest'; ours are shortest, sq"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest'; ours are bicubic"),
+        ({"mean": [1]}, r"mean is \[1\]; wanted three numbers"),
+        ({"std": [0, 1, 1]}, r"std is \[0, 1, 1\]; wanted three"),
+        ({"colour": 3}, "preprocess_cfg.colour is a field that we do not know"),
+    ],
+)
+def test_other_preprocessing_is_refused_by_the_field_s_name(tmp_path, fields, message):
+    folder = pathlib.Path(write_folder(tmp_path / "clip", "clip_small"))
+    edit(folder / "open_clip_config.json", "preprocess_cfg", **fields)
+    with pytest.raises(InputError, match=message):
+        open_weights(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "activation"),
+    [
+        ("vit_base_patch16_siglip_224", (16, 768, 12, 12, 3072, 14), "gelu"),
+        ("vit_so400m_patch14_siglip_384", (14, 1152, 27, 16, 4304, 16), "gelu"),
+        ("vit_so400m_patch16_siglip_256", (16, 1152, 27, 16, 4304, 14), "gelu_tanh"),
+        ("vit_giantopt_patch16_siglip_256", (16, 1536, 40, 16, 6144, 14), "gelu_tanh"),
+    ],
+)
+def test_siglip_s_towers_of_timm_are_known_by_name(name, image, activation):
+    vision = {"image_size": 224, "timm_model_name": name, "timm_pool": "map"}
+    text = {"width": 64, "layers": 1, "heads": 1, "no_causal_mask": True}
+    text |= {"proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    described = {
+        "embed_dim": image[1],
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": vision | {"timm_model_pretrained": False, "timm_proj": "none"},
+        "text_cfg": text | {"tokenizer_kwargs": {"clean": "canonicalize"}},
+    }
+    config = read_open_clip(described, None, "model_cfg")
+    tower = config.image_tower
+    found = (tower.patch, tower.width, tower.layers, tower.heads, tower.mlp_width)
+    assert (*found, tower.position_grid) == image
+    assert tower.activation == activation
+    assert config.embedding_size is None
+    assert config.logit_bias_init == -10.0
