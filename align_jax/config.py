@@ -21,6 +21,7 @@ from align_jax.errors import InputError
 from align_jax.locks import LOCK_FILE
 
 CONFIG_FILE = "config.json"  # a folder with it belongs to that config
+CHECKPOINTS = "checkpoints"  # folder in a workdir
 
 T = TypeVar("T")
 

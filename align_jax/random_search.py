@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from align_jax import places
-from align_jax.config import is_claimed, read_config, write_config
+from align_jax.config import CHECKPOINTS, is_claimed, read_config, write_config
 from align_jax.devices.exchange import wait_for_all
 from align_jax.devices.mesh import make_mesh
 from align_jax.devices.runtime import reuse_memory
@@ -27,7 +27,6 @@ from align_jax.runs.provenance import add_provenance
 from align_jax.runs.results import print_results, read_results
 from align_jax.train import train
 from align_jax.training import kept_programs
-from align_jax.training.checkpoint import FOLDER
 from align_jax.training.random_search_config import SearchConfig
 from align_jax.training.training_runs import read_run_config
 
@@ -160,7 +159,7 @@ def _run(fields: dict[str, Any], workdir: str, metric: str) -> float:
         wait_for_all()  # until process 0 wrote them
         jax.clear_caches()  # the next run compiles another program
     if folder.leads():  # the checkpoints of all trials would fill the disk
-        for name in (FOLDER, kept_programs.FOLDER):
+        for name in (CHECKPOINTS, kept_programs.FOLDER):
             places.remove(os.path.join(workdir, name))
     results = read_results(os.path.join(workdir, folder.RESULTS_FILE))
     if "diverged" in results:

@@ -20,7 +20,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from align_jax import places
-from align_jax.config import as_json
+from align_jax.config import CHECKPOINTS, as_json
 from align_jax.errors import InputError, NonFiniteError, missing_package
 from align_jax.ranges import Count
 from align_jax.training import integrity
@@ -40,7 +40,6 @@ from align_jax.training.integrity import DamagedCheckpointError
 from align_jax.training.train_state import TrainState
 
 T = TypeVar("T")
-FOLDER = "checkpoints"  # in a workdir
 SET_ASIDE = ".damaged"  # ending of the name of a checkpoint that a run went back behind
 
 # Devices with copies of an array each write a part of at least this many bytes. JAX
@@ -263,7 +262,7 @@ def _directory(workdir: str) -> str:
     Raises:
       InputError: the package is missing with which Orbax asks the bucket.
     """
-    directory = os.path.join(places.resolve(workdir), FOLDER)
+    directory = os.path.join(places.resolve(workdir), CHECKPOINTS)
     if directory.startswith("gs://"):
         try:
             import google.cloud.storage  # noqa: F401
@@ -290,7 +289,7 @@ def set_aside_later(workdir: str, step: int) -> None:
     """
     for later in list_steps(workdir):
         if later > step:
-            path = os.path.join(places.resolve(workdir), FOLDER, str(later))
+            path = os.path.join(places.resolve(workdir), CHECKPOINTS, str(later))
             places.move(path, path + SET_ASIDE)
 
 
@@ -305,7 +304,7 @@ def split_source(source: str) -> tuple[str, int]:
     """
     workdir, step = places.resolve(source), None
     folder, name = os.path.split(workdir.rstrip("/"))
-    if name.isdigit() and os.path.basename(folder) == FOLDER:
+    if name.isdigit() and os.path.basename(folder) == CHECKPOINTS:
         workdir, step = os.path.dirname(folder), int(name)
     steps = list_steps(workdir)
     if not steps or step not in (None, *steps):
@@ -340,7 +339,7 @@ def read_whole(source: str, read: Callable[[str, int], T]) -> T:
         except DamagedCheckpointError as error:
             failures.append(str(error))
             continue
-        whole = os.path.join(workdir, FOLDER, str(step))
+        whole = os.path.join(workdir, CHECKPOINTS, str(step))
         if failures and named:
             raise InputError(f"{failures[0]}; {whole} is whole")
         if failures and jax.process_index() == 0:

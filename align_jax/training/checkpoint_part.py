@@ -10,11 +10,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from align_jax import places
-from align_jax.config import as_json
+from align_jax.config import CHECKPOINTS, as_json
 from align_jax.errors import InputError
 from align_jax.models.parameters import Path, flatten, unflatten
 from align_jax.training import integrity
-from align_jax.training.checkpoint import FOLDER
 from align_jax.training.checkpoint_record import STATE, read_record, reading
 from align_jax.training.integrity import DamagedCheckpointError
 from align_jax.training.schedule_free import average, stored_points
@@ -120,4 +119,4 @@ def array_paths(workdir: str, step: int) -> list[Path]:
 
 
 def _checkpoint(workdir: str, step: int) -> str:
-    return os.path.join(places.resolve(workdir), FOLDER, str(step))
+    return os.path.join(places.resolve(workdir), CHECKPOINTS, str(step))

@@ -4,16 +4,8 @@ import os
 from collections.abc import Callable
 
 from align_jax import places
-from align_jax.config import CONFIG_FILE, choose
+from align_jax.config import CHECKPOINTS, CONFIG_FILE
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import open_tokenizer
-from align_jax.models.classifier import ClassifierConfig
-from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.parameters import variable_shapes
-from align_jax.training.checkpoint import FOLDER, read_whole
-from align_jax.training.checkpoint_part import read_variables
-from align_jax.training.run_config import model_identity
-from align_jax.training.training_runs import TRAINING
 from align_jax.weights.clip_folder import (
     OPEN_CLIP_CONFIG,
     TOWERS,
@@ -25,14 +17,12 @@ from align_jax.weights.clip_forms import FORMS
 from align_jax.weights.efficientnet_checkpoint import read_keras, read_tensorflow
 from align_jax.weights.folder import (
     MODEL_FILE,
-    WEIGHTS_KINDS,
     Weights,
     WeightsConfig,
     read_weights,
 )
 from align_jax.weights.huggingface_folder import read_align, read_bert
 from align_jax.weights.tensor_files import has_tensors
-from align_jax.weights.vocabulary import find_vocabulary
 
 HUGGING_FACE: dict[str, Callable[[str], Weights[WeightsConfig]]] = {
     "align": read_align,
@@ -69,8 +59,8 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
             return read_open_clip(place)
     if places.exists(described_by):
         described = places.read_object(described_by)
-        if described.get("run") in TRAINING:
-            return read_run(place)
+        if "run" in described:
+            return _read_run(place)
         kind = described.get("model_type")
         if kind in HUGGING_FACE:
             return HUGGING_FACE[kind](place)
@@ -79,8 +69,8 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
             f" {', '.join(HUGGING_FACE)}"
         )
     folder, name = os.path.split(place)
-    if os.path.basename(folder) == FOLDER and name.isdigit():
-        return read_run(place)
+    if os.path.basename(folder) == CHECKPOINTS and name.isdigit():
+        return _read_run(place)
     found = "a folder without any" if places.is_folder(place) else "no folder"
     raise InputError(
         f"{source} is {found}: wanted one with {MODEL_FILE}, {CONFIG_FILE} or"
@@ -89,43 +79,7 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
     )
 
 
-def read_run(source: str) -> Weights[ModelConfig | ClassifierConfig]:
-    """Reads a checkpoint of a training run: its moving average if it has one.
+def _read_run(place: str) -> Weights[WeightsConfig]:
+    from align_jax.weights.run_weights import read_run  # imports Orbax, a second's work
 
-    Only the model's variables are read, on any number of devices. No dataset is needed.
-    The vocabulary is that of the workdir, or, if the workdir has none, of the config.
-
-    Args:
-      source: path or URL of the checkpoint, RUN/checkpoints/STEP, or of the run's
-        workdir for the newest whole one.
-
-    Raises:
-      InputError: the checkpoint does not exist, is damaged, or does not fit the run's
-        config or vocabulary.
-    """
-    return read_whole(source, _read_checkpoint)
-
-
-def _read_checkpoint(
-    workdir: str, step: int
-) -> Weights[ModelConfig | ClassifierConfig]:
-    path = os.path.join(workdir, CONFIG_FILE)
-    fields = places.read_object(path)
-    training = choose(TRAINING, fields.get("run", "absent"), f"{path}.run")
-    described = training.read_model(fields, path)
-    tokenizer = None
-    if WEIGHTS_KINDS[described.kind].reads_texts:
-        assert isinstance(described.model, ModelConfig)
-        vocabulary = find_vocabulary(workdir, described.vocabulary)
-        max_tokens = described.model.text_tower.max_tokens
-        tokenizer = open_tokenizer(vocabulary, max_tokens)
-    identity = model_identity(described.model, tokenizer)
-    shapes = variable_shapes(described.model)
-    return Weights(
-        kind=described.kind,
-        config=described.model,
-        variables=read_variables(workdir, step, identity, shapes),
-        preprocess=described.preprocess,
-        tokenizer=tokenizer,
-        step=step,
-    )
+    return read_run(place)
