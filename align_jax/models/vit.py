@@ -277,7 +277,7 @@ class Vit(nn.Module):
     def _draw(
         self, batch: int, core_ids: jax.Array | None, train: bool
     ) -> tuple[jax.Array | None, list[Drawn]]:
-        """Returns the key of patch dropout, or None, and each block's random numbers."""
+        """Returns patch dropout's key, or None, and random numbers of each block."""
         config, patch_key = self.config, None
         drawn = [Drawn()] * config.layers
         if train and (config.patch_dropout or config.drop_rate):
