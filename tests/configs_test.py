@@ -167,7 +167,7 @@ SWEEPS = {
             "vit": vit_size(128, 3, patch=8, grid=4) + 129 * 240,
             "convnext": count_convnext(CONVNEXT, 32).parameters + 193 * 240,
         }.items()
-        for seed in range(mini_families.SEEDS)
+        for seed in mini_families.SEEDS
     },
     mini_losses: {"baseline": MINI, "sigmoid": MINI + 1, "sigmoid_bias": MINI + 1},
     mini_negatives: MINI,

@@ -16,7 +16,7 @@ from align_jax.models import efficientnet_v2
 from configs.sweeps import mini
 from configs.sweeps.choose_run import choose_run
 
-SEEDS = 3
+SEEDS = (0, 1, 2)
 
 EFFICIENTNET_V2 = {
     "kind": "efficientnet_v2",
@@ -61,7 +61,7 @@ def get_sweep() -> dict:
         if tower:
             embedding = {"model.embedding_size": mini.EMBEDDING_SIZE}
             changes |= {"model.image_tower": tower} | embedding
-        runs |= {f"{name}_{s}": (base, changes | {"seed": s}) for s in range(SEEDS)}
+        runs |= {f"{name}_{seed}": (base, changes | {"seed": seed}) for seed in SEEDS}
     return runs
 
 
