@@ -45,7 +45,8 @@ def open_described(
       ModuleNotFoundError: the package `tokenizers` is missing.
     """
     model = described.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    kind = model.get("type")
     if kind not in MODELS:
         raise InputError(
             f"the model of {source} is {kind!r}; wanted WordPiece, {', '.join(MODELS)}"

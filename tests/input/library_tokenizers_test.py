@@ -147,10 +147,10 @@ def rows(found, first, last, pad):
     return np.array([ids + [pad] * (LENGTH - len(ids)) for ids in framed], np.int32)
 
 
-def assert_rows(found, expected):
+def assert_rows(found, expected, texts=TEXTS):
     assert found.dtype == np.int32
     wrong = [
-        t for t, a, b in zip(TEXTS, found, expected, strict=True) if (a != b).any()
+        t for t, a, b in zip(texts, found, expected, strict=True) if (a != b).any()
     ]
     assert not wrong
 
