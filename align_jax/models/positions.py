@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 SINCOS_BASE = 10_000.0
 ROTARY_BASE = 100.0
@@ -30,7 +31,9 @@ class Rotation(NamedTuple):
 
     def turn(self, x: jax.Array) -> jax.Array:
         """Turns queries or keys (B, L, heads, D)."""
-        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        wide, half = x.astype(jnp.float32), x.shape[-1] // 2
+        first = lax.slice_in_dim(wide, 0, half, axis=-1)
+        second = lax.slice_in_dim(wide, half, None, axis=-1)
         turned = (
             first * self.cosines - second * self.sines,
             first * self.sines + second * self.cosines,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from align_jax.config import check_choices
 from align_jax.devices.mesh import Placement
@@ -265,19 +266,19 @@ class Vit(nn.Module):
         x = run_blocks(
             self, config.block_shape, x, drawn, core_ids=core_ids, rotation=rotation
         )
-        x = x[:, :1] if config.pooling == "cls" else x[:, config.leading_tokens :]
+        ends = (0, 1) if config.pooling == "cls" else (config.leading_tokens, None)
+        x = lax.slice_in_dim(x, *ends, axis=1)
         if config.final_norm:
             x = norm("final_norm", x)
         if config.pooling == "attention":
-            return AttentionPool(config.block_shape, self.dtype, name="pool")(x).astype(
-                jnp.float32
-            )
+            pool = AttentionPool(config.block_shape, self.dtype, name="pool")
+            return pool(x).astype(jnp.float32)
         return x.mean(1, dtype=jnp.float32)  # (B, W); of one token if it is the class's
 
     def _draw(
         self, batch: int, core_ids: jax.Array | None, train: bool
     ) -> tuple[jax.Array | None, list[Drawn]]:
-        """Returns the key of patch dropout, or None, and each block's random numbers."""
+        """Returns patch dropout's key, or None, and random numbers of each block."""
         config, patch_key = self.config, None
         drawn = [Drawn()] * config.layers
         if train and (config.patch_dropout or config.drop_rate):

@@ -76,8 +76,7 @@ def test_the_temperature_has_either_form_and_a_bias_is_added_on_demand():
 
 
 def test_levels_are_scaled_to_one_range_or_by_means_and_deviations():
-    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
-    levels = jnp.asarray(levels)
+    levels = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
 
     def to_one_range(levels):
         return levels.astype(jnp.float32) / 127.5 - 1.0
@@ -87,7 +86,7 @@ def test_levels_are_scaled_to_one_range_or_by_means_and_deviations():
         np.testing.assert_array_equal(compute(scale_pixels)(levels), expected)
         np.testing.assert_array_equal(compute(scale_pixels)(expected), expected)
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-    expected = (levels / 255 - mean) / std
+    expected = (np.asarray(levels) / 255 - mean) / std
     np.testing.assert_allclose(scale_pixels(levels, mean, std), expected, atol=1e-6)
     model = build(pixel_mean=mean, pixel_std=std)
     images = jax.eval_shape(partial(model.init, method="encode_images"), KEY, levels)

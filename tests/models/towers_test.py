@@ -278,10 +278,8 @@ TRANSFORMERS = {
 PHASES = ((0, {}), (1, {"image_size": 24, "max_tokens": 4}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "phases"),
-    [("lamb", ()), pytest.param("muon", PHASES, marks=pytest.mark.pods)],
-)
+@pytest.mark.pods
+@pytest.mark.parametrize(("kind", "phases"), [("lamb", ()), ("muon", PHASES)])
 def test_a_run_trains_transformers(tmp_path, mixed_types, kind, phases):
     fields = tiny.make_run(
         tmp_path, model=TRANSFORMERS, total_steps=2, phases=phases, evaluators={}

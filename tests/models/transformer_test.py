@@ -9,7 +9,7 @@ import pytest
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import ModelConfig
-from align_jax.models.parameters import tower_shapes, variable_shapes
+from align_jax.models.parameters import variable_shapes
 from align_jax.models.transformer import (
     SIZES,
     Transformer,
@@ -18,10 +18,12 @@ from align_jax.models.transformer import (
 )
 from align_jax.models.vit import SIZES as IMAGE_SIZES
 from align_jax.models.vit import VitConfig
+from align_jax.training.flops import count_flops
 from tests.models import plain_blocks
 
 SMALLEST = TransformerConfig.smallest()
 END = SMALLEST.end_token
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 SIGLIP = dataclasses.replace(
     SMALLEST, causal=False, pooling="last", mask_padding=False, activation="gelu_tanh"
 )
@@ -30,8 +32,8 @@ TOKENS = np.array([[2, 5, 9, END, 0, 0], [2, END, 7, END, 0, 0], [2, 4, 5, 6, 7,
 
 def create(config):
     """Draws the variables of a tower; none is 0."""
-    tower, key = Transformer(config), jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(partial(tower.init, train=False), key, TOKENS, None)
+    tower = Transformer(config)
+    shapes = jax.eval_shape(partial(tower.init, train=False), KEY, TOKENS, None)
     return tower, {"params": plain_blocks.draw(shapes["params"])}
 
 
@@ -102,24 +104,29 @@ def test_only_the_last_ids_are_padding():
 
 
 # Millions of parameters of OpenCLIP's text encoders with their projection, see
-# `vit_test`: CLIP's have no bias in it.
+# `vit_test`: CLIP's have no bias in it. Then billions of operations for a text.
 @pytest.mark.parametrize(
-    ("size", "vocabulary", "length", "bias", "millions"),
+    ("size", "vocabulary", "length", "bias", "millions", "billions"),
     [
-        ("clip_b", 49_408, 77, 0, 63.43),
-        ("clip_l", 49_408, 77, 0, 123.65),
-        ("clip_h", 49_408, 77, 0, 354.03),
-        ("clip_G", 49_408, 77, 0, 694.66),
-        ("siglip_b", 32_000, 64, 1, 110.27),
-        ("siglip_l", 32_000, 64, 1, 336.19),
-        ("siglip_so400m", 32_000, 16, 1, 449.68),
+        ("clip_b", 49_408, 77, 0, 63.43, 5.96),
+        ("clip_l", 49_408, 77, 0, 123.65, 13.3),
+        ("clip_h", 49_408, 77, 0, 354.03, 47.09),
+        ("clip_G", 49_408, 77, 0, 694.66, 97.86),
+        ("siglip_b", 32_000, 64, 1, 110.27, 11.02),
+        ("siglip_l", 32_000, 64, 1, 336.19, 39.06),
+        ("siglip_so400m", 32_000, 16, 1, 449.68, 13.19),
     ],
 )
-def test_published_sizes(size, vocabulary, length, bias, millions):
-    config = text_config(size, vocabulary, length)
-    count = sum(map(np.prod, tower_shapes("text_tower", config).values()))
-    count += (config.width + bias) * config.width  # the projection
+def test_published_sizes(size, vocabulary, length, bias, millions, billions):
+    config = dataclasses.replace(text_config(size, vocabulary, length), scan=True)
+    tower, tokens = Transformer(config), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    variables = jax.eval_shape(partial(tower.init, train=False), KEY, tokens, None)
+    last = config.width**2  # of the projection
+    count = sum(x.size for x in jax.tree.leaves(variables)) + last + bias * config.width
     assert round(count / 1e6, 2) == millions
+    apply = partial(tower.apply, core_ids=None, train=False)
+    work = count_flops(apply, variables, tokens) + 2 * last
+    assert work / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
 def text_config(size, vocabulary, length):

@@ -40,6 +40,17 @@ TRANSFORMERS = ModelConfig(
     projection_bias=False,
     pixel_std=(0.2, 0.3, 0.4),
 )
+OTHER_TRANSFORMERS = ModelConfig(
+    dataclasses.replace(
+        VitConfig.smallest(), pooling="cls", positions="rope", activation="gelu_tanh"
+    ),
+    dataclasses.replace(
+        TransformerConfig.smallest(),
+        causal=False,
+        pooling="mean",
+        activation="quick_gelu",
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +104,9 @@ def test_stablehlo_gives_our_embeddings_for_any_batch(tmp_path, config):
 
 @pytest.mark.onnx
 @pytest.mark.parametrize(
-    "config", [None, OTHER, TRANSFORMERS], ids=["tiny", "other", "transformers"]
+    "config",
+    [None, OTHER, TRANSFORMERS, OTHER_TRANSFORMERS],
+    ids=["tiny", "other", "transformers", "other_transformers"],
 )
 def test_onnx_gives_our_embeddings_for_any_batch(tmp_path, config):
     import onnx
