@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from align_jax.input.preprocess import PreprocessConfig
+from align_jax.input.tokenizer import Tokenizer
 from align_jax.input.wordpiece import WordPiece
 from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
@@ -162,6 +163,7 @@ def write_model(
     max_pixels: int = MAX_PIXELS,
     config: ModelConfig | None = None,
     image_size: int = 16,
+    tokenizer: Tokenizer | None = None,
 ) -> str:
     """Writes a random dual encoder as a folder that `align_jax.load` reads."""
     if config is None:
@@ -177,7 +179,8 @@ def write_model(
     sizes = PreprocessConfig(
         resize=image_size + 2, image_size=image_size, max_pixels=max_pixels
     )
-    weights = Weights("dual_encoder", config, arrays, sizes, make_tokenizer(config))
+    tokenizer = tokenizer or make_tokenizer(config)
+    weights = Weights("dual_encoder", config, arrays, sizes, tokenizer)
     write_weights(weights, str(folder))
     return str(folder)
 

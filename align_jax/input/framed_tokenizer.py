@@ -1,11 +1,11 @@
-"""What the tokenizers that a library computes have in common."""
+"""The common part of the tokenizers that a library computes."""
 
 import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class FramedTokenizer(ABC):
     """
 
     def __init__(
-        self, size: int, max_tokens: int, frame: Frame, described: Any, source: str
+        self, size: int, max_tokens: int, frame: Frame, content: str, source: str
     ) -> None:
         """Prepares what all these tokenizers have.
 
@@ -45,7 +45,7 @@ class FramedTokenizer(ABC):
           size: number of ids.
           max_tokens: length of the token sequences.
           frame: the special tokens.
-          described: JSON value that says all that ids depend on.
+          content: text that says all that the ids of a text depend on.
           source: origin of the tokenizer, for messages.
 
         Raises:
@@ -62,7 +62,7 @@ class FramedTokenizer(ABC):
         self.end_token = frame.last[-1] if frame.last else None
         self.source = source
         self.max_tokens = self._checked(max_tokens)
-        lines = json.dumps([described, frame], sort_keys=True)
+        lines = f"{content}\n{json.dumps(frame)}\n"
         self.digest = hashlib.sha256(lines.encode()).hexdigest()
 
     @abstractmethod

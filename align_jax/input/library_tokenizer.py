@@ -12,16 +12,16 @@ from typing import Any
 from align_jax.errors import InputError
 from align_jax.input.framed_tokenizer import Frame, FramedTokenizer
 from align_jax.input.hub_settings import added_ends, check_sides, named_token
+from align_jax.input.post_processor import read_ends, write_template
 from align_jax.input.stored_tokenizer import TOKENIZER_FILE
 
 MODELS = ("BPE", "Unigram")
-# Parts of a tokenizer.json that ids depend on; `padding` and `truncation` are written
-# anew, and decoders are not used.
+# Parts of a tokenizer.json that ids depend on; decoders are not used, and `files`
+# writes `padding` and `truncation`.
 PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
 LOWERCASE = {"type": "Lowercase"}
 # Classes of transformers that put it before a normalizer that lacks it.
 LOWERCASING = ("Siglip2Tokenizer", "Siglip2TokenizerFast")
-PAIRED = ("BertProcessing", "RobertaProcessing")
 
 
 def open_described(
@@ -35,9 +35,9 @@ def open_described(
     Args:
       described: content of a tokenizer.json.
       max_tokens: length of the token sequences, special tokens included.
-      source: its path, for messages.
-      settings: fields of tokenizer_config.json. Of these, `tokenizer_class`,
-        `pad_token`, `add_bos_token` and `add_eos_token` have an effect.
+      source: path of the file, for messages.
+      settings: fields of tokenizer_config.json; those with an effect are
+        `tokenizer_class`, `pad_token`, `add_bos_token` and `add_eos_token`.
 
     Raises:
       InputError: the file is not one of a BPE or Unigram model, is broken, or does not
@@ -51,12 +51,15 @@ def open_described(
             f"the model of {source} is {kind!r}; wanted WordPiece, {', '.join(MODELS)}"
         )
     check_sides(settings, source)
-    parts = {"version": "1.0"} | {name: described.get(name) for name in PARTS}
+    parts: dict[str, Any] = {"version": "1.0"}
+    parts |= {name: described.get(name) for name in PARTS}
     parts["added_tokens"] = parts["added_tokens"] or []
+    if kind == "BPE":
+        parts["model"] = model | {"merges": _pairs(model, source)}
     if settings.get("tokenizer_class") in LOWERCASING:
         parts["normalizer"] = _lowercased(parts["normalizer"])
     ids = _ids_of(parts, source)
-    first, last = _ends(parts["post_processor"], source)
+    first, last = read_ends(parts["post_processor"], source)
     named = {name: added_ends(settings, name) for name in ("bos", "eos")}
     if named["bos"] is not None or named["eos"] is not None:
         # As in transformers: one of the two fields stands for both.
@@ -64,19 +67,20 @@ def open_described(
             [_id_of(ids, token, source) for token in named[name] or ()]
             for name in ("bos", "eos")
         )
-    pad = named_token(settings, "pad_token")
+    names = {number: token for token, number in ids.items()}
+    pad, padding = named_token(settings, "pad_token"), described.get("padding")
     if pad is not None:
         pad_id = _id_of(ids, pad, source)
-    elif isinstance(padding := described.get("padding"), dict):
+    elif isinstance(padding, dict) and padding.get("pad_id") in names:
         pad_id = padding["pad_id"]
     else:
         raise InputError(
             f"{source} does not say which token is padding; put the model's"
             " tokenizer_config.json, with its pad_token, beside it"
         )
-    names = {number: token for token, number in ids.items()}
-    parts["post_processor"] = _template(first, last, names)
-    return LibraryTokenizer(parts, max_tokens, Frame((*first,), (*last,), pad_id), ids)
+    parts["post_processor"] = write_template(first, last, names)
+    frame = Frame((*first,), (*last,), pad_id)
+    return LibraryTokenizer(parts, max_tokens, frame, ids, source)
 
 
 class LibraryTokenizer(FramedTokenizer):
@@ -103,11 +107,11 @@ class LibraryTokenizer(FramedTokenizer):
           InputError: the library refuses the parts, or a reason of `FramedTokenizer`.
           ModuleNotFoundError: the package `tokenizers` is missing.
         """
-        size = max(ids.values()) + 1
-        super().__init__(size, max_tokens, frame, parts, source)
+        size, content = max(ids.values()) + 1, json.dumps(parts, ensure_ascii=False)
+        super().__init__(size, max_tokens, frame, content, source)
         self.kind = parts["model"]["type"]
-        self._names = {i: token for token, i in ids.items() if i == frame.pad}
-        self._library = Library(json.dumps(parts, ensure_ascii=False), frame, source)
+        self._pad = next(token for token, i in ids.items() if i == frame.pad)
+        self._library = Library(content, parts, frame, source)
 
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of texts, without special tokens."""
@@ -131,7 +135,7 @@ class LibraryTokenizer(FramedTokenizer):
             "pad_to_multiple_of": None,
             "pad_id": pad,
             "pad_type_id": 0,
-            "pad_token": self._names[pad],
+            "pad_token": self._pad,
         }
         parts = json.loads(self._library.content)
         stored = parts | {"truncation": truncation, "padding": padding, "decoder": None}
@@ -142,16 +146,22 @@ class LibraryTokenizer(FramedTokenizer):
 
 
 class Library:
-    """The library's object, which copies share and other processes make anew.
+    """The library's object, which copies share; other processes open it again.
 
     Attributes:
       content: the parts of the tokenizer.json, as JSON.
     """
 
-    def __init__(self, content: str, frame: Frame, source: str) -> None:
-        """Makes the library's object; InputError if the library refuses the content."""
+    def __init__(
+        self, content: str, parts: Mapping[str, Any], frame: Frame, source: str
+    ) -> None:
+        """Makes the library's object of `parts`, which `content` holds as JSON.
+
+        Raises:
+          InputError: the library refuses them.
+        """
         self.content, self._frame, self._source = content, frame, source
-        self._open()
+        self._open(parts)
 
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of texts, without special tokens."""
@@ -163,12 +173,11 @@ class Library:
 
     def __setstate__(self, state: tuple[str, Frame, str]) -> None:
         self.content, self._frame, self._source = state
-        self._open()
+        self._open(json.loads(self.content))
 
-    def _open(self) -> None:
+    def _open(self, parts: Mapping[str, Any]) -> None:
         import tokenizers
 
-        parts = json.loads(self.content)
         special = {t["content"] for t in parts["added_tokens"] if t["special"]}
         ids = _ids_of(parts, self._source)
         special |= {token for token, i in ids.items() if i in _framed(self._frame)}
@@ -207,10 +216,9 @@ def _without(parts: Mapping[str, Any], special: Set[str]) -> dict[str, Any]:
         kept = {piece for piece, _ in parts["model"]["vocab"]}
     else:
         prefix = model.get("continuing_subword_prefix") or ""
-        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         model["merges"] = [
             [left, right]
-            for left, right in pairs
+            for left, right in model["merges"]
             if left + right.removeprefix(prefix) not in special
         ]
         unknown = model.get("unk_token")
@@ -219,7 +227,7 @@ def _without(parts: Mapping[str, Any], special: Set[str]) -> dict[str, Any]:
             model["vocab"] = {
                 t: i for t, i in model["vocab"].items() if t not in spelled
             }
-        if unknown in special and _frames(parts, unknown):
+        if unknown is not None and unknown in special and _frames(parts, unknown):
             model["unk_token"] = None  # as CLIP's, whose bytes are all known
         kept = set(parts["model"]["vocab"])
     added = [
@@ -234,14 +242,26 @@ def _frames(parts: Mapping[str, Any], token: str) -> bool:
     return token in (parts["post_processor"] or {}).get("special_tokens", {})
 
 
+def _pairs(model: Mapping[str, Any], source: str) -> list[list[str]]:
+    """Returns the merges as pairs; early files have them as texts with a space."""
+    merges = model.get("merges")
+    if isinstance(merges, list):
+        pairs = [m.split(" ") if isinstance(m, str) else [*m] for m in merges]
+        if all(len(pair) == 2 for pair in pairs):
+            return pairs
+    raise InputError(f"{source} has no list of merges of two tokens each")
+
+
 def _ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
     """Returns the ids of all tokens; InputError if the file does not list them."""
     try:
         found = parts["model"]["vocab"]
         if parts["model"]["type"] == "Unigram":
             found = {piece: number for number, (piece, _) in enumerate(found)}
-        ids = dict(found) | {t["content"]: t["id"] for t in parts["added_tokens"]}
-        [token["special"] for token in parts["added_tokens"]]
+        ids = dict(found)
+        for token in parts["added_tokens"]:
+            content, number, _ = (token[n] for n in ("content", "id", "special"))
+            ids[content] = number
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{source} has a broken list of tokens: {error!r}") from error
     if not ids or not all(type(number) is int for number in ids.values()):
@@ -265,68 +285,3 @@ def _lowercased(normalizer: dict[str, Any] | None) -> dict[str, Any]:
     if steps[0] == LOWERCASE:
         return normalizer
     return {"type": "Sequence", "normalizers": [LOWERCASE, *steps]}
-
-
-def _ends(processor: Any, source: str) -> tuple[list[int], list[int]]:
-    """Returns the ids that a post-processor puts before and after a text.
-
-    Raises:
-      InputError: the post-processor is of a type that we do not know, or broken.
-    """
-    first: list[int] = []
-    last: list[int] = []
-    if processor is None:
-        return first, last
-    try:
-        kind = processor["type"]
-        if kind == "Sequence":
-            for step in processor["processors"]:
-                before, after = _ends(step, source)
-                first, last = before + first, last + after
-        elif kind in PAIRED:
-            first, last = [processor["cls"][1]], [processor["sep"][1]]
-        elif kind == "TemplateProcessing":
-            ends = first
-            for item in processor["single"]:
-                if "Sequence" in item:
-                    ends = last
-                else:
-                    name = item["SpecialToken"]["id"]
-                    ends += processor["special_tokens"][name]["ids"]
-        elif kind != "ByteLevel":
-            raise InputError(
-                f"the post_processor of {source} is {kind!r}; wanted"
-                f" TemplateProcessing, {', '.join(PAIRED)} or ByteLevel"
-            )
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"the post_processor of {source} lacks {error}") from error
-    return first, last
-
-
-def _template(
-    first: Sequence[int], last: Sequence[int], names: Mapping[int, str]
-) -> dict[str, Any] | None:
-    """Returns the post-processor that puts ids around a text."""
-    if not first and not last:
-        return None
-
-    def around(name: str, type_id: int) -> list[dict[str, Any]]:
-        specials = [
-            [{"SpecialToken": {"id": names[i], "type_id": type_id}} for i in ends]
-            for ends in (first, last)
-        ]
-        return [
-            *specials[0],
-            {"Sequence": {"id": name, "type_id": type_id}},
-            *specials[1],
-        ]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": [*around("A", 0), *around("B", 1)],
-        "special_tokens": {
-            names[i]: {"id": names[i], "ids": [i], "tokens": [names[i]]}
-            for i in sorted({*first, *last})
-        },
-    }

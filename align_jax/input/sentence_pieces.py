@@ -25,7 +25,7 @@ def clean_siglip(text: str) -> str:
     """Cleans a text as transformers' SiglipTokenizer does.
 
     The text is lower-cased, ASCII punctuation goes, and runs of white space become
-    spaces. White space at the beginning becomes a piece of its own.
+    spaces. White space at the beginning becomes one piece.
     """
     text = text.lower().replace(SPACE, " ").translate(PUNCTUATION)
     text = re.sub(r"\s+", " ", text).rstrip()
@@ -62,10 +62,10 @@ def open_model(
       content: the content.
       max_tokens: length of the token sequences, special tokens included.
       source: path of the file, for messages.
-      settings: fields of tokenizer_config.json. Of these, `normalisation` (a key of
-        `CLEANING`), `tokenizer_class`, `pad_token`, `add_bos_token` and `add_eos_token`
-        have an effect. Without them, a text ends with the model's end token, is padded
-        with its padding, and is not cleaned.
+      settings: fields of tokenizer_config.json; those with an effect are
+        `normalisation` (a key of `CLEANING`), `tokenizer_class`, `pad_token`,
+        `add_bos_token` and `add_eos_token`. Without them, a text ends with the model's
+        end token, is padded with its padding, and is not cleaned.
 
     Raises:
       InputError: the file is no model of SentencePiece, or lacks a special token.
@@ -116,7 +116,8 @@ class SentencePieces(FramedTokenizer):
     """A tokenizer of SentencePiece, see `FramedTokenizer`.
 
     Attributes:
-      cleaning: what is done to a text before, a key of `CLEANING`.
+      cleaning: cleaning of a text before the model's normalisation, a key of
+        `CLEANING`.
     """
 
     def __init__(
@@ -129,8 +130,8 @@ class SentencePieces(FramedTokenizer):
         source: str = "the model",
     ) -> None:
         """Keeps the processor of `content`; see `open_model`."""
-        described = {"model": hashlib.sha256(content).hexdigest(), "cleaning": cleaning}
         size = processor.get_piece_size()
+        described = f"{hashlib.sha256(content).hexdigest()} {cleaning}"
         super().__init__(size, max_tokens, frame, described, source)
         self.cleaning = cleaning
         self._content, self._processor = content, processor

@@ -75,7 +75,7 @@ class Tokenizer(Protocol):
         """Returns the number of ids and the kind of the tokenizer, for messages."""
 
 
-# What may store a tokenizer in a run's folder or beside weights; one of them is there.
+# Files that may store a tokenizer in a run's folder or beside weights; one is there.
 STORED = (VOCABULARY_FILE, TOKENIZER_FILE, MODEL_FILE)
 # Where a folder of Hugging Face's has its tokenizer; the first that is there is read.
 # SigLIP's tokenizer reads spiece.model, and there is no exact tokenizer.json of it.
@@ -119,6 +119,26 @@ def open_tokenizer(
         return _open_wordpiece(path, max_tokens)
     settings = _settings(place, settings)
     return library_tokenizer.open_described(described, max_tokens, path, settings)
+
+
+def open_published(folder: str, max_tokens: int, model_type: str = "") -> Tokenizer:
+    """Opens the tokenizer of a Hugging Face folder.
+
+    Args:
+      folder: path of the folder.
+      max_tokens: length of the token sequences, special tokens included.
+      model_type: the field of this name in config.json. SigLIP 2 was trained on
+        lower-case texts, but its folders may name Gemma's class, which keeps capitals.
+
+    Raises:
+      InputError: the reasons of `find_published` and `open_tokenizer`.
+    """
+    path = find_published(folder)
+    settings = dict(_settings(path, None))
+    named = str(settings.get("tokenizer_class"))
+    if model_type.startswith("siglip") and named.startswith("Gemma"):
+        settings["tokenizer_class"] = "Siglip2Tokenizer"
+    return open_tokenizer(path, max_tokens, settings)
 
 
 def find_stored(folder: str) -> str | None:

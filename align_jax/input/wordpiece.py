@@ -64,6 +64,7 @@ class WordPiece:
     """
 
     pad_token = 0
+    end_token: int | None
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class WordPiece:
         self.digest = hashlib.sha256(lines.encode()).hexdigest()
         self.max_tokens = max_tokens
         self._cls = vocabulary.index(CLS)
-        self.end_token = vocabulary.index(SEP)
+        self._sep = self.end_token = vocabulary.index(SEP)
         self._id_of = {token: place for place, token in enumerate(vocabulary)}
         self._longest = max(map(len, vocabulary))
         self._pieces = functools.lru_cache(CACHED_WORDS)(self._split_word)
@@ -121,7 +122,7 @@ class WordPiece:
                 pieces += self._pieces(word)
                 if len(pieces) >= most:
                     break
-            found = [self._cls, *pieces[:most], self.end_token]
+            found = [self._cls, *pieces[:most], self._sep]
             ids[row, : len(found)] = found
         return ids
 
@@ -230,8 +231,6 @@ class WordPiece:
         pieces = words.with_values(self._wordpiece.tokenize(known)).merge_dims(1, 2)
         pieces = pieces[:, : self.max_tokens - 2]
         rows = words.nrows(tf.int32)
-        first, last = (
-            tf.fill((rows, 1), token) for token in (self._cls, self.end_token)
-        )
+        first, last = (tf.fill((rows, 1), token) for token in (self._cls, self._sep))
         ids = tf.concat([first, pieces, last], 1)
         return ids.to_tensor(shape=(None, self.max_tokens))

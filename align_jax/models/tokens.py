@@ -17,8 +17,8 @@ def check_tokenizer(
       where: dotted path of the tower's config, for messages.
 
     Raises:
-      InputError: there are more ids than rows of the token embedding, or padding or the
-        end of a text are other ids.
+      InputError: the tokenizer has more ids than the token embedding has rows, or
+        another id of padding or of a text's end.
     """
     if tokenizer.size > tower.vocabulary_size:
         raise InputError(

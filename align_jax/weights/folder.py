@@ -199,7 +199,7 @@ def read_weights(directory: str) -> Weights[WeightsConfig]:
     check_floats(arrays, arrays, str(folder / WEIGHTS_FILE))
     tokenizer = None
     if kind.reads_texts:
-        tower = config.text_tower if isinstance(config, ModelConfig) else config
+        tower: Any = getattr(config, "text_tower", config)
         normalisation = described.get("normalisation")
         tokenizer = _read_tokenizer(folder, tower.max_tokens, normalisation)
     return Weights(
@@ -237,9 +237,10 @@ def digest(weights: Weights) -> str:
     found = hashlib.blake2b(digest_size=16)
     described = [weights.config, weights.preprocess]
     fields = [part and stored_fields(part) for part in described]
-    tokenizer, tokens, suffix = weights.tokenizer, [], ""
+    tokens: tuple[str, ...] = ()
+    tokenizer, suffix = weights.tokenizer, ""
     if isinstance(tokenizer, WordPiece):
-        tokens = [*tokenizer.tokens]
+        tokens = tokenizer.tokens
         if tokenizer.normalisation != find_normalisation(tokens):
             suffix = tokenizer.normalisation
     elif tokenizer is not None:

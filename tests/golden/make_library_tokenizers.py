@@ -45,7 +45,8 @@ def make_clip(folder: pathlib.Path) -> CLIPTokenizer:
 
 
 def make_siglip(folder: pathlib.Path) -> SiglipTokenizer:
-    model = learn(model_type="unigram", vocab_size=500, pad_id=0, eos_id=1, unk_id=2)
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    model = learn(model_type="unigram", vocab_size=500, **special)
     path = folder / "spiece.model"
     path.write_bytes(model)
     return SiglipTokenizer(str(path))
@@ -83,35 +84,35 @@ def make_siglip2(folder: pathlib.Path) -> Siglip2Tokenizer:
     )
 
 
+MAKERS = {"clip": make_clip, "siglip": make_siglip, "siglip2": make_siglip2}
+
+
+def make_case(name: str, texts: list[str]) -> dict:
+    """Returns the files of a folder, and the ids and special tokens of its class."""
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as kept:
+        tokenizer = MAKERS[name](pathlib.Path(made))
+        tokenizer.save_pretrained(kept)
+        # The class reads a folder, as from the hub.
+        tokenizer = type(tokenizer).from_pretrained(kept, split_special_tokens=True)
+        ids = tokenizer(
+            texts, padding="max_length", max_length=MAX_TOKENS, truncation=True
+        )["input_ids"]
+        files = {
+            path.name: base64.b64encode(path.read_bytes()).decode()
+            for path in sorted(pathlib.Path(kept).iterdir())
+        }
+    return {
+        "files": files,
+        "ids": ids,
+        "pad_token": tokenizer.pad_token_id,
+        "end_token": tokenizer.eos_token_id,
+    }
+
+
 def main() -> None:
     """Writes the golden file."""
-    texts, folders = hostile_texts(), {}
-    makers = {"clip": make_clip, "siglip": make_siglip, "siglip2": make_siglip2}
-    for name, make in makers.items():
-        with (
-            tempfile.TemporaryDirectory() as made,
-            tempfile.TemporaryDirectory() as kept,
-        ):
-            tokenizer = make(pathlib.Path(made))
-            tokenizer.save_pretrained(kept)
-            # What a folder on the hub has is what this class reads.
-            tokenizer = type(tokenizer).from_pretrained(kept, split_special_tokens=True)
-            ids = tokenizer(
-                texts,
-                padding="max_length",
-                max_length=MAX_TOKENS,
-                truncation=True,
-            )["input_ids"]
-            files = {
-                path.name: base64.b64encode(path.read_bytes()).decode()
-                for path in sorted(pathlib.Path(kept).iterdir())
-            }
-        folders[name] = {
-            "files": files,
-            "ids": ids,
-            "pad_token": tokenizer.pad_token_id,
-            "end_token": tokenizer.eos_token_id,
-        }
+    texts = hostile_texts()
+    folders = {name: make_case(name, texts) for name in MAKERS}
     content = {"texts": texts, "max_tokens": MAX_TOKENS, "folders": folders}
     GOLDEN.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
     print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes")

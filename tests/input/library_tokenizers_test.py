@@ -7,6 +7,7 @@ import gzip
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ import tensorflow as tf
 from align_jax.errors import InputError
 from align_jax.input.library_tokenizer import LibraryTokenizer
 from align_jax.input.sentence_pieces import SentencePieces
-from align_jax.input.tokenizer import find_published, open_tokenizer
+from align_jax.input.tokenizer import open_published, open_tokenizer
 from align_jax.texts import fold
 from data.corpus.sentence_pieces import learn_pieces, settings_file
 from tests.input.hostile import PLAIN, SPECIAL, hostile_texts
@@ -132,6 +133,11 @@ def opened(clip, models, described):
     return {name: open_tokenizer(path, LENGTH) for name, path in paths.items()}
 
 
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads(gzip.decompress(GOLDEN.read_bytes()))
+
+
 NAMES = ("clip", "unigram.model", "bpe.model", "unigram.json", "bpe.json")
 
 
@@ -141,10 +147,10 @@ def rows(found, first, last, pad):
     return np.array([ids + [pad] * (LENGTH - len(ids)) for ids in framed], np.int32)
 
 
-def assert_rows(found, expected):
+def assert_rows(found, expected, texts=TEXTS):
     assert found.dtype == np.int32
     wrong = [
-        t for t, a, b in zip(TEXTS, found, expected, strict=True) if (a != b).any()
+        t for t, a, b in zip(texts, found, expected, strict=True) if (a != b).any()
     ]
     assert not wrong
 
@@ -171,6 +177,9 @@ def test_sentencepiece_s_ids_are_those_of_the_papers(opened, models, kind, split
 )
 def test_a_tokenizer_json_has_the_ids_of_its_model(opened, models, kind, split):
     _, scores, ids = models[kind]
+    if kind == "unigram":  # the library takes the names of bytes for pieces
+        named = [piece for piece in ids if re.fullmatch("<0x..>", piece)]
+        scores = scores | dict.fromkeys(named, 0.0)
     plain = []
     for text in TEXTS:
         found = []
@@ -265,29 +274,38 @@ for path in {paths}:
     subprocess.run([sys.executable, "-c", lines], check=True, cwd=root)
 
 
-def test_ids_are_those_of_transformers(tmp_path):
-    golden = json.loads(gzip.decompress(GOLDEN.read_bytes()))
-    texts = golden["texts"]
-    assert len(texts) == 1000
-    assert {*golden["folders"]} == {"clip", "siglip", "siglip2"}
-    for name, case in golden["folders"].items():
-        (tmp_path / name).mkdir()
-        for file, content in case["files"].items():
-            (tmp_path / name / file).write_bytes(base64.b64decode(content))
-        path = find_published(str(tmp_path / name))
-        tokenizer = open_tokenizer(path, golden["max_tokens"])
-        found = tokenizer.encode(texts)
-        expected = np.array(case["ids"], np.int32)
-        wrong = [
-            t for t, a, b in zip(texts, found, expected, strict=True) if (a != b).any()
-        ]
-        assert not wrong, name
-        assert tokenizer.pad_token == case["pad_token"]
-        assert tokenizer.end_token == case["end_token"]
+def assert_case(case, texts, folder):
+    """Checks our ids of a folder that transformers wrote; see golden's `make_case`."""
+    folder.mkdir()
+    for file, content in case["files"].items():
+        (folder / file).write_bytes(base64.b64decode(content))
+    expected = np.array(case["ids"], np.int32)
+    tokenizer = open_published(str(folder), expected.shape[1])
+    assert_rows(tokenizer.encode(texts), expected, texts)
+    found = tokenizer.pad_token, tokenizer.end_token
+    assert found == (case["pad_token"], case["end_token"])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
+def test_ids_are_those_of_transformers(golden, name, tmp_path):
+    assert golden["texts"] == TEXTS
+    assert len(TEXTS) == 1000
+    assert_case(golden["folders"][name], TEXTS, tmp_path / name)
+
+
+@pytest.mark.convert
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
+def test_ids_are_those_of_transformers_as_installed(name, tmp_path):
+    from tests.golden.make_library_tokenizers import make_case
+
+    texts = hostile_texts(seed=1)
+    case = make_case(name, texts)
+    folder = tmp_path / name
+    assert_case(case, texts, folder)
 
 
 def change(path, folder, **fields):
-    """Writes a tokenizer.json with changed fields to a folder of its own."""
+    """Writes a tokenizer.json with changed fields to another folder."""
     found = json.loads(pathlib.Path(path).read_text()) | fields
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(found))
@@ -317,6 +335,9 @@ def test_a_file_that_does_not_say_all_is_refused(described, models, clip, tmp_pa
     refused(broken, "is broken: ", **pad)
     broken = change(path, tmp_path / "tokens", added_tokens=[{"id": 0}])
     refused(broken, "broken list of tokens", **pad)
+    odd = json.loads(pathlib.Path(path).read_text())["model"] | {"merges": ["a"]}
+    broken = change(path, tmp_path / "pairs", model=odd)
+    refused(broken, "no list of merges of two tokens", **pad)
     model = models["bpe"][0]
     refused(model, "has no token '<no>'", pad_token="<no>")
     refused(model, "normalisation 'no'; wanted one of", normalisation="no")
@@ -329,7 +350,7 @@ def test_a_file_that_does_not_say_all_is_refused(described, models, clip, tmp_pa
     (tmp_path / "merges.txt").write_text("a b\nc d e\n")
     refused(tmp_path / "vocab.json", "has the line 'c d e'; wanted two tokens")
     with pytest.raises(InputError, match="has no tokenizer: none of spiece"):
-        find_published(str(tmp_path / "level" / "none"))
+        open_published(str(tmp_path / "level" / "none"), LENGTH)
 
 
 def test_settings_choose_special_tokens_and_cleaning(described, models):
@@ -354,6 +375,43 @@ def test_settings_choose_special_tokens_and_cleaning(described, models):
     plain = open_tokenizer(model, LENGTH, {"pad_token": "</s>"})
     expected = plain.encode(["a red cat its", ""])
     np.testing.assert_array_equal(siglip.encode(["A  red, CAT! it's", "?!"]), expected)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_added_tokens_that_are_not_special_are_found_in_texts(
+    described, kind, tmp_path
+):
+    found = json.loads(pathlib.Path(described[kind]).read_text())
+    size = len(found["model"]["vocab"])
+    tag = found["added_tokens"][0] | {"content": "<b>", "special": False, "id": size}
+    path = change(described[kind], tmp_path, added_tokens=[*found["added_tokens"], tag])
+    pad = {"pad_token": "<pad>"}
+    tokenizer = open_tokenizer(path, LENGTH, pad)
+    assert tokenizer.size == size + 1
+    (ids,) = tokenizer.split(["a<b>c</s>"])
+    assert size in ids
+    assert {0, 1}.isdisjoint(ids)
+    added = [*found["added_tokens"], tag | {"id": size + 7}]
+    path = change(described[kind], tmp_path, added_tokens=added)
+    with pytest.raises(InputError, match=f"adds '<b>' as {size + 7}, but the libr"):
+        open_tokenizer(path, LENGTH, pad)
+
+
+def test_siglip_2_is_lower_cased_whatever_class_its_folder_names(golden, tmp_path):
+    files = golden["folders"]["siglip2"]["files"]
+    described = json.loads(base64.b64decode(files["tokenizer.json"]))
+    described["normalizer"] = described["normalizer"]["normalizers"][1]  # Gemma's
+    settings = json.loads(base64.b64decode(files["tokenizer_config.json"]))
+    settings["tokenizer_class"] = "GemmaTokenizer"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    texts, length = golden["texts"], golden["max_tokens"]
+    expected = golden["folders"]["siglip2"]["ids"]
+    for model_type in ("siglip", "siglip2"):
+        tokenizer = open_published(str(tmp_path), length, model_type)
+        np.testing.assert_array_equal(tokenizer.encode(texts), expected)
+    gemma = open_published(str(tmp_path), length, "gemma").encode(texts)
+    assert (gemma != expected).any()
 
 
 def test_the_class_is_chosen_by_the_file(opened):

@@ -102,7 +102,7 @@ def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 def escape(text: str) -> str:
     """Returns a text with single spaces, one before it, as SentencePiece's U+2581."""
     text = re.sub(" +", " ", text).strip(" ")
-    # Its own sign of a space, at the end, goes with the spaces.
+    # The sign of a space, at the end, goes with the spaces.
     text = f" {text}".replace(" ", "\u2581") if text else ""
     return text.rstrip("\u2581")
 

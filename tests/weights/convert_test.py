@@ -149,7 +149,7 @@ def test_our_folder_that_is_not_whole_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match=r"weights\.safetensors cannot be read: "):
         read_weights(str(ours))
     (ours / "weights.safetensors").write_bytes(whole)
-    (ours / "vocabulary.txt").unlink()
+    (ours / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"no vocabulary at .*vocabulary\.txt"):
         read_weights(str(ours))
     edit(ours / "model.json", config={})

@@ -100,7 +100,7 @@ def test_a_build_can_learn_sentencepiece_s_pieces(config, tmp_path):
     tokenizer = open_tokenizer(str(records / "tokenizer.model"), 8)
     assert tokenizer.size == manifest["vocabulary_size"] <= 300
     assert diagnose(tmp_path / "corpus") == []
-    with pytest.raises(InputError, match="vocabulary_kind is 'words'; wanted"):
+    with pytest.raises(InputError, match="vocabulary_kind is 'words'; known: wordp"):
         dataclasses.replace(config, vocabulary_kind="words")
 
 

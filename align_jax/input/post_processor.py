@@ -1,0 +1,73 @@
+"""Reads and writes a tokenizer.json's post-processor, which adds special tokens."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align_jax.errors import InputError
+
+PAIRED = ("BertProcessing", "RobertaProcessing")
+
+
+def read_ends(processor: Any, source: str) -> tuple[list[int], list[int]]:
+    """Returns the ids that a post-processor puts before and after a text.
+
+    Raises:
+      InputError: the post-processor is of a type that we do not know, or broken.
+    """
+    first: list[int] = []
+    last: list[int] = []
+    if processor is None:
+        return first, last
+    try:
+        kind = processor["type"]
+        if kind == "Sequence":
+            for step in processor["processors"]:
+                before, after = read_ends(step, source)
+                first, last = before + first, last + after
+        elif kind in PAIRED:
+            first, last = [processor["cls"][1]], [processor["sep"][1]]
+        elif kind == "TemplateProcessing":
+            ends = first
+            for item in processor["single"]:
+                if "Sequence" in item:
+                    ends = last
+                else:
+                    name = item["SpecialToken"]["id"]
+                    ends += processor["special_tokens"][name]["ids"]
+        elif kind != "ByteLevel":
+            raise InputError(
+                f"the post_processor of {source} is {kind!r}; wanted"
+                f" TemplateProcessing, {', '.join(PAIRED)} or ByteLevel"
+            )
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"the post_processor of {source} lacks {error}") from error
+    return first, last
+
+
+def write_template(
+    first: Sequence[int], last: Sequence[int], names: Mapping[int, str]
+) -> dict[str, Any] | None:
+    """Returns the post-processor that puts ids around a text."""
+    if not first and not last:
+        return None
+
+    def around(name: str, type_id: int) -> list[dict[str, Any]]:
+        specials = [
+            [{"SpecialToken": {"id": names[i], "type_id": type_id}} for i in ends]
+            for ends in (first, last)
+        ]
+        return [
+            *specials[0],
+            {"Sequence": {"id": name, "type_id": type_id}},
+            *specials[1],
+        ]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": [*around("A", 0), *around("B", 1)],
+        "special_tokens": {
+            names[i]: {"id": names[i], "ids": [i], "tokens": [names[i]]}
+            for i in sorted({*first, *last})
+        },
+    }
