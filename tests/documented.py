@@ -63,7 +63,7 @@ TOWERS = {
 }
 
 
-# What `describe_start` reads in place of the folder of a documented command.
+# The weights that `describe_start` reads for the FOLDER of a documented command.
 STARTED = Weights(
     "dual_encoder",
     ModelConfig(EfficientNetConfig(), BertConfig.smallest()),
