@@ -25,13 +25,19 @@ import main
 from align_jax.command_line import read_command_line
 from align_jax.errors import InputError
 from align_jax.evaluation.runner import EvaluateConfig
+from align_jax.input.preprocess import PreprocessConfig
 from align_jax.models import towers
+from align_jax.models.bert import BertConfig
+from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.report.run_kinds import kind_of
 from align_jax.sweep.__main__ import read_flags as read_sweep_flags
 from align_jax.sweep.config import open_sweep
 from align_jax.training.classify_config import ClassifyConfig
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.random_search_config import SearchConfig
+from align_jax.weights import starts
+from align_jax.weights.folder import Weights
 from benchmarks.recipes import read_flags as read_recipes_flags
 from data.corpus.config import CorpusConfig
 from data.curation.config import CurationConfig
@@ -55,6 +61,15 @@ TOWERS = {
     name: typing.Union[*(config for config, _ in kinds.values())]
     for name, kinds in towers.TOWERS.items()
 }
+
+
+# The weights that `describe_start` reads for the FOLDER of a documented command.
+STARTED = Weights(
+    "dual_encoder",
+    ModelConfig(EfficientNetConfig(), BertConfig.smallest()),
+    {},
+    PreprocessConfig(),
+)
 
 
 class Captured(BaseException):
@@ -101,7 +116,10 @@ def check_main(arguments: Sequence[str]) -> None:
     if any(argument.startswith("--diff") for argument in arguments):
         assert main.run(["main.py", *arguments]) == 0
         return
-    fields = read_command_line(["main.py", *arguments]).fields
+    with pytest.MonkeyPatch.context() as patch:  # the FOLDER of a model is a small one
+        patch.setattr(starts, "open_weights", lambda source: STARTED)
+        patch.setattr(starts, "_find_tokenizer", "FOLDER/tokenizer.json".format)
+        fields = read_command_line(["main.py", *arguments]).fields
     kind_of(fields).check(fields, "config")
 
 

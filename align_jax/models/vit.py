@@ -266,8 +266,10 @@ class Vit(nn.Module):
         x = run_blocks(
             self, config.block_shape, x, drawn, core_ids=core_ids, rotation=rotation
         )
-        ends = (0, 1) if config.pooling == "cls" else (config.leading_tokens, None)
-        x = lax.slice_in_dim(x, *ends, axis=1)
+        first, last = config.leading_tokens, x.shape[1]
+        if config.pooling == "cls":
+            first, last = 0, 1
+        x = lax.slice_in_dim(x, first, last, axis=1)
         if config.final_norm:
             x = norm("final_norm", x)
         if config.pooling == "attention":

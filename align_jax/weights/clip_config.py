@@ -158,7 +158,8 @@ def find_form(config: ModelConfig) -> str:
     A SigLIP is a `SiglipModel`, not a `Siglip2Model`.
 
     Raises:
-      InputError: a field has a value that no such model has; the message names it.
+      InputError: a field has a value that none of these models has; the message names
+        the field.
     """
     image, text = clip_towers(config)
     kind = SIGLIP if image.pooling == "attention" else CLIP

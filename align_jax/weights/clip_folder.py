@@ -36,6 +36,7 @@ from align_jax.weights.open_clip_pictures import (
     read_open_clip_pictures,
     write_open_clip_pictures,
 )
+from align_jax.weights.open_clip_tokenizer import open_cleaned
 from align_jax.weights.picture_settings import (
     PictureSettings,
     read_pictures,
@@ -84,8 +85,18 @@ def read_clip(directory: str) -> Weights[ModelConfig]:
         described, read_token_limit(folder), str(path)
     )
     found, source = read_tensors(folder)
-    tensors = clip_tensors.list_tensors(config, kind)
-    return _make_weights(folder, config, pictures, tensors, (found, source), BUFFERS)
+    tokenizer = open_tokenizer(
+        find_published(str(folder)), config.text_tower.max_tokens
+    )
+    return _make_weights(
+        folder,
+        config,
+        pictures,
+        tokenizer,
+        tensors=clip_tensors.list_tensors(config, kind),
+        checkpoint=(found, source),
+        buffers=BUFFERS,
+    )
 
 
 def read_open_clip(directory: str) -> Weights[ModelConfig]:
@@ -101,15 +112,29 @@ def read_open_clip(directory: str) -> Weights[ModelConfig]:
     pictures = read_open_clip_pictures(described.get("preprocess_cfg"), size, str(path))
     found, source = read_tensors(folder, OPEN_CLIP_FILES)
     prefix = "text." if "text.positional_embedding" in found else ""
-    tensors = open_tensors.list_tensors(config, prefix)
-    buffer = (f"{prefix}attn_mask",)
-    return _make_weights(folder, config, pictures, tensors, (found, source), buffer)
+    tokenizer = open_cleaned(
+        folder,
+        described["model_cfg"]["text_cfg"].get("tokenizer_kwargs"),
+        config.text_tower.max_tokens,
+        f"{where}.text_cfg.tokenizer_kwargs",
+    )
+    return _make_weights(
+        folder,
+        config,
+        pictures,
+        tokenizer,
+        tensors=open_tensors.list_tensors(config, prefix),
+        checkpoint=(found, source),
+        buffers=(f"{prefix}attn_mask",),
+    )
 
 
 def _make_weights(
     folder: pathlib.Path,
     config: ModelConfig,
     pictures: PictureSettings,
+    tokenizer: Tokenizer,
+    *,
     tensors: list[Tensor],
     checkpoint: tuple[Arrays, str],
     buffers: tuple[str, ...],
@@ -117,12 +142,13 @@ def _make_weights(
     """Joins the parts of a folder, after checks that they belong together.
 
     Args:
-      folder: the folder, in which the tokenizer is.
+      folder: the folder, for messages.
       config: config of the model; pixels and padding are not set.
       pictures: preprocessing.
+      tokenizer: the folder's tokenizer.
       tensors: tensors of the model.
       checkpoint: the arrays by name, and their path for messages.
-      buffers: names of arrays that are kept but not used.
+      buffers: arrays' names, of those that are kept but not used.
     """
     config, side = pictures.set_pixels(config), pictures.preprocess.image_size
     image, text = clip_towers(config)
@@ -131,8 +157,7 @@ def _make_weights(
             f"{folder}: pictures of {side} pixels have {side // image.patch} patches a"
             f" side, but the network has positions for {image.position_grid}"
         )
-    text, tokenizer = _open_tokenizer(folder, text)
-    config = dataclasses.replace(config, text_tower=text)
+    config = dataclasses.replace(config, text_tower=_fit(text, tokenizer, folder))
     found, source = checkpoint
     unused = {name: found[name] for name in buffers if name in found}
     wanted = list_shapes(tensors) | {name: a.shape for name, a in unused.items()}
@@ -171,8 +196,9 @@ def read_clip_tower(directory: str) -> Weights[TowerConfig]:
     else:
         limit = read_token_limit(folder)
         text = clip_config.read_text_tower(kind, described, limit, str(path))
-        text, tokenizer = _open_tokenizer(folder, text)
-        config, tensors = text, clip_tensors.text_tensors(text, prefix)
+        tokenizer = open_tokenizer(find_published(str(folder)), text.max_tokens)
+        config = text = _fit(text, tokenizer, folder)
+        tensors = clip_tensors.text_tensors(text, prefix)
     wanted = list_shapes(tensors)
     shapes = {key: array.shape for key, array in found.items() if key in wanted}
     check_names(shapes, wanted, source)
@@ -181,20 +207,19 @@ def read_clip_tower(directory: str) -> Weights[TowerConfig]:
     return Weights(name, config, variables, tokenizer=tokenizer)
 
 
-def _open_tokenizer(
-    folder: pathlib.Path, text: TransformerConfig
-) -> tuple[TransformerConfig, Tokenizer]:
-    """Opens the tokenizer of a folder; returns the tower with its padding, and it.
+def _fit(
+    text: TransformerConfig, tokenizer: Tokenizer, folder: pathlib.Path
+) -> TransformerConfig:
+    """Returns a text tower with the padding of its folder's tokenizer.
 
     Raises:
-      InputError: it has more tokens than the network, or ends texts otherwise.
+      InputError: the tokenizer has more tokens than the network, or ends texts
+        otherwise.
     """
-    path = find_published(str(folder))
-    tokenizer = open_tokenizer(path, text.max_tokens)
     if tokenizer.size <= text.vocabulary_size:
         text = dataclasses.replace(text, pad_token=tokenizer.pad_token)
-    check_tokenizer(tokenizer, text, path, "the network")
-    return text, tokenizer
+    check_tokenizer(tokenizer, text, f"the tokenizer in {folder}", "the network")
+    return text
 
 
 def write_clip(
@@ -213,7 +238,7 @@ def write_clip(
 
     Raises:
       InputError: the weights are not those of a dual encoder, the model has a part that
-        no such model has, or the folder exists and is not empty.
+        a CLIP or SigLIP cannot have, or the folder exists and is not empty.
     """
     config, preprocess = _check_kind(weights)
     found = clip_config.find_form(config)

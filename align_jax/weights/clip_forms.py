@@ -112,6 +112,7 @@ OTHERS = {
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
+    "gelu_new": "gelu_tanh",  # another name of the next one
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 OUR_ACTIVATIONS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}

@@ -16,11 +16,7 @@ Fields = TypeVar("Fields", bound=Dataclass)
 # A config beyond this is damaged; the largest published networks are far below.
 Layers = Annotated[int, Range(least=1, most=1000)]
 # Other names of an activation, with the name that is read in their place.
-SAME_ACTIVATIONS = {
-    "silu": "swish",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_pytorch_tanh",
-}
+SAME_ACTIVATIONS = {"silu": "swish", "gelu_python": "gelu"}
 
 
 def read_fields(

@@ -193,9 +193,9 @@ def align_towers(config: ModelConfig) -> tuple[EfficientNetConfig, BertConfig]:
     """
     image, text = config.image_tower, config.text_tower
     # EfficientNetV2's config is a subclass.
-    own = isinstance(image, EfficientNetConfig) and image.kind == "efficientnet"
-    if own and isinstance(text, BertConfig):
-        return image, text
+    if isinstance(image, EfficientNetConfig) and isinstance(text, BertConfig):
+        if image.kind == "efficientnet":
+            return image, text
     raise InputError(
         "an AlignModel has the towers 'efficientnet' and 'bert'; this model has"
         f" {image.kind!r} and {text.kind!r}"

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from align_jax.config import CHECKPOINTS
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import HALVES, ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.training.checkpoint import (
-    FOLDER,
     Checkpoints,
     list_steps,
     read_whole,
@@ -90,7 +90,7 @@ def first_state(
                 f" {config.total_steps}"
             )
         print(f"Starting from {run} after step {step}.")
-        return read_whole(os.path.join(run, FOLDER, str(step)), restore)
+        return read_whole(os.path.join(run, CHECKPOINTS, str(step)), restore)
     arrays = read_initial(config, tokenizer)
     return 0, place_arrays(create_state(plan, kept), arrays)
 
@@ -173,7 +173,7 @@ def _exact(source: str) -> str:
     So a damaged checkpoint ends the command, and no older one is taken for it.
     """
     steps = list_steps(source)
-    return os.path.join(source, FOLDER, str(steps[-1])) if steps else source
+    return os.path.join(source, CHECKPOINTS, str(steps[-1])) if steps else source
 
 
 def _check(

@@ -31,7 +31,7 @@ def read_open_clip_pictures(found: Any, size: Any, source: str) -> PictureSettin
     """Translates the `preprocess_cfg`.
 
     Args:
-      found: its content; None for the defaults.
+      found: content of that field; None for the defaults.
       size: side of the network's pictures in pixels.
       source: path of the file, for messages.
 

@@ -14,7 +14,7 @@ from align_jax.weights.source import open_weights
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a config takes over from a model.
+    """The fields that a config takes over from a model.
 
     Attributes:
       model: fields of the model.
@@ -28,7 +28,7 @@ class Start:
 
 
 def describe_start(source: str) -> Start:
-    """Reads what a config takes over from a model.
+    """Reads the fields that a config takes over from a model.
 
     Args:
       source: a source of a dual encoder or classifier, see `open_weights`.

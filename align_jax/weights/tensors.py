@@ -18,8 +18,8 @@ class Tensor:
       path: path in our variables.
       shape: shape in the other codebase.
       axes: permutation of the axes into our order, before the reshape to our shape.
-      part: (index, count) if this is one of `count` equal parts of the named tensor
-        along its first axis; the shape is that of the part.
+      part: tuple (index, count) of a tensor that is one of `count` equal parts of the
+        named tensor along its first axis; the shape is that of the part.
       negated: whether ours has the opposite sign.
     """
 

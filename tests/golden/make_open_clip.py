@@ -111,7 +111,7 @@ def compute(name: str) -> dict[str, Any]:
     config, pictures, (end, pad) = MODELS[name]
     fields = json.loads(json.dumps(config))
     kind = CustomTextCLIP if fields.pop("custom_text", False) else CLIP
-    # Releases up to 3.3 do not know this field, and pass no such arguments on.
+    # Releases up to 3.3 do not know this field, so timm gets the arguments here.
     sizes = fields["vision_cfg"].pop("timm_model_kwargs", {})
     side = fields["vision_cfg"]["image_size"]
     timm_model.timm.create_model = partial(create_model, img_size=side, **sizes)

@@ -104,7 +104,7 @@ def test_pictures_are_processed_as_by_transformers(name, suffix, tmp_path):
         levels = (found.transpose(1, 2, 0) * std + mean) * 255
         ours = evaluation_image(np.asarray(picture), weights.preprocess)
         assert np.abs(levels - ours).max() < 1.01
-        assert np.abs(levels - ours).mean() < 0.1
+        assert np.abs(levels - ours).mean() < 0.25  # Pillow may swap its passes
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])

@@ -14,6 +14,7 @@ from align_jax.embed.model import Model
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
+from align_jax.report.model_card import make_card
 from align_jax.weights.clip_folder import write_clip, write_open_clip
 from align_jax.weights.exports import write_huggingface
 from align_jax.weights.folder import digest, read_weights, write_weights
@@ -150,8 +151,8 @@ def test_a_round_trip_gives_the_same_bits_and_fields(name, tmp_path):
         kept = {k: v for k, v in described[part].items() if k in wanted[part]}
         assert len(kept) >= 9
         # The ids are the tokenizer's, and a part's projection_dim has no effect.
-        for name in ("pad_token_id", "eos_token_id", "projection_dim"):
-            kept.pop(name, None)
+        for field in ("pad_token_id", "eos_token_id", "projection_dim"):
+            kept.pop(field, None)
         assert {k: v for k, v in kept.items() if v != wanted[part][k]} == {}
     pictures = json.loads((back / "preprocessor_config.json").read_text())
     given = processor(name)
@@ -185,7 +186,7 @@ def test_our_folder_comes_back_as_it_went(folder, tmp_path):
 
 
 def test_pictures_and_texts_go_through_the_folder_s_processors(folder, tmp_path):
-    """A picture is resized, cropped and scaled, a text is tokenized, as the files say."""
+    """Pictures are resized, cropped and scaled, texts tokenized, as the files say."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -468,3 +469,16 @@ def test_openclip_s_form_of_a_clip_is_the_same_model(folder, tmp_path):
     again = open_weights(str(tmp_path / "open"))
     assert digest(again) == digest(weights)
     assert again.config == weights.config
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("clip_small", "CLIPModel"), ("siglip_small", "SiglipModel")]
+)
+def test_a_card_names_the_class_of_transformers(tmp_path, name, model):
+    source = write_folder(tmp_path / name, name)
+    card = make_card(source, open_weights(source), "ORG/NAME", "mit")
+    assert f"from transformers import {model}, {model[:-5]}Processor" in card
+    assert f"- {name.split('_')[0]}\n- dual-encoder" in card
+    assert "ALIGN" not in card
+    shorter = "resized by its shorter side" in card
+    assert shorter == (name == "clip_small")

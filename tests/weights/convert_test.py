@@ -192,7 +192,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(folder):
             {"vision_config": {"hidden_act": "relu"}},
             "vision_config.hidden_act is relu; ours is swish",
         ),
-        ("config.json", {"model_type": "clip"}, "model_type 'clip'; wanted one of"),
+        ("config.json", {"model_type": "blip"}, "model_type 'blip'; wanted one of"),
         (
             "processor_config.json",
             {"image_processor": IMAGE_PROCESSOR | {"resample": 3}},
@@ -217,7 +217,7 @@ def test_a_folder_or_file_that_is_not_whole_is_refused(folder, tmp_path):
     ):
         open_weights(str(folder))
     (folder / "config.json").unlink()
-    with pytest.raises(InputError, match="is a folder without either: wanted one with"):
+    with pytest.raises(InputError, match="is a folder without any: wanted one with"):
         open_weights(str(folder))
     with pytest.raises(InputError, match="is no folder: wanted one with"):
         open_weights(str(tmp_path / "nowhere"))

@@ -14,6 +14,7 @@ from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.weights.clip_folder import write_open_clip
 from align_jax.weights.open_clip_config import read_open_clip
+from align_jax.weights.open_clip_tokenizer import open_cleaned
 from align_jax.weights.source import open_weights
 from tests.golden import clip_arrays
 from tests.weights.clip_test import assert_same, edit, tensors_of, vocabulary
@@ -181,3 +182,49 @@ def test_siglip_s_towers_of_timm_are_known_by_name(name, image, activation):
     assert tower.activation == activation
     assert config.embedding_size is None
     assert config.logit_bias_init == -10.0
+
+
+def test_texts_are_cleaned_as_the_config_says(tmp_path):
+    pieces = ["<pad>", "</s>", "<unk>", "\N{LOWER ONE EIGHTH BLOCK}", *"abcC.!_"]
+    special = {"single_word": False, "lstrip": False, "rstrip": False}
+    special |= {"normalized": False, "special": True}
+    described = {
+        "added_tokens": [
+            {"id": i, "content": token, **special} for i, token in enumerate(pieces[:3])
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": "c"}, "content": "b"},
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": pieces[3],
+            "prepend_scheme": "always",
+            "split": True,
+        },
+        "post_processor": None,
+        "model": {
+            "type": "Unigram",
+            "unk_id": 2,
+            "vocab": [[piece, -1.0] for piece in pieces],
+            "byte_fallback": False,
+        },
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
+
+    def ids(text, options):
+        tokenizer = open_cleaned(tmp_path, options, 12, "tokenizer_kwargs")
+        return [pieces[i] for i in tokenizer.encode([text])[0] if i]
+
+    space = pieces[3]
+    text = " a_B!  C.b\t"
+    canonical = [space, "a", space, "b", space, "b", "b"]
+    assert ids(text, {"clean": "canonicalize"}) == canonical
+    lower = [space, "a", "_", "b", "!", space, "b", ".", "b"]
+    assert ids(text, {"clean": "lower"}) == lower
+    kept = [space, "a", "_", "<unk>", "!", space, "C", ".", "b"]
+    assert ids(text, {"clean": "whitespace"}) == kept
+    for options, message in (
+        ({"clean": "x"}, "clean is 'x'; ours are canonicalize, lower, whitespace"),
+        ({"strip_sep_token": True}, "is .'strip_sep_token': True.; ours is only"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ids(text, options)
