@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from align_jax import places
+from align_jax.config import CONFIG_FILE
 from align_jax.errors import InputError
 from align_jax.input import clip_files, library_tokenizer, sentence_pieces
 from align_jax.input.stored_tokenizer import (
@@ -96,7 +97,9 @@ def open_tokenizer(
         * a .model file of SentencePiece.
       max_tokens: length of the token sequences, special tokens included.
       settings: fields of Hugging Face's tokenizer_config.json; None to read this file
-        beside `path`, if it is there. WordPiece needs none.
+        beside `path`, if it is there. WordPiece needs none. SigLIP 2 was trained on
+        lower-case texts, but its folders may name Gemma's class, which keeps capitals:
+        where the config.json beside `path` is a SigLIP's, texts become lower-case.
 
     Raises:
       InputError: the file is missing or broken, or of a tokenizer that is none of
@@ -121,26 +124,6 @@ def open_tokenizer(
     return library_tokenizer.open_described(described, max_tokens, path, settings)
 
 
-def open_published(folder: str, max_tokens: int, model_type: str = "") -> Tokenizer:
-    """Opens the tokenizer of a Hugging Face folder.
-
-    Args:
-      folder: path of the folder.
-      max_tokens: length of the token sequences, special tokens included.
-      model_type: the field of this name in config.json. SigLIP 2 was trained on
-        lower-case texts, but its folders may name Gemma's class, which keeps capitals.
-
-    Raises:
-      InputError: the reasons of `find_published` and `open_tokenizer`.
-    """
-    path = find_published(folder)
-    settings = dict(_settings(path, None))
-    named = str(settings.get("tokenizer_class"))
-    if model_type.startswith("siglip") and named.startswith("Gemma"):
-        settings["tokenizer_class"] = "Siglip2Tokenizer"
-    return open_tokenizer(path, max_tokens, settings)
-
-
 def find_stored(folder: str) -> str | None:
     """Returns the path of the tokenizer in a folder of ours; None if there is none."""
     return _first(folder, STORED)
@@ -159,11 +142,18 @@ def find_published(folder: str) -> str:
 
 
 def _settings(place: str, settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Returns the settings, or those of the file beside a tokenizer; {} without one."""
+    """Returns the settings, or those of the files beside a tokenizer."""
     if settings is not None:
         return settings
-    beside = os.path.join(os.path.dirname(place), SETTINGS_FILE)
-    return places.read_object(beside) if places.exists(beside) else {}
+    folder = os.path.dirname(place)
+    found, model = (
+        places.read_object(path) if places.exists(path) else {}
+        for path in (os.path.join(folder, n) for n in (SETTINGS_FILE, CONFIG_FILE))
+    )
+    siglip = str(model.get("model_type")).startswith("siglip")
+    if siglip and str(found.get("tokenizer_class")).startswith("Gemma"):
+        return found | {"tokenizer_class": "Siglip2Tokenizer"}
+    return found
 
 
 def _first(folder: str, names: Sequence[str]) -> str | None:
