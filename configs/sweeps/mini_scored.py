@@ -1,4 +1,4 @@
-"""A corpus that its own model filters, in miniature: all pairs, the best half, a half.
+"""The quickstart's pairs, the half that its model scores best, and any half.
 
     python -m data.build --config=configs/corpus_quickstart.py \
         --config.embeddings.model=runs/quickstart \
