@@ -18,13 +18,13 @@ from align_jax.devices.kernel_choice import CHOICES, Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.models.layers import (
     REMATERIALISATIONS,
+    block_names,
+    draw_survival,
     gathered,
     gelu,
     layer_norm,
     rematerialised,
-    scan_blocks,
-    split_batch,
-    survival_scales,
+    run_equal_blocks,
 )
 from align_jax.models.mbconv import Convolution
 from align_jax.ranges import Count, Positive, ProperShare
@@ -99,8 +99,7 @@ class ConvNeXtConfig:
 
     def block_names(self) -> list[str]:
         """Returns the names of the blocks' parameters, in order."""
-        count = sum(blocks for blocks, _ in self.stages)
-        return [f"{self.block_prefix}{index:02}" for index in range(count)]
+        return block_names(self.block_prefix, sum(blocks for blocks, _ in self.stages))
 
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
@@ -124,7 +123,7 @@ def drop_rates(config: ConvNeXtConfig) -> list[float]:
     return [config.drop_rate * block / max(count - 1, 1) for block in range(count)]
 
 
-class Block(nn.Module):
+class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, layer norm and two dense layers (figure 4).
 
     Attributes:
@@ -213,10 +212,7 @@ class ConvNeXt(nn.Module):
         """
         config = self.config
         rates, names = drop_rates(config), config.block_names()
-        survival: Sequence[jax.Array | None] = [None] * len(rates)
-        if train and config.drop_rate:
-            key = self.make_rng("dropout")
-            survival = survival_scales(key, core_ids, images.shape[0], rates)
+        survival = draw_survival(self, rates, core_ids, images.shape[0], train)
         norm = partial(layer_norm, epsilon=config.norm_epsilon)
         run_stage = ConvNeXt._run_stage
         if config.rematerialise == "stages":
@@ -254,15 +250,7 @@ class ConvNeXt(nn.Module):
         Returns:
           An array of x's shape.
         """
-        block = rematerialised(gathered(Block, self), self.config.rematerialise)
+        block = gathered(ConvNeXtBlock, self)
+        block = rematerialised(block, self.config.rematerialise)
         make_block = partial(block, self.config, self.dtype, self.kernels)
-        if self.config.scan and not self.is_initializing():
-            body = make_block(parent=None)
-
-            def run_block(variables: dict, x: jax.Array, scale: Any) -> Any:
-                return body.apply(variables, x, scale), {}
-
-            return scan_blocks(self, names, run_block, x, survival)
-        for name, scale in zip(names, survival, strict=True):
-            x = split_batch(make_block(name=name)(x, scale), self)
-        return x
+        return run_equal_blocks(self, names, make_block, x, survival)

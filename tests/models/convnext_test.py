@@ -8,7 +8,12 @@ from align_jax.config import read_config
 from align_jax.devices.kernel_choice import INTERPRET, Kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.errors import InputError
-from align_jax.models.convnext import Block, ConvNeXt, ConvNeXtConfig, drop_rates
+from align_jax.models.convnext import (
+    ConvNeXt,
+    ConvNeXtBlock,
+    ConvNeXtConfig,
+    drop_rates,
+)
 
 
 def randomised(variables, seed):
@@ -46,7 +51,7 @@ def test_a_block_is_that_of_plain_numpy(seed):
     rng = np.random.default_rng(seed)
     shape = (2, *rng.integers(1, 9, 2), rng.integers(3, 12))
     x = rng.normal(size=shape).astype(np.float32)
-    block = Block(ConvNeXtConfig(norm_epsilon=0.01))
+    block = ConvNeXtBlock(ConvNeXtConfig(norm_epsilon=0.01))
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, None)
     params = randomised(shapes["params"], seed)
     found = jax.jit(block.apply)({"params": params}, x, None)
@@ -126,11 +131,11 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient():
     config = ConvNeXtConfig(layer_scale=1.0)
     x = jax.random.normal(jax.random.key(0), (4, 5, 6, 8))
     x = jax.device_put(x, batch_split(mesh))
-    shapes = jax.eval_shape(Block(config).init, jax.random.key(0), x, None)
+    shapes = jax.eval_shape(ConvNeXtBlock(config).init, jax.random.key(0), x, None)
     params = randomised(shapes["params"], 2)
 
     def run(kernels):
-        block = Block(config, kernels=kernels)
+        block = ConvNeXtBlock(config, kernels=kernels)
 
         def score(params, x):
             return jnp.sin(block.apply({"params": params}, x, None)).sum()

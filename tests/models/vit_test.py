@@ -221,8 +221,10 @@ def test_coordinates_of_other_grids_lie_between_those_of_the_grid():
 def test_rotations_make_attention_a_function_of_distances():
     rotation = rotary_positions(3, 3, 3, 8, 2)
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    turned = (rotation.turn(jnp.broadcast_to(x, (1, 11, 1, 8))) for x in (query, key))
-    logits = np.einsum("bqhd,bkhd->qk", *turned)
+    rotated = (
+        rotation.rotate(jnp.broadcast_to(x, (1, 11, 1, 8))) for x in (query, key)
+    )
+    logits = np.einsum("bqhd,bkhd->qk", *rotated)
     plain = (query * key).sum()
     np.testing.assert_allclose(np.diag(logits), plain, rtol=1e-5)
     np.testing.assert_allclose(logits[:2, :2], plain, rtol=1e-5)
