@@ -1,11 +1,24 @@
 """Reads tokenizer_config.json, Hugging Face's settings beside a tokenizer's file."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from align_jax import places
 from align_jax.errors import InputError
+from align_jax.input.stored_tokenizer import SETTINGS_FILE
 
 SIDES = ("padding_side", "truncation_side")
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Returns the settings beside a tokenizer's file; {} if there are none.
+
+    Args:
+      path: path or URL of the tokenizer's file.
+    """
+    beside = os.path.join(os.path.dirname(path), SETTINGS_FILE)
+    return places.read_object(beside) if places.exists(beside) else {}
 
 
 def check_sides(settings: Mapping[str, Any], source: str) -> None:

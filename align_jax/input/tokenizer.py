@@ -14,9 +14,9 @@ import numpy as np
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input import clip_files, library_tokenizer, sentence_pieces
+from align_jax.input.hub_settings import read_settings
 from align_jax.input.stored_tokenizer import (
     MODEL_FILE,
-    SETTINGS_FILE,
     TOKENIZER_FILE,
     VOCABULARY_FILE,
 )
@@ -77,8 +77,8 @@ class Tokenizer(Protocol):
 
 # Files that may store a tokenizer in a run's folder or beside weights; one is there.
 STORED = (VOCABULARY_FILE, TOKENIZER_FILE, MODEL_FILE)
-# Where a folder of Hugging Face's has its tokenizer; the first that is there is read.
-# SigLIP's tokenizer reads spiece.model, and there is no exact tokenizer.json of it.
+# Files of a tokenizer in a Hugging Face folder; the first that exists is read. SigLIP's
+# tokenizer reads spiece.model, and there is no exact tokenizer.json of it.
 PUBLISHED = ("spiece.model", "tokenizer.json", MODEL_FILE, "vocab.json", "vocab.txt")
 
 
@@ -108,8 +108,9 @@ def open_tokenizer(
     if not path.endswith((".json", ".model")):
         return _open_wordpiece(path, max_tokens)
     if path.endswith(".model"):
-        content, own = places.read_bytes(place), _settings(place, settings)
-        return sentence_pieces.open_model(content, max_tokens, path, own)
+        settings = read_settings(place) if settings is None else settings
+        content = places.read_bytes(place)
+        return sentence_pieces.open_model(content, max_tokens, path, settings)
     described = places.read_object(place)
     if clip_files.MARK in described:
         described = clip_files.build_tokenizer(described, place)
@@ -117,7 +118,7 @@ def open_tokenizer(
     kind = model.get("type") if isinstance(model, dict) else None
     if kind in (None, MODEL["type"]):  # early files of BERT lack the type
         return _open_wordpiece(path, max_tokens)
-    settings = _settings(place, settings)
+    settings = read_settings(place) if settings is None else settings
     return library_tokenizer.open_described(described, max_tokens, path, settings)
 
 
@@ -134,7 +135,7 @@ def open_published(folder: str, max_tokens: int, model_type: str = "") -> Tokeni
       InputError: the reasons of `find_published` and `open_tokenizer`.
     """
     path = find_published(folder)
-    settings = dict(_settings(path, None))
+    settings = read_settings(path)
     named = str(settings.get("tokenizer_class"))
     if model_type.startswith("siglip") and named.startswith("Gemma"):
         settings["tokenizer_class"] = "Siglip2Tokenizer"
@@ -156,14 +157,6 @@ def find_published(folder: str) -> str:
     if found is None:
         raise InputError(f"{folder} has no tokenizer: none of {', '.join(PUBLISHED)}")
     return found
-
-
-def _settings(place: str, settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Returns the settings, or those of the file beside a tokenizer; {} without one."""
-    if settings is not None:
-        return settings
-    beside = os.path.join(os.path.dirname(place), SETTINGS_FILE)
-    return places.read_object(beside) if places.exists(beside) else {}
 
 
 def _first(folder: str, names: Sequence[str]) -> str | None:
