@@ -63,6 +63,7 @@ class BertConfig:
 
     # The contract of a tower, see `models.towers`.
     execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
+    form_fields: ClassVar[tuple[str, ...]] = ()
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = "layer_"
     undecayed: ClassVar[tuple[str, ...]] = ()

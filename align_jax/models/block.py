@@ -20,6 +20,7 @@ from align_jax.models.layers import (
     gelu,
     layer_norm,
     run_equal_blocks,
+    survival_scales,
 )
 from align_jax.models.positions import Rotation
 
@@ -108,6 +109,31 @@ class Randomness(NamedTuple):
 
     survival: tuple[jax.Array, jax.Array] | None = None
     key: jax.Array | None = None
+
+
+def draw_depth(
+    key: jax.Array,
+    core_ids: jax.Array | None,
+    batch: int,
+    layers: int,
+    drop_rate: float,
+) -> list[Randomness]:
+    """Draws the stochastic depth of a tower's blocks.
+
+    The attention and the MLP of block b = 1, 2, ... of n are each left out with
+    probability drop_rate * b / n (arXiv 1603.09382, equation 4).
+
+    Args:
+      key: random key of this step.
+      core_ids: (V,) global indices of the batch's virtual cores.
+      batch: number of examples B, a multiple of V.
+      layers: number n of blocks.
+      drop_rate: probability of the last block, in [0, 1).
+    """
+    rates = [drop_rate * b / layers for b in range(1, layers + 1) for _ in range(2)]
+    scales = survival_scales(key, core_ids, batch, rates)
+    pairs = zip(scales[::2], scales[1::2], strict=True)
+    return [Randomness(survival=pair) for pair in pairs]
 
 
 class TransformerBlock(nn.Module):

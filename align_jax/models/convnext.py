@@ -75,6 +75,7 @@ class ConvNeXtConfig:
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }
+    form_fields: ClassVar[tuple[str, ...]] = ("norm_epsilon",)
     module_options: ClassVar[tuple[str, ...]] = ("kernels",)
     block_prefix: ClassVar[str] = "block_"
     undecayed: ClassVar[tuple[str, ...]] = (".*norm/", ".*/bias", ".*/layer_scale")

@@ -93,6 +93,7 @@ class EfficientNetConfig:
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }
+    form_fields: ClassVar[tuple[str, ...]] = ("padding", "strides")
     module_options: ClassVar[tuple[str, ...]] = ("batch_norm_group", "kernels")
     block_prefix: ClassVar[str] = "block_"
     undecayed: ClassVar[tuple[str, ...]] = (".*_norm/",)
@@ -121,6 +122,11 @@ class EfficientNetConfig:
     def rows(self) -> tuple[StageRow, ...]:
         """Stages before scaling, in the form of `STAGES`."""
         return self.stages or STAGES
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of the first block of each stage."""
+        return tuple(stride for _, _, stride, _, _ in self.rows)
 
     @property
     def stem_channels(self) -> int:

@@ -78,6 +78,14 @@ class TransformerConfig:
 
     # The contract of a tower, see `models.towers`.
     execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
+    form_fields: ClassVar[tuple[str, ...]] = (
+        "causal",
+        "pooling",
+        "end_token",
+        "mask_padding",
+        "activation",
+        "norm_epsilon",
+    )
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = PREFIX
     # Gains and biases (CLIP, section 2.5), and positions as in image towers.

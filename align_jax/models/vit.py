@@ -24,12 +24,12 @@ from align_jax.models.block import (
     BlockShape,
     Randomness,
     check_blocks,
+    draw_depth,
     run_blocks,
 )
 from align_jax.models.layers import (
     block_names,
     layer_norm,
-    survival_scales,
 )
 from align_jax.models.patch_dropout import drop_patches
 from align_jax.models.positions import (
@@ -106,6 +106,13 @@ class VitConfig:
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }
+    form_fields: ClassVar[tuple[str, ...]] = (
+        "pooling",
+        "positions",
+        "position_grid",
+        "activation",
+        "norm_epsilon",
+    )
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = PREFIX
     # Gains and biases (CLIP, section 2.5), and learned tokens and positions (DeiT,
@@ -277,12 +284,8 @@ class Vit(nn.Module):
         if train and (config.patch_dropout or config.drop_rate):
             patch_key, depth_key = jax.random.split(self.make_rng("dropout"))
             if config.drop_rate:
-                # One rate for the attention and one for the MLP of each block.
-                blocks = [n for n in range(1, config.layers + 1) for _ in range(2)]
-                rates = [config.drop_rate * n / config.layers for n in blocks]
-                scales = survival_scales(depth_key, core_ids, batch, rates)
-                pairs = zip(scales[::2], scales[1::2], strict=True)
-                randomness = [Randomness(survival=pair) for pair in pairs]
+                layers, rate = config.layers, config.drop_rate
+                randomness = draw_depth(depth_key, core_ids, batch, layers, rate)
         return patch_key if config.patch_dropout else None, randomness
 
     def _embed_patches(self, images: jax.Array) -> jax.Array:
