@@ -168,9 +168,8 @@ class TransformerBlock(nn.Module):
         """
         shape = self.shape
         survival = randomness.survival or (None, None)
-        keys: Sequence = (None, None)
-        if randomness.key is not None:
-            keys = jax.random.split(randomness.key)
+        key = randomness.key
+        keys = (None, None) if key is None else jax.random.split(key)
         norm = partial(layer_norm, dtype=self.dtype, epsilon=shape.norm_epsilon)
 
         def add(x: jax.Array, branch: jax.Array, number: int) -> jax.Array:

@@ -34,9 +34,10 @@ EXPANSION = 4  # factor of the channels in a block
 
 StageRow = tuple[Count, Count]  # blocks, channels
 
-# Stages of the published sizes T to XL, and of open_clip's "convnext_xxlarge", whose
-# `norm_epsilon` is 1e-5. Its convnext_base_w and convnext_large_d are B and L with
-# other text towers and projections.
+# Stages of the published sizes T to XL (arXiv 2201.03545, section 3), and of OpenCLIP's
+# "convnext_xxlarge" (https://github.com/mlfoundations/open_clip), whose `norm_epsilon`
+# is 1e-5. OpenCLIP's convnext_base_w and convnext_large_d are B and L with other text
+# towers and projections.
 SIZES: dict[str, tuple[StageRow, ...]] = {
     "t": ((3, 96), (3, 192), (9, 384), (3, 768)),
     "s": ((3, 96), (3, 192), (27, 384), (3, 768)),

@@ -25,7 +25,7 @@ from align_jax.ranges import Count, Natural, Positive, ProperShare, Range
 
 # Width, layers, heads and MLP width of published text towers: CLIP's (arXiv 2103.00020,
 # table 20), OpenCLIP's of H and bigG (https://github.com/mlfoundations/open_clip), and
-# SigLIP's, which are as large as its image towers.
+# SigLIP's (arXiv 2303.15343), which are as large as the image towers of `vit.SIZES`.
 SIZES = {
     "clip_b": (512, 12, 8, 2048),
     "clip_l": (768, 12, 12, 3072),

@@ -194,9 +194,9 @@ def _check(
 
 
 def _check_form(theirs: TowerConfig, own: TowerConfig, where: str, source: str) -> None:
-    """Raises InputError if two towers differ in one of their `form_fields`.
+    """Raises InputError if the config `theirs` differs in one of the `form_fields`.
 
-    With the same parameters, they would compute different features.
+    With the same parameters, the two towers would compute different features.
     """
     for name in own.form_fields:
         wanted, found = getattr(theirs, name, None), getattr(own, name)

@@ -4,7 +4,9 @@ import dataclasses
 import gzip
 import json
 import pathlib
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -181,7 +183,8 @@ def test_pictures_and_texts_go_through_the_folder_s_processors(folder, tmp_path)
 
     def encode(method, array):
         module, variables = weights.config.build(), unflatten(weights.variables)
-        return module.apply(variables, array, method=method)
+        apply = jax.jit(partial(module.apply, method=method))
+        return apply(variables, array)
 
     expected = encode("encode_images", scaled[None].astype(np.float32))
     found = model.encode_images([picture])

@@ -52,7 +52,9 @@ def lines_of(workdir: pathlib.Path) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("name", ["clip_small", "siglip_small"])
+@pytest.mark.parametrize(
+    "name", ["clip_small", pytest.param("siglip_small", marks=pytest.mark.pods)]
+)
 def test_a_tuned_model_starts_as_the_published_one_and_is_exported(name, tmp_path):
     source = write_start(tmp_path / "start", name)
     fields = shorten(tune_published.get_config(source), tmp_path / "data")
@@ -84,6 +86,7 @@ def test_a_tuned_model_starts_as_the_published_one_and_is_exported(name, tmp_pat
     assert open_weights(str(tmp_path / "back")).config == first.config
 
 
+@pytest.mark.pods
 def test_a_new_text_tower_learns_a_locked_image_tower(tmp_path):
     source = write_start(tmp_path / "start", "clip_small")
     fields = shorten(finetune_lit.get_config(source), tmp_path / "data")
