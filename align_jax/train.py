@@ -145,7 +145,7 @@ def train(
 
 
 class Inputs(NamedTuple):
-    """What a run is given, opened and checked before anything compiles.
+    """Inputs of a run, opened and checked before anything compiles.
 
     Attributes:
       programs: programs of the step in each phase, not yet compiled.

@@ -65,7 +65,7 @@ def write_template(
       names: tokens by id.
 
     Returns:
-      The post-processor; None if there are no such tokens.
+      The post-processor; None without special tokens.
     """
     if not first and not last:
         return None

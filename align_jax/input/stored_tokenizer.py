@@ -14,7 +14,7 @@ def special_token(token: str, number: int) -> dict[str, Any]:
 
     Args:
       token: the text of the token.
-      number: its id.
+      number: id of the token.
     """
     return {
         "id": number,

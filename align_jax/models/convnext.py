@@ -64,8 +64,8 @@ class ConvNeXtConfig:
         from which kernels start.
       scan: whether to compile the blocks of a stage as one body; the parameters are the
         same.
-      rematerialise: as in `EfficientNetConfig`: "none", "pointwise", "blocks" or
-        "stages".
+      rematerialise: "none", "pointwise", "blocks" or "stages", see
+        `EfficientNetConfig`.
       kernels: "auto" (Pallas kernels if the devices support them) or "plain" (XLA). The
         7 x 7 kernels were never timed on a GPU, hence the default "plain".
       kind: "convnext".
@@ -144,8 +144,8 @@ class ConvNeXtBlock(nn.Module):
 
         Args:
           x: (B, H, W, C) input.
-          survival: (B,) factors of what the block adds to its input (stochastic depth,
-            see `survival_scales`); None for ones.
+          survival: (B,) factors of the block's output before the input is added
+            (stochastic depth, see `survival_scales`); None for ones.
         """
         channels = x.shape[-1]
         convolution = partial(convolution_of, self)

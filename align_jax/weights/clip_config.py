@@ -32,7 +32,8 @@ from align_jax.weights.described_fields import check_others, read_fields
 
 PROJECTION = 512  # default of projection_dim
 LOGIT_SCALE = 2.6592  # default of logit_scale_init_value, about ln(1 / 0.07)
-FIRST_BIAS = -10.0  # of SigLIP's logits (arXiv 2303.15343, section 3.1)
+FIRST_BIAS = -10.0  # of SigLIP's logits (arXiv 2303.15343, section 3.2)
+FIRST_TEMPERATURE = 1.0 / 10.0  # of SigLIP, from the same section
 # In configs with this eos_token_id, a CLIP takes the token with the largest id.
 LARGEST_TOKEN = 2
 
@@ -77,7 +78,7 @@ def read_model_config(
                 " the width of the image tower, whose output is the embedding"
             )
         fields["logit_bias_init"] = FIRST_BIAS
-        fields["temperature_init"] = 1.0 / 10.0  # section 3.1, too
+        fields["temperature_init"] = FIRST_TEMPERATURE
     fields |= {"image_tower": dataclasses.asdict(image_tower)}
     fields |= {"text_tower": dataclasses.asdict(text_tower)}
     return read_config(ModelConfig, fields | {"temperature_form": "log"}, source)
