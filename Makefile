@@ -103,6 +103,9 @@ ready-buckets: .venv/installed
 ready-formats: .venv/installed
 	$(PYTHON) -m venv .venv-formats
 	.venv-formats/bin/pip install --quiet 'img2dataset==1.47.0' 'datasets>=4,<5' pillow
+	$(PYTHON) -m venv .venv-clip-benchmark
+	.venv-clip-benchmark/bin/pip install --quiet 'clip-benchmark==1.6.2' requests \
+		'numpy<2.4'
 
 ready-launch: .venv/installed
 	$(PYTHON) -m venv .venv-launch
@@ -144,7 +147,7 @@ test-pods: ready-pods data  ## run the quickstart on processes, devices and micr
 test-tpu: ready-tpu  ## compile steps for TPU slices, without a TPU
 	$(TEST) -m tpu
 
-test-formats: ready-formats  ## train on files that img2dataset and datasets write
+test-formats: ready-formats  ## train and evaluate on files that other projects write
 	$(TEST) -m formats
 
 test-launch: ready-launch  ## read the tasks with SkyPilot and XPK

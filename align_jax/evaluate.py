@@ -18,7 +18,6 @@ from align_jax.report.run_kinds import check_workdir, fill_defaults
 from align_jax.report.run_page import publish, show_finished
 from align_jax.runs import workdir as folder
 from align_jax.runs.provenance import add_provenance
-from align_jax.runs.results import read_results
 from align_jax.weights.folder import digest, is_dual_encoder
 from align_jax.weights.source import open_weights
 
@@ -27,8 +26,8 @@ def evaluate(fields: dict[str, Any], workdir: str) -> None:
     """Evaluates a trained model and writes its scores and report to a workdir.
 
     If the workdir holds the finished evaluation already, its results are only printed,
-    and a report that is missing is drawn. But if there are new sets of DataComp, the
-    evaluation runs again, without the sets that are finished.
+    and a report that is missing is drawn. But if there are new sets of DataComp, or
+    changed ones, the evaluation runs again, without the sets that are finished.
 
     Args:
       fields: the literal config; see `EvaluateConfig`.
@@ -81,5 +80,4 @@ def _is_finished(config: EvaluateConfig, workdir: str) -> bool:
     """Returns whether a workdir has all results, also those of new sets of DataComp."""
     if not folder.is_finished(workdir):
         return False
-    results = read_results(os.path.join(workdir, folder.RESULTS_FILE))
-    return not has_new_sets(config.datacomp, results)
+    return not has_new_sets(config.datacomp, workdir)

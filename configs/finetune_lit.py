@@ -10,8 +10,8 @@ pretraining run, or a classifier of this project. The picture's embedding is the
 output; the text tower has the only projection.
 
 Hardware: 1024 virtual cores of 16 pairs on any slice that holds them.
-Expected, from the paper with ViT-g/14 and 4 billion pairs: 85.2 % on ImageNet zero-shot
-(abstract). Not run here but for the mechanics (docs/tuning.md).
+Expected, from the paper with ViT-g/14: 85.2 % on ImageNet zero-shot (abstract of its
+third version). Run here for its mechanics only (docs/tuning.md).
 """
 
 from ml_collections import ConfigDict

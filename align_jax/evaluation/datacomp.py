@@ -10,13 +10,14 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from align_jax import places
 from align_jax.errors import InputError
+from align_jax.input.benchmark_folder import CLASSIFICATION, RETRIEVAL, read_type
 
 HERE = pathlib.Path(__file__).parent
 AVERAGE = "eval/datacomp/average"
@@ -56,6 +57,13 @@ class DatacompSet:
         return f"wds_{self.key.replace('/', '-')}"
 
     @property
+    def type(self) -> str:
+        """Type of set that its dataset_type.txt must name; "" for a set of a `task`."""
+        if self.task:
+            return ""
+        return CLASSIFICATION if self.classes else RETRIEVAL
+
+    @property
     def result(self) -> str:
         """Name of the set's main score among the results."""
         return f"eval/{self.evaluator}/{self.score}"
@@ -66,7 +74,15 @@ class DatacompSet:
         Args:
           directory: path or URL of the set's folder.
           check_sizes: whether the set must have its published size.
+
+        Raises:
+          InputError: the folder is of another type, so it would have other scores.
         """
+        if self.type and (found := read_type(directory)) != self.type:
+            raise InputError(
+                f"{directory} has the type {found!r}; {self.name} is of the type"
+                f" {self.type!r}, which dataset_type.txt must name"
+            )
         return {
             "kind": "wds",
             "directory": directory,
@@ -94,7 +110,7 @@ def find_sets(directory: str) -> dict[str, str]:
     Raises:
       InputError: the folder is missing, it has none of the sets, or two folders of one.
     """
-    found, left_out = _match(directory)
+    found, left_out = match_sets(directory)
     if not found:
         instead = f", not {', '.join(left_out)}" if left_out else ""
         raise InputError(
@@ -104,18 +120,12 @@ def find_sets(directory: str) -> dict[str, str]:
     return found
 
 
-def has_set(directory: str, evaluators: Collection[str]) -> bool:
-    """Returns whether a folder has a set whose evaluator is not among some."""
-    found, _ = _match(directory)
-    return any(s.name in found and s.evaluator not in evaluators for s in SETS)
-
-
 def misnamed_sets(directory: str) -> list[str]:
     """Lists a folder's names with wds_, or those that only lack it, that are no set."""
-    return _match(directory)[1]
+    return match_sets(directory)[1]
 
 
-def _match(directory: str) -> tuple[dict[str, str], list[str]]:
+def match_sets(directory: str) -> tuple[dict[str, str], list[str]]:
     """Returns the results of `find_sets`, maybe {}, and of `misnamed_sets`."""
     root = places.resolve(directory)
     names, found = places.list_names(root), {}

@@ -1,20 +1,21 @@
 """Evaluates a model on a folder of DataComp's sets, set by set."""
 
+import hashlib
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from align_jax import places
+from align_jax import places, shard_files
 from align_jax.devices.exchange import gather
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import InputError
 from align_jax.evaluation.datacomp import (
     SETS,
+    DatacompSet,
     find_sets,
-    has_set,
+    match_sets,
     misnamed_sets,
     summarise,
     write_row,
@@ -26,23 +27,66 @@ from align_jax.evaluation.runner import (
 )
 from align_jax.progress import doing
 from align_jax.runs import workdir as folder
+from align_jax.tar_index import shard_state
 
 FOLDER = "datacomp"  # of the finished sets' scores, in the workdir
 ROW_FILE = "openclip_results.csv"
+SPLIT = "test"
+ENDINGS = (".tar", ".txt", ".csv", ".zip")  # of the files of a set
 
 
-def has_new_sets(config: DatacompConfig, results: Mapping[str, float]) -> bool:
-    """Returns whether the folder has sets that are not among some results."""
+def has_new_sets(config: DatacompConfig, workdir: str) -> bool:
+    """Returns whether the folder has a set that a workdir has no scores of.
+
+    A set whose files have changed since is new, too.
+    """
     if not config.directory or not places.is_folder(places.resolve(config.directory)):
         return False
-    done = {name.split("/")[1] for name in results if name.startswith("eval/")}
-    return has_set(config.directory, done)
+    found, _ = match_sets(config.directory)
+    return any(
+        _read_scores(workdir, each).get("set") != read_state(found[each.name])
+        for each in SETS
+        if each.name in found
+    )
+
+
+def read_state(directory: str) -> str:
+    """Returns a hash of a set's files: names, and sizes and times or a text's content.
+
+    Args:
+      directory: path or URL of the set's folder.
+    """
+    files = []
+    for part in (directory, os.path.join(directory, SPLIT)):
+        names = places.list_names(part) if places.is_folder(part) else []
+        files += [os.path.join(part, n) for n in names if n.endswith(ENDINGS)]
+    rows = shard_files.for_each(
+        lambda path: (
+            path.removeprefix(directory),
+            places.read_bytes(path) if path.endswith(".txt") else shard_state(path),
+        ),
+        files,
+    )
+    return hashlib.blake2b(repr(rows).encode(), digest_size=16).hexdigest()
+
+
+def _scores_path(workdir: str, each: DatacompSet) -> str:
+    return os.path.join(workdir, FOLDER, f"{each.evaluator}.json")
+
+
+def _read_scores(workdir: str, each: DatacompSet) -> dict[str, Any]:
+    """Returns the stored scores of a set, and what they are of; {} without them."""
+    path = _scores_path(workdir, each)
+    if not places.exists(path):
+        return {}
+    return places.read_object(path, {"model": str, "results": dict})
 
 
 class Datacomp:
     """The sets of a folder, of which some may be finished.
 
-    The scores of each finished set are in `<workdir>/datacomp/<evaluator>.json`.
+    The scores of each finished set are in `<workdir>/datacomp/<evaluator>.json`. They
+    count only for the same model and the same files of the set.
     """
 
     def __init__(self, config: DatacompConfig, workdir: str, model: str) -> None:
@@ -66,9 +110,8 @@ class Datacomp:
                 file=sys.stderr,
             )
         self._sets = [each for each in SETS if each.name in paths]
-        self._scores = {
-            each.evaluator: self._read(each.evaluator) for each in self._sets
-        }
+        self._states = {s.evaluator: read_state(paths[s.name]) for s in self._sets}
+        self._scores = {each.evaluator: self._read(each) for each in self._sets}
         finished = np.array([scores is not None for scores in self._scores.values()])
         if (gather(finished) != finished).any():
             raise InputError(
@@ -93,7 +136,7 @@ class Datacomp:
                     # Its pictures need not stay in memory.
                     one = {each.evaluator: self._evaluators.pop(each.evaluator)}
                     scores = dict(run_evaluators(one, embedder))
-                    self._write(each.evaluator, scores)
+                    self._write(each, scores)
             results |= scores
         return results | summarise(results)
 
@@ -104,20 +147,18 @@ class Datacomp:
         if folder.leads():
             places.write_text(os.path.join(self._workdir, ROW_FILE), row)
 
-    def _path(self, evaluator: str) -> str:
-        return os.path.join(self._workdir, FOLDER, f"{evaluator}.json")
+    def _marks(self, each: DatacompSet) -> dict[str, str]:
+        """Returns what scores are of: the model and the files of the set."""
+        return {"model": self._model, "set": self._states[each.evaluator]}
 
-    def _read(self, evaluator: str) -> dict[str, float] | None:
+    def _read(self, each: DatacompSet) -> dict[str, float] | None:
         """Returns the results of a finished set; None if there are none."""
-        if not places.exists(self._path(evaluator)):
-            return None
-        found: dict[str, Any] = places.read_object(
-            self._path(evaluator), {"model": str, "results": dict}
-        )
-        return found["results"] if found["model"] == self._model else None
+        found = _read_scores(self._workdir, each)
+        results = found.pop("results", None)
+        return results if found == self._marks(each) else None
 
-    def _write(self, evaluator: str, results: dict[str, float]) -> None:
+    def _write(self, each: DatacompSet, results: dict[str, float]) -> None:
         if folder.leads():
-            places.make_folder(os.path.dirname(self._path(evaluator)))
-            found = {"model": self._model, "results": results}
-            places.write_json(self._path(evaluator), found)
+            path = _scores_path(self._workdir, each)
+            places.make_folder(os.path.dirname(path))
+            places.write_json(path, self._marks(each) | {"results": results})

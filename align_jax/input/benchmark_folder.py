@@ -230,6 +230,14 @@ class BenchmarkPictures:
             self.metadata += beside
             yield picture, int(label)
 
+    def check_column(self, column: int, name: str) -> None:
+        """Raises InputError if the set has no `npy`; the arguments are `column`'s."""
+        if "npy" not in self._members:
+            raise InputError(
+                f"{self._directory} has no npy members; wanted number {column} for"
+                f" {name}"
+            )
+
     def column(self, column: int, name: str) -> np.ndarray:
         """Returns a column of the newest iteration's `metadata`, int64 (N,).
 
@@ -240,9 +248,8 @@ class BenchmarkPictures:
         Raises:
           InputError: the set has no `npy`, or a picture has no whole number there.
         """
+        self.check_column(column, name)
         wanted = f"wanted number {column} for {name}"
-        if not self.metadata:
-            raise InputError(f"{self._directory} has no npy members; {wanted}")
         found = []
         for number, array in enumerate(self.metadata):
             where, row = self._folder.name(number), np.atleast_1d(array)

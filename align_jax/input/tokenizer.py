@@ -96,7 +96,9 @@ def open_tokenizer(
         * a .model file of SentencePiece.
       max_tokens: length of the token sequences, special tokens included.
       settings: fields of Hugging Face's tokenizer_config.json; None to read this file
-        beside `path`, if it is there. WordPiece needs none.
+        beside `path`, if it is there. WordPiece needs none. SigLIP 2 was trained on
+        lower-case texts, but its folders may name Gemma's class, which keeps capitals:
+        where the config.json beside `path` is a SigLIP's, texts become lower-case.
 
     Raises:
       InputError: the file is missing or broken, or of a tokenizer that is none of
@@ -120,26 +122,6 @@ def open_tokenizer(
         return _open_wordpiece(path, max_tokens)
     settings = read_settings(place) if settings is None else settings
     return library_tokenizer.open_described(described, max_tokens, path, settings)
-
-
-def open_published(folder: str, max_tokens: int, model_type: str = "") -> Tokenizer:
-    """Opens the tokenizer of a Hugging Face folder.
-
-    Args:
-      folder: path of the folder.
-      max_tokens: length of the token sequences, special tokens included.
-      model_type: the field of this name in config.json. SigLIP 2 was trained on
-        lower-case texts, but its folders may name Gemma's class, which keeps capitals.
-
-    Raises:
-      InputError: the reasons of `find_published` and `open_tokenizer`.
-    """
-    path = find_published(folder)
-    settings = read_settings(path)
-    named = str(settings.get("tokenizer_class"))
-    if model_type.startswith("siglip") and named.startswith("Gemma"):
-        settings["tokenizer_class"] = "Siglip2Tokenizer"
-    return open_tokenizer(path, max_tokens, settings)
 
 
 def find_stored(folder: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A corpus filtered by a model of it, in miniature: all pairs, best half, any half.
+"""A corpus that its own model filters, in miniature: all pairs, the best half, a half.
 
     python -m data.build --config=configs/corpus_quickstart.py \
         --config.embeddings.model=runs/quickstart \

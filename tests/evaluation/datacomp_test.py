@@ -198,6 +198,61 @@ def test_one_command_evaluates_all_sets(tmp_path, monkeypatch):
     assert all(row[3:])
 
 
+def test_a_set_with_other_files_is_evaluated_again(tmp_path, monkeypatch, capsys):
+    fields = make_fields(tmp_path, ["CIFAR-10", "STL-10"])
+    workdir, folder = tmp_path / "run", tmp_path / "sets" / "wds_stl10_test"
+    evaluated = []
+
+    def run(evaluators, embedder):
+        evaluated.extend(evaluators)
+        return run_evaluators(evaluators, embedder)
+
+    monkeypatch.setattr(datacomp_run, "run_evaluators", run)
+    evaluate(fields, str(workdir))
+    evaluated.clear()
+    (folder / "README.md").write_text("A dataset.")
+    evaluate(fields, str(workdir))
+    assert not evaluated
+    assert "nothing to do" in capsys.readouterr().out
+    shutil.rmtree(folder)
+    wds.write_classes(folder, count=15, classes=10)
+    evaluate(fields, str(workdir))
+    assert evaluated == ["wds_stl10"]
+    assert results_of(workdir)["eval/wds_stl10/queries"] == 15
+    names = folder / "classnames.txt"
+    names.write_text("\n".join(names.read_text().splitlines()[::-1]))  # of equal size
+    evaluate(fields, str(workdir))
+    assert evaluated == 2 * ["wds_stl10"]
+
+
+def test_sets_of_another_type_are_refused(tmp_path):
+    fields = make_fields(tmp_path, ["CIFAR-10", "Flickr"])
+    flickr, cifar = (
+        tmp_path / "sets" / f"{each.evaluator}_test"
+        for each in sorted(SETS, key=lambda each: each.name != "Flickr")
+        if each.name in ("CIFAR-10", "Flickr")
+    )
+    (cifar / "dataset_type.txt").write_text("multilabel\n")
+    message = "test has the type 'multilabel'; CIFAR-10 is of the type 'classification'"
+    with pytest.raises(InputError, match=message):
+        evaluate(fields, str(tmp_path / "run"))
+    (cifar / "dataset_type.txt").write_text("classification\n")
+    (flickr / "dataset_type.txt").unlink()
+    with pytest.raises(InputError, match="Flickr is of the type 'retrieval', which"):
+        evaluate(fields, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sets_without_their_groups_are_refused_before_the_first_one(tmp_path):
+    fields = make_fields(tmp_path, ["CIFAR-10", "FMoW"])
+    folder = tmp_path / "sets" / "wds_wilds-fmow_test"
+    shutil.rmtree(folder)
+    wds.write_classes(folder, classes=62)
+    with pytest.raises(InputError, match="no npy members; wanted number 0 for region"):
+        evaluate(fields, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_sets_of_other_sizes_are_refused(tmp_path):
     fields = make_fields(tmp_path, ["CIFAR-10"])
     fields["datacomp"]["check_sizes"] = True

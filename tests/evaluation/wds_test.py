@@ -72,7 +72,7 @@ def test_groups_have_accuracies_and_a_worst_one(tmp_path):
         run(directory, groups={"region": 3})
     without = wds.write_classes(tmp_path / "without")
     with pytest.raises(InputError, match=r"no npy members; wanted number 0 for region"):
-        run(without, groups={"region": 0})
+        make(without, groups={"region": 0})
 
 
 def test_several_labels_are_scored_by_average_precision(tmp_path):
@@ -239,6 +239,11 @@ def test_wrong_counts_labels_and_members_are_refused(tmp_path):
     directory = wds.write_multilabel(tmp_path / "several")
     (tmp_path / "several" / "classnames.txt").write_text("red\ngreen\n")
     with pytest.raises(InputError, match=r"npy of shape \(7,\); wanted \(2,\) numbers"):
+        run(directory)
+    samples = [{"png": picture, "npy": wds.npy(1, -1)}]  # as in VOC's own files
+    texts = wds.prompts(["red", "left"]) | {"dataset_type": ["multilabel"]}
+    directory = wds.write_set(tmp_path / "sign", samples, texts, shards=1)
+    with pytest.raises(InputError, match=r"0.tar has \[1, -1\]; wanted \(2,\) numbers"):
         run(directory)
     samples = [{"png": picture, "txt": b""}]
     texts = {"dataset_type": ["retrieval"]}

@@ -19,7 +19,7 @@ import tensorflow as tf
 from align_jax.errors import InputError
 from align_jax.input.library_tokenizer import LibraryTokenizer
 from align_jax.input.sentence_pieces import SentencePieces
-from align_jax.input.tokenizer import open_published, open_tokenizer
+from align_jax.input.tokenizer import find_published, open_tokenizer
 from align_jax.texts import fold
 from data.corpus.sentence_pieces import learn_pieces, settings_file
 from tests.input.hostile import PLAIN, SPECIAL, hostile_texts
@@ -280,7 +280,7 @@ def assert_case(case, texts, folder):
     for file, content in case["files"].items():
         (folder / file).write_bytes(base64.b64decode(content))
     expected = np.array(case["ids"], np.int32)
-    tokenizer = open_published(str(folder), expected.shape[1])
+    tokenizer = open_tokenizer(find_published(str(folder)), expected.shape[1])
     assert_rows(tokenizer.encode(texts), expected, texts)
     found = tokenizer.pad_token, tokenizer.end_token
     assert found == (case["pad_token"], case["end_token"])
@@ -350,7 +350,7 @@ def test_a_file_that_does_not_say_all_is_refused(described, models, clip, tmp_pa
     (tmp_path / "merges.txt").write_text("a b\nc d e\n")
     refused(tmp_path / "vocab.json", "has the line 'c d e'; wanted two tokens")
     with pytest.raises(InputError, match="has no tokenizer: none of spiece"):
-        open_published(str(tmp_path / "level" / "none"), LENGTH)
+        find_published(str(tmp_path / "level" / "none"))
 
 
 def test_settings_choose_special_tokens_and_cleaning(described, models):
@@ -407,11 +407,13 @@ def test_siglip_2_is_lower_cased_whatever_class_its_folder_names(golden, tmp_pat
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     texts, length = golden["texts"], golden["max_tokens"]
     expected = golden["folders"]["siglip2"]["ids"]
+    path = find_published(str(tmp_path))
     for model_type in ("siglip", "siglip2"):
-        tokenizer = open_published(str(tmp_path), length, model_type)
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        tokenizer = open_tokenizer(path, length)
         np.testing.assert_array_equal(tokenizer.encode(texts), expected)
-    gemma = open_published(str(tmp_path), length, "gemma").encode(texts)
-    assert (gemma != expected).any()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma"}))
+    assert (open_tokenizer(path, length).encode(texts) != expected).any()
 
 
 def test_the_class_is_chosen_by_the_file(opened):

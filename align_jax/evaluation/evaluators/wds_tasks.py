@@ -69,7 +69,7 @@ class Classes:
     """Zero-shot classification: accuracies, macro F1, and accuracies of groups."""
 
     def __init__(self, config: WdsConfig) -> None:
-        """Opens the set; raises InputError as `ZeroShot`, or for other classes."""
+        """Opens the set; raises InputError as `ZeroShot`, or for other counts."""
         self._config = config
         self._zero_shot = ZeroShot(
             ZeroShotConfig(
@@ -81,6 +81,10 @@ class Classes:
             )
         )
         config.check_classes(len(self._zero_shot.prompts.classes))
+        assert isinstance(self._zero_shot.data, BenchmarkPictures)
+        self._data = self._zero_shot.data
+        for name, column in config.groups.items():
+            self._data.check_column(column, name)
 
     def run(self, embedder: Encoder) -> Iterator[tuple[str, float]]:
         """Yields the values of `ZeroShot`, `f1_macro`, and the groups' accuracies.
@@ -99,9 +103,7 @@ class Classes:
         yield from values.items()
         yield "f1_macro", macro_f1(predict(found), found.truth)
         for name, column in self._config.groups.items():
-            data = self._zero_shot.data
-            assert isinstance(data, BenchmarkPictures)
-            groups = data.column(column, name)
+            groups = self._data.column(column, name)
             for cut in cuts:
                 means = group_means(found.ranks < cut, groups)
                 yield f"worst_{name}_top{cut}", min(means.values())
@@ -169,8 +171,10 @@ class MultipleClasses:
         for number, (picture, (label,)) in enumerate(self._folder.arrays("npy")):
             wanted = (len(self._classes),)
             if label.shape != wanted or not np.isin(label, (0, 1)).all():
+                same = label.shape == wanted
                 raise InputError(
-                    f"{self._folder.name(number)} has an npy of shape {label.shape};"
+                    f"{self._folder.name(number)} has"
+                    f" {label.tolist() if same else f'an npy of shape {label.shape}'};"
                     f" wanted {wanted} numbers, each 0 or 1"
                 )
             labels.append(label.astype(bool))
