@@ -96,9 +96,7 @@ def open_tokenizer(
         * a .model file of SentencePiece.
       max_tokens: length of the token sequences, special tokens included.
       settings: fields of Hugging Face's tokenizer_config.json; None to read this file
-        beside `path`, if it is there. WordPiece needs none. SigLIP 2 was trained on
-        lower-case texts, but its folders may name Gemma's class, which keeps capitals:
-        where the config.json beside `path` is a SigLIP's, texts become lower-case.
+        beside `path`, see `read_settings`. WordPiece needs none.
 
     Raises:
       InputError: the file is missing or broken, or of a tokenizer that is none of

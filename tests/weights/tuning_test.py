@@ -9,8 +9,11 @@ import pytest
 import safetensors.numpy
 
 from align_jax.errors import InputError
+from align_jax.input.wordpiece import WordPiece
+from align_jax.texts import NONE
 from align_jax.train import train
 from align_jax.training.training_runs import read_run_config
+from align_jax.weights import starts
 from align_jax.weights.exports import write_huggingface
 from align_jax.weights.initialize import read_initial
 from align_jax.weights.source import open_weights
@@ -135,6 +138,16 @@ def test_a_start_is_named_and_is_a_whole_model(tmp_path):
     (source / "config.json").write_text(json.dumps(tower))
     with pytest.raises(InputError, match="is one image_tower; wanted a complete model"):
         describe_start(str(source))
+
+
+def test_a_start_whose_file_gives_other_ids_is_refused(tmp_path, monkeypatch):
+    source = tiny.write_model(tmp_path / "model")
+    weights = open_weights(source)
+    other = WordPiece(weights.tokenizer.tokens, 6, normalisation=NONE)
+    weights = dataclasses.replace(weights, tokenizer=other)
+    monkeypatch.setattr(starts, "open_weights", lambda _: weights)
+    with pytest.raises(InputError, match=r"vocabulary\.txt alone gives other ids"):
+        describe_start(source)
 
 
 def test_a_start_from_our_own_folder_has_its_tokenizer(tmp_path):
