@@ -77,8 +77,8 @@ def _check_tokenizer(tokenizer: Tokenizer | None, path: str, source: str) -> Non
         return
     if open_tokenizer(path, tokenizer.max_tokens).digest != tokenizer.digest:
         raise InputError(
-            f"{path} alone gives other ids than the model of {source}; write a folder by"
-            f" python -m align_jax.convert --from={source} --to=NEW, and start from it"
+            f"{path} alone gives other ids than the model of {source}; start from the"
+            f" folder NEW of python -m align_jax.convert --from={source} --to=NEW"
         )
 
 
