@@ -57,7 +57,7 @@ class ConvNeXtConfig:
         but the first halves the picture's side.
       patch: side and stride of the stem's convolution in pixels.
       drop_rate: stochastic-depth rate of the last block; it grows linearly from 0 at
-        the first block (for ImageNet T had 0.1, S 0.4, B and L 0.5).
+        the first block (for ImageNet T had 0.1, S 0.4, B and L 0.5; appendix A).
       layer_scale: first value of the scales by which a block multiplies its output.
       norm_epsilon: number that layer norms add to the variance.
       init_std: standard deviation of the normal distribution, truncated at two of them,
