@@ -100,7 +100,7 @@ def test_a_tower_of_another_form_is_refused(config, tmp_path):
     tower, folder = config.model.image_tower, str(tmp_path / "image")
     write_tower(tmp_path / "image", "image_tower", tower)
     rows = [list(row) for row in tower.rows]
-    rows[1][2] = 3 - rows[1][2]
+    rows[0][2] = 3 - rows[0][2]  # 1 becomes 2, and 2 becomes 1
     for fields, message in (
         ({"padding": "keras"}, "image_tower.padding is keras, but .* with same"),
         ({"stages": tuple(map(tuple, rows))}, "image_tower.strides is .* with "),
