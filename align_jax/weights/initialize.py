@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +194,7 @@ def _check(
     )
 
 
-def _check_form(theirs: TowerConfig, own: TowerConfig, where: str, source: str) -> None:
+def _check_form(theirs: Any, own: TowerConfig, where: str, source: str) -> None:
     """Raises InputError if the config `theirs` differs in one of the `form_fields`.
 
     With the same parameters, the two towers would compute different features.
