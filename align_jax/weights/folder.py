@@ -55,7 +55,8 @@ class Weights(Generic[OfT]):
       variables: float32 arrays by path, such as ("params", "image_tower", ...).
       preprocess: sizes of the pictures; None for a tower.
       tokenizer: tokenizer of the text tower, with the length of the tower's longest
-        sequences; None if there is no text tower.
+        sequences; None if there is no text tower. A tuple of tokens, by id, is made
+        into a WordPiece.
       unused: tensors of another codebase that the model does not use, by their names
         there; a conversion back needs them.
       step: number of optimizer steps of the training, or None if unknown.
@@ -68,6 +69,16 @@ class Weights(Generic[OfT]):
     tokenizer: Tokenizer | None = None
     unused: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     step: int | None = None
+
+    def __post_init__(self) -> None:
+        """Makes the WordPiece; InputError if the tokens are no vocabulary."""
+        if isinstance(self.tokenizer, tuple):
+            config: Any = self.config
+            text = config.text_tower if self.kind == "dual_encoder" else config
+            made = (
+                WordPiece(self.tokenizer, text.max_tokens) if self.tokenizer else None
+            )
+            object.__setattr__(self, "tokenizer", made)
 
 
 @dataclasses.dataclass(frozen=True)

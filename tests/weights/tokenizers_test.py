@@ -13,13 +13,14 @@ import pytest
 from align_jax.errors import InputError
 from align_jax.input.tokenizer import open_tokenizer
 from align_jax.input.wordpiece import WordPiece
+from align_jax.models.bert import BertConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
 from align_jax.models.tokens import check_tokenizer
 from align_jax.models.transformer import TransformerConfig
 from align_jax.texts import NONE, fold
 from align_jax.weights.encoders import write_stablehlo
-from align_jax.weights.folder import digest, fitting_tokenizer, read_weights
+from align_jax.weights.folder import Weights, digest, fitting_tokenizer, read_weights
 from align_jax.weights.source import open_weights
 from align_jax.weights.vocabulary import check_copy, find_vocabulary, keep_copy
 from data.corpus.dataset import learn_files
@@ -170,3 +171,17 @@ class _Fields:
 
     def __init__(self, fields):
         vars(self).update(fields)
+
+
+def test_tokens_alone_make_a_wordpiece():
+    tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat")
+    text = BertConfig(vocabulary_size=5, max_tokens=4, positions=4, layers=1, hidden=64)
+    config = ModelConfig(EfficientNetConfig.smallest(), text)
+    for kind, described in (("dual_encoder", config), ("text_tower", text)):
+        made = Weights(kind, described, {}, tokenizer=tokens).tokenizer
+        assert made.encode(["cat"]).tolist() == [[2, 4, 3, 0]]
+    assert (
+        Weights("image_tower", config.image_tower, {}, tokenizer=()).tokenizer is None
+    )
+    with pytest.raises(InputError, match="is not a BERT vocabulary"):
+        Weights("text_tower", text, {}, tokenizer=("cat",))
