@@ -39,11 +39,11 @@ class TrainLoop:
       state: state after the newest step; each step reuses its memory.
       programs: programs of the step in each phase.
       read: batches of this process, which count the pairs that they replace.
-      batches: global batches made of them.
+      batches: the global batches made of them.
       evaluators: evaluators by name.
       embedder: encoder for the evaluators.
-      checkpoints: checkpoints in the workdir.
-      local: checkpoints on the disk of this machine.
+      checkpoints: the run's checkpoints.
+      local: the run's checkpoints on this machine's disk.
       writer: writer of the scores.
       log: writer of the steps' metrics.
       pace: speed of the steps.

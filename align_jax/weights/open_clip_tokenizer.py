@@ -7,8 +7,9 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
+from align_jax.input.hub_settings import read_settings
 from align_jax.input.library_tokenizer import open_described
-from align_jax.input.stored_tokenizer import SETTINGS_FILE, TOKENIZER_FILE
+from align_jax.input.stored_tokenizer import TOKENIZER_FILE
 from align_jax.input.tokenizer import Tokenizer, find_published, open_tokenizer
 
 
@@ -65,6 +66,4 @@ def open_cleaned(
     if described.get("normalizer"):
         steps = [*steps, described["normalizer"]]
     described["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    beside = os.path.join(folder, SETTINGS_FILE)
-    settings = places.read_object(beside) if places.exists(beside) else {}
-    return open_described(described, max_tokens, path, settings)
+    return open_described(described, max_tokens, path, read_settings(path))

@@ -1,4 +1,4 @@
-"""The quickstart's pairs, the half that its model scores best, and any half.
+"""A corpus filtered by a model of it, in miniature: all pairs, best half, any half.
 
     python -m data.build --config=configs/corpus_quickstart.py \
         --config.embeddings.model=runs/quickstart \
