@@ -85,9 +85,10 @@ def open_model(
             raise InputError(f"{source} has no token {token!r} of its settings")
         return found
 
-    cleaning = BY_CLASS.get(settings.get("tokenizer_class", ""), NONE)
-    cleaning = settings.get("normalisation", cleaning)
-    if cleaning not in CLEANING:
+    cleaning = settings.get("normalisation")
+    if cleaning is None:
+        cleaning = BY_CLASS.get(str(settings.get("tokenizer_class")), NONE)
+    if not isinstance(cleaning, str) or cleaning not in CLEANING:
         raise InputError(
             f"the settings of {source} have normalisation {cleaning!r}; wanted one of"
             f" {', '.join(CLEANING)}"
@@ -100,9 +101,9 @@ def open_model(
     for name, ids in usual.items():
         own = getattr(processor, f"{name}_id")()
         default = processor.id_to_piece(own) if own >= 0 else None
-        named = added_ends(settings, name, default)
+        named = added_ends(settings, name, source, default)
         ends[name] = ids if named is None else [id_of(token) for token in named]
-    pad = named_token(settings, "pad_token") or PADS.get(cleaning)
+    pad = named_token(settings, "pad_token", source) or PADS.get(cleaning)
     pad_id = processor.pad_id() if pad is None else id_of(pad)
     if pad_id < 0:
         raise InputError(

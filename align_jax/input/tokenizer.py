@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from align_jax import places
+from align_jax.config import CONFIG_FILE
 from align_jax.errors import InputError
 from align_jax.input import clip_files, library_tokenizer, sentence_pieces
 from align_jax.input.stored_tokenizer import (
@@ -96,7 +97,7 @@ def open_tokenizer(
         * a .model file of SentencePiece.
       max_tokens: length of the token sequences, special tokens included.
       settings: fields of Hugging Face's tokenizer_config.json; None to read this file
-        beside `path`, if it is there. WordPiece needs none.
+        beside `path`, if it is there, as `_settings` does. WordPiece needs none.
 
     Raises:
       InputError: the file is missing or broken, or of a tokenizer that is none of
@@ -113,32 +114,26 @@ def open_tokenizer(
     described = places.read_object(place)
     if clip_files.MARK in described:
         described = clip_files.build_tokenizer(described, place)
-    model = described.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
-    if kind in (None, MODEL["type"]):  # early files of BERT lack the type
+    if _describes_wordpiece(described):
         return _open_wordpiece(path, max_tokens)
     settings = _settings(place, settings)
     return library_tokenizer.open_described(described, max_tokens, path, settings)
 
 
-def open_published(folder: str, max_tokens: int, model_type: str = "") -> Tokenizer:
+def open_published(folder: str, max_tokens: int) -> Tokenizer:
     """Opens the tokenizer of a Hugging Face folder.
-
-    Args:
-      folder: path of the folder.
-      max_tokens: length of the token sequences, special tokens included.
-      model_type: the field of this name in config.json. SigLIP 2 was trained on
-        lower-case texts, but its folders may name Gemma's class, which keeps capitals.
 
     Raises:
       InputError: the reasons of `find_published` and `open_tokenizer`.
     """
-    path = find_published(folder)
-    settings = dict(_settings(path, None))
-    named = str(settings.get("tokenizer_class"))
-    if model_type.startswith("siglip") and named.startswith("Gemma"):
-        settings["tokenizer_class"] = "Siglip2Tokenizer"
-    return open_tokenizer(path, max_tokens, settings)
+    return open_tokenizer(find_published(folder), max_tokens)
+
+
+def is_wordpiece(path: str) -> bool:
+    """Returns whether `open_tokenizer` opens a file as BERT's WordPiece."""
+    if not path.endswith((".json", ".model")):
+        return True
+    return path.endswith(".json") and _describes_wordpiece(places.read_object(path))
 
 
 def find_stored(folder: str) -> str | None:
@@ -159,11 +154,30 @@ def find_published(folder: str) -> str:
 
 
 def _settings(place: str, settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Returns the settings, or those of the file beside a tokenizer; {} without one."""
+    """Returns the settings, or those of the files beside a tokenizer; {} without them.
+
+    SigLIP 2 was trained on lower-case texts, but its folders may name Gemma's class,
+    which keeps capitals. Such a folder is known by the `model_type` of its config.json.
+    """
     if settings is not None:
         return settings
-    beside = os.path.join(os.path.dirname(place), SETTINGS_FILE)
-    return places.read_object(beside) if places.exists(beside) else {}
+    folder = os.path.dirname(place)
+    found, config = (
+        places.read_object(beside) if places.exists(beside) else {}
+        for beside in (os.path.join(folder, n) for n in (SETTINGS_FILE, CONFIG_FILE))
+    )
+    is_siglip = str(config.get("model_type")).startswith("siglip")
+    if is_siglip and str(found.get("tokenizer_class")).startswith("Gemma"):
+        return found | {"tokenizer_class": "Siglip2Tokenizer"}
+    return found
+
+
+def _describes_wordpiece(described: Mapping[str, Any]) -> bool:
+    """Returns whether the content of a JSON file is a WordPiece's tokenizer.json."""
+    model = described.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    is_clip = clip_files.MARK in described  # a vocab.json
+    return not is_clip and kind in (None, MODEL["type"])  # early files lack the type
 
 
 def _first(folder: str, names: Sequence[str]) -> str | None:

@@ -66,7 +66,9 @@ def read_model_config(
         scale = described.get("logit_scale_init_value")
         width = described.get("projection_dim")
         fields["embedding_size"] = PROJECTION if width is None else width
-        fields["temperature_init"] = _first_temperature(scale, source)
+        fields["temperature_init"] = first_temperature(
+            scale, f"{source}: logit_scale_init_value"
+        )
     else:
         width = text.get("projection_size")
         if (text_tower.width if width is None else width) != image_tower.width:
@@ -198,9 +200,17 @@ def write_model_config(
       kind: a key of `FORMS`.
 
     Raises:
-      InputError: the positions are not those of pictures of `image_size`.
+      InputError: the positions are not those of pictures of `image_size`, or a CLIP
+        has the end token `LARGEST_TOKEN`.
     """
     image, text = clip_towers(config)
+    largest = text.vocabulary_size - 1
+    if kind == CLIP and text.end_token == LARGEST_TOKEN != largest:
+        raise InputError(
+            f"this model has model.text_tower.end_token {LARGEST_TOKEN}; a"
+            f" {FORMS[kind].architecture} with eos_token_id {LARGEST_TOKEN} takes the"
+            f" token with the largest id, {largest}, for the end of a text"
+        )
     if image_size // image.patch != image.position_grid:
         raise InputError(
             f"pictures have {image_size} pixels, {image_size // image.patch} patches a"
@@ -284,16 +294,21 @@ def _tower_fields(tower: VitConfig | TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _first_temperature(scale: Any, source: str) -> float:
-    """Returns the initial temperature of a logit_scale_init_value; null is CLIP's."""
+def first_temperature(scale: Any, where: str) -> float:
+    """Returns the initial temperature of a logit scale; null is CLIP's.
+
+    Args:
+      scale: value of the field, the logarithm of 1 / temperature.
+      where: path of the field, for the message.
+
+    Raises:
+      InputError: the value is no number from -20 to 20.
+    """
     scale = LOGIT_SCALE if scale is None else scale
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         found = math.nan
     else:
         found = scale
     if not -20 <= found <= 20:
-        raise InputError(
-            f"{source}: logit_scale_init_value is {scale!r}; wanted a number from -20"
-            " to 20"
-        )
+        raise InputError(f"{where} is {scale!r}; wanted a number from -20 to 20")
     return math.exp(-found)

@@ -16,7 +16,7 @@ from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import SIZES, VitConfig
 from align_jax.ranges import Count, Natural, Positive, ProperShare, Range, Side
-from align_jax.weights.clip_config import clip_towers, find_form
+from align_jax.weights.clip_config import clip_towers, find_form, first_temperature
 from align_jax.weights.clip_forms import CLIP, FORMS, SIGLIP
 from align_jax.weights.described_fields import Layers, read_fields
 
@@ -56,6 +56,17 @@ class VisionFields:
     act_kwargs: dict | None = None
     timm_model_name: str | None = None
     timm_model_kwargs: dict | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TimmFields:
+    """Arguments of timm's ViT that we support."""
+
+    embed_dim: Count
+    depth: Layers
+    num_heads: Count
+    patch_size: Count
+    mlp_ratio: Ratio
 
 
 # Fields of other networks, with the values that leave ours.
@@ -99,15 +110,8 @@ MODEL_IGNORED = """embed_dim quick_gelu custom_text init_logit_scale init_logit_
 TIMM_NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_\d+")
 TIMM_SIZES = {"base": "b", "large": "l", "so400m": "so400m", "giantopt": "g_opt"}
 TIMM_TANH = (("so400m", 16), ("giantopt", 16))
-TIMM_FIELDS = {
-    "embed_dim": "width",
-    "depth": "layers",
-    "num_heads": "heads",
-    "patch_size": "patch",
-}
 TIMM_RATIOS = {"so400m": 3.7362, "giantopt": 4.0, "base": 4.0, "large": 4.0}
 EPSILON, TIMM_EPSILON = 1e-5, 1e-6  # of PyTorch's layer norms and of timm's
-LOGIT_SCALE = math.log(1 / 0.07)
 POOLINGS = {"argmax": "end", "eos": "end", "last": "last", "first": "first"}
 
 
@@ -142,17 +146,15 @@ def read_open_clip(
             f" {'a tower of timm' if timm else 'the ViT of OpenCLIP'} of width"
             f" {image.width}; ours are SigLIP, with a bias and this width, or CLIP"
         )
-    scale = described.get("init_logit_scale")
-    scale = LOGIT_SCALE if scale is None else scale
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise InputError(f"{source}.init_logit_scale is {scale!r}; wanted a number")
     fields = {
         "image_tower": dataclasses.asdict(image),
         "text_tower": dataclasses.asdict(text),
         "embedding_size": None if timm else size,
         "projection_bias": has_bias,
         "temperature_form": "log",
-        "temperature_init": math.exp(-max(-20.0, min(20.0, scale))),
+        "temperature_init": first_temperature(
+            described.get("init_logit_scale"), f"{source}.init_logit_scale"
+        ),
         "logit_bias_init": described.get("init_logit_bias"),
     }
     return read_config(ModelConfig, fields, source)
@@ -196,27 +198,19 @@ def _read_timm(fields: VisionFields, where: str) -> dict[str, Any]:
         )
     name, patch = named[1], int(named[2])
     width, layers, heads, _ = SIZES[TIMM_SIZES[name]]
-    size: dict[str, Any] = {
-        "patch": patch,
-        "width": width,
-        "layers": layers,
-        "heads": heads,
+    usual = TimmFields(width, layers, heads, patch, TIMM_RATIOS[name])
+    changed = dataclasses.asdict(usual) | (fields.timm_model_kwargs or {})
+    found = read_config(TimmFields, changed, f"{where}.timm_model_kwargs")
+    return {
+        "patch": found.patch_size,
+        "width": found.embed_dim,
+        "layers": found.depth,
+        "heads": found.num_heads,
+        "mlp_width": int(found.embed_dim * found.mlp_ratio),
         "activation": "gelu_tanh" if (name, patch) in TIMM_TANH else "gelu",
         "norm_epsilon": TIMM_EPSILON,
+        **FORMS[SIGLIP].image_fields,
     }
-    ratio, changed = TIMM_RATIOS[name], dict(fields.timm_model_kwargs or {})
-    ratio = changed.pop("mlp_ratio", ratio)
-    unknown = [key for key in changed if key not in TIMM_FIELDS]
-    if unknown or isinstance(ratio, bool) or not isinstance(ratio, int | float):
-        raise InputError(
-            f"{where}.timm_model_kwargs is {fields.timm_model_kwargs}; ours are"
-            f" mlp_ratio, {', '.join(TIMM_FIELDS)}"
-        )
-    size |= {TIMM_FIELDS[key]: value for key, value in changed.items()}
-    size |= FORMS[SIGLIP].image_fields
-    if type(size["width"]) is not int:
-        raise InputError(f"{where}.timm_model_kwargs.embed_dim is {size['width']!r}")
-    return size | {"mlp_width": int(size["width"] * ratio)}
 
 
 def _read_text(

@@ -6,9 +6,9 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import find_published, find_stored
+from align_jax.input.tokenizer import find_published, find_stored, open_tokenizer
 from align_jax.training.training_runs import TRAINING
-from align_jax.weights.folder import MODEL_FILE, WEIGHTS_KINDS, is_model
+from align_jax.weights.folder import MODEL_FILE, is_dual_encoder, is_model
 from align_jax.weights.source import open_weights
 
 
@@ -34,7 +34,8 @@ def describe_start(source: str) -> Start:
       source: a source of a dual encoder or classifier, see `open_weights`.
 
     Raises:
-      InputError: the source cannot be read, is empty, or has a single tower.
+      InputError: the source cannot be read, is empty, or has a single tower; or no
+        single file holds its tokenizer.
     """
     if not source:
         raise InputError(
@@ -47,8 +48,15 @@ def describe_start(source: str) -> Start:
             " preprocessing is known"
         )
     vocabulary = ""
-    if WEIGHTS_KINDS[weights.kind].reads_texts:
+    if is_dual_encoder(weights):
         vocabulary = _find_tokenizer(places.resolve(source))
+        own, length = weights.tokenizer, weights.config.text_tower.max_tokens
+        if own and open_tokenizer(vocabulary, length).digest != own.digest:
+            raise InputError(
+                f"{source} says in another file than {vocabulary} how a text is"
+                " cleaned; write the model in our format, by python -m"
+                f" align_jax.convert --from {source} --to FOLDER, and give FOLDER"
+            )
     return Start(
         dataclasses.asdict(weights.config),
         dataclasses.asdict(weights.preprocess),

@@ -129,6 +129,7 @@ def test_a_siglip_is_not_written(tmp_path):
         (None, {"text_cfg": 3}, "text_cfg is 3; wanted a dict"),
         (None, {"quick_gelu": "x"}, "quick_gelu is 'x'; wanted true or false"),
         (None, {"embed_dim": None}, "embed_dim is None; wanted a whole"),
+        (None, {"init_logit_scale": float("nan")}, "init_logit_scale is nan; wanted a"),
     ],
 )
 def test_another_network_is_refused_by_the_field_s_name(part, fields, message):
@@ -228,3 +229,28 @@ def test_texts_are_cleaned_as_the_config_says(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             ids(text, options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patch_size": 0}, "timm_model_kwargs.patch_size is 0; wanted 1"),
+        ({"patch_size": "16"}, "timm_model_kwargs.patch_size is '16'"),
+        ({"mlp_ratio": float("nan")}, "timm_model_kwargs.mlp_ratio is nan; wanted"),
+        ({"mlp_ratio": float("inf")}, "timm_model_kwargs.mlp_ratio is inf; wanted"),
+        ({"colour": 3}, "timm_model_kwargs has no field 'colour'"),
+    ],
+)
+def test_arguments_of_timm_are_refused_by_their_names(fields, message):
+    name = next(n for n in MODELS if n.startswith("siglip"))
+    described = json.loads(json.dumps(MODELS[name]["config"]))
+    vision = described["vision_cfg"]
+    vision["timm_model_kwargs"] = (vision.get("timm_model_kwargs") or {}) | fields
+    with pytest.raises(InputError, match=message):
+        read_open_clip(described, None, "model_cfg")
+
+
+def test_a_cleaning_must_be_a_name(tmp_path):
+    with pytest.raises(InputError, match=r"clean is \['lower'\]; ours are"):
+        (tmp_path / "vocab.txt").write_text("[PAD]\n")
+        open_cleaned(tmp_path, {"clean": ["lower"]}, 8, "tokenizer_kwargs")
