@@ -262,7 +262,7 @@ def _read_bpe(model: Mapping[str, Any], source: str) -> dict[str, Any]:
         random.
     """
     merges = model.get("merges")
-    pairs = [
+    pairs: list[Any] = [
         merge.split(" ") if isinstance(merge, str) else merge
         for merge in (merges if isinstance(merges, list) else [None])
     ]

@@ -10,12 +10,16 @@ import pytest
 import safetensors.numpy
 
 from align_jax.errors import InputError
+from align_jax.input.wordpiece_files import write_tokenizer
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
+from align_jax.texts import NONE
 from align_jax.weights.clip_folder import write_open_clip
+from align_jax.weights.folder import write_weights
 from align_jax.weights.open_clip_config import read_open_clip
 from align_jax.weights.open_clip_tokenizer import open_cleaned
 from align_jax.weights.source import open_weights
+from align_jax.weights.starts import describe_start
 from tests.golden import clip_arrays
 from tests.weights.clip_test import assert_same, edit, tensors_of, vocabulary
 
@@ -251,6 +255,28 @@ def test_arguments_of_timm_are_refused_by_their_names(fields, message):
 
 
 def test_a_cleaning_must_be_a_name(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
     with pytest.raises(InputError, match=r"clean is \['lower'\]; ours are"):
-        (tmp_path / "vocab.txt").write_text("[PAD]\n")
         open_cleaned(tmp_path, {"clean": ["lower"]}, 8, "tokenizer_kwargs")
+
+
+def test_a_run_does_not_start_from_a_folder_whose_cleaning_is_in_another_file(tmp_path):
+    """A run opens the tokenizer's file alone, and would get other ids."""
+    folder = pathlib.Path(write_folder(tmp_path / "open", "clip_small"))
+    words = (folder / "vocab.txt").read_text().split()
+    template = write_tokenizer(words, NONE)["post_processor"]
+    model = {"type": "BPE", "vocab": {w: i for i, w in enumerate(words)}, "merges": []}
+    described = {"model": model, "post_processor": template}
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
+    assert describe_start(str(folder)).vocabulary == str(folder / "tokenizer.json")
+    path = folder / "open_clip_config.json"
+    found = json.loads(path.read_text())
+    found["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
+    path.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="cleaned; write the model in our format, by"):
+        describe_start(str(folder))
+    ours = tmp_path / "ours"
+    write_weights(open_weights(str(folder)), str(ours))
+    assert describe_start(str(ours)).vocabulary == str(ours / "tokenizer.json")
