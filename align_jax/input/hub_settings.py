@@ -47,13 +47,14 @@ def check_sides(settings: Mapping[str, Any], source: str) -> None:
             )
 
 
-def named_token(settings: Mapping[str, Any], name: str) -> str | None:
+def named_token(settings: Mapping[str, Any], name: str, source: str) -> str | None:
     """Returns a special token that the settings name; None if they do not.
 
     Args:
       settings: fields of tokenizer_config.json.
       name: name of the field, such as "pad_token"; its value is a text, or an object
         with the text as `content`.
+      source: path of the tokenizer, for the message.
 
     Raises:
       InputError: the value is neither.
@@ -62,36 +63,42 @@ def named_token(settings: Mapping[str, Any], name: str) -> str | None:
     found = value.get("content") if isinstance(value, dict) else value
     if found is not None and not isinstance(found, str):
         raise InputError(
-            f"{name} is {value!r} in tokenizer_config.json; wanted a token"
+            f"the settings of {source} have {name} {value!r}; wanted a token"
         )
     return found
 
 
 def added_ends(
-    settings: Mapping[str, Any], name: str, default: str | None = None
+    settings: Mapping[str, Any], name: str, source: str, default: str | None = None
 ) -> list[str] | None:
     """Returns the token before or after each text, in a list of at most one.
 
     Args:
       settings: fields of tokenizer_config.json.
       name: "bos" or "eos"; the fields are `add_bos_token` and `bos_token`.
+      source: path of the tokenizer, for the message.
       default: the token where its field is absent.
 
     Returns:
       None if the settings do not say whether the token is added.
 
     Raises:
-      InputError: the token is added, but not named.
+      InputError: the token is added, but not named, or a field has another type.
     """
     added = settings.get(f"add_{name}_token")
-    if not isinstance(added, bool):
+    if added is None:
         return None
+    if not isinstance(added, bool):
+        raise InputError(
+            f"the settings of {source} have add_{name}_token {added!r}; wanted true or"
+            " false"
+        )
     if not added:
         return []
-    token = named_token(settings, f"{name}_token") or default
+    token = named_token(settings, f"{name}_token", source) or default
     if token is None:
         raise InputError(
-            f"add_{name}_token is true in tokenizer_config.json, but there is no"
+            f"the settings of {source} have add_{name}_token True, but there is no"
             f" {name}_token"
         )
     return [token]

@@ -14,6 +14,7 @@ from align_jax.input.framed_tokenizer import Frame, FramedTokenizer
 from align_jax.input.hub_settings import added_ends, check_sides, named_token
 from align_jax.input.post_processor import read_ends, write_template
 from align_jax.input.stored_tokenizer import TOKENIZER_FILE
+from align_jax.ranges import INT32
 
 MODELS = ("BPE", "Unigram")
 # Parts of a tokenizer.json that ids depend on; decoders are not used, and `files`
@@ -52,11 +53,12 @@ def open_described(
             f"the model of {source} is {kind!r}; wanted WordPiece, {', '.join(MODELS)}"
         )
     check_sides(settings, source)
+    _check_directions(described, settings, source)
     parts: dict[str, Any] = {"version": "1.0"}
     parts |= {name: described.get(name) for name in PARTS}
     parts["added_tokens"] = parts["added_tokens"] or []
     if kind == "BPE":
-        parts["model"] = model | {"merges": _pairs(model, source)}
+        parts["model"] = _read_bpe(model, source)
     if settings.get("tokenizer_class") in LOWERCASING:
         parts["normalizer"] = _lowercased(parts["normalizer"])
     ids = _ids_of(parts, source)
@@ -81,18 +83,26 @@ def _read_frame(
       source: path of the tokenizer.json, for messages.
     """
     first, last = read_ends(described.get("post_processor"), source)
-    named = {name: added_ends(settings, name) for name in ("bos", "eos")}
+    named = {name: added_ends(settings, name, source) for name in ("bos", "eos")}
     if named["bos"] is not None or named["eos"] is not None:
         # As in transformers: one of the two fields stands for both.
         first, last = (
             [_id_of(ids, token, source) for token in named[name] or ()]
             for name in ("bos", "eos")
         )
-    pad, padding = named_token(settings, "pad_token"), described.get("padding")
+    names = {number: token for token, number in ids.items()}
+    for number in (*first, *last):
+        if type(number) is not int or number not in names:
+            raise InputError(
+                f"the post_processor of {source} adds the id {number!r}, which no token"
+                " has"
+            )
+    pad, padding = named_token(settings, "pad_token", source), described.get("padding")
+    own = padding.get("pad_id") if isinstance(padding, dict) else None
     if pad is not None:
         pad_id = _id_of(ids, pad, source)
-    elif isinstance(padding, dict) and padding.get("pad_id") in {*ids.values()}:
-        pad_id = padding["pad_id"]
+    elif type(own) is int and own in names:
+        pad_id = own
     else:
         raise InputError(
             f"{source} does not say which token is padding; put the model's"
@@ -260,14 +270,57 @@ def _frames(parts: Mapping[str, Any], token: str) -> bool:
     return token in (parts["post_processor"] or {}).get("special_tokens", {})
 
 
-def _pairs(model: Mapping[str, Any], source: str) -> list[list[str]]:
-    """Returns the merges as pairs; early files have them as texts with a space."""
+def _read_bpe(model: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Returns a BPE model with its merges as pairs.
+
+    Early files have merges as texts with a space.
+
+    Raises:
+      InputError: the merges are no pairs, a field has another type, or ids are drawn at
+        random.
+    """
     merges = model.get("merges")
-    if isinstance(merges, list):
-        pairs = [m.split(" ") if isinstance(m, str) else [*m] for m in merges]
-        if all(len(pair) == 2 for pair in pairs):
-            return pairs
-    raise InputError(f"{source} has no list of merges of two tokens each")
+    pairs: list[Any] = [
+        merge.split(" ") if isinstance(merge, str) else merge
+        for merge in (merges if isinstance(merges, list) else [None])
+    ]
+    for pair in pairs:
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(isinstance(token, str) for token in pair):
+            raise InputError(f"{source} has no list of merges of two tokens each")
+    for name in ("unk_token", "continuing_subword_prefix"):
+        if not isinstance(model.get(name), str | None):
+            raise InputError(
+                f"the model of {source} has {name} {model[name]!r}; wanted a token"
+            )
+    prefix = model.get("continuing_subword_prefix") or ""
+    if wrong := [pair for pair in pairs if not pair[1].startswith(prefix)]:
+        raise InputError(
+            f"{source} merges {wrong[0]}, but its continuing_subword_prefix is"
+            f" {prefix!r}"
+        )
+    if model.get("dropout"):
+        raise InputError(
+            f"the model of {source} has dropout {model['dropout']!r}, with which a text"
+            " has other ids each time; wanted null"
+        )
+    return dict(model) | {"merges": pairs}
+
+
+def _check_directions(
+    described: Mapping[str, Any], settings: Mapping[str, Any], source: str
+) -> None:
+    """Raises InputError if tokenizer.json pads or cuts texts at their beginning.
+
+    As in transformers, a side in the settings counts instead.
+    """
+    for name in ("padding", "truncation"):
+        found = described.get(name)
+        direction = found.get("direction") if isinstance(found, dict) else None
+        if settings.get(f"{name}_side") is None and direction not in (None, "Right"):
+            raise InputError(
+                f"{source}: {name}.direction is {direction!r}; ours is 'Right'"
+            )
 
 
 def _ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
@@ -278,12 +331,18 @@ def _ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
             found = {piece: number for number, (piece, _) in enumerate(found)}
         ids = dict(found)
         for token in parts["added_tokens"]:
-            content, number, _ = (token[n] for n in ("content", "id", "special"))
-            ids[content] = number
+            content, number, special = (token[n] for n in ("content", "id", "special"))
+            if not isinstance(special, bool):
+                raise TypeError(f"special is {special!r}")
+            if ids.setdefault(content, number) != number:
+                raise ValueError(f"{content!r} has the ids {ids[content]} and {number}")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{source} has a broken list of tokens: {error!r}") from error
-    if not ids or not all(type(number) is int for number in ids.values()):
-        raise InputError(f"{source} has no tokens, or an id that is no whole number")
+    is_whole = all(type(n) is int and 0 <= n < INT32 for n in ids.values())
+    if not ids or not is_whole or not all(isinstance(token, str) for token in ids):
+        raise InputError(
+            f"{source} has no tokens, or one that is no text with a whole number as id"
+        )
     return ids
 
 
@@ -297,9 +356,11 @@ def _lowercased(normalizer: dict[str, Any] | None) -> dict[str, Any]:
     """Returns a normalizer that begins with lower-casing."""
     if normalizer is None:
         return LOWERCASE
-    steps = (
-        normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    )
-    if steps[0] == LOWERCASE:
+    steps: Any = [normalizer]
+    if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
+        steps = normalizer.get("normalizers")
+        if not isinstance(steps, list):
+            return normalizer  # which the library refuses
+    if steps[:1] == [LOWERCASE]:
         return normalizer
     return {"type": "Sequence", "normalizers": [LOWERCASE, *steps]}

@@ -79,9 +79,10 @@ def open_model(
     except RuntimeError as error:
         raise InputError(f"{source} is no model of SentencePiece: {error}") from error
 
-    cleaning = BY_CLASS.get(settings.get("tokenizer_class", ""), NONE)
-    cleaning = settings.get("normalisation", cleaning)
-    if cleaning not in CLEANING:
+    cleaning = settings.get("normalisation")
+    if cleaning is None:
+        cleaning = BY_CLASS.get(str(settings.get("tokenizer_class")), NONE)
+    if not isinstance(cleaning, str) or cleaning not in CLEANING:
         raise InputError(
             f"the settings of {source} have normalisation {cleaning!r}; wanted one of"
             f" {', '.join(CLEANING)}"
@@ -112,10 +113,10 @@ def _read_frame(
     for name, is_default in (("bos", False), ("eos", True)):
         own = getattr(processor, f"{name}_id")()
         default = processor.id_to_piece(own) if own >= 0 else None
-        named = added_ends(settings, name, default)
+        named = added_ends(settings, name, source, default)
         ids = [own] if is_default and own >= 0 else []
         ends[name] = ids if named is None else [id_of(token) for token in named]
-    pad = named_token(settings, "pad_token") or pad
+    pad = named_token(settings, "pad_token", source) or pad
     pad_id = processor.pad_id() if pad is None else id_of(pad)
     if pad_id < 0:
         raise InputError(

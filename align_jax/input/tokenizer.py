@@ -114,12 +114,17 @@ def open_tokenizer(
     described = places.read_object(place)
     if clip_files.MARK in described:
         described = clip_files.build_tokenizer(described, place)
-    model = described.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
-    if kind in (None, MODEL["type"]):  # early files of BERT lack the type
+    if _describes_wordpiece(described):
         return _open_wordpiece(path, max_tokens)
     settings = read_settings(place) if settings is None else settings
     return library_tokenizer.open_described(described, max_tokens, path, settings)
+
+
+def is_wordpiece(path: str) -> bool:
+    """Returns whether `open_tokenizer` opens a file as BERT's WordPiece."""
+    if not path.endswith((".json", ".model")):
+        return True
+    return path.endswith(".json") and _describes_wordpiece(places.read_object(path))
 
 
 def find_stored(folder: str) -> str | None:
@@ -137,6 +142,14 @@ def find_published(folder: str) -> str:
     if found is None:
         raise InputError(f"{folder} has no tokenizer: none of {', '.join(PUBLISHED)}")
     return found
+
+
+def _describes_wordpiece(described: Mapping[str, Any]) -> bool:
+    """Returns whether the content of a JSON file is a WordPiece's tokenizer.json."""
+    model = described.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    is_clip = clip_files.MARK in described  # a vocab.json
+    return not is_clip and kind in (None, MODEL["type"])  # early files lack the type
 
 
 def _first(folder: str, names: Sequence[str]) -> str | None:

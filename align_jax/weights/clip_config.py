@@ -201,9 +201,17 @@ def write_model_config(
       kind: a key of `FORMS`.
 
     Raises:
-      InputError: the positions are not those of pictures of `image_size`.
+      InputError: the positions are not those of pictures of `image_size`, or a CLIP
+        has the end token `LARGEST_TOKEN`.
     """
     image, text = clip_towers(config)
+    largest = text.vocabulary_size - 1
+    if kind == CLIP and text.end_token == LARGEST_TOKEN != largest:
+        raise InputError(
+            f"this model has model.text_tower.end_token {LARGEST_TOKEN}; a"
+            f" {FORMS[kind].architecture} with eos_token_id {LARGEST_TOKEN} takes the"
+            f" token with the largest id, {largest}, for the end of a text"
+        )
     check_positions(image, image_size, f"a {FORMS[kind].architecture}")
     vision_config = _tower_fields(image) | {
         "model_type": f"{kind}_vision_model",

@@ -14,7 +14,12 @@ import numpy as np
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.input.tokenizer import Tokenizer, find_published, open_tokenizer
+from align_jax.input.tokenizer import (
+    Tokenizer,
+    find_published,
+    is_wordpiece,
+    open_tokenizer,
+)
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.models.tokens import check_tokenizer
@@ -32,6 +37,8 @@ from align_jax.weights.folder import (
     new_folder,
     write_tensors,
 )
+from align_jax.weights.huggingface_vocabulary import check_uncased
+from align_jax.weights.open_clip_forms import OpenClipVisionFields
 from align_jax.weights.open_clip_pictures import (
     read_open_clip_pictures,
     write_open_clip_pictures,
@@ -85,9 +92,7 @@ def read_clip(directory: str) -> Weights[ModelConfig]:
         described, read_token_limit(folder), str(path)
     )
     found, source = read_tensors(folder)
-    tokenizer = open_tokenizer(
-        find_published(str(folder)), config.text_tower.max_tokens
-    )
+    tokenizer = _open_tokenizer(folder, config.text_tower.max_tokens)
     return _make_weights(
         folder,
         config,
@@ -108,12 +113,13 @@ def read_open_clip(directory: str) -> Weights[ModelConfig]:
     config = open_clip_config.read_open_clip(
         described["model_cfg"], read_token_limit(folder), where
     )
-    size = described["model_cfg"]["vision_cfg"].get("image_size", 224)
+    size = described["model_cfg"]["vision_cfg"].get("image_size")
+    size = OpenClipVisionFields.image_size if size is None else size
     pictures = read_open_clip_pictures(described.get("preprocess_cfg"), size, str(path))
     found, source = read_tensors(folder, OPEN_CLIP_FILES)
     prefix = "text." if "text.positional_embedding" in found else ""
     tokenizer = open_cleaned(
-        folder,
+        _check_wordpiece(folder),
         described["model_cfg"]["text_cfg"].get("tokenizer_kwargs"),
         config.text_tower.max_tokens,
         f"{where}.text_cfg.tokenizer_kwargs",
@@ -196,7 +202,7 @@ def read_clip_tower(directory: str) -> Weights[TowerConfig]:
     else:
         limit = read_token_limit(folder)
         text = clip_config.read_text_tower(kind, described, limit, str(path))
-        tokenizer = open_tokenizer(find_published(str(folder)), text.max_tokens)
+        tokenizer = _open_tokenizer(folder, text.max_tokens)
         config = text = _fit(text, tokenizer, folder)
         tensors = clip_tensors.text_tensors(text, prefix)
     wanted = list_shapes(tensors)
@@ -205,6 +211,23 @@ def read_clip_tower(directory: str) -> Weights[TowerConfig]:
     check_floats(found, wanted, source)
     variables = to_ours(tensors, found, tower_shapes(name, config))
     return Weights(name, config, variables, tokenizer=tokenizer)
+
+
+def _open_tokenizer(folder: pathlib.Path, max_tokens: int) -> Tokenizer:
+    """Opens the tokenizer of a folder, after the checks of `_check_wordpiece`."""
+    return open_tokenizer(find_published(str(_check_wordpiece(folder))), max_tokens)
+
+
+def _check_wordpiece(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the folder.
+
+    Raises:
+      InputError: the folder has a WordPiece vocabulary with settings that are not those
+        of an uncased BERT.
+    """
+    if is_wordpiece(find_published(str(folder))):
+        check_uncased(folder)
+    return folder
 
 
 def _fit(

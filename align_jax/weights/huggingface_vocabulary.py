@@ -65,7 +65,7 @@ def read_uncased(folder: pathlib.Path, rows: int, max_tokens: int) -> WordPiece:
       InputError: the folder has neither file, or both with different tokens; the
         tokenizer is not BERT's uncased one; or there are more tokens than `rows`.
     """
-    check_tokenizer(folder)
+    check_uncased(folder)
     paths = [folder / "vocab.txt", folder / "tokenizer.json"]
     present = [path for path in paths if path.exists()]
     if not present:
@@ -86,7 +86,7 @@ def read_uncased(folder: pathlib.Path, rows: int, max_tokens: int) -> WordPiece:
     return WordPiece(vocabulary, max_tokens, str(folder), normalisation or NONE)
 
 
-def check_tokenizer(folder: pathlib.Path) -> None:
+def check_uncased(folder: pathlib.Path) -> None:
     """Checks the settings of a folder's tokenizer in all its JSON files.
 
     Raises:

@@ -32,7 +32,6 @@ from align_jax.weights.open_clip_forms import (
     TEXT_IGNORED,
     TEXT_OTHERS,
     TIMM_EPSILON,
-    TIMM_FIELDS,
     TIMM_NAME,
     TIMM_OTHERS,
     TIMM_RATIOS,
@@ -42,6 +41,7 @@ from align_jax.weights.open_clip_forms import (
     VISION_OTHERS,
     OpenClipTextFields,
     OpenClipVisionFields,
+    TimmFields,
 )
 
 
@@ -129,27 +129,19 @@ def _read_timm(fields: OpenClipVisionFields, where: str) -> dict[str, Any]:
         )
     name, patch = named[1], int(named[2])
     width, layers, heads, _ = SIZES[TIMM_SIZES[name]]
-    size: dict[str, Any] = {
-        "patch": patch,
-        "width": width,
-        "layers": layers,
-        "heads": heads,
+    usual = TimmFields(width, layers, heads, patch, TIMM_RATIOS[name])
+    changed = dataclasses.asdict(usual) | (fields.timm_model_kwargs or {})
+    found = read_config(TimmFields, changed, f"{where}.timm_model_kwargs")
+    return {
+        "patch": found.patch_size,
+        "width": found.embed_dim,
+        "layers": found.depth,
+        "heads": found.num_heads,
+        "mlp_width": int(found.embed_dim * found.mlp_ratio),
         "activation": "gelu_tanh" if (name, patch) in TIMM_TANH else "gelu",
         "norm_epsilon": TIMM_EPSILON,
+        **FORMS[SIGLIP].image_fields,
     }
-    ratio, changed = TIMM_RATIOS[name], dict(fields.timm_model_kwargs or {})
-    ratio = changed.pop("mlp_ratio", ratio)
-    unknown = [key for key in changed if key not in TIMM_FIELDS]
-    if unknown or isinstance(ratio, bool) or not isinstance(ratio, int | float):
-        raise InputError(
-            f"{where}.timm_model_kwargs is {fields.timm_model_kwargs}; ours are"
-            f" mlp_ratio, {', '.join(TIMM_FIELDS)}"
-        )
-    size |= {TIMM_FIELDS[key]: value for key, value in changed.items()}
-    size |= FORMS[SIGLIP].image_fields
-    if type(size["width"]) is not int:
-        raise InputError(f"{where}.timm_model_kwargs.embed_dim is {size['width']!r}")
-    return size | {"mlp_width": int(size["width"] * ratio)}
 
 
 def _read_text(

@@ -46,6 +46,17 @@ class OpenClipVisionFields:
     timm_model_kwargs: dict | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class TimmFields:
+    """Arguments of timm's ViT that we support."""
+
+    embed_dim: Count
+    depth: Layers
+    num_heads: Count
+    patch_size: Count
+    mlp_ratio: Ratio
+
+
 # Fields of other networks, with the values that leave ours.
 BLOCKS: dict[str, tuple] = {
     "ls_init_value": (None,),
@@ -90,13 +101,6 @@ TIMM_NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_\d+"
 TIMM_SIZES = {"base": "b", "large": "l", "so400m": "so400m", "giantopt": "g_opt"}
 TIMM_TANH = (("so400m", 16), ("giantopt", 16))
 TIMM_RATIOS = {"so400m": 3.7362, "giantopt": 4.0, "base": 4.0, "large": 4.0}
-# Fields of timm_model_kwargs, with the names of ours.
-TIMM_FIELDS = {
-    "embed_dim": "width",
-    "depth": "layers",
-    "num_heads": "heads",
-    "patch_size": "patch",
-}
 EPSILON, TIMM_EPSILON = 1e-5, 1e-6  # of PyTorch's layer norms and of timm's
 LOGIT_SCALE = math.log(1 / 0.07)
 POOLINGS = {"argmax": "end", "eos": "end", "last": "last", "first": "first"}

@@ -57,7 +57,7 @@ def open_cleaned(
     path = find_published(str(folder))
     if (clean := given.get("clean")) is None:
         return open_tokenizer(path, max_tokens)
-    if clean not in CLEANINGS:
+    if not isinstance(clean, str) or clean not in CLEANINGS:
         known = ", ".join(CLEANINGS)
         raise InputError(f"{source}.clean is {clean!r}; ours are {known}")
     path = os.path.join(folder, TOKENIZER_FILE)

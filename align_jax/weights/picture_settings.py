@@ -96,15 +96,16 @@ def read_pictures(folder: pathlib.Path, kind: str) -> PictureSettings:
         described = places.read_object(path, {"image_processor": dict})
         described = described["image_processor"]
     own = "CLIPImageProcessor" if kind == CLIP else "SiglipImageProcessor"
-    named = described.get("image_processor_type")
-    named = named or described.get("feature_extractor_type") or own
+    names = ("image_processor_type", "feature_extractor_type")
+    given_names = [described[n] for n in names if described.get(n) is not None]
+    named = next(iter(given_names), own)
     if isinstance(named, str) and named.startswith(NAFLEX):
         raise InputError(
             f"{path}: image_processor_type is {named!r}, which cuts pictures of any"
             " shape into patches (NaFlex); ours are squares, as in SigLIP 2's models of"
             " one resolution, such as google/siglip2-base-patch16-224"
         )
-    if named not in CLASSES:
+    if not isinstance(named, str) or named not in CLASSES:
         raise InputError(
             f"{path}: image_processor_type is {named!r}; wanted one of"
             f" {', '.join(CLASSES)}"
@@ -146,7 +147,8 @@ def _check_fields(found: Mapping[str, Any], path: str) -> None:
         if found.get(name):
             raise refuse(name, False)
     factor = found["rescale_factor"]
-    if not isinstance(factor, int | float) or abs(255 * factor - 1) > TOLERANCE:
+    # A NaN is near no number.
+    if not isinstance(factor, int | float) or not abs(255 * factor - 1) <= TOLERANCE:
         raise refuse("rescale_factor", f"{LEVELS}, which is 1 / 255")
     resample = found["resample"]
     if type(resample) is not int or resample not in RESAMPLINGS:

@@ -62,7 +62,7 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
         if "run" in described:
             return _read_run(place)
         kind = described.get("model_type")
-        if kind in HUGGING_FACE:
+        if isinstance(kind, str) and kind in HUGGING_FACE:
             return HUGGING_FACE[kind](place)
         raise InputError(
             f"{described_by} has model_type {kind!r}; wanted one of"

@@ -13,7 +13,7 @@ from align_jax.input.tokenizer import (
     open_tokenizer,
 )
 from align_jax.training.training_runs import TRAINING
-from align_jax.weights.folder import MODEL_FILE, WEIGHTS_KINDS, is_model
+from align_jax.weights.folder import MODEL_FILE, is_dual_encoder, is_model
 from align_jax.weights.source import open_weights
 
 
@@ -53,7 +53,7 @@ def describe_start(source: str) -> Start:
             " preprocessing is known"
         )
     vocabulary = ""
-    if WEIGHTS_KINDS[weights.kind].reads_texts:
+    if is_dual_encoder(weights):
         vocabulary = _find_tokenizer(places.resolve(source))
         _check_tokenizer(weights.tokenizer, vocabulary, source)
     return Start(

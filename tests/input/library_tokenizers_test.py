@@ -317,7 +317,8 @@ def test_a_file_that_does_not_say_all_is_refused(described, models, clip, tmp_pa
     path, pad = described["bpe"], {"pad_token": "<pad>"}
     refused(path, "does not say which token is padding")
     refused(path, "has no token '<no>'", pad_token="<no>")
-    refused(path, "pad_token is 3 in", pad_token=3)
+    refused(path, "settings of .* have pad_token 3; wanted a token", pad_token=3)
+    refused(path, "have add_eos_token 1; wanted true or false", add_eos_token=1, **pad)
     refused(path, "padding_side 'left'; ours is", padding_side="left")
     refused(path, "there is no bos_token", add_bos_token=True, **pad)
     level = change(path, tmp_path / "level", model={"type": "WordLevel", "vocab": {}})
@@ -336,6 +337,8 @@ def test_a_file_that_does_not_say_all_is_refused(described, models, clip, tmp_pa
     broken = change(path, tmp_path / "pairs", model=odd)
     refused(broken, "no list of merges of two tokens", **pad)
     model = models["bpe"][0]
+    refused(model, "normalisation .'x'.; wanted one of", normalisation=["x"])
+    open_tokenizer(model, LENGTH, {"normalisation": None, "tokenizer_class": ["x"]})
     refused(model, "has no token '<no>'", pad_token="<no>")
     refused(model, "normalisation 'no'; wanted one of", normalisation="no")
     (tmp_path / "cut.model").write_bytes(pathlib.Path(model).read_bytes()[:-5])
@@ -348,6 +351,65 @@ def test_a_file_that_does_not_say_all_is_refused(described, models, clip, tmp_pa
     refused(tmp_path / "vocab.json", "has the line 'c d e'; wanted two tokens")
     with pytest.raises(InputError, match="has no tokenizer: none of spiece"):
         find_published(str(tmp_path / "level" / "none"))
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("model", {"merges": [1]}, "no list of merges of two tokens"),
+        ("model", {"merges": [["a", 1]]}, "no list of merges of two tokens"),
+        ("model", {"unk_token": []}, r"has unk_token \[\]; wanted a token"),
+        ("model", {"continuing_subword_prefix": 1}, "subword_prefix 1; wanted a token"),
+        ("model", {"continuing_subword_prefix": "x"}, "but its continuing_subword_pre"),
+        ("model", {"dropout": 0.5}, "has dropout 0.5, with which a text has other ids"),
+        ("model", {"vocab": {"a": 2**40}}, "a whole number as id"),
+        (None, {"normalizer": {"type": "Sequence", "normalizers": []}}, None),
+        (None, {"normalizer": {"type": "Sequence"}}, "is broken"),
+        (None, {"normalizer": [1]}, "is broken"),
+        (None, {"padding": {"direction": "Left"}}, "padding.direction is 'Left'; our"),
+        (None, {"truncation": {"direction": "Left"}}, "truncation.direction is 'Left'"),
+        (
+            None,
+            {"post_processor": {"type": "BertProcessing", "cls": [0, []], "sep": "ab"}},
+            r"adds the id \[\], which no token has",
+        ),
+        (
+            None,
+            {
+                "post_processor": {
+                    "type": "BertProcessing",
+                    "cls": [0, 9**9],
+                    "sep": "ab",
+                }
+            },
+            "adds the id 387420489, which no token has",
+        ),
+        (
+            None,
+            {"added_tokens": [{"id": 7, "content": "</s>", "special": True}]},
+            "'</s>' has the ids 1 and 7",
+        ),
+        (
+            None,
+            {"added_tokens": [{"id": 1, "content": "</s>", "special": "x"}]},
+            "special is 'x'",
+        ),
+    ],
+)
+def test_a_broken_tokenizer_json_is_refused_in_one_line(
+    described, tmp_path, part, fields, message
+):
+    found = json.loads(pathlib.Path(described["bpe"]).read_text())
+    changed = {part: found[part] | fields} if part else fields
+    path = change(described["bpe"], tmp_path, **changed)
+    settings = {"pad_token": "<pad>", "tokenizer_class": "Siglip2Tokenizer"}
+    if message is None:
+        open_tokenizer(path, LENGTH, settings).encode(["a"])
+        return
+    with pytest.raises(InputError, match=message) as error:
+        open_tokenizer(path, LENGTH, settings)
+    assert path in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_settings_choose_special_tokens_and_cleaning(described, models):

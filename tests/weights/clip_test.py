@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
+from align_jax.input.wordpiece import WordPiece
 from align_jax.models.parameters import unflatten
 from align_jax.report.model_card import make_card
 from align_jax.weights.clip_folder import write_clip, write_open_clip
@@ -294,6 +295,12 @@ def test_early_files_of_clip_are_read(folder):
         (
             "clip_small",
             None,
+            {"model_type": ["clip"]},
+            r"model_type \['clip'\]; wanted",
+        ),
+        (
+            "clip_small",
+            None,
             {"quantization_config": {"bits": 4}},
             r"quantization_config is \{'bits': 4\}; ours is None",
         ),
@@ -338,6 +345,13 @@ def test_another_network_is_refused_by_the_field_s_name(
         ),
         ("clip_small", {"do_normalize": 1}, "do_normalize is 1; wanted true or false"),
         ("clip_small", {"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
+        ("clip_small", {"rescale_factor": float("nan")}, "rescale_factor is nan"),
+        (
+            "clip_small",
+            {"image_processor_type": ["x"]},
+            r"image_processor_type is \['x'\]",
+        ),
+        ("clip_small", {"image_processor_type": 0}, "image_processor_type is 0; want"),
         ("clip_small", {"resample": 1}, "resample is 1; wanted 2 .bilinear. or 3"),
         ("clip_small", {"resample": [3]}, r"resample is \[3\]"),
         ("clip_small", {"size": {"longest_edge": 32}}, "size is .'longest_edge': 32"),
@@ -465,3 +479,35 @@ def test_a_card_names_the_class_of_transformers(tmp_path, name, model):
     assert "ALIGN" not in card
     shorter = "resized by its shorter side" in card
     assert shorter == (name == "clip_small")
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("tokenizer_config.json", {"do_lower_case": False}, "do_lower_case is False"),
+        ("tokenizer_config.json", {"padding_side": "left"}, "padding_side is 'left'"),
+        ("special_tokens_map.json", {"pad_token": "<pad>"}, "pad_token is '<pad>'"),
+        ("added_tokens.json", {"cat": 40}, "adds tokens to BERT's vocabulary"),
+    ],
+)
+def test_another_wordpiece_than_the_uncased_one_is_refused(
+    folder, file, fields, message
+):
+    (folder / file).write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=message):
+        open_weights(str(folder))
+
+
+def test_an_end_token_that_transformers_reads_otherwise_is_refused(folder, tmp_path):
+    weights = open_weights(str(folder))
+    words = list(weights.tokenizer.tokens)
+    words[2], words[39] = words[39], words[2]
+    text = dataclasses.replace(weights.config.text_tower, end_token=2)
+    changed = dataclasses.replace(
+        weights,
+        config=dataclasses.replace(weights.config, text_tower=text),
+        tokenizer=WordPiece(words, 8),
+    )
+    with pytest.raises(InputError, match="eos_token_id 2 takes the token with the lar"):
+        write_huggingface(changed, str(tmp_path / "back"))
+    assert not (tmp_path / "back").exists()

@@ -9,10 +9,14 @@ import safetensors.numpy
 
 from align_jax.errors import InputError
 from align_jax.input.stored_tokenizer import special_token
+from align_jax.input.wordpiece_files import write_tokenizer
+from align_jax.texts import NONE
 from align_jax.weights.clip_folder import write_open_clip
+from align_jax.weights.folder import write_weights
 from align_jax.weights.open_clip_config import read_open_clip
 from align_jax.weights.open_clip_tokenizer import open_cleaned
 from align_jax.weights.source import open_weights
+from align_jax.weights.starts import describe_start
 from tests.golden import clip_arrays
 from tests.weights import outputs
 from tests.weights.clip_test import assert_same, edit, tensors_of, vocabulary
@@ -115,6 +119,7 @@ def test_a_siglip_is_not_written(tmp_path):
         ),
         (None, {"init_logit_scale": True}, "init_logit_scale is True; wanted a number"),
         (None, {"embed_dim": None}, "embed_dim is None; wanted a whole"),
+        (None, {"init_logit_scale": float("nan")}, "init_logit_scale is nan; wanted a"),
     ],
 )
 def test_another_network_is_refused_by_the_field_s_name(part, fields, message):
@@ -210,3 +215,50 @@ def test_texts_are_cleaned_as_the_config_says(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             ids(text, options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patch_size": 0}, "timm_model_kwargs.patch_size is 0; wanted 1"),
+        ({"patch_size": "16"}, "timm_model_kwargs.patch_size is '16'"),
+        ({"mlp_ratio": float("nan")}, "timm_model_kwargs.mlp_ratio is nan; wanted"),
+        ({"mlp_ratio": float("inf")}, "timm_model_kwargs.mlp_ratio is inf; wanted"),
+        ({"colour": 3}, "timm_model_kwargs has no field 'colour'"),
+    ],
+)
+def test_arguments_of_timm_are_refused_by_their_names(fields, message):
+    name = next(n for n in MODELS if n.startswith("siglip"))
+    described = json.loads(json.dumps(MODELS[name]["config"]))
+    vision = described["vision_cfg"]
+    vision["timm_model_kwargs"] = (vision.get("timm_model_kwargs") or {}) | fields
+    with pytest.raises(InputError, match=message):
+        read_open_clip(described, None, "model_cfg")
+
+
+def test_a_cleaning_must_be_a_name(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(InputError, match=r"clean is \['lower'\]; ours are"):
+        open_cleaned(tmp_path, {"clean": ["lower"]}, 8, "tokenizer_kwargs")
+
+
+def test_a_run_does_not_start_from_a_folder_whose_cleaning_is_in_another_file(tmp_path):
+    """A run opens the tokenizer's file alone, and would get other ids."""
+    folder = pathlib.Path(write_folder(tmp_path / "open", "clip_small"))
+    words = (folder / "vocab.txt").read_text().split()
+    template = write_tokenizer(words, NONE)["post_processor"]
+    model = {"type": "BPE", "vocab": {w: i for i, w in enumerate(words)}, "merges": []}
+    described = {"model": model, "post_processor": template}
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
+    assert describe_start(str(folder)).vocabulary == str(folder / "tokenizer.json")
+    path = folder / "open_clip_config.json"
+    found = json.loads(path.read_text())
+    found["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
+    path.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="cleaned; write the model in our format, by"):
+        describe_start(str(folder))
+    ours = tmp_path / "ours"
+    write_weights(open_weights(str(folder)), str(ours))
+    assert describe_start(str(ours)).vocabulary == str(ours / "tokenizer.json")
