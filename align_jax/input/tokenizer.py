@@ -15,6 +15,7 @@ from align_jax import places
 from align_jax.config import CONFIG_FILE
 from align_jax.errors import InputError
 from align_jax.input import clip_files, library_tokenizer, sentence_pieces
+from align_jax.input.open_clip_cleaning import add_cleaning, read_cleaning
 from align_jax.input.stored_tokenizer import (
     MODEL_FILE,
     SETTINGS_FILE,
@@ -100,6 +101,7 @@ def open_tokenizer(
         beside `path`, if it is there. WordPiece needs none. SigLIP 2 was trained on
         lower-case texts, but its folders may name Gemma's class, which keeps capitals:
         where the config.json beside `path` is a SigLIP's, texts become lower-case.
+        A tokenizer.json beside the config of OpenCLIP has the cleaning named there.
 
     Raises:
       InputError: the file is missing or broken, or of a tokenizer that is none of
@@ -118,7 +120,9 @@ def open_tokenizer(
         described = clip_files.build_tokenizer(described, place)
     model = described.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
-    if kind in (None, MODEL["type"]):  # early files of BERT lack the type
+    if cleaning := read_cleaning(os.path.dirname(place)):
+        described = add_cleaning(described, cleaning)
+    elif kind in (None, MODEL["type"]):  # early files of BERT lack the type
         return _open_wordpiece(path, max_tokens)
     settings = _settings(place, settings)
     return library_tokenizer.open_described(described, max_tokens, path, settings)
@@ -130,14 +134,16 @@ def find_stored(folder: str) -> str | None:
 
 
 def find_published(folder: str) -> str:
-    """Returns the path of the tokenizer in a Hugging Face folder.
+    """Returns the path of the tokenizer in a folder of Hugging Face or OpenCLIP.
 
     Raises:
-      InputError: the folder has none of the files `PUBLISHED`.
+      InputError: the folder has none of the files `PUBLISHED`, or a cleaning of texts
+        and no tokenizer.json to put it in.
     """
-    found = _first(folder, PUBLISHED)
+    names = (TOKENIZER_FILE,) if read_cleaning(folder) else PUBLISHED
+    found = _first(folder, names)
     if found is None:
-        raise InputError(f"{folder} has no tokenizer: none of {', '.join(PUBLISHED)}")
+        raise InputError(f"{folder} has no tokenizer: none of {', '.join(names)}")
     return found
 
 

@@ -74,7 +74,8 @@ class Row:
     Attributes:
       name: "eval/<evaluator>/<score>".
       value: score of the run.
-      untrained: score at step 0.
+      untrained: score at step 0, which is that of published weights if the run
+        starts from them.
       chance: score of a random order; for top1 the share of the largest class.
       queries: number of pictures, texts or pairs that the value is computed from.
       published: published values of this score as fractions, one for each of the
@@ -190,7 +191,7 @@ def format_table(results: dict[str, float]) -> str:
     rows = table_rows(results)
     columns: dict[str, list[float | None]] = {
         "trained": [row.value for row in rows],
-        "untrained": [row.untrained for row in rows],
+        "step 0": [row.untrained for row in rows],
         "chance": [row.chance for row in rows],
         "queries": [row.queries for row in rows],
     }

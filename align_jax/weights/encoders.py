@@ -7,7 +7,8 @@ tokenizer.json        the tokenizer, for Hugging Face's library `tokenizers`; on
 With ONNX, for onnxruntime and others:
 
 image_encoder.onnx    from "images" (B, H, W, 3) uint8 to "embeddings" (B, D) float32
-text_encoder.onnx     from "tokens" (B, L) int32, 0 as padding, to the same
+text_encoder.onnx     from "tokens" (B, L) int32, padded with the tower's `pad_token`,
+                      to the same
 
 With StableHLO, for `jax.export.deserialize`, which also gives the StableHLO module:
 

@@ -10,12 +10,13 @@ import pytest
 import safetensors.numpy
 
 from align_jax.errors import InputError
+from align_jax.input.tokenizer import find_published, open_tokenizer
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.models.parameters import unflatten
 from align_jax.weights.clip_folder import write_open_clip
 from align_jax.weights.open_clip_config import read_open_clip
-from align_jax.weights.open_clip_tokenizer import open_cleaned
 from align_jax.weights.source import open_weights
+from align_jax.weights.vocabulary import check_copy, keep_copy
 from tests.golden import clip_arrays
 from tests.weights.clip_test import assert_same, edit, tensors_of, vocabulary
 
@@ -210,8 +211,13 @@ def test_texts_are_cleaned_as_the_config_says(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(described))
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
 
+    def open_cleaned(options):
+        config = {"model_cfg": {"text_cfg": {"tokenizer_kwargs": options}}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        return open_tokenizer(find_published(str(tmp_path)), 12)
+
     def ids(text, options):
-        tokenizer = open_cleaned(tmp_path, options, 12, "tokenizer_kwargs")
+        tokenizer = open_cleaned(options)
         return [pieces[i] for i in tokenizer.encode([text])[0] if i]
 
     space = pieces[3]
@@ -228,3 +234,11 @@ def test_texts_are_cleaned_as_the_config_says(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             ids(text, options)
+    # The copy in a run's folder has the cleaning in itself.
+    tokenizer = open_cleaned({"clean": "canonicalize"})
+    (tmp_path / "run").mkdir()
+    keep_copy(str(tmp_path / "run"), tokenizer)
+    check_copy(str(tmp_path / "run"), tokenizer)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "vocab.json")
+    with pytest.raises(InputError, match=r"no tokenizer: none of tokenizer\.json"):
+        open_cleaned({"clean": "canonicalize"})
