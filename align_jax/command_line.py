@@ -176,9 +176,11 @@ def parse_flags(
         found = re.search(r"\w+", str(error))
         name = found.group() if found else str(error)
         meant = re.search(r'mean "(\w+)"', str(error))
-        added = "to set a field that the config file leaves out, add it to the file"
-        hint = f"did you mean {meant[1]!r}?" if meant else added
-        raise InputError(f"the config has no field {name!r}; {hint}") from error
+        hint = f"did you mean {meant[1]!r}? If not, " if meant else ""
+        raise InputError(
+            f"the config file has no field {name!r}; {hint}add it"
+            " to the file, since flags set only fields that are there"
+        ) from error
     except IndexError as error:
         raise InputError(
             f"bad flags: {error}; give the whole tuple, as in --config.NAME='(1, 2)'"

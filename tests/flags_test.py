@@ -67,6 +67,20 @@ def test_phases_are_given_as_a_tuple_on_the_command_line(tmp_path):
         read_command_line([*flags, "--config.phases[0]=32"])
 
 
+def test_a_field_that_the_file_leaves_out_is_to_be_added_there():
+    # The last one is a field of the model, though it is like one in the file.
+    for name, hint in (
+        ("model.image_tower.kind", "add"),
+        ("loss.temperature_flor", "did you mean 'temperature_floor'? If not, add"),
+        ("model.temperature_form", "did you mean 'temperature_init'? If not, add"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_command_line(["main.py", QUICKSTART, f"--config.{name}=1"])
+        path = name.rpartition(".")[2]
+        assert f"file has no field '{path}'; {hint}" in str(caught.value)
+        assert str(caught.value).endswith("since flags set only fields that are there")
+
+
 @pytest.mark.parametrize("flag", ["--plan=", "--workdir="])
 def test_an_empty_flag_is_refused(flag):
     with pytest.raises(InputError, match=f"^{flag[:-1]} is empty; give it a value"):
