@@ -46,7 +46,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 OURS = ("align_jax", "benchmarks", "configs", "data", "docs", "launch", "tests")
 FILE = re.compile(rf"(?:^|=)((?:{'|'.join(OURS)})/[^:]*)")
 PYTHON = ("python", ".venv/bin/python")
-PIP = ("pip", ".venv/bin/pip")
+PIP = re.compile(r"(\.venv[\w-]*/bin/)?pip")  # also of an environment beside ours
 # Programs of others. Only the names of our files in their arguments are checked.
 OTHERS = """
     apt-get docker export gcloud hf img2dataset kubectl sbatch sky source tensorboard
@@ -206,7 +206,7 @@ def check_command(
         ast.parse(arguments[1])
     elif program in PYTHON and arguments[0] == "main.py":
         check_main(arguments[1:])
-    elif program in PIP:
+    elif PIP.fullmatch(program):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for extra in re.findall(r"\.\[(\w+)\]", " ".join(arguments)):
             if extra not in project["optional-dependencies"]:
