@@ -24,7 +24,7 @@ TEST := $(RUN) -m pytest $(REPORT)
 .PHONY: test test-all test-newest lint format clean
 .PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
-quickstart: data  ## train on real pictures and texts and write a report, about 12 minutes
+quickstart: data  ## train on real pictures and texts and write a report, 10 minutes
 	$(RUN) main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 data: .venv/installed  ## make the quickstart's raw pairs, corpus, vocabulary and records

@@ -11,9 +11,6 @@ from align_jax.errors import InputError, run_command
 if TYPE_CHECKING:
     from align_jax.weights.folder import Weights
 
-ALIGN_JAX, HUGGINGFACE = "align_jax", "huggingface"
-FORMATS = (ALIGN_JAX, HUGGINGFACE, "siglip2", "open_clip", "onnx", "stablehlo")
-
 
 def read_flags() -> argparse.Namespace:
     """Reads the command line.
@@ -21,6 +18,7 @@ def read_flags() -> argparse.Namespace:
     Raises:
       InputError: two flags do not fit together.
     """
+    from align_jax.weights.exports import ALIGN_JAX, HUGGINGFACE, WRITERS
     from align_jax.weights.source import open_weights
 
     parser = argparse.ArgumentParser(
@@ -31,7 +29,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--to", metavar="DIR", help="a new folder")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=[*WRITERS],
         help="format of the folder; huggingface is the class of transformers that has"
         " the model's towers, and with --push or --card the only one",
     )

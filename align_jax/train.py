@@ -145,7 +145,7 @@ def train(
 
 
 class Inputs(NamedTuple):
-    """What a run is given, opened and checked before anything compiles.
+    """Inputs of a run, opened and checked before anything compiles.
 
     Attributes:
       programs: programs of the step in each phase, not yet compiled.
@@ -167,7 +167,7 @@ def _check_inputs(
     trackers: Sequence[MetricWriter],
     stack: contextlib.ExitStack,
 ) -> Inputs:
-    """Opens and checks what a run is given; the stack closes the programs."""
+    """Opens and checks the inputs of a run; the stack closes the programs."""
     programs = PhasePrograms(config, make_mesh(config.fsdp))
     stack.callback(programs.close)
     inputs = Inputs(

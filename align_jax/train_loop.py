@@ -38,12 +38,12 @@ class TrainLoop:
       config: config of the run.
       state: state after the newest step; each step reuses its memory.
       programs: programs of the step in each phase.
-      read: this process's batches, which count the pairs that they replace.
+      read: batches of this process, which count the pairs that they replace.
       batches: the global batches made of them.
       evaluators: evaluators by name.
       embedder: encoder for the evaluators.
       checkpoints: the run's checkpoints.
-      local: its checkpoints on this machine's disk.
+      local: the run's checkpoints on this machine's disk.
       writer: writer of the scores.
       log: writer of the steps' metrics.
       pace: speed of the steps.
@@ -79,7 +79,7 @@ class TrainLoop:
 
         Raises:
           NonFiniteError: a loss, temperature or array of the state is not finite.
-          Preempted: there was a notice to stop; the state is saved.
+          Preempted: a notice to stop came; the state is saved.
         """
         self.times.switch("compile")
         with doing(COMPILING_LINE, leads()):
@@ -115,7 +115,7 @@ class TrainLoop:
 
         Raises:
           InputError: a score that the checkpoints are kept by is missing.
-          Preempted: there was a notice to stop; the scores are not written.
+          Preempted: a notice to stop came; the scores are not written.
         """
         with self.times.doing("evaluation"), self.notice.leaving_at_once():
             self.embedder.load(self.state.variables)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 
 from align_jax.input.clip_files import END, START
+from align_jax.input.stored_tokenizer import special_token
 from align_jax.input.tokenizer import open_tokenizer
 
 LENGTH = 64
@@ -92,11 +93,7 @@ def write_gemma(folder: pathlib.Path, size: int, words: list[str]) -> None:
             break
         ids.setdefault(left + right, len(ids))
         kept.append((left, right))
-    added = [
-        {"id": i, "content": token, "special": True, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for i, token in enumerate(special)
-    ]
+    added = [special_token(token, i) for i, token in enumerate(special)]
     described = {
         "added_tokens": added,
         "normalizer": {

@@ -6,10 +6,11 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
+from align_jax.input.stored_tokenizer import special_token
 
 MERGES_FILE = "merges.txt"
 START, END = "<|startoftext|>", "<|endoftext|>"
-MARK = END  # a field of vocab.json, which no tokenizer.json has
+MARK = END  # a field by which vocab.json differs from any tokenizer.json
 # The words of CLIP (https://github.com/openai/CLIP, simple_tokenizer.py), in lower
 # case; the rest of a text is white space.
 WORDS = (
@@ -46,20 +47,11 @@ def build_tokenizer(vocabulary: Mapping[str, Any], path: str) -> dict[str, Any]:
             f"{path} is no tokenizer.json, and no vocab.json of CLIP: it lacks"
             f" {' and '.join(missing) or 'whole numbers'}"
         )
-    merges_path = os.path.join(os.path.dirname(path), MERGES_FILE)
-    lines = places.read_text(merges_path).strip().split("\n")
-    if lines[0].startswith("#version"):
-        del lines[0]
-    merges = [line.split() for line in lines]
-    wrong = next(
-        (line for line, m in zip(lines, merges, strict=True) if len(m) != 2), None
-    )
-    if wrong is not None:
-        raise InputError(f"{merges_path} has the line {wrong!r}; wanted two tokens")
+    merges = _read_merges(os.path.join(os.path.dirname(path), MERGES_FILE))
     start, end = vocabulary[START], vocabulary[END]
     split = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed"}
     return {
-        "added_tokens": [_added(START, start), _added(END, end)],
+        "added_tokens": [special_token(START, start), special_token(END, end)],
         "normalizer": NORMALIZER,
         "pre_tokenizer": {
             "type": "Sequence",
@@ -88,13 +80,13 @@ def build_tokenizer(vocabulary: Mapping[str, Any], path: str) -> dict[str, Any]:
     }
 
 
-def _added(token: str, number: int) -> dict[str, Any]:
-    return {
-        "id": number,
-        "content": token,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+def _read_merges(path: str) -> list[list[str]]:
+    """Returns the pairs of tokens that merges.txt names, in order."""
+    lines = places.read_text(path).strip().split("\n")
+    if lines[0].startswith("#version"):
+        del lines[0]
+    merges = [line.split() for line in lines]
+    for line, merge in zip(lines, merges, strict=True):
+        if len(merge) != 2:
+            raise InputError(f"{path} has the line {line!r}; wanted two tokens")
+    return merges

@@ -1,11 +1,35 @@
 """Reads tokenizer_config.json, Hugging Face's settings beside a tokenizer's file."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from align_jax import places
+from align_jax.config import CONFIG_FILE
 from align_jax.errors import InputError
+from align_jax.input.stored_tokenizer import SETTINGS_FILE
 
 SIDES = ("padding_side", "truncation_side")
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Returns the settings beside a tokenizer's file; {} if there are none.
+
+    SigLIP 2 was trained on lower-case texts, but its folders may name Gemma's class,
+    which keeps capitals. Beside a config.json of SigLIP, the class is SigLIP 2's.
+
+    Args:
+      path: path or URL of the tokenizer's file.
+    """
+    folder = os.path.dirname(path)
+    settings, model = (
+        places.read_object(beside) if places.exists(beside) else {}
+        for beside in (os.path.join(folder, n) for n in (SETTINGS_FILE, CONFIG_FILE))
+    )
+    is_siglip = str(model.get("model_type")).startswith("siglip")
+    if is_siglip and str(settings.get("tokenizer_class")).startswith("Gemma"):
+        return settings | {"tokenizer_class": "Siglip2Tokenizer"}
+    return settings
 
 
 def check_sides(settings: Mapping[str, Any], source: str) -> None:

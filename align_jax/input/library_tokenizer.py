@@ -60,7 +60,27 @@ def open_described(
     if settings.get("tokenizer_class") in LOWERCASING:
         parts["normalizer"] = _lowercased(parts["normalizer"])
     ids = _ids_of(parts, source)
-    first, last = read_ends(parts["post_processor"], source)
+    frame = _read_frame(described, settings, ids, source)
+    names = {number: token for token, number in ids.items()}
+    parts["post_processor"] = write_template(frame.first, frame.last, names)
+    return LibraryTokenizer(parts, max_tokens, frame, ids, source)
+
+
+def _read_frame(
+    described: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    ids: Mapping[str, int],
+    source: str,
+) -> Frame:
+    """Returns the special tokens that the settings, or else the tokenizer.json, name.
+
+    Args:
+      described: content of the tokenizer.json.
+      settings: fields of tokenizer_config.json.
+      ids: ids by token.
+      source: path of the tokenizer.json, for messages.
+    """
+    first, last = read_ends(described.get("post_processor"), source)
     named = {name: added_ends(settings, name) for name in ("bos", "eos")}
     if named["bos"] is not None or named["eos"] is not None:
         # As in transformers: one of the two fields stands for both.
@@ -68,20 +88,17 @@ def open_described(
             [_id_of(ids, token, source) for token in named[name] or ()]
             for name in ("bos", "eos")
         )
-    names = {number: token for token, number in ids.items()}
     pad, padding = named_token(settings, "pad_token"), described.get("padding")
     if pad is not None:
         pad_id = _id_of(ids, pad, source)
-    elif isinstance(padding, dict) and padding.get("pad_id") in names:
+    elif isinstance(padding, dict) and padding.get("pad_id") in {*ids.values()}:
         pad_id = padding["pad_id"]
     else:
         raise InputError(
             f"{source} does not say which token is padding; put the model's"
             " tokenizer_config.json, with its pad_token, beside it"
         )
-    parts["post_processor"] = write_template(first, last, names)
-    frame = Frame((*first,), (*last,), pad_id)
-    return LibraryTokenizer(parts, max_tokens, frame, ids, source)
+    return Frame((*first,), (*last,), pad_id)
 
 
 class LibraryTokenizer(FramedTokenizer):

@@ -44,22 +44,37 @@ def read_ends(processor: Any, source: str) -> tuple[list[int], list[int]]:
     return first, last
 
 
+def special_item(token: str, type_id: int) -> dict[str, Any]:
+    """Returns a template's item for a special token of the text `type_id`, 0 or 1."""
+    return {"SpecialToken": {"id": token, "type_id": type_id}}
+
+
+def text_item(name: str, type_id: int) -> dict[str, Any]:
+    """Returns the item of a template for the first text ("A", 0) or second ("B", 1)."""
+    return {"Sequence": {"id": name, "type_id": type_id}}
+
+
 def write_template(
     first: Sequence[int], last: Sequence[int], names: Mapping[int, str]
 ) -> dict[str, Any] | None:
-    """Returns the post-processor that puts ids around a text."""
+    """Returns the post-processor that puts special tokens around a text.
+
+    Args:
+      first: ids before the text.
+      last: ids after the text.
+      names: tokens by id.
+
+    Returns:
+      The post-processor; None without special tokens.
+    """
     if not first and not last:
         return None
 
     def around(name: str, type_id: int) -> list[dict[str, Any]]:
-        specials = [
-            [{"SpecialToken": {"id": names[i], "type_id": type_id}} for i in ends]
-            for ends in (first, last)
-        ]
         return [
-            *specials[0],
-            {"Sequence": {"id": name, "type_id": type_id}},
-            *specials[1],
+            *(special_item(names[i], type_id) for i in first),
+            text_item(name, type_id),
+            *(special_item(names[i], type_id) for i in last),
         ]
 
     return {

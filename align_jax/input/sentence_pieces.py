@@ -79,12 +79,6 @@ def open_model(
     except RuntimeError as error:
         raise InputError(f"{source} is no model of SentencePiece: {error}") from error
 
-    def id_of(token: str) -> int:
-        found = processor.piece_to_id(token)
-        if processor.id_to_piece(found) != token:
-            raise InputError(f"{source} has no token {token!r} of its settings")
-        return found
-
     cleaning = BY_CLASS.get(settings.get("tokenizer_class", ""), NONE)
     cleaning = settings.get("normalisation", cleaning)
     if cleaning not in CLEANING:
@@ -92,24 +86,42 @@ def open_model(
             f"the settings of {source} have normalisation {cleaning!r}; wanted one of"
             f" {', '.join(CLEANING)}"
         )
-    usual = {
-        "bos": [],
-        "eos": [processor.eos_id()] if processor.eos_id() >= 0 else [],
-    }
+    frame = _read_frame(processor, settings, PADS.get(cleaning), source)
+    return SentencePieces(content, processor, max_tokens, frame, cleaning, source)
+
+
+def _read_frame(
+    processor: Any, settings: Mapping[str, Any], pad: str | None, source: str
+) -> Frame:
+    """Returns the special tokens that the settings, or else the model, name.
+
+    Args:
+      processor: SentencePiece's object of the model.
+      settings: fields of tokenizer_config.json.
+      pad: padding if the settings name none; None for the model's.
+      source: path of the model, for messages.
+    """
+
+    def id_of(token: str) -> int:
+        found = processor.piece_to_id(token)
+        if processor.id_to_piece(found) != token:
+            raise InputError(f"{source} has no token {token!r} of its settings")
+        return found
+
     ends = {}
-    for name, ids in usual.items():
+    for name, is_default in (("bos", False), ("eos", True)):
         own = getattr(processor, f"{name}_id")()
         default = processor.id_to_piece(own) if own >= 0 else None
         named = added_ends(settings, name, default)
+        ids = [own] if is_default and own >= 0 else []
         ends[name] = ids if named is None else [id_of(token) for token in named]
-    pad = named_token(settings, "pad_token") or PADS.get(cleaning)
+    pad = named_token(settings, "pad_token") or pad
     pad_id = processor.pad_id() if pad is None else id_of(pad)
     if pad_id < 0:
         raise InputError(
             f"{source} has no padding; name its pad_token in {SETTINGS_FILE} beside it"
         )
-    frame = Frame((*ends["bos"],), (*ends["eos"],), pad_id)
-    return SentencePieces(content, processor, max_tokens, frame, cleaning, source)
+    return Frame((*ends["bos"],), (*ends["eos"],), pad_id)
 
 
 class SentencePieces(FramedTokenizer):

@@ -9,6 +9,24 @@ MODEL_FILE = "tokenizer.model"  # of SentencePiece
 SETTINGS_FILE = "tokenizer_config.json"  # beside it: special tokens and cleaning
 
 
+def special_token(token: str, number: int) -> dict[str, Any]:
+    """Returns an entry of `added_tokens` in a tokenizer.json.
+
+    Args:
+      token: the text of the token.
+      number: id of the token.
+    """
+    return {
+        "id": number,
+        "content": token,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
 def as_json(value: Any) -> bytes:
     """Returns the content of a JSON file, as `places.write_json` writes it."""
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from align_jax import places
-from align_jax.config import CONFIG_FILE
 from align_jax.errors import InputError
 from align_jax.input import clip_files, library_tokenizer, sentence_pieces
-from align_jax.input.open_clip_cleaning import add_cleaning, read_cleaning
+from align_jax.input.hub_settings import read_settings
 from align_jax.input.stored_tokenizer import (
     MODEL_FILE,
-    SETTINGS_FILE,
     TOKENIZER_FILE,
     VOCABULARY_FILE,
 )
@@ -79,8 +77,8 @@ class Tokenizer(Protocol):
 
 # Files that may store a tokenizer in a run's folder or beside weights; one is there.
 STORED = (VOCABULARY_FILE, TOKENIZER_FILE, MODEL_FILE)
-# Where a folder of Hugging Face's has its tokenizer; the first that is there is read.
-# SigLIP's tokenizer reads spiece.model, and there is no exact tokenizer.json of it.
+# Files of a tokenizer in a Hugging Face folder; the first that exists is read. SigLIP's
+# tokenizer reads spiece.model, and there is no exact tokenizer.json of it.
 PUBLISHED = ("spiece.model", "tokenizer.json", MODEL_FILE, "vocab.json", "vocab.txt")
 
 
@@ -98,10 +96,7 @@ def open_tokenizer(
         * a .model file of SentencePiece.
       max_tokens: length of the token sequences, special tokens included.
       settings: fields of Hugging Face's tokenizer_config.json; None to read this file
-        beside `path`, if it is there. WordPiece needs none. SigLIP 2 was trained on
-        lower-case texts, but its folders may name Gemma's class, which keeps capitals:
-        where the config.json beside `path` is a SigLIP's, texts become lower-case.
-        A tokenizer.json beside the config of OpenCLIP has the cleaning named there.
+        beside `path`, see `read_settings`. WordPiece needs none.
 
     Raises:
       InputError: the file is missing or broken, or of a tokenizer that is none of
@@ -113,18 +108,17 @@ def open_tokenizer(
     if not path.endswith((".json", ".model")):
         return _open_wordpiece(path, max_tokens)
     if path.endswith(".model"):
-        content, own = places.read_bytes(place), _settings(place, settings)
-        return sentence_pieces.open_model(content, max_tokens, path, own)
+        settings = read_settings(place) if settings is None else settings
+        content = places.read_bytes(place)
+        return sentence_pieces.open_model(content, max_tokens, path, settings)
     described = places.read_object(place)
     if clip_files.MARK in described:
         described = clip_files.build_tokenizer(described, place)
     model = described.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
-    if cleaning := read_cleaning(os.path.dirname(place)):
-        described = add_cleaning(described, cleaning)
-    elif kind in (None, MODEL["type"]):  # early files of BERT lack the type
+    if kind in (None, MODEL["type"]):  # early files of BERT lack the type
         return _open_wordpiece(path, max_tokens)
-    settings = _settings(place, settings)
+    settings = read_settings(place) if settings is None else settings
     return library_tokenizer.open_described(described, max_tokens, path, settings)
 
 
@@ -134,31 +128,14 @@ def find_stored(folder: str) -> str | None:
 
 
 def find_published(folder: str) -> str:
-    """Returns the path of the tokenizer in a folder of Hugging Face or OpenCLIP.
+    """Returns the path of the tokenizer in a Hugging Face folder.
 
     Raises:
-      InputError: the folder has none of the files `PUBLISHED`, or a cleaning of texts
-        and no tokenizer.json to put it in.
+      InputError: the folder has none of the files `PUBLISHED`.
     """
-    names = (TOKENIZER_FILE,) if read_cleaning(folder) else PUBLISHED
-    found = _first(folder, names)
+    found = _first(folder, PUBLISHED)
     if found is None:
-        raise InputError(f"{folder} has no tokenizer: none of {', '.join(names)}")
-    return found
-
-
-def _settings(place: str, settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Returns the settings, or those of the files beside a tokenizer."""
-    if settings is not None:
-        return settings
-    folder = os.path.dirname(place)
-    found, model = (
-        places.read_object(path) if places.exists(path) else {}
-        for path in (os.path.join(folder, n) for n in (SETTINGS_FILE, CONFIG_FILE))
-    )
-    siglip = str(model.get("model_type")).startswith("siglip")
-    if siglip and str(found.get("tokenizer_class")).startswith("Gemma"):
-        return found | {"tokenizer_class": "Siglip2Tokenizer"}
+        raise InputError(f"{folder} has no tokenizer: none of {', '.join(PUBLISHED)}")
     return found
 
 

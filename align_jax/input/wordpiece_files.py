@@ -12,6 +12,8 @@ from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input import normalizers
 from align_jax.input.normalizers import read_normalizer, write_normalizer
+from align_jax.input.post_processor import special_item, text_item
+from align_jax.input.stored_tokenizer import special_token
 from align_jax.texts import NFKC_CASEFOLD, NONE, is_folded
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -115,36 +117,20 @@ def write_tokenizer(tokens: Sequence[str], normalisation: str) -> dict[str, Any]
     Its ids are those of `WordPiece`, also for texts that need normalisation.
     """
     ids = {token: i for i, token in enumerate(tokens)}
-    first, last = _special(CLS, 0), _special(SEP, 0)
+    text = [special_item(CLS, 0), text_item("A", 0), special_item(SEP, 0)]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": ids[token],
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for token in SPECIAL
-            if token in ids
+            special_token(token, ids[token]) for token in SPECIAL if token in ids
         ],
         "normalizer": write_normalizer(normalisation),
         "pre_tokenizer": {"type": PRE_TOKENIZER},
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [first, _sequence("A", 0), last],
-            "pair": [
-                first,
-                _sequence("A", 0),
-                last,
-                _sequence("B", 1),
-                _special(SEP, 1),
-            ],
+            "single": text,
+            "pair": [*text, text_item("B", 1), special_item(SEP, 1)],
             "special_tokens": {
                 token: {"id": token, "ids": [ids[token]], "tokens": [token]}
                 for token in (CLS, SEP)
@@ -162,11 +148,3 @@ def tokenizer_class(described: Mapping[str, Any]) -> str:
     """
     plain = read_normalizer(described["normalizer"]) == NONE
     return "BertTokenizer" if plain else "PreTrainedTokenizerFast"
-
-
-def _special(token: str, type_id: int) -> dict[str, Any]:
-    return {"SpecialToken": {"id": token, "type_id": type_id}}
-
-
-def _sequence(name: str, type_id: int) -> dict[str, Any]:
-    return {"Sequence": {"id": name, "type_id": type_id}}

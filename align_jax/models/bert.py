@@ -6,7 +6,7 @@ ALIGN does not use the pooler on top of [CLS], so it is never built.
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from align_jax.config import LATE
 from align_jax.devices.mesh import Placement
 from align_jax.models.layers import (
+    block_names,
     dropout,
     gathered,
     gelu,
     layer_norm,
-    scan_blocks,
-    split_batch,
+    run_equal_blocks,
 )
 from align_jax.ranges import Count, Positive, ProperShare, Range
 
@@ -63,6 +63,7 @@ class BertConfig:
 
     # The contract of a tower, see `models.towers`.
     execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
+    form_fields: ClassVar[tuple[str, ...]] = ()
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = "layer_"
     undecayed: ClassVar[tuple[str, ...]] = ()
@@ -89,7 +90,7 @@ class BertConfig:
 
     def block_names(self) -> list[str]:
         """Returns the names of the layers' parameters, in order."""
-        return [f"{self.block_prefix}{index:02}" for index in range(self.layers)]
+        return block_names(self.block_prefix, self.layers)
 
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
@@ -222,16 +223,7 @@ class Bert(nn.Module):
         layer = gathered(BertLayer, self)
         if config.rematerialise:
             layer = nn.remat(layer)
+        make_layer = partial(layer, config, self.dtype)
         names = config.block_names()
-        if config.scan and not self.is_initializing():
-            body = layer(config, self.dtype, parent=None)
-
-            def run_layer(variables: dict, x: jax.Array, key: Any) -> Any:
-                return body.apply(variables, x, key, mask, core_ids), {}
-
-            x = scan_blocks(self, names, run_layer, x, keys)
-            return x[:, 0].astype(jnp.float32)
-        for name, key in zip(names, keys, strict=True):
-            x = layer(config, self.dtype, name=name)(x, key, mask, core_ids)
-            x = split_batch(x, self)
+        x = run_equal_blocks(self, names, make_layer, x, keys, mask, core_ids)
         return x[:, 0].astype(jnp.float32)

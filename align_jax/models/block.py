@@ -19,12 +19,12 @@ from align_jax.models.layers import (
     gathered,
     gelu,
     layer_norm,
-    scan_blocks,
-    split_batch,
+    run_equal_blocks,
+    survival_scales,
 )
 from align_jax.models.positions import Rotation
 
-PREFIX = "layer_"  # of the names of blocks
+PREFIX = "layer_"  # of the names of blocks' parameters
 REMATERIALISATIONS = ("none", "blocks")
 
 
@@ -98,7 +98,7 @@ class BlockShape:
         return nn.initializers.normal(getattr(self.deviations, kernel))
 
 
-class Drawn(NamedTuple):
+class Randomness(NamedTuple):
     """Random numbers of a block in training.
 
     Attributes:
@@ -111,7 +111,32 @@ class Drawn(NamedTuple):
     key: jax.Array | None = None
 
 
-class Block(nn.Module):
+def draw_depth(
+    key: jax.Array,
+    core_ids: jax.Array | None,
+    batch: int,
+    layers: int,
+    drop_rate: float,
+) -> list[Randomness]:
+    """Draws the stochastic depth of a tower's blocks.
+
+    The attention and the MLP of block b = 1, 2, ... of n are each left out with
+    probability drop_rate * b / n (arXiv 1603.09382, equation 4).
+
+    Args:
+      key: random key of this step.
+      core_ids: (V,) global indices of the batch's virtual cores.
+      batch: number of examples B, a multiple of V.
+      layers: number n of blocks.
+      drop_rate: probability of the last block, in [0, 1).
+    """
+    rates = [drop_rate * b / layers for b in range(1, layers + 1) for _ in range(2)]
+    scales = survival_scales(key, core_ids, batch, rates)
+    pairs = zip(scales[::2], scales[1::2], strict=True)
+    return [Randomness(survival=pair) for pair in pairs]
+
+
+class TransformerBlock(nn.Module):
     """One pre-layer-norm transformer block.
 
     Attributes:
@@ -126,7 +151,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        drawn: Drawn,
+        randomness: Randomness,
         core_ids: jax.Array | None = None,
         mask: jax.Array | None = None,
         rotation: Rotation | None = None,
@@ -135,18 +160,20 @@ class Block(nn.Module):
 
         Args:
           x: (B, L, W) input.
-          drawn: random numbers of the block.
+          randomness: random numbers of the block.
           core_ids: (V,) global indices of the batch's virtual cores; None if
-            `drawn.key` is.
+            `randomness.key` is.
           mask: (B, L) bool, false on tokens that are not attended to; None for none.
           rotation: rotary positions; None for none.
         """
         shape = self.shape
-        survival = drawn.survival or (None, None)
-        keys = (None, None) if drawn.key is None else jax.random.split(drawn.key)
+        survival = randomness.survival or (None, None)
+        key = randomness.key
+        keys = (None, None) if key is None else jax.random.split(key)
         norm = partial(layer_norm, dtype=self.dtype, epsilon=shape.norm_epsilon)
 
         def add(x: jax.Array, branch: jax.Array, number: int) -> jax.Array:
+            """Adds the attention's output, number 0, or the MLP's, number 1."""
             if shape.layer_scale is not None:
                 start = nn.initializers.constant(shape.layer_scale)
                 name = f"layer_scale_{number + 1}"
@@ -197,7 +224,7 @@ def attend(
         norm = partial(layer_norm, dtype=dtype, epsilon=shape.norm_epsilon)
         query, key = norm("query_norm", query), norm("key_norm", key)
     if rotation is not None:
-        query, key = rotation.turn(query), rotation.turn(key)
+        query, key = rotation.rotate(query), rotation.rotate(key)
     attended = jax.nn.dot_product_attention(
         query,
         key,
@@ -248,11 +275,6 @@ class AttentionPool(nn.Module):
         return (y + feed_forward(shape, normed, self.dtype))[:, 0]
 
 
-def block_names(layers: int) -> list[str]:
-    """Returns the names of the parameters of a tower's blocks, in order."""
-    return [f"{PREFIX}{index:02}" for index in range(layers)]
-
-
 def check_blocks(config: Any, where: str) -> None:
     """Checks the fields of a tower's config that describe its blocks.
 
@@ -276,7 +298,7 @@ def run_blocks(
     tower: nn.Module,
     shape: BlockShape,
     x: jax.Array,
-    drawn: Sequence[Drawn],
+    randomness: Sequence[Randomness],
     *,
     core_ids: jax.Array | None,
     mask: jax.Array | None = None,
@@ -285,11 +307,11 @@ def run_blocks(
     """Runs a tower's blocks one after the other inside its compact method.
 
     Args:
-      tower: module with `config`, `dtype` and `placement`; the config has `scan` and
-        `rematerialise`.
+      tower: module with `config`, `dtype` and `placement`; the config has `scan`,
+        `rematerialise` and `block_names`.
       shape: size and form of every block.
       x: (B, L, W) input of the first block.
-      drawn: random numbers of each block.
+      randomness: random numbers of each block.
       core_ids: (V,) global indices of the batch's virtual cores; None if not training.
       mask: (B, L) bool, false on tokens that are not attended to; None for none.
       rotation: rotary positions; None for none.
@@ -297,18 +319,10 @@ def run_blocks(
     Returns:
       (B, L, W) output of the last block.
     """
-    block = gathered(Block, tower)
+    block = gathered(TransformerBlock, tower)
     if tower.config.rematerialise == "blocks":
         block = nn.remat(block)
-    names = block_names(len(drawn))
-    if tower.config.scan and not tower.is_initializing():
-        body = block(shape, tower.dtype, parent=None)
-
-        def run(variables: dict, x: jax.Array, own: Drawn) -> Any:
-            return body.apply(variables, x, own, core_ids, mask, rotation), {}
-
-        return scan_blocks(tower, names, run, x, drawn)
-    for name, own in zip(names, drawn, strict=True):
-        x = block(shape, tower.dtype, name=name)(x, own, core_ids, mask, rotation)
-        x = split_batch(x, tower)
-    return x
+    make_block = partial(block, shape, tower.dtype)
+    shared = (core_ids, mask, rotation)
+    names = tower.config.block_names()
+    return run_equal_blocks(tower, names, make_block, x, randomness, *shared)

@@ -18,13 +18,13 @@ from align_jax.devices.kernel_choice import CHOICES, Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.models.layers import (
     REMATERIALISATIONS,
+    block_names,
+    draw_survival,
     gathered,
     gelu,
     layer_norm,
     rematerialised,
-    scan_blocks,
-    split_batch,
-    survival_scales,
+    run_equal_blocks,
 )
 from align_jax.models.mbconv import Convolution
 from align_jax.ranges import Count, Positive, ProperShare
@@ -34,9 +34,10 @@ EXPANSION = 4  # factor of the channels in a block
 
 StageRow = tuple[Count, Count]  # blocks, channels
 
-# Stages of the published sizes T to XL, and of open_clip's "convnext_xxlarge", whose
-# `norm_epsilon` is 1e-5. Its convnext_base_w and convnext_large_d are B and L with
-# other text towers and projections.
+# Stages of the published sizes T to XL (arXiv 2201.03545, section 3), and of OpenCLIP's
+# "convnext_xxlarge" (https://github.com/mlfoundations/open_clip), whose `norm_epsilon`
+# is 1e-5. OpenCLIP's convnext_base_w and convnext_large_d are B and L with other text
+# towers and projections.
 SIZES: dict[str, tuple[StageRow, ...]] = {
     "t": ((3, 96), (3, 192), (9, 384), (3, 768)),
     "s": ((3, 96), (3, 192), (27, 384), (3, 768)),
@@ -56,15 +57,15 @@ class ConvNeXtConfig:
         but the first halves the picture's side.
       patch: side and stride of the stem's convolution in pixels.
       drop_rate: stochastic-depth rate of the last block; it grows linearly from 0 at
-        the first block (for ImageNet T had 0.1, S 0.4, B and L 0.5).
+        the first block (for ImageNet T had 0.1, S 0.4, B and L 0.5; appendix A).
       layer_scale: first value of the scales by which a block multiplies its output.
       norm_epsilon: number that layer norms add to the variance.
       init_std: standard deviation of the normal distribution, truncated at two of them,
         from which kernels start.
       scan: whether to compile the blocks of a stage as one body; the parameters are the
         same.
-      rematerialise: as in `EfficientNetConfig`: "none", "pointwise", "blocks" or
-        "stages".
+      rematerialise: "none", "pointwise", "blocks" or "stages", see
+        `EfficientNetConfig`.
       kernels: "auto" (Pallas kernels if the devices support them) or "plain" (XLA). The
         7 x 7 kernels were never timed on a GPU, hence the default "plain".
       kind: "convnext".
@@ -75,6 +76,7 @@ class ConvNeXtConfig:
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }
+    form_fields: ClassVar[tuple[str, ...]] = ("norm_epsilon",)
     module_options: ClassVar[tuple[str, ...]] = ("kernels",)
     block_prefix: ClassVar[str] = "block_"
     undecayed: ClassVar[tuple[str, ...]] = (".*norm/", ".*/bias", ".*/layer_scale")
@@ -99,8 +101,7 @@ class ConvNeXtConfig:
 
     def block_names(self) -> list[str]:
         """Returns the names of the blocks' parameters, in order."""
-        count = sum(blocks for blocks, _ in self.stages)
-        return [f"{self.block_prefix}{index:02}" for index in range(count)]
+        return block_names(self.block_prefix, sum(blocks for blocks, _ in self.stages))
 
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
@@ -124,7 +125,7 @@ def drop_rates(config: ConvNeXtConfig) -> list[float]:
     return [config.drop_rate * block / max(count - 1, 1) for block in range(count)]
 
 
-class Block(nn.Module):
+class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, layer norm and two dense layers (figure 4).
 
     Attributes:
@@ -143,8 +144,8 @@ class Block(nn.Module):
 
         Args:
           x: (B, H, W, C) input.
-          survival: (B,) factors of what the block adds to its input (stochastic depth,
-            see `survival_scales`); None for ones.
+          survival: (B,) factors of the block's output before the input is added
+            (stochastic depth, see `survival_scales`); None for ones.
         """
         channels = x.shape[-1]
         convolution = partial(convolution_of, self)
@@ -213,10 +214,7 @@ class ConvNeXt(nn.Module):
         """
         config = self.config
         rates, names = drop_rates(config), config.block_names()
-        survival: Sequence[jax.Array | None] = [None] * len(rates)
-        if train and config.drop_rate:
-            key = self.make_rng("dropout")
-            survival = survival_scales(key, core_ids, images.shape[0], rates)
+        survival = draw_survival(self, rates, core_ids, images.shape[0], train)
         norm = partial(layer_norm, epsilon=config.norm_epsilon)
         run_stage = ConvNeXt._run_stage
         if config.rematerialise == "stages":
@@ -254,15 +252,7 @@ class ConvNeXt(nn.Module):
         Returns:
           An array of x's shape.
         """
-        block = rematerialised(gathered(Block, self), self.config.rematerialise)
+        block = gathered(ConvNeXtBlock, self)
+        block = rematerialised(block, self.config.rematerialise)
         make_block = partial(block, self.config, self.dtype, self.kernels)
-        if self.config.scan and not self.is_initializing():
-            body = make_block(parent=None)
-
-            def run_block(variables: dict, x: jax.Array, scale: Any) -> Any:
-                return body.apply(variables, x, scale), {}
-
-            return scan_blocks(self, names, run_block, x, survival)
-        for name, scale in zip(names, survival, strict=True):
-            x = split_batch(make_block(name=name)(x, scale), self)
-        return x
+        return run_equal_blocks(self, names, make_block, x, survival)

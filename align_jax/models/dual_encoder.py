@@ -31,11 +31,10 @@ from align_jax.ranges import Count, Positive, Share
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEMPERATURE_FORMS = ("direct", "log")
-PixelMean = tuple[
-    Share, Share, Share
-]  # of red, green and blue, between black and white
+# Red, green and blue, where black is 0 and white is 1.
+PixelMean = tuple[Share, Share, Share]
 PixelStd = tuple[Positive, Positive, Positive]
-HALVES = (0.5, 0.5, 0.5)
+HALVES = (0.5, 0.5, 0.5)  # as mean and as deviation: pixels in [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +56,10 @@ class ModelConfig:
         loss; None for no bias.
       dtype: number type of the computation, a key of `DTYPES`.
       projection_bias: whether the linear layers on the towers have a bias (CLIP: no).
-      pixel_mean: red, green and blue that the image tower receives as 0, as shares of
-        white; see `scale_pixels`.
-      pixel_std: red, green and blue, as shares of white, by which it receives a
-        difference of 1. Their default with that of `pixel_mean` is the range [-1, 1].
+      pixel_mean: red, green and blue that are subtracted from pixels, from 0 (black) to
+        1 (white); see `scale_pixels`.
+      pixel_std: red, green and blue that then divide the pixels. By default the image
+        tower takes pixels in [-1, 1].
     """
 
     image_tower: ImageTowerConfig = dataclasses.field(
@@ -267,8 +266,8 @@ def scale_pixels(
 
     Args:
       images: (B, H, W, 3) levels, or floats that are scaled already.
-      mean: red, green and blue that become 0, as shares of white.
-      std: red, green and blue that divide, as shares of white.
+      mean: red, green and blue that are subtracted, from 0 (black) to 1 (white).
+      std: red, green and blue that divide.
     """
     if images.dtype != jnp.uint8:
         return images

@@ -21,11 +21,12 @@ from align_jax.kernels.convolution import PADDINGS
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.layers import (
     REMATERIALISATIONS,
+    block_names,
+    draw_survival,
     gathered,
     rematerialised,
     scan_blocks,
     split_batch,
-    survival_scales,
 )
 from align_jax.models.mbconv import Block, Convolution, MBConv
 from align_jax.ranges import Count, Positive, Share
@@ -92,6 +93,7 @@ class EfficientNetConfig:
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }
+    form_fields: ClassVar[tuple[str, ...]] = ("padding", "strides")
     module_options: ClassVar[tuple[str, ...]] = ("batch_norm_group", "kernels")
     block_prefix: ClassVar[str] = "block_"
     undecayed: ClassVar[tuple[str, ...]] = (".*_norm/",)
@@ -122,6 +124,11 @@ class EfficientNetConfig:
         return self.stages or STAGES
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of the first block of each stage."""
+        return tuple(stride for _, _, stride, _, _ in self.rows)
+
+    @property
     def stem_channels(self) -> int:
         """Channels of the stem before scaling."""
         return STEM_CHANNELS
@@ -138,8 +145,7 @@ class EfficientNetConfig:
 
     def block_names(self) -> list[str]:
         """Returns the names of the blocks' parameters, in order."""
-        count = sum(map(len, expand_stages(self)))
-        return [f"{self.block_prefix}{index:02}" for index in range(count)]
+        return block_names(self.block_prefix, sum(map(len, expand_stages(self))))
 
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
@@ -240,10 +246,7 @@ class EfficientNet(nn.Module):
         """
         config = self.config
         rates = drop_rates(config)
-        survival: Sequence[jax.Array | None] = [None] * len(rates)
-        if train and config.drop_rate:
-            key = self.make_rng("dropout")
-            survival = survival_scales(key, core_ids, images.shape[0], rates)
+        survival = draw_survival(self, rates, core_ids, images.shape[0], train)
 
         x = images.astype(self.dtype)
         stem = round_channels(config.stem_channels, config.width)

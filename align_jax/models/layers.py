@@ -43,19 +43,19 @@ def keep_mask(
     return _draw_by_core(draw, key, core_ids, shape)
 
 
-def kept_places(
+def kept_indices(
     key: jax.Array, core_ids: jax.Array | None, shape: tuple[int, int], count: int
 ) -> jax.Array:
-    """Draws places of each example that depend only on the key and the virtual core.
+    """Draws a subset of L items for each example; it depends only on key and core.
 
     Args:
       key: random key of this step and layer.
       core_ids: (V,) global index of each virtual core in this batch.
-      shape: (B, L) number of examples and of places; B is a multiple of V.
-      count: number K of places to keep, at most L.
+      shape: (B, L) number of examples and of items; B is a multiple of V.
+      count: number K of items to keep, at most L.
 
     Returns:
-      (B, K) int32, different numbers below L in ascending order.
+      (B, K) int32, different indices below L in ascending order.
 
     Raises:
       ValueError: `core_ids` is None.
@@ -105,6 +105,30 @@ def survival_scales(
         / (1.0 - rate)
         for block, rate in enumerate(rates)
     ]
+
+
+def draw_survival(
+    tower: nn.Module,
+    rates: list[float],
+    core_ids: jax.Array | None,
+    batch: int,
+    train: bool,
+) -> list[jax.Array | None]:
+    """Draws a tower's stochastic depth by the random key named "dropout".
+
+    Args:
+      tower: module whose config has `drop_rate`.
+      rates: n probabilities of dropping a block's output.
+      core_ids: (V,) global index of each virtual core in this batch.
+      batch: number of examples B, a multiple of V.
+      train: whether to use stochastic depth.
+
+    Returns:
+      n arrays (B,) of `survival_scales`; n times None if no output is ever dropped.
+    """
+    if not train or not tower.config.drop_rate:
+        return [None] * len(rates)
+    return [*survival_scales(tower.make_rng("dropout"), core_ids, batch, rates)]
 
 
 def dropout(
@@ -177,6 +201,46 @@ def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:
 def split_batch(x: jax.Array, tower: nn.Module) -> jax.Array:
     """Constrains x (B, ...) to the batch sharding if the parameters are sharded."""
     return tower.placement.split(x) if tower.placement else x
+
+
+def block_names(prefix: str, count: int) -> list[str]:
+    """Returns the names of the parameters of a tower's blocks, in order."""
+    return [f"{prefix}{index:02}" for index in range(count)]
+
+
+def run_equal_blocks(
+    tower: nn.Module,
+    names: Sequence[str],
+    make_block: Callable[..., nn.Module],
+    x: jax.Array,
+    each: Sequence[Any],
+    *shared: Any,
+) -> jax.Array:
+    """Runs a tower's equal blocks one after the other inside its compact method.
+
+    They are compiled as one body if the config's `scan` is set.
+
+    Args:
+      tower: module that holds the blocks' variables, which are parameters only.
+      names: submodule names of n blocks, at least one.
+      make_block: constructor of a block with all fields set but `name` and `parent`.
+      x: input of the first block, (B, ...); every output has this shape.
+      each: n arguments of a block's call after x, one for each block.
+      shared: further arguments of every block's call.
+
+    Returns:
+      The output of the last block.
+    """
+    if tower.config.scan and not tower.is_initializing():
+        body = make_block(parent=None)
+
+        def run(variables: dict, x: jax.Array, own: Any) -> Any:
+            return body.apply(variables, x, own, *shared), {}
+
+        return scan_blocks(tower, names, run, x, each)
+    for name, own in zip(names, each, strict=True):
+        x = split_batch(make_block(name=name)(x, own, *shared), tower)
+    return x
 
 
 def scan_blocks(

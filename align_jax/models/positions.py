@@ -19,26 +19,35 @@ ROTARY_BASE = 100.0
 class Rotation(NamedTuple):
     """Rotary positions of L tokens (RoFormer, arXiv 2104.09864, section 3.2.2).
 
-    Channel i of a head and channel i + D / 2, of D channels, turn by an angle.
+    A head has D channels. Each pair of channels, i and i + D / 2, is rotated by an
+    angle.
 
     Attributes:
       cosines: (1 or B, L, 1, D / 2) cosines of the angles, float32.
-      sines: the sines.
+      sines: sines of the angles, of the same shape.
     """
 
     cosines: jax.Array
     sines: jax.Array
 
-    def turn(self, x: jax.Array) -> jax.Array:
-        """Turns queries or keys (B, L, heads, D)."""
+    def rotate(self, x: jax.Array) -> jax.Array:
+        """Rotates queries or keys (B, L, heads, D)."""
         wide, half = x.astype(jnp.float32), x.shape[-1] // 2
         first = lax.slice_in_dim(wide, 0, half, axis=-1)
         second = lax.slice_in_dim(wide, half, None, axis=-1)
-        turned = (
+        rotated = (
             first * self.cosines - second * self.sines,
             first * self.sines + second * self.cosines,
         )
-        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+        return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+    def select(self, indices: jax.Array) -> "Rotation":
+        """Returns the rotations of some tokens of each example, from one for all.
+
+        Args:
+          indices: (B, K) indices of tokens, below L.
+        """
+        return Rotation(self.cosines[0, indices], self.sines[0, indices])
 
 
 def resize_grid(grid: jax.Array, height: int, width: int) -> jax.Array:
@@ -98,7 +107,7 @@ def rotary_positions(
       width: number of columns of patches.
       grid: side G of the position grid.
       channels: number of channels D = 4 n of a head.
-      before: number of tokens before the patches, which do not turn.
+      before: number of tokens before the patches, which are not rotated.
 
     Returns:
       Rotations of 1 example and before + height * width tokens.

@@ -33,6 +33,8 @@ class TowerConfig(Dataclass, Protocol):
 
     Attributes:
       execution_fields: fields that change how the tower is computed but not its result.
+      form_fields: fields, or properties, that change the tower's result but not the
+        shapes of parameters. A tower starts only from weights with the same values.
       module_options: fields of the module beyond those of `Tower`, each a parameter of
         `build_tower`: "batch_norm_group", "kernels".
       block_prefix: prefix of the names of submodules that gather their parameters
@@ -46,6 +48,7 @@ class TowerConfig(Dataclass, Protocol):
     """
 
     execution_fields: ClassVar[tuple[str, ...]]
+    form_fields: ClassVar[tuple[str, ...]]
     module_options: ClassVar[tuple[str, ...]]
     block_prefix: ClassVar[str]
     undecayed: ClassVar[tuple[str, ...]]

@@ -16,17 +16,16 @@ from align_jax.models.block import (
     PREFIX,
     BlockShape,
     Deviations,
-    Drawn,
-    block_names,
+    Randomness,
     check_blocks,
     run_blocks,
 )
-from align_jax.models.layers import dropout, layer_norm
+from align_jax.models.layers import block_names, dropout, layer_norm
 from align_jax.ranges import Count, Natural, Positive, ProperShare, Range
 
 # Width, layers, heads and MLP width of published text towers: CLIP's (arXiv 2103.00020,
 # table 20), OpenCLIP's of H and bigG (https://github.com/mlfoundations/open_clip), and
-# SigLIP's, which are as large as its image towers.
+# SigLIP's (arXiv 2303.15343), which are as large as the image towers of `vit.SIZES`.
 SIZES = {
     "clip_b": (512, 12, 8, 2048),
     "clip_l": (768, 12, 12, 3072),
@@ -58,9 +57,9 @@ class TransformerConfig:
       heads: number of attention heads (CLIP B: 8).
       mlp_width: width between the two layers of an MLP (CLIP B: 2048).
       causal: whether a token attends to itself and earlier tokens only.
-      pooling: place of the output: the first `end_token`, or the last place without one
-        ("end"); the last place, padding or not ("last"); the mean over the tokens that
-        are no padding ("mean"); or the first place ("first").
+      pooling: token whose output is taken: the first `end_token`, or the last token of
+        a text without one ("end"); the last token, padding or not ("last"); the first
+        one ("first"); or the mean over all tokens that are no padding ("mean").
       end_token: id of the token that ends a text; None only without pooling "end".
       pad_token: id of padding. Only those at the end of a sequence are padding, and if
         `end_token` is the same id, the first of them is the end of the text.
@@ -79,6 +78,14 @@ class TransformerConfig:
 
     # The contract of a tower, see `models.towers`.
     execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
+    form_fields: ClassVar[tuple[str, ...]] = (
+        "causal",
+        "pooling",
+        "end_token",
+        "mask_padding",
+        "activation",
+        "norm_epsilon",
+    )
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = PREFIX
     # Gains and biases (CLIP, section 2.5), and positions as in image towers.
@@ -136,7 +143,7 @@ class TransformerConfig:
 
     def block_names(self) -> list[str]:
         """Returns the names of the blocks' parameters, in order."""
-        return block_names(self.layers)
+        return block_names(self.block_prefix, self.layers)
 
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
@@ -222,17 +229,17 @@ class Transformer(nn.Module):
         )
         x = words(tokens) + positions(jnp.arange(tokens.shape[1]))[None]
         x = x.astype(self.dtype)  # (B, L, W)
-        drawn = [Drawn()] * config.layers
+        randomness = [Randomness()] * config.layers
         if train and config.dropout:
             first, *keys = jax.random.split(self.make_rng("dropout"), 1 + config.layers)
             x = dropout(x, first, core_ids, config.dropout)
-            drawn = [Drawn(key=key) for key in keys]
+            randomness = [Randomness(key=key) for key in keys]
         real = find_tokens(tokens, config)
         x = run_blocks(
             self,
             config.block_shape,
             x,
-            drawn,
+            randomness,
             core_ids=core_ids,
             mask=real if config.mask_padding else None,
         )
@@ -241,17 +248,21 @@ class Transformer(nn.Module):
 
 
 def find_tokens(tokens: jax.Array, config: TransformerConfig) -> jax.Array:
-    """Returns which tokens (B, L) are no padding, as bools; the first one never is."""
-    places = jnp.arange(tokens.shape[1])[None]
-    lengths = jnp.where(tokens != config.pad_token, places + 1, 0).max(1, keepdims=True)
+    """Returns a mask (B, L), true on tokens (B, L) that are no padding.
+
+    The first token of a text is never padding.
+    """
+    indices = jnp.arange(tokens.shape[1])[None]
+    is_text = tokens != config.pad_token
+    lengths = jnp.where(is_text, indices + 1, 0).max(1, keepdims=True)
     ends = int(config.end_token == config.pad_token)
-    return places < jnp.maximum(lengths + ends, 1)
+    return indices < jnp.maximum(lengths + ends, 1)
 
 
 def _pool(
     x: jax.Array, tokens: jax.Array, real: jax.Array, config: TransformerConfig
 ) -> jax.Array:
-    """Returns the output (B, W) of tokens x (B, L, W); `real` is of `find_tokens`."""
+    """Pools x (B, L, W) to (B, W); `real` (B, L) is the mask of `find_tokens`."""
     if config.pooling == "first":
         return x[:, 0]
     if config.pooling == "last":
@@ -260,6 +271,6 @@ def _pool(
         total = jnp.where(real[:, :, None], x, 0.0).sum(1)
         return total / real.sum(1, keepdims=True, dtype=jnp.float32)
     last = tokens.shape[1] - 1
-    places = jnp.arange(last + 1, dtype=jnp.int32)[None]
-    first = jnp.where(tokens == config.end_token, places, last).min(1, keepdims=True)
-    return jnp.where((places == first)[:, :, None], x, 0.0).sum(1)
+    indices = jnp.arange(last + 1, dtype=jnp.int32)[None]
+    first = jnp.where(tokens == config.end_token, indices, last).min(1, keepdims=True)
+    return jnp.where((indices == first)[:, :, None], x, 0.0).sum(1)

@@ -22,12 +22,16 @@ from align_jax.models.block import (
     REMATERIALISATIONS,
     AttentionPool,
     BlockShape,
-    Drawn,
-    block_names,
+    Randomness,
     check_blocks,
+    draw_depth,
     run_blocks,
 )
-from align_jax.models.layers import kept_places, layer_norm, survival_scales
+from align_jax.models.layers import (
+    block_names,
+    layer_norm,
+)
+from align_jax.models.patch_dropout import drop_patches
 from align_jax.models.positions import (
     Rotation,
     resize_grid,
@@ -102,6 +106,13 @@ class VitConfig:
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }
+    form_fields: ClassVar[tuple[str, ...]] = (
+        "pooling",
+        "positions",
+        "position_grid",
+        "activation",
+        "norm_epsilon",
+    )
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = PREFIX
     # Gains and biases (CLIP, section 2.5), and learned tokens and positions (DeiT,
@@ -162,7 +173,7 @@ class VitConfig:
 
     def block_names(self) -> list[str]:
         """Returns the names of the blocks' parameters, in order."""
-        return block_names(self.layers)
+        return block_names(self.block_prefix, self.layers)
 
     def computed_once(self) -> Self:
         """Returns the same tower without rematerialisation and with `scan`."""
@@ -240,32 +251,19 @@ class Vit(nn.Module):
           InputError: a picture is smaller than a patch.
         """
         config = self.config
-        patch_key, drawn = self._draw(images.shape[0], core_ids, train)
+        patch_key, randomness = self._draw(images.shape[0], core_ids, train)
         norm = partial(layer_norm, dtype=self.dtype, epsilon=config.norm_epsilon)
-
-        x, rotation, learned = self._embed_patches(images), None, None  # (B, h, w, W)
-        height, width = x.shape[1:3]
-        side = config.position_grid
-        if config.positions == "rope":
-            channels, before = config.width // config.heads, config.leading_tokens
-            rotation = rotary_positions(height, width, side, channels, before)
-        elif config.positions == "sincos":
-            waves = sincos_positions(height, width, side, config.width)
-            x += waves.reshape(1, height, width, config.width)
-        else:  # the row of the class token stands before those of the patches
-            rows = side * side + (config.pooling == "cls")
-            learned = self.param("position_embeddings", START, (rows, config.width))
-            grid = learned[rows - side * side :].reshape(side, side, config.width)
-            x += resize_grid(grid, height, width)[None]
-        x = x.reshape(x.shape[0], height * width, -1).astype(self.dtype)  # (B, L, W)
+        x, rotation, learned = self._add_positions(self._embed_patches(images))
+        x = x.reshape(x.shape[0], -1, config.width).astype(self.dtype)  # (B, L, W)
         if patch_key is not None:
-            x, rotation = self._drop_patches(x, rotation, patch_key, core_ids)
+            x, rotation = drop_patches(
+                x, rotation, patch_key, core_ids, config.patch_dropout
+            )
         x = self._add_leading_tokens(x, learned)
         if config.pre_norm:
             x = norm("pre_norm", x)
-        x = run_blocks(
-            self, config.block_shape, x, drawn, core_ids=core_ids, rotation=rotation
-        )
+        shape = config.block_shape
+        x = run_blocks(self, shape, x, randomness, core_ids=core_ids, rotation=rotation)
         first, last = config.leading_tokens, x.shape[1]
         if config.pooling == "cls":
             first, last = 0, 1
@@ -273,25 +271,22 @@ class Vit(nn.Module):
         if config.final_norm:
             x = norm("final_norm", x)
         if config.pooling == "attention":
-            pool = AttentionPool(config.block_shape, self.dtype, name="pool")
+            pool = AttentionPool(shape, self.dtype, name="pool")
             return pool(x).astype(jnp.float32)
         return x.mean(1, dtype=jnp.float32)  # (B, W); of one token if it is the class's
 
     def _draw(
         self, batch: int, core_ids: jax.Array | None, train: bool
-    ) -> tuple[jax.Array | None, list[Drawn]]:
+    ) -> tuple[jax.Array | None, list[Randomness]]:
         """Returns patch dropout's key, or None, and random numbers of each block."""
         config, patch_key = self.config, None
-        drawn = [Drawn()] * config.layers
+        randomness = [Randomness()] * config.layers
         if train and (config.patch_dropout or config.drop_rate):
             patch_key, depth_key = jax.random.split(self.make_rng("dropout"))
             if config.drop_rate:
-                numbers = (n // 2 for n in range(2, 2 * config.layers + 2))
-                rates = [config.drop_rate * n / config.layers for n in numbers]
-                scales = survival_scales(depth_key, core_ids, batch, rates)
-                pairs = zip(scales[::2], scales[1::2], strict=True)
-                drawn = [Drawn(survival=pair) for pair in pairs]
-        return patch_key if config.patch_dropout else None, drawn
+                layers, rate = config.layers, config.drop_rate
+                randomness = draw_depth(depth_key, core_ids, batch, layers, rate)
+        return patch_key if config.patch_dropout else None, randomness
 
     def _embed_patches(self, images: jax.Array) -> jax.Array:
         """Embeds images (B, H, W, 3) as patches (B, h, w, width), float32."""
@@ -312,30 +307,33 @@ class Vit(nn.Module):
             name="patches",
         )(images).astype(jnp.float32)
 
-    def _drop_patches(
-        self,
-        x: jax.Array,
-        rotation: Rotation | None,
-        key: jax.Array,
-        core_ids: jax.Array | None,
-    ) -> tuple[jax.Array, Rotation | None]:
-        """Leaves out random patches of x (B, L, W), and their rotations."""
-        batch, patches = x.shape[:2]
-        count = max(1, patches - round(patches * self.config.patch_dropout))
-        places = kept_places(key, core_ids, (batch, patches), count)  # (B, K)
-        x = jnp.take_along_axis(x, places[:, :, None], axis=1)
-        if rotation is not None:
-            before = self.config.leading_tokens
-            first = jnp.broadcast_to(jnp.arange(before), (batch, before))
-            kept = jnp.concatenate([first, before + places], axis=1)
-            rotation = Rotation(*(angles[0, kept] for angles in rotation))
-        return x, rotation
+    def _add_positions(
+        self, x: jax.Array
+    ) -> tuple[jax.Array, Rotation | None, jax.Array | None]:
+        """Adds positions to patches x (B, h, w, W), or returns their rotations.
+
+        Returns:
+          The patches, the rotations of "rope", and the rows (N, W) of "learned"
+          positions, of which a class token has the first.
+        """
+        config, side = self.config, self.config.position_grid
+        height, width = x.shape[1:3]
+        if config.positions == "rope":
+            channels, before = config.width // config.heads, config.leading_tokens
+            return x, rotary_positions(height, width, side, channels, before), None
+        if config.positions == "sincos":
+            waves = sincos_positions(height, width, side, config.width)
+            return x + waves.reshape(1, height, width, config.width), None, None
+        rows = side * side + (config.pooling == "cls")
+        learned = self.param("position_embeddings", START, (rows, config.width))
+        grid = learned[rows - side * side :].reshape(side, side, config.width)
+        return x + resize_grid(grid, height, width)[None], None, learned
 
     def _add_leading_tokens(self, x: jax.Array, learned: jax.Array | None) -> jax.Array:
         """Puts the class token and the registers before the patches x (B, L, W).
 
-        The first of the `learned` positions (rows, W), if there are any, is the class
-        token's.
+        The first row of `learned` (N, W) is the position of the class token; it is None
+        if positions are not learned.
         """
         config, leading = self.config, []
         if config.pooling == "cls":

@@ -25,14 +25,15 @@ from align_jax.weights.clip_forms import (
     SIGLIP,
     SIGLIP2,
     VISION_FIXED,
-    TextFields,
-    VisionFields,
+    ClipTextFields,
+    ClipVisionFields,
 )
 from align_jax.weights.described_fields import check_others, read_fields
 
 PROJECTION = 512  # default of projection_dim
-LOGIT_SCALE = 2.6592  # default of logit_scale_init_value, the logarithm of 1 / 0.07
-FIRST_BIAS = -10.0  # of SigLIP's logits (arXiv 2303.15343, section 3.1)
+LOGIT_SCALE = 2.6592  # default of logit_scale_init_value, about ln(1 / 0.07)
+FIRST_BIAS = -10.0  # of SigLIP's logits (arXiv 2303.15343, section 3.2)
+FIRST_TEMPERATURE = 1.0 / 10.0  # of SigLIP, from the same section
 # In configs with this eos_token_id, a CLIP takes the token with the largest id.
 LARGEST_TOKEN = 2
 
@@ -66,7 +67,9 @@ def read_model_config(
         scale = described.get("logit_scale_init_value")
         width = described.get("projection_dim")
         fields["embedding_size"] = PROJECTION if width is None else width
-        fields["temperature_init"] = _first_temperature(scale, source)
+        fields["temperature_init"] = first_temperature(
+            LOGIT_SCALE if scale is None else scale, f"{source}: logit_scale_init_value"
+        )
     else:
         width = text.get("projection_size")
         if (text_tower.width if width is None else width) != image_tower.width:
@@ -75,7 +78,7 @@ def read_model_config(
                 " the width of the image tower, whose output is the embedding"
             )
         fields["logit_bias_init"] = FIRST_BIAS
-        fields["temperature_init"] = 1.0 / 10.0  # section 3.1, too
+        fields["temperature_init"] = FIRST_TEMPERATURE
     fields |= {"image_tower": dataclasses.asdict(image_tower)}
     fields |= {"text_tower": dataclasses.asdict(text_tower)}
     return read_config(ModelConfig, fields | {"temperature_form": "log"}, source)
@@ -153,7 +156,7 @@ def clip_towers(config: ModelConfig) -> tuple[VitConfig, TransformerConfig]:
 
 
 def find_form(config: ModelConfig) -> str:
-    """Returns the key in `FORMS` of the class of models that a model is one of.
+    """Returns the key in `FORMS` of the class that has the towers of a model.
 
     A SigLIP is a `SiglipModel`, not a `Siglip2Model`.
 
@@ -201,12 +204,7 @@ def write_model_config(
       InputError: the positions are not those of pictures of `image_size`.
     """
     image, text = clip_towers(config)
-    if image_size // image.patch != image.position_grid:
-        raise InputError(
-            f"pictures have {image_size} pixels, {image_size // image.patch} patches a"
-            f" side, but model.image_tower.position_grid is {image.position_grid}; a"
-            f" {FORMS[kind].architecture} has as many positions as patches"
-        )
+    check_positions(image, image_size, f"a {FORMS[kind].architecture}")
     vision_config = _tower_fields(image) | {
         "model_type": f"{kind}_vision_model",
         "patch_size": image.patch,
@@ -254,7 +252,9 @@ def _part(
     return {}, f"{source}: {name}"
 
 
-def _shared_fields(found: TextFields | VisionFields, where: str) -> dict[str, Any]:
+def _shared_fields(
+    found: ClipTextFields | ClipVisionFields, where: str
+) -> dict[str, Any]:
     """Returns the fields that image and text towers of ours share."""
     if found.hidden_act not in ACTIVATIONS:
         raise InputError(
@@ -284,16 +284,34 @@ def _tower_fields(tower: VitConfig | TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _first_temperature(scale: Any, source: str) -> float:
-    """Returns the initial temperature of a logit_scale_init_value; null is CLIP's."""
-    scale = LOGIT_SCALE if scale is None else scale
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        found = math.nan
-    else:
-        found = scale
-    if not -20 <= found <= 20:
+def check_positions(tower: VitConfig, image_size: int, model: str) -> None:
+    """Raises InputError if pictures have more or fewer patches than positions.
+
+    Args:
+      tower: config of our tower.
+      image_size: side of the pictures in pixels.
+      model: name of the other codebase's model, for the message.
+    """
+    patches = image_size // tower.patch
+    if patches != tower.position_grid:
         raise InputError(
-            f"{source}: logit_scale_init_value is {scale!r}; wanted a number from -20"
-            " to 20"
+            f"pictures have {image_size} pixels, {patches} patches a side, but"
+            f" model.image_tower.position_grid is {tower.position_grid}; {model} has as"
+            " many positions as patches"
         )
-    return math.exp(-found)
+
+
+def first_temperature(scale: Any, where: str) -> float:
+    """Returns the initial temperature of a first logit scale, which is a logarithm.
+
+    Args:
+      scale: a JSON value.
+      where: path of the value, for messages.
+
+    Raises:
+      InputError: the value is no number from -20 to 20.
+    """
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not is_number or not -20 <= scale <= 20:
+        raise InputError(f"{where} is {scale!r}; wanted a number from -20 to 20")
+    return math.exp(-scale)

@@ -13,7 +13,6 @@ import numpy as np
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.open_clip_cleaning import OPEN_CLIP_CONFIG
 from align_jax.input.preprocess import PreprocessConfig
 from align_jax.input.tokenizer import Tokenizer, find_published, open_tokenizer
 from align_jax.models.dual_encoder import ModelConfig
@@ -37,6 +36,7 @@ from align_jax.weights.open_clip_pictures import (
     read_open_clip_pictures,
     write_open_clip_pictures,
 )
+from align_jax.weights.open_clip_tokenizer import open_cleaned
 from align_jax.weights.picture_settings import (
     PictureSettings,
     read_pictures,
@@ -52,6 +52,7 @@ from align_jax.weights.tensors import (
     to_theirs,
 )
 
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -111,8 +112,11 @@ def read_open_clip(directory: str) -> Weights[ModelConfig]:
     pictures = read_open_clip_pictures(described.get("preprocess_cfg"), size, str(path))
     found, source = read_tensors(folder, OPEN_CLIP_FILES)
     prefix = "text." if "text.positional_embedding" in found else ""
-    tokenizer = open_tokenizer(
-        find_published(str(folder)), config.text_tower.max_tokens
+    tokenizer = open_cleaned(
+        folder,
+        described["model_cfg"]["text_cfg"].get("tokenizer_kwargs"),
+        config.text_tower.max_tokens,
+        f"{where}.text_cfg.tokenizer_kwargs",
     )
     return _make_weights(
         folder,

@@ -11,7 +11,7 @@ CLIP, SIGLIP, SIGLIP2 = "clip", "siglip", "siglip2"
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFields:
+class ClipTextFields:
     """Fields of `CLIPTextConfig` and `SiglipTextConfig`; the defaults are CLIP's."""
 
     vocab_size: Count = 49408
@@ -28,7 +28,7 @@ class TextFields:
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionFields:
+class ClipVisionFields:
     """Fields of the configs of image towers; the defaults are CLIP's.
 
     Only CLIP and SigLIP have `image_size`, and only SigLIP 2 has `num_patches`.
@@ -62,8 +62,8 @@ class Form:
     """
 
     architecture: str
-    text: TextFields
-    vision: VisionFields
+    text: ClipTextFields
+    vision: ClipVisionFields
     image_fields: Mapping[str, Any]
     text_fields: Mapping[str, Any]
     model_fields: Mapping[str, Any]
@@ -79,8 +79,8 @@ IMAGE_FIELDS = {
 TANH: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 SIGLIP_FORM = Form(
     "SiglipModel",
-    TextFields(32000, 768, 3072, 12, 12, 64, **TANH),
-    VisionFields(patch_size=16, **TANH),
+    ClipTextFields(32000, 768, 3072, 12, 12, 64, **TANH),
+    ClipVisionFields(patch_size=16, **TANH),
     {**IMAGE_FIELDS, "pooling": "attention", "pre_norm": False, "patch_bias": True},
     {"causal": False, "pooling": "last", "mask_padding": False},
     {"projection_bias": True, "embedding_size": None},
@@ -88,8 +88,8 @@ SIGLIP_FORM = Form(
 FORMS = {
     CLIP: Form(
         "CLIPModel",
-        TextFields(),
-        VisionFields(),
+        ClipTextFields(),
+        ClipVisionFields(),
         {**IMAGE_FIELDS, "pooling": "cls", "pre_norm": True, "patch_bias": False},
         {"causal": True, "pooling": "end"},
         {"projection_bias": False, "logit_bias_init": None},

@@ -171,7 +171,7 @@ def dense(name: str, ours: Path, out: int, entering: int) -> list[Tensor]:
 
 
 def norm(name: str, ours: Path, width: int) -> list[Tensor]:
-    """Lists the gains and shifts of a layer norm."""
+    """Lists the scale and the bias of a layer norm."""
     return [
         Tensor(f"{name}.weight", (*ours, "scale"), (width,), (0,)),
         Tensor(f"{name}.bias", (*ours, "bias"), (width,), (0,)),

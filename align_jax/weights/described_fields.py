@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 from align_jax import places
 from align_jax.config import Dataclass, read_config
 from align_jax.errors import InputError
+from align_jax.input.stored_tokenizer import SETTINGS_FILE
 from align_jax.ranges import INT32, Range
 
 LEAST_TOKENS = 3  # the beginning of a text, one token, the end
@@ -72,7 +73,7 @@ def read_token_limit(folder: pathlib.Path) -> int | None:
     Raises:
       InputError: the limit is no number, or too small for a text.
     """
-    path = folder / "tokenizer_config.json"
+    path = folder / SETTINGS_FILE
     if not path.exists():
         return None
     found = places.read_object(path).get("model_max_length")

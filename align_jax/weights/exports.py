@@ -1,4 +1,4 @@
-"""Formats in which the weights of a model are written."""
+"""Formats in which `align_jax.convert` writes the weights of a model."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,10 +16,11 @@ ALIGN_JAX, HUGGINGFACE = "align_jax", "huggingface"
 def write_huggingface(
     weights: Weights, directory: str, texts: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a new folder that transformers loads: the class is that of the towers.
+    """Writes a new folder that transformers loads, in the class that has the towers.
 
     A ViT with a text transformer is a `CLIPModel` or `SiglipModel`, EfficientNet with
-    BERT an `AlignModel`. The arguments and errors are those of their functions.
+    BERT an `AlignModel`. The arguments and errors are those of `write_clip` and
+    `write_align`.
     """
     config = weights.config
     is_vit = isinstance(config, ModelConfig) and config.image_tower.kind == "vit"

@@ -68,6 +68,7 @@ class VisionFields:
     drop_connect_rate: Share = 0.2
 
 
+# Fields of our model of which an `AlignModel` has the default.
 FIXED = ("logit_bias_init", "projection_bias", "pixel_mean", "pixel_std")
 # Fields that our towers support with their default value only.
 TEXT_FIXED = ("hidden_act", "type_vocab_size", "layer_norm_eps", "pad_token_id")
@@ -225,7 +226,9 @@ def write_model_config(config: ModelConfig, image_size: int) -> dict[str, Any]:
             f"an AlignModel has the paper's stages; this model has {tower.stages}"
         )
     if other := [f for f in FIXED if getattr(config, f) != getattr(ModelConfig, f)]:
-        raise InputError(f"an AlignModel has the default {other}, not this model's")
+        raise InputError(
+            f"an AlignModel has the default of {', '.join(other)}; this model has not"
+        )
     return {
         "architectures": ["AlignModel"],
         "model_type": "align",

@@ -15,6 +15,7 @@ from align_jax.input.tokenizer import Tokenizer
 from align_jax.models.classifier import ClassifierConfig
 from align_jax.models.dual_encoder import HALVES, ModelConfig
 from align_jax.models.parameters import Path, tower_shapes, variable_shapes
+from align_jax.models.towers import TowerConfig
 from align_jax.training.checkpoint import (
     Checkpoints,
     list_steps,
@@ -30,10 +31,6 @@ from align_jax.training.train_state import TrainState, abstract_state, create_st
 from align_jax.weights.folder import Weights
 from align_jax.weights.source import open_weights
 from align_jax.weights.tensors import check_names
-
-# Fields of towers that change what they compute, but no shape of a parameter.
-FORM_FIELDS = """activation norm_epsilon pooling positions position_grid causal
-    mask_padding end_token padding""".split()
 
 
 def first_state(
@@ -146,25 +143,34 @@ def read_initial(
             continue
         if kind not in model.towers:
             raise InputError(f"config.initialize.{kind} is set; a classifier has none")
-        weights = open_weights(_exact(source))
-        own = {path: a for path, a in weights.variables.items() if path[1] == kind}
-        if not own:
-            raise InputError(
-                f"config.initialize.{kind} is {source}, which is one {weights.kind}"
-            )
-        tower = model.towers[kind]
-        wanted = tower_shapes(kind, tower)
-        optional = tower.optional_modules
-        own = {p: a for p, a in own.items() if p in wanted or p[2] not in optional}
-        _check(own, wanted, source)
-        theirs = getattr(weights.config, kind, weights.config)
-        _check_form(theirs, tower, kind, source)
-        if kind == "text_tower":
-            _check_vocabulary(weights, tokenizer, source)
-        else:
-            _check_pixels(weights, model, source)
-        arrays |= own
+        arrays |= _read_tower(kind, source, model, tokenizer)
     return arrays
+
+
+def _read_tower(
+    kind: str,
+    source: str,
+    model: ModelConfig | ClassifierConfig,
+    tokenizer: Tokenizer | None,
+) -> dict[Path, np.ndarray]:
+    """Returns the arrays of one tower, after checks; see `read_initial`."""
+    weights = open_weights(_exact(source))
+    own = {path: a for path, a in weights.variables.items() if path[1] == kind}
+    if not own:
+        raise InputError(
+            f"config.initialize.{kind} is {source}, which is one {weights.kind}"
+        )
+    tower = model.towers[kind]
+    wanted = tower_shapes(kind, tower)
+    optional = tower.optional_modules
+    own = {p: a for p, a in own.items() if p in wanted or p[2] not in optional}
+    _check(own, wanted, source)
+    _check_form(getattr(weights.config, kind, weights.config), tower, kind, source)
+    if kind == "text_tower":
+        _check_vocabulary(weights, tokenizer, source)
+    else:
+        _check_pixels(weights, model, source)
+    return own
 
 
 def _exact(source: str) -> str:
@@ -188,13 +194,13 @@ def _check(
     )
 
 
-def _check_form(theirs: Any, own: Any, where: str, source: str) -> None:
-    """Raises InputError if two towers differ in a field that no shape shows.
+def _check_form(theirs: Any, own: TowerConfig, where: str, source: str) -> None:
+    """Raises InputError if the config `theirs` differs in one of the `form_fields`.
 
-    With the same parameters, they would compute different features.
+    With the same parameters, the two towers would compute different features.
     """
-    for name in FORM_FIELDS:
-        wanted, found = getattr(theirs, name, None), getattr(own, name, None)
+    for name in own.form_fields:
+        wanted, found = getattr(theirs, name, None), getattr(own, name)
         if wanted != found:
             raise InputError(
                 f"config.model.{where}.{name} is {found}, but {source} was trained with"

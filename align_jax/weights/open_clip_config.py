@@ -6,109 +6,43 @@ SigLIP's image towers. All other networks are refused by the field that describe
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import SIZES, VitConfig
-from align_jax.ranges import Count, Natural, Positive, ProperShare, Range, Side
-from align_jax.weights.clip_config import clip_towers, find_form
+from align_jax.ranges import Positive
+from align_jax.weights.clip_config import (
+    check_positions,
+    clip_towers,
+    find_form,
+    first_temperature,
+)
 from align_jax.weights.clip_forms import CLIP, FORMS, SIGLIP
-from align_jax.weights.described_fields import Layers, read_fields
-
-Ratio = Annotated[float, Range(above=0, most=100)]
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFields:
-    """Fields of OpenCLIP's `CLIPTextCfg` that we support, with their defaults there."""
-
-    context_length: Annotated[int, Range(least=3)] = 77
-    vocab_size: Count = 49408
-    width: Count = 512
-    heads: Count = 8
-    layers: Layers = 12
-    mlp_ratio: Ratio = 4.0
-    no_causal_mask: bool = False
-    pool_type: str = "argmax"
-    proj_bias: bool = False
-    eos_id: Natural | None = None
-    norm_kwargs: dict | None = None
-    act_kwargs: dict | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionFields:
-    """Fields of OpenCLIP's `CLIPVisionCfg` that we support, with their defaults."""
-
-    layers: Layers = 12
-    width: Count = 768
-    head_width: Count = 64
-    mlp_ratio: Ratio = 4.0
-    patch_size: Count = 16
-    image_size: Side = 224
-    patch_dropout: ProperShare = 0.0
-    norm_kwargs: dict | None = None
-    act_kwargs: dict | None = None
-    timm_model_name: str | None = None
-    timm_model_kwargs: dict | None = None
-
-
-# Fields of other networks, with the values that leave ours.
-BLOCKS: dict[str, tuple] = {
-    "ls_init_value": (None,),
-    "block_type": (None, "default"),
-    "qk_norm": (False,),
-    "scaled_cosine_attn": (False,),
-    "scale_heads": (False,),
-    "scale_attn_inner": (False,),
-    "scale_attn": (False,),
-    "scale_fc": (False,),
-    "final_ln_after_pool": (False,),
-}
-TEXT_OTHERS = BLOCKS | {
-    "text_arch": ("clip",),
-    "embed_cls": (False,),
-    "proj_type": ("linear",),
-    "hf_model_name": (None,),
-}
-VISION_OTHERS = BLOCKS | {
-    "attentional_pool": (False,),
-    "no_ln_pre": (False,),
-    "pos_embed_type": ("learnable",),
-    "pool_type": ("tok",),
-}
-TIMM_OTHERS: dict[str, tuple] = {"timm_pool": ("map",), "timm_proj": ("none", "", None)}
-MODEL_OTHERS: dict[str, tuple] = {"multimodal_cfg": (None,)}
-# Fields that do not change the network.
-TEXT_IGNORED = """hf_tokenizer_name tokenizer_kwargs tokenizer_mode tokenizer_type
-    tiktoken_name pad_id bos_id variable_text output_tokens hf_model_pretrained
-    hf_proj_type hf_pooler_type hf_model_config""".split()
-VISION_IGNORED = """output_tokens image_seq_len attn_pooler_queries attn_pooler_heads
-    timm_model_pretrained timm_drop timm_drop_path timm_proj_bias timm_pool
-    timm_proj""".split()
-MODEL_IGNORED = """embed_dim quick_gelu custom_text init_logit_scale init_logit_bias
-    vision_cfg text_cfg nonscalar_logit_scale output_dict cast_dtype""".split()
-
-# SigLIP's towers in timm: (name in `SIZES`, patch) by the names' parts, and those with
-# the tanh form of GELU.
-TIMM_NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_\d+")
-TIMM_SIZES = {"base": "b", "large": "l", "so400m": "so400m", "giantopt": "g_opt"}
-TIMM_TANH = (("so400m", 16), ("giantopt", 16))
-TIMM_FIELDS = {
-    "embed_dim": "width",
-    "depth": "layers",
-    "num_heads": "heads",
-    "patch_size": "patch",
-}
-TIMM_RATIOS = {"so400m": 3.7362, "giantopt": 4.0, "base": 4.0, "large": 4.0}
-EPSILON, TIMM_EPSILON = 1e-5, 1e-6  # of PyTorch's layer norms and of timm's
-LOGIT_SCALE = math.log(1 / 0.07)
-POOLINGS = {"argmax": "end", "eos": "end", "last": "last", "first": "first"}
+from align_jax.weights.described_fields import read_fields
+from align_jax.weights.open_clip_forms import (
+    EPSILON,
+    LOGIT_SCALE,
+    MODEL_IGNORED,
+    MODEL_OTHERS,
+    POOLINGS,
+    TEXT_IGNORED,
+    TEXT_OTHERS,
+    TIMM_EPSILON,
+    TIMM_FIELDS,
+    TIMM_NAME,
+    TIMM_OTHERS,
+    TIMM_RATIOS,
+    TIMM_SIZES,
+    TIMM_TANH,
+    VISION_IGNORED,
+    VISION_OTHERS,
+    OpenClipTextFields,
+    OpenClipVisionFields,
+)
 
 
 def read_open_clip(
@@ -143,16 +77,15 @@ def read_open_clip(
             f" {image.width}; ours are SigLIP, with a bias and this width, or CLIP"
         )
     scale = described.get("init_logit_scale")
-    scale = LOGIT_SCALE if scale is None else scale
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise InputError(f"{source}.init_logit_scale is {scale!r}; wanted a number")
     fields = {
         "image_tower": dataclasses.asdict(image),
         "text_tower": dataclasses.asdict(text),
         "embedding_size": None if timm else size,
         "projection_bias": has_bias,
         "temperature_form": "log",
-        "temperature_init": math.exp(-max(-20.0, min(20.0, scale))),
+        "temperature_init": first_temperature(
+            LOGIT_SCALE if scale is None else scale, f"{source}.init_logit_scale"
+        ),
         "logit_bias_init": described.get("init_logit_bias"),
     }
     return read_config(ModelConfig, fields, source)
@@ -163,12 +96,12 @@ def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig
     is_timm = found.get("timm_model_name") is not None
     others = TIMM_OTHERS if is_timm else VISION_OTHERS
     ignored = [*VISION_IGNORED, *(VISION_OTHERS if is_timm else ())]
-    _check_fields(found, others, ignored, where, VisionFields)
+    _check_fields(found, others, ignored, where, OpenClipVisionFields)
     if isinstance(found.get("layers"), list):
         raise InputError(
             f"{where}.layers is {found['layers']}, of a ResNet; ours is a ViT"
         )
-    fields = read_fields(VisionFields(), found, where)
+    fields = read_fields(OpenClipVisionFields(), found, where)
     if is_timm:
         size = _read_timm(fields, where)
     else:
@@ -186,7 +119,7 @@ def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig
     return read_config(VitConfig, size | {"patch_dropout": fields.patch_dropout}, where)
 
 
-def _read_timm(fields: VisionFields, where: str) -> dict[str, Any]:
+def _read_timm(fields: OpenClipVisionFields, where: str) -> dict[str, Any]:
     """Returns the fields of a SigLIP tower of timm."""
     named = TIMM_NAME.fullmatch(fields.timm_model_name or "")
     if named is None:
@@ -223,8 +156,8 @@ def _read_text(
     found: Mapping[str, Any], quick: bool, max_tokens: int | None, where: str
 ) -> tuple[TransformerConfig, bool]:
     """Translates the `text_cfg`; also returns whether the projection has a bias."""
-    _check_fields(found, TEXT_OTHERS, TEXT_IGNORED, where, TextFields)
-    fields = read_fields(TextFields(), found, where)
+    _check_fields(found, TEXT_OTHERS, TEXT_IGNORED, where, OpenClipTextFields)
+    fields = read_fields(OpenClipTextFields(), found, where)
     if fields.pool_type not in POOLINGS:
         raise InputError(
             f"{where}.pool_type is {fields.pool_type!r}; ours are {', '.join(POOLINGS)}"
@@ -312,27 +245,13 @@ def write_open_clip(config: ModelConfig, image_size: int) -> dict[str, Any]:
             "OpenCLIP has one quick_gelu for both towers; this model has"
             f" {image.activation!r} and {text.activation!r}"
         )
-    if image_size // image.patch != image.position_grid:
-        raise InputError(
-            f"pictures have {image_size // image.patch} patches a side, but"
-            f" model.image_tower.position_grid is {image.position_grid}"
-        )
-    parts: list[dict[str, Any]] = []
-    for tower in (image, text):
-        part: dict[str, Any] = {"width": tower.width, "layers": tower.layers}
-        # The float whose product with the width is not below the whole number.
-        part["mlp_ratio"] = math.nextafter(tower.mlp_width / tower.width, math.inf)
-        if tower.mlp_width == 4 * tower.width:
-            part["mlp_ratio"] = 4.0
-        if tower.norm_epsilon != EPSILON:
-            part["norm_kwargs"] = {"eps": tower.norm_epsilon}
-        if tower.activation == "gelu_tanh":
-            part["act_kwargs"] = {"approximate": "tanh"}
-        parts.append(part)
-    vision, texts = parts
-    vision |= {"image_size": image_size, "patch_size": image.patch}
-    vision |= {"head_width": image.width // image.heads}
-    texts |= {
+    check_positions(image, image_size, "OpenCLIP's ViT")
+    vision = _tower_fields(image) | {
+        "image_size": image_size,
+        "patch_size": image.patch,
+        "head_width": image.width // image.heads,
+    }
+    texts = _tower_fields(text) | {
         "context_length": text.positions,
         "vocab_size": text.vocabulary_size,
         "heads": text.heads,
@@ -349,3 +268,19 @@ def write_open_clip(config: ModelConfig, image_size: int) -> dict[str, Any]:
     if config.logit_bias_init is not None:
         described["init_logit_bias"] = config.logit_bias_init
     return described
+
+
+def _tower_fields(tower: VitConfig | TransformerConfig) -> dict[str, Any]:
+    """Returns the fields that `vision_cfg` and `text_cfg` share."""
+    # The float whose product with the width is not below the whole number.
+    ratio = math.nextafter(tower.mlp_width / tower.width, math.inf)
+    fields: dict[str, Any] = {
+        "width": tower.width,
+        "layers": tower.layers,
+        "mlp_ratio": 4.0 if tower.mlp_width == 4 * tower.width else ratio,
+    }
+    if tower.norm_epsilon != EPSILON:
+        fields["norm_kwargs"] = {"eps": tower.norm_epsilon}
+    if tower.activation == "gelu_tanh":
+        fields["act_kwargs"] = {"approximate": "tanh"}
+    return fields

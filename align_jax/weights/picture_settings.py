@@ -3,13 +3,14 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from align_jax import places
 from align_jax.config import read_config
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig
-from align_jax.models.dual_encoder import ModelConfig
+from align_jax.models.dual_encoder import HALVES, ModelConfig, PixelMean, PixelStd
 from align_jax.weights.clip_forms import CLIP, FORMS
 
 # Pillow's codes for resampling, with ours. "tf" has none; it is written as bilinear.
@@ -18,10 +19,10 @@ OUR_RESAMPLINGS = {"pil": 2, "tf": 2, "bicubic": 3}
 TOLERANCE = 1e-5  # relative, of rescale_factor
 LEVELS = 1 / 255  # the rescale_factor of all these models
 
-# Means and deviations with which OpenAI trained CLIP, published with its code.
+# Means and deviations of the pixels on which OpenAI trained CLIP
+# (https://github.com/openai/CLIP, clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HALVES = (0.5, 0.5, 0.5)
 
 # Fields of the image processors with their defaults.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -68,8 +69,8 @@ class PictureSettings:
     """
 
     preprocess: PreprocessConfig
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: PixelMean
+    std: PixelStd
 
     def set_pixels(self, config: ModelConfig) -> ModelConfig:
         """Returns a model that scales pixels by the mean and the deviation."""
@@ -114,10 +115,27 @@ def read_pictures(folder: pathlib.Path, kind: str) -> PictureSettings:
 
 def _read_fields(found: Mapping[str, Any], path: str) -> PictureSettings:
     """Translates the fields of an image processor, none of which is absent."""
+    _check_fields(found, path)
+    sizes = _read_sizes(found, path)
+    preprocess = read_config(PreprocessConfig, sizes, f"{path}: size and crop_size")
+    pixels = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
+    if found["do_normalize"]:
+        for index, name in enumerate(("image_mean", "image_std")):
+            if (numbers := read_colours(found[name])) is None:
+                raise _refusal(found, name, "three numbers from 0 to 1", path)
+            pixels[index] = numbers
+    if min(pixels[1]) <= 0:
+        raise _refusal(found, "image_std", "three numbers above 0, up to 1", path)
+    return PictureSettings(preprocess, pixels[0], pixels[1])
 
-    def refuse(name: str, wanted: Any) -> InputError:
-        return InputError(f"{path}: {name} is {found[name]!r}; wanted {wanted}")
 
+def _refusal(found: Mapping[str, Any], name: str, wanted: Any, path: str) -> InputError:
+    return InputError(f"{path}: {name} is {found[name]!r}; wanted {wanted}")
+
+
+def _check_fields(found: Mapping[str, Any], path: str) -> None:
+    """Raises InputError if a field is not one of ours, apart from sizes and colours."""
+    refuse = partial(_refusal, found, path=path)
     for name in ("do_resize", "do_rescale"):
         if found[name] is not True:
             raise refuse(name, True)
@@ -133,6 +151,11 @@ def _read_fields(found: Mapping[str, Any], path: str) -> PictureSettings:
     resample = found["resample"]
     if type(resample) is not int or resample not in RESAMPLINGS:
         raise refuse("resample", "2 (bilinear) or 3 (bicubic)")
+
+
+def _read_sizes(found: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Returns the fields of `PreprocessConfig`, whose values are not checked."""
+    refuse = partial(_refusal, found, path=path)
     size, shortest = found["size"], False
     if isinstance(size, dict) and {*size} == {"shortest_edge"}:
         size, shortest = size["shortest_edge"], True
@@ -148,22 +171,12 @@ def _read_fields(found: Mapping[str, Any], path: str) -> PictureSettings:
             raise refuse("crop_size", "a number, or a square of height and width")
     elif shortest:
         raise refuse("do_center_crop", "true with a size of the shorter side")
-    fields = {
+    return {
         "resize": resize,
         "image_size": image_size,
-        "resampling": RESAMPLINGS[resample],
+        "resampling": RESAMPLINGS[found["resample"]],
         "evaluation_resize": "shortest" if shortest else "squash",
     }
-    preprocess = read_config(PreprocessConfig, fields, f"{path}: size and crop_size")
-    pixels = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
-    if found["do_normalize"]:
-        for index, name in enumerate(("image_mean", "image_std")):
-            if (numbers := read_colours(found[name])) is None:
-                raise refuse(name, "three numbers from 0 to 1")
-            pixels[index] = numbers
-    if min(pixels[1]) <= 0:
-        raise refuse("image_std", "three numbers above 0, up to 1")
-    return PictureSettings(preprocess, pixels[0], pixels[1])
 
 
 def _read_side(size: Any) -> int | None:

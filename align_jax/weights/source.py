@@ -6,8 +6,8 @@ from collections.abc import Callable
 from align_jax import places
 from align_jax.config import CHECKPOINTS, CONFIG_FILE
 from align_jax.errors import InputError
-from align_jax.input.open_clip_cleaning import OPEN_CLIP_CONFIG
 from align_jax.weights.clip_folder import (
+    OPEN_CLIP_CONFIG,
     TOWERS,
     read_clip,
     read_clip_tower,

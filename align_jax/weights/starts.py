@@ -1,4 +1,4 @@
-"""Fields of a config whose run starts from the weights of others."""
+"""The fields that the config of a run takes over from the model it starts from."""
 
 import dataclasses
 import os
@@ -6,7 +6,12 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import find_published, find_stored
+from align_jax.input.tokenizer import (
+    Tokenizer,
+    find_published,
+    find_stored,
+    open_tokenizer,
+)
 from align_jax.training.training_runs import TRAINING
 from align_jax.weights.folder import MODEL_FILE, WEIGHTS_KINDS, is_model
 from align_jax.weights.source import open_weights
@@ -34,7 +39,8 @@ def describe_start(source: str) -> Start:
       source: a source of a dual encoder or classifier, see `open_weights`.
 
     Raises:
-      InputError: the source cannot be read, is empty, or has a single tower.
+      InputError: the source cannot be read, is empty, has a single tower, or has a
+        tokenizer that no single file describes.
     """
     if not source:
         raise InputError(
@@ -49,11 +55,31 @@ def describe_start(source: str) -> Start:
     vocabulary = ""
     if WEIGHTS_KINDS[weights.kind].reads_texts:
         vocabulary = _find_tokenizer(places.resolve(source))
+        _check_tokenizer(weights.tokenizer, vocabulary, source)
     return Start(
         dataclasses.asdict(weights.config),
         dataclasses.asdict(weights.preprocess),
         vocabulary,
     )
+
+
+def _check_tokenizer(tokenizer: Tokenizer | None, path: str, source: str) -> None:
+    """Raises InputError if a run that opens a file has other ids than the model.
+
+    A folder of OpenCLIP is one example if its config names a cleaning of texts.
+
+    Args:
+      tokenizer: tokenizer of the model.
+      path: path of the file.
+      source: source of the model, for the message.
+    """
+    if tokenizer is None:
+        return
+    if open_tokenizer(path, tokenizer.max_tokens).digest != tokenizer.digest:
+        raise InputError(
+            f"{path} alone gives other ids than the model of {source}; start from the"
+            f" folder NEW of python -m align_jax.convert --from={source} --to=NEW"
+        )
 
 
 def _find_tokenizer(place: str) -> str:

@@ -24,20 +24,20 @@ Arrays = dict[str, np.ndarray]
 FLOATS = ("F64", "F32", "F16", "BF16")
 OTHERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
-
-# Names of a checkpoint's file in a Hugging Face folder, and what an index adds to it.
-CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+# Names of a checkpoint's file in a Hugging Face folder, and the ending that the name of
+# an index of several files has in addition.
+CHECKPOINT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
 
 
 def has_tensors(folder: str) -> bool:
-    """Returns whether a folder has a Hugging Face checkpoint, also one of parts."""
-    names = [f"{name}{end}" for name in CHECKPOINTS for end in ("", INDEX)]
+    """Returns whether a folder has a Hugging Face checkpoint."""
+    names = [f"{name}{end}" for name in CHECKPOINT_FILES for end in ("", INDEX)]
     return any(places.exists(os.path.join(folder, name)) for name in names)
 
 
 def read_tensors(
-    folder: pathlib.Path, names: Sequence[str] = CHECKPOINTS
+    folder: pathlib.Path, names: Sequence[str] = CHECKPOINT_FILES
 ) -> tuple[Arrays, str]:
     """Reads a Hugging Face checkpoint's arrays by name, from one file or several.
 

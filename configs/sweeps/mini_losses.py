@@ -3,8 +3,9 @@
     python -m align_jax.sweep --sweep=configs/sweeps/mini_losses.py \
         --workdir=runs/ablations
 
-The second sigmoid run starts from the bias at which a batch of 128 pairs has as many
-pairs as it expects, log(1 / 127); SigLIP's -10 fits 22,000 pairs.
+The second sigmoid run starts from the bias log(1 / 127), the logarithm of the number of
+matching texts over that of other texts for a picture in a batch of 128 pairs. SigLIP's
+bias of -10 fits 22,000 pairs.
 
 Hardware: 2 CPU cores, under 15 minutes.
 Expected: see docs/ablations.md.

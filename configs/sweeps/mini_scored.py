@@ -1,4 +1,4 @@
-"""A corpus that its own model filters, in miniature: all pairs, the best half, a half.
+"""A corpus filtered by a model of it, in miniature: all pairs, best half, any half.
 
     python -m data.build --config=configs/corpus_quickstart.py \
         --config.embeddings.model=runs/quickstart \

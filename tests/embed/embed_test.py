@@ -266,7 +266,7 @@ def test_the_command_embeds_and_ends_in_one_line(
     for arguments, message in (
         ([model, images], "wanted --images=PARQUET and --out=FOLDER, or --check"),
         ([model, images, out, "--batch_size=0"], "--batch_size is 0"),
-        ([f"--model={tmp_path}", images, out], "is a folder without either"),
+        ([f"--model={tmp_path}", images, out], "is a folder without any"),
         ([model, "--images=nowhere", out], "no pictures at nowhere"),
     ):
         assert command(monkeypatch, *arguments) == 2

@@ -19,6 +19,7 @@ import tensorflow as tf
 from align_jax.errors import InputError
 from align_jax.input.library_tokenizer import LibraryTokenizer
 from align_jax.input.sentence_pieces import SentencePieces
+from align_jax.input.stored_tokenizer import special_token
 from align_jax.input.tokenizer import find_published, open_tokenizer
 from align_jax.texts import fold
 from data.corpus.sentence_pieces import learn_pieces, settings_file
@@ -78,11 +79,7 @@ def models(folder):
 
 def describe(kind, scores, ids):
     """The tokenizer.json of a SentencePiece model in the form of Gemma's or T5's."""
-    added = [
-        {"id": i, "content": token, "special": True, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for i, token in enumerate(("<pad>", "</s>", "<unk>"))
-    ]
+    added = [special_token(t, i) for i, t in enumerate(("<pad>", "</s>", "<unk>"))]
     if kind == "bpe":
         model = {"type": "BPE", "vocab": ids, "merges": merges_of(scores)}
         model |= {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}

@@ -42,7 +42,9 @@ def case(request):
     return name, config, variables, run(name, config, variables)
 
 
-@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.pods), True])
+# In the fast tests, tower_forms_test computes the smallest towers in these forms.
+@pytest.mark.pods
+@pytest.mark.parametrize("scan", [False, True])
 def test_execution_changes_neither_result_nor_gradient(case, scan):
     name, config, variables, expected = case
     assert {"scan", "rematerialise"} == {*TOWERS[name][config.kind][0].execution_fields}

@@ -8,7 +8,12 @@ from align_jax.config import read_config
 from align_jax.devices.kernel_choice import INTERPRET, Kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.errors import InputError
-from align_jax.models.convnext import Block, ConvNeXt, ConvNeXtConfig, drop_rates
+from align_jax.models.convnext import (
+    ConvNeXt,
+    ConvNeXtBlock,
+    ConvNeXtConfig,
+    drop_rates,
+)
 
 
 def randomised(variables, seed):
@@ -41,21 +46,19 @@ def block_by_hand(params, x, epsilon):
     return out
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_block_is_that_of_plain_numpy(seed):
     rng = np.random.default_rng(seed)
     shape = (2, *rng.integers(1, 9, 2), rng.integers(3, 12))
     x = rng.normal(size=shape).astype(np.float32)
-    block = Block(ConvNeXtConfig(norm_epsilon=0.01))
+    block = ConvNeXtBlock(ConvNeXtConfig(norm_epsilon=0.01))
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, None)
     params = randomised(shapes["params"], seed)
-    found = jax.jit(block.apply)({"params": params}, x, None)
-    wanted = block_by_hand(params, x, 0.01)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     # Stochastic depth scales what is added, by example.
-    scaled = block.apply({"params": params}, x, np.float32([0.0, 2.0]))
-    np.testing.assert_allclose(scaled[0], x[0], rtol=1e-6)
-    np.testing.assert_allclose(scaled[1], 2 * wanted[1] - x[1], rtol=1e-4, atol=1e-4)
+    found = jax.jit(block.apply)({"params": params}, x, np.float32([0.0, 2.0]))
+    wanted = block_by_hand(params, x, 0.01)
+    np.testing.assert_allclose(found[0], x[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], 2 * wanted[1] - x[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_tower_is_its_stem_its_blocks_and_its_norms():
@@ -102,22 +105,16 @@ def test_published_first_values_and_depths():
     assert drop_rates(ConvNeXtConfig(stages=((1, 8),), drop_rate=0.5)) == [0.0]
 
 
-def test_every_pixel_and_every_parameter_matters():
+def test_every_pixel_matters_where_strides_leave_a_remainder():
     tower = ConvNeXt(ConvNeXtConfig(stages=((1, 4), (1, 8))))
-    images = jax.random.normal(jax.random.key(1), (1, 17, 18, 3))
-    weights = jax.random.normal(jax.random.key(2), (1, 8))
+    images = np.random.default_rng(1).normal(size=(1, 17, 18, 3)).astype(np.float32)
     shapes = jax.eval_shape(lambda: tower.init(jax.random.key(0), images, None, False))
-
-    def score(params, images):
-        out = tower.apply({"params": params}, images, None, False)
-        return (out * weights).sum()
-
-    found = jax.jit(jax.grad(score, (0, 1)))(randomised(shapes["params"], 3), images)
-    to_params, to_images = found
-    assert (np.abs(to_images).sum((0, 3)) > 0).all()
-    flat = jax.tree_util.tree_leaves_with_path(to_params)
-    dead = [jax.tree_util.keystr(path) for path, g in flat if not np.any(g)]
-    assert not dead
+    variables = {"params": randomised(shapes["params"], 3)}
+    images = np.repeat(images, 4, axis=0)
+    images[1, 16], images[2, :, 17], images[3, 0, 0] = 2.0, 2.0, 2.0
+    run = jax.jit(tower.apply, static_argnums=3)
+    found = run(variables, images, None, False)
+    assert (np.abs(found[1:] - found[:1]).max(1) > 1e-3).all()
 
 
 @pytest.mark.pods
@@ -126,11 +123,11 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient():
     config = ConvNeXtConfig(layer_scale=1.0)
     x = jax.random.normal(jax.random.key(0), (4, 5, 6, 8))
     x = jax.device_put(x, batch_split(mesh))
-    shapes = jax.eval_shape(Block(config).init, jax.random.key(0), x, None)
+    shapes = jax.eval_shape(ConvNeXtBlock(config).init, jax.random.key(0), x, None)
     params = randomised(shapes["params"], 2)
 
     def run(kernels):
-        block = Block(config, kernels=kernels)
+        block = ConvNeXtBlock(config, kernels=kernels)
 
         def score(params, x):
             return jnp.sin(block.apply({"params": params}, x, None)).sum()

@@ -6,7 +6,7 @@ from align_jax.models.batch_norm import BatchNorm, mean_over_groups
 from align_jax.models.layers import (
     dropout,
     keep_mask,
-    kept_places,
+    kept_indices,
     survival_scales,
 )
 
@@ -19,10 +19,10 @@ def test_a_mask_depends_on_its_virtual_core_only():
     assert not np.array_equal(whole[:4], later_half)
 
 
-def test_kept_places_depend_on_their_virtual_core_only():
+def test_kept_indices_depend_on_their_virtual_core_only():
     key = jax.random.key(3)
-    whole = kept_places(key, jnp.arange(4), (64, 6), 4)
-    later_half = kept_places(key, jnp.arange(2, 4), (32, 6), 4)
+    whole = kept_indices(key, jnp.arange(4), (64, 6), 4)
+    later_half = kept_indices(key, jnp.arange(2, 4), (32, 6), 4)
     np.testing.assert_array_equal(whole[32:], later_half)
     assert (np.diff(whole, axis=1) > 0).all()
     assert len(np.unique(whole, axis=0)) == 15  # 4 of 6

@@ -65,6 +65,7 @@ class ToyConfig:
     end_token: int | None = None
 
     execution_fields: ClassVar[tuple[str, ...]] = ("again",)
+    form_fields: ClassVar[tuple[str, ...]] = ()
     module_options: ClassVar[tuple[str, ...]] = ()
     block_prefix: ClassVar[str] = ""
     undecayed: ClassVar[tuple[str, ...]] = ("layer/bias",)
@@ -214,6 +215,7 @@ def test_every_tower_s_answers_are_true_of_it(name, kind):
     fields = {field.name for field in dataclasses.fields(config)}
     assert config.kind == kind
     assert fields >= {"kind", *config.execution_fields}
+    assert all(hasattr(config, name) for name in config.form_fields)
     assert stored_fields(config).get("kind", DEFAULT_KINDS[name]) == kind
     tower = build_tower(name, config, jnp.float32)
     inputs = FIRST_INPUTS[TOWER_INPUTS[name]]

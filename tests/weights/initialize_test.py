@@ -95,6 +95,22 @@ def test_a_tower_of_pixels_of_another_scale_is_refused(config, tmp_path):
         read(dataclasses.replace(config, model=model), image_tower=folder)
 
 
+def test_a_tower_of_another_form_is_refused(config, tmp_path):
+    """Neither padding nor strides show in a shape."""
+    tower, folder = config.model.image_tower, str(tmp_path / "image")
+    write_tower(tmp_path / "image", "image_tower", tower)
+    rows = [list(row) for row in tower.rows]
+    rows[0][2] = 3 - rows[0][2]  # 1 becomes 2, and 2 becomes 1
+    for fields, message in (
+        ({"padding": "keras"}, "image_tower.padding is keras, but .* with same"),
+        ({"stages": tuple(map(tuple, rows))}, "image_tower.strides is .* with "),
+    ):
+        other = dataclasses.replace(tower, **fields)
+        model = dataclasses.replace(config.model, image_tower=other)
+        with pytest.raises(InputError, match=message):
+            read(dataclasses.replace(config, model=model), image_tower=folder)
+
+
 def test_texts_are_normalised_as_in_the_training_of_the_weights(config, tmp_path):
     folder = str(tmp_path / "text")
     tower = config.model.text_tower

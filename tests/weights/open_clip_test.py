@@ -4,20 +4,17 @@ import gzip
 import json
 import pathlib
 
-import jax
-import numpy as np
 import pytest
 import safetensors.numpy
 
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import find_published, open_tokenizer
-from align_jax.models.dual_encoder import DualEncoder
-from align_jax.models.parameters import unflatten
+from align_jax.input.stored_tokenizer import special_token
 from align_jax.weights.clip_folder import write_open_clip
 from align_jax.weights.open_clip_config import read_open_clip
+from align_jax.weights.open_clip_tokenizer import open_cleaned
 from align_jax.weights.source import open_weights
-from align_jax.weights.vocabulary import check_copy, keep_copy
 from tests.golden import clip_arrays
+from tests.weights import outputs
 from tests.weights.clip_test import assert_same, edit, tensors_of, vocabulary
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/open_clip.json.gz"
@@ -45,30 +42,12 @@ def write_folder(folder: pathlib.Path, name: str) -> str:
 def test_embeddings_and_logits_are_openclips(name, tmp_path):
     golden = MODELS[name]
     weights = open_weights(write_folder(tmp_path / name, name))
-    variables = unflatten(weights.variables)
-
-    @jax.jit
-    def embed(variables, images, tokens):
-        model = DualEncoder(weights.config, batch_norm_group=1)
-        return (
-            model.apply(variables, images, method="encode_images"),
-            model.apply(variables, tokens, method="encode_texts"),
-        )
-
     text = golden["config"]["text_cfg"]
     ids = clip_arrays.tokens(
         text["vocab_size"], text["context_length"], golden["end"], golden["pad"]
     )
-    images, texts = embed(variables, clip_arrays.pixels(golden["size"]), ids)
-    params = variables["params"]
-    logits = images @ texts.T * np.exp(-params["log_temperature"])
-    logits += params.get("logit_bias", 0.0)
-    for found, key in ((images, "image"), (texts, "text"), (logits, "logits")):
-        expected = np.array(golden[key])
-        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max(), key
-    for key in ("image", "text"):
-        cosines = np.array(golden[key]) @ np.array(golden[key]).T
-        assert cosines[~np.eye(3, dtype=bool)].max() < 0.95, key
+    pixels = clip_arrays.pixels(golden["size"])
+    outputs.assert_golden(outputs.compute(weights, pixels, ids), golden)
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("clip")])
@@ -129,6 +108,12 @@ def test_a_siglip_is_not_written(tmp_path):
         (None, {"multimodal_cfg": {}}, "multimodal_cfg is {}; ours is None"),
         (None, {"text_cfg": 3}, "text_cfg is 3; wanted a dict"),
         (None, {"quick_gelu": "x"}, "quick_gelu is 'x'; wanted true or false"),
+        (
+            None,
+            {"init_logit_scale": 99},
+            "init_logit_scale is 99; wanted a number from",
+        ),
+        (None, {"init_logit_scale": True}, "init_logit_scale is True; wanted a number"),
         (None, {"embed_dim": None}, "embed_dim is None; wanted a whole"),
     ],
 )
@@ -187,12 +172,8 @@ def test_siglip_s_towers_of_timm_are_known_by_name(name, image, activation):
 
 def test_texts_are_cleaned_as_the_config_says(tmp_path):
     pieces = ["<pad>", "</s>", "<unk>", "\N{LOWER ONE EIGHTH BLOCK}", *"abcC.!_"]
-    special = {"single_word": False, "lstrip": False, "rstrip": False}
-    special |= {"normalized": False, "special": True}
     described = {
-        "added_tokens": [
-            {"id": i, "content": token, **special} for i, token in enumerate(pieces[:3])
-        ],
+        "added_tokens": [special_token(token, i) for i, token in enumerate(pieces[:3])],
         "normalizer": {"type": "Replace", "pattern": {"String": "c"}, "content": "b"},
         "pre_tokenizer": {
             "type": "Metaspace",
@@ -211,13 +192,8 @@ def test_texts_are_cleaned_as_the_config_says(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(described))
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
 
-    def open_cleaned(options):
-        config = {"model_cfg": {"text_cfg": {"tokenizer_kwargs": options}}}
-        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-        return open_tokenizer(find_published(str(tmp_path)), 12)
-
     def ids(text, options):
-        tokenizer = open_cleaned(options)
+        tokenizer = open_cleaned(tmp_path, options, 12, "tokenizer_kwargs")
         return [pieces[i] for i in tokenizer.encode([text])[0] if i]
 
     space = pieces[3]
@@ -234,11 +210,3 @@ def test_texts_are_cleaned_as_the_config_says(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             ids(text, options)
-    # The copy in a run's folder has the cleaning in itself.
-    tokenizer = open_cleaned({"clean": "canonicalize"})
-    (tmp_path / "run").mkdir()
-    keep_copy(str(tmp_path / "run"), tokenizer)
-    check_copy(str(tmp_path / "run"), tokenizer)
-    (tmp_path / "tokenizer.json").rename(tmp_path / "vocab.json")
-    with pytest.raises(InputError, match=r"no tokenizer: none of tokenizer\.json"):
-        open_cleaned({"clean": "canonicalize"})

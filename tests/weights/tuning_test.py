@@ -9,8 +9,11 @@ import pytest
 import safetensors.numpy
 
 from align_jax.errors import InputError
+from align_jax.input.wordpiece import WordPiece
+from align_jax.texts import NONE
 from align_jax.train import train
 from align_jax.training.training_runs import read_run_config
+from align_jax.weights import starts
 from align_jax.weights.exports import write_huggingface
 from align_jax.weights.initialize import read_initial
 from align_jax.weights.source import open_weights
@@ -52,7 +55,9 @@ def lines_of(workdir: pathlib.Path) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("name", ["clip_small", "siglip_small"])
+@pytest.mark.parametrize(
+    "name", ["clip_small", pytest.param("siglip_small", marks=pytest.mark.pods)]
+)
 def test_a_tuned_model_starts_as_the_published_one_and_is_exported(name, tmp_path):
     source = write_start(tmp_path / "start", name)
     fields = shorten(tune_published.get_config(source), tmp_path / "data")
@@ -84,6 +89,7 @@ def test_a_tuned_model_starts_as_the_published_one_and_is_exported(name, tmp_pat
     assert open_weights(str(tmp_path / "back")).config == first.config
 
 
+@pytest.mark.pods
 def test_a_new_text_tower_learns_a_locked_image_tower(tmp_path):
     source = write_start(tmp_path / "start", "clip_small")
     fields = shorten(finetune_lit.get_config(source), tmp_path / "data")
@@ -132,6 +138,16 @@ def test_a_start_is_named_and_is_a_whole_model(tmp_path):
     (source / "config.json").write_text(json.dumps(tower))
     with pytest.raises(InputError, match="is one image_tower; wanted a complete model"):
         describe_start(str(source))
+
+
+def test_a_start_whose_file_gives_other_ids_is_refused(tmp_path, monkeypatch):
+    source = tiny.write_model(tmp_path / "model")
+    weights = open_weights(source)
+    other = WordPiece(weights.tokenizer.tokens, 6, normalisation=NONE)
+    weights = dataclasses.replace(weights, tokenizer=other)
+    monkeypatch.setattr(starts, "open_weights", lambda _: weights)
+    with pytest.raises(InputError, match=r"vocabulary\.txt alone gives other ids"):
+        describe_start(source)
 
 
 def test_a_start_from_our_own_folder_has_its_tokenizer(tmp_path):
