@@ -257,7 +257,7 @@ def test_a_run_does_not_start_from_a_folder_whose_cleaning_is_in_another_file(tm
     found = json.loads(path.read_text())
     found["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
     path.write_text(json.dumps(found))
-    with pytest.raises(InputError, match="cleaned; write the model in our format, by"):
+    with pytest.raises(InputError, match="alone gives other ids than the model of"):
         describe_start(str(folder))
     ours = tmp_path / "ours"
     write_weights(open_weights(str(folder)), str(ours))

@@ -69,7 +69,7 @@ def test_the_last_line_of_a_failed_process_is_the_error(tmp_path):
     assert "config.pictures.embedding_model is" in message
     assert "\n" not in message
     assert "ended with exit code 2" in message
-    assert "is a folder without either: wanted one with model.json" in message
+    assert "is a folder without any: wanted one with model.json" in message
 
 
 def test_a_process_gets_the_paths_and_is_ended_with_us(tmp_path, monkeypatch):
