@@ -89,7 +89,8 @@ def train(
         # Nothing but the lock is written until all input is checked.
         lock = stack.enter_context(folder.locked_workdir(workdir))
         check_workdir(workdir, fields)  # it was not locked before
-        plan, tokenizer = inputs.programs.plans[0], inputs.tokenizer
+        programs, tokenizer = inputs.programs, inputs.tokenizer
+        plan = programs.plans[0]
         kept = KeptPrograms(workdir, config, plan.mesh)
         with times.doing("restore"), doing(RESTORING_LINE, folder.leads()):
             start, state = first_state(config, plan, tokenizer, workdir, kept)
@@ -108,15 +109,15 @@ def train(
         )
         feeds = inputs.tracking.feeds
         lines, writer, past = open_writers(workdir, start, times.begun, feeds)
-        pairs, flops = inputs.programs.pairs_after(start), inputs.programs.count_flops
-        pace = Pace(pairs, flops(start), past, times)
+        flops = programs.count_flops(start)
+        pace = Pace(programs.pairs_after(start), flops, past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)
         stack.callback(log.end_bar)
         stack.enter_context(HangWatch(workdir, config.hang_seconds, pace))
         loop = TrainLoop(
             config=config,
             state=state,
-            programs=inputs.programs,
+            programs=programs,
             read=read,
             batches=batches,
             evaluators=inputs.evaluators,

@@ -14,15 +14,7 @@ from align_jax.input.framed_tokenizer import Frame, FramedTokenizer
 from align_jax.input.hub_settings import added_ends, check_sides, named_token
 from align_jax.input.post_processor import read_ends, write_template
 from align_jax.input.stored_tokenizer import TOKENIZER_FILE
-from align_jax.ranges import INT32
-
-MODELS = ("BPE", "Unigram")
-# Parts of a tokenizer.json that ids depend on; decoders are not used, and `files`
-# writes `padding` and `truncation`.
-PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
-LOWERCASE = {"type": "Lowercase"}
-# Classes of transformers that put it before a normalizer that lacks it.
-LOWERCASING = ("Siglip2Tokenizer", "Siglip2TokenizerFast")
+from align_jax.input.tokenizer_json import id_of, ids_of, read_parts
 
 
 def open_described(
@@ -45,23 +37,9 @@ def open_described(
         say which token is padding.
       ModuleNotFoundError: the package `tokenizers` is missing.
     """
-    model = described.get("model")
-    model = model if isinstance(model, dict) else {}
-    kind = model.get("type")
-    if kind not in MODELS:
-        raise InputError(
-            f"the model of {source} is {kind!r}; wanted WordPiece, {', '.join(MODELS)}"
-        )
+    parts = read_parts(described, settings, source)
     check_sides(settings, source)
-    _check_directions(described, settings, source)
-    parts: dict[str, Any] = {"version": "1.0"}
-    parts |= {name: described.get(name) for name in PARTS}
-    parts["added_tokens"] = parts["added_tokens"] or []
-    if kind == "BPE":
-        parts["model"] = _read_bpe(model, source)
-    if settings.get("tokenizer_class") in LOWERCASING:
-        parts["normalizer"] = _lowercased(parts["normalizer"])
-    ids = _ids_of(parts, source)
+    ids = ids_of(parts, source)
     frame = _read_frame(described, settings, ids, source)
     names = {number: token for token, number in ids.items()}
     parts["post_processor"] = write_template(frame.first, frame.last, names)
@@ -87,7 +65,7 @@ def _read_frame(
     if named["bos"] is not None or named["eos"] is not None:
         # As in transformers: one of the two fields stands for both.
         first, last = (
-            [_id_of(ids, token, source) for token in named[name] or ()]
+            [id_of(ids, token, source) for token in named[name] or ()]
             for name in ("bos", "eos")
         )
     names = {number: token for token, number in ids.items()}
@@ -100,7 +78,7 @@ def _read_frame(
     pad, padding = named_token(settings, "pad_token", source), described.get("padding")
     own = padding.get("pad_id") if isinstance(padding, dict) else None
     if pad is not None:
-        pad_id = _id_of(ids, pad, source)
+        pad_id = id_of(ids, pad, source)
     elif type(own) is int and own in names:
         pad_id = own
     else:
@@ -125,7 +103,7 @@ class LibraryTokenizer(FramedTokenizer):
         """Prepares the library's tokenizer.
 
         Args:
-          parts: the `PARTS` of a tokenizer.json; its post-processor adds the frame.
+          parts: result of `read_parts`; its post-processor adds the frame.
           max_tokens: length of the token sequences.
           frame: the special tokens.
           ids: ids by token, added tokens included.
@@ -207,7 +185,7 @@ class Library:
         import tokenizers
 
         special = {t["content"] for t in parts["added_tokens"] if t["special"]}
-        ids = _ids_of(parts, self._source)
+        ids = ids_of(parts, self._source)
         special |= {token for token, i in ids.items() if i in _framed(self._frame)}
         plain = json.dumps(_without(parts, special), ensure_ascii=False)
         try:
@@ -268,99 +246,3 @@ def _without(parts: Mapping[str, Any], special: Set[str]) -> dict[str, Any]:
 
 def _frames(parts: Mapping[str, Any], token: str) -> bool:
     return token in (parts["post_processor"] or {}).get("special_tokens", {})
-
-
-def _read_bpe(model: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Returns a BPE model with its merges as pairs.
-
-    Early files have merges as texts with a space.
-
-    Raises:
-      InputError: the merges are no pairs, a field has another type, or ids are drawn at
-        random.
-    """
-    merges = model.get("merges")
-    pairs: list[Any] = [
-        merge.split(" ") if isinstance(merge, str) else merge
-        for merge in (merges if isinstance(merges, list) else [None])
-    ]
-    for pair in pairs:
-        is_pair = isinstance(pair, list) and len(pair) == 2
-        if not is_pair or not all(isinstance(token, str) for token in pair):
-            raise InputError(f"{source} has no list of merges of two tokens each")
-    for name in ("unk_token", "continuing_subword_prefix"):
-        if not isinstance(model.get(name), str | None):
-            raise InputError(
-                f"the model of {source} has {name} {model[name]!r}; wanted a token"
-            )
-    prefix = model.get("continuing_subword_prefix") or ""
-    if wrong := [pair for pair in pairs if not pair[1].startswith(prefix)]:
-        raise InputError(
-            f"{source} merges {wrong[0]}, but its continuing_subword_prefix is"
-            f" {prefix!r}"
-        )
-    if model.get("dropout"):
-        raise InputError(
-            f"the model of {source} has dropout {model['dropout']!r}, with which a text"
-            " has other ids each time; wanted null"
-        )
-    return dict(model) | {"merges": pairs}
-
-
-def _check_directions(
-    described: Mapping[str, Any], settings: Mapping[str, Any], source: str
-) -> None:
-    """Raises InputError if tokenizer.json pads or cuts texts at their beginning.
-
-    As in transformers, a side in the settings counts instead.
-    """
-    for name in ("padding", "truncation"):
-        found = described.get(name)
-        direction = found.get("direction") if isinstance(found, dict) else None
-        if settings.get(f"{name}_side") is None and direction not in (None, "Right"):
-            raise InputError(
-                f"{source}: {name}.direction is {direction!r}; ours is 'Right'"
-            )
-
-
-def _ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
-    """Returns the ids of all tokens; InputError if the file does not list them."""
-    try:
-        found = parts["model"]["vocab"]
-        if parts["model"]["type"] == "Unigram":
-            found = {piece: number for number, (piece, _) in enumerate(found)}
-        ids = dict(found)
-        for token in parts["added_tokens"]:
-            content, number, special = (token[n] for n in ("content", "id", "special"))
-            if not isinstance(special, bool):
-                raise TypeError(f"special is {special!r}")
-            if ids.setdefault(content, number) != number:
-                raise ValueError(f"{content!r} has the ids {ids[content]} and {number}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source} has a broken list of tokens: {error!r}") from error
-    is_whole = all(type(n) is int and 0 <= n < INT32 for n in ids.values())
-    if not ids or not is_whole or not all(isinstance(token, str) for token in ids):
-        raise InputError(
-            f"{source} has no tokens, or one that is no text with a whole number as id"
-        )
-    return ids
-
-
-def _id_of(ids: Mapping[str, int], token: str, source: str) -> int:
-    if token not in ids:
-        raise InputError(f"{source} has no token {token!r}, which its settings name")
-    return ids[token]
-
-
-def _lowercased(normalizer: dict[str, Any] | None) -> dict[str, Any]:
-    """Returns a normalizer that begins with lower-casing."""
-    if normalizer is None:
-        return LOWERCASE
-    steps: Any = [normalizer]
-    if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
-        steps = normalizer.get("normalizers")
-        if not isinstance(steps, list):
-            return normalizer  # which the library refuses
-    if steps[:1] == [LOWERCASE]:
-        return normalizer
-    return {"type": "Sequence", "normalizers": [LOWERCASE, *steps]}

@@ -40,12 +40,6 @@ def find_normalisation(vocabulary: Sequence[str]) -> str:
     return NFKC_CASEFOLD if ours else NONE
 
 
-def read_vocabulary(path: str) -> list[str]:
-    """Reads the tokens of a vocabulary file alone; see `read_tokens`."""
-    vocabulary, _ = read_tokens(path)
-    return vocabulary
-
-
 def read_tokens(path: str) -> tuple[list[str], str | None]:
     """Reads the tokens of a vocabulary file, and the normalisation that it states.
 

@@ -204,7 +204,7 @@ class ConvNeXt(nn.Module):
         """Encodes images.
 
         Args:
-          images: (B, H, W, 3) pixels in [-1, 1].
+          images: (B, H, W, 3) pixels, scaled as the model's `pixel_mean` says.
           core_ids: (V,) global indices of the batch's virtual cores; None if not
             `train`.
           train: whether to use stochastic depth, with the random key named "dropout".

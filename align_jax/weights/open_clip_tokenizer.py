@@ -11,6 +11,7 @@ from align_jax.input.hub_settings import read_settings
 from align_jax.input.library_tokenizer import open_described
 from align_jax.input.stored_tokenizer import TOKENIZER_FILE
 from align_jax.input.tokenizer import Tokenizer, find_published, open_tokenizer
+from align_jax.input.tokenizer_json import LOWERCASE, put_before
 
 
 def _replace(pattern: str, content: str) -> dict[str, Any]:
@@ -21,17 +22,16 @@ SPACES = [
     _replace(r"\s+", " "),
     {"type": "Strip", "strip_left": True, "strip_right": True},
 ]
-LOWER = {"type": "Lowercase"}
 # Normalizers of tokenizer.json by the name of the cleaning. OpenCLIP also repairs texts
 # with the package ftfy and undoes HTML's escapes.
 CLEANINGS: dict[str, list[dict[str, Any]]] = {
     "canonicalize": [
         _replace("_", " "),
         _replace(r"[!-/:-@\[-`{-~]", ""),  # ASCII punctuation
-        LOWER,
+        LOWERCASE,
         *SPACES,
     ],
-    "lower": [*SPACES, LOWER],
+    "lower": [*SPACES, LOWERCASE],
     "whitespace": SPACES,
 }
 
@@ -62,8 +62,6 @@ def open_cleaned(
         raise InputError(f"{source}.clean is {clean!r}; ours are {known}")
     path = os.path.join(folder, TOKENIZER_FILE)
     described = places.read_object(path, {"model": dict})
-    steps = CLEANINGS[clean]
-    if described.get("normalizer"):
-        steps = [*steps, described["normalizer"]]
-    described["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    own = described.get("normalizer")
+    described["normalizer"] = put_before(CLEANINGS[clean], own)
     return open_described(described, max_tokens, path, read_settings(path))

@@ -68,8 +68,7 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
             f"{described_by} has model_type {kind!r}; wanted one of"
             f" {', '.join(HUGGING_FACE)}"
         )
-    folder, name = os.path.split(place)
-    if os.path.basename(folder) == CHECKPOINTS and name.isdigit():
+    if find_run(place):
         return _read_run(place)
     found = "a folder without any" if places.is_folder(place) else "no folder"
     raise InputError(
@@ -77,6 +76,13 @@ def open_weights(source: str) -> Weights[WeightsConfig]:
         f" {OPEN_CLIP_CONFIG}, a Keras .h5 file or the prefix of a TensorFlow"
         " checkpoint"
     )
+
+
+def find_run(place: str) -> str | None:
+    """Returns the RUN of a path RUN/checkpoints/STEP; None for any other path."""
+    folder, step = os.path.split(place.rstrip("/"))
+    run, name = os.path.split(folder)
+    return run if name == CHECKPOINTS and step.isdigit() else None
 
 
 def _read_run(place: str) -> Weights[WeightsConfig]:

@@ -6,15 +6,10 @@ from typing import Any
 
 from align_jax import places
 from align_jax.errors import InputError
-from align_jax.input.tokenizer import (
-    Tokenizer,
-    find_published,
-    find_stored,
-    open_tokenizer,
-)
-from align_jax.training.training_runs import TRAINING
-from align_jax.weights.folder import MODEL_FILE, is_dual_encoder, is_model
-from align_jax.weights.source import open_weights
+from align_jax.input.stored_tokenizer import VOCABULARY_FILE
+from align_jax.input.tokenizer import Tokenizer, find_published, open_tokenizer
+from align_jax.weights.folder import is_dual_encoder, is_model
+from align_jax.weights.source import find_run, open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +49,7 @@ def describe_start(source: str) -> Start:
         )
     vocabulary = ""
     if is_dual_encoder(weights):
-        vocabulary = _find_tokenizer(places.resolve(source))
+        vocabulary = _find_tokenizer(source)
         _check_tokenizer(weights.tokenizer, vocabulary, source)
     return Start(
         dataclasses.asdict(weights.config),
@@ -82,10 +77,9 @@ def _check_tokenizer(tokenizer: Tokenizer | None, path: str, source: str) -> Non
         )
 
 
-def _find_tokenizer(place: str) -> str:
-    """Returns the path of the tokenizer in a folder of ours or of others."""
-    described_by = os.path.join(place, "config.json")
-    ours = places.exists(os.path.join(place, MODEL_FILE))
-    if not ours and places.exists(described_by):
-        ours = places.read_object(described_by).get("run") in TRAINING
-    return (ours and find_stored(place)) or find_published(place)
+def _find_tokenizer(source: str) -> str:
+    """Returns the path of the tokenizer of a model, in our form or another."""
+    place = places.resolve(source)
+    place = find_run(place) or place
+    own = os.path.join(place, VOCABULARY_FILE)
+    return own if places.exists(own) else find_published(place)

@@ -13,7 +13,7 @@ from align_jax.errors import InputError
 from align_jax.input.characters import replacements, split_words
 from align_jax.input.tokenizer import open_tokenizer
 from align_jax.input.wordpiece import WordPiece
-from align_jax.input.wordpiece_files import read_vocabulary
+from align_jax.input.wordpiece_files import read_tokens
 from align_jax.texts import NONE
 
 # Vocabulary, texts and ids of Hugging Face's tokenizer, see golden/make_tokenizer.py.
@@ -166,22 +166,22 @@ def test_bytes_that_are_not_utf8_are_dropped():
 def test_vocabulary_files_end_their_lines_with_newlines_only(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("[PAD]\na\u2028\n\x85\n\nb".encode())
-    assert read_vocabulary(str(path)) == ["[PAD]", "a\u2028", "\x85", "", "b"]
+    assert read_tokens(str(path))[0] == ["[PAD]", "a\u2028", "\x85", "", "b"]
     path.write_bytes(b"[PAD]\r\na\r\n")
-    assert read_vocabulary(str(path)) == ["[PAD]", "a"]
+    assert read_tokens(str(path))[0] == ["[PAD]", "a"]
 
 
 def test_a_tokenizer_json_is_its_vocabulary(golden, golden_tokenizer, tmp_path):
     vocabulary = golden["tokenizer.json"]["model"]["vocab"]
     lines = tmp_path / "vocab.txt"
     lines.write_text("".join(f"{token}\n" for token in vocabulary))
-    assert read_vocabulary(str(lines)) == list(vocabulary)
+    assert read_tokens(str(lines))[0] == list(vocabulary)
     assert open_tokenizer(str(lines), 64).digest == golden_tokenizer.digest
     content = golden["tokenizer.json"]
     by_name = {"vocab": dict(sorted(vocabulary.items()))}
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content | {"model": content["model"] | by_name}))
-    assert read_vocabulary(str(path)) == list(vocabulary)
+    assert read_tokens(str(path))[0] == list(vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -201,21 +201,21 @@ def test_another_tokenizer_json_is_refused(tmp_path, golden, part, field, value,
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=found):
-        read_vocabulary(str(path))
+        read_tokens(str(path))
 
 
 def test_broken_vocabulary_files_are_refused(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("a\nb\na\n")
     with pytest.raises(InputError, match=r"more than once: \['a'\]"):
-        read_vocabulary(str(path))
+        read_tokens(str(path))
     path.write_bytes(b"a\n\xff\n")
     with pytest.raises(InputError, match=r"not UTF-8 text: .*0xff"):
-        read_vocabulary(str(path))
+        read_tokens(str(path))
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
     with pytest.raises(InputError, match="not valid JSON: Expecting"):
-        read_vocabulary(str(path))
+        read_tokens(str(path))
 
 
 # Parts of texts whose lengths or word ends the normalisation changes.

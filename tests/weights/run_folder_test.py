@@ -20,6 +20,7 @@ from align_jax.texts import NFKC_CASEFOLD, NONE
 from align_jax.train import train
 from align_jax.weights.folder import digest
 from align_jax.weights.source import open_weights
+from align_jax.weights.starts import describe_start
 from align_jax.weights.vocabulary import check_copy, find_vocabulary, keep_copy
 from tests import tiny
 from tests.evaluation.new_evaluator_test import Length
@@ -172,6 +173,11 @@ def test_every_field_is_written_and_a_default_that_changed_is_named(
     with pytest.raises(InputError, match=r"config\.optimizer has no field 'b7'"):
         train(fields_of(data), str(changed))
     assert open_weights(str(changed)).step == 2  # other fields are not read
+
+
+@pytest.mark.parametrize("part", ["", "/", "/checkpoints/2", "/checkpoints/2/"])
+def test_a_config_that_starts_from_a_run_has_the_run_s_tokenizer(run, part):
+    assert describe_start(f"{run}{part}").vocabulary == f"{run}/vocabulary.txt"
 
 
 def test_a_run_goes_on_with_its_own_vocabulary_only(data, run, tmp_path):
