@@ -28,6 +28,7 @@ from align_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.train_state import TrainState, abstract_state
+from benchmarks.comparisons import Comparison, add_record_flag, record
 from configs import pretrain_align_b7_base
 
 
@@ -92,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    add_record_flag(parser)
     flags = parser.parse_args()
     state = make_state()
     leaves = jax.tree.leaves(state)
@@ -111,6 +113,17 @@ def main() -> None:
         clocked(lambda: integrity.measure(state)) for _ in range(flags.rounds)
     )
     print(f"checksums alone {sums:.2f} s, {size / sums / 1e9:.1f} GB/s")
+    plain = [*zip(*times["plain"], strict=True)]
+    record(
+        flags.record,
+        [
+            Comparison(f"{kind} checkpoint, {name}", "plain", "s", ours, others)
+            for kind in ("checked", "local")
+            for name, ours, others in zip(
+                MEASURES, zip(*times[kind], strict=True), plain, strict=True
+            )
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import time
 
 import pyarrow.parquet as pq
 
+from benchmarks.comparisons import Comparison, add_record_flag, record
 from benchmarks.corpus_rows import generate
 from benchmarks.corpus_rules import DATA_JUICER, IMPLEMENTATIONS
 from data.corpus.rules import RuleBounds
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=IMPLEMENTATIONS)
     parser.add_argument("--data-juicer", help="Python that has py-data-juicer")
     parser.add_argument("--json", help="file for the rows")
+    add_record_flag(parser)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.frequent_ngrams is None:
@@ -173,6 +175,21 @@ def report(runs: dict[str, list[dict]], flags: argparse.Namespace) -> None:
             f"{name:<15}{row['milliseconds']:>9.0f}{ratio:>8}"
             f"{row['peak_bytes'] / 2**20:>10.0f}{row['kept']:>9}"
         )
+    own = [run["milliseconds"] for run in runs.get("ours", [])]
+    record(
+        flags.record,
+        [
+            Comparison(
+                f"corpus rules, {flags.pairs} pairs",
+                name,
+                "ms",
+                own,
+                [run["milliseconds"] for run in found],
+            )
+            for name, found in runs.items()
+            if own and name != "ours"
+        ],
+    )
     if flags.json:
         pathlib.Path(flags.json).write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from align_jax.devices.mesh import make_mesh
 from align_jax.evaluation.ranking import nearest, pair_ranks
+from benchmarks.comparisons import Comparison, add_record_flag, record
 
 WIDTH = 640
 PICTURES, CAPTIONS = 5_000, 25_010
@@ -49,7 +50,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def retrieval(rounds: int) -> None:
+def retrieval(flags: argparse.Namespace) -> None:
     """Prints time and memory of the ranks in both directions."""
     mesh = make_mesh()
     pictures, captions = unit(0, PICTURES), unit(1, CAPTIONS)
@@ -61,7 +62,7 @@ def retrieval(rounds: int) -> None:
     memory = peak_mib() - before
     product = jax.jit(lambda a, b: jnp.matmul(a, b.T, precision="highest"))
     plain = [seconds(lambda: product(pictures, captions))]
-    for _ in range(rounds):
+    for _ in range(flags.rounds):
         ours.append(seconds(lambda: pair_ranks(pictures, captions, pairs, mesh)))
         plain.append(seconds(lambda: product(pictures, captions)))
     ours, plain = ours[1:], plain[1:]  # the first calls compile
@@ -72,11 +73,13 @@ def retrieval(rounds: int) -> None:
         f" {memory:.0f} MiB beyond the embeddings",
         flush=True,
     )
+    name = f"ranks, {CAPTIONS} x {PICTURES}"
+    record(flags.record, [Comparison(name, "the product", "s", ours, plain)])
 
 
-def neighbours(index: int) -> None:
+def neighbours(flags: argparse.Namespace) -> None:
     """Prints time and memory of the search for nearest neighbours."""
-    mesh, queries = make_mesh(), unit(0, QUERIES)
+    mesh, queries, index = make_mesh(), unit(0, QUERIES), flags.index
     made = 0.0
 
     def pieces() -> Iterator[np.ndarray]:
@@ -99,6 +102,8 @@ def neighbours(index: int) -> None:
         f"neighbours, {QUERIES} among {index}: {taken:.0f} s, the products alone"
         f" {plain:.0f} s, ratio {taken / plain:.2f}; {memory:.0f} MiB in all"
     )
+    name = f"neighbours, {QUERIES} among {index}"
+    record(flags.record, [Comparison(name, "the products", "s", [taken], [plain])])
 
 
 def main() -> None:
@@ -106,10 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--index", type=int, default=1_281_167)
+    add_record_flag(parser)
     flags = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    for target, argument in ((retrieval, flags.rounds), (neighbours, flags.index)):
-        process = context.Process(target=target, args=(argument,))
+    for target in (retrieval, neighbours):
+        process = context.Process(target=target, args=(flags,))
         process.start()
         process.join()
 

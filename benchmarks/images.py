@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.comparisons import Comparison, add_record_flag, record
 from data.pictures.images import HASH_SIDE, describe_images, hash_greys, shrink
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 85
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
+    add_record_flag(parser)
     flags = parser.parse_args()
     source = flags.folder / f"{flags.pictures}_{flags.seed}"
     generate(source, flags.pictures, flags.seed)
@@ -177,6 +179,23 @@ def main() -> None:
             {"measure": "stage", "rate": rate, "workers": workers, "busy": busy}
         )
     report(rows, flags.json)
+    rates = {n: [len(first) / s for s in taken] for n, taken in seconds.items()}
+    record(
+        flags.record,
+        [
+            Comparison(
+                "hashes of corpus pictures",
+                name,
+                "pictures/s",
+                rates["hash"],
+                rates[key],
+            )
+            for key, name in {
+                "decode": "decoding only",
+                "plain": "whole decode",
+            }.items()
+        ],
+    )
 
 
 def report(rows: list[dict], path: pathlib.Path | None) -> None:

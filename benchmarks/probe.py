@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression as Sklearn
 
 from align_jax.devices.mesh import make_mesh
 from align_jax.evaluation.linear_classifier import Linear, LogisticRegression, classify
+from benchmarks.comparisons import Comparison, add_record_flag, record
 
 WIDTH = 640
 HIDDEN, POSITIONS = 128, 16
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    add_record_flag(parser)
     flags = parser.parse_args()
     features, labels = draw(flags.pictures, flags.classes, 0)
     test_features, test_labels = draw(10_000, flags.classes, 1)
@@ -75,22 +77,25 @@ def main() -> None:
     for _ in range(flags.rounds):
         for name, fit in fits.items():
             start = time.perf_counter()
-            found = fit()
+            fitted = fit()
             seconds[name].append(time.perf_counter() - start)
-            chosen = classify(found, test_features).argmax(1)
+            chosen = classify(fitted, test_features).argmax(1)
             accuracy = np.mean(chosen == test_labels)
             print(
                 f"{name}: {seconds[name][-1]:.2f} s, objective"
-                f" {objective(found, features, labels):.2f}, accuracy {accuracy:.4f}",
+                f" {objective(fitted, features, labels):.2f}, accuracy {accuracy:.4f}",
                 flush=True,
             )
     own = seconds.pop("ours")
-    for name, theirs_took in seconds.items():
-        ratios = [b / a for a, b in zip(own, theirs_took, strict=True)]
-        print(
-            f"{flags.pictures} x {WIDTH}, {flags.classes} classes: {name} takes"
-            f" {statistics.median(ratios):.1f} times as long as ours"
-        )
+    size = f"{flags.pictures} x {WIDTH}, {flags.classes} classes"
+    found = [
+        Comparison(f"probe, {size}", name, "s", own, theirs_took)
+        for name, theirs_took in seconds.items()
+    ]
+    for comparison in found:
+        ratio = statistics.median(comparison.ratios)
+        print(f"{size}: {comparison.reference} takes {ratio:.1f} times as long as ours")
+    record(flags.record, found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Runs the benchmarks that compare ours with a reference: `make benchmarks`.
+
+    python -m benchmarks.suite --folder=runs/benchmarks
+    python -m benchmarks.suite --folder=runs/benchmarks --only probe loss
+
+Each benchmark is one command of `BENCHMARKS`, with sizes for two CPU cores. A ratio
+says how many times as good as the reference ours is: 1 is equal and more is better. It
+is the median of the rounds' ratios, and the spread has the lowest and the highest of
+them. The folder gets `revision_HASH.json` for each git revision, and `benchmarks.html`,
+which plots the ratios over all revisions of the folder. What the programs print is in
+`logs`.
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.comparisons import read_comparisons
+from benchmarks.revisions import Outcome, add_outcomes, read_revisions
+from benchmarks.suite_page import PAGE, make_table, write_page
+
+MINUTES = 8  # limit of one benchmark
+
+# Arguments of `python -m benchmarks.` by name; {folder} is a folder for its data.
+BENCHMARKS: dict[str, str] = {
+    "checkpoint": "checkpoint --folder={folder}/checkpoint --rounds=2",
+    "corpus": "corpus --pairs=200000 --folder={folder}/corpus --only ours sql",
+    "evaluation": "evaluation --rounds=3 --index=100000",
+    "images": "images --pictures=1000",
+    "loss": "loss --sizes 4096 8192",
+    "probe": "probe --pictures=10000 --classes=100",
+}
+
+
+def make_command(name: str, folder: pathlib.Path) -> list[str]:
+    """Returns the command of a benchmark, whose data lie below a folder."""
+    module, *rest = BENCHMARKS[name].format(folder=folder).split()
+    return [sys.executable, "-m", f"benchmarks.{module}", *rest]
+
+
+def run_benchmark(command: Sequence[str], log: pathlib.Path, minutes: float) -> Outcome:
+    """Runs one benchmark in a process, which is killed at its time limit.
+
+    Args:
+      command: the command, which gets the flag --record.
+      log: file for all that it prints.
+      minutes: its time limit.
+    """
+    recorded = log.with_suffix(".jsonl")
+    recorded.unlink(missing_ok=True)
+    start = time.perf_counter()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, f"--record={recorded}"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that its processes end with it
+        )
+        try:
+            code = process.wait(60 * minutes)
+            failure = f"ended with {code}, see {log}" if code else ""
+        except subprocess.TimeoutExpired:
+            failure = f"killed after {minutes:g} minutes, see {log}"
+        finally:
+            kill(process)
+    comparisons = read_comparisons(recorded)
+    if not comparisons and not failure:
+        failure = f"recorded no comparison, see {log}"
+    return Outcome(comparisons, time.perf_counter() - start, failure)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kills what is left of a process and of those that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def main() -> int:
+    """Runs the benchmarks; returns 1 if one failed, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=pathlib.Path, default="runs/benchmarks")
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="limit of each")
+    flags = parser.parse_args()
+    logs, data, outcomes = flags.folder / "logs", flags.folder / "data", {}
+    for path in (logs, data):
+        path.mkdir(parents=True, exist_ok=True)
+    for name in flags.only or BENCHMARKS:
+        print(f"{name} ...", end=" ", flush=True)
+        command, log = make_command(name, data), logs / f"{name}.txt"
+        outcomes[name] = run_benchmark(command, log, flags.minutes)
+        print(f"{outcomes[name].seconds:.0f} s {outcomes[name].failure}", flush=True)
+    print(f"\n{make_table(outcomes).markdown()}\n")
+    path = add_outcomes(flags.folder, outcomes)
+    write_page(flags.folder / PAGE, read_revisions(flags.folder))
+    print(f"wrote {path} and {flags.folder / PAGE}")
+    return int(any(outcome.failure for outcome in outcomes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
