@@ -20,7 +20,7 @@ EXTRAS := browser convert languages nsfw onnx spark tpu
 SUITES := fast buckets docker faults formats launch pods trackers wheel $(EXTRAS)
 TEST := $(RUN) -m pytest $(REPORT)
 
-.PHONY: quickstart data ablations recipes recipes-data docs docker
+.PHONY: quickstart data ablations recipes recipes-data benchmarks docs docker
 .PHONY: test test-all test-newest lint format clean
 .PHONY: $(SUITES:%=ready-%) $(SUITES:%=test-%)
 
@@ -46,6 +46,10 @@ CLIPART ?= $(or $(wildcard /usr/share/openclipart),$(DOWNLOADED))
 
 recipes: recipes-data  ## train by each recipe for equal operations and compare, 10 hours
 	$(RUN) -m benchmarks.recipes --workdir=runs/recipes
+
+benchmarks: .venv/installed  ## compare with other projects, which it installs, 30 minutes
+	.venv/bin/pip install --quiet -e '.[benchmarks]' -c constraints.txt
+	$(RUN) -m benchmarks.suite --folder=runs/benchmarks
 
 TO_DOWNLOAD = $(filter $(DOWNLOADED),$(CLIPART))
 recipes-data: .venv/installed $(TO_DOWNLOAD)  ## make the corpus of `recipes`, 5 minutes
