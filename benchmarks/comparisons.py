@@ -13,7 +13,7 @@ class Comparison:
     """Ours beside a reference.
 
     Attributes:
-      name: what is measured, with its size.
+      name: the measured work, with its size.
       reference: name of the reference.
       unit: unit of the values. One that ends in "/s" is a rate, and more is better; of
         all others less is better.

@@ -16,12 +16,12 @@ PREFIX = "revision_"  # of the files' names
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a benchmark gave.
+    """The outcome of a benchmark.
 
     Attributes:
-      comparisons: its comparisons, in its order.
-      seconds: how long it took.
-      failure: why it ended without its result; "" if it did not.
+      comparisons: list of the comparisons that it recorded.
+      seconds: duration of the benchmark.
+      failure: reason for which it failed; "" if it did not.
     """
 
     comparisons: Sequence[Comparison]

@@ -7,8 +7,8 @@ Each benchmark is one command of `BENCHMARKS`, with sizes for two CPU cores. A r
 says how many times as good as the reference ours is: 1 is equal and more is better. It
 is the median of the rounds' ratios, and the spread has the lowest and the highest of
 them. The folder gets `revision_HASH.json` for each git revision, and `benchmarks.html`,
-which plots the ratios over all revisions of the folder. What the programs print is in
-`logs`.
+which plots the ratios over all revisions of the folder. The folder `logs` has their
+output.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def run_benchmark(command: Sequence[str], log: pathlib.Path, minutes: float) -> 
     Args:
       command: the command, which gets the flag --record.
       log: file for all that it prints.
-      minutes: its time limit.
+      minutes: time limit.
     """
     recorded = log.with_suffix(".jsonl")
     recorded.unlink(missing_ok=True)
