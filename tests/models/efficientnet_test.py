@@ -45,7 +45,14 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# The rules that round widths and depths are the same for all; tracing takes seconds.
+BETWEEN = ("b2", "b4", "b6")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.pods] * (n in BETWEEN)) for n in VARIANTS],
+)
 def test_published_sizes(name):
     model = build(*VARIANTS[name])
     params = shapes_of(model)["params"]
@@ -155,12 +162,12 @@ def plain(run_small):
     return run_small()
 
 
+# Beside tower_forms_test.py, which does this for EfficientNetV2, on the same module and
+# eight devices.
+@pytest.mark.pods
 @pytest.mark.parametrize(
     "fields",
-    [
-        pytest.param({"rematerialise": "blocks"}, marks=pytest.mark.pods),
-        {"scan": True, "rematerialise": "stages"},
-    ],
+    [{"rematerialise": "blocks"}, {"scan": True, "rematerialise": "stages"}],
 )
 def test_execution_changes_neither_result_nor_gradient(run_small, plain, fields):
     found = run_small(**fields)
@@ -179,9 +186,9 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice)
     block = Block(5, stride, 6, 8, 8, residual=stride == 1)
     x = jax.random.normal(jax.random.key(0), (4, 7, 5, 8))
     x = jax.device_put(x, batch_split(mesh))
-    variables = MBConv(block, partial(BatchNorm, group_size=2)).init(
-        jax.random.key(1), x, None, True
-    )
+    plain = MBConv(block, partial(BatchNorm, group_size=2))
+    create = jax.jit(plain.init, static_argnums=3)
+    variables = create(jax.random.key(1), x, None, True)
 
     def run(kernels, choice="none"):
         norm = partial(BatchNorm, group_size=2, kernels=kernels)
@@ -205,7 +212,8 @@ def test_pointwise_keeps_what_convolutions_return_and_no_other_wide_array(capsys
     layer = rematerialised(MBConv, "pointwise", 3)(
         block, partial(BatchNorm, group_size=2)
     )
-    variables = layer.init(jax.random.key(1), x, None, False)
+    create = jax.jit(layer.init, static_argnums=3)
+    variables = create(jax.random.key(1), x, None, False)
 
     def score(params):
         changed = {**variables, "params": params}
