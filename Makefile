@@ -13,7 +13,7 @@ SHELL := /bin/bash
 # Of pip's lines, those about packages of 10 MB and more, and the last part.
 BRIEFLY := sed -unE '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB|^Installing/ \
 	{s/-[0-9].*\(/ (/; s/^(.{80}).*/\1/; p;}'
-SPREAD := --numprocesses 2 --dist loadfile
+SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 EXTRAS := browser convert languages nsfw onnx spark tpu

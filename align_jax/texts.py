@@ -20,6 +20,9 @@ def fold(text: str) -> str:
     White space, control and other non-printing characters (Unicode's categories C*)
     become spaces.
     """
+    usual = text.isprintable() and text.casefold() == text
+    if usual and unicodedata.is_normalized("NFKC", text):
+        return text
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Folding can undo the composition (as for the Turkish dotted capital I).
     folded = unicodedata.normalize("NFKC", folded)

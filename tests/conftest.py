@@ -18,6 +18,9 @@ os.environ["XLA_FLAGS"] += (
     else ""
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Threads of BLAS wait in a loop, and two workers have two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
@@ -28,6 +31,25 @@ from align_jax.devices.mesh import make_mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 ONCE_OPTIONS["cpu"] = {"xla_backend_optimization_level": 0}
+
+
+# Files of half a minute or more. The others fill the time at the end, so that the
+# workers of `make test` end together.
+LONGEST = (
+    "processes_test.py",
+    "quickstart_test.py",
+    "recipes_test.py",
+    "train_step_test.py",
+    "tower_forms_test.py",
+    "broken_formats_test.py",
+    "linear_classifier_test.py",
+    "corpus_test.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_collection_finish():
@@ -67,6 +89,7 @@ def compilation_cache(tmp_path_factory):
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = str(shared / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")

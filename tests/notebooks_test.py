@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align_jax.train import train
 from tests import tiny
 from tests.english_test import faults_of_text
 
@@ -59,11 +58,9 @@ def at_the_root(monkeypatch):
 
 
 def test_pictures_are_classified_and_searched(tmp_path, capsys):
-    fields = tiny.make_run(tmp_path, total_steps=2, evaluators={})
-    fields["optimizer"]["kind"] = "sgd"  # of the fewest operations
-    train(fields, str(tmp_path / "run"))
+    tiny.write_evaluation(tmp_path / "test")
     settings = {
-        "MODEL": str(tmp_path / "run"),
+        "MODEL": tiny.write_model(tmp_path / "model"),
         "PICTURES": str(tmp_path / "pictures"),
         "INDEX": str(tmp_path / "index"),
         "EXAMPLES": str(tmp_path / "test"),

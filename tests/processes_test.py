@@ -6,7 +6,15 @@ import pytest
 from align_jax.models.parameters import unflatten
 from tests import steps
 from tests.reference import contrastive_reference, embeddings
-from tests.two_processes import CASES, STEPS, embed, open_embedder, rank, score
+from tests.two_processes import (
+    CASES,
+    STEPS,
+    embed,
+    make_config,
+    open_embedder,
+    rank,
+    score,
+)
 from tests.worker_processes import run_joined
 
 
@@ -18,7 +26,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(root):
     """The arrays and metrics that two processes of four devices each computed."""
-    steps.read(root / "run")  # writes the data that both processes read
+    make_config(str(root))  # writes the data that both processes read
     run_joined("tests.two_processes", root, 2)
     arrays = np.load(root / "arrays.npz")
     return arrays, json.loads((root / "metrics.json").read_text())
@@ -54,7 +62,7 @@ def test_loss_and_gradients_equal_the_equation(results, case):
 
 def test_steps_agree_with_one_device(results, root, mesh_of):
     arrays, rows = results
-    expected = steps.run(steps.read(root / "run"), mesh_of(1), STEPS)
+    expected = steps.run(make_config(str(root)), mesh_of(1), STEPS)
     steps.assert_same(rows, variables_of(arrays), expected)
 
 

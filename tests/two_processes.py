@@ -28,6 +28,7 @@ from align_jax.losses.contrastive import contrastive_loss
 from align_jax.models.parameters import flatten
 from align_jax.training.checkpoint import CheckpointConfig
 from align_jax.training.local_checkpoint import LocalCheckpoints
+from align_jax.training.pretrain_config import PretrainConfig
 from align_jax.training.train_state import TrainState
 from tests import steps, tiny
 from tests.reference import embeddings
@@ -51,9 +52,16 @@ class Pictures(Sequence):
         return b"broken" if index == 4 else tiny.draw(tiny.NAMES[index % 12], index)
 
 
+def make_config(root: str) -> PretrainConfig:
+    """Makes the config of the run, with few operations to compile; writes its data."""
+    model = {"image_tower": {"width": 0.25, "stages": ((1, 3, 2, 6, 64),)}}
+    folder = pathlib.Path(root) / "run"
+    return steps.read(folder, model=model, optimizer={"kind": "sgd"})
+
+
 def open_embedder(root: str, mesh: Mesh, variables: dict) -> Embedder:
     """Makes the embedder of the tiny run, with batches of eight."""
-    config = steps.read(pathlib.Path(root) / "run")
+    config = make_config(root)
     embedder = Embedder(
         config.make_model(mesh),
         config.make_tokenizer(),
@@ -172,7 +180,7 @@ def main(root: str, address: str, index: str) -> None:
         arrays[f"loss/{case}"] = value
         for i, found in enumerate(gradients):
             arrays[f"gradient/{case}/{i}"] = process_allgather(found, tiled=True)
-    config = steps.read(pathlib.Path(root) / "run")
+    config = make_config(root)
     metrics, _, end, _ = steps.run(config, mesh, STEPS)
     split = place_array(
         np.arange(2**15, dtype=np.float32),

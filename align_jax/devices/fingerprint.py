@@ -1,5 +1,6 @@
 """Describes everything besides a run's config that its compiled programs depend on."""
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -41,12 +42,12 @@ def describe_compiler(mesh: Mesh) -> dict[str, Any]:
     devices = mesh.devices.flat
     description: dict[str, Any] = {
         "python": platform.python_version(),
-        "sources": hash_sources(),
-        "packages": sorted(
-            f"{package.name}=={package.version}"
-            for package in importlib.metadata.distributions()
-            if package.name.lower().startswith(COMPILERS)
-        ),
+        "sources": loaded_sources(),
+        "packages": [
+            package
+            for package in _installed_packages()
+            if package.lower().startswith(COMPILERS)
+        ],
         "compiler": devices[0].client.platform_version,
         "flags": {name: os.environ.get(name, "") for name in FLAGS},
         "options": {
@@ -60,6 +61,19 @@ def describe_compiler(mesh: Mesh) -> dict[str, Any]:
     if devices[0].platform == "cpu":
         description["processor"] = _describe_processor()
     return description
+
+
+@functools.cache
+def loaded_sources() -> str:
+    """Returns `hash_sources` at the first call: a process keeps the code it loaded."""
+    return hash_sources()
+
+
+@functools.cache
+def _installed_packages() -> list[str]:
+    """Returns the installed packages as "name==version", sorted."""
+    found = importlib.metadata.distributions()
+    return sorted(f"{package.name}=={package.version}" for package in found)
 
 
 def hash_sources() -> str:

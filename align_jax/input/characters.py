@@ -40,11 +40,22 @@ class Replacements(dict[int, str]):
 
     def __missing__(self, point: int) -> str:
         """Computes and keeps the replacement of a code point."""
+        self[point] = self._replace(point)
+        return self[point]
+
+    def list_all(self) -> list[str]:
+        """Returns the replacements of all 0x110000 code points."""
+        return [self._replace(point) for point in range(0x110000)]
+
+    def _replace(self, point: int) -> str:
         text = chr(point)
         if self._folds:
-            text = " " if unicodedata.category(text)[0] == "C" else fold(text)
-        self[point] = "".join(self._bert.get(ord(c), c) for c in text)
-        return self[point]
+            if unicodedata.category(text)[0] == "C":  # most code points
+                return " "
+            text = fold(text)
+        if len(text) == 1:
+            return self._bert.get(ord(text), text)
+        return "".join(self._bert.get(ord(c), c) for c in text)
 
 
 @functools.cache
@@ -79,7 +90,6 @@ def _characters(normalisation: str) -> "tf.Tensor":
     """Returns the text that replaces each Unicode code point, (0x110000,) strings."""
     import tensorflow as tf
 
-    replaced = replacements(normalisation)
-    characters = [replaced[point] for point in range(0x110000)]
+    characters = replacements(normalisation).list_all()
     with tf.init_scope():  # the cached tensor must not belong to a traced graph
         return tf.constant(characters)

@@ -1,7 +1,7 @@
 """Shapes and paths of a model's variables, and the inputs that initialise them."""
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,13 @@ def variable_shapes(
 
     Nothing is computed. A path is like ("params", "image_tower", "stem", "kernel").
     """
+    return dict(_trace_model(config))
+
+
+@lru_cache(maxsize=16)  # tracing takes seconds, and a run asks several times
+def _trace_model(
+    config: ModelConfig | ClassifierConfig,
+) -> dict[Path, tuple[int, ...]]:
     model = config.build()
     create = partial(model.init, train=False)
     variables = jax.eval_shape(create, key_shape(), *first_inputs(model))

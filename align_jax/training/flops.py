@@ -9,7 +9,7 @@ microbatches is counted once, as in the model FLOPs utilisation of PaLM (arXiv
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 
 import jax
@@ -44,6 +44,14 @@ def count_model_flops(plan: StepPlan, batch: Batch) -> dict[str, float]:
       batch is chosen. The last one is the work of choosing, with a forward pass of the
       super-batch. A tower's number includes its projection or the classifier's head.
     """
+    return dict(_count_parts(plan, tuple(batch.items())))
+
+
+@lru_cache(maxsize=16)  # tracing takes seconds, and trials of a search share a plan
+def _count_parts(
+    plan: StepPlan, shapes: tuple[tuple[str, jax.ShapeDtypeStruct], ...]
+) -> dict[str, float]:
+    batch = dict(shapes)
     towers = dataclasses.replace(plan, model=_plain(plan))
     state = abstract_state(plan)
     # The towers' work is proportional to the batch: count one BatchNorm group and
@@ -58,19 +66,20 @@ def count_model_flops(plan: StepPlan, batch: Batch) -> dict[str, float]:
         part = Part(batch, jnp.arange(cores))
         return encode(params, statistics, part, key, towers)[0]
 
-    found = {}
+    def total(params: dict, statistics: dict, batch: dict) -> tuple[jax.Array, Outputs]:
+        outputs = embed(params, statistics, batch)
+        return jnp.stack([output.sum() for output in outputs]).sum(), outputs
+
+    both = jax.make_jaxpr(jax.value_and_grad(total, has_aux=True), return_shape=True)
+    traced, results = both(state.params, state.batch_stats, some)
+    (_, outputs), gradients = results
+    found, count = {}, len(jax.tree.leaves(gradients))
     for index, name in enumerate(plan.model.config.towers):
-
-        def total(
-            params: dict, statistics: dict, batch: dict, index: int = index
-        ) -> jax.Array:
-            return embed(params, statistics, batch)[index].sum()
-
-        work = count_flops(
-            jax.value_and_grad(total), state.params, state.batch_stats, some
-        )
-        found[name] = groups * work
-    outputs = jax.eval_shape(embed, state.params, state.batch_stats, some)
+        own = [False, *(i == index for i in range(len(outputs)))]
+        # Towers share no parameters, so those that a tower uses have its gradients.
+        _, used = dce_jaxpr(traced.jaxpr, own + count * [False])
+        program, _ = dce_jaxpr(traced.jaxpr, own + used[:count])
+        found[name] = groups * _count(program)
     outputs = _resized(outputs, groups * pairs)
 
     def loss(params: dict, outputs: Outputs, batch: dict) -> jax.Array:

@@ -29,7 +29,7 @@ def open_batches(directory, start=0, seed=0, host=0, hosts=1, batch=8, **fields)
         name: part if isinstance(part, DatasetConfig) else DatasetConfig(part)
         for name, part in parts.items()
     }
-    fields = {"streams": 4, "shuffle_window": 8} | fields
+    fields = {"streams": 2, "shuffle_window": 8} | fields
     config = InputConfig(named, PREPROCESS, **fields)
     data = open_training(config, (Phase(0, batch, PREPROCESS),), hosts)
     return TrainBatches(

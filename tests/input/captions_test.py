@@ -16,6 +16,7 @@ from data.index import index_dataset
 from tests import tiny
 from tests.input.written import write_tar
 
+STREAMS = 2
 WEIGHTS = ((0, {"json/alt": 3, "txt": 1}), (50, {"txt": 1}), (60, {"json/alt": 1}))
 
 
@@ -31,13 +32,16 @@ def texts(folder, start, count, hosts=1, **fields):
     part = {"directory": str(folder), "format": "webdataset"} | fields
     config = read_config(
         InputConfig,
-        {"datasets": {"t": part}, "preprocess": {"image_size": 8, "resize": 8}},
+        {
+            "datasets": {"t": part},
+            "streams": STREAMS,
+            "preprocess": {"image_size": 8, "resize": 8},
+        },
     )
     data = open_training(config, (Phase(0, 16, config.preprocess),), hosts)
+    each = STREAMS // hosts
     found = [
-        read_records(
-            data, 0, range(h * 8 // hosts, (h + 1) * 8 // hosts), start, Same()
-        )
+        read_records(data, 0, range(h * each, (h + 1) * each), start, Same())
         for h in range(hosts)
     ]
     steps = zip(*(part.take(count).as_numpy_iterator() for part in found), strict=True)

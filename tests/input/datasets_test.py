@@ -133,7 +133,7 @@ def test_a_batch_of_mostly_repeated_pairs_is_refused(two):
     ("arguments", "message"),
     [
         ({"streams": 3}, "batch of 8 pairs does not divide over input.streams = 3"),
-        ({"hosts": 3}, "input.streams is 4, not a multiple of the 3 hosts"),
+        ({"hosts": 3}, "input.streams is 2, not a multiple of the 3 hosts"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(directory, arguments, message):

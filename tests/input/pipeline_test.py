@@ -40,14 +40,21 @@ def test_resuming_anywhere_gives_the_same_batches(directory, whole, start):
     assert_equal(batches(directory, 20, start), whole[start : start + 20])
 
 
+@pytest.fixture(scope="module")
+def of_four_streams(directory):
+    return batches(directory, 10, 3, streams=4)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_the_same_global_batches(directory, whole, hosts):
-    parts = [batches(directory, 10, 3, host=h, hosts=hosts) for h in range(hosts)]
+def test_hosts_share_the_same_global_batches(directory, of_four_streams, hosts):
+    parts = [
+        batches(directory, 10, 3, host=h, hosts=hosts, streams=4) for h in range(hosts)
+    ]
     joined = [
         {name: np.concatenate([p[name] for p in step]) for name in step[0]}
         for step in zip(*parts, strict=True)
     ]
-    assert_equal(joined, whole[3:13])
+    assert_equal(joined, of_four_streams)
 
 
 @pytest.mark.parametrize("workers", [1, 5])
@@ -136,7 +143,7 @@ def test_broken_pairs_are_replaced_and_counted(tmp_path):
     ]
     shards = [rows[:24], rows[24:]]
     folder = tiny.write_dataset(tmp_path / "b", "train", shards, tiny.PAIR_FEATURES)
-    drawn = open_batches(folder, batch=16, max_replaced=0.1)
+    drawn = open_batches(folder, batch=16, max_replaced=0.1, streams=4)
     found = list(itertools.islice(drawn, 9))
     counts = collections.Counter(numbers(found))
     assert not {*bad} & {*counts}
@@ -145,8 +152,8 @@ def test_broken_pairs_are_replaced_and_counted(tmp_path):
     assert drawn.replaced == {"empty": 3, "cut short": 3, "not a picture": 6}
     assert drawn.replaced.total() == 3 * len(bad)
     assert drawn.pairs == 9 * 16
-    assert_equal(batches(folder, 4, 5, batch=16), found[5:])
-    parts = [batches(folder, 9, batch=16, host=h, hosts=2) for h in (0, 1)]
+    assert_equal(batches(folder, 4, 5, batch=16, streams=4), found[5:])
+    parts = [batches(folder, 9, batch=16, host=h, hosts=2, streams=4) for h in (0, 1)]
     joined = [
         np.concatenate([p["tokens"] for p in s]) for s in zip(*parts, strict=True)
     ]

@@ -18,6 +18,7 @@ WHITE = (
 )
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+SPACE = "\u2581"  # of SentencePiece
 
 
 def byte_letters() -> dict[int, str]:
@@ -103,8 +104,8 @@ def escape(text: str) -> str:
     """Returns a text with single spaces, one before it, as SentencePiece's U+2581."""
     text = re.sub(" +", " ", text).strip(" ")
     # The sign of a space, at the end, goes with the spaces.
-    text = f" {text}".replace(" ", "\u2581") if text else ""
-    return text.rstrip("\u2581")
+    text = f" {text}".replace(" ", SPACE) if text else ""
+    return text.rstrip(SPACE)
 
 
 def unigram_split(text: str, scores: Mapping[str, float]) -> list[str]:

@@ -136,7 +136,7 @@ def test_the_embedding_is_that_of_the_text_that_was_drawn(tmp_path):
         model="a",
     )
     of_text = np.repeat(np.arange(len(counts)), counts.sum(1))
-    drawn = batches({"a": part}, 20, teacher_width=WIDTH)
+    drawn = batches({"a": part}, 20, streams=4, teacher_width=WIDTH)
     assert_are_of_their_pairs(drawn, (images[of_text], texts))
     assert len(np.unique([batch["tokens"] for batch in drawn])) > 0.9 * len(texts)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,35 +16,42 @@ CORES = jnp.arange(1)
 
 @pytest.fixture(scope="module")
 def variables():
-    return Bert(CONFIG).init(jax.random.key(0), TOKENS, CORES, False)
+    create = jax.jit(Bert(CONFIG).init, static_argnums=3)
+    return create(jax.random.key(0), TOKENS, CORES, False)
+
+
+@jax.jit
+def encode(variables, tokens):
+    return Bert(CONFIG).apply(variables, tokens, CORES, False)
 
 
 def test_padding_changes_nothing(variables):
-    longer = Bert(CONFIG).apply(variables, TOKENS, CORES, False)
-    shorter = Bert(CONFIG).apply(variables, TOKENS[:, :4], CORES, False)
+    longer = encode(variables, TOKENS)
+    shorter = encode(variables, TOKENS[:, :4])
     np.testing.assert_allclose(longer, shorter, rtol=1e-5, atol=1e-6)
 
 
 def test_every_token_and_its_place_matter(variables):
-    encode = lambda tokens: Bert(CONFIG).apply(  # noqa: E731
-        variables, jnp.array([tokens]), CORES, False
+    base, other, moved = (
+        encode(variables, jnp.array([tokens]))
+        for tokens in ([2, 7, 8, 3], [2, 7, 9, 3], [2, 8, 7, 3])
     )
-    base = encode([2, 7, 8, 3])
-    assert np.abs(base - encode([2, 7, 9, 3])).max() > 1e-4
-    assert np.abs(base - encode([2, 8, 7, 3])).max() > 1e-4
+    assert np.abs(base - other).max() > 1e-4
+    assert np.abs(base - moved).max() > 1e-4
 
 
 def test_output_is_normalised_and_gradients_reach_every_used_parameter(variables):
-    out = Bert(CONFIG).apply(variables, TOKENS, CORES, False)
+    out = encode(variables, TOKENS)
     np.testing.assert_allclose(out.mean(1), 0.0, atol=1e-5)
     np.testing.assert_allclose(out.std(1), 1.0, rtol=1e-3)
 
     weights = jax.random.normal(jax.random.key(5), out.shape)
-    gradients = jax.grad(
+    gradient = jax.grad(
         lambda p: (
             Bert(CONFIG).apply({"params": p}, TOKENS, CORES, True) * weights
         ).sum()
-    )(variables["params"])
+    )
+    gradients = jax.jit(gradient)(variables["params"])
     flat = jax.tree_util.tree_leaves_with_path(gradients)
     dead = [jax.tree_util.keystr(path) for path, g in flat if not np.any(g)]
     assert not dead
@@ -52,10 +60,14 @@ def test_output_is_normalised_and_gradients_reach_every_used_parameter(variables
 def test_dropout_changes_training_only():
     config = BertConfig(vocabulary_size=50, max_tokens=8, layers=1, hidden=64)
     model = Bert(config)
-    variables = model.init(jax.random.key(0), TOKENS, CORES, False)
-    run = lambda key, train: model.apply(  # noqa: E731
-        variables, TOKENS, CORES, train, rngs={"dropout": jax.random.key(key)}
-    )
+    create = jax.jit(model.init, static_argnums=3)
+    variables = create(jax.random.key(0), TOKENS, CORES, False)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(key, train):
+        rngs = {"dropout": jax.random.key(key)}
+        return model.apply(variables, TOKENS, CORES, train, rngs=rngs)
+
     np.testing.assert_array_equal(run(0, False), run(1, False))
     assert np.abs(run(0, True) - run(1, True)).max() > 1e-3
     np.testing.assert_array_equal(run(1, True), run(1, True))

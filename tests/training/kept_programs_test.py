@@ -29,10 +29,20 @@ def config():
     return Config()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_cached_programs():
+    """Programs from JAX's cache are not kept, so none of these gets into it."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 3600.0)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(autouse=True)
 def fixed_sources(monkeypatch):
     """Reading all of JAX's sources for each program would take most of the time."""
-    monkeypatch.setattr(fingerprint, "hash_sources", lambda: "the sources")
+    monkeypatch.setattr(fingerprint, "loaded_sources", lambda: "the sources")
 
 
 class Compiler:
@@ -118,7 +128,7 @@ def test_a_program_of_another_config_or_mesh_is_not_loaded(
     [
         lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
         lambda patch: patch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_x=1"),
-        lambda patch: patch.setattr(fingerprint, "hash_sources", lambda: "others"),
+        lambda patch: patch.setattr(fingerprint, "loaded_sources", lambda: "others"),
         lambda patch: patch.setattr(fingerprint, "COMPILERS", ("numpy",)),
         lambda patch: patch.setattr("os.cpu_count", lambda: 1000),
         lambda patch: patch.setattr("platform.python_version", lambda: "3.99"),

@@ -56,10 +56,10 @@ def test_lamb_is_that_of_tensorflow_addons(kind, exclusions):
     gradients, expected = nested("gradients"), nested(kind)
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, nested("start"))
-        state = optimizer.init(params)
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
         rows = []
         for gradient in (unstack(gradients, step) for step in range(20)):
-            updates, state = optimizer.update(gradient, state, params)
+            updates, state = update(gradient, state, params)
             params = jax.tree.map(jnp.add, params, updates)
             rows.append(params)
     for step, found in enumerate(rows):
@@ -75,8 +75,9 @@ def step_of(gradients=ONES, steps=1, **fields):
     fields = {"kind": "sgd", "b1": 0.0, "weight_decay": 0.0} | fields
     optimizer = make_optimizer(OptimizerConfig(**fields), lambda _: 1.0, EXEMPT)
     params, state = PARAMS, optimizer.init(PARAMS)
+    update = jax.jit(optimizer.update)
     for _ in range(steps):
-        updates, state = optimizer.update(gradients, state, params)
+        updates, state = update(gradients, state, params)
         params = jax.tree.map(jnp.add, params, updates)
     return jax.tree.map(jnp.subtract, params, PARAMS)
 

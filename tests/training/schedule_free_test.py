@@ -43,10 +43,10 @@ def make(**fields):
 
 def train(optimizer, hold=lambda params: params):
     """Yields (state, parameters) after every step."""
-    params = draw(0)
+    params, update = draw(0), jax.jit(optimizer.update)
     state = optimizer.init(params)
     for gradient in GRADIENTS:
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = update(gradient, state, params)
         params = hold(optax.apply_updates(params, updates))
         state = map_points(hold, state, params)
         yield state, params

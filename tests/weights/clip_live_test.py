@@ -10,7 +10,7 @@ from align_jax.weights.clip_folder import write_clip
 from align_jax.weights.source import open_weights
 from tests.golden import clip_arrays
 from tests.weights import outputs
-from tests.weights.clip_test import MODELS, assert_same, tensors_of, write_folder
+from tests.weights.clip_folders import MODELS, assert_same, tensors_of, write_folder
 
 pytestmark = pytest.mark.convert
 

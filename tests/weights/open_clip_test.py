@@ -19,7 +19,7 @@ from align_jax.weights.source import open_weights
 from align_jax.weights.starts import describe_start
 from tests.golden import clip_arrays
 from tests.weights import outputs
-from tests.weights.clip_test import assert_same, edit, tensors_of, vocabulary
+from tests.weights.clip_folders import assert_same, edit, tensors_of, vocabulary
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/open_clip.json.gz"
 MODELS = json.loads(gzip.decompress(GOLDEN.read_bytes()))

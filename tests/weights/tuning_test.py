@@ -20,7 +20,7 @@ from align_jax.weights.source import open_weights
 from align_jax.weights.starts import describe_start
 from configs import finetune_lit, tune_published
 from tests import tiny
-from tests.weights.clip_test import MODELS, write_folder
+from tests.weights.clip_folders import MODELS, write_folder
 
 
 def write_start(folder: pathlib.Path, name: str) -> str:
