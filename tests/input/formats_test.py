@@ -50,7 +50,7 @@ def whole(parts):
 )
 def test_epochs_resumes_and_hosts_are_exact_in_every_format(parts, whole, name):
     assert records(parts[name], 0, STEPS) == whole
-    for start in (1, 50, 96):
+    for start in (1, 7, 33, 50, 96):
         assert records(parts[name], start, 3) == whole[start : start + 3]
     of_hosts = [records(parts[name], 47, 5, host, 4) for host in range(4)]
     for step, rows in enumerate(zip(*of_hosts, strict=True)):
