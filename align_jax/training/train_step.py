@@ -18,12 +18,14 @@ from align_jax.losses.objective import (
 )
 from align_jax.models.batch_norm import mean_over_groups
 from align_jax.training.batch_choice import choose_batch
-from align_jax.training.integrity import all_finite, squared_moments
+from align_jax.training.integrity import all_finite, join_small, squared_moments
 from align_jax.training.microbatches import join_parts, split_parts
 from align_jax.training.optimizer import trainable
 from align_jax.training.schedule_free import map_points
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
+
+NORMED = ("gradient", "update")  # trees whose norms are metrics
 
 
 class Part(NamedTuple):
@@ -104,12 +106,21 @@ def train_step(
 def _norms(gradients: dict, updates: dict, plan: StepPlan) -> Metrics:
     """Returns the norms of gradients and updates, for each tower and for all."""
     norms = {}
-    for kind, tree in (("gradient", gradients), ("update", updates)):
-        squared = {name: optax.tree.norm(x, squared=True) for name, x in tree.items()}
+    for kind, tree in zip(NORMED, (gradients, updates), strict=True):
+        squared = {
+            name: optax.tree.norm(join_small(x), squared=True)
+            for name, x in tree.items()
+        }
         for tower in plan.model.config.towers:
             norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
         norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
     return norms
+
+
+def drop_norms(metrics: Metrics) -> Metrics:
+    """Returns the metrics of `train_step` without those that `norms` adds."""
+    names = [f"{kind}_norm" for kind in NORMED]
+    return {n: x for n, x in metrics.items() if n.split("/")[-1] not in names}
 
 
 def _follow(average: dict, state: TrainState, decay: float) -> dict:

@@ -12,6 +12,8 @@ from align_jax.devices.collectives import count_collectives
 from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import batch_split, replicated
 from align_jax.errors import InputError
+from align_jax.training import compiled_step
+from align_jax.training.compiled_step import compile_steps
 from align_jax.training.train_state import create_state
 from tests import steps
 
@@ -102,6 +104,37 @@ def test_a_step_moves_every_parameter_and_statistic(one_device):
     assert [name for name in still if "key/bias" not in name] == []
 
 
+def test_both_programs_of_a_step_are_of_one_trace_and_take_the_same_step(
+    root, mesh_of, monkeypatch
+):
+    traced, own = [], compiled_step.train_step
+    monkeypatch.setattr(
+        compiled_step,
+        "train_step",
+        lambda *arrays, **fields: (
+            traced.append(fields["norms"]) or own(*arrays, **fields)
+        ),
+    )
+    config = with_towers(steps.read(root), {"stages": ((1, 3, 2, 6, 64),)}, {})
+    plan, devices = config.make_plan(mesh_of(1)), mesh_of(1)
+    shapes = config.batch_shapes(devices, config.batch_phases[0])
+    programs = compile_steps(plan, shapes, (False, True))
+    assert traced == [True]
+    random = np.random.default_rng(0)
+    batch = {name: random.integers(1, 20, x.shape) for name, x in shapes.items()}
+    batch = {name: x.astype(shapes[name].dtype) for name, x in batch.items()}
+    ends = {
+        norms: program(create_state(plan), jax.device_put(batch, batch_split(devices)))
+        for norms, program in programs.items()
+    }
+    (plain, some), (measured, more) = ends[False], ends[True]
+    jax.tree.map(np.testing.assert_array_equal, plain, measured)
+    norms = {name for name in more if name.endswith("_norm")}
+    assert len(norms) == 6
+    assert {*more} - norms == {*some}
+    assert {name: more[name] for name in some} == some
+
+
 def test_a_step_tells_the_rate_that_it_took(root, one_device, mesh_of):
     schedule = steps.read(root).make_plan(mesh_of(1)).schedule
     rates = [row["learning_rate"] for row in one_device[0]]
@@ -190,9 +223,19 @@ def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(mesh_of):
-    options = {"cpu": {"xla_cpu_no_such_option": "1"}}
-    double = compile_fast(jax.jit(lambda x: 2 * x).lower(3.0), mesh_of(1), options)
+    kept = {"xla_backend_optimization_level": 1}
+    options = {"cpu": {"xla_cpu_no_such_option": "1", "xla_cpu_nor_this": True} | kept}
+    tried, lowered = [], jax.jit(lambda x: 2 * x).lower(3.0)
+    compile_one = lowered.compile
+
+    def compile(options):
+        tried.append(dict(options))
+        return compile_one(options)
+
+    lowered.compile = compile
+    double = compile_fast(lowered, mesh_of(1), options)
     assert double(3.0) == 6.0
+    assert tried[-1] == kept
 
 
 def test_sums_on_cpus_are_left_to_xla(mesh_of):
