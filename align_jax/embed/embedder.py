@@ -73,7 +73,7 @@ class Embedder:
         """
         whole = replicated(self._mesh)
 
-        def place(array: np.ndarray | jax.Array) -> jax.Array:
+        def place(array: Any) -> Any:
             own = isinstance(array, np.ndarray)
             return place_array(array, whole) if own else array
 

@@ -39,16 +39,15 @@ class EmbedPrograms:
             found: Any = model.apply(variables, images, method=method)
             return jnp.where(readable[:, None], found, jnp.nan)
 
-        functions = [(name, of_images, 2) for name in OF_IMAGES]
-        functions += [(name, model.apply, 1) for name in OF_TEXTS]
-        self.jitted = {
-            method: jax.jit(
+        def jitted(function: Callable, method: str, arrays: int) -> jax.stages.Wrapped:
+            return jax.jit(
                 partial(function, method=method),
                 in_shardings=(None, *[self._split] * arrays),
                 out_shardings=replicated(mesh),
             )
-            for method, function, arrays in functions
-        }
+
+        self.jitted = {name: jitted(of_images, name, 2) for name in OF_IMAGES}
+        self.jitted |= {name: jitted(model.apply, name, 1) for name in OF_TEXTS}
         self._prepared: dict[str, concurrent.futures.Future] = {}
 
     def prepare(

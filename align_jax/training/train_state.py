@@ -124,7 +124,7 @@ def _constants(plan: StepPlan) -> list[Any]:
 
 
 @lru_cache(maxsize=4)  # tracing takes seconds; each size of the batch has a plan
-def _creation(plan: StepPlan) -> Callable[[], TrainState]:
+def _creation(plan: StepPlan) -> jax.stages.Wrapped:
     """Returns `_create` of a plan, jitted, so that JAX keeps its trace."""
     return jax.jit(partial(_create, plan))
 

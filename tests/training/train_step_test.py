@@ -14,7 +14,11 @@ from align_jax.devices.mesh import batch_split, replicated
 from align_jax.errors import InputError
 from align_jax.training import compiled_step
 from align_jax.training.compiled_step import compile_steps
-from align_jax.training.train_state import create_state
+from align_jax.training.train_state import (
+    compile_create,
+    compile_draws,
+    create_state,
+)
 from tests import steps
 
 
@@ -121,8 +125,10 @@ def test_both_programs_of_a_step_are_of_one_trace_and_take_the_same_step(
     programs = compile_steps(plan, shapes, (False, True))
     assert traced == [True]
     random = np.random.default_rng(0)
-    batch = {name: random.integers(1, 20, x.shape) for name, x in shapes.items()}
-    batch = {name: x.astype(shapes[name].dtype) for name, x in batch.items()}
+    batch = {  # the tiny vocabulary has a few tokens
+        name: random.integers(1, 5, x.shape).astype(x.dtype)
+        for name, x in shapes.items()
+    }
     ends = {
         norms: program(create_state(plan), jax.device_put(batch, batch_split(devices)))
         for norms, program in programs.items()
@@ -132,7 +138,27 @@ def test_both_programs_of_a_step_are_of_one_trace_and_take_the_same_step(
     norms = {name for name in more if name.endswith("_norm")}
     assert len(norms) == 6
     assert {*more} - norms == {*some}
+    assert np.isfinite(some["loss"])
     assert {name: more[name] for name in some} == some
+
+
+def test_the_first_state_is_the_one_that_a_single_program_makes(root, mesh_of):
+    optimizer = {"kind": "adamw", "average_decay": 0.9}
+    config = with_towers(
+        steps.read(root, optimizer=optimizer), {"stages": ((1, 3, 2, 6, 64),)}, {}
+    )
+    plan = config.make_plan(mesh_of(2))
+    found, whole = create_state(plan), compile_create(plan)()
+    assert jax.tree.structure(found) == jax.tree.structure(whole)
+    pairs = [*zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True)]
+    for mine, theirs in pairs:
+        np.testing.assert_array_equal(mine, theirs, strict=True)
+        assert mine.sharding == theirs.sharding
+    # A step may use each array's memory again, so no two arrays share theirs.
+    held = [x.addressable_data(0).unsafe_buffer_pointer() for x, _ in pairs]
+    assert len({*held}) == len(held)
+    drawn = len(compile_draws(plan)())
+    assert 0 < drawn < len(pairs) / 2
 
 
 def test_a_step_tells_the_rate_that_it_took(root, one_device, mesh_of):
