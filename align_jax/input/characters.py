@@ -21,7 +21,7 @@ class Span(NamedTuple):
     Attributes:
       first: first code point.
       last: last code point.
-      rule: what each becomes, as in `CHARACTERS`.
+      rule: codes of the characters that each becomes, as in `CHARACTERS`.
     """
 
     first: int

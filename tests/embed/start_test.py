@@ -1,4 +1,4 @@
-"""What a process needs to its first embeddings: few packages, two programs."""
+"""The way of a process to its first embeddings: few packages, two programs."""
 
 import json
 import subprocess
