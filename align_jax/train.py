@@ -114,8 +114,8 @@ def train(
         )
         feeds = inputs.tracking.feeds
         lines, writer, past = open_writers(workdir, start, times.begun, feeds)
-        pairs = programs.pairs_after(start)
-        pace = Pace(pairs, {}, past, times)
+        # A step is counted beside the first steps, see `PhasePrograms.first_work`.
+        pace = Pace(programs.pairs_after(start), {}, past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)
         stack.callback(log.end_bar)
         stack.enter_context(HangWatch(workdir, config.hang_seconds, pace))
@@ -139,7 +139,6 @@ def train(
         )
         if config.evaluates(start) and not _evaluated(past, start):
             loop.evaluate(start)
-        pace.change(pairs, programs.count_flops(start))
         loop.run(start, kept)
 
         local.remove()

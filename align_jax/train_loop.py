@@ -52,6 +52,7 @@ class TrainLoop:
       lock: lock of the workdir.
       notice: notice to stop.
       times: causes of the time that the run takes.
+      counted: whether `pace` has the operations of a step.
     """
 
     config: RunConfig
@@ -70,6 +71,7 @@ class TrainLoop:
     lock: Lock
     notice: Notice
     times: Timesheet
+    counted: bool = False
 
     def run(self, start: int, kept: KeptPrograms) -> None:
         """Takes the steps after the first `start` ones, and saves the state.
@@ -143,6 +145,9 @@ class TrainLoop:
     def _flush(self) -> None:
         self.lock.check()
         self.programs.check()
+        if not self.counted:
+            self.pace.change(*self.programs.first_work())
+            self.counted = True
         self.log.flush()
         self.profile.look()
 

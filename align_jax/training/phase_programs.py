@@ -63,6 +63,7 @@ class PhasePrograms:
         self._later: dict[int, Future[PhaseProgram]] = {}
         self._first: Future[Steps] | None = None  # programs of the start's phase
         self._written: Future[None] = Future()  # done when these are kept
+        self._counted: Future[tuple[int, dict[str, float]]] = Future()
         self._taken = threading.Event()  # set when `begin` has them, or nobody waits
         self._closed = False
 
@@ -95,6 +96,14 @@ class PhasePrograms:
     def wait_until_written(self) -> None:
         """Waits until the kept programs of `begin` are in the run's folder."""
         self._written.result()
+
+    def first_work(self) -> tuple[int, dict[str, float]]:
+        """Returns the pairs and operations of a step in the phase of `begin`.
+
+        They are those of `pairs_after` and `count_flops`, counted beside the first
+        steps; a call waits for them.
+        """
+        return self._counted.result()
 
     def compile_all(self, kept: KeptPrograms) -> None:
         """Loads or compiles the programs of all phases; does not write them."""
@@ -164,6 +173,11 @@ class PhasePrograms:
             self._written.set_result(None)
         except BaseException as error:  # `wait_until_written` raises it
             self._written.set_exception(error)
+        try:
+            flops = {} if self._closed else self.count_flops(start)
+            self._counted.set_result((self.pairs_after(start), flops))
+        except BaseException as error:  # `first_work` raises it
+            self._counted.set_exception(error)
         for later, future in self._later.items():
             if self._closed:
                 return
