@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -135,12 +136,14 @@ def test_both_programs_of_a_step_are_of_one_trace_and_take_the_same_step(
         for norms, program in programs.items()
     }
     (plain, some), (measured, more) = ends[False], ends[True]
-    jax.tree.map(np.testing.assert_array_equal, plain, measured)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, plain, measured)
     norms = {name for name in more if name.endswith("_norm")}
     assert len(norms) == 6
     assert {*more} - norms == {*some}
     assert np.isfinite(some["loss"])
-    assert {name: more[name] for name in some} == some
+    for name, value in some.items():
+        close(more[name], value)
 
 
 def test_the_first_state_is_the_one_that_a_single_program_makes(root, mesh_of):
