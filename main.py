@@ -13,6 +13,7 @@ Bad input prints one line on stderr and ends with exit code 2. Ctrl-C ends with 
 a notice to stop (SIGTERM, after which the state is saved) with 143.
 """
 
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -52,8 +53,11 @@ def run(argv: list[str]) -> int:
         print("\n".join(differing_fields(fields, flags.diff)))
         return 0
     with doing("loading JAX and TensorFlow", sys.stderr.isatty()):
+        gc.disable()  # imports leave no garbage
         start(flags.distributed)  # before the import of TensorFlow, which writes logs
         programs = kinds_of_runs()
+        gc.freeze()  # what is imported stays, so that collections in traces are short
+        gc.enable()
     program = choose(programs, fields.get("run", "absent"), "config.run")
     if flags.workdir is not None and not flags.compile:
         program(fields, flags.workdir)

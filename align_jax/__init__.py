@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 
 def load(source: str, batch_size: int = 128, width: int | None = None) -> "Model":
-    """Loads a trained dual encoder.
+    """Loads a trained dual encoder, and begins to compile its two encoders.
 
     Args:
       source: any source that `align_jax.weights.source.open_weights` reads, such as the
@@ -22,6 +22,10 @@ def load(source: str, batch_size: int = 128, width: int | None = None) -> "Model
       InputError: the source is missing or damaged, or holds no dual encoder, the batch
         size is below 1, or the embeddings have fewer components than the width.
     """
+    from align_jax.devices.runtime import keep_programs
     from align_jax.embed import model
 
-    return model.load(source, batch_size, width)
+    keep_programs()
+    loaded = model.load(source, batch_size, width)
+    loaded.embedder.prepare()
+    return loaded

@@ -18,7 +18,7 @@ from align_jax.runs import workdir as folder
 from align_jax.training.kept_programs import FIRST_STATE, KeptPrograms
 from align_jax.training.parameter_choice import check_parameters
 from align_jax.training.phase_programs import PhasePrograms
-from align_jax.training.train_state import compile_create
+from align_jax.training.train_state import compile_draws
 from align_jax.training.training_runs import read_run_config
 
 
@@ -50,7 +50,7 @@ def compile_run(fields: dict[str, Any], workdir: str) -> None:
         if folder.leads():
             write_config(workdir, fill_defaults(fields))
         kept = KeptPrograms(workdir, config, mesh)
-        kept.get(FIRST_STATE, partial(compile_create, programs.plans[0]))
+        kept.get(FIRST_STATE, partial(compile_draws, programs.plans[0]))
         programs.compile_all(kept)
         for path, size in kept.write(required=True).items():
             print(f"{path}: {size / 1e6:.1f} MB")

@@ -42,8 +42,9 @@ from align_jax.training.local_checkpoint import LocalCheckpoints
 from align_jax.training.parameter_choice import check_parameters
 from align_jax.training.phase_programs import PhasePrograms
 from align_jax.training.run_config import RunConfig
+from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import read_run_config
-from align_jax.weights.initialize import first_state
+from align_jax.weights.initialize import first_state, starts_from_seed
 from align_jax.weights.vocabulary import check_copy, keep_copy
 
 RESTORING_LINE = "making or restoring the state"
@@ -92,6 +93,10 @@ def train(
         programs, tokenizer = inputs.programs, inputs.tokenizer
         plan = programs.plans[0]
         kept = KeptPrograms(workdir, config, plan.mesh)
+        # With several processes, a first collective would not wait for a slower one.
+        if jax.process_count() == 1 and starts_from_seed(config, workdir):
+            abstract_state(plan)  # traced here, not in two threads at once
+            programs.prepare(0, kept)
         with times.doing("restore"), doing(RESTORING_LINE, folder.leads()):
             start, state = first_state(config, plan, tokenizer, workdir, kept)
         check_copy(workdir, tokenizer)
@@ -109,8 +114,8 @@ def train(
         )
         feeds = inputs.tracking.feeds
         lines, writer, past = open_writers(workdir, start, times.begun, feeds)
-        flops = programs.count_flops(start)
-        pace = Pace(programs.pairs_after(start), flops, past, times)
+        # A step is counted beside the first steps, see `PhasePrograms.first_work`.
+        pace = Pace(programs.pairs_after(start), {}, past, times)
         log = StepLog(lines, writer, pace, start, config.total_steps)
         stack.callback(log.end_bar)
         stack.enter_context(HangWatch(workdir, config.hang_seconds, pace))

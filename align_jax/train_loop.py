@@ -1,6 +1,7 @@
 """The steps of a training run, with their metrics, evaluations and checkpoints."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from align_jax.evaluation.runner import run_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.locks import Lock
 from align_jax.progress import doing
-from align_jax.runs.lost_time import STEPS, Timesheet
+from align_jax.runs.lost_time import STEPS, Timesheet, describe_start
 from align_jax.runs.pace import Pace
 from align_jax.runs.preemption import Notice
 from align_jax.runs.profiles import Profile
@@ -51,6 +52,7 @@ class TrainLoop:
       lock: lock of the workdir.
       notice: notice to stop.
       times: causes of the time that the run takes.
+      counted: whether `pace` has the operations of a step.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class TrainLoop:
     lock: Lock
     notice: Notice
     times: Timesheet
+    counted: bool = False
 
     def run(self, start: int, kept: KeptPrograms) -> None:
         """Takes the steps after the first `start` ones, and saves the state.
@@ -127,8 +130,11 @@ class TrainLoop:
             return scores
 
     def _take(self, step: int, programs: Steps) -> None:
+        first = not self.pace.steps.begun
         with self.pace.waiting(step):
             batch = next(self.batches)
+        if first and leads():
+            print("\n".join(describe_start(self.times.read())), file=sys.stderr)
         self.profile.before(step)
         program = programs[self.config.measures_norms(step)]
         self.state, metrics = program(self.state, batch)
@@ -139,6 +145,9 @@ class TrainLoop:
     def _flush(self) -> None:
         self.lock.check()
         self.programs.check()
+        if not self.counted:
+            self.pace.change(*self.programs.first_work())
+            self.counted = True
         self.log.flush()
         self.profile.look()
 
@@ -158,6 +167,7 @@ class TrainLoop:
         self._flush()  # the metrics of a checkpoint's steps are written before it
         with self.times.doing("save"):
             if due:
+                self.programs.wait_until_written()  # for the start after this one
                 self.checkpoints.save(step, self.state, scores)
             else:
                 self.local.save(step, self.state)

@@ -8,7 +8,7 @@ from tests.faults_test import start, start_several, steps_saved
 from tests.run_tiny import rows
 
 # Functions that a run compiles and keeps, and the names of their files.
-KEPT = {"jit(_create)": "first_state", "jit(train_step)": "step_with_norms"}
+KEPT = {"jit(_draw)": "first_state", "jit(train_step)": "step_with_norms"}
 # Functions that run after the next step: those of the tiny run's evaluators, and the
 # barrier of several processes with which Orbax begins to save.
 EVALUATED = {"jit(of_images)", "jit(apply)", "jit(compare)", "jit(<lambda>)"}

@@ -33,7 +33,6 @@ def start(distributed: bool = False, tensorflow: bool = True) -> None:
       InputError: the other processes cannot be found, or do not answer.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
 
     if tensorflow and importlib.util.find_spec("tensorflow"):
         import tensorflow as tf
@@ -46,11 +45,21 @@ def start(distributed: bool = False, tensorflow: bool = True) -> None:
         lambda record: "orbax" not in record.getMessage()
     )
     sys.unraisablehook = functools.partial(_show_unraisable, sys.unraisablehook)
+    keep_programs()
+    if distributed:
+        _join_processes()
+
+
+def keep_programs() -> None:
+    """Lets JAX keep compiled programs, unless it knows a folder for them already.
+
+    They are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/align_jax.
+    """
+    import jax
+
     if not jax.config.values["jax_compilation_cache_dir"]:
         cache = pathlib.Path.home() / ".cache" / "align_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    if distributed:
-        _join_processes()
 
 
 def reuse_memory() -> None:

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from align_jax.devices.mesh import batch_split, place_array, replicated
 from align_jax.embed.encoder import Encoder, UnreadableError
+from align_jax.embed.programs import EmbedPrograms
 from align_jax.errors import InputError
 from align_jax.input.preprocess import PreprocessConfig, evaluation_image
 from align_jax.input.scratch import Scratch
@@ -59,30 +59,7 @@ class Embedder:
         self._mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._variables: dict = {}
-        whole, split = replicated(mesh), batch_split(mesh)
-
-        def of_images(
-            variables: dict, images: jax.Array, readable: jax.Array, method: str
-        ) -> jax.Array:
-            found: Any = model.apply(variables, images, method=method)
-            return jnp.where(readable[:, None], found, jnp.nan)
-
-        self._of_images = {
-            method: jax.jit(
-                partial(of_images, method=method),
-                in_shardings=(None, split, split),
-                out_shardings=whole,
-            )
-            for method in ("encode_images", "image_features", "classify_images")
-        }
-        self._of_texts = {
-            method: jax.jit(
-                partial(model.apply, method=method),
-                in_shardings=(None, split),
-                out_shardings=whole,
-            )
-            for method in ("encode_texts", "project_texts", "text_features")
-        }
+        self._programs = EmbedPrograms(model, mesh)
 
     @property
     def mesh(self) -> Mesh:
@@ -90,8 +67,29 @@ class Embedder:
         return self._mesh
 
     def load(self, variables: Mapping[str, Any]) -> None:
-        """Sets the variables to embed with: "params" and, if any, "batch_stats"."""
-        self._variables = {"batch_stats": {}, **variables}
+        """Sets the variables to embed with: "params" and, if any, "batch_stats".
+
+        NumPy's arrays are put on the devices, once.
+        """
+        whole = replicated(self._mesh)
+
+        def place(array: Any) -> Any:
+            own = isinstance(array, np.ndarray)
+            return place_array(array, whole) if own else array
+
+        self._variables = {"batch_stats": {}, **jax.tree.map(place, dict(variables))}
+        self._programs.forget()
+
+    def prepare(self) -> None:
+        """Begins to compile the embeddings of pictures and texts, in two threads.
+
+        Their first use waits until they are compiled. `load` must be called before.
+        """
+        inputs: dict[str, tuple] = {"encode_images": self._image_shapes()}
+        if self._tokenizer is not None:
+            tokens = self._tokenizer.encode([""] * self._batch_size)
+            inputs["encode_texts"] = (jax.ShapeDtypeStruct(tokens.shape, tokens.dtype),)
+        self._programs.prepare(self._variables, inputs)
 
     def encode_images(
         self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
@@ -144,10 +142,13 @@ class Embedder:
     ) -> np.ndarray:
         if batches := list(self._run_images(method, pictures, unreadable)):
             return np.concatenate(batches)
+        return self._no_rows(method, *self._image_shapes())
+
+    def _image_shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a batch of pixels and of its readable rows."""
         size, side = self._batch_size, self._preprocess.image_size
         images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)
-        readable = jax.ShapeDtypeStruct((size,), bool)
-        return self._no_rows(self._of_images[method], images, readable)
+        return images, jax.ShapeDtypeStruct((size,), bool)
 
     def _run_images(
         self,
@@ -195,7 +196,7 @@ class Embedder:
 
         # Threads suffice: decoding and resizing release the interpreter lock.
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            yield from self._embed(self._of_images[method], batches())
+            yield from self._embed(method, batches())
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts (N) as (N, D) float32 of unit length; N may be 0.
@@ -222,26 +223,27 @@ class Embedder:
         for index, text in enumerate(texts):
             check_text(text, f"text {index}")
         size, split = self._batch_size, batch_split(self._mesh)
-        encode = self._of_texts[method]
         if not len(texts):
-            return self._no_rows(encode, self._tokenizer.encode([""] * size))
+            return self._no_rows(method, self._tokenizer.encode([""] * size))
         padded = [*texts, *[""] * (-len(texts) % size)]
         parts = (padded[start : start + size] for start in range(0, len(padded), size))
         tokens = map(self._tokenizer.encode, parts)
         batches = ((size, (place_array(batch, split),)) for batch in tokens)
-        return np.concatenate(list(self._embed(encode, batches)))[: len(texts)]
+        return np.concatenate(list(self._embed(method, batches)))[: len(texts)]
 
-    def _no_rows(self, encode: Callable, *arrays: Any) -> np.ndarray:
+    def _no_rows(self, method: str, *arrays: Any) -> np.ndarray:
         """Returns the result for no input, (0, D), without computing anything."""
+        encode = self._programs.jitted[method]
         found = jax.eval_shape(encode, self._variables, *arrays)
         return np.zeros((0, *found.shape[1:]), found.dtype)
 
     def _embed(
-        self, encode: Callable, batches: Iterator[tuple[int, tuple]]
+        self, method: str, batches: Iterator[tuple[int, tuple]]
     ) -> Iterator[np.ndarray]:
         """Yields the encoded rows of each batch without those of the padding."""
         before = None
         for count, arrays in batches:
+            encode = self._programs.get(method)
             now = (encode(self._variables, *arrays), count)
             # Wait for the batch before this one only, so that the devices compute this
             # batch while the next one is read.

@@ -1,9 +1,10 @@
 """Splits texts into BERT's words by replacing characters, in Python or in tf.data."""
 
+import bisect
 import functools
 import pathlib
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from align_jax.texts import NONE, fold
 
@@ -11,6 +12,21 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 CHARACTERS = pathlib.Path(__file__).with_name("bert_characters.txt")
+HANGUL = range(0xAC00, 0xD7A4)
+
+
+class Span(NamedTuple):
+    """Neighbouring code points that BERT replaces by one rule.
+
+    Attributes:
+      first: first code point.
+      last: last code point.
+      rule: codes of the characters that each becomes, as in `CHARACTERS`.
+    """
+
+    first: int
+    last: int
+    rule: tuple[str, ...]
 
 
 def split_words(texts: "tf.Tensor", normalisation: str = NONE) -> "tf.RaggedTensor":
@@ -36,26 +52,47 @@ class Replacements(dict[int, str]):
     def __init__(self, normalisation: str) -> None:
         """Prepares the replacements for a normalisation of `align_jax.texts`."""
         self._folds = normalisation != NONE
-        self._bert = _bert_replacements()
+        self._spans = _read_spans()
+        self._starts = [span.first for span in self._spans]
 
     def __missing__(self, point: int) -> str:
         """Computes and keeps the replacement of a code point."""
-        self[point] = self._replace(point)
-        return self[point]
-
-    def list_all(self) -> list[str]:
-        """Returns the replacements of all 0x110000 code points."""
-        return [self._replace(point) for point in range(0x110000)]
-
-    def _replace(self, point: int) -> str:
         text = chr(point)
         if self._folds:
-            if unicodedata.category(text)[0] == "C":  # most code points
-                return " "
-            text = fold(text)
-        if len(text) == 1:
-            return self._bert.get(ord(text), text)
-        return "".join(self._bert.get(ord(c), c) for c in text)
+            text = " " if _is_control(text) else fold(text)
+        self[point] = "".join(map(self._bert, text))
+        return self[point]
+
+    def table(self) -> list[str]:
+        """Returns the replacements of all code points, in order."""
+        points = range(0x110000)
+        if self._folds:
+            space = self[ord(" ")]
+            return [space if _is_control(chr(p)) else self[p] for p in points]
+        found = [*map(chr, points)]
+        for span in [Span(HANGUL.start, HANGUL.stop - 1, ()), *self._spans]:
+            replaced = range(span.first, span.last + 1)
+            found[span.first : span.last + 1] = map(self.__getitem__, replaced)
+        return found
+
+    def _bert(self, character: str) -> str:
+        """Returns the text with which BERT replaces a character."""
+        point = ord(character)
+        if point in HANGUL:  # equal in all Unicode versions
+            return unicodedata.normalize("NFD", character)
+        index = bisect.bisect_right(self._starts, point) - 1
+        if index < 0 or point > self._spans[index].last:
+            return character
+        special = {".": character, "-": ""}
+        return "".join(
+            special[code] if code in special else chr(int(code, 16))
+            for code in self._spans[index].rule
+        )
+
+
+def _is_control(character: str) -> bool:
+    """Returns whether a character is of one of Unicode's categories C*."""
+    return unicodedata.category(character)[0] == "C"
 
 
 @functools.cache
@@ -65,24 +102,17 @@ def replacements(normalisation: str) -> Replacements:
 
 
 @functools.cache
-def _bert_replacements() -> dict[int, str]:
-    """Returns the texts with which BERT replaces code points that do not stay."""
-    found = {  # Hangul, equal in all Unicode versions
-        point: unicodedata.normalize("NFD", chr(point))
-        for point in range(0xAC00, 0xD7A4)
-    }
+def _read_spans() -> tuple[Span, ...]:
+    """Reads the code points that BERT replaces, in ascending order."""
+    spans = []
     for line in CHARACTERS.read_text().splitlines():
-        if line.startswith("#"):
-            continue
-        span, rule = line.split("\t")
-        first, _, last = span.partition("-")
-        for point in range(int(first, 16), int(last or first, 16) + 1):
-            special = {".": chr(point), "-": ""}
-            found[point] = "".join(
-                special[code] if code in special else chr(int(code, 16))
-                for code in rule.split()
+        if not line.startswith("#"):
+            span, rule = line.split("\t")
+            first, _, last = span.partition("-")
+            spans.append(
+                Span(int(first, 16), int(last or first, 16), tuple(rule.split()))
             )
-    return found
+    return tuple(spans)
 
 
 @functools.cache
@@ -90,6 +120,6 @@ def _characters(normalisation: str) -> "tf.Tensor":
     """Returns the text that replaces each Unicode code point, (0x110000,) strings."""
     import tensorflow as tf
 
-    characters = replacements(normalisation).list_all()
+    characters = replacements(normalisation).table()
     with tf.init_scope():  # the cached tensor must not belong to a traced graph
         return tf.constant(characters)

@@ -9,6 +9,7 @@ import collections
 import hashlib
 import logging
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class TrainBatches(Iterator):
     the other fields stay.
 
     Attributes:
+      started: the first batch while nobody has asked for it, otherwise None.
       pairs: number of pairs that this host has yielded, with replaced ones.
       replaced: number of replaced pairs by reason.
     """
@@ -50,7 +52,7 @@ class TrainBatches(Iterator):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """Begins to read.
+        """Begins to read the first batch, in a thread.
 
         Args:
           data: result of `open_training` with the same process count.
@@ -70,6 +72,9 @@ class TrainBatches(Iterator):
         self._batches = augment_batches(
             self._encoded(start_step), config.workers or None
         )
+        reader = ThreadPoolExecutor(1)
+        self.started: Future | None = reader.submit(next, self._batches)
+        reader.shutdown(wait=False)
         self._bad_shards: collections.Counter[str] = collections.Counter()
         self.pairs = 0
         self.replaced: collections.Counter[str] = collections.Counter()
@@ -82,7 +87,7 @@ class TrainBatches(Iterator):
             damaged.
         """
         with self._data.naming_damage():
-            images, reasons, records = next(self._batches)
+            images, reasons, records = self._next()
         for row, texts in enumerate(records["texts"]):
             reasons[row] = reasons[row] or ("" if texts else "no text")
         targets = records["target"].astype(np.int32)  # a writable copy
@@ -95,6 +100,13 @@ class TrainBatches(Iterator):
         if any(reasons):
             self._replace(records, batch, reasons)
         return batch
+
+    def _next(self) -> tuple[np.ndarray, list[str], Fields]:
+        if self.started is None:
+            return next(self._batches)
+        first = self.started.result()
+        self.started = None
+        return first
 
     def _encoded(self, step: int) -> Iterator[Encoded]:
         """Yields the arguments of `augment_batches` from batch `step` on, endlessly."""
@@ -133,7 +145,9 @@ class TrainBatches(Iterator):
         ]
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stops the threads; waits for the first batch."""
+        if self.started is not None:
+            wait([self.started])
         self._batches.close()
 
     def _keys(self, step: int, draws: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_flatten_with_path
 
+from align_jax.devices.compiling import tracing
 from align_jax.models.classifier import Classifier, ClassifierConfig
 from align_jax.models.dual_encoder import DualEncoder, ModelConfig
 from align_jax.models.towers import TowerConfig, build_tower
@@ -39,7 +40,8 @@ def _trace_model(
 ) -> dict[Path, tuple[int, ...]]:
     model = config.build()
     create = partial(model.init, train=False)
-    variables = jax.eval_shape(create, key_shape(), *first_inputs(model))
+    with tracing():
+        variables = jax.eval_shape(create, key_shape(), *first_inputs(model))
     return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 

@@ -95,6 +95,21 @@ class Timesheet:
         return dict(self._seconds)
 
 
+def describe_start(seconds: Mapping[str, float]) -> list[str]:
+    """Returns lines with the seconds of each cause before a start's first step.
+
+    Args:
+      seconds: result of `Timesheet.read` right before the first step.
+    """
+    total = sum(seconds.values())
+    lines = [
+        f"{seconds[cause]:7.1f} s  {text}"
+        for cause, text in LOST.items()
+        if seconds[cause] >= 0.05
+    ]
+    return [f"{total:7.1f} s  before the first step:", *lines]
+
+
 def split_time(metrics: Mapping[str, float]) -> dict[str, float]:
     """Returns {cause in words: seconds} of a run; {} if an earlier version ran it.
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from align_jax.devices.compiling import tracing
 from align_jax.losses.objective import Outputs
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
@@ -132,7 +133,8 @@ def count_flops(function: Callable, *arguments: Any) -> float:
     Raises:
       ValueError: a loop whose length is not known beforehand contains products.
     """
-    traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    with tracing():
+        traced = jax.make_jaxpr(function)(*arguments).jaxpr
     live, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
     return _count(live)
 

@@ -46,6 +46,8 @@ class KeptPrograms:
         fields = as_json(dataclasses.asdict(config))
         self._dependencies = {"config": fields, **describe_compiler(mesh)}
         self._new: dict[str, jax.stages.Compiled] = {}
+        self._writing = threading.Lock()  # of the folder
+        self._removed = False
 
     def get(
         self, name: str, compile_program: Callable[[], jax.stages.Compiled]
@@ -81,12 +83,17 @@ class KeptPrograms:
         Raises:
           InputError: files are required, and some could not be written.
         """
+        with self._writing:
+            return {} if self._removed else self._write(required)
+
+    def _write(self, required: bool) -> dict[str, int]:
         sizes: dict[str, int] = {}
         # Every process can load the files of one. The last process writes: on CPUs,
         # the first one gets programs from JAX's cache, and these are not written.
         if jax.process_index() < jax.process_count() - 1:
             return sizes
-        for name, program in self._new.items():
+        new = dict(self._new)  # another thread may add to it
+        for name, program in new.items():
             path = self._path(name)
             with warned(f"{path} is not written", "the next start compiles again"):
                 content = pickle.dumps(serialize(program))
@@ -94,8 +101,9 @@ class KeptPrograms:
                 places.make_folder(self._folder)
                 places.write_bytes(path, json.dumps(head).encode() + b"\n" + content)
                 sizes[path] = len(content)
-        failed = [name for name in self._new if self._path(name) not in sizes]
-        self._new.clear()
+        failed = [name for name in new if self._path(name) not in sizes]
+        for name in new:
+            del self._new[name]
         if required and failed:
             names = ", ".join(failed)
             raise InputError(f"{self._folder} lacks {names}, which cannot be written")
@@ -103,9 +111,11 @@ class KeptPrograms:
 
     def remove(self) -> None:
         """Removes the folder of the programs, for a run that is finished."""
-        if jax.process_index() == 0:
-            with warned(f"{self._folder} is not removed", "nothing reads it again"):
-                places.remove(self._folder)
+        with self._writing:
+            self._removed = True
+            if jax.process_index() == 0:
+                with warned(f"{self._folder} is not removed", "nothing reads it again"):
+                    places.remove(self._folder)
 
     def _identify(self, name: str) -> str:
         """Hashes all that a program depends on; a file under another name differs."""

@@ -19,6 +19,8 @@ def check_parameters(config: RunConfig) -> None:
       InputError: a pattern fits no parameter, or one of `muon_matrices` no matrix; or a
         frozen tower's BatchNorm statistics would move.
     """
+    if not any(config.optimizer.patterns().values()):
+        return  # and spare the trace of the model
     shapes = {
         "/".join(path[1:]): jax.ShapeDtypeStruct(shape, jnp.float32)
         for path, shape in variable_shapes(config.model).items()

@@ -38,9 +38,9 @@ class PhaseProgram:
 class PhasePrograms:
     """Compiles the steps of a run's phases, each before its phase begins.
 
-    A start waits for the phase of its first step only, until all processes have its
-    programs. While it trains, a thread compiles those of later phases, one phase after
-    the other.
+    A thread compiles the phase of a start's first step, while the start makes its state
+    and opens its data, and then the later phases, one after the other. The start waits
+    for its first phase only, until all processes have its programs.
 
     Attributes:
       plans: plan of each phase's step.
@@ -61,25 +61,49 @@ class PhasePrograms:
         self.plans = [config.make_plan(mesh, phase) for phase in self._phases]
         self._wait_for_all = multihost.get_barrier_sync_fn()
         self._later: dict[int, Future[PhaseProgram]] = {}
+        self._first: Future[Steps] | None = None  # programs of the start's phase
+        self._written: Future[None] = Future()  # done when these are kept
+        self._counted: Future[tuple[int, dict[str, float]]] = Future()
+        self._taken = threading.Event()  # set when `begin` has them, or nobody waits
         self._closed = False
 
-    def begin(self, start: int, kept: KeptPrograms | None = None) -> Steps:
-        """Returns the programs that a start needs in its phase; compiles later ones.
+    def prepare(self, start: int, kept: KeptPrograms | None = None) -> None:
+        """Begins to compile the programs of a start's phase; does not wait for them.
 
         Args:
           start: number of steps that the run has taken.
           kept: the run's kept programs, which are loaded; None to compile all.
         """
         number = find_phase(self._phases, start)
-        steps = self._compile(number, start, kept)
-        if kept:
-            kept.write()
-        self._wait(start)
+        self._first = Future()
         self._later = {n: Future() for n in range(number + 1, len(self._phases))}
-        if self._later:
-            work = partial(self._work, kept)
-            threading.Thread(target=work, name=UNAWAITED, daemon=True).start()
+        work = partial(self._work, self._first, number, start, kept)
+        threading.Thread(target=work, name=UNAWAITED, daemon=True).start()
+
+    def begin(self, start: int, kept: KeptPrograms | None = None) -> Steps:
+        """Returns the programs that a start needs in its phase; compiles later ones.
+
+        The arguments are those of `prepare`, which is called if nobody has before.
+        """
+        if self._first is None:
+            self.prepare(start, kept)
+        assert self._first is not None
+        steps = self._first.result()
+        self._wait(start)
+        self._taken.set()
         return steps
+
+    def wait_until_written(self) -> None:
+        """Waits until the kept programs of `begin` are in the run's folder."""
+        self._written.result()
+
+    def first_work(self) -> tuple[int, dict[str, float]]:
+        """Returns the pairs and operations of a step in the phase of `begin`.
+
+        They are those of `pairs_after` and `count_flops`, counted beside the first
+        steps; a call waits for them.
+        """
+        return self._counted.result()
 
     def compile_all(self, kept: KeptPrograms) -> None:
         """Loads or compiles the programs of all phases; does not write them."""
@@ -119,6 +143,7 @@ class PhasePrograms:
     def close(self) -> None:
         """Lets the thread end after the phase that it compiles."""
         self._closed = True
+        self._taken.set()
 
     def _wait(self, step: int) -> None:
         """Waits until all processes have the programs of the steps after `step`.
@@ -128,18 +153,41 @@ class PhasePrograms:
         """
         self._wait_for_all(key=f"step {step} compiled", timeout_ms=COMPILING * 1000)
 
-    def _work(self, kept: KeptPrograms | None) -> None:
-        for number, future in self._later.items():
+    def _work(
+        self,
+        first: Future[Steps],
+        number: int,
+        start: int,
+        kept: KeptPrograms | None,
+    ) -> None:
+        """Compiles and keeps the programs of phase `number`, and of later phases."""
+        try:
+            first.set_result(self._compile(number, start, kept))
+        except BaseException as error:  # `begin` raises it
+            first.set_exception(error)
+            return
+        self._taken.wait()  # until the program of the first state is there, too
+        try:
+            if kept and not self._closed:
+                kept.write()
+            self._written.set_result(None)
+        except BaseException as error:  # `wait_until_written` raises it
+            self._written.set_exception(error)
+        try:
+            flops = {} if self._closed else self.count_flops(start)
+            self._counted.set_result((self.pairs_after(start), flops))
+        except BaseException as error:  # `first_work` raises it
+            self._counted.set_exception(error)
+        for later, future in self._later.items():
             if self._closed:
                 return
-            start = self._phases[number].start
+            phase = self._phases[later]
             try:
-                flops = self.count_flops(start)
-                steps = self._compile(number, start, kept)
+                flops = self.count_flops(phase.start)
+                steps = self._compile(later, phase.start, kept)
                 if kept:
                     kept.write()
-                pairs = self._phases[number].pairs_read
-                future.set_result(PhaseProgram(steps, pairs, flops))
+                future.set_result(PhaseProgram(steps, phase.pairs_read, flops))
             except BaseException as error:  # `take` and `check` raise it
                 future.set_exception(error)
 

@@ -25,6 +25,8 @@ from align_jax.training.schedule_free import map_points
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState
 
+NORMED = ("gradient", "update")  # trees whose norms are metrics
+
 
 class Part(NamedTuple):
     """Examples that are encoded together: the global batch or a microbatch.
@@ -104,12 +106,18 @@ def train_step(
 def _norms(gradients: dict, updates: dict, plan: StepPlan) -> Metrics:
     """Returns the norms of gradients and updates, for each tower and for all."""
     norms = {}
-    for kind, tree in (("gradient", gradients), ("update", updates)):
+    for kind, tree in zip(NORMED, (gradients, updates), strict=True):
         squared = {name: optax.tree.norm(x, squared=True) for name, x in tree.items()}
         for tower in plan.model.config.towers:
             norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
         norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
     return norms
+
+
+def drop_norms(metrics: Metrics) -> Metrics:
+    """Returns the metrics of `train_step` without those that `norms` adds."""
+    names = [f"{kind}_norm" for kind in NORMED]
+    return {n: x for n, x in metrics.items() if n.split("/")[-1] not in names}
 
 
 def _follow(average: dict, state: TrainState, decay: float) -> dict:

@@ -1,6 +1,7 @@
 """The first state of a run: from its checkpoint, another run, weights, or the seed."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -90,6 +91,13 @@ def first_state(
         return read_whole(os.path.join(run, CHECKPOINTS, str(step)), restore)
     arrays = read_initial(config, tokenizer)
     return 0, place_arrays(create_state(plan, kept), arrays)
+
+
+def starts_from_seed(config: RunConfig, workdir: str) -> bool:
+    """Returns whether `first_state` will make the state from the seed alone."""
+    initial = dataclasses.asdict(config.initialize).values()
+    sources = (config.checkpoint.local_folder, config.start_from, *initial)
+    return not list_steps(workdir) and not any(sources)
 
 
 def _restore(
@@ -247,6 +255,8 @@ def place_arrays(state: TrainState, arrays: Mapping[Path, np.ndarray]) -> TrainS
       state: state on its devices.
       arrays: new values by path; variables without one keep their value.
     """
+    if not arrays:
+        return state
 
     def chosen(path: tuple, leaf: jax.Array) -> jax.Array:
         array = arrays.get(tuple(key.key for key in path))

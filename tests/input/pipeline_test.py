@@ -1,6 +1,7 @@
 import collections
 import io
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ def test_resuming_anywhere_gives_the_same_batches(directory, whole, start):
 @pytest.fixture(scope="module")
 def of_four_streams(directory):
     return batches(directory, 10, 3, streams=4)
+
+
+def test_the_first_batch_is_read_before_it_is_asked_for(directory, whole):
+    drawn = open_batches(directory)
+    deadline = time.monotonic() + 60
+    while drawn.started is None or not drawn.started.done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert_equal([next(drawn)], whole[:1])
+    drawn.close()
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

@@ -12,6 +12,7 @@ from align_jax.runs.lost_time import (
     STEPS,
     WALL,
     Timesheet,
+    describe_start,
     lost,
     process_started,
     split_time,
@@ -183,6 +184,22 @@ def test_the_causes_of_lost_time_add_up_over_two_kills(tmp_path):
     assert end[lost("repeated")] == 40.0
     assert end[lost("away")] == pytest.approx(111.0)
     assert sum(split_time(end).values()) == pytest.approx(end[WALL])
+
+
+def test_a_start_is_described_by_its_causes_in_seconds():
+    clock = Clock()
+    times = Timesheet(clock=clock)
+    clock.now += 5
+    with times.doing("restore"):
+        clock.now += 2.5
+    times.switch("compile")
+    clock.now += 30
+    assert describe_start(times.read()) == [
+        "   37.5 s  before the first step:",
+        "    5.0 s  start-up: imports, checks, opening data",
+        "    2.5 s  reading or making the first state",
+        "   30.0 s  compiling",
+    ]
 
 
 def test_an_evaluation_that_is_left_early_ends_its_time():

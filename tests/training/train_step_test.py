@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,13 @@ from align_jax.devices.collectives import count_collectives
 from align_jax.devices.compiling import compile_fast
 from align_jax.devices.mesh import batch_split, replicated
 from align_jax.errors import InputError
-from align_jax.training.train_state import create_state
+from align_jax.training import compiled_step
+from align_jax.training.compiled_step import compile_steps
+from align_jax.training.train_state import (
+    compile_create,
+    compile_draws,
+    create_state,
+)
 from tests import steps
 
 
@@ -100,6 +107,62 @@ def test_a_step_moves_every_parameter_and_statistic(one_device):
     # A key's bias shifts all scores of a query equally, which softmax ignores. The
     # gradient of the bias is therefore zero up to rounding.
     assert [name for name in still if "key/bias" not in name] == []
+
+
+def test_both_programs_of_a_step_are_of_one_trace_and_take_the_same_step(
+    root, mesh_of, monkeypatch
+):
+    traced, own = [], compiled_step.train_step
+    monkeypatch.setattr(
+        compiled_step,
+        "train_step",
+        lambda *arrays, **fields: (
+            traced.append(fields["norms"]) or own(*arrays, **fields)
+        ),
+    )
+    few = steps.read(root, optimizer={"kind": "sgd"})  # operations to compile
+    config = with_towers(few, {"stages": ((1, 3, 2, 6, 64),)}, {})
+    plan, devices = config.make_plan(mesh_of(1)), mesh_of(1)
+    shapes = config.batch_shapes(devices, config.batch_phases[0])
+    programs = compile_steps(plan, shapes, (False, True))
+    assert traced == [True]
+    random = np.random.default_rng(0)
+    batch = {  # the tiny vocabulary has a few tokens
+        name: random.integers(1, 5, x.shape).astype(x.dtype)
+        for name, x in shapes.items()
+    }
+    ends = {
+        norms: program(create_state(plan), jax.device_put(batch, batch_split(devices)))
+        for norms, program in programs.items()
+    }
+    (plain, some), (measured, more) = ends[False], ends[True]
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, plain, measured)
+    norms = {name for name in more if name.endswith("_norm")}
+    assert len(norms) == 6
+    assert {*more} - norms == {*some}
+    assert np.isfinite(some["loss"])
+    for name, value in some.items():
+        close(more[name], value)
+
+
+def test_the_first_state_is_the_one_that_a_single_program_makes(root, mesh_of):
+    optimizer = {"kind": "adamw", "average_decay": 0.9}
+    config = with_towers(
+        steps.read(root, optimizer=optimizer), {"stages": ((1, 3, 2, 6, 64),)}, {}
+    )
+    plan = config.make_plan(mesh_of(2))
+    found, whole = create_state(plan), compile_create(plan)()
+    assert jax.tree.structure(found) == jax.tree.structure(whole)
+    pairs = [*zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True)]
+    for mine, theirs in pairs:
+        np.testing.assert_array_equal(mine, theirs, strict=True)
+        assert mine.sharding == theirs.sharding
+    # A step may use each array's memory again, so no two arrays share theirs.
+    held = [x.addressable_data(0).unsafe_buffer_pointer() for x, _ in pairs]
+    assert len({*held}) == len(held)
+    drawn = len(compile_draws(plan)())
+    assert 0 < drawn < len(pairs) / 2
 
 
 def test_a_step_tells_the_rate_that_it_took(root, one_device, mesh_of):
@@ -190,9 +253,19 @@ def test_microbatches_hold_whole_batch_norm_groups(root, mesh_of):
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(mesh_of):
-    options = {"cpu": {"xla_cpu_no_such_option": "1"}}
-    double = compile_fast(jax.jit(lambda x: 2 * x).lower(3.0), mesh_of(1), options)
+    kept = {"xla_backend_optimization_level": 1}
+    options = {"cpu": {"xla_cpu_no_such_option": "1", "xla_cpu_nor_this": True} | kept}
+    tried, lowered = [], jax.jit(lambda x: 2 * x).lower(3.0)
+    compile_one = lowered.compile
+
+    def compile(options):
+        tried.append(dict(options))
+        return compile_one(options)
+
+    lowered.compile = compile
+    double = compile_fast(lowered, mesh_of(1), options)
     assert double(3.0) == 6.0
+    assert tried[-1] == kept
 
 
 def test_sums_on_cpus_are_left_to_xla(mesh_of):
