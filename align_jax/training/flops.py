@@ -72,7 +72,8 @@ def _count_parts(
         return jnp.stack([output.sum() for output in outputs]).sum(), outputs
 
     both = jax.make_jaxpr(jax.value_and_grad(total, has_aux=True), return_shape=True)
-    traced, results = both(state.params, state.batch_stats, some)
+    with tracing():
+        traced, results = both(state.params, state.batch_stats, some)
     (_, outputs), gradients = results
     found, count = {}, len(jax.tree.leaves(gradients))
     for index, name in enumerate(plan.model.config.towers):
