@@ -209,16 +209,26 @@ def make_thumbnail(content: bytes, side: int) -> Image.Image:
     Raises:
       PictureError: the errors of `read_picture`.
     """
-    picture = Image.fromarray(read_picture(content, least=(side, side)))
+    return _shrink(read_picture(content, least=(side, side)), side)
+
+
+def small_jpeg(pixels: np.ndarray, side: int, quality: int) -> bytes:
+    """Shrinks a picture, lays it on white and encodes it as a JPEG file.
+
+    Args:
+      pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
+      side: longest permitted side in pixels.
+      quality: JPEG quality, 1 to 95.
+    """
+    file = io.BytesIO()
+    lay_on_white(_shrink(pixels, side)).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _shrink(pixels: np.ndarray, side: int) -> Image.Image:
+    picture = Image.fromarray(pixels)
     picture.thumbnail((side, side))
     return picture
-
-
-def small_jpeg(content: bytes, side: int, quality: int) -> bytes:
-    """Returns the result of `make_thumbnail`, laid on white, as a JPEG file."""
-    file = io.BytesIO()
-    lay_on_white(make_thumbnail(content, side)).save(file, "JPEG", quality=quality)
-    return file.getvalue()
 
 
 def lay_on_white(picture: Image.Image) -> Image.Image:

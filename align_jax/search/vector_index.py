@@ -13,7 +13,7 @@ from typing import Any, cast
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import BTree, IvfSq
+from lancedb.index import BTree, IvfRq, IvfSq
 from lancedb.query import LanceVectorQueryBuilder
 
 from align_jax import places
@@ -28,7 +28,11 @@ DESCRIPTION = b"align_jax"  # key of the table's metadata
 LEAST_INDEXED = 100_000
 PARTITION = 4096  # embeddings per partition, about
 PROBED = 0.05  # share of the partitions that a query searches
-REFINE = 10  # candidates per hit that are compared again by full embeddings
+# RaBitQ's codes (arXiv 2405.12497, 2409.09913) are compared ten times as fast as 8-bit
+# integers. LanceDB has them for widths that `CODED` divides.
+BITS = 4  # of a number's code
+CODED = 8
+REFINE = 4  # candidates per hit that are compared again by full embeddings
 IDS_AT_ONCE = 500  # in one SQL condition
 # An index that grew has several parts, and a query probes each: with more than these,
 # it is rebuilt.
@@ -151,17 +155,26 @@ class VectorIndex:
         """Compacts the table, and indexes the embeddings if there are enough pictures.
 
         Enough are `LEAST_INDEXED`. The index of embeddings is rebuilt if it has grown
-        to over `MOST_PARTS` parts.
+        to over `MOST_PARTS` parts, or is of the kind that earlier releases built.
         """
         self.compact()
         if len(self) < LEAST_INDEXED:
             return
+        coded = self.description.width % CODED == 0
         name = self._index_name()
-        statistics = self._table.index_stats(name) if name else None
-        if statistics and (statistics.num_indices or 0) <= MOST_PARTS:
+        there = self._table.index_stats(name) if name else None
+        if (
+            there is not None
+            and (there.num_indices or 0) <= MOST_PARTS
+            and there.index_type == ("IVF_RQ" if coded else "IVF_SQ")
+        ):
             return
-        partitions = max(1, len(self) // PARTITION)
-        kind = IvfSq(distance_type="dot", num_partitions=partitions)
+        sizes = {"num_partitions": max(1, len(self) // PARTITION)}
+        kind = (
+            IvfRq(distance_type="dot", num_bits=BITS, **sizes)
+            if coded
+            else IvfSq(distance_type="dot", **sizes)
+        )
         self._table.create_index("embedding", config=kind)
 
     def _index_name(self, column: str = "embedding") -> str | None:
