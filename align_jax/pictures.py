@@ -209,26 +209,19 @@ def make_thumbnail(content: bytes, side: int) -> Image.Image:
     Raises:
       PictureError: the errors of `read_picture`.
     """
-    return _shrink(read_picture(content, least=(side, side)), side)
-
-
-def small_jpeg(pixels: np.ndarray, side: int, quality: int) -> bytes:
-    """Shrinks a picture, lays it on white and encodes it as a JPEG file.
-
-    Args:
-      pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
-      side: longest permitted side in pixels.
-      quality: JPEG quality, 1 to 95.
-    """
-    file = io.BytesIO()
-    lay_on_white(_shrink(pixels, side)).save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
-def _shrink(pixels: np.ndarray, side: int) -> Image.Image:
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(read_picture(content, least=(side, side)))
     picture.thumbnail((side, side))
     return picture
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """Encodes uint8 (H, W, 3) as a JPEG file with halved chroma, without the lock.
+
+    Args:
+      pixels: the picture.
+      quality: 1 to 100.
+    """
+    return simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
 
 
 def lay_on_white(picture: Image.Image) -> Image.Image:

@@ -12,7 +12,10 @@ import numpy as np
 from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
-from align_jax.pictures import Picture, small_jpeg
+from align_jax.input.colours import lay_over
+from align_jax.input.preprocess import WHITE
+from align_jax.input.resample import resample
+from align_jax.pictures import Picture, encode_jpeg
 from align_jax.search.collection import Entry, Folder, Records
 from align_jax.search.vector_index import SOURCE, TABLE, VectorIndex, open_index
 from align_jax.weights.folder import digest
@@ -192,7 +195,14 @@ def thumbnail(pixels: np.ndarray, side: int) -> bytes:
       pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
       side: longest permitted side in pixels; 0 makes the result b"".
     """
-    return small_jpeg(pixels, side, QUALITY) if side else b""
+    if not side:
+        return b""
+    small = lay_over(pixels, WHITE)
+    height, width = small.shape[:2]
+    if (scale := side / max(height, width)) < 1:
+        size = max(round(height * scale), 1), max(round(width * scale), 1)
+        small = resample(small, size, filtering="bicubic")
+    return encode_jpeg(np.ascontiguousarray(small), QUALITY)
 
 
 def check_model(index: VectorIndex, model: Model) -> None:
