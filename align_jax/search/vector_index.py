@@ -160,22 +160,24 @@ class VectorIndex:
         self.compact()
         if len(self) < LEAST_INDEXED:
             return
-        coded = self.description.width % CODED == 0
+        partitions = max(1, len(self) // PARTITION)
+        kind: IvfRq | IvfSq = IvfSq("dot", partitions)
+        if self.description.width % CODED == 0:
+            kind = IvfRq("dot", partitions, BITS)
         name = self._index_name()
-        there = self._table.index_stats(name) if name else None
-        if (
-            there is not None
-            and (there.num_indices or 0) <= MOST_PARTS
-            and there.index_type == ("IVF_RQ" if coded else "IVF_SQ")
-        ):
-            return
-        sizes = {"num_partitions": max(1, len(self) // PARTITION)}
-        kind = (
-            IvfRq(distance_type="dot", num_bits=BITS, **sizes)
-            if coded
-            else IvfSq(distance_type="dot", **sizes)
-        )
+        if name and (there := self._table.index_stats(name)):
+            same = there.index_type == {IvfRq: "IVF_RQ", IvfSq: "IVF_SQ"}[type(kind)]
+            if same and (there.num_indices or 0) <= MOST_PARTS:
+                return
         self._table.create_index("embedding", config=kind)
+
+    def warm(self) -> None:
+        """Reads the index of embeddings into memory, if there is one.
+
+        Otherwise a query reads the partitions that no query has searched before.
+        """
+        if name := self._index_name():
+            self._table.prewarm_index(name)
 
     def _index_name(self, column: str = "embedding") -> str | None:
         """Returns the name of a column's index; None if there is none."""

@@ -45,6 +45,7 @@ def nearest(rows, query, limit):
 def test_the_best_come_first_with_their_cosines(index):
     rows = embeddings(300)
     names = put(index, rows)
+    index.warm()  # without an index of embeddings, it does nothing
     hits = index.search(rows[7], 10)
     expected = nearest(rows, rows[7], 10)
     assert [hit.id for hit in hits] == [names[i] for i in expected]
@@ -132,6 +133,7 @@ def test_an_index_of_an_earlier_release_is_read_and_then_rebuilt(index, monkeypa
 
     for expected in ("IVF_SQ", "IVF_RQ"):
         assert kind() == expected
+        index.warm()
         found = [hit.id for hit in index.search(rows[5], 10)]
         assert found == [f"it's {i}" for i in nearest(rows, rows[5], 10)]
         index.optimise()
