@@ -214,6 +214,12 @@ def make_thumbnail(content: bytes, side: int) -> Image.Image:
     return picture
 
 
+def small_jpeg(content: bytes, side: int, quality: int) -> bytes:
+    """Returns the result of `make_thumbnail`, laid on white, as a JPEG file."""
+    small = lay_on_white(make_thumbnail(content, side))
+    return encode_jpeg(np.asarray(small), quality)
+
+
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     """Encodes uint8 (H, W, 3) as a JPEG file with halved chroma, without the lock.
 

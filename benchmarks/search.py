@@ -86,6 +86,11 @@ def exact_neighbours(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return places
 
 
+def probed(lists: int) -> int:
+    """Returns how many of its lists another library searches, for a recall like ours."""
+    return max(20, round(0.05 * lists))
+
+
 def build_ours(vectors: np.ndarray, folder: pathlib.Path, parts: int = 1) -> Search:
     """Builds the index of `align_jax.search`, in several builds if asked to."""
     index = create_index(str(folder), Description("none", "none", WIDTH, 0))
@@ -118,7 +123,7 @@ def build_exact(vectors: np.ndarray, folder: pathlib.Path) -> Search:
 
 
 def build_faiss(vectors: np.ndarray, folder: pathlib.Path) -> Search:
-    """Builds faiss' inverted file of 8-bit numbers in memory, probed as ours is."""
+    """Builds faiss' inverted file of 8-bit numbers in memory."""
     import faiss
 
     lists = max(1, len(vectors) // 4096)
@@ -128,7 +133,7 @@ def build_faiss(vectors: np.ndarray, folder: pathlib.Path) -> Search:
     index.train(np.array(vectors[np.sort(sample)]))
     for start in range(0, len(vectors), AT_ONCE):
         index.add(np.array(vectors[start : start + AT_ONCE]))
-    index.nprobe = max(20, round(0.05 * lists))
+    index.nprobe = probed(lists)
     return lambda query: index.search(query[None], LIMIT)[1][0].tolist()
 
 
@@ -151,7 +156,7 @@ def build_chroma(vectors: np.ndarray, folder: pathlib.Path) -> Search:
 
 
 def build_milvus(vectors: np.ndarray, folder: pathlib.Path) -> Search:
-    """Builds Milvus Lite's partitions of 8-bit numbers on disk, probed as ours are."""
+    """Builds Milvus Lite's partitions of 8-bit numbers on disk."""
     import pymilvus
 
     folder.mkdir()
@@ -170,7 +175,7 @@ def build_milvus(vectors: np.ndarray, folder: pathlib.Path) -> Search:
     made.add_index("vector", **kind)
     client.create_index("all", made)
     client.load_collection("all")
-    parameters = {"params": {"nprobe": max(20, round(0.05 * lists))}}
+    parameters = {"params": {"nprobe": probed(lists)}}
 
     def search(query: np.ndarray) -> list[int]:
         (found,) = client.search("all", [query], limit=LIMIT, search_params=parameters)

@@ -28,6 +28,7 @@ DESCRIPTION = b"align_jax"  # key of the table's metadata
 LEAST_INDEXED = 100_000
 PARTITION = 4096  # embeddings per partition, about
 PROBED = 0.05  # share of the partitions that a query searches
+LEAST_PROBED = 40  # partitions
 # RaBitQ's codes (arXiv 2405.12497, 2409.09913) are compared ten times as fast as 8-bit
 # integers. LanceDB has them for widths that `CODED` divides.
 BITS = 4  # of a number's code
@@ -177,7 +178,7 @@ class VectorIndex:
         Otherwise a query reads the partitions that no query has searched before.
         """
         if name := self._index_name():
-            self._table.prewarm_index(name)
+            cast(lancedb.table.LanceTable, self._table).prewarm_index(name)
 
     def _index_name(self, column: str = "embedding") -> str | None:
         """Returns the name of a column's index; None if there is none."""
@@ -214,7 +215,7 @@ class VectorIndex:
             query = query.bypass_vector_index()
         else:
             partitions = max(1, len(self) // PARTITION)
-            query = query.nprobes(max(20, round(PROBED * partitions)))
+            query = query.nprobes(max(LEAST_PROBED, round(PROBED * partitions)))
             query = query.refine_factor(REFINE)
         found = query.to_arrow().to_pylist()
         # LanceDB's distance "dot" is 1 - x . y.
