@@ -87,7 +87,7 @@ def exact_neighbours(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def probed(lists: int) -> int:
-    """Returns how many of its lists another library searches, for a recall like ours."""
+    """Returns how many lists another library searches, for a recall like ours."""
     return max(20, round(0.05 * lists))
 
 
