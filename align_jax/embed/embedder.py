@@ -112,13 +112,25 @@ class Embedder:
         return self._all_images("encode_images", pictures, unreadable)
 
     def stream_images(
-        self, pictures: Iterable[Picture], unreadable: dict[int, str] | None = None
+        self,
+        pictures: Iterable[Picture],
+        unreadable: dict[int, str] | None = None,
+        seen: Callable[[int, np.ndarray], None] | None = None,
     ) -> Iterator[np.ndarray]:
         """Yields the rows of `encode_images` in order, one batch at a time.
 
-        An error is raised when the batch of its picture is read.
+        The pictures of a batch are read while the devices compute the one before. An
+        error is raised when the batch of its picture is read.
+
+        Args:
+          pictures: argument of `encode_images`.
+          unreadable: argument of `encode_images`.
+          seen: function that is called with the index of each picture that this process
+            reads, and its pixels as `read_picture` returns them. It is called in
+            several threads, before the picture's row is yielded, and must not keep the
+            pixels.
         """
-        return self._run_images("encode_images", pictures, unreadable)
+        return self._run_images("encode_images", pictures, unreadable, seen)
 
     def image_features(self, pictures: Iterable[Picture]) -> np.ndarray:
         """Returns the image tower's output before any projection, (N, W) float32."""
@@ -155,6 +167,7 @@ class Embedder:
         method: str,
         pictures: Iterable[Picture],
         unreadable: dict[int, str] | None,
+        seen: Callable[[int, np.ndarray], None] | None = None,
     ) -> Iterator[np.ndarray]:
         side, limit = self._preprocess.image_size, self._preprocess.max_pixels
         split, size = batch_split(self._mesh), self._batch_size
@@ -173,6 +186,8 @@ class Embedder:
                     raise UnreadableError(index, reason) from error
                 unreadable[index] = str(error)
                 return None
+            if seen is not None:
+                seen(index, picture)
             return evaluation_image(picture, self._preprocess)
 
         def batches() -> Iterator[tuple[int, tuple]]:

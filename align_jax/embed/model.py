@@ -1,6 +1,6 @@
 """A trained dual encoder that embeds pictures and texts and classifies pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -68,6 +68,18 @@ class Model:
             names the picture.
         """
         return self.embedder.encode_images(images, unreadable)
+
+    def stream_images(
+        self,
+        images: Iterable[Picture],
+        unreadable: dict[int, str] | None = None,
+        seen: Callable[[int, np.ndarray], None] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yields the rows of `encode_images` in order, one batch at a time.
+
+        The arguments are those of `Embedder.stream_images`.
+        """
+        return self.embedder.stream_images(images, unreadable, seen)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds N texts, none or more, as (N, D) float32 of unit length."""

@@ -9,6 +9,7 @@ each text. A file appears only when it is complete, and model.json beside the fi
 identifies the model.
 """
 
+import collections
 import contextlib
 import dataclasses
 import glob
@@ -142,17 +143,20 @@ def _embed_shard(
     """Writes a shard's embeddings; yields (image_id, reason) of unreadable pictures."""
     vector = schema.field("embedding").type
     texts = TEXT_EMBEDDINGS in schema.names
+    reasons: dict[int, str] = {}
+    first = 0  # index of a batch's first picture
     # Compression or a dictionary would not make the file smaller.
     with pq.ParquetWriter(
         file, schema, compression="none", use_dictionary=False
     ) as writer:
-        for batch in _read(shard, batch_size * BATCHES_AT_ONCE, texts):
+        for batch, embeddings in _embed_batches(
+            model, _read(shard, batch_size * BATCHES_AT_ONCE, texts), reasons
+        ):
             names = batch["image_id"].cast(pa.string())
-            images = [image or b"" for image in batch["image"].to_pylist()]
-            reasons: dict[int, str] = {}
-            embeddings = model.encode_images(images, reasons)  # (N, D)
-            missing = np.zeros(len(images), bool)
-            missing[[*reasons]] = True
+            places = range(first, first + len(names))
+            bad = [place for place in places if place in reasons]
+            missing = np.zeros(len(names), bool)
+            missing[[place - first for place in bad]] = True
             column = pa.FixedSizeListArray.from_arrays(
                 pa.array(embeddings.ravel()), type=vector, mask=pa.array(missing)
             )
@@ -160,9 +164,39 @@ def _embed_shard(
             if texts:
                 columns.append(_embed_texts(model, batch[TEXTS], vector))
             writer.write_batch(pa.record_batch(columns, schema))
-            progress(len(images))
-            for place, reason in sorted(reasons.items()):
-                yield names[place].as_py(), reason.removeprefix(f"picture {place} ")
+            progress(len(names))
+            for place in bad:
+                reason = reasons.pop(place).removeprefix(f"picture {place} ")
+                yield names[place - first].as_py(), reason
+            first += len(names)
+
+
+def _embed_batches(
+    model: Model, batches: Iterator[pa.RecordBatch], unreadable: dict[int, str]
+) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Yields each batch of pictures without its pictures, and their embeddings (N, D).
+
+    The next batches are read while the devices compute.
+
+    Args:
+      model: the dual encoder.
+      batches: batches with the column `image`.
+      unreadable: argument of `Model.stream_images`.
+    """
+    waiting: collections.deque[pa.RecordBatch] = collections.deque()
+
+    def pictures() -> Iterator[bytes]:
+        for batch in batches:
+            waiting.append(batch.drop_columns(["image"]))
+            yield from (image or b"" for image in batch["image"].to_pylist())
+
+    found = np.zeros((0, model.width), np.float32)
+    for rows in model.stream_images(pictures(), unreadable):
+        found = np.concatenate([found, rows])
+        while waiting and len(waiting[0]) <= len(found):
+            count = len(waiting[0])
+            yield waiting.popleft(), found[:count]
+            found = found[count:]
 
 
 def _embed_texts(

@@ -18,6 +18,7 @@ import contextlib
 import os
 import secrets
 import sys
+import threading
 import urllib.parse
 
 from align_jax import places
@@ -133,6 +134,7 @@ def serve(flags: argparse.Namespace) -> None:
             " host name by which clients reach the server"
         )
     index, model = open_with_model(flags, flags.batch_size)
+    threading.Thread(target=index.warm, daemon=True).start()
     most = max(8 * flags.batch_size, 2 * MAX_ITEMS)
     encoder = BatchingEncoder(model, flags.batch_size, most)
     labels, captions = (read_lines(path) for path in (flags.labels, flags.captions))

@@ -5,8 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,7 @@ from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input.evaluation_records import describe_split, stream_records
 from align_jax.input.shards import is_dataset
-from align_jax.pictures import FORMATS, read_file
+from align_jax.pictures import FORMATS
 
 SUFFIXES = tuple(
     ending for ending, name in Image.registered_extensions().items() if name in FORMATS
@@ -33,13 +32,13 @@ class Entry:
       state: fingerprint that changes with the picture or its text: a file's size and
         time of change, or a hash of the record's picture and text.
       text: the picture's text; "" if it has none, as files have.
-      read: function that returns the encoded picture.
+      picture: path of the picture's file, or the file's bytes.
     """
 
     id: str
     state: str
     text: str
-    read: Callable[[], bytes]
+    picture: pathlib.Path | bytes
 
 
 class Folder:
@@ -116,7 +115,7 @@ class Folder:
             except FileNotFoundError:  # deleted since it was listed
                 continue
             state = f"{found.st_size} {found.st_mtime_ns}"
-            yield Entry(name, state, "", partial(read_file, path))
+            yield Entry(name, state, "", path)
 
 
 def _reason_against(path: str, own: str) -> str:
@@ -183,11 +182,7 @@ class Records:
                 seen.add(name)
                 content, text = record["image"], _text(record)
                 state = hashlib.blake2b(content + text.encode(), digest_size=16)
-                yield Entry(name, state.hexdigest(), text, partial(_same, content))
-
-
-def _same(content: bytes) -> bytes:
-    return content
+                yield Entry(name, state.hexdigest(), text, content)
 
 
 def _text(record: dict) -> str:

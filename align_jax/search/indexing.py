@@ -1,15 +1,21 @@
 """Adds a collection's pictures to an index, in batches that are written atomically."""
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from align_jax import places
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
-from align_jax.pictures import small_jpeg
+from align_jax.input.colours import lay_over
+from align_jax.input.preprocess import WHITE
+from align_jax.input.resample import resample
+from align_jax.pictures import Picture, encode_jpeg
 from align_jax.search.collection import Entry, Folder, Records
 from align_jax.search.vector_index import SOURCE, TABLE, VectorIndex, open_index
 from align_jax.weights.folder import digest
@@ -37,6 +43,23 @@ class Indexed:
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Pictures for one change of the index.
+
+    Attributes:
+      entries: the N readable pictures.
+      embeddings: (N, D).
+      thumbnails: N JPEG files.
+      unreadable: error message of each other picture, by id.
+    """
+
+    entries: Sequence[Entry]
+    embeddings: np.ndarray
+    thumbnails: Sequence[bytes]
+    unreadable: Mapping[str, str]
+
+
 def index_pictures(
     model: Model,
     entries: Iterable[Entry],
@@ -49,77 +72,137 @@ def index_pictures(
     become unreadable are deleted from the index; those absent from `entries` stay.
     At the end, the index is optimised.
 
+    Each picture is read and decoded once. A thread writes pictures to the index while
+    the next ones are decoded and embedded.
+
     Args:
       model: the model that the index was made for, see `check_model`.
       entries: pictures of the collection.
       index: the index that receives the pictures.
-      progress: function that is called with the size of each finished batch.
+      progress: function that is called with the number of pictures in the index since
+        its last call, or found unreadable.
     """
-    done, waiting = Indexed(), iter(entries)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for turn in itertools.count(1):
-            batch = list(itertools.islice(waiting, AT_ONCE))
-            if not batch:
-                break
-            done.seen.update(entry.id for entry in batch)
-            there = index.rows([entry.id for entry in batch], "state")
-            states = {name: row["state"] for name, row in there.items()}
-            absent = [e for e in batch if states.get(e.id) != e.state]
-            done.kept += len(batch) - len(absent)
-            if absent:
-                _index_batch(model, absent, index, done, pool)
-            progress(len(batch))
-            if turn % COMPACT_EVERY == 0:
-                index.compact()
+    done = Indexed()
+    groups = _embed_groups(model, _absent(entries, index, done, progress), index)
+    for group in _written(groups, index):
+        done.added += len(group.entries)
+        done.unreadable |= group.unreadable
+        progress(len(group.entries) + len(group.unreadable))
     index.optimise()
     return done
 
 
-def _index_batch(
-    model: Model,
-    batch: list[Entry],
+def _absent(
+    entries: Iterable[Entry],
     index: VectorIndex,
     done: Indexed,
-    pool: concurrent.futures.Executor,
-) -> None:
-    wrong: dict[int, str] = {}
-    read = [*pool.map(_read, batch)]
-    contents = [b"" if isinstance(found, InputError) else found for found in read]
-    embeddings = model.encode_images(contents, wrong)
-    wrong |= {row: str(e) for row, e in enumerate(read) if isinstance(e, InputError)}
-    rows = [row for row in range(len(batch)) if row not in wrong]
-    unreadable = {batch[row].id: wrong[row] for row in sorted(wrong)}
-    index.delete(unreadable)  # their earlier versions
-    done.unreadable |= unreadable
-    if not rows:
-        return
+    progress: Callable[[int], None],
+) -> Iterator[Entry]:
+    """Yields the pictures that the index lacks or has in another state.
+
+    Counts the others, and calls `progress` with their number.
+    """
+    waiting = iter(entries)
+    while batch := list(itertools.islice(waiting, AT_ONCE)):
+        done.seen.update(entry.id for entry in batch)
+        there = index.rows([entry.id for entry in batch], "state")
+        states = {name: row["state"] for name, row in there.items()}
+        absent = [e for e in batch if states.get(e.id) != e.state]
+        kept = len(batch) - len(absent)
+        done.kept += kept
+        progress(kept)
+        yield from absent
+
+
+def _embed_groups(
+    model: Model, entries: Iterable[Entry], index: VectorIndex
+) -> Iterator[_Group]:
+    """Yields groups of `AT_ONCE` pictures, readable or not; the last may be smaller."""
+    waiting: collections.deque[Entry] = collections.deque()
+    thumbnails: dict[int, bytes] = {}
+    unreadable: dict[int, str] = {}
     side = index.description.thumbnail
-    thumbnails = pool.map(lambda row: thumbnail(contents[row], side), rows)
-    index.put(
-        [batch[row].id for row in rows],
-        [batch[row].state for row in rows],
-        [batch[row].text for row in rows],
-        list(thumbnails),
-        embeddings[rows],
-    )
-    done.added += len(rows)
+
+    def pictures() -> Iterator[Picture]:
+        for entry in entries:
+            waiting.append(entry)
+            yield entry.picture
+
+    def see(place: int, pixels: np.ndarray) -> None:
+        thumbnails[place] = thumbnail(pixels, side)
+
+    def group(first: int, rows: np.ndarray) -> _Group:
+        taken = [(first + row, waiting.popleft()) for row in range(len(rows))]
+        good = [(place, entry) for place, entry in taken if place not in unreadable]
+        return _Group(
+            [entry for _, entry in good],
+            rows[[place - first for place, _ in good]],
+            [thumbnails.pop(place) for place, _ in good],
+            {
+                entry.id: unreadable.pop(place).removeprefix(f"picture {place} ")
+                for place, entry in taken
+                if place in unreadable
+            },
+        )
+
+    first, found = 0, np.zeros((0, model.width), np.float32)
+    for rows in model.stream_images(pictures(), unreadable, see):
+        found = np.concatenate([found, rows])
+        while len(found) >= AT_ONCE:
+            yield group(first, found[:AT_ONCE])
+            first, found = first + AT_ONCE, found[AT_ONCE:]
+    if len(found):
+        yield group(first, found)
 
 
-def _read(entry: Entry) -> bytes | InputError:
-    try:
-        return entry.read()
-    except InputError as error:
-        return error
+def _written(groups: Iterable[_Group], index: VectorIndex) -> Iterator[_Group]:
+    """Yields each group when the index has it.
+
+    A thread writes a group while the next one is made.
+    """
+    before: tuple[concurrent.futures.Future[None], _Group] | None = None
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+        for turn, group in enumerate(groups, 1):
+            if before is not None:
+                before[0].result()
+                yield before[1]
+            compacts = turn % COMPACT_EVERY == 0
+            before = thread.submit(_write, index, group, compacts), group
+        if before is not None:
+            before[0].result()
+            yield before[1]
 
 
-def thumbnail(content: bytes, side: int) -> bytes:
-    """Makes a JPEG of a picture file, on white if it is transparent.
+def _write(index: VectorIndex, group: _Group, compacts: bool) -> None:
+    """Writes a group to the index, and compacts the index if asked to."""
+    index.delete(group.unreadable)  # their earlier versions
+    if group.entries:
+        index.put(
+            [entry.id for entry in group.entries],
+            [entry.state for entry in group.entries],
+            [entry.text for entry in group.entries],
+            group.thumbnails,
+            group.embeddings,
+        )
+    if compacts:
+        index.compact()
+
+
+def thumbnail(pixels: np.ndarray, side: int) -> bytes:
+    """Makes a JPEG of a picture, on white if it is transparent.
 
     Args:
-      content: picture file.
+      pixels: uint8 (H, W, 3) or (H, W, 4), see `read_picture`.
       side: longest permitted side in pixels; 0 makes the result b"".
     """
-    return small_jpeg(content, side, QUALITY) if side else b""
+    if not side:
+        return b""
+    small = lay_over(pixels, WHITE)
+    height, width = small.shape[:2]
+    if (scale := side / max(height, width)) < 1:
+        size = max(round(height * scale), 1), max(round(width * scale), 1)
+        small = resample(small, size, filtering="bicubic")
+    return encode_jpeg(np.ascontiguousarray(small), QUALITY)
 
 
 def check_model(index: VectorIndex, model: Model) -> None:

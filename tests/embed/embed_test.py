@@ -13,7 +13,7 @@ from PIL import Image
 
 from align_jax.embed import __main__ as embed
 from align_jax.embed.model import Model, load
-from align_jax.embed.shards import BATCHES_AT_ONCE, embed_shards, list_shards
+from align_jax.embed.shards import embed_shards, list_shards
 from align_jax.errors import InputError, run_command
 from tests import tiny
 
@@ -159,15 +159,14 @@ def test_a_batch_of_nothing_is_refused(source, size):
 def test_a_killed_command_goes_on_at_the_first_file_missing(
     model, shards, embedded, tmp_path, monkeypatch
 ):
-    encode, calls = Model.encode_images, itertools.count()
+    stream, calls = Model.stream_images, itertools.count()
 
     def killed(*arguments):
-        # File a takes two calls, with 32 and 9 pictures. The third call is for file c.
-        if next(calls) == 2:
+        if next(calls) == 2:  # a file is a call, and the third file is c
             raise KeyboardInterrupt
-        return encode(*arguments)
+        return stream(*arguments)
 
-    monkeypatch.setattr(Model, "encode_images", killed)
+    monkeypatch.setattr(Model, "stream_images", killed)
     listed, out = list_shards([str(shards)]), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         embed_shards(model, listed, out, 8)
@@ -294,14 +293,26 @@ def test_a_missing_package_ends_in_one_line(monkeypatch, capsys):
     assert printed.count("\n") == 1
 
 
-def test_memory_is_bounded_by_a_few_batches(model, shards, tmp_path, monkeypatch):
-    lengths, encode = [], Model.encode_images
+def test_pictures_are_read_at_most_two_batches_ahead(
+    model, shards, tmp_path, monkeypatch
+):
+    ahead, stream = [], Model.stream_images
 
     def noted(self, images, reasons):
-        lengths.append(len(images))
-        return encode(self, images, reasons)
+        taken = done = 0
 
-    monkeypatch.setattr(Model, "encode_images", noted)
+        def count():
+            nonlocal taken
+            for image in images:
+                taken += 1
+                yield image
+
+        for rows in stream(self, count(), reasons):
+            ahead.append(taken - done)
+            done += len(rows)
+            yield rows
+
+    monkeypatch.setattr(Model, "stream_images", noted)
     listed = list_shards([str(shards / "a.parquet")])
     embed_shards(model, listed, tmp_path / "out", 8)
-    assert lengths == [8 * BATCHES_AT_ONCE, 9]
+    assert ahead == [16, 16, 16, 16, 9, 1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from align_jax.errors import InputError
+from align_jax.pictures import read_file
 from align_jax.search.collection import SUFFIXES, Folder
 from align_jax.search.indexing import check_collection
 from align_jax.search.vector_index import (
@@ -95,7 +96,10 @@ def test_names_that_are_no_utf8_are_escaped(tmp_path):
             file.write(name)
     found = Folder(os.fsdecode(folder))
     assert [entry.id for entry in found] == ["caf\\udce9.jpg", "plain.jpg"]
-    assert [entry.read() for entry in found] == [b"/caf\xe9.jpg", b"/plain.jpg"]
+    assert [read_file(entry.picture) for entry in found] == [
+        b"/caf\xe9.jpg",
+        b"/plain.jpg",
+    ]
     assert found.prefix == f"{tmp_path}/pictures\\udce9/"
     assert found.describe_left_out() == "files that end in .\\udce9: 1"
     with open(folder + b"/caf\\udce9.jpg", "wb"):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from align_jax.embed import embedder
 from align_jax.embed.model import load
 from align_jax.errors import InputError
+from align_jax.pictures import read_picture
 from align_jax.search import __main__ as search
 from align_jax.search import indexing
-from align_jax.search.collection import Folder, Records, open_collection
+from align_jax.search.collection import Entry, Folder, Records, open_collection
 from align_jax.search.indexing import index_pictures, thumbnail
 from align_jax.search.vector_index import (
     Description,
@@ -166,15 +168,47 @@ def test_a_killed_build_goes_on(source, pictures, tmp_path, monkeypatch):
     assert Image.open(io.BytesIO(row["thumbnail"])).size == (12, 12)
 
 
+def test_each_picture_is_decoded_once_and_has_its_own_row(
+    source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(indexing, "AT_ONCE", 3)  # no multiple of the batches
+    decoded, read = [], embedder.read_picture
+
+    def noted(content, *arguments, **options):
+        decoded.append(content)
+        return read(content, *arguments, **options)
+
+    monkeypatch.setattr(embedder, "read_picture", noted)
+    model = load(source, batch_size=2)
+    description = Description(digest(model.weights), source, model.width, 16)
+    index = create_index(str(tmp_path / "index"), description)
+    files = [tiny.draw(name, 90) for name in tiny.NAMES[:8]]
+    files[2:2], files[6:6] = [b"broken"], [b"", b"broken"]
+    entries = [Entry(f"{i}", "", f"text {i}", file) for i, file in enumerate(files)]
+    counts = []
+    done = index_pictures(model, entries, index, counts.append)
+    assert sorted(decoded) == sorted(files)
+    assert (sum(counts), done.added, len(index)) == (11, 8, 8)
+    assert {*done.unreadable} == {"2", "6", "7"}
+    assert done.unreadable["7"].startswith("is no picture")
+    monkeypatch.undo()
+    for name, row in index.rows(
+        [entry.id for entry in entries], "text", "thumbnail", "embedding"
+    ).items():
+        file = files[int(name)]
+        assert row["text"] == f"text {name}"
+        assert row["thumbnail"] == thumbnail(read_picture(file), 16)
+        expected = model.encode_images([file])[0]
+        np.testing.assert_allclose(row["embedding"], expected, atol=1e-5)
+
+
 def test_a_thumbnail_is_small_and_on_white():
     pixels = np.zeros((300, 600, 4), np.uint8)
     pixels[:, :300] = (255, 0, 0, 255)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    small = Image.open(io.BytesIO(thumbnail(file.getvalue(), 100)))
+    small = Image.open(io.BytesIO(thumbnail(pixels, 100)))
     assert (small.format, small.size) == ("JPEG", (100, 50))
     assert small.getpixel((90, 25))[2] > 250 > 5 > small.getpixel((10, 25))[2]
-    assert thumbnail(file.getvalue(), 0) == b""
+    assert thumbnail(pixels, 0) == b""
 
 
 def test_bad_input_is_refused(source, pictures, tmp_path, monkeypatch, capsys):

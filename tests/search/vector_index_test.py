@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from lancedb.index import IvfSq
 
 from align_jax.errors import InputError
 from align_jax.search import vector_index
@@ -17,11 +18,11 @@ WIDTH = 32
 DESCRIPTION = Description("a model", "runs/a", WIDTH, 8)
 
 
-def embeddings(count, seed=0, clusters=20):
+def embeddings(count, seed=0, clusters=20, width=WIDTH):
     random = np.random.default_rng(seed)
-    centres = random.normal(size=(clusters, WIDTH))
+    centres = random.normal(size=(clusters, width))
     rows = centres[random.integers(clusters, size=count)]
-    rows = rows + 0.3 * random.normal(size=(count, WIDTH))
+    rows = rows + 0.3 * random.normal(size=(count, width))
     return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
@@ -44,6 +45,7 @@ def nearest(rows, query, limit):
 def test_the_best_come_first_with_their_cosines(index):
     rows = embeddings(300)
     names = put(index, rows)
+    index.warm()  # without an index of embeddings, it does nothing
     hits = index.search(rows[7], 10)
     expected = nearest(rows, rows[7], 10)
     assert [hit.id for hit in hits] == [names[i] for i in expected]
@@ -92,6 +94,50 @@ def test_an_index_of_many_finds_what_comparing_with_all_finds(index, monkeypatch
     assert index.search(rows[3], 1)[0].id == names[3]
     index.optimise()
     assert len(index) == 5100
+
+
+@pytest.mark.parametrize("width", [40, 36])  # with RaBitQ's codes, and without
+def test_an_index_that_grows_and_shrinks_finds_what_is_there(
+    tmp_path, monkeypatch, width
+):
+    monkeypatch.setattr(vector_index, "LEAST_INDEXED", 2500)
+    monkeypatch.setattr(vector_index, "PARTITION", 1500)
+    index = create_index(str(tmp_path), Description("a model", "runs/a", width, 0))
+    rows = embeddings(6000, width=width)
+    for first in range(0, 6000, 500):  # more parts than are kept
+        names = put(index, rows[first : first + 500], first)
+        index.optimise()
+    put(index, -rows[:100], 0)  # other pictures of the same ids
+    assert index.delete(names) == 500
+    there = np.concatenate([-rows[:100], rows[100:5500]])
+    for opened in (index, open_index(str(tmp_path))):
+        right = 0
+        for query in embeddings(40, seed=2, width=width):
+            hits = opened.search(query, 10)
+            scores = there[[int(hit.id.removeprefix("it's ")) for hit in hits]] @ query
+            assert np.allclose([hit.score for hit in hits], scores, atol=1e-5)
+            expected = nearest(there, query, 10)
+            right += len({hit.id for hit in hits} & {f"it's {i}" for i in expected})
+        assert right / 400 >= 0.9
+
+
+def test_an_index_of_an_earlier_release_is_read_and_then_rebuilt(index, monkeypatch):
+    monkeypatch.setattr(vector_index, "LEAST_INDEXED", 1000)
+    rows = embeddings(2000)
+    put(index, rows)
+    earlier = IvfSq(distance_type="dot", num_partitions=4)
+    index._table.create_index("embedding", config=earlier)
+
+    def kind():
+        return index._table.index_stats(index._index_name()).index_type
+
+    for expected in ("IVF_SQ", "IVF_RQ"):
+        assert kind() == expected
+        index.warm()
+        found = [hit.id for hit in index.search(rows[5], 10)]
+        assert found == [f"it's {i}" for i in nearest(rows, rows[5], 10)]
+        index.optimise()
+    assert kind() == "IVF_RQ"
 
 
 def test_an_index_knows_where_its_pictures_are_now(tmp_path):
