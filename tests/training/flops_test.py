@@ -54,7 +54,16 @@ def test_convolutions_and_their_gradients_are_counted_by_hand(groups, channels):
 # Billions of multiplications with additions, from arXiv 1905.11946, table 2.
 @pytest.mark.parametrize(
     ("name", "size", "billions"),
-    [("b0", 224, 0.39), ("b1", 240, 0.70), ("b4", 380, 4.2), ("b7", 600, 37.0)],
+    [
+        ("b0", 224, 0.39),
+        ("b1", 240, 0.70),
+        pytest.param("b2", 260, 1.0, marks=pytest.mark.pods),
+        pytest.param("b3", 300, 1.8, marks=pytest.mark.pods),
+        ("b4", 380, 4.2),
+        pytest.param("b5", 456, 9.9, marks=pytest.mark.pods),
+        pytest.param("b6", 528, 19.0, marks=pytest.mark.pods),
+        ("b7", 600, 37.0),
+    ],
 )
 def test_published_sizes(name, size, billions):
     width, depth = VARIANTS[name]
