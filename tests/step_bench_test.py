@@ -56,9 +56,10 @@ def outputs_in(jaxpr):
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             found += equation.outvars[0].aval.size
         for value in equation.params.values():
-            for part in value if isinstance(value, list | tuple) else [value]:
-                inner = getattr(part, "jaxpr", part)
-                found += outputs_in(inner) if hasattr(inner, "eqns") else 0
+            parts = value if isinstance(value, list | tuple) else [value]
+            inner = [getattr(part, "jaxpr", part) for part in parts]
+            each = [outputs_in(program) for program in inner if hasattr(program, "eqns")]
+            found += max(each, default=0)  # only one branch of a `cond` runs
     return found
 
 
