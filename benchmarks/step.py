@@ -1,16 +1,21 @@
-"""A training step on random data, beside PyTorch's on the same device.
+r"""A training step on random data, beside PyTorch's on the same device.
 
     python -m benchmarks.step --image=b5 --text=base --batch=128 --peers timm
     python -m benchmarks.step --image=b7 --text=base --batch=128 --peers huggingface
+    python -m benchmarks.step --image=vit_b/16 --text=clip_b --image_size=224 \
+        --tokens=77 --optimizer=adamw --peers open_clip
 
-A step is the forward pass, loss, backward pass and optimizer in bfloat16. Each
-implementation runs in a separate process, one after the other, so that none disturbs
-another's compiler. The peers need torch, timm and transformers: timm's EfficientNet
-with BERT, compiled as a whole, and Hugging Face's AlignModel, compiled as a whole or by
-blocks. The floor is the time that a device's memory needs to move every output of the
-image tower's convolutions eight times. --topology=v5e:2x2 prints the TPU compiler's
-counts for one core instead (with the extra `tpu`; without --scan, because loops count
-once). --profile sums the time of one step's kernels by type.
+`benchmarks.step_towers` has the names of towers. A step is the forward pass, loss,
+backward pass and optimizer in bfloat16. Each implementation runs in a separate process,
+one after the other, so that none disturbs another's compiler. The peers need torch and
+their packages: timm's EfficientNet with Hugging Face's BERT, Hugging Face's AlignModel,
+and OpenCLIP's CLIP with a ViT, compiled as a whole or, with `_eager`, not at all;
+AlignModel also by blocks. `ratio` is the median time relative to ours, and `CPU ms` the
+processor's time, of all threads. The floor is the time that a device's memory needs to
+move every output of the image tower's convolutions and products eight times. --count
+prints the compiler's counts instead, for this machine or, with --topology=v5e:2x2, for
+one core of TPUs (with the extra `tpu`; without --scan, because loops count once).
+--profile sums the time of one step's kernels by type.
 """
 
 import argparse
@@ -29,26 +34,17 @@ from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.losses.objective import LossConfig
-from align_jax.models.bert import BertConfig
-from align_jax.models.dual_encoder import DualEncoder, ModelConfig
-from align_jax.models.efficientnet import EfficientNetConfig
+from align_jax.models.dual_encoder import DualEncoder
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, create_state
 from benchmarks.kernel_times import print_kernel_times
-from benchmarks.normalise import layers
-from benchmarks.step_flags import (
-    OURS,
-    VOCABULARY,
-    Program,
-    image_multipliers,
-    read_flags,
-    text_size,
-)
+from benchmarks.step_flags import OURS, Program, read_flags
+from benchmarks.step_towers import count_outputs, image_tower, make_model
 
-MOVES = 8  # of a convolution's output: the fewest of all schemes that we considered
+MOVES = 8  # of an output: the fewest of all schemes that we considered
 GIB = 2**30
 
 
@@ -57,8 +53,8 @@ def main() -> None:
     flags = read_flags(__doc__.splitlines()[0])
     if flags.only == OURS:
         measure(prepare_ours(flags), flags)
-    elif flags.topology:
-        count_on(flags)
+    elif flags.count or flags.topology:
+        print_counts(flags)
     elif flags.only:
         from benchmarks.step_peers import prepare_peer
 
@@ -78,8 +74,8 @@ def print_table(flags: argparse.Namespace) -> None:
         f" image tower {floor:.1f} ms"
     )
     print(
-        f"{'':<20}{'ms':>8}{'pairs/s':>9}{'ratio':>7}{'GiB':>7}{'floor':>7}"
-        f"{'TFLOP/s':>9}{'GB moved':>10}{'compile s':>11}",
+        f"{'':<20}{'ms':>8}{'pairs/s':>9}{'ratio':>7}{'CPU ms':>8}{'GiB':>7}"
+        f"{'floor':>7}{'TFLOP/s':>9}{'GB moved':>10}{'compile s':>11}",
         flush=True,
     )
     first = None
@@ -96,9 +92,9 @@ def print_table(flags: argparse.Namespace) -> None:
         first = first or found["ms"]
         print(
             f"{name:<20}{found['ms']:>8.1f}{1e3 * flags.batch / found['ms']:>9.0f}"
-            f"{found['ms'] / first:>7.2f}{found['peak_bytes'] / GIB:>7.1f}"
-            f"{floor / found['ms']:>7.2f}"
-            f"{1e-9 * found.get('flops', math.nan) / found['ms']:>9.0f}"
+            f"{found['ms'] / first:>7.2f}{found['processor_ms']:>8.0f}"
+            f"{found['peak_bytes'] / GIB:>7.1f}{floor / found['ms']:>7.2f}"
+            f"{1e-9 * found.get('flops', math.nan) / found['ms']:>9.3g}"
             f"{1e-9 * found.get('traffic', math.nan):>10.1f}"
             f"{found['compile_seconds']:>11.0f}",
             flush=True,
@@ -114,46 +110,32 @@ def measure(program: Program, flags: argparse.Namespace) -> None:
     for _ in range(4):
         program.take()
     program.wait()
-    milliseconds = []
+    milliseconds, processor = [], []
     for _ in range(max(flags.steps // 5, 1)):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         for _ in range(5):
             program.take()
         program.wait()
         milliseconds.append(1e3 * (time.perf_counter() - start) / 5)
+        processor.append(1e3 * (time.process_time() - busy) / 5)
     if flags.profile and flags.only == OURS:
         print_kernel_times(program.take, program.wait)
-    found = {"ms": statistics.median(milliseconds)}
+    found = {
+        "ms": statistics.median(milliseconds),
+        "processor_ms": statistics.median(processor),
+    }
     print(json.dumps(found | program.finish()), flush=True)
 
 
 def floor_bytes(flags: argparse.Namespace) -> float:
-    """Returns a step's bytes if convolutions' bfloat16 outputs move `MOVES` times."""
-    found = layers(EfficientNetConfig(*image_multipliers(flags)), flags.image_size)
-    elements = sum(n * x.size**2 * x.channels for x, n in found.items())
-    return flags.batch * elements * 2 * MOVES
+    """Returns a step's bytes if the outputs of `count_outputs` move `MOVES` times."""
+    outputs = count_outputs(image_tower(flags), flags.image_size)
+    return flags.batch * outputs * jnp.dtype(flags.dtype).itemsize * MOVES
 
 
 def make_plan(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> StepPlan:
     """Returns the plan that our step is compiled for."""
-    layers, hidden = text_size(flags)
-    model = ModelConfig(
-        EfficientNetConfig(
-            *image_multipliers(flags),
-            scan=flags.scan,
-            rematerialise=flags.rematerialise,
-            kernels=flags.kernels,
-        ),
-        BertConfig(
-            VOCABULARY,
-            flags.tokens,
-            layers=layers,
-            hidden=hidden,
-            scan=flags.scan,
-            rematerialise=flags.rematerialise != "none",
-        ),
-        dtype=flags.dtype,
-    )
+    model = make_model(flags)
     return StepPlan(
         DualEncoder(model, flags.group, None, choose_kernels(flags.kernels, mesh)),
         LossConfig(precision=flags.precision),
@@ -167,23 +149,34 @@ def make_plan(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> StepPlan:
     )
 
 
-def count_on(flags: argparse.Namespace) -> None:
-    """Prints the TPU compiler's counts for one core of a slice."""
-    from align_jax.plan import find_devices
+def print_counts(flags: argparse.Namespace) -> None:
+    """Prints the compiler's counts for one device of this machine or of a TPU slice."""
+    devices = jax.devices()
+    if flags.topology:
+        from align_jax.plan import find_devices
 
-    mesh = make_mesh(devices=find_devices(flags.topology)[:1])
+        devices = find_devices(flags.topology)
+    mesh = make_mesh(devices=devices[:1])
     plan, shapes = make_plan(flags, mesh), batch_shapes(flags, mesh)
     start = time.perf_counter()
     step = compile_step(plan, shapes)
     seconds = time.perf_counter() - start
     costs, memory = step.cost_analysis(), step.memory_analysis()
     model = sum(count_model_flops(plan, shapes).values())
+    flops, traffic, least, counted = (
+        total / flags.batch / 1e9
+        for total in (
+            model,
+            costs["bytes accessed"],
+            floor_bytes(flags),
+            costs["flops"],
+        )
+    )
+    where = flags.topology or devices[0].platform
     print(
-        f"{flags.topology}: a pair takes {costs['flops'] / flags.batch / 1e9:.2f} GFLOP"
-        f" (the model's {model / flags.batch / 1e9:.2f}) and"
-        f" {costs['bytes accessed'] / flags.batch / 1e9:.3f} GB of traffic, the floor"
-        f" {floor_bytes(flags) / flags.batch / 1e9:.3f};"
-        f" {memory.temp_size_in_bytes / GIB:.2f} GiB of temporaries;"
+        f"{where}: a pair takes {counted:.2f} GFLOP (the"
+        f" model's {flops:.2f}) and {traffic:.3f} GB of traffic, the floor of the image"
+        f" tower {least:.3f}; {memory.temp_size_in_bytes / GIB:.2f} GiB of temporaries;"
         f" compiled in {seconds:.0f} s"
     )
 
@@ -219,6 +212,7 @@ def run_ours(
 ) -> Program:
     """Returns our step on random data; `seconds` is the time of its compilation."""
     random, metrics = np.random.default_rng(0), {}
+    words = plan.model.config.towers["text_tower"].vocabulary_size
     shapes = batch_shapes(flags, plan.mesh)
     batch = {
         name: jax.device_put(
@@ -227,7 +221,7 @@ def run_ours(
             ),
             shapes[name].sharding,
         )
-        for name, highest in (("images", 256), ("tokens", VOCABULARY))
+        for name, highest in (("images", 256), ("tokens", words))
     }
 
     def take():

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from align_jax.devices.kernel_choice import CHOICES
-from align_jax.models.bert import SIZES
-from align_jax.models.efficientnet import REMATERIALISATIONS, VARIANTS
+from align_jax.models.efficientnet import REMATERIALISATIONS
 
 PEERS = (
     "timm",
@@ -14,9 +13,10 @@ PEERS = (
     "huggingface",
     "huggingface_blocks",
     "huggingface_eager",
+    "open_clip",
+    "open_clip_eager",
 )
 OURS = "align_jax"
-VOCABULARY = 30_522
 
 
 class Program(NamedTuple):
@@ -38,8 +38,8 @@ def read_flags(
 ) -> argparse.Namespace:
     """Reads the command line, or other arguments."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--image", default="b5", help="a variant, or WIDTHxDEPTH")
-    parser.add_argument("--text", default="base", help="a size, or LAYERSxHIDDEN")
+    parser.add_argument("--image", default="b5", help="a tower as b5, v2_s or vit_b/16")
+    parser.add_argument("--text", default="base", help="a tower as base or clip_b")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=289)
     parser.add_argument("--tokens", type=int, default=64)
@@ -55,23 +55,8 @@ def read_flags(
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
-    parser.add_argument("--topology", help="as v5e:2x2; a core's counts, nothing else")
+    parser.add_argument("--topology", help="as v5e:2x2, for --count on a TPU core")
+    parser.add_argument("--count", action="store_true", help="counts, nothing else")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-def image_multipliers(flags: argparse.Namespace) -> tuple[float, float]:
-    """Returns the width and depth multipliers of the image tower."""
-    if flags.image in VARIANTS:
-        return VARIANTS[flags.image]
-    width, depth = map(float, flags.image.split("x"))
-    return width, depth
-
-
-def text_size(flags: argparse.Namespace) -> tuple[int, int]:
-    """Returns the layers and the hidden width of the text tower."""
-    if flags.text in SIZES:
-        return SIZES[flags.text]
-    layers, hidden = map(int, flags.text.split("x"))
-    return layers, hidden

@@ -10,10 +10,12 @@ from transformers import AlignConfig, AlignModel, BertConfig, BertModel
 
 from align_jax.models.bert import HEAD_WIDTH
 from align_jax.models.efficientnet import EfficientNetConfig
-from benchmarks.step_flags import (
-    VOCABULARY,
-    Program,
+from align_jax.weights.open_clip_config import write_open_clip
+from benchmarks.step_flags import Program
+from benchmarks.step_towers import (
+    BERT_VOCABULARY,
     image_multipliers,
+    make_model,
     text_size,
 )
 
@@ -70,11 +72,34 @@ class HuggingFaceDualEncoder(nn.Module):
         return found.image_embeds, found.text_embeds, self.model.temperature
 
 
+class OpenClipDualEncoder(nn.Module):
+    """OpenCLIP's CLIP with a ViT, by the config that we export for our model."""
+
+    def __init__(self, flags: argparse.Namespace):
+        super().__init__()
+        from open_clip.model import CLIP
+
+        described = write_open_clip(make_model(flags), flags.image_size)
+        self.model = CLIP(**described)
+
+    def forward(self, images, tokens):
+        """Returns both towers' unit vectors (B, D) and the temperature."""
+        image, text, scale = self.model(images, tokens)
+        return image, text, 1 / scale
+
+
+PEERS = {
+    "timm": TimmDualEncoder,
+    "huggingface": HuggingFaceDualEncoder,
+    "open": OpenClipDualEncoder,
+}
+
+
 def bert_config(flags: argparse.Namespace) -> BertConfig:
     """Returns the config of a BERT of the chosen size."""
     layers, hidden = text_size(flags)
     return BertConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=BERT_VOCABULARY,
         num_hidden_layers=layers,
         hidden_size=hidden,
         intermediate_size=4 * hidden,
@@ -86,15 +111,15 @@ def prepare_peer(flags: argparse.Namespace) -> Program:
     """Builds the step of the peer `flags.only`, with autocast and channels_last."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    timm = flags.only.startswith("timm")
-    kind = TimmDualEncoder if timm else HuggingFaceDualEncoder
+    kind = PEERS[flags.only.partition("_")[0]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = kind(flags).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     side = flags.image_size
     images = torch.randn(flags.batch, 3, side, side, device=device)
     images = images.to(memory_format=torch.channels_last)
-    tokens = torch.randint(1, VOCABULARY, (flags.batch, flags.tokens), device=device)
+    words = make_model(flags).text_tower.vocabulary_size
+    tokens = torch.randint(1, words, (flags.batch, flags.tokens), device=device)
     labels = torch.arange(flags.batch, device=device)
 
     def score(images, tokens):

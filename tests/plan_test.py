@@ -9,6 +9,8 @@ from align_jax.devices.collectives import Collectives
 from align_jax.devices.known import Device
 from align_jax.devices.mesh import SMALL, make_mesh
 from align_jax.errors import InputError
+from align_jax.models.towers import IMAGE_TOWERS
+from align_jax.models.transformer import TransformerConfig
 from align_jax.plan import (
     GIB,
     Needs,
@@ -151,6 +153,21 @@ def test_a_tiny_step_is_planned_for_a_slice(tmp_path, capsys, target):
     assert "8 x TPU" in printed
     assert "not known" not in printed
     assert "slices" not in printed
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("kind", ["vit", "convnext", "efficientnet_v2"])
+def test_a_step_of_other_towers_is_planned_for_a_slice(tmp_path, capsys, kind):
+    tower = IMAGE_TOWERS[kind][0].smallest()
+    model = {
+        "image_tower": dataclasses.asdict(tower),
+        "text_tower": dataclasses.asdict(TransformerConfig.smallest()),
+        "dtype": "bfloat16",
+    }
+    assert plan(tiny.make_run(tmp_path, model=model, fsdp=2), "v5e:2x4")
+    printed = capsys.readouterr().out
+    assert "8 x TPU" in printed
+    assert "not known" not in printed
 
 
 @pytest.mark.tpu

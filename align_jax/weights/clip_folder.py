@@ -7,7 +7,7 @@ open_clip_config.json; both have a tokenizer of Hugging Face.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,9 +25,9 @@ from align_jax.models.parameters import Path, tower_shapes, variable_shapes
 from align_jax.models.tokens import check_tokenizer
 from align_jax.models.towers import TowerConfig
 from align_jax.models.transformer import TransformerConfig
+from align_jax.models.vit import VitConfig
 from align_jax.weights import clip_config, clip_tensors, open_clip_config
 from align_jax.weights import open_clip_tensors as open_tensors
-from align_jax.weights.clip_config import clip_towers
 from align_jax.weights.clip_forms import CLIP, FORMS, SIGLIP
 from align_jax.weights.described_fields import read_token_limit
 from align_jax.weights.folder import (
@@ -157,8 +157,8 @@ def _make_weights(
       buffers: arrays' names, of those that are kept but not used.
     """
     config, side = pictures.set_pixels(config), pictures.preprocess.image_size
-    image, text = clip_towers(config)
-    if side // image.patch != image.position_grid:
+    image, text = config.image_tower, cast(TransformerConfig, config.text_tower)
+    if isinstance(image, VitConfig) and side // image.patch != image.position_grid:
         raise InputError(
             f"{folder}: pictures of {side} pixels have {side // image.patch} patches a"
             f" side, but the network has positions for {image.position_grid}"

@@ -1,7 +1,8 @@
 """Translation of open_clip_config.json, OpenCLIP's description of a model, both ways.
 
-The towers are OpenCLIP's own ViT and text transformer, or a ViT of timm in the form of
-SigLIP's image towers. All other networks are refused by the field that describes them.
+The towers are OpenCLIP's own ViT and text transformer, a ViT of timm in the form of
+SigLIP's image towers, or a ConvNeXt of timm. All other networks are refused by the
+field that describes them.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from typing import Any
 
 from align_jax.config import read_config
 from align_jax.errors import InputError
+from align_jax.models.convnext import ConvNeXtConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import SIZES, VitConfig
@@ -23,6 +25,12 @@ from align_jax.weights.clip_config import (
 )
 from align_jax.weights.clip_forms import CLIP, FORMS, SIGLIP
 from align_jax.weights.described_fields import read_fields
+from align_jax.weights.open_clip_convnext import (
+    CONVNEXT_OTHERS,
+    is_convnext,
+    read_convnext,
+    write_convnext,
+)
 from align_jax.weights.open_clip_forms import (
     EPSILON,
     LOGIT_SCALE,
@@ -69,18 +77,19 @@ def read_open_clip(
     )
     if type(size) is not int:
         raise InputError(f"{source}.embed_dim is {size!r}; wanted a whole number")
-    timm = image.pooling == "attention"
-    if timm != has_bias or (timm and size != image.width):
+    siglip = isinstance(image, VitConfig) and image.pooling == "attention"
+    if siglip != has_bias or (siglip and size != image.width):
         raise InputError(
             f"{source}: text_cfg.proj_bias is {has_bias} and embed_dim {size}, with"
-            f" {'a tower of timm' if timm else 'the ViT of OpenCLIP'} of width"
-            f" {image.width}; ours are SigLIP, with a bias and this width, or CLIP"
+            f" {'a ViT of timm' if siglip else 'a tower of CLIP'} of width"
+            f" {image.output_width}; ours are SigLIP, with a bias and this width, or"
+            " CLIP"
         )
     scale = described.get("init_logit_scale")
     fields = {
         "image_tower": dataclasses.asdict(image),
         "text_tower": dataclasses.asdict(text),
-        "embedding_size": None if timm else size,
+        "embedding_size": None if siglip else size,
         "projection_bias": has_bias,
         "temperature_form": "log",
         "temperature_init": first_temperature(
@@ -91,10 +100,14 @@ def read_open_clip(
     return read_config(ModelConfig, fields, source)
 
 
-def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig:
+def _read_vision(
+    found: Mapping[str, Any], quick: bool, where: str
+) -> VitConfig | ConvNeXtConfig:
     """Translates the `vision_cfg`."""
-    is_timm = found.get("timm_model_name") is not None
+    name = found.get("timm_model_name")
+    is_timm, convnext = name is not None, is_convnext(name)
     others = TIMM_OTHERS if is_timm else VISION_OTHERS
+    others = CONVNEXT_OTHERS if convnext else others
     ignored = [*VISION_IGNORED, *(VISION_OTHERS if is_timm else ())]
     _check_fields(found, others, ignored, where, OpenClipVisionFields)
     if isinstance(found.get("layers"), list):
@@ -102,6 +115,8 @@ def _read_vision(found: Mapping[str, Any], quick: bool, where: str) -> VitConfig
             f"{where}.layers is {found['layers']}, of a ResNet; ours is a ViT"
         )
     fields = read_fields(OpenClipVisionFields(), found, where)
+    if convnext:
+        return read_convnext(found, fields.timm_model_kwargs, where)
     if is_timm:
         size = _read_timm(fields, where)
     else:
@@ -125,7 +140,7 @@ def _read_timm(fields: OpenClipVisionFields, where: str) -> dict[str, Any]:
     if named is None:
         raise InputError(
             f"{where}.timm_model_name is {fields.timm_model_name!r}; of timm's models"
-            " ours are SigLIP's, such as 'vit_base_patch16_siglip_224'"
+            " ours are SigLIP's, such as 'vit_base_patch16_siglip_224', and ConvNeXts"
         )
     name, patch = named[1], int(named[2])
     width, layers, heads, _ = SIZES[TIMM_SIZES[name]]
@@ -224,6 +239,11 @@ def write_open_clip(config: ModelConfig, image_size: int) -> dict[str, Any]:
     Raises:
       InputError: the model is not a CLIP of OpenCLIP's own towers.
     """
+    tower = config.image_tower
+    if isinstance(tower, ConvNeXtConfig):
+        # The other fields must be those of a CLIP with OpenCLIP's ViT.
+        vit = VitConfig(**FORMS[CLIP].image_fields)
+        config = dataclasses.replace(config, image_tower=vit)
     image, text = clip_towers(config)
     if image.pooling == "attention":
         raise InputError(
@@ -231,18 +251,11 @@ def write_open_clip(config: ModelConfig, image_size: int) -> dict[str, Any]:
             " SiglipModel by --format=huggingface instead"
         )
     find_form(dataclasses.replace(config, logit_bias_init=None))
-    quick = image.activation == "quick_gelu"
-    if quick != (text.activation == "quick_gelu") or image.width % image.heads:
-        raise InputError(
-            "OpenCLIP has one quick_gelu for both towers; this model has"
-            f" {image.activation!r} and {text.activation!r}"
-        )
-    check_positions(image, image_size, "OpenCLIP's ViT")
-    vision = _tower_fields(image) | {
-        "image_size": image_size,
-        "patch_size": image.patch,
-        "head_width": image.width // image.heads,
-    }
+    quick = text.activation == "quick_gelu"
+    if isinstance(tower, ConvNeXtConfig):
+        vision = write_convnext(tower) | {"image_size": image_size}
+    else:
+        vision = _write_vision(image, text.activation, image_size)
     texts = _tower_fields(text) | {
         "context_length": text.positions,
         "vocab_size": text.vocabulary_size,
@@ -260,6 +273,28 @@ def write_open_clip(config: ModelConfig, image_size: int) -> dict[str, Any]:
     if config.logit_bias_init is not None:
         described["init_logit_bias"] = config.logit_bias_init
     return described
+
+
+def _write_vision(tower: VitConfig, activation: str, image_size: int) -> dict[str, Any]:
+    """Returns the `vision_cfg` of OpenCLIP's own ViT.
+
+    Args:
+      tower: config of our tower.
+      activation: activation of the text tower.
+      image_size: side of the pictures in pixels.
+    """
+    quick = (tower.activation == "quick_gelu", activation == "quick_gelu")
+    if quick[0] != quick[1] or tower.width % tower.heads:
+        raise InputError(
+            "OpenCLIP has one quick_gelu for both towers; this model has"
+            f" {tower.activation!r} and {activation!r}"
+        )
+    check_positions(tower, image_size, "OpenCLIP's ViT")
+    return _tower_fields(tower) | {
+        "image_size": image_size,
+        "patch_size": tower.patch,
+        "head_width": tower.width // tower.heads,
+    }
 
 
 def _tower_fields(tower: VitConfig | TransformerConfig) -> dict[str, Any]:

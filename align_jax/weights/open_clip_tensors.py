@@ -1,5 +1,8 @@
 """Names, shapes and axis orders of the tensors of OpenCLIP's models."""
 
+from typing import cast
+
+from align_jax.models.convnext import ConvNeXtConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.parameters import Path
 from align_jax.models.transformer import TransformerConfig
@@ -15,6 +18,7 @@ from align_jax.weights.clip_tensors import (
     mlp,
     norm,
 )
+from align_jax.weights.open_clip_convnext import convnext_tensors
 from align_jax.weights.tensors import Tensor
 
 
@@ -26,14 +30,8 @@ def list_tensors(config: ModelConfig, text_prefix: str = "") -> list[Tensor]:
       text_prefix: first part of the names of the text tower: "", or "text." in a
         model with `custom_text`.
     """
-    image, text = clip_towers(config)
-    if image.pooling == "attention":
-        found = _timm_tensors(image)
-    else:
-        found = _image_tensors(image)
-        kernel = ("params", "image_projection", "kernel")
-        shape = (image.width, config.width)
-        found.append(Tensor("visual.proj", kernel, shape, (0, 1)))
+    text = cast(TransformerConfig, config.text_tower)
+    found = _list_image_tensors(config)
     found += _text_tensors(text, text_prefix)
     name, path = f"{text_prefix}text_projection", ("params", "text_projection")
     if config.projection_bias:
@@ -46,6 +44,18 @@ def list_tensors(config: ModelConfig, text_prefix: str = "") -> list[Tensor]:
     if config.logit_bias_init is not None:
         found.append(Tensor("logit_bias", ("params", "logit_bias"), (), ()))
     return found
+
+
+def _list_image_tensors(config: ModelConfig) -> list[Tensor]:
+    """Lists the tensors of the image tower and of its projection, if it has one."""
+    if isinstance(config.image_tower, ConvNeXtConfig):
+        return convnext_tensors(config.image_tower, config.width)
+    image, _ = clip_towers(config)
+    if image.pooling == "attention":
+        return _timm_tensors(image)
+    kernel = ("params", "image_projection", "kernel")
+    projection = Tensor("visual.proj", kernel, (image.width, config.width), (0, 1))
+    return [*_image_tensors(image), projection]
 
 
 def _image_tensors(config: VitConfig) -> list[Tensor]:

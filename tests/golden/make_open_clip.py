@@ -80,6 +80,25 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int]]] = {
         SQUASH | {"interpolation": "bilinear"},
         (7, 0),
     ),
+    "convnext_small": (
+        {
+            "embed_dim": 20,
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": 64,
+                "timm_model_name": "convnext_tiny",
+                "timm_model_pretrained": False,
+                "timm_pool": "",
+                "timm_proj": "linear",
+                "timm_drop": 0.0,
+                "timm_drop_path": 0.1,
+                "timm_model_kwargs": {"depths": [1, 2, 1, 1], "dims": [8, 12, 16, 24]},
+            },
+            "text_cfg": TEXT,
+        },
+        {"interpolation": "bicubic", "resize_mode": "shortest"},
+        (39, 0),
+    ),
     "siglip_small": (
         {
             "embed_dim": 32,
@@ -113,8 +132,9 @@ def compute(name: str) -> dict[str, Any]:
     kind = CustomTextCLIP if fields.pop("custom_text", False) else CLIP
     # Releases up to 3.3 do not know this field, so timm gets the arguments here.
     sizes = fields["vision_cfg"].pop("timm_model_kwargs", {})
-    side = fields["vision_cfg"]["image_size"]
-    timm_model.timm.create_model = partial(create_model, img_size=side, **sizes)
+    if "embed_dim" in sizes:
+        sizes["img_size"] = fields["vision_cfg"]["image_size"]  # for ViT's positions
+    timm_model.timm.create_model = partial(create_model, **sizes)
     model = kind(**fields).eval()
     weights = {
         tensor: torch.tensor(clip_arrays.weight(tensor, tuple(array.shape)))

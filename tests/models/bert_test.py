@@ -83,6 +83,7 @@ def test_a_width_that_does_not_divide_into_heads_is_refused():
     ("name", "vocabulary", "millions"),
     [
         ("mini", 30_522, 11.17),
+        ("small", 30_522, 28.76),
         ("medium", 30_522, 41.37),
         ("base", 30_522, 109.48224),
         ("large", 30_522, 335.1),

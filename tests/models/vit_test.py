@@ -182,6 +182,20 @@ def test_published_sizes(size, patch, projection):
     assert work / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
+def test_the_tiny_size_is_the_published_one():
+    """timm's vit_tiny_patch16_224, with a layer to 1000 classes; 1.3e9 products."""
+    width, layers, heads, mlp_width = SIZES["ti"]
+    config = VitConfig(
+        width=width, layers=layers, heads=heads, mlp_width=mlp_width, scan=True
+    )
+    tower, images = Vit(config), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(partial(tower.init, train=False), KEY, images, None)
+    count = sum(x.size for x in jax.tree.leaves(variables))
+    assert count + 1000 * (width + 1) == 5_717_416
+    apply = partial(tower.apply, core_ids=None, train=False)
+    assert round(count_flops(apply, variables, images) / 2e9, 1) == 1.3
+
+
 def test_every_pixel_of_a_patch_and_every_parameter_matters():
     tower, variables = create(dataclasses.replace(SMALLEST, drop_rate=0.0))
     weights = jax.random.normal(jax.random.key(2), (2, 16))

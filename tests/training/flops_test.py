@@ -57,7 +57,11 @@ def test_convolutions_and_their_gradients_are_counted_by_hand(groups, channels):
     [
         ("b0", 224, 0.39),
         pytest.param("b1", 240, 0.70, marks=pytest.mark.pods),
+        pytest.param("b2", 260, 1.0, marks=pytest.mark.pods),
+        pytest.param("b3", 300, 1.8, marks=pytest.mark.pods),
         pytest.param("b4", 380, 4.2, marks=pytest.mark.pods),
+        pytest.param("b5", 456, 9.9, marks=pytest.mark.pods),
+        pytest.param("b6", 528, 19.0, marks=pytest.mark.pods),
         ("b7", 600, 37.0),
     ],
 )

@@ -10,8 +10,10 @@ import safetensors.numpy
 from align_jax.embed.model import Model
 from align_jax.errors import InputError
 from align_jax.models.bert import BertConfig
+from align_jax.models.convnext import ConvNeXtConfig
 from align_jax.models.dual_encoder import ModelConfig
 from align_jax.models.efficientnet import EfficientNetConfig
+from align_jax.models.efficientnet_v2 import EfficientNetV2Config
 from align_jax.models.transformer import TransformerConfig
 from align_jax.models.vit import VitConfig
 from align_jax.weights import encoders
@@ -51,11 +53,84 @@ OTHER_TRANSFORMERS = ModelConfig(
         activation="quick_gelu",
     ),
 )
+CLIP = ModelConfig(
+    VitConfig(
+        patch=8,
+        width=32,
+        layers=2,
+        heads=2,
+        mlp_width=48,
+        position_grid=4,
+        pre_norm=True,
+        patch_bias=False,
+        activation="quick_gelu",
+        norm_epsilon=1e-5,
+    ),
+    dataclasses.replace(
+        TransformerConfig.smallest(), layers=2, activation="quick_gelu"
+    ),
+    embedding_size=20,
+    temperature_form="log",
+    projection_bias=False,
+    pixel_mean=(0.48, 0.46, 0.41),
+    pixel_std=(0.27, 0.26, 0.28),
+)
+SIGLIP = ModelConfig(
+    dataclasses.replace(
+        CLIP.image_tower,
+        pooling="attention",
+        pre_norm=False,
+        patch_bias=True,
+        activation="gelu_tanh",
+        norm_epsilon=1e-6,
+    ),
+    dataclasses.replace(
+        TransformerConfig.smallest(),
+        causal=False,
+        pooling="last",
+        mask_padding=False,
+        activation="gelu_tanh",
+        norm_epsilon=1e-6,
+    ),
+    temperature_form="log",
+    logit_bias_init=-10.0,
+)
+CONVNEXT = ModelConfig(
+    dataclasses.replace(ConvNeXtConfig.smallest(), layer_scale=0.5),
+    TransformerConfig.smallest(),
+    embedding_size=20,
+)
+V2 = ModelConfig(EfficientNetV2Config.smallest(), TransformerConfig.smallest())
+FAMILIES = {"clip": CLIP, "siglip": SIGLIP, "convnext": CONVNEXT, "v2": V2}
+OTHERS = {
+    "tiny": None,
+    "other": OTHER,
+    "transformers": TRANSFORMERS,
+    "other_transformers": OTHER_TRANSFORMERS,
+}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return read_weights(tiny.write_model(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def with_random_numbers(weights):
+    """Returns the weights with random biases, scales, positions and statistics."""
+    random, arrays = np.random.default_rng(1), {}
+    for path, array in weights.variables.items():
+        noise = random.uniform(-0.3, 0.3, array.shape).astype(np.float32)
+        arrays[path] = array if path[-1] in ("kernel", "embedding") else array + noise
+    return dataclasses.replace(weights, variables=arrays)
+
+
+def open_model(folder, name):
+    """Writes and reads a model of `OTHERS` or `FAMILIES`, with pictures of its size."""
+    config = (OTHERS | FAMILIES)[name]
+    side = 16 if config is None else 32 if name in FAMILIES else 33
+    source = tiny.write_model(folder / "model", config=config, image_size=side)
+    weights = read_weights(source)
+    return with_random_numbers(weights) if name in FAMILIES else weights
 
 
 def make_inputs(weights):
@@ -80,9 +155,16 @@ def embed(weights, inputs):
     }
 
 
-@pytest.mark.parametrize("config", [None, TRANSFORMERS], ids=["tiny", "transformers"])
-def test_stablehlo_gives_our_embeddings_for_any_batch(tmp_path, config):
-    weights = read_weights(tiny.write_model(tmp_path / "model", config=config))
+@pytest.mark.parametrize(
+    "model",
+    [
+        "tiny",
+        "transformers",
+        *(pytest.param(name, marks=pytest.mark.onnx) for name in FAMILIES),
+    ],
+)
+def test_stablehlo_gives_our_embeddings_for_any_batch(tmp_path, model):
+    weights = open_model(tmp_path, model)
     folder = tmp_path / "stablehlo"
     encoders.write_stablehlo(weights, str(folder))
     described = json.loads((folder / "encoders.json").read_text())
@@ -103,18 +185,12 @@ def test_stablehlo_gives_our_embeddings_for_any_batch(tmp_path, config):
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize(
-    "config",
-    [None, OTHER, TRANSFORMERS, OTHER_TRANSFORMERS],
-    ids=["tiny", "other", "transformers", "other_transformers"],
-)
-def test_onnx_gives_our_embeddings_for_any_batch(tmp_path, config):
+@pytest.mark.parametrize("model", OTHERS | FAMILIES)
+def test_onnx_gives_our_embeddings_for_any_batch(tmp_path, model):
     import onnx
     import onnxruntime
 
-    side = 16 if config is None else 33
-    source = tiny.write_model(tmp_path / "model", config=config, image_size=side)
-    weights = read_weights(source)
+    weights = open_model(tmp_path, model)
     folder = tmp_path / "onnx"
     encoders.write_onnx(weights, str(folder))
     described = json.loads((folder / "encoders.json").read_text())
