@@ -41,6 +41,7 @@ from align_jax.search.collection import Folder
 from align_jax.search.indexing import index_pictures
 from align_jax.search.vector_index import Description, create_index
 from align_jax.weights.folder import digest
+from benchmarks.comparisons import Comparison, add_record_flag, record
 from benchmarks.images import DIFFERENT, draw_picture, number
 
 ROWS_A_SHARD = 500
@@ -98,7 +99,10 @@ def build(model: Model, folder: pathlib.Path, thumbnail: int) -> None:
 
 
 def take_turns(
-    measures: dict[str, Callable[[], None]], pictures: int, rounds: int
+    measures: dict[str, Callable[[], None]],
+    pictures: int,
+    rounds: int,
+    recorded: pathlib.Path | None,
 ) -> dict[str, dict[str, float]]:
     """Runs each measure once unmeasured, then all of them in turn; returns medians."""
     rates: dict[str, list[float]] = {name: [] for name in measures}
@@ -114,6 +118,20 @@ def take_turns(
                 rates[name].append(pictures / wall)
                 busy[name].append(used / wall / (os.cpu_count() or 1))
                 costs[name].append(1e3 * used / pictures)
+    others = [name for name in measures if name != "decode"]
+    record(
+        recorded,
+        [
+            Comparison(
+                f"collection, {name}",
+                "decoding only",
+                "pictures/s",
+                rates[name],
+                rates["decode"],
+            )
+            for name in others
+        ],
+    )
     ceiling = statistics.median(rates["decode"])
     return {
         name: {
@@ -136,6 +154,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--thumbnail", type=int, default=224)
     parser.add_argument("--json", type=pathlib.Path, help="file for the results")
+    add_record_flag(parser)
     flags = parser.parse_args()
     start(tensorflow=False)
     model = load(flags.model, flags.batch_size)
@@ -148,7 +167,7 @@ def main() -> None:
             "embed": lambda: embed(model, folder, flags.batch_size),
             "build": lambda: build(model, folder, flags.thumbnail),
         }
-        found = take_turns(measures, flags.pictures, flags.rounds)
+        found = take_turns(measures, flags.pictures, flags.rounds, flags.record)
     print("           pictures/s    share   spread     busy   core ms a picture")
     for measure, numbers in found.items():
         print(

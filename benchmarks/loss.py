@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from align_jax.devices.mesh import make_mesh
 from align_jax.losses.contrastive import contrastive_loss
 from benchmarks import loss_choices
+from benchmarks.comparisons import Comparison, add_record_flag, record
 
 SMOOTHING = 0.1
 TEMPERATURE = 1 / 64
@@ -102,6 +103,7 @@ def measure(n: int, flags: argparse.Namespace) -> list[dict]:
             "implementation": name,
             "n": n,
             "milliseconds": 1e3 * statistics.median(seconds[name][1:]),
+            "all_milliseconds": [1e3 * taken for taken in seconds[name][1:]],
             "peak_bytes": program.memory_analysis().temp_size_in_bytes,
         }
         for name, program in compiled.items()
@@ -125,6 +127,15 @@ def compare_sizes(flags: argparse.Namespace) -> list[dict]:
             f"{n:>6} {times[0]:>9.0f} {times[1]:>9.0f} {times[1] / times[0]:>13.2f}"
             f" {memory[0]:>10.0f} {memory[1]:>10.0f} {memory[1] / memory[0]:>13.1f}",
             flush=True,
+        )
+        each = [row["all_milliseconds"] for row in (tiled, dense)]
+        bytes_ = [[row["peak_bytes"]] for row in (tiled, dense)]
+        record(
+            flags.record,
+            [
+                Comparison(f"loss, N = {n}", "all logits", "ms", *each),
+                Comparison(f"memory of the loss, N = {n}", "all logits", "B", *bytes_),
+            ],
         )
     return rows
 
@@ -229,6 +240,7 @@ def main() -> None:
     parser.add_argument("--precision", help='"default" with --size, else "highest"')
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="file for the rows")
+    add_record_flag(parser)
     flags = parser.parse_args()
     if flags.choices and not flags.size:
         parser.error("--choices wants --size")

@@ -30,6 +30,7 @@ from collections.abc import Callable
 import numpy as np
 
 from align_jax.search.vector_index import Description, create_index, open_index
+from benchmarks.comparisons import Comparison, add_record_flag, record
 
 WIDTH = 640
 WALK = 100  # steps of a cluster
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help="for the vectors")
     parser.add_argument("--library", choices=LIBRARIES, help="only this one")
     parser.add_argument("--parts", type=int, default=1, help="builds of our index")
+    add_record_flag(parser)
     flags = parser.parse_args()
     if flags.library and flags.folder:
         print(json.dumps(measure(flags.library, flags.folder, flags.parts)))
@@ -248,6 +250,7 @@ def main() -> None:
         np.save(folder / "expected.npy", expected)
         head = "library           build s   core s    p50 ms    p99 ms   core ms"
         print(f"{head}  recall@10  memory GiB  disk GiB", flush=True)
+        rows: dict[str, dict[str, float]] = {}
         for library in LIBRARIES:
             needed = MODULES.get(library)
             if needed and not importlib.util.find_spec(needed):
@@ -259,7 +262,7 @@ def main() -> None:
                 text=True,
                 env=os.environ,
             )
-            found = json.loads(out.splitlines()[-1])
+            found = rows[library] = json.loads(out.splitlines()[-1])
             if library != OURS:
                 shutil.rmtree(folder / "index", ignore_errors=True)
             print(
@@ -270,6 +273,21 @@ def main() -> None:
                 f"{found['memory_gib']:>12.2f}{found['disk_gib']:>10.2f}",
                 flush=True,
             )
+    record(
+        flags.record,
+        [
+            Comparison(
+                f"search, {key}, {flags.vectors} vectors",
+                library,
+                unit,
+                [rows[OPENED][key]],
+                [found[key]],
+            )
+            for library, found in rows.items()
+            if library not in (OURS, OPENED)
+            for key, unit in (("p50_ms", "ms"), ("p99_ms", "ms"))
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from benchmarks.comparisons import Comparison, add_record_flag, record
+
 WAIT = 0.05  # seconds between two looks at a run's metrics
+LAST = "picture and text embedded"  # the last stage
 LONGEST = 1200  # seconds that a run may take to its first step
 
 STAMP = """
@@ -139,13 +142,16 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="main.py's first step")
     parser.add_argument("--peer", metavar="PYTHON", help="has torch and transformers")
     parser.add_argument("--repeats", type=int, default=3)
+    add_record_flag(parser)
     flags = parser.parse_args()
     own, repeats = sys.executable, range(flags.repeats)
     print("| | wall, s | processors, s |\n|---|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         caches = [f"{folder}/cache_{index}" for index in repeats]
+        ours = {}
         for kind in ("cold", "warm") if flags.model else ():
             parts = [run_stages(own, OURS, flags.model, cache) for cache in caches]
+            ours[kind] = parts
             show(f"align_jax, {kind}", median(parts))
         if flags.peer:
             peer = pathlib.Path(folder, "peer")
@@ -153,6 +159,19 @@ def main() -> None:
             subprocess.run([flags.peer, "-c", MAKE_PEER, peer], check=True)
             parts = [run_stages(flags.peer, PEER, str(peer), folder) for _ in repeats]
             show("transformers", median(parts))
+            record(
+                flags.record,
+                [
+                    Comparison(
+                        f"start to {LAST}, {kind}",
+                        "transformers",
+                        "s",
+                        [spent[LAST].wall for spent in found],
+                        [spent[LAST].wall for spent in parts],
+                    )
+                    for kind, found in ours.items()
+                ],
+            )
         caches = [f"{folder}/run_cache_{index}" for index in repeats]
         for kind in ("cold", "warm") if flags.train else ():
             parts = [

@@ -40,6 +40,7 @@ from align_jax.training.flops import count_model_flops
 from align_jax.training.optimizer import OptimizerConfig
 from align_jax.training.step_plan import StepPlan
 from align_jax.training.train_state import TrainState, create_state
+from benchmarks.comparisons import Comparison, record
 from benchmarks.kernel_times import print_kernel_times
 from benchmarks.step_flags import OURS, Program, read_flags
 from benchmarks.step_towers import count_outputs, image_tower, make_model
@@ -78,7 +79,7 @@ def print_table(flags: argparse.Namespace) -> None:
         f"{'floor':>7}{'TFLOP/s':>9}{'GB moved':>10}{'compile s':>11}",
         flush=True,
     )
-    first = None
+    first, own = None, None
     for name in (OURS, *flags.peers):
         command = [sys.executable, "-m", "benchmarks.step", *sys.argv[1:]]
         child = subprocess.run(
@@ -100,6 +101,12 @@ def print_table(flags: argparse.Namespace) -> None:
             flush=True,
         )
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
+        if name == OURS:
+            own = found
+        elif own:
+            step = f"step, {flags.image} and {flags.text}, batch {flags.batch}"
+            times = own["ms"], found["ms"]
+            record(flags.record, [Comparison(step, name, "ms", *([t] for t in times))])
 
 
 def measure(program: Program, flags: argparse.Namespace) -> None:

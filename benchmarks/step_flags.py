@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from align_jax.devices.kernel_choice import CHOICES
 from align_jax.models.efficientnet import REMATERIALISATIONS
+from benchmarks.comparisons import add_record_flag
 
 PEERS = (
     "timm",
@@ -59,4 +60,5 @@ def read_flags(
     parser.add_argument("--count", action="store_true", help="counts, nothing else")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
+    add_record_flag(parser)
     return parser.parse_args(arguments)

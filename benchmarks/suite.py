@@ -21,25 +21,38 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.comparisons import read_comparisons
+from benchmarks.quickstart_model import write_model
 from benchmarks.revisions import Outcome, add_outcomes, read_revisions
 from benchmarks.suite_page import PAGE, make_table, write_page
 
 MINUTES = 8  # limit of one benchmark
+MODEL = "model"
 
-# Arguments of `python -m benchmarks.` by name; {folder} is a folder for its data.
+# Arguments of `python -m benchmarks.` by name. {folder} is a folder for its data, {model}
+# a model of the quickstart's size, {python} this interpreter.
 BENCHMARKS: dict[str, str] = {
-    "checkpoint": "checkpoint --folder={folder}/checkpoint --rounds=2",
-    "corpus": "corpus --pairs=200000 --folder={folder}/corpus --only ours sql",
-    "evaluation": "evaluation --rounds=3 --index=100000",
-    "images": "images --pictures=1000",
+    "start": "start --model={model} --peer={python} --repeats=3",
+    "step": "step --image=0.5x0.5 --text=2x128 --batch=64 --group=64 --image_size=64"
+    " --tokens=12 --dtype=float32 --optimizer=adamw --peers huggingface_eager timm",
+    "step_vit": "step --image=vit_6x384/16 --text=clip_6x256 --image_size=112"
+    " --tokens=32 --batch=32 --dtype=float32 --optimizer=adamw --peers open_clip",
     "loss": "loss --sizes 4096 8192",
+    "input": "input --folder={folder}/input --baseline={python} --rounds=5",
+    "input_formats": "input --folder={folder}/input --formats --rounds=5",
+    "search": "search --vectors=200000 --queries=200 --folder={folder}",
+    "embed": "embed --model={model} --pictures=600",
     "probe": "probe --pictures=10000 --classes=100",
+    "evaluation": "evaluation --rounds=3 --index=100000",
+    "images": "images --pictures=1000 --folder={folder}/images",
+    "corpus": "corpus --pairs=200000 --folder={folder}/corpus --only ours sql",
+    "checkpoint": "checkpoint --folder={folder}/checkpoint --rounds=2",
 }
 
 
 def make_command(name: str, folder: pathlib.Path) -> list[str]:
     """Returns the command of a benchmark, whose data lie below a folder."""
-    module, *rest = BENCHMARKS[name].format(folder=folder).split()
+    own = {"folder": folder, "model": folder / MODEL, "python": sys.executable}
+    module, *rest = BENCHMARKS[name].format(**own).split()
     return [sys.executable, "-m", f"benchmarks.{module}", *rest]
 
 
@@ -93,6 +106,8 @@ def main() -> int:
     logs, data, outcomes = flags.folder / "logs", flags.folder / "data", {}
     for path in (logs, data):
         path.mkdir(parents=True, exist_ok=True)
+    if not (data / MODEL).exists():
+        write_model(data / MODEL)
     for name in flags.only or BENCHMARKS:
         print(f"{name} ...", end=" ", flush=True)
         command, log = make_command(name, data), logs / f"{name}.txt"
