@@ -28,7 +28,7 @@ from benchmarks.suite_page import PAGE, make_table, write_page
 MINUTES = 8  # limit of one benchmark
 MODEL = "model"
 
-# Arguments of `python -m benchmarks.` by name. {folder} is a folder for its data, {model}
+# Arguments of `python -m benchmarks.` by name. {folder} is a folder for data, {model}
 # a model of the quickstart's size, {python} this interpreter.
 BENCHMARKS: dict[str, str] = {
     "start": "start --model={model} --peer={python} --repeats=3",
