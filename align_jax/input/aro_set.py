@@ -20,7 +20,6 @@ authors draws these orders anew for each evaluation. Snapshots that hold one dra
 
 import io
 import json
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -186,12 +185,14 @@ def _parse_box(box: Any, prefix: str, where: str) -> Box:
     """Returns a box, rounded as Pillow's `crop` does; raises InputError as `_parse`."""
     found = box if isinstance(box, Mapping) else {}
     numbers = [found.get(f"{prefix}{name}") for name in "xywh"]
-    if all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+    try:
         x, y, w, h = numbers
-        left, top, right, bottom = map(round, (x, y, x + w, y + h))
-        if left < right and top < bottom:
-            if (right - left) * (bottom - top) <= picture_files.MAX_PIXELS:
-                return left, top, right, bottom
+        left, top, right, bottom = (round(n) for n in (x, y, x + w, y + h))
+    except (TypeError, ValueError, OverflowError):  # no numbers, NaN, infinite
+        left = top = right = bottom = 0
+    area = (right - left) * (bottom - top)
+    if left < right and top < bottom and area <= picture_files.MAX_PIXELS:
+        return left, top, right, bottom
     raise InputError(f"{where} has the box {numbers}; wanted x, y, width and height")
 
 

@@ -214,6 +214,8 @@ def change(path, **fields):
         ({"bbox_h": "12"}, r"has the box \[12, 0, 12, '12'\]; wanted x, y, width and"),
         ({"bbox_h": None}, r"has the box \[12, 0, 12, None\]; wanted x, y, width"),
         ({"bbox_x": 1e300, "bbox_w": 1e300}, r"has the box \[1e\+300, 0, 1e\+300, 12"),
+        ({"bbox_x": 1e308, "bbox_w": 1e308}, r"has the box \[1e\+308, 0, 1e\+308, 12"),
+        ({"bbox_w": float("nan")}, r"has the box \[12, 0, nan, 12\]; wanted x, y, wid"),
         ({"bbox_w": 10**9}, r"has the box \[12, 0, 1000000000, 12\]; wanted x, y, wi"),
     ],
 )
