@@ -85,7 +85,6 @@ def download(monkeypatch, tmp_path):
         cache = tmp_path / "cache"
         named = {f"org/{name}": pathlib.Path(f) for name, f in folders.items()}
         with serving(named) as url:
-            monkeypatch.setattr(constants, "ENDPOINT", url)
             for name in named:
                 huggingface_hub.snapshot_download(
                     name, repo_type="dataset", cache_dir=cache, endpoint=url
