@@ -150,7 +150,7 @@ def test_other_sets_of_xtd_are_refused(tmp_path):
     fields = write_xtd(tmp_path)
     with pytest.raises(InputError, match=r"has 12 pictures; wanted 1,000"):
         make(**fields, expected_images=1000)
-    with pytest.raises(InputError, match=r"language is 'ja'; did you mean 'jp'"):
+    with pytest.raises(InputError, match=r"language is 'ja'; known: en, es, it, ko"):
         make(**fields | {"languages": ["en", "ja"]})
     with pytest.raises(InputError, match=r"test_1kcaptions_ko.txt is missing"):
         make(**fields | {"languages": ["en", "ko"]})
