@@ -183,8 +183,8 @@ def _parse(entry: Any, box: Any, prefix: str, group: str, where: str) -> Instanc
 
 def _parse_box(box: Any, prefix: str, where: str) -> Box:
     """Returns a box, rounded as Pillow's `crop` does; raises InputError as `_parse`."""
-    found = box if isinstance(box, Mapping) else {}
-    numbers = [found.get(f"{prefix}{name}") for name in "xywh"]
+    found: Mapping[str, Any] = box if isinstance(box, Mapping) else {}
+    numbers: list[Any] = [found.get(f"{prefix}{name}") for name in "xywh"]
     try:
         x, y, w, h = numbers
         left, top, right, bottom = (round(n) for n in (x, y, x + w, y + h))
