@@ -14,7 +14,7 @@ files have the columns `image`, `bbox` (x, y, w and h), the captions, and
 `relation_name` or `attributes`.
 
 The order sets have four more captions, with the words in another order. The code of the
-authors draws these orders anew for each evaluation. Snapshots that hold one drawing are
+authors draws other orders in each evaluation. Snapshots that hold one drawing are
 `gowitheflow/ARO-COCO-order` and `gowitheflow/ARO-Flickr-Order`.
 """
 

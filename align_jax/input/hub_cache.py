@@ -3,7 +3,7 @@
     CACHE/datasets--ORG--NAME/refs/main         hash of the newest revision
     CACHE/datasets--ORG--NAME/snapshots/HASH    its files, links into ../../blobs
 
-`snapshot_download` of huggingface_hub writes this layout, unless it is told a folder.
+`snapshot_download` of huggingface_hub writes this layout if it gets no `local_dir`.
 """
 
 import os

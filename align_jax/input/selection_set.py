@@ -145,8 +145,12 @@ def as_text(value: Any, where: str) -> str:
 def as_picture(value: Any, message: str) -> bytes:
     """Returns the file's bytes of a picture in a Parquet column.
 
+    Args:
+      value: content of the column in a row.
+      message: text of the error.
+
     Raises:
-      InputError: there are none; `message` says so.
+      InputError: the column has no bytes.
     """
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes) or not content:
@@ -159,7 +163,7 @@ def check_pictures(folder: str, files: Collection[str], advice: str = "") -> Non
 
     Args:
       folder: path or URL of the folder.
-      files: names of the pictures.
+      files: name of each picture.
       advice: last part of the message.
     """
     missing = {*files}.difference(places.list_names(folder))

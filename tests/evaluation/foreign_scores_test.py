@@ -61,8 +61,8 @@ json.dump(found, sys.stdout)
 def draw(ties):
     """Draws pictures, texts, labels and captions.
 
-    The texts are the axes, so that a picture's scores are its own numbers, over their
-    length. With ties, these are few different ones.
+    The texts are the axes, so that the scores of a picture are the components of its
+    unit vector. With ties, these are few different numbers.
     """
     random = np.random.default_rng(0)
     count, width = 60, 24
