@@ -82,6 +82,36 @@ EVALUATIONS = {
     },
     "simlex": {"kind": "word_similarity", "path": "downloads/SimLex-999.txt"},
 }
+
+
+def selection(name: str, instances: int, format: str) -> dict:
+    """Returns the fields of a selection of captions or pictures."""
+    return {
+        "kind": "selection",
+        "directory": name,
+        "format": format,
+        "expected": instances,
+    }
+
+
+def datacomp_set(name: str, pictures: int, classes: int) -> dict:
+    """Returns the fields of one of DataComp's sets, which can also be all evaluated."""
+    return {
+        "kind": "wds",
+        "directory": f"evaluation/datacomp/{name}",
+        "expected": pictures,
+        "expected_classes": classes,
+    }
+
+
+def translated(language: str) -> dict:
+    """Returns the fields of ImageNet with the names and prompts of a language."""
+    prompts = "downloads/CLIP_benchmark/clip_benchmark/datasets"
+    return classification(
+        "imagenet2012", "validation", 50_000, f"{prompts}/{language}_classnames.json"
+    )
+
+
 # Sets that the paper does not have.
 BEYOND = {
     "sugar_crepe": {
@@ -91,12 +121,11 @@ BEYOND = {
         "pictures": "downloads/val2017",
         "expected": 7_511,
     },
-    "winoground": {
-        "kind": "selection",
-        "directory": "evaluation/winoground",
-        "format": "winoground",
-        "expected": 400,
-    },
+    "winoground": selection("evaluation/winoground", 400, "winoground"),
+    "aro_relation": selection("downloads/aro", 23_937, "aro_relation"),
+    "aro_attribution": selection("downloads/aro", 28_748, "aro_attribution"),
+    "aro_coco_order": selection("evaluation/ARO-COCO-order", 25_010, "aro_order"),
+    "aro_flickr_order": selection("evaluation/ARO-Flickr-Order", 5_000, "aro_order"),
     "docci": retrieval("docci", 5_000, 5_000),
     "urban1k": retrieval("urban1k", 1_000, 1_000),
     "xm3600": {
@@ -104,6 +133,20 @@ BEYOND = {
         "directory": "downloads/xm3600",
         "expected_images": 3_600,
     },
+    "xtd10": {
+        "kind": "languages",
+        "directory": "downloads/Cross-lingual-Test-Dataset-XTD10",
+        "format": "xtd",
+        "pictures": "downloads",
+        "languages": ("en", "de", "es", "fr", "it", "jp", "ko", "pl", "ru", "tr", "zh"),
+        "expected_images": 1_000,
+    },
+    "imagenet_ar": translated("ar"),
+    "imagenet_it": translated("it"),
+    "imagenet_jp": translated("jp"),
+    "imagenet_zh": translated("cn"),
+    "imagenet_sketch": datacomp_set("wds_imagenet_sketch_test", 50_889, 1_000),
+    "objectnet": datacomp_set("wds_objectnet_test", 18_574, 113),
 }
 
 

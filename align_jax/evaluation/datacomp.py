@@ -18,6 +18,7 @@ import numpy as np
 from align_jax import places
 from align_jax.errors import InputError
 from align_jax.input.benchmark_folder import CLASSIFICATION, RETRIEVAL, read_type
+from align_jax.input.hub_cache import dataset_name, find_snapshot
 
 HERE = pathlib.Path(__file__).parent
 AVERAGE = "eval/datacomp/average"
@@ -102,7 +103,7 @@ PUBLISHED = json.loads((HERE / "datacomp_published.json").read_text(encoding="ut
 
 
 def find_sets(directory: str) -> dict[str, str]:
-    """Finds the sets among the folders of a folder.
+    """Finds the sets among the folders of a folder, which may be the hub's cache.
 
     Returns:
       The path of each set's folder by the set's name, in the order of `SETS`.
@@ -128,18 +129,19 @@ def misnamed_sets(directory: str) -> list[str]:
 def match_sets(directory: str) -> tuple[dict[str, str], list[str]]:
     """Returns the results of `find_sets`, maybe {}, and of `misnamed_sets`."""
     root = places.resolve(directory)
-    names, found = places.list_names(root), {}
-    left_out = {n for n in names if n.lower().startswith("wds_")}
+    names = {name: dataset_name(name) for name in places.list_names(root)}
+    left_out = {n for n, name in names.items() if name.lower().startswith("wds_")}
+    found = {}
     for each in SETS:
         known = (each.evaluator, *each.folders)
-        there = [name for name in names if name.removesuffix("_test") in known]
+        there = [n for n, name in names.items() if name.removesuffix("_test") in known]
         if len(there) > 1:
             raise InputError(
                 f"{root} has {' and '.join(there)}, which are both {each.name}; remove"
                 " one"
             )
         if there:
-            found[each.name] = os.path.join(root, there[0])
+            found[each.name] = find_snapshot(os.path.join(root, there[0]))
         left_out -= {*there}
         left_out |= {n for n in names if f"wds_{n.removesuffix('_test')}" in known}
     return found, sorted(left_out)

@@ -17,6 +17,7 @@ import numpy as np
 
 from align_jax import places, shard_files
 from align_jax.errors import DAMAGED_NPZ, InputError, check_count, one_line
+from align_jax.input.hub_cache import find_snapshot
 from align_jax.texts import check_text
 
 TABLE_FILE, PICTURES_FILE = "winogavil_dataset.csv", "winogavil_images.zip"
@@ -49,7 +50,7 @@ def read_cues(directory: str, expected: int = 0) -> list[Cue]:
     Raises:
       InputError: the table is missing or has another form, or another size.
     """
-    path = os.path.join(places.resolve(directory), TABLE_FILE)
+    path = os.path.join(find_snapshot(directory), TABLE_FILE)
     content = places.read_text(path).removeprefix("\ufeff")
     rows = csv.DictReader(io.StringIO(content))
     try:
@@ -87,7 +88,7 @@ def read_pictures(directory: str, names: list[str]) -> Iterator[bytes]:
     Raises:
       InputError: the archive is missing or damaged, or has no picture of a name.
     """
-    path = os.path.join(places.resolve(directory), PICTURES_FILE)
+    path = os.path.join(find_snapshot(directory), PICTURES_FILE)
     with places.opening(path) as file:
         try:
             with zipfile.ZipFile(shard_files.Seekable(file)) as archive:

@@ -6,9 +6,9 @@
     SET/test/nshards.txt                          number N of tars
     SET/test/0.tar ... N-1.tar                    samples, each a picture and a label
 
-The folder is local, in a bucket, or a snapshot of a repository of Hugging Face. The
-members of a sample are a picture and `cls` (a class number), `npy` (an array) or `txt`
-(captions, one a line).
+The folder is local, in a bucket, or in the cache of Hugging Face, see `hub_cache`.
+The members of a sample are a picture and `cls` (a class number), `npy` (an array) or
+`txt` (captions, one a line).
 """
 
 import io
@@ -21,6 +21,7 @@ import numpy as np
 from align_jax import places, shard_files, tar_index
 from align_jax.errors import InputError, check_count, one_line
 from align_jax.input.formats.webdataset import SampleReader
+from align_jax.input.hub_cache import find_snapshot
 from align_jax.texts import check_text
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
@@ -33,7 +34,7 @@ DIGITS = 6  # of the number of tars, at most
 
 def read_type(directory: str) -> str:
     """Returns the type in dataset_type.txt; "classification" without the file."""
-    path = os.path.join(places.resolve(directory), "dataset_type.txt")
+    path = os.path.join(find_snapshot(directory), "dataset_type.txt")
     if not places.exists(path):
         return CLASSIFICATION
     return _read_text(path).strip().lower()
@@ -45,7 +46,7 @@ def read_lines(directory: str, name: str) -> list[str]:
     Raises:
       InputError: the file is missing, not UTF-8, or empty, or a line is.
     """
-    path = os.path.join(places.resolve(directory), name)
+    path = os.path.join(find_snapshot(directory), name)
     lines = [line.strip() for line in _read_text(path).rstrip().splitlines()]
     if not all(lines):
         raise InputError(f"line {1 + lines.index('')} of {path} is empty")
@@ -114,7 +115,7 @@ class BenchmarkFolder:
           InputError: a file is missing or damaged, there are other tars than
             nshards.txt says, the split is empty, or its size is not the expected one.
         """
-        self._split = os.path.join(places.resolve(directory), split)
+        self._split = os.path.join(find_snapshot(directory), split)
         self._paths = _list_tars(self._split)
         indices = shard_files.for_each(_make_scan(self._split), self._paths)
         self._indices = dict(zip(self._paths, indices, strict=True))

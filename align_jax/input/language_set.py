@@ -1,7 +1,18 @@
-"""Reads Crossmodal-3600 (arXiv 2205.12522): pictures with captions in 36 languages.
+"""Reads pictures with captions in many languages.
 
-SET/captions.jsonl   a picture a line, {"image/key": KEY, LANGUAGE: {"caption": [...]}}
-SET/images/KEY.jpg   the pictures
+Crossmodal-3600 (arXiv 2205.12522), 36 languages:
+
+    SET/captions.jsonl   a picture a line,
+                         {"image/key": KEY, LANGUAGE: {"caption": [...]}}
+    SET/images/KEY.jpg   the pictures
+
+XTD10 (arXiv 2012.05107), of https://github.com/adobe-research/Cross-lingual-Test-
+Dataset-XTD10, 11 languages with English, on 1,000 pictures of COCO:
+
+    SET/XTD10/test_image_names.txt      names of the pictures, one a line
+    SET/XTD10/test_1kcaptions_it.txt    captions, one a line, in the same order
+    SET/MIC/test_1kcaptions_de.txt      those of German and French
+    SET/STAIR/test_1kcaptions_jp.txt    those of Japanese
 """
 
 import dataclasses
@@ -11,7 +22,9 @@ from collections.abc import Iterator, Sequence
 
 from align_jax import pictures as picture_files
 from align_jax import places
-from align_jax.errors import InputError, one_line
+from align_jax.config import choose
+from align_jax.errors import InputError, check_count, one_line
+from align_jax.input.selection_set import check_pictures
 from align_jax.texts import check_text
 
 LANGUAGES = (
@@ -19,6 +32,9 @@ LANGUAGES = (
     " ru sv sw te th tr uk vi zh"
 ).split()
 KEY = "image/key"
+# Folder of the captions of each language of XTD10.
+XTD = dict.fromkeys("en es it ko pl ru tr zh".split(), "XTD10")
+XTD |= {"de": "MIC", "fr": "MIC", "jp": "STAIR"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +86,48 @@ def read_crossmodal(directory: str, languages: Sequence[str]) -> LanguageSet:
         for found in captions.values():
             for text in found[-1]:
                 check_text(text, where)
-    missing = {*names}.difference(places.list_names(images))
-    if missing:
-        raise InputError(
-            f"{images} lacks {len(missing):,} of {len(names):,} pictures, among them"
-            f" {min(missing)}"
-        )
+    check_pictures(images, names)
     return LanguageSet([os.path.join(images, name) for name in names], captions)
+
+
+def read_xtd(directory: str, pictures: str, languages: Sequence[str]) -> LanguageSet:
+    """Reads the captions of some languages of XTD10, one for each picture.
+
+    Args:
+      directory: path or URL of the set's folder.
+      pictures: path or URL of the folder with the pictures, or with COCO's train2014
+        and val2014, which have them.
+      languages: codes of the languages, keys of `XTD`.
+
+    Raises:
+      InputError: a language is unknown, a file or a picture is missing, or a file has
+        an empty line or another number of lines than the names.
+    """
+    folder, root = places.resolve(directory), places.resolve(pictures)
+    path = os.path.join(folder, "XTD10", "test_image_names.txt")
+    names = _read_lines(path)
+    captions = {}
+    for language in languages:
+        part = choose(XTD, language, "language")
+        file = os.path.join(folder, part, f"test_1kcaptions_{language}.txt")
+        texts = _read_lines(file)
+        check_count(file, len(texts), len(names), "captions")
+        captions[language] = [[text] for text in texts]
+    folders = {name: "" for name in names}
+    if not {*names} & {*places.list_names(root)}:
+        # As in COCO_train2014_000000061844.jpg.
+        folders = {name: "_".join(name.split("_")[1:-1]) for name in names}
+    for part in sorted({*folders.values()}):
+        there = [name for name in names if folders[name] == part]
+        check_pictures(os.path.join(root, part), there)
+    paths = [os.path.join(root, folders[name], name) for name in names]
+    return LanguageSet(paths, captions)
+
+
+def _read_lines(path: str) -> list[str]:
+    """Reads the stripped lines of a text file; InputError if one is empty."""
+    lines = [line.strip() for line in places.read_text(path).rstrip().split("\n")]
+    for number, line in enumerate(lines, 1):
+        if not line:
+            raise InputError(f"line {number} of {path} is empty")
+    return lines

@@ -6,11 +6,12 @@ of COCO's val2017. `winoground` is a snapshot of `facebook/winoground`, with Par
 files of the columns `image_0`, `image_1`, `caption_0` and `caption_1` in its folder
 `data`. `wds` is a set in CLIP_benchmark's folder layout, see `benchmark_folder`, whose
 samples have the right caption in the first line of their `txt` and wrong ones below.
+`align_jax.input.aro_set` reads ARO.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from align_jax import pictures as picture_files
 from align_jax import places, shard_files
 from align_jax.errors import InputError, one_line
 from align_jax.input.benchmark_folder import read_captions
+from align_jax.input.hub_cache import find_snapshot
 from align_jax.texts import check_text
 
 PARTS = (
@@ -36,14 +38,18 @@ class SelectionSet:
     Attributes:
       rows: (N, I) rows of the pictures among those that `read` yields.
       captions: N lists of C captions.
-      read: function that yields the encoded pictures, each once.
-      parts: range of the instances of each part, by name; {} for a set without parts.
+      read: function that yields the encoded pictures.
+      parts: numbers of the instances of each part, by name; {} for a set without parts.
+        An instance may be in no part.
+      right_first: whether the right caption is the first one in the code of the set's
+        authors, so that their argmax gives it ties.
     """
 
     rows: np.ndarray
     captions: list[list[str]]
     read: Callable[[], Iterable[bytes]]
-    parts: dict[str, slice] = dataclasses.field(default_factory=dict)
+    parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    right_first: bool = True
 
 
 def read_sugar_crepe(directory: str, pictures: str) -> SelectionSet:
@@ -67,19 +73,14 @@ def read_sugar_crepe(directory: str, pictures: str) -> SelectionSet:
             where = f"entry {index} of {path}"
             if not isinstance(entry, dict) or not {*FIELDS} <= {*entry}:
                 raise InputError(f"{where} is {entry!a}; wanted {', '.join(FIELDS)}")
-            name, *texts = (_as_text(entry[field], where) for field in FIELDS)
+            name, *texts = (as_text(entry[field], where) for field in FIELDS)
             rows.append([files.setdefault(name, len(files))])
             captions.append(texts)
         if len(captions) == first:
             raise InputError(f"{path} has no entries")
-        parts[part] = slice(first, len(captions))
+        parts[part] = np.arange(first, len(captions))
     folder = places.resolve(pictures)
-    missing = {*files}.difference(places.list_names(folder))
-    if missing:
-        raise InputError(
-            f"{folder} lacks {len(missing):,} of {len(files):,} pictures, among them"
-            f" {min(missing)}; wanted COCO's val2017"
-        )
+    check_pictures(folder, files, "; wanted COCO's val2017")
 
     def read() -> Iterator[bytes]:
         for name in files:
@@ -97,25 +98,16 @@ def read_winoground(directory: str) -> SelectionSet:
     Raises:
       InputError: the Parquet files are missing, or one is damaged or lacks a column.
     """
-    folder = os.path.join(places.resolve(directory), "data")
-    paths = shard_files.list_files(folder, (".parquet",))
+    paths = list_parquet(directory)
     captions = [
-        [_as_text(row[name], f"row {number} of {path}") for name in CAPTIONS]
-        for path in paths
-        for number, row in enumerate(_stream_rows(path, CAPTIONS))
+        [as_text(row[name], where) for name in CAPTIONS]
+        for where, row in stream_rows(paths, CAPTIONS)
     ]
 
     def read() -> Iterator[bytes]:
-        for path in paths:
-            for number, row in enumerate(_stream_rows(path, IMAGES)):
-                for name in IMAGES:
-                    found = row[name]
-                    content = found.get("bytes") if isinstance(found, dict) else found
-                    if not isinstance(content, bytes) or not content:
-                        raise InputError(
-                            f"row {number} of {path} has no bytes in {name}"
-                        )
-                    yield content
+        for where, row in stream_rows(paths, IMAGES):
+            for name in IMAGES:
+                yield as_picture(row[name], f"{where} has no bytes in {name}")
 
     rows = np.arange(2 * len(captions)).reshape(-1, 2)  # (N, I)
     return SelectionSet(rows, captions, read)
@@ -144,27 +136,75 @@ def read_benchmark(directory: str, split: str) -> SelectionSet:
     return SelectionSet(rows, [texts for _, texts in found], lambda: pictures)
 
 
-def _as_text(value: Any, where: str) -> str:
+def as_text(value: Any, where: str) -> str:
+    """Returns a value that is a text; raises InputError for another one."""
     check_text(value, where)
     return value
 
 
-def _stream_rows(path: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yields rows of a Parquet file; InputError if it is damaged or lacks a column."""
+def as_picture(value: Any, message: str) -> bytes:
+    """Returns the file's bytes of a picture in a Parquet column.
+
+    Args:
+      value: content of the column in a row.
+      message: text of the error.
+
+    Raises:
+      InputError: the column has no bytes.
+    """
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes) or not content:
+        raise InputError(message)
+    return content
+
+
+def check_pictures(folder: str, files: Collection[str], advice: str = "") -> None:
+    """Raises InputError if a folder lacks one of some pictures.
+
+    Args:
+      folder: path or URL of the folder.
+      files: name of each picture.
+      advice: last part of the message.
+    """
+    missing = {*files}.difference(places.list_names(folder))
+    if missing:
+        raise InputError(
+            f"{folder} lacks {len(missing):,} of {len(files):,} pictures, among them"
+            f" {min(missing)}{advice}"
+        )
+
+
+def list_parquet(directory: str) -> list[str]:
+    """Lists the Parquet files of a snapshot; raises InputError if there are none."""
+    folder = os.path.join(find_snapshot(directory), "data")
+    return shard_files.list_files(folder, (".parquet",))
+
+
+def stream_rows(
+    paths: Iterable[str], columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the place of each row, as "row 3 of FILE", and the row.
+
+    Raises:
+      InputError: a file is damaged or lacks a column.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with places.opening(path) as opened:
-        try:
-            file = pq.ParquetFile(shard_files.Seekable(opened))
-            if missing := [c for c in columns if c not in file.schema_arrow.names]:
+    for path in paths:
+        with places.opening(path) as opened:
+            try:
+                file = pq.ParquetFile(shard_files.Seekable(opened))
+                if missing := [c for c in columns if c not in file.schema_arrow.names]:
+                    raise InputError(
+                        f"{path} has no column {missing[0]!r}; its columns are"
+                        f" {', '.join(file.schema_arrow.names)}"
+                    )
+                batches = file.iter_batches(TOGETHER, columns=[*columns])
+                rows = (row for batch in batches for row in batch.to_pylist())
+                for number, row in enumerate(rows):
+                    yield f"row {number} of {path}", row
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise InputError(
-                    f"{path} has no column {missing[0]!r}; its columns are"
-                    f" {', '.join(file.schema_arrow.names)}"
-                )
-            for batch in file.iter_batches(TOGETHER, columns=[*columns]):
-                yield from batch.to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path} is no Parquet file, or is cut short: {one_line(error)}"
-            ) from error
+                    f"{path} is no Parquet file, or is cut short: {one_line(error)}"
+                ) from error

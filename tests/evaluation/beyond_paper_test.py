@@ -4,7 +4,7 @@ import json
 
 from align_jax.evaluate import evaluate
 from tests import tiny, wds
-from tests.evaluation import languages_test, selection_test
+from tests.evaluation import aro_test, languages_test, selection_test
 
 
 def test_a_random_model_is_scored_on_every_kind_of_set(tmp_path, capsys):
@@ -13,10 +13,14 @@ def test_a_random_model_is_scored_on_every_kind_of_set(tmp_path, capsys):
         "sugar_crepe": selection_test.write_sugar_crepe(tmp_path / "sugar"),
         "winoground": selection_test.write_winoground(tmp_path / "winoground"),
         "choices": {"directory": choices, "format": "wds"},
+        "relation": aro_test.write_authors(tmp_path / "aro"),
+        "order": aro_test.write_order(tmp_path / "order"),
     }
     evaluators = {n: {"kind": "selection"} | f for n, f in evaluators.items()}
     crossmodal = languages_test.write_crossmodal(tmp_path / "crossmodal")
     evaluators["xm3600"] = {"kind": "languages"} | crossmodal
+    xtd = languages_test.write_xtd(tmp_path / "xtd")
+    evaluators["xtd10"] = {"kind": "languages"} | xtd
     evaluators["attacked"] = {
         "kind": "zero_shot",
         "directory": wds.write_classes(tmp_path / "classes"),
@@ -33,10 +37,23 @@ def test_a_random_model_is_scored_on_every_kind_of_set(tmp_path, capsys):
     evaluate(fields, str(tmp_path / "out"))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     counts = {
-        name: results[f"eval/{name}/queries"] for name in evaluators if name != "xm3600"
+        name: results[f"eval/{name}/queries"]
+        for name in evaluators
+        if f"eval/{name}/queries" in results
     }
-    assert counts == {"sugar_crepe": 13, "winoground": 2, "choices": 2, "attacked": 12}
+    assert counts == {
+        "sugar_crepe": 13,
+        "winoground": 2,
+        "choices": 2,
+        "relation": 4,
+        "order": 3,
+        "attacked": 12,
+    }
     for name in (
+        "relation/on_text_acc",
+        "relation/plain_text_acc",
+        "order/text_acc",
+        "xtd10/jp_i2t_recall@1",
         "xm3600/mean_recall",
         "xm3600/de_t2i_recall@10",
         "winoground/acc",

@@ -6,7 +6,8 @@ import pytest
 from align_jax.errors import InputError
 from align_jax.evaluation.runner import make_evaluators
 from align_jax.evaluation.scores import CUTS
-from align_jax.input.language_set import LANGUAGES
+from align_jax.input.language_set import LANGUAGES, XTD
+from configs import zero_shot
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
 
@@ -26,6 +27,36 @@ def write_crossmodal(root, count=12):
         lines.append(json.dumps(entry, ensure_ascii=False))
     (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return {"directory": str(root), "languages": ["en", "de"]}
+
+
+def write_xtd(root, split=True):
+    """Writes the twelve pictures with a caption in English, German and Japanese."""
+    names = []
+    for number, name in enumerate(tiny.NAMES):
+        part = ("train2014", "val2014")[number % 3 == 0]
+        names.append(f"COCO_{part}_{number:012}.jpg")
+        place = root / "coco" / (part if split else "") / names[-1]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(tiny.draw(name, 110))
+    german = [
+        name.replace(word := name.split()[0], GERMAN[word]) for name in tiny.NAMES
+    ]
+    for file, lines in (
+        ("XTD10/test_image_names.txt", names),
+        ("XTD10/test_1kcaptions_en.txt", tiny.NAMES),
+        ("MIC/test_1kcaptions_de.txt", german),
+        ("STAIR/test_1kcaptions_jp.txt", german),
+    ):
+        path = root / "set" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Some of the published files have these line ends, and none at the end.
+        path.write_bytes(("\r\n" if "XTD" in file else "\n").join(lines).encode())
+    return {
+        "directory": str(root / "set"),
+        "format": "xtd",
+        "pictures": str(root / "coco"),
+        "languages": ["en", "de", "jp"],
+    }
 
 
 def make(**fields):
@@ -92,3 +123,54 @@ def test_other_counts_languages_and_damage_are_refused(tmp_path):
         path.write_text("\n".join([lines[0], broken, *lines[2:]]))
         with pytest.raises(InputError, match=rf"line 2 of .*captions.jsonl.*{message}"):
             make(**fields)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_xtd_is_read_in_place(tmp_path, split):
+    fields = write_xtd(tmp_path, split)
+    encoder = FixedEncoder(perfect, perfect)
+    found = dict(make(**fields, expected_images=12).run(encoder))
+    assert found["en_t2i_recall@1"] == found["en_i2t_recall@1"] == 1
+    for language in ("de", "jp"):
+        # The side alone: the pictures of the three colours tie, and so do the captions.
+        assert found[f"{language}_t2i_recall@1"] == 0
+        assert found[f"{language}_t2i_recall@5"] == 1
+        assert found[f"{language}_t2i_queries"] == 12
+    assert found["t2i_recall@1"] == found["i2t_recall@1"] == pytest.approx(1 / 3)
+    assert found["t2i_chance@1"] == pytest.approx(1 / 12)
+
+
+def test_the_languages_of_xtd_are_the_published_ones():
+    assert len(XTD) == 11
+    configured = zero_shot.get_config("xtd10").evaluators.xtd10
+    assert {*configured.languages} == {*XTD}
+
+
+def test_other_sets_of_xtd_are_refused(tmp_path):
+    fields = write_xtd(tmp_path)
+    with pytest.raises(InputError, match=r"has 12 pictures; wanted 1,000"):
+        make(**fields, expected_images=1000)
+    with pytest.raises(InputError, match=r"language is 'ja'; known: en, es, it, ko"):
+        make(**fields | {"languages": ["en", "ja"]})
+    with pytest.raises(InputError, match=r"test_1kcaptions_ko.txt is missing"):
+        make(**fields | {"languages": ["en", "ko"]})
+    for wrong in (
+        fields | {"pictures": ""},
+        fields | {"format": "crossmodal", "languages": ["en"]},
+    ):
+        with pytest.raises(InputError, match="wanted a folder for xtd, and none for"):
+            make(**wrong)
+    with pytest.raises(InputError, match=r"format is 'xdt'; did you mean 'xtd'"):
+        make(**fields | {"format": "xdt"})
+    path = tmp_path / "set" / "MIC" / "test_1kcaptions_de.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[1:]))
+    with pytest.raises(InputError, match=r"captions_de.txt has 11 captions; wanted 12"):
+        make(**fields)
+    path.write_text("\n".join([lines[0], " ", *lines[2:]]))
+    with pytest.raises(InputError, match=r"line 2 of .*captions_de.txt is empty"):
+        make(**fields)
+    path.write_text("\n".join(lines))
+    (tmp_path / "coco" / "val2014" / "COCO_val2014_000000000003.jpg").unlink()
+    with pytest.raises(InputError, match=r"val2014 lacks 1 of 4 pictures, among them"):
+        make(**fields)

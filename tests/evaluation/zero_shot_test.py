@@ -56,6 +56,32 @@ def test_prompts_that_do_not_fit_the_labels_are_refused(directory, tmp_path):
         ZeroShot(ZeroShotConfig(directory, "test", str(path)))
 
 
+def test_clip_benchmark_s_prompts_of_a_language_are_read(directory, tmp_path):
+    names = tmp_path / "it_classnames.json"
+    templates = tmp_path / "it_zeroshot_classification_templates.json"
+    names.write_text(json.dumps({"imagenet1k": ["rosso", "verde", "blu"]}))
+    templates.write_text(json.dumps({"imagenet1k": ["{c}", "una foto di {c}."]}))
+    config = ZeroShotConfig(directory, "test", str(names))
+    prompts = ZeroShot(config).prompts
+    assert prompts.classes == ["rosso", "verde", "blu"]
+    assert prompts.fill(prompts.templates)[2] == ["blu", "una foto di blu."]
+    for path, content, message in (
+        (templates, {"imagenet1k": ["una foto"]}, r"\['una foto'\]; wanted some with"),
+        (templates, {"imagenet1k": ["{c} {d}"]}, r"the template '{} {d}'; wanted a se"),
+        (templates, {"cars": ["{c}"]}, r"templates.json lacks the field 'imagenet1k'"),
+        (names, {"imagenet1k": "rosso"}, r"imagenet1k is a str; wanted list"),
+        (names, {"imagenet1k": ["rosso"]}, r"describes 1 classes, .* has labels of 3"),
+    ):
+        before = path.read_text()
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=message):
+            ZeroShot(config)
+        path.write_text(before)
+    templates.unlink()
+    with pytest.raises(InputError, match=r"classification_templates.json is missing"):
+        ZeroShot(config)
+
+
 def test_shipped_prompts_have_their_published_counts():
     names = [str(i) for i in range(1000)]
     imagenet = read_prompts("imagenet", names)

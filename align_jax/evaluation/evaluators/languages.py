@@ -5,13 +5,21 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from align_jax.config import check_choices
 from align_jax.embed.encoder import Encoder
 from align_jax.errors import check_count
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.ranking import pair_ranks
 from align_jax.evaluation.scores import CUTS, chance_recall, recall_at
-from align_jax.input.language_set import LANGUAGES, read_crossmodal
+from align_jax.input.language_set import (
+    LANGUAGES,
+    LanguageSet,
+    read_crossmodal,
+    read_xtd,
+)
 from align_jax.ranges import Natural
+
+FORMATS = ("crossmodal", "xtd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,24 +27,40 @@ class LanguagesConfig:
     """The pictures and the languages.
 
     Attributes:
-      directory: path or URL of Crossmodal-3600's folder, see
-        `align_jax.input.language_set`.
-      languages: codes of the languages.
+      directory: path or URL of the set's folder.
+      languages: codes of the languages; by default those of Crossmodal-3600.
       texts_per_image: number of captions of each picture that are used, from the first
         on; 0 for all. CLIP_benchmark uses the first one.
       expected_images: number of pictures that the set must have; 0 for any number.
+      format: layout of the folder, "crossmodal" or "xtd", see
+        `align_jax.input.language_set`.
+      pictures: path or URL of the folder of pictures, for "xtd".
     """
 
     directory: str
     languages: tuple[str, ...] = tuple(LANGUAGES)
     texts_per_image: Natural = 1
     expected_images: Natural = 0
+    format: str = "crossmodal"
+    pictures: str = ""
 
     def __post_init__(self) -> None:
+        check_choices(self, {"format": FORMATS})
+        if bool(self.pictures) != (self.format == "xtd"):
+            raise ValueError(
+                f"pictures is {self.pictures!r} for the format {self.format!r}; wanted"
+                " a folder for xtd, and none for crossmodal"
+            )
         if not self.languages or len({*self.languages}) < len(self.languages):
             raise ValueError(
                 f"languages are {self.languages}; wanted one or more, each once"
             )
+
+    def read(self) -> LanguageSet:
+        """Reads the set; raises InputError as the format's reader does."""
+        if self.format == "xtd":
+            return read_xtd(self.directory, self.pictures, self.languages)
+        return read_crossmodal(self.directory, self.languages)
 
 
 class Languages:
@@ -51,7 +75,7 @@ class Languages:
           InputError: a file is missing or damaged, a picture has no caption in a
             language, or the number of pictures is not the expected one.
         """
-        self._set = read_crossmodal(config.directory, config.languages)
+        self._set = config.read()
         self._used = config.texts_per_image or None
         count = len(self._set.paths)
         check_count(config.directory, count, config.expected_images, "pictures")

@@ -16,6 +16,10 @@ from align_jax.texts import check_template, check_text
 
 FOLDER = pathlib.Path(__file__).with_name("prompt_sets")
 SUBSETS = FOLDER / "imagenet_subsets.json"
+# CLIP_benchmark's files: it_classnames.json and its like, {set: list of texts}.
+CLASSES_ENDING = "_classnames.json"
+TEMPLATES_ENDING = "_zeroshot_classification_templates.json"
+IMAGENET = "imagenet1k"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,9 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
         JSON file {"templates": ["a picture of {}"]}. The file may have "classes":
         [name, ...], or "categories": [{"name": ..., "prompts": [phrase, ...]}, ...]
         for several phrases for a class. If the file has neither, `label_names` are
-        used, with spaces for underscores; if it has both, "categories" is used.
+        used, with spaces for underscores; if it has both, "categories" is used. A path
+        that ends with "_classnames.json" is one of CLIP_benchmark's files of ImageNet
+        in a language, beside which its templates lie.
       label_names: class names of the dataset, in the order of the labels; None if it
         has none.
 
@@ -64,7 +70,7 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
     if not places.exists(path):
         known = sorted(p.stem for p in FOLDER.glob("*.json") if p != SUBSETS)
         raise InputError(f"no prompts at {source}; shipped are {', '.join(known)}")
-    found = places.read_object(path)
+    found = _read_file(path)
     templates = found.get("templates", [])
     if not _are_texts(templates) or not all("{}" in text for text in templates):
         raise InputError(
@@ -103,6 +109,16 @@ def read_prompts(source: str, label_names: Sequence[str] | None) -> Prompts:
             f" {len(label_names)}"
         )
     return Prompts(names, phrases, templates)
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    """Reads a file of prompts; turns CLIP_benchmark's two files into one object."""
+    if not path.endswith(CLASSES_ENDING):
+        return places.read_object(path)
+    beside = path.removesuffix(CLASSES_ENDING) + TEMPLATES_ENDING
+    lists = [places.read_object(p, {IMAGENET: list})[IMAGENET] for p in (path, beside)]
+    templates = [t.replace("{c}", "{}") if _is_text(t) else t for t in lists[1]]
+    return {"classes": lists[0], "templates": templates}
 
 
 def _are_texts(found: Any) -> bool:

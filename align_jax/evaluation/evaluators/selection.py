@@ -1,20 +1,22 @@
-"""Selection of captions and pictures: SugarCrepe, Winoground, and sets like them.
+"""Selection of captions and pictures: SugarCrepe, Winoground, ARO and sets like them.
 
 An instance has some pictures and some captions. The model has to find the caption of
 each picture and the picture of each caption, among those of the instance.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from align_jax.config import check_choices
 from align_jax.embed.encoder import Encoder
+from align_jax.embed.saved import content_id
 from align_jax.errors import check_count
 from align_jax.evaluation.benchmark_scores import selection_hits
 from align_jax.evaluation.examples import Example
 from align_jax.evaluation.ranking import check_finite
+from align_jax.input.aro_set import read_attribution, read_order, read_relation
 from align_jax.input.selection_set import (
     SelectionSet,
     read_benchmark,
@@ -23,7 +25,14 @@ from align_jax.input.selection_set import (
 )
 from align_jax.ranges import Natural
 
-FORMATS = ("wds", "sugar_crepe", "winoground")
+# Formats that are read from one folder.
+READERS: dict[str, Callable[[str], SelectionSet]] = {
+    "winoground": read_winoground,
+    "aro_relation": read_relation,
+    "aro_attribution": read_attribution,
+    "aro_order": read_order,
+}
+FORMATS = ("wds", "sugar_crepe", *READERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +41,8 @@ class SelectionConfig:
 
     Attributes:
       directory: path or URL of the set's folder.
-      format: layout of the folder, "wds", "sugar_crepe" or "winoground", see
-        `align_jax.input.selection_set`.
+      format: layout of the folder, one of `FORMATS`, see
+        `align_jax.input.selection_set` and `align_jax.input.aro_set`.
       pictures: path or URL of the folder of pictures, for "sugar_crepe".
       split: name of the folder with the tars, for "wds".
       expected: number of instances that the set must have; 0 for any number.
@@ -57,9 +66,9 @@ class SelectionConfig:
         """Reads the set; raises InputError as the format's reader does."""
         if self.format == "sugar_crepe":
             return read_sugar_crepe(self.directory, self.pictures)
-        if self.format == "winoground":
-            return read_winoground(self.directory)
-        return read_benchmark(self.directory, self.split)
+        if self.format == "wds":
+            return read_benchmark(self.directory, self.split)
+        return READERS[self.format](self.directory)
 
 
 class Selection:
@@ -82,14 +91,18 @@ class Selection:
         """Yields `text_acc`, `image_acc` and `acc`, then chance levels and counts.
 
         `image_acc` and `acc` are left out if an instance has one picture. If the set
-        has parts, `text_acc` is the mean of all parts, such as `add_att_text_acc`. Ties
-        count against the model. In CLIP_benchmark's code the first candidate wins them,
-        as in `ties_in_order_text_acc`.
+        has parts, `text_acc` is the mean of all parts, such as `add_att_text_acc`, and
+        `plain_text_acc` the mean of all instances. Ties count against the model. In
+        CLIP_benchmark's code the first candidate wins them, as in
+        `ties_in_order_text_acc`; it is left out if that is a wrong one.
         """
         scores = self._score(embedder)
         _, pictures, captions = scores.shape
-        parts = self._set.parts or {"": slice(None)}
-        for prefix, in_order in (("", False), ("ties_in_order_", True)):
+        parts = self._set.parts or {"": np.arange(len(scores))}
+        orders = {"": False}
+        if self._set.right_first:
+            orders["ties_in_order_"] = True
+        for prefix, in_order in orders.items():
             texts, images = selection_hits(scores, in_order)
             hits = {"text_acc": texts}
             if pictures > 1:
@@ -100,6 +113,7 @@ class Selection:
                 }
                 yield prefix + name, float(np.mean([*means.values()]))
                 if self._set.parts and not in_order:
+                    yield f"plain_{name}", float(right.mean())
                     for part, mean in means.items():
                         yield f"{part}_{name}", mean
         count = min(pictures, captions)
@@ -109,19 +123,31 @@ class Selection:
         if pictures == captions == 2:
             yield "chance", 1 / 6  # the right two of four scores are the highest
         for part, rows in self._set.parts.items():
-            yield f"{part}_text_queries", rows.stop - rows.start
+            yield f"{part}_text_queries", len(rows)
         yield "queries", len(scores)
 
     def _score(self, embedder: Encoder) -> np.ndarray:
         """Returns similarities of each instance's pictures and captions (N, I, C)."""
         captions = self._set.captions
-        images = embedder.encode_images(self._set.read())
+        numbers: list[int] = []  # row of the embedding of each picture
+        images = embedder.encode_images(_each_once(self._set.read(), numbers))
         texts = embedder.encode_texts([text for each in captions for text in each])
         check_finite(images, "picture")
         check_finite(texts, "caption")
         texts = texts.reshape(len(captions), -1, texts.shape[1])  # (N, C, D)
-        return np.einsum("nid,ncd->nic", images[self._set.rows], texts)
+        rows = np.array(numbers)[self._set.rows]  # (N, I)
+        return np.einsum("nid,ncd->nic", images[rows], texts)
 
     def examples(self, embedder: Encoder) -> Mapping[str, Iterator[Example]]:
         """Returns no examples for the report."""
         return {}
+
+
+def _each_once(pictures: Iterable[bytes], numbers: list[int]) -> Iterator[bytes]:
+    """Yields the different pictures; appends the number of each picture among them."""
+    known: dict[str, int] = {}
+    for picture in pictures:
+        count = len(known)
+        numbers.append(known.setdefault(content_id(picture), count))
+        if len(known) > count:
+            yield picture
