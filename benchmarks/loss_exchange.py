@@ -27,10 +27,9 @@ from align_jax.devices.mesh import batch_split, make_mesh, replicated, slices_of
 from align_jax.errors import one_line
 from align_jax.losses.contrastive import contrastive_loss
 from align_jax.losses.tiles import EXCHANGES
-from align_jax.plan import GIB, find_devices
-from benchmarks.ahead import H100
 from benchmarks.loss import SMOOTHING, make_arguments
 
+GIB = 2**30
 HEADER = (
     "exchange  inputs, gradients GiB  beside GiB      ms  communication of a device"
 )
@@ -40,8 +39,13 @@ def make_devices(flags: argparse.Namespace) -> list[jax.Device]:
     """Returns the devices to compile for."""
     if not flags.plan:
         return jax.devices()[: flags.devices]
+    # These import the training step, which takes seconds.
     if flags.plan != "h100":
+        from align_jax.plan import find_devices
+
         return find_devices(flags.plan)
+    from benchmarks.ahead import H100
+
     topology = get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
     return list(topology.devices)
 

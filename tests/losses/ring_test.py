@@ -80,7 +80,7 @@ def test_the_ring_is_the_equation(
     assert_close(gradients, expected)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_ring_is_the_gather_at_random_sizes(mesh_of, monkeypatch, seed):
     rng = np.random.default_rng(seed)
     devices = int(rng.choice([2, 4, 8]))
@@ -129,7 +129,9 @@ def test_kernels_go_around_the_ring(mesh_of, monkeypatch):
     monkeypatch.setattr(contrastive_gpu, "STATISTICS", shape)
     monkeypatch.setattr(contrastive_gpu, "GRADIENTS", shape)
     monkeypatch.setattr(contrastive_gpu, "RING_BLOCK", 16)
-    numbers = (*drawn(4 * 32, 80), 1 / 64)
+    pairs = [jnp.asarray(x, jnp.float32) for x in drawn(4 * 32, 80)]
+    rounded = [np.asarray(contrastive_gpu.rounded(x), np.float64) for x in pairs]
+    numbers = (*rounded, 1 / 64)
     (loss, _), gradients = value_and_gradients(
         contrastive_loss,
         mesh_of(4),
@@ -199,8 +201,8 @@ def test_only_the_ring_between_slices_crosses_them(mesh_of):
     assert "all-gather" not in found
     assert "reduce-scatter" not in found
     # A device's 64 texts in both passes, their gradients in a loop and after it, and
-    # numbers: positive logits, log-sum-exps, and three results in a loop and after it.
-    assert found["collective-permute"].crossing == 64 * (4 * d + 8) * 4
+    # numbers: positive logits, log-sum-exps, and two sums in a loop and after it.
+    assert found["collective-permute"].crossing == 64 * (4 * d + 6) * 4
 
 
 def test_a_ring_keeps_what_fits(mesh_of, monkeypatch):
