@@ -75,8 +75,8 @@ def contrastive_loss(
       kernels: "auto" for the kernels of `logit_kernels`, which round embeddings to
         bfloat16, on NVIDIA GPUs at precision "default"; "plain" for XLA; see
         `contrastive_gpu.choose`.
-      exchange: "gather" for all texts on each device, or "ring" for memory linear in
-        the device's own pairs; see `exchange`.
+      exchange: form of the exchange of texts, "gather" or, for memory linear in a
+        device's pairs, "ring"; see `exchange`.
 
     Returns:
       The loss, (), in nats, and metrics, () each: "i2t_loss", "t2i_loss", and the
@@ -141,7 +141,7 @@ def nested_loss(
       tile: number of columns of the logits held at a time.
       precision: precision of the matrix products.
       kernels: "auto" or "plain".
-      exchange: "gather" or "ring".
+      exchange: form of the exchange, "gather" or "ring".
 
     Returns:
       The loss, (), and the metrics of `contrastive_loss` for the first width; for each

@@ -89,7 +89,7 @@ def distillation_loss(
       tile: number of columns of the logits held at a time; None lets `make_tiling`
         choose.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
-      exchange: "gather" or "ring", see `contrastive_loss`.
+      exchange: form of the exchange, "gather" or "ring", see `contrastive_loss`.
 
     Returns:
       D_i2t and D_t2i, () each, in nats. The student's embeddings and temperature have a

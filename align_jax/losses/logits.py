@@ -50,8 +50,8 @@ class LogitStatistics(NamedTuple):
       best_text: (n,) best logit of each image with another pair's text.
       column_lse: (N,) natural log-sum-exp of each text over this device's images; (n,)
         over all images in the ring form.
-      best_image: (N,) or (n,) best logit of each text with another pair's image among
-        the same images.
+      best_image: (N,) best logit of each text with another pair's image of this device;
+        (n,) of all images in the ring form.
     """
 
     row_lse: jax.Array

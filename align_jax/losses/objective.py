@@ -61,9 +61,9 @@ class LossConfig:
       teacher_temperature: divisor of the teacher's cosines in the distillation. The
         temperature that the teacher learned is `align_jax.load(TEACHER).temperature`.
         None without distillation.
-      exchange: how texts meet the images of other devices. "gather": each device has
-        all texts. "ring": they move from device to device, and memory is linear in a
-        device's own pairs; see `align_jax.losses.exchange`.
+      exchange: form in which texts meet the images of other devices. "gather": each
+        device has all texts. "ring": texts move from device to device, and memory is
+        linear in a device's pairs; see `align_jax.losses.exchange`.
     """
 
     kind: str = "softmax"

@@ -3,9 +3,9 @@
 A device keeps its n images. The n texts of each device move on to the next device after
 each step, and so do the results of their columns so far. Both are home again after as
 many steps as there are devices (Inf-CLIP, arXiv 2410.17243; Ring Attention, arXiv
-2310.01889). A step first sends for the next texts and for the earlier results of its
-own texts. Then it computes logits, and joins the earlier results with its own at the
-end. So a device computes while all these arrays move.
+2310.01889). A step first sends for the texts of the next step and for the earlier
+results of the texts that are here. Then it computes logits, and joins both results at
+the end. So a device computes while these arrays move.
 
 With S slices of P devices, a ring of P steps inside each slice runs S times. Meanwhile,
 each device passes the texts that it began with to the device at its place in the next
@@ -51,7 +51,7 @@ Join = Callable[[Any, Any], Any]
 
 
 class State(NamedTuple):
-    """What a device holds in a step of a ring.
+    """The arrays that a device holds in a step of a ring.
 
     Attributes:
       columns: pytree of arrays of the columns of some device.
@@ -89,7 +89,7 @@ def ring(
       columns: pytree of (n, ...) arrays of this device's columns.
       carry: pytree of (n, ...) arrays, of which `compute` updates a block's rows.
       start: pytree of (n, ...) arrays: results of columns without any row.
-      join: see `Join`.
+      join: function that joins two results of the same columns.
       kept: logits that an earlier call returned for the same embeddings, or None.
 
     Returns:
@@ -144,11 +144,11 @@ class _Ring:
     """A ring of devices along axes of the mesh.
 
     Attributes:
-      axes: names of the axes.
+      axes: axes of the mesh.
       size: number of devices on them.
       kept_steps: number of the first steps that return logits to keep, or get those
         that were kept.
-      join: see `Join`.
+      join: function that joins two results of the same columns.
     """
 
     axes: tuple[str, ...]

@@ -65,8 +65,8 @@ def sigmoid_loss(
       tile: number of columns of the logits held at a time; None lets `make_tiling`
         choose.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
-      exchange: "gather" or "ring", see `contrastive_loss`. SigLIP's own chunks move
-        around the devices as in a ring (section 3.3).
+      exchange: form of the exchange, "gather" or "ring", see `contrastive_loss`.
+        SigLIP's chunks move around the devices as in the ring (section 3.3).
 
     Returns:
       The loss, (), in nats, and metrics, () each: the `accuracies` of both directions.
