@@ -3,9 +3,9 @@
     python -m benchmarks.slices
     python -m benchmarks.slices --topology=2xv5e:2x2
 
-The loss gathers embeddings in two steps, see `align_jax.losses.tiles.gather`. The table
-has the same program with one gather over all devices beside it. It is compiled for
-eight CPU devices as two slices, or for slices of TPUs by the TPU compiler.
+The loss gathers embeddings in two steps, see `align_jax.losses.exchange.gather`. The
+table has the same program with one gather over all devices beside it. It is compiled
+for eight CPU devices as two slices, or for slices of TPUs by the TPU compiler.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from align_jax.devices.mesh import (
     replicated,
     slices_of,
 )
-from align_jax.losses import contrastive, softmax_terms
+from align_jax.losses import contrastive, exchange, softmax_terms
 from align_jax.plan import find_devices
 
 
@@ -66,8 +66,8 @@ def main() -> None:
     program = compile_gradient(mesh, flags.pairs, flags.width)
     print_row("in two steps", program, slices_of(mesh))
     jax.clear_caches()
-    for module in (contrastive, softmax_terms):
-        module.gather = lambda x: lax.all_gather(x, BATCH_AXES, tiled=True)
+    exchange.gather = lambda x: lax.all_gather(x, BATCH_AXES, tiled=True)
+    for module in (exchange, softmax_terms):
         module.scatter_sum = lambda x: lax.psum_scatter(x, BATCH_AXES, tiled=True)
     program = compile_gradient(mesh, flags.pairs, flags.width)
     print_row("over all devices", program, slices_of(mesh))

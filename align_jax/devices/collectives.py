@@ -65,8 +65,9 @@ def count_collectives(
         found[kind] = Collectives(earlier.operations + 1, earlier.size + size, crossing)
 
     for results, kind, started, rest in OPERATION.findall(program):
-        sizes = _sizes(results)
-        # An asynchronous collective returns its operands before its results.
+        # An asynchronous collective returns its operands before its results, and two
+        # numbers after them if it is a permute.
+        sizes = _sizes(results.replace("u32[]", "") if started else results)
         size = sum(sizes[len(sizes) // 2 :]) if started else sum(sizes)
         crosses = others and not exchanges
         add(kind, size, _received(kind, _groups(rest, numbers)) if crosses else 0.0)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-from align_jax.losses.tiles import ROWS, WHOLE, own_rows, scatter_sum
+from align_jax.losses.exchange import scatter_sum
+from align_jax.losses.tiles import ROWS, WHOLE, own_rows
 
 # The rows that all devices receive at a time are at most this large, or one a device.
 MOVED_BYTES = 64 * 2**20

@@ -4,7 +4,8 @@
 embeddings (Matryoshka, arXiv 2205.13147); the other is its case of one prefix. Each
 device computes the loss of its pairs under `shard_map`, see `softmax_terms`. Texts are
 gathered once, at their full width. Each prefix is cut from the gathered texts and
-scaled to unit length on every device, so memory stays linear in N.
+scaled to unit length on every device, so memory stays linear in N. In the ring form of
+`exchange`, each prefix goes around the ring by itself.
 """
 
 import dataclasses
@@ -21,17 +22,10 @@ from jax.sharding import Mesh
 from align_jax.devices.kernel_choice import PLAIN
 from align_jax.devices.mesh import BATCH_AXES
 from align_jax.losses import contrastive_gpu
+from align_jax.losses.exchange import exchanged, own_sum
 from align_jax.losses.logits import Directions, Logits
 from align_jax.losses.softmax_terms import backward_terms, forward_terms
-from align_jax.losses.tiles import (
-    KEPT,
-    ROWS,
-    WHOLE,
-    Tiling,
-    gather,
-    make_tiling,
-    scatter_sum,
-)
+from align_jax.losses.tiles import GATHER, ROWS, WHOLE, Tiling, make_tiling
 from align_jax.models.dual_encoder import unit_length
 
 REDUCTIONS = {"sum": 1.0, "mean": 0.5}
@@ -49,6 +43,7 @@ def contrastive_loss(
     tile: int | None = None,
     precision: str = "highest",
     kernels: str = "auto",
+    exchange: str = GATHER,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes ALIGN's loss over all pairs of all devices, in memory linear in N.
 
@@ -80,14 +75,16 @@ def contrastive_loss(
       kernels: "auto" for the kernels of `logit_kernels`, which round embeddings to
         bfloat16, on NVIDIA GPUs at precision "default"; "plain" for XLA; see
         `contrastive_gpu.choose`.
+      exchange: form of the exchange of texts, "gather" or, for memory linear in a
+        device's pairs, "ring"; see `exchange`.
 
     Returns:
       The loss, (), in nats, and metrics, () each: "i2t_loss", "t2i_loss", and the
       `accuracies` of both directions. Only the loss has a gradient.
 
     Raises:
-      ValueError: reduction, negatives, tile or kernels is invalid, or N does not divide
-        over the devices.
+      ValueError: reduction, negatives, tile, kernels or exchange is invalid, or N does
+        not divide over the devices.
     """
     return nested_loss(
         image_embeddings,
@@ -102,6 +99,7 @@ def contrastive_loss(
         tile=tile,
         precision=precision,
         kernels=kernels,
+        exchange=exchange,
     )
 
 
@@ -118,6 +116,7 @@ def nested_loss(
     tile: int | None = None,
     precision: str = "highest",
     kernels: str = "auto",
+    exchange: str = GATHER,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the weighted sum of `contrastive_loss` over prefixes of the embeddings.
 
@@ -142,6 +141,7 @@ def nested_loss(
       tile: number of columns of the logits held at a time.
       precision: precision of the matrix products.
       kernels: "auto" or "plain".
+      exchange: form of the exchange, "gather" or "ring".
 
     Returns:
       The loss, (), and the metrics of `contrastive_loss` for the first width; for each
@@ -159,7 +159,7 @@ def nested_loss(
             f"widths are {widths}; the embeddings have {full} numbers; wanted at most"
             " these"
         )
-    tiling = make_tiling(pairs, mesh, negatives, tile, precision, len(widths))
+    tiling = make_tiling(pairs, mesh, negatives, tile, precision, len(widths), exchange)
     kernels = contrastive_gpu.choose(kernels, precision, mesh)
     tiling = dataclasses.replace(tiling, kernels=kernels)
     found = _compiled(
@@ -218,7 +218,7 @@ def _directions_forward(
         partial(_forward_share, tiling=tiling, smoothing=smoothing, widths=widths),
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE),
-        out_specs=(WHOLE, ROWS, KEPT),
+        out_specs=(WHOLE, ROWS, tiling.kept_spec),
         check_vma=tiling.kernels == PLAIN,  # Pallas does not support the check
     )
     metrics, lse, kept = share(ximg, ytxt, temperature)
@@ -235,7 +235,10 @@ def _directions_backward(
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling, smoothing=smoothing, widths=widths),
         mesh=tiling.mesh,
-        in_specs=(SoftmaxResiduals(ROWS, ROWS, WHOLE, ROWS, KEPT), WHOLE),
+        in_specs=(
+            SoftmaxResiduals(ROWS, ROWS, WHOLE, ROWS, tiling.kept_spec),
+            WHOLE,
+        ),
         out_specs=(ROWS, ROWS, WHOLE),
         check_vma=tiling.kernels == PLAIN,
     )
@@ -257,10 +260,10 @@ def _forward_share(
 ) -> tuple[tuple, tuple, tuple]:
     """Returns metrics, this device's log-sum-exps and kept logits, for every width."""
     ximg, ytxt = _rounded(ximg, tiling), _rounded(ytxt, tiling)
-    all_texts = gather(ytxt)
+    every_text = exchanged(ytxt, tiling)
     found = []
     for width in widths:
-        images, texts, every = (shorten(x, width)[0] for x in (ximg, ytxt, all_texts))
+        images, texts, every = (shorten(x, width)[0] for x in (ximg, ytxt, every_text))
         logits = Logits(images, every, temperature, tiling)
         found.append(forward_terms(logits, texts, smoothing))
     metrics, lse, kept = zip(*found, strict=True)
@@ -276,14 +279,14 @@ def _backward_share(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of this device's rows and of the temperature."""
     ximg, ytxt, temperature, lses, kept_logits = residuals
-    ximg, all_texts = _rounded(ximg, tiling), gather(_rounded(ytxt, tiling))
+    ximg, every = _rounded(ximg, tiling), exchanged(_rounded(ytxt, tiling), tiling)
     scale = 1.0 / (tiling.pairs * temperature)
     dimgs, dtxts, sums = [], [], []
     for width, weight, lse, kept in zip(
         widths, weights, lses, kept_logits, strict=True
     ):
         images, to_images = shorten(ximg, width)
-        texts, to_texts = shorten(all_texts, width)
+        texts, to_texts = shorten(every, width)
         logits = Logits(images, texts, temperature, tiling)
         dimg, dtxt = backward_terms(logits, lse, weight, smoothing, kept)
         dimg = scale * dimg
@@ -294,7 +297,7 @@ def _backward_share(
     dtemperature = -lax.psum(reduce(operator.add, sums), BATCH_AXES) / temperature
     return (
         reduce(operator.add, dimgs),
-        scale * scatter_sum(reduce(operator.add, dtxts)),
+        scale * own_sum(reduce(operator.add, dtxts), tiling),
         dtemperature,
     )
 

@@ -6,6 +6,7 @@ bfloat16. Embeddings are rounded to bfloat16, sums are float32. `statistics` and
 mentioned.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from align_jax.devices.kernel_choice import (
     TRITON,
     choose_kernels,
 )
+from align_jax.losses.chosen_rows import largest_divisor
 from align_jax.losses.logit_kernels import (
     LOG2E,
     LogitGrid,
@@ -29,11 +31,13 @@ from align_jax.losses.logit_kernels import (
     statistics_kernel,
 )
 from align_jax.losses.logits import Directions, Logits, LogitStatistics
-from align_jax.losses.tiles import own_rows
+from align_jax.losses.ring import Part, ring
+from align_jax.losses.tiles import EXCLUDED, RING, Tiling, own_rows
 
 KERNELS = (*CHOICES, TRITON, INTERPRET)
 
 CHUNK_BYTES = 2**29  # size of the logits' gradient that is held at a time
+RING_BLOCK = 2**14  # rows and columns of a block in the ring form
 
 STATISTICS, GRADIENTS = TileShape(), TileShape()
 
@@ -73,9 +77,32 @@ def statistics(
       positive: (n,) logits of this device's pairs.
       shape: size of the kernel's tiles.
     """
-    n, pairs = len(logits.ximg), len(logits.all_texts)
-    own = own_rows(n)
-    grid = LogitGrid(n, pairs, shape, logits.tiling)
+    ring_form = logits.tiling.exchange == RING
+    found = _ring_statistics(logits, shape) if ring_form else _others(logits, shape)
+    # The kernel leaves out the pairs' own logits.
+    row_lse = jnp.logaddexp(found.row_lse, positive)
+    column_lse = found.column_lse
+    if ring_form:
+        column_lse = jnp.logaddexp(column_lse, positive)
+    else:
+        own = own_rows(len(logits.ximg))
+        column_lse = column_lse.at[own].set(jnp.logaddexp(column_lse[own], positive))
+    return found._replace(row_lse=row_lse, column_lse=column_lse)
+
+
+def _others(
+    logits: Logits, shape: TileShape, start: jax.Array | None = None
+) -> LogitStatistics:
+    """Returns the `statistics` without the pairs' own logits.
+
+    Args:
+      logits: logits of bfloat16 embeddings.
+      shape: size of the kernel's tiles.
+      start: (2,) ids of the first image and the first text among all N pairs; None for
+        this device's images and all texts.
+    """
+    n, texts = len(logits.ximg), len(logits.texts)
+    grid = LogitGrid(n, texts, shape, logits.tiling)
     rows = TileOutput((grid.columns, grid.height), (1, shape.rows), lambda i, j: (j, i))
     columns = TileOutput(
         (grid.rows, grid.width), (1, shape.columns), lambda i, j: (i, j)
@@ -84,15 +111,59 @@ def statistics(
         statistics_kernel,
         [rows, rows, columns, columns],
         jnp.stack([LOG2E / logits.temperature]),
-        jnp.stack([own[0], 0]),
-        grid.pad(logits.ximg, logits.all_texts),
+        jnp.stack([own_rows(n)[0], 0]) if start is None else start,
+        grid.pad(logits.ximg, logits.texts),
     )
-    # The kernel leaves out the pairs' own logits.
-    row_lse = jnp.logaddexp(_join(row_lse)[:n], positive)
-    column_lse = _join(column_lse)[:pairs]
-    column_lse = column_lse.at[own].set(jnp.logaddexp(column_lse[own], positive))
-    best_text, best_image = row_best.max(0)[:n], column_best.max(0)[:pairs]
-    return LogitStatistics(row_lse, best_text / LOG2E, column_lse, best_image / LOG2E)
+    best_text, best_image = row_best.max(0)[:n], column_best.max(0)[:texts]
+    return LogitStatistics(
+        _join(row_lse)[:n],
+        best_text / LOG2E,
+        _join(column_lse)[:texts],
+        best_image / LOG2E,
+    )
+
+
+def _ring_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
+    """Returns `_others` of this device's images and texts, over all devices."""
+    tiling = _ring_tiling(logits.tiling)
+
+    def compute(
+        carry: Parts, rows: Part, columns: Part, _: None
+    ) -> tuple[Parts, Parts, None]:
+        block = Logits(rows.arrays, columns.arrays, logits.temperature, tiling)
+        found = _others(block, shape, jnp.stack([rows.ids[0], columns.ids[0]]))
+        carry = _join_parts(carry, (found.row_lse, found.best_text))
+        return carry, (found.column_lse, found.best_image), None
+
+    none = jnp.full(len(logits.ximg), EXCLUDED)
+    (row_lse, best_text), (column_lse, best_image), _ = ring(
+        tiling,
+        compute,
+        rows=logits.ximg,
+        columns=logits.texts,
+        carry=(none, none),
+        start=(none, none),
+        join=_join_parts,
+    )
+    return LogitStatistics(row_lse, best_text, column_lse, best_image)
+
+
+Parts = tuple[jax.Array, jax.Array]  # natural log-sum-exps and best logits
+
+
+def _join_parts(a: Parts, b: Parts) -> Parts:
+    return jnp.logaddexp(a[0], b[0]), jnp.maximum(a[1], b[1])
+
+
+def _ring_tiling(tiling: Tiling) -> Tiling:
+    """Returns the blocks of kernels in the ring form, which have no padding.
+
+    They have at most `RING_BLOCK` rows and columns, unless that would make them small.
+    """
+    n = tiling.own_pairs
+    size = largest_divisor(n, RING_BLOCK)
+    size = n if 8 * size < RING_BLOCK else size
+    return dataclasses.replace(tiling, rows=size, tile=size, kept=0, kept_steps=0)
 
 
 def _join(lse: jax.Array) -> jax.Array:
@@ -116,33 +187,81 @@ def gradients(
 
     Args:
       logits: logits of bfloat16 embeddings.
-      lse: log-sum-exps of this device's images, (n,), and of all texts, (N,).
+      lse: log-sum-exps of this device's images, (n,), and of all texts, (N,); in the
+        ring form, of this device's texts, (n,).
       weights: weights of the two directions, () each.
       smoothing: share of the uniform target.
       shape: size of the kernel's tiles.
       chunk_bytes: size of the logits' gradient that is held at a time.
 
     Returns:
-      (n, D), and this device's part of the sum (N, D), float32.
+      (n, D), and this device's part of the sum (N, D), float32; in the ring form, the
+      sum for this device's texts, (n, D).
     """
-    (n, width), pairs = logits.ximg.shape, len(logits.all_texts)
+    work = partial(
+        _block_gradients,
+        weights=weights,
+        smoothing=smoothing,
+        shape=shape,
+        chunk_bytes=chunk_bytes,
+    )
+    if logits.tiling.exchange != RING:
+        first = own_rows(len(logits.ximg))[0]
+        return work(logits, lse, start=jnp.stack([first, 0]))
+    tiling = _ring_tiling(logits.tiling)
+
+    def compute(
+        carry: jax.Array, rows: Part, columns: Part, _: None
+    ) -> tuple[jax.Array, jax.Array, None]:
+        (ximg, row_lse), (texts, column_lse) = rows.arrays, columns.arrays
+        block = Logits(ximg, texts, logits.temperature, tiling)
+        start = jnp.stack([rows.ids[0], columns.ids[0]])
+        dimg, dtxt = work(block, Directions(row_lse, column_lse), start=start)
+        return carry + dimg, dtxt, None
+
+    zeros = jnp.zeros(logits.ximg.shape)
+    dimg, dtxt, _ = ring(
+        tiling,
+        compute,
+        rows=(logits.ximg, lse.i2t),
+        columns=(logits.texts, lse.t2i),
+        carry=zeros,
+        start=zeros,
+        join=jnp.add,
+    )
+    return dimg, dtxt
+
+
+def _block_gradients(
+    logits: Logits,
+    lse: Directions[jax.Array],
+    weights: Directions[jax.Array],
+    smoothing: float,
+    shape: TileShape,
+    chunk_bytes: int,
+    start: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the gradients of n images and T texts by their logits, see `gradients`.
+
+    `start`, (2,), has the ids of the first image and the first text.
+    """
+    (n, width), pairs = logits.ximg.shape, len(logits.texts)
     chunk = _chunk(n, pairs, shape.columns, chunk_bytes)
     grid = LogitGrid(n, chunk, shape, logits.tiling)
     beyond = -pairs % grid.texts
     # Images and texts beyond the last are zeros, so they add zeros.
     ximg, all_texts = grid.pad(
-        logits.ximg, jnp.pad(logits.all_texts, ((0, beyond), (0, 0)))
+        logits.ximg, jnp.pad(logits.texts, ((0, beyond), (0, 0)))
     )
     row_lse = jnp.pad(lse.i2t, (0, len(ximg) - n), mode="edge")
     column_lse = jnp.pad(lse.t2i, (0, beyond), mode="edge")
     numbers = jnp.stack([LOG2E / logits.temperature, weights.i2t, weights.t2i])
-    first = own_rows(n)[0]
 
     def visit(
         dimg: jax.Array, part: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        start, texts, column_lse = part
-        ids = jnp.stack([first, start])
+        offset, texts, column_lse = part
+        ids = jnp.stack([start[0], start[1] + offset])
         inputs = (ximg, texts, row_lse, column_lse)
         dlogits = logit_gradients(grid, numbers, ids, inputs, smoothing)
         dimg += jnp.matmul(dlogits, texts, preferred_element_type=jnp.float32)

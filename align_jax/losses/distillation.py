@@ -15,19 +15,25 @@ from jax import lax
 from jax.sharding import Mesh
 
 from align_jax.devices.mesh import BATCH_AXES
-from align_jax.losses.logits import Directions
+from align_jax.losses.exchange import (
+    Columns,
+    exchanged,
+    own_sum,
+    scatter_sum,
+    visit_pairs,
+)
+from align_jax.losses.logits import Directions, Logits
 from align_jax.losses.tiles import (
     EXCLUDED,
+    GATHER,
+    RING,
     ROWS,
     WHOLE,
     LogitBlock,
     Tiling,
-    gather,
     make_tiling,
     mean_over_pairs,
     own_rows,
-    scatter_sum,
-    walk,
 )
 
 
@@ -55,6 +61,7 @@ def distillation_loss(
     negatives: float = 1.0,
     tile: int | None = None,
     precision: str = "highest",
+    exchange: str = GATHER,
 ) -> Directions[jax.Array]:
     """Computes the divergence of the student's similarities from the teacher's.
 
@@ -82,16 +89,19 @@ def distillation_loss(
       tile: number of columns of the logits held at a time; None lets `make_tiling`
         choose.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
+      exchange: form of the exchange, "gather" or "ring", see `contrastive_loss`.
 
     Returns:
       D_i2t and D_t2i, () each, in nats. The student's embeddings and temperature have a
       gradient.
 
     Raises:
-      ValueError: negatives or tile is invalid, or N does not divide over the devices.
+      ValueError: negatives, tile or exchange is invalid, or N does not divide over the
+        devices.
     """
-    tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
-    tiling = dataclasses.replace(tiling, kept=0)
+    pairs = len(image_embeddings)
+    tiling = make_tiling(pairs, mesh, negatives, tile, precision, exchange=exchange)
+    tiling = dataclasses.replace(tiling, kept=0, kept_steps=0)
     ratio = jnp.asarray(teacher.temperature, jnp.float32)
     known = Teacher(*map(lax.stop_gradient, (teacher.images, teacher.texts, ratio)))
     return _compiled(image_embeddings, text_embeddings, temperature, known, tiling)
@@ -252,22 +262,26 @@ def _forward_share(
     n = len(ximg)
     teacher_images = teacher.images / teacher.temperature
 
-    def visit(rows: Sums, block: LogitBlock, texts: jax.Array) -> tuple[Sums, Sums]:
+    def visit(
+        sums: Sums, block: LogitBlock, teacher_images: jax.Array, texts: jax.Array
+    ) -> tuple[Sums, Sums]:
         t = _teacher_logits(block, teacher_images, texts, tiling)
-        return _add(rows, _sum_block(block.logits, t, 1)), _sum_block(
+        return _add(sums, _sum_block(block.logits, t, 1)), _sum_block(
             block.logits, t, 0
         )
 
     none, zero = jnp.full(n, EXCLUDED), jnp.zeros(n)
-    rows, columns, _ = walk(
-        tiling,
-        ximg / temperature,
-        gather(ytxt),
+    start = Sums(none, zero, none, zero, zero)
+    rows, columns, _ = visit_pairs(
+        Logits(ximg, exchanged(ytxt, tiling), temperature, tiling),
         visit,
-        carry=Sums(none, zero, none, zero, zero),
-        columns=gather(teacher.texts),
+        carry=start,
+        rows=teacher_images,
+        columns=Columns(teacher.texts, start=start, join=_add),
     )
-    i2t, t2i = _divergence(rows), _divergence(_add_devices(columns))
+    if tiling.exchange != RING:
+        columns = _add_devices(columns)
+    i2t, t2i = _divergence(rows), _divergence(columns)
     found, lse, teacher_lse = map(Directions, i2t, t2i)
     return found, lse, teacher_lse
 
@@ -280,8 +294,12 @@ def _backward_share(
     teacher_images = teacher.images / teacher.temperature
 
     def visit(
-        dimg: jax.Array, block: LogitBlock, columns: tuple[jax.Array, ...]
+        dimg: jax.Array,
+        block: LogitBlock,
+        rows: tuple[jax.Array, ...],
+        columns: tuple[jax.Array, ...],
     ) -> tuple[jax.Array, jax.Array]:
+        ximg, teacher_images, row_lse, teacher_row_lse = rows
         texts, column_lse, teacher_column_lse = columns
         t = _teacher_logits(block, teacher_images, texts, tiling)
         z = block.logits
@@ -290,24 +308,22 @@ def _backward_share(
             by_row = weights.i2t * jnp.exp(logits - rows[:, None])
             return by_row + weights.t2i * jnp.exp(logits - columns[None])
 
-        dlogits = shares(lse.i2t, column_lse, z)
-        dlogits -= shares(teacher_lse.i2t, teacher_column_lse, t)  # (n, T)
+        dlogits = shares(row_lse, column_lse, z)
+        dlogits -= shares(teacher_row_lse, teacher_column_lse, t)  # (n, T)
         dimg += tiling.product(dlogits, block.texts)  # (n, D)
         return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
 
-    n = len(ximg)
-    columns = (gather(x) for x in (teacher.texts, lse.t2i, teacher_lse.t2i))
-    dimg, dtxt, _ = walk(
-        tiling,
-        ximg / temperature,
-        gather(ytxt),
+    zeros = jnp.zeros(ximg.shape)
+    columns = (teacher.texts, lse.t2i, teacher_lse.t2i)
+    dimg, dtxt, _ = visit_pairs(
+        Logits(ximg, exchanged(ytxt, tiling), temperature, tiling),
         visit,
-        carry=jnp.zeros(ximg.shape),
-        columns=tuple(columns),
-        kept=jnp.zeros((0, n, tiling.tile)),
+        carry=zeros,
+        rows=(ximg, teacher_images, lse.i2t, teacher_lse.i2t),
+        columns=Columns(columns, start=zeros, join=jnp.add),
     )
     scale = 1.0 / (tiling.pairs * temperature)
-    dimg, dtxt = scale * dimg, scale * scatter_sum(dtxt)
+    dimg, dtxt = scale * dimg, scale * own_sum(dtxt, tiling)
     # sum_ij dz_ij z_ij = sum_i x_i . dx_i, and dz_ij / ds = -z_ij / s.
     dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature
     return dimg, dtxt, dtemperature

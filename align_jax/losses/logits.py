@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from align_jax.devices.mesh import BATCH_AXES
-from align_jax.losses.tiles import Tiling, own_rows
+from align_jax.losses.tiles import RING, Tiling, own_rows
 
 Value = TypeVar("Value")
 
@@ -19,13 +19,13 @@ class Logits:
 
     Attributes:
       ximg: (n, D) images of this device.
-      all_texts: (N, D) texts of all devices.
+      texts: (N, D) texts of all devices; (n, D) of this device in the ring form.
       temperature: () divisor of the products.
       tiling: division of the logits into tiles.
     """
 
     ximg: jax.Array
-    all_texts: jax.Array
+    texts: jax.Array
     temperature: jax.Array
     tiling: Tiling
 
@@ -48,8 +48,10 @@ class LogitStatistics(NamedTuple):
     Attributes:
       row_lse: (n,) natural log-sum-exp of each image over its candidates.
       best_text: (n,) best logit of each image with another pair's text.
-      column_lse: (N,) natural log-sum-exp of each text over this device's images.
-      best_image: (N,) best logit of each text with another pair's image of this device.
+      column_lse: (N,) natural log-sum-exp of each text over this device's images; (n,)
+        over all images in the ring form.
+      best_image: (N,) best logit of each text with another pair's image of this device;
+        (n,) of all images in the ring form.
     """
 
     row_lse: jax.Array
@@ -64,7 +66,7 @@ def mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
     The mean of products is the product with the mean, so no logits are needed.
 
     Args:
-      logits: images (n, D) and all texts (N, D).
+      logits: images (n, D) and texts.
       ytxt: (n, D) texts of this device.
 
     Returns:
@@ -72,9 +74,16 @@ def mean_cosines(logits: Logits, ytxt: jax.Array) -> Directions[jax.Array]:
     """
     ximg, tiling = logits.ximg, logits.tiling
     group = own_rows(len(ximg)) // tiling.candidates  # (n,)
-    split = (tiling.groups, tiling.candidates, -1)
-    mean_text = logits.all_texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
-    sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, ximg)
-    mean_image = lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
+
+    def mean_over_devices(x: jax.Array) -> jax.Array:
+        sums = tiling.product(jax.nn.one_hot(group, tiling.groups).T, x)
+        return lax.psum(sums, BATCH_AXES) / tiling.candidates  # (groups, D)
+
+    if tiling.exchange == RING:
+        mean_text = mean_over_devices(ytxt)
+    else:
+        split = (tiling.groups, tiling.candidates, -1)
+        mean_text = logits.texts.reshape(split).mean(1, jnp.float32)  # (groups, D)
+    mean_image = mean_over_devices(ximg)
     x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
     return Directions((x * mean_text[group]).sum(1), (y * mean_image[group]).sum(1))

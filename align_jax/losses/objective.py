@@ -10,12 +10,13 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from align_jax.config import READER, check_choices, read_value
+from align_jax.config import LATE, READER, check_choices, read_value
 from align_jax.devices.kernel_choice import CHOICES
 from align_jax.input.phases import check_starts
 from align_jax.losses.contrastive import REDUCTIONS, nested_loss
 from align_jax.losses.distillation import Teacher, distillation_loss
 from align_jax.losses.sigmoid import sigmoid_loss
+from align_jax.losses.tiles import EXCHANGES, GATHER
 from align_jax.models.dual_encoder import temperature_of
 from align_jax.ranges import Count, Natural, Positive, ProperShare, Range, Share
 
@@ -60,6 +61,9 @@ class LossConfig:
       teacher_temperature: divisor of the teacher's cosines in the distillation. The
         temperature that the teacher learned is `align_jax.load(TEACHER).temperature`.
         None without distillation.
+      exchange: form in which texts meet the images of other devices. "gather": each
+        device has all texts. "ring": texts move from device to device, and memory is
+        linear in a device's pairs; see `align_jax.losses.exchange`.
     """
 
     kind: str = "softmax"
@@ -76,6 +80,7 @@ class LossConfig:
         default=(), metadata={READER: read_shares}
     )
     teacher_temperature: Positive | None = None
+    exchange: str = dataclasses.field(default=GATHER, metadata=LATE)
 
     @property
     def distils(self) -> bool:
@@ -98,8 +103,14 @@ class LossConfig:
             "reduction": REDUCTIONS,
             "precision": PRECISIONS,
             "kernels": CHOICES,
+            "exchange": EXCHANGES,
         }
         check_choices(self, choices, "loss.")
+        if self.exchange != GATHER and not self.contrasts:
+            raise ValueError(
+                f"loss.exchange is {self.exchange!r} and loss.kind {self.kind!r}, which"
+                f" compares no pairs; wanted {GATHER!r}"
+            )
         if self.widths and self.kind != "softmax":
             raise ValueError(
                 f"loss.widths is {self.widths} and loss.kind {self.kind!r}; nested"
@@ -198,6 +209,7 @@ def _distil(
         negatives=config.negatives,
         tile=config.tile,
         precision=config.precision,
+        exchange=config.exchange,
     )
     starts, shares = zip(*config.distillation, strict=True)
     phase = jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1
@@ -238,6 +250,7 @@ def softmax_objective(
         tile=config.tile,
         precision=config.precision,
         kernels=config.kernels,
+        exchange=config.exchange,
     )
     return loss, metrics | {"temperature": temperature}
 
@@ -261,6 +274,7 @@ def sigmoid_objective(
         negatives=config.negatives,
         tile=config.tile,
         precision=config.precision,
+        exchange=config.exchange,
     )
     return loss, metrics | {"logit_bias": bias, "temperature": temperature}
 

@@ -9,18 +9,23 @@ from jax import lax
 from jax.sharding import Mesh
 
 from align_jax.devices.mesh import BATCH_AXES
+from align_jax.losses.exchange import (
+    Columns,
+    exchanged,
+    own_most,
+    own_sum,
+    visit_pairs,
+)
+from align_jax.losses.logits import Logits
 from align_jax.losses.tiles import (
     EXCLUDED,
-    KEPT,
+    GATHER,
     ROWS,
     WHOLE,
     LogitBlock,
     Tiling,
     accuracies,
-    gather,
     make_tiling,
-    scatter_sum,
-    walk,
 )
 
 LossAndAccuracy = tuple[jax.Array, dict[str, jax.Array]]  # () each
@@ -35,6 +40,7 @@ def sigmoid_loss(
     negatives: float = 1.0,
     tile: int | None = None,
     precision: str = "highest",
+    exchange: str = GATHER,
 ) -> LossAndAccuracy:
     """Computes SigLIP's loss over all pairs of all devices, in memory linear in N.
 
@@ -59,15 +65,19 @@ def sigmoid_loss(
       tile: number of columns of the logits held at a time; None lets `make_tiling`
         choose.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
+      exchange: form of the exchange, "gather" or "ring", see `contrastive_loss`.
+        SigLIP's chunks move around the devices as in the ring (section 3.3).
 
     Returns:
       The loss, (), in nats, and metrics, () each: the `accuracies` of both directions.
       Only the loss has a gradient.
 
     Raises:
-      ValueError: negatives or tile is invalid, or N does not divide over the devices.
+      ValueError: negatives, tile or exchange is invalid, or N does not divide over the
+        devices.
     """
-    tiling = make_tiling(len(image_embeddings), mesh, negatives, tile, precision)
+    pairs = len(image_embeddings)
+    tiling = make_tiling(pairs, mesh, negatives, tile, precision, exchange=exchange)
     loss, metrics = _compiled(
         image_embeddings, text_embeddings, temperature, bias, tiling
     )
@@ -82,7 +92,7 @@ class SigmoidResiduals(NamedTuple):
       ytxt: (N, D) texts, split by rows.
       temperature: () temperature.
       bias: () bias of the logits.
-      kept: logits (K, N, T) of the first tiles, see `walk`.
+      kept: kept logits, see `visit_pairs`.
     """
 
     ximg: Any
@@ -115,7 +125,7 @@ def _decisions_forward(
         partial(_forward_share, tiling=tiling),
         mesh=tiling.mesh,
         in_specs=(ROWS, ROWS, WHOLE, WHOLE),
-        out_specs=(WHOLE, KEPT),
+        out_specs=(WHOLE, tiling.kept_spec),
     )
     loss_and_accuracy, kept = share(ximg, ytxt, temperature, bias)
     return loss_and_accuracy, SigmoidResiduals(ximg, ytxt, temperature, bias, kept)
@@ -127,7 +137,10 @@ def _decisions_backward(
     share = jax.shard_map(
         partial(_backward_share, tiling=tiling),
         mesh=tiling.mesh,
-        in_specs=(SigmoidResiduals(ROWS, ROWS, WHOLE, WHOLE, KEPT), WHOLE),
+        in_specs=(
+            SigmoidResiduals(ROWS, ROWS, WHOLE, WHOLE, tiling.kept_spec),
+            WHOLE,
+        ),
         out_specs=(ROWS, ROWS, WHOLE, WHOLE),
     )
     return share(residuals, cotangents[0])
@@ -145,12 +158,10 @@ def _forward_share(
     tiling: Tiling,
 ) -> tuple[LossAndAccuracy, jax.Array]:
     """Returns loss, accuracies and kept logits for a device's ximg, ytxt (n, D)."""
-    n = len(ximg)
-    scaled_images = ximg / temperature
-    positive = (scaled_images * ytxt).sum(1) + bias  # (n,)
+    positive = (ximg / temperature * ytxt).sum(1) + bias  # (n,)
 
     def visit(
-        carry: tuple[jax.Array, jax.Array], block: LogitBlock, _: tuple[()]
+        carry: tuple[jax.Array, jax.Array], block: LogitBlock, *_: tuple[()]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         total, best_text = carry
         others = block.others() + bias  # (n, T)
@@ -159,12 +170,17 @@ def _forward_share(
         best_text = jnp.maximum(best_text, others.max(1))
         return (total, best_text), others.max(0)
 
-    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
-    carry, best_image, kept = walk(
-        tiling, scaled_images, gather(ytxt), visit, carry=start
+    none = jnp.full(len(ximg), EXCLUDED)
+    carry, best_image, kept = visit_pairs(
+        Logits(ximg, exchanged(ytxt, tiling), temperature, tiling),
+        visit,
+        carry=(jnp.zeros(len(ximg)), none),
+        rows=(),
+        columns=Columns((), start=none, join=jnp.maximum),
     )
     total, best_text = carry
     loss = lax.psum((total - positive).sum(), BATCH_AXES) / tiling.pairs
+    best_image = own_most(best_image, tiling)
     return (loss, accuracies(positive, best_text, best_image, temperature)), kept
 
 
@@ -175,7 +191,10 @@ def _backward_share(
     ximg, ytxt, temperature, bias, kept = residuals
 
     def visit(
-        carry: tuple[jax.Array, jax.Array], block: LogitBlock, _: tuple[()]
+        carry: tuple[jax.Array, jax.Array],
+        block: LogitBlock,
+        ximg: jax.Array,
+        _: tuple[()],
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         dimg, dbias = carry
         dlogits = jax.nn.sigmoid(block.logits + bias)
@@ -184,12 +203,18 @@ def _backward_share(
         dbias += dlogits.sum(1)
         return (dimg, dbias), tiling.product(dlogits.T, ximg)  # (T, D)
 
-    start = (jnp.zeros(ximg.shape), jnp.zeros(len(ximg)))
-    (dimg, dbias), dtxt, _ = walk(
-        tiling, ximg / temperature, gather(ytxt), visit, carry=start, kept=kept
+    zeros = jnp.zeros(ximg.shape)
+    (dimg, dbias), dtxt, _ = visit_pairs(
+        Logits(ximg, exchanged(ytxt, tiling), temperature, tiling),
+        visit,
+        carry=(zeros, jnp.zeros(len(ximg))),
+        rows=ximg,
+        columns=Columns((), start=zeros, join=jnp.add),
+        kept=kept,
     )
     scale = cotangent / tiling.pairs
-    dimg, dtxt = (scale / temperature) * dimg, (scale / temperature) * scatter_sum(dtxt)
+    dimg = (scale / temperature) * dimg
+    dtxt = (scale / temperature) * own_sum(dtxt, tiling)
     dbias = scale * lax.psum(dbias.sum(), BATCH_AXES)
     # sum_ij dz_ij (z_ij - b) = sum_i x_i . dx_i
     dtemperature = -lax.psum((ximg * dimg).sum(), BATCH_AXES) / temperature

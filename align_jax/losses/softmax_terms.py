@@ -11,6 +11,13 @@ from jax import lax
 from align_jax.devices.kernel_choice import PLAIN
 from align_jax.devices.mesh import BATCH_AXES
 from align_jax.losses import contrastive_gpu
+from align_jax.losses.exchange import (
+    Columns,
+    exchanged,
+    own_most,
+    scatter_sum,
+    visit_pairs,
+)
 from align_jax.losses.logits import (
     Directions,
     Logits,
@@ -19,13 +26,11 @@ from align_jax.losses.logits import (
 )
 from align_jax.losses.tiles import (
     EXCLUDED,
+    RING,
     LogitBlock,
     accuracies,
-    gather,
     mean_over_pairs,
     own_rows,
-    scatter_sum,
-    walk,
 )
 
 
@@ -35,17 +40,15 @@ def forward_terms(
     """Computes the loss's two directions from the logits of this device's images.
 
     Args:
-      logits: images of this device (n, D) and all texts (N, D).
+      logits: images of this device (n, D), and texts from `exchanged`.
       ytxt: (n, D) texts of this device.
       smoothing: label smoothing.
 
     Returns:
       The metrics of `contrastive_loss`, the log-sum-exps of this device's images and
-      texts, (n,) each, and the kept logits (K, n, T), see `walk`; () with Pallas
-      kernels.
+      texts, (n,) each, and the kept logits of `visit_pairs`; () with Pallas kernels.
     """
     ximg, temperature, tiling = logits.ximg, logits.temperature, logits.tiling
-    n = len(ximg)
     x, y = ximg.astype(jnp.float32), ytxt.astype(jnp.float32)
     positive = (x / temperature * y).sum(1)  # (n,)
     kept: jax.Array | tuple[()] = ()
@@ -53,13 +56,14 @@ def forward_terms(
         found, kept = _walk_forward(logits, positive)
     else:
         found = contrastive_gpu.statistics(logits, positive, contrastive_gpu.STATISTICS)
-    column_lse = found.column_lse  # over this device's rows
 
-    shift = lax.pmax(column_lse, BATCH_AXES)  # (N,)
-    column_sum = scatter_sum(jnp.exp(column_lse - shift))  # (n,)
-    column_lse = jnp.log(column_sum) + shift[own_rows(n)]
+    column_lse, best_image = found.column_lse, own_most(found.best_image, tiling)
+    if tiling.exchange != RING:  # these are over this device's rows
+        shift = lax.pmax(column_lse, BATCH_AXES)  # (N,)
+        column_sum = scatter_sum(jnp.exp(column_lse - shift))  # (n,)
+        column_lse = jnp.log(column_sum) + shift[own_rows(len(ximg))]
 
-    metrics = accuracies(positive, found.best_text, found.best_image, temperature)
+    metrics = accuracies(positive, found.best_text, best_image, temperature)
     both = Directions(found.row_lse, column_lse)
     means = mean_cosines(logits, ytxt)
     for direction, lse, mean in zip(("i2t_loss", "t2i_loss"), both, means, strict=True):
@@ -78,18 +82,17 @@ def backward_terms(
     """Computes `contrastive_gpu.gradients`, by its kernels or by a walk.
 
     Args:
-      logits: images of this device (n, D) and all texts (N, D).
+      logits: images of this device (n, D), and texts from `exchanged`.
       lse: log-sum-exps of this device's images and texts, (n,) each.
       weights: weights of the two directions.
       smoothing: label smoothing.
       kept: kept logits, see `forward_terms`.
     """
-    lse = Directions(lse.i2t, gather(lse.t2i))  # (n,), (N,)
     if logits.tiling.kernels == PLAIN:
         return _walk_backward(logits, lse, weights, smoothing, kept)
     return contrastive_gpu.gradients(
         logits,
-        lse,
+        Directions(lse.i2t, exchanged(lse.t2i, logits.tiling)),
         weights,
         smoothing,
         shape=contrastive_gpu.GRADIENTS,
@@ -97,10 +100,22 @@ def backward_terms(
     )
 
 
+ColumnSums = tuple[
+    jax.Array, jax.Array, jax.Array
+]  # shift, sum of exp(z - shift), best
+
+
+def _join(a: ColumnSums, b: ColumnSums) -> ColumnSums:
+    """Joins the sums and best logits of the same columns over different rows."""
+    shift = jnp.maximum(a[0], b[0])
+    total = a[1] * jnp.exp(a[0] - shift) + b[1] * jnp.exp(b[0] - shift)
+    return shift, total, jnp.maximum(a[2], b[2])
+
+
 def _walk_forward(
     logits: Logits, positive: jax.Array
 ) -> tuple[LogitStatistics, jax.Array]:
-    """Computes `contrastive_gpu.statistics` by a walk, and kept logits (K, n, T)."""
+    """Computes `contrastive_gpu.statistics` by a walk, and logits to keep."""
 
     # A log-sum-exp may be shifted by any number near its maximum. The shift is the
     # larger of the pair's own logit and the best of the others. The own logit is
@@ -108,8 +123,9 @@ def _walk_forward(
     def visit(
         carry: tuple[jax.Array, jax.Array],
         block: LogitBlock,
+        positive: jax.Array,
         column_positive: jax.Array,
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    ) -> tuple[tuple[jax.Array, jax.Array], ColumnSums]:
         row_sum, best_text = carry
         others = block.others()  # (n, T)
         old_shift = jnp.maximum(positive, best_text)
@@ -122,15 +138,13 @@ def _walk_forward(
         column_sum = jnp.exp(block.logits - column_shift[None]).sum(0)
         return (row_sum, best_text), (column_shift, column_sum, best_image)
 
-    n = len(logits.ximg)
-    start = (jnp.zeros(n), jnp.full(n, EXCLUDED))
-    rows, columns, kept = walk(
-        logits.tiling,
-        logits.ximg / logits.temperature,
-        logits.all_texts,
+    none, zero = jnp.full(len(positive), EXCLUDED), jnp.zeros(len(positive))
+    rows, columns, kept = visit_pairs(
+        logits,
         visit,
-        carry=start,
-        columns=gather(positive),
+        carry=(zero, none),
+        rows=positive,
+        columns=Columns(positive, start=(none, zero, none), join=_join),
     )
     row_sum, best_text = rows
     column_shift, column_sum, best_image = columns
@@ -146,30 +160,33 @@ def _walk_backward(
     smoothing: float,
     kept: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes `contrastive_gpu.gradients` by a walk, from kept logits (K, n, T)."""
+    """Computes `contrastive_gpu.gradients` by a walk, from kept logits."""
     ximg, tiling = logits.ximg, logits.tiling
 
     def visit(
-        dimg: jax.Array, block: LogitBlock, column_lse: jax.Array
+        dimg: jax.Array,
+        block: LogitBlock,
+        rows: tuple[jax.Array, jax.Array],
+        column_lse: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
+        ximg, row_lse = rows
         # The gradient of a direction's loss by a logit is (probability - target) / N.
         target = (1.0 - smoothing) * block.own.astype(jnp.float32)
         candidate = block.candidate.astype(jnp.float32)
         target += smoothing / tiling.candidates * candidate
-        dlogits = weights.i2t * (jnp.exp(block.logits - lse.i2t[:, None]) - target)
+        dlogits = weights.i2t * (jnp.exp(block.logits - row_lse[:, None]) - target)
         by_column = jnp.exp(block.logits - column_lse[None])
         dlogits += weights.t2i * (by_column - target)  # (n, T)
         dimg += tiling.product(dlogits, block.texts)  # (n, D)
         return dimg, tiling.product(dlogits.T, ximg)  # (T, D)
 
-    start = jnp.zeros(ximg.shape)
-    dimg, dtxt, _ = walk(
-        tiling,
-        ximg / logits.temperature,
-        logits.all_texts,
+    zeros = jnp.zeros(ximg.shape)
+    dimg, dtxt, _ = visit_pairs(
+        logits,
         visit,
-        carry=start,
-        columns=lse.t2i,
+        carry=zeros,
+        rows=(ximg, lse.i2t),
+        columns=Columns(lse.t2i, start=zeros, join=jnp.add),
         kept=kept,
     )
     return dimg, dtxt

@@ -1,12 +1,11 @@
 """Contrastive objectives on one device, tile by tile.
 
 `make_tiling` is called first; `walk` and all functions below it run under `shard_map`.
-A device holds n of the N pairs. It gathers all texts and walks over them in tiles of T
-columns, so that only a block (n, T) of the N x N logits is held at a time. The blocks
-of the first columns are kept for the backward pass, which computes the others again:
-this trades time for memory that stays linear in N. One product serves both directions.
-A device sees whole rows (image to text); columns (text to image) are combined over the
-devices by a maximum and a sum of N numbers each.
+A device holds n of the N pairs. It walks over texts in tiles of T columns, so that only
+a block (n, T) of the N x N logits is held at a time. The blocks of the first columns
+are kept for the backward pass, which computes the others again: this trades time for
+memory that stays linear in N. One product serves both directions. How the texts of
+other devices come to a device is said in `exchange`.
 """
 
 import dataclasses
@@ -19,10 +18,9 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from align_jax.devices.kernel_choice import PLAIN
-from align_jax.devices.mesh import BATCH_AXES, INNER_AXES, SLICE_AXIS
+from align_jax.devices.mesh import BATCH_AXES, SLICE_AXIS
 
 ROWS, WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec()
-KEPT = PartitionSpec(None, BATCH_AXES)  # for kept logits (K, n, T)
 
 # Stands for the logit of no candidate. It is finite, because inf - inf is NaN.
 EXCLUDED = -1e30
@@ -31,7 +29,13 @@ MARGIN = 1e-5  # cosine; more than a tensor core's rounding of a product of unit
 # A block of float32 logits is at most this large on a device.
 BLOCK_BYTES = 32 * 2**20
 KEPT_COLUMNS = 4096  # maximum columns of the logits kept for the backward pass
+KEPT_BYTES = 2**30  # maximum size of these logits on a device
 LANES = 128  # a tile is a multiple of this, if memory allows
+RING_ROWS = 8192  # maximum rows of a block in the ring form
+
+# Ways in which texts come to the images of other devices, see `exchange`.
+GATHER, RING = "gather", "ring"
+EXCHANGES = (GATHER, RING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +48,14 @@ class Tiling:
       groups: number of groups; a pair's candidates are the N / groups consecutive pairs
         of its group.
       tile: number of columns T of a block.
-      kept: number K of blocks that are kept for the backward pass.
+      kept: number K of blocks that are kept for the backward pass; in the ring form,
+        for each of `kept_steps` and each block of rows.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
       kernels: implementation of the logits, see `contrastive_gpu.choose`; "plain" is
         `walk`.
+      exchange: one of `EXCHANGES`.
+      rows: number of rows R of a block in the ring form.
+      kept_steps: number of steps of a ring inside a slice whose logits are kept.
     """
 
     mesh: Mesh
@@ -57,6 +65,30 @@ class Tiling:
     kept: int
     precision: str
     kernels: str = PLAIN
+    exchange: str = GATHER
+    rows: int = 0
+    kept_steps: int = 0
+
+    @property
+    def own_pairs(self) -> int:
+        """Number of pairs n of a device."""
+        return self.pairs // self.mesh.size
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Numbers of blocks, by rows and by columns, of (n, n) logits in the ring."""
+        return -(-self.own_pairs // self.rows), -(-self.own_pairs // self.tile)
+
+    @property
+    def pads(self) -> bool:
+        """Whether the blocks of the ring form have padding."""
+        return self.own_pairs % self.rows > 0 or self.own_pairs % self.tile > 0
+
+    @property
+    def kept_spec(self) -> PartitionSpec:
+        """How the devices share kept logits, (K, n, T) or those of `ring`."""
+        axis = 2 if self.exchange == RING else 1
+        return PartitionSpec(*[None] * axis, BATCH_AXES)
 
     @property
     def candidates(self) -> int:
@@ -77,6 +109,7 @@ def make_tiling(
     tile: int | None,
     precision: str,
     walks: int = 1,
+    exchange: str = GATHER,
 ) -> Tiling:
     """Chooses the division of the logits into tiles.
 
@@ -90,14 +123,18 @@ def make_tiling(
       mesh: mesh of the devices, which share the N rows.
       negatives: share of the batch that a pair is compared with, 1 / groups.
       tile: number of columns T, reduced to N if it is larger. None chooses the most
-        that fit in `BLOCK_BYTES`, rounded down to a multiple of `LANES` if possible.
+        that fit in `BLOCK_BYTES`, rounded down to a multiple of `LANES` if possible. In
+        the ring form, it is at most that, so that all tiles of a device are alike.
       precision: precision of the matrix products, a name of `jax.lax.Precision`.
       walks: number of losses in a step, which share the memory for kept logits.
+      exchange: one of `EXCHANGES`.
 
     Raises:
       ValueError: `negatives` is not 1 / a whole number of groups that divides N, N does
-        not divide over the devices, or `tile` is below 1.
+        not divide over the devices, `tile` is below 1, or `exchange` is unknown.
     """
+    if exchange not in EXCHANGES:
+        raise ValueError(f"exchange is {exchange!r}; known: {', '.join(EXCHANGES)}")
     groups = round(1.0 / negatives) if 0 < negatives <= 1 else 0
     if not groups or abs(groups * negatives - 1.0) > 1e-6 or pairs % groups:
         raise ValueError(
@@ -106,26 +143,45 @@ def make_tiling(
         )
     if pairs % mesh.size:
         raise ValueError(f"{pairs} pairs do not divide over {mesh.size} devices")
+    n = pairs // mesh.size
+    rows = even_part(n, RING_ROWS) if exchange == RING else n
     if tile is None:
-        tile = BLOCK_BYTES // (4 * (pairs // mesh.size))
+        tile = BLOCK_BYTES // (4 * rows)
         tile = tile // LANES * LANES or max(tile, 1)
     elif tile < 1:
         raise ValueError(f"tile is {tile}; wanted at least 1")
-    tile = min(tile, pairs)
-    kept = min(-(-pairs // tile), KEPT_COLUMNS // (tile * walks))
-    return Tiling(
+    tile = even_part(n, tile) if exchange == RING else min(tile, pairs)
+    kept = min(KEPT_COLUMNS, KEPT_BYTES // (4 * n)) // (tile * walks)
+    tiling = Tiling(
         mesh=mesh,
         pairs=pairs,
         groups=groups,
         tile=tile,
-        kept=kept,
+        kept=min(-(-pairs // tile), kept),
         precision=precision,
+        exchange=exchange,
+        rows=rows,
     )
+    return _keep_in_ring(tiling, kept) if exchange == RING else tiling
+
+
+def even_part(number: int, most: int) -> int:
+    """Returns the size, at most `most`, of the fewest equal parts of a number."""
+    return -(-number // -(-number // most))
+
+
+def _keep_in_ring(tiling: Tiling, kept: int) -> Tiling:
+    """Returns the tiling of a ring that keeps at most `kept` tiles of all columns."""
+    slices = tiling.mesh.shape[SLICE_AXIS]
+    tiles = -(-tiling.own_pairs // tiling.tile)  # of a device
+    kept //= slices
+    steps = min(kept // tiles, tiling.mesh.size // slices) or min(kept, 1)
+    return dataclasses.replace(tiling, kept=min(kept, tiles), kept_steps=steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitBlock:
-    """Logits of this device's n images with T texts.
+    """Logits of n images of this device with T texts.
 
     Attributes:
       logits: (n, T) logits, `EXCLUDED` where the text is no candidate.
@@ -145,7 +201,39 @@ class LogitBlock:
         return jnp.where(self.own, EXCLUDED, self.logits)
 
 
-Visit = Callable[[Any, LogitBlock, Any], tuple[Any, Any]]
+def make_block(
+    tiling: Tiling,
+    scaled_images: jax.Array,
+    texts: jax.Array,
+    rows: jax.Array,
+    columns: jax.Array,
+    masked: bool,
+    logits: jax.Array | None = None,
+) -> LogitBlock:
+    """Computes the logits of n images with T texts.
+
+    Args:
+      tiling: division of the logits into tiles.
+      scaled_images: (n, D) images, divided by the temperature.
+      texts: (T, D) texts.
+      rows: (n,) indices of the images among all N pairs; -1 for padding.
+      columns: (T,) indices of the texts; outside of 0 to N - 1 for padding.
+      masked: whether there is padding or a text that is no candidate.
+      logits: (n, T) logits that were computed earlier; None to compute them.
+    """
+    own = rows[:, None] == columns[None]
+    candidate = jnp.bool_(True)
+    if masked:
+        # Padding is in a group that no pair has.
+        group = rows[:, None] // tiling.candidates
+        candidate = group == columns[None] // tiling.candidates
+    if logits is None:
+        logits = tiling.product(scaled_images, texts.T)
+        logits = jnp.where(candidate, logits, EXCLUDED)
+    return LogitBlock(logits, texts, own, candidate)
+
+
+Visit = Callable[[Any, LogitBlock, Any, Any], tuple[Any, Any]]
 
 
 def walk(
@@ -154,6 +242,7 @@ def walk(
     all_texts: jax.Array,
     visit: Visit,
     carry: Any,
+    rows: Any = (),
     columns: Any = (),
     kept: jax.Array | None = None,
 ) -> tuple[Any, Any, jax.Array]:
@@ -162,10 +251,11 @@ def walk(
     Args:
       tiling: division of the logits into tiles.
       scaled_images: (n, D) images of this device, divided by the temperature.
-      all_texts: (N, D) texts of all devices.
-      visit: function of (carry, `LogitBlock`, the tile's part of `columns`), which
-        returns (carry, pytree of (T, ...) arrays).
+      all_texts: (N, D) texts of all devices, see `exchange`.
+      visit: function of (carry, `LogitBlock`, `rows`, the tile's part of `columns`),
+        which returns (carry, pytree of (T, ...) arrays).
       carry: carry of the first visit.
+      rows: pytree of (n, ...) arrays.
       columns: pytree of (N, ...) arrays, of which a visit gets (T, ...), with zeros
         beyond the last text.
       kept: logits (K, n, T) that an earlier walk over the same embeddings returned;
@@ -177,31 +267,24 @@ def walk(
     """
     tiles = -(-tiling.pairs // tiling.tile)
     beyond = tiles * tiling.tile - tiling.pairs
+    masked = bool(tiling.groups > 1 or beyond)
 
     def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, [(0, beyond)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(tiles, tiling.tile, *x.shape[1:])
+        return padded(x, tiles * tiling.tile).reshape(tiles, tiling.tile, *x.shape[1:])
 
     def join(x: jax.Array) -> jax.Array:
         return x.reshape(-1, *x.shape[2:])[: tiling.pairs]
 
-    rows = own_rows(len(scaled_images))[:, None]  # (n, 1)
+    ids = own_rows(len(scaled_images))
 
     def body(
         carry: Any, tile: tuple[jax.Array, jax.Array, Any, jax.Array | None]
     ) -> tuple[Any, tuple[Any, jax.Array]]:
         start, texts, columns, logits = tile
-        ids = (start + jnp.arange(tiling.tile))[None]  # (1, T)
-        candidate = jnp.bool_(True)
-        if tiling.groups > 1 or beyond:
-            # Columns beyond the last text are in a group that no image has.
-            candidate = rows // tiling.candidates == ids // tiling.candidates
-        if logits is None:
-            logits = tiling.product(scaled_images, texts.T)  # (n, T)
-            logits = jnp.where(candidate, logits, EXCLUDED)
-        block = LogitBlock(logits, texts, rows == ids, candidate)
-        carry, visited = visit(carry, block, columns)
-        return carry, (visited, logits)
+        texts_ids = start + jnp.arange(tiling.tile)
+        block = make_block(tiling, scaled_images, texts, ids, texts_ids, masked, logits)
+        carry, visited = visit(carry, block, rows, columns)
+        return carry, (visited, block.logits)
 
     def rest(carry: Any, tile: tuple[jax.Array, jax.Array, Any]) -> tuple[Any, Any]:
         carry, (visited, _) = body(carry, (*tile, None))
@@ -211,46 +294,25 @@ def walk(
     tiled = (starts, split(all_texts), jax.tree.map(split, columns))
     first = jax.tree.map(lambda x: x[: tiling.kept], tiled)
     others = jax.tree.map(lambda x: x[tiling.kept :], tiled)
-    carry = jax.tree.map(lambda x: lax.pcast(x, BATCH_AXES, to="varying"), carry)
-    carry, (visited, kept) = lax.scan(body, carry, (*first, kept))
+    carry, (visited, kept) = lax.scan(body, varying(carry), (*first, kept))
     carry, visited_others = lax.scan(rest, carry, others)
     joined = jax.tree.map(lambda *x: join(jnp.concatenate(x)), visited, visited_others)
     return carry, joined, kept
 
 
+def padded(x: jax.Array, size: int) -> jax.Array:
+    """Adds zeros after the last row of x (n, ...), up to `size` rows."""
+    return jnp.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+
+def varying(tree: Any) -> Any:
+    """Lets the copies of a pytree of arrays differ between devices, for a carry."""
+    return jax.tree.map(lambda x: lax.pcast(x, BATCH_AXES, to="varying"), tree)
+
+
 def own_rows(n: int) -> jax.Array:
     """Returns the global indices (n,) of this device's pairs."""
     return lax.axis_index(BATCH_AXES) * n + jnp.arange(n)
-
-
-def gather(x: jax.Array) -> jax.Array:
-    """Gathers all devices' rows of x (n, ...) to (N, ...), in the order of the pairs.
-
-    With S slices of P devices, a device first exchanges its n rows with the devices at
-    its place in the other slices, and then gathers the S n rows of each device of its
-    slice. So (S - 1) n rows reach it from other slices, and each row enters a slice
-    once. If the slices gathered their rows first, each device would receive
-    (S - 1) P n rows from other slices, and each row would enter a slice P times.
-    """
-    if lax.axis_size(SLICE_AXIS) == 1:
-        return lax.all_gather(x, BATCH_AXES, tiled=True)
-    rows = lax.all_gather(x, SLICE_AXIS)  # (S, n, ...)
-    rows = lax.all_gather(rows, INNER_AXES, axis=1, tiled=True)  # (S, P n, ...)
-    return rows.reshape(-1, *x.shape[1:])
-
-
-def scatter_sum(x: jax.Array) -> jax.Array:
-    """Returns this device's rows (n, ...) of the sum of all devices' x (N, ...).
-
-    The steps of `gather` in reverse order: the sums of a slice first, and of these a
-    device receives (S - 1) n rows from other slices.
-    """
-    slices = lax.axis_size(SLICE_AXIS)
-    if slices == 1:
-        return lax.psum_scatter(x, BATCH_AXES, tiled=True)
-    rows = x.reshape(slices, -1, *x.shape[1:])  # (S, P n, ...)
-    rows = lax.psum_scatter(rows, INNER_AXES, scatter_dimension=1, tiled=True)
-    return lax.psum_scatter(rows, SLICE_AXIS)  # (S, n, ...) -> (n, ...)
 
 
 def mean_over_pairs(x: jax.Array) -> jax.Array:
@@ -273,13 +335,12 @@ def accuracies(
     Args:
       positive: (n,) logits of this device's pairs.
       best_text: (n,) best logit of each image with another pair's text.
-      best_image: (N,) best logit of each text with another pair's image of this device.
+      best_image: (n,) best logit of each text with another pair's image.
       temperature: () divisor of the logits.
 
     Returns:
       "i2t_accuracy" and "t2i_accuracy", () each, over all pairs of all devices.
     """
-    best_image = lax.pmax(best_image, BATCH_AXES)[own_rows(len(positive))]
     least = positive - MARGIN / temperature
     return {
         "i2t_accuracy": mean_over_pairs(least > best_text),

@@ -76,7 +76,14 @@ class StepPlan:
         if not loss.contrasts:
             return
         try:
-            make_tiling(pairs, self.mesh, loss.negatives, loss.tile, loss.precision)
+            make_tiling(
+                pairs,
+                self.mesh,
+                loss.negatives,
+                loss.tile,
+                loss.precision,
+                exchange=loss.exchange,
+            )
         except ValueError as error:
             raise InputError(f"config.loss.{error}") from error
         if self.hard_pairs and pairs % self.hard_pairs.chunks:

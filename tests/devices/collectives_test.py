@@ -39,6 +39,11 @@ def test_collectives_are_counted_with_their_bytes():
         ("u8[8] all-to-all(%x), replica_groups=[1,8]<=[8]", 4),
         ("f32[2] collective-permute(%x), source_target_pairs={{0,1},{1,2}}", 0),
         ("f32[2] collective-permute(%x), source_target_pairs={{0,1},{3,4}}", 8),
+        (
+            "(f32[2], f32[2], u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x),"
+            " source_target_pairs={{0,1},{3,4}}",
+            8,
+        ),
     ],
 )
 def test_bytes_between_slices_follow_from_the_groups(operation, crossing):

@@ -10,7 +10,7 @@ import pytest
 
 from align_jax.devices.collectives import count_collectives
 from align_jax.devices.mesh import BATCH_AXES, batch_split, replicated, slices_of
-from align_jax.losses import contrastive, softmax_terms, tiles
+from align_jax.losses import exchange, softmax_terms, tiles
 from align_jax.losses.contrastive import contrastive_loss
 from align_jax.losses.tiles import make_tiling
 from tests.reference import contrastive_reference, embeddings
@@ -214,10 +214,10 @@ def test_a_row_enters_a_slice_once(mesh_of, monkeypatch):
     # from the device at the same place. The gradients of the texts go back.
     assert once["all-gather"] in [64 * (k * d + 2) * 4 for k in (1, 2)]
     assert once["reduce-scatter"] == 64 * (d + 1) * 4
-    for module in (contrastive, softmax_terms, tiles):
-        monkeypatch.setattr(
-            module, "gather", lambda x: jax.lax.all_gather(x, BATCH_AXES, tiled=True)
-        )
+    monkeypatch.setattr(
+        exchange, "gather", lambda x: jax.lax.all_gather(x, BATCH_AXES, tiled=True)
+    )
+    for module in (exchange, softmax_terms):
         monkeypatch.setattr(
             module,
             "scatter_sum",
