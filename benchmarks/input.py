@@ -10,10 +10,13 @@ and quality 85. They are written once to DATA, as a dataset in TFDS's layout and
 tars. `train` is the real `TrainBatches` (decode, resize to 346, crop 289, flip, tokens,
 batch). `decode` only reads and decodes, with our decoder and with TensorFlow's. The
 baseline reads the tars as open_clip does; it runs in PYTHON, an interpreter that has
-torch, torchvision and webdataset. All take turns, so that a busy machine slows all of
-them; figures are medians over the rounds. `--memory` draws many batches and prints the
-resident memory; `--resume` times the first batch at step 1,000,000; both take
-`--format`. `--formats` compares the training input of all formats with the same pairs.
+torch, torchvision and webdataset. All take turns, and each round begins with another
+one, so that a busy machine slows all of them; figures are medians over the rounds. A
+ratio is of the time, then of the processor time. Streams read windows of 256 pairs, so
+a turn of few batches may hold more or less of this work than its share. `--memory`
+draws many batches and prints the resident memory; `--resume` times the first batch at
+step 1,000,000; both take `--format`. `--formats` compares the training input of all
+formats with the same pairs.
 """
 
 import argparse
@@ -232,9 +235,10 @@ def take_turns(
         baseline = start_baseline(folder, flags)
         turns["baseline, 2 workers"] = lambda: measure_baseline(baseline, flags.batches)
     found = collections.defaultdict(list)
-    for _ in range(flags.rounds):
-        for name, turn in turns.items():
-            found[name].append(turn())
+    for number in range(flags.rounds):
+        first = number % len(turns)
+        for name in [*turns][first:] + [*turns][:first]:
+            found[name].append(turns[name]())
             time.sleep(SETTLE)  # until its processes and threads have refilled
     if flags.baseline:
         baseline.stdin.close()
@@ -245,11 +249,13 @@ def take_turns(
 def summarise(name: str, rounds: list[dict], found: dict) -> dict:
     """Returns one row of the table; a ratio is the median of the rounds' ratios."""
 
-    def ratio(other: str) -> float | None:
+    def ratio(other: str) -> list[float] | None:
+        """Returns the ratios of the time and of the processor time."""
         if other not in found:
             return None
-        pairs = zip(rounds, found[other], strict=True)
-        return statistics.median(b["seconds"] / a["seconds"] for a, b in pairs)
+        pairs = [*zip(rounds, found[other], strict=True)]
+        kinds = ("seconds", "processor_seconds")
+        return [statistics.median(b[k] / a[k] for a, b in pairs) for k in kinds]
 
     return {
         "name": name,
@@ -305,7 +311,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--baseline", metavar="PYTHON", help="one that has webdataset")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=16, help="timed each round")
+    parser.add_argument("--batches", type=int, default=64, help="timed each round")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--memory", action="store_true", help="watch memory instead")
     parser.add_argument("--resume", action="store_true", help="time it instead")
@@ -325,11 +331,13 @@ def main() -> None:
         rows = compare(flags.folder, flags)
         print(
             "                       pairs/s   CPU ms    of tfds  of decode    of TF's"
-            "   of baseline"
+            " of baseline"
         )
         for row in rows:
             ratios = (row[f"of_{n}"] for n in REFERENCES)
-            ratios = "".join(f"{r:>11.2f}" if r else f"{'':>11}" for r in ratios)
+            ratios = "".join(
+                f"{'{:.2f} {:.2f}'.format(*r) if r else '':>11}" for r in ratios
+            )
             print(
                 f"{row['name']:<22}{row['pairs_per_second']:>8.0f}"
                 f"{row['processor_milliseconds']:>9.2f}{ratios}"
