@@ -48,6 +48,7 @@ from align_jax.input.scratch import Scratch
 from align_jax.input.tokenizer import open_tokenizer
 from align_jax.input.training_data import InputConfig, open_training
 from align_jax.pictures import read_picture
+from benchmarks.comparisons import Comparison, add_record_flag, record
 from benchmarks.input_formats import open_formats
 from data.records.records import (
     image_feature,
@@ -58,7 +59,12 @@ from data.records.records import (
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 85
 PICTURES, PAIRS, SHARDS, WORDS = 256, 4096, 16, 3000
-REFERENCES = ("tfds", "decode_ours", "decode_tensorflow", "baseline")
+REFERENCES = {  # competitor by name of the ratio
+    "tfds": "train, tfds",
+    "decode_ours": "decode, ours",
+    "decode_tensorflow": "decode, TensorFlow",
+    "baseline": "baseline, 2 workers",
+}
 DEEP = 6  # batches that a pipeline may have ready when its turn starts
 SETTLE = 1.5  # seconds between two turns
 
@@ -243,7 +249,21 @@ def take_turns(
     if flags.baseline:
         baseline.stdin.close()
         baseline.wait()
+    record(flags.record, compare_rounds(found))
     return [summarise(name, rounds, found) for name, rounds in found.items()]
+
+
+def compare_rounds(found: dict[str, list[dict]]) -> list[Comparison]:
+    """Compares the rounds of each competitor of ours with those of its references."""
+    rates = {n: [r["pairs"] / r["seconds"] for r in rs] for n, rs in found.items()}
+    return [
+        Comparison(
+            f"input, {name}", reference, "pairs/s", rates[name], rates[reference]
+        )
+        for name in rates
+        for reference in REFERENCES.values()
+        if reference in rates and reference != name and name.startswith("train")
+    ]
 
 
 def summarise(name: str, rounds: list[dict], found: dict) -> dict:
@@ -265,10 +285,7 @@ def summarise(name: str, rounds: list[dict], found: dict) -> dict:
         "processor_milliseconds": statistics.median(
             1e3 * r["processor_seconds"] / r["pairs"] for r in rounds
         ),
-        "of_tfds": ratio("train, tfds"),
-        "of_decode_ours": ratio("decode, ours"),
-        "of_decode_tensorflow": ratio("decode, TensorFlow"),
-        "of_baseline": ratio("baseline, 2 workers"),
+        **{f"of_{name}": ratio(other) for name, other in REFERENCES.items()},
     }
 
 
@@ -319,6 +336,7 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, default="tfds")
     parser.add_argument("--memory_batches", type=int, default=20_000)
     parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
+    add_record_flag(parser)
     flags = parser.parse_args()
     reuse_memory()  # as in training
     if not (flags.folder / "vocabulary.txt").exists():
