@@ -217,7 +217,9 @@ def attend(
     by_head = partial(nn.DenseGeneral, dtype=dtype)
     start, size = shape.initializer("attention"), shape.width // shape.heads
     query, key, value = (
-        by_head((shape.heads, size), kernel_init=start, name=name)(x)
+        by_head((shape.heads, size), kernel_init=start, name=name)(_rows(x)).reshape(
+            *x.shape[:2], shape.heads, size
+        )
         for name, x in (("query", queries), ("key", inputs), ("value", inputs))
     )  # (B, Q or L, heads, W / heads)
     if shape.qk_norm:
@@ -233,20 +235,29 @@ def attend(
         is_causal=shape.causal,
     )
     start = shape.initializer("output")
-    return by_head(
+    output = by_head(
         shape.width, axis=(-2, -1), kernel_init=start, name="attention_output"
-    )(attended)
+    )
+    return output(_rows(attended)).reshape(queries.shape)
 
 
 def feed_forward(shape: BlockShape, x: jax.Array, dtype: Any) -> jax.Array:
     """Applies the MLP to x (B, L, W) inside a module's compact method."""
     dense = partial(nn.Dense, dtype=dtype)
     start = shape.initializer("intermediate")
-    hidden = dense(shape.mlp_width, kernel_init=start, name="intermediate")(x)
+    hidden = dense(shape.mlp_width, kernel_init=start, name="intermediate")(_rows(x))
     activation = ACTIVATIONS[shape.activation]
     hidden = jax.checkpoint(activation)(hidden)  # recomputed in the backward pass
     start = shape.initializer("output")
-    return dense(shape.width, kernel_init=start, name="output")(hidden)
+    return dense(shape.width, kernel_init=start, name="output")(hidden).reshape(x.shape)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """Merges the axes (B, L) of an array into one.
+
+    The gradient of a kernel then sums over one axis, for which XLA transposes no array.
+    """
+    return x.reshape(-1, *x.shape[2:])
 
 
 class AttentionPool(nn.Module):
