@@ -59,7 +59,7 @@ def add_outcomes(folder: pathlib.Path, outcomes: Mapping[str, Outcome]) -> pathl
     about = provenance() | {"CPU cores": str(len(os.sched_getaffinity(0)))}
     path = folder / f"{PREFIX}{about['git revision'].replace(' ', '_')}.json"
     before = read_revision(path).outcomes if path.exists() else {}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     revision = Revision(now, about, {**before, **outcomes})
     places.write_json(str(path), dataclasses.asdict(revision))
     return path

@@ -182,7 +182,7 @@ def test_the_bytes_of_a_file_and_the_sides_of_a_picture_are_bounded(
             read_picture(form)
     (entry,) = Folder(str(tmp_path))
     with pytest.raises(InputError, match=r"large\.png is a file of .* 1,000"):
-        entry.read()
+        read_picture(entry.picture)
     file = io.BytesIO()
     Image.new("1", (65_536, 1)).save(file, "PNG")
     with pytest.raises(PictureError, match="the limit is 65,535 on a side"):

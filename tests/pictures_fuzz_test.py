@@ -184,7 +184,7 @@ def by_the_doctor(contents: list[bytes], path: pathlib.Path) -> np.ndarray:
 def in_search(contents: list[bytes], model, index, start: int) -> np.ndarray:
     names = [f"{start + i}" for i in range(len(contents))]
     entries = [
-        Entry(name, "", "", lambda content=content: content)
+        Entry(name, "", "", content)
         for name, content in zip(names, contents, strict=True)
     ]
     done = index_pictures(model, entries, index, lambda _: None)

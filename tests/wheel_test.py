@@ -82,7 +82,9 @@ def test_each_package_has_its_range_in_one_place():
     for name in installed:  # grows by the extras that these extras hold
         for held in re.findall(r"align-jax\[([\w,]+)\]", " ".join(extras[name])):
             installed += held.split(",")
-    suites = "browser convert docs gpu gs languages nsfw onnx spark tpu".split()
+    suites = (
+        "benchmarks browser convert docs gpu gs languages nsfw onnx spark tpu".split()
+    )
     assert extras.keys() == {*installed, *suites, "trackio", "wandb"}
 
 

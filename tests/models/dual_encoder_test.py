@@ -131,8 +131,8 @@ def test_model_init_is_called_in_one_file_and_apply_in_three():
         n for call in ("init(", "apply(") for n in texts if f"model.{call}" in texts[n]
     ]
     assert sorted(users) == [
-        "embedder.py",
         "encoders.py",  # of an export
+        "programs.py",  # of embeddings
         "train_state.py",
         "train_step.py",
     ]

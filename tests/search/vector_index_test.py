@@ -123,6 +123,7 @@ def test_an_index_that_grows_and_shrinks_finds_what_is_there(
 
 def test_an_index_of_an_earlier_release_is_read_and_then_rebuilt(index, monkeypatch):
     monkeypatch.setattr(vector_index, "LEAST_INDEXED", 1000)
+    monkeypatch.setattr(vector_index, "REFINE", 50)  # so that the codes miss none
     rows = embeddings(2000)
     put(index, rows)
     earlier = IvfSq(distance_type="dot", num_partitions=4)
