@@ -7,13 +7,14 @@ y = x + Attention(LN(x)) and z = y + MLP(LN(y)) (ViT, arXiv 2010.11929, equation
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from align_jax.config import check_choices
+from align_jax.errors import InputError, one_line
 from align_jax.models.layers import (
     dropout,
     gathered,
@@ -26,6 +27,7 @@ from align_jax.models.positions import Rotation
 
 PREFIX = "layer_"  # of the names of blocks' parameters
 REMATERIALISATIONS = ("none", "blocks")
+XLA, CUDNN = ATTENTIONS = ("xla", "cudnn")
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
@@ -75,6 +77,7 @@ class BlockShape:
         output (CaiT, arXiv 2103.17239, section 2); None for no factors.
       qk_norm: whether queries and keys are normalised by head (ViT-22B, arXiv
         2302.05442, section 2).
+      attention: "xla", or "cudnn" for cuDNN's flash attention on NVIDIA GPUs.
       dropout: dropout rate after the attention and after the MLP.
       deviations: distributions from which kernels start; None for Xavier's uniform one,
         as in ViT's published code. Biases start at 0.
@@ -88,6 +91,7 @@ class BlockShape:
     causal: bool = False
     layer_scale: float | None = None
     qk_norm: bool = False
+    attention: str = XLA
     dropout: float = 0.0
     deviations: Deviations | None = None
 
@@ -213,6 +217,9 @@ def attend(
 
     Returns:
       (B, Q, W).
+
+    Raises:
+      InputError: the devices or the sizes do not suit `shape.attention`.
     """
     by_head = partial(nn.DenseGeneral, dtype=dtype)
     start, size = shape.initializer("attention"), shape.width // shape.heads
@@ -227,13 +234,20 @@ def attend(
         query, key = norm("query_norm", query), norm("key_norm", key)
     if rotation is not None:
         query, key = rotation.rotate(query), rotation.rotate(key)
-    attended = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=None if mask is None else mask[:, None, None, :],
-        is_causal=shape.causal,
-    )
+    try:
+        attended = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if mask is None else mask[:, None, None, :],
+            is_causal=shape.causal,
+            implementation=cast(Literal["xla", "cudnn"], shape.attention),
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"attention is {shape.attention!r}, which JAX refuses here:"
+            f" {one_line(error)}; wanted {XLA!r}"
+        ) from error
     start = shape.initializer("output")
     output = by_head(
         shape.width, axis=(-2, -1), kernel_init=start, name="attention_output"
@@ -290,13 +304,18 @@ def check_blocks(config: Any, where: str) -> None:
     """Checks the fields of a tower's config that describe its blocks.
 
     Args:
-      config: config with `activation`, `rematerialise`, `width` and `heads`.
+      config: config with `activation`, `attention`, `rematerialise`, `width` and
+        `heads`.
       where: text before a field's name in the message, as in "image_tower.".
 
     Raises:
       ValueError: an unknown choice, or a width that the heads do not divide.
     """
-    choices = {"activation": ACTIVATIONS, "rematerialise": REMATERIALISATIONS}
+    choices = {
+        "activation": ACTIVATIONS,
+        "attention": ATTENTIONS,
+        "rematerialise": REMATERIALISATIONS,
+    }
     check_choices(config, choices, where)
     if config.width % config.heads:
         raise ValueError(

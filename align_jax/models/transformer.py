@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from align_jax.config import check_choices
+from align_jax.config import LATE, check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.models.block import (
     PREFIX,
+    XLA,
     BlockShape,
     Deviations,
     Randomness,
@@ -74,10 +75,16 @@ class TransformerConfig:
       rematerialise: "none", or "blocks" to keep only each block's input for the
         backward pass, which computes the rest again.
       kind: "transformer".
+      attention: "xla", or "cudnn" for cuDNN's flash attention on NVIDIA GPUs, in
+        bfloat16.
     """
 
     # The contract of a tower, see `models.towers`.
-    execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
+    execution_fields: ClassVar[tuple[str, ...]] = (
+        "scan",
+        "rematerialise",
+        "attention",
+    )
     form_fields: ClassVar[tuple[str, ...]] = (
         "causal",
         "pooling",
@@ -115,6 +122,7 @@ class TransformerConfig:
     scan: bool = False
     rematerialise: str = "none"
     kind: str = "transformer"
+    attention: str = dataclasses.field(default=XLA, metadata=LATE)
 
     @property
     def output_width(self) -> int:
@@ -136,6 +144,7 @@ class TransformerConfig:
             mlp_width=self.mlp_width,
             activation=self.activation,
             norm_epsilon=self.norm_epsilon,
+            attention=self.attention,
             causal=self.causal,
             dropout=self.dropout,
             deviations=deviations,
@@ -146,8 +155,8 @@ class TransformerConfig:
         return block_names(self.block_prefix, self.layers)
 
     def computed_once(self) -> Self:
-        """Returns the same tower without rematerialisation and with `scan`."""
-        return dataclasses.replace(self, rematerialise="none", scan=True)
+        """Returns the same tower without rematerialisation, scanned, by XLA."""
+        return dataclasses.replace(self, rematerialise="none", scan=True, attention=XLA)
 
     @classmethod
     def smallest(cls) -> Self:

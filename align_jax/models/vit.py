@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from align_jax.config import check_choices
+from align_jax.config import LATE, check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.errors import InputError
 from align_jax.models.block import (
     PREFIX,
     REMATERIALISATIONS,
+    XLA,
     AttentionPool,
     BlockShape,
     Randomness,
@@ -99,10 +100,16 @@ class VitConfig:
       rematerialise: "none", or "blocks" to keep only each block's input for the
         backward pass, which computes the rest again.
       kind: "vit".
+      attention: "xla", or "cudnn" for cuDNN's flash attention on NVIDIA GPUs, in
+        bfloat16.
     """
 
     # The contract of a tower, see `models.towers`.
-    execution_fields: ClassVar[tuple[str, ...]] = ("scan", "rematerialise")
+    execution_fields: ClassVar[tuple[str, ...]] = (
+        "scan",
+        "rematerialise",
+        "attention",
+    )
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }
@@ -147,6 +154,7 @@ class VitConfig:
     scan: bool = False
     rematerialise: str = "none"
     kind: str = "vit"
+    attention: str = dataclasses.field(default=XLA, metadata=LATE)
 
     @property
     def output_width(self) -> int:
@@ -162,6 +170,7 @@ class VitConfig:
             mlp_width=self.mlp_width,
             activation=self.activation,
             norm_epsilon=self.norm_epsilon,
+            attention=self.attention,
             layer_scale=self.layer_scale,
             qk_norm=self.qk_norm,
         )
@@ -176,8 +185,8 @@ class VitConfig:
         return block_names(self.block_prefix, self.layers)
 
     def computed_once(self) -> Self:
-        """Returns the same tower without rematerialisation and with `scan`."""
-        return dataclasses.replace(self, rematerialise="none", scan=True)
+        """Returns the same tower without rematerialisation, scanned, by XLA."""
+        return dataclasses.replace(self, rematerialise="none", scan=True, attention=XLA)
 
     @classmethod
     def smallest(cls) -> Self:

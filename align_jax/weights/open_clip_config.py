@@ -78,7 +78,7 @@ def read_open_clip(
     if type(size) is not int:
         raise InputError(f"{source}.embed_dim is {size!r}; wanted a whole number")
     siglip = isinstance(image, VitConfig) and image.pooling == "attention"
-    if siglip != has_bias or (siglip and size != image.width):
+    if siglip != has_bias or (siglip and size != image.output_width):
         raise InputError(
             f"{source}: text_cfg.proj_bias is {has_bias} and embed_dim {size}, with"
             f" {'a ViT of timm' if siglip else 'a tower of CLIP'} of width"

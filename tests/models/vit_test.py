@@ -313,6 +313,19 @@ def test_wrong_fields_are_refused(fields, message):
         read_config(VitConfig, fields)
 
 
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="has cuDNN")
+def test_an_attention_that_the_devices_lack_is_refused():
+    config = dataclasses.replace(VitConfig.smallest(), attention="cudnn")
+    tower = Vit(config, jnp.bfloat16)
+    with pytest.raises(InputError, match=r"attention is 'cudnn', .* wanted 'xla'"):
+        jax.eval_shape(
+            lambda: tower.init(
+                jax.random.key(0), jnp.zeros((2, 16, 16, 3)), jnp.arange(2), False
+            )
+        )
+    assert config.computed_once().attention == "xla"
+
+
 def test_a_picture_below_a_patch_is_refused():
     with pytest.raises(InputError, match=r"64 x 64 pixels and .*patch is 128; wan"):
         tower_shapes("image_tower", VitConfig(patch=128))
