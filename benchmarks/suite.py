@@ -41,7 +41,7 @@ BENCHMARKS: dict[str, str] = {
     "input_formats": "input --folder={folder}/input --formats --rounds=5",
     "search": "search --vectors=200000 --queries=200 --folder={folder}",
     "embed": "embed --model={model} --pictures=600",
-    "probe": "probe --pictures=10000 --classes=100",
+    "probe": "probe --pictures=4000 --classes=50",
     "evaluation": "evaluation --rounds=3 --index=100000",
     "images": "images --pictures=1000 --folder={folder}/images",
     "corpus": "corpus --pairs=200000 --folder={folder}/corpus --only ours sql",
