@@ -331,8 +331,8 @@ def _is_refusal(place: Place, error: Exception) -> bool:
     """Returns whether an error comes from the storage and not from this code."""
     if isinstance(error, ImportError):  # fsspec lacks the scheme's package
         return is_url(place)
-    if isinstance(error, ValueError):  # Orbax's storage; the name of a gRPC code first
-        return re.match("[A-Z_]+: ", str(error)) is not None
+    if isinstance(error, ValueError):  # Orbax's gRPC codes; a path with a null byte
+        return re.match("[A-Z_]+: |embedded null ", str(error)) is not None
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or package in STORAGE
 

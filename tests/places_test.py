@@ -90,6 +90,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"missing.udcff is missing") as found:
         places.read_bytes(os.fsdecode(os.fsencode(missing) + b"\xff"))
     assert str(found.value).encode()  # it can be printed
+    for read in (places.read_text, places.list_names):
+        with pytest.raises(InputError, match=r"cannot be read: .*embedded null byte"):
+            read("a\0b")
     with pytest.raises(InputError, match=r"cannot be read: .*Is a directory"):
         places.read_bytes(tmp_path)
     (tmp_path / "broken").write_bytes(b'{"\xff')

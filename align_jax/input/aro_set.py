@@ -178,7 +178,10 @@ def _parse(entry: Any, box: Any, prefix: str, group: str, where: str) -> Instanc
     names = entry.get(group)
     names = names if isinstance(names, list) else [names]
     texts = [as_text(name, f"{group} of {where}") for name in names]
-    return Instance(captions, _parse_box(box, prefix, where), "_".join(texts))
+    name = "_".join(texts)
+    if not name.strip(" _"):
+        raise InputError(f"{group} of {where} is {entry.get(group)!r}; wanted a name")
+    return Instance(captions, _parse_box(box, prefix, where), name)
 
 
 def _parse_box(box: Any, prefix: str, where: str) -> Box:
@@ -209,7 +212,20 @@ def _make_set(
     read: Callable[[], Iterable[bytes]],
     parts: dict[str, np.ndarray],
 ) -> SelectionSet:
-    """Makes the set of the boxes; the arguments are the results of `_open`."""
+    """Makes the set of the boxes.
+
+    Args:
+      instances: boxes with their captions.
+      read: function that yields the whole picture of each.
+      parts: numbers of the instances of each part, by name.
+
+    Raises:
+      InputError: the names of two parts differ in spaces and underscores only.
+    """
+    named = {name.replace(" ", "_"): rows for name, rows in parts.items()}
+    if len(named) < len(parts):
+        twice = next(n for n in parts if parts[n] is not named[n.replace(" ", "_")])
+        raise InputError(f"another part has the name of {twice!r}, with _ for spaces")
 
     def cut() -> Iterator[bytes]:
         for number, (instance, picture) in enumerate(
@@ -221,7 +237,7 @@ def _make_set(
         rows=np.arange(len(instances))[:, None],  # (N, 1)
         captions=[instance.captions for instance in instances],
         read=cut,
-        parts={name.replace(" ", "_"): rows for name, rows in parts.items()},
+        parts=named,
         right_first=False,
     )
 

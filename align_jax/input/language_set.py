@@ -126,7 +126,8 @@ def read_xtd(directory: str, pictures: str, languages: Sequence[str]) -> Languag
 
 def _read_lines(path: str) -> list[str]:
     """Reads the stripped lines of a text file; InputError if one is empty."""
-    lines = [line.strip() for line in places.read_text(path).rstrip().split("\n")]
+    text = places.read_text(path).removeprefix("\ufeff")  # the byte order mark
+    lines = [line.strip() for line in text.rstrip().split("\n")]
     for number, line in enumerate(lines, 1):
         if not line:
             raise InputError(f"line {number} of {path} is empty")

@@ -69,10 +69,11 @@ def read_convnext(
     depths, dims = zip(*SIZES[KEYS[size]], strict=True)
     changed = {"depths": depths, "dims": dims, **(arguments or {})}
     stages = read_config(StageFields, changed, f"{where}.timm_model_kwargs")
+    drop_rate = found.get("timm_drop_path")
     fields = {
         "stages": tuple(zip(stages.depths, stages.dims, strict=True)),
         "norm_epsilon": LARGEST_EPSILON if size == "xxlarge" else EPSILON,
-        "drop_rate": found.get("timm_drop_path") or 0.0,
+        "drop_rate": 0.0 if drop_rate is None else drop_rate,
     }
     return read_config(ConvNeXtConfig, fields, where)
 

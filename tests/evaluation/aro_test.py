@@ -209,6 +209,9 @@ def change(path, **fields):
     [
         ({"true_caption": 3}, r"entry 1 of .*relation.json is 3; wanted a text"),
         ({"relation_name": None}, r"relation_name of entry 1 of .* is None; wanted a"),
+        ({"relation_name": []}, r"relation_name of entry 1 of .* is \[\]; wanted a na"),
+        ({"relation_name": " _"}, r"relation_name of entry 1 of .* is ' _'; wanted a "),
+        ({"relation_name": "to_the left of"}, r"the name of 'to the left of', with _"),
         ({"image_path": "9.png"}, r"images lacks 1 of 3 pictures, among them 9.png"),
         ({"bbox_w": 0}, r"entry 1 of .* has the box \[12, 0, 0, 12\]; wanted x, y, w"),
         ({"bbox_h": "12"}, r"has the box \[12, 0, 12, '12'\]; wanted x, y, width and"),

@@ -6,7 +6,7 @@ import pytest
 from align_jax.errors import InputError
 from align_jax.evaluation.runner import make_evaluators
 from align_jax.evaluation.scores import CUTS
-from align_jax.input.language_set import LANGUAGES, XTD
+from align_jax.input.language_set import LANGUAGES, XTD, read_xtd
 from configs import zero_shot
 from tests import tiny
 from tests.fixed_encoder import FixedEncoder, perfect
@@ -138,6 +138,15 @@ def test_xtd_is_read_in_place(tmp_path, split):
         assert found[f"{language}_t2i_queries"] == 12
     assert found["t2i_recall@1"] == found["i2t_recall@1"] == pytest.approx(1 / 3)
     assert found["t2i_chance@1"] == pytest.approx(1 / 12)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    fields = write_xtd(tmp_path)
+    languages = fields["languages"]
+    before = read_xtd(fields["directory"], fields["pictures"], languages)
+    for path in (tmp_path / "set").rglob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_xtd(fields["directory"], fields["pictures"], languages) == before
 
 
 def test_the_languages_of_xtd_are_the_published_ones():

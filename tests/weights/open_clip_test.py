@@ -115,6 +115,11 @@ def test_a_siglip_is_not_written(tmp_path):
             CONVNEXT | {"timm_model_kwargs": {"use_grn": True}},
             "timm_model_kwargs has no field 'use_grn'",
         ),
+        (
+            "vision_cfg",
+            CONVNEXT | {"timm_drop_path": False},
+            "vision_cfg.drop_rate is False",
+        ),
         ("vision_cfg", {"colour": 3}, "vision_cfg.colour is 3, a field that we do not"),
         (
             "text_cfg",
