@@ -22,6 +22,7 @@ import io
 import json
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -214,18 +215,18 @@ def _make_set(
 ) -> SelectionSet:
     """Makes the set of the boxes.
 
+    Spaces in a part's name become underscores, unless another part then has that name.
+
     Args:
       instances: boxes with their captions.
       read: function that yields the whole picture of each.
       parts: numbers of the instances of each part, by name.
-
-    Raises:
-      InputError: the names of two parts differ in spaces and underscores only.
     """
-    named = {name.replace(" ", "_"): rows for name, rows in parts.items()}
-    if len(named) < len(parts):
-        twice = next(n for n in parts if parts[n] is not named[n.replace(" ", "_")])
-        raise InputError(f"another part has the name of {twice!r}, with _ for spaces")
+    count = Counter(name.replace(" ", "_") for name in parts)
+    named = {
+        name if count[short := name.replace(" ", "_")] > 1 else short: rows
+        for name, rows in parts.items()
+    }
 
     def cut() -> Iterator[bytes]:
         for number, (instance, picture) in enumerate(

@@ -211,7 +211,6 @@ def change(path, **fields):
         ({"relation_name": None}, r"relation_name of entry 1 of .* is None; wanted a"),
         ({"relation_name": []}, r"relation_name of entry 1 of .* is \[\]; wanted a na"),
         ({"relation_name": " _"}, r"relation_name of entry 1 of .* is ' _'; wanted a "),
-        ({"relation_name": "to_the left of"}, r"the name of 'to the left of', with _"),
         ({"image_path": "9.png"}, r"images lacks 1 of 3 pictures, among them 9.png"),
         ({"bbox_w": 0}, r"entry 1 of .* has the box \[12, 0, 0, 12\]; wanted x, y, w"),
         ({"bbox_h": "12"}, r"has the box \[12, 0, 12, '12'\]; wanted x, y, width and"),
@@ -227,6 +226,17 @@ def test_other_entries_are_refused(tmp_path, fields, message):
     change(tmp_path / "visual_genome_relation.json", **fields)
     with pytest.raises(InputError, match=message):
         make(**described)
+
+
+def test_parts_whose_names_differ_in_underscores_stay_apart(tmp_path):
+    fields = write_authors(tmp_path)
+    change(tmp_path / "visual_genome_relation.json", relation_name="to_the left of")
+    parts = make(**fields, expected=4)._set.parts
+    assert {name: rows.tolist() for name, rows in parts.items()} == {
+        "on": [0],
+        "to_the left of": [1],
+        "to the left of": [2],
+    }
 
 
 def test_other_counts_files_and_columns_are_refused(tmp_path):
