@@ -47,7 +47,7 @@ CLIPART ?= $(or $(wildcard /usr/share/openclipart),$(DOWNLOADED))
 recipes: recipes-data  ## train by each recipe for equal operations and compare, 10 hours
 	$(RUN) -m benchmarks.recipes --workdir=runs/recipes
 
-benchmarks: .venv/installed  ## compare with other projects, which it installs, 30 minutes
+benchmarks: .venv/installed  ## compare with other projects, which it installs
 	.venv/bin/pip install --quiet -e '.[benchmarks]' -c constraints.txt
 	$(RUN) -m benchmarks.suite --folder=runs/benchmarks
 

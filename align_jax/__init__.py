@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 def load(source: str, batch_size: int = 128, width: int | None = None) -> "Model":
     """Loads a trained dual encoder, and begins to compile its two encoders.
 
+    A process that ends earlier waits for that.
+
     Args:
       source: any source that `align_jax.weights.source.open_weights` reads, such as the
         workdir of a run.

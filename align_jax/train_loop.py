@@ -15,7 +15,7 @@ from align_jax.evaluation.runner import run_evaluators
 from align_jax.input.pipeline import TrainBatches
 from align_jax.locks import Lock
 from align_jax.progress import doing
-from align_jax.runs.lost_time import STEPS, Timesheet, describe_start
+from align_jax.runs.lost_time import STEPS, Timesheet, list_causes
 from align_jax.runs.pace import Pace
 from align_jax.runs.preemption import Notice
 from align_jax.runs.profiles import Profile
@@ -134,7 +134,7 @@ class TrainLoop:
         with self.pace.waiting(step):
             batch = next(self.batches)
         if first and leads():
-            print("\n".join(describe_start(self.times.read())), file=sys.stderr)
+            print("\n".join(list_causes(self.times.read())), file=sys.stderr)
         self.profile.before(step)
         program = programs[self.config.measures_norms(step)]
         self.state, metrics = program(self.state, batch)

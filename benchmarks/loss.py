@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import jax
@@ -84,6 +84,19 @@ def median_milliseconds(program: Callable, arguments: tuple, repeats: int) -> fl
     return 1e3 * statistics.median(seconds[1:])
 
 
+def take_turns(
+    programs: Mapping[str, Callable], arguments: tuple, repeats: int
+) -> dict[str, list[float]]:
+    """Returns the milliseconds of each program's calls, without the first one."""
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(repeats + 1):  # the first warms up
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(*arguments))
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: times[1:] for name, times in taken.items()}
+
+
 def measure(n: int, flags: argparse.Namespace) -> list[dict]:
     """Returns one row per implementation."""
     with jax.default_matmul_precision(flags.precision):
@@ -91,19 +104,13 @@ def measure(n: int, flags: argparse.Namespace) -> list[dict]:
             name: compile_gradient(loss, n, flags.width)
             for name, loss in (("tiled", tiled_loss(flags)), ("dense", dense_loss))
         }
-    arguments = make_arguments(n, flags.width)
-    seconds: dict[str, list[float]] = {name: [] for name in compiled}
-    for _ in range(flags.repeats + 1):  # the first warms up
-        for name, program in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds[name].append(time.perf_counter() - start)
+    taken = take_turns(compiled, make_arguments(n, flags.width), flags.repeats)
     return [
         {
             "implementation": name,
             "n": n,
-            "milliseconds": 1e3 * statistics.median(seconds[name][1:]),
-            "all_milliseconds": [1e3 * taken for taken in seconds[name][1:]],
+            "milliseconds": statistics.median(taken[name]),
+            "all_milliseconds": taken[name],
             "peak_bytes": program.memory_analysis().temp_size_in_bytes,
         }
         for name, program in compiled.items()

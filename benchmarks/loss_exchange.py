@@ -13,7 +13,6 @@ machine's devices are timed; the two forms take turns, and milliseconds are medi
 import argparse
 import os
 import statistics
-import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -27,7 +26,7 @@ from align_jax.devices.mesh import batch_split, make_mesh, replicated, slices_of
 from align_jax.errors import one_line
 from align_jax.losses.contrastive import contrastive_loss
 from align_jax.losses.tiles import EXCHANGES
-from benchmarks.loss import SMOOTHING, make_arguments
+from benchmarks.loss import SMOOTHING, make_arguments, take_turns
 
 GIB = 2**30
 HEADER = (
@@ -87,13 +86,8 @@ def time_programs(
     arguments = jax.device_put(
         make_arguments(flags.size, flags.width), (rows, rows, whole)
     )
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(flags.repeats + 1):  # the first warms up
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(s[1:]) for name, s in seconds.items()}
+    taken = take_turns(programs, arguments, flags.repeats)
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def describe(

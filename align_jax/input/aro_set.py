@@ -39,6 +39,7 @@ from align_jax.input.selection_set import (
     as_text,
     check_pictures,
     list_parquet,
+    read_columns,
     stream_rows,
 )
 
@@ -114,10 +115,7 @@ def read_order(directory: str) -> SelectionSet:
       InputError: the Parquet files are missing, or one is damaged or lacks a column.
     """
     paths = list_parquet(directory)
-    captions = [
-        [as_text(row[name], where) for name in ORDERS]
-        for where, row in stream_rows(paths, ORDERS)
-    ]
+    captions = read_columns(paths, ORDERS)
     rows = np.arange(len(captions))[:, None]  # (N, 1)
     return SelectionSet(rows, captions, lambda: _stream_pictures(paths, "images"))
 

@@ -89,6 +89,14 @@ def read_sugar_crepe(directory: str, pictures: str) -> SelectionSet:
     return SelectionSet(np.array(rows), captions, read, parts)
 
 
+def read_columns(paths: Sequence[str], names: Sequence[str]) -> list[list[str]]:
+    """Reads the texts of some columns of Parquet files, for each row."""
+    return [
+        [as_text(row[name], where) for name in names]
+        for where, row in stream_rows(paths, names)
+    ]
+
+
 def read_winoground(directory: str) -> SelectionSet:
     """Reads Winoground: two pictures and two captions of the same words.
 
@@ -99,10 +107,7 @@ def read_winoground(directory: str) -> SelectionSet:
       InputError: the Parquet files are missing, or one is damaged or lacks a column.
     """
     paths = list_parquet(directory)
-    captions = [
-        [as_text(row[name], where) for name in CAPTIONS]
-        for where, row in stream_rows(paths, CAPTIONS)
-    ]
+    captions = read_columns(paths, CAPTIONS)
 
     def read() -> Iterator[bytes]:
         for where, row in stream_rows(paths, IMAGES):

@@ -28,6 +28,7 @@ from align_jax.models.positions import Rotation
 PREFIX = "layer_"  # of the names of blocks' parameters
 REMATERIALISATIONS = ("none", "blocks")
 XLA, CUDNN = ATTENTIONS = ("xla", "cudnn")
+EXECUTION_FIELDS = ("scan", "rematerialise", "attention")  # of towers of blocks
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
@@ -243,10 +244,11 @@ def attend(
             is_causal=shape.causal,
             implementation=cast(Literal["xla", "cudnn"], shape.attention),
         )
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if shape.attention != CUDNN:
+            raise
         raise InputError(
-            f"attention is {shape.attention!r}, which JAX refuses here:"
-            f" {one_line(error)}; wanted {XLA!r}"
+            f"attention is {CUDNN!r}, and JAX says: {one_line(error)}; wanted {XLA!r}"
         ) from error
     start = shape.initializer("output")
     output = by_head(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from align_jax.config import LATE, check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.models.block import (
+    EXECUTION_FIELDS,
     PREFIX,
     XLA,
     BlockShape,
@@ -80,11 +81,7 @@ class TransformerConfig:
     """
 
     # The contract of a tower, see `models.towers`.
-    execution_fields: ClassVar[tuple[str, ...]] = (
-        "scan",
-        "rematerialise",
-        "attention",
-    )
+    execution_fields: ClassVar[tuple[str, ...]] = EXECUTION_FIELDS
     form_fields: ClassVar[tuple[str, ...]] = (
         "causal",
         "pooling",

@@ -18,6 +18,7 @@ from align_jax.config import LATE, check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.errors import InputError
 from align_jax.models.block import (
+    EXECUTION_FIELDS,
     PREFIX,
     REMATERIALISATIONS,
     XLA,
@@ -105,11 +106,7 @@ class VitConfig:
     """
 
     # The contract of a tower, see `models.towers`.
-    execution_fields: ClassVar[tuple[str, ...]] = (
-        "scan",
-        "rematerialise",
-        "attention",
-    )
+    execution_fields: ClassVar[tuple[str, ...]] = EXECUTION_FIELDS
     memory_choices: ClassVar[Mapping[str, tuple]] = {
         "rematerialise": REMATERIALISATIONS
     }

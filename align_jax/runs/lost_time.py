@@ -95,7 +95,7 @@ class Timesheet:
         return dict(self._seconds)
 
 
-def describe_start(seconds: Mapping[str, float]) -> list[str]:
+def list_causes(seconds: Mapping[str, float]) -> list[str]:
     """Returns lines with the seconds of each cause before a start's first step.
 
     Args:

@@ -12,7 +12,7 @@ from align_jax.runs.lost_time import (
     STEPS,
     WALL,
     Timesheet,
-    describe_start,
+    list_causes,
     lost,
     process_started,
     split_time,
@@ -194,7 +194,7 @@ def test_a_start_is_described_by_its_causes_in_seconds():
         clock.now += 2.5
     times.switch("compile")
     clock.now += 30
-    assert describe_start(times.read()) == [
+    assert list_causes(times.read()) == [
         "   37.5 s  before the first step:",
         "    5.0 s  start-up: imports, checks, opening data",
         "    2.5 s  reading or making the first state",

@@ -47,15 +47,20 @@ def processor(name: str) -> dict:
     }
 
 
-def write_folder(folder: pathlib.Path, name: str) -> str:
-    """Writes a golden model's folder as transformers does; returns its path."""
-    golden = MODELS[name]
-    folder.mkdir()
+def write_tensors(golden: dict, path: pathlib.Path) -> None:
+    """Writes the tensors of a golden model."""
     arrays = {
         tensor: clip_arrays.weight(tensor, tuple(shape))
         for tensor, shape in golden["shapes"].items()
     }
-    safetensors.numpy.save_file(arrays, folder / "model.safetensors")
+    safetensors.numpy.save_file(arrays, path)
+
+
+def write_folder(folder: pathlib.Path, name: str) -> str:
+    """Writes a golden model's folder as transformers does; returns its path."""
+    golden = MODELS[name]
+    folder.mkdir()
+    write_tensors(golden, folder / "model.safetensors")
     files = {
         "config.json": golden["config"],
         "preprocessor_config.json": processor(name),

@@ -7,7 +7,6 @@ import math
 import pathlib
 
 import pytest
-import safetensors.numpy
 
 from align_jax.errors import InputError
 from align_jax.input.stored_tokenizer import special_token
@@ -24,7 +23,13 @@ from align_jax.weights.source import open_weights
 from align_jax.weights.starts import describe_start
 from tests.golden import clip_arrays
 from tests.weights import outputs
-from tests.weights.clip_folders import assert_same, edit, tensors_of, vocabulary
+from tests.weights.clip_folders import (
+    assert_same,
+    edit,
+    tensors_of,
+    vocabulary,
+    write_tensors,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/open_clip.json.gz"
 MODELS = json.loads(gzip.decompress(GOLDEN.read_bytes()))
@@ -36,11 +41,7 @@ def write_folder(folder: pathlib.Path, name: str) -> str:
     """Writes a golden model's folder as OpenCLIP does; returns its path."""
     golden = MODELS[name]
     folder.mkdir()
-    arrays = {
-        tensor: clip_arrays.weight(tensor, tuple(shape))
-        for tensor, shape in golden["shapes"].items()
-    }
-    safetensors.numpy.save_file(arrays, folder / FILE)
+    write_tensors(golden, folder / FILE)
     described = {"model_cfg": golden["config"], "preprocess_cfg": golden["pictures"]}
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     words = vocabulary(golden["config"]["text_cfg"]["vocab_size"], golden["end"])
