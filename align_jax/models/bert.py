@@ -20,6 +20,7 @@ from align_jax.models.layers import (
     gathered,
     gelu,
     layer_norm,
+    rows,
     run_equal_blocks,
 )
 from align_jax.ranges import Count, Positive, ProperShare, Range
@@ -149,21 +150,23 @@ class BertLayer(nn.Module):
         norm = partial(layer_norm, dtype=self.dtype, epsilon=EPSILON)
         heads = config.hidden // HEAD_WIDTH
         query, key, value = (
-            by_head((heads, HEAD_WIDTH), name=name)(x)
+            by_head((heads, HEAD_WIDTH), name=name)(rows(x)).reshape(
+                *x.shape[:2], heads, HEAD_WIDTH
+            )
             for name in ("query", "key", "value")
         )  # (B, L, heads, 64)
         attended = jax.nn.dot_product_attention(
             query, key, value, mask=mask[:, None, None, :]
         )
         attended = by_head(config.hidden, axis=(-2, -1), name="attention_output")(
-            attended
-        )
+            rows(attended)
+        ).reshape(x.shape)
         attended = dropout(attended, keys[0], core_ids, config.dropout)
         x = norm("attention_norm", x + attended)
 
-        hidden = dense(4 * config.hidden, name="intermediate")(x)
+        hidden = dense(4 * config.hidden, name="intermediate")(rows(x))
         hidden = jax.checkpoint(gelu)(hidden)  # recomputed in the backward pass
-        hidden = dense(config.hidden, name="output")(hidden)
+        hidden = dense(config.hidden, name="output")(hidden).reshape(x.shape)
         hidden = dropout(hidden, keys[1], core_ids, config.dropout)
         return norm("output_norm", x + hidden)
 

@@ -20,6 +20,7 @@ from align_jax.models.layers import (
     gathered,
     gelu,
     layer_norm,
+    rows,
     run_equal_blocks,
     survival_scales,
 )
@@ -225,7 +226,7 @@ def attend(
     by_head = partial(nn.DenseGeneral, dtype=dtype)
     start, size = shape.initializer("attention"), shape.width // shape.heads
     query, key, value = (
-        by_head((shape.heads, size), kernel_init=start, name=name)(_rows(x)).reshape(
+        by_head((shape.heads, size), kernel_init=start, name=name)(rows(x)).reshape(
             *x.shape[:2], shape.heads, size
         )
         for name, x in (("query", queries), ("key", inputs), ("value", inputs))
@@ -254,26 +255,18 @@ def attend(
     output = by_head(
         shape.width, axis=(-2, -1), kernel_init=start, name="attention_output"
     )
-    return output(_rows(attended)).reshape(queries.shape)
+    return output(rows(attended)).reshape(queries.shape)
 
 
 def feed_forward(shape: BlockShape, x: jax.Array, dtype: Any) -> jax.Array:
     """Applies the MLP to x (B, L, W) inside a module's compact method."""
     dense = partial(nn.Dense, dtype=dtype)
     start = shape.initializer("intermediate")
-    hidden = dense(shape.mlp_width, kernel_init=start, name="intermediate")(_rows(x))
+    hidden = dense(shape.mlp_width, kernel_init=start, name="intermediate")(rows(x))
     activation = ACTIVATIONS[shape.activation]
     hidden = jax.checkpoint(activation)(hidden)  # recomputed in the backward pass
     start = shape.initializer("output")
     return dense(shape.width, kernel_init=start, name="output")(hidden).reshape(x.shape)
-
-
-def _rows(x: jax.Array) -> jax.Array:
-    """Merges the axes (B, L) of an array into one.
-
-    The gradient of a kernel then sums over one axis, for which XLA transposes no array.
-    """
-    return x.reshape(-1, *x.shape[2:])
 
 
 class AttentionPool(nn.Module):

@@ -188,6 +188,14 @@ def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype, epsilon: float) -> jax
     return norm(x.astype(jnp.float32)).astype(dtype)
 
 
+def rows(x: jax.Array) -> jax.Array:
+    """Merges the axes (B, L) of an array into one.
+
+    The gradient of a kernel then sums over one axis, for which XLA transposes no array.
+    """
+    return x.reshape(-1, *x.shape[2:])
+
+
 def gathered(block: type[nn.Module], tower: nn.Module) -> type[nn.Module]:
     """Returns a block's class that gathers its parameters from the devices.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from align_jax.devices import mesh
 from align_jax.devices.exchange import gather
 from align_jax.errors import InputError
 
@@ -34,7 +35,25 @@ def all_finite(tree: Any) -> jax.Array:
     It is meant for compiled programs.
     """
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in floats]))
+    joined = join_small(floats)
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in joined]))
+
+
+def join_small(tree: Any) -> list[jax.Array]:
+    """Returns arrays that together hold all numbers of a tree.
+
+    Arrays of fewer than `mesh.SMALL` elements, which every device holds, become one
+    vector for each number type. So a reduction over the tree has fewer kernels, which
+    take longer to compile, and to start, than to run.
+    """
+    small: dict[jnp.dtype, list[jax.Array]] = {}
+    arrays = []
+    for x in jax.tree.leaves(tree):
+        if x.size < mesh.SMALL:
+            small.setdefault(x.dtype, []).append(x.reshape(-1))
+        else:
+            arrays.append(x)
+    return [*arrays, *map(jnp.concatenate, small.values())]
 
 
 def squared_moments(optimizer: Any) -> list[jax.Array]:

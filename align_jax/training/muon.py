@@ -5,12 +5,15 @@ iteration (https://kellerjordan.github.io/posts/muon/), as Optax computes it.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+from optax.contrib import MuonDimensionNumbers, MuonState, scale_by_muon
 
+ITERATIONS = 5  # of Newton and Schulz, as in Optax
 RMS = 0.2  # root mean square of a step at a learning rate of 1
 
 
@@ -24,10 +27,28 @@ def orthogonal_steps(momentum: float) -> optax.GradientTransformation:
     Args:
       momentum: decay of the gradient's moving average.
     """
+    muon = scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_axes)
     return optax.chain(
-        scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_axes),
+        optax.GradientTransformation(muon.init, partial(_update, muon)),
         optax.stateless(lambda steps, _: jax.tree.map(_scaled, steps)),
     )
+
+
+def _update(
+    muon: optax.GradientTransformation,
+    gradients: Any,
+    state: MuonState,
+    params: Any = None,
+) -> tuple[Any, MuonState]:
+    """Updates by Optax's Muon, with its iterations as a loop.
+
+    Optax unrolls equal iterations, of which each is compiled; it loops over iterations
+    with coefficients of their own.
+    """
+    repeated = jnp.tile(state.ns_coeffs, (ITERATIONS, 1))
+    looped = state._replace(ns_coeffs=repeated)
+    updates, after = muon.update(gradients, looped, params)
+    return updates, after._replace(ns_coeffs=state.ns_coeffs)
 
 
 def is_matrix(name: str, x: jax.Array | jax.ShapeDtypeStruct) -> bool:

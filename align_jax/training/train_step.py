@@ -18,7 +18,7 @@ from align_jax.losses.objective import (
 )
 from align_jax.models.batch_norm import mean_over_groups
 from align_jax.training.batch_choice import choose_batch
-from align_jax.training.integrity import all_finite, squared_moments
+from align_jax.training.integrity import all_finite, join_small, squared_moments
 from align_jax.training.microbatches import join_parts, split_parts
 from align_jax.training.optimizer import trainable
 from align_jax.training.schedule_free import map_points
@@ -107,7 +107,10 @@ def _norms(gradients: dict, updates: dict, plan: StepPlan) -> Metrics:
     """Returns the norms of gradients and updates, for each tower and for all."""
     norms = {}
     for kind, tree in zip(NORMED, (gradients, updates), strict=True):
-        squared = {name: optax.tree.norm(x, squared=True) for name, x in tree.items()}
+        squared = {
+            name: optax.tree.norm(join_small(x), squared=True)
+            for name, x in tree.items()
+        }
         for tower in plan.model.config.towers:
             norms[f"{tower}/{kind}_norm"] = jnp.sqrt(squared[tower])
         norms[f"{kind}_norm"] = jnp.sqrt(sum(squared.values()))
