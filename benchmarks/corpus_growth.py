@@ -1,8 +1,10 @@
 """Growth of the corpus rules' time, memory and disk with the number of pairs.
 
     python -m benchmarks.corpus_growth --pairs 1000000,10000000,50000000
+    python -m benchmarks.corpus_growth --pairs 20000000 --even-words
 
 The rows are those of `benchmarks.corpus`, generated from a seed and kept in --folder.
+With `--even-words` all words are equally frequent, so that most n-grams are different.
 Each number of pairs runs in a separate process, and each stage of
 `data.corpus.builder.Build` is timed as it is saved. The first table has a row for each
 stage: processor seconds, pairs a second, and its file. An exponent is the slope of the
@@ -93,8 +95,10 @@ def run_child(folder: pathlib.Path, out: pathlib.Path, flags: Any) -> dict[str, 
 
 def run_once(pairs: int, flags: argparse.Namespace) -> dict[str, Any]:
     """Generates the rows of a number of pairs and runs the stages in a new process."""
-    folder, out = flags.folder / f"{pairs}_{flags.seed}", flags.folder / "growth"
-    generate(folder, pairs, flags.seed)
+    kind = "_even" if flags.even_words else ""
+    folder = flags.folder / f"{pairs}_{flags.seed}{kind}"
+    out = flags.folder / "growth"
+    generate(folder, pairs, flags.seed, flags.even_words)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     command = [sys.executable, "-m", "benchmarks.corpus_growth", "--child", str(folder)]
@@ -142,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", default="500000,2000000,10000000")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--even-words", action="store_true")
     parser.add_argument("--folder", type=pathlib.Path, default="runs/benchmark_corpus")
     parser.add_argument("--memory-limit", default="3GB")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -50,8 +50,8 @@ def spell_ids(numbers: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(numbers), buffers)
 
 
-def draw_texts(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws words (n, LONGEST), mostly decided by the word before; lengths (n,)."""
+def draw_words(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Draws words (n, LONGEST), mostly decided by the word before."""
     words = np.empty((n, LONGEST), np.int64)
     words[:, 0] = rank(rng.random(n), WORDS)
     for i in range(1, LONGEST):
@@ -59,17 +59,35 @@ def draw_texts(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray
         usual = rank((state >> np.uint64(11)) * UNIT, WORDS)
         fresh = rank(rng.random(n), WORDS)
         words[:, i] = np.where(rng.random(n) < 0.85, usual, fresh)
+    return words
+
+
+def draw_texts(
+    rng: np.random.Generator, n: int, even: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws words (n, LONGEST) and lengths (n,); `even` is that of `generate`."""
+    if even:
+        words = rng.integers(WORDS, size=(n, LONGEST))
+    else:
+        words = draw_words(rng, n)
     lengths = np.minimum(rng.geometric(0.3, n) + rng.poisson(5, n), LONGEST)
     short = rng.random(n) < 0.1
     return words, np.where(short, rng.integers(1, 4, n), lengths)
 
 
 def draw_pairs(
-    seed: int, chunk: int, n: int, images: int, pool: tuple, spelled: pa.Array
+    seed: int,
+    chunk: int,
+    n: int,
+    images: int,
+    *,
+    pool: tuple,
+    spelled: pa.Array,
+    even: bool,
 ) -> pa.Table:
     """Draws the pairs of one file; 30 % share a text of the pool, 3 % are repeated."""
     rng = np.random.default_rng((seed, 2, chunk))
-    words, lengths = draw_texts(rng, n)
+    words, lengths = draw_texts(rng, n, even)
     shared = rng.random(n) < 0.3
     pick = rank(rng.random(shared.sum()), len(pool[1]))
     words[shared], lengths[shared] = pool[0][pick], pool[1][pick]
@@ -126,8 +144,12 @@ def draw_pictures(seed: int, chunk: int, numbers: np.ndarray) -> pa.Table:
     )
 
 
-def generate(folder: pathlib.Path, pairs: int, seed: int) -> None:
-    """Writes folder/pairs and folder/images, unless the folder exists."""
+def generate(folder: pathlib.Path, pairs: int, seed: int, even: bool = False) -> None:
+    """Writes folder/pairs and folder/images, unless the folder exists.
+
+    If `even`, all words are equally frequent, and do not depend on the word before. Then
+    most pairs of words occur once.
+    """
     if folder.exists():
         return
     temporary = folder.with_name(folder.name + ".tmp")
@@ -135,10 +157,12 @@ def generate(folder: pathlib.Path, pairs: int, seed: int) -> None:
     for name in ("pairs", "images"):
         (temporary / name).mkdir(parents=True)
     spelled, images = spell_words(), max(1, pairs * 6 // 10)
-    pool = draw_texts(np.random.default_rng((seed, 1)), max(10, pairs // 20))
+    pool = draw_texts(np.random.default_rng((seed, 1)), max(10, pairs // 20), even)
     for chunk, start in enumerate(range(0, pairs, CHUNK)):
         n = min(CHUNK, pairs - start)
-        table = draw_pairs(seed, chunk, n, images, pool=pool, spelled=spelled)
+        table = draw_pairs(
+            seed, chunk, n, images, pool=pool, spelled=spelled, even=even
+        )
         pq.write_table(table, temporary / "pairs" / f"{chunk:05}.parquet")
     for chunk, start in enumerate(range(0, images, CHUNK)):
         numbers = np.arange(start, min(start + CHUNK, images))
