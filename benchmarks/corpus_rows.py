@@ -147,8 +147,8 @@ def draw_pictures(seed: int, chunk: int, numbers: np.ndarray) -> pa.Table:
 def generate(folder: pathlib.Path, pairs: int, seed: int, even: bool = False) -> None:
     """Writes folder/pairs and folder/images, unless the folder exists.
 
-    If `even`, all words are equally frequent, and do not depend on the word before. Then
-    most pairs of words occur once.
+    If `even`, all words are equally frequent and independent. Then most pairs of words
+    occur once.
     """
     if folder.exists():
         return
