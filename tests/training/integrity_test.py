@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from align_jax.devices import mesh
 from align_jax.devices.mesh import BATCH_AXES
 from align_jax.training import integrity
 from align_jax.training.integrity import DamagedCheckpointError
@@ -23,7 +24,7 @@ def checksum_of(array):
 def test_a_checksum_is_the_same_however_the_array_is_split(shape, dtype, mesh_of):
     random = np.random.default_rng(0)
     array = np.asarray(100 * random.standard_normal(shape)).astype(dtype)
-    mesh, expected = mesh_of(8), checksum_of(array)
+    devices, expected = mesh_of(8), checksum_of(array)
     splits = [PartitionSpec()]
     for axis, size in enumerate(shape):
         if size and size % 8 == 0:
@@ -31,7 +32,7 @@ def test_a_checksum_is_the_same_however_the_array_is_split(shape, dtype, mesh_of
     arrays = [
         array,
         jnp.asarray(array),
-        *(jax.device_put(array, NamedSharding(mesh, split)) for split in splits),
+        *(jax.device_put(array, NamedSharding(devices, split)) for split in splits),
     ]
     found, bad = integrity.measure({"a": arrays})
     assert [form[2] for form in found.values()] == [expected] * len(arrays)
@@ -63,6 +64,21 @@ def test_arrays_that_are_not_finite_are_named():
         DamagedCheckpointError, match=r"RUN/7 is damaged: NaN .* in a\.w, b\.1"
     ):
         integrity.check(tree, None, "RUN/7")
+
+
+def test_small_arrays_of_one_type_are_joined():
+    large = np.arange(mesh.SMALL, dtype=np.float32)
+    tree = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": large,
+        "c": np.full((), 6, np.float32),
+        "d": np.ones(mesh.SMALL - 1, np.int32),
+    }
+    whole, joined, integers = integrity.join_small(tree)
+    np.testing.assert_array_equal(whole, large)
+    np.testing.assert_array_equal(joined, np.arange(7, dtype=np.float32))
+    np.testing.assert_array_equal(integers, tree["d"])
+    assert integrity.join_small({}) == []
 
 
 def test_a_part_of_the_arrays_can_be_checked():
