@@ -22,22 +22,16 @@ formats with the same pairs.
 import argparse
 import collections
 import concurrent.futures
-import io
-import itertools
 import json
 import os
 import pathlib
 import statistics
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
-from PIL import Image
 
 from align_jax.devices.runtime import reuse_memory
 from align_jax.input.datasets import FORMATS, DatasetConfig
@@ -49,16 +43,8 @@ from align_jax.input.tokenizer import open_tokenizer
 from align_jax.input.training_data import InputConfig, open_training
 from align_jax.pictures import read_picture
 from benchmarks.comparisons import Comparison, add_record_flag, record
-from benchmarks.input_formats import open_formats
-from data.records.records import (
-    image_feature,
-    make_example,
-    write_metadata,
-    write_split,
-)
+from benchmarks.input_formats import SHARDS, open_formats, write_data
 
-HEIGHT, WIDTH, QUALITY = 375, 500, 85
-PICTURES, PAIRS, SHARDS, WORDS = 256, 4096, 16, 3000
 REFERENCES = {  # competitor by name of the ratio
     "tfds": "train, tfds",
     "decode_ours": "decode, ours",
@@ -67,55 +53,6 @@ REFERENCES = {  # competitor by name of the ratio
 }
 DEEP = 6  # batches that a pipeline may have ready when its turn starts
 SETTLE = 1.5  # seconds between two turns
-
-
-def draw_photograph(draw: np.random.Generator) -> bytes:
-    """Draws a JPEG file of noise; its amplitude falls as frequency to the power 1.5."""
-    rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
-    columns = np.fft.rfftfreq(WIDTH) * WIDTH
-    frequency = np.maximum(np.hypot(rows, columns), 1.0)
-    planes = []
-    for slope, deviation in ((1.5, 55), (1.4, 18), (1.4, 18)):  # Y, Cb, Cr
-        phases = draw.normal(size=(2, *frequency.shape))
-        spectrum = (phases[0] + 1j * phases[1]) / frequency**slope
-        plane = np.fft.irfft2(spectrum, (HEIGHT, WIDTH))
-        plane = 128 + deviation * plane / plane.std()
-        planes.append(Image.fromarray(plane.clip(0, 255).astype(np.uint8)))
-    file = io.BytesIO()
-    picture = Image.merge("YCbCr", planes).convert("RGB")
-    picture.save(file, "JPEG", quality=QUALITY)
-    return file.getvalue()
-
-
-def write_data(folder: pathlib.Path) -> None:
-    """Writes tars/, records/ and at last vocabulary.txt, which marks complete data."""
-    draw = np.random.default_rng(0)
-    pictures = [draw_photograph(draw) for _ in range(PICTURES)]
-    letters = list("abcdefghijklmnopqrstuvwxyz")
-    words = ["".join(draw.choice(letters, draw.integers(2, 9))) for _ in range(WORDS)]
-    texts = [" ".join(draw.choice(words, draw.integers(3, 18))) for _ in range(PAIRS)]
-    pairs = list(zip(itertools.cycle(pictures), texts, strict=False))
-    (folder / "tars").mkdir(parents=True, exist_ok=True)
-    for shard in range(SHARDS):
-        with tarfile.open(folder / "tars" / f"{shard:05}.tar", "w") as tar:
-            for index in range(shard, PAIRS, SHARDS):
-                files = {"jpg": pairs[index][0], "txt": pairs[index][1].encode()}
-                for kind, content in files.items():
-                    info = tarfile.TarInfo(f"{index:08}.{kind}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    records = folder / "records"
-    examples = (make_example(image=i, text=t.encode()) for i, t in pairs)
-    shards = write_split(
-        records, "photographs", "train", examples, count=PAIRS, shards=SHARDS
-    )
-    features = {"image": image_feature(), "text": tfds.features.Text()}
-    features = tfds.features.FeaturesDict(features)
-    write_metadata(records, "photographs", features, {"train": shards})
-    size = statistics.mean(map(len, pictures))
-    print(f"{PAIRS} pairs of {PICTURES} pictures, {size:.0f} bytes each, in {folder}")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(words))]
-    (folder / "vocabulary.txt").write_text("\n".join(vocabulary) + "\n")
 
 
 def open_train(

@@ -269,32 +269,6 @@ def feed_forward(shape: BlockShape, x: jax.Array, dtype: Any) -> jax.Array:
     return dense(shape.width, kernel_init=start, name="output")(hidden).reshape(x.shape)
 
 
-class AttentionPool(nn.Module):
-    """Attention of one learned query over tokens, with an MLP (SigLIP's pooling).
-
-    It is the multihead attention pooling of Scaling Vision Transformers (arXiv
-    2106.04560, section 3).
-
-    Attributes:
-      shape: size and form of the attention and the MLP.
-      dtype: number type of the computation; the layer norm is float32.
-    """
-
-    shape: BlockShape
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens x (B, L, W) to features (B, W)."""
-        shape = dataclasses.replace(self.shape, qk_norm=False)
-        start = nn.initializers.xavier_uniform()
-        probe = self.param("probe", start, (1, shape.width)).astype(self.dtype)
-        queries = jnp.broadcast_to(probe[None], (x.shape[0], *probe.shape))
-        y = attend(shape, queries, x, self.dtype)  # (B, 1, W)
-        normed = layer_norm("norm", y, self.dtype, shape.norm_epsilon)
-        return (y + feed_forward(shape, normed, self.dtype))[:, 0]
-
-
 def check_blocks(config: Any, where: str) -> None:
     """Checks the fields of a tower's config that describe its blocks.
 
