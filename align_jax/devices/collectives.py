@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,10 @@ COMPUTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]
 # The TPU compiler cuts a collective over several slices into collectives inside the
 # slices and an exchange of each device with those at its place in the other slices.
 EXCHANGE = re.compile(r'= \((.*?), .* recv\(.*_xla_megascale_transfer_type="(\w+)"')
+# It also overlaps a collective with other work. Then each computation that starts it,
+# moves a part of it beside other work, or waits for its end has a line of the whole
+# collective with `SHARED`. Only the first one has the custom call `START`.
+SHARED, START = '"async_collective_fusion_config"', '"AsyncCollectiveStart"'
 
 
 class Collectives(NamedTuple):
@@ -44,7 +48,8 @@ def count_collectives(
 ) -> dict[str, Collectives]:
     """Counts the collectives in the text (HLO) of a compiled program.
 
-    The body of a loop counts once.
+    The body of a loop counts once, and so does a collective that overlaps with other
+    work in several parts.
 
     Args:
       program: text of the program.
@@ -64,7 +69,7 @@ def count_collectives(
         crossing = earlier.crossing + round(size * received)
         found[kind] = Collectives(earlier.operations + 1, earlier.size + size, crossing)
 
-    for results, kind, started, rest in OPERATION.findall(program):
+    for results, kind, started, rest in _operations(program):
         # An asynchronous collective returns its operands before its results, and two
         # numbers after them if it is a permute.
         sizes = _sizes(results.replace("u32[]", "") if started else results)
@@ -76,6 +81,15 @@ def count_collectives(
         kind = kind if kind in KINDS else "collective-permute"
         add(kind, sum(_sizes(results)), others * PER_MEMBER[kind](others + 1))
     return found
+
+
+def _operations(program: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yields the groups of `OPERATION` for each collective of a program."""
+    for computation in program.split("\n}"):
+        starts = START in computation
+        for results, kind, started, rest in OPERATION.findall(computation):
+            if starts or SHARED not in rest:
+                yield results, kind, started, rest
 
 
 def _sizes(results: str) -> list[int]:

@@ -1,7 +1,15 @@
+import re
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from align_jax.devices.collectives import Collectives, count_collectives
+from align_jax.devices.mesh import BATCH_AXES, batch_split, make_mesh, replicated
+from align_jax.plan import find_devices
 
 SLICES = np.repeat([0, 1], 4)  # eight devices
 
@@ -69,3 +77,79 @@ def test_an_exchange_of_the_tpu_compiler_is_between_slices():
         "all-gather": Collectives(2, 64 + 128, 32),
         "reduce-scatter": Collectives(1, 20, 20),
     }
+
+
+def overlapped(number):
+    """Returns the computations of a gather that overlaps with two operations."""
+
+    def part(name, flag, rest):
+        return f"""
+%{name}.{number} (x: f32[1,2], y: f32[4,4]) -> (f32[8,2], f32[4,4]) {{
+  %x = f32[1,2]{{1,0}} parameter(0)
+  %y = f32[4,4]{{1,0}} parameter(1)
+  %a = f32[8,2]{{1,0:T(8,128)S(1)}} all-gather(%x), channel_id=1, dimensions={{0}}, \
+frontend_attributes={{chain_id="{number}"}}, backend_config={{"flag_configs":[],\
+"async_collective_fusion_config":{{"flag_start":"{flag}","flag_end":"8"}}}}
+  ROOT %b = (f32[8,2], f32[4,4]) {rest}
+}}
+"""
+
+    beside = "tuple(%a, %y)"
+    return (
+        part("start", -1, 'custom-call(%a), custom_call_target="AsyncCollectiveStart"')
+        + part("async_collective_fusion", 2, beside)
+        + part("async_collective_fusion.more", 2, beside)
+        + part("done", 2, 'custom-call(%a), custom_call_target="AsyncCollectiveDone"')
+    )
+
+
+def test_parts_of_an_overlapped_collective_count_once():
+    # The second gather has another start, and the third overlaps with nothing. All have
+    # one channel, which does not tell them apart.
+    plain = "f32[8,2]{1,0} all-gather(%x), channel_id=1, dimensions={0}"
+    program = overlapped(0) + overlapped(1)
+    program += f"\nENTRY %main () -> f32[8,2] {{\n  ROOT %a = {plain}\n}}\n"
+    assert program.count(" all-gather(") == 9
+    found = count_collectives(program, SLICES)
+    assert found == {"all-gather": Collectives(3, 3 * 64, 3 * 32)}
+
+
+@pytest.mark.tpu
+def test_the_parts_of_the_tpu_compiler_count_once():
+    mesh = make_mesh(1, find_devices("v5e:4x4"))
+    rows, whole = batch_split(mesh), replicated(mesh)
+    split = PartitionSpec(BATCH_AXES)
+
+    def gather_twice(x, y, kernel):
+        once = lax.all_gather(x, BATCH_AXES, tiled=True)
+        for _ in range(3):
+            y = jnp.tanh(y @ kernel)
+        again = lax.all_gather(x + y[:64] @ once.T, BATCH_AXES, tiled=True)
+        for _ in range(3):
+            y = jnp.tanh(y @ kernel)
+        return y[:64] @ again.T
+
+    sharded = jax.shard_map(
+        gather_twice,
+        mesh=mesh,
+        in_specs=(split, split, PartitionSpec()),
+        out_specs=split,
+        check_vma=False,
+    )
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+        for shape, sharding in (
+            ((16 * 64, 1024), rows),
+            ((16 * 4096, 1024), rows),
+            ((1024, 1024), whole),
+        )
+    ]
+    lowered = jax.jit(sharded).lower(*arguments)
+    program = str(lowered.compile().as_text())
+    apart = {"xla_tpu_enable_async_collective_fusion": False}
+    straight = str(lowered.compile(apart).as_text())
+    assert len(re.findall(" all-gather\\(", program)) > 4  # more lines than two ends
+    assert len(re.findall(" all-gather\\(", straight)) == 2
+    gathers = count_collectives(program)["all-gather"]
+    assert gathers == count_collectives(straight)["all-gather"]
+    assert gathers == Collectives(2, 2 * 1024 * 1024 * 2)
