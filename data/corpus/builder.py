@@ -34,6 +34,7 @@ from data.corpus.dataset import write_dataset
 from data.corpus.embedding_rule import count_not_embedded
 from data.corpus.engines import choose_engine
 from data.corpus.ingest import ingest_shard
+from data.corpus.ngram_counts import save_counts
 from data.corpus.page import read_files, write_page
 from data.corpus.pair_steps import COPIES, list_steps
 from data.corpus.picture_rules import (
@@ -117,7 +118,7 @@ class Build(StageTables):
         """
         self.save("texts", ngrams.count_texts(self.table("distinct")))
         texts = self.table("texts")
-        self.save("ngrams", ngrams.count_ngrams(texts))
+        save_counts(self, texts)
         counted = self.table("ngrams")
         budget = self.config.rules.frequent_ngrams
         cut = self.engine.execute(ngrams.vocabulary_cut(counted, budget))

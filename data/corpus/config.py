@@ -46,6 +46,14 @@ class EngineConfig:
                 " and a unit, as in '4GB'"
             )
 
+    @property
+    def memory_bytes(self) -> float:
+        """The memory limit in bytes; GB is 10^9 and GiB is 2^30."""
+        number = self.memory_limit.rstrip("KMGTiB ")
+        unit = self.memory_limit.removeprefix(number).strip()
+        base = 2**10 if "i" in unit else 10**3
+        return float(number) * base ** ("KMGT".index(unit[0]) + 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class PictureConfig:

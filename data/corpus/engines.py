@@ -118,10 +118,8 @@ class DuckDB:
         """Opens a database in memory, which spills to the folder `spill`."""
         _check_folder(spill)
         self.workers = config.workers or len(os.sched_getaffinity(0))
-        number = config.memory_limit.rstrip("KMGTiB ")
-        unit = config.memory_limit.removeprefix(number).strip()
         self._connection = ibis.duckdb.connect(
-            memory_limit=f"{DUCKDB_SHARE * float(number):.3f}{unit}",
+            memory_limit=f"{DUCKDB_SHARE * config.memory_bytes:.0f}B",
             temp_directory=str(spill),
             threads=self.workers,
             preserve_insertion_order=False,

@@ -7,7 +7,7 @@ import ibis
 from align_jax.errors import InputError
 from data.corpus.concepts import SPLIT_OFF
 from data.corpus.engines import Engine
-from data.corpus.ngrams import count_ngrams, count_texts
+from data.corpus.ngrams import count_ngrams, count_texts, list_ngrams
 from data.corpus.stage_tables import open_stage
 
 
@@ -29,7 +29,7 @@ def list_entries(
       InputError: the build is not complete, or no entry is left.
     """
     kept = open_stage(engine, workdir, "kept.parquet")
-    ngrams = count_ngrams(count_texts(kept))
+    ngrams = count_ngrams(list_ngrams(count_texts(kept), "pairs"))
     is_phrase = ngrams.ngram.contains(" ")
     total = ngrams.filter(~is_phrase)["count"].sum().as_scalar().cast("float64")
     frequent = ngrams["count"] >= min_count

@@ -24,15 +24,32 @@ def count_texts(pairs: Table) -> Table:
     )
 
 
-def count_ngrams(texts: Table) -> Table:
-    """Counts unigrams and bigrams over all pairs: columns `ngram`, `count`.
+def list_ngrams(texts: Table, column: str) -> Table:
+    """Lists the unigrams and bigrams: columns `column` and `ngram`.
 
     Args:
-      texts: table from `count_texts`; each occurrence of an n-gram in a text counts
-        once for each pair that has the text.
+      texts: table from `count_texts`.
+      column: column of `texts` that each occurrence of an n-gram takes over.
     """
-    ngrams = _ngrams(texts, "pairs")
-    return ngrams.group_by("ngram").agg(count=ngrams.pairs.sum().cast("int64"))
+    words = texts.mutate(words=unigrams_of(texts))
+    unigrams = words.select(column, ngram=words.words.unnest())
+    neighbours = words.mutate(
+        pair=ibis.range(0, words.words.length() - 1).map(
+            lambda i: words.words[i] + " " + words.words[i + 1]
+        )
+    )
+    return unigrams.union(neighbours.select(column, ngram=neighbours.pair.unnest()))
+
+
+def count_ngrams(occurrences: Table) -> Table:
+    """Counts n-grams over all pairs: columns `ngram`, `count`.
+
+    Args:
+      occurrences: table from `list_ngrams` with the column `pairs`; an n-gram in a text
+        counts once for each pair that has the text.
+    """
+    pairs = occurrences.pairs.sum().cast("int64")
+    return occurrences.group_by("ngram").agg(count=pairs)
 
 
 def vocabulary_cut(ngrams: Table, budget: int) -> ibis.expr.types.IntegerScalar:
@@ -59,18 +76,6 @@ def find_rare_texts(texts: Table, ngrams: Table, cut: int) -> Table:
       ngrams: table from `count_ngrams`.
       cut: smallest count of a frequent n-gram.
     """
-    spelled = _ngrams(texts, "text")
+    spelled = list_ngrams(texts, "text")
     rare = ngrams.filter(ngrams["count"] < cut)
     return spelled.semi_join(rare, "ngram").select("text").distinct()
-
-
-def _ngrams(texts: Table, column: str) -> Table:
-    """Returns a row per occurrence of an n-gram: `column` of its text, and `ngram`."""
-    words = texts.mutate(words=unigrams_of(texts))
-    unigrams = words.select(column, ngram=words.words.unnest())
-    neighbours = words.mutate(
-        pair=ibis.range(0, words.words.length() - 1).map(
-            lambda i: words.words[i] + " " + words.words[i + 1]
-        )
-    )
-    return unigrams.union(neighbours.select(column, ngram=neighbours.pair.unnest()))

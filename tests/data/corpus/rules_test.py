@@ -36,7 +36,9 @@ def decide(pairs, sizes=None, evaluation=(), **bounds):
     image_table = ibis.memtable(pa.Table.from_pylist(image_rows, schema))
     bounds = RuleBounds(**bounds)
     texts = ngrams.count_texts(table)
-    counted = ibis.memtable(ENGINE.execute(ngrams.count_ngrams(texts)))
+    counted = ibis.memtable(
+        ENGINE.execute(ngrams.count_ngrams(ngrams.list_ngrams(texts, "pairs")))
+    )
     cut = ENGINE.execute(ngrams.vocabulary_cut(counted, bounds.frequent_ngrams))
     rare = ngrams.find_rare_texts(texts, counted, int(cut))
     evaluated = pa.table({"image_id": pa.array(list(evaluation), pa.string())})
