@@ -75,9 +75,9 @@ def train(
       Preempted: the run received a notice to stop; its state is saved.
     """
     times = Timesheet(begun)
+    reuse_memory()  # before anything asks JAX for its devices
     with Notice() as notice, contextlib.ExitStack() as stack:
         config = read_run_config(fields)
-        reuse_memory()
         check_workdir(workdir, fields)
         if folder.is_finished(workdir):
             print(f"{workdir} holds this run, finished: nothing to do.")

@@ -32,6 +32,48 @@ print(statistics.median(found))
 """
 
 
+COMMANDS = """
+import sys
+from jax._src import xla_bridge  # JAX has no public function for it
+from align_jax import compile, random_search, train
+from configs import quickstart, vtab
+
+class Called(Exception):
+    pass
+
+def reuse_memory():
+    assert not xla_bridge.backends_are_initialized()
+    raise Called
+
+quickstart = quickstart.get_config().to_dict()
+search = vtab.get_config()
+search.base.initialize.image_tower = sys.argv[1]
+for module, command, fields in (
+    (train, train.train, quickstart),
+    (compile, compile.compile_run, quickstart),
+    (random_search, random_search.random_search, search.to_dict()),
+):
+    module.reuse_memory = reuse_memory
+    try:
+        command(fields, sys.argv[1])
+    except Called:
+        print(module.__name__)
+"""
+
+
+def test_commands_keep_memory_before_jax_starts(tmp_path):
+    # Once JAX has started its devices, programs stay in threads whose memory goes back.
+    found = subprocess.run(
+        [sys.executable, "-c", COMMANDS, tmp_path / "run"],
+        env=os.environ | {"XLA_FLAGS": ""},  # one device
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    names = ["align_jax.train", "align_jax.compile", "align_jax.random_search"]
+    assert found.stdout.split() == names, found.stderr
+
+
 def test_a_programs_temporaries_stay_mapped():
     # New memory costs 79,000 page faults of 4 KiB. A few calls need it: the first ones,
     # and on a loaded machine some later ones.
