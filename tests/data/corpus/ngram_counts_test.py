@@ -11,6 +11,7 @@ from data.corpus.ngram_counts import save_counts
 from data.corpus.rules import RuleBounds
 from data.corpus.stage_tables import StageTables
 from data.sources.config import SourceConfig
+from tests.data.spark import SPARK
 
 WORDS = [f"word{n}" for n in range(30)]
 
@@ -33,10 +34,12 @@ def texts():
     return ibis.memtable(columns), counts
 
 
-def open_stages(folder, monkeypatch, room):
+def open_stages(folder, monkeypatch, room, **fields):
     """Opens stages whose memory holds `room` n-grams."""
     source = SourceConfig("parquet", "unused")
-    config = CorpusConfig("counts", 0, source, RuleBounds(), vocabulary_size=100)
+    config = CorpusConfig(
+        "counts", 0, source, RuleBounds(), vocabulary_size=100, **fields
+    )
     stages = StageTables(config, folder)
     memory = stages.config.engine.memory_bytes
     monkeypatch.setattr(ngram_counts, "NGRAM_BYTES", memory / room)
@@ -65,6 +68,16 @@ def test_parts_have_the_same_counts_as_one_count(texts, tmp_path, monkeypatch, r
     assert [*stages.folder.iterdir()] == [stages.stage("ngrams")]
     parts = 2 ** int(np.ceil(np.log2(len(counts) / room)))
     assert splits == ([parts] if room < len(counts) else [])
+    stages.close()
+
+
+@pytest.mark.spark
+def test_spark_counts_parts_as_duckdb_does(texts, tmp_path, monkeypatch):
+    table, counts = texts
+    stages = open_stages(tmp_path, monkeypatch, 50, engine=SPARK)
+    save_counts(stages, table)
+    assert read(stages) == counts
+    assert [*stages.folder.iterdir()] == [stages.stage("ngrams")]
     stages.close()
 
 
