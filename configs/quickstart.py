@@ -7,7 +7,7 @@ or, once `make data` has been run,
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 Hardware: 2 CPU cores, 7 minutes.
-Expected: recall@5 of 0.32 on unseen drawings (chance 0.004) and of 0.22 on unseen
+Expected: recall@5 of 0.31 on unseen drawings (chance 0.004) and of 0.19 on unseen
 concepts (chance 0.025); docs/first_hour.md has the whole table.
 """
 
