@@ -27,7 +27,9 @@ def orthogonal_steps(momentum: float) -> optax.GradientTransformation:
     Args:
       momentum: decay of the gradient's moving average.
     """
-    muon = scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_axes)
+    muon = scale_by_muon(
+        ns_steps=ITERATIONS, beta=momentum, weight_dimension_numbers=matrix_axes
+    )
     return optax.chain(
         optax.GradientTransformation(muon.init, partial(_update, muon)),
         optax.stateless(lambda steps, _: jax.tree.map(_scaled, steps)),
@@ -42,8 +44,9 @@ def _update(
 ) -> tuple[Any, MuonState]:
     """Updates by Optax's Muon, with its iterations as a loop.
 
-    Optax unrolls equal iterations, of which each is compiled; it loops over iterations
-    with coefficients of their own.
+    Optax unrolls iterations with equal coefficients, so that each is compiled, and
+    loops over a table of coefficients. The state keeps the form of equal ones, which
+    checkpoints have.
     """
     repeated = jnp.tile(state.ns_coeffs, (ITERATIONS, 1))
     looped = state._replace(ns_coeffs=repeated)

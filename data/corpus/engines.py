@@ -7,6 +7,7 @@ engine, write a class that fulfils `Engine` and add one line to `ENGINES`.
 
 import concurrent.futures
 import glob
+import math
 import multiprocessing
 import os
 import pathlib
@@ -107,6 +108,9 @@ class Engine(Protocol):
           The total number of rows.
         """
 
+    def group_bytes(self) -> float:
+        """Returns the memory for the groups of a table; infinity if disks hold them."""
+
     def close(self) -> None:
         """Frees the engine's resources; tables cannot be used afterwards."""
 
@@ -117,9 +121,10 @@ class DuckDB:
     def __init__(self, config: EngineConfig, spill: pathlib.Path) -> None:
         """Opens a database in memory, which spills to the folder `spill`."""
         _check_folder(spill)
+        self._memory = config.memory_bytes
         self.workers = config.workers or len(os.sched_getaffinity(0))
         self._connection = ibis.duckdb.connect(
-            memory_limit=f"{DUCKDB_SHARE * config.memory_bytes:.0f}B",
+            memory_limit=f"{DUCKDB_SHARE * self._memory:.0f}B",
             temp_directory=str(spill),
             threads=self.workers,
             preserve_insertion_order=False,
@@ -166,6 +171,10 @@ class DuckDB:
             self._watch(lambda: self._copy(table, path, f", PARTITION_BY ({by})"), bar)
             files = path.rglob("*.parquet")
             bar.update(sum(pq.read_metadata(file).num_rows for file in files))
+
+    def group_bytes(self) -> float:
+        """Returns the memory limit: DuckDB does not spill all groups."""
+        return self._memory
 
     def close(self) -> None:
         """Ends the processes and closes the database."""
@@ -298,6 +307,10 @@ class Spark:
         numbers = self._session.range(0, len(tasks), 1, len(tasks))
         done = numbers.mapInArrow(run, "rows long")
         return sum(row.rows for row in done.collect())
+
+    def group_bytes(self) -> float:
+        """Returns infinity: Spark sorts groups on disk."""
+        return math.inf
 
     def close(self) -> None:
         """Does nothing; the Spark session stays open for its owner."""

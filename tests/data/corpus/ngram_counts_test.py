@@ -11,7 +11,6 @@ from data.corpus.ngram_counts import save_counts
 from data.corpus.rules import RuleBounds
 from data.corpus.stage_tables import StageTables
 from data.sources.config import SourceConfig
-from tests.data.spark import SPARK
 
 WORDS = [f"word{n}" for n in range(30)]
 
@@ -34,15 +33,13 @@ def texts():
     return ibis.memtable(columns), counts
 
 
-def open_stages(folder, monkeypatch, room, **fields):
+def open_stages(folder, monkeypatch, room):
     """Opens stages whose memory holds `room` n-grams."""
     source = SourceConfig("parquet", "unused")
-    config = CorpusConfig(
-        "counts", 0, source, RuleBounds(), vocabulary_size=100, **fields
-    )
+    config = CorpusConfig("counts", 0, source, RuleBounds(), vocabulary_size=100)
     stages = StageTables(config, folder)
-    memory = stages.config.engine.memory_bytes
-    monkeypatch.setattr(ngram_counts, "NGRAM_BYTES", memory / room)
+    bytes_each = stages.engine.group_bytes() / room
+    monkeypatch.setattr(ngram_counts, "NGRAM_BYTES", bytes_each)
     return stages
 
 
@@ -71,16 +68,6 @@ def test_parts_have_the_same_counts_as_one_count(texts, tmp_path, monkeypatch, r
     stages.close()
 
 
-@pytest.mark.spark
-def test_spark_counts_parts_as_duckdb_does(texts, tmp_path, monkeypatch):
-    table, counts = texts
-    stages = open_stages(tmp_path, monkeypatch, 50, engine=SPARK)
-    save_counts(stages, table)
-    assert read(stages) == counts
-    assert not [*stages.folder.glob(f"{ngram_counts.PARTS}*")]
-    stages.close()
-
-
 @pytest.mark.parametrize("room", [50, 100])
 def test_a_killed_build_goes_on(texts, tmp_path, monkeypatch, room):
     table, counts = texts
@@ -97,6 +84,22 @@ def test_a_killed_build_goes_on(texts, tmp_path, monkeypatch, room):
         save_counts(stages, table)
     stages.close()
     stages = open_stages(tmp_path, monkeypatch, room)
+    save_counts(stages, table)
+    assert read(stages) == counts
+    assert [*stages.folder.iterdir()] == [stages.stage("ngrams")]
+    stages.close()
+
+
+def test_parts_of_a_build_that_was_killed_at_the_end_are_removed(
+    texts, tmp_path, monkeypatch
+):
+    table, counts = texts
+    stages = open_stages(tmp_path, monkeypatch, 50)
+    remove = ngram_counts.places.remove
+    monkeypatch.setattr(ngram_counts.places, "remove", lambda path: None)
+    save_counts(stages, table)
+    assert len([*stages.folder.iterdir()]) > 1
+    monkeypatch.setattr(ngram_counts.places, "remove", remove)
     save_counts(stages, table)
     assert read(stages) == counts
     assert [*stages.folder.iterdir()] == [stages.stage("ngrams")]
