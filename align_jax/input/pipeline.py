@@ -114,7 +114,7 @@ class TrainBatches(Iterator):
         while True:  # each turn reads one phase
             phase = data.phases[find_phase(data.phases, step)]
             records = read_records(data, seed, self._streams, step, self._tokenizer)
-            for record in records.as_numpy_iterator():
+            for record in records:
                 keys = self._keys(step, data.draws_at(step))
                 yield record["image"], keys, phase.preprocess, record
                 step += 1
@@ -131,7 +131,7 @@ class TrainBatches(Iterator):
         """
         data = self._data
         records = read_records(data, self._seed, self._streams, step, self._tokenizer)
-        (batch,) = records.take(1).as_numpy_iterator()
+        batch = next(records)
         names = [*data.config.datasets]
         columns = (batch[n] for n in ("dataset", "shard", "image", "target"))
         return [

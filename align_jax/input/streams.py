@@ -8,6 +8,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,7 @@ import tensorflow as tf
 from align_jax.input import record_order
 from align_jax.input.captions import Captions
 from align_jax.input.formats.dataset import Read
+from align_jax.input.formats.kept_pictures import ABSENT, KeptPictures
 from align_jax.input.phases import find_phase
 from align_jax.input.teacher import choose_embeddings
 from align_jax.input.tokenizer import Tokenizer
@@ -27,7 +29,7 @@ def read_records(
     streams: range,
     start_step: int,
     tokenizer: Tokenizer | None,
-) -> tf.data.Dataset:
+) -> Iterator[dict[str, Any]]:
     """Reads the records of some streams, one batch a step, to the end of a phase.
 
     Args:
@@ -37,11 +39,35 @@ def read_records(
       start_step: number of the first batch, counted from 0.
       tokenizer: tokenizer of the text tower; None for labels.
 
-    Returns:
-      A dataset of batches, endless in the last phase: image (rows,) encoded pictures;
+    Yields:
+      Batches, without end in the last phase: image, a list of `rows` encoded pictures;
       target (rows, L) int32 tokens or (rows,) int64 labels; texts (rows,) numbers of
       texts (or labels); dataset and shard (rows,) int64 indices; and the fields of
       `choose_embeddings`.
+    """
+    pictures, draws = KeptPictures(), data.draws_at(start_step)
+    records = _read_batches(
+        data, seed, streams, start_step, tokenizer=tokenizer, pictures=pictures
+    )
+    for batch in records.as_numpy_iterator():
+        sources = [(row // draws, part) for row, part in enumerate(batch["dataset"])]
+        kept = pictures.take(batch.pop("kept"), sources)
+        both = zip(kept, batch["image"], strict=True)
+        yield batch | {"image": [i if k is None else k for k, i in both]}
+
+
+def _read_batches(
+    data: TrainingData,
+    seed: int,
+    streams: range,
+    start_step: int,
+    *,
+    tokenizer: Tokenizer | None,
+    pictures: KeptPictures,
+) -> tf.data.Dataset:
+    """Returns the batches of `read_records`.
+
+    Pictures that `pictures` keeps are empty, and "kept" (rows,) has their numbers.
     """
     start, draws = data.draws_before(start_step), data.draws_at(start_step)
     number = find_phase(data.phases, start_step)
@@ -55,7 +81,8 @@ def read_records(
         }
 
     # Records change threads and take turns in groups, which is faster than one by one.
-    groups = [_stream(data, seed, stream, start, draws) for stream in streams]
+    read = functools.partial(_stream, data, seed, pictures)
+    groups = [read(stream, start, draws) for stream in streams]
     order = tf.data.Dataset.range(len(groups)).repeat()
     records = tf.data.Dataset.choose_from_datasets(groups, order)
     records = records.batch(len(groups), drop_remainder=True).map(join)
@@ -71,15 +98,21 @@ def read_records(
 
 
 def _stream(
-    data: TrainingData, seed: int, stream: int, start: int, draws: int
+    data: TrainingData,
+    seed: int,
+    pictures: KeptPictures,
+    stream: int,
+    start: int,
+    draws: int,
 ) -> tf.data.Dataset:
     """Returns a stream's records after its first `start` draws, endless.
 
-    They are dicts of the tensors of `read_records`, not tokenized, in groups of
+    They are dicts of the tensors of `_read_batches`, not tokenized, in groups of
     `draws`. One group is read before it is used.
     """
+    read = functools.partial(_part, data, seed, pictures, stream)
     parts = [
-        _part(data, index, seed, stream, int(taken))
+        read(index, int(taken))
         for index, taken in enumerate(data.mixture.drawn(seed, stream, start))
     ]
 
@@ -99,11 +132,16 @@ def _stream(
 
 
 def _part(
-    data: TrainingData, index: int, seed: int, stream: int, taken: int
+    data: TrainingData,
+    seed: int,
+    pictures: KeptPictures,
+    stream: int,
+    index: int,
+    taken: int,
 ) -> tf.data.Dataset:
     """Returns a stream's records of dataset `index` after the first `taken`, endless.
 
-    They are dicts of single elements of the tensors of `read_records`, not tokenized.
+    They are dicts of single elements of the tensors of `_read_batches`, not tokenized.
     """
     number = zlib.crc32([*data.config.datasets][index].encode())
     config, dataset = [*data.config.datasets.values()][index], data.datasets[index]
@@ -122,6 +160,7 @@ def _part(
             target, texts, chosen = captions.choose(targets, draws, tf.stack(key, 1))
         return choose_embeddings(records, chosen) | {
             "image": images,
+            "kept": records.get("kept", ABSENT * ones),
             "target": target,
             "texts": texts,
             "dataset": index * ones,
@@ -138,7 +177,8 @@ def _part(
         functools.partial(_pieces, data, index, (seed, number), stream, taken),
         output_signature=signature,
     )
-    read = functools.partial(_read_piece, dataset.read, data.config.shuffle_window)
+    read_shard = functools.partial(dataset.read, pictures=pictures)
+    read = functools.partial(_read_piece, read_shard, data.config.shuffle_window)
     # Windows are parsed as a whole, and taken apart without copies.
     return found.flat_map(read).map(parse).unbatch()
 
@@ -181,7 +221,7 @@ def _read_piece(
     """Reads one value of `_pieces`, shuffled by windows.
 
     Args:
-      read: function of the dataset that reads its shards, see `Dataset`.
+      read: function of the dataset that reads its shards, with its `pictures`.
       window: number of records that are permuted together.
       shard: path, number of records and index of the shard.
       shuffle_key: (2,) key of the shuffle.

@@ -1,4 +1,5 @@
 import collections
+import itertools
 import json
 import re
 
@@ -44,7 +45,7 @@ def texts(folder, start, count, hosts=1, **fields):
         read_records(data, 0, range(h * each, (h + 1) * each), start, Same())
         for h in range(hosts)
     ]
-    steps = zip(*(part.take(count).as_numpy_iterator() for part in found), strict=True)
+    steps = itertools.islice(zip(*found, strict=True), count)
     return [[t for batch in step for t in batch["target"]] for step in steps]
 
 

@@ -5,9 +5,10 @@ import itertools
 import pytest
 import tensorflow as tf
 
+from align_jax.input import streams
 from align_jax.input.formats import dataset
+from align_jax.input.formats.kept_pictures import KeptPictures
 from align_jax.input.phases import Phase
-from align_jax.input.streams import read_records
 from align_jax.input.training_data import InputConfig, open_training
 from tests.input.batches import PREPROCESS, NumberReader, assert_equal, batches
 from tests.input.written import WRITERS, write_format
@@ -16,15 +17,16 @@ PAIRS, BATCH, EPOCHS = [700, 450, 1, 849], 40, 2
 STEPS = sum(PAIRS) // BATCH * EPOCHS
 
 
-def records(part, start, count, host=0, hosts=1):
+def records(parts, start, count, host=0, hosts=1):
     """The steps' (pictures, numbers in the texts) of one host."""
-    config = InputConfig({"tiny": part}, PREPROCESS, streams=4, shuffle_window=128)
+    parts = parts if isinstance(parts, dict) else {"tiny": parts}
+    config = InputConfig(parts, PREPROCESS, streams=4, shuffle_window=128)
     data = open_training(config, (Phase(0, BATCH, PREPROCESS),), hosts)
-    streams = range(host * 4 // hosts, (host + 1) * 4 // hosts)
-    found = read_records(data, 0, streams, start, NumberReader()).take(count)
+    of_host = range(host * 4 // hosts, (host + 1) * 4 // hosts)
+    found = streams.read_records(data, 0, of_host, start, NumberReader())
     return [
         ([*batch["image"]], [*batch["target"][:, 0]])
-        for batch in found.as_numpy_iterator()
+        for batch in itertools.islice(found, count)
     ]
 
 
@@ -56,6 +58,22 @@ def test_epochs_resumes_and_hosts_are_exact_in_every_format(parts, whole, name):
     for step, rows in enumerate(zip(*of_hosts, strict=True)):
         joined = [[*itertools.chain(*column)] for column in zip(*rows, strict=True)]
         assert tuple(joined) == whole[47 + step]
+
+
+def test_a_mixture_of_formats_gives_the_batches_of_tfrecord(parts):
+    names = ("tfds", "webdataset", "parquet")
+    mixed = records({name: parts[name] for name in names}, 3, 20)
+    assert mixed == records({name: parts["tfds"] for name in names}, 3, 20)
+
+
+def test_pictures_of_used_windows_are_forgotten(parts, monkeypatch):
+    kept = KeptPictures()
+    monkeypatch.setattr(streams, "KeptPictures", lambda: kept)
+    records(parts["webdataset"], 0, 400)
+    assert max(kept._groups) > 150
+    # Each of the four streams holds its window and those that it reads ahead, of which
+    # the smallest has one record.
+    assert len(kept._groups) < 40
 
 
 def test_each_epoch_has_each_pair_once(whole):

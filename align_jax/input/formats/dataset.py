@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from align_jax import dataset_folder
+from align_jax.input.formats.kept_pictures import ABSENT, KeptPictures
 from align_jax.input.shards import Shard
 
 if TYPE_CHECKING:
@@ -17,8 +19,35 @@ if TYPE_CHECKING:
 
 # A pair's picture file, and its texts by feature or its label (negative for none).
 Row = tuple[bytes, list[list[bytes]] | int]
-Read = Callable[["tf.Tensor", "tf.Tensor", "tf.Tensor", int], "tf.data.Dataset"]
 Pairs = tuple["tf.Tensor", list["tf.Tensor | tf.RaggedTensor"]]
+
+
+class Read(Protocol):
+    """Reads the shards of a dataset with tf.data."""
+
+    def __call__(
+        self,
+        path: "tf.Tensor",
+        first: "tf.Tensor",
+        last: "tf.Tensor",
+        size: int,
+        pictures: KeptPictures | None = None,
+    ) -> "tf.data.Dataset":
+        """Returns the records [first, last) of a shard in order, in groups.
+
+        Args:
+          path: path () string of the shard.
+          first: number () int64 of a record, a multiple of `size`.
+          last: number () int64 of the record after the last one.
+          size: number of records N of a group; the last group may have fewer.
+          pictures: owner of the pictures of formats that are read in Python. Records
+            then have the field "kept" (N,) int64, the pictures' numbers, and
+            `Dataset.parse` returns empty pictures.
+
+        Returns:
+          A dataset of groups: dicts of tensors (N, ...) with the fields of N records.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +56,7 @@ class Dataset:
 
     Attributes:
       shards: files in order, each with one or more records that are used.
-      read: function of a shard's path () string, two record numbers () int64 and a
-        number of records N. It returns the records from the first number up to the
-        second one in order, as a tf.data.Dataset of dicts of tensors (N, ...) with the
-        fields of N records each; the last dict may have fewer. The first number is a
-        multiple of N.
+      read: function that reads shards.
       parse: function from N records, a dict of tensors (N, ...), to the pictures' files
         (N,) string and a list of the targets: for each feature of texts, one text of
         each record (N,) string or its texts (N, None) ragged; or the labels (N,) int64.
@@ -90,7 +115,7 @@ def read_in_python(
     stack: Callable[[list[Any]], dict[str, Any]],
     failures: list[Exception],
 ) -> Read:
-    """Makes `Dataset.read` from a reader in Python.
+    """Makes `Dataset.read` from a reader in Python; pictures pass through tf.data.
 
     Args:
       reader: reader of the format.
@@ -109,7 +134,11 @@ def read_in_python(
             raise
 
     def read(
-        path: "tf.Tensor", first: "tf.Tensor", last: "tf.Tensor", size: int
+        path: "tf.Tensor",
+        first: "tf.Tensor",
+        last: "tf.Tensor",
+        size: int,
+        pictures: KeptPictures | None = None,
     ) -> "tf.data.Dataset":
         import tensorflow as tf
 
@@ -133,7 +162,10 @@ def open_rows(
     """
     import tensorflow as tf
 
-    signature = {"image": tf.TensorSpec((None,), tf.string)}
+    signature = {
+        "image": tf.TensorSpec((None,), tf.string),
+        "kept": tf.TensorSpec((None,), tf.int64),
+    }
     if labelled:
         signature["label"] = tf.TensorSpec((None,), tf.int64)
     else:
@@ -150,26 +182,41 @@ def open_rows(
         return records["image"], texts
 
     failures: list[Exception] = []
-    read = read_in_python(reader, signature, _stack_rows, failures)
+
+    def read(
+        path: "tf.Tensor",
+        first: "tf.Tensor",
+        last: "tf.Tensor",
+        size: int,
+        pictures: KeptPictures | None = None,
+    ) -> "tf.data.Dataset":
+        stack = functools.partial(_stack_rows, pictures)
+        read_groups = read_in_python(reader, signature, stack, failures)
+        return read_groups(path, first, last, size)
+
     return Dataset(shards, read, parse, failures)
 
 
-def _stack_rows(rows: list[Row]) -> dict[str, np.ndarray]:
-    """Converts N rows to arrays: image (N,), and label (N,), or texts and counts.
+def _stack_rows(pictures: KeptPictures | None, rows: list[Row]) -> dict[str, Any]:
+    """Converts N rows to image and kept (N,), and label (N,), or texts and counts.
 
     The texts are (N, features, T), padded with empty ones; counts is (N, features).
     """
-    images = np.array([image for image, _ in rows], object)
+    files = [image for image, _ in rows]
+    if pictures is None:
+        fields = {"image": np.array(files, object), "kept": np.full(len(rows), ABSENT)}
+    else:
+        fields = {"image": np.full(len(rows), b""), "kept": pictures.keep(files)}
     lists = [target for _, target in rows if isinstance(target, list)]
     if not lists:
         labels = np.array([label for _, label in rows], np.int64)
-        return {"image": images, "label": labels}
+        return fields | {"label": labels}
     counts = np.array([[len(texts) for texts in target] for target in lists], np.int64)
-    texts = np.full((*counts.shape, counts.max()), b"", object)
-    for row, target in enumerate(lists):
-        for feature, found in enumerate(target):
-            texts[row, feature, : len(found)] = found
-    return {"image": images, "texts": texts, "counts": counts}
+    most = counts.max()
+    found = [texts for target in lists for texts in target]
+    padded = [text for t in found for text in (*t, *[b""] * (most - len(t)))]
+    texts = np.array(padded, object).reshape(*counts.shape, most)
+    return fields | {"texts": texts, "counts": counts}
 
 
 def clean_texts(texts: Iterable[bytes]) -> list[bytes]:

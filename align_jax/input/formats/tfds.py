@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from align_jax import dataset_folder
 from align_jax.input.formats.dataset import Dataset
 from align_jax.input.formats.examples import make_parser
+from align_jax.input.formats.kept_pictures import KeptPictures
 from align_jax.input.shards import list_shards, open_builder
 
 if TYPE_CHECKING:
@@ -23,9 +24,13 @@ def open_tfds(config: "DatasetConfig") -> Dataset:
 
 
 def _read(
-    path: "tf.Tensor", first: "tf.Tensor", last: "tf.Tensor", size: int
+    path: "tf.Tensor",
+    first: "tf.Tensor",
+    last: "tf.Tensor",
+    size: int,
+    pictures: KeptPictures | None = None,
 ) -> "tf.data.Dataset":
-    """Reads records, as `Dataset.read`; those before `first` are passed over."""
+    """Reads records, see `Read`; those before `first` are passed over."""
     import tensorflow as tf
 
     groups = tf.data.TFRecordDataset(path).take(last).batch(size).skip(first // size)

@@ -1,0 +1,54 @@
+"""Keeps pictures in Python while tf.data orders their records.
+
+tf.data and the ways to it and back copy a picture up to five times. A number in its
+place costs nothing.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+GROUP_RECORDS = 2**31  # above the number of records of a group
+ABSENT = -1  # in place of a number, for a picture that tf.data holds
+
+
+class KeptPictures:
+    """Picture files of the records that are read ahead, by number."""
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self._groups: dict[int, Sequence[bytes]] = {}
+        self._newest: dict[tuple[int, int], int] = {}  # group by source
+
+    def keep(self, pictures: Sequence[bytes]) -> np.ndarray:
+        """Keeps the pictures of a group of N records; returns their numbers (N,)."""
+        group = next(self._count)
+        self._groups[group] = pictures
+        return GROUP_RECORDS * group + np.arange(len(pictures))
+
+    def take(
+        self, numbers: np.ndarray, sources: Iterable[tuple[int, int]]
+    ) -> list[bytes | None]:
+        """Returns the pictures of records, and forgets the groups before theirs.
+
+        Args:
+          numbers: (N,) int64 results of `keep`, or `ABSENT`.
+          sources: stream and dataset of each record. The groups of a source are taken
+            one after the other, in the order in which they were kept.
+
+        Returns:
+          N pictures; None for absent ones.
+        """
+        pictures: list[bytes | None] = []
+        for number, source in zip(numbers.tolist(), sources, strict=True):
+            if number == ABSENT:
+                pictures.append(None)
+                continue
+            group, index = divmod(number, GROUP_RECORDS)
+            before = self._newest.setdefault(source, group)
+            if before != group:
+                del self._groups[before]
+                self._newest[source] = group
+            pictures.append(self._groups[group][index])
+        return pictures
