@@ -13,16 +13,19 @@ hired by the minute. Both commands need the same version of JAX with its CUDA pl
 import argparse
 import pickle
 import time
+from typing import Any
 
 import jax
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.experimental.topologies import get_topology_desc
 
 from align_jax.devices.mesh import make_mesh
+from align_jax.errors import InputError
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.train_state import abstract_state, compile_create
 from benchmarks import step
 from benchmarks.step_flags import OURS, read_flags
+from benchmarks.turns import wait_for_turn
 
 # An H100 SXM as XLA describes it.
 H100 = """
@@ -53,11 +56,53 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def compile_ahead(path: str, arguments: list[str]) -> None:
-    """Compiles a step and its first state's program for an H100, and writes both."""
+def make_h100() -> jax.sharding.Mesh:
+    """Returns the mesh of an H100 that need not exist, to compile for."""
     jax.config.update("jax_platforms", "cpu")
     topology = get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
-    compile_for(make_mesh(devices=topology.devices), path, arguments)
+    return make_mesh(devices=topology.devices)
+
+
+def write_programs(
+    path: str, programs: dict[str, jax.stages.Compiled], known: dict[str, Any]
+) -> None:
+    """Writes compiled programs, and what else is known of them, for `read_programs`."""
+    saved = {name: serialize(program)[0] for name, program in programs.items()}
+    with open(path, "wb") as file:
+        pickle.dump({"jax": jax.__version__} | known | saved, file)
+
+
+def read_programs(path: str) -> dict[str, Any]:
+    """Reads the programs, as bytes, and what else `write_programs` wrote.
+
+    Raises:
+      InputError: another version of JAX compiled them.
+    """
+    with open(path, "rb") as file:
+        saved = pickle.load(file)
+    if saved["jax"] != jax.__version__:
+        raise InputError(
+            f"{path} was compiled by jax {saved['jax']}, and this is jax"
+            f" {jax.__version__}; wanted the same version"
+        )
+    return saved
+
+
+def load_program(program: bytes, arguments: tuple, result: Any) -> jax.stages.Compiled:
+    """Loads a program for the first device.
+
+    Args:
+      program: bytes of `read_programs`.
+      arguments: pytree of the program's arguments, of any leaves.
+      result: pytree of its result.
+    """
+    trees = map(jax.tree.structure, ((arguments, {}), result))
+    return deserialize_and_load(program, *trees, execution_devices=jax.devices()[:1])
+
+
+def compile_ahead(path: str, arguments: list[str]) -> None:
+    """Compiles a step and its first state's program for an H100, and writes both."""
+    compile_for(make_h100(), path, arguments)
 
 
 def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> None:
@@ -68,43 +113,42 @@ def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> Non
         compiled = compile_step(plan, step.batch_shapes(flags, mesh))
         seconds = time.perf_counter() - start
         create = compile_create(plan)
+    created = time.perf_counter() - start - seconds
     _, metrics = compiled.out_tree.unflatten([0] * compiled.out_tree.num_leaves)
-    saved = {
+    known = {
         "arguments": arguments,
-        "seconds": seconds,
         "metrics": metrics,
-        "step": serialize(compiled)[0],
-        "create": serialize(create)[0],
+        "compile_seconds": seconds,
+        "flops": step.count_work(flags, make_mesh()),
     }
-    with open(path, "wb") as file:
-        pickle.dump(saved, file)
+    write_programs(path, {"step": compiled, "create": create}, known)
     memory = compiled.memory_analysis()
     print(
-        f"compiled in {seconds:.0f} s, the first state's program in"
-        f" {time.perf_counter() - start - seconds:.0f} s;"
+        f"compiled in {seconds:.0f} s, the first state's program in {created:.0f} s;"
         f" {memory.temp_size_in_bytes / step.GIB:.1f} GiB of temporaries"
     )
 
 
-def run(path: str, profile: bool) -> None:
-    """Loads the programs that `compile_ahead` wrote and times the step."""
-    with open(path, "rb") as file:
-        saved = pickle.load(file)
+def run(path: str, profile: bool, in_turn: bool = False) -> None:
+    """Loads the programs that `compile_ahead` wrote and times the step.
+
+    Args:
+      path: file of the programs.
+      profile: whether to sum the time of a step's kernels by type.
+      in_turn: whether to wait after loading, before the first state is made.
+    """
+    saved = read_programs(path)
     arguments = [*saved["arguments"], f"--only={OURS}"]
     flags = read_flags(__doc__.splitlines()[0], arguments)
     flags.profile = profile
-    plan, devices = step.make_plan(flags, make_mesh()), jax.devices()[:1]
+    plan = step.make_plan(flags, make_mesh())
     state, batch = abstract_state(plan), step.batch_shapes(flags, plan.mesh)
-
-    def load(program: bytes, arguments: tuple, result) -> jax.stages.Compiled:
-        trees = map(jax.tree.structure, ((arguments, {}), result))
-        return deserialize_and_load(program, *trees, execution_devices=devices)
-
-    first = load(saved["create"], (), state)()
-    compiled = load(saved["step"], (state, batch), (state, saved["metrics"]))
-    seconds = saved["seconds"]
-    program = step.run_ours(plan, compiled, state=first, flags=flags, seconds=seconds)
-    step.measure(program, flags)
+    create = load_program(saved["create"], (), state)
+    compiled = load_program(saved["step"], (state, batch), (state, saved["metrics"]))
+    if in_turn:
+        wait_for_turn()
+    known = {name: saved[name] for name in ("compile_seconds", "flops")}
+    step.measure(step.run_ours(plan, compiled, create(), flags, known), flags)
 
 
 def main() -> None:
@@ -113,11 +157,12 @@ def main() -> None:
     parser.add_argument("action", choices=("compile", "run"))
     parser.add_argument("path")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--in_turn", action="store_true", help=argparse.SUPPRESS)
     flags, others = parser.parse_known_args()
     if flags.action == "compile":
         compile_ahead(flags.path, others)
     else:
-        run(flags.path, flags.profile)
+        run(flags.path, flags.profile, flags.in_turn)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from align_jax.devices.mesh import make_mesh
+from align_jax.devices.mesh import batch_split, make_mesh, replicated
 from align_jax.losses.contrastive import contrastive_loss
 from benchmarks import loss_choices
 from benchmarks.comparisons import Comparison, add_record_flag, record
@@ -65,6 +65,33 @@ def compile_gradient(loss: Callable, n: int, width: int) -> jax.stages.Compiled:
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
     return gradient.lower(rows, rows, scalar).compile()
+
+
+def lower_gradient(
+    exchange: str, mesh: jax.sharding.Mesh, flags: argparse.Namespace
+) -> jax.stages.Lowered:
+    """Lowers our loss's value and all gradients for a mesh, which may not exist."""
+
+    def loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.Array:
+        return contrastive_loss(
+            ximg,
+            ytxt,
+            temperature,
+            mesh,
+            SMOOTHING,
+            precision=flags.precision,
+            kernels=flags.kernels,
+            exchange=exchange,
+        )[0]
+
+    rows, whole = batch_split(mesh), replicated(mesh)
+    gradient = jax.jit(
+        jax.value_and_grad(loss, (0, 1, 2)), out_shardings=(whole, (rows, rows, whole))
+    )
+    size = (flags.size, flags.width)
+    embeddings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=rows)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    return gradient.lower(embeddings, embeddings, scalar)
 
 
 def make_arguments(n: int, width: int) -> tuple[jax.Array, ...]:

@@ -18,15 +18,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
-import jax.numpy as jnp
-from jax.experimental.topologies import get_topology_desc
 
 from align_jax.devices.collectives import count_collectives
 from align_jax.devices.mesh import batch_split, make_mesh, replicated, slices_of
 from align_jax.errors import one_line
-from align_jax.losses.contrastive import contrastive_loss
 from align_jax.losses.tiles import EXCHANGES
-from benchmarks.loss import SMOOTHING, make_arguments, take_turns
+from benchmarks.loss import lower_gradient, make_arguments, take_turns
 
 GIB = 2**30
 HEADER = (
@@ -43,37 +40,9 @@ def make_devices(flags: argparse.Namespace) -> list[jax.Device]:
         from align_jax.plan import find_devices
 
         return find_devices(flags.plan)
-    from benchmarks.ahead import H100
+    from benchmarks.ahead import make_h100
 
-    topology = get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
-    return list(topology.devices)
-
-
-def compile_gradient(
-    exchange: str, mesh: jax.sharding.Mesh, flags: argparse.Namespace
-) -> jax.stages.Compiled:
-    """Compiles the loss's value and all gradients for a mesh."""
-
-    def loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.Array:
-        return contrastive_loss(
-            ximg,
-            ytxt,
-            temperature,
-            mesh,
-            SMOOTHING,
-            precision=flags.precision,
-            kernels=flags.kernels,
-            exchange=exchange,
-        )[0]
-
-    rows, whole = batch_split(mesh), replicated(mesh)
-    gradient = jax.jit(
-        jax.value_and_grad(loss, (0, 1, 2)), out_shardings=(whole, (rows, rows, whole))
-    )
-    size = (flags.size, flags.width)
-    embeddings = jax.ShapeDtypeStruct(size, jnp.float32, sharding=rows)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    return gradient.lower(embeddings, embeddings, scalar).compile()
+    return [*make_h100().devices.flat]
 
 
 def time_programs(
@@ -127,7 +96,7 @@ def main() -> None:
     programs = {}
     for exchange in [flags.only] if flags.only else EXCHANGES:
         try:
-            programs[exchange] = compile_gradient(exchange, mesh, flags)
+            programs[exchange] = lower_gradient(exchange, mesh, flags).compile()
         except jax.errors.JaxRuntimeError as error:  # the memory is too small
             print(f"{exchange:<9}{one_line(error)[:300]}")
     times: dict[str, float] = {}

@@ -4,7 +4,7 @@
 
 It times value and all gradients in bfloat16 autocast on one GPU, eager and compiled. It
 prints one line of JSON per implementation. An error is a line, too, and the next
-implementation runs.
+implementation runs; with --only, an error ends the process.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import statistics
 
 import torch
 import torch.nn.functional as F
+
+from benchmarks.turns import wait_for_turn
 
 
 def loss_of(
@@ -28,6 +30,9 @@ def loss_of(
         i2t = F.cross_entropy(logits, own, label_smoothing=smoothing)
         t2i = F.cross_entropy(logits.T, own, label_smoothing=smoothing)
         return i2t + t2i
+
+
+IMPLEMENTATIONS = {"torch compiled": torch.compile, "torch eager": lambda loss: loss}
 
 
 def measure(loss, flags: argparse.Namespace) -> dict:
@@ -46,6 +51,9 @@ def measure(loss, flags: argparse.Namespace) -> dict:
     for _ in range(2):
         step()
     torch.cuda.synchronize()
+    if flags.in_turn:
+        torch.cuda.empty_cache()
+        wait_for_turn()
     torch.cuda.reset_peak_memory_stats()
     milliseconds = []
     for _ in range(flags.repeats):
@@ -57,6 +65,7 @@ def measure(loss, flags: argparse.Namespace) -> dict:
         milliseconds.append(start.elapsed_time(end))
     return {
         "milliseconds": statistics.median(milliseconds),
+        "all_milliseconds": milliseconds,
         "peak_bytes": torch.cuda.max_memory_allocated(),
     }
 
@@ -68,14 +77,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--in_turn", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    for name, loss in (
-        ("torch compiled", torch.compile(loss_of)),
-        ("torch eager", loss_of),
-    ):
+    for name in [flags.only] if flags.only else IMPLEMENTATIONS:
         try:
-            row = measure(loss, flags)
+            row = measure(IMPLEMENTATIONS[name](loss_of), flags)
         except Exception as error:
+            if flags.only:
+                raise
             row = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         print(json.dumps({"implementation": name, **row}), flush=True)
         torch.cuda.empty_cache()

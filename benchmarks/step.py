@@ -30,10 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.devices.kernel_choice import choose_kernels
+from align_jax.devices.kernel_choice import PLAIN, choose_kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.losses.objective import LossConfig
+from align_jax.models.block import XLA
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
@@ -44,6 +45,7 @@ from benchmarks.comparisons import Comparison, record
 from benchmarks.kernel_times import print_kernel_times
 from benchmarks.step_flags import OURS, Program, read_flags
 from benchmarks.step_towers import count_outputs, image_tower, make_model
+from benchmarks.turns import wait_for_turn
 
 MOVES = 8  # of an output: the fewest of all schemes that we considered
 GIB = 2**30
@@ -71,8 +73,8 @@ def print_table(flags: argparse.Namespace) -> None:
         f"{flags.image} and {flags.text}, batch {flags.batch}, {flags.image_size} px,"
         f" {flags.tokens} tokens, {flags.dtype}; ours: BatchNorm groups of"
         f" {flags.group}, {flags.optimizer}, scan={flags.scan},"
-        f" rematerialise={flags.rematerialise}, kernels={flags.kernels}; floor of the"
-        f" image tower {floor:.1f} ms"
+        f" rematerialise={flags.rematerialise}, kernels={flags.kernels},"
+        f" attention={flags.attention}; floor of the image tower {floor:.1f} ms"
     )
     print(
         f"{'':<20}{'ms':>8}{'pairs/s':>9}{'ratio':>7}{'CPU ms':>8}{'GiB':>7}"
@@ -113,7 +115,10 @@ def measure(program: Program, flags: argparse.Namespace) -> None:
     """Times steps and prints the result as JSON.
 
     Steps are queued five at a time, because waiting for each one costs milliseconds.
+    With `flags.in_turn`, the process waits for its turn first.
     """
+    if flags.in_turn:
+        wait_for_turn()
     for _ in range(4):
         program.take()
     program.wait()
@@ -129,6 +134,7 @@ def measure(program: Program, flags: argparse.Namespace) -> None:
         print_kernel_times(program.take, program.wait)
     found = {
         "ms": statistics.median(milliseconds),
+        "all_milliseconds": milliseconds,
         "processor_ms": statistics.median(processor),
     }
     print(json.dumps(found | program.finish()), flush=True)
@@ -206,8 +212,18 @@ def prepare_ours(flags: argparse.Namespace) -> Program:
     plan = make_plan(flags, make_mesh())
     start = time.perf_counter()
     step = compile_step(plan, batch_shapes(flags, plan.mesh))
-    seconds = time.perf_counter() - start
-    return run_ours(plan, step, create_state(plan), flags, seconds)
+    known = {
+        "compile_seconds": time.perf_counter() - start,
+        "flops": count_work(flags, plan.mesh),
+    }
+    return run_ours(plan, step, create_state(plan), flags, known)
+
+
+def count_work(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> float:
+    """Counts a step's operations in XLA's programs, as kernels hide their products."""
+    plain = argparse.Namespace(**vars(flags) | {"kernels": PLAIN, "attention": XLA})
+    plan = make_plan(plain, mesh)
+    return sum(count_model_flops(plan, batch_shapes(flags, mesh)).values())
 
 
 def run_ours(
@@ -215,9 +231,17 @@ def run_ours(
     step: jax.stages.Compiled,
     state: TrainState,
     flags: argparse.Namespace,
-    seconds: float,
+    known: dict[str, float],
 ) -> Program:
-    """Returns our step on random data; `seconds` is the time of its compilation."""
+    """Returns our step on random data.
+
+    Args:
+      plan: plan of the step.
+      step: program of the step.
+      state: first state.
+      flags: sizes of the step.
+      known: further results, which `Program.finish` returns with those it measures.
+    """
     random, metrics = np.random.default_rng(0), {}
     words = plan.model.config.towers["text_tower"].vocabulary_size
     shapes = batch_shapes(flags, plan.mesh)
@@ -243,11 +267,9 @@ def run_ours(
             - memory.alias_size_in_bytes
             + memory.temp_size_in_bytes
         )
-        return {
+        return known | {
             "peak_bytes": peak,
-            "flops": sum(count_model_flops(plan, shapes).values()),
             "traffic": costs.get("bytes accessed", math.nan),
-            "compile_seconds": seconds,
             "loss_is_finite": bool(np.isfinite(metrics["loss"])),
         }
 

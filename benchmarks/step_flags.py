@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from align_jax.devices.kernel_choice import CHOICES
+from align_jax.models.block import ATTENTIONS, XLA
 from align_jax.models.efficientnet import REMATERIALISATIONS
 from benchmarks.comparisons import add_record_flag
 
@@ -53,6 +54,7 @@ def read_flags(
     parser.add_argument("--precision", default="default", help="of the loss's products")
     parser.add_argument("--optimizer", default="lamb")
     parser.add_argument("--kernels", choices=CHOICES, default="auto")
+    parser.add_argument("--attention", choices=ATTENTIONS, default=XLA)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
@@ -60,5 +62,6 @@ def read_flags(
     parser.add_argument("--count", action="store_true", help="counts, nothing else")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
+    parser.add_argument("--in_turn", action="store_true", help=argparse.SUPPRESS)
     add_record_flag(parser)
     return parser.parse_args(arguments)

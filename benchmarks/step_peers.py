@@ -152,6 +152,8 @@ def prepare_peer(flags: argparse.Namespace) -> Program:
     take()
     wait()
     seconds = time.perf_counter() - start
+    if device == "cuda":
+        torch.cuda.empty_cache()  # others may use it before this one's turn
 
     def finish():
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0

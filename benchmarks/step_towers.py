@@ -54,6 +54,7 @@ def image_tower(flags: argparse.Namespace) -> Any:
         form = _form(flags)
         fields = _blocks(size, vit.SIZES) | FORMS[form].image_fields | NUMERICS[form]
         fields |= {"patch": int(patch), "position_grid": grid}
+        fields["attention"] = flags.attention
         return VitConfig(**fields, **execution)
     if family == "convnext":
         return ConvNeXtConfig(convnext.SIZES[size], **execution)
@@ -92,6 +93,7 @@ def text_tower(flags: argparse.Namespace) -> Any:
         words,
         tokens,
         positions=tokens,
+        attention=flags.attention,
         scan=flags.scan,
         rematerialise="blocks" if rematerialise else "none",
         **fields,

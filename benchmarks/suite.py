@@ -12,9 +12,7 @@ output.
 """
 
 import argparse
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from benchmarks.comparisons import read_comparisons
 from benchmarks.quickstart_model import write_model
 from benchmarks.revisions import Outcome, add_outcomes, read_revisions
 from benchmarks.suite_page import PAGE, make_table, write_page
+from benchmarks.turns import kill
 
 MINUTES = 8  # limit of one benchmark
 MODEL = "model"
@@ -85,15 +84,6 @@ def run_benchmark(command: Sequence[str], log: pathlib.Path, minutes: float) -> 
     if not comparisons and not failure:
         failure = f"recorded no comparison, see {log}"
     return Outcome(comparisons, time.perf_counter() - start, failure)
-
-
-def kill(process: subprocess.Popen) -> None:
-    """Kills what is left of a process and of those that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
 
 
 def main() -> int:
