@@ -34,7 +34,6 @@ from align_jax.devices.kernel_choice import PLAIN, choose_kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.losses.objective import LossConfig
-from align_jax.models.block import XLA
 from align_jax.models.dual_encoder import DualEncoder
 from align_jax.training.compiled_step import compile_step
 from align_jax.training.flops import count_model_flops
@@ -221,7 +220,7 @@ def prepare_ours(flags: argparse.Namespace) -> Program:
 
 def count_work(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> float:
     """Counts a step's operations in XLA's programs, as kernels hide their products."""
-    plain = argparse.Namespace(**vars(flags) | {"kernels": PLAIN, "attention": XLA})
+    plain = argparse.Namespace(**vars(flags) | {"kernels": PLAIN})
     plan = make_plan(plain, mesh)
     return sum(count_model_flops(plan, batch_shapes(flags, mesh)).values())
 

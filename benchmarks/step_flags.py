@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from align_jax.devices.kernel_choice import CHOICES
-from align_jax.models.block import ATTENTIONS, XLA
+from align_jax.models.attention import ATTENTIONS, XLA
 from align_jax.models.efficientnet import REMATERIALISATIONS
 from benchmarks.comparisons import add_record_flag
 

@@ -7,14 +7,14 @@ y = x + Attention(LN(x)) and z = y + MLP(LN(y)) (ViT, arXiv 2010.11929, equation
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from align_jax.config import check_choices
-from align_jax.errors import InputError, one_line
+from align_jax.models.attention import ATTENTIONS, XLA, dot_product
 from align_jax.models.layers import (
     dropout,
     gathered,
@@ -28,7 +28,6 @@ from align_jax.models.positions import Rotation
 
 PREFIX = "layer_"  # of the names of blocks' parameters
 REMATERIALISATIONS = ("none", "blocks")
-XLA, CUDNN = ATTENTIONS = ("xla", "cudnn")
 EXECUTION_FIELDS = ("scan", "rematerialise", "attention")  # of towers of blocks
 
 
@@ -236,21 +235,7 @@ def attend(
         query, key = norm("query_norm", query), norm("key_norm", key)
     if rotation is not None:
         query, key = rotation.rotate(query), rotation.rotate(key)
-    try:
-        attended = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=None if mask is None else mask[:, None, None, :],
-            is_causal=shape.causal,
-            implementation=cast(Literal["xla", "cudnn"], shape.attention),
-        )
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        if shape.attention != CUDNN:
-            raise
-        raise InputError(
-            f"attention is {CUDNN!r}, and JAX says: {one_line(error)}; wanted {XLA!r}"
-        ) from error
+    attended = dot_product(query, key, value, mask, shape.causal, shape.attention)
     start = shape.initializer("output")
     output = by_head(
         shape.width, axis=(-2, -1), kernel_init=start, name="attention_output"

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from align_jax.config import LATE, check_choices
 from align_jax.devices.mesh import Placement
+from align_jax.models.attention import XLA
 from align_jax.models.block import (
     EXECUTION_FIELDS,
     PREFIX,
-    XLA,
     BlockShape,
     Deviations,
     Randomness,

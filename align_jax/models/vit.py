@@ -17,12 +17,12 @@ from jax import lax
 from align_jax.config import LATE, check_choices
 from align_jax.devices.mesh import Placement
 from align_jax.errors import InputError
+from align_jax.models.attention import XLA
 from align_jax.models.attention_pool import AttentionPool
 from align_jax.models.block import (
     EXECUTION_FIELDS,
     PREFIX,
     REMATERIALISATIONS,
-    XLA,
     BlockShape,
     Randomness,
     check_blocks,
