@@ -11,6 +11,7 @@ hired by the minute. Both commands need the same version of JAX with its CUDA pl
 """
 
 import argparse
+import lzma
 import pickle
 import time
 from typing import Any
@@ -68,7 +69,7 @@ def write_programs(
 ) -> None:
     """Writes compiled programs, and what else is known of them, for `read_programs`."""
     saved = {name: serialize(program)[0] for name, program in programs.items()}
-    with open(path, "wb") as file:
+    with lzma.open(path, "wb", preset=1) as file:
         pickle.dump({"jax": jax.__version__} | known | saved, file)
 
 
@@ -78,7 +79,7 @@ def read_programs(path: str) -> dict[str, Any]:
     Raises:
       InputError: another version of JAX compiled them.
     """
-    with open(path, "rb") as file:
+    with lzma.open(path) as file:
         saved = pickle.load(file)
     if saved["jax"] != jax.__version__:
         raise InputError(
