@@ -3,7 +3,7 @@
 Only matrix products and convolutions are counted, as two operations for each pair of a
 multiplication and an addition. Work that is repeated by rematerialisation or
 microbatches is counted once, as in the model FLOPs utilisation of PaLM (arXiv
-2204.02311, appendix B).
+2204.02311, appendix B). A step with Pallas kernels is counted as the same step in XLA.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from align_jax.devices.compiling import tracing
+from align_jax.devices.kernel_choice import PLAIN, Kernels
 from align_jax.losses.objective import Outputs
 from align_jax.models.classifier import Classifier
 from align_jax.models.dual_encoder import DualEncoder
@@ -53,6 +54,7 @@ def _count_parts(
     plan: StepPlan, shapes: tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 ) -> dict[str, float]:
     batch = dict(shapes)
+    plan = dataclasses.replace(plan, loss=dataclasses.replace(plan.loss, kernels=PLAIN))
     towers = dataclasses.replace(plan, model=_plain(plan))
     state = abstract_state(plan)
     # The towers' work is proportional to the batch: count one BatchNorm group and
@@ -141,9 +143,9 @@ def count_flops(function: Callable, *arguments: Any) -> float:
 
 
 def _plain(plan: StepPlan) -> DualEncoder | Classifier:
-    """Returns a plan's model, but without rematerialisation and sharded parameters."""
+    """Returns a plan's model in XLA, without rematerialisation and sharding."""
     config = plan.model.config.computed_once()
-    return plan.model.clone(config=config, placement=None)
+    return plan.model.clone(config=config, placement=None, kernels=Kernels())
 
 
 def _count(jaxpr: Jaxpr) -> float:

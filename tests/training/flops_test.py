@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from align_jax.devices.kernel_choice import INTERPRET, Kernels
+from align_jax.losses import contrastive_gpu
 from align_jax.models.efficientnet import VARIANTS, EfficientNet, EfficientNetConfig
 from align_jax.training.flops import count_flops, count_model_flops
 from tests import steps
@@ -94,3 +96,20 @@ def test_a_step_is_counted_once_however_it_is_computed(tmp_path, mesh_of):
     less = count_model_flops(held, config.batch_shapes(held.mesh))
     assert less["text_tower"] == found["text_tower"]
     assert less["image_tower"] == pytest.approx(found["image_tower"] / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("part", ["image_tower", "loss"])
+def test_a_step_with_kernels_is_counted_as_without(
+    tmp_path, mesh_of, monkeypatch, part
+):
+    config = steps.read(tmp_path)
+    loss = dataclasses.replace(config.loss, precision="default")
+    plan = dataclasses.replace(config, loss=loss).make_plan(mesh_of(1))
+    wanted = count_model_flops(plan, config.batch_shapes(plan.mesh))
+    kernels = Kernels(INTERPRET, plan.mesh)
+    if part == "loss":
+        monkeypatch.setattr(contrastive_gpu, "choose_kernels", lambda *_: kernels)
+        plan = dataclasses.replace(plan, seed=plan.seed + 1)  # counts are cached
+    else:
+        plan = dataclasses.replace(plan, model=plan.model.clone(kernels=kernels))
+    assert count_model_flops(plan, config.batch_shapes(plan.mesh)) == wanted
