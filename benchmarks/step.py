@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.devices.kernel_choice import PLAIN, choose_kernels
+from align_jax.devices.kernel_choice import choose_kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.devices.runtime import reuse_memory
 from align_jax.losses.objective import LossConfig
@@ -219,9 +219,8 @@ def prepare_ours(flags: argparse.Namespace) -> Program:
 
 
 def count_work(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> float:
-    """Counts a step's operations in XLA's programs, as kernels hide their products."""
-    plain = argparse.Namespace(**vars(flags) | {"kernels": PLAIN})
-    plan = make_plan(plain, mesh)
+    """Counts a step's operations, see `align_jax.training.flops`."""
+    plan = make_plan(flags, mesh)
     return sum(count_model_flops(plan, batch_shapes(flags, mesh)).values())
 
 
