@@ -37,6 +37,7 @@ from align_jax.losses.tiles import EXCLUDED, RING, Tiling, own_rows
 KERNELS = (*CHOICES, TRITON, INTERPRET)
 
 CHUNK_BYTES = 2**29  # size of the logits' gradient that is held at a time
+STATISTICS_BYTES = 2**29  # size of the tiles' statistics that are held at a time
 RING_BLOCK = 2**14  # rows and columns of a block in the ring form
 
 STATISTICS, GRADIENTS = TileShape(), TileShape()
@@ -78,7 +79,7 @@ def statistics(
       shape: size of the kernel's tiles.
     """
     ring_form = logits.tiling.exchange == RING
-    found = _ring_statistics(logits, shape) if ring_form else _others(logits, shape)
+    found = (_ring_statistics if ring_form else _block_statistics)(logits, shape)
     # The kernel leaves out the pairs' own logits.
     row_lse = jnp.logaddexp(found.row_lse, positive)
     column_lse = found.column_lse
@@ -90,16 +91,48 @@ def statistics(
     return found._replace(row_lse=row_lse, column_lse=column_lse)
 
 
-def _others(
-    logits: Logits, shape: TileShape, start: jax.Array | None = None
-) -> LogitStatistics:
+def _block_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
+    """Returns `_others` of this device's images and all texts, by blocks of texts.
+
+    The kernel writes numbers for each image and tile of texts, which would take memory
+    of order N^2 for all texts at once.
+    """
+    n, texts = len(logits.ximg), len(logits.texts)
+    first, size = own_rows(n)[0], _block_texts(n, texts, shape)
+    blocks = texts // size
+
+    def visit(carry: Parts, part: tuple[jax.Array, jax.Array]) -> tuple[Parts, Parts]:
+        offset, block = part
+        block_logits = Logits(logits.ximg, block, logits.temperature, logits.tiling)
+        found = _others(block_logits, shape, jnp.stack([first, offset]))
+        return _join_parts(carry, found[:2]), found[2:]
+
+    none = jnp.full(n, EXCLUDED)
+    whole = logits.texts[: blocks * size].reshape(blocks, size, -1)
+    parts = (size * jnp.arange(blocks), whole)
+    rows, columns = lax.scan(visit, (none, none), parts)
+    columns = jax.tree.map(lambda x: x.reshape(-1), columns)
+    if texts % size:
+        rows, last = visit(rows, (blocks * size, logits.texts[blocks * size :]))
+        columns = jax.tree.map(lambda *x: jnp.concatenate(x), columns, last)
+    return LogitStatistics(*rows, *columns)
+
+
+def _block_texts(n: int, texts: int, shape: TileShape) -> int:
+    """Returns the number of texts of a block of `_block_statistics`."""
+    # Log-sum-exps and best logits of each image and text by tile, float32.
+    text_bytes = 8 * n * (1 / shape.columns + 1 / shape.rows)
+    most = int(STATISTICS_BYTES / text_bytes) // shape.columns * shape.columns
+    return min(texts, max(most, shape.columns))
+
+
+def _others(logits: Logits, shape: TileShape, start: jax.Array) -> LogitStatistics:
     """Returns the `statistics` without the pairs' own logits.
 
     Args:
       logits: logits of bfloat16 embeddings.
       shape: size of the kernel's tiles.
-      start: (2,) ids of the first image and the first text among all N pairs; None for
-        this device's images and all texts.
+      start: (2,) ids of the first image and the first text among all N pairs.
     """
     n, texts = len(logits.ximg), len(logits.texts)
     grid = LogitGrid(n, texts, shape, logits.tiling)
@@ -111,7 +144,7 @@ def _others(
         statistics_kernel,
         [rows, rows, columns, columns],
         jnp.stack([LOG2E / logits.temperature]),
-        jnp.stack([own_rows(n)[0], 0]) if start is None else start,
+        start,
         grid.pad(logits.ximg, logits.texts),
     )
     best_text, best_image = row_best.max(0)[:n], column_best.max(0)[:texts]

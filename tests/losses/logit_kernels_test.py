@@ -8,6 +8,7 @@ import pytest
 from align_jax.devices.mesh import make_mesh
 from align_jax.losses import contrastive_gpu, logit_kernels
 from align_jax.losses.contrastive import contrastive_loss
+from tests.jaxprs import largest_array
 from tests.reference import embeddings
 
 
@@ -19,6 +20,8 @@ def small_tiles():
         patch.setattr(contrastive_gpu, "STATISTICS", shape)
         patch.setattr(contrastive_gpu, "GRADIENTS", shape)
         patch.setattr(contrastive_gpu, "CHUNK_BYTES", 2 * 64 * 100)
+        # 64 texts of 100 images; with 29 images, all texts are one block.
+        patch.setattr(contrastive_gpu, "STATISTICS_BYTES", 4800)
         patch.setattr(logit_kernels, "BAND", 2)
         yield
 
@@ -111,6 +114,22 @@ def test_the_gradient_lowers_for_cuda_without_a_gpu(devices, monkeypatch):
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "statistics_kernel" in text
     assert "gradients_kernel" in text
+
+
+def test_no_array_grows_with_the_square_of_the_batch(mesh_of, monkeypatch):
+    for name in ("CHUNK_BYTES", "STATISTICS_BYTES"):
+        monkeypatch.setattr(contrastive_gpu, name, 2**27)
+    for name in ("STATISTICS", "GRADIENTS"):
+        monkeypatch.setattr(contrastive_gpu, name, logit_kernels.TileShape())
+    pairs, width = 2**18, 64
+    gradient = jax.value_and_grad(contrastive_loss, (0, 1, 2), has_aux=True)
+    x = jax.ShapeDtypeStruct((pairs, width), jnp.float32)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    traced = jax.make_jaxpr(lambda *a: gradient(*a, mesh_of(1), kernels="triton"))(
+        x, x, scalar
+    )
+    # A chunk of the logits' gradient has two bytes a number.
+    assert largest_array(traced.jaxpr) <= max(pairs * width, 2**27 // 2)
 
 
 def test_kernels_are_chosen_by_device_and_precision(mesh_of):
