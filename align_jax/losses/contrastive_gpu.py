@@ -94,8 +94,7 @@ def statistics(
 def _block_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
     """Returns `_others` of this device's images and all texts, by blocks of texts.
 
-    The kernel writes numbers for each image and tile of texts, which would take memory
-    of order N^2 for all texts at once.
+    The kernel's numbers for each image and tile of all texts would take O(N^2) memory.
     """
     n, texts = len(logits.ximg), len(logits.texts)
     first, size = own_rows(n)[0], _block_texts(n, texts, shape)
@@ -112,8 +111,8 @@ def _block_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
     parts = (size * jnp.arange(blocks), whole)
     rows, columns = lax.scan(visit, (none, none), parts)
     columns = jax.tree.map(lambda x: x.reshape(-1), columns)
-    if texts % size:
-        rows, last = visit(rows, (blocks * size, logits.texts[blocks * size :]))
+    if rest := texts % size:
+        rows, last = visit(rows, (jnp.asarray(texts - rest), logits.texts[-rest:]))
         columns = jax.tree.map(lambda *x: jnp.concatenate(x), columns, last)
     return LogitStatistics(*rows, *columns)
 

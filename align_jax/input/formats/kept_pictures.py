@@ -1,7 +1,7 @@
 """Keeps pictures in Python while tf.data orders their records.
 
-tf.data and the ways to it and back copy a picture up to five times. A number in its
-place costs nothing.
+tf.data and the ways to it and back would copy a picture up to five times. They copy its
+number instead.
 """
 
 import itertools
