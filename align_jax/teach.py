@@ -20,7 +20,7 @@ from align_jax import places, shard_files
 from align_jax.embed.model import Model, load
 from align_jax.errors import InputError
 from align_jax.input.datasets import DatasetConfig, open_dataset
-from align_jax.input.formats.dataset import Dataset, naming_damage
+from align_jax.input.formats.dataset import Dataset, ShardPart, naming_damage
 from align_jax.input.shards import Shard
 from align_jax.input.teacher import check_embeddings, check_folders
 from align_jax.input.teacher_files import file_of, write_embeddings
@@ -168,7 +168,8 @@ def _read_records(
     import tensorflow as tf
 
     path, last = tf.constant(shard.path), tf.constant(shard.records, tf.int64)
-    groups = dataset.read(path, tf.constant(0, tf.int64), last, BATCH_SIZE)
+    first = tf.constant(0, tf.int64)
+    groups = dataset.read(ShardPart(path, first, last, BATCH_SIZE))
 
     def ragged(texts: tf.Tensor | tf.RaggedTensor) -> tf.RaggedTensor:
         if isinstance(texts, tf.RaggedTensor):

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from align_jax.input import record_order
 from align_jax.input.captions import Captions
-from align_jax.input.formats.dataset import Read
+from align_jax.input.formats.dataset import Read, ShardPart
 from align_jax.input.formats.kept_pictures import ABSENT, KeptPictures
 from align_jax.input.phases import find_phase
 from align_jax.input.teacher import choose_embeddings
@@ -177,8 +177,8 @@ def _part(
         functools.partial(_pieces, data, index, (seed, number), stream, taken),
         output_signature=signature,
     )
-    read_shard = functools.partial(dataset.read, pictures=pictures)
-    read = functools.partial(_read_piece, read_shard, data.config.shuffle_window)
+    window = data.config.shuffle_window
+    read = functools.partial(_read_piece, dataset.read, pictures, window)
     # Windows are parsed as a whole, and taken apart without copies.
     return found.flat_map(read).map(parse).unbatch()
 
@@ -213,6 +213,7 @@ def _pieces(
 
 def _read_piece(
     read: Read,
+    pictures: KeptPictures,
     window: int,
     shard: tuple[tf.Tensor, ...],
     shuffle_key: tf.Tensor,
@@ -221,7 +222,8 @@ def _read_piece(
     """Reads one value of `_pieces`, shuffled by windows.
 
     Args:
-      read: function of the dataset that reads its shards, with its `pictures`.
+      read: function of the dataset that reads its shards, see `Dataset`.
+      pictures: owner of the pictures.
       window: number of records that are permuted together.
       shard: path, number of records and index of the shard.
       shuffle_key: (2,) key of the shuffle.
@@ -246,4 +248,5 @@ def _read_piece(
         drawn = draw + tf.maximum(start - first, 0)
         return index, drawn + tf.range(tf.size(used, tf.int64)), picked
 
-    return read(path, begin * window, end, window).enumerate(begin).map(permute)
+    part = ShardPart(path, begin * window, end, window, pictures)
+    return read(part).enumerate(begin).map(permute)

@@ -13,8 +13,7 @@ import numpy as np
 
 from align_jax import places, shard_files
 from align_jax.errors import InputError
-from align_jax.input.formats.dataset import Dataset, read_in_python
-from align_jax.input.formats.kept_pictures import KeptPictures
+from align_jax.input.formats.dataset import Dataset, ShardPart, read_in_python
 from align_jax.input.shards import Shard
 from align_jax.input.teacher_files import file_of, open_embeddings, unit_rows
 
@@ -60,15 +59,8 @@ def add_teacher(
     reader = functools.partial(_read_rows, config.teacher)
     read_rows = read_in_python(reader, signature, _stack, dataset.failures)
 
-    def read(
-        path: "tf.Tensor",
-        first: "tf.Tensor",
-        last: "tf.Tensor",
-        size: int,
-        pictures: KeptPictures | None = None,
-    ) -> "tf.data.Dataset":
-        groups = dataset.read(path, first, last, size, pictures)
-        both = tf.data.Dataset.zip((groups, read_rows(path, first, last, size)))
+    def read(part: ShardPart) -> "tf.data.Dataset":
+        both = tf.data.Dataset.zip((dataset.read(part), read_rows(part)))
         return both.map(lambda records, rows: records | rows)
 
     return dataclasses.replace(dataset, read=read), models - {""}

@@ -1,6 +1,6 @@
 """Attention of given queries, keys and values, by XLA or by cuDNN."""
 
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,26 @@ import jax.numpy as jnp
 from align_jax.errors import InputError, one_line
 
 XLA, CUDNN = ATTENTIONS = ("xla", "cudnn")
+
+
+class Operands(NamedTuple):
+    """Operands of JAX's attention.
+
+    Attributes:
+      query: (B, Q, heads, d).
+      key: (B, L, heads, d).
+      value: (B, L, heads, d).
+      mask: (B, 1, Q or 1, L) bool, false on keys that are not attended to, or None.
+      query_lengths: (B,) int32 numbers of the queries that count; None for all.
+      key_lengths: (B,) int32 numbers of the keys that count; None for all.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    mask: jax.Array | None
+    query_lengths: jax.Array | None = None
+    key_lengths: jax.Array | None = None
 
 
 def dot_product(
@@ -34,65 +54,50 @@ def dot_product(
     Raises:
       InputError: the devices or the sizes do not suit cuDNN.
     """
-    if implementation == XLA:
-        return _dot_product(query, key, value, mask, causal, XLA)
+    whole = None if mask is None else mask[:, None, None, :]
+    operands = Operands(query, key, value, whole)
+    if implementation == CUDNN:
+        operands = _suit_cudnn(operands, causal)
     try:
-        return dot_product_of_even(query, key, value, mask, causal, implementation)
+        found = jax.nn.dot_product_attention(
+            operands.query,
+            operands.key,
+            operands.value,
+            mask=operands.mask,
+            is_causal=causal,
+            query_seq_lengths=operands.query_lengths,
+            key_value_seq_lengths=operands.key_lengths,
+            implementation=cast(Literal["xla", "cudnn"], implementation),
+        )
     except (RuntimeError, ValueError, NotImplementedError) as error:
+        if implementation != CUDNN:
+            raise
         raise InputError(
             f"attention is {CUDNN!r}, and JAX says: {one_line(error)}; wanted {XLA!r}"
         ) from error
+    return found[:, : query.shape[1]]
 
 
-def dot_product_of_even(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-    causal: bool,
-    implementation: str,
-) -> jax.Array:
-    """Computes `dot_product` with one more query or key where their number is odd.
+def _suit_cudnn(operands: Operands, causal: bool) -> Operands:
+    """Repeats the mask for each query, and makes odd numbers of queries and keys even.
 
-    JAX takes the derivative of cuDNN's attention for even numbers only, although cuDNN
-    needs this only with a bias (seen in jax 0.10.2 and 0.12.0).
+    JAX passes only full masks to cuDNN. It takes the derivative of cuDNN's attention
+    for even numbers only, although cuDNN needs this with masks only (seen in jax 0.10.2
+    and 0.12.0). Only an added query may attend to an added key.
     """
-    batch, queries, keys = len(query), query.shape[1], key.shape[1]
-    odd_queries, odd_keys = queries % 2, keys % 2
-    lengths: tuple[jax.Array, jax.Array] | None = None
-    if odd_keys and mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (0, 1)))
-    elif odd_keys and not causal:  # if causal, only the added query sees the added key
+    query, key, value, mask = operands[:4]
+    (batch, queries), keys = query.shape[:2], key.shape[1]
+    odd = keys % 2
+    lengths: tuple[jax.Array | None, jax.Array | None] = (None, None)
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, odd)))
+        mask = jnp.broadcast_to(mask, (batch, 1, queries + queries % 2, keys + odd))
+    elif odd and not causal:
         lengths = jnp.full(batch, queries, jnp.int32), jnp.full(batch, keys, jnp.int32)
-    query = _pad(query, odd_queries)
-    key, value = _pad(key, odd_keys), _pad(value, odd_keys)
-    found = _dot_product(query, key, value, mask, causal, implementation, lengths)
-    return found[:, :queries]
+    key, value = _pad(key, odd), _pad(value, odd)
+    return Operands(_pad(query, queries % 2), key, value, mask, *lengths)
 
 
 def _pad(x: jax.Array, count: int) -> jax.Array:
     """Appends a count of zeros to the second axis of x (B, L, heads, d)."""
     return jnp.pad(x, ((0, 0), (0, count), (0, 0), (0, 0))) if count else x
-
-
-def _dot_product(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-    causal: bool,
-    implementation: str,
-    lengths: tuple[jax.Array, jax.Array] | None = None,
-) -> jax.Array:
-    """Calls JAX's attention; `lengths` are numbers (B,) of true queries and keys."""
-    query_lengths, key_lengths = lengths or (None, None)
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=None if mask is None else mask[:, None, None, :],
-        is_causal=causal,
-        query_seq_lengths=query_lengths,
-        key_value_seq_lengths=key_lengths,
-        implementation=cast(Literal["xla", "cudnn"], implementation),
-    )

@@ -97,7 +97,8 @@ def test_groups_of_a_reader_in_python_are_whole():
     )
     first, last = tf.constant(1, tf.int64), tf.constant(19, tf.int64)
     found, sizes = [], []
-    for group in data.read(tf.constant("path"), first, last, 8):
+    part = dataset.ShardPart(tf.constant("path"), first, last, 8)
+    for group in data.read(part):
         images, (texts,) = data.parse(group)
         sizes.append(len(images))
         found += zip(images.numpy(), ([text] for text in texts.to_list()), strict=True)

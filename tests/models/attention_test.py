@@ -1,11 +1,11 @@
-"""Attention with one more query or key is the attention without them."""
+"""Operands that suit cuDNN have even numbers and full masks, and give the same result."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.models.attention import XLA, dot_product, dot_product_of_even
+from align_jax.models import attention
 
 MASK = jnp.array([[True, True, True, False, False], [True] * 5])
 
@@ -22,7 +22,7 @@ MASK = jnp.array([[True, True, True, False, False], [True] * 5])
         (4, 4, None, True),
     ],
 )
-def test_odd_numbers_are_made_even_and_nothing_else(
+def test_odd_numbers_are_made_even_and_masks_are_whole(
     queries, keys, mask, causal, monkeypatch
 ):
     random = jax.random.split(jax.random.key(0), 4)
@@ -32,22 +32,24 @@ def test_odd_numbers_are_made_even_and_nothing_else(
     )
     seen, attend = [], jax.nn.dot_product_attention
 
-    def see(query, key, value, **options):
-        seen.append((query.shape[1], key.shape[1], value.shape[1]))
-        return attend(query, key, value, **options)
+    def see(query, key, value, *, mask, **options):
+        assert key.shape == value.shape
+        seen.append(
+            (query.shape[1], key.shape[1], None if mask is None else mask.shape)
+        )
+        return attend(query, key, value, mask=mask, **options)
 
-    def run(attention):
-        def score(arrays):
-            out = attention(*arrays, mask, causal, XLA)
-            return (weights * out).sum(), out
+    def score(arrays):
+        out = attention.dot_product(*arrays, mask, causal, attention.XLA)
+        return (weights * out).sum(), out
 
-        return jax.value_and_grad(score, has_aux=True)((query, key, value))
-
-    expected = run(dot_product)
+    run = jax.value_and_grad(score, has_aux=True)
+    expected = run((query, key, value))
     monkeypatch.setattr(jax.nn, "dot_product_attention", see)
-    found = run(dot_product_of_even)
+    monkeypatch.setattr(attention, "CUDNN", attention.XLA)  # as no CPU has cuDNN
+    found = run((query, key, value))
     even = queries + queries % 2, keys + keys % 2
-    assert seen == [(*even, even[1])]
+    assert seen == [(*even, None if mask is None else (2, 1, *even))]
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

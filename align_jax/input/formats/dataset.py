@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,32 +22,29 @@ Row = tuple[bytes, list[list[bytes]] | int]
 Pairs = tuple["tf.Tensor", list["tf.Tensor | tf.RaggedTensor"]]
 
 
-class Read(Protocol):
-    """Reads the shards of a dataset with tf.data."""
+class ShardPart(NamedTuple):
+    """The records [first, last) of a shard, read in order and in groups.
 
-    def __call__(
-        self,
-        path: "tf.Tensor",
-        first: "tf.Tensor",
-        last: "tf.Tensor",
-        size: int,
-        pictures: KeptPictures | None = None,
-    ) -> "tf.data.Dataset":
-        """Returns the records [first, last) of a shard in order, in groups.
+    Attributes:
+      path: path () string of the shard.
+      first: number () int64 of a record, a multiple of `size`.
+      last: number () int64 of the record after the last one.
+      size: number of records N of a group; the last group may have fewer.
+      pictures: owner of the pictures of formats that are read as rows in Python. Their
+        records then have the field "kept" (N,) int64, the pictures' numbers, and
+        `Dataset.parse` returns empty pictures.
+    """
 
-        Args:
-          path: path () string of the shard.
-          first: number () int64 of a record, a multiple of `size`.
-          last: number () int64 of the record after the last one.
-          size: number of records N of a group; the last group may have fewer.
-          pictures: owner of the pictures of formats that are read in Python. Records
-            then have the field "kept" (N,) int64, the pictures' numbers, and
-            `Dataset.parse` returns empty pictures.
+    path: "tf.Tensor"
+    first: "tf.Tensor"
+    last: "tf.Tensor"
+    size: int
+    pictures: KeptPictures | None = None
 
-        Returns:
-          A dataset of groups: dicts of tensors (N, ...) with the fields of N records.
-        """
-        ...
+
+# Function that returns a dataset of groups, dicts of tensors (N, ...) with the fields
+# of N records each.
+Read = Callable[[ShardPart], "tf.data.Dataset"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Dataset:
 
     Attributes:
       shards: files in order, each with one or more records that are used.
-      read: function that reads shards.
+      read: function that reads a part of a shard.
       parse: function from N records, a dict of tensors (N, ...), to the pictures' files
         (N,) string and a list of the targets: for each feature of texts, one text of
         each record (N,) string or its texts (N, None) ragged; or the labels (N,) int64.
@@ -133,17 +130,13 @@ def read_in_python(
             failures.append(error)
             raise
 
-    def read(
-        path: "tf.Tensor",
-        first: "tf.Tensor",
-        last: "tf.Tensor",
-        size: int,
-        pictures: KeptPictures | None = None,
-    ) -> "tf.data.Dataset":
+    def read(part: ShardPart) -> "tf.data.Dataset":
         import tensorflow as tf
 
         return tf.data.Dataset.from_generator(
-            groups, args=(path, first, last, size), output_signature=signature
+            groups,
+            args=(part.path, part.first, part.last, part.size),
+            output_signature=signature,
         )
 
     return read
@@ -183,16 +176,9 @@ def open_rows(
 
     failures: list[Exception] = []
 
-    def read(
-        path: "tf.Tensor",
-        first: "tf.Tensor",
-        last: "tf.Tensor",
-        size: int,
-        pictures: KeptPictures | None = None,
-    ) -> "tf.data.Dataset":
-        stack = functools.partial(_stack_rows, pictures)
-        read_groups = read_in_python(reader, signature, stack, failures)
-        return read_groups(path, first, last, size)
+    def read(part: ShardPart) -> "tf.data.Dataset":
+        stack = functools.partial(_stack_rows, part.pictures)
+        return read_in_python(reader, signature, stack, failures)(part)
 
     return Dataset(shards, read, parse, failures)
 
@@ -212,10 +198,10 @@ def _stack_rows(pictures: KeptPictures | None, rows: list[Row]) -> dict[str, Any
         labels = np.array([label for _, label in rows], np.int64)
         return fields | {"label": labels}
     counts = np.array([[len(texts) for texts in target] for target in lists], np.int64)
-    most = counts.max()
-    found = [texts for target in lists for texts in target]
-    padded = [text for t in found for text in (*t, *[b""] * (most - len(t)))]
-    texts = np.array(padded, object).reshape(*counts.shape, most)
+    texts = np.full((*counts.shape, counts.max()), b"", object)
+    for row, target in enumerate(lists):
+        for feature, found in enumerate(target):
+            texts[row, feature, : len(found)] = found
     return fields | {"texts": texts, "counts": counts}
 
 

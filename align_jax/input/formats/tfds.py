@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING
 
 from align_jax import dataset_folder
-from align_jax.input.formats.dataset import Dataset
+from align_jax.input.formats.dataset import Dataset, ShardPart
 from align_jax.input.formats.examples import make_parser
-from align_jax.input.formats.kept_pictures import KeptPictures
 from align_jax.input.shards import list_shards, open_builder
 
 if TYPE_CHECKING:
@@ -23,15 +22,10 @@ def open_tfds(config: "DatasetConfig") -> Dataset:
     return Dataset(shards, _read, parse)
 
 
-def _read(
-    path: "tf.Tensor",
-    first: "tf.Tensor",
-    last: "tf.Tensor",
-    size: int,
-    pictures: KeptPictures | None = None,
-) -> "tf.data.Dataset":
-    """Reads records, see `Read`; those before `first` are passed over."""
+def _read(part: ShardPart) -> "tf.data.Dataset":
+    """Reads records, see `Dataset.read`; those before the first are passed over."""
     import tensorflow as tf
 
-    groups = tf.data.TFRecordDataset(path).take(last).batch(size).skip(first // size)
+    records = tf.data.TFRecordDataset(part.path).take(part.last)
+    groups = records.batch(part.size).skip(part.first // part.size)
     return groups.map(lambda records: {"record": records})

@@ -96,16 +96,6 @@ class SampleReader:
         """The distinct endings of the targets' members."""
         return tuple(dict.fromkeys(ending for ending, *_ in self.targets))
 
-    @functools.cached_property
-    def _parsed(self) -> set[str]:
-        """The endings of members whose json is looked into."""
-        return {ending for ending, *fields in self.targets if fields}
-
-    @functools.cached_property
-    def _places(self) -> list[tuple[int, list[str]]]:
-        """For each target, the index in `members` and the fields of its json."""
-        return [(self.members.index(e), fields) for e, *fields in self.targets]
-
     def __call__(self, path: str, first: int, last: int) -> Iterator[Row]:
         """Yields the rows of the samples [first, last) of a tar."""
         index = tar_index.read_index(self.folder, path)
@@ -176,13 +166,14 @@ class SampleReader:
     def _row(self, contents: list[bytes]) -> Row:
         """Makes a row from the contents of a sample's picture and other members."""
         image, *others = contents
-        objects = [
-            _parse(content) if ending in self._parsed else content
-            for ending, content in zip(self.members, others, strict=True)
-        ]
+        members = dict(zip(self.members, others, strict=True))
+        objects = {
+            ending: _parse(members[ending])
+            for ending in {ending for ending, *fields in self.targets if fields}
+        }
         values = [
-            _find(objects[number], fields) if fields else others[number]
-            for number, fields in self._places
+            _find(objects[ending], fields) if fields else members[ending]
+            for ending, *fields in self.targets
         ]
         if self.labelled:
             return image, _as_label(values[0])
