@@ -81,9 +81,9 @@ def dot_product(
 def _suit_cudnn(operands: Operands, causal: bool) -> Operands:
     """Repeats the mask for each query, and makes odd numbers of queries and keys even.
 
-    JAX passes only full masks to cuDNN. It takes the derivative of cuDNN's attention
-    for even numbers only, although cuDNN needs this with masks only (seen in jax 0.10.2
-    and 0.12.0). Only an added query may attend to an added key.
+    JAX refuses a mask for cuDNN that has no axis of queries. It takes the derivative of
+    cuDNN's attention for even numbers only, although cuDNN needs this with masks only
+    (seen in jax 0.10.2 and 0.12.0). Only an added query may attend to an added key.
     """
     query, key, value, mask = operands[:4]
     (batch, queries), keys = query.shape[:2], key.shape[1]

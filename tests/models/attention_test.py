@@ -1,4 +1,4 @@
-"""Operands that suit cuDNN have even numbers and full masks, and give the same result."""
+"""Operands for cuDNN have even numbers and a mask for each query."""
 
 import jax
 import jax.numpy as jnp
