@@ -9,6 +9,7 @@ import jax
 from clu.metric_writers import MetricWriter
 
 from align_jax.devices.exchange import wait_for_all
+from align_jax.devices.runtime import return_memory
 from align_jax.embed.embedder import Embedder
 from align_jax.errors import Preempted
 from align_jax.evaluation.runner import run_evaluators
@@ -133,8 +134,10 @@ class TrainLoop:
         first = not self.pace.steps.begun
         with self.pace.waiting(step):
             batch = next(self.batches)
-        if first and leads():
-            print("\n".join(list_causes(self.times.read())), file=sys.stderr)
+        if first:
+            return_memory()  # of the compiler
+            if leads():
+                print("\n".join(list_causes(self.times.read())), file=sys.stderr)
         self.profile.before(step)
         program = programs[self.config.measures_norms(step)]
         self.state, metrics = program(self.state, batch)

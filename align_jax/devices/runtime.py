@@ -92,6 +92,15 @@ def reuse_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
 
 
+def return_memory() -> None:
+    """Gives freed memory back to the system once, also memory kept by `reuse_memory`.
+
+    A compiler frees gigabytes that later steps do not need. With other C libraries than
+    glibc, nothing happens.
+    """
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+
+
 def _show_unraisable(
     show: Callable[["sys.UnraisableHookArgs"], object],
     unraisable: "sys.UnraisableHookArgs",

@@ -1,4 +1,5 @@
 import os
+import pathlib
 import platform
 import resource
 import subprocess
@@ -6,7 +7,7 @@ import sys
 
 import pytest
 
-from align_jax.devices.runtime import reuse_memory
+from align_jax.devices.runtime import return_memory, reuse_memory
 
 PROGRAM = """
 import resource, statistics
@@ -101,3 +102,22 @@ def test_freed_memory_is_used_again():
         assert take_and_free() == blocks
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         assert faults < size * blocks / resource.getpagesize() / 10
+
+
+def resident() -> int:
+    """Returns the bytes of this process in memory."""
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc only")
+def test_freed_memory_can_be_returned_once():
+    reuse_memory()
+    size = 200 * 2**20
+    blocks = [b"x" * 2**20 for _ in range(200)]
+    last = b"x" * 2**20  # the end of the heap, without which nothing is returned
+    del blocks
+    held = resident()
+    return_memory()
+    assert resident() < held - size / 2
+    assert len(last) == 2**20
