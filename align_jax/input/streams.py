@@ -4,10 +4,11 @@ A stream is one of the independent readers of `record_order`. It reads windows o
 records, shuffles each, and gives its share of every batch.
 """
 
+import contextlib
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_records(
     streams: range,
     start_step: int,
     tokenizer: Tokenizer | None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Reads the records of some streams, one batch a step, to the end of a phase.
 
     Args:
@@ -45,15 +46,17 @@ def read_records(
       texts (or labels); dataset and shard (rows,) int64 indices; and the fields of
       `choose_embeddings`.
     """
-    pictures, draws = KeptPictures(), data.draws_at(start_step)
-    records = _read_batches(
-        data, seed, streams, start_step, tokenizer=tokenizer, pictures=pictures
-    )
-    for batch in records.as_numpy_iterator():
-        sources = [(row // draws, part) for row, part in enumerate(batch["dataset"])]
-        kept = pictures.take(batch.pop("kept"), sources)
-        both = zip(kept, batch["image"], strict=True)
-        yield batch | {"image": [i if k is None else k for k, i in both]}
+    draws = data.draws_at(start_step)
+    with contextlib.closing(KeptPictures()) as pictures:
+        batches = _read_batches(
+            data, seed, streams, start_step, tokenizer=tokenizer, pictures=pictures
+        )
+        for batch in batches.as_numpy_iterator():
+            datasets = batch["dataset"].tolist()
+            sources = [(row // draws, number) for row, number in enumerate(datasets)]
+            kept = pictures.take(batch.pop("kept"), sources)
+            both = zip(kept, batch["image"], strict=True)
+            yield batch | {"image": [i if k is None else k for k, i in both]}
 
 
 def _read_batches(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from align_jax import dataset_folder
+from align_jax.errors import InputError
 from align_jax.input.formats.kept_pictures import ABSENT, KeptPictures
 from align_jax.input.shards import Shard
 
@@ -112,7 +113,9 @@ def read_in_python(
     stack: Callable[[list[Any]], dict[str, Any]],
     failures: list[Exception],
 ) -> Read:
-    """Makes `Dataset.read` from a reader in Python; pictures pass through tf.data.
+    """Makes `Dataset.read` from a reader in Python.
+
+    It fails if a shard has fewer records than when the dataset was opened.
 
     Args:
       reader: reader of the format.
@@ -122,10 +125,17 @@ def read_in_python(
     """
 
     def groups(path: bytes, first: int, last: int, size: int) -> Iterator[dict]:
-        records = reader(os.fsdecode(path), int(first), int(last))
+        shard, at = os.fsdecode(path), int(first)
+        records = reader(shard, at, int(last))
         try:
             while group := list(itertools.islice(records, int(size))):
+                at += len(group)
                 yield stack(group)
+            if at < last:
+                raise InputError(
+                    f"{shard} has {at} records; it had {last} or more when the dataset"
+                    " was opened"
+                )
         except Exception as error:
             failures.append(error)
             raise
