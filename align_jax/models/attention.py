@@ -35,6 +35,7 @@ def dot_product(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array | None,
+    *,
     causal: bool,
     implementation: str,
 ) -> jax.Array:

@@ -57,10 +57,10 @@ class KeptPictures:
         return pictures
 
     def close(self) -> None:
-        """Forgets all pictures; those that other threads still keep are forgotten, too.
+        """Forgets all pictures, and those that other threads keep later.
 
-        TensorFlow may hold this object, in functions in Python that it calls, for as
-        long as the process runs.
+        TensorFlow may hold this object as long as the process runs, because it holds
+        the Python functions of datasets.
         """
         self._closed = True
         self._groups.clear()
