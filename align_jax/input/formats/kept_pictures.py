@@ -1,7 +1,7 @@
 """Keeps pictures in Python while tf.data orders their records.
 
-tf.data and the ways to it and back would copy a picture up to five times. They copy its
-number instead.
+On its way through tf.data, a picture would be copied up to five times. Its number goes
+that way instead.
 """
 
 import itertools
