@@ -98,7 +98,12 @@ def naming_damage(
     Raises:
       InputError: a shard is damaged, missing or unreadable; see `reading_records`.
     """
-    with dataset_folder.reading_records(list_shards):
+
+    def count_records(path: str) -> int:
+        shards = (shard for dataset in datasets for shard in dataset.shards)
+        return max((s.records for s in shards if s.path == path), default=0)
+
+    with dataset_folder.reading_records(list_shards, count_records):
         try:
             yield
         except Exception as error:  # TensorFlow's, of an error in a format's reader
