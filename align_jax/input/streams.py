@@ -184,6 +184,8 @@ def _part(
     )
     window = data.config.shuffle_window
     read = functools.partial(_read_piece, dataset.read, window, pictures=pictures)
+    # There is nothing to convert, and readers in Python would cause warnings.
+    read = tf.autograph.experimental.do_not_convert(read)
     # Windows are parsed as a whole, and taken apart without copies.
     return found.flat_map(read).map(parse).unbatch()
 

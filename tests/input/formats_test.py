@@ -1,6 +1,8 @@
 """Every format gives the batches that TFRecord files of the same pairs give."""
 
 import itertools
+import logging
+import types
 
 import pytest
 import tensorflow as tf
@@ -122,6 +124,14 @@ def test_no_pictures_stay_when_reading_ends(parts, monkeypatch, use):
     for store in stores:
         store.keep([b"of a thread that still reads"])
         assert not store._groups
+
+
+def test_reading_logs_no_warnings(parts, caplog, monkeypatch):
+    # A copy, because TensorFlow warns once of a function that it cannot convert.
+    copy = types.FunctionType(dataset.read_in_python.__code__, vars(dataset))
+    monkeypatch.setattr(dataset, "read_in_python", copy)
+    assert len(batches(parts["parquet"], 1)) == 1
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_each_epoch_has_each_pair_once(whole):
