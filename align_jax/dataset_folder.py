@@ -98,7 +98,10 @@ def read_manifest(directory: places.Place) -> dict[str, Any]:
 
 
 @contextmanager
-def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
+def reading_records(
+    list_shards: Callable[[], Iterable[str]],
+    count_records: Callable[[str], int] = lambda shard: 0,
+) -> Iterator[None]:
     """Turns TensorFlow's errors about damaged records into InputErrors.
 
     TensorFlow does not name the file, so the shards are read again until one fails.
@@ -106,10 +109,12 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
     Args:
       list_shards: function that returns the paths or URLs of the shards that may be
         damaged, one or more; it is called after an error.
+      count_records: function that returns the number of records that are read of a
+        shard, 0 if it is not known.
 
     Raises:
       DamagedFileError: a record inside the `with` statement is damaged, or its file is
-        cut short or missing.
+        cut short or missing, or has fewer records.
       InputError: the storage refuses to read, or a record lacks a feature of
         features.json.
     """
@@ -120,7 +125,7 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
     except (tf.errors.OpError, UnicodeDecodeError) as error:  # a message is no UTF-8
         shards = [*dict.fromkeys(list_shards())]
         for shard in shards:
-            if failure := _read_to_end(shard):
+            if failure := _read_to_end(shard, count_records(shard)):
                 if _is_refusal(failure):
                     reason = _reason(failure)
                     raise InputError(f"{shard} cannot be read: {reason}") from error
@@ -137,15 +142,22 @@ def reading_records(list_shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         ) from error
 
 
-def _read_to_end(shard: str) -> Exception | None:
-    """Reads a shard to its end; returns the error that stopped it, or None."""
+def _read_to_end(shard: str, least: int) -> Exception | None:
+    """Reads a shard to its end; returns the error that stopped it, or None.
+
+    An end before the record number `least` is an error, too.
+    """
     import tensorflow as tf
 
+    count = 0
     try:
         for record in _read_records(shard):
             tf.train.Example.FromString(record)
+            count += 1
     except Exception as error:  # of TensorFlow or protobuf
         return error
+    if count < least:
+        return ValueError(f"it has {count} records; wanted {least}")
     return None
 
 

@@ -65,16 +65,16 @@ def make_h100() -> jax.sharding.Mesh:
 
 
 def write_programs(
-    path: str, programs: dict[str, jax.stages.Compiled], known: dict[str, Any]
+    path: str, programs: dict[str, jax.stages.Compiled], facts: dict[str, Any]
 ) -> None:
-    """Writes compiled programs, and what else is known of them, for `read_programs`."""
+    """Writes compiled programs and facts about them, both by name."""
     saved = {name: serialize(program)[0] for name, program in programs.items()}
     with lzma.open(path, "wb", preset=1) as file:
-        pickle.dump({"jax": jax.__version__} | known | saved, file)
+        pickle.dump({"jax": jax.__version__} | facts | saved, file)
 
 
 def read_programs(path: str) -> dict[str, Any]:
-    """Reads the programs, as bytes, and what else `write_programs` wrote.
+    """Reads what `write_programs` wrote, by name; programs are bytes.
 
     Raises:
       InputError: another version of JAX compiled them.
@@ -101,13 +101,8 @@ def load_program(program: bytes, arguments: tuple, result: Any) -> jax.stages.Co
     return deserialize_and_load(program, *trees, execution_devices=jax.devices()[:1])
 
 
-def compile_ahead(path: str, arguments: list[str]) -> None:
-    """Compiles a step and its first state's program for an H100, and writes both."""
-    compile_for(make_h100(), path, arguments)
-
-
 def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> None:
-    """Compiles for a device and writes the file that `run` reads."""
+    """Compiles a step and its first state's program for a device, and writes both."""
     flags = read_flags(__doc__.splitlines()[0], arguments)
     plan, start = step.make_plan(flags, mesh), time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -116,13 +111,13 @@ def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> Non
         create = compile_create(plan)
     created = time.perf_counter() - start - seconds
     _, metrics = compiled.out_tree.unflatten([0] * compiled.out_tree.num_leaves)
-    known = {
+    facts = {
         "arguments": arguments,
         "metrics": metrics,
         "compile_seconds": seconds,
         "flops": step.count_work(flags, make_mesh()),
     }
-    write_programs(path, {"step": compiled, "create": create}, known)
+    write_programs(path, {"step": compiled, "create": create}, facts)
     memory = compiled.memory_analysis()
     print(
         f"compiled in {seconds:.0f} s, the first state's program in {created:.0f} s;"
@@ -131,7 +126,7 @@ def compile_for(mesh: jax.sharding.Mesh, path: str, arguments: list[str]) -> Non
 
 
 def run(path: str, profile: bool, in_turn: bool = False) -> None:
-    """Loads the programs that `compile_ahead` wrote and times the step.
+    """Loads the programs that `compile_for` wrote and times the step.
 
     Args:
       path: file of the programs.
@@ -148,8 +143,8 @@ def run(path: str, profile: bool, in_turn: bool = False) -> None:
     compiled = load_program(saved["step"], (state, batch), (state, saved["metrics"]))
     if in_turn:
         wait_for_turn()
-    known = {name: saved[name] for name in ("compile_seconds", "flops")}
-    step.measure(step.run_ours(plan, compiled, create(), flags, known), flags)
+    facts = {name: saved[name] for name in ("compile_seconds", "flops")}
+    step.measure(step.run_ours(plan, compiled, create(), flags, facts), flags)
 
 
 def main() -> None:
@@ -161,7 +156,7 @@ def main() -> None:
     parser.add_argument("--in_turn", action="store_true", help=argparse.SUPPRESS)
     flags, others = parser.parse_known_args()
     if flags.action == "compile":
-        compile_ahead(flags.path, others)
+        compile_for(make_h100(), flags.path, others)
     else:
         run(flags.path, flags.profile, flags.in_turn)
 

@@ -10,8 +10,9 @@ programs and their peers, as far as those are installed, the most important ones
 After each part it writes all results to the file of --json. Logs are in the folder.
 
 In the table, a pair's spread is that of groups of five steps, or of single losses. The
-ratio is the speed relative to the first peer. The share of the GPU's peak counts the
-model's operations (`align_jax.training.flops`), and nothing that is computed twice.
+ratio is the speed relative to the first peer that was timed. The share of the GPU's
+peak counts the model's operations (`align_jax.training.flops`), and nothing that is
+computed twice.
 """
 
 import argparse
@@ -60,7 +61,7 @@ print(json.dumps([devices, sees]))
 
 
 def compile_parts(folder: pathlib.Path, parts: Sequence[Part] = PARTS) -> int:
-    """Compiles what the folder lacks; returns 1 if a program failed, else 0."""
+    """Compiles the programs that the folder lacks; returns 1 if one failed, else 0."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     failed = False
@@ -189,14 +190,14 @@ def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
 
 def make_table(results: dict[str, Any], parts: Sequence[Part] = PARTS) -> str:
     """Returns the results as a table in Markdown."""
-    known = DEVICES.get(results["device"])
+    device = DEVICES.get(results["device"])
     peers = {e.name for part in parts for e in part.entries if e.is_peer}
     lines = [HEAD, ("---", "---", *["---:"] * (len(HEAD) - 3), "---")]
     for part in results["parts"].values():
         timed = [row for row in part["rows"] if "reason" not in row]
         base = [median_ms(row) for row in timed if row["implementation"] in peers]
         work = [row["flops"] for row in timed if "flops" in row]
-        least = 1e3 * work[0] / known.peak_flops if known and work else None
+        least = 1e3 * work[0] / device.peak_flops if device and work else None
         for row in part["rows"]:
             cells = [""] * 6 + [row.get("reason", "")[:REASON].replace("|", "/")]
             if row in timed:
@@ -213,7 +214,7 @@ def describe(
     Args:
       row: result of an entry.
       pairs: number of pairs of a step.
-      base: milliseconds of the first peer; None if it was not timed.
+      base: milliseconds of the first peer that was timed; None if none was.
       least: milliseconds of the model's operations at the GPU's peak; None if unknown.
     """
     speeds = [1e3 * pairs / ms for ms in row["all_milliseconds"]]

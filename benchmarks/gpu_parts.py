@@ -31,7 +31,7 @@ class Entry:
       name: name in the table.
       module: module of `benchmarks` that times it, with the flag --in_turn.
       arguments: flags of the module.
-      seconds: estimate of its turn: the first state or inputs, timing, end.
+      seconds: estimate of its turn, which includes making the first state or inputs.
       file: file that `python -m benchmarks.MODULE compile FILE` writes with the
         arguments, and that `run FILE` reads; "" for none.
       instead: flags for `benchmarks.step` where the file is missing, which then
@@ -95,7 +95,7 @@ class Part:
       name: key of the part in the results.
       title: the work, for people.
       pairs: number of pairs of a step.
-      entries: the implementations, ours first. Ratios are to the first peer.
+      entries: the implementations, ours first.
     """
 
     name: str

@@ -47,9 +47,19 @@ def dense_loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.
 
 
 def tiled_loss(flags: argparse.Namespace, **options) -> Callable:
-    """Returns our loss as a function of images, texts and temperature."""
+    """Returns our loss on one device."""
     mesh = make_mesh(devices=jax.devices()[:1])
     options = {"tile": flags.tile, "precision": flags.precision} | options
+    return make_loss(mesh, **options)
+
+
+def make_loss(mesh: jax.sharding.Mesh, **options) -> Callable:
+    """Returns our loss as a function of images, texts and temperature.
+
+    Args:
+      mesh: mesh of the devices.
+      **options: arguments of `contrastive_loss`.
+    """
 
     def loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.Array:
         return contrastive_loss(
@@ -70,20 +80,16 @@ def compile_gradient(loss: Callable, n: int, width: int) -> jax.stages.Compiled:
 def lower_gradient(
     exchange: str, mesh: jax.sharding.Mesh, flags: argparse.Namespace
 ) -> jax.stages.Lowered:
-    """Lowers our loss's value and all gradients for a mesh, which may not exist."""
+    """Lowers our loss's value and all gradients for a mesh.
 
-    def loss(ximg: jax.Array, ytxt: jax.Array, temperature: jax.Array) -> jax.Array:
-        return contrastive_loss(
-            ximg,
-            ytxt,
-            temperature,
-            mesh,
-            SMOOTHING,
-            precision=flags.precision,
-            kernels=flags.kernels,
-            exchange=exchange,
-        )[0]
-
+    Args:
+      exchange: form of the exchange, one of `EXCHANGES`.
+      mesh: mesh of the devices, which need not exist.
+      flags: size N, width D, precision and kernels.
+    """
+    loss = make_loss(
+        mesh, precision=flags.precision, kernels=flags.kernels, exchange=exchange
+    )
     rows, whole = batch_split(mesh), replicated(mesh)
     gradient = jax.jit(
         jax.value_and_grad(loss, (0, 1, 2)), out_shardings=(whole, (rows, rows, whole))

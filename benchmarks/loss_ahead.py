@@ -24,7 +24,7 @@ from benchmarks import ahead
 from benchmarks.loss import dense_loss, lower_gradient, make_arguments
 from benchmarks.turns import wait_for_turn
 
-SHORT = 1e3  # milliseconds; a shorter first call is a warm-up and does not count
+SHORT = 1e3  # milliseconds; of shorter calls, the first is not counted: it warms up
 
 
 def read_flags(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,16 +49,16 @@ def compile_for(mesh: jax.sharding.Mesh, flags: argparse.Namespace) -> None:
         program = compile_fast(lower_gradient(flags.exchange, mesh, flags), mesh)
     memory = program.memory_analysis()
     parts = ("temp", "argument", "output")
-    known = {
+    facts = {
         "flags": vars(flags),
         "compile_seconds": time.perf_counter() - start,
         "flops": count_work(flags.size, flags.width),
         "peak_bytes": sum(getattr(memory, f"{p}_size_in_bytes") for p in parts),
     }
-    ahead.write_programs(flags.path, {"gradient": program}, known)
+    ahead.write_programs(flags.path, {"gradient": program}, facts)
     print(
-        f"compiled in {known['compile_seconds']:.0f} s;"
-        f" {known['peak_bytes'] / 2**30:.1f} GiB"
+        f"compiled in {facts['compile_seconds']:.0f} s;"
+        f" {facts['peak_bytes'] / 2**30:.1f} GiB"
     )
 
 
@@ -94,8 +94,8 @@ def run(path: str, in_turn: bool) -> None:
         "all_milliseconds": milliseconds,
         "loss_is_finite": bool(jnp.isfinite(loss)),
     }
-    known = ("compile_seconds", "flops", "peak_bytes")
-    print(json.dumps(found | {name: saved[name] for name in known}), flush=True)
+    names = ("compile_seconds", "flops", "peak_bytes")
+    print(json.dumps(found | {name: saved[name] for name in names}), flush=True)
 
 
 def main() -> None:

@@ -211,11 +211,11 @@ def prepare_ours(flags: argparse.Namespace) -> Program:
     plan = make_plan(flags, make_mesh())
     start = time.perf_counter()
     step = compile_step(plan, batch_shapes(flags, plan.mesh))
-    known = {
+    facts = {
         "compile_seconds": time.perf_counter() - start,
         "flops": count_work(flags, plan.mesh),
     }
-    return run_ours(plan, step, create_state(plan), flags, known)
+    return run_ours(plan, step, create_state(plan), flags, facts)
 
 
 def count_work(flags: argparse.Namespace, mesh: jax.sharding.Mesh) -> float:
@@ -229,7 +229,7 @@ def run_ours(
     step: jax.stages.Compiled,
     state: TrainState,
     flags: argparse.Namespace,
-    known: dict[str, float],
+    facts: dict[str, float],
 ) -> Program:
     """Returns our step on random data.
 
@@ -238,7 +238,7 @@ def run_ours(
       step: program of the step.
       state: first state.
       flags: sizes of the step.
-      known: further results, which `Program.finish` returns with those it measures.
+      facts: further results, which `Program.finish` returns with those it measures.
     """
     random, metrics = np.random.default_rng(0), {}
     words = plan.model.config.towers["text_tower"].vocabulary_size
@@ -265,7 +265,7 @@ def run_ours(
             - memory.alias_size_in_bytes
             + memory.temp_size_in_bytes
         )
-        return known | {
+        return facts | {
             "peak_bytes": peak,
             "traffic": costs.get("bytes accessed", math.nan),
             "loss_is_finite": bool(np.isfinite(metrics["loss"])),

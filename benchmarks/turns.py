@@ -74,14 +74,17 @@ class TimedProcess:
         """Returns the last line of the output of a process that has ended.
 
         Raises:
-          Failure: the process failed, or its last line is no JSON.
+          Failure: the process failed, or its last line is no JSON object.
         """
         if code := self._process.wait():
             raise Failure(f"ended with {code}: {last_line(self._errors)}")
         try:
-            return json.loads(last_line(self._log))
-        except ValueError as error:
-            raise Failure(f"printed no result, see {self._log}") from error
+            found = json.loads(last_line(self._log))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Failure(f"printed no result, see {self._log}")
+        return found
 
     def kill(self) -> None:
         """Kills the process and those that it started."""
@@ -90,7 +93,7 @@ class TimedProcess:
 
 
 def last_line(path: pathlib.Path) -> str:
-    """Returns the last line of a file that is not empty, or a file's name for none."""
+    """Returns a file's last line that is not blank, or its path if all lines are."""
     lines = path.read_text(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), f"{path}")
 

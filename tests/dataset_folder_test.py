@@ -14,7 +14,7 @@ from align_jax.input.evaluation_records import LabelledPictures, evaluation_reco
 from align_jax.input.shards import open_shards
 from data.doctor.__main__ import diagnose
 from tests import tiny
-from tests.input.batches import batches
+from tests.input.batches import batches, open_batches
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 SHARD = b'{"name": "a", "records": 1, "bytes": "x", "sha256": "0"}'
@@ -103,6 +103,18 @@ def test_a_damaged_shard_is_named_by_training_and_evaluation(folder, damage):
     damaged(path, lambda: evaluation_records(str(folder), "train[:90%]"))
 
 
+def test_a_shard_that_has_lost_records_is_named(folder):
+    path = folder / "tiny-train.tfrecord-00001-of-00003"
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    drawn = open_batches({"tiny": DatasetConfig(str(folder))})
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records[:5]:
+            writer.write(record)
+    line = damaged(path, lambda: [next(drawn) for _ in range(60)])
+    assert "it has 5 records; wanted 12" in line
+    drawn.close()
+
+
 def test_a_damaged_shard_is_named_wherever_it_is_read(tmp_path):
     folder = pathlib.Path(tiny.write_evaluation(tmp_path / "test set"))
     (path,) = folder.glob("*.tfrecord-*")
@@ -120,7 +132,7 @@ def test_storage_that_refuses_to_read_is_no_damage(folder, kind, monkeypatch):
     path = folder / "tiny-train.tfrecord-00001-of-00003"
     refusal = kind(None, None, "status 403")
     for again in (refusal, None):
-        monkeypatch.setattr(dataset_folder, "_read_to_end", lambda _, e=again: e)
+        monkeypatch.setattr(dataset_folder, "_read_to_end", lambda *_, e=again: e)
         with pytest.raises(InputError) as error:
             with dataset_folder.reading_records(lambda: [str(path)]):
                 raise refusal

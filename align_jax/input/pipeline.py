@@ -6,6 +6,7 @@ Resuming needs no saved state of the input.
 """
 
 import collections
+import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -61,9 +62,6 @@ class TrainBatches(Iterator):
           start_step: number of the first batch, counted from 0.
           process_index: index of this host, 0 to `process_count` - 1.
           process_count: number of hosts, which divides the number of streams.
-
-        Raises:
-          ValueError: the datasets have texts, but `tokenizer` is None.
         """
         config = data.config
         per_host = config.streams // process_count
@@ -85,6 +83,7 @@ class TrainBatches(Iterator):
         Raises:
           InputError: the share of replaced pairs is above `max_replaced`, or a shard is
             damaged.
+          ValueError: the datasets have texts, but the tokenizer is None.
         """
         with self._data.naming_damage():
             images, reasons, records = self._next()
@@ -128,10 +127,14 @@ class TrainBatches(Iterator):
         Returns:
           One dict for each of this host's rows: name of the "dataset", path of the
           "shard", "picture_sha256" of the picture's file, and "tokens" or "labels".
+
+        Raises:
+          InputError: a shard is damaged.
         """
         data = self._data
         records = read_records(data, self._seed, self._streams, step, self._tokenizer)
-        batch = next(records)
+        with data.naming_damage(), contextlib.closing(records):
+            batch = next(records)
         names = [*data.config.datasets]
         columns = (batch[n] for n in ("dataset", "shard", "image", "target"))
         return [

@@ -4,10 +4,11 @@ A stream is one of the independent readers of `record_order`. It reads windows o
 records, shuffles each, and gives its share of every batch.
 """
 
+import contextlib
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_records(
     streams: range,
     start_step: int,
     tokenizer: Tokenizer | None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Reads the records of some streams, one batch a step, to the end of a phase.
 
     Args:
@@ -45,15 +46,17 @@ def read_records(
       texts (or labels); dataset and shard (rows,) int64 indices; and the fields of
       `choose_embeddings`.
     """
-    pictures, draws = KeptPictures(), data.draws_at(start_step)
-    records = _read_batches(
-        data, seed, streams, start_step, tokenizer=tokenizer, pictures=pictures
-    )
-    for batch in records.as_numpy_iterator():
-        sources = [(row // draws, part) for row, part in enumerate(batch["dataset"])]
-        kept = pictures.take(batch.pop("kept"), sources)
-        both = zip(kept, batch["image"], strict=True)
-        yield batch | {"image": [i if k is None else k for k, i in both]}
+    draws = data.draws_at(start_step)
+    with contextlib.closing(KeptPictures()) as pictures:
+        batches = _read_batches(
+            data, seed, streams, start_step, tokenizer=tokenizer, pictures=pictures
+        )
+        for batch in batches.as_numpy_iterator():
+            datasets = batch["dataset"].tolist()
+            sources = [(row // draws, number) for row, number in enumerate(datasets)]
+            kept = pictures.take(batch.pop("kept"), sources)
+            both = zip(kept, batch["image"], strict=True)
+            yield batch | {"image": [i if k is None else k for k, i in both]}
 
 
 def _read_batches(
@@ -81,7 +84,7 @@ def _read_batches(
         }
 
     # Records change threads and take turns in groups, which is faster than one by one.
-    read = functools.partial(_stream, data, seed, pictures)
+    read = functools.partial(_stream, data, seed, pictures=pictures)
     groups = [read(stream, start, draws) for stream in streams]
     order = tf.data.Dataset.range(len(groups)).repeat()
     records = tf.data.Dataset.choose_from_datasets(groups, order)
@@ -100,17 +103,18 @@ def _read_batches(
 def _stream(
     data: TrainingData,
     seed: int,
-    pictures: KeptPictures,
     stream: int,
     start: int,
     draws: int,
+    *,
+    pictures: KeptPictures,
 ) -> tf.data.Dataset:
     """Returns a stream's records after its first `start` draws, endless.
 
     They are dicts of the tensors of `_read_batches`, not tokenized, in groups of
     `draws`. One group is read before it is used.
     """
-    read = functools.partial(_part, data, seed, pictures, stream)
+    read = functools.partial(_part, data, seed, stream, pictures=pictures)
     parts = [
         read(index, int(taken))
         for index, taken in enumerate(data.mixture.drawn(seed, stream, start))
@@ -134,10 +138,11 @@ def _stream(
 def _part(
     data: TrainingData,
     seed: int,
-    pictures: KeptPictures,
     stream: int,
     index: int,
     taken: int,
+    *,
+    pictures: KeptPictures,
 ) -> tf.data.Dataset:
     """Returns a stream's records of dataset `index` after the first `taken`, endless.
 
@@ -178,7 +183,9 @@ def _part(
         output_signature=signature,
     )
     window = data.config.shuffle_window
-    read = functools.partial(_read_piece, dataset.read, pictures, window)
+    read = functools.partial(_read_piece, dataset.read, window, pictures=pictures)
+    # There is nothing to convert, and readers in Python would cause warnings.
+    read = tf.autograph.experimental.do_not_convert(read)
     # Windows are parsed as a whole, and taken apart without copies.
     return found.flat_map(read).map(parse).unbatch()
 
@@ -213,21 +220,22 @@ def _pieces(
 
 def _read_piece(
     read: Read,
-    pictures: KeptPictures,
     window: int,
     shard: tuple[tf.Tensor, ...],
     shuffle_key: tf.Tensor,
     span: tuple[tf.Tensor, ...],
+    *,
+    pictures: KeptPictures,
 ) -> tf.data.Dataset:
     """Reads one value of `_pieces`, shuffled by windows.
 
     Args:
       read: function of the dataset that reads its shards, see `Dataset`.
-      pictures: owner of the pictures.
       window: number of records that are permuted together.
       shard: path, number of records and index of the shard.
       shuffle_key: (2,) key of the shuffle.
       span: first record, number of records and number of the first draw.
+      pictures: owner of the pictures.
 
     Returns:
       A dataset of windows: index of the shard, numbers of the draws (N,) int64, and the

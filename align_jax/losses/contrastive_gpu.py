@@ -41,6 +41,7 @@ STATISTICS_BYTES = 2**29  # size of the tiles' statistics that are held at a tim
 RING_BLOCK = 2**14  # rows and columns of a block in the ring form
 
 STATISTICS, GRADIENTS = TileShape(), TileShape()
+Parts = tuple[jax.Array, jax.Array]  # natural log-sum-exps and best logits
 
 
 def choose(kernels: str, precision: str, mesh: Mesh) -> str:
@@ -92,9 +93,10 @@ def statistics(
 
 
 def _block_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
-    """Returns `_others` of this device's images and all texts, by blocks of texts.
+    """Returns `_wrong_statistics` of this device's images and all texts.
 
-    The kernel's numbers for each image and tile of all texts would take O(N^2) memory.
+    They are computed by blocks of texts, because the kernel's numbers for each image
+    and each tile of all texts would take O(N^2) memory.
     """
     n, texts = len(logits.ximg), len(logits.texts)
     first, size = own_rows(n)[0], _block_texts(n, texts, shape)
@@ -103,18 +105,20 @@ def _block_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
     def visit(carry: Parts, part: tuple[jax.Array, jax.Array]) -> tuple[Parts, Parts]:
         offset, block = part
         block_logits = Logits(logits.ximg, block, logits.temperature, logits.tiling)
-        found = _others(block_logits, shape, jnp.stack([first, offset]))
-        return _join_parts(carry, found[:2]), found[2:]
+        start = jnp.stack([first, offset])
+        by_image, by_text = _wrong_statistics(block_logits, shape, start)
+        return _join_parts(carry, by_image), by_text
 
     none = jnp.full(n, EXCLUDED)
     whole = logits.texts[: blocks * size].reshape(blocks, size, -1)
     parts = (size * jnp.arange(blocks), whole)
-    rows, columns = lax.scan(visit, (none, none), parts)
-    columns = jax.tree.map(lambda x: x.reshape(-1), columns)
+    by_image, by_text = lax.scan(visit, (none, none), parts)
+    by_text = jax.tree.map(lambda x: x.reshape(-1), by_text)
     if rest := texts % size:
-        rows, last = visit(rows, (jnp.asarray(texts - rest), logits.texts[-rest:]))
-        columns = jax.tree.map(lambda *x: jnp.concatenate(x), columns, last)
-    return LogitStatistics(*rows, *columns)
+        part = (jnp.asarray(texts - rest), logits.texts[-rest:])
+        by_image, last = visit(by_image, part)
+        by_text = jax.tree.map(lambda *x: jnp.concatenate(x), by_text, last)
+    return LogitStatistics(*by_image, *by_text)
 
 
 def _block_texts(n: int, texts: int, shape: TileShape) -> int:
@@ -125,13 +129,18 @@ def _block_texts(n: int, texts: int, shape: TileShape) -> int:
     return min(texts, max(most, shape.columns))
 
 
-def _others(logits: Logits, shape: TileShape, start: jax.Array) -> LogitStatistics:
-    """Returns the `statistics` without the pairs' own logits.
+def _wrong_statistics(
+    logits: Logits, shape: TileShape, start: jax.Array
+) -> tuple[Parts, Parts]:
+    """Returns log-sum-exps and best logits, both over wrong candidates.
 
     Args:
       logits: logits of bfloat16 embeddings.
       shape: size of the kernel's tiles.
       start: (2,) ids of the first image and the first text among all N pairs.
+
+    Returns:
+      Those of the images, (n,) each, and those of the texts, (T,) each.
     """
     n, texts = len(logits.ximg), len(logits.texts)
     grid = LogitGrid(n, texts, shape, logits.tiling)
@@ -146,29 +155,24 @@ def _others(logits: Logits, shape: TileShape, start: jax.Array) -> LogitStatisti
         start,
         grid.pad(logits.ximg, logits.texts),
     )
-    best_text, best_image = row_best.max(0)[:n], column_best.max(0)[:texts]
-    return LogitStatistics(
-        _join(row_lse)[:n],
-        best_text / LOG2E,
-        _join(column_lse)[:texts],
-        best_image / LOG2E,
-    )
+    by_image = _join(row_lse)[:n], row_best.max(0)[:n] / LOG2E
+    return by_image, (_join(column_lse)[:texts], column_best.max(0)[:texts] / LOG2E)
 
 
 def _ring_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
-    """Returns `_others` of this device's images and texts, over all devices."""
+    """Returns `_wrong_statistics` of this device's pairs over all devices."""
     tiling = _ring_tiling(logits.tiling)
 
     def compute(
         carry: Parts, rows: Part, columns: Part, _: None
     ) -> tuple[Parts, Parts, None]:
         block = Logits(rows.arrays, columns.arrays, logits.temperature, tiling)
-        found = _others(block, shape, jnp.stack([rows.ids[0], columns.ids[0]]))
-        carry = _join_parts(carry, (found.row_lse, found.best_text))
-        return carry, (found.column_lse, found.best_image), None
+        start = jnp.stack([rows.ids[0], columns.ids[0]])
+        by_image, by_text = _wrong_statistics(block, shape, start)
+        return _join_parts(carry, by_image), by_text, None
 
     none = jnp.full(len(logits.ximg), EXCLUDED)
-    (row_lse, best_text), (column_lse, best_image), _ = ring(
+    by_image, by_text, _ = ring(
         tiling,
         compute,
         rows=logits.ximg,
@@ -177,10 +181,7 @@ def _ring_statistics(logits: Logits, shape: TileShape) -> LogitStatistics:
         start=(none, none),
         join=_join_parts,
     )
-    return LogitStatistics(row_lse, best_text, column_lse, best_image)
-
-
-Parts = tuple[jax.Array, jax.Array]  # natural log-sum-exps and best logits
+    return LogitStatistics(*by_image, *by_text)
 
 
 def _join_parts(a: Parts, b: Parts) -> Parts:
@@ -252,7 +253,7 @@ def gradients(
         return carry + dimg, dtxt, None
 
     zeros = jnp.zeros(logits.ximg.shape)
-    dimg, dtxt, _ = ring(
+    return ring(
         tiling,
         compute,
         rows=(logits.ximg, lse.i2t),
@@ -260,8 +261,7 @@ def gradients(
         carry=zeros,
         start=zeros,
         join=jnp.add,
-    )
-    return dimg, dtxt
+    )[:2]
 
 
 def _block_gradients(

@@ -35,6 +35,7 @@ def dot_product(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array | None,
+    *,
     causal: bool,
     implementation: str,
 ) -> jax.Array:
@@ -54,8 +55,9 @@ def dot_product(
     Raises:
       InputError: the devices or the sizes do not suit cuDNN.
     """
-    whole = None if mask is None else mask[:, None, None, :]
-    operands = Operands(query, key, value, whole)
+    if mask is not None:
+        mask = mask[:, None, None, :]  # (B, 1, 1, L)
+    operands = Operands(query, key, value, mask)
     if implementation == CUDNN:
         operands = _suit_cudnn(operands, causal)
     try:
@@ -81,9 +83,9 @@ def dot_product(
 def _suit_cudnn(operands: Operands, causal: bool) -> Operands:
     """Repeats the mask for each query, and makes odd numbers of queries and keys even.
 
-    JAX refuses a mask for cuDNN that has no axis of queries. It takes the derivative of
-    cuDNN's attention for even numbers only, although cuDNN needs this with masks only
-    (seen in jax 0.10.2 and 0.12.0). Only an added query may attend to an added key.
+    For cuDNN, JAX refuses masks without an axis of queries, and derivatives if a number
+    is odd (seen in jax 0.10.2 and 0.12.0). cuDNN itself refuses odd numbers with masks
+    only. No query attends to an added key, except an added query.
     """
     query, key, value, mask = operands[:4]
     (batch, queries), keys = query.shape[:2], key.shape[1]

@@ -235,7 +235,14 @@ def attend(
         query, key = norm("query_norm", query), norm("key_norm", key)
     if rotation is not None:
         query, key = rotation.rotate(query), rotation.rotate(key)
-    attended = dot_product(query, key, value, mask, shape.causal, shape.attention)
+    attended = dot_product(
+        query,
+        key,
+        value,
+        mask,
+        causal=shape.causal,
+        implementation=shape.attention,
+    )
     start = shape.initializer("output")
     output = by_head(
         shape.width, axis=(-2, -1), kernel_init=start, name="attention_output"

@@ -109,7 +109,7 @@ class Engine(Protocol):
         """
 
     def group_bytes(self) -> float:
-        """Returns the memory for the groups of a table; infinity if disks hold them."""
+        """Returns the memory for a grouping's groups; infinity if they may spill."""
 
     def close(self) -> None:
         """Frees the engine's resources; tables cannot be used afterwards."""

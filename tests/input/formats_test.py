@@ -1,16 +1,25 @@
 """Every format gives the batches that TFRecord files of the same pairs give."""
 
 import itertools
+import logging
+import types
 
 import pytest
 import tensorflow as tf
 
+from align_jax.errors import InputError
 from align_jax.input import streams
 from align_jax.input.formats import dataset
 from align_jax.input.formats.kept_pictures import KeptPictures
 from align_jax.input.phases import Phase
 from align_jax.input.training_data import InputConfig, open_training
-from tests.input.batches import PREPROCESS, NumberReader, assert_equal, batches
+from tests.input.batches import (
+    PREPROCESS,
+    NumberReader,
+    assert_equal,
+    batches,
+    open_batches,
+)
 from tests.input.written import WRITERS, write_format
 
 PAIRS, BATCH, EPOCHS = [700, 450, 1, 849], 40, 2
@@ -66,14 +75,63 @@ def test_a_mixture_of_formats_gives_the_batches_of_tfrecord(parts):
     assert mixed == records({name: parts["tfds"] for name in names}, 3, 20)
 
 
+class Watched(KeptPictures):
+    """Notes the number of groups that are held after each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.kept = [], 0
+
+    def keep(self, pictures):
+        self.kept += 1
+        return super().keep(pictures)
+
+    def take(self, numbers, sources):
+        found = super().take(numbers, sources)
+        self.sizes.append(len(self._groups))
+        return found
+
+
 def test_pictures_of_used_windows_are_forgotten(parts, monkeypatch):
-    kept = KeptPictures()
+    kept = Watched()
     monkeypatch.setattr(streams, "KeptPictures", lambda: kept)
     records(parts["webdataset"], 0, 400)
-    assert max(kept._groups) > 150
+    assert kept.kept > 150
     # Each of the four streams holds its window and those that it reads ahead, of which
     # the smallest has one record.
-    assert len(kept._groups) < 40
+    assert 0 < min(kept.sizes) <= max(kept.sizes) < 40
+    assert not kept._groups  # although it stopped within windows
+
+
+@pytest.mark.parametrize("use", ["close", "describe", "fail"])
+def test_no_pictures_stay_when_reading_ends(parts, monkeypatch, use):
+    """TensorFlow keeps the functions of a thread's datasets, and thereby the store."""
+    stores = []
+    monkeypatch.setattr(
+        streams, "KeptPictures", lambda: stores.append(Watched()) or stores[-1]
+    )
+    reader, read = open_batches(parts["parquet"], shuffle_window=128), []
+    read += [next(reader)]
+    if use == "describe":
+        read += [reader.describe(3)]
+    if use == "fail":
+        monkeypatch.setattr(Watched, "take", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            read += itertools.islice(reader, 10)
+    reader.close()
+    assert len(stores) == (2 if use == "describe" else 1)
+    assert all(store.kept for store in stores)
+    for store in stores:
+        store.keep([b"of a thread that still reads"])
+        assert not store._groups
+
+
+def test_reading_logs_no_warnings(parts, caplog, monkeypatch):
+    # A copy, because TensorFlow warns once of a function that it cannot convert.
+    copy = types.FunctionType(dataset.read_in_python.__code__, vars(dataset))
+    monkeypatch.setattr(dataset, "read_in_python", copy)
+    assert len(batches(parts["parquet"], 1)) == 1
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_each_epoch_has_each_pair_once(whole):
@@ -88,6 +146,18 @@ def test_pixels_at_a_step_of_a_million_are_those_of_tfrecord(parts):
     first, *others = (batches({"a": part}, 2, 1_000_000) for part in parts.values())
     for found in others:
         assert_equal(found, first)
+
+
+def test_a_shard_that_has_lost_records_is_named():
+    rows = [(b"picture", [[b"text"]])] * 5
+    data = dataset.open_rows(
+        [], lambda _, first, last: iter(rows[first:last]), 1, False
+    )
+    first, last = tf.constant(2, tf.int64), tf.constant(9, tf.int64)
+    part = dataset.ShardPart(tf.constant("x.parquet"), first, last, 2)
+    with pytest.raises(InputError, match="parquet has 5 records; it had 9 or"):
+        with dataset.naming_damage([data], lambda: []):
+            list(data.read(part))
 
 
 def test_groups_of_a_reader_in_python_are_whole():

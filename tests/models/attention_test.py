@@ -40,7 +40,9 @@ def test_odd_numbers_are_made_even_and_masks_are_whole(
         return attend(query, key, value, mask=mask, **options)
 
     def score(arrays):
-        out = attention.dot_product(*arrays, mask, causal, attention.XLA)
+        out = attention.dot_product(
+            *arrays, mask, causal=causal, implementation=attention.XLA
+        )
         return (weights * out).sum(), out
 
     run = jax.value_and_grad(score, has_aux=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from align_jax import dataset_folder
+from align_jax.errors import InputError
 from align_jax.input.formats.kept_pictures import ABSENT, KeptPictures
 from align_jax.input.shards import Shard
 
@@ -30,9 +31,9 @@ class ShardPart(NamedTuple):
       first: number () int64 of a record, a multiple of `size`.
       last: number () int64 of the record after the last one.
       size: number of records N of a group; the last group may have fewer.
-      pictures: owner of the pictures of formats that are read as rows in Python. Their
-        records then have the field "kept" (N,) int64, the pictures' numbers, and
-        `Dataset.parse` returns empty pictures.
+      pictures: owner of the pictures of formats that are read as rows in Python; None
+        for none. With an owner, the records' field "kept" (N,) int64 has the pictures'
+        numbers, and `Dataset.parse` returns empty pictures.
     """
 
     path: "tf.Tensor"
@@ -97,7 +98,12 @@ def naming_damage(
     Raises:
       InputError: a shard is damaged, missing or unreadable; see `reading_records`.
     """
-    with dataset_folder.reading_records(list_shards):
+
+    def count_records(path: str) -> int:
+        shards = (shard for dataset in datasets for shard in dataset.shards)
+        return max((s.records for s in shards if s.path == path), default=0)
+
+    with dataset_folder.reading_records(list_shards, count_records):
         try:
             yield
         except Exception as error:  # TensorFlow's, of an error in a format's reader
@@ -112,7 +118,9 @@ def read_in_python(
     stack: Callable[[list[Any]], dict[str, Any]],
     failures: list[Exception],
 ) -> Read:
-    """Makes `Dataset.read` from a reader in Python; pictures pass through tf.data.
+    """Makes `Dataset.read` from a reader in Python.
+
+    It fails if a shard has fewer records than when the dataset was opened.
 
     Args:
       reader: reader of the format.
@@ -122,10 +130,17 @@ def read_in_python(
     """
 
     def groups(path: bytes, first: int, last: int, size: int) -> Iterator[dict]:
-        records = reader(os.fsdecode(path), int(first), int(last))
+        shard, at = os.fsdecode(path), int(first)
+        records = reader(shard, at, int(last))
         try:
             while group := list(itertools.islice(records, int(size))):
+                at += len(group)
                 yield stack(group)
+            if at < last:
+                raise InputError(
+                    f"{shard} has {at} records; it had {last} or more when the dataset"
+                    " was opened"
+                )
         except Exception as error:
             failures.append(error)
             raise

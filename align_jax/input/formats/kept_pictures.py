@@ -1,7 +1,7 @@
 """Keeps pictures in Python while tf.data orders their records.
 
-tf.data and the ways to it and back would copy a picture up to five times. They copy its
-number instead.
+On its way through tf.data, a picture would be copied up to five times. Its number goes
+that way instead.
 """
 
 import itertools
@@ -20,11 +20,14 @@ class KeptPictures:
         self._count = itertools.count()
         self._groups: dict[int, Sequence[bytes]] = {}
         self._newest: dict[tuple[int, int], int] = {}  # group by source
+        self._closed = False
 
     def keep(self, pictures: Sequence[bytes]) -> np.ndarray:
         """Keeps the pictures of a group of N records; returns their numbers (N,)."""
         group = next(self._count)
         self._groups[group] = pictures
+        if self._closed:
+            self._groups.clear()
         return GROUP_RECORDS * group + np.arange(len(pictures))
 
     def take(
@@ -52,3 +55,12 @@ class KeptPictures:
                 self._newest[source] = group
             pictures.append(self._groups[group][index])
         return pictures
+
+    def close(self) -> None:
+        """Forgets all pictures, and those that other threads keep later.
+
+        TensorFlow may hold this object as long as the process runs, because it holds
+        the Python functions of datasets.
+        """
+        self._closed = True
+        self._groups.clear()
