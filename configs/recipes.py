@@ -139,6 +139,11 @@ def _combined_muon(steps: int) -> Changes:
     return _combined(steps) | _muon(steps)
 
 
+def _unflipped(steps: int) -> Changes:
+    # Names tell left from right: "left arrow".
+    return _combined_muon(steps) | {"input.preprocess.flip": False}
+
+
 def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
     """Returns the space of a search over the learning rate alone."""
     return (("optimizer.learning_rate", "log", lowest, highest),)
@@ -175,6 +180,7 @@ RECIPES = {
         "Muon, 8 tokens, not 12", _muon_short_texts, rates(1e-3, 4e-3)
     ),
     "combined_muon": Recipe("combined, with Muon", _combined_muon, rates(1e-3, 4e-3)),
+    "unflipped": Recipe("combined_muon, without flips", _unflipped, rates(1e-3, 4e-3)),
     "schedule_free": Recipe(
         "schedule-free AdamW, not LAMB", _schedule_free, rates(1e-3, 4e-3)
     ),
