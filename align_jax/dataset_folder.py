@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,12 @@ def open_folder(directory: places.Place) -> "tfds.core.DatasetBuilder":
     return builder
 
 
+def records_by_shard(split: "tfds.core.SplitInfo") -> dict[str, int]:
+    """Returns the number of records of each shard of a split, by path or URL."""
+    paths, records = map(str, split.filepaths), map(int, split.shard_lengths)
+    return dict(zip(paths, records, strict=True))
+
+
 def read_manifest(directory: places.Place) -> dict[str, Any]:
     """Reads a corpus's manifest; {} if the dataset has none.
 
@@ -98,19 +104,15 @@ def read_manifest(directory: places.Place) -> dict[str, Any]:
 
 
 @contextmanager
-def reading_records(
-    list_shards: Callable[[], Iterable[str]],
-    count_records: Callable[[str], int] = lambda shard: 0,
-) -> Iterator[None]:
+def reading_records(count_records: Callable[[], Mapping[str, int]]) -> Iterator[None]:
     """Turns TensorFlow's errors about damaged records into InputErrors.
 
     TensorFlow does not name the file, so the shards are read again until one fails.
 
     Args:
-      list_shards: function that returns the paths or URLs of the shards that may be
+      count_records: function that returns the number of records that each shard must
+        have, 0 if it is not known, by the path or URL of each shard that may be
         damaged, one or more; it is called after an error.
-      count_records: function that returns the number of records that are read of a
-        shard, 0 if it is not known.
 
     Raises:
       DamagedFileError: a record inside the `with` statement is damaged, or its file is
@@ -123,9 +125,9 @@ def reading_records(
     try:
         yield
     except (tf.errors.OpError, UnicodeDecodeError) as error:  # a message is no UTF-8
-        shards = [*dict.fromkeys(list_shards())]
-        for shard in shards:
-            if failure := _read_to_end(shard, count_records(shard)):
+        shards = count_records()
+        for shard, least in shards.items():
+            if failure := _read_to_end(shard, least):
                 if _is_refusal(failure):
                     reason = _reason(failure)
                     raise InputError(f"{shard} cannot be read: {reason}") from error

@@ -88,6 +88,7 @@ class TrainLoop:
         self.times.switch("compile")
         with doing(COMPILING_LINE, leads()):
             programs = self.programs.begin(start, kept)
+        return_memory()  # of the compiler
         self.notice.leaves_at_once = False
         self.times.switch(STEPS)
         for step in range(start + 1, self.config.total_steps + 1):
@@ -134,10 +135,8 @@ class TrainLoop:
         first = not self.pace.steps.begun
         with self.pace.waiting(step):
             batch = next(self.batches)
-        if first:
-            return_memory()  # of the compiler
-            if leads():
-                print("\n".join(list_causes(self.times.read())), file=sys.stderr)
+        if first and leads():
+            print("\n".join(list_causes(self.times.read())), file=sys.stderr)
         self.profile.before(step)
         program = programs[self.config.measures_norms(step)]
         self.state, metrics = program(self.state, batch)
@@ -158,6 +157,7 @@ class TrainLoop:
         with self.times.doing("compile"), self.notice.leaving_at_once():
             with self.log.showing("compiling"):
                 program = self.programs.take(step)
+            return_memory()  # of the compiler
             self.pace.change(program.pairs, program.flops)
             return program.steps
 

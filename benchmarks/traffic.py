@@ -19,6 +19,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from align_jax.devices.collectives import SHARED
+
 BITS = {"pred": 8, "token": 0, "opaque": 0}  # other types end with their bits: bf16
 ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -26,6 +28,8 @@ LINE = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*)")
 CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.-]+)")
 CONDITION = re.compile(r"condition=%?([\w.-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+# A result that is an operand, by their numbers, as in "{3}: (0, {})".
+ALIAS = re.compile(r"\{(\d+)\}: \((\d+), ")
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id"
     " replica-id opt-barrier iota".split()
@@ -158,7 +162,7 @@ def count_traffic(text: str) -> float:
             return traffic(operation.called)
         operands = [around[name].types for name in operation.operands]
         if kind == "fusion":
-            return _fused(computations[operation.called], operation.types, operands)
+            return _fused(computations[operation.called], operation, operands)
         if kind == "copy-start":  # its result is (source, target, a flag)
             return float(sum(map(bytes_of, arrays_of(operation.types)[:2])))
         if kind == "slice-start":  # its result is (sources, target, a flag)
@@ -174,18 +178,27 @@ def count_traffic(text: str) -> float:
     return traffic(entry)
 
 
-def _fused(inside: Computation, types: str, operands: Iterable[str]) -> float:
-    """Counts a fusion: its operands, or the slices that it takes, and its results."""
+def _fused(inside: Computation, operation: Operation, operands: Iterable[str]) -> float:
+    """Counts a fusion: its operands, or the slices that it takes, and its results.
+
+    The arrays of a collective that overlaps with other work are operands and results of
+    each fusion beside it. They count at the collective's start and end only.
+    """
+    passed: dict[int, int] = {}  # number of the operand by that of the result
+    if any(SHARED in part.rest for part in inside.operations.values()):
+        passed = {int(a): int(b) for a, b in ALIAS.findall(operation.rest)}
     numbers = {
-        int(operation.argument): name
-        for name, operation in inside.operations.items()
-        if operation.kind == "parameter"
+        int(part.argument): name
+        for name, part in inside.operations.items()
+        if part.kind == "parameter"
     }
     total = 0.0
     for number, operand in enumerate(operands):
-        if size := bytes_of(operand):
+        if number not in passed.values() and (size := bytes_of(operand)):
             total += min(size, sum(_reads(inside, numbers[number], size)))
-    return total + sum(_writes(inside, inside.result, types))
+    results = arrays_of(operation.types)
+    total -= sum(bytes_of(results[number]) for number in passed)
+    return total + sum(_writes(inside, inside.result, operation.types))
 
 
 def _reads(inside: Computation, name: str, size: int) -> Iterator[int]:

@@ -141,10 +141,11 @@ def _examples(name: str, task: VtabTask, builder: Any, split: str) -> Iterator[b
 
     kept = {} if task.grey else {"image": tfds.decode.SkipDecoding()}
     dataset = builder.as_dataset(split=split, decoders=kept, shuffle_files=False)
-    files = builder.info.splits[split.split("[")[0]].filepaths
+    whole = builder.info.splits[split.split("[")[0]]
+    records = dataset_folder.records_by_shard(whole)
 
     def read() -> Iterator[dict[str, Any]]:
-        with dataset_folder.reading_records(lambda: map(str, files)):
+        with dataset_folder.reading_records(lambda: records):
             yield from dataset.as_numpy_iterator()
 
     rows = tqdm.tqdm(read(), f"{name} {split}", unit="picture", disable=None)

@@ -82,7 +82,18 @@ def test_a_damaged_manifest_is_named(folder, content):
     assert "manifest.json" in [finding.what for finding in diagnose(folder)]
 
 
+def drop_records(path, left):
+    """Rewrites a shard with its first records, which are whole."""
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records[:left]:
+            writer.write(record)
+
+
 def damage_shard(path, damage):
+    if damage == "dropped":
+        drop_records(path, 1)
+        return
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[-200] ^= 1
@@ -105,21 +116,19 @@ def test_a_damaged_shard_is_named_by_training_and_evaluation(folder, damage):
 
 def test_a_shard_that_has_lost_records_is_named(folder):
     path = folder / "tiny-train.tfrecord-00001-of-00003"
-    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
     drawn = open_batches({"tiny": DatasetConfig(str(folder))})
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records[:5]:
-            writer.write(record)
+    drop_records(path, 5)
     line = damaged(path, lambda: [next(drawn) for _ in range(60)])
     assert "it has 5 records; wanted 12" in line
     drawn.close()
 
 
-def test_a_damaged_shard_is_named_wherever_it_is_read(tmp_path):
+@pytest.mark.parametrize("damage", ["flipped", "dropped"])
+def test_a_damaged_shard_is_named_wherever_it_is_read(tmp_path, damage):
     folder = pathlib.Path(tiny.write_evaluation(tmp_path / "test set"))
     (path,) = folder.glob("*.tfrecord-*")
     pictures = LabelledPictures(str(folder), "test")
-    damage_shard(path, "flipped")
+    damage_shard(path, damage)
     damaged(path, pictures.labels)
     damaged(path, lambda: [*pictures])
     damaged(path, lambda: [*pictures.pictures([0, pictures.count - 1])])
@@ -134,7 +143,7 @@ def test_storage_that_refuses_to_read_is_no_damage(folder, kind, monkeypatch):
     for again in (refusal, None):
         monkeypatch.setattr(dataset_folder, "_read_to_end", lambda *_, e=again: e)
         with pytest.raises(InputError) as error:
-            with dataset_folder.reading_records(lambda: [str(path)]):
+            with dataset_folder.reading_records(lambda: {str(path): 12}):
                 raise refusal
         assert not isinstance(error.value, DamagedFileError)
         where = folder if again is None else path
@@ -166,10 +175,7 @@ def test_a_missing_record_within_the_framing_s_bytes_is_noticed(tmp_path):
     )
     (folder / INFO).write_text(raw)
     assert len(open_shards(str(folder), "train")) == 2
-    records = [*tf.data.TFRecordDataset(str(shards[1])).as_numpy_iterator()]
-    with tf.io.TFRecordWriter(str(shards[1])) as writer:
-        for record in records[:-1]:
-            writer.write(record)
+    drop_records(shards[1], 29)
     with pytest.raises(
         InputError, match="00001-of-00002 is cut short: it has 29 whole"
     ):

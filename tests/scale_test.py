@@ -132,6 +132,38 @@ ENTRY %main (a: (s32[], f32[8], f32[12,8]), b: bf16[4,4]) -> bf16[4,4] {
 """
 
 
+OVERLAPPED = """
+HloModule step
+
+%beside (p0: f32[8], p1: f32[64], p2: f32[4]) -> (f32[4], f32[8], f32[64], f32[64]) {
+  %p0 = f32[8]{0} parameter(0)
+  %p1 = f32[64]{0} parameter(1)
+  %part = f32[64]{0} all-gather(%p0), "async_collective_fusion_config":{}
+  %p2 = f32[4]{0} parameter(2)
+  %work = f32[4]{0} negate(%p2)
+  ROOT %all = (f32[4], f32[8], f32[64], f32[64]) tuple(%work, %p0, %p1, %part)
+}
+
+ENTRY %main (a: f32[8], b: f32[64], c: f32[4]) -> (f32[4], f32[8], f32[64], f32[64]) {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[64]{0} parameter(1)
+  %c = f32[4]{0} parameter(2)
+  ROOT %d = (f32[4]{0}, f32[8]{0}, f32[64]{0}, f32[64]{0}) fusion(%a, %b, %c), ALIASES
+}
+""".replace(
+    "ALIASES",
+    "kind=kOutput, calls=%beside,"
+    " output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {}), {3}: (1, {})}",
+)
+
+
+def test_a_collective_beside_other_work_is_no_traffic_of_that_work():
+    assert count_traffic(OVERLAPPED) == 4 * 4 + 4 * 4  # reads c, writes its negation
+    # Without the mark, the same arrays are written in place: all of them count.
+    plain = OVERLAPPED.replace("async_collective_fusion_config", "other")
+    assert count_traffic(plain) == 4 * (4 + 8 + 64) + 4 * (4 + 8 + 64 + 64)
+
+
 def test_traffic_counts_every_turn_slices_and_only_hbm():
     # A turn reads one row and the index (4 bytes, twice), and writes one row.
     turn = 32 + 4 + 32 + 4

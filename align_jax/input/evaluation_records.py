@@ -228,12 +228,13 @@ def _read(
 ) -> Iterator[dict]:
     """Yields records of a split as NumPy values; InputError if one is damaged."""
 
-    def list_shards() -> list[str]:
-        splits = builder.info.splits
-        names = _split_names(split)
-        return [str(path) for name in names for path in splits[name].filepaths]
+    def count_records() -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in _split_names(split):
+            found |= dataset_folder.records_by_shard(builder.info.splits[name])
+        return found
 
-    with dataset_folder.reading_records(list_shards):
+    with dataset_folder.reading_records(count_records):
         yield from dataset.as_numpy_iterator()
 
 

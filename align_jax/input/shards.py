@@ -65,11 +65,8 @@ def list_shards(
             f"{directory} holds {found_format} files; wanted {file_format}"
         )
     split_info = info.splits[split]
-    paths = [str(path) for path in split_info.filepaths]
-    shards = [
-        Shard(path, records)
-        for path, records in zip(paths, split_info.shard_lengths, strict=True)
-    ]
+    records = dataset_folder.records_by_shard(split_info)
+    shards = [Shard(path, count) for path, count in records.items()]
     found = shard_files.for_each(places.size, [shard.path for shard in shards])
     absent = [s.path for s, size in zip(shards, found, strict=True) if size is None]
     if absent:

@@ -159,9 +159,8 @@ class FileChecks:
         if info.file_format is not None:
             self.file_format = info.file_format.value
         for split, of_split in info.splits.items():
-            names = [pathlib.Path(str(path)).name for path in of_split.filepaths]
-            lengths = map(int, of_split.shard_lengths)
-            self.shards[split] = dict(zip(names, lengths, strict=True))
+            by_path = dataset_folder.records_by_shard(of_split)
+            self.shards[split] = {pathlib.Path(p).name: n for p, n in by_path.items()}
         listed = (self.manifest or {}).get("shards")
         if listed is None:
             self.skipped.append("hashes of shards (no manifest.json that lists them)")

@@ -56,10 +56,11 @@ class TfdsSource:
             decoders[columns.image] = tfds.decode.SkipDecoding()
         split = f"{self.config.split}[{shard.first}shard]"
         records = iter(builder.as_dataset(split=split, decoders=decoders))
-        files = [*map(str, builder.info.splits[self.config.split].filepaths)]
+        whole = builder.info.splits[self.config.split]
+        path, count = [*dataset_folder.records_by_shard(whole).items()][shard.first]
         while True:
             try:
-                with dataset_folder.reading_records(lambda: [files[shard.first]]):
+                with dataset_folder.reading_records(lambda: {path: count}):
                     record = next(records, None)
             except dataset_folder.DamagedFileError:
                 drops["truncated tfrecord"] += 1

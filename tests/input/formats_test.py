@@ -155,7 +155,7 @@ def test_a_shard_that_has_lost_records_is_named():
     )
     first, last = tf.constant(2, tf.int64), tf.constant(9, tf.int64)
     part = dataset.ShardPart(tf.constant("x.parquet"), first, last, 2)
-    with pytest.raises(InputError, match="parquet has 5 records; it had 9 or"):
+    with pytest.raises(InputError, match="parquet ends before record 9, which it had"):
         with dataset.naming_damage([data], lambda: []):
             list(data.read(part))
 

@@ -92,18 +92,19 @@ def naming_damage(
 
     Args:
       datasets: datasets that are read.
-      list_shards: function that returns the shards that are read, for
-        `dataset_folder.reading_records`.
+      list_shards: function that returns the paths of the shards that may be damaged,
+        one or more.
 
     Raises:
       InputError: a shard is damaged, missing or unreadable; see `reading_records`.
     """
 
-    def count_records(path: str) -> int:
+    def count_records() -> dict[str, int]:
         shards = (shard for dataset in datasets for shard in dataset.shards)
-        return max((s.records for s in shards if s.path == path), default=0)
+        records = {shard.path: shard.records for shard in shards}
+        return {path: records[path] for path in list_shards()}
 
-    with dataset_folder.reading_records(list_shards, count_records):
+    with dataset_folder.reading_records(count_records):
         try:
             yield
         except Exception as error:  # TensorFlow's, of an error in a format's reader
@@ -138,7 +139,7 @@ def read_in_python(
                 yield stack(group)
             if at < last:
                 raise InputError(
-                    f"{shard} has {at} records; it had {last} or more when the dataset"
+                    f"{shard} ends before record {last}, which it had when the dataset"
                     " was opened"
                 )
         except Exception as error:

@@ -1,6 +1,7 @@
 import io
 
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from align_jax.errors import InputError
@@ -51,3 +52,11 @@ def test_tfds_dataset_with_several_texts(tmp_path):
         read("tfds", tmp_path)
     with pytest.raises(InputError, match="no TFDS dataset or folder 'no_such_name'"):
         read("tfds", "no_such_name")
+    (path,) = tmp_path.glob("*.tfrecord-00001-of-00002")
+    whole = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    assert len(whole) == 2
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(whole[0])
+    rest, drops = read("tfds", tmp_path, text_column="captions/text")
+    assert rest == rows[:4]
+    assert drops == {"truncated tfrecord": 1}
