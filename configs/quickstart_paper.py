@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
     config.optimizer.kind = "lamb"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 40
+    config.optimizer.decay = "linear"
+    config.optimizer.cooldown_steps = 0
     # With the full rate the text tower learns half as fast.
     config.optimizer.rate_factors = (("^text_tower/layer_", 0.15),)
     return config

@@ -144,6 +144,10 @@ def _unflipped(steps: int) -> Changes:
     return _combined_muon(steps) | {"input.preprocess.flip": False}
 
 
+def _unflipped_cooldown(steps: int) -> Changes:
+    return _unflipped(steps) | _cooldown(steps)
+
+
 def rates(lowest: float, highest: float) -> tuple[tuple, ...]:
     """Returns the space of a search over the learning rate alone."""
     return (("optimizer.learning_rate", "log", lowest, highest),)
@@ -181,6 +185,9 @@ RECIPES = {
     ),
     "combined_muon": Recipe("combined, with Muon", _combined_muon, rates(1e-3, 4e-3)),
     "unflipped": Recipe("combined_muon, without flips", _unflipped, rates(1e-3, 4e-3)),
+    "unflipped_cooldown": Recipe(
+        "unflipped, with cooldown's rate", _unflipped_cooldown, rates(1e-3, 4e-3)
+    ),
     "schedule_free": Recipe(
         "schedule-free AdamW, not LAMB", _schedule_free, rates(1e-3, 4e-3)
     ),

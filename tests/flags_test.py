@@ -114,3 +114,18 @@ def test_another_broken_pipe_is_raised():
 
     with pytest.raises(BrokenPipeError, match="of a socket"):
         run_command("it", command)
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ([], (34, 340)),
+        (["--config.total_steps=300"], (6, 60)),
+        (["--config.total_steps=300", "--config.optimizer.warmup_steps=9"], (9, 60)),
+        (["--config.optimizer.cooldown_steps=9", "--config.total_steps=300"], (6, 9)),
+    ],
+)
+def test_the_quickstart_warms_up_and_cools_down_in_a_share_of_its_steps(flags, steps):
+    line = read_command_line(["main.py", QUICKSTART, "--workdir=x", *flags])
+    optimizer = read_run_config(line.fields).optimizer
+    assert (optimizer.warmup_steps, optimizer.cooldown_steps) == steps

@@ -18,7 +18,8 @@ def test_the_options_of_recipes_are_swept(place):
     constant = {"optimizer.decay": "constant"}
     changes = {
         "first": constant | {"optimizer.cooldown_steps": 20},
-        "second": constant | {"optimizer.kind": "schedule_free_adamw"},
+        "second": constant
+        | {"optimizer.kind": "schedule_free_adamw", "optimizer.cooldown_steps": 0},
         "third": {
             "optimizer.kind": "muon",
             "loss.widths": (240, 60, 15),
