@@ -5,7 +5,8 @@
         --config.vocabulary=gs://BUCKET/corpus/records/vocabulary.txt
 
 Steps and pairs are the paper's. Small pictures and short texts come first, as in CLIPA
-(arXiv 2305.07017, 2306.15658). Full sizes come last, when the learning rate is low.
+(arXiv 2305.07017, 2306.15658). The learning rate is constant until the last fifth of
+the steps, as in the best recipe of docs/recipes.md. Full sizes come last.
 
 Hardware: 1024 virtual cores of 16 pairs on any slice that holds them.
 Expected: docs/recipes.md has the operations of both configs. The scores are not known:
@@ -24,4 +25,6 @@ def get_config() -> ConfigDict:
         (0, {"image_size": 160, "max_tokens": 16}),
         (1_100_000, {}),  # the last 8 % of the steps at 289 pixels and 64 tokens
     )
+    config.optimizer.decay = "constant"
+    config.optimizer.cooldown_steps = 240_000
     return config
