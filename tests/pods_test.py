@@ -30,6 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = {
     "total_steps": 11,
     "optimizer.warmup_steps": 10,
+    "optimizer.cooldown_steps": 0,
     "optimizer.learning_rate": 1e-3,
     "batch_norm_cores": 1,
     "checkpoint.every_steps": 5,

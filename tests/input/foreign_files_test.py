@@ -66,9 +66,9 @@ def test_files_of_others_train_the_quickstarts_towers(tmp_path, pairs, kind, fie
     if fields["format"] == "webdataset":
         index_dataset(str(folder))
         assert not [f for f in diagnose(folder) if f.what != "duplicates"]
-    config = quickstart.get_config().to_dict()
-    config |= {"total_steps": 2, "log_every_steps": 1, "evaluators": {}}
-    config["optimizer"]["warmup_steps"] = 1
+    config = quickstart.get_config()
+    config.total_steps = 2  # and so no warm-up and no cooldown
+    config = config.to_dict() | {"log_every_steps": 1, "evaluators": {}}
     config["vocabulary"] = tiny.write_vocabulary(tmp_path / "vocabulary.txt")
     config["input"]["datasets"] = {"files": {"directory": str(folder)} | fields}
     train(config, str(tmp_path / "run"))
