@@ -1,4 +1,4 @@
-"""Tests the quickstart on several processes, devices and parts; needs `make data`."""
+"""Tests a run on several processes, devices and parts; needs `make data`."""
 
 import os
 import pathlib
@@ -30,7 +30,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = {
     "total_steps": 11,
     "optimizer.warmup_steps": 10,
-    "optimizer.cooldown_steps": 0,
     "optimizer.learning_rate": 1e-3,
     "batch_norm_cores": 1,
     "checkpoint.every_steps": 5,
@@ -58,7 +57,7 @@ def train(tmp_path_factory):
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         fields = (FLAGS | changes).items()
         command = [
-            *(sys.executable, "main.py", "--config=configs/quickstart.py"),
+            *(sys.executable, "main.py", "--config=configs/quickstart_paper.py"),
             f"--workdir={workdir}",
             *(f"--config.{name}={value}" for name, value in fields),
         ]
