@@ -145,7 +145,7 @@ test-onnx: ready-onnx  ## compare encoders in ONNX, by onnxruntime, with ours
 test-faults: ready-faults  ## kill runs at random moments, damage pictures
 	$(TEST) -m faults
 
-test-pods: ready-pods data  ## run the quickstart on processes, devices and microbatches
+test-pods: ready-pods data  ## train on processes, devices and microbatches
 	$(TEST) -m pods
 
 test-tpu: ready-tpu  ## compile steps for TPU slices, without a TPU
