@@ -27,13 +27,14 @@ import os
 import pathlib
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
 
 import tensorflow as tf
 
-from align_jax.devices.runtime import reuse_memory
+from align_jax.devices.runtime import ARROW_KEEPS, reuse_memory
 from align_jax.input.datasets import FORMATS, DatasetConfig
 from align_jax.input.phases import Phase
 from align_jax.input.pipeline import TrainBatches
@@ -275,6 +276,10 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
     add_record_flag(parser)
     flags = parser.parse_args()
+    name, value = ARROW_KEEPS
+    if name not in os.environ:  # as in training, and before pyarrow is imported
+        os.environ[name] = value
+        os.execv(sys.executable, sys.orig_argv)
     reuse_memory()  # as in training
     if not (flags.folder / "vocabulary.txt").exists():
         write_data(flags.folder)

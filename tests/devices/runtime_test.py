@@ -104,6 +104,39 @@ def test_freed_memory_is_used_again():
         assert faults < size * blocks / resource.getpagesize() / 10
 
 
+ARROW = """
+import os, resource, sys, time
+from align_jax.devices.runtime import start
+if sys.argv[2:]:
+    start(tensorflow=False)
+import pyarrow as pa
+import pyarrow.parquet as pq
+table = pa.table({"picture": [os.urandom(40_000) for _ in range(256)]})
+pq.write_table(table, sys.argv[1], row_group_size=100)
+def read():
+    for _ in range(6):
+        file = pq.ParquetFile(sys.argv[1], buffer_size=2**21)
+        for _ in file.iter_batches(64, use_threads=False):
+            time.sleep(0.02)
+read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+read()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_parquet_files_are_read_into_kept_memory_after_start(tmp_path, started):
+    found = subprocess.run(
+        [sys.executable, "-c", ARROW, tmp_path / "a.parquet", *["start"] * started],
+        env={n: v for n, v in os.environ.items() if not n.startswith("MIMALLOC")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(found.stdout) < 100) == started
+
+
 def resident() -> int:
     """Returns the bytes of this process in memory."""
     pages = pathlib.Path("/proc/self/statm").read_text().split()[1]

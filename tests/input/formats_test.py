@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from align_jax.errors import InputError
 from align_jax.input import streams
-from align_jax.input.formats import dataset
-from align_jax.input.formats.kept_pictures import KeptPictures
+from align_jax.input.formats import array_record, dataset
+from align_jax.input.formats.examples import take_picture
+from align_jax.input.formats.kept_pictures import ABSENT, KeptPictures
 from align_jax.input.phases import Phase
 from align_jax.input.training_data import InputConfig, open_training
 from tests.input.batches import (
@@ -132,6 +133,65 @@ def test_reading_logs_no_warnings(parts, caplog, monkeypatch):
     monkeypatch.setattr(dataset, "read_in_python", copy)
     assert len(batches(parts["parquet"], 1)) == 1
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def message(**features):
+    """A serialized tf.train.Example."""
+    kinds = {bytes: "bytes_list", int: "int64_list", float: "float_list"}
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                name: tf.train.Feature(**{kinds[type(values[0])]: {"value": values}})
+                for name, values in features.items()
+            }
+        )
+    ).SerializeToString()
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
+def test_a_picture_is_taken_out_of_its_record(length):
+    others = {"text": [b"a", b"b" * 200], "label": [7], "size": [0.5]}
+    picture = bytes(length)
+    for features in ({"image": [picture]} | others, others | {"image": [picture]}):
+        taken = take_picture(message(**features), "image")
+        assert taken is not None
+        assert taken[0] == picture
+        expected = tf.train.Example.FromString(message(**others, image=[b""]))
+        assert tf.train.Example.FromString(taken[1]) == expected
+
+
+def test_a_record_without_one_picture_stays_whole():
+    odd = [
+        message(text=[b"image"]),
+        message(image=[b"a", b"b"]),
+        message(image=[7]),
+        message(image=[0.5]),
+        message(image=[b"a"]) + message(image=[b"b"]),
+        tf.train.Example().SerializeToString(),
+        b"",
+        b"\xff",
+    ]
+    assert [take_picture(record, "image") for record in odd] == [None] * len(odd)
+    whole = message(image=[b"a" * 300], text=[b"b"])
+    for size in range(len(whole)):
+        assert take_picture(whole[:size], "image") is None
+
+
+def test_pictures_of_array_records_do_not_pass_through_tensorflow(parts, monkeypatch):
+    part, found = parts["array_record"], []
+
+    def take(kept, numbers, sources):
+        found.extend(numbers)
+        return KeptPictures.take(kept, numbers, sources)
+
+    monkeypatch.setattr(Watched, "take", take)
+    monkeypatch.setattr(streams, "KeptPictures", Watched)
+    kept = records(part, 3, 2)
+    assert len(found) == 2 * BATCH
+    assert ABSENT not in found
+    monkeypatch.setattr(array_record, "take_picture", lambda *_: None)
+    assert records(part, 3, 2) == kept
+    assert found[2 * BATCH :] == [ABSENT] * 2 * BATCH
 
 
 def test_each_epoch_has_each_pair_once(whole):

@@ -59,3 +59,74 @@ def make_parser(
         return examples[config.image_feature], [examples[name] for name in names]
 
     return parse
+
+
+# First bytes of the fields 1 and 2 of a protobuf message that are messages or bytes.
+ONE, TWO = 0x0A, 0x12
+
+
+def take_picture(record: bytes, name: str) -> tuple[bytes, bytes] | None:
+    """Takes the picture out of a serialized tf.train.Example, in a few microseconds.
+
+    Args:
+      record: the serialized message.
+      name: feature of the picture.
+
+    Returns:
+      The picture's file, and the message with an empty one in its place. None if the
+      message is encoded in an unusual way, or the feature is not one picture.
+    """
+    key, entries, pictures = name.encode(), [], []
+    try:
+        ((_, features),) = _fields(memoryview(record))
+        for _, entry in _fields(features):
+            (one, found), (two, feature) = _fields(entry)
+            if (one, two) != (ONE, TWO):
+                return None
+            if found != key:
+                entries.append(_encode(ONE, entry))
+                continue
+            ((kind, values),) = _fields(feature)
+            ((_, picture),) = _fields(values)
+            if kind != ONE:
+                return None
+            pictures.append(bytes(picture))
+        (content,) = pictures
+    except (ValueError, IndexError):  # another number of fields, or an early end
+        return None
+    empty = _encode(ONE, _encode(ONE, b""))  # a list of one value
+    entries.append(_encode(ONE, _encode(ONE, key) + _encode(TWO, empty)))
+    return content, _encode(ONE, b"".join(entries))
+
+
+def _fields(message: memoryview) -> list[tuple[int, memoryview]]:
+    """Returns the first bytes and the contents of a message's fields.
+
+    Raises:
+      ValueError: a field that is no message and no bytes, or that ends too late.
+      IndexError: the message ends early.
+    """
+    fields, at, end = [], 0, len(message)
+    while at < end:
+        first, length, shift = message[at], 0, 0
+        at += 1
+        while (byte := message[at]) > 127:
+            length |= (byte & 127) << shift
+            shift += 7
+            at += 1
+        at += 1
+        length |= byte << shift
+        if first & 7 != 2 or first > 127 or at + length > end:
+            raise ValueError
+        fields.append((first, message[at : at + length]))
+        at += length
+    return fields
+
+
+def _encode(first: int, content: bytes | memoryview) -> bytes:
+    """Encodes a field of a message by its first byte and its content."""
+    head, length = [first], len(content)
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*head, length]) + content
