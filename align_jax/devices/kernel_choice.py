@@ -11,6 +11,7 @@ from align_jax.devices.mesh import BATCH_AXES
 
 CHOICES = ("auto", "plain")
 PLAIN, TRITON, INTERPRET = "plain", "triton", "interpret"
+MOSAIC, MOSAIC_INTERPRET = "mosaic", "mosaic_interpret"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,11 @@
-"""Programs of the kernels for TPUs in `mosaic_expand`.
+"""Programs of the kernels for TPUs in `mosaic_bottleneck`.
 
-A program has some images and walks down their rows, see `mosaic_axes`, with 128
-channels at a time. It transforms each source pixel once, in float32, when it copies the
-pixel to a ring of rows. Each pixel of a result is a sum over taps of the ring's pixels.
-The grid is (images, steps of the walk, channels).
+The grid of the two programs with a convolution is (images, steps of the walk, blocks of
+channels). That of the others is (images, strips of rows).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +13,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from align_jax.kernels.mosaic_axes import Axis, Strips
+from align_jax.kernels.mosaic_ring import (
+    COPIES,
+    PIXELS,
+    Cell,
+    Index,
+    Ring,
+    Tap,
+    for_each,
+    total,
+)
 from align_jax.kernels.walk_programs import Arithmetic
 
-SUBLANES = 8
-# Pixels of a row that a program computes at a time, and that it copies at a time.
-PIXELS, COPIES = 4, 8
-
-Index = jax.Array | int
 Visit = Callable[..., jax.Array]
-Cell = jax.Array  # a pixel of some images and channels, (images, channels)
+Revisit = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def tanh_sigmoid(x: jax.Array) -> jax.Array:
@@ -34,173 +35,6 @@ def tanh_sigmoid(x: jax.Array) -> jax.Array:
 
 
 ARITHMETIC = Arithmetic(tanh_sigmoid, lambda a, b, c: a * b + c)
-
-
-class Ring(NamedTuple):
-    """Rows of transformed pixels in vector memory.
-
-    Attributes:
-      strips: the walk down the rows.
-      columns: axis of the columns.
-      rows: (strips.ring, columns.seen, images, channels) float32.
-    """
-
-    strips: Strips
-    columns: Axis
-    rows: jax.Ref
-
-    @property
-    def width(self) -> int:
-        """Number of the source's columns that are seen."""
-        return min(self.columns.source, self.columns.seen - self.columns.low)
-
-    def fill(self, step: jax.Array, read: Callable[..., jax.Array]) -> None:
-        """Copies a strip of the source to the ring, with zeros around the image.
-
-        Args:
-          step: number of the strip.
-          read: function of a row of the strip, a first column and a number n of
-            columns; it returns transformed pixels (n, images, channels) in float32.
-        """
-        strips, columns = self.strips, self.columns
-        low, width = columns.low, self.width
-        cell = self.rows.shape[2:]
-
-        @pl.when(step == 0)
-        def _() -> None:
-            @pl.loop(0, strips.ring)
-            def _(row: jax.Array) -> None:
-                for first, last in ((0, low), (low + width, columns.seen)):
-                    if last > first:
-                        zeros = jnp.zeros((last - first, *cell), jnp.float32)
-                        self.rows[row, first:last] = zeros
-
-            for row in range(strips.ring - strips.rows.low, strips.ring):
-                self.clear(row)
-
-        @pl.loop(0, strips.read)
-        def _(row: jax.Array) -> None:
-            source = step * strips.read + row
-            index = lax.rem(source, strips.ring)
-
-            def copy(first: Index, count: int) -> None:
-                target = pl.ds(low + first, count)
-                self.rows[index, target] = read(row, first, count)
-
-            @pl.when(source < strips.rows.source)
-            def _() -> None:
-                for_each(width, COPIES, copy)
-
-            @pl.when(source >= strips.rows.source)
-            def _() -> None:
-                self.clear(index)
-
-    def clear(self, row: Index) -> None:
-        """Writes zeros to a row of the ring."""
-        zeros = jnp.zeros(self.rows.shape[2:], jnp.float32)
-
-        @pl.loop(0, self.columns.seen)
-        def _(column: jax.Array) -> None:
-            self.rows[row, column] = zeros
-
-    def for_rows(self, step: jax.Array, body: Callable[[jax.Array, int], None]) -> None:
-        """Calls body(unit, phase) for each row of the strip before that of `step`."""
-        strips, rows = self.strips, self.strips.rows
-
-        @pl.when(step > 0)
-        def _() -> None:
-            @pl.loop(0, strips.units)
-            def _(unit: jax.Array) -> None:
-                for phase in range(rows.factor):
-                    row = ((step - 1) * strips.units + unit) * rows.factor + phase
-                    pl.when(row < rows.pixels)(partial(body, unit, phase))
-
-    def row_taps(
-        self, step: jax.Array, unit: jax.Array, phase: int
-    ) -> list[tuple[jax.Array, int]]:
-        """Returns the ring's row and the tap for each row that a result's row sees."""
-        strips, rows = self.strips, self.strips.rows
-        seen = rows.stride * ((step - 1) * strips.units + unit) - rows.low
-        return [
-            (lax.rem(seen + strips.ring + offset, strips.ring), tap)
-            for offset, tap in rows.taps[phase]
-        ]
-
-    def sums(
-        self,
-        taps: list[tuple[jax.Array, int]],
-        weights: jax.Ref,
-        first: Index,
-        count: int,
-        each: Callable[[dict[int, Cell], tuple[int, int]], None] | None = None,
-    ) -> list[Cell]:
-        """Sums over taps for `count` pixels of a row.
-
-        Args:
-          taps: of `row_taps`.
-          weights: (k, k, SUBLANES, channels) float32.
-          first: first column, a multiple of the columns' factor.
-          count: number of columns.
-          each: function of the source's pixels under a tap, by number of the result's
-            pixel, and of the tap.
-        """
-        columns = self.columns
-        units = lax.div(jnp.int32(first), jnp.int32(columns.factor))
-        totals: list = [None] * count
-        for row, i in taps:
-            for j in range(weights.shape[1]):
-                cells = {}
-                for pixel in range(count):
-                    ahead, phase = divmod(pixel, columns.factor)
-                    for offset, tap in columns.taps[phase]:
-                        if tap == j:
-                            column = (units + ahead) * columns.stride + offset
-                            cells[pixel] = self.rows[row, column]
-                weight = weights[i, j]
-                for pixel, cell in cells.items():
-                    term = scaled(cell, weight)
-                    before = totals[pixel]
-                    totals[pixel] = term if before is None else before + term
-                if each is not None and cells:
-                    each(cells, (i, j))
-        return totals
-
-
-def scaled(cell: Cell, weight: jax.Array) -> Cell:
-    """Multiplies (images, channels) by (SUBLANES, channels), repeated over images."""
-    folded = cell.reshape(-1, *weight.shape)
-    return (folded * weight[None]).reshape(cell.shape)
-
-
-def total(cells: Sequence[Cell]) -> Cell:
-    """Sums pixels."""
-    return sum(cells[1:], cells[0])
-
-
-def for_each(count: int, at_once: int, body: Callable[[Index, int], None]) -> None:
-    """Calls body(first, n) for parts of n <= `at_once` of `count` indices."""
-    whole, rest = divmod(count, at_once)
-
-    if whole:
-
-        @pl.loop(0, whole)
-        def _(index: jax.Array) -> None:
-            body(index * at_once, at_once)
-
-    if rest:
-        body(whole * at_once, rest)
-
-
-def multiply(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Multiplies two matrices in float32, summing over an axis of each."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(
-        a,
-        b,
-        (((axes[0],), (axes[1],)), ((), ())),
-        precision=exact,
-        preferred_element_type=jnp.float32,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,25 +46,21 @@ class Program:
       columns: axis of the columns.
       visit: elementwise function of an `Arithmetic`, source pixels and the small
         numbers of their images and channels; it returns the pixel that is convolved.
-      revisit: the same, of an expanded pixel; it returns the pixel minus its mean, its
-        transformed value and the slope there. For gradients only.
+      channels: number of channels of all blocks.
     """
 
     strips: Strips
     columns: Axis
     visit: Visit
-    revisit: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] | None = None
+    channels: int
 
-
-def _spread(small: jax.Ref, block: jax.Array) -> list[jax.Array]:
-    """Returns the small numbers of a block of channels, (1, images, channels) each."""
-    return [small[block, n][None] for n in range(small.shape[1])]
-
-
-def _expand(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiplies pixels (n, images, Cin) by a kernel (Cin, channels), in float32."""
-    out = multiply(x.reshape(-1, x.shape[-1]), kernel, (1, 0))
-    return out.reshape(*x.shape[:2], -1)
+    def known(self, ring: jax.Ref) -> jax.Array | None:
+        """Returns which channels of a block exist; None if all of all blocks do."""
+        lanes = ring.shape[-1]
+        if self.channels % lanes == 0:
+            return None
+        lane = lax.broadcasted_iota(jnp.int32, ring.shape[3:], 1)
+        return lane < self.channels - pl.program_id(2) * lanes
 
 
 def convolve_program(
@@ -250,7 +80,7 @@ def convolve_program(
       x: a strip (rows, W, images, Cin).
       small: (blocks, n, images, channels) float32.
       kernel: (blocks, Cin, channels) weights that expand.
-      weights: (blocks, k, k, SUBLANES, channels) float32, of the convolution.
+      weights: (blocks, k, k, repeats, channels) float32, of the convolution.
       out: result, a strip (rows, W', images, channels).
       sums: result, (blocks, 2, images, channels) float32.
       ring: (blocks, rows, columns, images, channels) float32.
@@ -264,8 +94,8 @@ def convolve_program(
         sums[block] = jnp.zeros(sums.shape[1:], sums.dtype)
 
     def read(row: jax.Array, first: Index, count: int) -> jax.Array:
-        pixels = _expand(x[row, pl.ds(first, count)], kernel[block])
-        return program.visit(ARITHMETIC, pixels, *_spread(small, block))
+        pixels = _product(x[row, pl.ds(first, count)], kernel[block])
+        return program.visit(ARITHMETIC, pixels, *_numbers(small, block))
 
     def convolve(unit: jax.Array, phase: int) -> None:
         taps = held.row_taps(step, unit, phase)
@@ -289,8 +119,9 @@ def gradient_program(
     kernel: jax.Ref,
     weights: jax.Ref,
     y: jax.Ref,
-    cotangent: jax.Ref,
     small: jax.Ref,
+    cotangent: jax.Ref,
+    back: jax.Ref,
     to_x: jax.Ref,
     sums: jax.Ref,
     to_kernel: jax.Ref,
@@ -301,20 +132,19 @@ def gradient_program(
     total_x: jax.Ref,
     *,
     program: Program,
-    channels: int,
+    revisit: Revisit,
 ) -> None:
-    """Computes gradients of `convolve_program`'s result.
-
-    The gradient of the normalisation's sums is not in them.
+    """Computes gradients of `convolve_program`'s result y.
 
     Args:
       x: a strip (rows, W, images, Cin) of the forward pass's source.
       x_small: (blocks, m, images, channels) float32: mean, factor, ...
       kernel: as in `convolve_program`.
       weights: as in `convolve_program`.
-      y: a strip (rows, W', images, channels) of the forward pass's result.
-      cotangent: like y.
-      small: (blocks, n, images, channels) float32 for y and the cotangent.
+      y: a strip (rows, W', images, channels).
+      small: (blocks, n, images, channels) float32, for y.
+      cotangent: a strip (rows, W', images, Cout).
+      back: (blocks, Cout, channels) weights, from the cotangent to that of y's visit.
       to_x: result, like x.
       sums: result, (blocks, 2, images, channels) float32.
       to_kernel: result, like `kernel`, float32.
@@ -324,14 +154,13 @@ def gradient_program(
       inner: (W, images, channels) of x's type, a row of their gradient.
       total_x: (rows, W, images, Cin) float32, sum of `to_x` over blocks.
       program: parameters of the program.
+      revisit: elementwise function like `program.visit`, of an expanded pixel; it
+        returns the pixel minus its mean, its transformed value and the slope there.
     """
     step, block = pl.program_id(1), pl.program_id(2)
     held = Ring(program.strips, program.columns, ring.at[block])
     rows, columns = program.strips.rows, program.columns
-    known = None
-    if channels % weights.shape[-1]:
-        lane = lax.broadcasted_iota(jnp.int32, ring.shape[3:], 1)
-        known = lane < channels - block * weights.shape[-1]
+    known, last = program.known(ring), pl.num_programs(2) - 1
 
     @pl.when(step == 0)
     def _() -> None:
@@ -344,8 +173,9 @@ def gradient_program(
 
     def read(row: jax.Array, first: Index, count: int) -> jax.Array:
         place = row, pl.ds(first, count)
-        pixels = [a[place].astype(jnp.float32) for a in (y, cotangent)]
-        return program.visit(ARITHMETIC, *pixels, *_spread(small, block))
+        wide = _product(cotangent[place], back[block])
+        pixels = y[place].astype(jnp.float32)
+        return program.visit(ARITHMETIC, pixels, wide, *_numbers(small, block))
 
     def differentiate(unit: jax.Array, phase: int) -> None:
         row = unit * rows.factor + phase
@@ -353,18 +183,16 @@ def gradient_program(
 
         def expand(first: Index, count: int) -> None:
             place = pl.ds(first, count)
-            expanded[place] = _expand(x[row, place], kernel[block])
-
-        for_each(columns.pixels, COPIES, expand)
+            expanded[place] = _product(x[row, place], kernel[block])
 
         def pixels(first: Index, count: int) -> None:
             numbers = [x_small[block, n] for n in range(x_small.shape[1])]
             states = [
-                program.revisit(ARITHMETIC, expanded[first + pixel], *numbers)
+                revisit(ARITHMETIC, expanded[first + pixel], *numbers)
                 for pixel in range(count)
             ]
 
-            def each(cells: dict[int, Cell], tap: tuple[int, int]) -> None:
+            def each(cells: dict[int, Cell], tap: Tap) -> None:
                 terms = [cell * states[pixel][1] for pixel, cell in cells.items()]
                 folded = total(terms).reshape(-1, *weights.shape[3:])
                 to_weights[block, *tap] += folded.sum(0)
@@ -372,18 +200,19 @@ def gradient_program(
             cells = held.sums(taps, weights.at[block], first, count, each)
             cells = [c * slope for c, (_, _, slope) in zip(cells, states, strict=True)]
             for pixel, cell in enumerate(cells):
-                value = (cell * numbers[1]).astype(inner.dtype)
-                inner[first + pixel] = value if known is None else (
-                    jnp.where(known, value, jnp.zeros_like(value))
-                )
-            sums[block, 0] += total(cells)
+                value = cell * numbers[1]
+                if known is not None:  # others may be NaN, which a product spreads
+                    value = jnp.where(known, value, 0.0)
+                inner[first + pixel] = value.astype(inner.dtype)
             products = [c * x for c, (x, _, _) in zip(cells, states, strict=True)]
+            sums[block, 0] += total(cells)
             sums[block, 1] += total(products)
 
+        for_each(columns.pixels, COPIES, expand)
         for_each(columns.pixels, PIXELS, pixels)
-        flat = inner[...].reshape(-1, inner.shape[-1])
-        source = x[row].reshape(-1, x.shape[-1])
-        part = multiply(flat, kernel[block], (1, 1)).reshape(x.shape[1:])
+        flat, source = _flat(inner[...]), _flat(x[row])
+        to_kernel[block] += _multiply(source, flat, (0, 0))
+        part = _multiply(flat, kernel[block], (1, 1)).reshape(x.shape[1:])
 
         @pl.when(block == 0)
         def _() -> None:
@@ -393,11 +222,100 @@ def gradient_program(
         def _() -> None:
             total_x[row] += part
 
-        to_kernel[block] += multiply(source, flat, (0, 0))
-
-        @pl.when(block == pl.num_programs(2) - 1)
+        @pl.when(block == last)
         def _() -> None:
             to_x[row] = total_x[row].astype(to_x.dtype)
 
     held.fill(step, read)
     held.for_rows(step, differentiate)
+
+
+def moments_program(
+    x: jax.Ref, means: jax.Ref, products: jax.Ref, *, height: int
+) -> None:
+    """Sums pixels of some images, and the products of their channels.
+
+    Args:
+      x: a strip (rows, W, images, C).
+      means: result, (1, 1, C) float32.
+      products: result, (1, C, C) float32.
+      height: rows of an image.
+    """
+
+    @pl.when(pl.program_id(1) == 0)
+    def _() -> None:
+        means[...] = jnp.zeros(means.shape, means.dtype)
+        products[...] = jnp.zeros(products.shape, products.dtype)
+
+    def add(row: jax.Array) -> None:
+        flat = _flat(x[row])
+        products[0] += _multiply(flat, flat, (0, 0))
+        means[0] += flat.astype(jnp.float32).sum(0, keepdims=True)
+
+    _rows(x, height, add)
+
+
+def finish_program(
+    x: jax.Ref,
+    part: jax.Ref,
+    matrix: jax.Ref,
+    shift: jax.Ref,
+    out: jax.Ref,
+    *,
+    height: int,
+) -> None:
+    """Adds to `part` the product of x with a matrix, and a shift.
+
+    Args:
+      x: a strip (rows, W, images, C).
+      part: like x.
+      matrix: (1, C, C) of x's type.
+      shift: (1, 1, C) float32.
+      out: result, like x.
+      height: rows of an image.
+    """
+
+    def add(row: jax.Array) -> None:
+        more = _product(x[row], matrix[0]) + shift[...]
+        out[row] = (part[row].astype(jnp.float32) + more).astype(out.dtype)
+
+    _rows(x, height, add)
+
+
+def _rows(x: jax.Ref, height: int, body: Callable[[jax.Array], None]) -> None:
+    """Calls body(row) for each row of a strip that is in the image."""
+
+    first = pl.program_id(1) * x.shape[0]
+
+    @pl.loop(0, x.shape[0])
+    def _(row: jax.Array) -> None:
+        @pl.when(first + row < height)
+        def _() -> None:
+            body(row)
+
+
+def _numbers(small: jax.Ref, block: jax.Array) -> list[jax.Array]:
+    """Returns the small numbers of a block of channels, (1, images, channels) each."""
+    return [small[block, n][None] for n in range(small.shape[1])]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """Returns pixels (n, images, C) as the rows of a matrix."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiplies pixels (n, images, C) by a kernel (C, C'), in float32."""
+    return _multiply(_flat(x), kernel, (1, 0)).reshape(*x.shape[:2], -1)
+
+
+def _multiply(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Multiplies two matrices in float32, summing over an axis of each."""
+    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return lax.dot_general(
+        a,
+        b,
+        (((axes[0],), (axes[1],)), ((), ())),
+        precision=exact,
+        preferred_element_type=jnp.float32,
+    )
