@@ -112,12 +112,18 @@ class BatchNorm(nn.Module):
             )[0]
         out, statistics = normalise(x, scale, bias, excite, form)
         if not self.is_initializing():
-            for running, batch in zip(
-                (running_mean, running_var), statistics, strict=True
-            ):
-                kept = self.momentum * running.value[None]
-                running.value = kept + (1.0 - self.momentum) * batch  # (G, C)
+            running_mean.value, running_var.value = self.moved(
+                (running_mean.value, running_var.value), statistics
+            )
         return out
+
+    def moved(self, running: Statistics, batch: Statistics) -> Statistics:
+        """Moves running statistics (C,) towards those of each group, to (G, C)."""
+        kept, new = self.momentum, 1.0 - self.momentum
+        mean, var = (
+            kept * a[None] + new * b for a, b in zip(running, batch, strict=True)
+        )
+        return mean, var
 
 
 def mean_over_groups(batch_stats: dict) -> dict:
