@@ -150,12 +150,13 @@ def gradients(
     padding: Padding,
     group: int,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Computes gradients of `convolve`.
+) -> tuple[jax.Array, ...]:
+    """Computes gradients of `convolve` and of a product that follows it.
 
     Args:
       visit: elementwise function of an `Arithmetic`, y, the product of the cotangent
-        and `back`, and n small numbers; it returns the gradient to y.
+        and `back`, and n small numbers; it returns the array z that the transposed
+        `back` multiplied, and the gradient to y.
       y: (B, H', W', C) first result of `convolve`.
       small: (B, n, C) float32.
       cotangent: (B, H', W', Cout).
@@ -176,7 +177,7 @@ def gradients(
       With g, the gradient to the convolved pixels times v, and the factor f of
       `x_small`: the product of f * g and the transposed kernel, like x; the sums over
       pixels of g and of g times the expanded pixel minus its mean, (B, 2, C) float32;
-      the gradient to the kernel from f * g, and the one to `weights`, in float32.
+      the gradients to the kernel, from f * g, to `weights` and to `back`, in float32.
     """
     batch, height, width, channels_in = x.shape
     channels, images, each = kernel.shape[1], images_of(group), x.dtype.itemsize
@@ -198,7 +199,7 @@ def gradients(
     )
     sums_shape = _float32((blocks, 2, batch, lanes))
     row = (width, images, lanes)
-    to_x, sums, to_kernel, to_weights = pl.pallas_call(
+    to_x, sums, to_kernel, to_weights, to_back = pl.pallas_call(
         partial(
             gradient_program,
             program=Program(cut.strips, columns, visit, channels),
@@ -220,12 +221,14 @@ def gradients(
             cut.small(sums_shape),
             whole(kernel),
             whole(weights),
+            whole(back),
         ],
         out_shape=[
             jax.ShapeDtypeStruct((height, width, batch, channels_in), x.dtype),
             sums_shape,
             _float32(kernel.shape),
             _float32(weights.shape),
+            _float32(back.shape),
         ],
         scratch_shapes=[
             pltpu.VMEM(
@@ -233,14 +236,20 @@ def gradients(
             ),
             pltpu.VMEM(row, jnp.float32),
             pltpu.VMEM(row, x.dtype),
+            pltpu.VMEM((columns.source, images, lanes), x.dtype),
             pltpu.VMEM((cut.strips.written, width, images, channels_in), jnp.float32),
         ],
         compiler_params=_options(3),
         interpret=interpret,
     )(turn(x), x_small, kernel, weights, turn(y), small, turn(cotangent), back)
     to_weights = join_channels(to_weights, channels).sum(2, keepdims=True)
-    to_kernel = join_channels(to_kernel, channels)
-    return turn_back(to_x), join_small(sums, channels), to_kernel, to_weights
+    return (
+        turn_back(to_x),
+        join_small(sums, channels),
+        join_channels(to_kernel, channels),
+        to_weights,
+        join_channels(to_back, channels),
+    )
 
 
 def _rows_spec(x: jax.Array, images: int) -> pl.BlockSpec:
@@ -318,7 +327,9 @@ def finish(
         grid=(batch // images, pl.cdiv(height, spec.block_shape[0])),
         in_specs=[spec, spec]
         + [
-            pl.BlockSpec((1, n, channels), lambda b, t: (lax.div(b, jnp.int32(parts)), 0, 0))
+            pl.BlockSpec(
+                (1, n, channels), lambda b, t: (lax.div(b, jnp.int32(parts)), 0, 0)
+            )
             for n in (channels, 1)
         ],
         out_specs=spec,

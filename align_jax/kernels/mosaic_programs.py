@@ -6,6 +6,7 @@ channels). That of the others is (images, strips of rows).
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from align_jax.kernels.mosaic_ring import (
 )
 from align_jax.kernels.walk_programs import Arithmetic
 
-Visit = Callable[..., jax.Array]
+Visit = Callable[..., Any]
 Revisit = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
@@ -46,6 +47,7 @@ class Program:
       columns: axis of the columns.
       visit: elementwise function of an `Arithmetic`, source pixels and the small
         numbers of their images and channels; it returns the pixel that is convolved.
+        For gradients, it returns the pixel that is projected, too, before the other.
       channels: number of channels of all blocks.
     """
 
@@ -126,9 +128,11 @@ def gradient_program(
     sums: jax.Ref,
     to_kernel: jax.Ref,
     to_weights: jax.Ref,
+    to_back: jax.Ref,
     ring: jax.Ref,
     expanded: jax.Ref,
     inner: jax.Ref,
+    projected: jax.Ref,
     total_x: jax.Ref,
     *,
     program: Program,
@@ -149,9 +153,11 @@ def gradient_program(
       sums: result, (blocks, 2, images, channels) float32.
       to_kernel: result, like `kernel`, float32.
       to_weights: result, like `weights`.
+      to_back: result, like `back`, float32.
       ring: (blocks, rows, columns, images, channels) float32.
       expanded: (W, images, channels) float32, a row of expanded images.
       inner: (W, images, channels) of x's type, a row of their gradient.
+      projected: (W', images, channels) of x's type, a row of pixels.
       total_x: (rows, W, images, Cin) float32, sum of `to_x` over blocks.
       program: parameters of the program.
       revisit: elementwise function like `program.visit`, of an expanded pixel; it
@@ -170,12 +176,20 @@ def gradient_program(
     def _() -> None:
         to_weights[block] = jnp.zeros(to_weights.shape[1:], jnp.float32)
         to_kernel[block] = jnp.zeros(to_kernel.shape[1:], jnp.float32)
+        to_back[block] = jnp.zeros(to_back.shape[1:], jnp.float32)
 
     def read(row: jax.Array, first: Index, count: int) -> jax.Array:
         place = row, pl.ds(first, count)
         wide = _product(cotangent[place], back[block])
         pixels = y[place].astype(jnp.float32)
-        return program.visit(ARITHMETIC, pixels, wide, *_numbers(small, block))
+        numbers = _numbers(small, block)
+        value, gradient = program.visit(ARITHMETIC, pixels, wide, *numbers)
+        projected[place[1]] = value.astype(projected.dtype)
+        return gradient
+
+    def project(row: jax.Array) -> None:
+        source, flat = _flat(cotangent[row]), _flat(projected[...])
+        to_back[block] += _multiply(source, flat, (0, 0))
 
     def differentiate(unit: jax.Array, phase: int) -> None:
         row = unit * rows.factor + phase
@@ -226,7 +240,7 @@ def gradient_program(
         def _() -> None:
             to_x[row] = total_x[row].astype(to_x.dtype)
 
-    held.fill(step, read)
+    held.fill(step, read, project)
     held.for_rows(step, differentiate)
 
 

@@ -37,13 +37,19 @@ class Ring(NamedTuple):
     columns: Axis
     rows: jax.Ref
 
-    def fill(self, step: jax.Array, read: Callable[..., jax.Array]) -> None:
+    def fill(
+        self,
+        step: jax.Array,
+        read: Callable[..., jax.Array],
+        end: Callable[[jax.Array], None] | None = None,
+    ) -> None:
         """Copies a strip of the source to the ring, with zeros around the image.
 
         Args:
           step: number of the strip.
           read: function of a row of the strip, a first column and a number n of
             columns; it returns transformed pixels (n, images, channels) in float32.
+          end: function of a row of the strip, called after the row was read.
         """
         strips, columns = self.strips, self.columns
         low, width = columns.low, min(columns.source, columns.seen - columns.low)
@@ -72,6 +78,8 @@ class Ring(NamedTuple):
             @pl.when(source < strips.rows.source)
             def _() -> None:
                 for_each(width, COPIES, copy)
+                if end is not None:
+                    end(row)
 
             @pl.when(source >= strips.rows.source)
             def _() -> None:

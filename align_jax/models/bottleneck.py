@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.devices.kernel_choice import MOSAIC_INTERPRET, Kernels
 from align_jax.kernels import mosaic_bottleneck
@@ -28,10 +29,12 @@ from align_jax.models.batch_norm import (
     Statistics,
     apply_statistics,
     each_image,
+    gate_of,
     gradient_numbers,
     statistics_of,
 )
-from align_jax.models.norm_arithmetic import activate, revisit, to_input
+from align_jax.models.layers import SMALL
+from align_jax.models.norm_arithmetic import activate, gated_to_input, revisit
 
 
 class Weights(NamedTuple):
@@ -161,9 +164,12 @@ def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
         statistics=second,
         form=shape.form,
     )
-    out = _project(gated, weights.project)
-    residuals = x, weights, moments, first, second, means, y, gated
-    return (out, first, second), residuals
+    # Blocks that are computed again for the backward pass keep these small arrays.
+    moments, first, second, means = checkpoint_name(
+        (moments, first, second, means), SMALL
+    )
+    residuals = x, weights, moments, first, second, means, y
+    return (_project(gated, weights.project), first, second), residuals
 
 
 def _project(gated: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -171,22 +177,22 @@ def _project(gated: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _backward(shape: Shape, residuals: tuple, cotangents: tuple) -> tuple:
-    x, weights, moments, first, second, means, y, gated = residuals
-    _, pull = jax.vjp(_project, gated, weights.project)
-    to_gated, to_project = pull(cotangents[0])
+    x, weights, moments, first, second, means, y = residuals
+    cotangent, back = cotangents[0], weights.project.T
     norm = y, weights.second_scale, weights.second_bias, weights.excite, second, means
-    small, *to_second = gradient_numbers(shape.form, norm, to_gated)
+    small, *to_second = gradient_numbers(shape.form, norm, _project(cotangent, back))
+    gate = gate_of(means, weights.excite)
 
     mean, var = first
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
     factor = weights.scale[None] * inverse
     bias = jnp.broadcast_to(weights.bias, mean.shape)
-    part, sums, to_expand, to_depthwise = mosaic_bottleneck.gradients(
-        to_input,
+    part, sums, to_expand, to_depthwise, to_back = mosaic_bottleneck.gradients(
+        gated_to_input,
         y,
-        small,
-        cotangents[0],
-        weights.project.T,
+        jnp.concatenate([small, gate[:, None]], 1),
+        cotangent,
+        back,
         revisit,
         x,
         each_image([mean, factor, bias], len(x)),
@@ -212,7 +218,7 @@ def _backward(shape: Shape, residuals: tuple, cotangents: tuple) -> tuple:
         to_bias.sum(0),
         to_depthwise.astype(weights.depthwise.dtype),
         *to_second,
-        to_project,
+        to_back.T.astype(back.dtype),
     )
 
 

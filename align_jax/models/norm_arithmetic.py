@@ -40,6 +40,26 @@ def revisit(
     return x, value, arithmetic.multiply_add(value, 1.0 - share, share)
 
 
+def gated_to_input(
+    arithmetic: Arithmetic,
+    x: jax.Array,
+    cotangent: jax.Array,
+    mean: jax.Array,
+    factor: jax.Array,
+    bias: jax.Array,
+    by_x: jax.Array,
+    alone: jax.Array,
+    by_cotangent: jax.Array,
+    constant: jax.Array,
+    gate: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the gated swish of the normalised x, and `to_input`."""
+    x, value, slope = revisit(arithmetic, x, mean, factor, bias)
+    to_out = arithmetic.multiply_add(cotangent, by_cotangent, constant)
+    rest = arithmetic.multiply_add(x, by_x, alone)
+    return value * gate, arithmetic.multiply_add(to_out, slope, rest)
+
+
 def to_input(
     arithmetic: Arithmetic,
     x: jax.Array,
