@@ -1,4 +1,4 @@
-"""How the kernels of `mosaic_bottleneck` cut arrays into the parts of their programs."""
+"""How the kernels of `mosaic_bottleneck` cut arrays into parts for their programs."""
 
 from typing import NamedTuple
 

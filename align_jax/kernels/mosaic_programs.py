@@ -298,7 +298,6 @@ def finish_program(
 
 def _rows(x: jax.Ref, height: int, body: Callable[[jax.Array], None]) -> None:
     """Calls body(row) for each row of a strip that is in the image."""
-
     first = pl.program_id(1) * x.shape[0]
 
     @pl.loop(0, x.shape[0])

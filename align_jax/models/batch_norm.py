@@ -175,6 +175,7 @@ def apply_statistics(
     *,
     statistics: Statistics,
     form: Form,
+    name: str = "sums",
 ) -> tuple[jax.Array, jax.Array | None]:
     """Normalises x (B, H, W, C) by mean and variance, then activates and gates it.
 
@@ -185,6 +186,7 @@ def apply_statistics(
       excite: weights of the gate, see `gate_of`; None for no gate.
       statistics: mean and variance, (G, C) each, of G equal parts of the batch.
       form: activation and kernels; the group size is not used.
+      name: name of the sums for the gate, see `layers.rematerialised`.
 
     Returns:
       The result, like x, and the means (B, C) for the gate, or None without a gate.
@@ -203,7 +205,7 @@ def apply_statistics(
         return ((visit(arithmetic, x, factor, shift),),)
 
     sums = image_sums(activated, [x], affine, 1, form.kernels)
-    means = checkpoint_name(sums[:, 0], "sums") / (x.shape[1] * x.shape[2])
+    means = checkpoint_name(sums[:, 0], name) / (x.shape[1] * x.shape[2])
     gate = gate_of(means, excite)
     small = jnp.concatenate([affine, gate[:, None]], 1)
     # The second walk reads x again, so that no result of the first walk is kept.

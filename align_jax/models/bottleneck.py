@@ -116,7 +116,9 @@ def bottleneck(
     return _forward(x, weights, shape)[0]
 
 
-def _affine(scale: jax.Array, bias: jax.Array, statistics: Statistics, batch: int):
+def _affine(
+    scale: jax.Array, bias: jax.Array, statistics: Statistics, batch: int
+) -> jax.Array:
     """Returns factor and shift of a normalisation for each image, (B, 2, C)."""
     mean, var = statistics
     factor = scale[None] * lax.rsqrt(var + EPSILON)
@@ -147,7 +149,9 @@ def expanded_statistics(
 
 def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
     pixels = shape.group * x.shape[1] * x.shape[2]
-    moments = mosaic_bottleneck.moments(x, shape.group, shape.interpret)
+    # Blocks that are computed again for the backward pass keep these small arrays.
+    keep = partial(checkpoint_name, name=SMALL)
+    moments = keep(mosaic_bottleneck.moments(x, shape.group, shape.interpret))
     kernel = weights.expand.astype(jnp.float32)
     first = expanded_statistics(*moments, kernel, pixels)
     small = _affine(weights.scale, weights.bias, first, len(x))
@@ -155,7 +159,7 @@ def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
         activate, x, small, weights.expand, weights.depthwise, **shape.options
     )
     pixels = shape.group * y.shape[1] * y.shape[2]
-    second = statistics_of(add_images(sums, shape.group), pixels)
+    second = statistics_of(add_images(keep(sums), shape.group), pixels)
     gated, means = apply_statistics(
         y,
         weights.second_scale,
@@ -163,10 +167,7 @@ def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
         weights.excite,
         statistics=second,
         form=shape.form,
-    )
-    # Blocks that are computed again for the backward pass keep these small arrays.
-    moments, first, second, means = checkpoint_name(
-        (moments, first, second, means), SMALL
+        name=SMALL,
     )
     residuals = x, weights, moments, first, second, means, y
     return (_project(gated, weights.project), first, second), residuals

@@ -81,8 +81,8 @@ class EfficientNetConfig:
         parameters are the same.
       rematerialise: arrays that the backward pass computes again instead of keeping:
         "none", "pointwise" (all but the results of convolutions and of sums over
-        pixels), "blocks" (all but each block's input) or "stages" (all but each stage's
-        input).
+        pixels), "blocks" (all but each block's input; the "mosaic" kernels keep sums
+        over pixels, too) or "stages" (all but each stage's input).
       kernels: "auto" (Pallas kernels on NVIDIA GPUs, XLA elsewhere), "plain" (XLA) or
         "mosaic" (Pallas kernels for blocks with an expansion, on TPU v5e and v6e).
       stages: rows in the form of `STAGES`, which they replace; () for `STAGES`.

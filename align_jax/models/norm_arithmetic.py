@@ -1,7 +1,7 @@
 """Elementwise operations of batch normalisation and swish, and their derivatives.
 
-Each is a function of an `Arithmetic` and of float32 arrays that broadcast: pixels first,
-then the numbers that an image's pixels of a channel share.
+Each is a function of an `Arithmetic` and of float32 arrays that broadcast: first
+pixels, then the numbers that an image's pixels of a channel share.
 """
 
 import jax
