@@ -42,6 +42,7 @@ from align_jax.kernels.mosaic_programs import (
 
 IMAGES = 16  # of a program: a tile of bfloat16 has 16 rows
 VECTOR_BYTES = 100 * 2**20  # limit of a program, of the 128 MiB of v5e and v6e
+KERNEL_BYTES = 64 * 2**20  # of them, for dense kernels and their gradients
 ROWS_BYTES = 2 * 2**20  # of a strip of `moments` and `finish`
 
 _float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -50,6 +51,19 @@ _float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 def images_of(group: int) -> int:
     """Returns the images of a program, which are of one group of `group` images."""
     return math.gcd(group, IMAGES)
+
+
+def fits(width: int, channels: int, dtype: jnp.dtype) -> bool:
+    """Returns whether the dense kernels of a block fit into vector memory.
+
+    Args:
+      width: sum of the channels of the block's input and output.
+      channels: channels of the depthwise convolution.
+      dtype: number type of the computation.
+    """
+    # Kernels and their gradients, in two buffers each.
+    numbers = width * lanes_of(channels)
+    return 2 * numbers * (jnp.dtype(dtype).itemsize + 4) <= KERNEL_BYTES
 
 
 def _options(axes: int) -> pltpu.CompilerParams:

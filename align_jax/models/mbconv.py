@@ -29,7 +29,7 @@ from align_jax.kernels.convolution import (
     gpu_conv,
 )
 from align_jax.kernels.depthwise_kernel import depthwise
-from align_jax.kernels.mosaic_bottleneck import IMAGES
+from align_jax.kernels.mosaic_bottleneck import IMAGES, fits
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.bottleneck import Shape, Weights, bottleneck
 
@@ -218,9 +218,8 @@ class MBConv(nn.Module):
     def _separable(self, x: jax.Array, train: bool) -> jax.Array:
         block, convolution = self.block, self._convolution
         norm = self.norm(parent=None)
-        mosaic = self.kernels.kind in (MOSAIC, MOSAIC_INTERPRET)
         own = train and not norm.frozen and not self.is_initializing()
-        if mosaic and own and block.expansion != 1:
+        if own and self._runs_as_bottleneck:
             x = self._as_bottleneck(x, norm)
             return self.norm(name="project_norm")(x, train)
         if block.expansion != 1:
@@ -233,6 +232,15 @@ class MBConv(nn.Module):
         x = self.norm(swish=True, name="depthwise_norm")(x, train, excite)
         x = convolution(block.channels_out, 1, name="project")(x)
         return self.norm(name="project_norm")(x, train)
+
+    @property
+    def _runs_as_bottleneck(self) -> bool:
+        """Whether the block runs by kernels for TPUs when it trains."""
+        block, mosaic = self.block, self.kernels.kind in (MOSAIC, MOSAIC_INTERPRET)
+        width = block.channels_in + block.channels_out
+        return (
+            mosaic and block.expansion != 1 and fits(width, block.expanded, self.dtype)
+        )
 
     def _as_bottleneck(self, x: jax.Array, norm: BatchNorm) -> jax.Array:
         """Runs the block from "expand" to "project" by kernels for TPUs."""
