@@ -7,7 +7,8 @@ the products of x's channels: its mean is mean(x) W, and its variance that of x 
 gradient is f g + a (e - mean) + b with numbers f, a and b for each channel of a group,
 where g is the gradient to the normalised e. So the gradient to x is
 (f g) W^T + x (W diag(a) W^T) + (b - a mean) W^T: only f g is as wide as e, and a kernel
-multiplies it by W^T where it computes it. The same holds for the gradient to W.
+multiplies it by W^T where it computes it. The same holds for the gradient to W. A block
+without an expansion has the identity as W, and no first normalisation.
 """
 
 import dataclasses
@@ -34,16 +35,22 @@ from align_jax.models.batch_norm import (
     statistics_of,
 )
 from align_jax.models.layers import SMALL
-from align_jax.models.norm_arithmetic import activate, gated_to_input, revisit
+from align_jax.models.norm_arithmetic import (
+    activate,
+    gated_to_input,
+    revisit,
+    same,
+    unchanged,
+)
 
 
 class Weights(NamedTuple):
     """Weights of a bottleneck, in float32 or, for convolutions, in the compute type.
 
     Attributes:
-      expand: (Cin, C) kernel.
-      scale: (C,) scale of the first normalisation.
-      bias: (C,) bias of the first normalisation.
+      expand: (Cin, C) kernel; None for a block without an expansion.
+      scale: (C,) scale of the first normalisation, after an expansion.
+      bias: (C,) bias of the first normalisation, after an expansion.
       depthwise: (k, k, 1, C) kernel.
       second_scale: (C,) scale of the second normalisation.
       second_bias: (C,) bias of the second normalisation.
@@ -51,9 +58,9 @@ class Weights(NamedTuple):
       project: (C, Cout) kernel.
     """
 
-    expand: jax.Array
-    scale: jax.Array
-    bias: jax.Array
+    expand: jax.Array | None
+    scale: jax.Array | None
+    bias: jax.Array | None
     depthwise: jax.Array
     second_scale: jax.Array
     second_bias: jax.Array
@@ -101,7 +108,7 @@ class Shape:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def bottleneck(
     x: jax.Array, weights: Weights, shape: Shape
-) -> tuple[jax.Array, Statistics, Statistics]:
+) -> tuple[jax.Array, Statistics | None, Statistics]:
     """Applies a bottleneck without its last normalisation.
 
     Args:
@@ -110,8 +117,8 @@ def bottleneck(
       shape: strides, groups and kernels.
 
     Returns:
-      (B, H', W', Cout), and mean and variance, (G, C) float32, of both normalisations.
-      Only the first has a gradient.
+      (B, H', W', Cout), and mean and variance, (G, C) float32, of both normalisations;
+      None for the first one without an expansion. Only the array has a gradient.
     """
     return _forward(x, weights, shape)[0]
 
@@ -123,6 +130,16 @@ def _affine(
     mean, var = statistics
     factor = scale[None] * lax.rsqrt(var + EPSILON)
     return each_image([factor, bias[None] - mean * factor], batch)
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    """Returns the expansion of a block that has none."""
+    return jnp.eye(x.shape[-1], dtype=x.dtype)
+
+
+def _ones(x: jax.Array, count: int) -> jax.Array:
+    """Returns the small numbers of a block without an expansion."""
+    return jnp.ones((len(x), count, x.shape[-1]), jnp.float32)
 
 
 def _exact(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -148,15 +165,19 @@ def expanded_statistics(
 
 
 def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
-    pixels = shape.group * x.shape[1] * x.shape[2]
     # Blocks that are computed again for the backward pass keep these small arrays.
     keep = partial(checkpoint_name, name=SMALL)
-    moments = keep(mosaic_bottleneck.moments(x, shape.group, shape.interpret))
-    kernel = weights.expand.astype(jnp.float32)
-    first = expanded_statistics(*moments, kernel, pixels)
-    small = _affine(weights.scale, weights.bias, first, len(x))
+    moments = first = None
+    if weights.expand is None:
+        visit, kernel, small = same, _identity(x), _ones(x, 1)
+    else:
+        pixels = shape.group * x.shape[1] * x.shape[2]
+        moments = keep(mosaic_bottleneck.moments(x, shape.group, shape.interpret))
+        visit, kernel = activate, weights.expand
+        first = expanded_statistics(*moments, kernel.astype(jnp.float32), pixels)
+        small = _affine(weights.scale, weights.bias, first, len(x))
     y, sums = mosaic_bottleneck.convolve(
-        activate, x, small, weights.expand, weights.depthwise, **shape.options
+        visit, x, small, kernel, weights.depthwise, **shape.options
     )
     pixels = shape.group * y.shape[1] * y.shape[2]
     second = statistics_of(add_images(keep(sums), shape.group), pixels)
@@ -183,43 +204,54 @@ def _backward(shape: Shape, residuals: tuple, cotangents: tuple) -> tuple:
     norm = y, weights.second_scale, weights.second_bias, weights.excite, second, means
     small, *to_second = gradient_numbers(shape.form, norm, _project(cotangent, back))
     gate = gate_of(means, weights.excite)
-
-    mean, var = first
-    inverse = lax.rsqrt(var + EPSILON)  # (G, C)
-    factor = weights.scale[None] * inverse
-    bias = jnp.broadcast_to(weights.bias, mean.shape)
+    if weights.expand is None:
+        visit, kernel, x_small = unchanged, _identity(x), _ones(x, 2)
+    else:
+        mean, var = first
+        inverse = lax.rsqrt(var + EPSILON)  # (G, C)
+        factor = weights.scale[None] * inverse
+        bias = jnp.broadcast_to(weights.bias, mean.shape)
+        visit, kernel = revisit, weights.expand
+        x_small = each_image([mean, factor, bias], len(x))
     part, sums, to_expand, to_depthwise, to_back = mosaic_bottleneck.gradients(
         gated_to_input,
         y,
         jnp.concatenate([small, gate[:, None]], 1),
         cotangent,
         back,
-        revisit,
+        visit,
         x,
-        each_image([mean, factor, bias], len(x)),
-        weights.expand,
+        x_small,
+        kernel,
         weights.depthwise,
         **shape.options,
     )
+    gradient = Weights(
+        None,
+        None,
+        None,
+        to_depthwise.astype(weights.depthwise.dtype),
+        *to_second,
+        to_back.T.astype(back.dtype),
+    )
+    if weights.expand is None:
+        return part, gradient
     to_bias, to_scale = jnp.unstack(add_images(sums, shape.group), axis=1)
     to_scale *= inverse
     pixels = shape.group * x.shape[1] * x.shape[2]
     by_x = -factor * to_scale / pixels * inverse
     alone = -factor * to_bias / pixels - mean * by_x
-    kernel, (sums, products) = weights.expand.astype(jnp.float32), moments
+    kernel, (sums, products) = kernel.astype(jnp.float32), moments
     to_expand += (_exact(products, kernel) * by_x[:, None]).sum(0)
     to_expand += _exact(sums.T, alone)
     matrix = _exact(kernel[None] * by_x[:, None], kernel.T)  # (G, Cin, Cin)
     to_x = mosaic_bottleneck.finish(
         x, part, matrix, _exact(alone, kernel.T), shape.interpret
     )
-    return to_x, Weights(
-        to_expand.astype(weights.expand.dtype),
-        to_scale.sum(0),
-        to_bias.sum(0),
-        to_depthwise.astype(weights.depthwise.dtype),
-        *to_second,
-        to_back.T.astype(back.dtype),
+    return to_x, gradient._replace(
+        expand=to_expand.astype(weights.expand.dtype),
+        scale=to_scale.sum(0),
+        bias=to_bias.sum(0),
     )
 
 

@@ -238,12 +238,10 @@ class MBConv(nn.Module):
         """Whether the block runs by kernels for TPUs when it trains."""
         block, mosaic = self.block, self.kernels.kind in (MOSAIC, MOSAIC_INTERPRET)
         width = block.channels_in + block.channels_out
-        return (
-            mosaic and block.expansion != 1 and fits(width, block.expanded, self.dtype)
-        )
+        return mosaic and fits(width, block.expanded, self.dtype)
 
     def _as_bottleneck(self, x: jax.Array, norm: BatchNorm) -> jax.Array:
-        """Runs the block from "expand" to "project" by kernels for TPUs."""
+        """Runs the block up to "project" by kernels for TPUs, see `bottleneck`."""
         kernels, local = self.kernels, len(x) // self.kernels.devices
         group = norm.group_size
         if local % group or (kernels.kind == MOSAIC and group % IMAGES):
@@ -259,10 +257,14 @@ class MBConv(nn.Module):
         def kernel(name: str) -> jax.Array:
             return params[name]["kernel"].astype(self.dtype)
 
+        expand, scale, names = None, {"scale": None, "bias": None}, ["depthwise_norm"]
+        if self.block.expansion != 1:
+            expand, scale = kernel("expand")[0, 0], params["expand_norm"]
+            names = ["expand_norm", *names]
         weights = Weights(
-            expand=kernel("expand")[0, 0],
-            scale=params["expand_norm"]["scale"],
-            bias=params["expand_norm"]["bias"],
+            expand=expand,
+            scale=scale["scale"],
+            bias=scale["bias"],
             depthwise=kernel("depthwise"),
             second_scale=params["depthwise_norm"]["scale"],
             second_bias=params["depthwise_norm"]["bias"],
@@ -275,8 +277,7 @@ class MBConv(nn.Module):
         out, *statistics = kernels.by_batch(
             lambda x, weights: bottleneck(x, weights, shape), x, weights
         )
-        names = "expand_norm", "depthwise_norm"
-        for name, batch in zip(names, statistics, strict=True):
+        for name, batch in zip(names, filter(None, statistics), strict=True):
             mean, var = norm.moved((running[name]["mean"], running[name]["var"]), batch)
             self.put_variable("batch_stats", name, {"mean": mean, "var": var})
         return out
