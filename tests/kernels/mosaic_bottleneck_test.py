@@ -180,9 +180,7 @@ def test_sums_are_not_taken_again_in_the_backward_pass():
 
 
 def test_kernels_for_tpus_are_refused_elsewhere(mesh_of):
-    with pytest.raises(
-        InputError, match=r"which is for TPU v5 lite .* 'cpu'"
-    ):
+    with pytest.raises(InputError, match=r"which is for TPU v5 lite .* 'cpu'"):
         choose_kernels(MOSAIC, mesh_of(1))
 
 
