@@ -43,6 +43,10 @@ from align_jax.kernels.mosaic_programs import (
 IMAGES = 16  # of a program: a tile of bfloat16 has 16 rows
 VECTOR_BYTES = 100 * 2**20  # limit of a program, of the 128 MiB of v5e and v6e
 KERNEL_BYTES = 64 * 2**20  # of them, for dense kernels and their gradients
+# Pixels of a device's input for each channel from which on a block moves less than with
+# XLA. With fewer, XLA keeps the expanded array in vector memory, and the dense kernels
+# and their gradients are a large part of what moves (docs/performance.md).
+PIXELS = 50
 ROWS_BYTES = 2 * 2**20  # of a strip of `moments` and `finish`
 
 _float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -64,6 +68,12 @@ def fits(width: int, channels: int, dtype: jnp.dtype) -> bool:
     # Kernels and their gradients, in two buffers each.
     numbers = width * lanes_of(channels)
     return 2 * numbers * (jnp.dtype(dtype).itemsize + 4) <= KERNEL_BYTES
+
+
+def pays(x: jax.Array, devices: int) -> bool:
+    """Returns whether a block with input x (B, H, W, C) moves less than with XLA."""
+    *pixels, channels = x.shape
+    return math.prod(pixels) >= PIXELS * channels * devices
 
 
 def _options(axes: int) -> pltpu.CompilerParams:

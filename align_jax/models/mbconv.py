@@ -29,7 +29,7 @@ from align_jax.kernels.convolution import (
     gpu_conv,
 )
 from align_jax.kernels.depthwise_kernel import depthwise
-from align_jax.kernels.mosaic_bottleneck import IMAGES, fits
+from align_jax.kernels.mosaic_bottleneck import IMAGES, fits, pays
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.bottleneck import Shape, Weights, bottleneck
 
@@ -219,7 +219,7 @@ class MBConv(nn.Module):
         block, convolution = self.block, self._convolution
         norm = self.norm(parent=None)
         own = train and not norm.frozen and not self.is_initializing()
-        if own and self._runs_as_bottleneck:
+        if own and self._runs_as_bottleneck(x):
             x = self._as_bottleneck(x, norm)
             return self.norm(name="project_norm")(x, train)
         if block.expansion != 1:
@@ -233,12 +233,13 @@ class MBConv(nn.Module):
         x = convolution(block.channels_out, 1, name="project")(x)
         return self.norm(name="project_norm")(x, train)
 
-    @property
-    def _runs_as_bottleneck(self) -> bool:
-        """Whether the block runs by kernels for TPUs when it trains."""
-        block, mosaic = self.block, self.kernels.kind in (MOSAIC, MOSAIC_INTERPRET)
+    def _runs_as_bottleneck(self, x: jax.Array) -> bool:
+        """Returns whether the block runs by kernels for TPUs when it trains on x."""
+        block, kernels = self.block, self.kernels
         width = block.channels_in + block.channels_out
-        return mosaic and fits(width, block.expanded, self.dtype)
+        if kernels.kind != MOSAIC:
+            return kernels.kind == MOSAIC_INTERPRET
+        return fits(width, block.expanded, self.dtype) and pays(x, kernels.devices)
 
     def _as_bottleneck(self, x: jax.Array, norm: BatchNorm) -> jax.Array:
         """Runs the block up to "project" by kernels for TPUs, see `bottleneck`."""

@@ -18,7 +18,7 @@ from align_jax.errors import InputError
 from align_jax.kernels import mosaic_blocks
 from align_jax.kernels.convolution import PADDINGS, dense_conv, grouped_conv
 from align_jax.kernels.mosaic_axes import forward_axis, gradient_axis
-from align_jax.kernels.mosaic_bottleneck import convolve, fits, gradients
+from align_jax.kernels.mosaic_bottleneck import convolve, fits, gradients, pays
 from align_jax.models.batch_norm import BatchNorm, Form, normalise
 from align_jax.models.bottleneck import Shape, Weights, bottleneck
 from align_jax.models.layers import rematerialised
@@ -187,7 +187,7 @@ def test_kernels_for_tpus_are_refused_elsewhere(mesh_of):
 def test_small_groups_are_refused():
     norm = partial(BatchNorm, group_size=8)
     layer = MBConv(Block(3, 1, 6, 8, 8, residual=True), norm, kernels=Kernels(MOSAIC))
-    x = jnp.ones((8, 7, 5, 8))
+    x = jnp.ones((8, 10, 5, 8))
     with pytest.raises(InputError, match=r"groups of 16, 32, .* they are of 8, and a"):
         jax.eval_shape(
             lambda: layer.apply(
@@ -203,6 +203,13 @@ def test_small_groups_are_refused():
 def test_a_block_too_wide_for_vector_memory_does_not_fit():
     assert fits(2 * 640, 3840, jnp.bfloat16)  # B7's widest
     assert not fits(2 * 1376, 8256, jnp.bfloat16)  # L2's
+
+
+def test_the_last_stages_of_b7_have_too_few_pixels_to_gain():
+    sizes = {(19, 224): True, (10, 384): False, (10, 640): False}
+    for (size, channels), gains in sizes.items():
+        x = jax.ShapeDtypeStruct((128, size, size, channels), jnp.bfloat16)
+        assert pays(x, 2) == gains
 
 
 @pytest.mark.tpu
