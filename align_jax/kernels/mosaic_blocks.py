@@ -1,18 +1,34 @@
 """How the kernels of `mosaic_bottleneck` cut arrays into parts for their programs."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from align_jax.kernels.mosaic_axes import Axis, Strips
 
+IMAGES = 16  # of a program: a tile of bfloat16 has 16 rows
 LANES = 128  # channels of a block
 SUBLANES = 8
 # Vector memory for a program's strips and ring, of the 128 MiB of v5e and v6e.
 PROGRAM_BYTES = 32 * 2**20
+VECTOR_BYTES = 100 * 2**20  # limit of a program
 MOST_UNITS = 8
+
+
+def images_of(group: int) -> int:
+    """Returns the images of a program, which are of one group of `group` images."""
+    return math.gcd(group, IMAGES)
+
+
+def options(axes: int) -> pltpu.CompilerParams:
+    """Returns the compiler's options for a grid of so many axes, which are walked."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("arbitrary",) * axes, vmem_limit_bytes=VECTOR_BYTES
+    )
 
 
 def turn(x: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -20,9 +19,11 @@ from align_jax.kernels.convolution import Padding
 from align_jax.kernels.mosaic_axes import forward_axis, gradient_axis
 from align_jax.kernels.mosaic_blocks import (
     cut_rows,
+    images_of,
     join_channels,
     join_small,
     lanes_of,
+    options,
     split_channels,
     split_small,
     split_weights,
@@ -35,26 +36,16 @@ from align_jax.kernels.mosaic_programs import (
     Revisit,
     Visit,
     convolve_program,
-    finish_program,
     gradient_program,
-    moments_program,
 )
 
-IMAGES = 16  # of a program: a tile of bfloat16 has 16 rows
-VECTOR_BYTES = 100 * 2**20  # limit of a program, of the 128 MiB of v5e and v6e
-KERNEL_BYTES = 64 * 2**20  # of them, for dense kernels and their gradients
+KERNEL_BYTES = 64 * 2**20  # of vector memory for dense kernels and their gradients
 # Pixels of a device's input for each channel from which on a block moves less than with
 # XLA. With fewer, XLA keeps the expanded array in vector memory, and the dense kernels
 # and their gradients are a large part of what moves (docs/performance.md).
 PIXELS = 50
-ROWS_BYTES = 2 * 2**20  # of a strip of `moments` and `finish`
 
 _float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-
-
-def images_of(group: int) -> int:
-    """Returns the images of a program, which are of one group of `group` images."""
-    return math.gcd(group, IMAGES)
 
 
 def fits(width: int, channels: int, dtype: jnp.dtype) -> bool:
@@ -74,12 +65,6 @@ def pays(x: jax.Array, devices: int) -> bool:
     """Returns whether a block with input x (B, H, W, C) moves less than with XLA."""
     *pixels, channels = x.shape
     return math.prod(pixels) >= PIXELS * channels * devices
-
-
-def _options(axes: int) -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(
-        dimension_semantics=("arbitrary",) * axes, vmem_limit_bytes=VECTOR_BYTES
-    )
 
 
 @partial(jax.jit, static_argnames=("visit", "stride", "padding", "group", "interpret"))
@@ -148,7 +133,7 @@ def convolve(
         out_specs=[cut.written_blocks(channels), cut.small(sums_shape)],
         out_shape=[jax.ShapeDtypeStruct(out_shape, x.dtype), sums_shape],
         scratch_shapes=[pltpu.VMEM(ring, jnp.float32)],
-        compiler_params=_options(3),
+        compiler_params=options(3),
         interpret=interpret,
     )(turn(x), small, kernel, weights)
     return turn_back(out), join_small(sums, channels)
@@ -263,7 +248,7 @@ def gradients(
             pltpu.VMEM((columns.source, images, lanes), x.dtype),
             pltpu.VMEM((cut.strips.written, width, images, channels_in), jnp.float32),
         ],
-        compiler_params=_options(3),
+        compiler_params=options(3),
         interpret=interpret,
     )(turn(x), x_small, kernel, weights, turn(y), small, turn(cotangent), back)
     to_weights = join_channels(to_weights, channels).sum(2, keepdims=True)
@@ -274,91 +259,3 @@ def gradients(
         to_weights,
         join_channels(to_back, channels),
     )
-
-
-def _rows_spec(x: jax.Array, images: int) -> pl.BlockSpec:
-    """Strips of rows of x (H, W, B, C) of some images."""
-    height, width, _, channels = x.shape
-    row = width * images * lanes_of(channels) * x.dtype.itemsize
-    rows = min(max(ROWS_BYTES // row, 1), height)
-    return pl.BlockSpec((rows, width, images, channels), lambda b, t: (t, 0, b, 0))
-
-
-@partial(jax.jit, static_argnames=("group", "interpret"))
-def moments(
-    x: jax.Array, group: int, interpret: bool = False
-) -> tuple[jax.Array, jax.Array]:
-    """Sums pixels over groups of images, and the products of their channels.
-
-    Args:
-      x: (B, H, W, C) images.
-      group: number of adjacent images that are summed together; it divides B.
-      interpret: whether to compute as ordinary JAX.
-
-    Returns:
-      (G, C) and (G, C, C), in float32.
-    """
-    batch, height, _, channels = x.shape
-    images = images_of(group)
-    turned = turn(x)
-    spec = _rows_spec(turned, images)
-    parts = batch // images
-    out = (1, channels), (channels, channels)
-    sums, products = pl.pallas_call(
-        partial(moments_program, height=height),
-        grid=(parts, pl.cdiv(height, spec.block_shape[0])),
-        in_specs=[spec],
-        out_specs=[pl.BlockSpec((1, *n), lambda b, t: (b, 0, 0)) for n in out],
-        out_shape=[_float32((parts, *n)) for n in out],
-        compiler_params=_options(2),
-        interpret=interpret,
-    )(turned)
-    groups = batch // group
-    return (
-        sums.reshape(groups, -1, channels).sum(1),
-        products.reshape(groups, -1, channels, channels).sum(1),
-    )
-
-
-@partial(jax.jit, static_argnames="interpret")
-def finish(
-    x: jax.Array,
-    part: jax.Array,
-    matrix: jax.Array,
-    shift: jax.Array,
-    interpret: bool = False,
-) -> jax.Array:
-    """Adds to `part` the product of each group's x and matrix, and its shift.
-
-    Args:
-      x: (B, H, W, C) images.
-      part: like x.
-      matrix: (G, C, C) float32, of each of G equal parts of the batch.
-      shift: (G, C) float32.
-      interpret: whether to compute as ordinary JAX.
-
-    Returns:
-      An array like x.
-    """
-    batch, height, _, channels = x.shape
-    group = batch // len(matrix)
-    images = images_of(group)
-    turned = turn(x)
-    spec = _rows_spec(turned, images)
-    parts = group // images
-    out = pl.pallas_call(
-        partial(finish_program, height=height),
-        grid=(batch // images, pl.cdiv(height, spec.block_shape[0])),
-        in_specs=[spec, spec]
-        + [
-            pl.BlockSpec(
-                (1, n, channels), lambda b, t: (lax.div(b, jnp.int32(parts)), 0, 0)
-            )
-            for n in (channels, 1)
-        ],
-        out_specs=spec,
-        out_shape=jax.ShapeDtypeStruct(turned.shape, x.dtype),
-        compiler_params=_options(2),
-        interpret=interpret,
-    )(turned, turn(part), matrix.astype(x.dtype), shift[:, None])
-    return turn_back(out)

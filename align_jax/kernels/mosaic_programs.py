@@ -1,7 +1,6 @@
 """Programs of the kernels for TPUs in `mosaic_bottleneck`.
 
-The grid of the two programs with a convolution is (images, steps of the walk, blocks of
-channels). That of the others is (images, strips of rows).
+Their grid is (images, steps of the walk, blocks of channels).
 """
 
 import dataclasses
@@ -96,7 +95,7 @@ def convolve_program(
         sums[block] = jnp.zeros(sums.shape[1:], sums.dtype)
 
     def read(row: jax.Array, first: Index, count: int) -> jax.Array:
-        pixels = _product(x[row, pl.ds(first, count)], kernel[block])
+        pixels = product(x[row, pl.ds(first, count)], kernel[block])
         return program.visit(ARITHMETIC, pixels, *_numbers(small, block))
 
     def convolve(unit: jax.Array, phase: int) -> None:
@@ -180,7 +179,7 @@ def gradient_program(
 
     def read(row: jax.Array, first: Index, count: int) -> jax.Array:
         place = row, pl.ds(first, count)
-        wide = _product(cotangent[place], back[block])
+        wide = product(cotangent[place], back[block])
         pixels = y[place].astype(jnp.float32)
         numbers = _numbers(small, block)
         value, gradient = program.visit(ARITHMETIC, pixels, wide, *numbers)
@@ -188,8 +187,8 @@ def gradient_program(
         return gradient
 
     def project(row: jax.Array) -> None:
-        source, flat = _flat(cotangent[row]), _flat(projected[...])
-        to_back[block] += _multiply(source, flat, (0, 0))
+        source, flat = flatten(cotangent[row]), flatten(projected[...])
+        to_back[block] += multiply(source, flat, (0, 0))
 
     def differentiate(unit: jax.Array, phase: int) -> None:
         row = unit * rows.factor + phase
@@ -197,7 +196,7 @@ def gradient_program(
 
         def expand(first: Index, count: int) -> None:
             place = pl.ds(first, count)
-            expanded[place] = _product(x[row, place], kernel[block])
+            expanded[place] = product(x[row, place], kernel[block])
 
         def pixels(first: Index, count: int) -> None:
             numbers = [x_small[block, n] for n in range(x_small.shape[1])]
@@ -224,9 +223,9 @@ def gradient_program(
 
         for_each(columns.pixels, COPIES, expand)
         for_each(columns.pixels, PIXELS, pixels)
-        flat, source = _flat(inner[...]), _flat(x[row])
-        to_kernel[block] += _multiply(source, flat, (0, 0))
-        part = _multiply(flat, kernel[block], (1, 1)).reshape(x.shape[1:])
+        flat, source = flatten(inner[...]), flatten(x[row])
+        to_kernel[block] += multiply(source, flat, (0, 0))
+        part = multiply(flat, kernel[block], (1, 1)).reshape(x.shape[1:])
 
         @pl.when(block == 0)
         def _() -> None:
@@ -244,85 +243,22 @@ def gradient_program(
     held.for_rows(step, differentiate)
 
 
-def moments_program(
-    x: jax.Ref, means: jax.Ref, products: jax.Ref, *, height: int
-) -> None:
-    """Sums pixels of some images, and the products of their channels.
-
-    Args:
-      x: a strip (rows, W, images, C).
-      means: result, (1, 1, C) float32.
-      products: result, (1, C, C) float32.
-      height: rows of an image.
-    """
-
-    @pl.when(pl.program_id(1) == 0)
-    def _() -> None:
-        means[...] = jnp.zeros(means.shape, means.dtype)
-        products[...] = jnp.zeros(products.shape, products.dtype)
-
-    def add(row: jax.Array) -> None:
-        flat = _flat(x[row])
-        products[0] += _multiply(flat, flat, (0, 0))
-        means[0] += flat.astype(jnp.float32).sum(0, keepdims=True)
-
-    _rows(x, height, add)
-
-
-def finish_program(
-    x: jax.Ref,
-    part: jax.Ref,
-    matrix: jax.Ref,
-    shift: jax.Ref,
-    out: jax.Ref,
-    *,
-    height: int,
-) -> None:
-    """Adds to `part` the product of x with a matrix, and a shift.
-
-    Args:
-      x: a strip (rows, W, images, C).
-      part: like x.
-      matrix: (1, C, C) of x's type.
-      shift: (1, 1, C) float32.
-      out: result, like x.
-      height: rows of an image.
-    """
-
-    def add(row: jax.Array) -> None:
-        more = _product(x[row], matrix[0]) + shift[...]
-        out[row] = (part[row].astype(jnp.float32) + more).astype(out.dtype)
-
-    _rows(x, height, add)
-
-
-def _rows(x: jax.Ref, height: int, body: Callable[[jax.Array], None]) -> None:
-    """Calls body(row) for each row of a strip that is in the image."""
-    first = pl.program_id(1) * x.shape[0]
-
-    @pl.loop(0, x.shape[0])
-    def _(row: jax.Array) -> None:
-        @pl.when(first + row < height)
-        def _() -> None:
-            body(row)
-
-
 def _numbers(small: jax.Ref, block: jax.Array) -> list[jax.Array]:
     """Returns the small numbers of a block of channels, (1, images, channels) each."""
     return [small[block, n][None] for n in range(small.shape[1])]
 
 
-def _flat(x: jax.Array) -> jax.Array:
+def flatten(x: jax.Array) -> jax.Array:
     """Returns pixels (n, images, C) as the rows of a matrix."""
     return x.reshape(-1, x.shape[-1])
 
 
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiplies pixels (n, images, C) by a kernel (C, C'), in float32."""
-    return _multiply(_flat(x), kernel, (1, 0)).reshape(*x.shape[:2], -1)
+    return multiply(flatten(x), kernel, (1, 0)).reshape(*x.shape[:2], -1)
 
 
-def _multiply(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+def multiply(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """Multiplies two matrices in float32, summing over an axis of each."""
     exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return lax.dot_general(

@@ -21,7 +21,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.devices.kernel_choice import MOSAIC_INTERPRET, Kernels
-from align_jax.kernels import mosaic_bottleneck
+from align_jax.kernels import mosaic_bottleneck, mosaic_moments
 from align_jax.kernels.convolution import Padding, dense_conv
 from align_jax.kernels.image_walks import add_images
 from align_jax.models.batch_norm import (
@@ -172,7 +172,7 @@ def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
         visit, kernel, small = same, _identity(x), _ones(x, 1)
     else:
         pixels = shape.group * x.shape[1] * x.shape[2]
-        moments = keep(mosaic_bottleneck.moments(x, shape.group, shape.interpret))
+        moments = keep(mosaic_moments.moments(x, shape.group, shape.interpret))
         visit, kernel = activate, weights.expand
         first = expanded_statistics(*moments, kernel.astype(jnp.float32), pixels)
         small = _affine(weights.scale, weights.bias, first, len(x))
@@ -245,7 +245,7 @@ def _backward(shape: Shape, residuals: tuple, cotangents: tuple) -> tuple:
     to_expand += (_exact(products, kernel) * by_x[:, None]).sum(0)
     to_expand += _exact(sums.T, alone)
     matrix = _exact(kernel[None] * by_x[:, None], kernel.T)  # (G, Cin, Cin)
-    to_x = mosaic_bottleneck.finish(
+    to_x = mosaic_moments.finish(
         x, part, matrix, _exact(alone, kernel.T), shape.interpret
     )
     return to_x, gradient._replace(

@@ -29,7 +29,8 @@ from align_jax.kernels.convolution import (
     gpu_conv,
 )
 from align_jax.kernels.depthwise_kernel import depthwise
-from align_jax.kernels.mosaic_bottleneck import IMAGES, fits, pays
+from align_jax.kernels.mosaic_blocks import IMAGES
+from align_jax.kernels.mosaic_bottleneck import fits, pays
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.bottleneck import Shape, Weights, bottleneck
 
