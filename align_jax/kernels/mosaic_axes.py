@@ -1,4 +1,4 @@
-"""Which pixels a depthwise convolution and its gradient see, for TPU kernels.
+"""Pixels that a depthwise convolution and its gradient see, for TPU kernels.
 
 A program walks down the rows of some images and channels, one strip of rows after the
 other. The rows that it has read stay in a ring of rows in vector memory, so each row is

@@ -25,9 +25,9 @@ def images_of(group: int) -> int:
 
 
 def options(axes: int) -> pltpu.CompilerParams:
-    """Returns the compiler's options for a grid of so many axes, which are walked."""
+    """Returns the compiler's options for a grid of `axes` axes."""
     return pltpu.CompilerParams(
-        dimension_semantics=("arbitrary",) * axes, vmem_limit_bytes=VECTOR_BYTES
+        dimension_semantics=(pltpu.ARBITRARY,) * axes, vmem_limit_bytes=VECTOR_BYTES
     )
 
 
@@ -142,7 +142,7 @@ def cut_rows(
       images: images of a program.
       ring: bytes of an image's pixel in the ring.
       read: bytes of a pixel of the sources.
-      written: bytes of a pixel of the results, and of what a program holds beside it.
+      written: bytes of a pixel of the results, and of scratch arrays of their size.
     """
 
     def size(strips: Strips) -> int:

@@ -40,9 +40,8 @@ from align_jax.kernels.mosaic_programs import (
 )
 
 KERNEL_BYTES = 64 * 2**20  # of vector memory for dense kernels and their gradients
-# Pixels of a device's input for each channel from which on a block moves less than with
-# XLA. With fewer, XLA keeps the expanded array in vector memory, and the dense kernels
-# and their gradients are a large part of what moves (docs/performance.md).
+# Fewest pixels of a device's input for each channel. With fewer, a block moves more than
+# by XLA, which keeps the expanded array in vector memory (docs/performance.md).
 PIXELS = 50
 
 _float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -175,12 +174,12 @@ def gradients(
         the pixel that was convolved, and the derivative v of the latter.
       x: images of `convolve`.
       x_small: (B, m, C) float32.
-      kernel: as in `convolve`.
-      weights: as in `convolve`.
-      stride: as in `convolve`.
-      padding: as in `convolve`.
-      group: as in `convolve`.
-      interpret: as in `convolve`.
+      kernel: argument of `convolve`.
+      weights: argument of `convolve`.
+      stride: argument of `convolve`.
+      padding: argument of `convolve`.
+      group: argument of `convolve`.
+      interpret: argument of `convolve`.
 
     Returns:
       With g, the gradient to the convolved pixels times v, and the factor f of

@@ -90,12 +90,13 @@ def _rows(x: jax.Ref, height: int, body: Callable[[jax.Array], None]) -> None:
             body(row)
 
 
-def _rows_spec(x: jax.Array, images: int) -> pl.BlockSpec:
-    """Strips of rows of x (H, W, B, C) of some images."""
+def _strip(x: jax.Array, images: int) -> tuple[int, pl.BlockSpec]:
+    """Returns the number of strips of rows of x (H, W, B, C), and a strip."""
     height, width, _, channels = x.shape
     row = width * images * lanes_of(channels) * x.dtype.itemsize
     rows = min(max(ROWS_BYTES // row, 1), height)
-    return pl.BlockSpec((rows, width, images, channels), lambda b, t: (t, 0, b, 0))
+    shape = (rows, width, images, channels)
+    return pl.cdiv(height, rows), pl.BlockSpec(shape, lambda b, t: (t, 0, b, 0))
 
 
 @partial(jax.jit, static_argnames=("group", "interpret"))
@@ -115,12 +116,12 @@ def moments(
     batch, height, _, channels = x.shape
     images = images_of(group)
     turned = turn(x)
-    spec = _rows_spec(turned, images)
+    strips, spec = _strip(turned, images)
     parts = batch // images
     out = (1, channels), (channels, channels)
     sums, products = pl.pallas_call(
         partial(moments_program, height=height),
-        grid=(parts, pl.cdiv(height, spec.block_shape[0])),
+        grid=(parts, strips),
         in_specs=[spec],
         out_specs=[pl.BlockSpec((1, *n), lambda b, t: (b, 0, 0)) for n in out],
         out_shape=[float32((parts, *n)) for n in out],
@@ -158,11 +159,11 @@ def finish(
     group = batch // len(matrix)
     images = images_of(group)
     turned = turn(x)
-    spec = _rows_spec(turned, images)
+    strips, spec = _strip(turned, images)
     parts = group // images
     out = pl.pallas_call(
         partial(finish_program, height=height),
-        grid=(batch // images, pl.cdiv(height, spec.block_shape[0])),
+        grid=(batch // images, strips),
         in_specs=[spec, spec]
         + [
             pl.BlockSpec(

@@ -142,8 +142,8 @@ def gradient_program(
     Args:
       x: a strip (rows, W, images, Cin) of the forward pass's source.
       x_small: (blocks, m, images, channels) float32: mean, factor, ...
-      kernel: as in `convolve_program`.
-      weights: as in `convolve_program`.
+      kernel: argument of `convolve_program`.
+      weights: argument of `convolve_program`.
       y: a strip (rows, W', images, channels).
       small: (blocks, n, images, channels) float32, for y.
       cotangent: a strip (rows, W', images, Cout).
@@ -155,8 +155,8 @@ def gradient_program(
       to_back: result, like `back`, float32.
       ring: (blocks, rows, columns, images, channels) float32.
       expanded: (W, images, channels) float32, a row of expanded images.
-      inner: (W, images, channels) of x's type, a row of their gradient.
-      projected: (W', images, channels) of x's type, a row of pixels.
+      inner: (W, images, channels) in x's type, a row of their gradient.
+      projected: (W', images, channels) in x's type, a row of pixels.
       total_x: (rows, W, images, Cin) float32, sum of `to_x` over blocks.
       program: parameters of the program.
       revisit: elementwise function like `program.visit`, of an expanded pixel; it

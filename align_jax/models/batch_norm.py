@@ -267,12 +267,13 @@ def _backward(
     form: Form, residuals: Residuals, cotangents: tuple[jax.Array, Statistics]
 ) -> tuple[jax.Array, jax.Array, jax.Array, dict | None]:
     x, cotangent = residuals[0], cotangents[0]
-    small, *to_parameters = gradient_numbers(form, residuals, cotangent)
+    small, to_scale, to_bias, to_excite = gradient_numbers(form, residuals, cotangent)
     # The second walk reads x and the cotangent again and keeps no result of the first.
     # Numbers that all pixels of an image share are computed once before it.
     x, cotangent, small = lax.optimization_barrier((x, cotangent, small))
     visit = partial(to_input, swish=form.swish)
-    return image_map(visit, [x, cotangent], small, form.map_kernels), *to_parameters
+    to_x = image_map(visit, [x, cotangent], small, form.map_kernels)
+    return to_x, to_scale, to_bias, to_excite
 
 
 def gradient_numbers(

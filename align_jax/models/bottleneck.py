@@ -7,8 +7,7 @@ the products of x's channels: its mean is mean(x) W, and its variance that of x 
 gradient is f g + a (e - mean) + b with numbers f, a and b for each channel of a group,
 where g is the gradient to the normalised e. So the gradient to x is
 (f g) W^T + x (W diag(a) W^T) + (b - a mean) W^T: only f g is as wide as e, and a kernel
-multiplies it by W^T where it computes it. The same holds for the gradient to W. A block
-without an expansion has the identity as W, and no first normalisation.
+multiplies it by W^T where it computes it. The same holds for the gradient to W.
 """
 
 import dataclasses
@@ -35,22 +34,16 @@ from align_jax.models.batch_norm import (
     statistics_of,
 )
 from align_jax.models.layers import SMALL
-from align_jax.models.norm_arithmetic import (
-    activate,
-    gated_to_input,
-    revisit,
-    same,
-    unchanged,
-)
+from align_jax.models.norm_arithmetic import activate, gated_to_input, revisit
 
 
 class Weights(NamedTuple):
     """Weights of a bottleneck, in float32 or, for convolutions, in the compute type.
 
     Attributes:
-      expand: (Cin, C) kernel; None for a block without an expansion.
-      scale: (C,) scale of the first normalisation, after an expansion.
-      bias: (C,) bias of the first normalisation, after an expansion.
+      expand: (Cin, C) kernel.
+      scale: (C,) scale of the first normalisation.
+      bias: (C,) bias of the first normalisation.
       depthwise: (k, k, 1, C) kernel.
       second_scale: (C,) scale of the second normalisation.
       second_bias: (C,) bias of the second normalisation.
@@ -58,9 +51,9 @@ class Weights(NamedTuple):
       project: (C, Cout) kernel.
     """
 
-    expand: jax.Array | None
-    scale: jax.Array | None
-    bias: jax.Array | None
+    expand: jax.Array
+    scale: jax.Array
+    bias: jax.Array
     depthwise: jax.Array
     second_scale: jax.Array
     second_bias: jax.Array
@@ -108,7 +101,7 @@ class Shape:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def bottleneck(
     x: jax.Array, weights: Weights, shape: Shape
-) -> tuple[jax.Array, Statistics | None, Statistics]:
+) -> tuple[jax.Array, Statistics, Statistics]:
     """Applies a bottleneck without its last normalisation.
 
     Args:
@@ -117,8 +110,8 @@ def bottleneck(
       shape: strides, groups and kernels.
 
     Returns:
-      (B, H', W', Cout), and mean and variance, (G, C) float32, of both normalisations;
-      None for the first one without an expansion. Only the array has a gradient.
+      (B, H', W', Cout), and mean and variance, (G, C) float32, of both normalisations.
+      Only the first has a gradient.
     """
     return _forward(x, weights, shape)[0]
 
@@ -130,16 +123,6 @@ def _affine(
     mean, var = statistics
     factor = scale[None] * lax.rsqrt(var + EPSILON)
     return each_image([factor, bias[None] - mean * factor], batch)
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    """Returns the expansion of a block that has none."""
-    return jnp.eye(x.shape[-1], dtype=x.dtype)
-
-
-def _ones(x: jax.Array, count: int) -> jax.Array:
-    """Returns the small numbers of a block without an expansion."""
-    return jnp.ones((len(x), count, x.shape[-1]), jnp.float32)
 
 
 def _exact(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -167,17 +150,13 @@ def expanded_statistics(
 def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
     # Blocks that are computed again for the backward pass keep these small arrays.
     keep = partial(checkpoint_name, name=SMALL)
-    moments = first = None
-    if weights.expand is None:
-        visit, kernel, small = same, _identity(x), _ones(x, 1)
-    else:
-        pixels = shape.group * x.shape[1] * x.shape[2]
-        moments = keep(mosaic_moments.moments(x, shape.group, shape.interpret))
-        visit, kernel = activate, weights.expand
-        first = expanded_statistics(*moments, kernel.astype(jnp.float32), pixels)
-        small = _affine(weights.scale, weights.bias, first, len(x))
+    moments = keep(mosaic_moments.moments(x, shape.group, shape.interpret))
+    pixels = shape.group * x.shape[1] * x.shape[2]
+    kernel = weights.expand.astype(jnp.float32)
+    first = expanded_statistics(*moments, kernel, pixels)
+    small = _affine(weights.scale, weights.bias, first, len(x))
     y, sums = mosaic_bottleneck.convolve(
-        visit, x, small, kernel, weights.depthwise, **shape.options
+        activate, x, small, weights.expand, weights.depthwise, **shape.options
     )
     pixels = shape.group * y.shape[1] * y.shape[2]
     second = statistics_of(add_images(keep(sums), shape.group), pixels)
@@ -199,59 +178,49 @@ def _project(gated: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _backward(shape: Shape, residuals: tuple, cotangents: tuple) -> tuple:
-    x, weights, moments, first, second, means, y = residuals
+    x, weights, (sums, products), (mean, var), second, means, y = residuals
     cotangent, back = cotangents[0], weights.project.T
     norm = y, weights.second_scale, weights.second_bias, weights.excite, second, means
-    small, *to_second = gradient_numbers(shape.form, norm, _project(cotangent, back))
+    small, second_scale, second_bias, excite = gradient_numbers(
+        shape.form, norm, _project(cotangent, back)
+    )
     gate = gate_of(means, weights.excite)
-    if weights.expand is None:
-        visit, kernel, x_small = unchanged, _identity(x), _ones(x, 2)
-    else:
-        mean, var = first
-        inverse = lax.rsqrt(var + EPSILON)  # (G, C)
-        factor = weights.scale[None] * inverse
-        bias = jnp.broadcast_to(weights.bias, mean.shape)
-        visit, kernel = revisit, weights.expand
-        x_small = each_image([mean, factor, bias], len(x))
-    part, sums, to_expand, to_depthwise, to_back = mosaic_bottleneck.gradients(
+    inverse = lax.rsqrt(var + EPSILON)  # (G, C)
+    factor = weights.scale[None] * inverse
+    bias = jnp.broadcast_to(weights.bias, mean.shape)
+    part, inner, expand, depthwise, project = mosaic_bottleneck.gradients(
         gated_to_input,
         y,
         jnp.concatenate([small, gate[:, None]], 1),
         cotangent,
         back,
-        visit,
+        revisit,
         x,
-        x_small,
-        kernel,
+        each_image([mean, factor, bias], len(x)),
+        weights.expand,
         weights.depthwise,
         **shape.options,
     )
-    gradient = Weights(
-        None,
-        None,
-        None,
-        to_depthwise.astype(weights.depthwise.dtype),
-        *to_second,
-        to_back.T.astype(back.dtype),
-    )
-    if weights.expand is None:
-        return part, gradient
-    to_bias, to_scale = jnp.unstack(add_images(sums, shape.group), axis=1)
+    to_bias, to_scale = jnp.unstack(add_images(inner, shape.group), axis=1)
     to_scale *= inverse
     pixels = shape.group * x.shape[1] * x.shape[2]
     by_x = -factor * to_scale / pixels * inverse
     alone = -factor * to_bias / pixels - mean * by_x
-    kernel, (sums, products) = kernel.astype(jnp.float32), moments
-    to_expand += (_exact(products, kernel) * by_x[:, None]).sum(0)
-    to_expand += _exact(sums.T, alone)
+    kernel = weights.expand.astype(jnp.float32)
+    expand += (_exact(products, kernel) * by_x[:, None]).sum(0)
+    expand += _exact(sums.T, alone)
     matrix = _exact(kernel[None] * by_x[:, None], kernel.T)  # (G, Cin, Cin)
-    to_x = mosaic_moments.finish(
-        x, part, matrix, _exact(alone, kernel.T), shape.interpret
-    )
-    return to_x, gradient._replace(
-        expand=to_expand.astype(weights.expand.dtype),
+    shift = _exact(alone, kernel.T)
+    to_x = mosaic_moments.finish(x, part, matrix, shift, shape.interpret)
+    return to_x, Weights(
+        expand=expand.astype(weights.expand.dtype),
         scale=to_scale.sum(0),
         bias=to_bias.sum(0),
+        depthwise=depthwise.astype(weights.depthwise.dtype),
+        second_scale=second_scale,
+        second_bias=second_bias,
+        excite=excite,
+        project=project.T.astype(weights.project.dtype),
     )
 
 

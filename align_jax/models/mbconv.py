@@ -238,8 +238,10 @@ class MBConv(nn.Module):
         """Returns whether the block runs by kernels for TPUs when it trains on x."""
         block, kernels = self.block, self.kernels
         width = block.channels_in + block.channels_out
-        if kernels.kind != MOSAIC:
-            return kernels.kind == MOSAIC_INTERPRET
+        if block.expansion == 1 or kernels.kind not in (MOSAIC, MOSAIC_INTERPRET):
+            return False
+        if kernels.kind == MOSAIC_INTERPRET:
+            return True
         return fits(width, block.expanded, self.dtype) and pays(x, kernels.devices)
 
     def _as_bottleneck(self, x: jax.Array, norm: BatchNorm) -> jax.Array:
@@ -259,14 +261,10 @@ class MBConv(nn.Module):
         def kernel(name: str) -> jax.Array:
             return params[name]["kernel"].astype(self.dtype)
 
-        expand, scale, names = None, {"scale": None, "bias": None}, ["depthwise_norm"]
-        if self.block.expansion != 1:
-            expand, scale = kernel("expand")[0, 0], params["expand_norm"]
-            names = ["expand_norm", *names]
         weights = Weights(
-            expand=expand,
-            scale=scale["scale"],
-            bias=scale["bias"],
+            expand=kernel("expand")[0, 0],
+            scale=params["expand_norm"]["scale"],
+            bias=params["expand_norm"]["bias"],
             depthwise=kernel("depthwise"),
             second_scale=params["depthwise_norm"]["scale"],
             second_bias=params["depthwise_norm"]["bias"],
@@ -279,7 +277,8 @@ class MBConv(nn.Module):
         out, *statistics = kernels.by_batch(
             lambda x, weights: bottleneck(x, weights, shape), x, weights
         )
-        for name, batch in zip(names, filter(None, statistics), strict=True):
+        names = "expand_norm", "depthwise_norm"
+        for name, batch in zip(names, statistics, strict=True):
             mean, var = norm.moved((running[name]["mean"], running[name]["var"]), batch)
             self.put_variable("batch_stats", name, {"mean": mean, "var": var})
         return out

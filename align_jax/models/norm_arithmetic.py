@@ -80,17 +80,3 @@ def to_input(
         to_out = arithmetic.multiply_add(cotangent, by_cotangent, constant)
     rest = arithmetic.multiply_add(x, by_x, alone)
     return arithmetic.multiply_add(to_out, slope, rest)
-
-
-def same(arithmetic: Arithmetic, x: jax.Array, _: jax.Array) -> jax.Array:
-    """Returns x, in place of `activate`."""
-    del arithmetic
-    return x
-
-
-def unchanged(
-    arithmetic: Arithmetic, x: jax.Array, _: jax.Array, one: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns x twice, and the slope of 1, in place of `revisit`."""
-    del arithmetic
-    return x, x, one

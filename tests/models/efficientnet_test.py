@@ -180,19 +180,16 @@ def test_execution_changes_neither_result_nor_gradient(run_small, plain, fields)
 
 
 @pytest.mark.parametrize(
-    ("kind", "stride", "expansion", "choice"),
+    ("kind", "stride", "choice"),
     [
-        (INTERPRET, 1, 6, "none"),
-        pytest.param(INTERPRET, 2, 6, "pointwise", marks=pytest.mark.pods),
-        (MOSAIC_INTERPRET, 1, 6, "blocks"),
-        (MOSAIC_INTERPRET, 2, 1, "none"),
+        (INTERPRET, 1, "none"),
+        pytest.param(INTERPRET, 2, "pointwise", marks=pytest.mark.pods),
+        (MOSAIC_INTERPRET, 1, "blocks"),
     ],
 )
-def test_kernels_change_neither_a_blocks_result_nor_its_gradient(
-    kind, stride, expansion, choice
-):
+def test_kernels_change_neither_a_blocks_result_nor_its_gradient(kind, stride, choice):
     mesh = make_mesh(devices=jax.devices()[:2])
-    block = Block(5, stride, expansion, 8, 8, residual=stride == 1)
+    block = Block(5, stride, 6, 8, 8, residual=stride == 1)
     x = jax.random.normal(jax.random.key(0), (4, 7, 5, 8))
     x = jax.device_put(x, batch_split(mesh))
     plain = MBConv(block, partial(BatchNorm, group_size=2))
