@@ -40,8 +40,8 @@ from align_jax.kernels.mosaic_programs import (
 )
 
 KERNEL_BYTES = 64 * 2**20  # of vector memory for dense kernels and their gradients
-# Fewest pixels of a device's input for each channel. With fewer, a block moves more than
-# by XLA, which keeps the expanded array in vector memory (docs/performance.md).
+# Fewest pixels of a device's input for each channel. With fewer, a block moves less by
+# XLA, which keeps the expanded array in vector memory (docs/performance.md).
 PIXELS = 50
 
 _float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)

@@ -65,8 +65,8 @@ def finish_program(
 
     Args:
       x: a strip (rows, W, images, C).
-      part: like x.
-      matrix: (1, C, C) of x's type.
+      part: strip (rows, W, images, C).
+      matrix: (1, C, C) weights.
       shift: (1, 1, C) float32.
       out: result, like x.
       height: rows of an image.
@@ -147,7 +147,7 @@ def finish(
 
     Args:
       x: (B, H, W, C) images.
-      part: like x.
+      part: (B, H, W, C) array.
       matrix: (G, C, C) float32, of each of G equal parts of the batch.
       shift: (G, C) float32.
       interpret: whether to compute as ordinary JAX.

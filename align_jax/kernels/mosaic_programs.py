@@ -154,9 +154,9 @@ def gradient_program(
       to_weights: result, like `weights`.
       to_back: result, like `back`, float32.
       ring: (blocks, rows, columns, images, channels) float32.
-      expanded: (W, images, channels) float32, a row of expanded images.
-      inner: (W, images, channels) in x's type, a row of their gradient.
-      projected: (W', images, channels) in x's type, a row of pixels.
+      expanded: scratch (W, images, channels) for a row of expanded images.
+      inner: scratch (W, images, channels) for a row of their gradient.
+      projected: scratch (W', images, channels) for a row of gated pixels.
       total_x: (rows, W, images, Cin) float32, sum of `to_x` over blocks.
       program: parameters of the program.
       revisit: elementwise function like `program.visit`, of an expanded pixel; it

@@ -150,16 +150,16 @@ def expanded_statistics(
 def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
     # Blocks that are computed again for the backward pass keep these small arrays.
     keep = partial(checkpoint_name, name=SMALL)
-    moments = keep(mosaic_moments.moments(x, shape.group, shape.interpret))
+    sums, products = keep(mosaic_moments.moments(x, shape.group, shape.interpret))
     pixels = shape.group * x.shape[1] * x.shape[2]
     kernel = weights.expand.astype(jnp.float32)
-    first = expanded_statistics(*moments, kernel, pixels)
+    first = expanded_statistics(sums, products, kernel, pixels)
     small = _affine(weights.scale, weights.bias, first, len(x))
-    y, sums = mosaic_bottleneck.convolve(
+    y, y_sums = mosaic_bottleneck.convolve(
         activate, x, small, weights.expand, weights.depthwise, **shape.options
     )
     pixels = shape.group * y.shape[1] * y.shape[2]
-    second = statistics_of(add_images(keep(sums), shape.group), pixels)
+    second = statistics_of(add_images(keep(y_sums), shape.group), pixels)
     gated, means = apply_statistics(
         y,
         weights.second_scale,
@@ -169,7 +169,7 @@ def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
         form=shape.form,
         name=SMALL,
     )
-    residuals = x, weights, moments, first, second, means, y
+    residuals = x, weights, (sums, products), first, second, means, y
     return (_project(gated, weights.project), first, second), residuals
 
 
@@ -184,6 +184,7 @@ def _backward(shape: Shape, residuals: tuple, cotangents: tuple) -> tuple:
     small, second_scale, second_bias, excite = gradient_numbers(
         shape.form, norm, _project(cotangent, back)
     )
+    assert excite is not None  # as there is a gate
     gate = gate_of(means, weights.excite)
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
     factor = weights.scale[None] * inverse
