@@ -9,8 +9,7 @@ several times too little. Here every operation of the compiled program counts wh
 reads from and writes to HBM, times the turns of the loops around it. Arrays that the
 compiler keeps in the core's vector memory do not count. The slice need not be the one
 to train on: the traffic of a device depends on its pairs, not on the number of devices.
-If a run has phases, only the step of the first one counts. Flags such as
-`--config.model.image_tower.kernels=mosaic` change the config.
+If a run has phases, only the step of the first one counts.
 """
 
 import argparse
@@ -264,7 +263,8 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="config of a training run")
     parser.add_argument("--target", default="v5e:4x4", help="a TPU slice")
     parser.add_argument("--cores", required=True, help="virtual cores of the slice")
-    flags, changes = parser.parse_known_args()
+    parser.add_argument("--kernels", help="image_tower.kernels, if it is in the config")
+    flags = parser.parse_args()
 
     import jax
 
@@ -277,7 +277,9 @@ def main() -> None:
     from align_jax.training.training_runs import read_run_config
     from benchmarks.step_bounds import STATE_BYTES
 
-    changes += [f"--config.virtual_cores={flags.cores}", "--config.input.streams=16"]
+    changes = [f"--config.virtual_cores={flags.cores}", "--config.input.streams=16"]
+    if flags.kernels:
+        changes.append(f"--config.model.image_tower.kernels={flags.kernels}")
     argv = ["main.py", f"--config={flags.config}", f"--plan={flags.target}", *changes]
     config = read_run_config(read_command_line(argv).fields)
     start()
