@@ -96,6 +96,28 @@ def bytes_of(types: str) -> int:
     return total
 
 
+def with_padding(text: str) -> str:
+    """Returns a compiled program in which all arrays fill the tiles of their layout.
+
+    In "bf16[64,9,9,48]{3,0,2,1:T(8,128)(2,1)}" the last axis takes 128 numbers.
+    """
+
+    def pad(match: re.Match[str]) -> str:
+        kind, shape, layout = match.groups()
+        order, _, rest = (layout or "").partition(":")
+        tile = re.match(r"T\(([\d,]+)\)", rest)
+        if not shape or not order or not tile:
+            return match[0]
+        sizes = [int(n) for n in shape.split(",")]
+        lengths = reversed(tile[1].split(","))
+        for axis, length in zip(order.split(","), lengths, strict=False):
+            size = sizes[int(axis)]
+            sizes[int(axis)] = -(-size // int(length)) * int(length)
+        return f"{kind}[{','.join(map(str, sizes))}]{{{layout}}}"
+
+    return ARRAY.sub(pad, text)
+
+
 def arrays_of(types: str) -> list[str]:
     """Returns the types of the arrays in a type."""
     return [match[0] for match in ARRAY.finditer(types)]
@@ -241,6 +263,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="config of a training run")
     parser.add_argument("--target", default="v5e:4x4", help="a TPU slice")
     parser.add_argument("--cores", required=True, help="virtual cores of the slice")
+    parser.add_argument("--kernels", help="image_tower.kernels, if it is in the config")
     flags = parser.parse_args()
 
     import jax
@@ -255,6 +278,8 @@ def main() -> None:
     from benchmarks.step_bounds import STATE_BYTES
 
     changes = [f"--config.virtual_cores={flags.cores}", "--config.input.streams=16"]
+    if flags.kernels:
+        changes.append(f"--config.model.image_tower.kernels={flags.kernels}")
     argv = ["main.py", f"--config={flags.config}", f"--plan={flags.target}", *changes]
     config = read_run_config(read_command_line(argv).fields)
     start()
@@ -263,10 +288,14 @@ def main() -> None:
     compiled = compile_step(step, config.batch_shapes(step.mesh), norms=True)
     pairs = config.batch_size // len(devices)
     once = compiled.cost_analysis()["bytes accessed"]
-    whole = count_traffic(compiled.as_text())
+    text = str(compiled.as_text())
+    whole, padded = count_traffic(text), count_traffic(with_padding(text))
     print(f"{flags.config} on {flags.target}, {pairs} pairs a device and step")
     print(f"{once / 1e9:.1f} GB as the compiler counts, each loop's body once")
     print(f"{whole / 1e9:.1f} GB with all turns, {whole / pairs / 1e9:.2f} GB a pair")
+    print(
+        f"{padded / pairs / 1e9:.2f} GB a pair with the padding of the layouts' tiles"
+    )
     sizes = [x.size for x in jax.tree.leaves(abstract_state(step).params)]
     rest = whole - STATE_BYTES * sum(sizes) / config.fsdp
     print(f"{rest / pairs / 1e9:.2f} GB a pair without the optimizer's")

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.model.image_tower.depth = 3.1
     config.model.image_tower.scan = True  # one body a stage, which compiles faster
     config.model.image_tower.rematerialise = "blocks"
+    config.model.image_tower.kernels = "auto"  # on TPU v5e and v6e also "mosaic"
     config.model.text_tower = ConfigDict()
     config.model.text_tower.vocabulary_size = 100_000
     config.model.text_tower.layers = 12

@@ -16,7 +16,7 @@ from align_jax.training.flops import count_model_flops
 from align_jax.training.train_state import abstract_state
 from align_jax.training.training_runs import read_run_config
 from benchmarks import scale, step_bounds
-from benchmarks.traffic import count_traffic
+from benchmarks.traffic import count_traffic, with_padding
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -170,6 +170,13 @@ def test_traffic_counts_every_turn_slices_and_only_hbm():
     copied = 32  # from HBM to the vector memory
     multiplied = 32 + 32  # reads b and writes d; c is near
     assert count_traffic(PROGRAM) == 12 * turn + copied + multiplied
+
+
+def test_padding_fills_the_tiles_of_a_layout():
+    layout = "{3,0,2,1:T(8,128)(2,1)}"
+    text = f"bf16[60,9,9,48]{layout} fusion(f32[5]{{0:T(128)}} %a, f32[4]{{0}} %b)"
+    padded = f"bf16[64,9,9,128]{layout} fusion(f32[128]{{0:T(128)}} %a, f32[4]{{0}} %b)"
+    assert with_padding(text) == padded
 
 
 def read_run(name):

@@ -8,9 +8,13 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from align_jax.devices.mesh import BATCH_AXES
+from align_jax.errors import InputError
 
 CHOICES = ("auto", "plain")
 PLAIN, TRITON, INTERPRET = "plain", "triton", "interpret"
+MOSAIC, MOSAIC_INTERPRET = "mosaic", "mosaic_interpret"
+# Kinds of TPUs with 128 MiB of vector memory, which the kernels for TPUs need.
+MOSAIC_DEVICES = ("TPU v5 lite", "TPU v6 lite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +22,9 @@ class Kernels:
     """The implementation of a model's kernels, and the devices that run them.
 
     Attributes:
-      kind: "plain" for XLA's programs, "triton" for Pallas kernels on NVIDIA GPUs, or
-        "interpret" for the same kernels on any device, in tests.
+      kind: "plain" for XLA's programs, "triton" for Pallas kernels on NVIDIA GPUs,
+        "mosaic" for those on TPUs, or "interpret" and "mosaic_interpret" for the same
+        kernels on any device, in tests.
       mesh: devices that the batch is split over; None for one device.
     """
 
@@ -60,10 +65,21 @@ def choose_kernels(choice: str, mesh: Mesh) -> Kernels:
 
     Args:
       choice: "auto" for Triton's kernels on NVIDIA GPUs from compute capability 8.0 on
-        and plain ones elsewhere, or "plain".
+        and plain ones elsewhere, "plain", or "mosaic" for the kernels for TPUs.
       mesh: devices of the run.
+
+    Raises:
+      InputError: "mosaic" on other devices than `MOSAIC_DEVICES`.
     """
     device = mesh.devices.flat[0]
+    if choice == MOSAIC:
+        if device.device_kind not in MOSAIC_DEVICES:
+            raise InputError(
+                f"config.model.image_tower.kernels is {MOSAIC!r}, which is for"
+                f" {' and '.join(MOSAIC_DEVICES)}; the devices are"
+                f" {device.device_kind!r}"
+            )
+        return Kernels(MOSAIC, mesh)
     capable = "NVIDIA" in device.device_kind and device.platform in ("gpu", "cuda")
     if choice == "auto" and capable and float(device.compute_capability) >= 8.0:
         return Kernels(TRITON, mesh)

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from align_jax.devices.kernel_choice import Kernels
 from align_jax.kernels.image_walks import Products, add_images, image_map, image_sums
 from align_jax.kernels.walk_programs import Arithmetic
+from align_jax.models.norm_arithmetic import activate, revisit, to_input
 
 EPSILON = 1e-3  # added to the variance
 
@@ -111,12 +112,18 @@ class BatchNorm(nn.Module):
             )[0]
         out, statistics = normalise(x, scale, bias, excite, form)
         if not self.is_initializing():
-            for running, batch in zip(
-                (running_mean, running_var), statistics, strict=True
-            ):
-                kept = self.momentum * running.value[None]
-                running.value = kept + (1.0 - self.momentum) * batch  # (G, C)
+            running_mean.value, running_var.value = self.moved(
+                (running_mean.value, running_var.value), statistics
+            )
         return out
+
+    def moved(self, running: Statistics, batch: Statistics) -> Statistics:
+        """Moves running statistics (C,) towards those of each group, to (G, C)."""
+        kept, new = self.momentum, 1.0 - self.momentum
+        mean, var = (
+            kept * a[None] + new * b for a, b in zip(running, batch, strict=True)
+        )
+        return mean, var
 
 
 def mean_over_groups(batch_stats: dict) -> dict:
@@ -148,8 +155,15 @@ def group_statistics(x: jax.Array, form: Form) -> Statistics:
         return (x,), (x, x)
 
     sums = image_sums(powers, [x], None, 2, form.kernels, images=group)
-    means = checkpoint_name(sums, "sums") / (group * x.shape[1] * x.shape[2])
-    mean, square = jnp.unstack(means, axis=1)
+    return statistics_of(checkpoint_name(sums, "sums"), group * x.shape[1] * x.shape[2])
+
+
+def statistics_of(sums: jax.Array, count: int) -> Statistics:
+    """Returns mean and variance (G, C) of the sums of x and of its square, (G, 2, C).
+
+    `count` is the number of pixels that were summed for each number.
+    """
+    mean, square = jnp.unstack(sums / count, axis=1)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
@@ -161,6 +175,7 @@ def apply_statistics(
     *,
     statistics: Statistics,
     form: Form,
+    name: str = "sums",
 ) -> tuple[jax.Array, jax.Array | None]:
     """Normalises x (B, H, W, C) by mean and variance, then activates and gates it.
 
@@ -171,31 +186,26 @@ def apply_statistics(
       excite: weights of the gate, see `gate_of`; None for no gate.
       statistics: mean and variance, (G, C) each, of G equal parts of the batch.
       form: activation and kernels; the group size is not used.
+      name: name of the sums for the gate, see `layers.rematerialised`.
 
     Returns:
       The result, like x, and the means (B, C) for the gate, or None without a gate.
     """
     mean, var = statistics
     factor = scale[None] * lax.rsqrt(var + EPSILON)  # (G, C)
-    affine = _each([factor, bias[None] - mean * factor], x.shape[0])
+    affine = each_image([factor, bias[None] - mean * factor], x.shape[0])
     affine = lax.optimization_barrier(affine)  # computed once, not at every pixel
-
-    def activate(
-        arithmetic: Arithmetic, x: jax.Array, factor: jax.Array, shift: jax.Array
-    ) -> jax.Array:
-        out = arithmetic.multiply_add(x, factor, shift)
-        return out * arithmetic.sigmoid(out) if form.swish else out
-
+    visit = partial(activate, swish=form.swish)
     if excite is None:
-        return image_map(activate, [x], affine, form.map_kernels), None
+        return image_map(visit, [x], affine, form.map_kernels), None
 
     def activated(
         arithmetic: Arithmetic, x: jax.Array, factor: jax.Array, shift: jax.Array
     ) -> Products:
-        return ((activate(arithmetic, x, factor, shift),),)
+        return ((visit(arithmetic, x, factor, shift),),)
 
     sums = image_sums(activated, [x], affine, 1, form.kernels)
-    means = checkpoint_name(sums[:, 0], "sums") / (x.shape[1] * x.shape[2])
+    means = checkpoint_name(sums[:, 0], name) / (x.shape[1] * x.shape[2])
     gate = gate_of(means, excite)
     small = jnp.concatenate([affine, gate[:, None]], 1)
     # The second walk reads x again, so that no result of the first walk is kept.
@@ -208,7 +218,7 @@ def apply_statistics(
         shift: jax.Array,
         gate: jax.Array,
     ) -> jax.Array:
-        return activate(arithmetic, x, factor, shift) * gate
+        return visit(arithmetic, x, factor, shift) * gate
 
     return image_map(activate_and_gate, [x], small, form.map_kernels), means
 
@@ -256,27 +266,35 @@ def _apply_own(
 def _backward(
     form: Form, residuals: Residuals, cotangents: tuple[jax.Array, Statistics]
 ) -> tuple[jax.Array, jax.Array, jax.Array, dict | None]:
+    x, cotangent = residuals[0], cotangents[0]
+    small, to_scale, to_bias, to_excite = gradient_numbers(form, residuals, cotangent)
+    # The second walk reads x and the cotangent again and keeps no result of the first.
+    # Numbers that all pixels of an image share are computed once before it.
+    x, cotangent, small = lax.optimization_barrier((x, cotangent, small))
+    visit = partial(to_input, swish=form.swish)
+    to_x = image_map(visit, [x, cotangent], small, form.map_kernels)
+    return to_x, to_scale, to_bias, to_excite
+
+
+def gradient_numbers(
+    form: Form, residuals: Residuals, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, dict | None]:
+    """Takes the sums that the gradients of `normalise` need.
+
+    Args:
+      form: options of `normalise`.
+      residuals: arrays of its forward pass.
+      cotangent: (B, H, W, C) gradient of its result.
+
+    Returns:
+      The small numbers of `to_input`, (B, n, C), and the gradients to scale, bias and
+      the gate's weights.
+    """
     x, scale, bias, excite, (mean, var), means = residuals
-    cotangent, batch, pixels = cotangents[0], len(x), x.shape[1] * x.shape[2]
+    batch, pixels = len(x), x.shape[1] * x.shape[2]
     inverse = lax.rsqrt(var + EPSILON)  # (G, C)
     factor = scale[None] * inverse
-    affine = _each([mean, factor, jnp.broadcast_to(bias, mean.shape)], batch)
-
-    def revisit(
-        arithmetic: Arithmetic,
-        x: jax.Array,
-        mean: jax.Array,
-        factor: jax.Array,
-        bias: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns x minus its mean, and the activation's value and slope there."""
-        x -= mean
-        value = arithmetic.multiply_add(x, factor, bias)
-        if not form.swish:
-            return x, value, jnp.float32(1.0)
-        share = arithmetic.sigmoid(value)
-        value *= share  # the swish of the former value
-        return x, value, arithmetic.multiply_add(value, 1.0 - share, share)
+    affine = each_image([mean, factor, jnp.broadcast_to(bias, mean.shape)], batch)
 
     def terms(
         arithmetic: Arithmetic,
@@ -286,7 +304,7 @@ def _backward(
         factor: jax.Array,
         bias: jax.Array,
     ) -> Products:
-        x, value, slope = revisit(arithmetic, x, mean, factor, bias)
+        x, value, slope = revisit(arithmetic, x, mean, factor, bias, form.swish)
         inner = cotangent * slope
         if excite is None:
             return (inner,), (inner, x)
@@ -309,41 +327,17 @@ def _backward(
     by_x, alone = (
         -factor * s / (form.group_size * pixels) for s in (to_scale, to_bias)
     )
-    parts = [affine, _each([by_x * inverse, alone], batch)]
+    parts = [affine, each_image([by_x * inverse, alone], batch)]
     if gate is not None and to_mean is not None:
         parts += [affine[:, 1:2] * jnp.stack([gate, to_mean], 1)]
     small = jnp.concatenate(parts, 1)
-
-    def to_input(
-        arithmetic: Arithmetic,
-        x: jax.Array,
-        cotangent: jax.Array,
-        mean: jax.Array,
-        factor: jax.Array,
-        bias: jax.Array,
-        by_x: jax.Array,
-        alone: jax.Array,
-        *gated: jax.Array,
-    ) -> jax.Array:
-        x, _, slope = revisit(arithmetic, x, mean, factor, bias)
-        to_out = cotangent * factor
-        if gated:
-            by_cotangent, constant = gated
-            to_out = arithmetic.multiply_add(cotangent, by_cotangent, constant)
-        rest = arithmetic.multiply_add(x, by_x, alone)
-        return arithmetic.multiply_add(to_out, slope, rest)
-
-    # The second walk reads x and the cotangent again and keeps no result of the first.
-    # Numbers that all pixels of an image share are computed once before it.
-    x, cotangent, small = lax.optimization_barrier((x, cotangent, small))
-    to_x = image_map(to_input, [x, cotangent], small, form.map_kernels)
-    return to_x, to_scale.sum(0), to_bias.sum(0), to_excite
+    return small, to_scale.sum(0), to_bias.sum(0), to_excite
 
 
 normalise.defvjp(_forward, _backward)
 
 
-def _each(numbers: list[jax.Array], batch: int) -> jax.Array:
+def each_image(numbers: list[jax.Array], batch: int) -> jax.Array:
     """Repeats each group's numbers, n arrays (G, C), for its images: (B, n, C)."""
     stacked = jnp.stack(numbers, 1)
     return jnp.repeat(stacked, batch // len(stacked), 0)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.config import LATE, check_choices
-from align_jax.devices.kernel_choice import CHOICES, Kernels
+from align_jax.devices.kernel_choice import CHOICES, MOSAIC, Kernels
 from align_jax.devices.mesh import Placement
 from align_jax.kernels.convolution import PADDINGS
 from align_jax.models.batch_norm import BatchNorm
@@ -81,9 +81,10 @@ class EfficientNetConfig:
         parameters are the same.
       rematerialise: arrays that the backward pass computes again instead of keeping:
         "none", "pointwise" (all but the results of convolutions and of sums over
-        pixels), "blocks" (all but each block's input) or "stages" (all but each stage's
-        input).
-      kernels: "auto" (Pallas kernels if the devices support them) or "plain" (XLA).
+        pixels), "blocks" (all but each block's input; the "mosaic" kernels keep sums
+        over pixels, too) or "stages" (all but each stage's input).
+      kernels: "auto" (Pallas kernels on NVIDIA GPUs, XLA elsewhere), "plain" (XLA) or
+        "mosaic" (Pallas kernels for blocks with an expansion, on TPU v5e and v6e).
       stages: rows in the form of `STAGES`, which they replace; () for `STAGES`.
       kind: "efficientnet".
     """
@@ -164,7 +165,7 @@ class EfficientNetConfig:
         choices = {
             "padding": PADDINGS,
             "rematerialise": REMATERIALISATIONS,
-            "kernels": CHOICES,
+            "kernels": (*CHOICES, MOSAIC),
         }
         check_choices(self, choices, "image_tower.")
 

@@ -19,6 +19,7 @@ from jax import lax
 Body = Callable[[dict, jax.Array, Any], tuple[jax.Array, dict]]
 
 KEPT = ("convolution", "sums")  # names of the arrays that "pointwise" keeps
+SMALL = "statistics"  # name of small arrays that are always kept
 REMATERIALISATIONS = ("none", "pointwise", "blocks", "stages")
 
 
@@ -161,7 +162,7 @@ def rematerialised(
     if choice not in ("pointwise", "blocks"):
         return block
     kept = KEPT if choice == "pointwise" else ()
-    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    policy = jax.checkpoint_policies.save_only_these_names(SMALL, *kept)
     return nn.remat(block, static_argnums=static_argnums, policy=policy)
 
 

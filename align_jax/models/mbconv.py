@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from align_jax.devices.kernel_choice import INTERPRET, PLAIN, Kernels
+from align_jax.devices.kernel_choice import (
+    INTERPRET,
+    MOSAIC,
+    MOSAIC_INTERPRET,
+    TRITON,
+    Kernels,
+)
+from align_jax.errors import InputError
 from align_jax.kernels.convolution import (
     PADDINGS,
     Padding,
@@ -22,7 +29,10 @@ from align_jax.kernels.convolution import (
     gpu_conv,
 )
 from align_jax.kernels.depthwise_kernel import depthwise
+from align_jax.kernels.mosaic_blocks import IMAGES
+from align_jax.kernels.mosaic_bottleneck import fits, pays
 from align_jax.models.batch_norm import BatchNorm
+from align_jax.models.bottleneck import Shape, Weights, bottleneck
 
 SQUEEZE_RATIO = 0.25
 
@@ -110,7 +120,7 @@ class Convolution(nn.Module):
 
     def _convolve(self, x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
         kind, stride = self.kernels.kind, self.stride
-        if kind == PLAIN:
+        if kind not in (TRITON, INTERPRET):
             plain = depthwise_conv if self.depthwise else dense_conv
             return plain(x, kernel, stride, padding)
 
@@ -170,7 +180,7 @@ class MBConv(nn.Module):
       norm: constructor of BatchNorm, which takes its fields `swish` and `name`.
       padding: a key of `PADDINGS`.
       dtype: number type of the computation.
-      kernels: choice between the forms for NVIDIA GPUs and plain XLA.
+      kernels: choice between the forms for NVIDIA GPUs, those for TPUs and plain XLA.
     """
 
     block: Block
@@ -208,6 +218,11 @@ class MBConv(nn.Module):
 
     def _separable(self, x: jax.Array, train: bool) -> jax.Array:
         block, convolution = self.block, self._convolution
+        norm = self.norm(parent=None)
+        own = train and not norm.frozen and not self.is_initializing()
+        if own and self._runs_as_bottleneck(x):
+            x = self._as_bottleneck(x, norm)
+            return self.norm(name="project_norm")(x, train)
         if block.expansion != 1:
             x = convolution(block.expanded, 1, name="expand")(x)
             x = self.norm(swish=True, name="expand_norm")(x, train)
@@ -218,6 +233,55 @@ class MBConv(nn.Module):
         x = self.norm(swish=True, name="depthwise_norm")(x, train, excite)
         x = convolution(block.channels_out, 1, name="project")(x)
         return self.norm(name="project_norm")(x, train)
+
+    def _runs_as_bottleneck(self, x: jax.Array) -> bool:
+        """Returns whether the block runs by kernels for TPUs when it trains on x."""
+        block, kernels = self.block, self.kernels
+        width = block.channels_in + block.channels_out
+        if block.expansion == 1 or kernels.kind not in (MOSAIC, MOSAIC_INTERPRET):
+            return False
+        if kernels.kind == MOSAIC_INTERPRET:
+            return True
+        return fits(width, block.expanded, self.dtype) and pays(x, kernels.devices)
+
+    def _as_bottleneck(self, x: jax.Array, norm: BatchNorm) -> jax.Array:
+        """Runs the block up to "project" by kernels for TPUs, see `bottleneck`."""
+        kernels, local = self.kernels, len(x) // self.kernels.devices
+        group = norm.group_size
+        if local % group or (kernels.kind == MOSAIC and group % IMAGES):
+            raise InputError(
+                f"config.model.image_tower.kernels is {MOSAIC!r}, which needs groups of"
+                f" {IMAGES}, {2 * IMAGES}, ... pictures that share BatchNorm's"
+                f" statistics, and whole groups on a device; they are of {group}, and a"
+                f" device has {local} pictures"
+            )
+        variables = self.variables
+        params, running = variables["params"], variables["batch_stats"]
+
+        def kernel(name: str) -> jax.Array:
+            return params[name]["kernel"].astype(self.dtype)
+
+        weights = Weights(
+            expand=kernel("expand")[0, 0],
+            scale=params["expand_norm"]["scale"],
+            bias=params["expand_norm"]["bias"],
+            depthwise=kernel("depthwise"),
+            second_scale=params["depthwise_norm"]["scale"],
+            second_bias=params["depthwise_norm"]["bias"],
+            excite=params["squeeze_excite"],
+            project=kernel("project")[0, 0],
+        )
+        block = self.block
+        padding = PADDINGS[self.padding](x.shape[1:3], block.kernel, block.stride)
+        shape = Shape(block.stride, padding, group, kernels)
+        out, *statistics = kernels.by_batch(
+            lambda x, weights: bottleneck(x, weights, shape), x, weights
+        )
+        names = "expand_norm", "depthwise_norm"
+        for name, batch in zip(names, statistics, strict=True):
+            mean, var = norm.moved((running[name]["mean"], running[name]["var"]), batch)
+            self.put_variable("batch_stats", name, {"mean": mean, "var": var})
+        return out
 
     def _fused(self, x: jax.Array, train: bool) -> jax.Array:
         block, convolution = self.block, self._convolution

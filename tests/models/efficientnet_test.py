@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.devices.kernel_choice import INTERPRET, Kernels
+from align_jax.devices.kernel_choice import INTERPRET, MOSAIC_INTERPRET, Kernels
 from align_jax.devices.mesh import batch_split, make_mesh
 from align_jax.models.batch_norm import BatchNorm
 from align_jax.models.efficientnet import (
@@ -180,10 +180,14 @@ def test_execution_changes_neither_result_nor_gradient(run_small, plain, fields)
 
 
 @pytest.mark.parametrize(
-    ("stride", "choice"),
-    [(1, "none"), pytest.param(2, "pointwise", marks=pytest.mark.pods)],
+    ("kind", "stride", "choice"),
+    [
+        (INTERPRET, 1, "none"),
+        pytest.param(INTERPRET, 2, "pointwise", marks=pytest.mark.pods),
+        (MOSAIC_INTERPRET, 1, "blocks"),
+    ],
 )
-def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice):
+def test_kernels_change_neither_a_blocks_result_nor_its_gradient(kind, stride, choice):
     mesh = make_mesh(devices=jax.devices()[:2])
     block = Block(5, stride, 6, 8, 8, residual=stride == 1)
     x = jax.random.normal(jax.random.key(0), (4, 7, 5, 8))
@@ -204,7 +208,7 @@ def test_kernels_change_neither_a_blocks_result_nor_its_gradient(stride, choice)
 
         return jax.jit(jax.value_and_grad(score, has_aux=True))(variables["params"])
 
-    found, wanted = run(Kernels(INTERPRET, mesh), choice), run(Kernels())
+    found, wanted = run(Kernels(kind, mesh), choice), run(Kernels())
     for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
