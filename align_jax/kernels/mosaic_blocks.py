@@ -1,6 +1,7 @@
 """How the kernels of `mosaic_bottleneck` cut arrays into parts for their programs."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ SUBLANES = 8
 PROGRAM_BYTES = 32 * 2**20
 VECTOR_BYTES = 100 * 2**20  # limit of a program
 MOST_UNITS = 8
+
+float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
 
 def images_of(group: int) -> int:

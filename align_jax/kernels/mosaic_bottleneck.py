@@ -19,6 +19,7 @@ from align_jax.kernels.convolution import Padding
 from align_jax.kernels.mosaic_axes import forward_axis, gradient_axis
 from align_jax.kernels.mosaic_blocks import (
     cut_rows,
+    float32,
     images_of,
     join_channels,
     join_small,
@@ -42,9 +43,7 @@ from align_jax.kernels.mosaic_programs import (
 KERNEL_BYTES = 64 * 2**20  # of vector memory for dense kernels and their gradients
 # Fewest pixels of a device's input for each channel. With fewer, a block moves less by
 # XLA, which keeps the expanded array in vector memory (docs/performance.md).
-PIXELS = 50
-
-_float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+LEAST_PIXELS = 50
 
 
 def fits(width: int, channels: int, dtype: jnp.dtype) -> bool:
@@ -63,7 +62,7 @@ def fits(width: int, channels: int, dtype: jnp.dtype) -> bool:
 def pays(x: jax.Array, devices: int) -> bool:
     """Returns whether a block with input x (B, H, W, C) moves less than with XLA."""
     *pixels, channels = x.shape
-    return math.prod(pixels) >= PIXELS * channels * devices
+    return math.prod(pixels) >= LEAST_PIXELS * channels * devices
 
 
 @partial(jax.jit, static_argnames=("visit", "stride", "padding", "group", "interpret"))
@@ -115,7 +114,7 @@ def convolve(
         read=2 * each * lanes_of(channels_in),
         written=2 * each * lanes,
     )
-    sums_shape = _float32((blocks, 2, batch, lanes))
+    sums_shape = float32((blocks, 2, batch, lanes))
     out_shape = (rows.pixels, columns.pixels, batch, channels)
     ring = (blocks, cut.strips.ring, columns.seen, images, lanes)
     out, sums = pl.pallas_call(
@@ -205,7 +204,7 @@ def gradients(
         read=2 * each * (lanes + lanes_of(channels_out)),
         written=(4 * each + 4) * lanes_of(channels_in),
     )
-    sums_shape = _float32((blocks, 2, batch, lanes))
+    sums_shape = float32((blocks, 2, batch, lanes))
     row = (width, images, lanes)
     to_x, sums, to_kernel, to_weights, to_back = pl.pallas_call(
         partial(
@@ -234,9 +233,9 @@ def gradients(
         out_shape=[
             jax.ShapeDtypeStruct((height, width, batch, channels_in), x.dtype),
             sums_shape,
-            _float32(kernel.shape),
-            _float32(weights.shape),
-            _float32(back.shape),
+            float32(kernel.shape),
+            float32(weights.shape),
+            float32(back.shape),
         ],
         scratch_shapes=[
             pltpu.VMEM(

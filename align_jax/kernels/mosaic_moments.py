@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from align_jax.kernels.mosaic_blocks import (
+    float32,
     images_of,
     lanes_of,
     options,
@@ -24,30 +25,28 @@ from align_jax.kernels.mosaic_programs import flatten, multiply, product
 
 ROWS_BYTES = 2 * 2**20  # of a strip
 
-float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-
 
 def moments_program(
-    x: jax.Ref, means: jax.Ref, products: jax.Ref, *, height: int
+    x: jax.Ref, sums: jax.Ref, products: jax.Ref, *, height: int
 ) -> None:
     """Sums pixels of some images, and the products of their channels.
 
     Args:
       x: a strip (rows, W, images, C).
-      means: result, (1, 1, C) float32.
+      sums: result, (1, 1, C) float32.
       products: result, (1, C, C) float32.
       height: rows of an image.
     """
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:
-        means[...] = jnp.zeros(means.shape, means.dtype)
+        sums[...] = jnp.zeros(sums.shape, sums.dtype)
         products[...] = jnp.zeros(products.shape, products.dtype)
 
     def add(row: jax.Array) -> None:
         flat = flatten(x[row])
         products[0] += multiply(flat, flat, (0, 0))
-        means[0] += flat.astype(jnp.float32).sum(0, keepdims=True)
+        sums[0] += flat.astype(jnp.float32).sum(0, keepdims=True)
 
     _rows(x, height, add)
 

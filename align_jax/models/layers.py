@@ -19,7 +19,7 @@ from jax import lax
 Body = Callable[[dict, jax.Array, Any], tuple[jax.Array, dict]]
 
 KEPT = ("convolution", "sums")  # names of the arrays that "pointwise" keeps
-SMALL = "statistics"  # name of small arrays that are always kept
+SMALL = "statistics"  # name of small arrays that "pointwise" and "blocks" keep
 REMATERIALISATIONS = ("none", "pointwise", "blocks", "stages")
 
 

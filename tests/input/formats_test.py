@@ -161,6 +161,8 @@ def test_a_picture_is_taken_out_of_its_record(length):
 
 
 def test_a_record_without_one_picture_stays_whole():
+    plain = message(image=[b"abc"])
+    assert take_picture(plain, "image") is not None
     odd = [
         message(text=[b"image"]),
         message(image=[b"a", b"b"]),
@@ -170,11 +172,22 @@ def test_a_record_without_one_picture_stays_whole():
         tf.train.Example().SerializeToString(),
         b"",
         b"\xff",
+        b"\x1a" + plain[1:],  # other fields, which parsers skip
+        plain.replace(b"\x0a\x10\x0a\x05", b"\x1a\x10\x0a\x05"),
+        plain.replace(b"\x0a\x03abc", b"\x1a\x03abc"),
+        b"\x0a" + b"\x92" + b"\x80" * 10 + b"\x00" + plain[2:],  # 12 bytes of a length
     ]
     assert [take_picture(record, "image") for record in odd] == [None] * len(odd)
     whole = message(image=[b"a" * 300], text=[b"b"])
     for size in range(len(whole)):
         assert take_picture(whole[:size], "image") is None
+
+
+def test_records_that_stay_whole_are_not_kept():
+    pictures = KeptPictures()
+    fields = array_record._stack(pictures, [(None, b"a"), (None, b"b")])
+    assert fields["kept"].tolist() == [ABSENT] * 2
+    assert not pictures._groups
 
 
 def test_pictures_of_array_records_do_not_pass_through_tensorflow(parts, monkeypatch):

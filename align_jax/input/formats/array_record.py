@@ -99,8 +99,9 @@ def _stack(
     """Converts N pictures and records to record and kept (N,); see `ShardPart`."""
     files, messages = zip(*records, strict=True)
     kept = np.full(len(records), ABSENT)
-    if pictures is not None:
-        taken = np.array([file is not None for file in files])
+    taken = np.array([file is not None for file in files])
+    # A group of which no picture is ever taken back would be kept to the end.
+    if pictures is not None and taken.any():
         kept = np.where(taken, pictures.keep(files), ABSENT)
     return {"record": np.array(messages, object), "kept": kept}
 

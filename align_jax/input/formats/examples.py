@@ -1,6 +1,7 @@
 """Parses records that are tf.train.Example messages."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from align_jax.errors import InputError
@@ -63,6 +64,7 @@ def make_parser(
 
 # First bytes of the fields 1 and 2 of a protobuf message that are messages or bytes.
 ONE, TWO = 0x0A, 0x12
+MOST_SHIFT = 28  # of the bits in the last byte of a length, which has up to 32 bits
 
 
 def take_picture(record: bytes, name: str) -> tuple[bytes, bytes] | None:
@@ -78,49 +80,55 @@ def take_picture(record: bytes, name: str) -> tuple[bytes, bytes] | None:
     """
     key, entries, pictures = name.encode(), [], []
     try:
-        ((_, features),) = _fields(memoryview(record))
-        for _, entry in _fields(features):
-            (one, found), (two, feature) = _fields(entry)
-            if (one, two) != (ONE, TWO):
-                return None
+        (features,) = _contents(memoryview(record), [ONE])
+        for entry in _contents(features, itertools.repeat(ONE)):
+            found, feature = _contents(entry, [ONE, TWO])
             if found != key:
                 entries.append(_encode(ONE, entry))
                 continue
-            ((kind, values),) = _fields(feature)
-            ((_, picture),) = _fields(values)
-            if kind != ONE:
-                return None
+            (values,) = _contents(feature, [ONE])  # bytes; others are numbers
+            (picture,) = _contents(values, [ONE])
             pictures.append(bytes(picture))
         (content,) = pictures
-    except (ValueError, IndexError):  # another number of fields, or an early end
+    except (ValueError, IndexError):  # other fields, or an early end
         return None
     empty = _encode(ONE, _encode(ONE, b""))  # a list of one value
     entries.append(_encode(ONE, _encode(ONE, key) + _encode(TWO, empty)))
     return content, _encode(ONE, b"".join(entries))
 
 
-def _fields(message: memoryview) -> list[tuple[int, memoryview]]:
-    """Returns the first bytes and the contents of a message's fields.
+def _contents(message: memoryview, firsts: Iterable[int]) -> list[memoryview]:
+    """Returns the contents of a message's fields, in order.
+
+    Args:
+      message: the serialized message.
+      firsts: first bytes of the fields, in order; the last fields may be missing.
 
     Raises:
-      ValueError: a field that is no message and no bytes, or that ends too late.
+      ValueError: another field, or one that ends too late.
       IndexError: the message ends early.
     """
-    fields, at, end = [], 0, len(message)
-    while at < end:
-        first, length, shift = message[at], 0, 0
+    contents, at, end = [], 0, len(message)
+    for first in firsts:
+        if at == end:
+            break
+        if message[at] != first:
+            raise ValueError
         at += 1
+        length = shift = 0
         while (byte := message[at]) > 127:
             length |= (byte & 127) << shift
             shift += 7
             at += 1
         at += 1
         length |= byte << shift
-        if first & 7 != 2 or first > 127 or at + length > end:
+        if shift > MOST_SHIFT or at + length > end:
             raise ValueError
-        fields.append((first, message[at : at + length]))
+        contents.append(message[at : at + length])
         at += length
-    return fields
+    if at < end:
+        raise ValueError
+    return contents
 
 
 def _encode(first: int, content: bytes | memoryview) -> bytes:
