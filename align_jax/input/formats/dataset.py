@@ -31,9 +31,10 @@ class ShardPart(NamedTuple):
       first: number () int64 of a record, a multiple of `size`.
       last: number () int64 of the record after the last one.
       size: number of records N of a group; the last group may have fewer.
-      pictures: owner of the pictures of formats that are read as rows in Python; None
-        for none. With an owner, the records' field "kept" (N,) int64 has the pictures'
-        numbers, and `Dataset.parse` returns empty pictures.
+      pictures: owner of the pictures of formats that are read in Python; None for none.
+        With an owner, the records' field "kept" (N,) int64 has the pictures' numbers,
+        and `Dataset.parse` returns empty pictures in their place. A number is `ABSENT`
+        where the record itself has the picture.
     """
 
     path: "tf.Tensor"
