@@ -18,7 +18,9 @@ MIB = 2**20
 
 
 def start(distributed: bool = False, tensorflow: bool = True) -> None:
-    """Prepares TensorFlow, pyarrow and JAX; call once, before they are imported.
+    """Prepares TensorFlow, pyarrow and JAX.
+
+    Call it once, before TensorFlow and pyarrow are imported and before JAX computes.
 
     TensorFlow only reads data, so it is kept off GPUs. Logs of TensorFlow and Orbax are
     dropped. Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default

@@ -167,6 +167,15 @@ def statistics_of(sums: jax.Array, count: int) -> Statistics:
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
+def affine_of(
+    scale: jax.Array, bias: jax.Array, statistics: Statistics, batch: int
+) -> jax.Array:
+    """Returns factor and shift of a normalisation for each image, (B, 2, C)."""
+    mean, var = statistics
+    factor = scale[None] * lax.rsqrt(var + EPSILON)  # (G, C)
+    return each_image([factor, bias[None] - mean * factor], batch)
+
+
 def apply_statistics(
     x: jax.Array,
     scale: jax.Array,
@@ -191,9 +200,7 @@ def apply_statistics(
     Returns:
       The result, like x, and the means (B, C) for the gate, or None without a gate.
     """
-    mean, var = statistics
-    factor = scale[None] * lax.rsqrt(var + EPSILON)  # (G, C)
-    affine = each_image([factor, bias[None] - mean * factor], x.shape[0])
+    affine = affine_of(scale, bias, statistics, x.shape[0])
     affine = lax.optimization_barrier(affine)  # computed once, not at every pixel
     visit = partial(activate, swish=form.swish)
     if excite is None:

@@ -27,6 +27,7 @@ from align_jax.models.batch_norm import (
     EPSILON,
     Form,
     Statistics,
+    affine_of,
     apply_statistics,
     each_image,
     gate_of,
@@ -116,15 +117,6 @@ def bottleneck(
     return _forward(x, weights, shape)[0]
 
 
-def _affine(
-    scale: jax.Array, bias: jax.Array, statistics: Statistics, batch: int
-) -> jax.Array:
-    """Returns factor and shift of a normalisation for each image, (B, 2, C)."""
-    mean, var = statistics
-    factor = scale[None] * lax.rsqrt(var + EPSILON)
-    return each_image([factor, bias[None] - mean * factor], batch)
-
-
 def _exact(a: jax.Array, b: jax.Array) -> jax.Array:
     """Multiplies small matrices in float32."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
@@ -154,7 +146,7 @@ def _forward(x: jax.Array, weights: Weights, shape: Shape) -> tuple:
     pixels = shape.group * x.shape[1] * x.shape[2]
     kernel = weights.expand.astype(jnp.float32)
     first = expanded_statistics(sums, products, kernel, pixels)
-    small = _affine(weights.scale, weights.bias, first, len(x))
+    small = affine_of(weights.scale, weights.bias, first, len(x))
     y, y_sums = mosaic_bottleneck.convolve(
         activate, x, small, weights.expand, weights.depthwise, **shape.options
     )

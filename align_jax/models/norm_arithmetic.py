@@ -56,8 +56,7 @@ def gated_to_input(
     """Returns the gated swish of the normalised x, and `to_input`."""
     x, value, slope = revisit(arithmetic, x, mean, factor, bias)
     to_out = arithmetic.multiply_add(cotangent, by_cotangent, constant)
-    rest = arithmetic.multiply_add(x, by_x, alone)
-    return value * gate, arithmetic.multiply_add(to_out, slope, rest)
+    return value * gate, _join(arithmetic, x, slope, to_out, by_x, alone)
 
 
 def to_input(
@@ -78,5 +77,17 @@ def to_input(
     if gated:
         by_cotangent, constant = gated
         to_out = arithmetic.multiply_add(cotangent, by_cotangent, constant)
+    return _join(arithmetic, x, slope, to_out, by_x, alone)
+
+
+def _join(
+    arithmetic: Arithmetic,
+    x: jax.Array,
+    slope: jax.Array,
+    to_out: jax.Array,
+    by_x: jax.Array,
+    alone: jax.Array,
+) -> jax.Array:
+    """Adds the gradients to x directly and through its mean and variance."""
     rest = arithmetic.multiply_add(x, by_x, alone)
     return arithmetic.multiply_add(to_out, slope, rest)

@@ -32,8 +32,7 @@ LEAST_PROBED = 40  # partitions
 # RaBitQ's codes (arXiv 2405.12497, 2409.09913) are compared ten times as fast as 8-bit
 # integers. LanceDB has them for widths that `CODED` divides.
 BITS = 4  # of a number's code
-# Embeddings a partition that k-means sees. Four times as many find no more.
-SAMPLED = 64
+SAMPLED = 64  # embeddings a partition that k-means sees
 CODED = 8
 REFINE = 4  # candidates per hit that are compared again by full embeddings
 IDS_AT_ONCE = 500  # in one SQL condition

@@ -118,7 +118,7 @@ def test_result_and_gradients_equal_xlas(
     assert max(distances(found, expected)) < 1e-5
 
 
-def test_bfloat16_is_summed_in_float32():
+def test_bfloat16_is_nearer_to_float32_than_by_xla():
     shape = Shape(1, ((1, 1), (1, 1)), 4, Kernels(MOSAIC_INTERPRET))
     drawn = draw(1, (6, 5), 8, 8, 24, 3)
     x, weights = cast(*drawn, jnp.bfloat16)
